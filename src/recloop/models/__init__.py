@@ -1,0 +1,1 @@
+"""The shelf: one file a model, all behind the contract of `recloop.models.base`."""

@@ -1,0 +1,146 @@
+"""The contract of a model: the arrays it learns from, the two ways to learn, and the door by which it comes in.
+
+Two ends (design, section 2). *Learning*: a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed
+form) or a torch module that `recloop.learn` trains. *Serving*: the arrays and graphs of a bundle, numpy and
+onnxruntime only, so a stranger's package is needed to train and never to serve. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pydantic
+
+from recloop.errors import UserError
+
+SHELF: dict[str, str] = {
+    "popular": "recloop.models.popular:Popular",
+    "bought_before": "recloop.models.bought_before:BoughtBefore",
+    "covisitation": "recloop.models.covisitation:CoVisitation",
+    "sasrec": "recloop.models.sasrec:SASRec",
+}
+"""Shelf name -> dotted path; ours come in by the same door as a stranger's."""
+
+SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
+"""The source that a counting model feeds; every network feeds ``model``."""
+
+
+class ModelConfig(pydantic.BaseModel):
+    """Base of a model's ``Config``: frozen, and what it does not know is refused."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Moments held out of training, one a user: the validation queries.
+
+    ``user_ix`` (V,), ``now`` (V,) int64 microseconds; targets flat: query v owns ``items[offsets[v]:offsets[v+1]]``
+    (item_ix, 0 where the table does not know the item).
+    """
+
+    user_ix: np.ndarray
+    now: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user_ix)
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """The training rows as flat arrays: positive rows, sorted by (user, moment stamp, id bytes), one an item a moment.
+
+    E rows, M moments, U users, N items. ``user_offsets`` (U+1,) counts moments, ``moment_offsets`` (M+1,) counts rows.
+    ``user_ix`` counts from 0, ``item_ix`` from 1 (row 0 of every item array pads). ``seq`` is the row's number in the
+    log (the smallest where a moment holds the item twice). ``old`` marks users that are in no network's loss.
+    """
+
+    item_ids: list[str]
+    user_ids: list[str]
+    user_offsets: np.ndarray  # (U+1,) int64
+    moment_offsets: np.ndarray  # (M+1,) int64
+    stamps: np.ndarray  # (M,) int64 microseconds
+    items: np.ndarray  # (E,) int32
+    seqs: np.ndarray  # (E,) int64
+    weights: np.ndarray  # (E,) float32
+    old: np.ndarray  # (U,) bool
+    user_codes: np.ndarray  # (U, Cu) int32, columns as user_fields
+    item_codes: np.ndarray  # (N+1, Ci) int32, columns as item_fields
+    user_fields: list[tuple[str, int, int]]  # name, number of codes (0 = missing included), dim
+    item_fields: list[tuple[str, int, int]]
+    request_fields: list[tuple[str, int, int]]
+    cut: int
+    counts: np.ndarray  # (N+1,) int64, training positives of an item
+    held: Held | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def moment_user(self) -> np.ndarray:
+        """(M,) the user_ix of each moment."""
+        return np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.user_offsets))
+
+    @property
+    def row_moment(self) -> np.ndarray:
+        """(E,) the moment of each row."""
+        return np.repeat(np.arange(len(self.stamps), dtype=np.int64), np.diff(self.moment_offsets))
+
+
+@runtime_checkable
+class CountingModel(Protocol):
+    """A model in closed form: counts in, arrays out, no torch."""
+
+    kind: ClassVar[str]
+
+    def fit(self, data: TrainData) -> dict[str, np.ndarray]:
+        """Arrays for ``serve.safetensors``, named as the serving end reads them."""
+        ...
+
+
+def model_class(name: str) -> Any:
+    """The class of a shelf name or a dotted path ``package.module:Class``.
+
+    Raises:
+        UserError: no such name on the shelf, no such module, no such class; torch missing for a network.
+    """
+    path = SHELF.get(name, name)
+    module, sep, attribute = path.partition(":")
+    if not sep:
+        raise UserError("model.name", name, f"one of {', '.join(SHELF)} or package.module:Class", 'name = "sasrec"')
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "lightning"):
+            raise UserError("model.name", name, "the extra train (torch)", 'pip install "recloop[train]"') from None
+        raise UserError("model.name", name, f"an importable module {module}", "pip install its package") from None
+    except AttributeError:
+        raise UserError("model.name", name, f"a class {attribute} in {module}", "mend model.name") from None
+
+
+def load_model(name: str, options: Mapping[str, Any]) -> Any:
+    """An instance with its checked ``Config``.
+
+    Raises:
+        UserError: an option that the model's Config does not know or whose value does not fit.
+    """
+    cls = model_class(name)
+    try:
+        return cls(cls.Config(**options))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(cls.Config.model_fields)
+        raise UserError(f"model.{key}", first["input"], f"{first['msg']} (known: {known})", "recloop.toml") from None

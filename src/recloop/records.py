@@ -1,0 +1,188 @@
+"""The nouns and the column names: Event, Item, User, Query, Slot, Decision, and the one hash of an id.
+
+All stamps are int64 microseconds UTC; ids are text and never parsed; ``seq`` numbers every row of the log in the
+order in which it was learned. ``user_id`` / ``item_id`` are raw ids, ``user_ix`` / ``item_ix`` dense ones (row 0 pads).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+
+SEQ: Final = "seq"
+EVENT_ID: Final = "event_id"
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+TIMESTAMP: Final = "timestamp"
+RECEIVED_AT: Final = "received_at"
+EVENT_TYPE: Final = "event_type"
+VALUE: Final = "value"
+QUANTITY: Final = "quantity"
+GROUP_ID: Final = "group_id"
+RULE: Final = "rule"
+STAMP: Final = "stamp"  # of the row's moment: the stamp of the first row (smallest seq) of its (user, group_id)
+LABEL: Final = "label"  # -1 negative, 0 neutral, 1 positive
+WEIGHT: Final = "weight"
+MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
+ITEM_IX: Final = "item_ix"
+USER_IX: Final = "user_ix"
+
+DEFAULT_EVENT_TYPE: Final = "interaction"
+SECOND: Final = 1_000_000  # microseconds
+DAY: Final = 86_400 * SECOND
+
+EVENT_SCHEMA: Final[dict[str, Any]] = {
+    SEQ: pl.Int64,
+    EVENT_ID: pl.String,
+    USER_ID: pl.String,
+    "anonymous_id": pl.String,
+    ITEM_ID: pl.String,
+    TIMESTAMP: pl.Int64,
+    RECEIVED_AT: pl.Int64,
+    EVENT_TYPE: pl.String,
+    VALUE: pl.Float64,
+    QUANTITY: pl.Float64,
+    GROUP_ID: pl.String,
+    "session_id": pl.String,
+    "placement": pl.String,
+    "request_id": pl.String,
+    "context": pl.String,
+}
+"""Columns of an event, in the archive and in log.db (where ``rule`` follows: filled, the row is quarantined)."""
+
+ITEM_SCHEMA: Final[dict[str, Any]] = {
+    ITEM_ID: pl.String,
+    SEQ: pl.Int64,
+    RECEIVED_AT: pl.Int64,
+    "attributes": pl.String,  # a JSON object
+    "hidden": pl.Boolean,
+    "deleted": pl.Boolean,
+}
+USER_SCHEMA: Final[dict[str, Any]] = {
+    USER_ID: pl.String,
+    SEQ: pl.Int64,
+    RECEIVED_AT: pl.Int64,
+    "attributes": pl.String,
+    "deleted": pl.Boolean,
+}
+
+SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest", "pin", "explore")
+"""Where a slot came from: a closed list (definitions, section 1)."""
+MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
+"""The sources that a mix weighs, in the order that breaks ties between weights."""
+COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
+"""Sources that count as personal for cold-start coverage."""
+COLD_POSITIVES: Final = 5
+"""A user with fewer believed positives in state is cold."""
+DEGRADED: Final = ("bundle", "log", "snapshot", "decisions")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a user did with an item; ``seq`` is 0 until the log has numbered it."""
+
+    user_id: str
+    item_id: str
+    timestamp: int
+    event_type: str = DEFAULT_EVENT_TYPE
+    seq: int = 0
+    received_at: int = 0
+    value: float | None = None
+    quantity: float | None = None
+    group_id: str | None = None
+    event_id: str | None = None
+    anonymous_id: str | None = None
+    session_id: str | None = None
+    placement: str | None = None
+    request_id: str | None = None
+    context: str | None = None
+    rule: str | None = None
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of an item of the catalogue."""
+
+    item_id: str
+    attributes: dict[str, Any] = {}
+    hidden: bool = False
+    deleted: bool = False
+    seq: int = 0
+    received_at: int = 0
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a user's attributes."""
+
+    user_id: str
+    attributes: dict[str, Any] = {}
+    deleted: bool = False
+    seq: int = 0
+    received_at: int = 0
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """One question to the recommender: who, when, where, how many, what not.
+
+    ``now`` is int64 microseconds UTC from the one clock of the process that asks; ``request_id`` is the seed of
+    whatever is drawn. ``k`` 0 means the placement's own.
+    """
+
+    user_id: str
+    now: int
+    k: int = 0
+    placement: str = "home"
+    exclude: tuple[str, ...] = ()
+    filter: str = ""
+    properties: tuple[str, ...] = ()
+    request_id: str = ""
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """One place of an answered list."""
+
+    item_id: str
+    score: float
+    source: str
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One answered request, one row of decisions.db (interface, section 5)."""
+
+    request_id: str
+    role: str  # answer | shadow | twin
+    user_id: str
+    at: int
+    as_of: int
+    bundle: str
+    generation: int
+    variant: str
+    placement: str
+    k: int
+    query: dict[str, Any]
+    items: list[str]
+    scores: list[float]
+    sources: list[str]
+    propensities: list[float] | None = None
+    degraded: list[str] = []
+    session_id: str | None = None
+    anonymous_id: str | None = None
+    positives: int = 0
+    inputs: dict[str, str] = {}
+    micros: int = 0
+
+
+def hash_share(salt: str, raw_id: str) -> float:
+    """The share in [0, 1) that an id falls on under a salt: BLAKE2b, 8 bytes, of salt, a zero byte, the id.
+
+    Salts in use: ``old``, ``valid``, ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The same in every
+    process and on every machine, so an assignment never flips.
+    """
+    digest = hashlib.blake2b(salt.encode() + b"\0" + raw_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def is_old(user_id: str) -> bool:
+    """Whether a user belongs to the 2 % whose events feed state and counts but never a network's loss."""
+    return hash_share("old", user_id) < 0.02
