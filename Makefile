@@ -1,0 +1,54 @@
+# recloop: from a clean clone to a running demo or test with Python 3.11+, pip and make.
+# The first run makes .venv and installs; later runs install nothing and need no network (stamp files in .venv).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+
+.PHONY: help demo test test-all check format clean
+
+help:
+	@echo "make demo      the whole loop on a real grocery chain's year (about 6 minutes on 2 cores after the install)"
+	@echo "make test      the fast tests"
+	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
+	@echo "make check     format, lint, types, import contracts, docs executed"
+
+demo: $(VENV)/.demo
+	$(BIN)/recloop demo
+
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow and not data"
+
+test-all: $(VENV)/.test
+	$(PYTEST) --timeout 3600
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_interface.py tests/test_imports.py
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+	$(BIN)/python tests/tree.py --write
+
+clean:
+	rm -rf $(VENV) recloop-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: PYTHON=$(PYTHON): expected Python 3.11 or newer; try: make PYTHON=python3.12"; exit 2; }
+	@# Debian keeps ensurepip in a package of its own: without it, pip installs itself into the bare environment.
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(VENV)/bin/python install pip; }
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[train,demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[train,demo,dev]'
+	@touch $@ $(VENV)/.demo
