@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,12 @@ class Category:
 
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
         """(n,) int32; 0 for a missing or unknown value."""
-        index = {value: code for code, value in enumerate(self.values, start=1)}
+        index = self._index
         return np.array([0 if raw is None else index.get(as_text(raw), 0) for raw in raws], dtype=np.int32)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {value: code for code, value in enumerate(self.values, start=1)}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "category", "values": list(self.values)}

@@ -1,0 +1,177 @@
+"""From a state to what a model sees: written once, over flat arrays and offsets, called by both sides.
+
+Training, evaluation, serving, shadow and verify call these functions; a request is a batch of one. What they make of a
+query is digested name by name (`Encoded.inputs`), so that a difference between two processes has a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recloop.features.spec import Spec
+from recloop.features.state import States, offsets_of
+from recloop.features.vocab import Fields, Vocabulary
+from recloop.records import DAY
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """B queries as a bundle sees them, flat.
+
+    The history in dense ``item_ix``: items outside the table are left out first, then moments that they emptied.
+    ``context`` (B, C) holds the codes of `Spec.context`, 0 = missing; ``now`` (B,) int64 microseconds.
+    """
+
+    states: States
+    moment_offsets: np.ndarray  # (B+1,) int64
+    stamps: np.ndarray  # (M,) int64
+    item_offsets: np.ndarray  # (M+1,) int64
+    items: np.ndarray  # (E,) int32 item_ix
+    negative_offsets: np.ndarray  # (B+1,) int64
+    negatives: np.ndarray  # int32 item_ix, in the table
+    context: np.ndarray  # (B, C) int32
+    context_names: list[str]
+    now: np.ndarray  # (B,) int64
+
+    def __len__(self) -> int:
+        return len(self.now)
+
+    @property
+    def row_offsets(self) -> np.ndarray:
+        """(B+1,) int64: query b owns the rows ``row_offsets[b]:row_offsets[b+1]`` of ``items``."""
+        return self.item_offsets[self.moment_offsets]
+
+    @property
+    def row_query(self) -> np.ndarray:
+        """(E,) the query of each row."""
+        return np.repeat(np.arange(len(self)), np.diff(self.row_offsets))
+
+    @property
+    def row_moment(self) -> np.ndarray:
+        """(E,) the moment of each row."""
+        return np.repeat(np.arange(len(self.stamps)), np.diff(self.item_offsets))
+
+    def inputs(self, b: int) -> dict[str, str]:
+        """8 hex a name of what query b was encoded to: history, then each feature of the context."""
+        low, high = self.row_offsets[b], self.row_offsets[b + 1]
+        digests = {"history": digest(self.items[low:high].astype("<i4").tobytes())}
+        for column, name in enumerate(self.context_names):
+            digests[name] = digest(int(self.context[b, column]).to_bytes(4, "little"))
+        return digests
+
+
+@dataclass(frozen=True)
+class Window:
+    """The newest whole moments of each history with at most ``history`` items in all, oldest token first, flat.
+
+    ``moments`` numbers a token's moment from the newest (0) on; a newest moment that is larger than ``history`` gives
+    its first items by id bytes (definitions, section 2b).
+    """
+
+    offsets: np.ndarray  # (B+1,) int64
+    items: np.ndarray  # (T,) int32
+    moments: np.ndarray  # (T,) int64
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Right-padded (B, T): items (0 pads), moments, mask."""
+        lengths = np.diff(self.offsets)
+        mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        items = np.zeros(mask.shape, dtype=np.int32)
+        moments = np.zeros(mask.shape, dtype=np.int64)
+        items[mask], moments[mask] = self.items, self.moments
+        return items, moments, mask
+
+
+def encode(spec: Spec, fields: Fields, vocabulary: Vocabulary, states: States, now: Sequence[int] | np.ndarray) -> Encoded:
+    """Encode a batch of states at their queries' ``now`` (int64 microseconds)."""
+    nows = np.asarray(now, dtype=np.int64)
+    index = vocabulary.lookup(states.names, len(states.names))
+    items = index[states.items]
+    known = items > 0
+    row_moment = np.repeat(np.arange(len(states.stamps)), np.diff(states.item_offsets))[known]
+    held = np.bincount(row_moment, minlength=len(states.stamps))
+    moment_query = np.repeat(np.arange(len(states)), np.diff(states.moment_offsets))[held > 0]
+    negatives = index[states.negatives] if len(states.negatives) else states.negatives
+    negative_query = np.repeat(np.arange(len(states)), np.diff(states.negative_offsets))[negatives > 0]
+    user = [
+        fields.codes[f"user.{name}"].codes(
+            None if row is None else row.get(field.source or name) for row in states.attributes
+        )
+        for name, field in spec.user.items()
+    ]
+    last = np.zeros(len(states), dtype=np.int64)
+    has_past = np.diff(states.moment_offsets) > 0
+    last[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
+    request = request_codes(spec, fields, nows, last, has_past)
+    return Encoded(
+        states=states,
+        moment_offsets=offsets_of(np.bincount(moment_query, minlength=len(states))),
+        stamps=states.stamps[held > 0],
+        item_offsets=offsets_of(held[held > 0]),
+        items=items[known],
+        negative_offsets=offsets_of(np.bincount(negative_query, minlength=len(states))),
+        negatives=negatives[negatives > 0],
+        context=np.stack([*user, *request], axis=1) if user or request else np.zeros((len(states), 0), np.int32),
+        context_names=spec.context,
+        now=nows,
+    )
+
+
+def request_codes(
+    spec: Spec, fields: Fields, now: np.ndarray, last: np.ndarray, has_past: np.ndarray
+) -> list[np.ndarray]:
+    """(B,) int32 codes of each request feature: hour and weekday of ``now`` in the spec's time zone, days since ``last``.
+
+    Args:
+        now, last: (B,) int64 microseconds: of the query, and of the last moment of its history.
+        has_past: (B,) bool: the history has a moment; without one the gap is missing.
+    """
+    local = pl.Series(now).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(spec.timezone)
+    gaps = np.where(has_past, (now - last) / DAY, np.nan)
+    made = {"hour": local.dt.hour, "weekday": local.dt.weekday}
+    codes = []
+    for name in spec.request:
+        raws = gaps.tolist() if name == "gap" else made[name]().to_list()
+        codes.append(fields.codes[f"request.{name}"].codes(raws))
+    return codes
+
+
+def attribute_codes(
+    side: str, spec: Spec, fields: Fields, rows: Sequence[Mapping[str, Any] | None]
+) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
+    """(n, C) int32 codes of the item or user features of these rows, and (name, number of codes, dim) a column."""
+    features = spec.item if side == "item" else spec.user
+    columns, described = [], []
+    for name, field in features.items():
+        raws = [None if row is None else row.get(field.source or name) for row in rows]
+        columns.append(fields.codes[f"{side}.{name}"].codes(raws))
+        described.append((f"{side}.{name}", fields.size(f"{side}.{name}"), field.dim))
+    return (np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.int32)), described
+
+
+def window(encoded: Encoded, history: int) -> Window:
+    """The newest whole moments with at most ``history`` items in all."""
+    sizes = np.diff(encoded.item_offsets)
+    ends = encoded.row_offsets[1:]  # (B,) one past the last row of each query
+    moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
+    reach = ends[moment_query] - encoded.item_offsets[:-1]  # items from this moment to the newest
+    newest = np.zeros(len(sizes), dtype=bool)
+    newest[encoded.moment_offsets[1:][np.diff(encoded.moment_offsets) > 0] - 1] = True
+    kept = (reach <= history) | newest
+    row_moment = encoded.row_moment
+    place = np.arange(len(encoded.items)) - encoded.item_offsets[row_moment]
+    rows = kept[row_moment] & (place < history)
+    number = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(sizes))
+    counts = np.bincount(encoded.row_query[rows], minlength=len(encoded))
+    return Window(offsets_of(counts), encoded.items[rows], number[row_moment[rows]])
+
+
+def digest(data: bytes) -> str:
+    """8 hex of bytes."""
+    return hashlib.blake2b(data, digest_size=4).hexdigest()
