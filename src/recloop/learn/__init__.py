@@ -1,0 +1,1 @@
+"""From events to a bundle: batches, losses, fitting, export, evaluation."""

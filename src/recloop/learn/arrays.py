@@ -1,0 +1,158 @@
+"""The training rows as flat arrays, and the tables that a bundle is built on, from the columns of a split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recloop.features.encode import attribute_codes
+from recloop.features.spec import Spec
+from recloop.features.state import Timeline, offsets_of
+from recloop.features.vocab import Fields, Vocabulary
+from recloop.models.base import Held, TrainData
+from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, WEIGHT, is_old
+
+TAIL_DAYS = 90
+HEAD_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is known before the cut: the items a bundle can rank, the users, and the codes of their fields."""
+
+    spec: Spec
+    fields: Fields
+    items: Vocabulary
+    users: Vocabulary
+    item_attributes: list[dict[str, Any] | None]
+    user_attributes: list[dict[str, Any] | None]
+    first_seq: np.ndarray  # (N,) int64
+    tail: np.ndarray  # (N,) bool
+    cut: int
+
+
+def make_tables(
+    spec: Spec, before: pl.DataFrame, cut: int, items: pl.DataFrame | None, users: pl.DataFrame | None
+) -> Tables:
+    """Tables over the positives before the cut.
+
+    Items stand in the order of (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(.2 N) with
+    most positives in the 90 days before the cut, ties by id bytes (definitions, section 1).
+
+    Args:
+        before: Labelled rows before the cut, the held-out moments included.
+        items, users: Versions of the catalogue (id, seq, attributes).
+    """
+    positive = before.filter(pl.col(LABEL) > 0)
+    last_seq = int(before[SEQ].max() or 0)  # type: ignore[arg-type]
+    table = (
+        positive.group_by(ITEM_ID)
+        .agg(
+            pl.col(STAMP).min(),
+            pl.col(SEQ).min(),
+            (pl.col(STAMP) >= cut - TAIL_DAYS * DAY).sum().alias("recent"),
+        )
+        .sort(STAMP, ITEM_ID)
+    )
+    head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
+    tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
+    item_ids = table[ITEM_ID].to_list()
+    user_ids = positive[USER_ID].unique().sort().to_list()
+    item_attributes = _newest(items, ITEM_ID, item_ids, last_seq)
+    user_attributes = _newest(users, USER_ID, user_ids, last_seq)
+    stamps = positive.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
+    gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
+    fields = Fields.fit(spec, item_attributes, user_attributes, gaps)
+    return Tables(
+        spec=spec,
+        fields=fields,
+        items=Vocabulary(item_ids),
+        users=Vocabulary(user_ids),
+        item_attributes=item_attributes,
+        user_attributes=user_attributes,
+        first_seq=table[SEQ].to_numpy(),
+        tail=tail,
+        cut=cut,
+    )
+
+
+def train_data(tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None) -> TrainData:
+    """The flat arrays that every model learns from.
+
+    Args:
+        train: Labelled rows to learn from.
+        held: Labelled rows of the validation moments, one moment a user; in no count.
+    """
+    positive = train.filter(pl.col(LABEL) > 0)
+    rows = (
+        positive.group_by(USER_ID, STAMP, ITEM_ID)
+        .agg(pl.col(SEQ).min(), pl.col(WEIGHT).max())
+        .sort(USER_ID, STAMP, ITEM_ID)
+    )
+    user_ix = tables.users.lookup(rows[USER_ID], len(rows)) - 1
+    items = tables.items.lookup(rows[ITEM_ID], len(rows))
+    stamps = rows[STAMP].to_numpy()
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
+    row_moment = np.cumsum(new) - 1
+    counts = np.bincount(tables.items.lookup(positive[ITEM_ID], len(positive)), minlength=len(tables.items) + 1)
+    user_codes, user_fields = attribute_codes("user", tables.spec, tables.fields, tables.user_attributes)
+    item_codes, item_fields = attribute_codes("item", tables.spec, tables.fields, [None, *tables.item_attributes])
+    return TrainData(
+        item_ids=tables.items.ids,
+        user_ids=tables.users.ids,
+        user_offsets=offsets_of(np.bincount(user_ix[new], minlength=len(tables.users))),
+        moment_offsets=offsets_of(np.bincount(row_moment)),
+        stamps=stamps[new],
+        items=items,
+        seqs=rows[SEQ].to_numpy(),
+        weights=rows[WEIGHT].to_numpy(),
+        old=np.array([is_old(user_id) for user_id in tables.users.ids], dtype=bool),
+        user_codes=user_codes,
+        item_codes=item_codes,
+        user_fields=user_fields,
+        item_fields=item_fields,
+        request_fields=[
+            (f"request.{name}", tables.fields.size(f"request.{name}"), 8) for name in tables.spec.request
+        ],
+        cut=tables.cut,
+        counts=counts,
+        held=None if held is None or not len(held) else _held(tables, held),
+        extras={"spec": tables.spec, "fields": tables.fields},
+    )
+
+
+def _held(tables: Tables, held: pl.DataFrame) -> Held:
+    moments = (
+        held.filter(pl.col(LABEL) > 0)
+        .group_by(USER_ID, STAMP)
+        .agg(pl.col(ITEM_ID).unique().sort())
+        .sort(USER_ID, STAMP)
+    )
+    sizes = moments[ITEM_ID].list.len().to_numpy()
+    flat = moments[ITEM_ID].explode()
+    return Held(
+        user_ix=tables.users.lookup(moments[USER_ID], len(moments)) - 1,
+        now=moments[STAMP].to_numpy(),
+        offsets=offsets_of(sizes),
+        items=tables.items.lookup(flat, len(flat)),
+    )
+
+
+def timeline(frames: list[pl.DataFrame], users: pl.DataFrame | None) -> Timeline:
+    """The states of everybody over these labelled rows."""
+    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL]
+    return Timeline(pl.concat([frame.select(columns) for frame in frames]), users)
+
+
+def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[dict[str, Any] | None]:
+    """Attributes of each id by its newest version up to a seq, None where there is none."""
+    if frame is None or not len(frame):
+        return [None] * len(ids)
+    newest = frame.filter(pl.col(SEQ) <= until).sort(SEQ).unique(key, keep="last")
+    texts = dict(newest.select(key, "attributes").iter_rows())
+    return [json.loads(texts[raw]) if raw in texts else None for raw in ids]

@@ -1,0 +1,39 @@
+"""Bought-before: what this user took before, newer moments counting more."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from recloop.models.base import ModelConfig, TrainData
+from recloop.records import DAY
+
+
+class BoughtBefore:
+    """score(i) = sum over the user's moments that hold i of .5^(age at now / half-life) (definitions, section 2).
+
+    Counts moments, not rows. All of it lives in the user's state, so there is nothing to fit but the half-life, which
+    is chosen on validation where it is ``auto`` (`recloop.learn.counts`).
+    """
+
+    class Config(ModelConfig):
+        """``half_life`` in days; ``none``: every moment counts the same; ``auto``: by validation."""
+
+        half_life: Literal["auto", "none"] | float = "auto"
+
+    kind: ClassVar[str] = "counts"
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or self.Config()
+
+    def fit(self, data: TrainData) -> dict[str, np.ndarray]:
+        """No arrays: the counts are the state's own."""
+        return {}
+
+
+def age_weights(now: np.ndarray, stamps: np.ndarray, half_life: float | None) -> np.ndarray:
+    """(M,) float64 weight of each moment at its query's now; ``half_life`` in days, None: 1 for all."""
+    if half_life is None:
+        return np.ones(len(stamps))
+    return np.asarray(np.exp2(-np.maximum(now - stamps, 0) / (half_life * DAY)))

@@ -1,0 +1,100 @@
+"""Co-visitation: what people took in the moments after the ones that hold an item."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from recloop.models.base import ModelConfig, TrainData
+
+LAGS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
+RECENT = (1.0, 0.6, 0.4, 0.25, 0.2)
+"""Weights of the newest moments of a history, newest first, when it is scored."""
+CHUNK_PRODUCTS = 60_000_000  # multiply-adds a chunk: bounds the memory of the counting
+
+
+class CoVisitation:
+    """c(a, b) = sum over a user's moments m and lags l = 1..8 of w_l with a in m, b in m+l (definitions, section 2).
+
+    Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest. A history is scored by its last five moments:
+    score(b) = sum of the rows of their items, weighted 1 .6 .4 .25 .2, newest first.
+    """
+
+    class Config(ModelConfig):
+        """``lags``: weight of each lag. ``shrink``: added to a row's sum. ``width``: neighbours kept of a row."""
+
+        lags: tuple[float, ...] = LAGS
+        shrink: float = 20.0
+        width: int = 200
+
+    kind: ClassVar[str] = "neighbours"
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or self.Config()
+
+    def fit(self, data: TrainData) -> dict[str, np.ndarray]:
+        """``neighbours.indptr`` (N+2,) int64, ``neighbours.ids`` int32, ``neighbours.weights`` float32.
+
+        Ties at the cut of a row go to the smaller item index.
+        """
+        size = data.n_items + 1
+        held = sp.csr_array(
+            (np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size)
+        )
+        after = _following(held, data.moment_user, self.config.lags)
+        held = sp.csr_array(held.T)
+        work = np.concatenate([[0], np.cumsum(_products(held, after))])
+        indptr = np.zeros(size + 1, dtype=np.int64)
+        ids, weights = [], []
+        start = 0
+        while start < size:
+            stop = max(start + 1, int(np.searchsorted(work, work[start] + CHUNK_PRODUCTS, side="right")) - 1)
+            block = held[start:stop] @ after
+            lengths, block_ids, block_weights = _largest(block, self.config.width, self.config.shrink)
+            indptr[start + 1 : stop + 1] = lengths
+            ids.append(block_ids)
+            weights.append(block_weights)
+            start = stop
+        return {
+            "neighbours.indptr": np.cumsum(indptr),
+            "neighbours.ids": np.concatenate(ids).astype(np.int32),
+            "neighbours.weights": np.concatenate(weights).astype(np.float32),
+        }
+
+
+def _following(held: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:
+    """(M, N+1): row m = sum over lags l of w_l times the items of the same user's moment m + l."""
+    size = held.shape[0]
+    rows, columns, weights = [], [], []
+    for lag, weight in enumerate(lags, start=1):
+        if lag >= size:
+            break
+        same = np.flatnonzero(user[lag:] == user[:-lag])
+        rows.append(same)
+        columns.append(same + lag)
+        weights.append(np.full(len(same), weight))
+    if not rows:
+        return sp.csr_array(held.shape)
+    shift = sp.csr_array(
+        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(size, size)
+    )
+    return sp.csr_array(shift @ held)
+
+
+def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
+    """(rows,) multiply-adds that each row of ``left @ right`` costs."""
+    lengths = np.diff(right.indptr)
+    return np.asarray(np.add.reduceat(np.append(lengths[left.indices], 0), left.indptr[:-1]) * (np.diff(left.indptr) > 0))
+
+
+def _largest(block: sp.csr_array, width: int, shrink: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``width`` largest of each row over (its sum + shrink): lengths, column ids, weights; largest first."""
+    sums = np.asarray(block.sum(axis=1)).ravel()
+    lengths = np.diff(block.indptr)
+    row = np.repeat(np.arange(block.shape[0]), lengths)
+    order = np.lexsort((block.indices, -block.data, row))
+    place = np.arange(len(order)) - block.indptr[:-1][row]
+    kept = order[place < width]
+    return np.minimum(lengths, width), block.indices[kept], block.data[kept] / (sums[row[kept]] + shrink)
