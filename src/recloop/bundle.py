@@ -1,0 +1,260 @@
+"""A bundle's bytes: one folder, one hash, that decides the list whole: write, hash, check, load; numpy only.
+
+What was measured is what is served: weights, vocabularies, feature spec, mix, rules and placements lie in one folder
+whose manifest holds the SHA-256 of every file (interface, section 6). Nothing in it is executed when it is loaded:
+JSON, Parquet, safetensors, ONNX; no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors.numpy
+
+from recloop.errors import BundleError
+from recloop.features.spec import ENCODE_VERSION, Spec
+from recloop.features.vocab import Fields, Vocabulary
+
+FORMAT = 1
+"""Raised by hand when the files or their meaning change; the present and the previous are read, newer is refused."""
+MANIFEST = "manifest.json"
+_EXTERNAL = b"\x0a\x08location"  # protobuf: a StringStringEntry whose key is "location", as external tensors carry
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The items that a bundle can rank; row ``ix - 1`` of each column belongs to ``item_ix`` ix."""
+
+    ids: Vocabulary
+    count: np.ndarray  # (N,) int64 training positives
+    tail: np.ndarray  # (N,) bool
+    first_seq: np.ndarray  # (N,) int64
+    attributes: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory. ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name."""
+
+    manifest: dict[str, Any]
+    spec: Spec
+    fields: Fields
+    policy: dict[str, Any]
+    items: ItemTable
+    arrays: dict[str, np.ndarray]
+    graphs: dict[str, bytes] = field(default_factory=dict)
+    train: dict[str, np.ndarray] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    golden: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return str(self.manifest.get("bundle", ""))
+
+    @property
+    def scorers(self) -> dict[str, Any]:
+        """The scorers by the source they feed, with their settings."""
+        scorers: dict[str, Any] = self.manifest["scorers"]
+        return scorers
+
+    @property
+    def cut(self) -> int:
+        return int(self.manifest["data"]["cut"])
+
+
+def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
+    """Write a bundle beside, fsync, rename into place; the bundle as it now stands, with its id.
+
+    Args:
+        bundles: The folder of all bundles.
+        started: The start of its run, UTC; part of the name, kept when a killed run goes on.
+    """
+    stage = bundles / f".stage-{os.getpid()}"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    for name, data in _files(bundle).items():
+        _write(stage / name, data)
+    if bundle.train:
+        safetensors.numpy.save_file(_contiguous(bundle.train), stage / "train.safetensors")
+    files = {
+        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(stage.iterdir())
+    }
+    manifest = {
+        **bundle.manifest,
+        "format": FORMAT,
+        "encode_version": ENCODE_VERSION,
+        "files": files,
+    }
+    manifest.pop("bundle", None)
+    stamp = started.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{manifest['model']['name'].rpartition(':')[2].lower()}-{stamp}-{content_hash(manifest)}"
+    manifest["bundle"] = name
+    _write(stage / MANIFEST, _json(manifest))
+    target = bundles / name
+    shutil.rmtree(target, ignore_errors=True)
+    stage.rename(target)
+    _sync_folder(bundles)
+    return replace(bundle, manifest=manifest)
+
+
+def content_hash(manifest: Mapping[str, Any]) -> str:
+    """First 8 hex of the SHA-256 of the manifest without ``bundle``: keys sorted, no spaces, UTF-8."""
+    plain = {key: value for key, value in manifest.items() if key != "bundle"}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def manifest_hash(path: Path) -> str:
+    """SHA-256 of a bundle's manifest file: what registration records and serving compares."""
+    try:
+        return _sha256(path / MANIFEST)
+    except FileNotFoundError:
+        raise BundleError("bundle", path, f"a bundle with {MANIFEST}", "recloop status") from None
+
+
+def load(path: Path, sha256: str | None = None) -> Bundle:
+    """Check every byte, then load.
+
+    Args:
+        path: The bundle's folder.
+        sha256: Hash of the manifest as registered; None: not compared.
+
+    Raises:
+        BundleError: a hash that differs, a file missing or extra, a link, a graph with external data, a format or
+            encode_version that this program does not know.
+    """
+    manifest = check(path, sha256)
+    spec = Spec.from_json(_read_json(path / "spec.json"))
+    table = pl.read_parquet(path / "items.parquet")
+    graphs = {name: (path / name).read_bytes() for name in ("user.onnx", "rank.onnx") if name in manifest["files"]}
+    for name, data in graphs.items():
+        if _EXTERNAL in data:
+            raise BundleError(name, path, "a graph that holds its tensors itself", "recloop update --full")
+    return Bundle(
+        manifest=manifest,
+        spec=spec,
+        fields=Fields.from_json(_read_json(path / "fields.json")),
+        policy=_read_json(path / "policy.json"),
+        items=ItemTable(
+            ids=Vocabulary(table["item_id"].to_list()),
+            count=table["count"].to_numpy(),
+            tail=table["tail"].to_numpy(),
+            first_seq=table["first_seq"].to_numpy(),
+            attributes=[json.loads(text) for text in table["fields"]],
+        ),
+        arrays=safetensors.numpy.load_file(path / "serve.safetensors"),
+        graphs=graphs,
+        metrics=_read_json(path / "metrics.json"),
+        golden=_read_json(path / "golden.json"),
+    )
+
+
+def check(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """The manifest of a bundle whose every file is there, whole and nothing else; see `load`."""
+    mend = "recloop update --full, or copy the bundle again"
+    if not path.is_dir() or path.is_symlink():
+        raise BundleError("bundle", path, "a bundle folder", "recloop status")
+    found = {entry.name: entry for entry in path.iterdir()}
+    for name, entry in sorted(found.items()):
+        if entry.is_symlink() or not entry.is_file():
+            raise BundleError("bundle file", entry, "a plain file, no link and no folder", mend)
+    if MANIFEST not in found:
+        raise BundleError("bundle file", path / MANIFEST, "to be there", mend)
+    if sha256 is not None and _sha256(path / MANIFEST) != sha256:
+        raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", mend)
+    manifest = _read_json(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise BundleError("format", manifest.get("format"), f"{FORMAT}", "upgrade recloop")
+    if manifest.get("encode_version") != ENCODE_VERSION:
+        raise BundleError("encode_version", manifest.get("encode_version"), f"{ENCODE_VERSION}", "upgrade recloop")
+    listed = set(manifest["files"])
+    for name in sorted(listed - set(found)):
+        raise BundleError("bundle file", path / name, "to be there (it is missing)", mend)
+    for name in sorted(set(found) - listed - {MANIFEST}):
+        raise BundleError("bundle file", path / name, "not to be there (the manifest does not list it)", mend)
+    for name, facts in sorted(manifest["files"].items()):
+        if _sha256(found[name]) != facts["sha256"]:
+            raise BundleError("bundle file", path / name, f"SHA-256 {facts['sha256']}", mend)
+    if not manifest["bundle"].endswith(content_hash(manifest)):
+        raise BundleError("bundle", manifest["bundle"], f"a name that ends in {content_hash(manifest)}", mend)
+    return dict(manifest)
+
+
+def load_train(path: Path) -> dict[str, np.ndarray]:
+    """The arrays for a warm start; serving never opens them."""
+    return safetensors.numpy.load_file(path / "train.safetensors")
+
+
+def _files(bundle: Bundle) -> dict[str, bytes]:
+    table = pl.DataFrame(
+        {
+            "item_ix": pl.Series(np.arange(1, len(bundle.items) + 1), dtype=pl.Int32),
+            "item_id": pl.Series(bundle.items.ids.ids, dtype=pl.String),
+            "count": pl.Series(bundle.items.count, dtype=pl.Int64),
+            "tail": pl.Series(bundle.items.tail, dtype=pl.Boolean),
+            "fields": pl.Series([json.dumps(row, sort_keys=True) for row in bundle.items.attributes], dtype=pl.String),
+            "first_seq": pl.Series(bundle.items.first_seq, dtype=pl.Int64),
+        }
+    )
+    return {
+        "spec.json": _json(bundle.spec.to_json()),
+        "fields.json": _json(bundle.fields.to_json()),
+        "policy.json": _json(bundle.policy),
+        "metrics.json": _json(bundle.metrics),
+        "golden.json": _json(bundle.golden),
+        "items.parquet": _parquet(table),
+        "serve.safetensors": safetensors.numpy.save(_contiguous(bundle.arrays)),
+        **bundle.graphs,
+    }
+
+
+def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+
+
+def _parquet(table: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,64 @@
+"""What may not be shown: conditions on items, hidden items, exclusions, dislikes and (where set) what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recloop.features.encode import Encoded, digest
+from recloop.features.vocab import Vocabulary
+from recloop.records import Query
+from recloop.recommend.catalogue import Catalogue
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """For B queries: one mask over the table for all, and the banned items of each.
+
+    ``mask`` (N+1,) bool; query b may not show the table items ``banned[b]`` (ascending item_ix) nor the raw ids
+    ``banned_ids[b]``; ``text`` is the whole condition, for items that the table does not know.
+    """
+
+    mask: np.ndarray
+    banned: list[np.ndarray]
+    banned_ids: list[frozenset[str]]
+    text: str
+
+    def input(self, b: int) -> str:
+        """8 hex of everything that query b may not show."""
+        packed = np.packbits(self.mask).tobytes() + self.banned[b].astype("<i4").tobytes()
+        return digest(packed + "\0".join(sorted(self.banned_ids[b])).encode())
+
+
+def allow(
+    catalogue: Catalogue,
+    vocabulary: Vocabulary,
+    encoded: Encoded,
+    queries: Sequence[Query],
+    filters: tuple[str, str],
+    filter_seen: bool,
+) -> Allowed:
+    """Evaluate the filters of queries that share a placement and a condition.
+
+    Args:
+        filters: The placement's condition and the query's own; both must pass.
+        filter_seen: Leave out every item of the history.
+    """
+    text = " AND ".join(f"({part})" for part in filters if part.strip())
+    states = encoded.states
+    rows, offsets = encoded.items, encoded.row_offsets
+    banned, banned_ids = [], []
+    for b, query in enumerate(queries):
+        low, high = states.negative_offsets[b], states.negative_offsets[b + 1]
+        ids = frozenset(query.exclude).union(states.names[states.negatives[low:high]].tolist())
+        parts = [encoded.negatives[encoded.negative_offsets[b] : encoded.negative_offsets[b + 1]]]
+        if query.exclude:
+            parts.append(vocabulary.lookup(query.exclude))
+        if filter_seen:
+            parts.append(rows[offsets[b] : offsets[b + 1]])
+        whole = np.unique(np.concatenate(parts)) if sum(map(len, parts)) else parts[0]
+        banned.append(whole[whole > 0])
+        banned_ids.append(ids)
+    return Allowed(catalogue.mask(text, vocabulary), banned, banned_ids, text)

@@ -1,0 +1,77 @@
+"""The ladder: what fills the slots that the mix left free, so that no list is ever empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recloop.bundle import Bundle
+from recloop.features.vocab import as_text
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.filters import Allowed
+
+SEGMENT = "segment."
+"""Prefix of the arrays that hold a segment's popular list: ``segment.VALUE``."""
+
+
+def fill(
+    bundle: Bundle,
+    catalogue: Catalogue,
+    allowed: Allowed,
+    b: int,
+    taken: list[str],
+    free: int,
+    attributes: Mapping[str, Any] | None,
+    rungs: Sequence[str],
+) -> list[tuple[str, str]]:
+    """(item_id, source) of the next ``free`` slots of query b: each rung after the same filters, nothing twice."""
+    slots: list[tuple[str, str]] = []
+    shown = set(taken) | allowed.banned_ids[b]
+    for rung in rungs:
+        for item_id in _rung(rung, bundle, catalogue, allowed, b, attributes):
+            if len(slots) == free:
+                return slots
+            if item_id not in shown:
+                shown.add(item_id)
+                slots.append((item_id, rung))
+    return slots
+
+
+def _rung(
+    rung: str, bundle: Bundle, catalogue: Catalogue, allowed: Allowed, b: int, attributes: Mapping[str, Any] | None
+) -> Iterator[str]:
+    if rung == "latest":
+        yield from catalogue.latest(allowed.text, bundle.items.ids)
+        return
+    if rung == "segment":
+        value = (attributes or {}).get(bundle.spec.segment)
+        order = None if value is None else bundle.arrays.get(SEGMENT + as_text(value))
+    else:
+        order = bundle.arrays["popular"]
+    if order is None:
+        return
+    banned = set(allowed.banned[b].tolist())
+    ids = bundle.items.ids.ids
+    for item_ix in order[allowed.mask[order]] if not allowed.mask[1:].all() else order:
+        if int(item_ix) not in banned:
+            yield ids[item_ix - 1]
+
+
+def segment_lists(
+    users: Sequence[str | None], user_ix: np.ndarray, items: np.ndarray, size: int, length: int
+) -> dict[str, np.ndarray]:
+    """``segment.VALUE`` -> its most taken items, (length,) int32 at most; ties by item_ix.
+
+    Args:
+        users: The segment of each user, None without one.
+        user_ix, items: (E,) who took what, in training rows.
+    """
+    lists: dict[str, np.ndarray] = {}
+    for value in sorted({value for value in users if value is not None}):
+        members = np.array([user == value for user in users], dtype=bool)
+        counts = np.bincount(items[members[user_ix]], minlength=size)
+        order = np.argsort(-counts[1:], kind="stable")[:length] + 1
+        lists[SEGMENT + value] = order[counts[order] > 0].astype(np.int32)
+    return lists

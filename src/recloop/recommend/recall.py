@@ -1,0 +1,104 @@
+"""The best items of one source, for a batch: exact, no approximate index (design, section 7, "vectors")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from recloop.recommend.filters import Allowed
+
+DEPTH = 200
+"""Items that a source offers to the mix."""
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """(B, n) best items of one source: ``items`` item_ix (0: no more), ``scores`` float32 (-inf there), falling."""
+
+    items: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def empty(cls, size: int, depth: int = DEPTH) -> Recalled:
+        return cls(np.zeros((size, depth), dtype=np.int32), np.full((size, depth), -np.inf, dtype=np.float32))
+
+
+def best_dense(
+    vectors: np.ndarray, users: np.ndarray, owners: np.ndarray, size: int, allowed: Allowed, depth: int = DEPTH
+) -> Recalled:
+    """Largest inner products of user vectors with the allowed rows of the item table; ties by item_ix.
+
+    Args:
+        vectors: (N+1, D) float32 item table, row 0 pads.
+        users: (b, D) float32 vectors of the queries ``owners`` (b,); the other of the ``size`` queries get nothing.
+    """
+    recalled = Recalled.empty(size, depth)
+    if not len(users):
+        return recalled
+    columns = np.flatnonzero(allowed.mask)  # compress first: masking with -inf makes the partition slow
+    table = vectors if len(columns) == len(vectors) else vectors[columns]
+    scores = users @ table.T
+    for row, owner in enumerate(owners):
+        banned = np.searchsorted(columns, allowed.banned[owner])
+        hit = banned < len(columns)
+        hit[hit] = columns[banned[hit]] == allowed.banned[owner][hit]
+        scores[row, banned[hit]] = -np.inf
+        place = _top(scores[row], min(depth, len(columns)))
+        place = place[scores[row, place] > -np.inf]
+        # A float32 product depends on its company in the batch: what is kept is scored again, alone.
+        alone = table[place] @ users[row]
+        order = np.lexsort((columns[place], -alone))
+        recalled.items[owner, : len(place)] = columns[place][order]
+        recalled.scores[owner, : len(place)] = alone[order]
+    return recalled
+
+
+def best_sparse(scores: sp.csr_array, allowed: Allowed, rank: np.ndarray, depth: int = DEPTH) -> Recalled:
+    """Largest positive entries of each row, ties by ``rank`` (N+1,), the place in training popularity."""
+    recalled = Recalled.empty(scores.shape[0], depth)
+    for row in range(scores.shape[0]):
+        span = slice(scores.indptr[row], scores.indptr[row + 1])
+        items, values = scores.indices[span], scores.data[span]
+        keep = allowed.mask[items] & (values > 0)
+        if len(allowed.banned[row]):
+            keep &= ~np.isin(items, allowed.banned[row])
+        items, values = items[keep], values[keep].astype(np.float32)
+        if len(items) > depth:
+            border = np.partition(values, len(values) - depth)[len(values) - depth]
+            inside = values >= border  # all that tie at the border: the rank decides between them
+            items, values = items[inside], values[inside]
+        order = np.lexsort((rank[items], -values))[:depth]
+        recalled.items[row, : len(order)] = items[order]
+        recalled.scores[row, : len(order)] = values[order]
+    return recalled
+
+
+def best_listed(order: np.ndarray, size: int, allowed: Allowed, depth: int = DEPTH) -> Recalled:
+    """The first allowed items of one list for everybody, scored by their place."""
+    recalled = Recalled.empty(size, depth)
+    shown = order[allowed.mask[order]]
+    for row in range(size):
+        banned = allowed.banned[row]
+        first = shown[: depth + len(banned)]
+        if len(banned):
+            first = first[~np.isin(first, banned)]
+        first = first[:depth]
+        recalled.items[row, : len(first)] = first
+        recalled.scores[row, : len(first)] = 1.0 / np.arange(1, len(first) + 1)
+    return recalled
+
+
+def _top(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Places of the ``depth`` largest scores, all that tie with the last of them included."""
+    if depth >= len(scores):
+        return np.arange(len(scores))
+    border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+    if border == -np.inf:
+        return np.flatnonzero(scores > border)
+    places = np.flatnonzero(scores >= border)
+    if len(places) > depth:  # ties at the border: the smaller index stays
+        above = places[scores[places] > border]
+        places = np.concatenate([above, places[scores[places] == border][: depth - len(above)]])
+    return places

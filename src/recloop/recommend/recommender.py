@@ -1,0 +1,214 @@
+"""One recommender for a request, an evaluation and a proof: encode, filter, recall, mix, fill.
+
+Everything is on batches; a request is a batch of one. An answer is a function of (bundle, state as of a seq, catalogue
+as of that seq, now, query): nothing here reads a clock, draws a number or counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from recloop.bundle import Bundle
+from recloop.errors import BundleError, UserError
+from recloop.features.encode import Encoded, digest, encode
+from recloop.features.state import States, UserState
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.filters import Allowed, allow
+from recloop.recommend.ladder import fill
+from recloop.recommend.mix import Fused, fuse
+from recloop.recommend.recall import Recalled
+from recloop.recommend.scorer import make_scorers
+from recloop.records import MIX_SOURCES, Query, Slot
+
+LADDER = ("segment", "popular", "latest")
+CLOSE = 1e-5
+"""Scores closer than this are equal; ids may swap between them."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One list. ``inputs``: 8 hex a name of what it was made from, in the order in which a difference is looked for."""
+
+    slots: list[Slot]
+    inputs: dict[str, str]
+    positives: int
+
+    @property
+    def items(self) -> list[str]:
+        return [slot.item_id for slot in self.slots]
+
+    @property
+    def scores(self) -> list[float]:
+        return [slot.score for slot in self.slots]
+
+    @property
+    def sources(self) -> list[str]:
+        return [slot.source for slot in self.slots]
+
+
+class Recommender:
+    """A bundle over a catalogue. ``threads`` are those of the user graph (one a request)."""
+
+    def __init__(self, bundle: Bundle, catalogue: Catalogue, threads: int = 1) -> None:
+        self.bundle = bundle
+        self.catalogue = catalogue
+        self.scorers = make_scorers(bundle, threads)
+
+    def placement(self, name: str) -> dict[str, Any]:
+        """The policy of a placement.
+
+        Raises:
+            UserError: the bundle has no such placement.
+        """
+        placements: dict[str, dict[str, Any]] = self.bundle.policy["placements"]
+        if name not in placements:
+            raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
+        return placements[name]
+
+    def recommend(self, states: States, queries: Sequence[Query], with_inputs: bool = True) -> list[Answer]:
+        """The list of each query, from the state of the same place in ``states``.
+
+        Queries that share placement, k and filter are worked on together.
+        """
+        groups = {(query.placement, query.k, query.filter) for query in queries}
+        if len(groups) == 1:
+            return self._together(states, queries, with_inputs)
+        answers: dict[int, Answer] = {}
+        for b, query in enumerate(queries):
+            answers[b] = self._together(one_state(states, b), [query], with_inputs)[0]
+        return [answers[b] for b in range(len(queries))]
+
+    def _together(self, states: States, queries: Sequence[Query], with_inputs: bool) -> list[Answer]:
+        placement = self.placement(queries[0].placement)
+        encoded = self.encode(states, [query.now for query in queries])
+        allowed = self.allowed(encoded, queries)
+        weights = placement["weights"]
+        fused = fuse(self.recall(encoded, allowed, weights), weights, queries[0].k or placement["k"])
+        answers = self.answers(encoded, allowed, fused, queries)
+        if not with_inputs:
+            return answers
+        return [
+            replace(answer, inputs=self.inputs(encoded, allowed, queries[b], b)) for b, answer in enumerate(answers)
+        ]
+
+    def encode(self, states: States, now: Sequence[int] | np.ndarray) -> Encoded:
+        """The states as this bundle sees them at each query's now."""
+        return encode(self.bundle.spec, self.bundle.fields, self.bundle.items.ids, states, now)
+
+    def allowed(self, encoded: Encoded, queries: Sequence[Query]) -> Allowed:
+        """What queries of one placement and one filter may show."""
+        conditions = (str(self.placement(queries[0].placement)["filter"]), queries[0].filter)
+        seen = bool(self.bundle.policy["filter_seen"])
+        return allow(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
+
+    def recall(self, encoded: Encoded, allowed: Allowed, sources: Sequence[str] | Mapping[str, float]) -> dict[str, Recalled]:
+        """The top 200 of each source that the bundle holds; of a mapping, those with a weight above 0."""
+        asked = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
+        made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
+        return made or {"popular": self.scorers["popular"].best(encoded, allowed)}
+
+    def answers(
+        self,
+        encoded: Encoded,
+        allowed: Allowed,
+        fused: Fused,
+        queries: Sequence[Query],
+        rungs: Sequence[str] | None = None,
+    ) -> list[Answer]:
+        """Fused items as slots, free ones filled by the ladder; ladder slots score -1, -2, ... in their order."""
+        ids = self.bundle.items.ids.ids
+        rungs = self.bundle.policy["ladder"] if rungs is None else rungs
+        answers = []
+        for b, query in enumerate(queries):
+            k = query.k or self.placement(query.placement)["k"]
+            found = int(np.count_nonzero(fused.items[b, :k]))
+            slots = [
+                Slot(ids[item_ix - 1], score, MIX_SOURCES[source])
+                for item_ix, score, source in zip(
+                    fused.items[b, :found].tolist(),
+                    fused.scores[b, :found].tolist(),
+                    fused.sources[b, :found].tolist(),
+                    strict=True,
+                )
+            ]
+            if found < k:
+                more = fill(
+                    self.bundle, self.catalogue, allowed, b, [slot.item_id for slot in slots], k - found,
+                    encoded.states.attributes[b], rungs,
+                )  # fmt: skip
+                slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
+            answers.append(Answer(slots, {}, int(encoded.states.positives[b])))
+        return answers
+
+    def inputs(self, encoded: Encoded, allowed: Allowed, query: Query, b: int) -> dict[str, str]:
+        """8 hex a name: state, catalogue, now, filters, then each feature."""
+        return {
+            "state": encoded.states.digest(b),
+            "catalogue": self.catalogue.version,
+            "now": digest(int(encoded.now[b]).to_bytes(8, "little", signed=True)),
+            "filters": allowed.input(b),
+            **encoded.inputs(b),
+        }
+
+
+def one_state(states: States, b: int) -> States:
+    """State b as a batch of one."""
+    moments = slice(states.moment_offsets[b], states.moment_offsets[b + 1])
+    low, high = states.item_offsets[moments.start], states.item_offsets[moments.stop]
+    negatives = slice(states.negative_offsets[b], states.negative_offsets[b + 1])
+    return States(
+        users=[states.users[b]],
+        names=states.names,
+        moment_offsets=states.moment_offsets[b : b + 2] - moments.start,
+        stamps=states.stamps[moments],
+        item_offsets=states.item_offsets[moments.start : moments.stop + 1] - low,
+        items=states.items[low:high],
+        negative_offsets=states.negative_offsets[b : b + 2] - negatives.start,
+        negatives=states.negatives[negatives],
+        positives=states.positives[b : b + 1],
+        attributes=[states.attributes[b]],
+    )
+
+
+def make_golden(recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, k: int) -> list[dict[str, Any]]:
+    """Cases for golden.json: a state, and the list it got from the bundle over its own catalogue."""
+    cases = []
+    for user_id, state in zip(users, states, strict=True):
+        query = Query(user_id=user_id, now=now, k=k, placement=placement)
+        answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
+        tree = {"moments": state.moments, "groups": {}, "negatives": state.negatives,
+                "positives": state.positives, "attributes": state.attributes}  # fmt: skip
+        cases.append(
+            {"state": tree, "now": now, "placement": placement, "k": k, "ids": answer.items, "scores": answer.scores}
+        )
+    return cases
+
+
+def check_golden(bundle: Bundle) -> None:
+    """Answer the golden cases with the bundle over its own catalogue.
+
+    Raises:
+        BundleError: ids that differ, or scores by more than 1e-5.
+    """
+    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    for number, case in enumerate(bundle.golden):
+        tree = case["state"]
+        state = UserState(
+            moments=[(stamp, list(items)) for stamp, items in tree["moments"]],
+            negatives=dict(tree["negatives"]),
+            positives=tree["positives"],
+            attributes=tree["attributes"],
+        )
+        query = Query(user_id="golden", now=case["now"], k=case["k"], placement=case["placement"])
+        answer = own.recommend(States.of(["golden"], [state]), [query], with_inputs=False)[0]
+        same_scores = len(answer.scores) == len(case["scores"]) and np.allclose(
+            answer.scores, case["scores"], rtol=0, atol=CLOSE
+        )
+        if answer.items != case["ids"] or not same_scores:
+            raise BundleError(
+                "golden list", f"{bundle.id} case {number}", "the list that was recorded", "recloop update --full"
+            )

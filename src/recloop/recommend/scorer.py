@@ -1,0 +1,135 @@
+"""A bundle's scorers: what each source thinks of a batch of queries, numpy and onnxruntime only.
+
+Four kinds (design, section 2): ``vectors`` (a user graph over an item table), ``neighbours`` (stored rows summed over
+the newest moments), ``counts`` (the state's own counts, popular lists), ``rank`` (scores what others recalled).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+import scipy.sparse as sp
+
+from recloop.bundle import Bundle
+from recloop.features.encode import Encoded, window
+from recloop.models.bought_before import age_weights
+from recloop.recommend.filters import Allowed
+from recloop.recommend.recall import Recalled, best_dense, best_listed, best_sparse
+
+
+class Scorer(Protocol):
+    """What a source must do: the best items of each query after the filters."""
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        """(B, DEPTH) items and scores, falling."""
+        ...
+
+
+class Listed:
+    """``popular``: one list for everybody."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._order = bundle.arrays["popular"]
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        return best_listed(self._order, len(encoded), allowed)
+
+
+class Own:
+    """``history``: what the user's own moments hold, each weighed by its age at now."""
+
+    def __init__(self, bundle: Bundle, half_life: float | None) -> None:
+        self._size = len(bundle.items) + 1
+        self._rank = popularity_rank(bundle.arrays["popular"])
+        self._half_life = half_life
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
+        weight = age_weights(encoded.now[moment_query], encoded.stamps, self._half_life)
+        scores = sp.csr_array(
+            (weight[encoded.row_moment], encoded.items, encoded.row_offsets), shape=(len(encoded), self._size)
+        )
+        scores.sum_duplicates()
+        return best_sparse(scores, allowed, self._rank)
+
+
+class Neighbours:
+    """``neighbours``: the stored rows of the newest moments' items, summed."""
+
+    def __init__(self, bundle: Bundle, recent: tuple[float, ...]) -> None:
+        size = len(bundle.items) + 1
+        arrays = bundle.arrays
+        self._rank = popularity_rank(arrays["popular"])
+        self._recent = np.array(recent)
+        self._rows = sp.csr_array(
+            (arrays["neighbours.weights"].astype(np.float64), arrays["neighbours.ids"], arrays["neighbours.indptr"]),
+            shape=(size, size),
+        )
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
+        age = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(encoded.stamps))  # 0 = newest
+        weight = np.where(age < len(self._recent), self._recent[np.minimum(age, len(self._recent) - 1)], 0.0)
+        rows = weight[encoded.row_moment]
+        kept = rows > 0
+        history = sp.csr_array(
+            (rows[kept], (encoded.row_query[kept], encoded.items[kept])), shape=(len(encoded), self._rows.shape[0])
+        )
+        return best_sparse(sp.csr_array(history @ self._rows), allowed, self._rank)
+
+
+class Vectors:
+    """``model``: the user graph's vector against the item table; a user without history gets nothing."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._items = bundle.arrays["item_vectors"]
+        self._history = bundle.spec.history
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(bundle.graphs["user.onnx"], options, providers=["CPUExecutionProvider"])
+        self._inputs = {given.name for given in self._session.get_inputs()}
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        owners, users = self.users(encoded)
+        return best_dense(self._items, users, owners, len(encoded), allowed)
+
+    def users(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """The queries that have a history, (b,), and their vectors, (b, D) float32."""
+        items, moments, mask = window(encoded, self._history).padded()
+        owners = np.flatnonzero(mask[:, 0]) if mask.size else np.zeros(0, dtype=np.int64)
+        if not len(owners):
+            return owners, np.zeros((0, self._items.shape[1]), dtype=np.float32)
+        feeds = {
+            "history": self._items[items[owners]],
+            "moments": moments[owners],
+            "mask": mask[owners],
+            "context": encoded.context[owners].astype(np.int64),
+        }
+        vectors = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+        return owners, np.asarray(vectors, dtype=np.float32)
+
+
+def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
+    """The scorers that a bundle holds, by source."""
+    made: dict[str, Scorer] = {}
+    for source, settings in bundle.scorers.items():
+        if source == "popular":
+            made[source] = Listed(bundle)
+        elif source == "history":
+            made[source] = Own(bundle, settings["half_life"])
+        elif source == "neighbours":
+            made[source] = Neighbours(bundle, tuple(settings["recent"]))
+        else:
+            made[source] = Vectors(bundle, threads)
+    return made
+
+
+def popularity_rank(order: np.ndarray) -> np.ndarray:
+    """(N+1,) the place of each item in the popular list; row 0 comes last."""
+    rank = np.full(len(order) + 1, len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
