@@ -1,0 +1,81 @@
+"""Snapshots of states: each user's bytes as of one seq, written whole, renamed into place, read-only from then on."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from recloop.backends.sqlite import open_reader, sync_folder, transaction
+from recloop.errors import UserError
+
+SCHEMA = 1
+SCRIPT = """
+CREATE TABLE facts (seq INTEGER NOT NULL, key TEXT NOT NULL);
+CREATE TABLE states (user_id TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID"""
+
+
+def name(seq: int, key: str) -> str:
+    """The file name of the snapshot as of ``seq`` for states of event classes ``key`` (8 hex)."""
+    return f"snapshots-{seq}-{key}.db"
+
+
+def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -> None:
+    """Write every user's state beside ``path``, make it durable, rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    try:
+        connection = sqlite3.connect(beside, isolation_level=None)
+        try:
+            # The file is nobody's until it is renamed, so no journal is needed; fsync follows once, whole.
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")
+            with transaction(connection):
+                for statement in SCRIPT.split(";"):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO facts VALUES (?, ?)", (seq, key))
+                connection.executemany("INSERT INTO states VALUES (?, ?)", states)
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        finally:
+            connection.close()
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class Snapshot:
+    """A snapshot opened for reading; ``seq`` and ``key`` are what it was written with.
+
+    Raises:
+        UserError: no such file, or none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise UserError("snapshot", path, "a file that `recloop prepare` wrote", "recloop prepare")
+        self.path = path
+        self._connection = open_reader(path, SCHEMA, SCRIPT, immutable=True)
+        row = self._connection.execute("SELECT seq, key FROM facts").fetchone()
+        if row is None:
+            self._connection.close()
+            raise UserError("snapshot", path, "a whole snapshot", "recloop prepare")
+        self.seq, self.key = int(row[0]), str(row[1])
+
+    def get(self, user_id: str) -> bytes | None:
+        """The bytes of one user's state; None for who had none."""
+        row = self._connection.execute("SELECT state FROM states WHERE user_id = ?", (user_id,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        yield from self._connection.execute("SELECT user_id, state FROM states ORDER BY user_id")
+
+    def __len__(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM states").fetchone()[0])
+
+    def close(self) -> None:
+        self._connection.close()

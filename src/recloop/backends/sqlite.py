@@ -1,0 +1,132 @@
+"""How a SQLite file is found, opened and versioned: one writing connection, every other one read-only."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from recloop.errors import UserError
+
+BUSY_SECONDS = 10.0
+
+
+def locate(key: str, url: str, root: Path) -> Path:
+    """The file of a store's URL: ``sqlite:///store/log.db`` lies in the project, ``sqlite:////srv/log.db`` anywhere.
+
+    Raises:
+        UserError: another scheme; PostgreSQL and Redis come with a later version.
+    """
+    scheme, sep, path = url.partition(":///")
+    if scheme != "sqlite" or not sep or not path:
+        raise UserError(key, url, "sqlite:///PATH", f'--set {key}="sqlite:///store/{key.rpartition(".")[2]}.db"')
+    return root / path
+
+
+def open_writer(file: Path, version: int, script: str, pragmas: tuple[str, ...]) -> sqlite3.Connection:
+    """The one writing connection of a file, which is made with its folder when it is not there yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        found = _version(connection, file, version)
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+        if found == 0:
+            with transaction(connection):
+                if _version(connection, file, version) == 0:  # another process may have been first
+                    for statement in script.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {version}")
+            sync_folder(file.parent)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_reader(file: Path, version: int, script: str, immutable: bool = False) -> sqlite3.Connection:
+    """A read-only connection; a file that is not there yet reads as an empty store."""
+    if file.exists():
+        query = "?mode=ro&immutable=1" if immutable else "?mode=ro"
+        address = f"file:{quote(str(file.absolute()))}{query}"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            found = _version(connection, file, version)
+        except BaseException:
+            connection.close()
+            raise
+        if found:
+            return connection
+        connection.close()  # made by a writer that has not come to its tables yet
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.executescript(script)
+    return connection
+
+
+def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
+    """The schema version found, 0 for a new file.
+
+    Raises:
+        UserError: no SQLite file, or one that a newer recloop wrote.
+    """
+    try:
+        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise UserError(file.name, file, f"a SQLite file ({error})", f"restore {file} from a backup") from None
+    if found > version:
+        raise UserError(file.name, f"schema {found}", f"schema {version} or older", "pip install --upgrade recloop")
+    return found
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, taking the write lock at once; an error rolls back."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+class Readers:
+    """Read-only connections to one file, one a thread."""
+
+    def __init__(self, file: Path, version: int, script: str) -> None:
+        self._file, self._version, self._script = file, version, script
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self.get()  # a file that cannot be read is refused when it is opened
+
+    def get(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._local.connection = open_reader(self._file, self._version, self._script)
+            self._all.append(found)
+        return found
+
+    def close(self) -> None:
+        while self._all:
+            self._all.pop().close()
+        self._local = threading.local()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a file that was created or renamed in it is still there after a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

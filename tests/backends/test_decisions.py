@@ -1,0 +1,114 @@
+"""Decisions: behind the answer, the first row of a request stays, every lost row is counted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recloop.backends import Decisions, open_decisions
+from recloop.backends import decisions as module
+from recloop.records import Decision
+
+URL = "sqlite:///store/decisions.db"
+
+
+def decision(request_id: str = "r", **more: object) -> Decision:
+    values: dict[str, object] = {
+        "request_id": request_id, "role": "answer", "user_id": "u", "at": 10, "as_of": 3, "bundle": "counts-1",
+        "generation": 1, "variant": "live", "placement": "home", "k": 2, "query": {"exclude": ["x"], "filter": ""},
+        "items": ["a", "b"], "scores": [0.1, 1 / 3], "sources": ["history", "popular"], "degraded": ["log"],
+        "inputs": {"state": "0a1b2c3d"}, "positives": 4, "micros": 900,
+    }  # fmt: skip
+    return Decision(**(values | more))
+
+
+@pytest.fixture
+def decisions(tmp_path: Path) -> Iterator[Decisions]:
+    decisions = open_decisions(URL, tmp_path, write=True)
+    yield decisions
+    decisions.close()
+
+
+def test_rows_come_back_as_they_were_taken(decisions: Decisions) -> None:
+    rows = [decision(str(n), at=n, propensities=[0.5, 1.0] if n else None) for n in range(5)]
+    for row in rows:
+        assert decisions.put(row)
+    assert decisions.flush()
+    assert decisions.rows() == rows
+    assert decisions.rows(last=2) == rows[-2:]
+    assert decisions.rows(since=1, until=3) == rows[1:3]
+
+
+def test_a_row_is_written_within_the_promised_time(decisions: Decisions) -> None:
+    decisions.put(decision())
+    time.sleep(module.EVERY_SECONDS + 0.8)
+    assert len(decisions.rows()) == 1
+
+
+def test_the_first_row_of_a_request_stays(decisions: Decisions) -> None:
+    decisions.put(decision("r", k=1))
+    decisions.put(decision("r", k=2))
+    decisions.put(decision("r", k=3, role="shadow"))
+    decisions.put(decision("r", k=4, bundle="other"))
+    decisions.flush()
+    assert [row.k for row in decisions.rows()] == [1, 3, 4]
+
+
+def test_a_full_buffer_drops_and_counts(decisions: Decisions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "ROOM", 0)
+    assert not decisions.put(decision("lost"))
+    assert decisions.dropped == 1
+    monkeypatch.setattr(module, "ROOM", 10)
+    decisions.put(decision("kept"))
+    decisions.close()
+    again = open_decisions(URL, tmp_path, write=True)
+    assert [row.request_id for row in again.rows()] == ["kept"]
+    assert again.lost == 0  # dropped is another thing than lost
+    again.close()
+
+
+def test_a_disk_that_refuses_keeps_the_rows_and_tries_again(decisions: Decisions, tmp_path: Path) -> None:
+    decisions.flush()
+    other = sqlite3.connect(tmp_path / "store" / "decisions.db", isolation_level=None)
+    other.execute("ALTER TABLE counts RENAME TO hidden")
+    decisions.put(decision())
+    assert not decisions.flush(0.5)
+    assert decisions.failing
+    other.execute("ALTER TABLE hidden RENAME TO counts")
+    other.close()
+    assert decisions.flush(5.0)
+    assert not decisions.failing
+    assert len(decisions.rows()) == 1
+
+
+def _answer_and_die(root: Path) -> None:
+    module.EVERY_SECONDS = 60.0  # nothing of the second part is written by itself
+    decisions = open_decisions(URL, root, write=True)
+    for n in range(5):
+        decisions.put(decision(f"kept{n}"))
+    decisions.flush()
+    for n in range(3):
+        decisions.put(decision(f"gone{n}"))
+    os.kill(os.getpid(), 9)
+
+
+def test_what_a_kill_takes_is_counted(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=_answer_and_die, args=(tmp_path,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == -9
+    for _ in range(2):  # counted once, whatever happens later
+        decisions = open_decisions(URL, tmp_path, write=True)
+        assert [row.request_id for row in decisions.rows()] == [f"kept{n}" for n in range(5)]
+        assert decisions.lost == 3
+        decisions.close()
+    reader = open_decisions(URL, tmp_path)
+    assert reader.lost == 3
+    assert not reader.is_empty()
+    reader.close()
