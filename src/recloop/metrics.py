@@ -42,19 +42,25 @@ def ranking(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any], k
     hits = _hits(np.asarray(lists)[:, :k], np.asarray(targets), np.asarray(offsets))  # (Q, K)
     places = hits.shape[1]
     gain = 1.0 / np.log2(np.arange(2, k + 2))
-    ideal = np.concatenate([[0.0], np.cumsum(gain)])
     total = np.diff(np.asarray(offsets)).astype(np.float64)
     total[total == 0] = np.nan
     found = hits.any(axis=1)
     first = np.where(found, hits.argmax(axis=1) + 1, 1) if places else np.ones(len(hits))
     none = np.where(np.isnan(total), np.nan, 0.0)
-    best = ideal[np.minimum(np.nan_to_num(total), k).astype(np.int64)]
+    best = ideal_gain(np.diff(np.asarray(offsets)), k)
     return {
         "Recall": hits.sum(axis=1) / total,
         "NDCG": none + (hits @ gain[:places]) / np.where(best > 0, best, 1.0),
         "HR": none + found,
         "MRR": none + found / first,
     }
+
+
+def ideal_gain(total: NDArray[Any], k: int) -> Floats:
+    """Sum of 1 / log2(r + 1) over r <= min(K, T): what NDCG@K divides by, T targets."""
+    sums = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
+    ideal: Floats = sums[np.minimum(total, k)]
+    return ideal
 
 
 def _hits(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,0 +1,103 @@
+"""The weights of a mix, chosen on the validation moments: every grid point scored, the best one kept.
+
+A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (60 + rank_s(i)) (definitions, section
+2b). Lists do not change when all weights are scaled, so only grid points whose largest weight is 1 are scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop import metrics
+from recloop.records import MIX_SOURCES
+
+GRID = (0.0, 0.25, 0.5, 1.0)
+RANK_OFFSET = 60
+CHUNK = 128  # queries at a time: about 100 MiB with four sources of 200
+SAME = 1e-12  # two NDCG closer than this are a tie
+
+
+def choose_mix(
+    recalled: Mapping[str, NDArray[Any]], targets: NDArray[Any], offsets: NDArray[Any], k: int = 10
+) -> tuple[dict[str, float], float]:
+    """The weights from {0, .25, .5, 1} with the best NDCG@k over the queries, and that NDCG.
+
+    On a tie: fewer sources, then larger weights in the order model, history, neighbours, popular. Without a query
+    that has a target: all 1, and NaN.
+
+    Args:
+        recalled: source -> (Q, R) item_ix, best first, 0 where a list ends early; the same queries for all.
+        targets: flat distinct item_ix, 0 for one that the table does not know (it stays in the ideal).
+        offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
+        k: places that count.
+    """
+    sources = [source for source in MIX_SOURCES if source in recalled]
+    asked = np.flatnonzero(np.diff(offsets) > 0)
+    if not len(asked) or not sources:
+        return dict.fromkeys(sources, 1.0), float("nan")
+    points = grid(len(sources))
+    totals = np.zeros(len(points))
+    for start in range(0, len(asked), CHUNK):
+        rows = asked[start : start + CHUNK]
+        mine = [targets[offsets[q] : offsets[q + 1]] for q in rows]
+        totals += _ndcg_sums([recalled[source][rows] for source in sources], mine, points, k)
+    means = totals / len(asked)
+    best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid stands in the order that breaks ties
+    return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
+
+
+def grid(sources: int) -> NDArray[np.float64]:
+    """(G, sources) weights whose largest is 1, in the order in which ties are broken."""
+    points = [point for point in itertools.product(sorted(GRID, reverse=True), repeat=sources) if max(point) == 1.0]
+    points.sort(key=lambda point: (sum(w > 0 for w in point), [-w for w in point]))
+    return np.array(points)
+
+
+def _ndcg_sums(
+    lists: Sequence[NDArray[Any]], targets: Sequence[NDArray[Any]], points: NDArray[np.float64], k: int
+) -> NDArray[np.float64]:
+    """(G,) sum over these queries of NDCG@k at each grid point."""
+    candidates, shares = _union(lists)  # (Q, C) ascending, (S, Q, C)
+    owner = np.repeat(np.arange(len(targets)), [len(one) for one in targets])
+    wanted = np.concatenate(targets)
+    place = (candidates[owner] < wanted[:, None]).sum(axis=1)
+    inside = (wanted > 0) & (candidates[owner, np.minimum(place, candidates.shape[1] - 1)] == wanted)
+    rows, place = owner[inside], place[inside]  # the other targets nobody recalled: they count in the ideal alone
+    earlier = np.arange(candidates.shape[1]) < place[:, None]  # (T, C) smaller index: goes first on a tie
+    ideal = metrics.ideal_gain(np.array([len(one) for one in targets]), k)
+    sums = np.empty(len(points))
+    for number, weights in enumerate(points):
+        score = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)  # (Q, C)
+        rivals = score[rows]  # (T, C)
+        own = rivals[np.arange(len(rows)), place][:, None]
+        above = (rivals > own).sum(axis=1) + ((rivals == own) & earlier).sum(axis=1)
+        hit = (above < k) & (own[:, 0] > 0)  # a source of weight 0 recalls nothing
+        sums[number] = (hit / np.log2(above + 2.0) / ideal[rows]).sum()
+    return sums
+
+
+def _union(lists: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The items of each query's lists in the order of their index, and 1 / (60 + rank) in each list, 0 outside it.
+
+    Returns:
+        (Q, C) items ascending, filled up with the largest integer; (S, Q, C).
+    """
+    stacked = np.concatenate(lists, axis=1).astype(np.int64)  # (Q, S * R)
+    order = np.argsort(stacked, axis=1, kind="stable")
+    ascending = np.take_along_axis(stacked, order, axis=1)
+    new = np.ones_like(ascending, dtype=bool)
+    new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    slot = np.cumsum(new, axis=1) - 1  # (Q, S * R) which candidate each entry is
+    row = np.arange(len(stacked))[:, None]
+    candidates = np.full((len(stacked), int(slot.max(initial=0)) + 1), np.iinfo(np.int64).max)
+    candidates[row, slot] = ascending
+    starts = np.cumsum([0, *(one.shape[1] for one in lists)])
+    source = np.searchsorted(starts, order, side="right") - 1
+    shares = np.zeros((len(lists), *candidates.shape))
+    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (RANK_OFFSET + 1 + order - starts[source]), 0.0)
+    return candidates, shares

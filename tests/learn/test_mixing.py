@@ -1,0 +1,109 @@
+"""Tests of the choice of a mix: against a slow search by hand, its ties, and its time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from recloop import metrics
+from recloop.learn import mixing
+
+
+def fused(lists: list[list[int]], weights: tuple[float, ...], k: int) -> list[int]:
+    """Weighted reciprocal rank fusion of one query, by a dictionary."""
+    score: dict[int, float] = {}
+    for weight, one in zip(weights, lists, strict=True):
+        for rank, item in enumerate(one, 1):
+            if item and weight:
+                score[item] = score.get(item, 0.0) + weight * (1.0 / (60 + rank))
+    return sorted(score, key=lambda item: (-score[item], item))[:k]
+
+
+def world(
+    seed: int, queries: int, items: int, width: int, sources: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    recalled = {}
+    for name in mixing.MIX_SOURCES[:sources]:
+        lists = np.stack([random.permutation(items)[:width] + 1 for _ in range(queries)])
+        ends = random.integers(0, width + 1, queries)
+        lists[np.arange(width) >= ends[:, None]] = 0  # lists end early, some at once
+        recalled[name] = lists
+    sizes = random.integers(0, 5, queries)
+    targets = [random.permutation(items + 1)[:n] for n in sizes]
+    return recalled, np.concatenate(targets), np.concatenate([[0], np.cumsum(sizes)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_as_a_slow_search(seed: int) -> None:
+    recalled, targets, offsets = world(seed, queries=40, items=30, width=12, sources=3)
+    best: tuple[float, int, tuple[float, ...]] | None = None
+    asked = np.diff(offsets) > 0
+    for weights in itertools.product((0, 0.25, 0.5, 1), repeat=3):
+        if not any(weights):
+            continue
+        made = [fused([one[q].tolist() for one in recalled.values()], weights, 10) for q in range(40)]
+        lists = np.array([one + [0] * (10 - len(one)) for one in made])
+        value = float(metrics.ranking(lists, targets, offsets, 10)["NDCG"][asked].mean())
+        if best is None or value > best[0] + 1e-12:
+            best = (value, 0, weights)
+    assert best is not None
+    chosen, value = mixing.choose_mix(recalled, targets, offsets)
+    assert value == pytest.approx(best[0], abs=1e-12)
+    scaled = tuple(weight / max(best[2]) for weight in best[2])
+    if all(weight in mixing.GRID for weight in scaled):
+        made = [fused([one[q].tolist() for one in recalled.values()], tuple(chosen.values()), 10) for q in range(40)]
+        again = np.array([one + [0] * (10 - len(one)) for one in made])
+        assert metrics.ranking(again, targets, offsets, 10)["NDCG"][asked].mean() == pytest.approx(value)
+
+
+def test_the_only_good_source_is_chosen_alone() -> None:
+    targets, offsets = np.arange(1, 21), np.arange(21)
+    lists = {"model": np.full((20, 3), 99), "popular": targets[:, None]}
+    assert mixing.choose_mix(lists, targets, offsets) == ({"model": 0.0, "popular": 1.0}, 1.0)
+
+
+def test_ties_go_to_fewer_sources_then_to_the_first() -> None:
+    targets, offsets = np.array([5, 6]), np.array([0, 1, 2])
+    same = np.array([[5], [6]])
+    chosen, value = mixing.choose_mix(dict.fromkeys(("popular", "neighbours", "history"), same), targets, offsets)
+    assert list(chosen) == ["history", "neighbours", "popular"]  # the order of the definitions, whatever came in
+    assert chosen == {"history": 1.0, "neighbours": 0.0, "popular": 0.0}
+    assert value == 1.0
+
+
+def test_two_sources_where_both_are_needed() -> None:
+    targets, offsets = np.array([1, 2, 1, 2]), np.array([0, 2, 4])
+    lists = {"model": np.array([[1], [1]]), "history": np.array([[2], [2]])}
+    chosen, value = mixing.choose_mix(lists, targets, offsets)
+    assert chosen == {"model": 1.0, "history": 1.0}
+    assert value == pytest.approx(1.0)
+
+
+def test_without_validation_moments_all_weigh_the_same() -> None:
+    none = np.zeros(0, dtype=np.int64)
+    lists = {"history": np.zeros((0, 200), dtype=np.int32), "popular": np.zeros((0, 200), dtype=np.int32)}
+    chosen, value = mixing.choose_mix(lists, none, np.zeros(1, dtype=np.int64))
+    assert chosen == {"history": 1.0, "popular": 1.0}
+    assert np.isnan(value)
+    assert mixing.choose_mix({"popular": np.array([[1]])}, none, np.zeros(2, dtype=np.int64))[0] == {"popular": 1.0}
+
+
+def test_the_grid_has_each_mix_once() -> None:
+    points = mixing.grid(4)
+    assert len(points) == 4**4 - 3**4
+    assert (points.max(axis=1) == 1).all()
+    assert len(np.unique(points, axis=0)) == len(points)
+    assert points[:4].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert points[4].tolist() == [1, 1, 0, 0]
+    assert points[-1].tolist() == [0.25, 0.25, 0.25, 1]
+
+
+def test_1024_moments_and_four_sources_of_200_take_seconds() -> None:
+    recalled, targets, offsets = world(0, queries=1_024, items=3_000, width=200, sources=4)
+    start = time.monotonic()
+    mixing.choose_mix(recalled, targets, offsets)
+    assert time.monotonic() - start < 20  # 10 on an idle machine
