@@ -1,0 +1,168 @@
+"""Any events, any order of arrival, any seq: the state by one more event is the state from columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recloop.config import Burst, Clean, Events
+from recloop.features.signal import Signal, bursts
+from recloop.features.state import States, Timeline, UserState, moment_stamps
+from recloop.records import EVENT_SCHEMA, LABEL, RULE, SECOND, SEQ, USER_ID
+
+USERS = ("u", "ü", "nobody")
+ITEMS = (" 1", "01", "1e5", "null", "é", "\U0001f375")
+GROUPS = (None, None, "basket", "invoice")
+SIGNAL = Signal(
+    Events(neutral=("impression",), positive=("purchase", "click"), negative=("dislike",)),
+    Clean(burst=Burst(events=3, seconds=1.0)),
+)
+
+event = st.fixed_dictionaries(
+    {
+        "user_id": st.sampled_from(USERS[:2]),
+        "item_id": st.sampled_from(ITEMS),
+        # Quarters of a second within five: many equal stamps, many within a burst's second, many late.
+        "timestamp": st.integers(0, 20).map(lambda quarter: quarter * SECOND // 4),
+        "event_type": st.sampled_from(("purchase", "click", "click", "dislike", "impression", "unheard_of")),
+        "group_id": st.sampled_from(GROUPS),
+        "quantity": st.sampled_from((None, 1.0, 2.0, 0.0, -1.0)),
+        "doubled": st.booleans(),
+        "gap": st.integers(1, 3),  # items, users and retractions take a seq too
+    }
+)
+version = st.tuples(
+    st.sampled_from(USERS), st.integers(0, 40), st.dictionaries(st.sampled_from("ab"), st.integers(0, 3))
+)
+
+
+def log_of(events: list[dict[str, Any]]) -> pl.DataFrame:
+    """The events as log rows, in their order of arrival, some of them twice."""
+    rows, seq = [], 0
+    for drawn in events:
+        fields = {name: drawn[name] for name in drawn if name not in ("doubled", "gap")}
+        for _ in range(2 if drawn["doubled"] else 1):
+            seq += drawn["gap"]
+            rows.append({**fields, SEQ: seq, "received_at": seq})
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA)
+
+
+def users_of(versions: list[tuple[str, int, dict[str, int]]]) -> pl.DataFrame:
+    rows = [(user, seq, json.dumps(attributes)) for user, seq, attributes in versions]
+    return pl.DataFrame(rows, schema={USER_ID: pl.String, SEQ: pl.Int64, "attributes": pl.String}, orient="row").unique(
+        [USER_ID, SEQ], keep="first", maintain_order=True
+    )
+
+
+def grown(believed: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> UserState:
+    """The state as serving grows it: one event after the other."""
+    state = UserState()
+    own = believed.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
+    for row in own.iter_rows(named=True):
+        state.add(row["item_id"], row["timestamp"], row["group_id"], row[LABEL])
+    known = users.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
+    if known.height:
+        state.attributes = json.loads(known["attributes"][-1])
+    return state
+
+
+def unfolded(states: States, b: int) -> tuple[Any, ...]:
+    """State b with names for codes."""
+    moments = []
+    for m in range(states.moment_offsets[b], states.moment_offsets[b + 1]):
+        codes = states.items[states.item_offsets[m] : states.item_offsets[m + 1]]
+        moments.append((int(states.stamps[m]), states.names[codes].tolist()))
+    negatives = states.names[states.negatives[states.negative_offsets[b] : states.negative_offsets[b + 1]]].tolist()
+    return states.users[b], moments, negatives, int(states.positives[b]), states.attributes[b]
+
+
+def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any], list[str], int]:
+    """The state's moments, dislikes and positives, written down from definitions.md 1 without a thought for speed."""
+    rows = [r for r in believed.sort(SEQ).iter_rows(named=True) if r[USER_ID] == user and r[SEQ] <= seq]
+    first: dict[str, int] = {}
+    moments: dict[int, set[str]] = {}
+    newest: dict[str, int] = {}
+    for row in rows:
+        group = row["group_id"]
+        row["stamp"] = row["timestamp"] if group is None else first.setdefault(group, row["timestamp"])
+        if row[LABEL] > 0:
+            moments.setdefault(row["stamp"], set()).add(row["item_id"])
+        if row[LABEL] < 0:
+            newest[row["item_id"]] = max(newest.get(row["item_id"], row["stamp"]), row["stamp"])
+    standing = [i for i, stamp in newest.items() if not any(i in held and at > stamp for at, held in moments.items())]
+    ordered = [(stamp, sorted(moments[stamp], key=str.encode)) for stamp in sorted(moments)]
+    return ordered, sorted(standing, key=str.encode), sum(row[LABEL] > 0 for row in rows)
+
+
+@given(events=st.lists(event, max_size=30), versions=st.lists(version, max_size=6), data=st.data())
+def test_state_by_one_more_event_is_state_from_columns(events: Any, versions: Any, data: st.DataObject) -> None:
+    log = log_of(data.draw(st.permutations(events)))
+    users = users_of(versions)
+    believed = SIGNAL.label(log.filter(SIGNAL.believe(log).is_null()))
+    timeline = Timeline(moment_stamps(believed), users)
+    last = max(log[SEQ].max() or 0, 40)
+    seqs = [0, *data.draw(st.lists(st.integers(0, last), max_size=4)), last + 1]
+    asked = [(user, seq) for user in USERS for seq in seqs]
+    columns = timeline.states([user for user, _ in asked], [seq for _, seq in asked])
+    single = States.of([user for user, _ in asked], [grown(believed, users, user, seq) for user, seq in asked])
+    for b, (user, seq) in enumerate(asked):
+        assert unfolded(single, b) == unfolded(columns, b)
+        assert single.digest(b) == columns.digest(b)
+        assert unfolded(single, b)[1:4] == by_definition(believed, user, seq)
+        alone = timeline.states([user], [seq])  # batch == single
+        assert alone.digest(0) == columns.digest(b)
+
+
+@given(events=st.lists(event, max_size=25), split=st.integers(0, 25))
+def test_belief_on_arrival_is_belief_in_the_log(events: Any, split: int) -> None:
+    """Judged one by one, in two halves, or all at once: the same rule takes the same rows."""
+    log = log_of(events)
+    whole = SIGNAL.believe(log).to_list()
+    arrived = [SIGNAL.believe(log[n : n + 1], log[:n])[0] for n in range(log.height)]
+    assert arrived == whole
+    halves = [*SIGNAL.believe(log[:split]), *SIGNAL.believe(log[split:], log[:split])]
+    assert halves == whole
+
+
+@given(events=st.lists(event, max_size=25), limit=st.integers(2, 5))
+def test_bursts_by_their_definition(events: Any, limit: int) -> None:
+    log = log_of(events)
+    rows = log.rows(named=True)
+    expected = []
+    for n, row in enumerate(rows):
+        units = {
+            ("group", other["group_id"]) if other["group_id"] else ("row", m)
+            for m, other in enumerate(rows[: n + 1])
+            if other[USER_ID] == row[USER_ID]
+            and other["event_type"] not in ("purchase", "order", "rating")
+            and row["timestamp"] - SECOND < other["timestamp"] <= row["timestamp"]
+        }
+        expected.append(row["event_type"] != "purchase" and len(units) >= limit)
+    assert bursts(log, Burst(events=limit, seconds=1.0)).tolist() == expected
+
+
+def test_ten_clicks_in_a_second_go_and_a_basket_stays() -> None:
+    click = {"user_id": "u", "event_type": "click", "group_id": None, "quantity": None, "doubled": False, "gap": 1}
+    clicks = [{**click, "item_id": f"i{n}", "timestamp": n * SECOND // 20} for n in range(12)]
+    basket = [{**click, "item_id": f"b{n}", "timestamp": 60 * SECOND, "group_id": "basket"} for n in range(40)]
+    signal = Signal(Events(), Clean())
+    log = log_of(clicks + basket)
+    rules = log.with_columns(signal.believe(log).alias(RULE)).get_column(RULE).to_list()
+    assert rules == [None] * 9 + ["burst"] * 3 + [None] * 40
+
+
+def test_a_late_row_joins_the_moment_of_its_basket() -> None:
+    """The dislike stands only where its basket's moment is not older than the positive's."""
+    state = UserState()
+    state.add("other", 1, "basket", 0)
+    state.add("item", 5, None, 1)
+    state.add("item", 9, "basket", -1)  # of the basket's moment, stamp 1, however late it came
+    assert state.disliked() == []
+    state.add("item", 5, None, -1)
+    assert state.disliked() == ["item"]
+    state.add("item", 6, None, 1)
+    assert state.disliked() == []
