@@ -1,0 +1,108 @@
+"""The release machine: every move it knows, every move it refuses, and what a rollback brings back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recloop import release
+from recloop.backends import Control, open_control
+from recloop.backends.control import Moved
+from recloop.errors import Refused, UserError
+
+WHO = {"by": "test", "reason": "r", "at": 1}
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Control:
+    control = open_control("sqlite:///store/control.db", tmp_path)
+    for name in ("a", "b", "c"):
+        release.register(control, name, name * 64, **WHO)
+    return control
+
+
+def states(control: Control) -> dict[str, str]:
+    return {row["bundle"]: row["state"] for row in release.table(control)["bundles"]}
+
+
+def test_before_the_first_row(tmp_path: Path) -> None:
+    control = open_control("sqlite:///store/control.db", tmp_path)
+    assert release.live(control) is None
+    assert release.lives(control) == []
+    assert release.table(control) == {"live": None, "shadow": None, "experiment": None, "generation": 0, "bundles": []}
+
+
+def test_one_is_live_and_the_former_retires(control: Control) -> None:
+    release.promote(control, "a", **WHO)
+    row = release.promote(control, "b", **{**WHO, "at": 9, "reason": "better"})
+    assert (row.generation, row.from_, row.to, row.sha256) == (5, "registered", "live", "b" * 64)
+    assert release.live(control) == row
+    assert states(control) == {"a": "retired", "b": "live", "c": "registered"}
+    table = release.table(control)
+    assert (table["live"], table["generation"]) == ("b", 5)
+    assert table["bundles"][0] == {"bundle": "a", "state": "retired", "at": 9, "reason": "better"}
+
+
+def test_the_way_through_shadow_and_experiment(control: Control) -> None:
+    release.promote(control, "a", to="shadow", **WHO)
+    assert release.table(control)["shadow"] == "a"
+    release.promote(control, "a", to="experiment", **WHO)
+    assert release.table(control)["shadow"] is None
+    assert release.table(control)["experiment"] == "a"
+    assert release.promote(control, "a", **WHO).from_ == "experiment"
+    assert states(control)["a"] == "live"
+
+
+def test_rollback_goes_back_one_live_bundle_at_a_time(control: Control) -> None:
+    for name in ("a", "b", "c"):
+        release.promote(control, name, **WHO)
+    assert [row.bundle for row in release.lives(control)] == ["c", "b", "a"]
+    row = release.rollback(control, **WHO)
+    assert (row.bundle, row.from_, row.sha256, row.evidence) == ("b", "retired", "b" * 64, {"rolled_back": "c"})
+    assert states(control) == {"a": "retired", "b": "live", "c": "retired"}
+    assert [row.bundle for row in release.lives(control)] == ["b", "a"]  # c was bad: it answers nothing any more
+    assert release.rollback(control, **WHO).bundle == "a"
+    with pytest.raises(Refused, match="earlier live bundles=0, threshold 1"):
+        release.rollback(control, **WHO)
+    release.promote(control, "c", **WHO)  # but a person may say otherwise
+    assert release.rollback(control, **WHO).bundle == "a"
+
+
+def test_a_refused_bundle_never_comes_back(control: Control) -> None:
+    release.promote(control, "a", **WHO)
+    release.promote(control, "b", **WHO)
+    with pytest.raises(Refused, match="state=live"):
+        release.refuse(control, "b", **WHO)
+    release.refuse(control, "a", **WHO)
+    assert states(control)["a"] == "refused"
+    assert [row.bundle for row in release.lives(control)] == ["b"]
+    with pytest.raises(Refused, match="state=refused"):
+        release.promote(control, "a", **WHO)
+    with pytest.raises(Refused, match="earlier live bundles"):
+        release.rollback(control, **WHO)
+
+
+def test_wrong_moves_change_nothing(control: Control) -> None:
+    release.promote(control, "a", **WHO)
+    with pytest.raises(Refused):
+        release.promote(control, "a", **WHO)
+    with pytest.raises(Refused):
+        release.promote(control, "a", to="shadow", **WHO)
+    with pytest.raises(Refused):
+        release.register(control, "a", "", **WHO)
+    with pytest.raises(UserError, match=r"bundle=zzz: expected a registered bundle \(a, b, c\)"):
+        release.promote(control, "zzz", **WHO)
+    with pytest.raises(UserError, match="--to=moon"):
+        release.promote(control, "b", to="moon", **WHO)
+    assert release.table(control)["generation"] == 4
+
+
+def test_a_move_made_meanwhile_stops_this_one(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = control.releases()
+    release.promote(control, "b", **WHO)
+    monkeypatch.setattr(control, "releases", lambda: looked)
+    with pytest.raises(Moved):
+        release.promote(control, "a", **WHO)
+    monkeypatch.undo()
+    assert release.table(control)["live"] == "b"
