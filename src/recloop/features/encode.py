@@ -88,7 +88,9 @@ class Window:
         return items, moments, mask
 
 
-def encode(spec: Spec, fields: Fields, vocabulary: Vocabulary, states: States, now: Sequence[int] | np.ndarray) -> Encoded:
+def encode(
+    spec: Spec, fields: Fields, vocabulary: Vocabulary, states: States, now: Sequence[int] | np.ndarray
+) -> Encoded:
     """Encode a batch of states at their queries' ``now`` (int64 microseconds)."""
     nows = np.asarray(now, dtype=np.int64)
     index = vocabulary.lookup(states.names, len(states.names))

@@ -49,8 +49,8 @@ class Signal:
             sign = int(np.sign(weight))
             classes.append((matcher(text, f"events.weights.{text}"), sign, abs(weight)))
         for name, label in (("neutral", 0), ("negative", -1), ("positive", 1)):
-            for text in getattr(events, name):
-                classes.append((matcher(text, f"events.{name}"), label, float(abs(label))))
+            key = f"events.{name}"
+            classes += [(matcher(text, key), label, float(abs(label))) for text in getattr(events, name)]
         self._label, self._weight = _first_match(classes)
 
     def label(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -73,7 +73,9 @@ class Signal:
                 before = len(earlier)
                 rows = pl.concat([earlier.select(columns), rows])
             hurried = bursts(rows, self._clean.burst)[before:]
-            rule = pl.select(pl.when(pl.Series(hurried)).then(pl.lit("burst")).otherwise(rule).alias("rule")).to_series()
+            rule = pl.select(
+                pl.when(pl.Series(hurried)).then(pl.lit("burst")).otherwise(rule).alias("rule")
+            ).to_series()
         if self._keep is not None and len(frame):
             kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series()
             if len(kept) != len(frame):  # a condition without a column is one value for all rows

@@ -116,9 +116,7 @@ def train_data(tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None) -
         item_codes=item_codes,
         user_fields=user_fields,
         item_fields=item_fields,
-        request_fields=[
-            (f"request.{name}", tables.fields.size(f"request.{name}"), 8) for name in tables.spec.request
-        ],
+        request_fields=[(f"request.{name}", tables.fields.size(f"request.{name}"), 8) for name in tables.spec.request],
         cut=tables.cut,
         counts=counts,
         held=None if held is None or not len(held) else _held(tables, held),
@@ -130,7 +128,7 @@ def _held(tables: Tables, held: pl.DataFrame) -> Held:
     moments = (
         held.filter(pl.col(LABEL) > 0)
         .group_by(USER_ID, STAMP)
-        .agg(pl.col(ITEM_ID).unique().sort())
+        .agg(pl.col(ITEM_ID).unique().sort(), pl.col(SEQ).min())
         .sort(USER_ID, STAMP)
     )
     sizes = moments[ITEM_ID].list.len().to_numpy()
@@ -138,6 +136,7 @@ def _held(tables: Tables, held: pl.DataFrame) -> Held:
     return Held(
         user_ix=tables.users.lookup(moments[USER_ID], len(moments)) - 1,
         now=moments[STAMP].to_numpy(),
+        as_of=moments[SEQ].to_numpy() - 1,
         offsets=offsets_of(sizes),
         items=tables.items.lookup(flat, len(flat)),
     )

@@ -39,12 +39,13 @@ class ModelConfig(pydantic.BaseModel):
 class Held:
     """Moments held out of training, one a user: the validation queries.
 
-    ``user_ix`` (V,), ``now`` (V,) int64 microseconds; targets flat: query v owns ``items[offsets[v]:offsets[v+1]]``
+    ``user_ix`` (V,), ``now`` (V,) int64 microseconds, ``as_of`` (V,) the seq just before the moment's first row; targets flat: query v owns ``items[offsets[v]:offsets[v+1]]``
     (item_ix, 0 where the table does not know the item).
     """
 
     user_ix: np.ndarray
     now: np.ndarray
+    as_of: np.ndarray
     offsets: np.ndarray
     items: np.ndarray
 

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from recloop.models.base import ModelConfig, TrainData
-from recloop.records import DAY
 
 
 class BoughtBefore:
@@ -27,13 +26,6 @@ class BoughtBefore:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
 
-    def fit(self, data: TrainData) -> dict[str, np.ndarray]:
+    def fit(self, data: TrainData) -> dict[str, np.ndarray]:  # noqa: ARG002 - the contract's signature
         """No arrays: the counts are the state's own."""
         return {}
-
-
-def age_weights(now: np.ndarray, stamps: np.ndarray, half_life: float | None) -> np.ndarray:
-    """(M,) float64 weight of each moment at its query's now; ``half_life`` in days, None: 1 for all."""
-    if half_life is None:
-        return np.ones(len(stamps))
-    return np.asarray(np.exp2(-np.maximum(now - stamps, 0) / (half_life * DAY)))

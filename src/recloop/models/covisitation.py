@@ -23,9 +23,13 @@ class CoVisitation:
     """
 
     class Config(ModelConfig):
-        """``lags``: weight of each lag. ``shrink``: added to a row's sum. ``width``: neighbours kept of a row."""
+        """``lags``: weight of each lag; ``recent``: of each of the newest moments when a history is scored.
+
+        ``shrink`` is added to a row's sum; ``width`` neighbours are kept of a row.
+        """
 
         lags: tuple[float, ...] = LAGS
+        recent: tuple[float, ...] = RECENT
         shrink: float = 20.0
         width: int = 200
 
@@ -40,9 +44,7 @@ class CoVisitation:
         Ties at the cut of a row go to the smaller item index.
         """
         size = data.n_items + 1
-        held = sp.csr_array(
-            (np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size)
-        )
+        held = sp.csr_array((np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size))
         after = _following(held, data.moment_user, self.config.lags)
         held = sp.csr_array(held.T)
         work = np.concatenate([[0], np.cumsum(_products(held, after))])
@@ -77,16 +79,16 @@ def _following(held: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) ->
         weights.append(np.full(len(same), weight))
     if not rows:
         return sp.csr_array(held.shape)
-    shift = sp.csr_array(
-        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(size, size)
-    )
+    shift = sp.csr_array((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(size, size))
     return sp.csr_array(shift @ held)
 
 
 def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
     """(rows,) multiply-adds that each row of ``left @ right`` costs."""
     lengths = np.diff(right.indptr)
-    return np.asarray(np.add.reduceat(np.append(lengths[left.indices], 0), left.indptr[:-1]) * (np.diff(left.indptr) > 0))
+    return np.asarray(
+        np.add.reduceat(np.append(lengths[left.indices], 0), left.indptr[:-1]) * (np.diff(left.indptr) > 0)
+    )
 
 
 def _largest(block: sp.csr_array, width: int, shrink: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from recloop.features.encode import Encoded, digest
 from recloop.features.vocab import Vocabulary
-from recloop.records import Query
 from recloop.recommend.catalogue import Catalogue
+from recloop.records import Query
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from recloop.recommend.ladder import fill
 from recloop.recommend.mix import Fused, fuse
 from recloop.recommend.recall import Recalled
 from recloop.recommend.scorer import make_scorers
+from recloop.recommend.states import state_of_tree, state_tree
 from recloop.records import MIX_SOURCES, Query, Slot
 
 LADDER = ("segment", "popular", "latest")
@@ -91,9 +92,7 @@ class Recommender:
         answers = self.answers(encoded, allowed, fused, queries)
         if not with_inputs:
             return answers
-        return [
-            replace(answer, inputs=self.inputs(encoded, allowed, queries[b], b)) for b, answer in enumerate(answers)
-        ]
+        return [replace(answer, inputs=self.inputs(encoded, allowed, b)) for b, answer in enumerate(answers)]
 
     def encode(self, states: States, now: Sequence[int] | np.ndarray) -> Encoded:
         """The states as this bundle sees them at each query's now."""
@@ -105,7 +104,9 @@ class Recommender:
         seen = bool(self.bundle.policy["filter_seen"])
         return allow(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
 
-    def recall(self, encoded: Encoded, allowed: Allowed, sources: Sequence[str] | Mapping[str, float]) -> dict[str, Recalled]:
+    def recall(
+        self, encoded: Encoded, allowed: Allowed, sources: Sequence[str] | Mapping[str, float]
+    ) -> dict[str, Recalled]:
         """The top 200 of each source that the bundle holds; of a mapping, those with a weight above 0."""
         asked = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
         made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
@@ -144,7 +145,7 @@ class Recommender:
             answers.append(Answer(slots, {}, int(encoded.states.positives[b])))
         return answers
 
-    def inputs(self, encoded: Encoded, allowed: Allowed, query: Query, b: int) -> dict[str, str]:
+    def inputs(self, encoded: Encoded, allowed: Allowed, b: int) -> dict[str, str]:
         """8 hex a name: state, catalogue, now, filters, then each feature."""
         return {
             "state": encoded.states.digest(b),
@@ -174,16 +175,23 @@ def one_state(states: States, b: int) -> States:
     )
 
 
-def make_golden(recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, k: int) -> list[dict[str, Any]]:
+def make_golden(
+    recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, k: int
+) -> list[dict[str, Any]]:
     """Cases for golden.json: a state, and the list it got from the bundle over its own catalogue."""
     cases = []
     for user_id, state in zip(users, states, strict=True):
         query = Query(user_id=user_id, now=now, k=k, placement=placement)
         answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
-        tree = {"moments": state.moments, "groups": {}, "negatives": state.negatives,
-                "positives": state.positives, "attributes": state.attributes}  # fmt: skip
         cases.append(
-            {"state": tree, "now": now, "placement": placement, "k": k, "ids": answer.items, "scores": answer.scores}
+            {
+                "state": state_tree(state),
+                "now": now,
+                "placement": placement,
+                "k": k,
+                "ids": answer.items,
+                "scores": answer.scores,
+            }
         )
     return cases
 
@@ -196,13 +204,7 @@ def check_golden(bundle: Bundle) -> None:
     """
     own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
-        tree = case["state"]
-        state = UserState(
-            moments=[(stamp, list(items)) for stamp, items in tree["moments"]],
-            negatives=dict(tree["negatives"]),
-            positives=tree["positives"],
-            attributes=tree["attributes"],
-        )
+        state = state_of_tree(case["state"])
         query = Query(user_id="golden", now=case["now"], k=case["k"], placement=case["placement"])
         answer = own.recommend(States.of(["golden"], [state]), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case["scores"]) and np.allclose(

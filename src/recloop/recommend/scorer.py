@@ -14,9 +14,9 @@ import scipy.sparse as sp
 
 from recloop.bundle import Bundle
 from recloop.features.encode import Encoded, window
-from recloop.models.bought_before import age_weights
 from recloop.recommend.filters import Allowed
 from recloop.recommend.recall import Recalled, best_dense, best_listed, best_sparse
+from recloop.records import DAY
 
 
 class Scorer(Protocol):
@@ -133,3 +133,10 @@ def popularity_rank(order: np.ndarray) -> np.ndarray:
     rank = np.full(len(order) + 1, len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     return rank
+
+
+def age_weights(now: np.ndarray, stamps: np.ndarray, half_life: float | None) -> np.ndarray:
+    """(M,) float64 weight of each moment at its query's now; ``half_life`` in days, None: 1 for all."""
+    if half_life is None:
+        return np.ones(len(stamps))
+    return np.asarray(np.exp2(-np.maximum(now - stamps, 0) / (half_life * DAY)))
