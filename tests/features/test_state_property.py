@@ -24,11 +24,12 @@ SIGNAL = Signal(
 
 event = st.fixed_dictionaries(
     {
-        "user_id": st.sampled_from(USERS[:2]),
-        "item_id": st.sampled_from(ITEMS),
+        # Few users and items, so that rows meet: a late dislike beside a newer one, a like between them.
+        "user_id": st.sampled_from(("u", "u", "ü")),
+        "item_id": st.sampled_from((*ITEMS[:2] * 3, *ITEMS)),
         # Quarters of a second within five: many equal stamps, many within a burst's second, many late.
         "timestamp": st.integers(0, 20).map(lambda quarter: quarter * SECOND // 4),
-        "event_type": st.sampled_from(("purchase", "click", "click", "dislike", "impression", "unheard_of")),
+        "event_type": st.sampled_from(("purchase", "click", "dislike", "dislike", "impression", "unheard_of")),
         "group_id": st.sampled_from(GROUPS),
         "quantity": st.sampled_from((None, 1.0, 2.0, 0.0, -1.0)),
         "doubled": st.booleans(),
@@ -98,7 +99,11 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
     return ordered, sorted(standing, key=str.encode), sum(row[LABEL] > 0 for row in rows)
 
 
-@given(events=st.lists(event, max_size=30), versions=st.lists(version, max_size=6), data=st.data())
+@given(
+    events=st.lists(event, max_size=6) | st.lists(event, min_size=12, max_size=30),
+    versions=st.lists(version, max_size=6),
+    data=st.data(),
+)
 def test_state_by_one_more_event_is_state_from_columns(events: Any, versions: Any, data: st.DataObject) -> None:
     log = log_of(data.draw(st.permutations(events)))
     users = users_of(versions)
@@ -166,3 +171,11 @@ def test_a_late_row_joins_the_moment_of_its_basket() -> None:
     assert state.disliked() == ["item"]
     state.add("item", 6, None, 1)
     assert state.disliked() == []
+
+
+def test_a_late_older_dislike_does_not_hide_the_newer_one() -> None:
+    state = UserState()
+    state.add("item", 9, None, -1)
+    state.add("item", 5, None, 1)
+    state.add("item", 1, None, -1)
+    assert state.disliked() == ["item"]
