@@ -48,21 +48,17 @@ class CoVisitation:
         after = _following(held, data.moment_user, self.config.lags)
         held = sp.csr_array(held.T)
         work = np.concatenate([[0], np.cumsum(_products(held, after))])
-        indptr = np.zeros(size + 1, dtype=np.int64)
-        ids, weights = [], []
+        blocks = []
         start = 0
         while start < size:
             stop = max(start + 1, int(np.searchsorted(work, work[start] + CHUNK_PRODUCTS, side="right")) - 1)
-            block = held[start:stop] @ after
-            lengths, block_ids, block_weights = _largest(block, self.config.width, self.config.shrink)
-            indptr[start + 1 : stop + 1] = lengths
-            ids.append(block_ids)
-            weights.append(block_weights)
+            blocks.append(_largest(sp.csr_array(held[start:stop] @ after), self.config.width, self.config.shrink))
             start = stop
+        rows = sp.csr_array(sp.vstack(blocks, format="csr"))
         return {
-            "neighbours.indptr": np.cumsum(indptr),
-            "neighbours.ids": np.concatenate(ids).astype(np.int32),
-            "neighbours.weights": np.concatenate(weights).astype(np.float32),
+            "neighbours.indptr": rows.indptr.astype(np.int64),
+            "neighbours.ids": rows.indices.astype(np.int32),
+            "neighbours.weights": rows.data.astype(np.float32),
         }
 
 
@@ -91,12 +87,21 @@ def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
     )
 
 
-def _largest(block: sp.csr_array, width: int, shrink: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``width`` largest of each row over (its sum + shrink): lengths, column ids, weights; largest first."""
+def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
+    """The ``width`` largest of each row over (its sum + shrink), columns ascending."""
     sums = np.asarray(block.sum(axis=1)).ravel()
-    lengths = np.diff(block.indptr)
-    row = np.repeat(np.arange(block.shape[0]), lengths)
-    order = np.lexsort((block.indices, -block.data, row))
-    place = np.arange(len(order)) - block.indptr[:-1][row]
-    kept = order[place < width]
-    return np.minimum(lengths, width), block.indices[kept], block.data[kept] / (sums[row[kept]] + shrink)
+    kept = np.ones(block.nnz, dtype=bool)
+    for row in np.flatnonzero(np.diff(block.indptr) > width):
+        span = slice(block.indptr[row], block.indptr[row + 1])
+        values = block.data[span]
+        border = np.partition(values, len(values) - width)[len(values) - width]
+        inside = values > border
+        ties = np.flatnonzero(values == border)
+        ties = ties[np.argsort(block.indices[span][ties])]
+        inside[ties[: width - int(inside.sum())]] = True
+        kept[span] = inside
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))[kept]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=block.shape[0]))])
+    rows = sp.csr_array((block.data[kept] / (sums[row] + shrink), block.indices[kept], indptr), shape=block.shape)
+    rows.sort_indices()
+    return rows
