@@ -10,16 +10,18 @@ import pytest
 
 from recloop import metrics
 from recloop.learn import mixing
+from recloop.recommend.mix import fuse
+from recloop.recommend.recall import Recalled
 
 
 def fused(lists: list[list[int]], weights: tuple[float, ...], k: int) -> list[int]:
-    """Weighted reciprocal rank fusion of one query, by a dictionary."""
+    """Weighted reciprocal rank fusion of one query, by a dictionary; ties between float32 scores by item."""
     score: dict[int, float] = {}
     for weight, one in zip(weights, lists, strict=True):
         for rank, item in enumerate(one, 1):
             if item and weight:
                 score[item] = score.get(item, 0.0) + weight * (1.0 / (60 + rank))
-    return sorted(score, key=lambda item: (-score[item], item))[:k]
+    return sorted(score, key=lambda item: (-np.float32(score[item]), item))[:k]
 
 
 def world(
@@ -58,6 +60,14 @@ def test_the_same_as_a_slow_search(seed: int) -> None:
         made = [fused([one[q].tolist() for one in recalled.values()], tuple(chosen.values()), 10) for q in range(40)]
         again = np.array([one + [0] * (10 - len(one)) for one in made])
         assert metrics.ranking(again, targets, offsets, 10)["NDCG"][asked].mean() == pytest.approx(value)
+
+
+def test_a_chosen_mix_is_worth_in_fuse_what_was_said() -> None:
+    recalled, targets, offsets = world(7, queries=200, items=60, width=30, sources=4)
+    weights, value = mixing.choose_mix(recalled, targets, offsets)
+    held = {name: Recalled(lists, np.zeros(lists.shape, np.float32)) for name, lists in recalled.items()}
+    lists = fuse(held, weights, 10).items
+    assert np.nanmean(metrics.ranking(lists, targets, offsets, 10)["NDCG"]) == pytest.approx(value, abs=1e-12)
 
 
 def test_the_only_good_source_is_chosen_alone() -> None:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recloop import metrics
+from recloop.recommend.mix import RRF
 from recloop.records import MIX_SOURCES
 
 GRID = (0.0, 0.25, 0.5, 1.0)
-RANK_OFFSET = 60
 CHUNK = 128  # queries at a time: about 100 MiB with four sources of 200
 SAME = 1e-12  # two NDCG closer than this are a tie
 
@@ -72,7 +72,8 @@ def _ndcg_sums(
     ideal = metrics.ideal_gain(np.array([len(one) for one in targets]), k)
     sums = np.empty(len(points))
     for number, weights in enumerate(points):
-        score = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)  # (Q, C)
+        total = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)
+        score = np.asarray(total, dtype=np.float32)  # (Q, C) ties as `recloop.recommend.mix.fuse` sees them
         rivals = score[rows]  # (T, C)
         own = rivals[np.arange(len(rows)), place][:, None]
         above = (rivals > own).sum(axis=1) + ((rivals == own) & earlier).sum(axis=1)
@@ -99,5 +100,5 @@ def _union(lists: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.floa
     starts = np.cumsum([0, *(one.shape[1] for one in lists)])
     source = np.searchsorted(starts, order, side="right") - 1
     shares = np.zeros((len(lists), *candidates.shape))
-    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (RANK_OFFSET + 1 + order - starts[source]), 0.0)
+    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (RRF + 1 + order - starts[source]), 0.0)
     return candidates, shares

@@ -1,0 +1,301 @@
+"""The table of an evaluation: values of queries in, means over users with paired intervals out, as JSON and as text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from recloop import metrics
+from recloop.metrics import Difference, Estimate, Floats
+
+SLICES: Final = ("all", "warm", "repeat", "explore")
+LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Lower ends of the buckets of history length, in believed positives of the state."""
+FILE: Final = "evaluation.json"
+
+Kind = Literal["counting", "network", "served"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row before it is averaged: ``values[slice, "NDCG@10"]`` (Q,), NaN where a query has no target there."""
+
+    model: str
+    bundle: str
+    kind: Kind
+    values: Mapping[tuple[str, str], Floats]
+    coverage: float
+    entropy: float
+    long_tail_share: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One household as the report shows it: its newest moments, the served list, what it then took."""
+
+    user_id: str
+    now: int
+    positives: int
+    history: list[tuple[int, list[str]]]
+    slots: list[tuple[str, float, str]]
+    took: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "user_id": self.user_id,
+            "now": self.now,
+            "positives": self.positives,
+            "history": [{"stamp": stamp, "items": items} for stamp, items in self.history],
+            "list": [
+                {"item_id": item_id, "score": round(score, 6), "source": source, "taken": item_id in self.took}
+                for item_id, score, source in self.slots
+            ],
+            "took": len(self.took),
+        }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row of the table: an estimate for each (slice, metric)."""
+
+    row: Row
+    estimates: Mapping[tuple[str, str], Estimate]
+
+    def to_json(self, repeats: bool) -> dict[str, Any]:
+        inside: dict[str, dict[str, Any]] = {part: {} for part in SLICES}
+        for (part, name), estimate in self.estimates.items():
+            inside[part][name] = estimate.to_json()
+        out: dict[str, Any] = {"model": self.row.model, "bundle": self.row.bundle, **inside["all"]}
+        out["warm"] = inside["warm"]
+        out["repeat"] = inside["repeat"] if repeats else None
+        out["explore"] = inside["explore"] if repeats else None
+        out |= {name: metrics.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
+        out["seconds"] = round(self.row.seconds, 3)
+        return out
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row against the best counting row: NDCG at the first k, paired over users; ``p`` after Holm."""
+
+    label: str
+    model: str
+    bundle: str
+    kind: Kind
+    base: str
+    difference: Difference
+    p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "bundle": self.bundle,
+            "against": self.base,
+            **self.difference.to_json(),
+            "p_holm": self.p,
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished evaluation."""
+
+    protocol: dict[str, Any]
+    rows: list[Scored]
+    compared: list[Compared]
+    lengths: list[dict[str, Any]]
+    examples: list[Example]
+    repeats: bool
+
+    @property
+    def sentence(self) -> str:
+        """What the networks, and the mix, add to the best counting row, whatever it is."""
+        name = f"NDCG@{self.protocol['k'][0]}"
+        if not self.compared:
+            return f"No counting row stands in this table, so nothing is said of what {name} the rows add to one."
+        base = self.compared[0].base
+        value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
+        parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
+        lead = "" if any(one.kind == "network" for one in self.compared) else "No network stands in this table; "
+        users = self.protocol["users"]
+        text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} (paired over {users:,} users)."
+        return text[0].upper() + text[1:]
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the interface, and beside them what the report draws."""
+        return {
+            "protocol": self.protocol,
+            "rows": [row.to_json(self.repeats) for row in self.rows],
+            "sentence": self.sentence,
+            "differences": [one.to_json() for one in self.compared],
+            "lengths": self.lengths,
+            "examples": [example.to_json() for example in self.examples],
+        }
+
+    def bundle_metrics(self) -> dict[str, Any]:
+        """What a bundle keeps: protocol and rows, without ``bundle`` and ``seconds``, which a rerun would change."""
+        tree = self.to_json()
+        rows = [
+            {name: value for name, value in row.items() if name not in {"bundle", "seconds"}} for row in tree["rows"]
+        ]
+        return {"protocol": self.protocol, "rows": rows, "sentence": self.sentence}
+
+    def named(self, bundle: str) -> Table:
+        """The same table once the bundle that was evaluated in memory has its id."""
+
+        def name(old: str) -> str:
+            return old or bundle
+
+        return replace(
+            self,
+            rows=[replace(one, row=replace(one.row, bundle=name(one.row.bundle))) for one in self.rows],
+            compared=[replace(one, bundle=name(one.bundle)) for one in self.compared],
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write ``evaluation.json`` beside, then rename: a reader sees the old table or the new one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target, beside = folder / FILE, folder / f".{FILE}-{os.getpid()}"
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(self.to_json(), file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+        return target
+
+    def render(self) -> Group:
+        """The table as a terminal shows it: one for each k, best values bold, intervals beside them."""
+        parts: list[Any] = [self._drawn(k) for k in self.protocol["k"]]
+        return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
+
+    def _drawn(self, k: int) -> RichTable:
+        drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        drawn.add_column("model", no_wrap=True)
+        columns = [("all", f"{name}@{k}", f"{name}@{k}") for name in metrics.RANKING]
+        headline = f"NDCG@{k}"
+        columns += [(part, headline, part) for part in SLICES[1:] if self.repeats or part == "warm"]
+        for part, _, title in columns:
+            drawn.add_column(title if part == "all" else f"{title}\n{headline}", justify="right")
+        for title in ("coverage", "entropy", "tail", "seconds"):
+            drawn.add_column(title, justify="right")
+        best = {
+            (part, name): max(round(row.estimates[part, name].value, 4) for row in self.rows)
+            for part, name, _ in columns
+        }
+        for row in self.rows:
+            cells = []
+            for part, name, _ in columns:
+                estimate = row.estimates[part, name]
+                style = "bold" if round(estimate.value, 4) == best[part, name] else ""
+                cell = Text(number(estimate.value), style=style)
+                if part == "all":
+                    cell.append(f"\n{number(estimate.low)}-{number(estimate.high)}", style="dim")
+                cells.append(cell)
+            own = row.row
+            health = [number(value, 3) for value in (own.coverage, own.entropy, own.long_tail_share)]
+            drawn.add_row(own.model, *cells, *health, f"{own.seconds:.1f}")
+        return drawn
+
+
+def make_table(
+    protocol: dict[str, Any],
+    rows: Sequence[Row],
+    users: Sequence[str],
+    positives: NDArray[np.int64],
+    examples: Sequence[Example],
+) -> Table:
+    """Average over each user's queries, then over users; intervals by resampling users, the same for every column.
+
+    Args:
+        protocol: With ``k`` and ``seed``.
+        users: (Q,) each query's user.
+        positives: (Q,) believed positives in its state.
+    """
+    names, code = np.unique(np.array(users, dtype=object), return_inverse=True)
+    keys = list(rows[0].values)
+    headline = ("all", f"NDCG@{protocol['k'][0]}")
+    bucket = np.searchsorted(np.array(LENGTHS), positives, side="right") - 1
+    held = np.unique(bucket)
+    columns = [row.values[key] for row in rows for key in keys]
+    columns += [np.where(bucket == one, row.values[headline], np.nan) for row in rows for one in held]
+    by_user = metrics.user_means(np.column_stack(columns), code, len(names))  # (U, C)
+    means, samples = metrics.mean_over_users(by_user), metrics.resample(by_user, protocol["seed"])
+    made = [metrics.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
+    scored = [Scored(row, dict(zip(keys, made[r * len(keys) :], strict=False))) for r, row in enumerate(rows)]
+    start = len(rows) * len(keys)
+    models = [row.model for row in rows]
+    labels = [row.model if models.count(row.model) == 1 else f"{row.model} of {row.bundle}" for row in rows]
+    lengths = [
+        {
+            "from": LENGTHS[one],
+            "to": LENGTHS[one + 1] - 1 if one + 1 < len(LENGTHS) else None,
+            "moments": int((bucket == one).sum()),
+            "users": len(np.unique(code[bucket == one])),
+            "rows": {label: made[start + r * len(held) + h].to_json() for r, label in enumerate(labels)},
+        }
+        for h, one in enumerate(held)
+    ]
+    place = [r * len(keys) + keys.index(headline) for r in range(len(rows))]
+    compared = _compare(rows, labels, by_user[:, place], protocol["seed"])
+    repeats = not np.isnan(rows[0].values["repeat", headline[1]]).all()
+    return Table(protocol, scored, compared, lengths, list(examples), repeats)
+
+
+def _compare(rows: Sequence[Row], labels: Sequence[str], headline: Floats, seed: int) -> list[Compared]:
+    """Every network and served row against the counting row with the best mean of (U, rows) ``headline``."""
+    counting = [r for r, row in enumerate(rows) if row.kind == "counting"]
+    if not counting:
+        return []
+    means = metrics.mean_over_users(headline)
+    base = max(counting, key=lambda r: float(means[r]))
+    others = [r for r in range(len(rows)) if r not in counting]
+    found = [metrics.difference(headline[:, r], headline[:, base], seed) for r in others]
+    adjusted = metrics.holm([one.p for one in found])
+    return [
+        Compared(labels[r], rows[r].model, rows[r].bundle, rows[r].kind, rows[base].model, one, round(p, 6))
+        for r, one, p in zip(others, found, adjusted, strict=True)
+    ]
+
+
+def _said(one: Compared) -> str:
+    estimate, relative = one.difference.absolute, one.difference.relative
+    verb = {"more": "adds", "less": "loses", "cannot tell": "adds nothing that can be told:"}[one.difference.verdict]
+    size = estimate.value if one.difference.verdict != "less" else -estimate.value
+    share = "" if np.isnan(relative.value) else f", {relative.value:+.1%}"
+    who = f"{one.label} alone" if one.kind == "network" else one.label.replace("served", "the list as served", 1)
+    return (
+        f"{who} {verb} {size:{'+' if one.difference.verdict == 'cannot tell' else ''}.4f} "
+        f"(95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
+    )
+
+
+def protocol_line(protocol: Mapping[str, Any]) -> str:
+    """The protocol in one line."""
+    return (
+        f"{protocol['name']}, targets {protocol['targets']}, full ranking of {protocol['items']:,} items, "
+        f"{protocol['moments']:,} moments of {protocol['users']:,} users, filter_seen {str(protocol['filter_seen']).lower()}, "
+        f"ties {protocol['ties']}, k {', '.join(map(str, protocol['k']))}, seed {protocol['seed']}, "
+        f"split {str(protocol['split_hash'])[:8]}, data {str(protocol['fingerprint'])[:8]}; "
+        f"95 % intervals over users, resampled {metrics.DRAWS:,} times"
+    )
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A share as a table shows it: ``.1234``, a dash for none."""
+    if np.isnan(value):
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
