@@ -1,0 +1,81 @@
+"""READ FIRST: one turn of the loop, chapter by chapter, from a raw log to a live bundle.
+
+    what happened   what the model sees   what it learns   how good it is   what is served
+    collect    ->   features         ->   learn       ->   evaluate    ->   bundle, release
+
+Serving and watching go on from there: `recloop.serve.app` and `recloop.watch`. The parts that a chapter needs stand in
+`recloop.turn`; this file is the table of contents.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from recloop import turn as parts
+from recloop.backends import locks
+from recloop.bundle import Bundle
+from recloop.collect.prepare import Prepared, load, prepare
+from recloop.config import Project
+from recloop.learn.arrays import train_data
+from recloop.learn.table import Table
+from recloop.turn import Silent, Voice
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn did; ``table`` is the evaluation of ``bundle`` on the test, ``seconds`` the wall time of all."""
+
+    prepared: Prepared
+    bundle: Bundle
+    table: Table
+    seconds: float
+
+
+def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> Turn:
+    """Prepare, learn, evaluate, bundle, and make it live: the first turn of a project.
+
+    Raises:
+        Locked: another turn runs in this folder.
+        UserError: the log, the configuration or the model's extra does not allow it.
+    """
+    with locks.turn_lock(project.root, verb):
+        begin = time.monotonic()
+        prepared = collect(project, voice)
+        bundle, table = train(project, voice, model=None)
+        parts.make_live(project, bundle, by=f"recloop {verb}", reason="first turn")
+        return Turn(prepared, bundle, table, time.monotonic() - begin)
+
+
+def collect(project: Project, voice: Voice | None = None) -> Prepared:
+    """1. What happened: read, clean, split, write ``data/``, and the states as of its last row."""
+    voice = voice or Silent()
+    prepared = prepare(project, parts.logged(project))
+    parts.follow_on(project, prepared, load(project))
+    parts.tell_collected(voice, prepared)
+    return prepared
+
+
+def train(project: Project, voice: Voice | None = None, model: str | None = None) -> tuple[Bundle, Table]:
+    """2-5. What the model sees, what it learns, how good it is: a bundle, written and registered, and its table.
+
+    Args:
+        model: A shelf name or dotted path in place of ``[model]`` (its extra must then be there).
+    """
+    voice = voice or Silent()
+    started = datetime.now(UTC)
+    data = load(project)
+    run = parts.open_run(project, started)
+
+    tables = parts.see(project, data)  # 2. features
+    arrays = train_data(tables, data.train, data.valid)
+    parts.tell_features(voice, tables, arrays)
+
+    learned = parts.learn(project.config, tables, arrays, data, run, voice, model)  # 3. learn
+    table = parts.judge(project, [learned.bundle], data, voice)  # 4. evaluate
+    if project.config.train.refit:
+        learned = parts.refit(project.config, learned, data, run, voice)
+    bundle = parts.keep(project, learned, table, data, run, started)  # 5. bundle
+    parts.tell_bundle(voice, bundle)
+    return bundle, table

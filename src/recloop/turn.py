@@ -1,0 +1,271 @@
+"""The parts of a turn that join two chapters: each reads what one left and calls the next."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from recloop import __version__, release
+from recloop import bundle as bundles
+from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
+from recloop.bundle import Bundle
+from recloop.collect.prepare import Data, Prepared
+from recloop.config import Config, Project, dump
+from recloop.features.spec import Spec
+from recloop.features.state import Timeline, UserState
+from recloop.learn import counts
+from recloop.learn.arrays import Tables, make_tables, train_data
+from recloop.learn.evaluate import evaluate
+from recloop.learn.fit import Network, fit_network
+from recloop.learn.table import Table
+from recloop.models.base import SOURCE_OF, TrainData
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.states import fold, fold_all
+from recloop.records import SECOND, SEQ, USER_ID, hash_share
+
+COUNTS = "counts"
+"""Name of a bundle without a network."""
+GOLDEN = 5
+EXTRA = ("torch", "lightning", "onnx", "onnxscript")
+THREADS = 2
+
+
+class Voice(Protocol):
+    """Who is told what came out of each step, and how far a long one is."""
+
+    def say(self, chapter: str, line: str) -> None: ...
+    def bar(self, chapter: str, done: int, total: int) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def say(self, chapter: str, line: str) -> None: ...
+    def bar(self, chapter: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A bundle in memory, not yet measured; ``network`` is None where counting models are all there is."""
+
+    bundle: Bundle
+    arrays: TrainData
+    network: Network | None
+    chosen: dict[str, Any]
+
+
+def logged(project: Project) -> bool:
+    """Whether log.db or decisions.db holds a row: then the import may not change under them."""
+    stores = project.config.stores
+    log = open_log(stores.log, project.root)
+    decisions = open_decisions(stores.decisions, project.root)
+    try:
+        return not log.is_empty() or bool(decisions.rows(last=1))
+    finally:
+        log.close()
+        decisions.close()
+
+
+def follow_on(project: Project, prepared: Prepared, data: Data) -> None:
+    """Let log.db go on after the import, and write every user's state as of its last row."""
+    with locks.writer_lock(project.root, "prepare"):
+        log = open_log(project.config.stores.log, project.root, write=True)
+        try:
+            log.start_at(prepared.watermark)
+        finally:
+            log.close()
+    key = Spec.of(project.config).state_key
+    path = project.store / snapshots.name(prepared.watermark, key)
+    snapshots.write(path, fold_all(data.events, data.users), prepared.watermark, key)
+
+
+def open_run(project: Project, started: datetime) -> Path:
+    """A folder of its own for this run, with the whole configuration in it."""
+    run = project.runs / started.strftime("%Y%m%dT%H%M%S%fZ")
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(dump(project.config), "utf-8")
+    return run
+
+
+def see(project: Project, data: Data) -> Tables:
+    """The tables over what was there before the cut."""
+    before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
+    return make_tables(Spec.of(project.config), before, data.manifest["cut"], data.items, data.users)
+
+
+def learn(
+    config: Config, tables: Tables, arrays: TrainData, data: Data, run: Path, voice: Voice, model: str | None
+) -> Learned:
+    """Counting models first, then the network with what is left of the budget, then the mix on validation."""
+    begin = time.monotonic()
+    budget = config.train.budget_seconds
+    name = model or config.model.name
+    wanted = name not in SOURCE_OF
+    missing = [extra for extra in EXTRA if importlib.util.find_spec(extra) is None] if wanted and model is None else []
+    voice.say("learn", f"counting models, then {name if wanted else 'nothing more'}: {config.train.budget} in all")
+    made, scorers = counts.fit_counts(arrays, tables)
+    draft = counts.draft(config, tables, arrays, made, scorers, _manifest(config, tables, data))
+    voice.say("learn", f"popular, bought_before, covisitation in {time.monotonic() - begin:.1f} s")
+    network = None
+    if wanted and missing:
+        voice.say("learn", f'no {name}: it needs {missing[0]}; pip install "recloop[train]" adds it to the mix')
+    elif wanted:
+        left = max(1.0, budget - (time.monotonic() - begin))
+        options = config.model.options if model in {None, config.model.name} else {}
+        network = fit_network(name, options, arrays, config, run, left)
+        draft = with_network(draft, network)
+        voice.say(
+            "learn", f"{name}: {network.epochs} epochs in {network.seconds:.0f} s, stopped by {network.stopped}"
+        )
+    past = Timeline(pl.concat([data.train, data.valid]) if len(data.valid) else data.train, data.users)
+    bundle, chosen = counts.tune(draft, config, arrays, past, THREADS)
+    voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
+    return Learned(bundle, arrays, network, chosen)
+
+
+def with_network(bundle: Bundle, network: Network) -> Bundle:
+    """The bundle with a network's vectors and graph beside the counts, as the source ``model``."""
+    scorers = {**bundle.scorers, "model": {"kind": "vectors", "model": network.name}}
+    weights = {
+        name: {**placement, "weights": {"model": 1.0, **placement["weights"]}}
+        if placement["list"] == "for_you" and set(placement["weights"]) == set(bundle.scorers)
+        else placement
+        for name, placement in bundle.policy["placements"].items()
+    }
+    manifest = {
+        **bundle.manifest,
+        "scorers": scorers,
+        "model": {"name": network.name, "config": network.config},
+        "train": {**bundle.manifest["train"], "epochs": network.epochs, "stopped": network.stopped},
+    }
+    return replace(
+        bundle,
+        manifest=manifest,
+        policy={**bundle.policy, "placements": weights},
+        arrays={**bundle.arrays, **network.arrays},
+        graphs={**bundle.graphs, "user.onnx": network.graph},
+        train=network.train_state,
+    )
+
+
+def judge(project: Project, candidates: Sequence[Bundle], data: Data, voice: Voice) -> Table:
+    """The table of these bundles on the test, through the recommender that serves."""
+    facts = {"split_hash": data.split_hash, "fingerprint": data.manifest["fingerprint"]}
+    table = evaluate(
+        candidates, data, Catalogue.of([data.items]), project.config, facts, THREADS,
+        lambda done, total: voice.bar("evaluate", done, total),
+    )  # fmt: skip
+    voice.say("evaluate", table.sentence)
+    return table
+
+
+def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice) -> Learned:
+    """Once more on all rows, with the epochs, half-life and mix found; such a bundle is not scored on them."""
+    cut = int(data.events["stamp"].max() or 0) + 1  # type: ignore[arg-type]
+    tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
+    arrays = train_data(tables, data.events, None)
+    made, _ = counts.fit_counts(arrays, tables)
+    manifest = _manifest(config, tables, data)
+    manifest["train"]["refit"] = True
+    bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
+    network = None
+    if learned.network is not None:
+        name = learned.network.name
+        network = fit_network(
+            name, learned.network.config, arrays, config, run / "refit", float("inf"), epochs=learned.network.epochs
+        )
+        bundle = with_network(bundle, network)
+    voice.say("learn", f"refit on all {len(data.events):,} rows: its numbers are those of the fit before the cut")
+    return Learned(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
+
+
+def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path, started: datetime) -> Bundle:
+    """Golden lists, the folder with its hash, and its row in the control store."""
+    bundle = replace(learned.bundle, metrics=table.bundle_metrics())
+    users = sorted(learned.arrays.user_ids, key=lambda user: hash_share("golden", user))[: GOLDEN - 1]
+    rows = data.events.filter(pl.col("stamp") < bundle.cut)
+    states = [UserState() for _ in range(len(users) + 1)]
+    for user, state in zip(users, states, strict=False):
+        fold(state, rows.filter(pl.col(USER_ID) == user))
+    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    placement = next(iter(bundle.policy["placements"]))
+    golden = make_golden(own, [*users, "nobody"], states, bundle.cut, placement, 10)
+    project.bundles.mkdir(parents=True, exist_ok=True)
+    bundle = bundles.write(replace(bundle, golden=golden), project.bundles, started)
+    write_json(run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, **bundle.metrics})
+    table.named(learned.bundle.id, bundle.id).save(project.reports)
+    control = open_control(project.config.stores.control, project.root)
+    sha256 = bundles.manifest_hash(project.bundles / bundle.id)
+    release.register(control, bundle.id, sha256, by="recloop train", reason="trained", at=now())
+    return bundle
+
+
+def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
+    """Promote a registered bundle to live."""
+    control = open_control(project.config.stores.control, project.root)
+    release.promote(control, bundle.id, to="live", by=by, reason=reason, at=now())
+
+
+def now() -> int:
+    """The clock of the command line: int64 microseconds UTC."""
+    return int(datetime.now(UTC).timestamp() * SECOND)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def tell_collected(voice: Voice, prepared: Prepared) -> None:
+    """The doctor's first line, and where the cut fell."""
+    report = prepared.report
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
+    voice.say(
+        "collect", f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected"
+    )
+    for warning in report.warnings:
+        voice.say("collect", warning)
+    cut = datetime.fromtimestamp(prepared.cut / SECOND, UTC)
+    voice.say(
+        "collect", f"cut at {cut:%Y-%m-%d %H:%M}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test"
+    )
+
+
+def tell_features(voice: Voice, tables: Tables, arrays: TrainData) -> None:
+    """What the model sees, in one line."""
+    names = ", ".join(tables.fields.codes) or "ids alone"
+    voice.say(
+        "features",
+        f"{arrays.n_users:,} users, {arrays.n_items:,} items, {len(arrays.stamps):,} moments, {len(arrays.items):,} rows; {names}",
+    )
+
+
+def tell_bundle(voice: Voice, bundle: Bundle) -> None:
+    """The bundle's name and size."""
+    size = sum(facts["bytes"] for facts in bundle.manifest["files"].values())
+    voice.say("bundle", f"{bundle.id}: {len(bundle.manifest['files'])} files, {size / 2**20:.0f} MiB")
+
+
+def _manifest(config: Config, tables: Tables, data: Data) -> dict[str, Any]:
+    until = int(data.events.filter(pl.col("stamp") < tables.cut)[SEQ].max() or 0)  # type: ignore[arg-type]
+    return {
+        "parent": None,
+        "recloop": __version__,
+        "model": {"name": COUNTS, "config": {}},
+        "data": {"fingerprint": data.manifest["fingerprint"], "cut": tables.cut, "until_seq": until},
+        "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
+    }
+
+
+def _weights(mix: dict[str, float] | None) -> str:
+    if mix is None:
+        return "as configured"
+    return ", ".join(f"{source} {weight:g}" for source, weight in mix.items() if weight > 0)
