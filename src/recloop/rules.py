@@ -1,0 +1,151 @@
+"""One small language for conditions: SQL over a row's fields, parsed and checked, never eval.
+
+    rule = parse("event_type = 'rating' AND value >= 4", EVENT_COLUMNS, "events.positive")
+    rule.mask(frame)
+
+Only comparisons, ``AND OR NOT``, ``IN (...)``, ``BETWEEN``, ``LIKE``, ``IS NULL``, arithmetic and the row's own fields
+pass; a function, a table, a second statement do not. What was checked is written out again and that text is run, so
+nothing that the parser overlooked reaches the engine. Null counts as false.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+import sqlglot
+from sqlglot import exp
+
+from recloop.errors import UserError
+
+LONGEST: Final = 10_000  # characters of a condition: a request may carry one
+DEEPEST: Final = 500  # nodes from the root; a longer chain of OR is an IN
+
+COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
+PREDICATES: Final = (*COMPARISONS, exp.Is, exp.In, exp.Between, exp.Like, exp.ILike, exp.Boolean)
+CONNECTIVES: Final = (exp.And, exp.Or, exp.Not, exp.Paren)
+ARITHMETIC: Final = (exp.Neg, exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Paren)
+ALLOWED: Final = (
+    *PREDICATES, *CONNECTIVES, *ARITHMETIC, exp.Column, exp.Identifier, exp.Literal, exp.Null,
+)  # fmt: skip
+GRAMMAR: Final = "field = 'text', field >= 4, IN (...), BETWEEN, LIKE, IS NULL, joined by AND, OR, NOT"
+MEND: Final = 'write it as SQL over the row, such as "value >= 4"'
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A checked condition: ``expr`` is Boolean and never null; ``columns`` are the fields that it names."""
+
+    text: str
+    expr: pl.Expr
+    columns: frozenset[str]
+    key: str
+
+    def mask(self, frame: pl.DataFrame) -> pl.Series:
+        """(n,) Boolean: the rows that pass.
+
+        Raises:
+            UserError: a field is compared with a value of another kind.
+        """
+        try:
+            return frame.with_columns(self.expr.alias("passes")).get_column("passes")
+        except pl.exceptions.PolarsError as error:
+            raise _unlike(self.key, self.text, error) from None
+
+
+def parse(text: str, columns: Collection[str], key: str) -> Rule:
+    """The rule of a condition.
+
+    Args:
+        text: The condition.
+        columns: The fields it may name; a mapping to Polars types also refuses what cannot be compared.
+        key: Whose condition it is, for the message: ``clean.keep``, ``filter``.
+
+    Raises:
+        UserError: it does not parse, holds something that is not allowed, names an unknown field.
+    """
+    if len(text) > LONGEST:
+        raise UserError(key, text, f"a condition of at most {LONGEST:,} characters", "a shorter condition")
+    tree = _parsed(text, key)
+    names = _check(tree, text, columns, key)
+    try:
+        expression = pl.sql_expr(tree.sql(identify=True, comments=False)).fill_null(False)
+        if isinstance(columns, Mapping):
+            frame = pl.DataFrame(schema=dict(columns)).with_columns(expression.alias("passes"))
+            if frame.schema["passes"] != pl.Boolean:
+                raise UserError(key, text, f"a condition that is true or false: {GRAMMAR}", MEND)
+    except (pl.exceptions.PolarsError, RecursionError) as error:
+        raise _unlike(key, text, error) from None
+    return Rule(text, expression, frozenset(names), key)
+
+
+def _parsed(text: str, key: str) -> exp.Expression:
+    try:
+        trees = [tree for tree in sqlglot.parse(text) if tree is not None]
+    except (sqlglot.errors.SqlglotError, RecursionError) as error:
+        first = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "nested too deeply"
+        raise UserError(key, text, f"a condition ({GRAMMAR}); {first}", MEND) from None
+    if len(trees) != 1:
+        raise UserError(key, text, f"one condition, found {len(trees)}", MEND)
+    tree: Any = trees[0]
+    if not isinstance(tree, exp.Expression):
+        raise UserError(key, text, f"a condition ({GRAMMAR})", MEND)
+    return tree
+
+
+def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) -> set[str]:
+    """Refuse every node that is not of the small language; the names of the fields used."""
+    names: set[str] = set()
+    for node in tree.walk():
+        if not isinstance(node, ALLOWED):
+            raise UserError(key, text, f"{GRAMMAR}; found {node.sql(comments=False)[:60]}", MEND)
+        if node.depth > DEEPEST:
+            raise UserError(key, text, "a flatter condition", "field IN (value, value, ...) instead of many OR")
+        if isinstance(node, exp.Column):
+            names.add(_known(node, text, columns, key))
+        if isinstance(node, exp.Null) and not isinstance(node.parent, exp.Is):
+            raise UserError(key, text, "IS NULL: nothing equals NULL", "field IS NULL")
+        if isinstance(node, exp.Is) and not isinstance(node.expression, exp.Null):
+            raise UserError(key, text, "IS NULL or IS NOT NULL", "field = TRUE")
+        if isinstance(node, exp.In) and not _is_list(node):
+            raise UserError(key, text, "IN with a list of values", "field IN ('a', 'b')")
+        if isinstance(node, exp.Like | exp.ILike) and not node.expression.is_string:
+            raise UserError(key, text, "LIKE with a text", "field LIKE 'a%'")
+        if isinstance(node, exp.And | exp.Or | exp.Not):
+            operands = (node.this,) if isinstance(node, exp.Not) else (node.left, node.right)
+            for operand in operands:
+                _must_decide(operand, text, key)
+    _must_decide(tree, text, key)
+    return names
+
+
+def _known(node: exp.Column, text: str, columns: Collection[str], key: str) -> str:
+    name = node.name
+    if name in columns and len(node.parts) == 1:
+        return name
+    near = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.0)
+    quoted = isinstance(node.this, exp.Identifier) and node.this.quoted
+    hint = f"; a text stands in single quotes: '{name}'" if quoted else ""
+    known = f"a known field; nearest to {name}: {near[0]}" if near else "a known field; there is none"
+    raise UserError(key, text, known + hint, f"one of {', '.join(sorted(columns)[:20])}" if near else MEND)
+
+
+def _is_list(node: exp.In) -> bool:
+    values = node.expressions
+    simple = all(isinstance(v, exp.Literal) or (isinstance(v, exp.Neg) and v.this.is_number) for v in values)
+    return bool(values) and simple and not (node.args.get("query") or node.args.get("unnest"))
+
+
+def _must_decide(node: Any, text: str, key: str) -> None:
+    while isinstance(node, exp.Paren):
+        node = node.this
+    if not isinstance(node, (*PREDICATES, exp.And, exp.Or, exp.Not, exp.Column)):
+        raise UserError(key, text, f"a condition that is true or false; found {node.sql(comments=False)[:60]}", MEND)
+
+
+def _unlike(key: str, text: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(key, text, f"numbers compared with numbers, texts with texts ({first})", MEND)
