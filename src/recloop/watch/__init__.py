@@ -1,0 +1,1 @@
+"""Is it what we trained, is it good? Parity, health, the report."""
