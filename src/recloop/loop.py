@@ -24,8 +24,18 @@ from recloop.turn import Silent, Voice
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A bundle, written and registered; ``table`` is its evaluation on the test, ``run`` the name of its run folder."""
+
+    bundle: Bundle
+    table: Table
+    run: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Turn:
-    """What one turn did; ``table`` is the evaluation of ``bundle`` on the test, ``seconds`` the wall time of all."""
+    """What one turn did; ``seconds`` is the wall time of all."""
 
     prepared: Prepared
     bundle: Bundle
@@ -43,9 +53,9 @@ def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> 
     with locks.turn_lock(project.root, verb):
         begin = time.monotonic()
         prepared = collect(project, voice)
-        bundle, table = train(project, voice, model=None)
-        parts.make_live(project, bundle, by=f"recloop {verb}", reason="first turn")
-        return Turn(prepared, bundle, table, time.monotonic() - begin)
+        trained = train(project, voice)
+        parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first turn")
+        return Turn(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
 def collect(project: Project, voice: Voice | None = None) -> Prepared:
@@ -57,14 +67,14 @@ def collect(project: Project, voice: Voice | None = None) -> Prepared:
     return prepared
 
 
-def train(project: Project, voice: Voice | None = None, model: str | None = None) -> tuple[Bundle, Table]:
+def train(project: Project, voice: Voice | None = None, model: str | None = None) -> Trained:
     """2-5. What the model sees, what it learns, how good it is: a bundle, written and registered, and its table.
 
     Args:
         model: A shelf name or dotted path in place of ``[model]`` (its extra must then be there).
     """
     voice = voice or Silent()
-    started = datetime.now(UTC)
+    started, begin = datetime.now(UTC), time.monotonic()
     data = load(project)
     run = parts.open_run(project, started)
 
@@ -78,4 +88,4 @@ def train(project: Project, voice: Voice | None = None, model: str | None = None
         learned = parts.refit(project.config, learned, data, run, voice)
     bundle = parts.keep(project, learned, table, data, run, started)  # 5. bundle
     parts.tell_bundle(voice, bundle)
-    return bundle, table
+    return Trained(bundle, table, run.name, time.monotonic() - begin)

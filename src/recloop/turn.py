@@ -17,7 +17,7 @@ from recloop import __version__, release
 from recloop import bundle as bundles
 from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
 from recloop.bundle import Bundle
-from recloop.collect.prepare import Data, Prepared
+from recloop.collect.prepare import Data, Prepared, load
 from recloop.config import Config, Project, dump
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState
@@ -31,12 +31,15 @@ from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
 from recloop.records import SECOND, SEQ, USER_ID, hash_share
+from recloop.standing import load_bundle, now
 
 COUNTS = "counts"
 """Name of a bundle without a network."""
 GOLDEN = 5
 EXTRA = ("torch", "lightning", "onnx", "onnxscript")
 THREADS = 2
+REFIT_SECONDS = 7 * 86_400.0
+"""A refit is bounded by its epochs; this only ends one that went astray."""
 
 
 class Voice(Protocol):
@@ -123,9 +126,7 @@ def learn(
         options = config.model.options if model in {None, config.model.name} else {}
         network = fit_network(name, options, arrays, config, run, left)
         draft = with_network(draft, network)
-        voice.say(
-            "learn", f"{name}: {network.epochs} epochs in {network.seconds:.0f} s, stopped by {network.stopped}"
-        )
+        voice.say("learn", f"{name}: {network.epochs} epochs in {network.seconds:.0f} s, stopped by {network.stopped}")
     past = Timeline(pl.concat([data.train, data.valid]) if len(data.valid) else data.train, data.users)
     bundle, chosen = counts.tune(draft, config, arrays, past, THREADS)
     voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
@@ -179,10 +180,11 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
     network = None
     if learned.network is not None:
-        name = learned.network.name
+        again = config.train.model_copy(update={"epochs": max(1, learned.network.epochs)})
         network = fit_network(
-            name, learned.network.config, arrays, config, run / "refit", float("inf"), epochs=learned.network.epochs
-        )
+            learned.network.name, learned.network.config, arrays, config.model_copy(update={"train": again}),
+            run / "refit", REFIT_SECONDS,
+        )  # fmt: skip
         bundle = with_network(bundle, network)
     voice.say("learn", f"refit on all {len(data.events):,} rows: its numbers are those of the fit before the cut")
     return Learned(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
@@ -202,7 +204,7 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
     project.bundles.mkdir(parents=True, exist_ok=True)
     bundle = bundles.write(replace(bundle, golden=golden), project.bundles, started)
     write_json(run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, **bundle.metrics})
-    table.named(learned.bundle.id, bundle.id).save(project.reports)
+    table.named(bundle.id).save(project.reports)
     control = open_control(project.config.stores.control, project.root)
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
     release.register(control, bundle.id, sha256, by="recloop train", reason="trained", at=now())
@@ -215,12 +217,16 @@ def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
     release.promote(control, bundle.id, to="live", by=by, reason=reason, at=now())
 
 
-def now() -> int:
-    """The clock of the command line: int64 microseconds UTC."""
-    return int(datetime.now(UTC).timestamp() * SECOND)
+def evaluate_bundles(project: Project, names: Sequence[str], voice: Voice) -> Table:
+    """The table of these bundles (the live one without a name), written to ``reports/evaluation.json``."""
+    asked = [load_bundle(project, name) for name in names or [""]]
+    table = judge(project, asked, load(project), voice)
+    table.save(project.reports)
+    return table
 
 
 def write_json(path: Path, tree: Any) -> None:
+    """A small JSON file, keys sorted."""
     path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
@@ -229,13 +235,15 @@ def tell_collected(voice: Voice, prepared: Prepared) -> None:
     report = prepared.report
     removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
     voice.say(
-        "collect", f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected"
+        "collect",
+        f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
     )
     for warning in report.warnings:
         voice.say("collect", warning)
     cut = datetime.fromtimestamp(prepared.cut / SECOND, UTC)
     voice.say(
-        "collect", f"cut at {cut:%Y-%m-%d %H:%M}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test"
+        "collect",
+        f"cut at {cut:%Y-%m-%d %H:%M}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
     )
 
 
