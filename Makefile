@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 .PHONY: help demo test test-all check format clean
 
 help:
-	@echo "make demo      the whole loop on a real grocery chain's year (about 6 minutes on 2 cores after the install)"
+	@echo "make demo      the whole loop on a grocery chain's year (about 6 minutes on 2 cores after the install)"
 	@echo "make test      the fast tests"
 	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
 	@echo "make check     format, lint, types, import contracts, docs executed"
@@ -33,7 +33,7 @@ check: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/python tests/tree.py --write
+	$(BIN)/python tests/readme_tree.py --write
 
 clean:
 	rm -rf $(VENV) recloop-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "recloop"
-START, END = "<!-- tree: python tests/tree.py --write -->", "<!-- /tree -->"
+START, END = "<!-- tree: python tests/readme_tree.py --write -->", "<!-- /tree -->"
 WIDTH = 22
 
 

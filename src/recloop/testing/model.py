@@ -1,0 +1,235 @@
+"""What every model has to do, asked through `recommend` on the seeded world: its source alone, then Popular."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recloop import bundle as bundles
+from recloop import loop
+from recloop.bundle import Bundle
+from recloop.collect.prepare import load
+from recloop.config import Project, open_project
+from recloop.features.state import States, Timeline, UserState
+from recloop.models.base import SHELF
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.mix import fuse
+from recloop.recommend.recommender import CLOSE, Answer, Recommender
+from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
+from recloop.world import World
+
+ALONE = ("popular",)
+"""The ladder of one source: its own list, then Popular."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model fitted on a world before its cut, and the questions of its test: each user's first moment after it.
+
+    Question q is asked by ``users[q]`` at ``now[q]``, knowing the log up to ``as_of[q]``; ``targets[q]`` is what the
+    moment holds.
+    """
+
+    project: Project
+    bundle: Bundle
+    source: str
+    timeline: Timeline
+    catalogue: Catalogue
+    users: list[str]
+    now: list[int]
+    as_of: list[int]
+    targets: list[set[str]]
+
+    def states(self, questions: Sequence[int]) -> States:
+        """The states of these questions, from columns."""
+        chosen = [(self.users[q], self.as_of[q], self.now[q]) for q in questions]
+        users, seqs, now = (list(column) for column in zip(*chosen, strict=True))
+        return self.timeline.states(users, seqs, now)
+
+    def ask(self, questions: Sequence[int], k: int = 10, exclude: tuple[str, ...] = ()) -> list[Answer]:
+        """The lists of these questions as one batch."""
+        return self.answers(self.states(questions), [self.now[q] for q in questions], k, exclude)
+
+    def answers(
+        self,
+        states: States,
+        now: Sequence[int],
+        k: int = 10,
+        exclude: tuple[str, ...] = (),
+        bundle: Bundle | None = None,
+    ) -> list[Answer]:
+        """The lists of the model's source alone, then Popular, by the steps of `Recommender.recommend`."""
+        recommender = Recommender(bundle or self.bundle, self.catalogue)
+        queries = [
+            Query(user_id=user_id, now=stamp, k=k, exclude=exclude)
+            for user_id, stamp in zip(states.users, now, strict=True)
+        ]
+        encoded = recommender.encode(states, now)
+        allowed = recommender.allowed(encoded, queries)
+        fused = fuse(recommender.recall(encoded, allowed, [self.source]), {self.source: 1.0}, k)
+        return recommender.answers(encoded, allowed, fused, queries, ALONE)
+
+
+def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle: int | None = None) -> Fitted:
+    """Write the world as a project, make a turn with one model, and put its questions.
+
+    Args:
+        folder: Where the project goes.
+        model: A shelf name or ``package.module:Class``.
+        settings: As ``--set`` takes them.
+        shuffle: Seed by which the rows of each moment are shuffled in the file; None: as they are.
+    """
+    World(seed=0).write(folder)
+    if shuffle is not None:
+        file = folder / "events.csv"
+        rows = pl.read_csv(file, infer_schema=False)
+        order = pl.Series("order", np.random.default_rng(shuffle).permutation(rows.height))
+        rows.with_columns(order).sort("timestamp", "order").drop("order").write_csv(file)
+    project = open_project(folder, [f'model.name="{model}"', *settings])
+    loop.collect(project)
+    bundle = loop.train(project, model=model).bundle
+    data = load(project)
+    first = (
+        data.test.group_by(USER_ID, STAMP)
+        .agg(pl.col(SEQ).min() - 1, pl.col(ITEM_ID).filter(pl.col(LABEL) > 0))
+        .filter(pl.col(ITEM_ID).list.len() > 0)
+        .sort(USER_ID, STAMP)
+        .unique(USER_ID, keep="first", maintain_order=True)
+    )
+    return Fitted(
+        project=project,
+        bundle=bundle,
+        source=_source(bundle, model),
+        timeline=Timeline(data.events, data.users),
+        catalogue=Catalogue.of([data.items]),
+        users=first[USER_ID].to_list(),
+        now=first[STAMP].to_list(),
+        as_of=first[SEQ].to_list(),
+        targets=[set(items) for items in first[ITEM_ID].to_list()],
+    )
+
+
+def _source(bundle: Bundle, model: str) -> str:
+    names = {model, *(name for name, path in SHELF.items() if path == model)}
+    found = [source for source, settings in bundle.scorers.items() if settings["model"] in names]
+    assert found, f"no scorer of the bundle names {model}: {bundle.scorers}"
+    return found[0]
+
+
+def assert_same(one: Answer, other: Answer) -> None:
+    """Equal lists: scores within 1e-5; ids may swap only between scores that close."""
+    assert len(one.items) == len(other.items)
+    np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=CLOSE)
+    scores = np.asarray(one.scores)
+    for place in np.flatnonzero([a != b for a, b in zip(one.items, other.items, strict=True)]):
+        near = np.flatnonzero(np.abs(scores - scores[place]) <= CLOSE)
+        last = near[-1] == len(scores) - 1  # the rival of the last slot may stand just below it
+        assert last or other.items[place] in {one.items[n] for n in near}, (place, one.items, other.items)
+
+
+class ModelContract:
+    """What every model has to do.
+
+    Attributes:
+        model: A shelf name or ``package.module:Class``.
+        settings: As ``--set`` takes them; a network gets so many epochs (not seconds: the same on every machine).
+        better: How many times as many of the next basket's items as a constant scorer the model must find.
+        liked: Mean place, by the truth, of what it lists among all items: .5 is what chance gives.
+    """
+
+    model: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ("train.epochs=4", "train.budget=1h")
+    better: ClassVar[float] = 2.0
+    liked: ClassVar[float] = 0.65
+
+    @pytest.fixture(scope="class")
+    def fitted(self, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+        return fit_on_world(tmp_path_factory.mktemp("contract") / "shop", self.model, self.settings)
+
+    @pytest.fixture(scope="class")
+    def answers(self, fitted: Fitted) -> list[Answer]:
+        return fitted.ask(range(len(fitted.users)))
+
+    def test_finds_the_right_items(self, fitted: Fitted, answers: list[Answer]) -> None:
+        """Recall@10 of the next basket, against the 10/N of a constant or random scorer."""
+        hits = [len(set(a.items) & held) / len(held) for a, held in zip(answers, fitted.targets, strict=True)]
+        assert np.mean(hits) > self.better * 10 / len(fitted.bundle.items)
+
+    def test_lists_what_users_like_by_the_truth(self, fitted: Fitted, answers: list[Answer]) -> None:
+        world = World(seed=0)
+        place = {item_id: ix for ix, item_id in enumerate(world.item_ids)}
+        shares = []
+        for user_id, answer in zip(fitted.users, answers, strict=True):
+            share = world.utility(user_id).argsort().argsort() / (len(place) - 1)
+            shares.append(np.mean([share[place[item]] for item in answer.items]))
+        assert np.mean(shares) > self.liked
+
+    def test_batch_equals_single(self, fitted: Fitted, answers: list[Answer]) -> None:
+        for q in range(0, len(answers), max(1, len(answers) // 12)):
+            assert_same(answers[q], fitted.ask([q])[0])
+
+    def test_company_in_the_batch_changes_nothing(self, fitted: Fitted, answers: list[Answer]) -> None:
+        """The same questions in another order, beside users with no history at all."""
+        order = np.random.default_rng(0).permutation(len(answers)).tolist()
+        users = [fitted.users[q] for q in order] + ["nobody", "nobody else"]
+        now = [fitted.now[q] for q in order] + fitted.now[:1] * 2
+        states = fitted.timeline.states(users, [fitted.as_of[q] for q in order] + [0, 0], now)
+        mixed = fitted.answers(states, now)
+        for place, q in enumerate(order):
+            assert_same(answers[q], mixed[place])
+
+    def test_saved_and_loaded_answers_alike(self, fitted: Fitted, answers: list[Answer], tmp_path: Path) -> None:
+        folder = tmp_path / fitted.bundle.id
+        shutil.copytree(fitted.project.bundles / fitted.bundle.id, folder)
+        again = fitted.answers(fitted.states(range(len(answers))), fitted.now, bundle=bundles.load(folder))
+        assert [answer.slots for answer in again] == [answer.slots for answer in answers]
+
+    def test_an_unseen_user_gets_a_list(self, fitted: Fitted) -> None:
+        attributes = [None, {}, {"age": "30-44"}, {"age": "unheard of"}, {"something": [1, None]}]
+        states = States.of([f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes])
+        for answer in fitted.answers(states, fitted.now[:1] * 5):
+            assert len(answer.slots) == 10
+            assert np.isfinite(answer.scores).all()
+
+    def test_a_user_of_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
+        stranger = UserState(moments=[(fitted.now[0] - DAY, ["an item of another shop"])], positives=1)
+        answer = fitted.answers(States.of(["u"], [stranger]), fitted.now[:1])[0]
+        assert len(answer.slots) == 10
+
+    @pytest.mark.parametrize("k", [1, 10, 100])
+    def test_slots_are_k_different_items_of_the_catalogue(self, fitted: Fitted, k: int) -> None:
+        catalogue = set(World(seed=0).item_ids)
+        for answer in fitted.ask(range(len(fitted.users)), k):
+            assert len(answer.items) == k
+            assert len(set(answer.items)) == k
+            assert set(answer.items) <= catalogue
+            assert (np.diff(answer.scores) <= 0).all()
+
+    def test_more_than_all_gives_all(self, fitted: Fitted) -> None:
+        states = fitted.states([0])
+        disliked = set(states.names[states.negatives].tolist())
+        items = fitted.answers(states, fitted.now[:1], 1000)[0].items
+        assert len(set(items)) == len(items)
+        assert set(fitted.bundle.items.ids.ids) - set(items) == disliked & set(fitted.bundle.items.ids.ids)
+
+    def test_what_is_excluded_is_not_listed_and_the_rest_moves_up(self, fitted: Fitted, answers: list[Answer]) -> None:
+        out = tuple(answers[0].items[:3])
+        again = fitted.ask(range(20), exclude=out)
+        assert all(not set(out) & set(answer.items) for answer in again)
+        assert again[0].items[:7] == answers[0].items[3:]
+
+    def test_order_inside_a_moment_carries_nothing(
+        self, fitted: Fitted, answers: list[Answer], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """The log with the rows of each basket shuffled gives the same lists, training included."""
+        other = fit_on_world(tmp_path_factory.mktemp("shuffled") / "shop", self.model, self.settings, shuffle=7)
+        assert (other.users, other.now) == (fitted.users, fitted.now)
+        for one, two in zip(answers, other.ask(range(len(answers))), strict=True):
+            assert_same(one, two)

