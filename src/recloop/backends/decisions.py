@@ -85,6 +85,11 @@ class Decisions:
                 self._wake.notify_all()
         return True
 
+    @property
+    def full(self) -> bool:
+        """The next row would be dropped."""
+        return len(self._buffer) >= ROOM
+
     def flush(self, seconds: float = 10.0) -> bool:
         """Wait until every row taken so far is committed; False: the time ran out, or the disk refuses."""
         with self._wake:

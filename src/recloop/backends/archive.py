@@ -1,0 +1,119 @@
+"""The import's rows where they live, in ``data/``: read whole for a proof, by event_id and by user for the write path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recloop.errors import UserError
+from recloop.records import EVENT_ID, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Archive:
+    """``data/`` as `prepare` (or an update) left it; never written here.
+
+    Raises:
+        UserError: nothing was prepared yet.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        file = data / "manifest.json"
+        if not file.exists():
+            raise UserError("data", file, "a prepared log", "recloop update")
+        self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        self._hashes: np.ndarray | None = None
+        self._last: int | None = None
+
+    @property
+    def watermark(self) -> int:
+        """The last seq that the import took."""
+        return int(self.manifest["watermark"])
+
+    def events(self) -> pl.DataFrame:
+        """Every believed event, in the order of seq: EVENT_SCHEMA."""
+        return self._believed().collect().sort(SEQ)
+
+    def items(self) -> pl.DataFrame | None:
+        """Every version of every item; None where the project has no items file."""
+        return self._table("items.parquet")
+
+    def users(self) -> pl.DataFrame | None:
+        """Every version of every user; None where the project has no users file."""
+        return self._table("users.parquet")
+
+    def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
+        """The events of the import that carry one of these event_ids; of several the first."""
+        if self._hashes is None:  # 8 bytes an id in memory; the rows themselves stay where they are
+            ids = self._all().select(EVENT_ID).drop_nulls().collect().to_series()
+            self._hashes = np.unique(ids.hash(0).to_numpy())
+        asked = pl.Series(event_ids, dtype=pl.String)
+        if not len(self._hashes) or not len(asked):
+            return {}
+        wanted = asked.filter(pl.Series(np.isin(asked.hash(0).to_numpy(), self._hashes)))
+        if not len(wanted):
+            return {}
+        rows = self._all().filter(pl.col(EVENT_ID).is_in(wanted.implode())).collect().sort(SEQ, descending=True)
+        events = (Event(**row) for row in rows.iter_rows(named=True))
+        return {event.event_id: event for event in events if event.event_id is not None}
+
+    def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
+        """Rows of these users, quarantined ones too, with ``after`` < stamp <= ``until``, by seq: EVENT_SCHEMA + rule."""
+        if self._last is None:
+            self._last = self._all().select(pl.col(TIMESTAMP).max()).collect().item() or 0
+        schema = {**EVENT_SCHEMA, RULE: pl.String}
+        if after >= self._last:
+            return pl.DataFrame(schema=schema)
+        named = pl.Series(list(users), dtype=pl.String).implode()
+        inside = pl.col(USER_ID).is_in(named) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
+        first, last = _day(after, -1), _day(until, 1)  # whichever time zone cut the days
+        files = [file for day, held in self._days().items() if first <= day <= last for file in held]
+        parts = [self._quarantined().filter(inside)]
+        if files:
+            parts.append(self._scan(files).filter(inside).with_columns(pl.lit(None, pl.String).alias(RULE)))
+        return pl.concat(parts).collect().sort(SEQ)
+
+    def heard_of(self, column: str, raw_id: str) -> bool:
+        """Whether some event of the import has this id in that column."""
+        return not self._all().filter(pl.col(column) == raw_id).head(1).collect().is_empty()
+
+    def _days(self) -> dict[str, list[Path]]:
+        folders = sorted((self.data / "archive").glob("date=*"))
+        return {folder.name.removeprefix("date="): sorted(folder.glob("*.parquet")) for folder in folders}
+
+    def _believed(self) -> pl.LazyFrame:
+        return self._scan([file for files in self._days().values() for file in files])
+
+    def _quarantined(self) -> pl.LazyFrame:
+        file = self.data / "quarantine.parquet"
+        schema = {**EVENT_SCHEMA, RULE: pl.String}
+        return pl.scan_parquet(file).select(*schema) if file.exists() else pl.LazyFrame(schema=schema)
+
+    def _all(self) -> pl.LazyFrame:
+        return pl.concat([self._believed(), self._quarantined().select(*EVENT_SCHEMA)])
+
+    @staticmethod
+    def _scan(files: list[Path]) -> pl.LazyFrame:
+        if not files:
+            return pl.LazyFrame(schema=EVENT_SCHEMA)
+        return pl.scan_parquet(files, hive_partitioning=False).select(*EVENT_SCHEMA)
+
+    def _table(self, name: str) -> pl.DataFrame | None:
+        file = self.data / name
+        return pl.read_parquet(file) if file.exists() else None
+
+
+def _day(stamp: int, more: int) -> str:
+    """The UTC day of a stamp and ``more`` days, as the folders are named."""
+    try:
+        return f"{EPOCH + timedelta(days=more, microseconds=stamp):%Y-%m-%d}"
+    except OverflowError:
+        return "0000-00-00" if stamp < 0 else "9999-99-99"

@@ -1,0 +1,1 @@
+"""Over HTTP: one process that answers, takes events, and says how it is."""

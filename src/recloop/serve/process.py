@@ -1,0 +1,113 @@
+"""The process around the service: its socket, its first line, and an end that loses no request."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from recloop.errors import UserError
+
+KEEP_ALIVE = 5  # seconds that an idle connection is kept
+TICKS_A_SECOND = 10  # uvicorn's main loop
+DRAIN = KEEP_ALIVE + 1  # seconds that connections are given to hear `Connection: close`
+
+
+def check_host(host: str) -> None:
+    """Without API keys the service answers this machine alone.
+
+    Raises:
+        UserError: the host is no loopback address.
+    """
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        expected = "a loopback address (API keys come with a later version)"
+        raise UserError("serve.host", host, expected, "recloop serve --host 127.0.0.1, behind a proxy")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0: a free one.
+
+    Raises:
+        UserError: the port is taken, or not ours to take.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        why = {errno.EADDRINUSE: "which is taken", errno.EACCES: "which needs more rights"}.get(error.errno or 0)
+        expected = f"a free port ({why or error.strerror})"
+        raise UserError("port", port, expected, "recloop serve --port 0") from None
+    return listening
+
+
+def ready_line(listening: socket.socket, bundle: str, as_json: bool) -> str:
+    """The first line of stdout: ``ready http://HOST:PORT bundle=ID``."""
+    host, port = listening.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return json.dumps({"ready": url, "bundle": bundle}) if as_json else f"ready {url} bundle={bundle}"
+
+
+def serve(app: Starlette, listening: socket.socket, ready: str) -> None:
+    """Run until SIGTERM or SIGINT, then drain: connections are told to close, and given the time to hear it."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,  # it would print user ids
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=30,
+    )
+    _Server(config, app, ready).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but for its end: alone it would close idle connections at once, and lose what was just sent on them."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, ready: str) -> None:
+        super().__init__(config)
+        self._app, self._ready = app, ready
+        self._ticks = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            sys.stdout.write(self._ready + "\n")
+            sys.stdout.flush()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._app.state.draining or not self.started:
+            super().handle_exit(sig, frame)  # asked twice: at once
+            return
+        self._app.state.draining = True
+        if sig == signal.SIGINT:
+            self._captured_signals.append(sig)  # raised again at the end: interrupted is another exit code than stopped
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._app.state.draining and not self.should_exit:
+            self._ticks += 1
+            if self._ticks == 2:  # what stood in the queue of the listening socket was taken in the tick before
+                for server in self.servers:
+                    server.close()
+            idle = not self.server_state.connections and not self.server_state.tasks
+            self.should_exit = self._ticks > 2 and (idle or self._ticks > DRAIN * TICKS_A_SECOND)
+        return await super().on_tick(counter)

@@ -1,0 +1,178 @@
+"""The shapes that go in and come out over HTTP; the OpenAPI document is made from these same structs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+"""An id or a name: a string with something in it, never parsed."""
+
+
+Temperature = Literal["hot", "warm", "cold"]
+"""Of an id: in the table (with a positive), attributes only, neither."""
+
+
+class EventRow(msgspec.Struct, forbid_unknown_fields=True):
+    """One event of ``POST /v1/events``; ``timestamp``: ISO 8601 (no zone: UTC) or Unix seconds, else the arrival."""
+
+    user_id: Text
+    item_id: Text
+    event_type: Text
+    timestamp: str | int | float | None = None
+    value: float | None = None
+    quantity: float | None = None
+    group_id: Text | None = None
+    event_id: Text | None = None
+    session_id: Text | None = None
+    anonymous_id: Text | None = None
+    placement: Text | None = None
+    request_id: Text | None = None
+    context: dict[str, Any] | None = None
+
+
+class ItemRow(msgspec.Struct, forbid_unknown_fields=True):
+    """One item of ``POST /v1/items``: attributes replaced whole."""
+
+    item_id: Text
+    attributes: dict[str, Any] = {}
+    hidden: bool = False
+
+
+class UserRow(msgspec.Struct, forbid_unknown_fields=True):
+    """One user of ``POST /v1/users``: attributes replaced whole."""
+
+    user_id: Text
+    attributes: dict[str, Any] = {}
+
+
+class EventResult(msgspec.Struct):
+    event_id: str | None
+    status: Literal["accepted", "duplicate", "conflict", "quarantined", "rejected"]
+    reason: str | None = None
+
+
+class EventsAnswer(msgspec.Struct):
+    """What became of each event, in the order sent."""
+
+    accepted: int
+    duplicate: int
+    conflict: int
+    quarantined: int
+    rejected: int
+    rows: list[EventResult]
+
+
+class ItemResult(msgspec.Struct):
+    item_id: str | None
+    status: Literal["accepted", "rejected"]
+    reason: str | None = None
+
+
+class ItemsAnswer(msgspec.Struct):
+    accepted: int
+    rejected: int
+    rows: list[ItemResult]
+
+
+class UserResult(msgspec.Struct):
+    user_id: str | None
+    status: Literal["accepted", "rejected"]
+    reason: str | None = None
+
+
+class UsersAnswer(msgspec.Struct):
+    accepted: int
+    rejected: int
+    rows: list[UserResult]
+
+
+class SlotAnswer(msgspec.Struct):
+    """One place of the list; beside these the item attributes that ``?properties=`` asked for."""
+
+    item_id: str
+    score: float
+    source: str
+    reason: str
+
+
+class RecommendAnswer(msgspec.Struct):
+    """The reply of ``GET /v1/recommend``: scores falling, ties by the item's index."""
+
+    request_id: str
+    model_version: str
+    variant: str
+    placement: str
+    degraded: list[str]
+    items: list[dict[str, Any]]
+
+
+class ItemAnswer(msgspec.Struct):
+    item_id: str
+    attributes: dict[str, Any]
+    hidden: bool
+    state: Temperature
+
+
+class PastEvent(msgspec.Struct):
+    item_id: str
+    timestamp: str
+
+
+class UserAnswer(msgspec.Struct):
+    """``events``: positives of the state; ``last_events``: the newest 20 of them, newest first."""
+
+    user_id: str
+    attributes: dict[str, Any]
+    state: Temperature
+    events: int
+    last_events: list[PastEvent]
+
+
+class HealthAnswer(msgspec.Struct, omit_defaults=True):
+    status: str
+    reason: str = ""
+
+
+class BundleAnswer(msgspec.Struct):
+    bundle: str
+    state: str
+    at: int
+    reason: str
+
+
+class StatusAnswer(msgspec.Struct):
+    live: str | None
+    shadow: str | None
+    experiment: str | None
+    generation: int
+    bundles: list[BundleAnswer]
+    last_seq: int
+    watermark: int
+    degraded: list[str]
+
+
+class Problem(msgspec.Struct):
+    code: str
+    message: str
+    field: str | None = None
+    expected: str | None = None
+
+
+class ErrorAnswer(msgspec.Struct):
+    """Every answer that is no success."""
+
+    error: Problem
+
+
+class HttpError(Exception):
+    """A request that gets an error answer; ``status`` is HTTP's."""
+
+    def __init__(
+        self, status: int, code: str, message: str, field: str | None = None, expected: str | None = None
+    ) -> None:
+        super().__init__(code)
+        self.status = status
+        self.answer = ErrorAnswer(Problem(code, message, field, expected))
+        self.headers: dict[str, str] = {}

@@ -1,0 +1,171 @@
+"""The way in: judge -> commit -> drop the cached state -> acknowledge; what is acknowledged is on the disk.
+
+One thread writes the log. It takes whatever queued while the last fsync ran, judges it and commits it in one
+transaction (a group commit without a timer), then hands the receipts back to the event loop, which never waits for a
+disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from recloop.backends import Log
+from recloop.backends.archive import Archive
+from recloop.backends.log import Receipt
+from recloop.features.signal import Signal
+from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, Event, Item, User
+
+GROUP = 5_000  # rows of one commit at most
+ROOM = 100_000  # rows that wait at most
+
+
+class LogBusyError(Exception):
+    """More rows wait for the disk than there is room for: send them again later."""
+
+
+class LogDownError(Exception):
+    """The log cannot be written; nothing of the request was kept."""
+
+
+@dataclass
+class Job:
+    """The rows of one request, and what became of them once it is settled."""
+
+    done: asyncio.Future[Job]
+    events: Sequence[Event] = ()
+    items: Sequence[Item] = ()
+    users: Sequence[User] = ()
+    receipts: list[Receipt] = field(default_factory=list)
+    kept_items: list[Item] = field(default_factory=list)
+    kept_users: list[User] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.events) + len(self.items) + len(self.users)
+
+
+class Writer:
+    """The one thread that writes the log.
+
+    Args:
+        log: Opened for writing.
+        archive: The import: its event_ids are known, its rows count for the causal rules.
+        signal: Judges what is believed.
+        settle: Called on the event loop after a commit, before its requests are acknowledged: with the jobs and the
+            newest seq.
+    """
+
+    def __init__(
+        self, log: Log, archive: Archive, signal: Signal, burst_seconds: float, settle: Callable[[list[Job], int], None]
+    ) -> None:
+        self._log, self._archive, self._signal, self._settle = log, archive, signal, settle
+        self._width = round(burst_seconds * SECOND)
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting = 0  # rows; touched by the event loop's thread alone
+        self.failing = False
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    async def write(self, events: Sequence[Event] = (), items: Sequence[Item] = (), users: Sequence[User] = ()) -> Job:
+        """Keep these rows; back when they are durable and every later read knows them.
+
+        Raises:
+            LogBusyError: too many rows wait already.
+            LogDownError: the disk refuses.
+        """
+        job = Job(asyncio.get_running_loop().create_future(), events, items, users)
+        if self._waiting + len(job) > ROOM:
+            raise LogBusyError
+        self._waiting += len(job)
+        self._queue.put(job)
+        return await asyncio.shield(job.done)  # a client that hangs up takes nothing back
+
+    def close(self) -> None:
+        """Write what waits, end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        ending = False
+        while not ending:
+            first = self._queue.get()
+            if first is None:
+                return
+            group, rows = [first], len(first)
+            while rows < GROUP:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    ending = True
+                    break
+                group.append(more)
+                rows += len(more)
+            self._commit(group)
+
+    def _commit(self, group: list[Job]) -> None:
+        try:
+            with self._log.commit():
+                for job in group:
+                    job.kept_items = self._log.append_items(job.items) if job.items else []
+                    job.kept_users = self._log.append_users(job.users) if job.users else []
+                events = [event for job in group for event in job.events]
+                receipts = self._log.append_events(events, self.judge, self._archive.known) if events else []
+            seq = self._log.last_seq()
+        except sqlite3.Error:
+            self.failing = True
+            self._hand_back(group, 0, LogDownError())
+            return
+        except Exception as error:  # noqa: BLE001 - whatever one request did must not end the thread
+            if len(group) > 1:
+                for job in group:
+                    self._commit([job])
+            else:
+                self._hand_back(group, 0, error)
+            return
+        self.failing = False
+        place = 0
+        for job in group:
+            job.receipts = receipts[place : place + len(job.events)]
+            place += len(job.events)
+        self._hand_back(group, seq, None)
+
+    def _hand_back(self, group: list[Job], seq: int, error: Exception | None) -> None:
+        loop = group[0].done.get_loop()
+
+        def on_loop() -> None:
+            self._waiting -= sum(map(len, group))
+            if error is None:
+                self._settle(group, seq)
+            for job in group:
+                if job.done.done():
+                    continue
+                if error is None:
+                    job.done.set_result(job)
+                else:
+                    job.done.set_exception(error)
+
+        loop.call_soon_threadsafe(on_loop)
+
+    def judge(self, events: Sequence[Event]) -> list[str | None]:
+        """The causal rule that takes each new event, given all its user's rows of smaller seq."""
+        frame = frame_of(events)
+        users = frame["user_id"].unique().to_list()
+        stamps = [event.timestamp for event in events]
+        after, until = min(stamps) - self._width, max(stamps)
+        earlier = [self._archive.between(users, after, until), self._log.recent(users, after)]
+        rules: list[str | None] = self._signal.believe(frame, pl.concat(earlier).sort(SEQ)).to_list()
+        return rules
+
+
+def frame_of(events: Sequence[Event]) -> pl.DataFrame:
+    """Events as columns: EVENT_SCHEMA and rule."""
+    schema = {**EVENT_SCHEMA, RULE: pl.String}
+    return pl.DataFrame([[getattr(event, name) for name in schema] for event in events], schema=schema, orient="row")
