@@ -1,0 +1,83 @@
+"""A trained network as what serving reads: the item table as an array, the user side as an ONNX graph beside it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+INPUTS = ("history", "moments", "mask", "context")
+OUTPUT = "vectors"
+
+
+class _Users(nn.Module):
+    """The serving face of a network: its ``users`` as ``forward``."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        vectors: Tensor = self.network.users(history, moments, mask, context)
+        return vectors
+
+
+def item_vectors(network: Any, codes: Tensor) -> np.ndarray:
+    """(N+1, D) float32, row 0 = 0."""
+    with torch.no_grad():
+        vectors: np.ndarray = network.items(codes).cpu().numpy().astype(np.float32)
+    vectors[0] = 0
+    return vectors
+
+
+def user_graph(network: Any, dim: int, n_context: int) -> bytes:
+    """``user.onnx``: history (B, T, D) f32, moments (B, T) i64, mask (B, T) bool, context (B, C) i64 -> vectors (B, D).
+
+    Any B and T; every weight inside the file, the item table outside.
+    """
+    example = (
+        torch.zeros(2, 3, dim),
+        torch.tensor([[1, 0, 0], [0, 0, 0]]),
+        torch.tensor([[True, True, False], [True, False, False]]),
+        torch.zeros(2, n_context, dtype=torch.int64),
+    )
+    batch, time = torch.export.Dim("B"), torch.export.Dim("T")
+    shapes = ({0: batch, 1: time}, {0: batch, 1: time}, {0: batch, 1: time}, {0: batch})
+    with _quiet():
+        program = torch.onnx.export(
+            _Users(network).eval().cpu(),
+            example,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    graph: bytes = program.model_proto.SerializeToString()
+    return graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own remarks about its internals, kept off stderr."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # One size stands in several inputs, and its second name is dropped: what we asked for.
+            warnings.filterwarnings("ignore", message=".*The axis name: . will not be used.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch.export of itself
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,105 @@
+"""Fit a network: its options, its run folder, its training, its export; torch is loaded only when this is asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recloop.config import Config, dump
+from recloop.errors import UserError
+from recloop.models.base import TrainData, load_model
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network as arrays and bytes.
+
+    Attributes:
+        name, config: Of the model, options filled in.
+        arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx.
+        train_state: Weights and optimizer state for a warm start, for train.safetensors.
+        epochs: Epochs behind the kept weights, a begun one counted whole (what ``train.refit`` repeats).
+        stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
+        metrics: What runs/RUN/metrics.json holds; None where nothing was examined.
+    """
+
+    name: str
+    config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    graph: bytes
+    train_state: dict[str, np.ndarray]
+    epochs: int
+    stopped: str
+    seconds: float
+    metrics: dict[str, Any]
+
+    @property
+    def validation(self) -> float:
+        """NDCG@10 on the validation moments."""
+        value = self.metrics["NDCG@10"]
+        return float("nan") if value is None else float(value)
+
+
+def has_sequences(data: TrainData) -> bool:
+    """Whether there is anything to learn from: a user with two moments who is not held back (``old``)."""
+    return bool(((np.diff(data.user_offsets) > 1) & ~data.old).any())
+
+
+def fit_network(
+    name: str,
+    options: Mapping[str, Any],
+    data: TrainData,
+    config: Config,
+    run_folder: Path,
+    budget_seconds: float,
+    quiet: bool = False,
+) -> Network:
+    """Train a network of the shelf (or ``package.module:Class``) within a budget of wall clock, and export it.
+
+    ``run_folder`` gets config.toml, log.jsonl (a line a step), metrics.json and checkpoint/.
+
+    Raises:
+        UserError: an unknown option or loss; torch missing; nobody has two moments.
+    """
+    started = time.monotonic()
+    network = load_model(name, options)
+    if not has_sequences(data):
+        raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
+    # Torch takes seconds to load and is not there at all without the extra `train`.
+    from recloop.learn.export import item_vectors, user_graph
+    from recloop.learn.module import learn, train_state
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / "config.toml").write_text(dump(config), "utf-8")
+    learner, watch = learn(network, data, config, run_folder, started, budget_seconds, quiet)
+    kept, trained = watch.kept, watch.seconds
+    vectors = item_vectors(network, learner.item_codes)
+    n_context = len(data.user_fields) + len(data.request_fields)
+    graph = user_graph(network, config.features.dim, n_context)
+    metrics = {
+        "NDCG@10": kept.ndcg if watch.examination else None,
+        "epochs": kept.epoch,
+        "step": kept.step,
+        "stopped": watch.stopped,
+        "seconds": round(trained, 2),
+        "tokens_per_second": round(watch.tokens / trained),
+        "looks": watch.looks,
+    }
+    (run_folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    return Network(
+        name=name,
+        config=network.config.model_dump(mode="json"),
+        arrays={"item_vectors": vectors},
+        graph=graph,
+        train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
+        epochs=kept.epoch,
+        stopped=watch.stopped,
+        seconds=time.monotonic() - started,
+        metrics=metrics,
+    )

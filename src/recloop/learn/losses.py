@@ -1,0 +1,73 @@
+"""What a prediction costs: each loss of the definitions, from vectors and the item table to one number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recloop.errors import UserError
+
+CHUNK = 4_000_000
+"""Scores held at a time (16 MB): a full softmax over 65,116 items would else fill gigabytes."""
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def loss_function(name: str) -> Loss:
+    """The loss of ``train.loss``; ``auto`` is ``ce``.
+
+    Raises:
+        UserError: a loss that this version does not know.
+    """
+    found = {"auto": cross_entropy, "ce": cross_entropy}.get(name)
+    if found is None:
+        raise UserError("train.loss", name, "auto or ce", '--set train.loss="ce"')
+    return found
+
+
+def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """``ce``, the full softmax: sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item.
+
+    The gradient is made in the same pass, a few rows of scores at a time, so memory stays the same for any catalogue.
+
+    Args:
+        vectors: (R, D). items: (N, D). targets: (R,) int64 rows of ``items``. weights: (R,).
+    """
+    loss: Tensor = _FullSoftmax.apply(vectors, items, targets, weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Scores, their softmax and both gradients, chunk by chunk; each chunk of scores is overwritten in place."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        share = weights / weights.sum()  # (R,)
+        to_vectors = torch.empty_like(vectors)
+        to_items = torch.zeros_like(items)
+        loss = vectors.new_zeros(())
+        rows = max(1, CHUNK // len(items))
+        scratch = vectors.new_empty(min(rows, len(vectors)), len(items))  # made once: fresh pages cost more than exp
+        for start in range(0, len(vectors), rows):
+            part = slice(start, start + rows)
+            own, target, w = vectors[part], items[targets[part]], share[part]  # (rows, D), (rows, D), (rows,)
+            scores = torch.mm(own, items.T, out=scratch[: len(own)])  # (rows, N)
+            top = scores.amax(1)
+            powers = scores.sub_(top[:, None]).exp_()
+            total = powers.sum(1)
+            loss += (w * (total.log() + top - (own * target).sum(1))).sum()
+            scale = (w / total)[:, None]
+            to_vectors[part] = scale * (powers @ items) - w[:, None] * target
+            to_items.addmm_(powers.T, scale * own)
+        to_items.index_add_(0, targets, share[:, None] * vectors, alpha=-1)
+        ctx.save_for_backward(to_vectors, to_items)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        to_vectors, to_items = ctx.saved_tensors
+        return grad * to_vectors, grad * to_items, None, None

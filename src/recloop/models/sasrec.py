@@ -1,0 +1,173 @@
+"""SASRec over moments: self-attention over what a user did, a vector for each moment that it ends."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recloop.errors import UserError
+from recloop.models.base import ModelConfig, TrainData
+
+
+class SASRec(nn.Module):
+    """Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv 1808.09781), over moments.
+
+    The paper's blocks: x + Dropout(Attention(LayerNorm(x))), then x + Dropout(FFN(LayerNorm(x))) with a point-wise
+    FFN of width D and ReLU; learned positions; one item table for input and output. What moments change (definitions,
+    section 2b): a token is an item of a moment, its position is the number of its moment counted from the newest, it
+    attends to its own and to earlier moments; the mean over a moment's tokens, plus the context, predicts the next
+    moment. With one event a moment and no context nothing is changed.
+
+    Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context.
+    """
+
+    class Config(ModelConfig):
+        """``blocks`` of attention with ``heads`` each (heads divide ``features.dim``). ``dropout``: share dropped in
+        training. ``start``: of the item table, from the counts of what follows what (`recloop.learn.start`) or random.
+        """
+
+        blocks: int = pydantic.Field(2, ge=1)
+        heads: int = pydantic.Field(2, ge=1)
+        dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+        start: Literal["counts", "random"] = "counts"
+
+    inputs: ClassVar[str] = "sequence"
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config or self.Config()
+
+    def build(self, data: TrainData, dim: int, history: int) -> None:
+        """Make the tables: N items, fields, ``history`` positions.
+
+        Raises:
+            UserError: the heads do not divide the width.
+        """
+        if dim % self.config.heads:
+            raise UserError("model.heads", self.config.heads, f"a divisor of features.dim={dim}", "--set model.heads=1")
+        self.dim, self.history = dim, history
+        self.table = _embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.positions = _embedding(history, dim, std=0.1)
+        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
+        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.dropout = nn.Dropout(self.config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(dim, self.config.heads, self.config.dropout) for _ in range(self.config.blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def start(self, vectors: Tensor) -> None:
+        """Begin with these item vectors (N+1, D)."""
+        with torch.no_grad():
+            self.table.weight.copy_(vectors)
+
+    def items(self, codes: Tensor) -> Tensor:
+        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own embedding + the sum of the projected fields."""
+        vectors: Tensor = self.table.weight + self.item_fields(codes)
+        return vectors
+
+    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        """The vector of each user now.
+
+        Args:
+            history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
+            context: (B, C) codes at ``now``.
+
+        Returns:
+            (B, D)
+        """
+        hidden = self.hidden(history, moments, mask)  # (B, T, D)
+        newest = (mask & (moments == 0)).to(hidden.dtype)  # (B, T)
+        mean = (hidden * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True).clamp(min=1)  # (B, D)
+        users: Tensor = mean + self.context(context)
+        return users
+
+    def ends(
+        self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
+    ) -> Tensor:
+        """The vector that ends each moment, in training.
+
+        Args:
+            history, moments, mask: As in `users`.
+            context: (B, M, C) codes at the moment that follows moment m, counted from the newest.
+            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
+
+        Returns:
+            (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
+        """
+        hidden = self.hidden(history, moments, mask, arrived)
+        batch, size = context.shape[:2]
+        place = (torch.arange(batch, device=moments.device)[:, None] * size + moments)[mask]  # (tokens,)
+        sums = hidden.new_zeros(batch * size, self.dim).index_add(0, place, hidden[mask])
+        counts = torch.bincount(place, minlength=batch * size).clamp(min=1)
+        ends: Tensor = (sums / counts[:, None]).view(batch, size, self.dim) + self.context(context)
+        return ends
+
+    def hidden(self, history: Tensor, moments: Tensor, mask: Tensor, arrived: Tensor | None = None) -> Tensor:
+        """(B, T, D) the tokens after all blocks."""
+        number = moments.clamp(max=self.history - 1)
+        x = self.dropout(history * math.sqrt(self.dim) + self.positions(number))  # (B, T, D)
+        sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is no newer than i
+        if arrived is not None:
+            sees = sees & arrived
+        own = torch.eye(moments.shape[1], dtype=torch.bool, device=moments.device)
+        sees = (sees | own)[:, None]  # (B, 1, T, T): a padded token sees itself, so that no row is empty
+        for block in self.blocks:
+            x = block(x, sees)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+
+class Block(nn.Module):
+    """Attention and a point-wise network, each on the normalised input and added to it."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.drop = heads, dropout
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.linear1, self.linear2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, sees: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D); ``sees`` (B, 1, T, T): token i attends to token j."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)))
+        wide = self.dropout(F.relu(self.linear1(self.norm2(x))))  # (B, T, D)
+        out: Tensor = x + self.dropout(self.linear2(wide))
+        return out
+
+
+class Fields(nn.Module):
+    """Codes of several fields -> one vector: each field's embedding, projected to D, summed. Code 0 = missing."""
+
+    def __init__(self, sizes: list[tuple[int, int]], dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.tables = nn.ModuleList(_embedding(size, width, std=0.1) for size, width in sizes)
+        self.projections = nn.ModuleList(nn.Linear(width, dim, bias=False) for _, width in sizes)
+        first = torch.tensor([0, *(size for size, _ in sizes)]).cumsum(0)[:-1]
+        self.first: Tensor  # (C,) row of a field's code 0 among the rows of all
+        self.register_buffer("first", first, persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(..., C) codes -> (..., D)."""
+        if not len(self.tables):
+            return torch.zeros(*codes.shape[:-1], self.dim, device=codes.device)
+        rows = torch.cat([project(table.weight) for table, project in zip(self.tables, self.projections, strict=True)])
+        bags = (codes + self.first).reshape(-1, len(self.tables))  # a bag a row: the sum without its parts in memory
+        return F.embedding_bag(bags, rows, mode="sum").view(*codes.shape[:-1], self.dim)
+
+
+def _embedding(rows: int, dim: int, std: float) -> nn.Embedding:
+    table = nn.Embedding(rows, dim)
+    nn.init.normal_(table.weight, std=std)
+    return table
