@@ -1,0 +1,120 @@
+"""The one encoding, by known answers: dense indices, windows of whole moments, codes of the context."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recloop.config import build
+from recloop.features.encode import Encoded, encode, window
+from recloop.features.spec import Spec
+from recloop.features.state import States, UserState
+from recloop.features.vocab import Category, Fields, Number, Vocabulary
+from recloop.records import DAY, SECOND
+
+NOON = 1_735_732_800 * SECOND  # Wednesday 2025-01-01T12:00:00Z
+SPEC = Spec.of(
+    build({"features": {"user": {"age": {"from": "band"}}}, "data": {"timezone": "America/New_York"}}, (), {})
+)
+FIELDS = Fields(
+    {
+        "user.age": Category(("18-29", "60+")),
+        "request.hour": Category(tuple(map(str, range(24)))),
+        "request.weekday": Category(tuple(map(str, range(1, 8)))),
+        "request.gap": Number((1.0, 7.0)),
+    }
+)
+ITEMS = Vocabulary(["b", "a", "c", "d"])
+
+
+def state(*moments: tuple[int, str], dislikes: str = "", **rest: object) -> UserState:
+    grown = UserState(attributes=rest.get("attributes"))  # type: ignore[arg-type]
+    for stamp, items in moments:
+        for item in items:
+            grown.add(item, stamp, None, 1)
+    for item in dislikes:
+        grown.add(item, NOON, None, -1)
+    return grown
+
+
+def encoded(*states: UserState, now: int = NOON) -> Encoded:
+    users = [f"u{n}" for n in range(len(states))]
+    return encode(SPEC, FIELDS, ITEMS, States.of(users, states), [now] * len(states))
+
+
+def test_items_become_their_index_in_the_order_of_their_ids_and_unknown_ones_go() -> None:
+    made = encoded(state((1, "cab"), (2, "xyz"), (3, "dx")), state((5, "a")))
+    assert made.items.tolist() == [2, 1, 3, 4, 2]  # a b c | d | a: the moment of unknown items is no moment
+    assert made.item_offsets.tolist() == [0, 3, 4, 5]
+    assert made.moment_offsets.tolist() == [0, 2, 3]
+    assert made.stamps.tolist() == [1, 3, 5]
+
+
+def test_a_dislike_outside_the_table_bans_nothing_of_it() -> None:
+    assert encoded(state(dislikes="xbz")).negatives.tolist() == [1]
+
+
+def test_the_context_is_the_users_fields_then_hour_weekday_and_gap() -> None:
+    past = state((NOON - 2 * DAY, "a"), attributes={"band": "60+"})
+    made = encoded(past, state(), state((NOON - DAY, "a")), state((NOON - 8 * DAY, "x")))
+    assert made.context_names == ["user.age", "request.hour", "request.weekday", "request.gap"]
+    # 07:00 in New York is code 8; Wednesday 3; two days: the middle bucket; no past: missing.
+    assert made.context.tolist() == [[2, 8, 3, 2], [0, 8, 3, 0], [0, 8, 3, 2], [0, 8, 3, 3]]
+
+
+def test_a_bucket_begins_at_its_edge() -> None:
+    codes = Number((1.0, 7.0)).codes([0.99, 1.0, 6.9, 7.0, None, "x", float("nan"), True])
+    assert codes.tolist() == [1, 2, 2, 3, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("history", "items", "moments"),
+    [(9, [2, 1, 3, 4], [1, 1, 1, 0]), (3, [4], [0]), (4, [2, 1, 3, 4], [1, 1, 1, 0])],
+)
+def test_a_window_takes_whole_moments(history: int, items: list[int], moments: list[int]) -> None:
+    made = window(encoded(state((1, "abc"), (3, "d"))), history)
+    assert made.items.tolist() == items
+    assert made.moments.tolist() == moments
+
+
+def test_a_newest_moment_larger_than_the_window_gives_its_first_by_id() -> None:
+    made = window(encoded(state((1, "a"), (2, "dcba")), state(), state((1, "d"))), 2)
+    assert made.items.tolist() == [2, 1, 4]
+    assert made.offsets.tolist() == [0, 2, 2, 3]
+    items, moments, mask = made.padded()
+    assert items.tolist() == [[2, 1], [0, 0], [4, 0]]
+    assert mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert not moments.any()
+
+
+def test_inputs_name_what_differs() -> None:
+    past = state((NOON - 2 * DAY, "ab"))
+    one = encoded(past).inputs(0)
+    assert one == encoded(past).inputs(0)
+    later = encoded(past, now=NOON + 3600 * SECOND).inputs(0)
+    assert [name for name in one if one[name] != later[name]] == ["request.hour"]
+    more = encoded(state((NOON - 2 * DAY, "abc"))).inputs(0)
+    assert [name for name in one if one[name] != more[name]] == ["history"]
+
+
+def test_a_batch_of_one_is_the_row_of_a_batch() -> None:
+    states = [state((n, "abcd"[: n % 4 + 1]), (n + 9, "dax")) for n in range(8)]
+    together = encoded(*states)
+    for b, one in enumerate(states):
+        alone = encoded(one)
+        low, high = together.row_offsets[b], together.row_offsets[b + 1]
+        assert np.array_equal(together.items[low:high], alone.items)
+        assert np.array_equal(together.context[b], alone.context[0])
+        assert together.inputs(b) == alone.inputs(0)
+
+
+def test_fields_and_spec_survive_json() -> None:
+    assert Fields.from_json(FIELDS.to_json()) == FIELDS
+    assert Spec.from_json(SPEC.to_json()) == SPEC
+    assert len(SPEC.state_key) == 8
+
+
+def test_edges_are_quantiles_of_what_was_there() -> None:
+    fields = Fields.fit(SPEC, [], [{"band": "b"}, {"band": "a"}, None, {"band": 3}], np.arange(101.0))
+    assert fields.codes["user.age"] == Category(("3", "a", "b"))
+    assert fields.codes["request.gap"] == Number(tuple(float(edge) for edge in range(10, 100, 10)))

@@ -1,0 +1,85 @@
+"""What an event means and whether it is believed, by known answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recloop.config import Burst, Clean, Events
+from recloop.errors import UserError
+from recloop.features.signal import Signal, bursts
+from recloop.records import EVENT_SCHEMA, SECOND
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    plain = {"user_id": "u", "item_id": "i", "timestamp": 0, "event_type": "click"}
+    return pl.DataFrame([{**plain, "seq": n, **row} for n, row in enumerate(rows, 1)], schema=EVENT_SCHEMA)
+
+
+def test_the_first_match_decides_in_the_order_weights_neutral_negative_positive() -> None:
+    signal = Signal(
+        Events(
+            neutral=("impression", "event_type = 'rating' AND value = 3"),
+            negative=("event_type = 'rating' AND value < 3",),
+            positive=("rating", "purchase"),
+            weights={"purchase": 5.0, "skip": -0.5},
+        ),
+        Clean(),
+    )
+    rows = [("impression", None), ("rating", 3.0), ("rating", 1.0), ("rating", 5.0), ("purchase", None), ("skip", None)]
+    labelled = signal.label(frame([{"event_type": kind, "value": value} for kind, value in [*rows, ("other", None)]]))
+    assert labelled["label"].to_list() == [0, 0, -1, 1, 1, -1, 0]
+    assert labelled["weight"].to_list() == [0.0, 0.0, 1.0, 1.0, 5.0, 0.5, 0.0]
+
+
+def test_a_rating_without_a_value_meets_no_condition_on_it() -> None:
+    signal = Signal(Events(neutral=(), positive=("value >= 4",), negative=()), Clean())
+    assert signal.label(frame([{"value": None}, {"value": 4.0}]))["label"].to_list() == [0, 1]
+
+
+def test_a_condition_on_a_field_that_events_have_not_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"events\.positive.*price"):
+        Signal(Events(positive=("price > 3",)), Clean())
+
+
+def test_the_tenth_click_of_a_second_goes_and_the_nine_before_it_stay() -> None:
+    rows = frame([{"timestamp": n * SECOND // 20} for n in range(12)])
+    assert Signal(Events(), Clean()).believe(rows).to_list() == [None] * 9 + ["burst"] * 3
+
+
+def test_a_click_a_whole_second_before_lies_outside() -> None:
+    rows = frame([{"timestamp": 0}, *({"timestamp": SECOND} for _ in range(9))])
+    assert Signal(Events(), Clean()).believe(rows).null_count() == 10
+
+
+def test_a_basket_counts_once_and_a_checkout_never() -> None:
+    basket = [{"group_id": "b", "timestamp": 0} for _ in range(30)]
+    checkout = [{"event_type": "purchase", "timestamp": 0} for _ in range(30)]
+    clicks = [{"timestamp": SECOND // 2} for _ in range(9)]
+    taken = Signal(Events(), Clean()).believe(frame([*basket, *checkout, *clicks]))
+    assert taken.to_list() == [None] * 68 + ["burst"]  # the basket and nine clicks are ten
+
+
+def test_a_late_row_is_judged_by_what_was_learned_before_it() -> None:
+    newest_first = frame([{"timestamp": (20 - n) * SECOND // 20} for n in range(12)])
+    # Counting back in time, no row has ten of smaller seq at or before its own stamp.
+    assert not bursts(newest_first, Burst(events=10, seconds=1.0)).any()
+    late = frame([*({"timestamp": n * SECOND // 20} for n in range(9)), {"timestamp": SECOND // 2}])
+    assert bursts(late, Burst(events=10, seconds=1.0)).tolist() == [False] * 9 + [True]
+
+
+def test_judged_at_arrival_as_in_one_batch() -> None:
+    rows = frame([{"timestamp": n * SECOND // 20, "user_id": "uv"[n % 2]} for n in range(40)])
+    signal = Signal(Events(), Clean())
+    one_by_one = [signal.believe(rows[n : n + 1], rows[:n])[0] for n in range(len(rows))]
+    assert one_by_one == signal.believe(rows).to_list()
+    assert one_by_one.count("burst") == 22
+
+
+def test_keep_goes_before_burst_and_an_unknown_quantity_stays() -> None:
+    rows = frame([{"quantity": 0.0}, {"quantity": -2.0}, {"quantity": None}, {"quantity": 1.0}])
+    assert Signal(Events(), Clean()).believe(rows).to_list() == ["keep", "keep", None, None]
+    assert Signal(Events(), Clean(keep="")).believe(rows).null_count() == 4
+    assert Signal(Events(), Clean(keep="1 = 1")).believe(rows).null_count() == 4

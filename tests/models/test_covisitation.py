@@ -1,0 +1,83 @@
+"""Co-visitation counts by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from recloop.features.state import offsets_of
+from recloop.models import covisitation
+from recloop.models.base import TrainData
+from recloop.models.covisitation import CoVisitation
+from recloop.models.popular import Popular
+
+
+def data_of(users: Sequence[Sequence[Sequence[int]]], n_items: int) -> TrainData:
+    """Training arrays of users' moments, each a set of item_ix."""
+    moments = [moment for user in users for moment in user]
+    items = np.array([item for moment in moments for item in moment], dtype=np.int32)
+    nothing = np.zeros((0, 0), dtype=np.int32)
+    return TrainData(
+        item_ids=[str(n) for n in range(1, n_items + 1)],
+        user_ids=[str(n) for n in range(len(users))],
+        user_offsets=offsets_of([len(user) for user in users]),
+        moment_offsets=offsets_of([len(moment) for moment in moments]),
+        stamps=np.arange(len(moments), dtype=np.int64),
+        items=items,
+        seqs=np.arange(len(items), dtype=np.int64),
+        weights=np.ones(len(items), dtype=np.float32),
+        old=np.zeros(len(users), dtype=bool),
+        user_codes=nothing,
+        item_codes=nothing,
+        user_fields=[],
+        item_fields=[],
+        request_fields=[],
+        cut=len(moments),
+        counts=np.bincount(items, minlength=n_items + 1),
+    )
+
+
+def rows_of(data: TrainData, **options: object) -> np.ndarray:
+    arrays = CoVisitation(CoVisitation.Config(**options)).fit(data)
+    size = data.n_items + 1
+    rows = (arrays["neighbours.weights"], arrays["neighbours.ids"], arrays["neighbours.indptr"])
+    return np.asarray(sp.csr_array(rows, shape=(size, size)).todense())
+
+
+def test_counts_by_lag_over_moments_and_never_inside_one() -> None:
+    data = data_of([[[1, 2], [3], [1]], [[1], [3]]], 3)
+    rows = rows_of(data)
+    # c(1,3) = 1 (first user, lag 1) + 1 (second user); c(1,1) = .7 (lag 2); c(2,3) = 1, c(2,1) = .7; c(3,1) = 1.
+    assert rows[1] == pytest.approx([0, 0.7 / 22.7, 0, 2 / 22.7])
+    assert rows[2] == pytest.approx([0, 0.7 / 21.7, 0, 1 / 21.7])
+    assert rows[3] == pytest.approx([0, 1 / 21, 0, 0])
+
+
+def test_a_lag_beyond_the_eighth_counts_nothing_and_users_do_not_mix() -> None:
+    chain = [[n] for n in range(1, 11)]
+    rows = rows_of(data_of([chain, [[10]]], 10))
+    assert rows[1][9] == pytest.approx(0.1 / (sum(covisitation.LAGS) + 20))
+    assert rows[1][10] == 0
+    assert not rows[10].any()
+
+
+def test_a_row_keeps_its_largest_ties_by_index_and_divides_by_its_whole_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of([[[1], [2, 3, 4]], [[1], [4]]], 4)
+    whole = rows_of(data)
+    cut = rows_of(data, width=2)
+    assert np.flatnonzero(cut[1]).tolist() == [2, 4]
+    assert cut[1][[2, 4]] == pytest.approx(whole[1][[2, 4]])
+    monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)  # a row a chunk: the same rows
+    assert np.array_equal(rows_of(data, width=2), cut)
+
+
+def test_one_moment_each_gives_no_neighbours() -> None:
+    assert not rows_of(data_of([[[1, 2]], [[3]]], 3)).any()
+
+
+def test_popular_orders_by_count_then_index() -> None:
+    data = data_of([[[3], [3], [2], [4]]], 4)
+    assert Popular().fit(data)["popular"].tolist() == [3, 2, 4, 1]
