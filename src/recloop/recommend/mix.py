@@ -37,7 +37,7 @@ def fuse(recalled: Mapping[str, Recalled], weights: Mapping[str, float], k: int)
             items.append(recalled[source].items[row, place])
             shares.append(weights[source] / (RRF + 1.0 + place))
             sources.append(np.full(len(row), number, dtype=np.int8))
-    if not rows:
+    if not sum(map(len, rows)):
         return fused
     row, item = np.concatenate(rows), np.concatenate(items).astype(np.int64)
     share, source_number = np.concatenate(shares), np.concatenate(sources)

@@ -1,0 +1,71 @@
+"""A bundle small enough to rank by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from recloop.bundle import Bundle, ItemTable
+from recloop.config import build
+from recloop.features.spec import Spec
+from recloop.features.vocab import Fields, Vocabulary
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import LADDER
+from recloop.records import Item
+
+IDS = ["apple", "bread", "cheese", "dates", "eggs"]  # item_ix 1..5
+PRICES = [1.0, 2.0, 5.0, 4.0, 3.0]
+
+
+def neighbours(rows: dict[int, dict[int, float]]) -> dict[str, np.ndarray]:
+    indptr, ids, weights = [0], [], []
+    for row in range(len(IDS) + 1):
+        ids += list(rows.get(row, {}))
+        weights += list(rows.get(row, {}).values())
+        indptr.append(len(ids))
+    return {
+        "neighbours.indptr": np.array(indptr, dtype=np.int64),
+        "neighbours.ids": np.array(ids, dtype=np.int32),
+        "neighbours.weights": np.array(weights, dtype=np.float32),
+    }
+
+
+@pytest.fixture
+def make_bundle() -> Callable[..., Bundle]:
+    """A bundle of five items; ``weights`` of its home placement, further policy keys by name."""
+
+    def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
+        spec = Spec.of(build({"features": {"request": []}, "serve": {"segment": "age"}}, (), {}))
+        home = {"list": "for_you", "weights": weights, "filter": "", "k": 3}
+        return Bundle(
+            manifest={
+                "bundle": "tiny", "model": {"name": "counts", "config": {}}, "data": {"cut": 0},
+                "scorers": {"history": {"half_life": half_life}, "neighbours": {"recent": [1.0, 0.5]}, "popular": {}},
+            },
+            spec=spec,
+            fields=Fields({}),
+            policy={"placements": {"home": home, "cheap": {**home, "filter": "price < 3"}},
+                    "filter_seen": False, "ladder": list(LADDER), **policy},
+            items=ItemTable(
+                ids=Vocabulary(IDS), count=np.arange(5, 0, -1), tail=np.zeros(5, dtype=bool),
+                first_seq=np.arange(1, 6), attributes=[{"price": price} for price in PRICES],
+            ),
+            arrays={
+                "popular": np.array([1, 2, 3, 4, 5], dtype=np.int32),
+                "segment.old": np.array([5, 4], dtype=np.int32),
+                **neighbours({1: {2: 0.5, 3: 0.25}, 2: {3: 0.5}, 4: {5: 1.0}}),
+            },
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    """The bundle's items, and two that it does not know."""
+    made = Catalogue.of_table(IDS, [{"price": price} for price in PRICES])
+    made.upsert(Item(item_id="figs", attributes={"price": 2.5}, seq=10))
+    made.upsert(Item(item_id="grapes", attributes={"price": 9.0}, seq=11))
+    return made

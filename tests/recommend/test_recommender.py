@@ -1,0 +1,172 @@
+"""Lists by hand: each source, the mix, the filters, the ladder; a batch is its requests one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from recloop.bundle import Bundle
+from recloop.errors import BundleError, UserError
+from recloop.features.state import States, UserState
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Answer, Recommender, check_golden, make_golden
+from recloop.records import DAY, Item, Query
+
+NOW = 1_000 * DAY
+Make = Callable[..., Bundle]
+
+
+def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), age: str | None = None) -> UserState:
+    """A user by (days ago, items)."""
+    state = UserState(attributes=None if age is None else {"age": age})
+    for days, items in sorted(moments, reverse=True):
+        for item in items:
+            state.add(item, NOW - int(days * DAY), None, 1)
+    for item in dislikes:
+        state.add(item, NOW, None, -1)
+    return state
+
+
+def ask(bundle: Bundle, catalogue: Catalogue, state: UserState, **query: Any) -> Answer:
+    asked = Query(user_id="u", now=NOW, **query)
+    return Recommender(bundle, catalogue).recommend(States.of(["u"], [state]), [asked])[0]
+
+
+def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue: Catalogue) -> None:
+    state = shopper((1, ["dates"]), (40, ["apple", "bread"]), (41, ["bread"]))
+    by_count = ask(make_bundle({"history": 1.0}), catalogue, state)
+    assert by_count.items == ["bread", "apple", "dates"]  # apple and dates tie: the more popular goes first
+    by_age = ask(make_bundle({"history": 1.0}, half_life=30.0), catalogue, state)
+    assert by_age.items == ["dates", "bread", "apple"]
+    assert by_age.scores == pytest.approx([1 / 61, 1 / 62, 1 / 63])
+    assert set(by_age.sources) == {"history"}
+
+
+def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalogue: Catalogue) -> None:
+    state = shopper((1, ["apple"]), (2, ["bread"]), (3, ["dates"]))
+    # apple: bread .5, cheese .25; bread at half weight: cheese .25; dates lies beyond the two newest moments.
+    answer = ask(make_bundle({"neighbours": 1.0}), catalogue, state)
+    assert answer.items == ["bread", "cheese", "apple"]
+    assert answer.sources == ["neighbours", "neighbours", "popular"]
+    assert answer.scores[2] == -1.0
+
+
+def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: Make, catalogue: Catalogue) -> None:
+    state = shopper((1, ["apple"]))
+    answer = ask(make_bundle({"history": 1.0, "neighbours": 0.5, "popular": 0.25}), catalogue, state, k=5)
+    expected = {
+        "apple": 1 / 61 + 0.25 / 61,
+        "bread": 0.5 / 61 + 0.25 / 62,
+        "cheese": 0.5 / 62 + 0.25 / 63,
+        "dates": 0.25 / 64,
+        "eggs": 0.25 / 65,
+    }
+    assert answer.items == list(expected)
+    assert answer.scores == pytest.approx(list(expected.values()))
+    assert answer.sources == ["history", "neighbours", "neighbours", "popular", "popular"]
+
+
+def test_equal_scores_stand_in_the_order_of_the_index(make_bundle: Make, catalogue: Catalogue) -> None:
+    state = shopper((1, ["eggs"]))
+    answer = ask(make_bundle({"history": 1.0, "popular": 1.0}), catalogue, state, exclude=("bread", "cheese", "dates"))
+    assert answer.items[:2] == ["eggs", "apple"]
+    tied = ask(make_bundle({"history": 1.0, "neighbours": 1.0}), catalogue, shopper((1, ["dates"])))
+    assert tied.items[:2] == ["dates", "eggs"]  # both 1/61
+
+
+def test_nothing_that_is_excluded_disliked_hidden_or_filtered_out_is_shown(
+    make_bundle: Make, catalogue: Catalogue
+) -> None:
+    bundle = make_bundle({"popular": 1.0})
+    assert ask(bundle, catalogue, shopper(), exclude=("apple", "nobody knows this")).items == ["bread", "cheese", "dates"]
+    assert ask(bundle, catalogue, shopper(dislikes=("bread",))).items == ["apple", "cheese", "dates"]
+    catalogue.upsert(Item(item_id="apple", attributes={"price": 1.0}, hidden=True, seq=12))
+    assert ask(bundle, catalogue, shopper()).items == ["bread", "cheese", "dates"]
+    assert ask(bundle, catalogue, shopper(), filter="price >= 3").items == ["cheese", "dates", "eggs"]
+    assert ask(bundle, catalogue, shopper(), placement="cheap", filter="price > 1").items == ["bread", "figs"]
+
+
+def test_a_dislike_that_was_taken_back_is_shown_again(make_bundle: Make, catalogue: Catalogue) -> None:
+    state = shopper(dislikes=("apple",))
+    state.add("apple", NOW + 1, None, 1)
+    assert ask(make_bundle({"popular": 1.0}), catalogue, state).items[0] == "apple"
+
+
+def test_seen_items_go_where_the_policy_says_so(make_bundle: Make, catalogue: Catalogue) -> None:
+    bundle = make_bundle({"history": 1.0, "neighbours": 1.0}, filter_seen=True)
+    answer = ask(bundle, catalogue, shopper((1, ["apple"]), (2, ["bread"])))
+    assert answer.items == ["cheese", "dates", "eggs"]
+
+
+def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catalogue: Catalogue) -> None:
+    answer = ask(make_bundle({"history": 1.0}), catalogue, shopper(age="old"), k=9)
+    assert answer.items == ["eggs", "dates", "apple", "bread", "cheese", "grapes", "figs"]
+    assert answer.sources == ["segment"] * 2 + ["popular"] * 3 + ["latest"] * 2
+    assert answer.scores == [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
+    assert ask(make_bundle({"history": 1.0}), catalogue, shopper(age="young")).sources == ["popular"] * 3
+
+
+def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalogue) -> None:
+    bundle = make_bundle({"history": 1.0, "neighbours": 0.5})
+    states = [
+        shopper((1, ["apple"])), shopper(), shopper((3, ["bread", "dates"]), (1, ["eggs"]), dislikes=("cheese",)),
+        shopper((9, ["unknown"]), age="old"),
+    ]  # fmt: skip
+    queries = [Query(user_id=f"u{n}", now=NOW + n, k=4) for n in range(len(states))]
+    recommender = Recommender(bundle, catalogue)
+    users = [query.user_id for query in queries]
+    together = recommender.recommend(States.of(users, states), queries)
+    mixed = recommender.recommend(
+        States.of(users, states), [*queries[:3], Query(user_id="u3", now=NOW + 3, k=4, filter="price < 99")]
+    )
+    for b, query in enumerate(queries):
+        alone = recommender.recommend(States.of([query.user_id], [states[b]]), [query])[0]
+        assert together[b] == alone
+        assert mixed[b].slots == alone.slots
+
+
+def test_inputs_name_the_part_that_moved(make_bundle: Make, catalogue: Catalogue) -> None:
+    bundle = make_bundle({"popular": 1.0})
+    plain = ask(bundle, catalogue, shopper((1, ["apple"]))).inputs
+
+    def moved(answer: Answer) -> list[str]:
+        return [name for name in plain if answer.inputs[name] != plain[name]]
+
+    assert moved(ask(bundle, catalogue, shopper((1, ["apple"])))) == []
+    assert moved(ask(bundle, catalogue, shopper((1, ["bread"])))) == ["state", "history"]
+    assert moved(ask(bundle, catalogue, shopper((1, ["apple"])), exclude=("eggs",))) == ["filters"]
+    catalogue.upsert(Item(item_id="figs", attributes={"price": 2.6}, seq=13))
+    assert moved(ask(bundle, catalogue, shopper((1, ["apple"])))) == ["catalogue"]
+
+
+def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalogue) -> None:
+    other = Catalogue()
+    for item_id in ("grapes", "figs", "eggs", "dates", "cheese", "bread", "apple"):
+        other.upsert(Item(item_id=item_id, attributes={"price": 0.0}))
+        item = catalogue.get(item_id)
+        assert item is not None
+        other.upsert(item)
+    assert other.version == catalogue.version
+
+
+def test_an_unknown_placement_and_a_filter_on_an_unknown_field_are_refused(
+    make_bundle: Make, catalogue: Catalogue
+) -> None:
+    with pytest.raises(UserError, match=r"placement=cart.*home, cheap"):
+        ask(make_bundle({"popular": 1.0}), catalogue, shopper(), placement="cart")
+    with pytest.raises(UserError, match="colour"):
+        catalogue.check("colour = 'red'", "filter")
+
+
+def test_golden_lists_that_differ_are_refused(make_bundle: Make, catalogue: Catalogue) -> None:
+    bundle = make_bundle({"history": 1.0, "popular": 0.5})
+    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    states = [shopper((1, ["eggs"]), dislikes=("apple",)), shopper()]
+    golden = make_golden(own, ["a", "b"], states, NOW, "home", 3)
+    bundle.golden.extend(golden)
+    check_golden(bundle)
+    bundle.arrays["popular"][:2] = [2, 1]
+    with pytest.raises(BundleError, match="case 1"):
+        check_golden(bundle)
