@@ -1,0 +1,200 @@
+"""Verify: every logged decision rebuilt from the log by the other path, and the first thing that differs named.
+
+Serving reads a user's state event by event, through a snapshot and a cache. Here it comes from columns: archive and
+log, no snapshot, no cache; then the same `encode` and the same recommender of the decision's bundle, over the catalogue
+as of the decision's ``as_of``, one query at a time as the service did. What the service was fed (``inputs``), the ids
+and the scores must be the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from recloop import bundle as bundles
+from recloop.backends import Log, open_control, open_decisions, open_log
+from recloop.backends.archive import Archive
+from recloop.config import Project
+from recloop.errors import RecloopError
+from recloop.features.signal import Signal
+from recloop.features.state import States, Timeline, moment_stamps
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import CLOSE, Answer, Recommender
+from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
+
+SHOWN = 100
+"""Differences that are listed; all are counted."""
+
+
+class Difference(NamedTuple):
+    """The first thing in which a decision and its rebuilding differ."""
+
+    name: str
+    was: str
+    now: str
+
+
+@dataclass
+class Parity:
+    """The counts of one verification: the keys of ``recloop verify --json``."""
+
+    checked: int = 0
+    equal: int = 0
+    late: int = 0
+    unexplained: int = 0
+    max_score_diff: float = 0.0
+    differences: list[dict[str, str]] = field(default_factory=list)
+
+
+def verify(project: Project, last: int = 1000) -> dict[str, Any]:
+    """Rebuild the newest decisions; equal, late or unexplained.
+
+    ``late``: equal once the log's rows received after the decision are left out. A swap between scores closer than
+    1e-5 is equal; ``inputs`` count, whatever the mix weighs.
+
+    Args:
+        last: How many decisions.
+    """
+    store = open_decisions(project.config.stores.decisions, project.root)
+    try:
+        decisions = store.rows(last=last)
+    finally:
+        store.close()
+    found = Parity(checked=len(decisions))
+    if decisions:
+        log = open_log(project.config.stores.log, project.root)
+        try:
+            _compare_all(found, decisions, Rebuilder(project, log, decisions))
+        finally:
+            log.close()
+    return vars(found)
+
+
+def _compare_all(found: Parity, decisions: Sequence[Decision], rebuilder: Rebuilder) -> None:
+    for decision in sorted(decisions, key=lambda row: row.as_of):
+        try:
+            answer = rebuilder.answer(decision)
+            difference = compare(decision, answer)
+            if len(answer.scores) == len(decision.scores) and answer.scores:
+                gap = float(np.abs(np.subtract(decision.scores, answer.scores)).max())
+                found.max_score_diff = max(found.max_score_diff, gap)
+            if difference is not None and compare(decision, rebuilder.answer_without_late(decision)) is None:
+                found.late += 1
+                continue
+        except RecloopError as error:  # its bundle is gone, or no longer what was registered
+            difference = Difference("bundle", decision.bundle, str(error))
+        if difference is None:
+            found.equal += 1
+            continue
+        found.unexplained += 1
+        if len(found.differences) < SHOWN:
+            name, was, now = difference
+            found.differences.append({"request_id": decision.request_id, "name": name, "was": was, "is": now})
+
+
+def compare(decision: Decision, answer: Answer) -> Difference | None:
+    """The first difference: of the inputs in the order in which they are made, then the ids, then the scores."""
+    for name in [*answer.inputs, *(name for name in decision.inputs if name not in answer.inputs)]:
+        was, now = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
+        if was != now:
+            return Difference(name, was, now)
+    if len(decision.items) != len(answer.items):
+        return Difference("ids", f"{len(decision.items)} ids", f"{len(answer.items)} ids")
+    scores = dict(zip(answer.items, answer.scores, strict=True))
+    edge = answer.scores[-1] if answer.scores else 0.0
+    for place, (was, now) in enumerate(zip(decision.items, answer.items, strict=True)):
+        # A neighbour that closes may stand here instead; one that closes with the last may have stayed outside.
+        if was != now and abs(scores.get(was, edge) - decision.scores[place]) >= CLOSE:
+            return Difference("ids", was, now)
+    for was_score, score in zip(decision.scores, answer.scores, strict=True):
+        if abs(was_score - score) >= CLOSE:
+            return Difference("scores", repr(was_score), repr(score))
+    return None
+
+
+class Rebuilder:
+    """Answers decisions again, from columns; they must come in the order of ``as_of``."""
+
+    def __init__(self, project: Project, log: Log, decisions: Sequence[Decision]) -> None:
+        self._project = project
+        self._hashes = {
+            row.bundle: row.sha256 for row in open_control(project.config.stores.control, project.root).releases()
+        }
+        archive = Archive(project.data)
+        until = max(decision.as_of for decision in decisions)
+        users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
+        named = pl.col(USER_ID).is_in(users)
+        self._old_events = archive.events().filter(named)
+        self._new_events = log.events(until=until).filter(named & pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+        old_users, self._old_items = archive.users(), archive.items()
+        self._old_users = None if old_users is None else old_users.filter(named)
+        self._new_users = log.users(until=until).filter(named)
+        self._new_items = log.items(until=until).sort(SEQ)
+        self._catalogue = Catalogue.of([self._old_items])
+        self._items_seen = 0
+        self._recommenders: dict[str, Recommender] = {}
+        self._timelines: dict[str, Timeline] = {}
+
+    def answer(self, decision: Decision) -> Answer:
+        """The answer to a decision's query, from the state and the catalogue as of its ``as_of``."""
+        recommender = self._recommender(decision.bundle)
+        key = recommender.bundle.spec.state_key
+        if key not in self._timelines:
+            self._timelines[key] = self._timeline(recommender, self._new_events, self._new_users)
+        while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
+            self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
+            self._items_seen += 1
+        return _answer(recommender, self._timelines[key], decision)
+
+    def answer_without_late(self, decision: Decision) -> Answer:
+        """The same without the rows of the log that were received after the decision."""
+        in_time = pl.col(RECEIVED_AT) <= decision.at
+        served = self._recommender(decision.bundle)
+        items = self._new_items.filter(in_time)
+        recommender = Recommender(served.bundle, Catalogue.of([self._old_items, items], decision.as_of))
+        own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
+        timeline = self._timeline(recommender, own, self._new_users.filter(in_time))
+        return _answer(recommender, timeline, decision)
+
+    def _recommender(self, name: str) -> Recommender:
+        if name not in self._recommenders:
+            loaded = bundles.load(self._project.bundles / name, self._hashes.get(name))
+            self._recommenders[name] = Recommender(loaded, self._catalogue)
+        return self._recommenders[name]
+
+    def _timeline(self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame) -> Timeline:
+        spec = recommender.bundle.spec
+        rows = pl.concat([self._old_events, new_events])
+        users = new_users if self._old_users is None else pl.concat([self._old_users, new_users])
+        return Timeline(moment_stamps(Signal(spec.events, spec.clean).label(rows)), users)
+
+
+def _answer(recommender: Recommender, timeline: Timeline, decision: Decision) -> Answer:
+    query = Query(
+        user_id=decision.user_id,
+        now=decision.at,
+        k=decision.k,
+        placement=decision.placement,
+        exclude=tuple(decision.query.get("exclude", ())),
+        filter=decision.query.get("filter", ""),
+        request_id=decision.request_id,
+    )
+    states = timeline.states([decision.user_id], [decision.as_of])
+    return recommender.recommend(_own_names(states), [query])[0]
+
+
+def _own_names(states: States) -> States:
+    """The states with the names that they use alone: a timeline's are those of everybody."""
+    used, codes = np.unique(np.concatenate([states.items, states.negatives]), return_inverse=True)
+    codes = codes.astype(np.int32)
+    held = len(states.items)
+    return replace(states, names=states.names[used], items=codes[:held], negatives=codes[held:])
+
+
+def _item(row: dict[str, Any]) -> Item:
+    return Item(**{**row, "attributes": json.loads(row["attributes"])})
