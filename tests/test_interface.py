@@ -1,0 +1,398 @@
+"""docs/interface.md, executed: its config is the default, its verbs, keys, files, stores, bundle and routes are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pytest
+
+from recloop import records
+from recloop.config import Config, build
+from recloop.world import World
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "interface.md").read_text("utf-8")
+
+
+def section(number: int) -> str:
+    """One section of the document."""
+    return TEXT.split(f"\n## {number}. ")[1].split("\n## ")[0]
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of a section's table, cell by cell."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def keys_in(listed: str) -> set[str]:
+    """The names of a list of keys: ``a b{c:n} d[]`` is a, b, d."""
+    flat = listed
+    while re.search(r"[{\[(][^{}\[\]()]*[}\])]", flat):
+        flat = re.sub(r"[{\[(][^{}\[\]()]*[}\])]", " ", flat)
+    return set(re.findall(r"[a-z_]+", flat))
+
+
+# ---- section 4: the configuration
+
+
+def test_the_config_block_is_the_default() -> None:
+    """Every key of the block holds its default; the one example, a feature of items, is a feature of items."""
+    block = section(4).split("```toml\n")[1].split("```")[0]
+    tree = tomllib.loads(block)
+    example = tree["features"].pop("item")
+    assert build(tree, environment={}) == Config()
+    department = build({"features": {"item": example}}, environment={}).features.item["department"]
+    assert (department.kind, department.source, department.dim) == ("category", "department", 16)
+
+
+# ---- section 2: the command line
+
+
+class Ran(NamedTuple):
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        tree: dict[str, Any] = json.loads(self.out)
+        return tree
+
+
+def recloop(folder: Path, *arguments: str) -> Ran:
+    """One command in a project folder."""
+    command = [sys.executable, "-m", "recloop", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=folder.parent)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after its first turn, counting models alone."""
+    folder = World(seed=0).write(tmp_path_factory.mktemp("interface") / "shop")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write('[model]\nname = "covisitation"\n')
+    done = recloop(folder, "update", "--json")
+    assert done.code == 0, done.err
+    (folder / "update.json").write_text(done.out, "utf-8")
+    return folder
+
+
+def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
+    """The verbs marked [1] in the table, in the four panels."""
+    shown = recloop(tmp_path, "--help")
+    assert shown.code == 0
+    for panel in ("start", "look", "move", "deeper"):
+        assert panel in shown.out
+    verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
+    for verb in (*verbs, "promote", "prepare", "train"):
+        assert f"`{verb}" in section(2)
+        assert recloop(tmp_path, verb, "--help").code == 0, verb
+
+
+UPDATE = "from_seq to_seq read kept new_users new_items bundle verdict gates[{name,value,threshold,ok}] seconds"
+DOCTOR = "read kept removed{rule:n} rejected users items moments span repeats warnings[]"
+STATUS = "live shadow experiment generation bundles[{bundle,state,at,reason}] last_seq watermark"
+REPORT = "path entropy long_tail_share cold_coverage coverage requests"
+VERIFY = "checked equal late unexplained max_score_diff differences[{request_id,name,was,is}]"
+INIT = "columns time_unit scenario (collaborative, content, sequential) guesses[{key,value,why}]"
+REPLY = "request_id model_version variant placement degraded items"
+
+
+def test_the_keys_above_are_the_documents() -> None:
+    for listed in (UPDATE, DOCTOR, STATUS, REPORT, VERIFY, INIT):
+        assert f"`{listed.split(' (')[0]}" in section(2) or f"`{listed}`" in section(2), listed
+
+
+def test_update_first_and_nothing_new(shop: Path) -> None:
+    first = json.loads((shop / "update.json").read_text("utf-8"))
+    assert set(first) >= keys_in(UPDATE)
+    assert first["verdict"] == "first"
+    again = recloop(shop, "update", "--json")
+    assert again.code == 0, again.err
+    assert again.json["verdict"] == "nothing"
+    assert set(again.json) >= keys_in(UPDATE)
+
+
+def test_doctor_counts_add_up(shop: Path) -> None:
+    tree = recloop(shop, "doctor", "--json").json
+    assert set(tree) >= keys_in(DOCTOR)
+    assert tree["read"] == tree["kept"] + sum(tree["removed"].values()) + tree["rejected"]
+    assert tree["read"] == World(seed=0).events().height
+
+
+def test_init_guesses(tmp_path: Path) -> None:
+    World(seed=0).events().write_csv(tmp_path / "orders.csv")
+    done = recloop(tmp_path, "init", str(tmp_path / "orders.csv"), "--yes", "--json")
+    assert done.code == 0, done.err
+    assert set(done.json) >= {"columns", "time_unit", "scenario", "guesses"}
+    assert done.json["columns"]["user_id"] == "user_id"
+    assert done.json["time_unit"] == "us"
+    assert all(set(guess) == {"key", "value", "why"} for guess in done.json["guesses"])
+    assert (tmp_path / "recloop.toml").is_file()
+
+
+def test_evaluate_prints_the_table(shop: Path) -> None:
+    done = recloop(shop, "evaluate", "--json")
+    assert done.code == 0, done.err
+    assert set(done.json["protocol"]) >= {"name", "split_hash", "targets", "filter_seen", "ties", "k", "seed"}
+    assert [row["model"] for row in done.json["rows"]][-1] == "served"
+    four = {"HR@10", "Recall@10", "NDCG@10", "MRR@10"}
+    for row in done.json["rows"]:
+        assert set(row) >= {"model", "bundle", "coverage", "entropy", "long_tail_share", "seconds"} | four
+        assert set(row) >= {"warm", "repeat", "explore"}
+        assert set(row["NDCG@10"]) == {"value", "low", "high"}
+        assert row["NDCG@10"]["low"] <= row["NDCG@10"]["value"] <= row["NDCG@10"]["high"]
+    files = b"".join((shop / "data" / "split" / f"{part}.parquet").read_bytes() for part in ("train", "valid", "test"))
+    digests = [
+        hashlib.sha256((shop / "data" / "split" / f"{part}.parquet").read_bytes()).hexdigest()
+        for part in ("train", "valid", "test")
+    ]
+    over = {hashlib.sha256(files).hexdigest(), hashlib.sha256("".join(digests).encode()).hexdigest()}
+    assert done.json["protocol"]["split_hash"] in over
+
+
+def test_recommend_status_report(shop: Path) -> None:
+    answer = recloop(shop, "recommend", "u001", "-k", "3", "--json")
+    assert answer.code == 0, answer.err
+    assert set(answer.json) >= keys_in(REPLY)
+    assert len(answer.json["items"]) == 3
+    status = recloop(shop, "status", "--json").json
+    assert set(status) >= keys_in(STATUS)
+    assert status["live"] == answer.json["model_version"]
+    report = recloop(shop, "report", "--json")
+    assert report.code == 0, report.err
+    assert set(report.json) >= keys_in(REPORT)
+    assert (shop / report.json["path"]).is_file()
+
+
+def test_prepare_train_promote(shop: Path) -> None:
+    """The parts of a turn; a registered bundle goes live by one move."""
+    before = (shop / "data" / "manifest.json").read_bytes()
+    prepared = recloop(shop, "prepare", "--json")
+    assert prepared.code == 0, prepared.err
+    assert set(prepared.json) >= keys_in(DOCTOR) | keys_in("fingerprint cut train valid test")
+    assert (shop / "data" / "manifest.json").read_bytes() == before
+    trained = recloop(shop, "train", "popular", "--json")
+    assert trained.code == 0, trained.err
+    assert set(trained.json) >= keys_in("bundle run epochs seconds metrics")
+    moved = recloop(shop, "promote", trained.json["bundle"], "--json")
+    assert moved.code == 0, moved.err
+    assert set(moved.json) >= keys_in("bundle from to generation evidence")
+    assert recloop(shop, "status", "--json").json["live"] == trained.json["bundle"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("unheard-of",),
+        ("doctor", "--unheard-of"),
+        ("doctor", "--set", "split.quantil=0.5"),
+        ("doctor", "--set", "data.events=nowhere.csv"),
+        ("evaluate", "--protocol", "leave-one-out"),
+        ("evaluate", "no-such-bundle"),
+        ("promote", "no-such-bundle"),
+        ("train", "no-such-model"),
+        ("recommend", "u001", "--placement", "nowhere"),
+    ],
+)
+def test_a_mistake_says_what_is_wrong_and_what_to_do(shop: Path, arguments: tuple[str, ...]) -> None:
+    """Exit 2, stdout empty, last line ``error: NAME=VALUE: expected ...; try: COMMAND``, no traceback."""
+    done = recloop(shop, *arguments)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert re.fullmatch(r"error: .+=.*: expected .+; try: .+", done.err.rstrip().splitlines()[-1]), done.err
+    assert "Traceback" not in done.err
+
+
+# ---- sections 3, 5, 6: files
+
+
+def test_the_project_folder(shop: Path) -> None:
+    for name in ("items.parquet", "users.parquet", "quarantine.parquet", "rejects.jsonl", "manifest.json"):
+        assert (shop / "data" / name).is_file(), name
+    archive = pl.read_parquet(next((shop / "data" / "archive").glob("date=*/*.parquet")), hive_partitioning=False)
+    assert set(archive.columns) >= set(records.EVENT_SCHEMA)
+    for part in ("train", "valid", "test"):
+        split = pl.read_parquet(shop / "data" / "split" / f"{part}.parquet")
+        types = {"moment": pl.Int32, "label": pl.Int8, "weight": pl.Float32}
+        assert {name: split.schema[name] for name in types} == types
+        assert set(split.columns) >= set(records.EVENT_SCHEMA)
+    manifest = json.loads((shop / "data" / "manifest.json").read_text("utf-8"))
+    assert set(manifest) >= {"fingerprint", "cut", "watermark", "config"}
+    runs = sorted((shop / "runs").iterdir())
+    assert (runs[0] / "config.toml").is_file()
+    assert (runs[0] / "metrics.json").is_file()
+    assert json.loads((shop / "reports" / "evaluation.json").read_text("utf-8"))["rows"]
+
+
+def test_numbers_of_the_import(shop: Path) -> None:
+    """1..n: items in file order, users in file order, then events by (timestamp, file row)."""
+    world = World(seed=0)
+    items = pl.read_parquet(shop / "data" / "items.parquet").sort("seq")
+    assert items["item_id"].to_list() == world.item_ids
+    assert items["seq"].to_list() == list(range(1, 201))
+    users = pl.read_parquet(shop / "data" / "users.parquet").sort("seq")
+    assert users["user_id"].to_list() == world.user_ids
+    events = pl.read_parquet(shop / "data" / "archive" / "**" / "*.parquet", hive_partitioning=False).sort("seq")
+    assert events["seq"][0] >= 501
+    assert events["timestamp"].is_sorted()
+
+
+def columns(file: Path, table: str) -> set[str]:
+    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    try:
+        return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    finally:
+        connection.close()
+
+
+def test_the_stores(service: str, shop: Path) -> None:
+    """Each table with the columns of section 5, once the service has run."""
+    listed = {cells[0]: cells[1] for cells in rows_of(section(5))[1:]}
+    log = shop / "store" / "log.db"
+    events = [
+        part.strip(" ?").partition(" ")[0].strip("?") for part in listed["log: events"].split(" (filled")[0].split(",")
+    ]
+    assert len(events) == 16
+    assert columns(log, "events") >= set(events)
+    assert columns(log, "items") >= {"seq", "item_id", "received_at", "attributes", "hidden", "deleted"}
+    assert columns(log, "users") >= {"seq", "user_id", "received_at", "attributes", "deleted"}
+    assert columns(log, "retractions") == {"seq", "of_seq", "rule"}
+    decision = keys_in(
+        "request_id role user_id at as_of bundle generation variant placement k query items scores sources "
+        "propensities degraded session_id anonymous_id positives inputs micros"
+    )
+    assert columns(shop / "store" / "decisions.db", "decisions") >= decision
+    assert all(re.search(rf"\b{name}\b", listed["decisions"]) for name in decision)
+    releases = keys_in("generation at bundle from to by reason evidence") | {"sha256"}
+    assert columns(shop / "store" / "control.db", "releases") >= releases
+
+
+def test_a_bundle(shop: Path) -> None:
+    """Its name ends in the hash of its manifest, every file is listed with its own."""
+    bundle = json.loads((shop / "update.json").read_text("utf-8"))["bundle"]
+    folder = shop / "bundles" / bundle
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    listed = {
+        "format", "bundle", "parent", "recloop", "encode_version", "model", "scorers", "data", "train", "files",
+    }  # fmt: skip
+    assert set(manifest) >= listed
+    assert all(re.search(rf"\b{name}\b", section(6)) for name in listed)
+    plain = {key: value for key, value in manifest.items() if key != "bundle"}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert re.fullmatch(r"counts-\d{8}T\d{6}Z-[0-9a-f]{8}", bundle)
+    assert bundle.endswith(hashlib.sha256(text.encode()).hexdigest()[:8])
+    assert set(manifest["files"]) == {file.name for file in folder.iterdir()} - {"manifest.json"}
+    for name, facts in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert (hashlib.sha256(data).hexdigest(), len(data)) == (facts["sha256"], facts["bytes"]), name
+    golden = json.loads((folder / "golden.json").read_text("utf-8"))
+    assert len(golden) == 5
+    assert all(set(case) >= {"state", "now", "placement", "k", "ids", "scores"} for case in golden)
+    table = pl.read_parquet(folder / "items.parquet")
+    assert set(table.columns) >= {"item_ix", "item_id", "count", "tail", "fields", "first_seq"}
+
+
+# ---- section 7: REST
+
+
+@pytest.fixture(scope="module")
+def service(shop: Path) -> Iterator[str]:
+    """The address of a running service; its first line says so."""
+    command = [sys.executable, "-m", "recloop", "-C", str(shop), "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.fullmatch(r"ready (http://127\.0\.0\.1:\d+) bundle=(\S+)\n", line)
+    assert found, line
+    yield found[1]
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def ask(url: str, body: object = None) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of a GET, or of a POST where there is a body."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_routes_and_their_keys(service: str) -> None:
+    code, answer = ask(f"{service}/v1/recommend/u001?n=4&properties=name")
+    assert (code, set(answer)) == (200, keys_in(REPLY))
+    assert len(answer["items"]) == 4
+    assert set(answer["items"][0]) == {"item_id", "score", "source", "reason", "name"}
+    assert ask(f"{service}/v1/recommend?user_id=u001")[0] == 200
+    event = {"user_id": "u001", "item_id": "i007", "event_type": "purchase", "event_id": "x1"}
+    code, posted = ask(f"{service}/v1/events", [event, event])
+    assert (code, posted["accepted"], posted["duplicate"]) == (200, 1, 1)
+    assert set(posted) == {"accepted", "duplicate", "conflict", "quarantined", "rejected", "rows"}
+    assert set(posted["rows"][0]) == {"event_id", "status", "reason"}
+    code, posted = ask(f"{service}/v1/items", {"item_id": "new", "attributes": {"name": "new"}})
+    assert (code, set(posted)) == (200, {"accepted", "rejected", "rows"})
+    code, item = ask(f"{service}/v1/items/new")
+    assert (code, item["state"], set(item)) == (200, "warm", {"item_id", "attributes", "hidden", "state"})
+    assert ask(f"{service}/v1/users", {"user_id": "v", "attributes": {}})[0] == 200
+    code, user = ask(f"{service}/v1/users/u001")
+    assert (code, set(user)) == (200, {"user_id", "attributes", "state", "events", "last_events"})
+    assert ask(f"{service}/v1/users/nobody")[0] == 404
+    assert ask(f"{service}/v1/health/live")[1]["status"]
+    assert ask(f"{service}/v1/health/ready")[0] == 200
+    code, status = ask(f"{service}/v1/status")
+    assert (code, set(status) >= keys_in(STATUS) | {"degraded"}) == (200, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/v1/recommend/u001?n=0", None, 422),
+        ("/v1/recommend/u001?n=1001", None, 422),
+        ("/v1/recommend/u001?placement=nowhere", None, 422),
+        ("/v1/recommend/u001?filter=price%20%3E", None, 422),
+        ("/v1/nothing", None, 404),
+        ("/v1/items/unheard-of", None, 404),
+        ("/v1/events", [{"user_id": "u"}] * 1001, 422),
+        ("/v1/events", [{"user_id": "u", "item_id": "i", "event_type": "view", "value": "much"}], 207),
+    ],
+)
+def test_refusals_have_one_shape(service: str, path: str, body: object, code: int) -> None:
+    found, answer = ask(service + path, body)
+    assert found == code, answer
+    if code != 207:
+        assert set(answer["error"]) == {"code", "message", "field", "expected"}
+
+
+def test_verify_finds_what_was_served(service: str, shop: Path) -> None:
+    for n in range(1, 6):
+        assert ask(f"{service}/v1/recommend/u00{n}")[0] == 200
+    assert ask(f"{service}/v1/status")[0] == 200
+    found: Ran | None = None
+    for _ in range(20):  # decisions are written behind the answer, at most 200 ms later
+        found = recloop(shop, "verify", "--last", "50", "--json")
+        if found.json["checked"] >= 5:
+            break
+    assert found is not None
+    assert found.code == 0, found.err
+    assert set(found.json) >= keys_in(VERIFY)
+    assert found.json["unexplained"] == 0
+    assert found.json["checked"] == found.json["equal"] + found.json["late"] >= 5
