@@ -14,6 +14,9 @@ from recloop import rules
 from recloop.features.vocab import Vocabulary, as_text
 from recloop.records import ITEM_ID, SEQ, Item
 
+REMEMBERED = 1_000
+"""Masks and lists kept for conditions that were asked before."""
+
 
 class Catalogue:
     """Items by raw id. Its ``version`` is the same however the items came in, one by one or from columns."""
@@ -21,10 +24,12 @@ class Catalogue:
     def __init__(self) -> None:
         self._items: dict[str, Item] = {}
         self._first_seq: dict[str, int] = {}
+        self._out: set[str] = set()  # hidden or deleted
         self._sum = 0
         self._frame: pl.DataFrame | None = None
-        self._masks: dict[tuple[int, str], np.ndarray] = {}
+        self._masks: dict[tuple[Vocabulary, str], np.ndarray] = {}
         self._passing: dict[str, set[str]] = {}
+        self._latest: dict[tuple[Vocabulary, str], list[str]] = {}
 
     @classmethod
     def of(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalogue:
@@ -69,9 +74,11 @@ class Catalogue:
         self._sum = (self._sum + _weight(item)) % 2**64
         self._items[item.item_id] = item
         self._first_seq.setdefault(item.item_id, item.seq)
-        self._frame = None
-        self._masks.clear()
-        self._passing.clear()
+        if item.hidden or item.deleted:
+            self._out.add(item.item_id)
+        else:
+            self._out.discard(item.item_id)
+        self._forget()
 
     @property
     def version(self) -> str:
@@ -90,34 +97,51 @@ class Catalogue:
 
     def mask(self, text: str, vocabulary: Vocabulary) -> np.ndarray:
         """(N+1,) bool: items of a table that are shown and pass a condition; row 0 is False."""
-        key = (id(vocabulary), text)
+        key = (vocabulary, text)
         if key not in self._masks:
             allowed = np.ones(len(vocabulary) + 1, dtype=bool)
-            allowed[0] = False
             if text.strip():
                 passing = self.passing(text)
                 allowed[1:] = [item_id in passing for item_id in vocabulary.ids]
-            for item_id, item in self._items.items():
-                if item.hidden or item.deleted:
-                    allowed[vocabulary.index(item_id)] = False
+            for item_id in self._out:
+                allowed[vocabulary.index(item_id)] = False
+            allowed[0] = False
+            self._room()
             self._masks[key] = allowed
         return self._masks[key]
 
     def passing(self, text: str) -> set[str]:
         """Raw ids of the catalogue that are shown and pass a condition."""
         if text not in self._passing:
-            table = self._table()
+            found = set(self._items)
             if text.strip():
+                table = self._table()
                 rule = rules.parse(text, table.columns, "filter")
-                table = table.filter(rule.expr.fill_null(False))
-            shown = table[ITEM_ID].to_list()
-            self._passing[text] = {i for i in shown if not (self._items[i].hidden or self._items[i].deleted)}
+                found = set(table.filter(rule.expr.fill_null(False))[ITEM_ID])
+            self._room()
+            self._passing[text] = found - self._out
         return self._passing[text]
 
     def latest(self, text: str, vocabulary: Vocabulary) -> list[str]:
         """Shown items that pass a condition and that the table does not know: newest first, ties by id bytes."""
-        fresh = [item_id for item_id in self.passing(text) if not vocabulary.index(item_id)]
-        return sorted(fresh, key=lambda item_id: (-self._first_seq[item_id], item_id))
+        key = (vocabulary, text)
+        if key not in self._latest:
+            fresh = [item_id for item_id in self.passing(text) if not vocabulary.index(item_id)]
+            self._room()
+            self._latest[key] = sorted(fresh, key=lambda item_id: (-self._first_seq[item_id], item_id))
+        return self._latest[key]
+
+    def _room(self) -> None:
+        """Conditions come from clients: what was worked out for them is forgotten before it fills the memory."""
+        if len(self._masks) + len(self._passing) + len(self._latest) >= REMEMBERED:
+            self._forget(keep_table=True)
+
+    def _forget(self, keep_table: bool = False) -> None:
+        self._masks.clear()
+        self._passing.clear()
+        self._latest.clear()
+        if not keep_table:
+            self._frame = None
 
     def _table(self) -> pl.DataFrame:
         """Every item's attributes as columns, for conditions; mixed types become text."""
