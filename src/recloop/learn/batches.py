@@ -98,9 +98,9 @@ class Sequences:
 
     def _reach(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """The earliest start at or after ``first`` with at most ``history`` items up to ``stop``."""
-        start: np.ndarray = np.searchsorted(self.offsets, self.offsets[stop] - self.history, side="left")
-        start = np.maximum(start, first)
-        return start
+        start = np.searchsorted(self.offsets, self.offsets[stop] - self.history, side="left")
+        reached: np.ndarray = np.maximum(start, first)
+        return reached
 
     def lengths(self, windows: Windows) -> np.ndarray:
         """(W,) tokens of each window."""

@@ -1,0 +1,203 @@
+"""SASRec over moments: the paper's network where moments hold one event, and a set where they hold several."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from recloop.errors import UserError
+from recloop.models.base import TrainData, load_model
+from recloop.models.sasrec import SASRec
+
+D, HISTORY, N = 16, 12, 20
+SHIFT = torch.linspace(-1, 1, D) ** 3  # not the same everywhere: a layer norm would not see it
+
+
+def bare(n_items: int = N, fields: int = 0, context: int = 0) -> TrainData:
+    """Sizes alone: a network is built from these."""
+    none = np.zeros(0, np.int64)
+    return TrainData(
+        item_ids=[str(n) for n in range(n_items)],
+        user_ids=[],
+        user_offsets=np.zeros(1, np.int64),
+        moment_offsets=np.zeros(1, np.int64),
+        stamps=none,
+        items=none,
+        seqs=none,
+        weights=none,
+        old=none,
+        user_codes=none,
+        item_codes=none,
+        user_fields=[(f"user.{n}", 4, 3) for n in range(context)],
+        item_fields=[(f"item.{n}", 5, 3) for n in range(fields)],
+        request_fields=[],
+        cut=0,
+        counts=none,
+    )
+
+
+def made(fields: int = 0, context: int = 0, **options: object) -> SASRec:
+    torch.manual_seed(0)
+    network: SASRec = load_model("sasrec", options)
+    network.build(bare(fields=fields, context=context), D, HISTORY)
+    return network.eval()
+
+
+def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A window of moments of these sizes, oldest first: vectors (1, T, D), moments, mask, an empty context (1, M, 0)."""
+    total = sum(sizes)
+    number = np.repeat(np.arange(len(sizes))[::-1], sizes)
+    generator = torch.Generator().manual_seed(total)
+    history = torch.randn(1, total, D, generator=generator) * 0.1
+    moments = torch.from_numpy(number.copy())[None]
+    return history, moments, torch.ones(1, total, dtype=torch.bool), torch.zeros(1, len(sizes), 0, dtype=torch.int64)
+
+
+def test_one_event_a_moment_is_a_plain_causal_transformer() -> None:
+    """Against torch's own pre-norm encoder with a triangular mask, weights copied over."""
+    ours = made(blocks=2, heads=2)
+    length = 9
+    history, moments, mask, context = window(*[1] * length)
+    x = history * math.sqrt(D) + ours.positions(torch.arange(length - 1, -1, -1))[None]
+    forbidden = torch.triu(torch.ones(length, length, dtype=torch.bool), diagonal=1)
+    for block in ours.blocks:
+        theirs = nn.TransformerEncoderLayer(D, 2, D, 0.0, "relu", batch_first=True, norm_first=True)
+        theirs.load_state_dict(
+            {
+                "self_attn.in_proj_weight": block.qkv.weight,
+                "self_attn.in_proj_bias": block.qkv.bias,
+                "self_attn.out_proj.weight": block.out.weight,
+                "self_attn.out_proj.bias": block.out.bias,
+                **{
+                    f"{name}.{kind}": getattr(getattr(block, name), kind)
+                    for name in ("norm1", "norm2", "linear1", "linear2")
+                    for kind in ("weight", "bias")
+                },
+            }
+        )
+        x = theirs.train()(x, src_mask=forbidden)  # its fast path in eval mode is another code
+    plain = ours.norm(x)  # (1, T, D), oldest first
+    ends = ours.ends(history, moments, mask, context)  # (1, M, D), newest first
+    torch.testing.assert_close(ends.flip(1), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.users(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-5)
+
+
+def test_padding_and_company_change_nothing() -> None:
+    network = made()
+    short, long = window(2, 1, 3), window(1, 4, 2, 2)
+    batch, time, size = 2, 14, 6
+    history = torch.randn(batch, time, D) * 100  # what stands in padded places must not matter
+    moments, mask = torch.zeros(batch, time, dtype=torch.int64), torch.zeros(batch, time, dtype=torch.bool)
+    for row, (h, m, k, _) in enumerate((short, long)):
+        history[row, : h.shape[1]], moments[row, : m.shape[1]], mask[row, : k.shape[1]] = h[0], m[0], k[0]
+    context = torch.zeros(batch, size, 0, dtype=torch.int64)
+    ends, users = network.ends(history, moments, mask, context), network.users(history, moments, mask, context[:, 0])
+    for row, (h, m, k, c) in enumerate((short, long)):
+        alone = network.ends(h, m, k, c)[0]
+        torch.testing.assert_close(ends[row, : len(alone)], alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(users[row], alone[0], rtol=0, atol=1e-5)
+
+
+def test_masked_positions_get_no_gradient() -> None:
+    network = made().train()
+    history, moments, mask, context = window(2, 1, 3)
+    mask[0, -1] = False
+    history.requires_grad_()
+    network.ends(history, moments, mask, context).square().sum().backward()
+    assert history.grad is not None
+    assert torch.all(history.grad[0, -1] == 0)
+    assert torch.all(history.grad[0, :-1].abs().sum(-1) > 0)
+
+
+def test_the_order_inside_a_moment_changes_nothing() -> None:
+    network = made()
+    history, moments, mask, context = window(3, 2, 4)
+    shuffled = history[:, [2, 0, 1, 4, 3, 8, 5, 7, 6]]
+    torch.testing.assert_close(
+        network.ends(shuffled, moments, mask, context), network.ends(history, moments, mask, context), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        network.users(shuffled, moments, mask, context[:, 0]),
+        network.users(history, moments, mask, context[:, 0]),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_a_moment_sees_itself_and_what_was_before() -> None:
+    """Moments of 2, 3, 1 items; the changed token decides which ends move (numbered from the newest)."""
+    network = made()
+    history, moments, mask, context = window(2, 3, 1)
+    before = network.ends(history, moments, mask, context)[0]
+    for token, moved in ((0, [0, 1, 2]), (3, [0, 1]), (5, [0])):
+        other = history.clone()
+        other[0, token] += SHIFT
+        after = network.ends(other, moments, mask, context)[0]
+        changed = ((after - before).abs().amax(1) > 1e-6).nonzero().ravel().tolist()
+        assert changed == moved
+
+
+def test_company_sees_one_another() -> None:
+    """The two tokens of one moment: each one's hidden state depends on the other."""
+    network = made(blocks=1)
+    history, moments, mask, _ = window(2)
+    before = network.hidden(history, moments, mask)
+    other = history.clone()
+    other[0, 1] += SHIFT
+    assert (network.hidden(other, moments, mask) - before)[0, 0].abs().max() > 1e-6
+
+
+def test_a_late_row_is_not_seen_before_it_arrived() -> None:
+    """Token 0 stands in the oldest moment but arrived after the second: only the newest end knows it (and its own)."""
+    network = made()
+    history, moments, mask, context = window(1, 1, 1)
+    arrived = torch.ones(1, 3, 3, dtype=torch.bool)
+    arrived[0, 1, 0] = False  # token 1 does not see token 0
+    before = network.ends(history, moments, mask, context, arrived)[0]
+    other = history.clone()
+    other[0, 0] += SHIFT
+    after = network.ends(other, moments, mask, context, arrived)[0]
+    assert ((after - before).abs().amax(1) > 1e-6).tolist() == [True, False, True]
+
+
+def test_context_is_added_after_the_mean() -> None:
+    network = made(context=2)
+    history, moments, mask, _ = window(2, 1, 3)
+    codes = torch.tensor([[1, 3], [0, 2]])
+    two = [tensor.expand(2, *tensor.shape[1:]) for tensor in (history, moments, mask)]
+    users = network.users(*two, codes)
+    expected = network.context(codes)
+    torch.testing.assert_close(users[0] - users[1], expected[0] - expected[1], rtol=0, atol=1e-6)
+    by_hand = sum(
+        project.weight @ table.weight[code]
+        for table, project, code in zip(network.context.tables, network.context.projections, (1, 3), strict=True)
+    )
+    torch.testing.assert_close(expected[0], by_hand, rtol=0, atol=1e-6)
+    ends = network.ends(*two, torch.stack([codes, codes, codes], 1))
+    torch.testing.assert_close(ends[:, 0], users, rtol=0, atol=1e-6)
+
+
+def test_an_item_is_its_own_vector_and_its_fields() -> None:
+    network = made(fields=2)
+    codes = torch.randint(0, 5, (N + 1, 2), generator=torch.Generator().manual_seed(1))
+    vectors = network.items(codes)
+    fields = network.item_fields
+    by_hand = network.table.weight[7] + sum(
+        project.weight @ table.weight[codes[7, c]]
+        for c, (table, project) in enumerate(zip(fields.tables, fields.projections, strict=True))
+    )
+    assert vectors.shape == (N + 1, D)
+    torch.testing.assert_close(vectors[7], by_hand, rtol=0, atol=1e-6)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UserError, match=r"model\.heads=3: expected a divisor of features\.dim=16"):
+        made(heads=3)
+    with pytest.raises(UserError, match=r"model\.layers=2"):
+        load_model("sasrec", {"layers": 2})
+    with pytest.raises(UserError, match=r"model\.dropout"):
+        load_model("sasrec", {"dropout": 1.5})
