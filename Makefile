@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
+.DELETE_ON_ERROR:
 .PHONY: help demo test test-all check format clean
 
 help:
