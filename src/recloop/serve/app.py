@@ -10,7 +10,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,7 +31,7 @@ from recloop.records import Query
 from recloop.serve import bodies, openapi, process
 from recloop.serve.bodies import Rejected
 from recloop.serve.door import Door, problem_response
-from recloop.serve.service import REASONS, Clock, Service, system_clock
+from recloop.serve.service import Clock, Service, system_clock
 from recloop.serve.shapes import (
     EventResult,
     EventsAnswer,
@@ -41,7 +41,6 @@ from recloop.serve.shapes import (
     ItemResult,
     ItemsAnswer,
     PastEvent,
-    RecommendAnswer,
     StatusAnswer,
     Temperature,
     UserAnswer,
@@ -73,8 +72,19 @@ def create(project: Project, clock: Clock = system_clock) -> Starlette:
     return build(Service(project, clock))
 
 
-def run(project: Project, host: str | None = None, port: int | None = None, json: bool = False) -> None:
+def run(
+    project: Project,
+    host: str | None = None,
+    port: int | None = None,
+    json: bool = False,
+    tamper: Callable[[Service], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; the first line on stdout says where and what.
+
+    Args:
+        host, port: In place of the configuration's; port 0 is a free one.
+        json: The first line as a JSON object.
+        tamper: Changes the opened service before it answers: how a proof plants the skew that it must find.
 
     Raises:
         Locked: another server has this folder.
@@ -88,6 +98,8 @@ def run(project: Project, host: str | None = None, port: int | None = None, json
         listening = stack.enter_context(process.listen(host, port))
         service = Service(project, locked=True)
         stack.callback(service.close)
+        if tamper is not None:
+            tamper(service)
         process.serve(build(service), listening, process.ready_line(listening, service.arm.bundle, json))
 
 
@@ -144,21 +156,7 @@ class Handlers:
             )
         except UserError as error:
             raise _unprocessable(error.name, str(error.value), error.expected) from None
-        items = []
-        for slot in answer.slots:
-            asked = self._service.properties(slot.item_id, query.properties)
-            own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": REASONS[slot.source]}
-            items.append({**asked, **own})
-        return _answer(
-            RecommendAnswer(
-                request_id=query.request_id,
-                model_version=decision.bundle,
-                variant=decision.variant,
-                placement=decision.placement,
-                degraded=decision.degraded,
-                items=items,
-            )
-        )
+        return _answer(self._service.reply(query, answer, decision))
 
     async def post_events(self, request: Request) -> Response:
         now, rows = await self._rows(request)
@@ -321,7 +319,9 @@ def _unprocessable(field: str, value: str, expected: str) -> HttpError:
 async def _http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return problem_response(HttpError(error.status_code, code, error.detail), error.headers)
+    allowed = (error.headers or {}).get("Allow")
+    expected = f"one of {allowed}" if allowed else "a route of /openapi.json"
+    return problem_response(HttpError(error.status_code, code, error.detail, None, expected), error.headers)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

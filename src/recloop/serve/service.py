@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,6 +30,7 @@ from recloop.recommend.recommender import Answer, Recommender, check_golden
 from recloop.recommend.states import StateReader, fold_all, state_of_tree
 from recloop.records import ITEM_ID, USER_ID, Decision, Query
 from recloop.serve import arms
+from recloop.serve.shapes import RecommendAnswer
 from recloop.serve.write import Job, Writer
 
 LOGGER = logging.getLogger(__name__)
@@ -177,11 +178,9 @@ class Service:
         self.decisions.put(decision)
         return answer, decision
 
-    def properties(self, item_id: str, names: Sequence[str]) -> dict[str, Any]:
-        """The attributes of an item that a request asked for; null for those it has not."""
-        item = self.catalogue.get(item_id)
-        attributes = {} if item is None else item.attributes
-        return {name: attributes.get(name) for name in names}
+    def reply(self, query: Query, answer: Answer, decision: Decision) -> RecommendAnswer:
+        """An answer as the client gets it."""
+        return reply(query, answer, self.catalogue, decision.bundle, decision.variant, decision.degraded)
 
     def user_state(self, user_id: str) -> UserState:
         """What is known of a user now."""
@@ -270,3 +269,16 @@ class Service:
             labelled = signal.label(self.archive.events())
             snapshots.write(path, fold_all(labelled, self.archive.users()), watermark, key)
             return snapshots.Snapshot(path)
+
+
+def reply(
+    query: Query, answer: Answer, catalogue: Catalogue, bundle: str, variant: str, degraded: list[str]
+) -> RecommendAnswer:
+    """An answer as ``GET /v1/recommend`` gives it: each slot with its reason and the properties asked for."""
+    items = []
+    for slot in answer.slots:
+        item = catalogue.get(slot.item_id)
+        attributes = {} if item is None else item.attributes
+        own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": REASONS[slot.source]}
+        items.append({**own, **{name: attributes.get(name) for name in query.properties if name not in own}})
+    return RecommendAnswer(query.request_id, bundle, variant, query.placement, degraded, items)

@@ -1,0 +1,102 @@
+"""The service's answer without the service: read-only, logs nothing, asks no server."""
+
+from __future__ import annotations
+
+import uuid
+from string import Formatter
+from typing import Any
+
+import msgspec
+import rich.table
+
+from recloop import bundle as bundles
+from recloop import release
+from recloop.backends import open_control, open_log, snapshots
+from recloop.backends.archive import Archive
+from recloop.config import Project
+from recloop.errors import UserError
+from recloop.features.signal import Signal
+from recloop.features.state import States
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender
+from recloop.recommend.states import StateReader
+from recloop.records import Query
+from recloop.serve.arms import LIVE
+from recloop.serve.service import reply, system_clock
+
+OWN = ("item_id", "score", "source", "reason")
+
+
+def recommend(project: Project, user_id: str, k: int = 0, placement: str = "home", bundle: str = "") -> dict[str, Any]:
+    """The reply of ``GET /v1/recommend/{user_id}`` with the properties that name an item.
+
+    Args:
+        k: 0: the placement's own.
+        bundle: A registered bundle in place of the live one.
+
+    Raises:
+        UserError: no such bundle or placement, nothing live yet, k out of range. BundleError: it may not be served.
+    """
+    if not 0 <= k <= 1000:
+        raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
+    name, sha256 = _registered(project, bundle)
+    loaded = bundles.load(project.bundles / name, sha256)
+    archive = Archive(project.data)
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        as_of = max(archive.watermark, log.last_seq())
+        catalogue = Catalogue.of([archive.items(), log.items(until=as_of)])
+        path = project.store / snapshots.name(archive.watermark, loaded.spec.state_key)
+        snapshot = snapshots.Snapshot(path)
+        try:
+            signal = Signal(loaded.spec.events, loaded.spec.clean)
+            state = StateReader(log, snapshot, signal).read(user_id, as_of)
+        finally:
+            snapshot.close()
+    finally:
+        log.close()
+    query = Query(
+        user_id=user_id,
+        now=system_clock(),
+        k=k,
+        placement=placement,
+        properties=naming(project.config.data.columns.name),
+        request_id=uuid.uuid4().hex,
+    )
+    answer = Recommender(loaded, catalogue).recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
+    made: dict[str, Any] = msgspec.to_builtins(reply(query, answer, catalogue, name, LIVE, []))
+    return made
+
+
+def render(answer: dict[str, Any]) -> rich.table.Table:
+    """The reply as a table for a terminal."""
+    table = rich.table.Table(title=f"{answer['placement']}, {answer['model_version']}", title_justify="left")
+    named = [name for name in (answer["items"] or [{}])[0] if name not in OWN]
+    for column, justify in (("", "right"), ("item", "left"), *((name, "left") for name in named)):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("score", "source", "reason"):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    for place, item in enumerate(answer["items"], 1):
+        names = ["" if item[name] is None else str(item[name]) for name in named]
+        table.add_row(str(place), item["item_id"], *names, f"{item['score']:.4f}", item["source"], item["reason"])
+    return table
+
+
+def naming(template: str) -> tuple[str, ...]:
+    """The attributes in ``data.columns.name``: one name, or those of a template such as ``{type}, {size}``."""
+    if "{" not in template:
+        return (template,) if template else ()
+    return tuple(field for _, field, _, _ in Formatter().parse(template) if field)
+
+
+def _registered(project: Project, bundle: str) -> tuple[str, str]:
+    control = open_control(project.config.stores.control, project.root)
+    hashes = {row.bundle: row.sha256 for row in control.releases()}
+    if not bundle:
+        row = release.live(control)
+        if row is None:
+            raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
+        bundle = row.bundle
+    if bundle not in hashes:
+        raise UserError("--bundle", bundle, f"one of {', '.join(hashes) or 'none yet'}", "recloop status")
+    return bundle, hashes[bundle]
