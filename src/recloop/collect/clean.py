@@ -1,0 +1,200 @@
+"""Number the rows, judge them, and keep what is believed: causal rules as on arrival, then those that need the whole log.
+
+Every row that could be read gets a ``seq``, the removed ones too: they go to the quarantine with the rule that took them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, NamedTuple
+
+import polars as pl
+
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.features.signal import Signal
+from recloop.features.state import moment_stamps, number_moments
+from recloop.records import (
+    EVENT_ID,
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    GROUP_ID,
+    ITEM_ID,
+    LABEL,
+    MOMENT,
+    QUANTITY,
+    RULE,
+    SEQ,
+    STAMP,
+    TIMESTAMP,
+    USER_ID,
+    VALUE,
+    WEIGHT,
+)
+
+CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
+"""What makes two rows the same row: everything that the import reads."""
+
+LABELLED: Final = {**EVENT_SCHEMA, STAMP: pl.Int64, LABEL: pl.Int8, WEIGHT: pl.Float32, MOMENT: pl.Int32}
+QUARANTINED: Final = {**EVENT_SCHEMA, RULE: pl.String}
+
+
+class RuleInfo(NamedTuple):
+    """A rule of cleaning: what it removes, when it is decided, the setting that turns it off."""
+
+    name: str
+    reason: str
+    kind: Literal["causal", "retrospective"]
+    off: str
+
+
+RULES: Final = (
+    RuleInfo("event_id", "an event_id that an earlier row carries", "causal", 'data.columns.event_id=""'),
+    RuleInfo("keep", "rows that clean.keep does not let through", "causal", 'clean.keep=""'),
+    RuleInfo("burst", "more rows of a user at once than a person makes", "causal", 'clean.burst="off"'),
+    RuleInfo("duplicates", "a row that says the same as an earlier one", "retrospective", 'clean.duplicates="off"'),
+    RuleInfo("k_core", "users and items with fewer positives than split.k_core", "retrospective", "split.k_core=1"),
+)
+"""In the order in which they are asked; the first that takes a row names it."""
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The judged log.
+
+    Attributes:
+        believed: LABELLED, in the order of seq.
+        quarantine: QUARANTINED, in the order of seq.
+        removed: Rows by rule, in the order of `RULES`, rules that took none left out.
+        watermark: The last seq given.
+        excessive: What `excess` says of the rules that took more than ``clean.max_removed``.
+    """
+
+    believed: pl.DataFrame
+    quarantine: pl.DataFrame
+    removed: dict[str, int]
+    watermark: int
+    excessive: tuple[UserError, ...]
+
+
+def clean(frame: pl.DataFrame, config: Config, after: int = 0) -> Cleaned:
+    """Judge a log.
+
+    Args:
+        frame: EVENT_SCHEMA without seq, in the order of file and row.
+        config: ``[events]``, ``[clean]`` and ``[split]`` of it.
+        after: The last seq already given, to items and users.
+
+    Returns:
+        What `Cleaned` holds; a rule that took too much is in ``excessive`` and the caller stops or warns.
+    """
+    signal = Signal(config.events, config.clean)
+    numbered = frame.sort(TIMESTAMP, maintain_order=True).select(
+        pl.int_range(after + 1, after + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all()
+    )
+    rule = _judge(numbered, signal, config)
+    taken = rule.is_not_null()
+    kept = signal.label(numbered.filter(~taken))
+    if config.split.k_core > 1:
+        thin = _outside_core(kept, config.split.k_core)
+        core = pl.DataFrame({SEQ: kept[SEQ].filter(thin)}, schema={SEQ: pl.Int64}).with_columns(core=pl.lit("k_core"))
+        rule = numbered.select(SEQ).join(core, on=SEQ, how="left", maintain_order="left")["core"].fill_null(rule)
+        taken = rule.is_not_null()
+        kept = kept.filter(~thin)
+    believed = number_moments(row_stamps(kept) if config.split.ties == "row" else moment_stamps(kept))
+    quarantine = numbered.with_columns(rule.alias(RULE)).filter(taken)
+    counts = dict(quarantine.group_by(RULE).len().iter_rows())
+    removed = {info.name: counts[info.name] for info in RULES if info.name in counts}
+    return Cleaned(
+        believed=believed.select(*LABELLED),
+        quarantine=quarantine.select(*QUARANTINED),
+        removed=removed,
+        watermark=after + len(numbered),
+        excessive=tuple(excess(quarantine, removed, len(numbered), config.clean.max_removed)),
+    )
+
+
+def _judge(numbered: pl.DataFrame, signal: Signal, config: Config) -> pl.Series:
+    """The rule that takes each row, or null. Believed as on arrival, where a doubled event_id never enters the log."""
+    again = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
+    if again.any():
+        fresh = numbered.filter(~again)
+        believed = fresh.select(SEQ).with_columns(signal.believe(fresh).alias(RULE))
+        joined = numbered.select(SEQ).join(believed, on=SEQ, how="left", maintain_order="left")[RULE]
+        rule = pl.select(pl.when(again).then(pl.lit("event_id")).otherwise(joined)).to_series()
+    else:
+        rule = signal.believe(numbered)
+    if config.clean.duplicates == "exact":
+        rows = numbered.select(SEQ, *CONTENT).filter(rule.is_null())
+        # Cheap first: rows that share even these three are few.
+        rows = rows.filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
+        doubled = rows.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
+        if len(doubled):
+            rule = pl.select(
+                pl.when(numbered[SEQ].is_in(doubled.implode())).then(pl.lit("duplicates")).otherwise(rule)
+            ).to_series()
+    return rule.alias(RULE)
+
+
+def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
+    """``ties = "row"``: every row a moment of its own, in the order of the file (only to reproduce published tables).
+
+    Rows of one stamp follow each other by a microsecond.
+    """
+    number = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
+    rows = believed.sort(SEQ).with_columns(number.alias("number"))
+    # s(i) = max(t(i), s(i-1) + 1), written as a running maximum.
+    stamp = (pl.col(TIMESTAMP) - pl.col("number")).cum_max().over(USER_ID) + pl.col("number")
+    return rows.with_columns(stamp.alias(STAMP)).drop("number")
+
+
+def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
+    """(n,) Boolean: rows of users or items with fewer than k positive rows, until all that stay have k."""
+    rows = labelled.select(USER_ID, ITEM_ID, LABEL).with_row_index("row")
+    size = len(rows) + 1
+    while len(rows) < size:
+        size = len(rows)
+        for side in (USER_ID, ITEM_ID):
+            rows = rows.filter((pl.col(LABEL) > 0).sum().over(side) >= k)
+    return ~pl.int_range(len(labelled), eager=True, dtype=pl.UInt32).is_in(rows["row"].implode())
+
+
+def excess(quarantine: pl.DataFrame, removed: dict[str, int], readable: int, allowed: float) -> list[UserError]:
+    """An error for each rule that took more than ``clean.max_removed`` of the rows; k_core is asked for, so exempt."""
+    found = []
+    for info in RULES:
+        count = removed.get(info.name, 0)
+        if info.name == "k_core" or count <= allowed * readable:
+            continue
+        share = count / readable
+        samples = quarantine.filter(pl.col(RULE) == info.name).head(3)
+        error = UserError(
+            f"rule {info.name}",
+            f"{share:.1%} of the rows ({count:,} of {readable:,})",
+            f"at most {allowed:.1%} (clean.max_removed); it removes {info.reason}",
+            f"--set clean.max_removed={_rounded_up(share)} or --set '{info.off}'",
+            tuple(described(row) for row in samples.iter_rows(named=True)),
+        )
+        found.append(error)
+    return found
+
+
+def _rounded_up(share: float) -> float:
+    return min(1.0, (int(share * 100) + 1) / 100)
+
+
+def described(row: dict[str, object]) -> str:
+    """A row of the log in one line of a message."""
+    parts = [
+        f"{name}={row[name]!r}"
+        for name in (USER_ID, ITEM_ID, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID)
+        if row[name] is not None
+    ]
+    return f"  {iso(int(str(row[TIMESTAMP])))}  {'  '.join(parts)}"
+
+
+def iso(micros: int) -> str:
+    """A stamp as ISO 8601 in UTC."""
+    stamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    return stamp.isoformat().replace("+00:00", "Z")

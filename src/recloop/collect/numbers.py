@@ -1,0 +1,47 @@
+"""Texts to numbers as people write them: decimal points, decimal commas, thousands; what is no number is said."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+THOUSANDS_COMMA: Final = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
+THOUSANDS_POINT: Final = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$"
+DECIMAL_COMMA: Final = r"^[+-]?\d+,\d+$"
+PLAIN: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl.Series, str]:
+    """A column as float64.
+
+    In a file separated by semicolons, tabs or bars a comma is a decimal comma; in one separated by commas ``1,234`` is
+    a thousand and ``3,50`` a decimal comma.
+
+    Returns:
+        The numbers, (n,) Boolean: a value stands there and is no number, and how decimals are written ("" as usual).
+    """
+    if column.dtype != pl.String:
+        numbers = column.cast(pl.Float64, strict=False).fill_nan(None)
+        wrong = (column.is_not_null() & numbers.is_null()) if column.dtype.is_numeric() else column.is_not_null()
+        if column.dtype.is_float():
+            wrong = pl.Series([False]).new_from_index(0, len(column))  # NaN is how frames write a missing number
+        return numbers, wrong | numbers.is_infinite().fill_null(False), ""
+    text = column.str.strip_chars()
+    text = pl.select(pl.when(text != "").then(text)).to_series()
+    comma = text.str.contains(",", literal=True).fill_null(False)
+    how = ""
+    if comma.any():
+        thousands = text.str.contains(THOUSANDS_COMMA).fill_null(False)
+        decimals = comma & ~(thousands if separator == "," else thousands & text.str.contains(".", literal=True))
+        if decimals.any():
+            how = "decimal comma"
+            plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+            fits = text.str.contains(DECIMAL_COMMA) | text.str.contains(THOUSANDS_POINT)
+        else:
+            plain = text.str.replace_all(",", "", literal=True)
+            fits = thousands
+        text = pl.select(pl.when(fits).then(plain).otherwise(text)).to_series()
+    numbers = pl.select(pl.when(text.str.contains(PLAIN)).then(text.cast(pl.Float64, strict=False))).to_series()
+    numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+    return numbers, text.is_not_null() & numbers.is_null(), how

@@ -1,0 +1,295 @@
+"""Write ``data/``: the judged and split log, byte-identical for equal input and settings; and read it back.
+
+Everything is written beside (``data.tmp``), flushed to the disk, and renamed into place; the manifest comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+import pyarrow.parquet
+
+from recloop import __version__
+from recloop.collect.clean import Cleaned, clean
+from recloop.collect.doctor import Report, report
+from recloop.collect.read import Catalogued, read_events, read_items, read_users
+from recloop.collect.sources import find, fingerprint
+from recloop.collect.split import Parts, split
+from recloop.config import Project
+from recloop.errors import UserError
+from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
+
+FORMAT: Final = 1
+SPLITS: Final = ("train", "valid", "test")
+MANIFEST: Final = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` wrote: the doctor's numbers, the cut (us), the watermark (seq), the rows of each part."""
+
+    report: Report
+    fingerprint: str
+    cut: int
+    watermark: int
+    train: int
+    valid: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """``data/`` as later chapters see it: labelled frames by seq, versions of items and users, the manifest."""
+
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+    items: pl.DataFrame | None
+    users: pl.DataFrame | None
+    manifest: dict[str, Any]
+
+    @cached_property
+    def events(self) -> pl.DataFrame:
+        """All believed events, labelled, in the order of seq."""
+        return pl.concat([self.train, self.valid, self.test]).sort(SEQ)
+
+
+def prepare(project: Project, logged: bool = False) -> Prepared:
+    """Read, clean and split the log of a project into ``data/``; the caller holds the turn's lock.
+
+    Args:
+        project: The project.
+        logged: log.db or decisions.db holds a row: then only the import they go on from may be prepared again.
+
+    Raises:
+        UserError: whatever is wrong with the log or the settings; ``data/`` then stays as it was.
+    """
+    config = project.config
+    recover(project.data)
+    sources = [
+        source
+        for key, text in (
+            ("data.events", config.data.events),
+            ("data.items", config.data.items),
+            ("data.users", config.data.users),
+        )
+        if text
+        for source in find(project.root, text, key)
+    ]
+    print_ = fingerprint(config.data, sources)
+    if logged:
+        _same_import(project, print_)
+    raw, items, users = read_events(project), read_items(project), read_users(project)
+    items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
+    after = sum(len(table.frame) for table in (items, users) if table is not None)
+    cleaned = clean(raw.frame, config, after)
+    if cleaned.excessive:
+        raise cleaned.excessive[0]
+    parts = split(cleaned.believed, config.split)
+    found = report(raw, cleaned, items, users, config)
+    rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
+    _write(project, cleaned, parts, items, users, rejects, found, print_)
+    return Prepared(
+        report=found,
+        fingerprint=print_,
+        cut=parts.cut,
+        watermark=cleaned.watermark,
+        train=len(parts.train),
+        valid=len(parts.valid),
+        test=len(parts.test),
+    )
+
+
+def load(project: Project) -> Data:
+    """``data/`` of a project; every page's checksum is read with it.
+
+    Raises:
+        UserError: nothing was prepared yet, or a file is damaged or of a newer version.
+    """
+    data = project.data
+    recover(data)
+    try:
+        manifest = json.loads((data / MANIFEST).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError("data", data, "a prepared log", "recloop update") from None
+    except ValueError as error:
+        raise UserError("data", data / MANIFEST, f"a whole manifest ({error})", "recloop prepare") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError("data", manifest.get("format"), f"format {FORMAT} of data/", "recloop prepare")
+    train, valid, test = (_table(data / "split" / f"{name}.parquet") for name in SPLITS)
+    items, users = (
+        _table(data / f"{name}.parquet") if f"{name}.parquet" in manifest["files"] else None
+        for name in ("items", "users")
+    )
+    return Data(train, valid, test, items, users, manifest)
+
+
+def recover(data: Path) -> None:
+    """Finish or take back a rename that a crash cut in two."""
+    old = data.with_name(data.name + ".old")
+    if old.exists():
+        if data.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(data)
+
+
+def _same_import(project: Project, print_: str) -> None:
+    try:
+        known = json.loads((project.data / MANIFEST).read_text("utf-8"))["fingerprint"]
+    except (FileNotFoundError, ValueError, KeyError):
+        known = "lost"
+    if known != print_:
+        raise UserError(
+            "data.events", f"{project.config.data.events} ({print_[:8]})",
+            f"the import that log.db goes on from ({known[:8]}): the stores of this folder hold rows after it",
+            "recloop ingest FILE, or a new folder",
+        )  # fmt: skip
+
+
+def _numbered(table: Catalogued | None, after: int) -> Catalogued | None:
+    if table is None:
+        return None
+    seq = pl.int_range(after + 1, after + 1 + len(table.frame), dtype=pl.Int64, eager=True)
+    return Catalogued(table.frame.with_columns(seq.alias(SEQ)), table.rejects, table.sources)
+
+
+# -- writing
+
+
+def _write(
+    project: Project,
+    cleaned: Cleaned,
+    parts: Parts,
+    items: Catalogued | None,
+    users: Catalogued | None,
+    rejects: list[dict[str, Any]],
+    found: Report,
+    print_: str,
+) -> None:
+    target = project.data
+    beside = target.with_name(target.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        files = _Files(beside)
+        date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
+        days = cleaned.believed.select(*EVENT_SCHEMA, date).partition_by("date", as_dict=True, include_key=False)
+        for (day,), rows in sorted(days.items()):
+            files.table(f"archive/date={day}/events.parquet", rows)
+        for name, frame in zip(SPLITS, parts[:3], strict=True):
+            files.table(f"split/{name}.parquet", frame)
+        if items is not None:
+            files.table("items.parquet", items.frame)
+        if users is not None:
+            files.table("users.parquet", users.frame)
+        files.table("quarantine.parquet", cleaned.quarantine)
+        files.lines("rejects.jsonl", rejects)
+        hashes = {name: facts["sha256"] for name, facts in files.written.items()}
+        split_hash = hashlib.sha256("".join(hashes[f"split/{name}.parquet"] for name in SPLITS).encode()).hexdigest()
+        manifest = {
+            "format": FORMAT,
+            "code": __version__,
+            "fingerprint": print_,
+            "cut": parts.cut,
+            "watermark": cleaned.watermark,
+            "split_hash": split_hash,
+            "counts": {
+                "read": found.read,
+                "kept": found.kept,
+                "removed": found.removed,
+                "rejected": found.rejected,
+                "train": len(parts.train),
+                "valid": len(parts.valid),
+                "test": len(parts.test),
+            },
+            "report": found.to_json(),
+            "files": files.written,
+            "config": project.config.model_dump(mode="json", by_alias=True),
+        }
+        files.manifest(manifest)
+        _swap(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+class _Files:
+    """Files written beside, each flushed to the disk, with its hash and size."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: dict[str, dict[str, Any]] = {}
+        folder.mkdir(parents=True)
+
+    def table(self, name: str, frame: pl.DataFrame) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(
+            frame.to_arrow(),
+            sink,
+            compression="zstd",
+            write_page_checksum=True,
+            store_schema=False,
+            row_group_size=1 << 18,
+        )
+        self._put(path, name, sink.getvalue())
+
+    def lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+        self._put(self.folder / name, name, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+
+    def manifest(self, tree: Mapping[str, Any]) -> None:
+        """The manifest, last and by rename: a folder without it is not whole."""
+        text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        draft = self.folder / f"{MANIFEST}.tmp"
+        _flush(draft, text.encode())
+        draft.rename(self.folder / MANIFEST)
+        for folder in (*(path for path in self.folder.rglob("*") if path.is_dir()), self.folder):
+            _sync(folder)
+
+    def _put(self, path: Path, name: str, content: Any) -> None:
+        _flush(path, content)
+        self.written[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _flush(path: Path, content: Any) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(beside: Path, target: Path) -> None:
+    """Put the new folder in the place of the old one; `recover` finishes what a crash cuts in two."""
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        frame = pl.from_arrow(pyarrow.parquet.read_table(path, page_checksum_verification=True))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError("data", path, f"a whole file ({error})", "recloop prepare") from None
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,275 @@
+"""Read the log, the catalogue and the users of a project: every row is in the frame or in the rejects, with its reason."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from recloop.collect.attributes import attribute_texts, typed_columns
+from recloop.collect.numbers import read_numbers
+from recloop.collect.sources import Source, find
+from recloop.collect.stamps import Stamps, read_stamps
+from recloop.collect.tables import Table, json_text, read_objects, read_table
+from recloop.config import Columns, Data, Project
+from recloop.errors import UserError
+from recloop.records import (
+    DEFAULT_EVENT_TYPE,
+    EVENT_ID,
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    GROUP_ID,
+    ITEM_ID,
+    ITEM_SCHEMA,
+    QUANTITY,
+    RECEIVED_AT,
+    SEQ,
+    TIMESTAMP,
+    USER_ID,
+    USER_SCHEMA,
+    VALUE,
+)
+
+REQUIRED: Final = (USER_ID, ITEM_ID, TIMESTAMP)
+OPTIONAL: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The log as read.
+
+    Attributes:
+        frame: EVENT_SCHEMA without seq, in the order of file and row.
+        rejects: file, line, reason, raw of every row that cannot be read.
+        read: Rows in the files: ``len(frame) + len(rejects)``.
+        info: How it was read, one line: files, encoding, stamps.
+        sources: The files.
+    """
+
+    frame: pl.DataFrame
+    rejects: list[dict[str, Any]]
+    read: int
+    info: str
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Catalogued:
+    """Items or users as read: ``frame`` has ITEM_SCHEMA / USER_SCHEMA with seq 0, in file order."""
+
+    frame: pl.DataFrame
+    rejects: list[dict[str, Any]]
+    sources: tuple[Source, ...]
+
+
+def read_events(project: Project) -> Raw:
+    """Read the files of ``data.events``.
+
+    Raises:
+        UserError: no file, no rows, no such column, stamps that cannot be told apart, a column without one number.
+    """
+    data = project.config.data
+    sources = find(project.root, data.events, "data.events")
+    return parse_events([read_table(source, data.encoding, wanted(data.columns)) for source in sources], data)
+
+
+def wanted(columns: Columns) -> list[str]:
+    """The columns of the user's file that an event is made of."""
+    return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
+
+
+def parse_events(tables: Sequence[Table], data: Data) -> Raw:
+    """Events from tables that were read; see `read_events`."""
+    records = sum(len(table.frame) + len(table.broken) for table in tables)
+    rows = sum(len(table.frame) for table in tables)
+    names = ", ".join(table.source.name for table in tables[:3])
+    for table in tables:
+        _has_columns(table, data.columns)
+    if not records:
+        raise UserError(
+            "data.events", names, "rows under the header, found none", "set data.events to a file with rows"
+        )
+    if not rows:
+        reason = next(iter(tables[0].broken.values()))
+        raise UserError(
+            "data.events", names, f"rows that can be read; all {records:,} are broken: {reason}", "mend the file"
+        )
+    tables = [table for table in tables if len(table.frame) or table.broken]
+    stamps = read_stamps(tables, data.columns.timestamp, data)
+    frames, rejects, decimals = [], [], ""
+    for table, stamp in zip(tables, stamps, strict=True):
+        frame, reasons, how = _events(table, stamp, data)
+        decimals = decimals or how
+        frames.append(frame.filter(reasons.is_null()))
+        rejects += _rejects(table, reasons)
+    frame = pl.concat(frames)
+    if not len(frame):
+        first = rejects[0]
+        raise UserError(
+            "data.events", names, f"rows that can be read; all {records:,} were rejected, first: {first['reason']}",
+            "set [data.columns]", tuple(f"{r['file']}:{r['line']}: {r['raw']}" for r in rejects[:3]),
+        )  # fmt: skip
+    ways = sorted({table.how for table in tables})
+    written = sorted({stamp.how for stamp in stamps})
+    files = names if len(tables) <= 3 else f"{len(tables)} files, {tables[0].source.name} .. {tables[-1].source.name}"
+    info = f"{files}: {'; '.join(ways)}; stamps: {'; '.join(written)}" + (f"; {decimals}" if decimals else "")
+    return Raw(frame, rejects, records, info, tuple(table.source for table in tables))
+
+
+def _events(table: Table, stamps: Stamps, data: Data) -> tuple[pl.DataFrame, pl.Series, str]:
+    """The rows of one file, the reason (or null) of each, and how decimals are written."""
+    given = {ours: table.frame[name] for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(data.columns, ours))}
+    ids: dict[str, pl.Series] = {
+        name: as_ids(given[name], table, name)
+        for name in (USER_ID, ITEM_ID, GROUP_ID, EVENT_ID, EVENT_TYPE)
+        if name in given
+    }
+    size = len(table.frame)
+    reasons = pl.Series([None], dtype=pl.String).new_from_index(0, size)
+    for name in (USER_ID, ITEM_ID):
+        reasons = _because(reasons, ids[name].is_null(), f"no {name}")
+    reasons = pl.select(pl.coalesce(reasons, stamps.reasons)).to_series()
+    numbers, how = {}, ""
+    for name in (VALUE, QUANTITY):
+        if name in given:
+            numbers[name], wrong, written = read_numbers(given[name], table.separator)
+            how = how or written
+            if len(wrong) and bool((wrong | given[name].is_null()).all()) and wrong.any():
+                value = given[name].drop_nulls().cast(pl.String)[0]
+                raise UserError(
+                    f"data.columns.{name} ({given[name].name})", value, "numbers", f"set data.columns.{name}"
+                )
+            reasons = _because(reasons, wrong, f"{name}: not a number")
+    built = {
+        name: pl.Series([None], dtype=kind).new_from_index(0, size)
+        for name, kind in EVENT_SCHEMA.items()
+        if name != SEQ
+    }
+    built |= ids | numbers | {TIMESTAMP: stamps.values, RECEIVED_AT: stamps.values}
+    built[EVENT_TYPE] = built[EVENT_TYPE].fill_null(DEFAULT_EVENT_TYPE)
+    frame = pl.DataFrame({name: column.rename(name) for name, column in built.items()})
+    return frame, reasons, how
+
+
+def _because(reasons: pl.Series, wrong: pl.Series, text: str) -> pl.Series:
+    return pl.select(pl.when(reasons.is_null() & wrong).then(pl.lit(text)).otherwise(reasons)).to_series()
+
+
+def as_ids(column: pl.Series, table: Table, ours: str) -> pl.Series:
+    """Ids as text, kept exactly; missing (null, empty, blanks alone) is null. Whole numbers become their decimal text.
+
+    Raises:
+        UserError: fractions, which no id is.
+    """
+    if column.dtype.is_float():
+        present = column.fill_nan(None)
+        whole = present.cast(pl.Int64, strict=False)
+        if whole.null_count() > present.null_count() or (present != whole.cast(pl.Float64)).any():
+            odd = present.filter(present != present.round()).head(1).to_list()
+            value = odd[0] if odd else str(column.dtype)
+            raise UserError(
+                f"data.columns.{ours} ({column.name})", value, "texts or whole numbers", f"set data.columns.{ours}"
+            )
+        column = whole
+    if column.dtype == pl.Binary:
+        column = column.cast(pl.String, strict=False)
+    if column.dtype.is_nested():
+        raise UserError(
+            f"data.columns.{ours} ({column.name})", column.dtype, f"one text or number a row in {table.source.name}",
+            f"set data.columns.{ours}",
+        )  # fmt: skip
+    text = column.cast(pl.String)
+    return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series()
+
+
+def _has_columns(table: Table, columns: Columns) -> None:
+    for ours in (*REQUIRED, *OPTIONAL):
+        name = getattr(columns, ours)
+        if not name and ours in REQUIRED:
+            raise UserError(
+                f"data.columns.{ours}", "", f"the name of a column of {table.source.name}", "recloop init FILE"
+            )
+        if name and name not in table.frame.columns:
+            no_such_column(table, f"data.columns.{ours}", name)
+
+
+def no_such_column(table: Table, key: str, name: str) -> None:
+    """Refuse a column that a file lacks, naming the nearest it has."""
+    lower = {column.lower(): column for column in table.columns}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
+    has = ", ".join(table.columns[:20]) or "no column"
+    nearest = f"; nearest: {lower[near[0]]}" if near else ""
+    headless = "; is the header missing?" if any(column.strip().isdigit() for column in table.columns) else ""
+    raise UserError(
+        key, name, f"a column of {table.source.name}{nearest} (it has {has}{headless})",
+        f'--set {key}="{lower[near[0]]}"' if near else f"set {key}",
+    )  # fmt: skip
+
+
+def _rejects(table: Table, reasons: pl.Series) -> list[dict[str, Any]]:
+    """The rejects of one file in the order of its rows, the broken records among them."""
+    rows = reasons.is_not_null().arg_true().to_list()
+    why = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
+    records = sorted(why)
+    return [
+        {"file": table.source.name, "line": line, "reason": why[record], "raw": raw}
+        for record, (line, raw) in zip(records, table.located(records), strict=True)
+    ]
+
+
+def read_items(project: Project) -> Catalogued | None:
+    """Read the files of ``data.items``; None when not configured."""
+    data = project.config.data
+    return _catalogued(project, data.items, "data.items", ITEM_ID, data.columns.item_id)
+
+
+def read_users(project: Project) -> Catalogued | None:
+    """Read the files of ``data.users``; None when not configured."""
+    data = project.config.data
+    return _catalogued(project, data.users, "data.users", USER_ID, data.columns.user_id)
+
+
+def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> Catalogued | None:
+    if not text:
+        return None
+    schema = ITEM_SCHEMA if ours == ITEM_ID else USER_SCHEMA
+    sources = find(project.root, text, key)
+    frames, rejects = [], []
+    for source in sources:
+        table, rows = read_rows(source, project.config.data.encoding)
+        if name not in table.columns:
+            no_such_column(table, f"data.columns.{ours}", name)
+        ids = as_ids(table.frame[name], table, ours)
+        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {ours}"))).to_series()
+        rejects += _rejects(table, reasons)
+        frames.append(
+            pl.DataFrame(
+                {ours: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
+            )
+        )
+    frame = pl.concat(frames)
+    if not len(frame.drop_nulls(ours)):
+        raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
+    # An import has no arrival: its versions are as old as time, so that equal files give equal bytes.
+    fixed = {
+        SEQ: pl.lit(0, pl.Int64),
+        RECEIVED_AT: pl.lit(0, pl.Int64),
+        "hidden": pl.lit(False),
+        "deleted": pl.lit(False),
+    }
+    frame = frame.drop_nulls(ours).with_columns(**{k: v for k, v in fixed.items() if k in schema}).select(*schema)
+    return Catalogued(frame, rejects, tuple(sources))
+
+
+def read_rows(source: Source, encoding: str) -> tuple[Table, list[dict[str, Any]]]:
+    """A file with every row as an object whose numbers are numbers."""
+    if source.kind == "csv":
+        table = read_table(source, encoding)
+        return table, typed_columns(table).to_dicts()
+    return read_objects(source, encoding)
+
+
+__all__ = ["Catalogued", "Raw", "as_ids", "json_text", "read_events", "read_items", "read_users"]
