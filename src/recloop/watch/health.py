@@ -25,7 +25,6 @@ from recloop.records import (
     SECOND,
     SOURCES,
     STAMP,
-    TIMESTAMP,
     Decision,
 )
 
@@ -64,14 +63,13 @@ def facts(
         bundle: Its table, its tail, its cut.
         posted: Items posted since the cut; those of the table count once.
         hidden: Items that may not be shown at the window's end.
-        events: Labelled rows before the cut, for the reference window; without: no novelty, no tail ratio.
+        events: Labelled rows, those of the reference window among them; without: no novelty, no tail ratio.
     """
     ids = {raw: number for number, raw in enumerate(bundle.items.ids.ids, start=1)}
     shown = (set(ids) | set(posted)) - set(hidden)
     reference = None
     if events is not None:
-        stamp = STAMP if STAMP in events.columns else TIMESTAMP
-        window = (pl.col(stamp) >= bundle.cut - REFERENCE_DAYS * DAY) & (pl.col(stamp) < bundle.cut)
+        window = (pl.col(STAMP) >= bundle.cut - REFERENCE_DAYS * DAY) & (pl.col(STAMP) < bundle.cut)
         counts = events.filter((pl.col(LABEL) > 0) & window).group_by(ITEM_ID).len()
         reference = np.zeros(len(ids) + 1, dtype=np.int64)
         for raw, count in counts.iter_rows():

@@ -33,7 +33,7 @@ from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
 from recloop.recommend.catalogue import Catalogue
-from recloop.records import ITEM_ID, LABEL, RECEIVED_AT, SECOND, STAMP, TIMESTAMP, Decision
+from recloop.records import ITEM_ID, LABEL, RECEIVED_AT, SECOND, STAMP, Decision
 from recloop.watch.health import facts, health
 
 FILE = "report.html"
@@ -103,7 +103,7 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> d
         posted = posted.filter(pl.col(RECEIVED_AT) <= until)
     catalogue = Catalogue.of([Archive(project.data).items(), posted])
     hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
-    numbers = health(shown, facts(bundle, posted[ITEM_ID], hidden, _before(project)), until)
+    numbers = health(shown, facts(bundle, posted[ITEM_ID], hidden, _learned(project)), until)
     naming = project.config.data.columns.name
 
     def name(item_id: str) -> str:
@@ -203,18 +203,20 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
 def readable(template: str, attributes: Mapping[str, Any], item_id: str) -> str:
     """What people read for an item: ``data.columns.name``, an attribute or a template over attributes; else its id.
 
-    ``"{product_type}, {package_size}"`` leaves out what the item lacks, and the separator before it.
+    ``"{product_type}, {package_size}"`` leaves out what the item lacks, and the signs before it.
     """
     if "{" not in template:
         found = attributes.get(template) if template else None
         return item_id if found is None or found == "" else as_text(found)
-    text = ""
+    text, had = "", False
     for literal, field, _, _ in Formatter().parse(template):
-        value = attributes.get(field) if field else None
-        if field is None:
-            text += literal
-        elif value is not None and value != "":
-            text += (literal if text or not literal.strip(" ,;/-") else "") + as_text(value)
+        if field is None:  # what follows the last attribute, such as its closing bracket
+            text += literal if had else ""
+            continue
+        value = attributes.get(field)
+        had = value is not None and value != ""
+        if had:
+            text += (literal if text or literal.strip(" ,;/-") else "") + as_text(value)
     return text.strip() or item_id
 
 
@@ -302,14 +304,12 @@ def _evaluation(project: Project) -> dict[str, Any] | None:
     return found
 
 
-def _before(project: Project) -> pl.DataFrame | None:
-    """Labelled rows before the cut, as ``prepare`` left them."""
-    files = [project.data / "split" / f"{part}.parquet" for part in ("train", "valid")]
-    frames = [pl.scan_parquet(file) for file in files if file.exists()]
-    if not frames:
+def _learned(project: Project) -> pl.DataFrame | None:
+    """The labelled rows that ``prepare`` left, of which the reference window takes its own."""
+    files = [project.data / "split" / f"{part}.parquet" for part in ("train", "valid", "test")]
+    if not all(file.exists() for file in files):
         return None
-    columns = [name for name in (ITEM_ID, TIMESTAMP, STAMP, LABEL) if name in frames[0].collect_schema().names()]
-    return pl.concat([frame.select(columns) for frame in frames]).collect()
+    return pl.concat([pl.read_parquet(file, columns=[ITEM_ID, STAMP, LABEL]) for file in files])
 
 
 def _window(decisions: Sequence[Decision]) -> str:
