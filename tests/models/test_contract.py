@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from recloop.metrics import above_and_tied, one_target_expectation
 from recloop.models.base import SHELF
-from recloop.testing import ModelContract
+from recloop.testing import ModelContract, fit_on_world
 
 
 class TestPopular(ModelContract):
@@ -26,17 +29,29 @@ class TestCoVisitation(ModelContract):
     better = 3.0
 
 
-class TestCoVisitationByItsPath(TestCoVisitation):
-    model = "recloop.models.covisitation:CoVisitation"
-
-
 class TestSASRec(ModelContract):
-    model = "sasrec"
+    model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
 
 
 def test_the_whole_shelf_is_here() -> None:
     tried = {cls.model for cls in ModelContract.__subclasses__()}
-    assert set(SHELF) - tried == set()
+    assert [name for name, path in SHELF.items() if not {name, path} & tried] == []
+
+
+def test_the_contract_refuses_a_scorer_that_knows_nothing(tmp_path: Path) -> None:
+    """Items in a drawn order, the same for all: a list like any other, and not a right one."""
+    popular = fit_on_world(tmp_path / "shop", "popular")
+    drawn = np.random.default_rng(0).permutation(popular.bundle.arrays["popular"])
+    nothing = replace(popular, bundle=replace(popular.bundle, arrays={**popular.bundle.arrays, "popular": drawn}))
+    answers = nothing.ask(range(len(nothing.users)))
+    contract = TestPopular()
+    contract.test_finds_the_right_items(popular, popular.ask(range(len(popular.users))))
+    with pytest.raises(AssertionError):
+        contract.test_finds_the_right_items(nothing, answers)
+    with pytest.raises(AssertionError):
+        contract.test_lists_what_users_like_by_the_truth(nothing, answers)
+    with pytest.raises(AssertionError):
+        contract.test_saved_and_loaded_answers_alike(nothing, popular.ask(range(len(popular.users))), tmp_path)
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 20])

@@ -150,11 +150,13 @@ class ModelContract:
     liked: ClassVar[float] = 0.65
 
     @pytest.fixture(scope="class")
-    def fitted(self, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-        return fit_on_world(tmp_path_factory.mktemp("contract") / "shop", self.model, self.settings)
+    @classmethod
+    def fitted(cls, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+        return fit_on_world(tmp_path_factory.mktemp("contract") / "shop", cls.model, cls.settings)
 
     @pytest.fixture(scope="class")
-    def answers(self, fitted: Fitted) -> list[Answer]:
+    @classmethod
+    def answers(cls, fitted: Fitted) -> list[Answer]:
         return fitted.ask(range(len(fitted.users)))
 
     def test_finds_the_right_items(self, fitted: Fitted, answers: list[Answer]) -> None:
