@@ -57,6 +57,7 @@ def make(
         held=Held(
             user_ix=users,
             now=np.array([len(histories[user]) for user in users], dtype=np.int64) * day,
+            as_of=np.full(len(users), len(flat)),
             offsets=offsets_of([len(targets[user]) for user in users]),
             items=np.array([item for user in users for item in targets[user]], dtype=np.int32),
         )

@@ -18,7 +18,7 @@ from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, moment_stamps
 from recloop.learn.arrays import make_tables, train_data
-from recloop.learn.batches import Epoch, Sequences, Steps
+from recloop.learn.batches import Epoch, Sequences, Steps, past_of
 from recloop.models.base import TrainData
 from recloop.world import World
 
@@ -119,6 +119,17 @@ def test_a_row_that_came_late_is_not_seen_by_what_was_there(arrays: Arrays) -> N
     assert sees[0] == [True, True, True, False]  # its company's last row is seq 4: items 2 and 3 had come by then
     assert sees[2] == [True, False, True, False]
     assert sees[3] == [True, True, True, True]
+
+
+def test_the_past_of_a_held_out_moment_is_what_had_arrived(arrays: Arrays) -> None:
+    """User 0's item 2 and user 1's only item 5 came after the held-out moments; user 2 is not asked."""
+    data = arrays([[[1, 2], [3]], [[5]], [[4]]], 5, held={0: [4], 1: [4]}, seqs=[1, 9, 2, 10, 3])
+    assert data.held is not None
+    past = past_of(data, dataclasses.replace(data.held, as_of=np.array([5, 5])))
+    assert past.items.tolist() == [1, 3]
+    assert past.user_offsets.tolist() == [0, 2, 2, 2]
+    assert past.moment_offsets.tolist() == [0, 1, 2]
+    assert past.stamps.tolist() == data.stamps[:2].tolist()
 
 
 def test_targets_are_drawn_evenly_and_anew_each_epoch(arrays: Arrays) -> None:

@@ -8,7 +8,8 @@ Python work a row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from recloop.features.encode import request_codes
-from recloop.models.base import TrainData
+from recloop.features.state import offsets_of
+from recloop.models.base import Held, TrainData
 
 TOKENS = 2_800
 """Tokens a step, padding included: small steps learn more a second than large ones (docs/decisions.md)."""
@@ -61,13 +63,12 @@ class Sequences:
         place = np.arange(len(moment)) - data.moment_offsets[moment]
         kept = place < history
         self.items, self.seqs, self.moment = data.items[kept].astype(np.int64), data.seqs[kept], moment[kept]
-        self.offsets = np.concatenate([[0], np.cumsum(np.minimum(np.diff(data.moment_offsets), history))])  # (M+1,)
-        self.known = np.zeros(len(data.stamps), dtype=np.int64)  # (M,) largest seq of a moment
-        np.maximum.at(self.known, moment, data.seqs)
+        self.offsets = offsets_of(np.minimum(np.diff(data.moment_offsets), history))  # (M+1,)
+        starts = data.moment_offsets[:-1]
+        self.known = np.maximum.reduceat(data.seqs, starts) if len(starts) else data.seqs  # (M,) largest of a moment
         self.user = data.moment_user
         neighbours = self.user[1:] == self.user[:-1]
         self.late = bool((np.diff(self.known) < 0)[neighbours].any())
-        self.context = self._contexts()  # (M, C) codes at each moment as a target
 
     def training(self, which: str = "all") -> Windows:
         """Each user's moments but the newest (a target only), newest first, cut into windows; none of ``old`` users.
@@ -152,7 +153,9 @@ class Sequences:
         items = np.where(mask, self.items[rows], 0)
         return torch.from_numpy(items), torch.from_numpy(moments), torch.from_numpy(mask), torch.from_numpy(context)
 
-    def _contexts(self) -> np.ndarray:
+    @cached_property
+    def context(self) -> np.ndarray:
+        """(M, C) int64 codes at each moment as a target."""
         stamps = self.data.stamps
         last = np.concatenate([[0], stamps[:-1]])
         has_past = np.concatenate([[False], self.user[1:] == self.user[:-1]])[: len(stamps)]
@@ -165,6 +168,24 @@ class Sequences:
             spec, fields = self.data.extras["spec"], self.data.extras["fields"]
             columns += request_codes(spec, fields, now, last, has_past)
         return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((len(users), 0), dtype=np.int64)
+
+
+def past_of(data: TrainData, held: Held) -> TrainData:
+    """What was known of the held-out users just before their moments; everybody else has no row."""
+    as_of = np.full(data.n_users, -1, dtype=np.int64)
+    as_of[held.user_ix] = held.as_of
+    moment = data.row_moment
+    kept = data.seqs <= as_of[data.moment_user[moment]]
+    sizes = np.bincount(moment[kept], minlength=len(data.stamps))
+    return replace(
+        data,
+        user_offsets=offsets_of(np.bincount(data.moment_user[sizes > 0], minlength=data.n_users)),
+        moment_offsets=offsets_of(sizes[sizes > 0]),
+        stamps=data.stamps[sizes > 0],
+        items=data.items[kept],
+        seqs=data.seqs[kept],
+        weights=data.weights[kept],
+    )
 
 
 class Steps(Sampler[np.ndarray]):

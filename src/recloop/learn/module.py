@@ -25,7 +25,7 @@ from tqdm import tqdm
 from recloop import metrics
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.learn.batches import Batch, Epoch, Sequences, Steps
+from recloop.learn.batches import Batch, Epoch, Sequences, Steps, past_of
 from recloop.learn.losses import loss_function
 from recloop.learn.start import item_start
 from recloop.models.base import Held, TrainData
@@ -75,14 +75,14 @@ class Learner(lightning.LightningModule):
 class Examination:
     """NDCG@10 on the validation moments, full ranking, mean over their users."""
 
-    def __init__(self, sequences: Sequences, held: Held, filter_seen: bool) -> None:
-        data = sequences.data
+    def __init__(self, data: TrainData, held: Held, history: int, filter_seen: bool) -> None:
+        data = past_of(data, held)
         known = np.diff(data.user_offsets)[held.user_ix] > 0  # without a history a network gives no score
         self.users = held.user_ix[known]
         sizes = np.diff(held.offsets)
         self.targets = held.items[np.repeat(known, sizes)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes[known])])
-        self.queries = sequences.queries(self.users, held.now[known])
+        self.queries = Sequences(data, history).queries(self.users, held.now[known])
         self.seen = self._seen(data) if filter_seen else None
 
     def _seen(self, data: TrainData) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +270,8 @@ def learn(
         windows = sequences.training(settings.windows)
         steps = Steps(sequences.lengths(windows), settings.seed)
         held = data.held
-        examination = Examination(sequences, held, config.split.filter_seen) if held is not None and len(held) else None
+        seen = config.split.filter_seen
+        examination = Examination(data, held, config.features.history, seen) if held is not None else None
         learner = Learner(network, data, settings.loss, settings.lr)
         watch = Watch(examination or None, folder, settings.patience, started, budget, not quiet)
         trainer = lightning.Trainer(

@@ -45,7 +45,7 @@ def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
     counts = sp.csr_array(held.T) @ sp.csr_array(_around(data.moment_user) @ held[:, core])
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
     row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    chance = (rows / rows.sum())[row] * columns[counts.indices]
+    chance = rows[row] / max(rows.sum(), 1) * columns[counts.indices]
     counts.data = np.maximum(np.log(counts.data / chance), 0).astype(np.float32)
     counts.eliminate_zeros()
     return counts
