@@ -160,7 +160,7 @@ def with_network(bundle: Bundle, network: Network) -> Bundle:
 
 def judge(project: Project, candidates: Sequence[Bundle], data: Data, voice: Voice) -> Table:
     """The table of these bundles on the test, through the recommender that serves."""
-    facts = {"split_hash": data.split_hash, "fingerprint": data.manifest["fingerprint"]}
+    facts = {"split_hash": data.manifest["split_hash"], "fingerprint": data.manifest["fingerprint"]}
     table = evaluate(
         candidates, data, Catalogue.of([data.items]), project.config, facts, THREADS,
         lambda done, total: voice.bar("evaluate", done, total),

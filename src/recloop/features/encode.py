@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
-import polars as pl
 
 from recloop.features.spec import Spec
 from recloop.features.state import States, offsets_of
 from recloop.features.vocab import Fields, Vocabulary
-from recloop.records import DAY
+from recloop.records import DAY, SECOND
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,24 @@ def request_codes(
         now, last: (B,) int64 microseconds: of the query, and of the last moment of its history.
         has_past: (B,) bool: the history has a moment; without one the gap is missing.
     """
-    local = pl.Series(now).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(spec.timezone)
-    gaps = np.where(has_past, (now - last) / DAY, np.nan)
-    made = {"hour": local.dt.hour, "weekday": local.dt.weekday}
-    codes = []
-    for name in spec.request:
-        raws = gaps.tolist() if name == "gap" else made[name]().to_list()
-        codes.append(fields.codes[f"request.{name}"].codes(raws))
-    return codes
+    local = now + _utc_offsets(now, spec.timezone)
+    days = local // DAY
+    made = {
+        "hour": (local - days * DAY) // (3600 * SECOND),
+        "weekday": (days + 3) % 7 + 1,  # 1970-01-01 was a Thursday; Monday is 1
+        "gap": np.where(has_past, (now - last) / DAY, np.nan),
+    }
+    return [fields.codes[f"request.{name}"].codes(made[name].tolist()) for name in spec.request]
+
+
+def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
+    """(B,) int64 microseconds that local time is ahead of UTC at each stamp."""
+    if timezone == "UTC":
+        return np.zeros(len(now), dtype=np.int64)
+    zone = ZoneInfo(timezone)
+    hours, place = np.unique(now // (900 * SECOND), return_inverse=True)  # zones change on quarter hours
+    ahead = [datetime.fromtimestamp(int(quarter) * 900, zone).utcoffset() for quarter in hours]
+    return np.array([0 if one is None else round(one.total_seconds()) * SECOND for one in ahead], dtype=np.int64)[place]
 
 
 def attribute_codes(

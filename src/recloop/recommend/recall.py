@@ -11,6 +11,8 @@ from recloop.recommend.filters import Allowed
 
 DEPTH = 200
 """Items that a source offers to the mix."""
+SPARED = 20
+"""Up to one item in this many left out, the whole table is scored: cheaper than a copy of what stays."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,20 @@ def best_dense(
     recalled = Recalled.empty(size, depth)
     if not len(users):
         return recalled
-    columns = np.flatnonzero(allowed.mask)  # compress first: masking with -inf makes the partition slow
-    table = vectors if len(columns) == len(vectors) else vectors[columns]
+    columns = np.flatnonzero(allowed.mask)
+    few_out = (len(allowed.mask) - len(columns)) * SPARED < len(allowed.mask)
+    if few_out:  # score all but the padding row, then take the few out
+        columns, table = np.arange(1, len(vectors)), vectors[1:]
+    else:  # compress first: many -inf make the partition slow
+        table = vectors[columns]
+    out = np.flatnonzero(~allowed.mask[1:]) if few_out else np.zeros(0, dtype=np.int64)
     scores = users @ table.T
     for row, owner in enumerate(owners):
         banned = np.searchsorted(columns, allowed.banned[owner])
         hit = banned < len(columns)
         hit[hit] = columns[banned[hit]] == allowed.banned[owner][hit]
         scores[row, banned[hit]] = -np.inf
+        scores[row, out] = -np.inf
         place = _top(scores[row], min(depth, len(columns)))
         place = place[scores[row, place] > -np.inf]
         # A float32 product depends on its company in the batch: what is kept is scored again, alone.

