@@ -1,0 +1,310 @@
+"""Rows over HTTP: what becomes of each, and which bodies are refused whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from recloop.backends import open_log
+from recloop.serve import bodies
+
+NAMES = itertools.count()
+
+
+@pytest.fixture
+def user() -> str:
+    return f"e-{next(NAMES)}"
+
+
+def row(user: str, item: str = "i01", **more: Any) -> dict[str, Any]:
+    return {"user_id": user, "item_id": item, "event_type": "purchase", **more}
+
+
+def send(client: httpx.Client, body: Any, **headers: str) -> httpx.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post("/v1/events", content=data, headers=headers)
+
+
+def statuses(answer: httpx.Response) -> list[str]:
+    return [one["status"] for one in answer.json()["rows"]]
+
+
+def in_log(server: Any, user: str) -> list[dict[str, Any]]:
+    log = open_log("sqlite:///store/log.db", server.errors.parent)
+    rows = log.events(user).to_dicts()
+    log.close()
+    return rows
+
+
+def test_one_object_an_array_and_lines(client: httpx.Client, user: str) -> None:
+    answer = send(client, row(user, event_id=f"{user}-1"))
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "accepted": 1, "duplicate": 0, "conflict": 0, "quarantined": 0, "rejected": 0,
+        "rows": [{"event_id": f"{user}-1", "status": "accepted", "reason": None}],
+    }  # fmt: skip
+    assert statuses(send(client, [row(user, "i02"), row(user, "i03")])) == ["accepted"] * 2
+    lines = b"\n".join(json.dumps(row(user, f"i{n:02}")).encode() for n in range(4, 7)) + b"\n\n"
+    assert statuses(send(client, lines)) == ["accepted"] * 3
+    assert statuses(send(client, lines, **{"Content-Type": "application/x-ndjson"})) == ["accepted"] * 3
+    assert client.get(f"/v1/users/{user}").json()["events"] == 9
+    empty = send(client, [])
+    assert (empty.status_code, empty.json()["rows"]) == (200, [])
+
+
+def test_a_row_is_kept_as_it_was_sent(client: httpx.Client, server: Any, user: str) -> None:
+    sent = row(
+        user, "i 1", timestamp="2026-03-01T10:00:00.5+02:00", value=3, quantity=2.5, group_id="01", event_id=f"{user}-x",
+        session_id="s", anonymous_id="an", placement="home", request_id="r", context={"b": [1, None], "a": "ü"},
+    )  # fmt: skip
+    assert send(client, sent).status_code == 200
+    (kept,) = in_log(server, user)
+    assert kept["timestamp"] == 1_772_352_000_500_000
+    assert kept["context"] == '{"a":"ü","b":[1,null]}'
+    same = (
+        "item_id",
+        "value",
+        "quantity",
+        "group_id",
+        "event_id",
+        "session_id",
+        "anonymous_id",
+        "placement",
+        "request_id",
+    )
+    assert {name: kept[name] for name in same} == {name: sent[name] for name in same}
+    assert kept["rule"] is None
+    assert kept["received_at"] > kept["timestamp"]
+
+
+@pytest.mark.parametrize(
+    ("given", "stamp"),
+    [
+        ("2026-01-02", 1_767_312_000_000_000),
+        ("2026-01-02T00:00:00Z", 1_767_312_000_000_000),
+        ("2026-01-02T01:00:00+01:00", 1_767_312_000_000_000),
+        (1_767_312_000, 1_767_312_000_000_000),
+        (1_767_312_000.25, 1_767_312_000_250_000),
+        (-1.5, -1_500_000),
+        (0, 0),
+        (2**63, None),
+        (10**400, None),
+        (1_767_312_000_000, None),  # milliseconds: a year that nobody means
+        (float("nan"), None),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_stamps(given: Any, stamp: int | None) -> None:
+    assert bodies.stamp_of(given) == stamp
+
+
+def test_a_retry_is_told_so(client: httpx.Client, user: str) -> None:
+    one = row(user, event_id=f"{user}-r", value=2)
+    assert statuses(send(client, one)) == ["accepted"]
+    again = send(client, one)
+    assert (again.status_code, statuses(again)) == (200, ["duplicate"])  # without a stamp, and still a retry
+    other = send(client, {**one, "value": 3})
+    assert (other.status_code, statuses(other)) == (207, ["conflict"])
+    assert other.json()["rows"][0]["reason"] == "this event_id came before with other content"
+    both = send(client, [row(user, "i05", event_id=f"{user}-s"), row(user, "i05", event_id=f"{user}-s")])
+    assert statuses(both) == ["accepted", "duplicate"]
+    assert client.get(f"/v1/users/{user}").json()["events"] == 2
+
+
+def test_an_event_of_the_import_is_a_duplicate_too(client: httpx.Client, server: Any) -> None:
+    import_rows = (server.errors.parent / "events.csv").read_text().splitlines()
+    names, first = import_rows[0].split(","), import_rows[1].split(",")
+    old = {name: value for name, value in zip(names, first, strict=True) if value}
+    assert statuses(send(client, old)) == ["duplicate"]
+    assert statuses(send(client, {**old, "item_id": "other"})) == ["conflict"]
+
+
+def test_bad_rows_are_rejected_one_by_one(client: httpx.Client, server: Any, user: str) -> None:
+    bad: list[tuple[Any, str]] = [
+        (row(2**63), "user_id: expected `str`, got `int`"),
+        (row(1.5), "user_id: expected `str`, got `float`"),
+        (row(None), "user_id: expected `str`, got `null`"),
+        (row(""), "user_id: expected `str` of length >= 1"),
+        (row(user, item_id=7), "item_id: expected `str`, got `int`"),
+        ({"user_id": user, "item_id": "i01"}, "object missing required field `event_type`"),
+        (
+            row(user, timestamp=2**63),
+            "timestamp=9223372036854775808: expected ISO 8601 or Unix seconds of a year up to 9999",
+        ),
+        (row(user, timestamp="soon"), "timestamp=soon: expected ISO 8601 or Unix seconds of a year up to 9999"),
+        (row(user, timestamp=True), "timestamp: expected `int | float | str | null`, got `bool`"),
+        (row(user, value="3"), "value: expected `float | null`, got `str`"),
+        (row(user, event_id=5), "event_id: expected `str | null`, got `int`"),
+        (row(user, colour="red"), "object contains unknown field `colour`"),
+        (row(user, context=[1]), "context: expected `object | null`, got `array`"),
+        (row(user, context={"n": 2**70}), "expected whole numbers of at most 64 bits, and no more than 32 levels"),
+        (5, "expected `object`, got `int`"),
+        (None, "expected `object`, got `null`"),
+        ([], "expected `object`, got `array`"),
+    ]
+    answer = send(client, [row(user, event_id=f"{user}-ok"), *[one for one, _ in bad], row(user, "i02")])
+    assert answer.status_code == 207
+    assert statuses(answer) == ["accepted", *["rejected"] * len(bad), "accepted"]
+    assert [one["reason"] for one in answer.json()["rows"][1:-1]] == [reason for _, reason in bad]
+    assert (answer.json()["accepted"], answer.json()["rejected"]) == (2, len(bad))
+    assert len(in_log(server, user)) == 2
+    alone = send(client, row(user, value="3", event_id="named"))
+    assert (alone.status_code, alone.json()["rows"][0]["event_id"]) == (207, "named")
+
+
+def test_ids_are_text_and_never_parsed(client: httpx.Client, user: str) -> None:
+    ids = [" 1", "01", "1e5", "null", "\u0000", "a\nb", "1", "😀", "x" * 3000]
+    assert statuses(send(client, [row(user, one, group_id="g") for one in ids])) == ["accepted"] * len(ids)
+    known = {event["item_id"] for event in client.get(f"/v1/users/{user}").json()["last_events"]}
+    assert known == set(ids)
+
+
+def test_a_bad_line_is_rejected_among_good_ones(client: httpx.Client, user: str) -> None:
+    good = json.dumps(row(user)).encode()
+    for broken in (b"{", b'{"user_id": NaN}', b'{"user_id": "\xff"}', b'{"user_id": "\\ud800"}'):
+        answer = send(client, b"\n".join([good, broken, good]))
+        assert (answer.status_code, statuses(answer)) == (207, ["accepted", "rejected", "accepted"])
+        assert answer.json()["rows"][1]["reason"].startswith("not JSON: ")
+    alone = send(client, b"{nope\n", **{"Content-Type": "application/x-ndjson"})
+    assert (alone.status_code, statuses(alone)) == (207, ["rejected"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"nope", b"NaN", b'{"user_id": NaN}', b'[{"value": Infinity}]', b'[{"value": 1e999}]',
+        b'[{"user_id": "\\ud800", "item_id": "i", "event_type": "x"}]', b'[{"user_id": "\\udc00\\ud800"}]',
+        b'[{"user_id": "\xff"}]', b'[{"user_id": "\xed\xa0\x80"}]', b"[" * 5000 + b"]" * 5000, b"[1] 2", b"{'a': 1}",
+        b"\x1f\x8b\x08\x00",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/items", "/v1/users"])
+def test_what_is_not_json_is_refused_whole(client: httpx.Client, path: str, body: bytes) -> None:
+    before = client.get("/v1/status").json()["last_seq"]
+    answer = client.post(path, content=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["field"], error["expected"]) == (
+        "not_json",
+        "body",
+        "JSON in UTF-8, without NaN or Infinity",
+    )
+    assert client.get("/v1/status").json()["last_seq"] == before
+
+
+@pytest.mark.parametrize("body", [b"5", b'"text"', b"null", b"true"])
+def test_json_that_is_no_rows_is_refused(client: httpx.Client, body: bytes) -> None:
+    assert client.post("/v1/events", content=body).status_code == 422
+
+
+def test_more_than_a_thousand_rows_are_refused(client: httpx.Client, server: Any, user: str) -> None:
+    rows = [row(user, f"i{n}", group_id="g") for n in range(1000)]
+    assert send(client, rows).json()["accepted"] == 1000
+    for body in (
+        json.dumps([*rows, rows[0]]).encode(),
+        b"\n".join(json.dumps(one).encode() for one in [*rows, rows[0]]),
+    ):
+        answer = send(client, body)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["expected"] == "at most 1000 rows"
+    assert len(in_log(server, user)) == 1000
+
+
+def parts_of(size: int) -> Iterator[bytes]:
+    for _ in range(size // 65536):
+        yield b" " * 65536
+
+
+def test_a_large_body_is_refused(client: httpx.Client) -> None:
+    for content in (b" " * 10_000_000, parts_of(10_000_000)):  # announced, and in chunks
+        answer = client.post("/v1/events", content=content)
+        assert answer.status_code == 413
+        assert answer.json()["error"] == {
+            "code": "too_large", "message": "the body is larger than 5 MiB", "field": "body",
+            "expected": "at most 5242880 bytes",
+        }  # fmt: skip
+    just = b"[" + b" " * (5 * 1024 * 1024 - 2) + b"]"
+    assert client.post("/v1/events", content=just).status_code == 200
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10000000", "Transfer-Encoding: chunked"])
+def test_a_large_body_is_refused_before_it_is_read(server: Any, framing: str) -> None:
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as raw:
+        raw.sendall(f"POST /v1/events HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
+        if "chunked" in framing:  # six of ten megabytes, then silence
+            raw.sendall(b"".join(b"100000\r\n" + b" " * 0x100000 + b"\r\n" for _ in range(6)))
+        assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_burst_is_quarantined_and_a_basket_is_not(client: httpx.Client, server: Any, user: str) -> None:
+    clicks = [row(user, f"i{n:02}", event_type="click", timestamp=1_767_312_000 + n / 100) for n in range(15)]
+    answer = send(client, clicks[:4])
+    answers = statuses(answer) + statuses(send(client, clicks[4:]))  # the rule looks at what came in other requests too
+    assert answers == ["accepted"] * 9 + ["quarantined"] * 6
+    assert {one["rule"] for one in in_log(server, user)} == {None, "burst"}
+    basket = [row(user, f"i{n:02}", group_id="b", timestamp=1_767_312_000) for n in range(15)]
+    assert statuses(send(client, basket)) == ["accepted"] * 15
+    odd = send(client, row(user, quantity=0))
+    assert (odd.status_code, statuses(odd)) == (207, ["quarantined"])
+    assert odd.json()["rows"][0]["reason"] == "rule keep: the row does not meet clean.keep"
+    assert client.get(f"/v1/users/{user}").json()["events"] == 15
+
+
+def test_a_late_row_is_judged_with_the_rows_of_the_import(client: httpx.Client, server: Any, user: str) -> None:
+    text = (server.errors.parent / "events.csv").read_text().splitlines()
+    names = text[0].split(",")
+    old = [dict(zip(names, line.split(","), strict=True)) for line in text[1:]]
+    click = next(one for one in old if one["event_type"] == "click")
+    late = [row(click["user_id"], f"i{n:02}", event_type="click", timestamp=click["timestamp"]) for n in range(1, 11)]
+    assert statuses(send(client, late)) == ["accepted"] * 8 + ["quarantined"] * 2
+
+
+def test_items_and_users_are_upserted(client: httpx.Client, user: str) -> None:
+    item = f"item-{user}"
+    answer = client.post("/v1/items", json=[{"item_id": item, "attributes": {"a": 1, "b": 2}}, {"item_id": ""}])
+    assert answer.status_code == 207
+    assert answer.json() == {
+        "accepted": 1, "rejected": 1,
+        "rows": [
+            {"item_id": item, "status": "accepted", "reason": None},
+            {"item_id": "", "status": "rejected", "reason": "item_id: expected `str` of length >= 1"},
+        ],
+    }  # fmt: skip
+    assert client.post("/v1/items", json={"item_id": item, "attributes": {"b": 3}}).status_code == 200
+    assert client.get(f"/v1/items/{item}").json() == {
+        "item_id": item, "attributes": {"b": 3}, "hidden": False, "state": "warm",
+    }  # fmt: skip
+    for wrong in ({"item_id": item, "hidden": 1}, {"item_id": item, "attributes": []}, {"item_id": item, "name": "x"}):
+        assert client.post("/v1/items", json=wrong).json()["rejected"] == 1
+    assert client.get(f"/v1/items/{item}").json()["attributes"] == {"b": 3}
+    assert client.post("/v1/users", json={"user_id": user, "attributes": {"age": "60+"}}).json()["accepted"] == 1
+    assert client.post("/v1/users", json={"user_id": user}).json()["accepted"] == 1
+    assert client.get(f"/v1/users/{user}").json()["attributes"] == {}
+    assert client.post("/v1/users", json={"user_id": 5}).json()["rows"][0]["user_id"] is None
+
+
+def test_every_refusal_has_one_shape(client: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", "/", 404), ("GET", "/v2/recommend/u", 404), ("GET", "/v1/events", 405), ("DELETE", "/v1/items/i01", 405),
+        ("POST", "/v1/recommend/u", 405), ("GET", "/v1/events/", 404), ("GET", "/v1/items/none", 404),
+    ):  # fmt: skip
+        answer = client.request(method, path)
+        assert answer.status_code == status, path
+        assert set(answer.json()["error"]) == {"code", "message", "field", "expected"}
+        assert answer.headers["content-type"] == "application/json"
+        if status == 405:
+            assert answer.headers["allow"]
+
+
+def test_the_folder_holds_nothing_half_written(client: httpx.Client, server: Any) -> None:
+    folder: Path = server.errors.parent
+    assert not list(folder.rglob("*.tmp")) + list(folder.rglob(".snap*"))

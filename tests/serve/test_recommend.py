@@ -1,0 +1,286 @@
+"""The list over HTTP: what a client may rely on when it asks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+
+from recloop.backends import open_decisions
+from recloop.records import MIX_SOURCES, Decision
+
+NAMES = itertools.count()
+
+
+def ask(client: httpx.Client, user_id: str = "u14", **query: Any) -> dict[str, Any]:
+    answer = client.get(f"/v1/recommend/{user_id}", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+@pytest.fixture
+def user() -> str:
+    """A user whom no other test knows."""
+    return f"t-{next(NAMES)}"
+
+
+def post(client: httpx.Client, path: str, body: Any) -> dict[str, Any]:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def buy(client: httpx.Client, user: str, *items: str, **more: Any) -> None:
+    rows = [{"user_id": user, "item_id": item, "event_type": "purchase", **more} for item in items]
+    assert post(client, "/v1/events", rows)["accepted"] == len(items)
+
+
+def logged(root: Path, request_id: str) -> list[Decision]:
+    time.sleep(0.5)
+    decisions = open_decisions("sqlite:///store/decisions.db", root)
+    rows = [row for row in decisions.rows() if row.request_id == request_id]
+    decisions.close()
+    return rows
+
+
+@pytest.fixture
+def root(server: Any) -> Path:
+    return server.errors.parent
+
+
+def test_the_reply(client: httpx.Client, server: Any) -> None:
+    answer = ask(client, n=5, properties="category,price,nothing")
+    assert list(answer) == ["request_id", "model_version", "variant", "placement", "degraded", "items"]
+    assert (answer["model_version"], answer["variant"]) == (server.bundle, "live")
+    assert (answer["placement"], answer["degraded"], len(answer["items"])) == ("home", [], 5)
+    for item in answer["items"]:
+        assert list(item) == ["item_id", "score", "source", "reason", "category", "price", "nothing"]
+        assert isinstance(item["category"], str)
+        assert isinstance(item["price"], float)
+        assert item["nothing"] is None
+        assert item["source"] in MIX_SOURCES
+        assert item["reason"]
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(ids(answer))) == 5
+
+
+def test_the_length_is_the_placements_unless_asked(client: httpx.Client) -> None:
+    assert len(ids(ask(client))) == 10
+    assert len(ids(ask(client, placement="cart"))) == 3
+    assert len(ids(ask(client, n=1))) == 1
+    whole = ask(client, n=1000)
+    assert len(ids(whole)) >= 70  # the whole catalogue, as far as it is shown
+    scores = [item["score"] for item in whole["items"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("n", ["0", "1001", "-1", "x", "", "1.5", "1_0", "99999999999999999999"])
+def test_a_wrong_n_is_refused(client: httpx.Client, n: str) -> None:
+    answer = client.get("/v1/recommend/u14", params={"n": n})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error == {
+        "code": "bad_n", "message": f"n={n}: expected a whole number from 1 to 1000", "field": "n",
+        "expected": "a whole number from 1 to 1000",
+    }  # fmt: skip
+
+
+def test_an_unknown_placement_is_refused_with_the_known_ones(client: httpx.Client) -> None:
+    answer = client.get("/v1/recommend/u14", params={"placement": "moon"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "placement"
+    assert answer.json()["error"]["expected"] == "one of cart, home"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["category =", "category = 'tea' AND", "colour = 'red'", "1; DROP TABLE items", "price > 'cheap'", "read('x')"],
+)
+def test_a_wrong_filter_is_refused(client: httpx.Client, text: str) -> None:
+    answer = client.get("/v1/recommend/u14", params={"filter": text})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["field"] == "filter"
+
+
+def test_a_filter_holds_for_every_slot_of_every_source(client: httpx.Client) -> None:
+    answer = ask(client, n=50, filter="category IN ('tea', 'pets') AND price < 6", properties="category,price")
+    assert answer["items"]
+    assert {item["category"] for item in answer["items"]} <= {"tea", "pets"}
+    assert all(item["price"] < 6 for item in answer["items"])
+
+
+def test_the_placements_filter_and_the_clients_both_hold(client: httpx.Client) -> None:
+    assert "tea" not in {i["category"] for i in ask(client, n=80, placement="cart", properties="category")["items"]}
+    assert ask(client, placement="cart", filter="category = 'tea'")["items"] == []
+    assert ask(client, filter="category = 'tea'")["items"]
+    assert ask(client, placement="cart", filter="category = 'tea' OR 1 = 1", n=80)["items"]  # parentheses around both
+    answer = ask(client, n=80, placement="cart", filter="category = 'tea' OR price > 0", properties="category")
+    assert "tea" not in {item["category"] for item in answer["items"]}
+
+
+def test_excluded_items_make_room_for_others(client: httpx.Client) -> None:
+    before = ids(ask(client, n=10))
+    after = ids(ask(client, n=10, exclude=",".join(before[:3])))
+    assert not set(before[:3]) & set(after)
+    assert after[:7] == before[3:]
+    assert len(after) == 10
+
+
+@pytest.mark.parametrize("user_id", ["nobody", "a/b", "", " ", "名", "%2F", "a?b", "null", "0" * 2000])
+def test_everybody_gets_a_list_by_either_form(client: httpx.Client, user_id: str) -> None:
+    answer = client.get("/v1/recommend", params={"user_id": user_id, "n": 4})
+    if not user_id:
+        assert answer.status_code == 422
+        return
+    assert answer.status_code == 200
+    assert len(ids(answer.json())) == 4
+    path = httpx.URL(f"/v1/recommend/{httpx.QueryParams({'': user_id})}".replace("/=", "/").replace("+", "%20"))
+    assert ids(client.get(path, params={"n": 4}).json()) == ids(answer.json())
+
+
+def test_no_user_is_refused(client: httpx.Client) -> None:
+    for path in ("/v1/recommend", "/v1/recommend/"):
+        answer = client.get(path)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["field"] == "user_id"
+
+
+def test_the_next_request_knows_what_was_bought_and_disliked(client: httpx.Client, user: str) -> None:
+    stranger = ids(ask(client, user, n=5))
+    bought = ids(ask(client, user, n=80))[30:33]
+    buy(client, user, *bought, group_id="b1")
+    known = ask(client, user, n=5)
+    assert set(ids(known)[:3]) == set(bought)
+    assert {item["source"] for item in known["items"][:3]} <= {"history", "neighbours"}
+    post(client, "/v1/events", {"user_id": user, "item_id": bought[0], "event_type": "dislike"})
+    assert bought[0] not in ids(ask(client, user, n=80))
+    assert set(stranger) & set(ids(ask(client, user, n=20)))
+
+
+def test_attributes_alone_give_the_segments_list(client: httpx.Client, user: str) -> None:
+    post(client, "/v1/users", {"user_id": user, "attributes": {"age": "18-29"}})
+    answer = ask(client, user, n=80)
+    assert "segment" in {item["source"] for item in answer["items"]} | {"segment"}
+    state = client.get(f"/v1/users/{user}").json()
+    assert (state["state"], state["attributes"], state["events"]) == ("warm", {"age": "18-29"}, 0)
+
+
+def test_a_new_item_is_shown_and_a_hidden_one_is_not(client: httpx.Client, user: str) -> None:
+    post(client, "/v1/items", {"item_id": "fresh", "attributes": {"category": "tea", "price": 1.0}})
+    answer = ask(client, user, n=100, properties="price")
+    assert {i["item_id"]: i["source"] for i in answer["items"]}["fresh"] == "latest"
+    assert ids(ask(client, user, n=1, filter="price = 1.0 AND category = 'tea' AND item_id = 'fresh'")) == ["fresh"]
+    first = ids(answer)[0]
+    attributes = client.get(f"/v1/items/{first}").json()["attributes"]
+    post(
+        client, "/v1/items", [{"item_id": name, "attributes": attributes, "hidden": True} for name in (first, "fresh")]
+    )
+    assert not {first, "fresh"} & set(ids(ask(client, user, n=100)))
+    assert client.get(f"/v1/items/{first}").json()["hidden"] is True
+    post(client, "/v1/items", {"item_id": first, "attributes": attributes})
+    assert ids(ask(client, user, n=1)) == [first]
+
+
+def test_the_request_id_is_taken_or_made(client: httpx.Client) -> None:
+    answer = client.get("/v1/recommend/u14", headers={"X-Request-Id": "mine-1"})
+    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "mine-1"
+    made = {ask(client)["request_id"] for _ in range(3)}
+    assert len(made) == 3
+    long = client.get("/v1/recommend/u14", headers={"X-Request-Id": "x" * 201})
+    assert long.status_code == 200
+    assert len(long.json()["request_id"]) == 32
+    assert client.get("/nowhere", headers={"X-Request-Id": "mine-2"}).headers["x-request-id"] == "mine-2"
+
+
+def test_the_decision_is_written_behind_the_answer(client: httpx.Client, root: Path, user: str) -> None:
+    buy(client, user, "i01", "i02")
+    answer = client.get(
+        f"/v1/recommend/{user}",
+        params={"n": 7, "exclude": "i03", "filter": "price > 0", "properties": "name", "session_id": "s9"},
+        headers={"X-Request-Id": f"whole-{user}"},
+    ).json()
+    (row,) = logged(root, f"whole-{user}")
+    assert (row.items, row.scores) == (ids(answer), [item["score"] for item in answer["items"]])
+    assert row.sources == [item["source"] for item in answer["items"]]
+    assert (row.user_id, row.role, row.variant, row.placement, row.k) == (user, "answer", "live", "home", 7)
+    assert row.query == {"exclude": ["i03"], "filter": "price > 0", "properties": ["name"], "context": {}}
+    assert (row.bundle, row.generation, row.positives, row.session_id) == (answer["model_version"], 2, 2, "s9")
+    assert list(row.inputs)[:4] == ["state", "catalogue", "now", "filters"]
+    assert {"history", "user.age", "request.hour", "request.gap"} <= set(row.inputs)
+    assert row.as_of == client.get("/v1/status").json()["last_seq"]
+    assert row.micros > 0
+    assert abs(row.at - time.time() * 1e6) < 60e6
+
+
+def test_a_request_id_sent_again_is_answered_and_the_first_row_stays(
+    client: httpx.Client, root: Path, user: str
+) -> None:
+    header = {"X-Request-Id": f"twice-{user}"}
+    first = client.get(f"/v1/recommend/{user}", headers=header, params={"n": 2}).json()
+    second = client.get(f"/v1/recommend/{user}", headers=header, params={"n": 4}).json()
+    assert len(ids(second)) == 4
+    (row,) = logged(root, f"twice-{user}")
+    assert row.items == ids(first)
+
+
+def test_a_replayed_request_carries_its_own_time(client: httpx.Client, root: Path, user: str) -> None:
+    told = {"X-Recloop-Now": "2025-07-01T12:00:00Z", "X-Request-Id": f"then-{user}"}
+    row = {"user_id": user, "item_id": "i05", "event_type": "purchase"}
+    assert client.post("/v1/events", json=row, headers=told).status_code == 200
+    assert client.get(f"/v1/recommend/{user}", headers=told).status_code == 200
+    (decision,) = logged(root, f"then-{user}")
+    assert decision.at == 1_751_371_200_000_000
+    assert client.get(f"/v1/users/{user}").json()["last_events"] == [
+        {"item_id": "i05", "timestamp": "2025-07-01T12:00:00Z"}
+    ]
+    wrong = client.get(f"/v1/recommend/{user}", headers={"X-Recloop-Now": "yesterday"})
+    assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "X-Recloop-Now")
+
+
+def test_without_replay_the_clock_is_the_servers(turned: Path, shop: Any, serving: Any) -> None:
+    server = serving(shop.root)
+    told = {"X-Recloop-Now": "2001-01-01T00:00:00Z", "X-Request-Id": "now"}
+    server.client.get("/v1/recommend/u14", headers=told)
+    (row,) = logged(shop.root, "now")
+    assert abs(row.at - time.time() * 1e6) < 60e6
+
+
+def test_what_is_known_of_users_and_items(client: httpx.Client, user: str, root: Path) -> None:
+    assert client.get(f"/v1/users/{user}").status_code == 404
+    assert client.get("/v1/items/never").json()["error"]["code"] == "not_found"
+    buy(client, user, "i01", timestamp="2026-01-01T00:00:00Z")
+    buy(client, user, *[f"i{n:02}" for n in range(2, 30)], timestamp=1_770_000_000)
+    known = client.get(f"/v1/users/{user}").json()
+    assert (known["state"], known["events"], len(known["last_events"])) == ("hot", 29, 20)
+    assert known["last_events"][0] == {"item_id": "i02", "timestamp": "2026-02-02T02:40:00Z"}
+    post(client, "/v1/events", {"user_id": f"{user}-looks", "item_id": "unlisted/1", "event_type": "click"})
+    assert client.get(f"/v1/users/{user}-looks").json()["state"] == "cold"
+    assert client.get("/v1/items/unlisted/1").json() == {
+        "item_id": "unlisted/1", "attributes": {}, "hidden": False, "state": "cold",
+    }  # fmt: skip
+    hot = client.get("/v1/items/i01").json()
+    assert hot["state"] == "hot"
+    assert hot["attributes"]["category"]
+    post(client, "/v1/items", {"item_id": "warm", "attributes": {"price": 2}})
+    assert client.get("/v1/items/warm").json()["state"] == "warm"
+    quiet = sorted(set(pl.read_csv(root / "users.csv")["user_id"]) - set(pl.read_csv(root / "events.csv")["user_id"]))
+    assert client.get(f"/v1/users/{quiet[0]}").json()["state"] == "warm"
+
+
+def test_status_and_health(client: httpx.Client, server: Any, root: Path) -> None:
+    status = client.get("/v1/status").json()
+    assert (status["live"], status["generation"], status["degraded"]) == (server.bundle, 2, [])
+    assert status["last_seq"] >= status["watermark"] > 0
+    assert [row["state"] for row in status["bundles"]] == ["live"]
+    assert client.get("/v1/health/live").json() == {"status": "live"}
+    assert client.get("/v1/health/ready").json() == {"status": "ready"}
