@@ -38,6 +38,9 @@ def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl
             how = "decimal comma"
             plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
             fits = text.str.contains(DECIMAL_COMMA) | text.str.contains(THOUSANDS_POINT)
+            text = pl.select(
+                pl.when(fits | ~text.str.contains(".", literal=True)).then(text).otherwise(pl.lit("?"))
+            ).to_series()
         else:
             plain = text.str.replace_all(",", "", literal=True)
             fits = thousands

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
 FORMAT: Final = 1
 SPLITS: Final = ("train", "valid", "test")
 MANIFEST: Final = "manifest.json"
+WAITING: Final = 8  # files that are flushed at once
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def recover(data: Path) -> None:
     old = data.with_name(data.name + ".old")
     if old.exists():
         if data.exists():
-            shutil.rmtree(old)
+            _remove(old)
         else:
             old.rename(data)
 
@@ -180,8 +182,8 @@ def _write(
     target = project.data
     beside = target.with_name(target.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
+    files = _Files(beside)
     try:
-        files = _Files(beside)
         date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
         days = cleaned.believed.select(*EVENT_SCHEMA, date).partition_by("date", as_dict=True, include_key=False)
         for (day,), rows in sorted(days.items()):
@@ -194,6 +196,7 @@ def _write(
             files.table("users.parquet", users.frame)
         files.table("quarantine.parquet", cleaned.quarantine)
         files.lines("rejects.jsonl", rejects)
+        files.wait()
         hashes = {name: facts["sha256"] for name, facts in files.written.items()}
         split_hash = hashlib.sha256("".join(hashes[f"split/{name}.parquet"] for name in SPLITS).encode()).hexdigest()
         manifest = {
@@ -219,46 +222,62 @@ def _write(
         files.manifest(manifest)
         _swap(beside, target)
     finally:
+        files.close()
         shutil.rmtree(beside, ignore_errors=True)
 
 
 class _Files:
-    """Files written beside, each flushed to the disk, with its hash and size."""
+    """Files written beside, each flushed to the disk, with its hash and size.
+
+    A log of many years is thousands of small files, and each waits for the disk: several wait at once.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.written: dict[str, dict[str, Any]] = {}
+        self._pool = ThreadPoolExecutor(WAITING)
+        self._jobs: dict[str, Future[dict[str, Any]]] = {}
         folder.mkdir(parents=True)
 
     def table(self, name: str, frame: pl.DataFrame) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sink = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(
-            frame.to_arrow(),
-            sink,
-            compression="zstd",
-            write_page_checksum=True,
-            store_schema=False,
-            row_group_size=1 << 18,
-        )
-        self._put(path, name, sink.getvalue())
+        self._jobs[name] = self._pool.submit(self._put, name, lambda: _parquet(frame))
 
     def lines(self, name: str, rows: list[dict[str, Any]]) -> None:
-        self._put(self.folder / name, name, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        self._jobs[name] = self._pool.submit(
+            self._put, name, lambda: b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+        )
+
+    def wait(self) -> None:
+        """Until every file is on the disk, then every folder."""
+        self.written = {name: job.result() for name, job in self._jobs.items()}
+        folders = [path for path in self.folder.rglob("*") if path.is_dir()]
+        list(self._pool.map(_sync, folders))
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def manifest(self, tree: Mapping[str, Any]) -> None:
         """The manifest, last and by rename: a folder without it is not whole."""
         text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        draft = self.folder / f"{MANIFEST}.tmp"
-        _flush(draft, text.encode())
-        draft.rename(self.folder / MANIFEST)
-        for folder in (*(path for path in self.folder.rglob("*") if path.is_dir()), self.folder):
-            _sync(folder)
+        beside = self.folder / f"{MANIFEST}.tmp"
+        _flush(beside, text.encode())
+        beside.rename(self.folder / MANIFEST)
+        _sync(self.folder)
 
-    def _put(self, path: Path, name: str, content: Any) -> None:
-        _flush(path, content)
-        self.written[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    def _put(self, name: str, content: Callable[[], Any]) -> dict[str, Any]:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = content()
+        _flush(path, whole)
+        return {"sha256": hashlib.sha256(whole).hexdigest(), "bytes": len(whole)}
+
+
+def _parquet(frame: pl.DataFrame) -> Any:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(
+        frame.to_arrow(), sink, compression="zstd", write_page_checksum=True, store_schema=False, row_group_size=1 << 18
+    )
+    return sink.getvalue()
 
 
 def _flush(path: Path, content: Any) -> None:
@@ -283,7 +302,15 @@ def _swap(beside: Path, target: Path) -> None:
         target.rename(old)
     beside.rename(target)
     _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder of very many files, several at once."""
+    days = [path for path in folder.glob("archive/*") if path.is_dir()]
+    with ThreadPoolExecutor(WAITING) as pool:
+        list(pool.map(lambda day: shutil.rmtree(day, ignore_errors=True), days))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _table(path: Path) -> pl.DataFrame:

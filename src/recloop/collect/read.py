@@ -13,7 +13,7 @@ from recloop.collect.attributes import attribute_texts, typed_columns
 from recloop.collect.numbers import read_numbers
 from recloop.collect.sources import Source, find
 from recloop.collect.stamps import Stamps, read_stamps
-from recloop.collect.tables import Table, json_text, read_objects, read_table
+from recloop.collect.tables import Table, read_objects, read_table
 from recloop.config import Columns, Data, Project
 from recloop.errors import UserError
 from recloop.records import (
@@ -270,6 +270,3 @@ def read_rows(source: Source, encoding: str) -> tuple[Table, list[dict[str, Any]
         table = read_table(source, encoding)
         return table, typed_columns(table).to_dicts()
     return read_objects(source, encoding)
-
-
-__all__ = ["Catalogued", "Raw", "as_ids", "json_text", "read_events", "read_items", "read_users"]

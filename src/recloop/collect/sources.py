@@ -225,7 +225,7 @@ def _globbed(root: Path, text: str) -> list[Path]:
         return []
     path = Path(text).expanduser()
     base, pattern = (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (root, text)
-    return [file for file in base.glob(pattern) if file.is_file()]
+    return [file for file in base.glob(pattern) if file.is_file() and not file.name.startswith(".")]
 
 
 def _beside(path: Path) -> str:

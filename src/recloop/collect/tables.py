@@ -140,18 +140,23 @@ def _csv(source: Source, encoding: str, names: Sequence[str] | None) -> Table:
         raise UserError(source.key, source.name, f"a CSV file ({error})", "look for a quote never closed") from None
     frame = _framed(arrow)
     table = Table(source, "csv", encoding, separator, tuple(columns), frame, {})
-    if not broken:
+    if not broken and sum(block.count(b'"') for block in source.blocks()) % 2 == 0:
         return table
     reasons: dict[int, str] = {}
+    line, raw = 1, ""
     for number, (line, raw, fields) in enumerate(_csv_lines(table)):
         if len(fields) != len(columns):
-            if raw.count('"') % 2 and "\n" in raw.strip():
-                raise UserError(
-                    source.key, source.name, f"quotes that close: one is opened in line {line} and swallows lines",
-                    f"mend line {line}", (shown(raw),),
-                )  # fmt: skip
             reasons[number] = f"expected {len(columns)} fields, found {len(fields)}"
+            _closed(source, line, raw)
+    _closed(source, line, raw)
     return Table(source, "csv", encoding, separator, tuple(columns), frame, reasons)
+
+
+def _closed(source: Source, line: int, raw: str) -> None:
+    """Refuse a record that ran on because a quote was never closed; asked of odd records and of the last."""
+    if raw.count('"') % 2 and "\n" in raw.strip():
+        expected = f"quotes that close: one is opened in line {line} and swallows lines"
+        raise UserError(source.key, source.name, expected, f"mend line {line}", (shown(raw),))
 
 
 def _header(source: Source, encoding: str) -> tuple[str, list[str], int]:

@@ -1,0 +1,209 @@
+"""Which column of a stranger's file is which: by name, by what stands in it, by the ids of the other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import polars as pl
+
+from recloop.collect.numbers import read_numbers
+from recloop.collect.stamps import COMPACT, NUMBER, YEAR_FIRST, YEAR_LAST
+from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
+
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    USER_ID: (
+        "userid", "user", "customerid", "customer", "custid", "customernumber", "householdid", "household", "memberid",
+        "member", "clientid", "client", "accountid", "account", "visitorid", "visitor", "shopperid", "shopper",
+        "buyerid", "buyer", "reviewerid", "readerid", "subscriberid", "uid", "kundennummer", "kundenid", "kunde",
+        "用户id", "用户", "会员id", "会员", "deviceid", "cookieid", "cookie", "sessionid",
+    ),
+    ITEM_ID: (
+        "itemid", "item", "productid", "product", "sku", "skuid", "stockcode", "articleid", "article", "artikelnummer",
+        "artikel", "goodsid", "asin", "parentasin", "isbn", "movieid", "movie", "trackid", "track", "songid", "song",
+        "bookid", "book", "videoid", "video", "newsid", "contentid", "content", "offerid", "adid", "businessid",
+        "商品id", "商品", "iid",
+    ),
+    TIMESTAMP: (
+        "timestamp", "transactiontimestamp", "eventtime", "eventtimestamp", "datetime", "ts", "time", "createdat",
+        "occurredat", "invoicedate", "orderdate", "purchasedate", "purchasetime", "orderedat", "transactiondate",
+        "transactiontime", "unixreviewtime", "reviewtime", "date", "tdat", "day", "zeit", "zeitstempel", "datum",
+        "bestelldatum", "时间", "日期",
+    ),
+    GROUP_ID: (
+        "groupid", "basketid", "basket", "invoiceid", "invoiceno", "invoicenumber", "invoice", "orderid", "orderno",
+        "ordernumber", "order", "transactionid", "receiptid", "receipt", "ticketid", "cartid", "bonid", "bon",
+        "bestellnummer", "rechnung", "订单id", "订单", "impressionid", "pageviewid", "slateid",
+    ),
+    EVENT_TYPE: (
+        "eventtype", "eventname", "event", "action", "actiontype", "behavior", "behaviour", "behaviortype",
+        "behaviourtype", "interactiontype", "activity", "type", "verb",
+    ),
+    VALUE: (
+        "value", "rating", "stars", "score", "overall", "salesvalue", "amount", "revenue", "sales", "total", "price",
+        "unitprice", "preis", "betrag",
+    ),
+    QUANTITY: ("quantity", "qty", "units", "menge", "anzahl", "count", "数量"),
+    EVENT_ID: ("eventid", "eventuuid", "uuid", "id", "rowid", "transactionid"),
+}  # fmt: skip
+"""Names by column of ours, likeliest first, without case, spaces and signs."""
+
+INSIDE: Final[Mapping[str, str]] = {
+    USER_ID: r"(user|customer|household|member|visitor).*(id|no|number|key)$",
+    ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$",
+    TIMESTAMP: r"timestamp|datetime|date$|time$",
+}
+"""What a name may hold where none is known."""
+
+ORDERS: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
+"""Columns that number a user's rows: an order where there is no time."""
+
+OUTCOMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
+"""Columns of 0 and 1: shown, and was it taken."""
+
+TITLES: Final = (
+    "name", "title", "productname", "itemname", "producttitle", "movietitle", "description", "productdescription",
+    "articlename", "label", "bezeichnung", "名称", "标题",
+)  # fmt: skip
+"""Columns that people read."""
+
+MANY_TYPES: Final = 50
+SAMPLE: Final = 2_000
+
+
+class Guessed(NamedTuple):
+    """A column found ("" none) and why."""
+
+    name: str
+    why: str
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces and signs: ``Customer ID`` and ``customer_id`` are one."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequence[str]]) -> dict[str, Guessed]:
+    """The columns of an event log.
+
+    Args:
+        frame: The rows, or many of them.
+        separator: Of the file, for decimal commas.
+        others: Columns of the items file by ``item_id``, of the users file by ``user_id``: a shared id column is one.
+
+    Returns:
+        By column of ours; "" where none was found.
+    """
+    found: dict[str, Guessed] = {}
+
+    def free() -> list[str]:
+        taken = {guessed.name for guessed in found.values()}
+        return [name for name in frame.columns if name not in taken]
+
+    for ours in (USER_ID, ITEM_ID):
+        found[ours] = _id(ours, free(), frame, others.get(ours, ()))
+    found[TIMESTAMP] = _time(free(), frame)
+    found[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: 1 < frame[name].n_unique() <= MANY_TYPES)
+    found[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, found[USER_ID].name))
+    found[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
+    for ours in (QUANTITY, VALUE):
+        found[ours] = _first(ours, free(), lambda name: _numeric(frame[name], separator))
+    if not found[VALUE].name:
+        outcome = next((n for n in free() if plain(n) in OUTCOMES and _is_outcome(frame[n], separator)), "")
+        found[VALUE] = (
+            Guessed(outcome, "0 and 1: what was shown, and whether it was taken") if outcome else found[VALUE]
+        )
+    return found
+
+
+def _id(ours: str, names: Sequence[str], frame: pl.DataFrame, other: Sequence[str]) -> Guessed:
+    shared = [name for name in names if name in other]
+    for name in _ranked(ours, shared):
+        return Guessed(name, "its name, and the other file has it too")
+    guessed = _first(ours, names, lambda name: frame[name].null_count() < len(frame))
+    if guessed.name:
+        return guessed
+    for name in names:
+        if re.search(INSIDE[ours], plain(name)):
+            return Guessed(name, "its name")
+    if len(shared) == 1:
+        return Guessed(shared[0], "the other file has it too")
+    return Guessed("", "no column has such a name")
+
+
+def _time(names: Sequence[str], frame: pl.DataFrame) -> Guessed:
+    likely = [*_ranked(TIMESTAMP, names), *(name for name in names if re.search(INSIDE[TIMESTAMP], plain(name)))]
+    likely = [name for name in dict.fromkeys(likely) if _holds_stamps(frame[name])]
+    if likely:
+        # A half-empty column of the better name loses against a full one.
+        return Guessed(min(likely, key=lambda name: _missing(frame[name]) > 0.1), "its name, and stamps stand in it")
+    for name in names:
+        if frame.schema[name] in (pl.Date, pl.Datetime):
+            return Guessed(name, "it holds dates")
+    for name in names:
+        if plain(name) in ORDERS and _holds_stamps(frame[name]):
+            return Guessed(name, "no time; it numbers the rows, read as seconds")
+    return Guessed("", "no column has such a name and holds stamps")
+
+
+def _first(ours: str, names: Sequence[str], fits: object) -> Guessed:
+    assert callable(fits)
+    for name in _ranked(ours, names):
+        if fits(name):
+            return Guessed(name, "its name")
+    return Guessed("", "no such column")
+
+
+def _ranked(ours: str, names: Iterable[str]) -> list[str]:
+    known = {name: rank for rank, name in enumerate(NAMES[ours])}
+    return sorted((name for name in names if plain(name) in known), key=lambda name: known[plain(name)])
+
+
+def _missing(column: pl.Series) -> float:
+    empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
+    return float(empty.mean() or 0.0)  # type: ignore[arg-type]
+
+
+def _holds_stamps(column: pl.Series) -> bool:
+    if column.dtype in (pl.Date, pl.Datetime) or column.dtype.is_integer() or column.dtype.is_float():
+        return column.null_count() < len(column)
+    if column.dtype != pl.String:
+        return False
+    seen = column.drop_nulls().head(SAMPLE).str.strip_chars()
+    seen = seen.filter(seen != "")
+    shapes = [seen.str.contains(shape) for shape in (NUMBER, COMPACT, YEAR_FIRST, YEAR_LAST)]
+    fits = shapes[0] | shapes[1] | shapes[2] | shapes[3]
+    return len(seen) > 0 and float(fits.mean() or 0.0) >= 0.9  # type: ignore[arg-type]
+
+
+def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
+    """Whether a column groups rows: several rows share a value, nearly always rows of one user."""
+    if not user:
+        return False
+    rows = frame.select(name, user).filter(pl.col(name).cast(pl.String).fill_null("") != "")
+    values = rows[name].n_unique()
+    if values <= 1 or values > 0.95 * len(rows):
+        return False
+    pairs = rows.select(pl.struct(name, user).n_unique()).item()
+    return bool(pairs <= 1.05 * values + 1)
+
+
+def _unique(column: pl.Series) -> bool:
+    return _missing(column) == 0 and column.n_unique() == len(column) > 1
+
+
+def _numeric(column: pl.Series, separator: str) -> bool:
+    if column.dtype.is_numeric():
+        return True
+    if column.dtype != pl.String:
+        return False
+    numbers, wrong, _ = read_numbers(column.head(SAMPLE * 10), separator)
+    return numbers.null_count() < len(numbers) and float(wrong.mean() or 0.0) < 0.02  # type: ignore[arg-type]
+
+
+def _is_outcome(column: pl.Series, separator: str) -> bool:
+    if not _numeric(column, separator):
+        return False
+    numbers = column if column.dtype.is_numeric() else read_numbers(column, separator)[0]
+    return set(numbers.drop_nulls().unique().to_list()) == {0, 1}

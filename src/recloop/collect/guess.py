@@ -1,0 +1,396 @@
+"""``recloop init``: read a log once, guess what it means, and write it down as a commented recloop.toml."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from recloop.collect.clean import Cleaned, clean
+from recloop.collect.columns import NAMES, OUTCOMES, TITLES, Guessed, guess_columns, plain
+from recloop.collect.doctor import grain
+from recloop.collect.draft import draft
+from recloop.collect.read import Raw, parse_events, read_rows
+from recloop.collect.sources import Source, find
+from recloop.collect.tables import Table, read_table
+from recloop.config import FILE, Clean, Columns, Config, Data, Events, build
+from recloop.errors import UserError
+from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
+
+FEW_REPEATS: Final = 0.05
+"""Below this share of repeats a list should not show what was seen."""
+MANY_VALUES: Final = 1_000
+FEATURES: Final = 8
+"""A side's features at most; the rest can be added by hand."""
+STRONG: Final = (
+    r"purchase|buy|bought|order|transaction|checkout|paid|sale|convers|subscri|rent|book|reserv|download|complet|"
+    r"rating|rate|review|^like|favou?rit|^fav|wish|save|upvote|thumbs?_?up|follow|share|cart|basket"
+)
+WEAK: Final = r"click|view|detail|visit|open|read|play|listen|watch|stream|^pv$|browse"
+NEGATIVE: Final = (
+    r"dislike|hide|unlike|downvote|thumbs?_?down|block|report|return|refund|cancel|remove|unsubscri|not_interested"
+)
+SHOWN: Final = r"impression|shown?|expos|search|skip"
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What `init` found and wrote.
+
+    Attributes:
+        columns: Ours = theirs, "" where the file has none.
+        time_unit: s, ms, us, iso (auto: another).
+        scenario: collaborative, content or sequential.
+        guesses: key, value, why: one a decision.
+        toml: The text of recloop.toml.
+    """
+
+    columns: dict[str, str]
+    time_unit: str
+    scenario: str
+    guesses: tuple[dict[str, Any], ...]
+    toml: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``recloop init --json``."""
+        return {
+            "columns": dict(self.columns),
+            "time_unit": self.time_unit,
+            "scenario": self.scenario,
+            "guesses": [dict(guess) for guess in self.guesses],
+        }
+
+
+def init(
+    file: str, items: str = "", users: str = "", root: Path | str = ".", yes: bool = False, force: bool = False
+) -> Guess:
+    """Read a log, guess, and write ``recloop.toml`` into ``root``.
+
+    Args:
+        file, items, users: Files, globs or folders, from the project folder or from here.
+        root: The project folder, made where it does not exist.
+        yes: Never ask; without it asks where stdin is a terminal.
+        force: Write over a recloop.toml.
+
+    Raises:
+        UserError: recloop.toml is there already, a file cannot be read, no column is the user, the item or the time.
+    """
+    folder = Path(root)
+    if (folder / FILE).exists() and not force:
+        raise UserError("file", folder / FILE, "no recloop.toml in this folder yet", f"recloop init {file} --force")
+    guess = look(folder, file, items, users, ask=not yes and sys.stdin.isatty())
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{FILE}.tmp"
+    with beside.open("w", encoding="utf-8") as text:
+        text.write(guess.toml)
+        text.flush()
+        os.fsync(text.fileno())
+    beside.replace(folder / FILE)
+    return guess
+
+
+def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = False) -> Guess:
+    """The guess without writing it."""
+    paths = [_from(folder, text, key) for text, key in ((file, "FILE"), (items, "--items"), (users, "--users"))]
+    tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
+    catalogue = _side(folder, paths[1], "--items")
+    people = _side(folder, paths[2], "--users")
+    said: list[dict[str, Any]] = []
+
+    def say(key: str, value: Any, why: str) -> None:
+        said.append({"key": key, "value": value, "why": why})
+
+    columns = _columns(tables, catalogue, people, ask)
+    for ours, guessed in columns.items():
+        say(f"data.columns.{ours}", guessed.name, guessed.why)
+    names = {ours: guessed.name for ours, guessed in columns.items()}
+    title = _title(catalogue, names[ITEM_ID])
+    say("data.columns.name", title.name, title.why)
+    names["name"] = title.name
+    data = Data(events=paths[0], items=paths[1], users=paths[2], columns=Columns(**names))
+    raw = parse_events(tables, data)
+    unit = _unit(raw)
+    say("data.time_unit", unit, raw.info.partition("stamps: ")[2])
+    events = _events(raw.frame, names)
+    for key, value in (
+        ("positive", events[0].positive),
+        ("negative", events[0].negative),
+        ("neutral", events[0].neutral),
+    ):
+        say(f"events.{key}", list(value), events[1])
+    coarse = grain(raw.frame[TIMESTAMP])
+    burst = Clean(burst="off") if coarse else Clean()
+    why = f"stamps are no finer than a {coarse}: rows of one stamp are no burst" if coarse else "stamps are fine enough"
+    say("clean.burst", "off" if coarse else {"events": 10, "seconds": 1}, why)
+    cleaned = clean(raw.frame, Config(data=data, events=events[0], clean=burst))
+    for error in cleaned.excessive:
+        say(error.name, error.value, f"more than clean.max_removed: update will stop there; {error.mend}")
+    repeats = _repeats(cleaned)
+    say("split.filter_seen", repeats < FEW_REPEATS, f"{repeats * 100:.1f} % of positive rows are repeats")
+    item_fields = _fields(catalogue, names[ITEM_ID], _parts(title.name))
+    user_fields = _fields(people, names[USER_ID], set())
+    for side, fields in (("item", item_fields), ("user", user_fields)):
+        for name, field in fields.items():
+            say(f"features.{side}.{name}", field["from"], field["why"])
+    segment = next((f["from"] for f in user_fields.values() if f["kind"] == "category" and f["values"] <= 20), "")
+    if segment:
+        say("serve.segment", segment, "users who share it have popular items of their own")
+    scenario, reason = _scenario(cleaned, repeats, bool(item_fields or user_fields))
+    say("scenario", scenario, reason)
+    text = draft(
+        data=data.model_copy(update={"time_unit": unit}),
+        info=raw.info,
+        events=events,
+        coarse=coarse,
+        repeats=repeats,
+        fields={"item": item_fields, "user": user_fields},
+        segment=segment,
+        scenario=(scenario, reason),
+        rated=plain(names[VALUE]) in {"rating", "stars", "score", "overall"},
+    )
+    build(tomllib.loads(text), environment={})
+    return Guess(names, unit, scenario, tuple(said), text)
+
+
+def _from(folder: Path, text: str, key: str) -> str:
+    """A path as the file in ``folder`` will say it: as given where it leads somewhere from there, else absolute."""
+    if not text or Path(text).is_absolute():
+        return text
+    try:
+        find(folder, text, key)
+    except UserError:
+        here = Path.cwd() / text
+        if here.exists():
+            return here.as_posix()
+    return text
+
+
+def _side(folder: Path, text: str, key: str) -> tuple[Table, list[dict[str, Any]]] | None:
+    if not text:
+        return None
+    sources: list[Source] = find(folder, text, key)
+    table, rows = read_rows(sources[0], "auto")
+    for source in sources[1:]:
+        rows += read_rows(source, "auto")[1]
+    return table, rows
+
+
+# -- columns
+
+
+def _columns(tables: Sequence[Table], catalogue: Any, people: Any, ask: bool) -> dict[str, Guessed]:
+    first = tables[0]
+    frame = first.frame if len(tables) == 1 else pl.concat([t.frame for t in tables], how="diagonal_relaxed")
+    if not len(frame):
+        raise UserError("FILE", first.source.name, "rows under the header, found none", "recloop init FILE")
+    others = {
+        ITEM_ID: [] if catalogue is None else list(catalogue[0].columns),
+        USER_ID: [] if people is None else list(people[0].columns),
+    }
+    found = guess_columns(frame, first.separator or ",", others)
+    if ask:
+        for ours in (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "group_id"):
+            found[ours] = _asked(ours, found[ours], frame.columns)
+    for ours, what in ((USER_ID, "who"), (ITEM_ID, "what"), (TIMESTAMP, "when")):
+        if not found[ours].name:
+            raise UserError(
+                f"data.columns.{ours}", "", f"a column that says {what}; {first.source.name} has {', '.join(frame.columns[:20])}",
+                f"rename that column to {ours} (known names: {', '.join(NAMES[ours][:5])} ...)",
+            )  # fmt: skip
+    for ours, other, flag in ((ITEM_ID, catalogue, "--items"), (USER_ID, people, "--users")):
+        if other is not None and found[ours].name not in other[0].columns:
+            near = difflib.get_close_matches(found[ours].name, other[0].columns, n=1, cutoff=0.0)[0]
+            raise UserError(
+                flag, other[0].source.name, f"the id column {found[ours].name} of the log; nearest: {near}",
+                f"rename {near} to {found[ours].name}",
+            )  # fmt: skip
+    return found
+
+
+def _asked(ours: str, guessed: Guessed, names: Sequence[str]) -> Guessed:
+    """Ask on the terminal; Enter keeps the guess, ``-`` means none."""
+    while True:
+        sys.stderr.write(f"{ours} [{guessed.name or '-'}] ({guessed.why}): ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline().strip()
+        if not answer:
+            return guessed
+        if answer == "-":
+            return Guessed("", "you said so")
+        if answer in names:
+            return Guessed(answer, "you said so")
+        near = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
+        sys.stderr.write(f"  no column {answer}; nearest: {near[0]}\n")
+
+
+def _title(catalogue: Any, key: str) -> Guessed:
+    """The column that people read, or a template of the text that tells items apart best."""
+    if catalogue is None:
+        return Guessed("", "no items file")
+    table, rows = catalogue
+    for known in TITLES:
+        for name in table.columns:
+            if plain(name) == known and name != key:
+                return Guessed(name, "its name")
+    texts = {
+        name: [row.get(name) for row in rows]
+        for name in table.columns
+        if name != key and any(isinstance(row.get(name), str) for row in rows)
+    }
+    wordy = {name: len(set(values)) for name, values in texts.items() if _words(values)}
+    if not wordy or max(wordy.values()) < 3:
+        return Guessed("", "no text tells items apart")
+    best = max(wordy, key=lambda name: wordy[name])
+    pairs = {name: len(set(zip(texts[best], values, strict=True))) for name, values in texts.items() if name != best}
+    more = max(pairs, key=lambda name: pairs[name], default="")
+    if more and pairs[more] > 1.2 * wordy[best]:
+        return Guessed(f"{{{best}}}, {{{more}}}", "no name; these two tell items apart best")
+    return Guessed(f"{{{best}}}", "no name; this text tells items apart best")
+
+
+def _words(values: list[Any]) -> bool:
+    """Whether a column holds words rather than sizes and codes: most of its signs are letters."""
+    texts = [value for value in values if isinstance(value, str)]
+    letters = sum(sum(sign.isalpha() for sign in text) for text in texts)
+    return bool(texts) and letters > 0.6 * sum(map(len, texts))
+
+
+def _parts(title: str) -> set[str]:
+    """The columns of a title: a template's text still tells items apart, so its columns stay features."""
+    return set() if "{" in title else {title}
+
+
+# -- what it means
+
+
+def _unit(raw: Raw) -> str:
+    """The time unit as ``data.time_unit`` spells it."""
+    how = raw.info.partition("stamps: ")[2]
+    for word, unit in (("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "auto"), ("seconds", "s")):
+        if how.startswith(word):
+            return unit if ";" not in how else "auto"
+    return "iso"
+
+
+def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
+    """What the types that stand in the log mean, by their names."""
+    if not names[EVENT_TYPE]:
+        if plain(names[VALUE]) in OUTCOMES:
+            events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
+            return events, f"{names[VALUE]} is 0 or 1: shown and not taken is neutral"
+        return Events(), "no event types: every row is positive"
+    counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
+    kinds: dict[str, list[tuple[str, int]]] = {"strong": [], "weak": [], "negative": [], "neutral": [], "other": []}
+    for name, rows in counts.iter_rows():
+        kinds[_kind(name)].append((name, rows))
+    strong = sum(rows for _, rows in kinds["strong"])
+    if strong >= 0.01 * len(frame):
+        positive, neutral = kinds["strong"], kinds["weak"] + kinds["neutral"] + kinds["other"]
+        why = f"{kinds['strong'][0][0]} says more than looking does" if kinds["weak"] else "by their names"
+    else:
+        positive, neutral = kinds["strong"] + kinds["weak"], kinds["neutral"] + kinds["other"]
+        why = "looking is the strongest sign here" if kinds["weak"] else "by their names"
+    if not positive:
+        positive, neutral = kinds["other"], kinds["neutral"]
+        why = "types of unknown meaning count as positive: look at them"
+    texts = [tuple(_text(name) for name, _ in group) for group in (positive, kinds["negative"], neutral)]
+    return Events(positive=texts[0], negative=texts[1], neutral=texts[2]), why
+
+
+def _kind(name: str) -> str:
+    word = re.sub(r"[\s-]+", "_", name.lower())
+    for pattern, kind in ((NEGATIVE, "negative"), (SHOWN, "neutral"), (STRONG, "strong"), (WEAK, "weak")):
+        if re.search(pattern, word):
+            return kind
+    return "other"
+
+
+def _text(name: str) -> str:
+    """A type as an entry of ``[events]``: the bare word, or a condition where it holds spaces or signs."""
+    if re.fullmatch(r"[\w.:-]+", name):
+        return name
+    quoted = name.replace("'", "''")
+    return f"event_type = '{quoted}'"
+
+
+def _repeats(cleaned: Cleaned) -> float:
+    positive = cleaned.believed.filter(pl.col(LABEL) > 0)
+    if not len(positive):
+        return 0.0
+    return 1.0 - float(positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item()) / len(positive)
+
+
+def _scenario(cleaned: Cleaned, repeats: float, attributes: bool) -> tuple[str, str]:
+    positive = cleaned.believed.filter(pl.col(LABEL) > 0)
+    moments = positive.group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP].median()
+    many = float(moments) if isinstance(moments, int | float) else 0.0
+    own = (
+        float(positive.select((~pl.struct(USER_ID, STAMP).is_duplicated()).mean()).item() or 0.0)
+        if len(positive)
+        else 0.0
+    )
+    facts = (
+        f"median of {many:g} moments a user, {own * 100:.0f} % of rows alone in theirs, {repeats * 100:.0f} % repeats"
+    )
+    if many >= 5 and own >= 0.5 and repeats < FEW_REPEATS:
+        return "sequential", f"one thing after another, rarely twice: {facts}"
+    if attributes:
+        return "content", f"attributes are there to carry what few events cannot: {facts}"
+    return "collaborative", f"users, items and baskets, no attributes: {facts}"
+
+
+# -- features
+
+
+def _fields(side: Any, key: str, leave: set[str]) -> dict[str, dict[str, Any]]:
+    """Features of the columns of an items or users file, by name."""
+    if side is None:
+        return {}
+    table, rows = side
+    fields: list[tuple[float, dict[str, Any]]] = []
+    for name in table.columns:
+        if name == key or name in leave or plain(name) in TITLES:
+            continue
+        field = _field(name, [row.get(name) for row in rows])
+        if field is not None:
+            fields.append((field["missing"], field))
+    chosen = [field for _, field in sorted(fields, key=lambda entry: entry[0])[:FEATURES]]
+    order = {name: place for place, name in enumerate(table.columns)}
+    chosen.sort(key=lambda field: order[field["from"]])
+    return {_name(field["from"]): field for field in chosen}
+
+
+def _field(name: str, values: list[Any]) -> dict[str, Any] | None:
+    present = [value for value in values if value is not None and value != ""]
+    missing = 1 - len(present) / max(1, len(values))
+    if missing > 0.9 or not present or any(isinstance(value, list | dict) for value in present):
+        return None
+    distinct = len({str(value) for value in present})
+    near_unique = distinct > 0.5 * len(present) and distinct > 20
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
+    is_code = re.search(r"(id|code|zip|plz|no|number)$", plain(name)) is not None
+    if numbers and not is_code and distinct > (30 if all(isinstance(value, int) for value in present) else 10):
+        return {"kind": "number", "from": name, "dim": 8, "missing": missing, "values": distinct,
+                "why": f"{distinct:,} different numbers: buckets"}  # fmt: skip
+    if (
+        distinct < 2
+        or distinct > MANY_VALUES
+        or near_unique
+        or not all(isinstance(v, str | int | float) for v in present)
+    ):
+        return None
+    dim = 4 if distinct <= 10 else 8 if distinct <= 100 else 16
+    return {"kind": "category", "from": name, "dim": dim, "missing": missing, "values": distinct,
+            "why": f"{distinct:,} different values"}  # fmt: skip
+
+
+def _name(column: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or f"field_{len(column)}"

@@ -1,0 +1,25 @@
+"""A small project folder whose log a test writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recloop.config import Project, open_project
+
+Shop = Callable[..., Project]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    """``shop(log, *settings)``: a project whose log.csv holds ``log``; settings are those of ``--set``."""
+
+    def make(log: str | bytes | None, *sets: str, name: str = "log.csv", toml: str = "") -> Project:
+        (tmp_path / "recloop.toml").write_text(toml, "utf-8")
+        if log is not None:
+            (tmp_path / name).write_bytes(log if isinstance(log, bytes) else log.encode())
+        return open_project(tmp_path, [f'data.events="{name}"', *sets])
+
+    return make
