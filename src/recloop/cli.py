@@ -26,8 +26,8 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="recloop turns a raw interaction log into a recommender that is served, watched, and keeps learning.",
 )  # fmt: skip
-out = rich.console.Console(soft_wrap=False)
-err = rich.console.Console(stderr=True, highlight=False)
+out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
+err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 132)
 
 Json = Annotated[bool, typer.Option("--json", help="stdout is exactly one JSON object")]
 Yes = Annotated[bool, typer.Option("--yes", help="never ask")]

@@ -202,6 +202,12 @@ class Config(Section):
     release: Release = Release()
     update: Update = Update()
 
+    @pydantic.field_validator("placement")
+    @classmethod
+    def _with_home(cls, placements: dict[str, Placement]) -> dict[str, Placement]:
+        """A request that names no placement asks for ``home``: it is always there."""
+        return placements if "home" in placements else {"home": Placement(), **placements}
+
 
 LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("events.weights", ({},)),
@@ -304,7 +310,7 @@ def dump(config: Config) -> str:
 
 def _expectation(error: Mapping[str, Any]) -> str:
     message = str(error["msg"])
-    return message.removeprefix("Input should be ").removeprefix("Value error, ")
+    return message.removeprefix("Input should be ").removeprefix("Value error, ").replace("valid dictionary or ", "")
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from recloop.collect.split import cut_of
 from recloop.config import Project, open_project
 from recloop.errors import UserError
 from recloop.features.state import moment_stamps
+from recloop.features.vocab import Number
 from recloop.records import SECOND, hash_share
 from recloop.serve import process
 from recloop.serve.app import build
@@ -343,6 +344,7 @@ def serve_skewed(root: str) -> None:
     """Serve a project whose bucket edges of the gap were moved in memory: only the proof's test bed calls this."""
     service = Service(open_project(root))
     number = service.bundle.fields.codes["request.gap"]
+    assert isinstance(number, Number)
     object.__setattr__(number, "edges", tuple(edge * 50 for edge in number.edges))
     listening = process.listen("127.0.0.1", 0)
     process.serve(build(service), listening, process.ready_line(listening, service.bundle.id, as_json=False))

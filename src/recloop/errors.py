@@ -15,10 +15,10 @@ from typing import Any
 
 
 def shown(value: object) -> str:
-    """A value as it stands in a message: short, on one line, printable."""
+    """A value as it stands in a message: on one line, printable, its middle left out where it is long."""
     text = str(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return text if len(text) <= 200 else f"{text[:97]}...{text[-100:]}"
 
 
 class RecloopError(Exception):

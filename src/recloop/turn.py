@@ -89,6 +89,9 @@ def follow_on(project: Project, prepared: Prepared, data: Data) -> None:
     key = Spec.of(project.config).state_key
     path = project.store / snapshots.name(prepared.watermark, key)
     snapshots.write(path, fold_all(data.events, data.users), prepared.watermark, key)
+    for old in project.store.glob("snapshots-*.db"):
+        if old != path:
+            old.unlink()
 
 
 def open_run(project: Project, started: datetime) -> Path:

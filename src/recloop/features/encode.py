@@ -46,7 +46,8 @@ class Encoded:
     @property
     def row_offsets(self) -> np.ndarray:
         """(B+1,) int64: query b owns the rows ``row_offsets[b]:row_offsets[b+1]`` of ``items``."""
-        return self.item_offsets[self.moment_offsets]
+        offsets: np.ndarray = self.item_offsets[self.moment_offsets]
+        return offsets
 
     @property
     def row_query(self) -> np.ndarray:

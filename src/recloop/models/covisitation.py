@@ -91,8 +91,8 @@ def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
     """The ``width`` largest of each row over (its sum + shrink), columns ascending."""
     sums = np.asarray(block.sum(axis=1)).ravel()
     kept = np.ones(block.nnz, dtype=bool)
-    for row in np.flatnonzero(np.diff(block.indptr) > width):
-        span = slice(block.indptr[row], block.indptr[row + 1])
+    for long in np.flatnonzero(np.diff(block.indptr) > width):
+        span = slice(block.indptr[long], block.indptr[long + 1])
         values = block.data[span]
         border = np.partition(values, len(values) - width)[len(values) - width]
         inside = values > border

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import scipy.sparse as sp
 
 from recloop.bundle import Bundle
+from recloop.errors import BundleError
 from recloop.features.encode import Encoded, window
 from recloop.recommend.filters import Allowed
 from recloop.recommend.recall import Recalled, best_dense, best_listed, best_sparse
@@ -109,8 +110,12 @@ class Vectors:
             "mask": mask[owners],
             "context": encoded.context[owners].astype(np.int64),
         }
-        vectors = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
-        return owners, np.asarray(vectors, dtype=np.float32)
+        vectors = np.asarray(self._session.run(None, {name: feeds[name] for name in self._inputs})[0], dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise BundleError(
+                "user.onnx", "NaN or infinite", "finite user vectors", "recloop train, with a smaller train.lr"
+            )
+        return owners, vectors
 
 
 def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:

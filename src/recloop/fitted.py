@@ -1,0 +1,338 @@
+"""The Python face: fit on a frame, recommend from it, save it as a bundle; or open a project folder.
+
+rec = recloop.fit(events)                       # pandas, Polars or Arrow; the same kind comes out
+rec.recommend(["u1", "u2"], k=10)
+shop = recloop.open("shop"); shop.update(); shop.evaluate()
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import polars as pl
+
+from recloop import __version__
+from recloop import bundle as bundles
+from recloop.backends.log import object_text
+from recloop.bundle import Bundle
+from recloop.collect.attributes import attribute_texts
+from recloop.collect.clean import clean
+from recloop.collect.read import as_ids, parse_events
+from recloop.collect.sources import Source
+from recloop.collect.split import Parts, split
+from recloop.collect.tables import Table as FileTable
+from recloop.config import Config, Data, build
+from recloop.errors import UserError
+from recloop.features.signal import Signal
+from recloop.features.spec import Spec
+from recloop.features.state import Timeline, UserState, moment_stamps, number_moments
+from recloop.learn import counts
+from recloop.learn.arrays import make_tables, train_data
+from recloop.learn.evaluate import evaluate
+from recloop.learn.fit import fit_network
+from recloop.learn.table import Table
+from recloop.models.base import SOURCE_OF
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.mix import fuse
+from recloop.recommend.recommender import Recommender, check_golden, make_golden
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query
+from recloop.turn import COUNTS, THREADS, with_network
+
+OPTIONAL = ("event_type", "value", "quantity", "group_id", "event_id")
+"""Columns of a frame that are read where it has them under our own name."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a `Recommendations` knows: labelled events, versions of items and users, and the split it was fitted on."""
+
+    events: pl.DataFrame
+    items: pl.DataFrame | None
+    users: pl.DataFrame | None
+    parts: Parts | None
+
+    @property
+    def test(self) -> pl.DataFrame:
+        assert self.parts is not None
+        return self.parts.test
+
+
+def fit(
+    events: Any, items: Any = None, users: Any = None, model: str = "covisitation",
+    config: Mapping[str, Any] | None = None,
+) -> Recommendations:  # fmt: skip
+    """Learn from a log in memory.
+
+    Args:
+        events: A frame with user_id, item_id, timestamp, and where there are any event_type, value, quantity,
+            group_id, event_id; other names by ``config["data"]["columns"]``.
+        items, users: Frames with item_id / user_id and attributes.
+        model: ``popular``, ``bought_before``, ``covisitation``; a network of the shelf or ``package.module:Class``
+            (``recloop[train]``); or ``auto``: the counting models mixed by validation.
+        config: Tables of recloop.toml as a mapping.
+
+    Raises:
+        UserError: a column, a value or a setting that does not fit.
+    """
+    frame = as_polars(events)
+    settings = _settings(frame, config or {})
+    catalogue = _objects(items, ITEM_ID, 0)
+    people = _objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
+    first = sum(len(part) for part in (catalogue, people) if part is not None)
+    cleaned = clean(parse_events([_table(frame, "events")], settings.data).frame, settings, first)
+    if cleaned.excessive:
+        raise cleaned.excessive[0]
+    rows = Rows(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split))
+    return Recommendations(_learned(settings, rows, model), rows, settings, nw.get_native_namespace(events).__name__)
+
+
+def load(path: str | Path, events: Any = None) -> Recommendations:
+    """A saved bundle: every byte and its golden lists checked; numpy and onnxruntime are enough.
+
+    Args:
+        events: The log that users' states are read from; without it everybody is new.
+    """
+    bundle = bundles.load(Path(path))
+    check_golden(bundle)
+    spec = bundle.spec
+    empty = pl.DataFrame(schema={**EVENT_SCHEMA})
+    settings = build({"events": spec.events.model_dump(mode="json"), "clean": spec.clean.model_dump(mode="json"),
+                      "data": {"timezone": spec.timezone}}, (), {})  # fmt: skip
+    catalogue = bundle.items
+    items = pl.DataFrame(
+        {ITEM_ID: catalogue.ids.ids, "attributes": [object_text(row) for row in catalogue.attributes]}
+    ).with_columns(
+        pl.lit(0, pl.Int64).alias(SEQ), pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
+    )
+    labelled = _labelled(Signal(spec.events, spec.clean), empty, empty)
+    native = "polars" if events is None else nw.get_native_namespace(events).__name__
+    made = Recommendations(bundle, Rows(labelled, items, None, None), settings, native)
+    if events is not None:
+        made.observe(events)
+    return made
+
+
+class Recommendations:
+    """A bundle over a log in memory. ``observe`` moves states on; weights stand still."""
+
+    def __init__(self, bundle: Bundle, rows: Rows, config: Config, native: str) -> None:
+        self.bundle = bundle
+        self._rows, self._config, self._native = rows, config, native
+        self._signal = Signal(bundle.spec.events, bundle.spec.clean)
+        self._recommender = Recommender(bundle, Catalogue.of([rows.items]), THREADS)
+        self._timeline = Timeline(rows.events, rows.users)
+
+    def recommend(
+        self, users: Sequence[str], k: int = 10, filter_viewed: bool | None = None,
+        items_to_recommend: Sequence[str] | None = None, now: int | None = None,
+    ) -> Any:  # fmt: skip
+        """Lists as a frame: user_id, item_id, score, rank, source.
+
+        Args:
+            filter_viewed: Leave out what a user had before; None: the project's ``split.filter_seen``.
+            items_to_recommend: Show nothing else.
+            now: int64 microseconds UTC; None: just after the newest event.
+        """
+        users = [str(user) for user in users]
+        events = self._rows.events
+        newest = int(events[SEQ].max() or 0)  # type: ignore[arg-type]
+        moment = int(events[TIMESTAMP].max() or 0) + 1 if now is None else now  # type: ignore[arg-type]
+        recommender = self._recommender
+        if filter_viewed is not None:
+            recommender = self._with_seen(filter_viewed)
+        placement = next(iter(self.bundle.policy["placements"]))
+        queries = [Query(user_id=user, now=moment, k=k, placement=placement) for user in users]
+        encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
+        allowed = recommender.allowed(encoded, queries)
+        rungs = None
+        if items_to_recommend is not None:
+            shown = np.zeros_like(allowed.mask)
+            shown[self.bundle.items.ids.lookup(map(str, items_to_recommend))] = True
+            allowed = replace(allowed, mask=allowed.mask & shown)
+            rungs = ("segment", "popular")
+        weights = recommender.placement(placement)["weights"]
+        fused = fuse(recommender.recall(encoded, allowed, weights), weights, k)
+        rows = [
+            (query.user_id, slot.item_id, slot.score, rank, slot.source)
+            for query, answer in zip(queries, recommender.answers(encoded, allowed, fused, queries, rungs), strict=True)
+            for rank, slot in enumerate(answer.slots, 1)
+        ]
+        schema = {USER_ID: pl.String, ITEM_ID: pl.String, "score": pl.Float64, "rank": pl.Int64, "source": pl.String}
+        return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
+
+    def similar_items(self, items: Sequence[str], k: int = 10) -> Any:
+        """Items that go with each item: item_id, similar_id, score, rank.
+
+        By the cosine of item vectors where the bundle has a network, else by the rows of co-visitation.
+        """
+        rows: list[tuple[str, str, float, int]] = []
+        for item in map(str, items):
+            item_ix = self.bundle.items.ids.index(item)
+            if not item_ix:
+                raise UserError("item_id", item, "an item with a positive before the cut", "rec.recommend(...)")
+            scores = self._similar(item_ix)
+            scores[[0, item_ix]] = -np.inf
+            best = np.lexsort((np.arange(len(scores)), -scores))[:k]
+            found = [
+                ix for ix in best if scores[ix] > 0 or ("item_vectors" in self.bundle.arrays and scores[ix] > -np.inf)
+            ]
+            rows += [(item, self.bundle.items.ids.ids[ix - 1], float(scores[ix]), n) for n, ix in enumerate(found, 1)]
+        schema = {ITEM_ID: pl.String, "similar_id": pl.String, "score": pl.Float64, "rank": pl.Int64}
+        return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
+
+    def observe(self, more: Any) -> None:
+        """Further events, judged as on arrival: states move on, weights do not."""
+        frame = as_polars(more)
+        fresh = parse_events(
+            [_table(frame, "events")], _settings(frame, {"data": _named(self._config.data, frame)}).data
+        ).frame
+        old = self._rows.events
+        last = int(old[SEQ].max() or 0)  # type: ignore[arg-type]
+        fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
+        believed = fresh.filter(self._signal.believe(fresh, old.select(*EVENT_SCHEMA)).is_null())
+        self._rows = replace(self._rows, events=_labelled(self._signal, old.select(*EVENT_SCHEMA), believed))
+        self._timeline = Timeline(self._rows.events, self._rows.users)
+
+    def evaluate(self, protocol: str = "temporal") -> Table:
+        """The table on the part of the log that was held back; draws itself in a notebook.
+
+        Raises:
+            UserError: the bundle was loaded, so nothing was held back; a protocol of a later version.
+        """
+        if self._rows.parts is None:
+            raise UserError("evaluate", "a loaded bundle", "the log it was fitted on", "recloop.fit(events).evaluate()")
+        config = build({**self._config.model_dump(mode="json", by_alias=True)}, [f"split.protocol={protocol}"], {})
+        return evaluate([self.bundle], self._rows, Catalogue.of([self._rows.items]), config, {}, THREADS)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the bundle as a folder of its own.
+
+        Raises:
+            UserError: something is there already.
+        """
+        target = Path(path)
+        if target.exists():
+            raise UserError("path", target, "a path where nothing is yet", "another path")
+        own = Recommender(self.bundle, Catalogue.of_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
+        placement = next(iter(self.bundle.policy["placements"]))
+        golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, placement, 10)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+            written = bundles.write(replace(self.bundle, golden=golden), Path(beside), datetime.now(UTC))
+            shutil.move(Path(beside) / written.id, target)
+        return target
+
+    def _with_seen(self, filter_seen: bool) -> Recommender:
+        policy = {**self.bundle.policy, "filter_seen": filter_seen}
+        return Recommender(replace(self.bundle, policy=policy), self._recommender.catalogue, THREADS)
+
+    def _similar(self, item_ix: int) -> np.ndarray:
+        arrays = self.bundle.arrays
+        if "item_vectors" in arrays:
+            vectors = arrays["item_vectors"]
+            lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
+            return np.asarray(vectors @ vectors[item_ix] / (lengths * lengths[item_ix]), dtype=np.float64)
+        scores = np.zeros(len(self.bundle.items) + 1)
+        span = slice(arrays["neighbours.indptr"][item_ix], arrays["neighbours.indptr"][item_ix + 1])
+        scores[arrays["neighbours.ids"][span]] = arrays["neighbours.weights"][span]
+        return scores
+
+    def _given(self, frame: pl.DataFrame) -> Any:
+        """The kind of frame that came in."""
+        if self._native == "pandas":
+            return frame.to_pandas()
+        return frame.to_arrow() if self._native == "pyarrow" else frame
+
+
+def as_polars(frame: Any) -> pl.DataFrame:
+    """Any eager frame as Polars.
+
+    Raises:
+        UserError: it is no frame.
+    """
+    try:
+        made: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
+    except TypeError:
+        expected = "a frame of pandas, Polars or Arrow"
+        raise UserError("events", type(frame).__name__, expected, "recloop.fit(polars.read_csv(FILE))") from None
+    return made
+
+
+def _learned(config: Config, rows: Rows, model: str) -> Bundle:
+    parts = rows.parts
+    assert parts is not None
+    before = pl.concat([parts.train, parts.valid])
+    tables = make_tables(Spec.of(config), before, parts.cut, rows.items, rows.users)
+    arrays = train_data(tables, parts.train, parts.valid)
+    made, scorers = counts.fit_counts(arrays, tables)
+    manifest = {
+        "parent": None, "recloop": __version__, "model": {"name": COUNTS, "config": {}},
+        "data": {"fingerprint": "", "cut": parts.cut, "until_seq": int(before[SEQ].max() or 0)},  # type: ignore[arg-type]
+        "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
+    }  # fmt: skip
+    bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
+    if model != "auto" and model not in SOURCE_OF:
+        options = config.model.options if model == config.model.name else {}
+        with tempfile.TemporaryDirectory() as run:
+            network = fit_network(model, options, arrays, config, Path(run), config.train.budget_seconds)
+        bundle = with_network(bundle, network)
+    bundle, _ = counts.tune(bundle, config, arrays, Timeline(before, rows.users), THREADS)
+    if model == "auto":
+        return bundle
+    alone = {SOURCE_OF.get(model, "model"): 1.0}
+    placements = {name: {**one, "weights": alone} for name, one in bundle.policy["placements"].items()}
+    return replace(bundle, policy={**bundle.policy, "placements": placements})
+
+
+def _labelled(signal: Signal, old: pl.DataFrame, fresh: pl.DataFrame) -> pl.DataFrame:
+    whole = pl.concat([old.select(*EVENT_SCHEMA), fresh.select(*EVENT_SCHEMA)])
+    return number_moments(moment_stamps(signal.label(whole)))
+
+
+def _settings(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
+    """The configuration with the optional columns that the frame has."""
+    tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
+    data = dict(tree.get("data", {}))
+    columns = dict(data.get("columns", {}))
+    for name in OPTIONAL:
+        if name in frame.columns:
+            columns.setdefault(name, name)
+    data["columns"] = columns
+    return build({**tree, "data": data}, (), {})
+
+
+def _named(data: Data, frame: pl.DataFrame) -> dict[str, Any]:
+    """The columns as configured; an optional one that this frame has not is left out."""
+    named = data.columns.model_dump()
+    columns = {
+        ours: theirs for ours, theirs in named.items() if theirs and (ours not in OPTIONAL or theirs in frame.columns)
+    }
+    return {"columns": columns, "timezone": data.timezone, "time_unit": data.time_unit}
+
+
+def _table(frame: pl.DataFrame, name: str) -> FileTable:
+    source = Source(name, Path(name), name)
+    return FileTable(source, "parquet", "", "", tuple(frame.columns), frame, {})
+
+
+def _objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
+    """Versions of items or users: every column but the id is an attribute."""
+    if frame is None:
+        return None
+    rows = as_polars(frame)
+    if key not in rows.columns:
+        raise UserError("column", key, f"one of the frame's columns ({', '.join(rows.columns)})", "rename it")
+    ids = as_ids(rows[key], _table(rows, key), key)
+    attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
+    size = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
+    return pl.DataFrame({key: ids, SEQ: size, "attributes": attributes}).with_columns(
+        pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
+    )
