@@ -31,7 +31,7 @@ from recloop.recommend.recall import Recalled
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
 
-CHUNK = 512
+CHUNK = 256
 """Queries worked on at once: bounds the memory whatever the size of the test."""
 EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of history length at which the report shows a household."""
@@ -174,11 +174,14 @@ def _unseen(bundle: Bundle, first: int) -> None:
 
 def _had(states: States, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(T,) whether the state of each target's query holds the item: a repeat."""
-    width = len(states.names)
     row_offsets = states.item_offsets[states.moment_offsets]
-    held = np.repeat(np.arange(len(states)), np.diff(row_offsets)) * width + states.items
-    owner = np.repeat(np.arange(len(states)), np.diff(offsets))
-    found: NDArray[np.bool_] = np.isin(owner * width + wanted, held)
+    held = np.zeros(len(states.names), dtype=bool)
+    found = np.zeros(len(wanted), dtype=bool)
+    for b in range(len(states)):
+        items, targets = states.items[row_offsets[b] : row_offsets[b + 1]], slice(offsets[b], offsets[b + 1])
+        held[items] = True
+        found[targets] = held[wanted[targets]]
+        held[items] = False
     return found
 
 
