@@ -116,7 +116,7 @@ def learn(
     budget = config.train.budget_seconds
     name = model or config.model.name
     wanted = name not in SOURCE_OF
-    missing = [extra for extra in EXTRA if importlib.util.find_spec(extra) is None] if wanted and model is None else []
+    missing = [package for package in EXTRA if not _installed(package)] if wanted and model is None else []
     voice.say("learn", f"counting models, then {name if wanted else 'nothing more'}: {config.train.budget} in all")
     made, scorers = counts.fit_counts(arrays, tables)
     draft = counts.draft(config, tables, arrays, made, scorers, _manifest(config, tables, data))
@@ -134,6 +134,13 @@ def learn(
     bundle, chosen = counts.tune(draft, config, arrays, past, THREADS)
     voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
     return Learned(bundle, arrays, network, chosen)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def with_network(bundle: Bundle, network: Network) -> Bundle:

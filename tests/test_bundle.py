@@ -1,0 +1,113 @@
+"""A bundle on disk: every byte checked, nothing missing, nothing extra, no link, no graph with tensors elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recloop
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.errors import BundleError
+from recloop.recommend.recommender import check_golden
+from recloop.world import World
+
+STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Bundle:
+    world = World(users=40, items=30)
+    return recloop.fit(
+        world.events(), world.items(), world.users(), config={"events": {"positive": ["purchase"]}}
+    ).bundle
+
+
+@pytest.fixture
+def folder(fitted: Bundle, tmp_path: Path) -> Path:
+    return tmp_path / bundles.write(fitted, tmp_path, STARTED).id
+
+
+def test_the_name_is_model_start_and_hash(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert folder.name == manifest["bundle"] == f"counts-20250102T030405Z-{bundles.content_hash(manifest)}"
+    assert not list(folder.parent.glob(".stage*"))
+
+
+def test_what_is_loaded_is_what_was_written(folder: Path, fitted: Bundle) -> None:
+    loaded = bundles.load(folder, bundles.manifest_hash(folder))
+    assert (loaded.spec, loaded.fields, loaded.policy) == (fitted.spec, fitted.fields, fitted.policy)
+    assert loaded.items.ids.ids == fitted.items.ids.ids
+    assert loaded.items.attributes == fitted.items.attributes
+    assert all(np.array_equal(loaded.arrays[name], array) for name, array in fitted.arrays.items())
+    assert loaded.arrays.keys() == fitted.arrays.keys()
+
+
+def test_the_same_content_has_the_same_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
+    again = tmp_path / "again" / bundles.write(fitted, tmp_path / "again", STARTED).id
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["serve.safetensors", "items.parquet", "spec.json", "policy.json", "manifest.json"])
+def test_a_flipped_byte_is_refused_by_file_and_hash(folder: Path, name: str) -> None:
+    sha256 = bundles.manifest_hash(folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name}.*SHA-256 [0-9a-f]{{64}}"):
+        bundles.load(folder, sha256)
+
+
+def test_a_file_that_is_missing_extra_or_a_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "extra.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"extra\.json.*does not list"):
+        bundles.load(folder)
+    (folder / "extra.json").unlink()
+    shutil.copy(folder / "policy.json", tmp_path / "policy.json")
+    (folder / "policy.json").unlink()
+    with pytest.raises(BundleError, match=r"policy\.json.*missing"):
+        bundles.load(folder)
+    (folder / "policy.json").symlink_to(tmp_path / "policy.json")
+    with pytest.raises(BundleError, match=r"policy\.json.*no link"):
+        bundles.load(folder)
+
+
+def test_a_newer_format_or_encoding_is_refused(folder: Path) -> None:
+    for key in ("format", "encode_version"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest[key] += 1
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(BundleError, match=f"{key}=2"):
+            bundles.load(folder)
+        manifest[key] -= 1
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_graph_with_tensors_elsewhere_is_refused(fitted: Bundle, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../../secret")
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    outside = replace(fitted, graphs={"user.onnx": onnx.helper.make_model(graph).SerializeToString()})
+    written = bundles.write(outside, tmp_path, STARTED)
+    with pytest.raises(BundleError, match=r"user\.onnx.*holds its tensors itself"):
+        bundles.load(tmp_path / written.id)
+
+
+def test_a_list_that_changed_is_refused(folder: Path) -> None:
+    loaded = bundles.load(folder)
+    rec = recloop.load(folder)
+    case = {"state": {"moments": [], "groups": {}, "negatives": {}, "positives": 0, "attributes": None},
+            "now": loaded.cut, "placement": "home", "k": 3}  # fmt: skip
+    ids = rec.recommend(["x"], k=3)["item_id"].to_list()
+    check_golden(replace(loaded, golden=[{**case, "ids": ids, "scores": [-1.0, -2.0, -3.0]}]))
+    with pytest.raises(BundleError, match="golden list"):
+        check_golden(replace(loaded, golden=[{**case, "ids": ids[::-1], "scores": [-1.0, -2.0, -3.0]}]))
+    with pytest.raises(BundleError, match="golden list"):
+        check_golden(replace(loaded, golden=[{**case, "ids": ids, "scores": [-1.0, -2.0, -3.1]}]))

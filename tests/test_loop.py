@@ -1,0 +1,141 @@
+"""One turn on the world: what it leaves, what it refuses, and that its list is the one that was measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recloop import bundle as bundles
+from recloop import loop, standing
+from recloop.backends import locks
+from recloop.collect.prepare import load
+from recloop.config import open_project
+from recloop.errors import Locked
+from recloop.features.state import States, Timeline, UserState
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender, check_golden
+from recloop.records import Query
+from recloop.world import World
+
+COUNTS = ('model.name="covisitation"',)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Turn]:
+    folder = World(seed=0).write(tmp_path_factory.mktemp("loop") / "shop")
+    return folder, loop.turn(open_project(folder, COUNTS))
+
+
+def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.Turn]) -> None:
+    folder, made = turned
+    project = open_project(folder)
+    assert standing.live_bundle(project) == made.bundle.id
+    status = standing.status(project)
+    assert [row["state"] for row in status["bundles"]] == ["live"]
+    assert status["last_seq"] == status["watermark"] == made.prepared.watermark
+    for name in ("data/manifest.json", "reports/evaluation.json", "store/control.db", "store/log.db"):
+        assert (folder / name).exists(), name
+    assert len(list(folder.glob("store/snapshots-*.db"))) == 1
+    run = next((folder / "runs").iterdir())
+    assert json.loads((run / "metrics.json").read_text())["bundle"] == made.bundle.id
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".stage") or path.suffix == ".tmp"]
+
+
+def test_a_simple_row_wins_by_the_truth_of_the_world(turned: tuple[Path, loop.Turn]) -> None:
+    ndcg = {row.row.model: row.estimates["all", "NDCG@10"].value for row in turned[1].table.rows}
+    assert ndcg["bought_before"] > ndcg["popular"] + 0.05
+    assert ndcg["served"] > ndcg["popular"] + 0.05
+
+
+def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.Turn]) -> None:
+    """The table's hit rate of `served`, counted again from single answers of the bundle as it lies on disk."""
+    folder, made = turned
+    project = open_project(folder, COUNTS)
+    data, bundle = load(project), standing.load_bundle(project)
+    recommender = Recommender(bundle, Catalogue.of([data.items]))
+    timeline = Timeline(data.events, data.users)
+    positive = data.test.filter(pl.col("label") > 0)
+    moments = positive.group_by("user_id", "stamp").agg(pl.col("item_id"), pl.col("seq").min())
+    hits: dict[str, list[float]] = {}
+    for user, stamp, items, _ in moments.iter_rows():
+        first = data.test.filter((pl.col("user_id") == user) & (pl.col("stamp") == stamp))["seq"].min()
+        state = timeline.states([user], [int(first) - 1], [stamp])  # type: ignore[arg-type]
+        answer = recommender.recommend(state, [Query(user_id=user, now=stamp, k=10)])[0]
+        hits.setdefault(user, []).append(float(bool(set(answer.items) & set(items))))
+    rate = sum(sum(one) / len(one) for one in hits.values()) / len(hits)
+    served = next(row for row in made.table.rows if row.row.model == "served")
+    assert served.estimates["all", "HR@10"].value == pytest.approx(rate, abs=1e-9)
+
+
+def test_a_turn_again_gives_the_same_bytes(turned: tuple[Path, loop.Turn], tmp_path: Path) -> None:
+    folder, made = turned
+    again = shutil.copytree(
+        folder, tmp_path / "shop", ignore=shutil.ignore_patterns("data", "bundles", "store", "runs")
+    )
+    other = loop.turn(open_project(again, COUNTS))
+    files = {name: facts["sha256"] for name, facts in made.bundle.manifest["files"].items()}
+    assert {name: facts["sha256"] for name, facts in other.bundle.manifest["files"].items()} == files
+    for name in ("manifest.json", "split/train.parquet", "quarantine.parquet"):
+        assert (folder / "data" / name).read_bytes() == (again / "data" / name).read_bytes(), name
+
+
+def test_two_turns_at_once_the_second_names_the_holder(turned: tuple[Path, loop.Turn]) -> None:
+    project = open_project(turned[0], COUNTS)
+    with locks.turn_lock(project.root, "update"), pytest.raises(Locked, match="update"):
+        loop.turn(project)
+
+
+def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: World, tmp_path: Path) -> None:
+    folder = world.write(tmp_path / "shop")
+    project = open_project(folder, [*COUNTS, "train.refit=true"])
+    loop.collect(project)
+    trained = loop.train(project)
+    data = load(project)
+    bundle = bundles.load(project.bundles / trained.bundle.id)
+    check_golden(bundle)
+    assert bundle.manifest["train"]["refit"] is True
+    assert len(bundle.items) == data.events.filter(pl.col("label") > 0)["item_id"].n_unique()
+    assert int(bundle.items.count.sum()) == int((data.events["label"] > 0).sum())
+    assert bundle.metrics["rows"]
+
+
+def test_an_unseen_user_gets_a_list_and_a_dislike_leaves_it(turned: tuple[Path, loop.Turn]) -> None:
+    bundle = turned[1].bundle
+    recommender = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    query = Query(user_id="new", now=bundle.cut, k=10)
+    first = recommender.recommend(States.of(["new"], [UserState()]), [query])[0]
+    assert len(first.items) == 10
+    angry = UserState()
+    angry.add(first.items[0], bundle.cut, None, -1)
+    assert first.items[0] not in recommender.recommend(States.of(["new"], [angry]), [query])[0].items
+
+
+TURN_WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "lightning", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+
+sys.meta_path.insert(0, Refuse())
+from recloop.cli import run
+sys.exit(run(["-C", sys.argv[1], "update"]) or run(["-C", sys.argv[1], "recommend", "u001", "--json"]))
+"""
+
+
+def test_a_whole_turn_where_importing_torch_raises(world_folder: Path) -> None:
+    """The configured network is left out, with one line that says what would add it."""
+    done = subprocess.run(
+        [sys.executable, "-c", TURN_WITHOUT_TORCH, str(world_folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'pip install "recloop[train]"' in done.stderr
+    assert len(json.loads(done.stdout.splitlines()[-1])["items"]) == 10
+    assert standing.load_bundle(open_project(world_folder)).manifest["model"]["name"] == "counts"
