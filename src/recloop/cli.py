@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import rich.console
 import typer
 
@@ -23,7 +22,7 @@ from recloop.errors import RecloopError, UserError
 
 LOOK, START, MOVE, DEEPER = "look", "start", "move", "deeper"
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="recloop turns a raw interaction log into a recommender that is served, watched, and keeps learning.",
 )  # fmt: skip
 out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
@@ -372,28 +371,32 @@ def run(arguments: Sequence[str]) -> int:
             print(sample, file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    except click.ClickException as error:
-        verb = error.ctx.info_name if isinstance(error, click.UsageError) and error.ctx is not None else ""
-        asked = " ".join(arguments) or "(nothing)"
-        usage = f"recloop {verb} --help".replace("recloop recloop", "recloop").replace("  ", " ")
-        said = error.format_message().rstrip(".")
-        print(f"error: command={asked}: expected what --help says ({said}); try: {usage}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
-    except Exception:  # noqa: BLE001 - the last door: nobody outside sees a traceback
+    except Exception as error:  # noqa: BLE001 - the last door: nobody outside sees a traceback
+        if hasattr(error, "format_message"):  # what typer (or the click inside it) says of a wrong command line
+            return _wrong(arguments, error)
         with tempfile.NamedTemporaryFile("w", prefix="recloop-", suffix=".log", delete=False) as file:
             traceback.print_exc(file=file)
         print(
             f"error: a bug in recloop; the traceback is in {file.name}; try: report it with that file", file=sys.stderr
         )
         return 70
+
+
+def _wrong(arguments: Sequence[str], error: Any) -> int:
+    """The answer to a command line that cannot be: an unknown verb or option, a value that does not fit."""
+    if not arguments:
+        print(error.format_message(), file=sys.stderr)  # no verb at all: the help
+        return 2
+    verb = getattr(getattr(error, "ctx", None), "info_name", None)
+    usage = "recloop --help" if verb in {None, "recloop"} else f"recloop {verb} --help"
+    said = error.format_message().rstrip(".")
+    print(f"error: command={' '.join(arguments)}: expected what --help says ({said}); try: {usage}", file=sys.stderr)
+    return 2
 
 
 def _take_place(arguments: list[str]) -> list[str]:

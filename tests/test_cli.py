@@ -1,0 +1,169 @@
+"""The command line from outside: exit codes, one last line of stderr, exactly one JSON object on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recloop.backends import locks
+from recloop.cli import run
+from recloop.world import World
+
+Done = tuple[int, str, str]
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run one command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: str | Path) -> Done:
+        code = run([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A counting project after its first turn."""
+    folder = World(users=60, items=40).write(tmp_path_factory.mktemp("cli") / "shop")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write('[model]\nname = "popular"\n')
+    assert run(["-C", str(folder), "update"]) == 0
+    return folder
+
+
+def mistake(done: Done) -> str:
+    """The last line of a user's mistake: exit 2, nothing on stdout, no traceback."""
+    code, out, err = done
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert ": expected " in last
+    assert "; try: " in last
+    return last
+
+
+def tree(done: Done) -> dict[str, Any]:
+    code, out, err = done
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bogus"], "No such command 'bogus'"),
+        (["status", "--bogus"], "No such option: --bogus"),
+        (["recommend"], "Missing argument"),
+        (["status", "-C"], "-C="),
+        (["verify", "--last", "0"], "--last"),
+        (["serve", "--workers", "2"], "--workers=2"),
+        (["status", "--set", "serve"], "--set=serve"),
+        (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
+        (["status", "--set", "serve.port=x"], "serve.port=x"),
+        (["status", "--set", "release.shadow=0.5"], "later version"),
+        (["promote", "nothing"], "bundle=nothing"),
+        (["promote", "nothing", "--to", "shadow"], "--to=shadow"),
+        (["evaluate", "nothing"], "bundle=nothing"),
+        (["evaluate", "--protocol", "leave-one-out"], "split.protocol=leave-one-out"),
+        (["recommend", "u01", "--placement", "cart"], "placement=cart"),
+        (["recommend", "u01", "-k", "1001"], "-k=1001"),
+        (["train", "nothing"], "model.name=nothing"),
+        (["report", "--from", "yesterday"], "yesterday"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_and_mends(cli: Cli, shop: Path, words: list[str], said: str) -> None:
+    assert said in mistake(cli("-C", shop, *words))
+
+
+def test_no_project_here(cli: Cli, tmp_path: Path) -> None:
+    assert "recloop init FILE" in mistake(cli("-C", tmp_path, "update"))
+    (tmp_path / "recloop.toml").write_text("[data\n")
+    assert "recloop.toml" in mistake(cli("-C", tmp_path, "update"))
+
+
+def test_before_the_first_turn(cli: Cli, world_folder: Path) -> None:
+    for verb in (["recommend", "u1"], ["evaluate"], ["serve"]):
+        assert "recloop update" in mistake(cli("-C", world_folder, *verb))
+    assert tree(cli("status", "--json", "-C", world_folder))["live"] is None
+
+
+def test_json_is_one_object_with_the_keys_of_the_interface(cli: Cli, shop: Path) -> None:
+    status = tree(cli("-C", shop, "status", "--json"))
+    assert set(status) >= {"live", "shadow", "experiment", "generation", "bundles", "last_seq", "watermark"}
+    doctor = tree(cli("-C", shop, "doctor", "--json"))
+    assert doctor["read"] == doctor["kept"] + sum(doctor["removed"].values()) + doctor["rejected"]
+    answer = tree(cli("-C", shop, "recommend", "u01", "-k", "3", "--json"))
+    assert answer["model_version"] == status["live"]
+    assert len(answer["items"]) == 3
+    verify = tree(cli("-C", shop, "verify", "--json"))
+    assert verify == {"checked": 0, "equal": 0, "late": 0, "unexplained": 0, "max_score_diff": 0.0, "differences": []}
+    table = tree(cli("-C", shop, "evaluate", "--json"))
+    assert [row["model"] for row in table["rows"]] == ["popular", "bought_before", "covisitation", "served"]
+    report = tree(cli("-C", shop, "report", "--json", "--out", shop / "page.html"))
+    assert Path(report["path"]).read_text("utf-8").startswith("<!")
+
+
+def test_with_a_live_bundle_and_nothing_new_an_update_does_nothing(cli: Cli, shop: Path) -> None:
+    done = tree(cli("-C", shop, "update", "--json"))
+    assert (done["verdict"], done["read"]) == ("nothing", 0)
+
+
+def test_train_registers_and_promote_makes_live(cli: Cli, shop: Path) -> None:
+    made = tree(cli("-C", shop, "train", "covisitation", "--json"))
+    assert (shop / "runs" / made["run"] / "metrics.json").exists()
+    moved = tree(cli("-C", shop, "promote", made["bundle"], "--reason", "tried it", "--json"))
+    assert (moved["from"], moved["to"]) == ("registered", "live")
+    assert tree(cli("-C", shop, "status", "--json"))["live"] == made["bundle"]
+    code, out, err = cli("-C", shop, "promote", made["bundle"])
+    assert (code, out) == (1, "")
+    assert "state=live" in err
+
+
+def test_another_run_holds_the_lock(cli: Cli, shop: Path) -> None:
+    with locks.turn_lock(shop, "update"):
+        code, out, err = cli("-C", shop, "prepare")
+    assert (code, out) == (3, "")
+    assert "update" in err
+
+
+def test_prepare_says_where_it_cut(cli: Cli, world_folder: Path) -> None:
+    done = tree(cli("-C", world_folder, "prepare", "--json"))
+    assert done["train"] + done["valid"] + done["test"] == done["kept"]
+    assert len(done["fingerprint"]) == 64
+
+
+def test_a_rule_that_takes_too_much_stops_and_leaves_nothing(cli: Cli, world_folder: Path) -> None:
+    done = cli("-C", world_folder, "--set", "clean.keep=\"event_type = 'click'\"", "update")
+    assert "clean.max_removed" in mistake(done)
+    assert len(done[2].splitlines()) >= 4  # sample rows stand above
+    assert not (world_folder / "data").exists()
+    assert not list(world_folder.glob("data*"))
+
+
+def test_help_has_four_panels_and_needs_no_project() -> None:
+    done = subprocess.run([sys.executable, "-m", "recloop", "--help"], capture_output=True, text=True, check=True)
+    for panel in ("start", "look", "move", "deeper"):
+        assert f"─ {panel} ─" in done.stdout
+
+
+def test_init_then_update_by_the_readmes_three_commands(cli: Cli, world: World, tmp_path: Path) -> None:
+    world.write(tmp_path)
+    (tmp_path / "recloop.toml").unlink()
+    files = [tmp_path / "events.csv", "--items", tmp_path / "items.csv", "--users", tmp_path / "users.csv"]
+    made = tree(cli("-C", tmp_path, "init", *files, "--yes", "--json"))
+    assert made["columns"]["group_id"] == "group_id"
+    assert made["scenario"] == "content"
+    assert "--force" in mistake(cli("-C", tmp_path, "init", *files, "--yes"))
+    assert tree(cli("-C", tmp_path, "update", "--set", "model.name=popular", "--json"))["verdict"] == "first"
