@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-TRAINING = ("learn", "loop", "turn", "shop", "demo", "testing", "cli", "__main__", "models.sasrec")
+TRAINING = ("learn", "loop", "turn", "shop", "fitted", "demo", "testing", "cli", "__main__", "models.sasrec")
 """Modules of recloop that may reach torch or Lightning; everything else is held by the second contract."""
 
 REFUSING = """
