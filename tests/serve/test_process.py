@@ -25,6 +25,7 @@ from recloop import release
 from recloop.backends import open_control, open_decisions, open_log
 from recloop.config import Project
 from recloop.records import USER_ID
+from recloop.watch.parity import verify
 
 Serving = Callable[..., Any]
 
@@ -234,6 +235,45 @@ def test_a_stop_loses_no_request(shop: Project, serving: Serving) -> None:
     decisions = open_decisions(shop.config.stores.decisions, shop.root)
     assert len(decisions.rows()) == sum(answered)
     decisions.close()
+
+
+def test_answers_between_writes_are_proven_by_the_log(shop: Project, serving: Serving) -> None:
+    """Readers and writers of the same few users at once: each decision's ``as_of`` is what its list really knew."""
+    server = serving(shop.root)
+    failed: list[str] = []
+
+    def shop_on(number: int) -> None:
+        draw = random.Random(number)
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            for step in range(60):
+                user = draw.choice(["u14", "u20", "fresh"])
+                if draw.random() < 0.5:
+                    answer = client.get(f"/v1/recommend/{user}", params={"n": 8})
+                elif draw.random() < 0.8:
+                    rows = [
+                        {"user_id": user, "item_id": f"i{draw.randint(1, 79):02}", "event_type": "purchase",
+                         "group_id": f"{number}-{step}", "event_id": f"{number}-{step}-{n}"}
+                        for n in range(draw.randint(1, 3))
+                    ]  # fmt: skip
+                    answer = client.post("/v1/events", json=rows)
+                elif draw.random() < 0.5:
+                    answer = client.post("/v1/users", json={"user_id": user, "attributes": {"age": f"{step}"}})
+                else:
+                    item = {"item_id": f"i{draw.randint(1, 79):02}", "attributes": {"price": step}}
+                    answer = client.post("/v1/items", json=item)
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+
+    threads = [threading.Thread(target=shop_on, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    server.stop()
+    found = verify(shop)
+    assert found["checked"] > 100
+    assert (found["unexplained"], found["late"], found["differences"]) == (0, 0, [])
 
 
 class Poster(threading.Thread):
