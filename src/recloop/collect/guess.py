@@ -243,7 +243,7 @@ def _title(catalogue: Any, key: str) -> Guessed:
     texts = {
         name: [row.get(name) for row in rows]
         for name in table.columns
-        if name != key and any(isinstance(row.get(name), str) for row in rows)
+        if name != key and any(isinstance(row.get(name), str) for row in rows) and not _links(rows, name)
     }
     wordy = {name: len(set(values)) for name, values in texts.items() if _words(values)}
     if not wordy or max(wordy.values()) < 3:
@@ -254,6 +254,10 @@ def _title(catalogue: Any, key: str) -> Guessed:
     if more and pairs[more] > 1.2 * wordy[best]:
         return Guessed(f"{{{best}}}, {{{more}}}", "no name; these two tell items apart best")
     return Guessed(f"{{{best}}}", "no name; this text tells items apart best")
+
+
+def _links(rows: list[dict[str, Any]], name: str) -> bool:
+    return any("://" in str(row.get(name)) for row in rows[:100])
 
 
 def _words(values: list[Any]) -> bool:
