@@ -1,0 +1,50 @@
+"""The base install, alone in a fresh environment: a whole turn, an answer, a report, with no torch in reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recloop.world import World
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment into which the base package was installed from this checkout."""
+    folder = tmp_path_factory.mktemp("fresh") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", ROOT], check=True)
+    return folder / "bin"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_base_package_makes_a_whole_turn_and_has_no_torch(fresh: Path, tmp_path: Path) -> None:
+    shop = World(seed=0).write(tmp_path / "shop")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [fresh / "recloop", "-C", shop, *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+    asked = [fresh / "python", "-c", "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('pandas'))"]
+    found = subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert found.stdout.strip() == "None None"
+    first = run("update", "--json")
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["verdict"] == "first"
+    assert 'pip install "recloop[train]"' in first.stderr  # one line says what the network would add
+    for words in (("doctor",), ("evaluate",), ("recommend", "u001"), ("status",), ("report",), ("verify",)):
+        done = run(*words)
+        assert done.returncode == 0, (words, done.stderr)
+    refused = run("train", "sasrec")
+    assert refused.returncode == 2
+    assert 'pip install "recloop[train]"' in refused.stderr
