@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,7 @@ def learn(
     elif wanted:
         left = max(1.0, budget - (time.monotonic() - begin))
         options = config.model.options if model in {None, config.model.name} else {}
-        network = fit_network(name, options, arrays, config, run, left)
+        network = fit_network(name, options, arrays, config, run, left, quiet=not sys.stderr.isatty())
         draft = with_network(draft, network)
         voice.say("learn", f"{name}: {network.epochs} epochs in {network.seconds:.0f} s, stopped by {network.stopped}")
     past = Timeline(pl.concat([data.train, data.valid]) if len(data.valid) else data.train, data.users)

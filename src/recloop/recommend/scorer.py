@@ -19,6 +19,9 @@ from recloop.recommend.filters import Allowed
 from recloop.recommend.recall import Recalled, best_dense, best_listed, best_sparse
 from recloop.records import DAY
 
+TOGETHER = 32
+"""Windows that the user graph sees at once."""
+
 
 class Scorer(Protocol):
     """What a source must do: the best items of each query after the filters."""
@@ -99,23 +102,30 @@ class Vectors:
         return best_dense(self._items, users, owners, len(encoded), allowed)
 
     def users(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """The queries that have a history, (b,), and their vectors, (b, D) float32."""
+        """The queries that have a history, (b,), and their vectors, (b, D) float32.
+
+        Windows of like length run together, `TOGETHER` at a time: little padding, and the attention stays in the cache.
+        """
         items, moments, mask = window(encoded, self._history).padded()
-        owners = np.flatnonzero(mask[:, 0]) if mask.size else np.zeros(0, dtype=np.int64)
-        if not len(owners):
-            return owners, np.zeros((0, self._items.shape[1]), dtype=np.float32)
-        feeds = {
-            "history": self._items[items[owners]],
-            "moments": moments[owners],
-            "mask": mask[owners],
-            "context": encoded.context[owners].astype(np.int64),
-        }
-        vectors = np.asarray(self._session.run(None, {name: feeds[name] for name in self._inputs})[0], dtype=np.float32)
+        lengths = mask.sum(axis=1)
+        owners = np.flatnonzero(lengths)
+        order = owners[np.argsort(lengths[owners], kind="stable")]
+        vectors = np.zeros((len(encoded), self._items.shape[1]), dtype=np.float32)
+        for start in range(0, len(order), TOGETHER):
+            rows = order[start : start + TOGETHER]
+            width = slice(0, lengths[rows[-1]])
+            feeds = {
+                "history": self._items[items[rows, width]],
+                "moments": moments[rows, width],
+                "mask": mask[rows, width],
+                "context": encoded.context[rows].astype(np.int64),
+            }
+            vectors[rows] = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
         if not np.isfinite(vectors).all():
             raise BundleError(
                 "user.onnx", "NaN or infinite", "finite user vectors", "recloop train, with a smaller train.lr"
             )
-        return owners, vectors
+        return owners, vectors[owners]
 
 
 def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
