@@ -9,6 +9,7 @@ import pytest
 
 from recloop.collect.clean import clean
 from recloop.config import build
+from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.records import EVENT_SCHEMA, SECOND
 
@@ -137,3 +138,10 @@ def test_every_row_is_kept_or_removed_by_one_rule(seed: int) -> None:
     assert sorted(seqs) == list(range(1, 301))
     assert sum(cleaned.removed.values()) == len(cleaned.quarantine)
     assert {"event_id", "keep", "duplicates"} <= set(cleaned.removed)
+
+
+@pytest.mark.parametrize("setting", ["clean.keep=\"quantity > 'x'\"", 'events.positive=["event_type > 3"]'])
+def test_a_condition_on_unlike_kinds_is_refused_with_its_key(setting: str) -> None:
+    with pytest.raises(UserError, match="numbers compared with numbers") as caught:
+        clean(log(("u", "a", 0)), config(setting))
+    assert caught.value.name == setting.partition("=")[0]

@@ -13,7 +13,7 @@ import polars as pl
 
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.features.signal import Signal
+from recloop.features.signal import Signal, matcher
 from recloop.features.state import moment_stamps, number_moments
 from recloop.records import (
     EVENT_ID,
@@ -90,6 +90,7 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0) -> Cleaned:
         What `Cleaned` holds; a rule that took too much is in ``excessive`` and the caller stops or warns.
     """
     signal = Signal(config.events, config.clean)
+    _check_conditions(config)
     numbered = frame.sort(TIMESTAMP, maintain_order=True).select(
         pl.int_range(after + 1, after + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all()
     )
@@ -113,6 +114,24 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0) -> Cleaned:
         watermark=after + len(numbered),
         excessive=tuple(excess(quarantine, removed, len(numbered), config.clean.max_removed)),
     )
+
+
+def _check_conditions(config: Config) -> None:
+    """Refuse a condition that compares a text with a number before a row is asked."""
+    texts = [
+        (text, f"events.{name}")
+        for name in ("neutral", "negative", "positive")
+        for text in getattr(config.events, name)
+    ]
+    if config.clean.keep.strip():
+        texts.append((config.clean.keep, "clean.keep"))
+    empty = pl.DataFrame(schema=EVENT_SCHEMA)
+    for text, key in texts:
+        try:
+            empty.with_columns(matcher(text, key).alias("passes"))
+        except pl.exceptions.PolarsError as error:
+            expected = f"numbers compared with numbers, texts with texts ({str(error).splitlines()[0]})"
+            raise UserError(key, text, expected, f"mend {key} in recloop.toml") from None
 
 
 def _judge(numbered: pl.DataFrame, signal: Signal, config: Config) -> pl.Series:
