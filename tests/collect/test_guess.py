@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,15 @@ def test_the_text_is_commented_and_every_default_is_the_defaults(tmp_path: Path)
     for section in ("features", "model", "train", "placement", "serve", "evaluate", "stores"):
         assert getattr(plain, section) == getattr(defaults, section)
     assert plain.clean == defaults.clean
+
+
+def test_json_items_with_lists_and_names_in_other_letters(tmp_path: Path) -> None:
+    write(tmp_path / "log.csv", user_id=["u", "v"] * 9, item_id=[f"i{k}" for k in range(18)], time=times(18))
+    rows = [
+        {"item_id": f"i{k}", "颜色": "红蓝"[k % 2], "产地": "南北"[k % 2], "mixed": ["x"] if k % 2 else "y"}
+        for k in range(18)
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    init("log.csv", "items.jsonl", root=tmp_path, yes=True)
+    fields = open_project(tmp_path).config.features.item
+    assert {name: field.source for name, field in fields.items()} == {"field": "颜色", "field_2": "产地"}

@@ -15,9 +15,10 @@ from typing import Any, Final
 import polars as pl
 
 from recloop.collect.clean import Cleaned, clean
-from recloop.collect.columns import NAMES, OUTCOMES, TITLES, Guessed, guess_columns, plain
+from recloop.collect.columns import NAMES, OUTCOMES, Guessed, guess_columns, plain
 from recloop.collect.doctor import grain
 from recloop.collect.draft import draft
+from recloop.collect.fields import Side, choose_fields, choose_title, title_columns
 from recloop.collect.read import Raw, parse_events, read_rows
 from recloop.collect.sources import Source, find
 from recloop.collect.tables import Table, read_table
@@ -27,9 +28,6 @@ from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_I
 
 FEW_REPEATS: Final = 0.05
 """Below this share of repeats a list should not show what was seen."""
-MANY_VALUES: Final = 1_000
-FEATURES: Final = 8
-"""A side's features at most; the rest can be added by hand."""
 STRONG: Final = (
     r"purchase|buy|bought|order|transaction|checkout|paid|sale|convers|subscri|rent|book|reserv|download|complet|"
     r"rating|rate|review|^like|favou?rit|^fav|wish|save|upvote|thumbs?_?up|follow|share|cart|basket"
@@ -112,7 +110,7 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
     for ours, guessed in columns.items():
         say(f"data.columns.{ours}", guessed.name, guessed.why)
     names = {ours: guessed.name for ours, guessed in columns.items()}
-    title = _title(catalogue, names[ITEM_ID])
+    title = choose_title(catalogue, names[ITEM_ID])
     say("data.columns.name", title.name, title.why)
     names["name"] = title.name
     data = Data(events=paths[0], items=paths[1], users=paths[2], columns=Columns(**names))
@@ -135,8 +133,8 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
         say(error.name, error.value, f"more than clean.max_removed: update will stop there; {error.mend}")
     repeats = _repeats(cleaned)
     say("split.filter_seen", repeats < FEW_REPEATS, f"{repeats * 100:.1f} % of positive rows are repeats")
-    item_fields = _fields(catalogue, names[ITEM_ID], _parts(title.name))
-    user_fields = _fields(people, names[USER_ID], set())
+    item_fields = choose_fields(catalogue, names[ITEM_ID], title_columns(title.name))
+    user_fields = choose_fields(people, names[USER_ID], set())
     for side, fields in (("item", item_fields), ("user", user_fields)):
         for name, field in fields.items():
             say(f"features.{side}.{name}", field["from"], field["why"])
@@ -173,7 +171,7 @@ def _from(folder: Path, text: str, key: str) -> str:
     return text
 
 
-def _side(folder: Path, text: str, key: str) -> tuple[Table, list[dict[str, Any]]] | None:
+def _side(folder: Path, text: str, key: str) -> Side | None:
     if not text:
         return None
     sources: list[Source] = find(folder, text, key)
@@ -186,7 +184,7 @@ def _side(folder: Path, text: str, key: str) -> tuple[Table, list[dict[str, Any]
 # -- columns
 
 
-def _columns(tables: Sequence[Table], catalogue: Any, people: Any, ask: bool) -> dict[str, Guessed]:
+def _columns(tables: Sequence[Table], catalogue: Side | None, people: Side | None, ask: bool) -> dict[str, Guessed]:
     first = tables[0]
     frame = first.frame if len(tables) == 1 else pl.concat([t.frame for t in tables], how="diagonal_relaxed")
     if not len(frame):
@@ -229,47 +227,6 @@ def _asked(ours: str, guessed: Guessed, names: Sequence[str]) -> Guessed:
             return Guessed(answer, "you said so")
         near = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
         sys.stderr.write(f"  no column {answer}; nearest: {near[0]}\n")
-
-
-def _title(catalogue: Any, key: str) -> Guessed:
-    """The column that people read, or a template of the text that tells items apart best."""
-    if catalogue is None:
-        return Guessed("", "no items file")
-    table, rows = catalogue
-    for known in TITLES:
-        for name in table.columns:
-            if plain(name) == known and name != key:
-                return Guessed(name, "its name")
-    texts = {
-        name: [row.get(name) for row in rows]
-        for name in table.columns
-        if name != key and any(isinstance(row.get(name), str) for row in rows) and not _links(rows, name)
-    }
-    wordy = {name: len(set(values)) for name, values in texts.items() if _words(values)}
-    if not wordy or max(wordy.values()) < 3:
-        return Guessed("", "no text tells items apart")
-    best = max(wordy, key=lambda name: wordy[name])
-    pairs = {name: len(set(zip(texts[best], values, strict=True))) for name, values in texts.items() if name != best}
-    more = max(pairs, key=lambda name: pairs[name], default="")
-    if more and pairs[more] > 1.2 * wordy[best]:
-        return Guessed(f"{{{best}}}, {{{more}}}", "no name; these two tell items apart best")
-    return Guessed(f"{{{best}}}", "no name; this text tells items apart best")
-
-
-def _links(rows: list[dict[str, Any]], name: str) -> bool:
-    return any("://" in str(row.get(name)) for row in rows[:100])
-
-
-def _words(values: list[Any]) -> bool:
-    """Whether a column holds words rather than sizes and codes: most of its signs are letters."""
-    texts = [value for value in values if isinstance(value, str)]
-    letters = sum(sum(sign.isalpha() for sign in text) for text in texts)
-    return bool(texts) and letters > 0.6 * sum(map(len, texts))
-
-
-def _parts(title: str) -> set[str]:
-    """The columns of a title: a template's text still tells items apart, so its columns stay features."""
-    return set() if "{" in title else {title}
 
 
 # -- what it means
@@ -349,52 +306,3 @@ def _scenario(cleaned: Cleaned, repeats: float, attributes: bool) -> tuple[str, 
     if attributes:
         return "content", f"attributes are there to carry what few events cannot: {facts}"
     return "collaborative", f"users, items and baskets, no attributes: {facts}"
-
-
-# -- features
-
-
-def _fields(side: Any, key: str, leave: set[str]) -> dict[str, dict[str, Any]]:
-    """Features of the columns of an items or users file, by name."""
-    if side is None:
-        return {}
-    table, rows = side
-    fields: list[tuple[float, dict[str, Any]]] = []
-    for name in table.columns:
-        if name == key or name in leave or plain(name) in TITLES:
-            continue
-        field = _field(name, [row.get(name) for row in rows])
-        if field is not None:
-            fields.append((field["missing"], field))
-    chosen = [field for _, field in sorted(fields, key=lambda entry: entry[0])[:FEATURES]]
-    order = {name: place for place, name in enumerate(table.columns)}
-    chosen.sort(key=lambda field: order[field["from"]])
-    return {_name(field["from"]): field for field in chosen}
-
-
-def _field(name: str, values: list[Any]) -> dict[str, Any] | None:
-    present = [value for value in values if value is not None and value != ""]
-    missing = 1 - len(present) / max(1, len(values))
-    if missing > 0.9 or not present or any(isinstance(value, list | dict) for value in present):
-        return None
-    distinct = len({str(value) for value in present})
-    near_unique = distinct > 0.5 * len(present) and distinct > 20
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
-    is_code = re.search(r"(id|code|zip|plz|no|number)$", plain(name)) is not None
-    if numbers and not is_code and distinct > (30 if all(isinstance(value, int) for value in present) else 10):
-        return {"kind": "number", "from": name, "dim": 8, "missing": missing, "values": distinct,
-                "why": f"{distinct:,} different numbers: buckets"}  # fmt: skip
-    if (
-        distinct < 2
-        or distinct > MANY_VALUES
-        or near_unique
-        or not all(isinstance(v, str | int | float) for v in present)
-    ):
-        return None
-    dim = 4 if distinct <= 10 else 8 if distinct <= 100 else 16
-    return {"kind": "category", "from": name, "dim": dim, "missing": missing, "values": distinct,
-            "why": f"{distinct:,} different values"}  # fmt: skip
-
-
-def _name(column: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or f"field_{len(column)}"
