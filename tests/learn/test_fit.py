@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from recloop.config import Config, build
 from recloop.errors import UserError
-from recloop.learn import module
+from recloop.learn import looks, module
 from recloop.learn.batches import Sequences
 from recloop.learn.fit import Network, fit_network, has_sequences
 from recloop.models.base import TrainData, load_model
@@ -44,7 +44,7 @@ def settings(**train: object) -> Config:
 
 def taught(
     data: TrainData, folder: Path, budget: float = 600, dropout: float = 0.0, start: str = "counts", **train: object
-) -> tuple[dict[str, torch.Tensor], module.Watch]:
+) -> tuple[dict[str, torch.Tensor], looks.Watch]:
     """Training alone, without the seconds of an export: the weights it ends with, and what watched it."""
     network = load_model("sasrec", {"dropout": dropout, "start": start})
     _, watch = module.learn(network, data, settings(**train), folder, time.monotonic(), budget, quiet=True)
@@ -141,8 +141,8 @@ def test_a_budget_stops_between_two_steps(arrays: Arrays, tmp_path: Path) -> Non
 
 def test_a_stopped_run_may_keep_a_look_between_epochs(arrays: Arrays, tmp_path: Path) -> None:
     """Two looks by the clock: the better one is kept; a run that ends by itself keeps the best epoch instead."""
-    watch = module.Watch(None, tmp_path, patience=3, started=0.0, budget=1e9, bar=False)
-    watch.by_time, watch.by_epoch = module.Kept(ndcg=0.5), module.Kept(ndcg=0.4)
+    watch = looks.Watch(None, tmp_path, patience=3, started=0.0, budget=1e9, bar=False)
+    watch.by_time, watch.by_epoch = looks.Kept(ndcg=0.5), looks.Kept(ndcg=0.4)
     for stopped, ndcg in (("budget", 0.5), ("patience", 0.4), ("epochs", 0.4)):
         watch.stopped = stopped  # type: ignore[assignment]
         assert watch.kept.ndcg == ndcg
@@ -181,9 +181,7 @@ def test_the_number_is_counted_on_the_full_ranking(arrays: Arrays) -> None:
             targets = held.items[held.offsets[v] : held.offsets[v + 1]].tolist()
             gain = sum(1 / math.log2(top.index(t) + 2) for t in targets if t in top and ranked[t] > -torch.inf)
             values.append(gain / (1 + 1 / math.log2(3)))
-        assert module.Examination(data, held, 20, filter_seen).score(learner) == pytest.approx(
-            np.mean(values), abs=1e-9
-        )
+        assert looks.Examination(data, held, 20, filter_seen).score(learner) == pytest.approx(np.mean(values), abs=1e-9)
     assert not learner.training
 
 
@@ -222,8 +220,9 @@ def test_a_loss_that_runs_away_is_said(arrays: Arrays, tmp_path: Path) -> None:
 
 
 def test_a_bar_on_stderr_and_nothing_on_stdout(
-    arrays: Arrays, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arrays: Arrays, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     data = circle(arrays, users=20)
     fit_network("sasrec", {}, data, settings(epochs=1), tmp_path / "loud", 600)
     out, err = capfd.readouterr()

@@ -73,7 +73,8 @@ def fit_network(
         raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
     # Torch takes seconds to load and is not there at all without the extra `train`.
     from recloop.learn.export import item_vectors, user_graph
-    from recloop.learn.module import learn, train_state
+    from recloop.learn.looks import train_state
+    from recloop.learn.module import learn
 
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.toml").write_text(dump(config), "utf-8")
