@@ -90,9 +90,7 @@ def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
         _write(stage / name, data)
     if bundle.train:
         safetensors.numpy.save_file(_contiguous(bundle.train), stage / "train.safetensors")
-    files = {
-        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(stage.iterdir())
-    }
+    files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(stage.iterdir())}
     manifest = {
         **bundle.manifest,
         "format": FORMAT,
@@ -169,7 +167,7 @@ def check(path: Path, sha256: str | None = None) -> dict[str, Any]:
     if not path.is_dir() or path.is_symlink():
         raise BundleError("bundle", path, "a bundle folder", "recloop status")
     found = {entry.name: entry for entry in path.iterdir()}
-    for name, entry in sorted(found.items()):
+    for entry in sorted(found.values()):
         if entry.is_symlink() or not entry.is_file():
             raise BundleError("bundle file", entry, "a plain file, no link and no folder", mend)
     if MANIFEST not in found:

@@ -55,6 +55,10 @@ class Teller:
         err.print(f"[bold]{chapter:>9}[/]  ", end="")
         err.print(line, markup=False)
 
+    def show(self, chapter: str, drawn: Any) -> None:
+        if chapter != "evaluate":  # verbs put the table on stdout
+            err.print(drawn)
+
     def bar(self, chapter: str, done: int, total: int) -> None:
         from rich.progress import Progress
 
@@ -174,7 +178,7 @@ def demo(
     directory: Annotated[str, typer.Option("--dir", help="the demo's project folder")] = "recloop-demo",
     as_json: Json = False,
 ) -> None:
-    """The whole loop on a real grocery chain's year, a project like any other."""
+    """The whole loop on a grocery chain's year, a project like any other."""
     from recloop import demo as shown
 
     done = shown.run(Path(directory), Teller(), rich.console.Console(stderr=True) if as_json else out)

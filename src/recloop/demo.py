@@ -20,7 +20,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,13 @@ import rich.console
 import rich.table
 
 from recloop import loop
-from recloop.collect import doctor
 from recloop.collect.split import cut_of
 from recloop.config import Project, open_project
 from recloop.errors import UserError
 from recloop.features.state import moment_stamps
 from recloop.features.vocab import Number
 from recloop.records import SECOND, hash_share
-from recloop.serve import process
-from recloop.serve.app import build
+from recloop.serve import app
 from recloop.serve.service import Service
 from recloop.turn import Voice
 from recloop.watch import parity, report
@@ -88,28 +86,36 @@ replay = true                  # requests carry their own time: the log ends in 
 """
 
 
-@dataclass
 class Shown:
-    """What the demo printed, step by step, for ``--json``."""
+    """Prints the demo step by step, a numbered heading a chapter, and remembers what each said for ``--json``."""
 
-    voice: Voice
-    out: rich.console.Console
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, voice: Voice, out: rich.console.Console) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self._voice, self._out = voice, out
+        self._begin = time.monotonic()
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[str], None]]:
-        """A numbered step: its lines and its seconds."""
-        begin, lines = time.monotonic(), []
-        self.out.print(f"\n[bold]{len(self.steps) + 1}. {name}[/]", highlight=False)
+    def say(self, chapter: str, line: str) -> None:
+        """A line of a chapter; another chapter than the last one begins a step."""
+        if not self.steps or self.steps[-1]["name"] != chapter:
+            self.end()
+            self.steps.append({"name": chapter, "seconds": 0.0, "out": []})
+            self._begin = time.monotonic()
+            self._out.print(f"\n[bold]{len(self.steps)}. {chapter}[/]", highlight=False)
+        self.steps[-1]["out"].append(line)
+        self._out.print(f"   {line}", markup=False, highlight=False)
 
-        def tell(line: str) -> None:
-            lines.append(line)
-            self.out.print(f"   {line}", markup=False, highlight=False)
+    def show(self, chapter: str, drawn: Any) -> None:  # noqa: ARG002 - it stands where the chapter stands
+        """Something that draws itself: the table, the doctor's report."""
+        self._out.print(drawn)
 
-        yield tell
-        seconds = round(time.monotonic() - begin, 2)
-        self.steps.append({"name": name, "seconds": seconds, "out": lines})
-        self.out.print(f"   [dim]{seconds:.1f} s[/]", highlight=False)
+    def bar(self, chapter: str, done: int, total: int) -> None:
+        self._voice.bar(chapter, done, total)
+
+    def end(self) -> None:
+        """The seconds of the step that is over."""
+        if self.steps:
+            self.steps[-1]["seconds"] = round(time.monotonic() - self._begin, 2)
+            self._out.print(f"   [dim]{self.steps[-1]['seconds']:.1f} s[/]", highlight=False)
 
 
 def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
@@ -120,33 +126,23 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     """
     begin = time.monotonic()
     shown = Shown(voice, out)
-    with shown.step("project") as tell:
-        project = write_project(folder)
-        tell(
-            f"{project.file}: 1,469,307 purchases of a grocery chain, The Complete Journey by 84.51°, terms in its package"
-        )
-    with shown.step("collect, features, learn, evaluate, bundle") as tell:
-        turn = loop.turn(project, voice, "demo")
-        out.print(doctor.render(turn.prepared.report))
-        out.print(turn.table.render())
-        tell(turn.table.sentence)
-        tell(f"live: {turn.bundle.id}")
-    last = int(
-        pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect().item()
-    )
-    now = last + 3600 * SECOND
-    with shown.step("serve") as tell, serving(project.root) as client:
+    shown.say("collect", "The Complete Journey, data by 84.51°: a grocery chain's year; terms in its package")
+    project = write_project(folder)
+    loop.turn(project, shown, "demo")
+    row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
+    now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
+    shown.say("serve", f"recloop serve, each request at {iso(now)}")
+    with serving(project.root) as client:
         client.now = now
-        serve_and_ask(client, project, tell)
-    with shown.step("watch") as tell:
-        watch(project, tell)
-        planted_skew(project, now, tell)
-    files = sorted(str(path) for path in _files(folder))
-    out.print(f"\ndone in {time.monotonic() - begin:.0f} s; files:", highlight=False)
-    for path in files:
-        out.print(f"   {path}", markup=False, highlight=False)
-    for command in ("report", "serve", 'evaluate --set split.targets="next"'):
-        out.print(f"next: recloop -C {folder} {command}", markup=False, highlight=False)
+        serve_and_ask(client, project, lambda line: shown.say("serve", line))
+    watch(project, lambda line: shown.say("watch", line))
+    planted_skew(project, now, lambda line: shown.say("watch", line))
+    files = [str(path) for path in sorted(_files(folder))]
+    commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
+    shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left:")
+    for line in [*files, *(f"next: {command}" for command in commands)]:
+        shown.say("files", line)
+    shown.end()
     return {"steps": shown.steps, "files": files}
 
 
@@ -342,12 +338,13 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
 
 def serve_skewed(root: str) -> None:
     """Serve a project whose bucket edges of the gap were moved in memory: only the proof's test bed calls this."""
-    service = Service(open_project(root))
+    app.run(open_project(root), "127.0.0.1", 0, tamper=_move_edges)
+
+
+def _move_edges(service: Service) -> None:
     number = service.bundle.fields.codes["request.gap"]
     assert isinstance(number, Number)
     object.__setattr__(number, "edges", tuple(edge * 50 for edge in number.edges))
-    listening = process.listen("127.0.0.1", 0)
-    process.serve(build(service), listening, process.ready_line(listening, service.bundle.id, as_json=False))
 
 
 def iso(stamp: int) -> str:

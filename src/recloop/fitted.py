@@ -39,7 +39,7 @@ from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import fit_network
 from recloop.learn.table import Table
-from recloop.models.base import SOURCE_OF
+from recloop.models.base import is_counting
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
@@ -272,22 +272,24 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
     before = pl.concat([parts.train, parts.valid])
     tables = make_tables(Spec.of(config), before, parts.cut, rows.items, rows.users)
     arrays = train_data(tables, parts.train, parts.valid)
-    made, scorers = counts.fit_counts(arrays, tables)
+    network_wanted = model != "auto" and not is_counting(model)
+    options = config.model.options if model == config.model.name else {}
+    made, scorers = counts.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
     manifest = {
         "parent": None, "recloop": __version__, "model": {"name": COUNTS, "config": {}},
         "data": {"fingerprint": "", "cut": parts.cut, "until_seq": int(before[SEQ].max() or 0)},  # type: ignore[arg-type]
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
     }  # fmt: skip
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
-    if model != "auto" and model not in SOURCE_OF:
-        options = config.model.options if model == config.model.name else {}
+    if network_wanted:
         with tempfile.TemporaryDirectory() as run:
             network = fit_network(model, options, arrays, config, Path(run), config.train.budget_seconds)
         bundle = with_network(bundle, network)
     bundle, _ = counts.tune(bundle, config, arrays, Timeline(before, rows.users), THREADS)
     if model == "auto":
         return bundle
-    alone = {SOURCE_OF.get(model, "model"): 1.0}
+    source = next(source for source, settings in bundle.scorers.items() if settings["model"] == model)
+    alone = {source: 1.0}
     placements = {name: {**one, "weights": alone} for name, one in bundle.policy["placements"].items()}
     return replace(bundle, policy={**bundle.policy, "placements": placements})
 

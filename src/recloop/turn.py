@@ -18,8 +18,10 @@ from recloop import __version__, release
 from recloop import bundle as bundles
 from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
 from recloop.bundle import Bundle
+from recloop.collect.doctor import render
 from recloop.collect.prepare import Data, Prepared, load
 from recloop.config import Config, Project, dump
+from recloop.errors import UserError
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState
 from recloop.learn import counts
@@ -27,7 +29,7 @@ from recloop.learn.arrays import Tables, make_tables, train_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import Network, fit_network
 from recloop.learn.table import Table
-from recloop.models.base import SOURCE_OF, TrainData
+from recloop.models.base import TrainData, is_counting
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
@@ -47,6 +49,7 @@ class Voice(Protocol):
     """Who is told what came out of each step, and how far a long one is."""
 
     def say(self, chapter: str, line: str) -> None: ...
+    def show(self, chapter: str, drawn: Any) -> None: ...
     def bar(self, chapter: str, done: int, total: int) -> None: ...
 
 
@@ -54,6 +57,7 @@ class Silent:
     """Tells nobody."""
 
     def say(self, chapter: str, line: str) -> None: ...
+    def show(self, chapter: str, drawn: Any) -> None: ...
     def bar(self, chapter: str, done: int, total: int) -> None: ...
 
 
@@ -116,18 +120,19 @@ def learn(
     begin = time.monotonic()
     budget = config.train.budget_seconds
     name = model or config.model.name
-    wanted = name not in SOURCE_OF
-    missing = [package for package in EXTRA if not _installed(package)] if wanted and model is None else []
+    missing = [package for package in EXTRA if not _installed(package)] if model is None else []
+    wanted = not _counting(name, bool(missing))
+    options = config.model.options if model in {None, config.model.name} else {}
     voice.say("learn", f"counting models, then {name if wanted else 'nothing more'}: {config.train.budget} in all")
-    made, scorers = counts.fit_counts(arrays, tables)
+    made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
     draft = counts.draft(config, tables, arrays, made, scorers, _manifest(config, tables, data))
-    voice.say("learn", f"popular, bought_before, covisitation in {time.monotonic() - begin:.1f} s")
+    counted = ", ".join(settings["model"] for settings in scorers.values())
+    voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
     if wanted and missing:
         voice.say("learn", f'no {name}: it needs {missing[0]}; pip install "recloop[train]" adds it to the mix')
     elif wanted:
         left = max(1.0, budget - (time.monotonic() - begin))
-        options = config.model.options if model in {None, config.model.name} else {}
         network = fit_network(name, options, arrays, config, run, left, quiet=not sys.stderr.isatty())
         draft = with_network(draft, network)
         voice.say("learn", f"{name}: {network.epochs} epochs in {network.seconds:.0f} s, stopped by {network.stopped}")
@@ -135,6 +140,16 @@ def learn(
     bundle, chosen = counts.tune(draft, config, arrays, past, THREADS)
     voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
     return Learned(bundle, arrays, network, chosen)
+
+
+def _counting(name: str, extra_missing: bool) -> bool:
+    """Whether a model needs no network; one that cannot be looked at because torch is missing is taken for a network."""
+    try:
+        return is_counting(name)
+    except UserError:
+        if extra_missing:
+            return False
+        raise
 
 
 def _installed(package: str) -> bool:
@@ -176,6 +191,7 @@ def judge(project: Project, candidates: Sequence[Bundle], data: Data, voice: Voi
         candidates, data, Catalogue.of([data.items]), project.config, facts, THREADS,
         lambda done, total: voice.bar("evaluate", done, total),
     )  # fmt: skip
+    voice.show("evaluate", table.render())
     voice.say("evaluate", table.sentence)
     return table
 
@@ -185,7 +201,8 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     cut = int(data.events["stamp"].max() or 0) + 1  # type: ignore[arg-type]
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
-    made, _ = counts.fit_counts(arrays, tables)
+    other = next((one["model"] for one in learned.bundle.scorers.values() if ":" in one["model"]), "")
+    made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options)
     manifest = _manifest(config, tables, data)
     manifest["train"]["refit"] = True
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
@@ -249,8 +266,7 @@ def tell_collected(voice: Voice, prepared: Prepared) -> None:
         "collect",
         f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
     )
-    for warning in report.warnings:
-        voice.say("collect", warning)
+    voice.show("collect", render(report))
     cut = datetime.fromtimestamp(prepared.cut / SECOND, UTC)
     voice.say(
         "collect",

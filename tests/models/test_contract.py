@@ -10,6 +10,7 @@ import pytest
 
 from recloop.metrics import above_and_tied, one_target_expectation
 from recloop.models.base import SHELF
+from recloop.models.covisitation import CoVisitation
 from recloop.testing import ModelContract, fit_on_world
 
 
@@ -26,6 +27,20 @@ class TestBoughtBefore(ModelContract):
 
 class TestCoVisitation(ModelContract):
     model = "covisitation"
+    better = 3.0
+
+
+class NextMoment(CoVisitation):
+    """A stranger's model in closed form: the rows of co-visitation, over moments that follow at once alone."""
+
+    class Config(CoVisitation.Config):
+        """One lag."""
+
+        lags: tuple[float, ...] = (1.0,)
+
+
+class TestStranger(ModelContract):
+    model = f"{__name__}:NextMoment"
     better = 3.0
 
 

@@ -80,7 +80,11 @@ def test_nothing_that_is_excluded_disliked_hidden_or_filtered_out_is_shown(
     make_bundle: Make, catalogue: Catalogue
 ) -> None:
     bundle = make_bundle({"popular": 1.0})
-    assert ask(bundle, catalogue, shopper(), exclude=("apple", "nobody knows this")).items == ["bread", "cheese", "dates"]
+    assert ask(bundle, catalogue, shopper(), exclude=("apple", "nobody knows this")).items == [
+        "bread",
+        "cheese",
+        "dates",
+    ]
     assert ask(bundle, catalogue, shopper(dislikes=("bread",))).items == ["apple", "cheese", "dates"]
     catalogue.upsert(Item(item_id="apple", attributes={"price": 1.0}, hidden=True, seq=12))
     assert ask(bundle, catalogue, shopper()).items == ["bread", "cheese", "dates"]

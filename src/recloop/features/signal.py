@@ -14,12 +14,15 @@ import polars as pl
 
 from recloop import rules
 from recloop.config import Burst, Clean, Events
-from recloop.records import EVENT_TYPE, GROUP_ID, LABEL, SECOND, TIMESTAMP, USER_ID, WEIGHT
+from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, LABEL, SECOND, TIMESTAMP, USER_ID, WEIGHT
 
-CONDITION_COLUMNS = (
-    "event_type", "value", "quantity", "group_id", "placement", "user_id", "item_id", "timestamp", "session_id",
-)  # fmt: skip
-"""Fields of an event that a condition may name."""
+CONDITION_COLUMNS = {
+    name: EVENT_SCHEMA[name]
+    for name in (
+        "event_type", "value", "quantity", "group_id", "placement", "user_id", "item_id", "timestamp", "session_id",
+    )
+}  # fmt: skip
+"""Fields of an event that a condition may name, and their types."""
 
 UNHURRIED = ("purchase", "order", "rating")
 """Event types that never count for the burst rule: a checkout writes many rows at once."""

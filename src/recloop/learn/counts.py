@@ -10,11 +10,13 @@ import numpy as np
 
 from recloop.bundle import Bundle, ItemTable
 from recloop.config import Config
+from recloop.errors import UserError
 from recloop.features.state import Timeline
 from recloop.features.vocab import as_text
 from recloop.learn.arrays import Tables
 from recloop.learn.mixing import choose_mix
-from recloop.models.base import TrainData, load_model
+from recloop.models.base import SOURCE_OF, TrainData, load_model
+from recloop.models.covisitation import RECENT
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.ladder import segment_lists
 from recloop.recommend.recall import Recalled
@@ -26,20 +28,34 @@ HALF_LIVES: tuple[float | None, ...] = (None, 30.0, 90.0, 365.0)
 SEGMENT_LENGTH = 1000
 
 
-def fit_counts(data: TrainData, tables: Tables) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and scorers of the counting models; the half-life is still None (`choose_half_life`)."""
-    covisitation = load_model("covisitation", {})
-    arrays = {**load_model("popular", {}).fit(data), **covisitation.fit(data)}
+def fit_counts(
+    data: TrainData, tables: Tables, other: str = "", options: Mapping[str, Any] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and scorers of the counting models; the half-life is still None (`tune`).
+
+    Args:
+        other: A closed-form model by dotted path; it takes the place of ours for the source that it feeds.
+        options: Of that model.
+    """
+    models = {load_model(name, {}).source: (name, load_model(name, {})) for name in SOURCE_OF}
+    if other and other not in SOURCE_OF:
+        model = load_model(other, options or {})
+        if model.source not in models:
+            expected = f"a source that serving knows in closed form: {', '.join(models)}"
+            raise UserError(f"{other}.source", model.source, expected, "mend the class")
+        models[model.source] = (other, model)
+    arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
     if tables.spec.segment:
         values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
         segments = [None if value is None else as_text(value) for value in values]
         row_user = data.moment_user[data.row_moment]
         arrays |= segment_lists(segments, row_user, data.items, data.n_items + 1, SEGMENT_LENGTH)
-    scorers = {
-        "history": {"kind": "counts", "model": "bought_before", "half_life": None},
-        "neighbours": {"kind": "neighbours", "model": "covisitation", "recent": list(covisitation.config.recent)},
-        "popular": {"kind": "counts", "model": "popular"},
+    scorers: dict[str, Any] = {
+        source: {"kind": model.kind, "model": name} for source, (name, model) in sorted(models.items())
     }
+    scorers["history"]["half_life"] = None
+    recent = getattr(models["neighbours"][1].config, "recent", RECENT)
+    scorers["neighbours"]["recent"] = list(recent)
     return arrays, scorers
 
 

@@ -199,7 +199,8 @@ class _Test:
             next(iter(bundle.policy["placements"])) if "home" not in bundle.policy["placements"] else "home"
         )
         network = {"model": str(bundle.manifest["model"]["name"])} if "model" in self.recommender.scorers else {}
-        names = {SOURCE_OF[model]: model for model in config.evaluate.baselines} if counting else {}
+        sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if counting else []
+        names = {source: str(bundle.scorers[source].get("model", source)) for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
         served = self.recommender.placement(self.placement)["weights"]
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})

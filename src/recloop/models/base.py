@@ -102,9 +102,15 @@ class TrainData:
 
 @runtime_checkable
 class CountingModel(Protocol):
-    """A model in closed form: counts in, arrays out, no torch."""
+    """A model in closed form: counts in, arrays out, no torch. ``source`` names what it feeds in the mix.
+
+    A stranger's takes the place of ours for that source: ``popular`` gives ``popular`` (N,) item_ix in order;
+    ``neighbours`` gives the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1); ``history`` gives nothing, the
+    state's own counts are all of it.
+    """
 
     kind: ClassVar[str]
+    source: ClassVar[str]
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """Arrays for ``serve.safetensors``, named as the serving end reads them."""
@@ -129,6 +135,17 @@ def model_class(name: str) -> Any:
         raise UserError("model.name", name, f"an importable module {module}", "pip install its package") from None
     except AttributeError:
         raise UserError("model.name", name, f"a class {attribute} in {module}", "mend model.name") from None
+
+
+def is_counting(name: str) -> bool:
+    """Whether a model is fitted in closed form (a class with ``fit``); a network of the shelf is told by its name alone.
+
+    Raises:
+        UserError: no such model.
+    """
+    if name in SHELF:
+        return name in SOURCE_OF
+    return callable(getattr(model_class(name), "fit", None))
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> Any:

@@ -22,6 +22,7 @@ class BoughtBefore:
         half_life: Literal["auto", "none"] | float = "auto"
 
     kind: ClassVar[str] = "counts"
+    source: ClassVar[str] = "history"
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()

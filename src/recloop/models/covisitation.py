@@ -34,6 +34,7 @@ class CoVisitation:
         width: int = 200
 
     kind: ClassVar[str] = "neighbours"
+    source: ClassVar[str] = "neighbours"
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()

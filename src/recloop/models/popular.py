@@ -19,6 +19,7 @@ class Popular:
         """Popular has nothing to set."""
 
     kind: ClassVar[str] = "counts"
+    source: ClassVar[str] = "popular"
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()

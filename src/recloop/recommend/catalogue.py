@@ -93,7 +93,7 @@ class Catalogue:
     def check(self, text: str, key: str) -> None:
         """Refuse a condition that does not parse or names a field that no item has (UserError)."""
         if text.strip():
-            rules.parse(text, self.columns, key)
+            rules.parse(text, self._table().schema, key)
 
     def mask(self, text: str, vocabulary: Vocabulary) -> np.ndarray:
         """(N+1,) bool: items of a table that are shown and pass a condition; row 0 is False."""
@@ -116,7 +116,7 @@ class Catalogue:
             found = set(self._items)
             if text.strip():
                 table = self._table()
-                rule = rules.parse(text, table.columns, "filter")
+                rule = rules.parse(text, table.schema, "filter")
                 found = set(table.filter(rule.expr.fill_null(False))[ITEM_ID])
             self._room()
             self._passing[text] = found - self._out
