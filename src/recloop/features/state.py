@@ -133,8 +133,7 @@ class States:
             moments.append([int(self.stamps[m]), held.tolist()])
         disliked = self.names[self.negatives[self.negative_offsets[b] : self.negative_offsets[b + 1]]].tolist()
         whole = [moments, disliked, int(self.positives[b]), self.attributes[b]]
-        text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return hashlib.blake2b(msgspec.json.encode(whole, order="sorted"), digest_size=4).hexdigest()
 
 
 class Timeline:

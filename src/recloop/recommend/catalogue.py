@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -45,7 +45,7 @@ class Catalogue:
                 ITEM_ID, SEQ, "attributes", "hidden", "deleted"
             ).iter_rows():
                 catalogue.upsert(
-                    Item(item_id=item_id, attributes=json.loads(text), hidden=hidden, deleted=deleted, seq=seq)
+                    Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
                 )
         return catalogue
 
@@ -155,8 +155,8 @@ class Catalogue:
 
 
 def _weight(item: Item) -> int:
-    text = json.dumps([item.item_id, item.attributes, item.hidden, item.deleted], sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    text = msgspec.json.encode([item.item_id, item.attributes, item.hidden, item.deleted], order="sorted")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def _column(values: list[Any]) -> pl.Series:
