@@ -208,6 +208,11 @@ def test_nobody_with_two_moments_is_said(arrays: Arrays, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def test_a_counting_model_is_no_network(arrays: Arrays, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.name=popular: expected a network"):
+        fit_network("popular", {}, circle(arrays), settings(), tmp_path, 600)
+
+
 def test_one_item_and_one_user_still_train(arrays: Arrays, tmp_path: Path) -> None:
     weights, watch = taught(arrays([[[1], [1], [1]]], 1, held={0: [1]}), tmp_path, epochs=1)
     assert watch.kept.ndcg == 1.0

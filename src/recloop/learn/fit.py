@@ -65,10 +65,12 @@ def fit_network(
     ``run_folder`` gets config.toml, log.jsonl (a line a step), metrics.json and checkpoint/.
 
     Raises:
-        UserError: an unknown option or loss; torch missing; nobody has two moments.
+        UserError: an unknown option or loss; torch missing; no network; nobody has two moments.
     """
     started = time.monotonic()
     network = load_model(name, options)
+    if getattr(network, "inputs", None) != "sequence":
+        raise UserError("model.name", name, 'a network with inputs = "sequence"', 'name = "sasrec"')
     if not has_sequences(data):
         raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
     # Torch takes seconds to load and is not there at all without the extra `train`.

@@ -28,7 +28,13 @@ DECAY = 0.01  # of matrices; tables, biases and norms are not decayed
 
 
 class Learner(lightning.LightningModule):
-    """A network of `recloop.models`, its loss and its optimizer."""
+    """A network of the shelf or a stranger's, its loss and its optimizer.
+
+    What a network brings: ``inputs = "sequence"``, a frozen ``Config``, ``build(data, dim, history)`` for its tables,
+    ``items(codes) -> (N+1, D)``, ``users(history, moments, mask, context) -> (B, D)`` for serving and
+    ``ends(history, moments, mask, context, arrived) -> (B, M, D)``, a vector a moment, for training; with
+    ``Config.start = "counts"`` also ``start(vectors)``. `recloop.models.sasrec` shows each with its shapes.
+    """
 
     def __init__(self, network: nn.Module, data: TrainData, loss: str, lr: float) -> None:
         super().__init__()
