@@ -80,6 +80,7 @@ from = "income"
 dim = 8
 [train]
 budget = "90s"
+lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets what its income band buys
 replay = true                  # requests carry their own time: the log ends in 2017

@@ -27,7 +27,7 @@ from recloop.features.state import Timeline, UserState
 from recloop.learn import counts
 from recloop.learn.arrays import Tables, make_tables, train_data
 from recloop.learn.evaluate import evaluate
-from recloop.learn.fit import Network, fit_network
+from recloop.learn.fit import Network, fit_network, has_sequences
 from recloop.learn.table import Table
 from recloop.models.base import TrainData, is_counting
 from recloop.recommend.catalogue import Catalogue
@@ -131,6 +131,8 @@ def learn(
     network = None
     if wanted and missing:
         voice.say("learn", f'no {name}: it needs {missing[0]}; pip install "recloop[train]" adds it to the mix')
+    elif wanted and not has_sequences(arrays):
+        voice.say("learn", f"no {name}: nobody comes back in this log, there is no next moment to learn from")
     elif wanted:
         left = max(1.0, budget - (time.monotonic() - begin))
         network = fit_network(name, options, arrays, config, run, left, quiet=not sys.stderr.isatty())
@@ -231,7 +233,10 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
     golden = make_golden(own, [*users, "nobody"], states, bundle.cut, placement, 10)
     project.bundles.mkdir(parents=True, exist_ok=True)
     bundle = bundles.write(replace(bundle, golden=golden), project.bundles, started)
-    write_json(run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, **bundle.metrics})
+    trained = None if learned.network is None else learned.network.metrics
+    write_json(
+        run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, "network": trained, **bundle.metrics}
+    )
     table.named(bundle.id).save(project.reports)
     control = open_control(project.config.stores.control, project.root)
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
