@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,59 +15,19 @@ from typing import Annotated, Any, NoReturn
 import rich.console
 import typer
 
-from recloop.config import Project, open_project
-from recloop.errors import RecloopError, UserError
+from recloop import shell
+from recloop.config import Project
+from recloop.errors import UserError
+from recloop.shell import Place, Teller, out, project
 
 LOOK, START, MOVE, DEEPER = "look", "start", "move", "deeper"
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="recloop turns a raw interaction log into a recommender that is served, watched, and keeps learning.",
 )  # fmt: skip
-out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
-err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 132)
 
 Json = Annotated[bool, typer.Option("--json", help="stdout is exactly one JSON object")]
 Yes = Annotated[bool, typer.Option("--yes", help="never ask")]
-
-
-class _Place:
-    """Where and how this run was asked to work: ``-C`` and ``--set``, taken out of the arguments before the verb."""
-
-    root = Path()
-    sets: tuple[str, ...] = ()
-
-
-def project() -> Project:
-    """The project of this run."""
-    return open_project(_Place.root, _Place.sets)
-
-
-class Teller:
-    """Tells on stderr what came out of each step; a bar where a terminal watches a long one."""
-
-    def __init__(self) -> None:
-        self._progress: Any = None
-        self._task: Any = None
-
-    def say(self, chapter: str, line: str) -> None:
-        err.print(f"[bold]{chapter:>9}[/]  ", end="")
-        err.print(line, markup=False)
-
-    def show(self, chapter: str, drawn: Any) -> None:
-        if chapter != "evaluate":  # verbs put the table on stdout
-            err.print(drawn)
-
-    def bar(self, chapter: str, done: int, total: int) -> None:
-        from rich.progress import Progress
-
-        if self._progress is None:
-            self._progress = Progress(console=err, transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task(f"{chapter:>9}", total=total)
-        self._progress.update(self._task, completed=done, total=total)
-        if done >= total:
-            self._progress.stop()
-            self._progress = None
 
 
 @app.callback()
@@ -97,13 +55,13 @@ def init(
     """Read a log once, guess its columns, write a commented recloop.toml."""
     from recloop.collect import guess
 
-    found = guess.init(file, items, users, _Place.root, yes, force)
+    found = guess.init(file, items, users, Place.root, yes, force)
     if as_json:
         _print_json(found.to_json())
         return
     for one in found.guesses:
         out.print(f"{one['key']} = {one['value']}   ({one['why']})", markup=False, highlight=False)
-    out.print(f"wrote {_Place.root / 'recloop.toml'}; next: recloop update", markup=False, highlight=False)
+    out.print(f"wrote {Place.root / 'recloop.toml'}; next: recloop update", markup=False, highlight=False)
 
 
 @app.command(rich_help_panel=START)
@@ -211,7 +169,7 @@ def evaluate(
     from recloop import turn
 
     if protocol:
-        _Place.sets = (*_Place.sets, f"split.protocol={protocol}")
+        Place.sets = (*Place.sets, f"split.protocol={protocol}")
     table = turn.evaluate_bundles(project(), bundles or [], Teller())
     if as_json:
         _print_json(table.to_json())
@@ -361,71 +319,13 @@ def train(
 
 
 def main() -> NoReturn:
-    """The entry point: run the verb, turn what was raised into one last line of stderr and an exit code."""
+    """The entry point of the command ``recloop``."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and give its exit code; see the interface, section 2."""
-    try:
-        code = app(_take_place(list(arguments)), prog_name="recloop", standalone_mode=False)
-        return int(code or 0)
-    except RecloopError as error:
-        for sample in getattr(error, "samples", ()):
-            print(sample, file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
-    except Exception as error:  # noqa: BLE001 - the last door: nobody outside sees a traceback
-        if hasattr(error, "format_message"):  # what typer (or the click inside it) says of a wrong command line
-            return _wrong(arguments, error)
-        with tempfile.NamedTemporaryFile("w", prefix="recloop-", suffix=".log", delete=False) as file:
-            traceback.print_exc(file=file)
-        print(
-            f"error: a bug in recloop; the traceback is in {file.name}; try: report it with that file", file=sys.stderr
-        )
-        return 70
-
-
-def _wrong(arguments: Sequence[str], error: Any) -> int:
-    """The answer to a command line that cannot be: an unknown verb or option, a value that does not fit."""
-    if not arguments:
-        print(error.format_message(), file=sys.stderr)  # no verb at all: the help
-        return 2
-    verb = getattr(getattr(error, "ctx", None), "info_name", None)
-    usage = "recloop --help" if verb in {None, "recloop"} else f"recloop {verb} --help"
-    said = error.format_message().rstrip(".")
-    print(f"error: command={' '.join(arguments)}: expected what --help says ({said}); try: {usage}", file=sys.stderr)
-    return 2
-
-
-def _take_place(arguments: list[str]) -> list[str]:
-    """Take ``-C DIR`` and ``--set KEY=VALUE`` out of the arguments, wherever they stand."""
-    rest: list[str] = []
-    _Place.root, _Place.sets = Path(), ()
-    while arguments:
-        word = arguments.pop(0)
-        if word == "--":
-            rest += [word, *arguments]
-            break
-        if word in {"-C", "--set"}:
-            if not arguments:
-                raise UserError(word, "", "a value after it", "recloop --help")
-            value = arguments.pop(0)
-        elif word.startswith("--set="):
-            word, value = "--set", word.removeprefix("--set=")
-        else:
-            rest.append(word)
-            continue
-        if word == "-C":
-            _Place.root = Path(value)
-        else:
-            _Place.sets = (*_Place.sets, value)
-    return rest
+    """Run one command line and give its exit code."""
+    return shell.run(app, arguments)
 
 
 def _print_json(tree: Any) -> None:

