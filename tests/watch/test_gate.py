@@ -1,0 +1,190 @@
+"""Tests of the gate: each decision by hand, each gate at both sides of its threshold, power and false alarms by draw."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from recloop.config import Gates
+from recloop.watch import gate
+from recloop.watch.gate import Evidence, Gate, Pairs
+
+
+def pairs(live: list[float] | np.ndarray, candidate: list[float] | np.ndarray) -> Pairs:
+    live, candidate = np.asarray(live, dtype=float), np.asarray(candidate, dtype=float)
+    return Pairs(np.array([f"u{n}" for n in range(len(live))]), candidate, live)
+
+
+def shifted(ratio: float, noise: float, users: int, seed: int = 0) -> Pairs:
+    """Users with a live number around .2, the candidate's ``ratio`` times that, plus noise of that size."""
+    random = np.random.default_rng(seed)
+    live = random.uniform(0.1, 0.3, users)
+    return pairs(live, live * ratio + random.normal(0, noise, users))
+
+
+def test_d_by_hand_is_clustered_by_user() -> None:
+    # u1: (.2 + .4) / 2 = .3 against .2; u2: .1 against .2; means .2 against .2, so d = 0 whatever the three rows say.
+    found = gate.relative_difference(Pairs(np.array(["a", "a", "b"]), np.array([0.2, 0.4, 0.1]), np.array([0.2] * 3)))
+    assert found.relative.value == pytest.approx(0.0, abs=1e-12)
+    # The bootstrap over two users has the means .3, .2 and .1: d of +50 %, 0 and -50 %.
+    assert (found.relative.low, found.relative.high) == pytest.approx((-0.5, 0.5), abs=1e-6)
+    constant = gate.relative_difference(pairs([0.2] * 9, [0.19] * 9))
+    assert (constant.relative.low, constant.relative.value, constant.relative.high) == pytest.approx(
+        [-0.05] * 3, abs=1e-6
+    )
+
+
+def test_three_answers() -> None:
+    passed = gate.no_loss(shifted(1.0, 0.001, 400), (), 0.03)
+    assert passed.ok
+    assert not passed.weak
+    assert passed.low is not None
+    assert passed.low > -0.03
+    refused = gate.no_loss(shifted(0.9, 0.001, 400), (), 0.03)
+    assert not refused.ok
+    assert refused.high is not None
+    assert refused.high < 0
+    small_but_sure = gate.no_loss(shifted(0.985, 0.0005, 400), (), 0.03)  # inside the margin, though surely below 0
+    assert small_but_sure.ok
+    assert not small_but_sure.weak
+    weak = gate.no_loss(shifted(1.0, 0.1, 60), (), 0.03)
+    assert weak.ok
+    assert weak.weak
+    assert weak.low is not None
+    assert weak.low < -0.03
+    assert weak.detectable is not None
+    assert weak.detectable > 0.03
+
+
+def test_open_and_below_the_margin_is_refused() -> None:
+    unclear = pairs([0.2, 0.2, 0.2, 0.2], [0.1, 0.3, 0.1, 0.25])  # d = -6 %, from -50 % to +50 %
+    found = gate.no_loss(unclear, (), 0.03)
+    assert found.value == pytest.approx(-0.0625)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < -0.03 < 0 < found.high
+    assert not found.ok
+    assert "cannot tell" in found.note
+
+
+def test_open_is_pooled_with_at_most_six_earlier_windows() -> None:
+    open_ = shifted(1.0, 0.05, 60)
+    assert gate.no_loss(open_, (), 0.03).weak
+    earlier = [shifted(1.0, 0.01, 2_000, seed=n) for n in range(1, 9)]
+    pooled = gate.no_loss(open_, earlier, 0.03)
+    assert pooled.ok
+    assert not pooled.weak
+    assert pooled.note == "pooled with 6 earlier windows"
+    losing = [shifted(0.8, 0.01, 2_000, seed=n) for n in range(1, 3)]
+    assert not gate.no_loss(open_, losing, 0.03).ok
+    # Only what the newest six say counts, and a window that is decided is not pooled at all.
+    assert gate.no_loss(open_, [*losing, *earlier[:6]], 0.03).ok
+    assert gate.no_loss(shifted(1.0, 0.001, 400), losing, 0.03).ok
+
+
+def test_nothing_to_compare_and_nan() -> None:
+    empty = Pairs(np.array([], dtype=object), np.array([]), np.array([]))
+    for nothing in (empty, pairs([math.nan], [math.nan]), pairs([0.0, 0.0], [0.0, 0.0])):
+        found = gate.no_loss(nothing, (), 0.03)
+        assert (found.value, found.ok, found.weak) == (None, True, True)
+    assert not gate.no_loss(pairs([0.2, 0.3], [0.2, math.nan]), (), 0.03).ok
+
+
+def test_detectable_by_hand() -> None:
+    """A normal interval of +-1.96 se: the loss seen 80 % of the time is 2.8016 se."""
+    found = gate.no_loss(shifted(1.0, 0.02, 500), (), 0.5)
+    assert found.low is not None
+    assert found.high is not None
+    se = (found.high - found.low) / (2 * 1.959964)
+    assert found.detectable == pytest.approx(2.801585 * se, rel=1e-4)
+
+
+def test_detectable_keeps_its_word() -> None:
+    """A candidate that loses exactly the detectable share is seen to lose in about 80 of 100 draws."""
+    loss = gate.detectable(gate.relative_difference(shifted(1.0, 0.04, 300, seed=99)))
+    seen = [gate.relative_difference(shifted(1 - loss, 0.04, 300, seed=n)).relative.high < 0 for n in range(150)]
+    assert 0.70 <= np.mean(seen) <= 0.90
+
+
+def test_slices_and_forgetting_are_decided_by_the_upper_end() -> None:
+    noisy = pairs([0.2] * 4, [0.02, 0.1, 0.1, 0.4])  # d = -22 %, upper end above 0: too few to say
+    assert gate.no_collapse("slice_drop:cold", noisy, 0.1).ok
+    sure = pairs([0.2] * 50, [0.17] * 50)
+    found = gate.no_collapse("slice_drop:cold", sure, 0.1)
+    assert (found.ok, found.value, found.threshold) == (False, pytest.approx(-0.15), -0.1)
+    assert gate.no_collapse("slice_drop:cold", pairs([0.2] * 50, [0.185] * 50), 0.1).ok
+    nobody = gate.no_collapse("slice_drop:cold", Pairs(np.array([]), np.array([]), np.array([])), 0.1)
+    assert nobody.ok
+    assert nobody.weak
+
+
+def test_judge_reads_every_threshold() -> None:
+    fine = shifted(1.0, 0.001, 200)
+    evidence = Evidence(
+        new=fine, old=fine, slices={"cold": fine, "explore": fine}, parity=0,
+        latency=(np.array([1.0, 1.2, 9.0]), np.array([1.0, 1.0, 1.0])), cold_coverage=(0.70, 0.75),
+    )  # fmt: skip
+    gates = gate.judge(evidence, Gates())
+    names = ["new", "forgetting", "slice_drop:cold", "slice_drop:explore", "parity", "latency", "cold_coverage_drop"]
+    assert [one.name for one in gates] == names
+    assert [one.ok for one in gates] == [True] * 7  # a median of 1.2 and a drop of .05 are not above
+    assert gate.verdict(gates) == "registered"
+    worse = Evidence(
+        new=fine, parity=1, latency=(np.array([1.3, 1.3]), np.array([1.0, 1.0])), cold_coverage=(0.69, 0.75)
+    )
+    assert [one.ok for one in gate.judge(worse, Gates())] == [True, False, False, False]
+    assert gate.verdict(gate.judge(worse, Gates())) == "refused"
+    assert [one.ok for one in gate.judge(worse, Gates(parity=1, latency=1.3, cold_coverage_drop=0.1))] == [True] * 4
+
+
+def test_settled() -> None:
+    lists = [[str(n) for n in range(10)]] * 3
+    two_new = [[str(n) for n in range(2, 12)]] * 3
+    assert [one.ok for one in gate.settled([0.5, 0.4], 0, lists, two_new)] == [True, True, True]  # overlap .8
+    three_new = [[str(n) for n in range(3, 13)]] * 3
+    assert [one.ok for one in gate.settled([0.5, math.nan], 1, lists, three_new)] == [False, False, False]
+    assert gate.overlap([], []) == 1.0
+    assert gate.overlap(["a"], ["a", "b"]) == 0.5
+
+
+def test_input_band_by_hand() -> None:
+    earlier = [1.0, 2.0, 3.0]  # mean 2, s 1, t(2; .9995) = 31.599: 2 +- 31.599 * sqrt(4/3)
+    reach = float(scipy.stats.t.ppf(0.9995, 2)) * math.sqrt(4 / 3)
+    found = gate.input_check(2.0, earlier)
+    assert (found.low, found.high) == pytest.approx((2 - reach, 2 + reach))
+    assert found.ok
+    assert not gate.input_check(2 + reach + 0.01, earlier).ok
+    equal = gate.input_check(2.0, [2.0] * 30)  # 20 of them count, a spread of 1 %
+    assert equal.high == pytest.approx(2 + scipy.stats.t.ppf(0.9995, 19) * 0.02 * math.sqrt(1.05))
+    assert gate.input_check(5.0, [1.0, 2.0]).weak
+    assert not gate.input_check(math.nan, earlier).ok
+    assert gate.input_check(9.0, [9.0] * 5 + [1.0] * 20).ok is False  # only the last 20
+
+
+def test_input_band_alarms_as_seldom_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    usual = [gate.input_check(losses[-1], losses[:-1]).ok for losses in random.normal(3, 0.2, (4_000, 9)).tolist()]
+    assert 0.9970 <= np.mean(usual) <= 0.9999
+    poisoned = [gate.input_check(losses[-1] + 4, losses[:-1]).ok for losses in random.normal(3, 0.2, (200, 9)).tolist()]
+    assert not any(poisoned)
+
+
+def test_verdict() -> None:
+    yes, no, held = Gate("new", 0.0, -0.03, True), Gate("new", -0.1, -0.03, False), Gate("input", 9.0, 3.0, False)
+    assert gate.verdict([yes]) == "registered"
+    assert gate.verdict([yes, no]) == "refused"
+    assert gate.verdict([no, held]) == "held"
+
+
+def test_what_is_told() -> None:
+    found = gate.no_loss(shifted(1.0, 0.001, 400), (), 0.03)
+    tree = found.to_json()
+    assert {"name", "value", "threshold", "ok", "detectable", "low", "high", "note"} == set(tree)
+    assert "value" in gate.no_loss(pairs([math.nan], [math.nan]), (), 0.03).to_json()
+    json.dumps(gate.input_check(math.nan, []).to_json(), allow_nan=False)
+    assert found.line().startswith("pass new: ")
+    assert "could have seen a loss of 0." in found.line()
