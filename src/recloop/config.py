@@ -211,7 +211,7 @@ class Config(Section):
 
 LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("events.weights", ({},)),
-    ("split.protocol", ("temporal",)),
+    ("split.protocol", ("temporal", "leave-one-out")),
     ("train.loss", ("auto", "ce")),
     ("serve.keys", ("",)),
     ("stores.log", (Stores().log,)),

@@ -204,11 +204,17 @@ class Recommendations:
     def evaluate(self, protocol: str = "temporal") -> Table:
         """The table on the part of the log that was held back; draws itself in a notebook.
 
+        Args:
+            protocol: The one of ``config["split"]["protocol"]``, by which the log was split.
+
         Raises:
             UserError: the bundle was loaded, so nothing was held back; a protocol of a later version.
         """
         if self._rows.parts is None:
             raise UserError("evaluate", "a loaded bundle", "the log it was fitted on", "recloop.fit(events).evaluate()")
+        if protocol != self._config.split.protocol:
+            expected = f"{self._config.split.protocol}, as the log was split when it was fitted"
+            raise UserError("split.protocol", protocol, expected, 'recloop.fit(events, config={"split": {...}})')
         config = build({**self._config.model_dump(mode="json", by_alias=True)}, [f"split.protocol={protocol}"], {})
         return evaluate([self.bundle], self._rows, Catalogue.of([self._rows.items]), config, {}, THREADS)
 
@@ -277,7 +283,8 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
     made, scorers = counts.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
     manifest = {
         "parent": None, "recloop": __version__, "model": {"name": COUNTS, "config": {}},
-        "data": {"fingerprint": "", "cut": parts.cut, "until_seq": int(before[SEQ].max() or 0)},  # type: ignore[arg-type]
+        "data": {"fingerprint": "", "cut": parts.cut, "until_seq": int(before[SEQ].max() or 0),  # type: ignore[arg-type]
+                 "protocol": config.split.protocol},
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
     }  # fmt: skip
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)

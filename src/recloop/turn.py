@@ -188,6 +188,11 @@ def with_network(bundle: Bundle, network: Network) -> Bundle:
 
 def judge(project: Project, candidates: Sequence[Bundle], data: Data, voice: Voice) -> Table:
     """The table of these bundles on the test, through the recommender that serves."""
+    prepared = str(data.manifest["config"]["split"]["protocol"])
+    if project.config.split.protocol != prepared:
+        expected = f"{prepared}, as data/ was split and the bundle was fitted"
+        how = f"recloop prepare, then train, with split.protocol={project.config.split.protocol} in a folder of its own"
+        raise UserError("split.protocol", project.config.split.protocol, expected, how)
     facts = {"split_hash": data.manifest["split_hash"], "fingerprint": data.manifest["fingerprint"]}
     table = evaluate(
         candidates, data, Catalogue.of([data.items]), project.config, facts, THREADS,
@@ -300,7 +305,12 @@ def _manifest(config: Config, tables: Tables, data: Data) -> dict[str, Any]:
         "parent": None,
         "recloop": __version__,
         "model": {"name": COUNTS, "config": {}},
-        "data": {"fingerprint": data.manifest["fingerprint"], "cut": tables.cut, "until_seq": until},
+        "data": {
+            "fingerprint": data.manifest["fingerprint"],
+            "cut": tables.cut,
+            "until_seq": until,
+            "protocol": config.split.protocol,
+        },
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
     }
 

@@ -1,7 +1,8 @@
 """Cut the believed log in time: what is learned from, what chooses (validation), what tests (definitions, section 2).
 
 The cut is the stamp of event floor(quantile * n), counted from 0 in (timestamp, seq) order. Before it lies what has an
-earlier *moment* stamp, so no moment is torn apart; shuffling the rows inside moments changes no query.
+earlier *moment* stamp, so no moment is torn apart; shuffling the rows inside moments changes no query. Leave-one-out
+is the papers' way, for comparison with their tables: each user's last row is the test, the one before it validation.
 """
 
 from __future__ import annotations
@@ -25,8 +26,54 @@ class Parts(NamedTuple):
     cut: int
 
 
+LEAVE_ONE_OUT = "leave-one-out"
+LEAST_POSITIVES = 3
+"""Of a user under leave-one-out: one to learn from, one that chooses, one that tests."""
+
+
 def split(labelled: pl.DataFrame, config: Split) -> Parts:
-    """Split a labelled log by ``protocol = "temporal"``.
+    """Split a labelled log by ``split.protocol``.
+
+    Raises:
+        UserError: the protocol does not fit the other settings of ``[split]``, or the log allows no such split.
+    """
+    labelled = labelled.sort(SEQ)
+    if not len(labelled):
+        raise UserError(
+            "data.events", "0 believed rows", "rows that the rules of [clean] let through", "recloop doctor"
+        )
+    return leave_one_out(labelled, config) if config.protocol == LEAVE_ONE_OUT else temporal(labelled, config)
+
+
+def leave_one_out(labelled: pl.DataFrame, config: Split) -> Parts:
+    """Each user's last positive is the test, the one before it validation, the rest training (row order is real).
+
+    A user with fewer than three positives is training alone, as in the papers' code. Nothing lies before a common
+    instant here: the cut stands behind the last row, and a bundle of this split is only evaluated on it.
+
+    Raises:
+        UserError: moments of several rows, repeats in the lists, or nobody with three positives.
+    """
+    if config.ties != "row" or not config.filter_seen:
+        is_ = f"{config.protocol} with ties={config.ties} and filter_seen={str(config.filter_seen).lower()}"
+        expected = 'ties="row" and filter_seen=true beside it: what the published tables did'
+        raise UserError("split.protocol", is_, expected, "--set split.ties=row --set split.filter_seen=true")
+    positive = labelled.filter(pl.col(LABEL) > 0).select(SEQ, USER_ID)
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
+    behind = positive.with_columns((pl.len().over(USER_ID) - 1 - place).alias("behind"), n=pl.len().over(USER_ID))
+    able = behind.filter(pl.col("n") >= LEAST_POSITIVES)
+    if not len(able):
+        raise UserError("split.protocol", config.protocol, "a user with three positive rows", "recloop doctor")
+    test, valid = (
+        labelled.filter(pl.col(SEQ).is_in(able.filter(pl.col("behind") == n)[SEQ].implode())) for n in (0, 1)
+    )
+    taken = pl.concat([test[SEQ], valid[SEQ]])
+    train = labelled.filter(~pl.col(SEQ).is_in(taken.implode()))
+    return Parts(train, valid, test, int(labelled[STAMP].max()) + 1)  # type: ignore[arg-type]
+
+
+def temporal(labelled: pl.DataFrame, config: Split) -> Parts:
+    """Split at one instant, the same for everybody.
 
     Validation = the last moment before the cut of the users of smallest hash("valid") with two moments or more before
     it, ``validation_users`` of them and half of all users at most, never one of hash("old") < 2 %. Moments here are
@@ -35,11 +82,6 @@ def split(labelled: pl.DataFrame, config: Split) -> Parts:
     Raises:
         UserError: everything happened at one instant, or nothing positive happened before the cut.
     """
-    labelled = labelled.sort(SEQ)
-    if not len(labelled):
-        raise UserError(
-            "data.events", "0 believed rows", "rows that the rules of [clean] let through", "recloop doctor"
-        )
     cut = cut_of(labelled, config.quantile)
     before = pl.col(STAMP) < cut
     test = labelled.filter(~before)

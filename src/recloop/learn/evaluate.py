@@ -22,12 +22,13 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.encode import Encoded
 from recloop.features.state import States, Timeline, offsets_of
+from recloop.learn.one_target import Places
 from recloop.learn.table import SLICES, Example, Row, Table, make_table
 from recloop.models.base import SOURCE_OF
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed
 from recloop.recommend.mix import fuse
-from recloop.recommend.recall import Recalled
+from recloop.recommend.recall import DEPTH, Recalled
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
 
@@ -35,6 +36,8 @@ CHUNK = 256
 """Queries worked on at once: bounds the memory whatever the size of the test."""
 EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of history length at which the report shows a household."""
+ONE = "leave-one-out"
+"""The protocol whose queries have one target each."""
 ALONE = ("popular",)
 """The ladder of a row of one source: its own list, then Popular (definitions, section 2b)."""
 
@@ -125,7 +128,7 @@ def evaluate(
     if not len(queries):
         raise UserError("test moments", 0, "a moment with a positive after the cut", "a log of a longer time")
     for bundle in bundles:
-        _unseen(bundle, int(queries.now.min()))
+        _unseen(bundle, int(queries.now.min()), config.split.protocol)
     timeline = Timeline(data.events, data.users)
     codes = {name: code for code, name in enumerate(timeline.names)}
     wanted = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
@@ -163,9 +166,11 @@ def evaluate(
     return make_table(protocol, rows, queries.users, positives, examples)
 
 
-def _unseen(bundle: Bundle, first: int) -> None:
+def _unseen(bundle: Bundle, first: int, protocol: str) -> None:
     """Refuse a bundle that was fitted on test moments: its numbers would be those of its memory."""
-    if bundle.cut > first or bundle.manifest.get("train", {}).get("refit"):
+    learned = bundle.manifest["data"].get("protocol", "temporal")
+    late = learned != protocol if "leave-one-out" in {learned, protocol} else bundle.cut > first
+    if late or bundle.manifest.get("train", {}).get("refit"):
         raise UserError(
             "bundle", bundle.id or "refit", "one whose cut lies before the test (this one was fitted on it too)",
             "recloop evaluate BUNDLE, with the one from before the refit",
@@ -207,6 +212,8 @@ class _Test:
         self.weights: dict[str, Mapping[str, float]] = {name: {source: 1.0} for source, name in self.names.items()}
         self.weights["served"] = served
         self.lists = {name: np.zeros((len(queries), max(self.ks)), dtype=np.int64) for name in self.weights}
+        self.places = {name: Places.of(len(queries)) for name in self.weights} if config.split.protocol == ONE else {}
+        self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
         self.seconds = dict.fromkeys(self.weights, 0.0)
         # Items that a served list may hold and the table does not know get numbers behind it.
         self.beyond: dict[str, int] = {}
@@ -233,8 +240,12 @@ class _Test:
         for name, weights in self.weights.items():
             mine = {source: found for source, found in recalled.items() if weights.get(source, 0.0) > 0}
             rungs = None if name == "served" else ALONE
-            fused = fuse(mine or recalled, weights, k)
+            fused = fuse(mine or recalled, weights, DEPTH if self.places else k)
             self._keep(name, span, self.recommender.answers(encoded, allowed, fused, asked, rungs))
+            if self.places:
+                kind = self._kind(name)
+                found = recalled["model"] if kind == "network" else fused
+                self.places[name].find(span, self._targets(span), found, self.lists[name][span], kind == "counting")
             self.seconds[name] += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
 
     def _keep(self, name: str, span: slice, answers: Sequence[Answer]) -> None:
@@ -247,13 +258,18 @@ class _Test:
                     known = self.beyond.setdefault(item_id, len(self.bundle.items) + 1 + len(self.beyond))
                 lists[row, place] = known
 
+    def _targets(self, span: slice) -> NDArray[np.int64]:
+        """The targets in the table's numbers, and behind it those that a served list held (the ladder's `latest`)."""
+        wanted = self.wanted[span].copy()
+        raw = self.queries.targets[span]
+        for number in np.flatnonzero(wanted == 0):
+            wanted[number] = self.beyond.get(raw[number], 0)
+        return wanted
+
     def rows(self, repeat: NDArray[np.bool_]) -> list[Row]:
         """The rows of this bundle: every value of every query, by slice."""
-        wanted = self.bundle.items.ids.lookup(self.queries.targets, len(self.queries.targets)).astype(np.int64)
-        known = wanted > 0
-        # A served list may hold a new item of the catalogue (the ladder's `latest`); where that is a target, it is found.
-        for number in np.flatnonzero(~known):
-            wanted[number] = self.beyond.get(self.queries.targets[number], 0)
+        known = self.wanted > 0
+        wanted = self._targets(slice(None))
         masks = {"all": np.ones(len(wanted), dtype=bool), "warm": known, "repeat": repeat, "explore": ~repeat}
         parts = {name: metrics.keep_targets(wanted, self.queries.offsets, masks[name]) for name in SLICES}
         tail = np.concatenate([[False], self.bundle.items.tail, np.ones(len(self.beyond), dtype=bool)])
@@ -263,7 +279,11 @@ class _Test:
                 (part, f"{metric}@{k}"): value
                 for part, (targets, offsets) in parts.items()
                 for k in self.ks
-                for metric, value in metrics.ranking(lists, targets, offsets, k).items()
+                for metric, value in (
+                    self.places[name].values(k, masks[part])
+                    if self.places
+                    else metrics.ranking(lists, targets, offsets, k)
+                ).items()
             }
             counts = np.bincount(lists[:, : self.ks[0]].ravel(), minlength=len(tail))
             counts[0] = 0
