@@ -1,0 +1,104 @@
+"""Days that were held back, replayed over HTTP in their own time: each household asks, then its basket is posted.
+
+The import ends where the future begins; what comes after goes through the service like any shop's day: a list is asked
+for just before each basket, and the basket's rows carry the ``request_id`` of that list. ``now`` is the replay's clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from recloop.client import Client, iso
+from recloop.records import DAY, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
+
+BEFORE = 1_000_000
+"""Microseconds before its basket at which a household asks."""
+
+
+@dataclass
+class Replayed:
+    """What a stretch of days did: baskets asked for and posted, rows accepted, baskets left out for want of time."""
+
+    baskets: int = 0
+    rows: int = 0
+    hits: int = 0
+    left_out: int = 0
+    seconds: float = 0.0
+    models: dict[str, int] = field(default_factory=dict)  # answers by bundle
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of baskets that hold an item of the list asked for just before."""
+        return self.hits / self.baskets if self.baskets else float("nan")
+
+
+@dataclass(frozen=True)
+class Basket:
+    """One basket of the future, as its rows will be posted."""
+
+    user_id: str
+    stamp: int
+    group_id: str
+    rows: list[dict[str, Any]]
+
+
+def baskets(future: pl.DataFrame, first: int, days: float) -> Iterator[Basket]:
+    """The baskets of the ``days`` from ``first`` (int64 microseconds) on, in the order of time.
+
+    Args:
+        future: user_id, item_id, timestamp, group_id, quantity, value of the rows that were held back.
+    """
+    inside = future.filter((pl.col(TIMESTAMP) >= first) & (pl.col(TIMESTAMP) < first + int(days * DAY)))
+    for (group_id,), rows in inside.sort(TIMESTAMP, GROUP_ID, maintain_order=True).group_by(
+        GROUP_ID, maintain_order=True
+    ):
+        stamp = int(rows[TIMESTAMP][0])
+        user_id = str(rows[USER_ID][0])
+        posted = [
+            {
+                "user_id": user_id, "item_id": item, "event_type": "interaction", "timestamp": iso(stamp),
+                "group_id": group_id, "quantity": quantity, "value": value, "event_id": f"{group_id}-{number}",
+            }
+            for number, (item, quantity, value) in enumerate(rows.select(ITEM_ID, QUANTITY, VALUE).iter_rows())
+        ]  # fmt: skip
+        yield Basket(user_id, stamp, str(group_id), posted)
+
+
+def replay(client: Client, future: pl.DataFrame, first: int, days: float, seconds: float) -> Replayed:
+    """Live through some days; what does not fit into ``seconds`` of wall time is posted unasked, and counted.
+
+    No basket is lost: those left out are posted a thousand rows at a time, so the state of every household is the
+    same as if all had asked.
+    """
+    done, begin = Replayed(), time.monotonic()
+    waiting: list[dict[str, Any]] = []
+    for basket in baskets(future, first, days):
+        if time.monotonic() - begin > seconds:
+            done.left_out += 1
+            waiting += basket.rows
+            if len(waiting) > 900:
+                done.rows += _post(client, waiting[:1000], basket.stamp)
+                waiting = waiting[1000:]
+            continue
+        client.now = basket.stamp - BEFORE
+        answer = client.recommend(basket.user_id)
+        shown = {slot["item_id"] for slot in answer["items"]}
+        done.models[answer["model_version"]] = done.models.get(answer["model_version"], 0) + 1
+        done.hits += bool(shown & {row["item_id"] for row in basket.rows})
+        rows = [{**row, "request_id": answer["request_id"]} for row in basket.rows]
+        done.rows += sum(_post(client, rows[n : n + 1000], basket.stamp) for n in range(0, len(rows), 1000))
+        done.baskets += 1
+    for start in range(0, len(waiting), 1000):
+        done.rows += _post(client, waiting[start : start + 1000], first + int(days * DAY))
+    done.seconds = time.monotonic() - begin
+    return done
+
+
+def _post(client: Client, rows: list[dict[str, Any]], now: int) -> int:
+    client.now = now
+    return int(client.post("/v1/events", rows)["accepted"])
