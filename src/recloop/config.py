@@ -23,6 +23,7 @@ import tomli_w
 from recloop.errors import UserError
 
 FILE = "recloop.toml"
+HEAVIEST = 1000  # of the weights of [events]
 
 
 class Section(pydantic.BaseModel):
@@ -61,7 +62,18 @@ class Events(Section):
     neutral: tuple[str, ...] = ("impression",)
     positive: tuple[str, ...] = ("*",)
     negative: tuple[str, ...] = ("dislike", "hide")
-    weights: dict[str, float] = {}  # [second issue]
+    weights: dict[str, float] = {}  # above 0 positive, below 0 negative, 0 neutral; in the order of the file
+
+    @pydantic.field_validator("weights", mode="before")
+    @classmethod
+    def _checked(cls, weights: Any) -> Any:
+        """Numbers only. A bundle's spec keeps the rules as pairs: their order decides, and sorted JSON would lose it."""
+        rules = dict(weights) if isinstance(weights, list | tuple) else weights
+        for text, weight in rules.items() if isinstance(rules, Mapping) else ():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= HEAVIEST:
+                expected = f"a number from -{HEAVIEST} to {HEAVIEST}"
+                raise UserError(f"events.weights.{text}", weight, expected, f'weights = {{ "{text}" = 1 }} in {FILE}')
+        return rules
 
 
 class Burst(Section):
@@ -210,7 +222,6 @@ class Config(Section):
 
 
 LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("events.weights", ({},)),
     ("split.protocol", ("temporal", "leave-one-out")),
     ("train.loss", ("auto", "ce")),
     ("serve.keys", ("",)),

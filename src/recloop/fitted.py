@@ -31,6 +31,7 @@ from recloop.collect.split import Parts, split
 from recloop.collect.tables import Table as FileTable
 from recloop.config import Config, Data, build
 from recloop.errors import UserError
+from recloop.features.dwell import Dwell
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState, moment_stamps, number_moments
@@ -52,12 +53,16 @@ OPTIONAL = ("event_type", "value", "quantity", "group_id", "event_id")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a `Recommendations` knows: labelled events, versions of items and users, and the split it was fitted on."""
+    """What a `Recommendations` knows: labelled events, versions of items and users, the split it was fitted on.
+
+    ``dwell`` is what a dwell is long compared with.
+    """
 
     events: pl.DataFrame
     items: pl.DataFrame | None
     users: pl.DataFrame | None
     parts: Parts | None
+    dwell: Dwell | None = None
 
     @property
     def test(self) -> pl.DataFrame:
@@ -87,10 +92,10 @@ def fit(
     catalogue = _objects(items, ITEM_ID, 0)
     people = _objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
     first = sum(len(part) for part in (catalogue, people) if part is not None)
-    cleaned = clean(parse_events([_table(frame, "events")], settings.data).frame, settings, first)
+    cleaned = clean(parse_events([_table(frame, "events")], settings.data).frame, settings, first, catalogue)
     if cleaned.excessive:
         raise cleaned.excessive[0]
-    rows = Rows(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split))
+    rows = Rows(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split), cleaned.dwell)
     return Recommendations(_learned(settings, rows, model), rows, settings, nw.get_native_namespace(events).__name__)
 
 
@@ -104,7 +109,7 @@ def load(path: str | Path, events: Any = None) -> Recommendations:
     check_golden(bundle)
     spec = bundle.spec
     empty = pl.DataFrame(schema={**EVENT_SCHEMA})
-    settings = build({"events": spec.events.model_dump(mode="json"), "clean": spec.clean.model_dump(mode="json"),
+    settings = build({"events": spec.to_json()["events"], "clean": spec.clean.model_dump(mode="json"),
                       "data": {"timezone": spec.timezone}}, (), {})  # fmt: skip
     catalogue = bundle.items
     items = pl.DataFrame(
@@ -112,7 +117,7 @@ def load(path: str | Path, events: Any = None) -> Recommendations:
     ).with_columns(
         pl.lit(0, pl.Int64).alias(SEQ), pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
     )
-    labelled = _labelled(Signal(spec.events, spec.clean), empty, empty)
+    labelled = _labelled(Signal.of(spec), empty, empty)
     native = "polars" if events is None else nw.get_native_namespace(events).__name__
     made = Recommendations(bundle, Rows(labelled, items, None, None), settings, native)
     if events is not None:
@@ -126,7 +131,7 @@ class Recommendations:
     def __init__(self, bundle: Bundle, rows: Rows, config: Config, native: str) -> None:
         self.bundle = bundle
         self._rows, self._config, self._native = rows, config, native
-        self._signal = Signal(bundle.spec.events, bundle.spec.clean)
+        self._signal = Signal.of(bundle.spec)
         self._recommender = Recommender(bundle, Catalogue.of([rows.items]), THREADS)
         self._timeline = Timeline(rows.events, rows.users)
 
@@ -276,7 +281,7 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
     parts = rows.parts
     assert parts is not None
     before = pl.concat([parts.train, parts.valid])
-    tables = make_tables(Spec.of(config), before, parts.cut, rows.items, rows.users)
+    tables = make_tables(Spec.of(config, rows.dwell), before, parts.cut, rows.items, rows.users)
     arrays = train_data(tables, parts.train, parts.valid)
     network_wanted = model != "auto" and not is_counting(model)
     options = config.model.options if model == config.model.name else {}

@@ -91,7 +91,7 @@ def follow_on(project: Project, prepared: Prepared, data: Data) -> None:
             log.start_at(prepared.watermark)
         finally:
             log.close()
-    key = Spec.of(project.config).state_key
+    key = Spec.of(project.config, data.dwell).state_key
     path = project.store / snapshots.name(prepared.watermark, key)
     snapshots.write(path, fold_all(data.events, data.users), prepared.watermark, key)
     for old in project.store.glob("snapshots-*.db"):
@@ -110,7 +110,7 @@ def open_run(project: Project, started: datetime) -> Path:
 def see(project: Project, data: Data) -> Tables:
     """The tables over what was there before the cut."""
     before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
-    return make_tables(Spec.of(project.config), before, data.manifest["cut"], data.items, data.users)
+    return make_tables(Spec.of(project.config, data.dwell), before, data.manifest["cut"], data.items, data.users)
 
 
 def learn(

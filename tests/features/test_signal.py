@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import polars as pl
 import pytest
 
-from recloop.config import Burst, Clean, Events
+from recloop.config import Burst, Clean, Events, build
 from recloop.errors import UserError
 from recloop.features.signal import Signal, bursts
+from recloop.features.spec import Spec
+from recloop.features.state import Timeline, UserState, moment_stamps
+from recloop.recommend.states import fold
 from recloop.records import EVENT_SCHEMA, SECOND
 
 
@@ -32,6 +36,52 @@ def test_the_first_match_decides_in_the_order_weights_neutral_negative_positive(
     labelled = signal.label(frame([{"event_type": kind, "value": value} for kind, value in [*rows, ("other", None)]]))
     assert labelled["label"].to_list() == [0, 0, -1, 1, 1, -1, 0]
     assert labelled["weight"].to_list() == [0.0, 0.0, 1.0, 1.0, 5.0, 0.5, 0.0]
+
+
+def test_the_order_of_weights_decides_and_survives_a_bundle() -> None:
+    rules = {"event_type = 'rating' AND value >= 4": 2, "rating": -1, "purchase": 5, "skip": -0.5}
+    config = build({"events": {"weights": rules}}, environment={})
+    turned = build({"events": {"weights": dict(reversed(rules.items()))}}, environment={})
+    spec = Spec.of(config)
+    again = Spec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True)))  # as spec.json is written
+    rows = frame([{"event_type": "rating", "value": 5.0}, {"event_type": "rating", "value": 1.0}])
+    assert Signal.of(again).label(rows)["label"].to_list() == [1, -1]
+    assert Signal.of(again).label(rows)["weight"].to_list() == [2.0, 1.0]
+    assert again.state_key == spec.state_key != Spec.of(turned).state_key
+
+
+@pytest.mark.parametrize("weight", ["many", True, float("nan"), float("inf"), [1]])
+def test_a_weight_that_is_no_number_is_refused_by_name_and_mend(weight: object) -> None:
+    with pytest.raises(
+        UserError, match=r"events\.weights\.purchase=.*: expected a number.*; try: weights = "
+    ) as caught:
+        build({"events": {"weights": {"purchase": weight}}}, environment={})
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_word_in_a_rule_is_refused_with_the_nearest() -> None:
+    config = build({"events": {"weights": {"event_type = 'rating' AND valeu >= 4": 2}}}, environment={})
+    with pytest.raises(UserError, match=r"nearest to valeu: value"):
+        Signal(config.events, config.clean)
+
+
+@pytest.mark.parametrize("code", ["__import__('os').system('true')", "value >= (SELECT 1)", "1; DROP TABLE events"])
+def test_a_rule_is_parsed_and_never_run(code: str) -> None:
+    with pytest.raises(UserError, match=r"events\.weights"):
+        Signal(Events(weights={code: 1.0}), Clean())
+
+
+def test_a_skip_teaches_and_hides_nothing_a_dislike_hides() -> None:
+    signal = Signal(Events(weights={"skip": -0.5, "dislike": -1}), Clean())
+    rows = frame([{"event_type": "skip", "item_id": "a"}, {"event_type": "dislike", "item_id": "b"}])
+    labelled = signal.label(rows)
+    assert labelled["label"].to_list() == [-1, -1]
+    assert labelled["weight"].to_list() == [0.5, 1.0]
+    state = UserState()
+    fold(state, labelled)
+    assert state.disliked() == ["b"]
+    states = Timeline(moment_stamps(labelled)).states(["u"], [2])
+    assert states.names[states.negatives].tolist() == ["b"]
 
 
 def test_a_rating_without_a_value_meets_no_condition_on_it() -> None:

@@ -203,7 +203,7 @@ def shop(world: World) -> tuple[Spec, TrainData, Timeline, list[str]]:
     cut = int(events["stamp"].max()) + 1  # type: ignore[call-overload]
     tables = make_tables(spec, events, cut, *versions)
     data = train_data(tables, events.filter(~is_held), events.filter(is_held))
-    timeline = Timeline(events.select("user_id", "item_id", "stamp", "seq", "label"), versions[1])
+    timeline = Timeline(events.select("user_id", "item_id", "stamp", "seq", "label", "weight"), versions[1])
     return spec, data, timeline, tables.users.ids
 
 

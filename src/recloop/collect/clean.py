@@ -11,8 +11,10 @@ from typing import Final, Literal, NamedTuple
 
 import polars as pl
 
+from recloop.collect.split import cut_of
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.dwell import DWELL, DWELL_PCT, Dwell
 from recloop.features.signal import Signal, matcher
 from recloop.features.state import moment_stamps, number_moments
 from recloop.records import (
@@ -68,6 +70,7 @@ class Cleaned:
         quarantine: QUARANTINED, in the order of seq.
         removed: Rows by rule, in the order of `RULES`, rules that took none left out.
         watermark: The last seq given.
+        dwell: What a dwell is long compared with: the believed ones before the cut.
         excessive: What `excess` says of the rules that took more than ``clean.max_removed``.
     """
 
@@ -76,15 +79,17 @@ class Cleaned:
     removed: dict[str, int]
     watermark: int
     excessive: tuple[UserError, ...]
+    dwell: Dwell | None = None
 
 
-def clean(frame: pl.DataFrame, config: Config, after: int = 0) -> Cleaned:
+def clean(frame: pl.DataFrame, config: Config, after: int = 0, items: pl.DataFrame | None = None) -> Cleaned:
     """Judge a log.
 
     Args:
         frame: EVENT_SCHEMA without seq, in the order of file and row.
         config: ``[events]``, ``[clean]`` and ``[split]`` of it.
         after: The last seq already given, to items and users.
+        items: The catalogue: durations and categories of the items that people dwell on.
 
     Returns:
         What `Cleaned` holds; a rule that took too much is in ``excessive`` and the caller stops or warns.
@@ -96,7 +101,12 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0) -> Cleaned:
     )
     rule = _judge(numbered, signal, config)
     taken = rule.is_not_null()
-    kept = signal.label(numbered.filter(~taken))
+    kept = numbered.filter(~taken)
+    dwell = None
+    if (kept[EVENT_TYPE] == DWELL).any():
+        early = kept.filter(pl.col(TIMESTAMP) < cut_of(kept, config.split.quantile))
+        dwell = Dwell.fit(early, items)
+    kept = Signal(config.events, config.clean, dwell).label(kept)
     if config.split.k_core > 1:
         thin = _outside_core(kept, config.split.k_core)
         core = pl.DataFrame({SEQ: kept[SEQ].filter(thin)}, schema={SEQ: pl.Int64}).with_columns(core=pl.lit("k_core"))
@@ -113,6 +123,7 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0) -> Cleaned:
         removed=removed,
         watermark=after + len(numbered),
         excessive=tuple(excess(quarantine, removed, len(numbered), config.clean.max_removed)),
+        dwell=dwell,
     )
 
 
@@ -120,12 +131,12 @@ def _check_conditions(config: Config) -> None:
     """Refuse a condition that compares a text with a number before a row is asked."""
     texts = [
         (text, f"events.{name}")
-        for name in ("neutral", "negative", "positive")
+        for name in ("weights", "neutral", "negative", "positive")
         for text in getattr(config.events, name)
     ]
     if config.clean.keep.strip():
         texts.append((config.clean.keep, "clean.keep"))
-    empty = pl.DataFrame(schema=EVENT_SCHEMA)
+    empty = pl.DataFrame(schema={**EVENT_SCHEMA, DWELL_PCT: pl.Float64})
     for text, key in texts:
         try:
             empty.with_columns(matcher(text, key).alias("passes"))

@@ -25,6 +25,7 @@ from recloop.collect.sources import find, fingerprint
 from recloop.collect.split import Parts, split
 from recloop.config import Project
 from recloop.errors import UserError
+from recloop.features.dwell import Dwell
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
 
 FORMAT: Final = 1
@@ -54,6 +55,12 @@ class Data:
     items: pl.DataFrame | None
     users: pl.DataFrame | None
     manifest: dict[str, Any]
+
+    @property
+    def dwell(self) -> Dwell | None:
+        """What a dwell is long compared with, as it was when the rows were labelled."""
+        tree = self.manifest.get("dwell")
+        return None if tree is None else Dwell.from_json(tree)
 
     @cached_property
     def events(self) -> pl.DataFrame:
@@ -89,7 +96,7 @@ def prepare(project: Project, logged: bool = False) -> Prepared:
     raw, items, users = read_events(project), read_items(project), read_users(project)
     items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
     after = sum(len(table.frame) for table in (items, users) if table is not None)
-    cleaned = clean(raw.frame, config, after)
+    cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     if cleaned.excessive:
         raise cleaned.excessive[0]
     parts = split(cleaned.believed, config.split)
@@ -201,6 +208,7 @@ def _write(
                 "test": len(parts.test),
             },
             "report": found.to_json(),
+            **({} if cleaned.dwell is None else {"dwell": cleaned.dwell.to_json()}),
             "files": files.written,
             "config": project.config.model_dump(mode="json", by_alias=True),
         }

@@ -1,19 +1,24 @@
 """What an event means and whether it is believed: the one judgement for training, state and the write path.
 
 An event's *label* comes from ``[events]``: rules are asked in the order weights, neutral, negative, positive, and the
-first match decides (definitions, section 5). An event is *believed* unless a causal rule takes it, a rule that needs
+first match decides (definitions, section 5). A negative of weight 1 or more, and whatever ``events.negative`` names,
+keeps the item out of the list (`STANDING`); a lighter one only teaches. An event is *believed* unless a causal rule takes it, a rule that needs
 nothing but the rows of its user learned before it: so the same function runs in ``prepare`` and on arrival.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from recloop import rules
-from recloop.config import Burst, Clean, Events
+from recloop.config import FILE, Burst, Clean, Events
+from recloop.errors import UserError
+from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, Dwell
+from recloop.features.spec import Spec
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, LABEL, SECOND, TIMESTAMP, USER_ID, WEIGHT
 
 CONDITION_COLUMNS = {
@@ -21,8 +26,17 @@ CONDITION_COLUMNS = {
     for name in (
         "event_type", "value", "quantity", "group_id", "placement", "user_id", "item_id", "timestamp", "session_id",
     )
-}  # fmt: skip
+} | {DWELL_PCT: pl.Float64()}  # fmt: skip
 """Fields of an event that a condition may name, and their types."""
+
+TYPE = re.compile(r"[\w.:-]+")
+"""An entry of ``[events]`` that is an event type; anything else is a condition."""
+
+KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
+"""Those of ``clean.keep``: belief is decided before a dwell is compared with others."""
+
+STANDING = pl.when((pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1)).then(0).otherwise(pl.col(LABEL)).alias(LABEL)
+"""The label as a state takes it: a negative of less than weight 1 (a skip) teaches and hides nothing."""
 
 UNHURRIED = ("purchase", "order", "rating")
 """Event types that never count for the burst rule: a checkout writes many rows at once."""
@@ -32,33 +46,58 @@ def matcher(text: str, key: str) -> pl.Expr:
     """The test of one entry of ``[events]``: ``*``, an event type, or a condition over the row's fields."""
     if text == "*":
         return pl.lit(True)
-    if re.fullmatch(r"[\w.:-]+", text):
+    if TYPE.fullmatch(text):
         return pl.col(EVENT_TYPE) == text
     return rules.parse(text, CONDITION_COLUMNS, key).expr
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One entry of ``[events]``, or the default for a long dwell: what it asks and what a match means."""
+
+    text: str
+    key: str
+    label: int
+    weight: float
+    expr: pl.Expr
 
 
 class Signal:
     """The event classes and causal rules of one spec, compiled once.
 
+    Args:
+        dwell: What a dwell is long compared with; without it no dwell is long.
+
     Raises:
-        UserError: a condition that does not parse or names a field that an event has not.
+        UserError: a condition that does not parse or names a field that an event has not; a negative dwell.
     """
 
-    def __init__(self, events: Events, clean: Clean) -> None:
-        self._clean = clean
-        self._keep = rules.parse(clean.keep, CONDITION_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
-        classes: list[tuple[pl.Expr, int, float]] = []
-        for text, weight in events.weights.items():
-            sign = int(np.sign(weight))
-            classes.append((matcher(text, f"events.weights.{text}"), sign, abs(weight)))
-        for name, label in (("neutral", 0), ("negative", -1), ("positive", 1)):
-            key = f"events.{name}"
-            classes += [(matcher(text, key), label, float(abs(label))) for text in getattr(events, name)]
-        self._label, self._weight = _first_match(classes)
+    def __init__(self, events: Events, clean: Clean, dwell: Dwell | None = None) -> None:
+        self._clean, self._dwell = clean, dwell
+        self._keep = rules.parse(clean.keep, KEEP_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
+        self.rules = _rules(events)
+        self._label, self._weight, self._rule = _first_match(self.rules)
+
+    @classmethod
+    def of(cls, spec: Spec) -> Signal:
+        """What events mean to the bundles of a spec."""
+        return cls(spec.events, spec.clean, spec.dwell)
 
     def label(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with ``label`` (-1, 0, 1) and ``weight``; a type that no rule names is neutral."""
-        return frame.with_columns(self._label.alias(LABEL), self._weight.alias(WEIGHT))
+        known = frame.with_columns(self._share(frame))
+        return known.with_columns(self._label.alias(LABEL), self._weight.alias(WEIGHT)).drop(DWELL_PCT)
+
+    def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """`label`, with ``dwell_pct`` and the number of the deciding rule in ``rules``, null where none decides."""
+        labelled = self.label(frame).with_columns(self._share(frame))
+        return labelled.with_columns(self._rule.alias("by"))
+
+    def _share(self, frame: pl.DataFrame) -> pl.Series:
+        """``dwell_pct`` of each row."""
+        if self._dwell is None:
+            return pl.Series(DWELL_PCT, [None], dtype=pl.Float64).new_from_index(0, len(frame))
+        return self._dwell.share(frame)
 
     def believe(self, frame: pl.DataFrame, earlier: pl.DataFrame | None = None) -> pl.Series:
         """The causal rule that takes each row, or null: the row is believed.
@@ -87,13 +126,46 @@ class Signal:
         return rule
 
 
-def _first_match(classes: list[tuple[pl.Expr, int, float]]) -> tuple[pl.Expr, pl.Expr]:
+def _rules(events: Events) -> tuple[Rule, ...]:
+    """In the order in which they are asked; a long dwell is positive where no rule speaks of dwells."""
+    found = [
+        Rule(text, f"events.weights.{text}", int(np.sign(weight)), abs(weight), matcher(text, f"events.weights.{text}"))
+        for text, weight in events.weights.items()
+    ]
+    if not any(_on_dwell(text) for text in (*events.weights, *events.neutral, *events.negative, *events.positive)):
+        dwell = pl.col(EVENT_TYPE) == DWELL
+        long = f"{DWELL_PCT} >= {LONG}"
+        found += [
+            Rule(long, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG)),
+            Rule(DWELL, "default", 0, 0.0, dwell),
+        ]
+    for name, label in (("neutral", 0), ("negative", -1), ("positive", 1)):
+        key = f"events.{name}"
+        found += [Rule(text, key, label, float(abs(label)), matcher(text, key)) for text in getattr(events, name)]
+    for rule in found:
+        if rule.label < 0 and _on_dwell(rule.text):
+            expected = "a weight of 0 or more: dwell alone never makes a negative"
+            raise UserError(rule.key, rule.text, expected, f"remove it from [events] in {FILE}")
+    return tuple(found)
+
+
+def _on_dwell(text: str) -> bool:
+    if TYPE.fullmatch(text):
+        return text == DWELL
+    return re.search(rf"\b({DWELL}|{DWELL_PCT})\b", text) is not None
+
+
+def _first_match(found: tuple[Rule, ...]) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
     label, weight = pl.lit(0, dtype=pl.Int8), pl.lit(0.0, dtype=pl.Float32)
-    for test, sign, size in reversed(classes):  # the innermost `otherwise` is asked last
-        matched = test.fill_null(False)
-        label = pl.when(matched).then(pl.lit(sign, dtype=pl.Int8)).otherwise(label)
-        weight = pl.when(matched).then(pl.lit(size, dtype=pl.Float32)).otherwise(weight)
-    return label, weight
+    by = pl.lit(None, dtype=pl.Int32)
+    for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is asked last
+        matched = rule.expr.fill_null(False)
+        if rule.label < 0:  # a condition on values alone may meet a dwell: it is left to the rules after it
+            matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
+        label = pl.when(matched).then(pl.lit(rule.label, dtype=pl.Int8)).otherwise(label)
+        weight = pl.when(matched).then(pl.lit(rule.weight, dtype=pl.Float32)).otherwise(weight)
+        by = pl.when(matched).then(pl.lit(place, dtype=pl.Int32)).otherwise(by)
+    return label, weight, by
 
 
 def bursts(rows: pl.DataFrame, burst: Burst) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recloop.config import Clean, Config, Events, Field
+from recloop.features.dwell import Dwell
 
 ENCODE_VERSION = 1
 """Raised by hand when a golden test of `recloop.features.encode` changes."""
@@ -25,6 +26,7 @@ class Spec:
         dim: Width of a vector. history: newest items of a state that a sequence model is fed.
         timezone: Of the stamps that carry none, and of hour and weekday.
         segment: User attribute whose values have popular lists of their own; empty: none.
+        dwell: What a dwell is long compared with, frozen at training; None: the log had none.
     """
 
     events: Events
@@ -36,9 +38,11 @@ class Spec:
     history: int
     timezone: str
     segment: str
+    dwell: Dwell | None = None
 
     @classmethod
-    def of(cls, config: Config) -> Spec:
+    def of(cls, config: Config, dwell: Dwell | None = None) -> Spec:
+        """The spec of a configuration; ``dwell`` as `recloop.collect` found it (the manifest of ``data/``)."""
         features = config.features
         return cls(
             events=config.events,
@@ -50,6 +54,7 @@ class Spec:
             history=features.history,
             timezone=config.data.timezone,
             segment=config.serve.segment,
+            dwell=dwell,
         )
 
     @property
@@ -60,13 +65,14 @@ class Spec:
     @property
     def state_key(self) -> str:
         """8 hex of the event classes: bundles of one key share states and snapshots."""
-        text = json.dumps(self.events.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        classes = self._events() | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
+        text = json.dumps(classes, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "key": self.state_key,
-            "events": self.events.model_dump(mode="json"),
+            "events": self._events(),
             "clean": self.clean.model_dump(mode="json"),
             "item": {name: field.model_dump(mode="json", by_alias=True) for name, field in self.item.items()},
             "user": {name: field.model_dump(mode="json", by_alias=True) for name, field in self.user.items()},
@@ -75,7 +81,12 @@ class Spec:
             "history": self.history,
             "timezone": self.timezone,
             "segment": self.segment,
-        }
+        } | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
+
+    def _events(self) -> dict[str, Any]:
+        """The event classes as JSON; weights as pairs, in their order, which decides."""
+        tree: dict[str, Any] = self.events.model_dump(mode="json")
+        return tree | ({"weights": [list(pair) for pair in self.events.weights.items()]} if self.events.weights else {})
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Spec:
@@ -89,4 +100,5 @@ class Spec:
             history=tree["history"],
             timezone=tree["timezone"],
             segment=tree["segment"],
+            dwell=Dwell.from_json(tree["dwell"]) if tree.get("dwell") else None,
         )

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from recloop.features.signal import STANDING
 from recloop.records import GROUP_ID, ITEM_ID, LABEL, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
 
 
@@ -143,10 +144,10 @@ class Timeline:
         """Sort the rows once.
 
         Args:
-            frame: Believed events with ``stamp`` and ``label`` (`moment_stamps`, `Signal.label`).
+            frame: Believed events with ``stamp``, ``label`` and ``weight`` (`moment_stamps`, `Signal.label`).
             users: Versions of users: user_id, seq, attributes (JSON object text).
         """
-        rows = frame.filter(pl.col(LABEL) != 0).select(USER_ID, ITEM_ID, STAMP, SEQ, LABEL)
+        rows = frame.select(USER_ID, ITEM_ID, STAMP, SEQ, STANDING).filter(pl.col(LABEL) != 0)
         self.names = rows[ITEM_ID].unique().sort().to_numpy().astype(object)
         codes = pl.DataFrame({ITEM_ID: self.names.tolist(), "code": np.arange(len(self.names), dtype=np.int32)},
                              schema={ITEM_ID: pl.String, "code": pl.Int32})  # fmt: skip

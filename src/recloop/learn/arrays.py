@@ -144,7 +144,7 @@ def _held(tables: Tables, held: pl.DataFrame) -> Held:
 
 def timeline(frames: list[pl.DataFrame], users: pl.DataFrame | None) -> Timeline:
     """The states of everybody over these labelled rows."""
-    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL]
+    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT]
     return Timeline(pl.concat([frame.select(columns) for frame in frames]), users)
 
 

@@ -14,9 +14,9 @@ import polars as pl
 
 from recloop.backends.log import Log
 from recloop.backends.snapshots import Snapshot
-from recloop.features.signal import Signal
+from recloop.features.signal import STANDING, Signal
 from recloop.features.state import UserState, attribute_versions
-from recloop.records import GROUP_ID, ITEM_ID, LABEL, RULE, SEQ, TIMESTAMP, USER_ID
+from recloop.records import GROUP_ID, ITEM_ID, RULE, SEQ, TIMESTAMP, USER_ID
 
 CACHED = 100_000
 """States kept in memory; beyond it the oldest entries go."""
@@ -65,7 +65,7 @@ class StateReader:
 
 def fold(state: UserState, labelled: pl.DataFrame) -> None:
     """Fold believed events of one user into a state, in the order of their seq."""
-    for row in labelled.sort(SEQ).select(ITEM_ID, TIMESTAMP, GROUP_ID, LABEL).iter_rows():
+    for row in labelled.sort(SEQ).select(ITEM_ID, TIMESTAMP, GROUP_ID, STANDING).iter_rows():
         state.add(*row)
 
 
@@ -74,7 +74,7 @@ def fold_all(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tup
     states: dict[str, UserState] = {}
     for user_id, versions in attribute_versions(users).items():
         states[user_id] = UserState(attributes=versions[-1][1])
-    for user_id, *row in labelled.sort(SEQ).select(USER_ID, ITEM_ID, TIMESTAMP, GROUP_ID, LABEL).iter_rows():
+    for user_id, *row in labelled.sort(SEQ).select(USER_ID, ITEM_ID, TIMESTAMP, GROUP_ID, STANDING).iter_rows():
         states.setdefault(user_id, UserState()).add(*row)
     for user_id in sorted(states):
         yield user_id, msgspec.msgpack.encode(states[user_id])

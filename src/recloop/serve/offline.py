@@ -49,7 +49,7 @@ def recommend(project: Project, user_id: str, k: int = 0, placement: str = "home
         path = project.store / snapshots.name(archive.watermark, loaded.spec.state_key)
         snapshot = snapshots.Snapshot(path)
         try:
-            signal = Signal(loaded.spec.events, loaded.spec.clean)
+            signal = Signal.of(loaded.spec)
             state = StateReader(log, snapshot, signal).read(user_id, as_of)
         finally:
             snapshot.close()

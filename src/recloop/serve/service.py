@@ -94,7 +94,7 @@ class Service:
         self._stack.callback(self.log.close)
         self.log.start_at(self.archive.watermark)
         self.as_of = self.log.last_seq()
-        signal = Signal(bundle.spec.events, bundle.spec.clean)
+        signal = Signal.of(bundle.spec)
         self.catalogue = Catalogue.of([self.archive.items(), self.log.items()])
         self._stored = self._snapshot(bundle, signal)
         self._stack.callback(self._stored.close)

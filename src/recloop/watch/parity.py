@@ -171,7 +171,7 @@ class Rebuilder:
         spec = recommender.bundle.spec
         rows = pl.concat([self._old_events, new_events])
         users = new_users if self._old_users is None else pl.concat([self._old_users, new_users])
-        return Timeline(moment_stamps(Signal(spec.events, spec.clean).label(rows)), users)
+        return Timeline(moment_stamps(Signal.of(spec).label(rows)), users)
 
 
 def _answer(recommender: Recommender, timeline: Timeline, decision: Decision) -> Answer:

@@ -1,0 +1,103 @@
+"""How long is long: the share of dwells that a dwell exceeds among those on items of like duration.
+
+A dwell is the value, in seconds, of an event of type ``dwell``. Ten seconds of a song say something else than ten
+seconds of a film, so a dwell is compared inside its item's *band*: one of ten equal bands of the item attribute
+``duration``; without a duration the item's own dwells from 30 on, else its ``category`` (definitions, section 5). The
+tables are made from the training rows and frozen: a row means the same in training, in the service and in ``verify``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, VALUE
+
+DWELL: Final = "dwell"
+DWELL_PCT: Final = "dwell_pct"
+LONG: Final = 0.7
+LONG_WEIGHT: Final = 2.0
+BANDS: Final = 10
+FEWEST: Final = 30  # dwells that a band needs: below, a share says nothing
+KEPT: Final = 1000  # dwells kept of a band: its quantiles, where there are more
+CLIP: Final = 0.99
+
+
+@dataclass(frozen=True)
+class Dwell:
+    """The frozen tables: ``bands`` names the band of an item, ``values`` its dwells, ascending and clipped."""
+
+    bands: dict[str, str]
+    values: dict[str, tuple[float, ...]]
+
+    @classmethod
+    def fit(cls, events: pl.DataFrame, items: pl.DataFrame | None) -> Dwell | None:
+        """The tables over these believed rows (those before the cut); None where they hold no dwell.
+
+        Args:
+            events: Rows with item_id, event_type, value.
+            items: Versions of items: item_id, seq, attributes (JSON object).
+        """
+        rows = events.filter((pl.col(EVENT_TYPE) == DWELL) & (pl.col(VALUE) >= 0)).select(ITEM_ID, VALUE)
+        if not len(rows):
+            return None
+        attributes = _attributes(items)
+        durations = {item: row["duration"] for item, row in attributes.items() if _is_number(row.get("duration"))}
+        seen = np.array([durations[item] for item in rows[ITEM_ID] if item in durations], dtype=np.float64)
+        edges = np.quantile(seen, np.arange(1, BANDS) / BANDS) if len(seen) else np.zeros(0)
+        own = dict(rows.group_by(ITEM_ID).len().iter_rows())
+        bands: dict[str, str] = {}
+        for item in sorted({*attributes, *own}):
+            if item in durations:
+                bands[item] = f"duration {int(np.searchsorted(edges, durations[item], side='right'))}"
+            elif own.get(item, 0) >= FEWEST:
+                bands[item] = f"item {item}"
+            elif (category := attributes.get(item, {}).get("category")) is not None:
+                bands[item] = f"category {category}"
+        band = rows[ITEM_ID].replace_strict(bands, default=None, return_dtype=pl.String)
+        grouped = rows.with_columns(band.alias("band")).drop_nulls("band").group_by("band").agg(VALUE)
+        values = {name: _sample(np.array(held)) for name, held in sorted(grouped.iter_rows()) if len(held) >= FEWEST}
+        return cls({item: name for item, name in bands.items() if name in values}, values)
+
+    def share(self, frame: pl.DataFrame) -> pl.Series:
+        """(n,) Float64 ``dwell_pct``: the mid-rank share in its band, null for what is no dwell or has no band."""
+        shares = np.full(len(frame), np.nan)
+        rows = frame.select(ITEM_ID, VALUE, (pl.col(EVENT_TYPE) == DWELL).alias("is")).with_row_index("at")
+        rows = rows.filter(pl.col("is") & (pl.col(VALUE) >= 0))
+        band = rows[ITEM_ID].replace_strict(self.bands, default=None, return_dtype=pl.String)
+        for (name,), held in rows.with_columns(band.alias("band")).drop_nulls("band").group_by("band"):
+            known = np.array(self.values[str(name)])
+            value = np.minimum(held[VALUE].to_numpy(), known[-1])
+            low, high = np.searchsorted(known, value, side="left"), np.searchsorted(known, value, side="right")
+            shares[held["at"].to_numpy()] = (low + high) / (2 * len(known))
+        return pl.Series(DWELL_PCT, shares).fill_nan(None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bands": self.bands, "values": {name: list(held) for name, held in self.values.items()}}
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Dwell:
+        return cls(dict(tree["bands"]), {name: tuple(held) for name, held in tree["values"].items()})
+
+
+def _sample(values: np.ndarray) -> tuple[float, ...]:
+    """Ascending, clipped at the 99th percentile, at most `KEPT` of them."""
+    values = np.sort(np.minimum(values, np.quantile(values, CLIP)))
+    if len(values) > KEPT:
+        values = np.quantile(values, (np.arange(KEPT) + 0.5) / KEPT)
+    return tuple(values.tolist())
+
+
+def _attributes(items: pl.DataFrame | None) -> dict[str, dict[str, Any]]:
+    if items is None:
+        return {}
+    newest = items.sort(SEQ).unique(ITEM_ID, keep="last") if SEQ in items.columns else items
+    return {item: json.loads(text) for item, text in newest.select(ITEM_ID, "attributes").iter_rows()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)

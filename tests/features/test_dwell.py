@@ -1,0 +1,103 @@
+"""How long is long, by hand: bands of duration, the item's own dwells, its category, and nothing at all."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recloop.config import Clean, Config, Events, build
+from recloop.errors import UserError
+from recloop.features.dwell import KEPT, Dwell
+from recloop.features.signal import Signal
+from recloop.features.spec import Spec
+from recloop.records import EVENT_SCHEMA
+
+
+def dwells(item: str, values: list[float | None], kind: str = "dwell") -> list[dict[str, Any]]:
+    return [{"user_id": "u", "item_id": item, "timestamp": 0, "event_type": kind, "value": value} for value in values]
+
+
+def frame(*rows: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=EVENT_SCHEMA)
+
+
+def catalogue(**attributes: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame({"item_id": list(attributes), "attributes": [json.dumps(row) for row in attributes.values()]})
+
+
+def fitted() -> Dwell:
+    """``short`` (60 s) and ``long`` (600 s) have bands of their own; ``own`` has 30 dwells, ``few`` its category."""
+    found = Dwell.fit(
+        frame(
+            *dwells("short", [float(n) for n in range(1, 41)]),
+            *dwells("long", [float(10 * n) for n in range(1, 41)]),
+            *dwells("own", [5.0] * 15 + [9.0] * 15),
+            *dwells("few", [1.0, 2.0]),
+            *dwells("peer", [float(n) for n in range(28)]),
+        ),
+        catalogue(short={"duration": 60}, long={"duration": 600}, few={"category": "tea"}, peer={"category": "tea"}),
+    )
+    assert found is not None
+    return found
+
+
+def test_mid_rank_in_the_band_of_the_duration() -> None:
+    shares = fitted().share(frame(*dwells("short", [20.0, 0.0, 1e9]), *dwells("long", [20.0])))
+    # 20 s: 19 below, one equal, of 40. What lies above the clip meets the clip alone.
+    assert shares.to_list() == [19.5 / 40, 0.0, 39.5 / 40, 1.5 / 40]
+
+
+def test_without_a_duration_the_own_dwells_from_30_on_else_the_category() -> None:
+    found = fitted()
+    assert found.bands["own"] == "item own"
+    assert found.bands["few"] == found.bands["peer"] == "category tea"
+    assert found.share(frame(*dwells("own", [5.0, 7.0, 9.0]))).to_list() == [7.5 / 30, 15 / 30, 22.5 / 30]
+    assert found.share(frame(*dwells("few", [27.0]))).to_list() == [pytest.approx(1 - 0.5 / 30)]
+
+
+def test_what_is_no_dwell_or_has_no_band_has_no_share() -> None:
+    rows = frame(*dwells("short", [20.0], "click"), *dwells("unheard", [20.0]), *dwells("short", [None, -1.0]))
+    assert fitted().share(rows).to_list() == [None] * 4
+    assert Dwell.fit(frame(*dwells("short", [20.0], "click")), None) is None
+
+
+def test_a_long_dwell_is_a_positive_of_weight_2_and_a_short_one_is_nothing() -> None:
+    labelled = Signal(Events(), Clean(), fitted()).label(frame(*dwells("short", [1.0, 28.0, 29.0, 40.0])))
+    assert labelled["label"].to_list() == [0, 0, 1, 1]  # 28 s: 27.5 / 40 = .6875; 29 s: .7125
+    assert labelled["weight"].to_list() == [0.0, 0.0, 2.0, 2.0]
+    assert "dwell_pct" not in labelled.columns
+
+
+def test_a_rule_of_ones_own_takes_the_place_of_the_default() -> None:
+    events = Events(weights={"dwell_pct >= 0.9": 3.0}, positive=("purchase",))
+    labelled = Signal(events, Clean(), fitted()).label(frame(*dwells("short", [30.0, 39.0])))
+    assert labelled["weight"].to_list() == [0.0, 3.0]
+    assert Signal(Events(neutral=("dwell",)), Clean(), fitted()).label(frame(*dwells("short", [40.0])))["label"][0] == 0
+
+
+def test_dwell_alone_never_makes_a_negative() -> None:
+    for events in (Events(weights={"dwell_pct < 0.1": -1.0}), Events(negative=("dwell",))):
+        with pytest.raises(UserError, match="dwell alone never makes a negative"):
+            Signal(events, Clean())
+    labelled = Signal(Events(weights={"value < 3": -1.0}), Clean(), fitted()).label(
+        frame(*dwells("short", [1.0]), *dwells("short", [1.0], "rating"))
+    )
+    assert labelled["label"].to_list() == [0, -1]
+
+
+def test_frozen_in_the_spec() -> None:
+    found = fitted()
+    spec = Spec.of(Config(), found)
+    assert Spec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True))) == spec
+    assert spec.state_key != Spec.of(Config()).state_key
+    assert Spec.of(build({}, environment={})).to_json().get("dwell") is None
+
+
+def test_many_dwells_are_kept_as_quantiles() -> None:
+    found = Dwell.fit(frame(*dwells("a", [float(n) for n in range(5000)])), None)
+    assert found is not None
+    assert len(found.values["item a"]) == KEPT
+    assert found.share(frame(*dwells("a", [2500.0]))).to_list() == [pytest.approx(0.5, abs=0.002)]
