@@ -147,8 +147,6 @@ def test_settled() -> None:
     assert [one.ok for one in gate.settled([0.5, 0.4], 0, lists, two_new)] == [True, True, True]  # overlap .8
     three_new = [[str(n) for n in range(3, 13)]] * 3
     assert [one.ok for one in gate.settled([0.5, math.nan], 1, lists, three_new)] == [False, False, False]
-    assert gate.overlap([], []) == 1.0
-    assert gate.overlap(["a"], ["a", "b"]) == 0.5
 
 
 def test_input_band_by_hand() -> None:

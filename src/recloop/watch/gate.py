@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from recloop import metrics
 from recloop.config import Gates
 from recloop.metrics import Difference
+from recloop.watch.agree import overlap
 
 WINDOWS: Final = 20
 """Earlier windows that live's own loss is compared with."""
@@ -266,12 +267,6 @@ def settled(
         at_most("golden", golden, 0, "golden queries that differ"),
         same,
     ]
-
-
-def overlap(first: Sequence[str], second: Sequence[str]) -> float:
-    """|A and B| / the longer of both; two empty lists agree."""
-    longest = max(len(first), len(second))
-    return len(set(first) & set(second)) / longest if longest else 1.0
 
 
 def verdict(gates: Sequence[Gate]) -> str:

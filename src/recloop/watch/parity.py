@@ -142,14 +142,23 @@ class Rebuilder:
 
     def answer(self, decision: Decision) -> Answer:
         """The answer to a decision's query, from the state and the catalogue as of its ``as_of``."""
-        recommender = self._recommender(decision.bundle)
+        recommender, states = self.view(decision)
+        return recommender.recommend(states, [_query(decision)])[0]
+
+    def view(self, decision: Decision, bundle: str = "") -> tuple[Recommender, States]:
+        """What a decision stood on: the state of its user as of its ``as_of``, and a recommender over the catalogue then.
+
+        Args:
+            bundle: Whose recommender, and whose meaning of an event; empty: the decision's own.
+        """
+        recommender = self._recommender(bundle or decision.bundle)
         key = recommender.bundle.spec.state_key
         if key not in self._timelines:
             self._timelines[key] = self._timeline(recommender, self._new_events, self._new_users)
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
             self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
-        return _answer(recommender, self._timelines[key], decision)
+        return recommender, _own_names(self._timelines[key].states([decision.user_id], [decision.as_of]))
 
     def answer_without_late(self, decision: Decision) -> Answer:
         """The same without the rows of the log that were received after the decision."""
@@ -159,7 +168,8 @@ class Rebuilder:
         recommender = Recommender(served.bundle, Catalogue.of([self._old_items, items], decision.as_of))
         own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, own, self._new_users.filter(in_time))
-        return _answer(recommender, timeline, decision)
+        states = _own_names(timeline.states([decision.user_id], [decision.as_of]))
+        return recommender.recommend(states, [_query(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
@@ -174,8 +184,8 @@ class Rebuilder:
         return Timeline(moment_stamps(Signal.of(spec).label(rows)), users)
 
 
-def _answer(recommender: Recommender, timeline: Timeline, decision: Decision) -> Answer:
-    query = Query(
+def _query(decision: Decision) -> Query:
+    return Query(
         user_id=decision.user_id,
         now=decision.at,
         k=decision.k,
@@ -184,8 +194,6 @@ def _answer(recommender: Recommender, timeline: Timeline, decision: Decision) ->
         filter=decision.query.get("filter", ""),
         request_id=decision.request_id,
     )
-    states = timeline.states([decision.user_id], [decision.as_of])
-    return recommender.recommend(_own_names(states), [query])[0]
 
 
 def _own_names(states: States) -> States:
