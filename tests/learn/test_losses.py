@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
@@ -64,3 +66,33 @@ def test_names() -> None:
     assert losses.loss_function("auto") is losses.loss_function("ce") is losses.cross_entropy
     with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or ce"):
         losses.loss_function("bpr")
+
+
+def test_a_dislike_by_hand() -> None:
+    """Scores 2, 1, 0, the first disliked at weight 3, the last at weight 1: -ln(1 - p), weighed."""
+    vectors, items = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[2.0], [1.0], [0.0]], dtype=torch.float64)
+    loss = losses.turned_down(vectors, items, torch.tensor([0, 2]), torch.tensor([3.0, 1.0], dtype=torch.float64))
+    e = math.e
+    first, last = math.log(1 + e**2 / (e + 1)), math.log(1 + 1 / (e**2 + e))
+    assert float(loss) == pytest.approx((3 * first + last) / 4, abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
+def test_a_dislike_is_minus_the_log_of_what_is_left(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    vectors, items, rejected, weights = drawn()
+    ours = losses.turned_down(vectors, items, rejected, weights)
+    p = (vectors @ items.T).softmax(1)[torch.arange(R), rejected]
+    theirs = -(weights * torch.log1p(-p)).sum() / weights.sum()
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(gradients(ours, vectors, items), gradients(theirs, vectors, items), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_dislike_stays_finite_where_its_item_has_all_the_score() -> None:
+    vectors, items, rejected, weights = (tensor.float() for tensor in drawn())
+    large = (vectors * 1e4).detach().requires_grad_()
+    loss = losses.turned_down(large, items, rejected.long(), weights)
+    (gradient,) = torch.autograd.grad(loss, large)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()

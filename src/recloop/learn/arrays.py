@@ -13,6 +13,7 @@ from recloop.features.encode import attribute_codes
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, offsets_of
 from recloop.features.vocab import Fields, Vocabulary
+from recloop.learn.negatives import negatives
 from recloop.models.base import Held, TrainData
 from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, WEIGHT, is_old
 
@@ -120,6 +121,7 @@ def train_data(tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None) -
         cut=tables.cut,
         counts=counts,
         held=None if held is None or not len(held) else _held(tables, held),
+        negatives=negatives(tables.items, tables.users, train),
         extras={"spec": tables.spec, "fields": tables.fields},
     )
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 from recloop.features.encode import request_codes
 from recloop.features.state import offsets_of
+from recloop.learn.negatives import Anchored
 from recloop.models.base import Held, TrainData
 
 TOKENS = 2_800
@@ -38,6 +39,8 @@ class Batch(NamedTuple):
     context: Tensor  # (B, M, C) int64
     targets: Tensor  # (B, M) int64
     weights: Tensor  # (B, M) float32
+    refused: Tensor | None = None  # (K, 3) int64: window, moment from the newest, item_ix that its end turned down
+    refusals: Tensor | None = None  # (K,) float32: their weights
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Sequences:
         if self.late:
             known = self.known[self.moment[rows]]  # (B, T)
             arrived = torch.from_numpy(self.seqs[rows][:, None, :] <= known[:, :, None])
+        refused, refusals = self._refused(windows)
         return Batch(
             items=torch.from_numpy(np.where(mask, self.items[rows], 0)),
             moments=torch.from_numpy(moments),
@@ -143,7 +147,24 @@ class Sequences:
             context=torch.from_numpy(self.context[target]),
             targets=torch.from_numpy(np.where(predicted, self.data.items[drawn[target]], 0).astype(np.int64)),
             weights=torch.from_numpy(np.where(predicted, self.data.weights[drawn[target]], 0).astype(np.float32)),
+            refused=refused,
+            refusals=refusals,
         )
+
+    @cached_property
+    def anchored(self) -> Anchored | None:
+        """What was turned down after each moment."""
+        return None if self.data.negatives is None else Anchored(self.data)
+
+    def _refused(self, windows: Windows) -> tuple[Tensor | None, Tensor | None]:
+        if self.anchored is None:
+            return None, None
+        window, row = self.anchored.of(windows.starts, windows.stops)
+        if not len(row):
+            return None, None
+        moment = windows.stops[window] - 1 - self.anchored.moment[row]
+        refused = np.stack([window, moment, self.anchored.items[row]], axis=1).astype(np.int64)
+        return torch.from_numpy(refused), torch.from_numpy(self.anchored.weights[row])
 
     def queries(self, users: np.ndarray, now: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What serving would be fed for these users at ``now``: items (B, T), moments, mask, context (B, C)."""

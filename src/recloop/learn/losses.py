@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recloop.errors import UserError
@@ -38,6 +39,49 @@ def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tens
     """
     loss: Tensor = _FullSoftmax.apply(vectors, items, targets, weights)  # type: ignore[no-untyped-call]
     return loss
+
+
+def turned_down(vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
+    """What a dislike or a skip costs in the softmax family: sum of w softplus(s_d - ln Z) / sum of w.
+
+    Z = sum of e^s over the other items; so softplus(s_d - ln Z) = -ln(1 - p_d), finite for every score.
+
+    Args:
+        vectors: (K, D). items: (N, D), N > 1. rejected: (K,) int64 rows of ``items``. weights: (K,).
+    """
+    loss: Tensor = _TurnedDown.apply(vectors, items, rejected, weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _TurnedDown(torch.autograd.Function):
+    """As `_FullSoftmax`, chunk by chunk: with p = sigmoid(s_d - ln Z), ds_d = w p and ds_j = -w p e^s_j / Z."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
+        share = weights / weights.sum()  # (K,)
+        to_vectors, to_items = torch.empty_like(vectors), torch.zeros_like(items)
+        loss = vectors.new_zeros(())
+        rows = max(1, CHUNK // len(items))
+        for start in range(0, len(vectors), rows):
+            part = slice(start, start + rows)
+            own, item, w = vectors[part], rejected[part, None], share[part]  # (rows, D), (rows, 1), (rows,)
+            scores = own @ items.T  # (rows, N)
+            margin = scores.gather(1, item)[:, 0]
+            scores.scatter_(1, item, -torch.inf)
+            margin = margin - scores.logsumexp(1)
+            loss += (w * F.softplus(margin)).sum()
+            pull = (w * margin.sigmoid())[:, None]  # (rows, 1)
+            slopes = scores.softmax(1).mul_(-pull).scatter_(1, item, pull)
+            to_vectors[part] = slopes @ items
+            to_items.addmm_(slopes.T, own)
+        ctx.save_for_backward(to_vectors, to_items)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        to_vectors, to_items = ctx.saved_tensors
+        return grad * to_vectors, grad * to_items, None, None
 
 
 class _FullSoftmax(torch.autograd.Function):

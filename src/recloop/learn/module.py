@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from recloop.config import Config
 from recloop.learn.batches import Batch, Epoch, Sequences, Steps
 from recloop.learn.looks import Examination, Watch
-from recloop.learn.losses import loss_function
+from recloop.learn.losses import loss_function, turned_down
 from recloop.learn.start import item_start
 from recloop.models.base import TrainData
 
@@ -49,12 +49,18 @@ class Learner(lightning.LightningModule):
         return vectors
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """The loss of every moment end of the batch that has a next moment."""
+        """The loss of every moment end of the batch that has a next moment, and of what was turned down there."""
         table = self.vectors()  # (N+1, D)
         history = F.embedding(batch.items, table)  # (B, T, D)
         ends = self.network.ends(history, batch.moments, batch.mask, batch.context, batch.arrived)  # (B, M, D)
         told = batch.targets > 0  # (B, M)
-        return self.loss(ends[told], table[1:], batch.targets[told] - 1, batch.weights[told])
+        loss = self.loss(ends[told], table[1:], batch.targets[told] - 1, batch.weights[told])
+        if batch.refused is None or batch.refusals is None:
+            return loss
+        window, moment, item = batch.refused.unbind(1)
+        other = turned_down(ends[window, moment], table[1:], item - 1, batch.refusals)
+        told_weight, refused_weight = batch.weights[told].sum(), batch.refusals.sum()
+        return (told_weight * loss + refused_weight * other) / (told_weight + refused_weight)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; only the matrices between layers decay."""

@@ -54,6 +54,20 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Negatives:
+    """What users turned down: R rows sorted by (user, moment stamp, id bytes); weights above 0."""
+
+    user_ix: np.ndarray  # (R,) from 0
+    items: np.ndarray  # (R,) item_ix, from 1
+    stamps: np.ndarray  # (R,) int64 microseconds
+    seqs: np.ndarray  # (R,) int64
+    weights: np.ndarray  # (R,) float32
+
+    def __len__(self) -> int:
+        return len(self.user_ix)
+
+
+@dataclass(frozen=True)
 class TrainData:
     """The training rows as flat arrays: positive rows, sorted by (user, moment stamp, id bytes), one an item a moment.
 
@@ -79,6 +93,7 @@ class TrainData:
     cut: int
     counts: np.ndarray  # (N+1,) int64, training positives of an item
     held: Held | None = None
+    negatives: Negatives | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
 
     @property
