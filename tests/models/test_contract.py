@@ -48,6 +48,10 @@ class TestSASRec(ModelContract):
     model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
 
 
+class TestGRU4Rec(ModelContract):
+    model = "gru4rec"
+
+
 def test_the_whole_shelf_is_here() -> None:
     tried = {cls.model for cls in ModelContract.__subclasses__()}
     assert [name for name, path in SHELF.items() if not {name, path} & tried] == []

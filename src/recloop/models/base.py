@@ -22,6 +22,7 @@ SHELF: dict[str, str] = {
     "bought_before": "recloop.models.bought_before:BoughtBefore",
     "covisitation": "recloop.models.covisitation:CoVisitation",
     "sasrec": "recloop.models.sasrec:SASRec",
+    "gru4rec": "recloop.models.gru4rec:GRU4Rec",
 }
 """Shelf name -> dotted path; ours come in by the same door as a stranger's."""
 

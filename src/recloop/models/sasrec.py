@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recloop.errors import UserError
 from recloop.models.base import ModelConfig, TrainData
+from recloop.models.fields import Fields, embedding
 
 
 class SASRec(nn.Module):
@@ -51,8 +52,8 @@ class SASRec(nn.Module):
         if dim % self.config.heads:
             raise UserError("model.heads", self.config.heads, f"a divisor of features.dim={dim}", "--set model.heads=1")
         self.dim, self.history = dim, history
-        self.table = _embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
-        self.positions = _embedding(history, dim, std=0.1)
+        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.positions = embedding(history, dim, std=0.1)
         self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
         self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
         self.dropout = nn.Dropout(self.config.dropout)
@@ -144,30 +145,3 @@ class Block(nn.Module):
         wide = self.dropout(F.relu(self.linear1(self.norm2(x))))  # (B, T, D)
         out: Tensor = x + self.dropout(self.linear2(wide))
         return out
-
-
-class Fields(nn.Module):
-    """Codes of several fields -> one vector: each field's embedding, projected to D, summed. Code 0 = missing."""
-
-    def __init__(self, sizes: list[tuple[int, int]], dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.tables = nn.ModuleList(_embedding(size, width, std=0.1) for size, width in sizes)
-        self.projections = nn.ModuleList(nn.Linear(width, dim, bias=False) for _, width in sizes)
-        first = torch.tensor([0, *(size for size, _ in sizes)]).cumsum(0)[:-1]
-        self.first: Tensor  # (C,) row of a field's code 0 among the rows of all
-        self.register_buffer("first", first, persistent=False)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """(..., C) codes -> (..., D)."""
-        if not len(self.tables):
-            return torch.zeros(*codes.shape[:-1], self.dim, device=codes.device)
-        rows = torch.cat([project(table.weight) for table, project in zip(self.tables, self.projections, strict=True)])
-        bags = (codes + self.first).reshape(-1, len(self.tables))  # a bag a row: the sum without its parts in memory
-        return F.embedding_bag(bags, rows, mode="sum").view(*codes.shape[:-1], self.dim)
-
-
-def _embedding(rows: int, dim: int, std: float) -> nn.Embedding:
-    table = nn.Embedding(rows, dim)
-    nn.init.normal_(table.weight, std=std)
-    return table

@@ -1,0 +1,143 @@
+"""GRU4Rec over moments: a recurrent state that moves on once for each thing a user did."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from recloop.models.base import ModelConfig, TrainData
+from recloop.models.fields import Fields, embedding
+
+
+class GRU4Rec(nn.Module):
+    """Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016 (arXiv 1511.06939).
+
+    With one table for input and output, as the authors do since 2018 ("constrained embedding", arXiv 1706.03847). What
+    moments change (definitions, section 2b): a step is a moment, its input the mean of its items' vectors; a row that
+    arrived after a later moment is in no input. The state after a moment, projected, plus the context, predicts the
+    next one. With one event a moment and no context nothing is changed.
+
+    Shapes: B windows, T tokens, M moments, D = ``features.dim``, H = ``hidden``, N items, C fields of the context.
+    """
+
+    class Config(ModelConfig):
+        """``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training. ``start``: of
+        the item table, from the counts of what follows what (`recloop.learn.start`) or random.
+        """
+
+        layers: int = pydantic.Field(1, ge=1)
+        hidden: int = pydantic.Field(100, ge=1)
+        dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+        start: Literal["counts", "random"] = "counts"
+
+    inputs: ClassVar[str] = "sequence"
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config or self.Config()
+
+    def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - no table counts positions
+        """Make the tables: N items, fields; a recurrent network has no positions."""
+        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
+        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.dropout = nn.Dropout(self.config.dropout)
+        self.gru = nn.GRU(dim, self.config.hidden, self.config.layers, batch_first=True)
+        self.out = nn.Linear(self.config.hidden, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def start(self, vectors: Tensor) -> None:
+        """Begin with these item vectors (N+1, D)."""
+        with torch.no_grad():
+            self.table.weight.copy_(vectors)
+
+    def items(self, codes: Tensor) -> Tensor:
+        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own embedding + the sum of the projected fields."""
+        vectors: Tensor = self.table.weight + self.item_fields(codes)
+        return vectors
+
+    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        """The vector of each user now.
+
+        Args:
+            history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
+            context: (B, C) codes at ``now``.
+
+        Returns:
+            (B, D)
+        """
+        held = mask.to(history.dtype)
+        length = moments.shape[1]  # no window has more moments than tokens
+        states, count = self.states(history, moments, mask, held, length)  # (B, T, D), (B,)
+        newest = (torch.arange(length, device=mask.device) == (count - 1)[:, None]).to(states.dtype)  # (B, T)
+        users: Tensor = (states * newest[:, :, None]).sum(1) + self.context(context)
+        return users
+
+    def ends(
+        self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
+    ) -> Tensor:
+        """The vector that ends each moment, in training.
+
+        Args:
+            history, moments, mask: As in `users`.
+            context: (B, M, C) codes at the moment that follows moment m, counted from the newest.
+            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
+
+        Returns:
+            (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
+        """
+        held = mask.to(history.dtype)
+        if arrived is not None:
+            later = (moments[:, :, None] < moments[:, None, :]) & mask[:, :, None]  # (B, T, T): i is newer than j
+            held = held * (~(later & ~arrived).any(1)).to(held.dtype)
+        size = context.shape[1]
+        states, count = self.states(history, moments, mask, held, size)  # (B, M, D), oldest first
+        place = (count[:, None] - 1 - torch.arange(size, device=mask.device)).clamp(min=0)  # (B, M)
+        ends: Tensor = states.gather(1, place[:, :, None].expand(-1, -1, states.shape[2])) + self.context(context)
+        return ends
+
+    def states(self, history: Tensor, moments: Tensor, mask: Tensor, held: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """(B, size, D) after each moment, oldest first, and (B,) how many moments each window has.
+
+        Args:
+            held: (B, T) weight of each token in its moment's mean: 0 or 1.
+        """
+        count = torch.where(mask, moments, -1).amax(1) + 1  # (B,)
+        place = count[:, None] - 1 - moments  # (B, T) number of a token's moment, from the oldest
+        step = torch.arange(size, device=mask.device)[None, :, None]  # (1, M, 1)
+        member = (place[:, None, :] == step).to(history.dtype) * held[:, None, :]  # (B, M, T)
+        mean = member @ history / member.sum(2, keepdim=True).clamp(min=1)  # (B, M, D)
+        states = _run(self.gru, self.dropout(mean * math.sqrt(history.shape[2])))  # (B, M, H)
+        projected: Tensor = self.norm(self.out(self.dropout(states)))
+        return projected, count
+
+
+def _run(gru: nn.GRU, x: Tensor) -> Tensor:
+    """(B, M, D) -> (B, M, H). In an exported graph each layer is ONNX's own operator, not a loop traced step by step."""
+    if not torch.onnx.is_in_onnx_export():
+        states: Tensor = gru(x)[0]
+        return states
+    x = x.transpose(0, 1)  # (M, B, D)
+    for layer in range(gru.num_layers):
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        own = [_gates(getattr(gru, f"{name}_l{layer}"), gru.hidden_size)[None] for name in names]
+        given = (x, own[0], own[1], torch.cat(own[2:], dim=1))
+        x = torch.onnx.ops.symbolic(
+            "GRU",
+            given,
+            attrs={"hidden_size": gru.hidden_size, "linear_before_reset": 1},
+            dtype=x.dtype,
+            shape=(x.shape[0], 1, x.shape[1], gru.hidden_size),
+            version=14,
+        )[:, 0]  # (M, B, H)
+    return x.transpose(0, 1)
+
+
+def _gates(weight: Tensor, hidden: int) -> Tensor:
+    """Torch keeps the gates as reset, update, new; ONNX as update, reset, new."""
+    reset, update, new = torch.split(weight, hidden)
+    return torch.cat([update, reset, new])
