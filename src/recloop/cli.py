@@ -148,10 +148,21 @@ def demo(
 
 
 @app.command(rich_help_panel=LOOK)
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    signals: Annotated[bool, typer.Option("--signals", help="each rule of [events]: its events, five examples")] = False,
+    as_json: Json = False,
+) -> None:
     """Read the log and judge it; write nothing."""
     from recloop.collect import doctor as collected
+    from recloop.collect import signals as asked
 
+    if signals:
+        found = asked.examine_signals(project())
+        if as_json:
+            _print_json({**collected.examine(project()).to_json(), **found.to_json()})
+        else:
+            out.print(asked.render(found))
+        return
     report = collected.examine(project())
     if as_json:
         _print_json(report.to_json())

@@ -16,7 +16,7 @@ import rich.text
 from recloop.collect.clean import Cleaned, clean, iso
 from recloop.collect.read import Catalogued, Raw, read_events, read_items, read_users
 from recloop.collect.split import split
-from recloop.config import Config, Events, Project
+from recloop.config import Config, Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USER_ID
@@ -70,7 +70,7 @@ def examine(project: Project) -> Report:
     config = project.config
     raw, items, users = read_events(project), read_items(project), read_users(project)
     after = sum(len(table.frame) for table in (items, users) if table is not None)
-    cleaned = clean(raw.frame, config, after)
+    cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     found = report(raw, cleaned, items, users, config)
     stops = [str(error) for error in cleaned.excessive]
     try:
@@ -208,12 +208,7 @@ def _rows(believed: pl.DataFrame, config: Config, repeats: float) -> list[str]:
 
 def _unnamed(believed: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
     """Event types whose rows no rule names: neutral for want of a rule."""
-    if "*" in (*config.events.positive, *config.events.negative, *config.events.neutral):
-        return []
-    events = config.events
-    texts = (*events.weights, *events.neutral, *events.negative, *events.positive)
-    named = Signal(Events(neutral=(), negative=(), positive=texts), config.clean).label(believed)
-    rest = named.filter(pl.col(LABEL) == 0)
+    rest = Signal(config.events, config.clean).explain(believed).filter(pl.col("by").is_null())
     counts = rest.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
     return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]
 

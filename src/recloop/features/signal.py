@@ -89,7 +89,7 @@ class Signal:
         return known.with_columns(self._label.alias(LABEL), self._weight.alias(WEIGHT)).drop(DWELL_PCT)
 
     def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """`label`, with ``dwell_pct`` and the number of the deciding rule in ``rules``, null where none decides."""
+        """`label`, with ``dwell_pct`` and the number of the rule that decides (``by``, a place in ``rules``), null where none does."""
         labelled = self.label(frame).with_columns(self._share(frame))
         return labelled.with_columns(self._rule.alias("by"))
 
