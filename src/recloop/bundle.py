@@ -47,6 +47,14 @@ class ItemTable:
 
 
 @dataclass(frozen=True)
+class UserTable:
+    """Users whom a model knows by id; row ``ix`` of ``user_vectors`` belongs to ``user_ix`` ix, row 0 pads."""
+
+    ids: Vocabulary
+    count: np.ndarray  # (U,) int64 rows that the model learned from, one an item a moment
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle in memory. ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name."""
 
@@ -60,6 +68,7 @@ class Bundle:
     train: dict[str, np.ndarray] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     golden: list[dict[str, Any]] = field(default_factory=list)
+    users: UserTable | None = None
 
     @property
     def id(self) -> str:
@@ -158,7 +167,13 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         graphs=graphs,
         metrics=_read_json(path / "metrics.json"),
         golden=_read_json(path / "golden.json"),
+        users=_users(path / "users.parquet") if "users.parquet" in manifest["files"] else None,
     )
+
+
+def _users(path: Path) -> UserTable:
+    table = pl.read_parquet(path)
+    return UserTable(Vocabulary(table["user_id"].to_list()), table["count"].to_numpy())
 
 
 def check(path: Path, sha256: str | None = None) -> dict[str, Any]:
@@ -216,8 +231,19 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
         "golden.json": _json(bundle.golden),
         "items.parquet": _parquet(table),
         "serve.safetensors": safetensors.numpy.save(_contiguous(bundle.arrays)),
+        **({} if bundle.users is None else {"users.parquet": _parquet(_user_rows(bundle.users))}),
         **bundle.graphs,
     }
+
+
+def _user_rows(users: UserTable) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "user_ix": pl.Series(np.arange(1, len(users.ids) + 1), dtype=pl.Int32),
+            "user_id": pl.Series(users.ids.ids, dtype=pl.String),
+            "count": pl.Series(users.count, dtype=pl.Int64),
+        }
+    )
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -208,7 +208,8 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     cut = int(data.events["stamp"].max() or 0) + 1  # type: ignore[arg-type]
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
-    other = next((one["model"] for one in learned.bundle.scorers.values() if ":" in one["model"]), "")
+    scorers = learned.bundle.scorers.items()
+    other = next((one["model"] for source, one in scorers if ":" in one["model"] or source == "model"), "")
     made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options)
     manifest = _manifest(config, tables, data)
     manifest["train"]["refit"] = True

@@ -48,6 +48,11 @@ class TestSASRec(ModelContract):
     model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
 
 
+class TestMF(ModelContract):
+    model = "mf"
+    better = 4.0
+
+
 class TestGRU4Rec(ModelContract):
     model = "gru4rec"
 

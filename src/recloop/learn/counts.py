@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recloop.bundle import Bundle, ItemTable
+from recloop.bundle import Bundle, ItemTable, UserTable
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.state import Timeline
@@ -37,11 +37,11 @@ def fit_counts(
         other: A closed-form model by dotted path; it takes the place of ours for the source that it feeds.
         options: Of that model.
     """
-    models = {load_model(name, {}).source: (name, load_model(name, {})) for name in SOURCE_OF}
+    models: dict[str, Any] = {load_model(name, {}).source: (name, load_model(name, {})) for name in SOURCE_OF}
     if other and other not in SOURCE_OF:
         model = load_model(other, options or {})
-        if model.source not in models:
-            expected = f"a source that serving knows in closed form: {', '.join(models)}"
+        if model.source not in {*models, "model"}:
+            expected = f"a source that serving knows in closed form: {', '.join([*models, 'model'])}"
             raise UserError(f"{other}.source", model.source, expected, "mend the class")
         models[model.source] = (other, model)
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
@@ -53,6 +53,8 @@ def fit_counts(
     scorers: dict[str, Any] = {
         source: {"kind": model.kind, "model": name} for source, (name, model) in sorted(models.items())
     }
+    if "model" in scorers:
+        scorers["model"]["config"] = models["model"][1].config.model_dump(mode="json")
     scorers["history"]["half_life"] = None
     recent = getattr(models["neighbours"][1].config, "recent", RECENT)
     scorers["neighbours"]["recent"] = list(recent)
@@ -73,8 +75,10 @@ def draft(
                "filter": placement.filter, "k": placement.k}
         for name, placement in config.placement.items()
     }  # fmt: skip
+    closed = scorers.get("model", {})
+    named = {"name": closed["model"], "config": closed["config"]} if "config" in closed else manifest["model"]
     return Bundle(
-        manifest={**manifest, "scorers": dict(scorers)},
+        manifest={**manifest, "model": named, "scorers": dict(scorers)},
         spec=tables.spec,
         fields=tables.fields,
         policy={"placements": placements, "filter_seen": config.split.filter_seen, "ladder": list(LADDER)},
@@ -85,6 +89,9 @@ def draft(
             first_seq=tables.first_seq,
             attributes=[row or {} for row in tables.item_attributes],
         ),
+        users=UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
+        if "user_vectors" in arrays
+        else None,
         arrays=arrays,
     )
 

@@ -21,6 +21,7 @@ SHELF: dict[str, str] = {
     "popular": "recloop.models.popular:Popular",
     "bought_before": "recloop.models.bought_before:BoughtBefore",
     "covisitation": "recloop.models.covisitation:CoVisitation",
+    "mf": "recloop.models.mf:MF",
     "sasrec": "recloop.models.sasrec:SASRec",
     "gru4rec": "recloop.models.gru4rec:GRU4Rec",
 }
@@ -28,6 +29,8 @@ SHELF: dict[str, str] = {
 
 SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
 """The source that a counting model feeds; every network feeds ``model``."""
+CLOSED = frozenset({*SOURCE_OF, "mf"})
+"""Models of the shelf in closed form: ``fit`` without torch."""
 
 
 class ModelConfig(pydantic.BaseModel):
@@ -122,7 +125,8 @@ class CountingModel(Protocol):
 
     A stranger's takes the place of ours for that source: ``popular`` gives ``popular`` (N,) item_ix in order;
     ``neighbours`` gives the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1); ``history`` gives nothing, the
-    state's own counts are all of it.
+    state's own counts are all of it; ``model`` gives ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D), with
+    ``l2`` and ``unseen`` in its Config: who is not in the table is folded in (`recloop.features.latent`).
     """
 
     kind: ClassVar[str]
@@ -160,7 +164,7 @@ def is_counting(name: str) -> bool:
         UserError: no such model.
     """
     if name in SHELF:
-        return name in SOURCE_OF
+        return name in CLOSED
     return callable(getattr(model_class(name), "fit", None))
 
 

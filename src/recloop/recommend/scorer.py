@@ -1,6 +1,6 @@
 """A bundle's scorers: what each source thinks of a batch of queries, numpy and onnxruntime only.
 
-Four kinds (design, section 2): ``vectors`` (a user graph over an item table), ``neighbours`` (stored rows summed over
+Four kinds (design, section 2): ``vectors`` (a user graph or a table of users over an item table), ``neighbours`` (stored rows summed over
 the newest moments), ``counts`` (the state's own counts, popular lists), ``rank`` (scores what others recalled).
 """
 
@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from recloop.bundle import Bundle
 from recloop.errors import BundleError
 from recloop.features.encode import Encoded, window
+from recloop.features.latent import explain, strength, unseen_gram
 from recloop.recommend.filters import Allowed
 from recloop.recommend.recall import Recalled, best_dense, best_listed, best_sparse
 from recloop.records import DAY
@@ -128,6 +129,41 @@ class Vectors:
         return owners, vectors[owners]
 
 
+class Factors:
+    """``model`` of a factorisation: the user's own vector where nothing happened since it was learned, else folded in.
+
+    Folding in is the exact half-step of learning (`recloop.features.latent`), on how often the history holds an item.
+    """
+
+    def __init__(self, bundle: Bundle, l2: float, unseen: float) -> None:
+        assert bundle.users is not None
+        self._items, self._users = bundle.arrays["item_vectors"], bundle.arrays["user_vectors"]
+        self._known, self._cut = bundle.users, bundle.cut
+        self._l2, self._unseen = l2, unseen
+        self._gram = unseen_gram(self._items, unseen)
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        owners, users = self.users(encoded)
+        return best_dense(self._items, users, owners, len(encoded), allowed)
+
+    def users(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """The queries that have a history, (b,), and their vectors, (b, D) float32."""
+        sizes = np.diff(encoded.row_offsets)
+        owners = np.flatnonzero(sizes)
+        user_ix = self._known.ids.lookup(encoded.states.users, len(encoded))[owners]
+        newest = encoded.stamps[encoded.moment_offsets[1:][owners] - 1]
+        stands = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
+        vectors = self._users[np.where(stands, user_ix, 0)]
+        if not stands.all():
+            once = np.ones(len(encoded.items))
+            shape = (len(encoded), len(self._items))
+            history = sp.csr_array((once, encoded.items, encoded.row_offsets), shape=shape)[owners[~stands]]
+            history.sum_duplicates()
+            history.data = strength(history.data)
+            vectors[~stands] = explain(self._items, self._gram, history, self._l2, self._unseen)
+        return owners, vectors
+
+
 def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
     """The scorers that a bundle holds, by source."""
     made: dict[str, Scorer] = {}
@@ -138,6 +174,8 @@ def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
             made[source] = Own(bundle, settings["half_life"])
         elif source == "neighbours":
             made[source] = Neighbours(bundle, tuple(settings["recent"]))
+        elif bundle.users is not None:
+            made[source] = Factors(bundle, settings["config"]["l2"], settings["config"]["unseen"])
         else:
             made[source] = Vectors(bundle, threads)
     return made
