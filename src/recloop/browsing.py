@@ -24,7 +24,7 @@ import polars as pl
 
 from recloop import records
 from recloop.records import DAY, SECOND
-from recloop.world import AGES, CATEGORIES, KINDS, START
+from recloop.world import AGES, CATEGORIES, KINDS, START, pick
 
 SLOTS: Final = 10  # of the shop's own lists
 EXAMINED: Final = 0.6  # slot k (from 0) is looked at with probability (k + 1) ** -EXAMINED
@@ -174,8 +174,7 @@ class Browsing:
         """What a user finds without a list: one item or more by their own utility, looked at and perhaps bought."""
         draw = self._draw(3, user_id, request_id)
         worth, chances = self.utility(user_id, now), self._chances(user_id, now)
-        wanted = np.where(self.on_sale(now), worth, -np.inf) + draw.gumbel(size=len(worth))
-        found = np.argsort(-wanted, kind="stable")[: 1 + int(draw.poisson(0.3))]
+        found = pick(draw, np.where(self.on_sale(now), worth, -np.inf), 1 + int(draw.poisson(0.3)))
         rows: list[tuple[str, str, float | None]] = []
         bought = []
         for ix in found.tolist():
@@ -189,8 +188,7 @@ class Browsing:
         """The list that the shop showed before it had a recommender: what sells, shuffled a good deal."""
         draw = self._draw(4, user_id, str(now))
         pull = np.where(self.on_sale(now), 0.7 * self._quality + 0.5 * self._bait, -np.inf)
-        order = np.argsort(-(pull + draw.gumbel(size=len(pull))), kind="stable")
-        return [self.item_ids[ix] for ix in order[:SLOTS]]
+        return [self.item_ids[ix] for ix in pick(draw, pull, SLOTS)]
 
     def _seconds(self, ix: int, worth: float, noise: float) -> float:
         """How long somebody stays with an item: a share of its duration that rises with its worth."""
@@ -199,10 +197,14 @@ class Browsing:
     def _events(
         self, user_id: str, rows: list[tuple[str, str, float | None]], bought: list[str], now: int, request_id: str
     ) -> list[dict[str, Any]]:
-        """Rows with stamps five seconds apart, what was bought as one basket at the end."""
+        """Rows with stamps five seconds apart, what was bought as one basket at the end.
+
+        A dwell carries the stamp of the click whose look it measures, so both are one moment.
+        """
         events = []
+        stamp = now
         for place, (kind, item, value) in enumerate([*rows, *(("purchase", item, None) for item in bought)]):
-            stamp = now + 5 * SECOND * (1 + min(place, len(rows)))
+            stamp += 5 * SECOND * (kind != "dwell" and place <= len(rows))
             event: dict[str, Any] = {
                 "event_id": f"{request_id}-{place}", "user_id": user_id, "item_id": item, "event_type": kind,
                 "timestamp": _iso(stamp), "request_id": request_id,
@@ -253,11 +255,10 @@ class Browsing:
         """Items launched and users arrived in these days, as ``POST /v1/items`` and ``/v1/users`` take them."""
         low, high = START + int(first_day * DAY), START + int(last_day * DAY)
         bodies = []
-        for key, frame, stamps in (
-            (records.ITEM_ID, self.items, self._launch),
-            (records.USER_ID, self.users, self._arrival),
+        for key, ids, frame, stamps in (
+            (records.ITEM_ID, self.item_ids, self.items, self._launch),
+            (records.USER_ID, self.user_ids, self.users, self._arrival),
         ):
-            ids = self.item_ids if key == records.ITEM_ID else self.user_ids
             new = {ids[ix] for ix in np.flatnonzero((stamps > low) & (stamps <= high))}
             rows = frame().filter(pl.col(key).is_in(new)).iter_rows(named=True)
             bodies.append([{key: row.pop(key), "attributes": row} for row in rows])

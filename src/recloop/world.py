@@ -160,7 +160,7 @@ class World:
             stamp = START + int(day) * DAY + int(generator.integers(7 * 3600, 22 * 3600)) * SECOND
             on_sale = truth.launch <= stamp
             basket = self._basket(generator, np.where(on_sale, utility, -np.inf), last[on_sale[last]])
-            looks = _pick(generator, np.where(on_sale, 0.7 * utility, -np.inf), 1 + int(generator.poisson(0.8)))
+            looks = pick(generator, np.where(on_sale, 0.7 * utility, -np.inf), 1 + int(generator.poisson(0.8)))
             moments = stamp - np.cumsum(generator.integers(5, 120, len(looks)))[::-1] * SECOND
             for item, moment in zip(looks, moments, strict=True):
                 yield (user_id, self.item_ids[item], int(moment), "click", None, None, None)
@@ -169,7 +169,7 @@ class World:
                 value = round(float(truth.price[item]) * quantity, 2)
                 yield (user_id, self.item_ids[item], stamp, "purchase", value, quantity, f"b-{user_id}-{number}")
             if generator.random() < 0.05:
-                item = int(_pick(generator, np.where(on_sale, -utility, -np.inf), 1)[0])
+                item = int(pick(generator, np.where(on_sale, -utility, -np.inf), 1)[0])
                 yield (user_id, self.item_ids[item], stamp + 60 * SECOND, "dislike", None, None, None)
             last = np.sort(basket)
 
@@ -177,7 +177,7 @@ class World:
         """What goes into one basket: (n,) item numbers. A companion of the last basket is as good as a favourite."""
         pull = np.zeros(len(utility))
         np.add.at(pull, self._truth.companions[last].ravel(), 2.5)
-        return _pick(generator, utility + pull, 1 + int(generator.poisson(1.9)))
+        return pick(generator, utility + pull, 1 + int(generator.poisson(1.9)))
 
 
 def _draw(generator: np.random.Generator, users: int, items: int, days: int) -> _Truth:
@@ -203,7 +203,7 @@ def _draw(generator: np.random.Generator, users: int, items: int, days: int) -> 
     return _Truth(category, price, quality, launch, companions, age, utility, baskets)
 
 
-def _pick(generator: np.random.Generator, utility: np.ndarray, n: int) -> np.ndarray:
+def pick(generator: np.random.Generator, utility: np.ndarray, n: int) -> np.ndarray:
     """Draw n different items by the softmax of their utility: the n largest after Gumbel noise; never one at -inf."""
     noisy = utility + generator.gumbel(size=len(utility))
     n = min(n, int(np.isfinite(utility).sum()))
