@@ -71,11 +71,16 @@ class Effect:
         reach = half_width(self.se, self.n_live + self.n_candidate, alpha, tuned)
         return self.delta - reach, self.delta + reach
 
-    def to_json(self, alpha: float = ALPHA) -> dict[str, Any]:
-        """All of it, relative to live too; ``harm``: a relative loss of more than 1 % cannot be left out."""
+    def to_json(self, alpha: float = ALPHA, better: int = 1, slack: float = 0.0) -> dict[str, Any]:
+        """All of it, relative to live too.
+
+        Args:
+            better: 1 where more is better, -1 where less is. ``harm``: a relative loss of more than 1 % cannot be left
+                out; ``worse``: the whole interval is a relative loss of more than ``slack``.
+        """
         low, high = self.interval(alpha)
         always_low, always_high = self.sequence(alpha)
-        base = self.live or math.nan
+        base = abs(self.live) or math.nan
         tree = {
             "live": self.live, "candidate": self.candidate, "delta": self.delta, "se": self.se, "low": low,
             "high": high, "p": self.p, "relative": self.delta / base, "relative_low": low / base,
@@ -83,7 +88,10 @@ class Effect:
             "reduction": self.reduction,
         }  # fmt: skip
         out: dict[str, Any] = {name: plain(value) for name, value in tree.items()}
-        return {**out, "harm": bool(low / base < HARM) if not math.isnan(low / base) else None}
+        least, most = (low, high) if better > 0 else (-high, -low)
+        known = not math.isnan(base)
+        worse = most / base < -slack if known else most < 0
+        return {**out, "harm": least / base < HARM if known else None, "worse": worse}
 
 
 def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Floats | None = None) -> Effect:

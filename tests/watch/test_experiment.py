@@ -1,0 +1,212 @@
+"""The experiment: verdicts by known tables, and a seeded truth that the interval must cover."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recloop import bundle as bundles
+from recloop import loop, release
+from recloop.backends import open_control, open_decisions, open_log
+from recloop.backends.control import ReleaseRow
+from recloop.config import Project, open_project
+from recloop.errors import UserError
+from recloop.records import DAY, SECOND, Decision, Event, hash_share
+from recloop.watch import experiment
+from recloop.watch.outcomes import outcomes
+from recloop.world import World
+
+T = 20_000 * DAY
+HOUR = 3_600 * SECOND
+ITEMS = [f"i{n}" for n in range(40)]
+
+
+class Truth:
+    """A shop whose customers click by a known chance: what each list is worth to each of them is written down."""
+
+    def __init__(self, seed: int, users: int, better: float) -> None:
+        self.draw = np.random.default_rng(seed)
+        self.users = [f"u{seed}-{n}" for n in range(users)]
+        self.arm = np.array([hash_share("arm:b", user) < 0.5 for user in self.users])
+        self.chance = self.draw.beta(2, 6, users)
+        self.better = better
+        self.requests = 1 + self.draw.poisson(1.0, users)
+
+    def rate(self, treated: bool) -> np.ndarray:
+        return np.clip(self.chance + (self.better if treated else 0.0), 0, 1)
+
+    @property
+    def difference(self) -> float:
+        """Of the ratio of hits to requests, were all users in the one arm or in the other."""
+        n = self.requests
+        return float((n * self.rate(True)).sum() / n.sum() - (n * self.rate(False)).sum() / n.sum())
+
+    def play(self) -> tuple[list[Decision], pl.DataFrame]:
+        """Two weeks before the experiment, all live; then a day of it. A hit is a purchase of the list's first item."""
+        decisions, rows = [], []
+        for number, user in enumerate(self.users):
+            for day, requests in ((-5, 4), (0, int(self.requests[number]))):
+                treated = bool(self.arm[number]) and day == 0
+                chance = float(self.rate(treated)[number])
+                for one in range(requests):
+                    at = T + day * DAY + one * HOUR
+                    name = f"{user}/{day}/{one}"
+                    decisions.append(answer(name, user, at, ITEMS[:5], "candidate" if treated else "live"))
+                    if self.draw.random() < chance:
+                        rows.append((user, ITEMS[0], at + 60 * SECOND, "purchase", 2.0, name, 1))
+        return decisions, frame(rows)
+
+
+def answer(request_id: str, user: str, at: int, items: list[str], variant: str) -> Decision:
+    return Decision(
+        request_id=request_id, role="answer", user_id=user, at=at, as_of=1, bundle="b", generation=1, variant=variant,
+        placement="home", k=5, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), micros=50,
+    )  # fmt: skip
+
+
+def frame(rows: list[tuple[object, ...]]) -> pl.DataFrame:
+    schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "event_type": pl.String,
+              "value": pl.Float64, "request_id": pl.String, "label": pl.Int8}  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def of_truth(truth: Truth, **more: Any) -> dict[str, Any]:
+    decisions, events = truth.play()
+    return experiment.judge(outcomes(decisions, events, T, T + 3 * DAY), 0.5, **more)
+
+
+def test_the_interval_covers_the_seeded_truth() -> None:
+    """40 shops of 600 customers: the true difference lies in the 95 % interval as often as it should."""
+    covered = always = 0
+    for seed in range(40):
+        truth = Truth(seed, 600, 0.06)
+        one = of_truth(truth)["metrics"]["hit_rate"]
+        covered += one["low"] <= truth.difference <= one["high"]
+        always += one["sequence_low"] <= truth.difference <= one["sequence_high"]
+    assert 35 <= covered <= 40
+    assert always == 40
+
+
+def test_better_worse_and_neither() -> None:
+    better = of_truth(Truth(1, 1_500, 0.08))
+    assert (better["verdict"], better["metrics"]["hit_rate"]["worse"]) == ("better", False)
+    assert better["metrics"]["hit_rate"]["reduction"] > 0.02  # the week before says something about the day
+    assert of_truth(Truth(2, 1_500, -0.08))["verdict"] == "worse"
+    same = of_truth(Truth(3, 1_500, 0.0))
+    assert same["verdict"] == "cannot tell"
+    assert same["sample_ratio"]["alarm"] is False
+    assert "dislikes" not in same["metrics"]  # nobody disliked anything in this log
+    assert same["metrics"]["value_from_lists"]["p_holm"] >= same["metrics"]["value_from_lists"]["p"]
+
+
+def test_looks_are_over_the_first_to_enter() -> None:
+    truth = Truth(1, 1_500, 0.08)
+    decisions, events = truth.play()
+    users = outcomes(decisions, events, T, T + 3 * DAY)
+    planned = experiment.judge(users, 0.5, planned=1_600, looks=4)
+    assert [look["users"] for look in planned["looks"]] == [400, 800, 1_200]
+    assert [look["bound"] for look in planned["looks"]] == pytest.approx([4.3326, 2.9631, 2.3590], abs=2e-4)
+    earlier = experiment.judge(users.head(900), 0.5, planned=1_600, looks=4)
+    assert earlier["looks"] == planned["looks"][:2]  # what was seen then is what is seen now
+    assert experiment.judge(users.head(300), 0.5, planned=1_600)["verdict"] == "running"
+    assert planned["verdict"] == "better"
+
+
+def test_a_leak_of_users_is_no_experiment() -> None:
+    decisions, events = Truth(4, 2_000, 0.08).play()
+    lost = {one.user_id for one in decisions if one.variant == "candidate" and hash_share("lost", one.user_id) < 0.3}
+    users = outcomes([one for one in decisions if one.user_id not in lost], events, T, T + 3 * DAY)
+    found = experiment.judge(users, 0.5)
+    assert found["verdict"] == "invalid"
+    assert found["sample_ratio"]["e"] > 1_000
+
+
+def test_a_guardrail_stops_a_better_hit_rate() -> None:
+    decisions, events = Truth(5, 1_500, 0.08).play()
+    treated = sorted({one.user_id for one in decisions if one.variant == "candidate"})
+    dislikes = [(user, ITEMS[3], T + 2 * HOUR, "dislike", None, None, -1) for user in treated[::2]]
+    users = outcomes(decisions, pl.concat([events, frame(dislikes)]), T, T + 3 * DAY)
+    found = experiment.judge(users, 0.5)
+    assert found["metrics"]["hit_rate"]["low"] > 0
+    assert found["verdict"] == "worse"
+    assert "guardrail dislikes" in found["why"]
+
+
+def test_slowness_within_the_gate_is_no_harm() -> None:
+    users = outcomes(*Truth(6, 600, 0.0).play(), T, T + 3 * DAY)
+    slower = users.with_columns(
+        pl.when(pl.col("arm") == "candidate").then(1.1).otherwise(1.0).mul(pl.col("micros")).alias("micros")
+    )
+    assert experiment.judge(slower, 0.5)["verdict"] == "cannot tell"
+    crawling = users.with_columns(
+        pl.when(pl.col("arm") == "candidate").then(1.5).otherwise(1.0).mul(pl.col("micros")).alias("micros")
+    )
+    assert "micros_per_request" in experiment.judge(crawling, 0.5)["why"]
+
+
+def test_an_empty_arm() -> None:
+    users = outcomes([answer("r", "u", T, ["i0"], "live")], frame([]), T, T + 3 * DAY)
+    with pytest.raises(UserError, match="candidate=no user"):
+        experiment.judge(users, 0.5)
+
+
+def row(generation: int, bundle: str, to: str) -> ReleaseRow:
+    return ReleaseRow(generation, generation * 10, bundle, "", "", to, "t", "", {})
+
+
+def test_the_period_ends_when_live_moves() -> None:
+    rows = [row(1, "a", "live"), row(2, "b", "experiment"), row(3, "c", "registered"), row(4, "b", "live")]
+    assert experiment.period(rows, "") == (rows[1], 40)
+    assert experiment.period(rows[:3], "b") == (rows[1], None)
+    assert experiment.period([*rows[:2], row(3, "a", "live")], "b")[1] == 30
+    for bundle in ("", "c"):
+        with pytest.raises(UserError, match="was in an experiment"):
+            experiment.period(rows[:1], bundle)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = World(seed=0, users=40, items=40).write(tmp_path_factory.mktemp("experiment") / "shop")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write('[model]\nname = "covisitation"\n')
+    loop.turn(open_project(folder))
+    return folder
+
+
+def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
+    """Decisions and rows as a server leaves them: the same verdict as from the frames."""
+    shutil.copytree(turned, tmp_path / "shop")
+    project: Project = open_project(tmp_path / "shop")
+    control = open_control(project.config.stores.control, project.root)
+    live = release.live(control)
+    assert live is not None
+    control.move(live.bundle, bundles.manifest_hash(project.bundles / live.bundle), "live", "experiment", by="t",
+                 reason="", evidence={}, expected_generation=live.generation, at=T)  # fmt: skip
+    truth = Truth(7, 400, 0.2)
+    decisions, rows = truth.play()
+    store = open_decisions(project.config.stores.decisions, project.root, write=True)
+    for one in decisions:
+        store.put(one)
+    assert store.flush()
+    store.close()
+    log = open_log(project.config.stores.log, project.root, write=True)
+    log.append_events(
+        [Event(**{**event, "received_at": event["timestamp"]}) for event in rows.drop("label").iter_rows(named=True)]
+    )
+    log.close()
+    with pytest.raises(UserError, match="no user"):  # nobody's 24 hours are over at the newest request
+        experiment.compare(project)
+    found = experiment.compare(project, now=T + 3 * DAY)
+    assert (found["bundle"], found["since"], found["until"]) == (live.bundle, T, None)
+    expected = of_truth_again(decisions, rows)
+    assert found["metrics"]["hit_rate"] == expected["metrics"]["hit_rate"]
+    assert found["verdict"] == "better"
+
+
+def of_truth_again(decisions: list[Decision], rows: pl.DataFrame) -> dict[str, Any]:
+    return experiment.judge(outcomes(decisions, rows, T, T + 3 * DAY), 0.5)
