@@ -72,9 +72,12 @@ def tree(done: Done) -> dict[str, Any]:
         (["status", "--set", "serve"], "--set=serve"),
         (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
         (["status", "--set", "serve.port=x"], "serve.port=x"),
-        (["status", "--set", "release.shadow=0.5"], "later version"),
+        (["status", "--set", "release.auto=true"], "later version"),
+        (["status", "--set", "release.shadow=1.5"], "release.shadow=1.5"),
         (["promote", "nothing"], "bundle=nothing"),
-        (["promote", "nothing", "--to", "shadow"], "--to=shadow"),
+        (["promote", "nothing", "--to", "moon"], "--to=moon"),
+        (["refuse", "nothing", "--reason", "why"], "bundle=nothing"),
+        (["refuse", "nothing"], "--reason="),
         (["evaluate", "nothing"], "bundle=nothing"),
         (["evaluate", "--protocol", "leave-one-out"], "split.protocol=leave-one-out"),
         (["recommend", "u01", "--placement", "cart"], "placement=cart"),
@@ -120,15 +123,45 @@ def test_with_a_live_bundle_and_nothing_new_an_update_does_nothing(cli: Cli, sho
     assert (done["verdict"], done["read"]) == ("nothing", 0)
 
 
-def test_train_registers_and_promote_makes_live(cli: Cli, shop: Path) -> None:
+def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Path) -> None:
+    before = tree(cli("-C", shop, "status", "--json"))["live"]
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))
     assert (shop / "runs" / made["run"] / "metrics.json").exists()
-    moved = tree(cli("-C", shop, "promote", made["bundle"], "--reason", "tried it", "--json"))
-    assert (moved["from"], moved["to"]) == ("registered", "live")
-    assert tree(cli("-C", shop, "status", "--json"))["live"] == made["bundle"]
+    for words in ([], ["--to", "live"], ["--to", "experiment"]):
+        code, out, err = cli("-C", shop, "promote", made["bundle"], *words)
+        assert (code, out) == (1, "")
+        assert "refused: shadow requests=0, threshold 100: the step shadow is not earned" in err
+    moved = tree(cli("-C", shop, "promote", made["bundle"], "--to", "shadow", "--json"))
+    assert (moved["from"], moved["to"]) == ("checked", "shadow")
+    words = ["promote", made["bundle"], "--to", "live", "--reason", "tried it", "--json"]
+    moved = tree(cli("-C", shop, *words))
+    assert (moved["from"], moved["to"]) == ("shadow", "live")
+    assert len(moved["evidence"]["not_earned"]) == 2
+    status = tree(cli("-C", shop, "status", "--json"))
+    assert (status["live"], status["bundles"][-1]["reason"]) == (made["bundle"], "tried it")
     code, out, err = cli("-C", shop, "promote", made["bundle"])
     assert (code, out) == (1, "")
     assert "state=live" in err
+    back = tree(cli("-C", shop, "rollback", "--reason", "it was better", "--json"))
+    assert (back["bundle"], back["from"], back["to"]) == (before, "retired", "live")
+    assert back["evidence"] == {"rolled_back": made["bundle"]}
+    code, out, err = cli("-C", shop, "rollback")
+    assert (code, out) == (1, "")
+    assert "refused: earlier live bundles=0, threshold 1: nothing to go back to" in err
+    gone = tree(cli("-C", shop, "refuse", made["bundle"], "--reason", "worse", "--json"))
+    assert (gone["from"], gone["to"]) == ("rolled_back", "refused")
+    for verb in (["promote", made["bundle"]], ["refuse", made["bundle"], "--reason", "again"]):
+        code, out, err = cli("-C", shop, *verb)
+        assert (code, out) == (1, "")
+        assert "state=refused" in err
+
+
+@pytest.mark.parametrize("share", ["0.0", "1.0"])
+def test_an_experiment_needs_users_in_both_arms(cli: Cli, shop: Path, share: str) -> None:
+    made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
+    words = ["--set", f"release.experiment={share}", "promote", made, "--to", "experiment", "--reason", "try"]
+    assert f"release.experiment={share}: expected a share above 0 and below 1" in mistake(cli("-C", shop, *words))
+    assert tree(cli("-C", shop, "status", "--json"))["experiment"] is None
 
 
 def test_another_run_holds_the_lock(cli: Cli, shop: Path) -> None:

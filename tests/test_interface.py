@@ -101,7 +101,7 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     for panel in ("start", "look", "move", "deeper"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
-    for verb in (*verbs, "promote", "prepare", "train"):
+    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train"):
         assert f"`{verb}" in section(2)
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 
@@ -192,10 +192,16 @@ def test_prepare_train_promote(shop: Path) -> None:
     trained = recloop(shop, "train", "popular", "--json")
     assert trained.code == 0, trained.err
     assert set(trained.json) >= keys_in("bundle run epochs seconds metrics")
-    moved = recloop(shop, "promote", trained.json["bundle"], "--json")
+    early = recloop(shop, "promote", trained.json["bundle"])
+    assert early.code == 1, early.err
+    moved = recloop(shop, "promote", trained.json["bundle"], "--to", "live", "--reason", "by hand", "--json")
     assert moved.code == 0, moved.err
     assert set(moved.json) >= keys_in("bundle from to generation evidence")
     assert recloop(shop, "status", "--json").json["live"] == trained.json["bundle"]
+    for verb in (("rollback",), ("refuse", trained.json["bundle"], "--reason", "an example")):
+        done = recloop(shop, *verb, "--json")
+        assert done.code == 0, done.err
+        assert set(done.json) >= keys_in("bundle from to generation evidence")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def control(tmp_path: Path) -> Control:
     control = open_control("sqlite:///store/control.db", tmp_path)
     for name in ("a", "b", "c"):
         release.register(control, name, name * 64, **WHO)
+        release.checked(control, name, **WHO)
     return control
 
 
@@ -36,11 +37,11 @@ def test_before_the_first_row(tmp_path: Path) -> None:
 def test_one_is_live_and_the_former_retires(control: Control) -> None:
     release.promote(control, "a", **WHO)
     row = release.promote(control, "b", **{**WHO, "at": 9, "reason": "better"})
-    assert (row.generation, row.from_, row.to, row.sha256) == (5, "registered", "live", "b" * 64)
+    assert (row.generation, row.from_, row.to, row.sha256) == (8, "checked", "live", "b" * 64)
     assert release.live(control) == row
-    assert states(control) == {"a": "retired", "b": "live", "c": "registered"}
+    assert states(control) == {"a": "retired", "b": "live", "c": "checked"}
     table = release.table(control)
-    assert (table["live"], table["generation"]) == ("b", 5)
+    assert (table["live"], table["generation"]) == ("b", 8)
     assert table["bundles"][0] == {"bundle": "a", "state": "retired", "at": 9, "reason": "better"}
 
 
@@ -60,7 +61,7 @@ def test_rollback_goes_back_one_live_bundle_at_a_time(control: Control) -> None:
     assert [row.bundle for row in release.lives(control)] == ["c", "b", "a"]
     row = release.rollback(control, **WHO)
     assert (row.bundle, row.from_, row.sha256, row.evidence) == ("b", "retired", "b" * 64, {"rolled_back": "c"})
-    assert states(control) == {"a": "retired", "b": "live", "c": "retired"}
+    assert states(control) == {"a": "retired", "b": "live", "c": "rolled_back"}
     assert [row.bundle for row in release.lives(control)] == ["b", "a"]  # c was bad: it answers nothing any more
     assert release.rollback(control, **WHO).bundle == "a"
     with pytest.raises(Refused, match="earlier live bundles=0, threshold 1"):
@@ -95,14 +96,71 @@ def test_wrong_moves_change_nothing(control: Control) -> None:
         release.promote(control, "zzz", **WHO)
     with pytest.raises(UserError, match="--to=moon"):
         release.promote(control, "b", to="moon", **WHO)
-    assert release.table(control)["generation"] == 4
+    assert release.table(control)["generation"] == 7
+
+
+def test_what_was_not_checked_moves_nowhere_but_to_the_first_live(tmp_path: Path) -> None:
+    control = open_control("sqlite:///store/control.db", tmp_path)
+    for name in ("a", "b"):
+        release.register(control, name, name * 64, **WHO)
+    with pytest.raises(Refused, match="state=registered"):
+        release.promote(control, "a", to="shadow", **WHO)
+    assert release.promote(control, "a", **WHO).to == "live"  # nothing is live yet: there is nothing to compare with
+    with pytest.raises(Refused, match="state=registered, threshold one of checked, shadow"):
+        release.promote(control, "b", **WHO)
+    assert release.checked(control, "b", **{**WHO, "reason": "loaded"}).from_ == "registered"
+    with pytest.raises(Refused):
+        release.checked(control, "b", **WHO)
+    assert release.promote(control, "b", **WHO).to == "live"
+
+
+def test_one_experiment_at_a_time_and_several_shadows(control: Control) -> None:
+    release.promote(control, "a", **WHO)
+    release.promote(control, "b", to="shadow", **WHO)
+    release.promote(control, "c", to="shadow", **WHO)
+    assert [row.bundle for row in release.machine(control).rows_in("shadow")] == ["b", "c"]
+    assert release.table(control)["shadow"] == "b"  # the candidate is the one that came first
+    release.promote(control, "b", to="experiment", **WHO)
+    assert (release.table(control)["shadow"], release.table(control)["experiment"]) == ("c", "b")
+    with pytest.raises(Refused, match="bundle in the experiment=b"):
+        release.promote(control, "c", to="experiment", **WHO)
+    release.refuse(control, "b", **WHO)
+    assert release.promote(control, "c", to="experiment", **WHO).from_ == "shadow"
+
+
+def test_every_drawn_move_and_no_other(tmp_path: Path) -> None:
+    """The table of moves is the drawing of the docstring: each state, tried towards each other one."""
+    moves = {"checked": release.checked, "refused": release.refuse}
+    found = set()
+    for number, (state, to) in enumerate(
+        (a, b) for a in [*release.FROM, "registered", "retired", "rolled_back"] for b in release.FROM
+    ):
+        control = open_control(f"sqlite:///{number}/control.db", tmp_path)
+        for name in ("first", "second", "x"):
+            release.register(control, name, "", **WHO)
+            if name != "x" or state != "registered":
+                release.checked(control, name, **WHO)
+        release.promote(control, "first", **WHO)
+        for step in {"retired": ["live"], "rolled_back": ["live"], "checked": [], "registered": []}.get(state, [state]):
+            moves[step](control, "x", **WHO) if step in moves else release.promote(control, "x", to=step, **WHO)
+        if state == "retired":
+            release.promote(control, "second", **WHO)
+        if state == "rolled_back":
+            release.rollback(control, **WHO)
+        assert states(control)["x"] == state
+        try:
+            moves[to](control, "x", **WHO) if to in moves else release.promote(control, "x", to=to, **WHO)
+            found.add((state, to))
+        except Refused:
+            pass
+    assert found == {(state, to) for to, sources in release.FROM.items() for state in sources}
 
 
 def test_a_move_made_meanwhile_stops_this_one(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = control.releases()
     release.promote(control, "b", **WHO)
     monkeypatch.setattr(control, "releases", lambda: looked)
-    with pytest.raises(Moved):
+    with pytest.raises(Moved, match="meanwhile test moved b to live; look again"):
         release.promote(control, "a", **WHO)
     monkeypatch.undo()
     assert release.table(control)["live"] == "b"

@@ -261,21 +261,45 @@ def verify(
 # ---- move
 
 
+Reason = Annotated[str, typer.Option(help="kept in the release table")]
+
+
 @app.command(rich_help_panel=MOVE)
 def promote(
     bundle: str,
-    to: Annotated[str, typer.Option(help="live")] = "live",
-    reason: Annotated[str, typer.Option(help="kept in the release table")] = "",
+    to: Annotated[str, typer.Option(help="shadow, experiment or live; without it live, where both were earned")] = "",
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Make a bundle live: it is loaded and checked first; `serve` takes it up at its next start."""
-    from recloop import standing
+    """Move a bundle on; a running `serve` takes it up within a second."""
+    from recloop.serve import moves
 
-    moved = standing.promote(project(), bundle, to, reason)
+    _print_move(moves.promote(project(), bundle, to, reason), as_json)
+
+
+@app.command(rich_help_panel=MOVE)
+def rollback(reason: Reason = "", as_json: Json = False) -> None:
+    """Bring back the bundle that was live before."""
+    from recloop.serve import moves
+
+    _print_move(moves.rollback(project(), reason), as_json)
+
+
+@app.command(rich_help_panel=MOVE)
+def refuse(bundle: str, reason: Reason = "", as_json: Json = False) -> None:
+    """Take a bundle out for good."""
+    from recloop.serve import moves
+
+    _print_move(moves.refuse(project(), bundle, reason), as_json)
+
+
+def _print_move(moved: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(moved)
     else:
         _plain(f"{moved['bundle']}: {moved['from']} -> {moved['to']} (generation {moved['generation']})")
+        if "not_earned" in moved["evidence"]:
+            _plain(f"  ahead of: {'; '.join(moved['evidence']['not_earned'])}")
 
 
 # ---- deeper

@@ -185,9 +185,9 @@ class Gates(Section):
 
 
 class Release(Section):
-    shadow: float = 0.01
-    experiment: float = 0.5
-    auto: bool = False
+    shadow: float = pydantic.Field(0.01, ge=0, le=1)
+    experiment: float = pydantic.Field(0.5, ge=0, le=1)
+    auto: bool = False  # [later]
     gates: Gates = Gates()
 
 
@@ -228,7 +228,8 @@ LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("stores.log", (Stores().log,)),
     ("stores.decisions", (Stores().decisions,)),
     ("stores.control", (Stores().control,)),
-    ("release", (Release(),)),
+    ("release.auto", (False,)),
+    ("release.gates", (Gates(),)),
     ("update", (Update(),)),
 )
 """Keys that are read from the start and must hold one of these values until the chapter that uses them is built."""

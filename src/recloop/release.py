@@ -1,13 +1,21 @@
 """The release machine: which bundle is live, and every move of every bundle as a row of the control store.
 
-    registered ──> shadow ──> experiment ──> live ──> retired ──> live again, by a rollback or a promotion
-        └────────────┴────────────┴────────────^
-    registered, shadow, experiment, retired ──> refused, for good
+    registered ──> checked ──> shadow ──> experiment ──> live ──> retired, when another becomes live
+        │             ├───────────┴──────────>│ ^          │ ^         │
+        │             └───────────────────────┴─┘          v └─────────┤ (a rollback, or a promotion)
+        │                                             rolled_back ─────┘
+        └──> refused, for good: from any state but live
 
-A bundle enters as ``registered`` with the hash of its manifest, which is what serving compares. One bundle is live;
-when another becomes live the former is ``retired`` by the same row. The rows are the truth: a state is their fold, a
-move is a compare-and-set on ``generation``, so two processes never both move. Which steps must be earned before live
-is the gate's business; this file knows only which moves exist.
+A bundle enters as ``registered`` with the hash of its manifest, which is what serving compares: by ``update`` after its
+gate, by ``train`` before. It is ``checked`` once it was loaded, its hashes and golden lists agreed: by the server, or by
+``promote`` where none runs. In the shadow it scores requests after live has answered them (several may stand there);
+in the experiment it answers a share of the users (one at a time). Where nothing is live yet the first one becomes live
+at once.
+
+One bundle is live; when another becomes live the former is ``retired`` by the same row, ``rolled_back`` where that row
+is a rollback. The rows are the truth: a state is their fold, a move is a compare-and-set on ``generation``; of two
+movers at once one wins, the other is told who. Which steps must be earned is `recloop.standing`'s business; this file
+knows only which moves exist.
 """
 
 from __future__ import annotations
@@ -23,11 +31,19 @@ from recloop.errors import Refused, UserError
 Target = Literal["shadow", "experiment", "live"]
 TARGETS: tuple[Target, ...] = ("shadow", "experiment", "live")
 ROLLED_BACK = "rolled_back"
-"""In the evidence of a rollback's row: the bundle that was live until then."""
+"""A state, and in the evidence of a rollback's row: the bundle that was live until then."""
+FROM: Mapping[str, tuple[str, ...]] = {
+    "checked": ("registered",),
+    "shadow": ("checked",),
+    "experiment": ("checked", "shadow"),
+    "live": ("checked", "shadow", "experiment", "retired", ROLLED_BACK),
+    "refused": ("registered", "checked", "shadow", "experiment", "retired", ROLLED_BACK),
+}
+"""The states from which a bundle may go to each state."""
 
 
 @dataclass
-class _Machine:
+class Machine:
     """The fold over all rows.
 
     ``states`` holds each bundle's state and the row that put it there; ``hashes`` those of the manifests as
@@ -39,12 +55,21 @@ class _Machine:
     lives: list[str] = field(default_factory=list)
     generation: int = 0
 
+    @classmethod
+    def of(cls, rows: Sequence[ReleaseRow]) -> Machine:
+        machine = cls()
+        for row in rows:
+            machine.take(row)
+        return machine
+
     def take(self, row: ReleaseRow) -> None:
+        """One more row."""
         self.hashes.setdefault(row.bundle, row.sha256)
         if row.to == "live":
+            back = ROLLED_BACK in row.evidence
             if self.lives and self.lives[-1] != row.bundle:
-                self.states[self.lives[-1]] = ("retired", row)
-            if ROLLED_BACK in row.evidence:
+                self.states[self.lives[-1]] = (ROLLED_BACK if back else "retired", row)
+            if back:
                 while self.lives and self.lives[-1] != row.bundle:
                     self.lives.pop()
             if not self.lives or self.lives[-1] != row.bundle:
@@ -55,10 +80,28 @@ class _Machine:
         self.generation = row.generation
 
     def state(self, bundle: str) -> str:
+        """The state of a bundle.
+
+        Raises:
+            UserError: no such bundle.
+        """
         if bundle not in self.states:
             known = ", ".join(self.states) or "none yet"
             raise UserError("bundle", bundle, f"a registered bundle ({known})", "recloop status")
         return self.states[bundle][0]
+
+    def rows_in(self, state: str) -> list[ReleaseRow]:
+        """The rows that put bundles where they are now, oldest move first."""
+        return sorted((row for found, row in self.states.values() if found == state), key=lambda row: row.generation)
+
+    def since(self, bundle: str) -> ReleaseRow:
+        """The row that put a bundle where it is."""
+        return self.states[bundle][1]
+
+
+def machine(control: Control) -> Machine:
+    """The machine as it stands now."""
+    return Machine.of(control.releases())
 
 
 def register(
@@ -77,13 +120,26 @@ def register(
         Refused: it is registered already.
         Moved: another process moved a release meanwhile.
     """
-    machine = _fold(control.releases())
-    if bundle in machine.states:
-        raise Refused("state", machine.state(bundle), "not registered yet", f"{bundle} is known")
+    now = machine(control)
+    if bundle in now.states:
+        raise Refused("state", now.state(bundle), "not registered yet", f"{bundle} is known")
     return control.move(
         bundle, sha256, "", "registered",
-        by=by, reason=reason, evidence=evidence or {}, expected_generation=machine.generation, at=at,
+        by=by, reason=reason, evidence=evidence or {}, expected_generation=now.generation, at=at,
     )  # fmt: skip
+
+
+def checked(
+    control: Control, bundle: str, *, by: str, reason: str, at: int, evidence: Mapping[str, Any] | None = None
+) -> ReleaseRow:
+    """Note that a registered bundle may be served: its hashes and golden lists agree.
+
+    Raises:
+        UserError: no such bundle.
+        Refused: it is past that step.
+        Moved: another process moved a release meanwhile.
+    """
+    return _move(control, machine(control), bundle, "checked", by, reason, at, evidence or {})
 
 
 def promote(
@@ -100,16 +156,12 @@ def promote(
 
     Raises:
         UserError: no such bundle, or no such state to move to.
-        Refused: it was refused, or is there already.
+        Refused: it was refused, is there already, was not checked yet, or another one is in the experiment.
         Moved: another process moved a release meanwhile.
     """
     if to not in TARGETS:
         raise UserError("--to", to, f"one of {', '.join(TARGETS)}", f"recloop promote {bundle} --to live")
-    machine = _fold(control.releases())
-    state = machine.state(bundle)
-    if state in {"refused", to} or (state == "live" and to != "live"):
-        raise Refused("state", state, f"a state that may go to {to}", f"{bundle} stays {state}")
-    return _move(control, machine, bundle, to, by, reason, at, evidence or {})
+    return _move(control, machine(control), bundle, to, by, reason, at, evidence or {})
 
 
 def rollback(control: Control, *, by: str, reason: str, at: int) -> ReleaseRow:
@@ -119,14 +171,16 @@ def rollback(control: Control, *, by: str, reason: str, at: int) -> ReleaseRow:
         Refused: there was none.
         Moved: another process moved a release meanwhile.
     """
-    machine = _fold(control.releases())
-    if len(machine.lives) < 2:
-        raise Refused("earlier live bundles", max(0, len(machine.lives) - 1), 1, "nothing to go back to")
-    now, before = machine.lives[-1], machine.lives[-2]
-    return _move(control, machine, before, "live", by, reason, at, {ROLLED_BACK: now})
+    found = machine(control)
+    if len(found.lives) < 2:
+        raise Refused("earlier live bundles", max(0, len(found.lives) - 1), 1, "nothing to go back to")
+    now, before = found.lives[-1], found.lives[-2]
+    return _move(control, found, before, "live", by, reason, at, {ROLLED_BACK: now})
 
 
-def refuse(control: Control, bundle: str, *, by: str, reason: str, at: int) -> ReleaseRow:
+def refuse(
+    control: Control, bundle: str, *, by: str, reason: str, at: int, evidence: Mapping[str, Any] | None = None
+) -> ReleaseRow:
     """Take a bundle out for good.
 
     Raises:
@@ -134,12 +188,7 @@ def refuse(control: Control, bundle: str, *, by: str, reason: str, at: int) -> R
         Refused: it is live (roll back first), or refused already.
         Moved: another process moved a release meanwhile.
     """
-    machine = _fold(control.releases())
-    state = machine.state(bundle)
-    if state in {"live", "refused"}:
-        mend = "roll back first" if state == "live" else "it was refused before"
-        raise Refused("state", state, "registered, shadow, experiment or retired", mend)
-    return _move(control, machine, bundle, "refused", by, reason, at, {})
+    return _move(control, machine(control), bundle, "refused", by, reason, at, evidence or {})
 
 
 def live(control: Control) -> ReleaseRow | None:
@@ -152,35 +201,47 @@ def lives(control: Control) -> list[ReleaseRow]:
     """The live bundle's row, then those of the earlier live ones that a rollback would bring back, newest first."""
     rows = control.releases()
     newest = {row.bundle: row for row in rows if row.to == "live"}
-    return [newest[bundle] for bundle in dict.fromkeys(reversed(_fold(rows).lives))]
+    return [newest[bundle] for bundle in dict.fromkeys(reversed(Machine.of(rows).lives))]
 
 
 def table(control: Control) -> dict[str, Any]:
-    """What is live, what is tried, since when: the release part of ``recloop status``."""
-    machine = _fold(control.releases())
-    by_state = {state: bundle for bundle, (state, _) in machine.states.items()}
+    """What is live, what is tried, since when: the release part of ``recloop status``.
+
+    ``shadow`` is the candidate: of several bundles in the shadow the one that came first.
+    """
+    found = machine(control)
+    first = {state: next((row.bundle for row in found.rows_in(state)), None) for state in ("shadow", "experiment")}
     return {
-        "live": by_state.get("live"),
-        "shadow": by_state.get("shadow"),
-        "experiment": by_state.get("experiment"),
-        "generation": machine.generation,
+        "live": found.lives[-1] if found.lives else None,
+        **first,
+        "generation": found.generation,
         "bundles": [
             {"bundle": bundle, "state": state, "at": row.at, "reason": row.reason}
-            for bundle, (state, row) in machine.states.items()
+            for bundle, (state, row) in found.states.items()
         ],
     }
 
 
-def _fold(rows: Sequence[ReleaseRow]) -> _Machine:
-    machine = _Machine()
-    for row in rows:
-        machine.take(row)
-    return machine
+def allowed(found: Machine, bundle: str, to: str) -> None:
+    """Whether the machine knows this move.
+
+    Raises:
+        UserError: no such bundle.
+        Refused: it does not, or another bundle is in the experiment.
+    """
+    state = found.state(bundle)
+    first = state == "registered" and to == "live" and not found.lives
+    if state not in FROM[to] and not first:
+        mend = f"{bundle} is live; roll back first" if to == "refused" and state == "live" else f"{bundle} is {state}"
+        raise Refused("state", state, f"one of {', '.join(FROM[to])}", mend)
+    tried = found.rows_in("experiment")
+    if to == "experiment" and tried:
+        raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or refuse that one first")
 
 
 def _move(
     control: Control,
-    machine: _Machine,
+    found: Machine,
     bundle: str,
     to: str,
     by: str,
@@ -188,7 +249,8 @@ def _move(
     at: int,
     evidence: Mapping[str, Any],
 ) -> ReleaseRow:
+    allowed(found, bundle, to)
     return control.move(
-        bundle, machine.hashes[bundle], machine.state(bundle), to,
-        by=by, reason=reason, evidence=evidence, expected_generation=machine.generation, at=at,
+        bundle, found.hashes[bundle], found.state(bundle), to,
+        by=by, reason=reason, evidence=evidence, expected_generation=found.generation, at=at,
     )  # fmt: skip

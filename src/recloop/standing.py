@@ -1,17 +1,20 @@
-"""How a project stands: what is live and tried, which bundle has which bytes, and the move to live."""
+"""How a project stands: what is live and tried, which bundle has which bytes, and whether one may be served."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import open_control, open_log
 from recloop.backends.archive import Archive
+from recloop.backends.control import ReleaseRow
 from recloop.bundle import Bundle
 from recloop.config import Project
-from recloop.errors import UserError
+from recloop.errors import BundleError, UserError
 from recloop.models.base import model_class
 from recloop.recommend.recommender import check_golden
 from recloop.records import SECOND
@@ -67,21 +70,51 @@ def load_bundle(project: Project, name: str = "") -> Bundle:
     return bundles.load(project.bundles / name, hashes[name])
 
 
-def promote(project: Project, name: str, to: str, reason: str) -> dict[str, Any]:
-    """Load and check a registered bundle, answer its golden lists, then make it live.
+def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
+    """A bundle whose bytes are those registered, whose numbers are finite, and whose golden lists agree.
 
     Raises:
-        UserError: no such bundle, or a state that comes with a later version. BundleError: it may not be served.
-        Refused: it was refused, or is live already.
+        BundleError: it may not be served.
     """
-    if to != "live":
-        raise UserError("--to", to, "live (shadow and experiment come with a later version)", f"recloop promote {name}")
-    check_golden(load_bundle(project, name))
-    control = open_control(project.config.stores.control, project.root)
-    row = release.promote(control, name, by="recloop promote", reason=reason, at=now(), evidence={"golden": "equal"})
-    return {
-        "bundle": row.bundle, "from": row.from_, "to": row.to, "generation": row.generation, "evidence": row.evidence,
-    }  # fmt: skip
+    bundle = bundles.load(project.bundles / row.bundle, row.sha256)
+    for name, array in bundle.arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise BundleError(f"{name} of serve.safetensors", "NaN or infinite", "finite numbers", "recloop update")
+    try:
+        check_golden(bundle)
+    except BundleError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's bundle does, it must not end who looks at it
+        raise BundleError("golden list", f"{type(error).__name__}: {error}", "an answer", "recloop update") from None
+    return bundle
+
+
+def examine(project: Project, row: ReleaseRow, live: Bundle | None, fields: set[str]) -> dict[str, Any]:
+    """Check a registered bundle as serving will need it; what was found, for the row of the move to ``checked``.
+
+    Args:
+        live: The live bundle, whose item table this one's begins with: a raw id never changes its index.
+        fields: Of the catalogue's items.
+
+    Raises:
+        BundleError: it may not be served.
+    """
+    bundle = open_bundle(project, row)
+    ids = bundle.items.ids.ids
+    if live is not None and list(ids[: len(live.items)]) != list(live.items.ids.ids):
+        raise BundleError(
+            "item table", row.bundle, f"to begin with the {len(live.items)} items of {live.id}", "recloop update"
+        )
+    for name, feature in bundle.spec.item.items():
+        if (feature.source or name) not in fields:
+            known = ", ".join(sorted(fields)) or "none"
+            raise BundleError(
+                f"features.item.{name}.from",
+                feature.source or name,
+                f"a field of the catalogue ({known})",
+                "recloop update",
+            )
+    return {"golden": "equal", "cases": len(bundle.golden), "items": len(ids)}
 
 
 def named_model(project: Project, name: str) -> str:

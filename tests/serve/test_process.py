@@ -106,6 +106,7 @@ def second_bundle(shop: Project) -> str:
     made = bundles.write(replace(first, metrics={"again": 1}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC))
     who = {"by": "test", "reason": "newer", "at": 5}
     release.register(control, made.id, bundles.manifest_hash(shop.bundles / made.id), **who)
+    release.checked(control, made.id, **who)
     release.promote(control, made.id, **who)
     return made.id
 

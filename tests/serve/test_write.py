@@ -118,7 +118,11 @@ def test_a_log_that_cannot_be_read_still_gives_a_list(app: Any, monkeypatch: pyt
         listed = (await client.get("/v1/recommend/u14")).json()
         assert listed["degraded"] == ["log"]
         assert listed["items"] == expected["items"]  # from the snapshot
-        monkeypatch.setattr(service._stored, "get", lambda _: (_ for _ in ()).throw(sqlite3.OperationalError("io")))
+        monkeypatch.setattr(
+            service._known.of(service.bundle.spec).snapshot,
+            "get",
+            lambda _: (_ for _ in ()).throw(sqlite3.OperationalError("io")),
+        )
         listed = (await client.get("/v1/recommend/u14")).json()
         assert listed["degraded"] == ["log", "snapshot"]
         assert len(listed["items"]) == 10

@@ -24,8 +24,8 @@ COLUMNS = 'generation, at, bundle, sha256, "from", "to", "by", reason, evidence'
 class Moved(Refused):
     """Somebody else moved a release between the look and the move: look again, then decide."""
 
-    def __init__(self, found: int, expected: int) -> None:
-        super().__init__("generation", found, expected, "another process moved a release meanwhile; look again")
+    def __init__(self, found: int, expected: int, who: str) -> None:
+        super().__init__("generation", found, expected, f"meanwhile {who}; look again: recloop status")
 
 
 class ReleaseRow(NamedTuple):
@@ -61,8 +61,11 @@ class Control:
 
     def generation(self) -> int:
         """The newest generation, 0 before the first row."""
-        rows = self.releases()
-        return rows[-1].generation if rows else 0
+        connection = open_reader(self.file, SCHEMA, SCRIPT)
+        try:
+            return int(connection.execute("SELECT coalesce(max(generation), 0) FROM releases").fetchone()[0])
+        finally:
+            connection.close()
 
     def move(
         self,
@@ -102,9 +105,12 @@ def _release_row(row: tuple[Any, ...]) -> ReleaseRow:
 
 
 def _compare_and_set(connection: sqlite3.Connection, row: ReleaseRow, expected: int) -> None:
-    found = int(connection.execute("SELECT coalesce(max(generation), 0) FROM releases").fetchone()[0])
+    newest = connection.execute(f"SELECT {COLUMNS} FROM releases ORDER BY generation DESC LIMIT 1").fetchone()
+    found = 0 if newest is None else int(newest[0])
     if found != expected:
-        raise Moved(found, expected)
+        other = None if newest is None else _release_row(newest)
+        who = "the table was emptied" if other is None else f"{other.by} moved {other.bundle} to {other.to}"
+        raise Moved(found, expected, who)
     values = (row.generation, row.at, row.bundle, row.sha256, row.from_, row.to, row.by, row.reason)
     connection.execute(
         f"INSERT INTO releases ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -118,6 +118,18 @@ class Decisions:
         )
         return [_decision(row) for row in found][::-1]
 
+    def shadowed(self, bundle: str) -> int:
+        """Requests that a bundle has scored in the shadow."""
+        asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
+        return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
+
+    def arms(self, bundle: str, variant: str) -> dict[str, tuple[int, int]]:
+        """Requests and users by variant, since this bundle first answered as this variant."""
+        asked = """SELECT variant, count(*), count(DISTINCT user_id) FROM decisions WHERE role = 'answer' AND n >=
+            (SELECT min(n) FROM decisions WHERE role = 'answer' AND bundle = ? AND variant = ?) GROUP BY variant"""
+        found = self._readers.get().execute(asked, (bundle, variant)).fetchall()
+        return {name: (requests, users) for name, requests, users in found}
+
     def is_empty(self) -> bool:
         """Whether no decision was ever written."""
         return self._readers.get().execute("SELECT 1 FROM decisions LIMIT 1").fetchone() is None

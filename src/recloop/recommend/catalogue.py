@@ -86,6 +86,11 @@ class Catalogue:
         return f"{self._sum:016x}"[:8]
 
     @property
+    def fields(self) -> set[str]:
+        """The attributes that some item has."""
+        return set().union(*(item.attributes for item in self._items.values()))
+
+    @property
     def columns(self) -> list[str]:
         """Fields that a condition may name: item_id and every attribute that some item has."""
         return self._table().columns

@@ -6,6 +6,7 @@ curl 'http://127.0.0.1:8088/v1/recommend/USER?n=5'
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,7 +30,7 @@ from recloop.backends.log import Receipt
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.records import Query
-from recloop.serve import bodies, openapi, process
+from recloop.serve import admin, bodies, openapi, process
 from recloop.serve.bodies import Rejected
 from recloop.serve.door import Door, problem_response
 from recloop.serve.service import Clock, Service, system_clock
@@ -108,9 +110,13 @@ def build(service: Service) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(admin.follow(service))
         try:
             yield
         finally:
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
             await run_in_threadpool(service.close)
 
     handlers = Handlers(service)
@@ -128,6 +134,7 @@ def build(service: Service) -> Starlette:
             Route("/v1/health/ready", handlers.ready, methods=get),
             Route("/v1/status", handlers.status, methods=get),
             Route("/openapi.json", handlers.openapi, methods=get),
+            *admin.routes(service),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error},
         lifespan=lifespan,
@@ -156,7 +163,14 @@ class Handlers:
             )
         except UserError as error:
             raise _unprocessable(error.name, str(error.value), error.expected) from None
-        return _answer(self._service.reply(query, answer, decision))
+        response = _answer(self._service.reply(query, answer, decision))
+        if self._service.behind:
+            response.background = BackgroundTask(self._rehearse)
+        return response
+
+    async def _rehearse(self) -> None:
+        """Behind an answer that is on its way: on the loop, as of the same seq."""
+        self._service.rehearse()
 
     async def post_events(self, request: Request) -> Response:
         now, rows = await self._rows(request)

@@ -1,10 +1,18 @@
-"""Which bundle answers a request: a hash of the user, so an assignment never flips; for now always the live one."""
+"""Which bundle answers a request, and which score it again: one hash of the user's id, the same in every process.
+
+The arm is chosen first, by the salt ``arm:BUNDLE``; of the users whom live answers, the salt ``shadow:BUNDLE`` picks
+those in the shadow. So a user in the shadow is answered by live, always, and the shadow takes nobody out of an
+experiment. An assignment never flips: neither a restart nor another bundle's move changes it.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from recloop.records import hash_share
+
 LIVE = "live"
+CANDIDATE = "candidate"
 
 
 class Arm(NamedTuple):
@@ -15,6 +23,26 @@ class Arm(NamedTuple):
     variant: str
 
 
-def choose(user_id: str, live: Arm) -> Arm:  # noqa: ARG001 - the user decides once there is an arm beside live
-    """The arm of a user."""
+def in_experiment(bundle: str, user_id: str, share: float) -> bool:
+    """Whether a bundle in the experiment answers this user."""
+    return hash_share(f"arm:{bundle}", user_id) < share
+
+
+def in_shadow(bundle: str, user_id: str, share: float) -> bool:
+    """Whether a bundle in the shadow scores the requests of this user, who is answered by live."""
+    return hash_share(f"shadow:{bundle}", user_id) < share
+
+
+def choose(user_id: str, live: Arm, candidate: Arm | None, share: float) -> Arm:
+    """The arm of a user: the candidate's for this share of the users, else live."""
+    if candidate is not None and in_experiment(candidate.bundle, user_id, share):
+        return candidate
     return live
+
+
+def shadowing(user_id: str, answered: Arm, candidate: str, share: float) -> bool:
+    """Whether a request that this arm answered is scored again by the bundles in the shadow.
+
+    Of several bundles there the candidate's salt decides for all: they are compared on the very same requests.
+    """
+    return answered.variant == LIVE and in_shadow(candidate, user_id, share)

@@ -18,7 +18,15 @@ QUERY: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("session_id", {"type": "string"}, "recorded with the decision"),
     ("anonymous_id", {"type": "string"}, "recorded with the decision"),
 )
-ERRORS = {"400": "not JSON", "404": "not found", "413": "too large", "422": "a parameter is wrong", "503": "not now"}
+ERRORS = {
+    "400": "not JSON",
+    "404": "not found",
+    "409": "done, and the answer is no",
+    "413": "too large",
+    "415": "not sent as JSON",
+    "422": "a parameter is wrong",
+    "503": "not now",
+}
 
 
 def document() -> dict[str, Any]:
@@ -54,9 +62,28 @@ def document() -> dict[str, Any]:
             "/v1/users/{user_id}": {"get": _by_id("user_id", "A user as known now", "UserAnswer")},
             "/v1/health/live": {"get": _get("The loop turns", "HealthAnswer")},
             "/v1/health/ready": {"get": _get("This process answers", "HealthAnswer", "503")},
+            **{
+                f"/v1/admin/{verb}": {"post": _move(summary)}
+                for verb, summary in (
+                    ("promote", "A bundle one step on, or to live where it is earned"),
+                    ("rollback", "The bundle that was live before"),
+                    ("refuse", "A bundle out for good"),
+                )
+            },
             "/v1/status": {"get": _get("What is live, since when", "StatusAnswer")},
         },
         "components": {"schemas": components},
+    }
+
+
+def _move(summary: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": _ref("MoveRow")},
+        "responses": {
+            "200": {"description": summary, "content": _ref("MoveAnswer")},
+            **_errors("400", "404", "409", "413", "415", "422"),
+        },
     }
 
 

@@ -1,35 +1,38 @@
-"""Serving composed: control store -> live bundle, catalogue, states, recommender, the way in, decisions behind answers.
+"""Serving composed: control store -> fleet of bundles, catalogue, states, the way in, decisions behind answers.
 
-Everything that an answer reads is touched on the event loop's one thread: the number ``as_of`` moves on, and the
-caches are dropped, between two requests, never inside one.
+Everything that an answer reads is touched on the event loop's one thread: the number ``as_of`` moves on, the caches
+are dropped and the fleet is switched between two requests, never inside one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 import polars as pl
+from starlette.concurrency import run_in_threadpool
 
-from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import Control, Decisions, Log, locks, open_control, open_decisions, open_log, snapshots
+from recloop.backends import Control, Decisions, Log, locks, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
 from recloop.config import Project
-from recloop.errors import BundleError, UserError
+from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States, UserState
 from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.recommender import Answer, Recommender, check_golden
-from recloop.recommend.states import StateReader, fold_all, state_of_tree
+from recloop.recommend.recommender import Answer, Recommender
+from recloop.recommend.states import StateReader, state_of_tree
 from recloop.records import ITEM_ID, USER_ID, Decision, Query
 from recloop.serve import arms
+from recloop.serve.fleet import Fleet, Loaded, Loader
+from recloop.serve.known import Known, Stored
 from recloop.serve.shapes import RecommendAnswer
 from recloop.serve.write import Job, Writer
 
@@ -65,7 +68,7 @@ class Service:
 
     Attributes:
         as_of: The newest seq that every answer from now on knows.
-        arm: What is live.
+        fleet: The bundles that serve now.
 
     Raises:
         Locked: another server (or writer) has this folder.
@@ -86,25 +89,24 @@ class Service:
 
     def _open(self) -> None:
         project, stores = self.project, self.project.config.stores
-        self._degraded: set[str] = set()
         self.archive = Archive(project.data)
         self.control: Control = open_control(stores.control, project.root)
-        bundle, self.arm = self._live_bundle()
         self.log: Log = open_log(stores.log, project.root, write=True)
         self._stack.callback(self.log.close)
         self.log.start_at(self.archive.watermark)
         self.as_of = self.log.last_seq()
-        signal = Signal.of(bundle.spec)
         self.catalogue = Catalogue.of([self.archive.items(), self.log.items()])
-        self._stored = self._snapshot(bundle, signal)
-        self._stack.callback(self._stored.close)
-        self.states = StateReader(self.log, self._stored, signal)
-        self.recommender = Recommender(bundle, self.catalogue)
+        self._loader = Loader(project, self.control, self.catalogue, self.clock)
+        self.fleet = self._loader.first()
+        self._known = Known(project, self.archive, self.log)
+        self._stack.callback(self._known.close)
+        self._known.keep(self._known.open(one.bundle.spec for one in self.fleet.every))
+        self._following = asyncio.Lock()
         self.decisions: Decisions = open_decisions(stores.decisions, project.root, write=True)
         self._stack.callback(self.decisions.close)
-        burst = bundle.spec.clean.burst
-        width = 0.0 if burst == "off" else burst.seconds
-        self.writer = Writer(self.log, self.archive, signal, width, self._settle)
+        self._behind: deque[tuple[Query, Decision, Fleet]] = deque()
+        self._stack.callback(self.rehearse)
+        self.writer = Writer(self.log, self.archive, Signal.of(self.bundle.spec), _width(self.bundle), self._settle)
         self._stack.callback(self.writer.close)
 
     def close(self) -> None:
@@ -112,13 +114,25 @@ class Service:
         self._stack.close()
 
     @property
+    def recommender(self) -> Recommender:
+        return self.fleet.live.recommender
+
+    @property
     def bundle(self) -> Bundle:
-        return self.recommender.bundle
+        return self.fleet.live.bundle
+
+    @property
+    def arm(self) -> arms.Arm:
+        return self.fleet.live.arm
+
+    @property
+    def states(self) -> StateReader:
+        return self._known.of(self.bundle.spec).reader
 
     @property
     def degraded(self) -> list[str]:
         """What is missing now, by name."""
-        missing = set(self._degraded)
+        missing = {"bundle"} if self.fleet.failed else set()
         if self.writer.failing:
             missing.add("log")
         if self.decisions.failing or self.decisions.full:
@@ -137,17 +151,23 @@ class Service:
         Raises:
             UserError: no such placement, or a filter that does not parse.
         """
-        arm = arms.choose(query.user_id, self.arm)
-        placement = self.recommender.placement(query.placement)
+        fleet, share = self.fleet, self.project.config.release
+        arm = arms.choose(query.user_id, fleet.live.arm, fleet.candidate and fleet.candidate.arm, share.experiment)
+        self.recommender.placement(query.placement)
         if query.filter:
             self.catalogue.check(query.filter, "filter")
         degraded = set(self.degraded)
-        state, as_of = self._state(query.user_id, degraded)
-        try:
-            answer = self.recommender.recommend(States.of([query.user_id], [state]), [query])[0]
-        except pl.exceptions.PolarsError as error:  # it parses, but compares a text with a number
-            reason = str(error).partition("\n")[0]
-            raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
+        answer = None
+        served = fleet.live
+        if fleet.candidate is not None and arm is fleet.candidate.arm:
+            try:
+                answer, as_of = self._list(fleet.candidate, query, degraded)
+                served = fleet.candidate
+            except Exception as error:  # noqa: BLE001 - whatever a candidate does, its users get a list
+                LOGGER.warning("bundle %s gave no list: %s", arm.bundle, type(error).__name__)
+                arm = fleet.live.arm
+        if answer is None:
+            answer, as_of = self._list(fleet.live, query, degraded)
         decision = Decision(
             request_id=query.request_id,
             role="answer",
@@ -158,7 +178,7 @@ class Service:
             generation=arm.generation,
             variant=arm.variant,
             placement=query.placement,
-            k=query.k or placement["k"],
+            k=query.k or served.recommender.placement(query.placement)["k"],
             query={
                 "exclude": list(query.exclude),
                 "filter": query.filter,
@@ -176,6 +196,12 @@ class Service:
             micros=round((time.perf_counter() - started) * 1e6),
         )
         self.decisions.put(decision)
+        if (
+            fleet.shadows
+            and not degraded
+            and arms.shadowing(query.user_id, arm, fleet.shadows[0].arm.bundle, share.shadow)
+        ):
+            self._behind.append((query, decision, fleet))
         return answer, decision
 
     def reply(self, query: Query, answer: Answer, decision: Decision) -> RecommendAnswer:
@@ -184,7 +210,7 @@ class Service:
 
     def user_state(self, user_id: str) -> UserState:
         """What is known of a user now."""
-        return self._state(user_id, set())[0]
+        return self._known.state(self.bundle.spec, user_id, self.as_of, set())[0]
 
     def heard_of_item(self, item_id: str) -> bool:
         """Whether any event names this item; reads files, so never on the event loop."""
@@ -207,26 +233,74 @@ class Service:
 
     def ready(self) -> str:
         """Answer a golden query with what serves now; empty, or why it could not."""
-        golden = self.bundle.golden[0] if self.bundle.golden else None
-        state = UserState() if golden is None else state_of_tree(golden["state"])
-        placement = next(iter(self.bundle.policy["placements"])) if golden is None else golden["placement"]
-        now = self.bundle.cut if golden is None else golden["now"]
-        query = Query(user_id="golden", now=now, placement=placement, k=5)
-        answer = self.recommender.recommend(States.of(["golden"], [state]), [query], with_inputs=False)[0]
-        return "" if answer.slots else "the golden query got no list"
+        return "" if _ready(self.recommender) else "the golden query got no list"
 
-    def _state(self, user_id: str, degraded: set[str]) -> tuple[UserState, int]:
-        """A user's state and the seq it knows: the newest, else the snapshot's, else nothing; never an error."""
+    async def follow(self) -> bool:
+        """Take up what was moved in the control store: load beside, warm, switch between two requests; whether it did.
+
+        A request that is under way finishes on the fleet that it took.
+        """
+        switched = False
+        async with self._following:
+            while await run_in_threadpool(self.control.generation) != self.fleet.generation:
+                fleet = await run_in_threadpool(self._loader.next, self.fleet, self.catalogue.fields)
+                known = await run_in_threadpool(self._known.open, [one.bundle.spec for one in fleet.every])
+                self._switch(fleet, known)
+                switched = True
+        return switched
+
+    def _switch(self, fleet: Fleet, known: Mapping[str, Stored]) -> None:
+        """Serve this fleet from the next request on; on the loop."""
+        self.rehearse()
+        for one in fleet.every:
+            if all(one.recommender is not old.recommender for old in self.fleet.every):
+                _ready(one.recommender)
+        self._known.keep(known)
+        self.fleet = fleet
+        self.writer.judge_by(Signal.of(self.bundle.spec), _width(self.bundle))
+
+    def rehearse(self) -> None:
+        """Score the shadowed requests that were answered: by live itself again, and by every bundle in the shadow.
+
+        As of the same seq: it is called behind each answer, and before anything changes what that answer was made from.
+        """
+        while self._behind:
+            query, decision, fleet = self._behind.popleft()
+            for place, one in enumerate((fleet.live, *fleet.shadows)):
+                role = "shadow" if place == 1 else "twin"
+                begin = time.perf_counter()
+                try:
+                    answer, as_of = self._list(one, query, set(), decision.as_of)
+                except Exception as error:  # noqa: BLE001 - it answers nobody: what it does is its own affair
+                    LOGGER.warning("bundle %s gave no list in the shadow: %s", one.arm.bundle, type(error).__name__)
+                    continue
+                micros = round((time.perf_counter() - begin) * 1e6)
+                self.decisions.put(
+                    msgspec.structs.replace(
+                        decision, role=role, bundle=one.arm.bundle, generation=one.arm.generation, variant=role,
+                        items=answer.items, scores=answer.scores, sources=answer.sources, positives=answer.positives,
+                        inputs=answer.inputs, micros=micros, as_of=as_of,
+                    )
+                )  # fmt: skip
+
+    @property
+    def behind(self) -> bool:
+        """Whether a shadowed request waits for `rehearse`."""
+        return bool(self._behind)
+
+    def _list(self, served: Loaded, query: Query, degraded: set[str], seq: int | None = None) -> tuple[Answer, int]:
+        """A bundle's list for a query, and the seq that it knew: ``seq``, else the newest.
+
+        Raises:
+            UserError: the bundle has no such placement, or the filter does not fit the fields.
+        """
+        spec = served.bundle.spec
+        state, as_of = self._known.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
         try:
-            return self.states.read(user_id, self.as_of), self.as_of
-        except sqlite3.Error:
-            degraded.add("log")
-        try:
-            stored = self._stored.get(user_id)
-        except sqlite3.Error:
-            degraded.add("snapshot")
-            return UserState(), 0
-        return UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState), self._stored.seq
+            return served.recommender.recommend(States.of([query.user_id], [state]), [query])[0], as_of
+        except pl.exceptions.PolarsError as error:  # it parses, but compares a text with a number
+            reason = str(error).partition("\n")[0]
+            raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
 
     def _settle(self, jobs: list[Job], seq: int) -> None:
         """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on."""
@@ -234,41 +308,28 @@ class Service:
         for job in jobs:
             touched.update(event.user_id for event in job.events)
             touched.update(user.user_id for user in job.kept_users)
-        self.states.drop(touched, seq)
+        self.rehearse()
+        self._known.drop(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)
         self.as_of = seq
 
-    def _live_bundle(self) -> tuple[Bundle, arms.Arm]:
-        """The live bundle; the newest earlier live one that loads, where it does not."""
-        rows = release.lives(self.control)
-        if not rows:
-            raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
-        first: BundleError | None = None
-        for row in rows:
-            try:
-                bundle = bundles.load(self.project.bundles / row.bundle, row.sha256)
-                check_golden(bundle)
-            except BundleError as error:
-                first = first or error
-                LOGGER.warning("bundle %s is not served: %s", row.bundle, error)
-                continue
-            if first is not None:
-                self._degraded.add("bundle")
-            return bundle, arms.Arm(row.bundle, row.generation, arms.LIVE)
-        assert first is not None
-        raise first
 
-    def _snapshot(self, bundle: Bundle, signal: Signal) -> snapshots.Snapshot:
-        """The states as of the import's last row; made anew where the file is missing or broken."""
-        key, watermark = bundle.spec.state_key, self.archive.watermark
-        path = self.project.store / snapshots.name(watermark, key)
-        try:
-            return snapshots.Snapshot(path)
-        except (UserError, sqlite3.Error):
-            labelled = signal.label(self.archive.events())
-            snapshots.write(path, fold_all(labelled, self.archive.users()), watermark, key)
-            return snapshots.Snapshot(path)
+def _ready(recommender: Recommender) -> bool:
+    """Whether a bundle answers a golden query over the service's catalogue; the first time it warms what is cached."""
+    bundle = recommender.bundle
+    golden = bundle.golden[0] if bundle.golden else None
+    state = UserState() if golden is None else state_of_tree(golden["state"])
+    placement = next(iter(bundle.policy["placements"])) if golden is None else golden["placement"]
+    now = bundle.cut if golden is None else golden["now"]
+    query = Query(user_id="golden", now=now, placement=placement, k=5)
+    return bool(recommender.recommend(States.of(["golden"], [state]), [query], with_inputs=False)[0].slots)
+
+
+def _width(bundle: Bundle) -> float:
+    """Seconds that the causal rules look back."""
+    burst = bundle.spec.clean.burst
+    return 0.0 if burst == "off" else burst.seconds
 
 
 def reply(

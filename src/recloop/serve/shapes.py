@@ -153,6 +153,24 @@ class StatusAnswer(msgspec.Struct):
     degraded: list[str]
 
 
+class MoveRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A move of ``POST /v1/admin/...``; ``to``: shadow, experiment or live, and without it live where it is earned."""
+
+    bundle: str = ""
+    to: str = ""
+    reason: str = ""
+
+
+class MoveAnswer(msgspec.Struct):
+    """One move of the release machine, as the verbs print it."""
+
+    bundle: str
+    from_: str = msgspec.field(name="from")
+    to: str
+    generation: int
+    evidence: dict[str, Any]
+
+
 class Problem(msgspec.Struct):
     code: str
     message: str

@@ -64,8 +64,8 @@ class Writer:
     def __init__(
         self, log: Log, archive: Archive, signal: Signal, burst_seconds: float, settle: Callable[[list[Job], int], None]
     ) -> None:
-        self._log, self._archive, self._signal, self._settle = log, archive, signal, settle
-        self._width = round(burst_seconds * SECOND)
+        self._log, self._archive, self._settle = log, archive, settle
+        self._judge = signal, round(burst_seconds * SECOND)
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = 0  # rows; touched by the event loop's thread alone
         self.failing = False
@@ -154,14 +154,20 @@ class Writer:
 
         loop.call_soon_threadsafe(on_loop)
 
+    def judge_by(self, signal: Signal, burst_seconds: float) -> None:
+        """Another bundle is live: from the next commit on its rules decide what is believed."""
+        self._judge = signal, round(burst_seconds * SECOND)
+
     def judge(self, events: Sequence[Event]) -> list[str | None]:
         """The causal rule that takes each new event, given all its user's rows of smaller seq."""
+        signal, width = self._judge
         frame = frame_of(events)
         users = frame["user_id"].unique().to_list()
         stamps = [event.timestamp for event in events]
-        after, until = min(stamps) - self._width, max(stamps)
+        after, until = min(stamps) - width, max(stamps)
         earlier = [self._archive.between(users, after, until), self._log.recent(users, after)]
-        rules: list[str | None] = self._signal.believe(frame, pl.concat(earlier).sort(SEQ)).to_list()
+        known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # what an update archived stands in the log as well
+        rules: list[str | None] = signal.believe(frame, known).to_list()
         return rules
 
 

@@ -1,0 +1,158 @@
+"""The bundles in service: live, the candidate of an experiment, those in the shadow; loaded beside, then switched.
+
+What the control store says is compared with what is loaded; only what changed is loaded, off the event loop. A
+registered bundle is checked and noted as such; one that fails is refused with the reason, and what served goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from recloop import release
+from recloop.backends import Control
+from recloop.backends.control import ReleaseRow
+from recloop.bundle import Bundle
+from recloop.config import Project
+from recloop.errors import BundleError, Refused, UserError
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender
+from recloop.serve.arms import CANDIDATE, LIVE, Arm
+from recloop.standing import examine, open_bundle
+
+LOGGER = logging.getLogger(__name__)
+BY = "recloop serve"
+MOST_SHADOWS = 3
+"""Bundles in the shadow that are scored: the candidate and two twins; each costs a request's time."""
+
+
+class Loaded(NamedTuple):
+    """A bundle in memory, ready to answer, and the arm it answers in."""
+
+    recommender: Recommender
+    arm: Arm
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.recommender.bundle
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What serves between two switches; a request takes it once and sees no other."""
+
+    live: Loaded
+    candidate: Loaded | None = None
+    shadows: tuple[Loaded, ...] = ()
+    generation: int = -1
+    failed: str = ""  # the live bundle that does not load; an earlier one answers in its place
+
+    @property
+    def every(self) -> list[Loaded]:
+        return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
+
+
+class Loader:
+    """Makes the fleet that the control store asks for.
+
+    Args:
+        catalogue: Of the service; recommenders are made over it, it is never read here.
+        clock: Of the service, for the rows it writes.
+    """
+
+    def __init__(self, project: Project, control: Control, catalogue: Catalogue, clock: Callable[[], int]) -> None:
+        self._project, self._control, self._catalogue, self._clock = project, control, catalogue, clock
+
+    def first(self) -> Fleet:
+        """The fleet of a start: the newest live bundle that loads, and what is tried beside it.
+
+        Raises:
+            UserError: nothing is live yet. BundleError: no live bundle, present or earlier, can be loaded.
+        """
+        machine = release.machine(self._control)
+        rows = release.lives(self._control)
+        if not rows:
+            raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
+        first: BundleError | None = None
+        for row in rows:
+            try:
+                live = self._load(row, LIVE, None)
+            except BundleError as error:
+                first = first or error
+                LOGGER.warning("bundle %s is not served: %s", row.bundle, error)
+                continue
+            failed = "" if first is None else rows[0].bundle
+            return self._beside(machine, Fleet(live, failed=failed), None)  # of no generation: the first look checks
+        assert first is not None
+        raise first
+
+    def next(self, now: Fleet, fields: set[str]) -> Fleet:
+        """The fleet after the moves made since; it may make moves itself, so look again until nothing moved.
+
+        Args:
+            fields: Of the catalogue's items, for bundles that are checked.
+        """
+        machine = release.machine(self._control)
+        for row in machine.rows_in("registered"):
+            self._check(row, now.live.bundle, fields)
+        machine = release.machine(self._control)
+        live, failed = self._live(machine, now)
+        return self._beside(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
+
+    def _check(self, row: ReleaseRow, live: Bundle, fields: set[str]) -> None:
+        try:
+            evidence = examine(self._project, row, live, fields)
+        except BundleError as error:
+            self._refuse(row.bundle, error)
+            return
+        try:
+            release.checked(self._control, row.bundle, by=BY, reason="loaded", at=self._clock(), evidence=evidence)
+        except Refused as error:  # somebody was faster: the next look sees what became of it
+            LOGGER.info("bundle %s: %s", row.bundle, error)
+
+    def _live(self, machine: release.Machine, now: Fleet) -> tuple[Loaded, str]:
+        """The live bundle loaded; one that fails gives way to what served, by a rollback, and is refused."""
+        name = machine.lives[-1] if machine.lives else now.live.arm.bundle
+        if name == now.failed:  # since the start; it stays live in the table until a person decides
+            return now.live, name
+        try:
+            return self._load(machine.since(name), LIVE, now), ""
+        except BundleError as error:
+            LOGGER.warning("bundle %s is not served: %s", name, error)
+            try:
+                release.rollback(self._control, by=BY, reason=f"{name} does not load: {error}", at=self._clock())
+            except Refused:
+                return now.live, name
+            self._refuse(name, error)
+            return now.live, ""  # live again by that rollback, which the next look finds
+
+    def _beside(self, machine: release.Machine, fleet: Fleet, before: Fleet | None) -> Fleet:
+        """The fleet with what is tried: one candidate that answers, and the shadows."""
+        tried = [self._try(row, CANDIDATE, before) for row in machine.rows_in("experiment")]
+        shadows = [self._try(row, "shadow", before) for row in machine.rows_in("shadow")[:MOST_SHADOWS]]
+        return replace(
+            fleet, candidate=next(filter(None, tried), None), shadows=tuple(one for one in shadows if one is not None)
+        )
+
+    def _try(self, row: ReleaseRow, variant: str, before: Fleet | None) -> Loaded | None:
+        try:
+            return self._load(row, variant, before)
+        except BundleError as error:
+            self._refuse(row.bundle, error)
+            return None
+
+    def _load(self, row: ReleaseRow, variant: str, before: Fleet | None) -> Loaded:
+        arm = Arm(row.bundle, row.generation, variant)
+        for one in [] if before is None else before.every:
+            if one.arm.bundle == row.bundle:
+                return Loaded(one.recommender, arm)
+        return Loaded(Recommender(open_bundle(self._project, row), self._catalogue), arm)
+
+    def _refuse(self, bundle: str, error: BundleError) -> None:
+        LOGGER.warning("bundle %s is refused: %s", bundle, error)
+        try:
+            release.refuse(self._control, bundle, by=BY, reason=str(error), at=self._clock())
+        except Refused as refused:  # somebody was faster
+            LOGGER.info("bundle %s: %s", bundle, refused)

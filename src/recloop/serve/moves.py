@@ -1,0 +1,178 @@
+"""The moves that a person asks for, by verb or over HTTP: promote, rollback, refuse, and what must be earned before.
+
+A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer, the
+experiment by users whom it answered beside users whom live answered. Without ``to`` a bundle goes live only where both
+were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from typing import Any
+
+from recloop import release
+from recloop.backends import Control, locks, open_control, open_decisions, open_log
+from recloop.backends.archive import Archive
+from recloop.backends.control import ReleaseRow
+from recloop.config import Project
+from recloop.errors import BundleError, Locked, Refused, UserError
+from recloop.recommend.catalogue import Catalogue
+from recloop.serve.arms import CANDIDATE, LIVE
+from recloop.standing import examine, load_bundle, now, open_bundle
+
+SHADOWED = 100
+"""Requests that a bundle has scored in the shadow before the experiment is earned."""
+USERS = 200
+"""Users whom each arm has answered before live is earned (definitions, section 9: n >= 200 an arm)."""
+PATIENCE = 60.0
+"""Seconds that a running server is given to check a bundle."""
+
+
+def promote(project: Project, bundle: str, to: str = "", reason: str = "", by: str = "") -> dict[str, Any]:
+    """Move a registered bundle on: to ``to``, or to live where it has earned both steps on the way.
+
+    Args:
+        by: Who asks; empty: this command line.
+
+    Raises:
+        UserError: no such bundle or state, an experiment in which an arm has no user.
+        BundleError: its bytes are no longer those that were checked.
+        Refused: it failed its check, a step is not earned, the machine knows no such move, somebody was faster.
+    """
+    control = open_control(project.config.stores.control, project.root)
+    target = to or "live"
+    if target not in release.TARGETS:
+        raise UserError("--to", target, f"one of {', '.join(release.TARGETS)}", f"recloop promote {bundle} --to shadow")
+    _share(project, target)
+    by = by or _who("promote")
+    machine = release.machine(control)
+    if machine.state(bundle) == "registered":
+        _check(project, control, machine.since(bundle), by)
+        machine = release.machine(control)
+    release.allowed(machine, bundle, target)
+    open_bundle(project, machine.since(bundle))
+    missing, earned = _earned(project, machine, bundle, target)
+    if missing and not (to and reason):
+        first = missing[0]
+        how = f"{first.reason}; to go ahead of it: recloop promote {bundle} --to {target} --reason WHY"
+        raise Refused(first.gate, first.number, first.threshold, how)
+    if missing:
+        earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
+    return _result(release.promote(control, bundle, to=target, by=by, reason=reason, at=now(), evidence=earned))
+
+
+def rollback(project: Project, reason: str = "", by: str = "") -> dict[str, Any]:
+    """Bring back the bundle that was live before, after a look at its bytes.
+
+    Raises:
+        Refused: there was none, or somebody was faster. BundleError: it may not be served any more; nothing moved.
+    """
+    control = open_control(project.config.stores.control, project.root)
+    before = release.lives(control)[1:2]
+    if before:
+        open_bundle(project, before[0])
+    return _result(release.rollback(control, by=by or _who("rollback"), reason=reason, at=now()))
+
+
+def refuse(project: Project, bundle: str, reason: str, by: str = "") -> dict[str, Any]:
+    """Take a bundle out for good.
+
+    Raises:
+        UserError: no such bundle, or no reason. Refused: it is live, refused already, or somebody was faster.
+    """
+    if not reason.strip():
+        raise UserError("--reason", reason, "why this bundle is refused", f"recloop refuse {bundle} --reason WHY")
+    control = open_control(project.config.stores.control, project.root)
+    return _result(release.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=now()))
+
+
+def _result(row: ReleaseRow) -> dict[str, Any]:
+    return {
+        "bundle": row.bundle, "from": row.from_, "to": row.to, "generation": row.generation, "evidence": row.evidence,
+    }  # fmt: skip
+
+
+def _who(verb: str) -> str:
+    try:
+        return f"recloop {verb} ({getpass.getuser()})"
+    except (KeyError, OSError, ImportError):  # a process whose user has no name
+        return f"recloop {verb}"
+
+
+def _share(project: Project, target: str) -> None:
+    """An arm, or a shadow, that no user falls into decides nothing."""
+    settings = project.config.release
+    if target == "experiment" and not 0 < settings.experiment < 1:
+        expected = "a share above 0 and below 1: each arm needs users"
+        raise UserError("release.experiment", settings.experiment, expected, "mend release.experiment in recloop.toml")
+    if target == "shadow" and settings.shadow == 0:
+        raise UserError("release.shadow", 0.0, "a share above 0", "mend release.shadow in recloop.toml")
+
+
+def _check(project: Project, control: Control, row: ReleaseRow, by: str) -> None:
+    """See that a registered bundle is checked: by the server that runs in this folder, else here.
+
+    Raises:
+        Refused: it may not be served, and is refused for good by now.
+    """
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            with locks.writer_lock(project.root, "promote"):
+                _check_here(project, control, row, by)
+                return
+        except Locked:
+            time.sleep(0.1)
+        state, since = release.machine(control).states[row.bundle]
+        if state == "refused":
+            raise Refused("check", "failed", "passed", since.reason)
+        if state != "registered":
+            return
+    raise Refused("state", "registered", "checked", f"the server has not checked it within {PATIENCE:.0f} s; try again")
+
+
+def _check_here(project: Project, control: Control, row: ReleaseRow, by: str) -> None:
+    archive = Archive(project.data)
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        fields = Catalogue.of([archive.items(), log.items()]).fields
+    finally:
+        log.close()
+    live = load_bundle(project) if release.live(control) else None
+    try:
+        evidence = examine(project, row, live, fields)
+    except BundleError as error:
+        release.refuse(control, row.bundle, by=by, reason=str(error), at=now())
+        raise Refused("check", "failed", "passed", str(error)) from None
+    release.checked(control, row.bundle, by=by, reason="loaded", at=now(), evidence=evidence)
+
+
+def _earned(
+    project: Project, machine: release.Machine, bundle: str, target: str
+) -> tuple[list[Refused], dict[str, Any]]:
+    """The steps on the way to ``target`` that are missing, and the numbers of those that were looked at."""
+    state = machine.state(bundle)
+    if target == "shadow" or state == "retired" or not machine.lives:
+        return [], {"golden": "equal"}
+    store = open_decisions(project.config.stores.decisions, project.root)
+    try:
+        shadowed, arms = store.shadowed(bundle), store.arms(bundle, CANDIDATE)
+    finally:
+        store.close()
+    numbers: dict[str, Any] = {"golden": "equal", "shadowed": shadowed}
+    missing = []
+    if state == release.ROLLED_BACK:
+        missing.append(
+            Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and taken back")
+        )
+    if shadowed < SHADOWED:
+        missing.append(Refused("shadow requests", shadowed, SHADOWED, "the step shadow is not earned"))
+    if target == "live":
+        users = {name: arms.get(name, (0, 0))[1] for name in (LIVE, CANDIDATE)}
+        numbers["users"] = users
+        fewest = min(users, key=lambda name: users[name])
+        if users[fewest] < USERS:
+            gate = f"users answered by {fewest}"
+            missing.append(Refused(gate, users[fewest], USERS, "the step experiment is not earned"))
+    return missing, numbers

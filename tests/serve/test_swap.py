@@ -1,0 +1,390 @@
+"""The fleet: what the control store says is served a second later, one bundle an answer, and nothing stops for it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from recloop import bundle as bundles
+from recloop import release
+from recloop.backends import Control, open_control, open_decisions
+from recloop.bundle import Bundle, ItemTable
+from recloop.config import Field, Project, open_project
+from recloop.features.vocab import Vocabulary
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.states import state_of_tree
+from recloop.serve import arms
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.watch.parity import verify
+
+WHO = {"by": "test", "reason": "a test", "at": 5}
+Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
+
+
+def control_of(shop: Project) -> Control:
+    return open_control(shop.config.stores.control, shop.root)
+
+
+def child(shop: Project, number: int = 1, **changed: Any) -> str:
+    """A registered bundle: live's own with other weights for its sources, and whatever else is said."""
+    live = bundles.load(shop.bundles / release.live(control_of(shop)).bundle)
+    home = {**live.policy["placements"]["home"], "weights": {"popular": 1.0, "history": 0.25 * number}}
+    policy = {**live.policy, "placements": {**live.policy["placements"], "home": home}}
+    made: Bundle = replace(live, **{"policy": policy, **changed})
+    if "golden" not in changed:
+        own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
+        states = [state_of_tree(case["state"]) for case in live.golden]
+        made = replace(
+            made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
+        )
+    made = bundles.write(made, shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
+    release.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), **WHO)
+    return made.id
+
+
+@pytest.fixture
+def within(shop: Project) -> Callable[..., None]:
+    """Runs requests against a service of this process, which looks at the control store when it is told to."""
+
+    def run(work: Work, *settings: str) -> None:
+        app = create(open_project(shop.root, settings))
+
+        async def whole() -> None:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+                await work(client, app.state.service)
+
+        try:
+            asyncio.run(whole())
+        finally:
+            app.state.service.close()
+
+    return run
+
+
+def state(shop: Project, bundle: str) -> tuple[str, str]:
+    machine = release.machine(control_of(shop))
+    return machine.state(bundle), machine.since(bundle).reason
+
+
+def test_a_registered_bundle_is_checked_then_tried_then_live(shop: Project, within: Callable[..., None]) -> None:
+    live = release.live(control_of(shop)).bundle
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        candidate = child(shop)
+        assert await service.follow()
+        assert not await service.follow()
+        assert state(shop, candidate) == ("checked", "loaded")
+        row = release.machine(control_of(shop)).since(candidate)
+        assert (row.by, row.evidence["golden"]) == ("recloop serve", "equal")
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
+        release.promote(control_of(shop), candidate, to="live", **WHO)
+        under_way = service.fleet
+        assert await service.follow()
+        assert service.fleet is not under_way
+        answer = (await client.get("/v1/recommend/u14")).json()
+        assert (answer["model_version"], answer["variant"], answer["degraded"]) == (candidate, "live", [])
+        assert {item["source"] for item in answer["items"]} <= {"popular", "history"}
+
+    within(work)
+    assert (verify(shop)["checked"], verify(shop)["unexplained"]) == (2, 0)
+
+
+def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within: Callable[..., None]) -> None:
+    live = release.live(control_of(shop)).bundle
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        candidate = child(shop)
+        moving = asyncio.create_task(client.post("/v1/admin/promote", json={"bundle": candidate, "to": "shadow"}))
+        while not moving.done():  # a server's own loop looks once a second
+            await service.follow()
+            await asyncio.sleep(0.01)
+        done = moving.result()
+        assert done.status_code == 200, done.text
+        assert set(done.json()) == {"bundle", "from", "to", "generation", "evidence"}
+        assert (done.json()["from"], done.json()["to"]) == ("checked", "shadow")
+        early = await client.post("/v1/admin/promote", json={"bundle": candidate})
+        assert (early.status_code, early.json()["error"]["code"]) == (409, "refused")
+        assert "the step shadow is not earned" in early.json()["error"]["message"]
+        body = {"bundle": candidate, "to": "live", "reason": "by hand"}
+        assert (await client.post("/v1/admin/promote", json=body)).json()["to"] == "live"
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
+        assert (await client.get("/v1/status")).json()["live"] == candidate
+        back = await client.post("/v1/admin/rollback", json={"reason": "worse"})
+        assert (back.json()["bundle"], back.json()["evidence"]) == (live, {"rolled_back": candidate})
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
+        gone = await client.post("/v1/admin/refuse", json={"bundle": candidate, "reason": "worse"})
+        assert (gone.json()["from"], gone.json()["to"]) == ("rolled_back", "refused")
+
+    within(work)
+    assert verify(shop)["unexplained"] == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "status", "said"),
+    [
+        ("promote", {"bundle": "nothing"}, 404, "bundle=nothing: expected a registered bundle"),
+        ("promote", {}, 404, "bundle="),
+        ("promote", {"bundle": "nothing", "to": "moon"}, 422, "--to=moon"),
+        ("refuse", {"bundle": "nothing", "reason": "why"}, 404, "bundle=nothing"),
+        ("refuse", {"bundle": "nothing"}, 422, "--reason="),
+        ("rollback", {}, 409, "earlier live bundles=0, threshold 1: nothing to go back to"),
+        ("rollback", {"why": "x"}, 422, "unknown field `why`"),
+        ("rollback", [], 422, "expected `object`"),
+    ],
+)
+def test_a_move_that_cannot_be(server: Any, verb: str, body: Any, status: int, said: str) -> None:
+    answer = server.client.post(f"/v1/admin/{verb}", json=body)
+    assert answer.status_code == status, answer.text
+    assert said.lower() in answer.json()["error"]["message"].lower()
+    assert server.client.get("/v1/recommend/u14").status_code == 200
+
+
+def test_a_move_is_asked_for_in_json(server: Any) -> None:
+    """A form of another site's page cannot say application/json without being asked first."""
+    answer = server.client.post("/v1/admin/rollback", content='{"reason": "x"}', headers={"Content-Type": "text/plain"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json")
+    answer = server.client.post("/v1/admin/rollback", content="{", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+
+
+def shorter(live: Bundle) -> dict[str, Any]:
+    """Live's table without its first item: every index moves."""
+    keep = slice(1, None)
+    table = live.items
+    items = ItemTable(
+        Vocabulary(list(table.ids.ids)[keep]), table.count[keep], table.tail[keep], table.first_seq[keep],
+        table.attributes[keep],
+    )  # fmt: skip
+    ids = np.arange(1, len(items) + 1, dtype=live.arrays["popular"].dtype)
+    scorers = {"popular": live.scorers["popular"]}
+    home = {**live.policy["placements"]["home"], "weights": {"popular": 1.0}}
+    return {
+        "items": items,
+        "arrays": {"popular": ids},
+        "manifest": {**live.manifest, "scorers": scorers},
+        "policy": {**live.policy, "placements": {"home": home}},
+    }
+
+
+def broken_weights(live: Bundle) -> dict[str, Any]:
+    weights = live.arrays["neighbours.weights"].astype(np.float32)
+    weights[0] = np.nan
+    return {"arrays": {**live.arrays, "neighbours.weights": weights}, "golden": live.golden}
+
+
+def unknown_field(live: Bundle) -> dict[str, Any]:
+    return {"spec": replace(live.spec, item={"brand": Field(**{"from": "label"})})}
+
+
+def other_golden(live: Bundle) -> dict[str, Any]:
+    return {"golden": [{**case, "ids": case["ids"][::-1]} for case in live.golden]}
+
+
+BAD = [
+    (shorter, "item table="),
+    (broken_weights, "neighbours.weights of serve.safetensors=NaN or infinite"),
+    (unknown_field, "features.item.brand.from=label: expected a field of the catalogue (category, name, price)"),
+    (other_golden, "golden list="),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BAD)
+def test_a_bundle_that_fails_is_refused_with_the_reason(
+    shop: Project, within: Callable[..., None], change: Callable[[Bundle], dict[str, Any]], said: str
+) -> None:
+    first = release.live(control_of(shop))
+    live = bundles.load(shop.bundles / first.bundle)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        before = (await client.get("/v1/recommend/u14")).json()
+        changed = change(live)
+        bad = child(shop, **changed)
+        await service.follow()
+        now, reason = state(shop, bad)
+        assert now == "refused"
+        assert said in reason
+        after = (await client.get("/v1/recommend/u14")).json()
+        assert (after["items"], after["model_version"]) == (before["items"], before["model_version"])
+        answer = await client.post("/v1/admin/promote", json={"bundle": bad, "to": "live", "reason": "I want it"})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (409, "state")
+
+    within(work)
+    assert release.live(control_of(shop)) == first
+
+
+@pytest.mark.parametrize(("change", "said"), BAD)
+def test_the_same_where_no_server_runs(shop: Project, change: Callable[[Bundle], dict[str, Any]], said: str) -> None:
+    changed = change(bundles.load(shop.bundles / release.live(control_of(shop)).bundle))
+    bad = child(shop, **changed)
+    words = [sys.executable, "-m", "recloop", "-C", str(shop.root), "promote", bad, "--to", "live", "--reason", "now"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: refused: check=failed")
+    assert said in done.stderr
+    assert state(shop, bad)[0] == "refused"
+
+
+def test_a_live_bundle_that_does_not_load_gives_way_to_the_one_that_serves(
+    shop: Project, within: Callable[..., None]
+) -> None:
+    first = release.live(control_of(shop)).bundle
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        second = child(shop)
+        await service.follow()
+        file = shop.bundles / second / "serve.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\x00\x00")
+        release.promote(control_of(shop), second, **WHO)
+        await service.follow()
+        answer = (await client.get("/v1/recommend/u14")).json()
+        assert (answer["model_version"], answer["degraded"]) == (first, [])
+        assert state(shop, second)[0] == "refused"
+        assert "serve.safetensors" in state(shop, second)[1]
+        assert release.live(control_of(shop)).bundle == first
+
+    within(work)
+
+
+def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, within: Callable[..., None]) -> None:
+    live = release.live(control_of(shop)).bundle
+    candidate, seed = child(shop, 1), child(shop, 2)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await service.follow()
+        for one in (candidate, seed):
+            release.promote(control_of(shop), one, to="shadow", **WHO)
+        await service.follow()
+        for n in range(40):
+            user = f"u{n:02}"
+            answer = await client.get(f"/v1/recommend/{user}", headers={"X-Request-Id": f"r{n}"})
+            assert (answer.json()["model_version"], answer.json()["variant"]) == (live, "live")
+            row = {"user_id": user, "item_id": "i05", "event_type": "purchase", "event_id": f"e{n}"}
+            assert (await client.post("/v1/events", json=row)).status_code == 200
+            item = {"item_id": f"new{n}", "attributes": {"category": "tea"}}
+            assert (await client.post("/v1/items", json=item)).status_code == 200
+        again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: answered
+        assert again.status_code == 200
+
+    within(work, "release.shadow=0.5")
+    rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    answers = {row.request_id: row for row in rows if row.role == "answer"}
+    assert len(answers) == 40
+    assert {row.bundle for row in answers.values()} == {live}
+    shadows = [row for row in rows if row.role == "shadow"]
+    twins = [row for row in rows if row.role == "twin"]
+    expected = {name for name, row in answers.items() if arms.in_shadow(candidate, row.user_id, 0.5)}
+    assert 5 < len(expected) < 35
+    assert {row.request_id for row in shadows} == expected
+    assert {row.bundle for row in shadows} == {candidate}
+    assert {row.bundle for row in twins} == {live, seed}
+    for row in (*shadows, *twins):
+        answer = answers[row.request_id]
+        assert (row.as_of, row.at, row.placement, row.k) == (answer.as_of, answer.at, answer.placement, answer.k)
+        if row.bundle == live:
+            assert (row.items, row.scores, row.inputs) == (answer.items, answer.scores, answer.inputs)
+    assert any(row.items != answers[row.request_id].items for row in shadows)
+    found = verify(shop)
+    assert found["checked"] == len(rows) == 40 + 3 * len(expected)
+    assert (found["unexplained"], found["late"]) == (0, 0)
+
+
+def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project, within: Callable[..., None]) -> None:
+    live = release.live(control_of(shop))
+    candidate, shadow = child(shop, 1), child(shop, 2)
+    seen: list[dict[str, str]] = []
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await service.follow()
+        machine = release.machine(control_of(shop))
+        if machine.state(candidate) == "checked":
+            release.promote(control_of(shop), candidate, to="experiment", **WHO)
+            release.promote(control_of(shop), shadow, to="shadow", **WHO)
+            await service.follow()
+        answered = {}
+        for n in range(60):
+            answer = (await client.get(f"/v1/recommend/u{n:02}")).json()
+            answered[f"u{n:02}"] = answer["model_version"]
+            assert answer["variant"] == ("candidate" if answer["model_version"] == candidate else "live")
+        seen.append(answered)
+
+    within(work, "release.shadow=1.0")
+    within(work, "release.shadow=1.0")  # after a restart, before the first look at the control store
+    assert seen[0] == seen[1]
+    assert seen[0] == {u: candidate if arms.in_experiment(candidate, u, 0.5) else live.bundle for u in seen[0]}
+    assert 15 < sum(one == candidate for one in seen[0].values()) < 45
+    rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    tried = {row.generation for row in rows if row.role == "answer" and row.variant == "candidate"}
+    assert tried == {release.machine(control_of(shop)).since(candidate).generation}
+    shadowed = {row.user_id for row in rows if row.role == "shadow"}
+    assert shadowed == {u for u, one in seen[0].items() if one == live.bundle}  # who is in the shadow, live answers
+    assert verify(shop)["unexplained"] == 0
+
+
+def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within: Callable[..., None]) -> None:
+    candidate = child(shop)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await service.follow()
+        release.promote(control_of(shop), candidate, to="experiment", **WHO)
+        await service.follow()
+        service.fleet.candidate.recommender.recommend = lambda *_: 1 / 0
+        for n in range(20):
+            answer = (await client.get(f"/v1/recommend/u{n:02}")).json()
+            assert (answer["variant"], len(answer["items"])) == ("live", 10)
+
+    within(work)
+
+
+def test_a_running_server_takes_a_move_up_within_two_seconds(shop: Project, serving: Callable[..., Any]) -> None:
+    server = serving(shop.root)
+    candidate = child(shop)
+    words = ["-m", "recloop", "-C", str(shop.root), "promote", candidate, "--to", "live", "--reason", "swap"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert release.machine(control_of(shop)).states[candidate][0] == "live"
+    checked = next(row for row in control_of(shop).releases() if row.to == "checked")
+    assert (checked.bundle, checked.by) == (candidate, "recloop serve")  # it runs: it checks
+    end = time.monotonic() + 10
+    while server.client.get("/v1/recommend/u14").json()["model_version"] != candidate:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert server.stop() == 0
+
+
+ASSIGN = """
+import hashlib, sys
+from recloop.serve import arms
+digest = hashlib.sha256()
+inside = 0
+for n in range(1_000_000):
+    one = arms.in_experiment("b", f"user-{n}", 0.5), arms.in_shadow("b", f"user-{n}", 0.01)
+    inside += one[1]
+    digest.update(bytes(one))
+print(digest.hexdigest(), inside)
+"""
+
+
+def test_a_million_assignments_are_the_same_in_another_process(tmp_path: Path) -> None:
+    """0 flips over a restart: two processes with other hash seeds agree on every user."""
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", ASSIGN], capture_output=True, text=True, check=True, cwd=tmp_path,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert made[0] == made[1]
+    assert 9_500 < int(made[0].split()[1]) < 10_500
