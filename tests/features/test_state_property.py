@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from recloop.config import Burst, Clean, Events
 from recloop.features.signal import Signal, bursts
 from recloop.features.state import States, Timeline, UserState, moment_stamps
-from recloop.records import EVENT_SCHEMA, LABEL, RULE, SECOND, SEQ, USER_ID
+from recloop.recommend.states import fold
+from recloop.records import EVENT_SCHEMA, LABEL, RULE, SECOND, SEQ, USER_ID, WEIGHT
 
 USERS = ("u", "ü", "nobody")
 ITEMS = (" 1", "01", "1e5", "null", "é", "\U0001f375")
 GROUPS = (None, None, "basket", "invoice")
 SIGNAL = Signal(
-    Events(neutral=("impression",), positive=("purchase", "click"), negative=("dislike",)),
+    Events(neutral=("impression",), positive=("purchase", "click"), negative=("dislike",), weights={"skip": -0.5}),
     Clean(burst=Burst(events=3, seconds=1.0)),
 )
 
@@ -29,7 +30,7 @@ event = st.fixed_dictionaries(
         "item_id": st.sampled_from((*ITEMS[:2] * 3, *ITEMS)),
         # Quarters of a second within five: many equal stamps, many within a burst's second, many late.
         "timestamp": st.integers(0, 20).map(lambda quarter: quarter * SECOND // 4),
-        "event_type": st.sampled_from(("purchase", "click", "dislike", "dislike", "impression", "unheard_of")),
+        "event_type": st.sampled_from(("purchase", "click", "dislike", "dislike", "skip", "impression", "unheard_of")),
         "group_id": st.sampled_from(GROUPS),
         "quantity": st.sampled_from((None, 1.0, 2.0, 0.0, -1.0)),
         "doubled": st.booleans(),
@@ -63,8 +64,7 @@ def grown(believed: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> U
     """The state as serving grows it: one event after the other."""
     state = UserState()
     own = believed.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
-    for row in own.iter_rows(named=True):
-        state.add(row["item_id"], row["timestamp"], row["group_id"], row[LABEL])
+    fold(state, own)
     known = users.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
     if known.height:
         state.attributes = json.loads(known["attributes"][-1])
@@ -92,7 +92,7 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
         row["stamp"] = row["timestamp"] if group is None else first.setdefault(group, row["timestamp"])
         if row[LABEL] > 0:
             moments.setdefault(row["stamp"], set()).add(row["item_id"])
-        if row[LABEL] < 0:
+        if row[LABEL] < 0 and row[WEIGHT] >= 1:  # a skip hides nothing
             newest[row["item_id"]] = max(newest.get(row["item_id"], row["stamp"]), row["stamp"])
     standing = [i for i, stamp in newest.items() if not any(i in held and at > stamp for at, held in moments.items())]
     ordered = [(stamp, sorted(moments[stamp], key=str.encode)) for stamp in sorted(moments)]
