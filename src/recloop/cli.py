@@ -10,15 +10,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import rich.console
 import typer
 
 from recloop import shell
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.shell import Place, Teller, out, project
+
+if TYPE_CHECKING:
+    from recloop.loop import Turn
 
 LOOK, START, MOVE, DEEPER = "look", "start", "move", "deeper"
 app = typer.Typer(
@@ -67,18 +69,35 @@ def init(
 @app.command(rich_help_panel=START)
 def update(
     full: Annotated[bool, typer.Option("--full", help="train from scratch")] = False,
+    every: Annotated[str, typer.Option(help="again each 30m, 1h, 1d, until told to stop")] = "",
     as_json: Json = False,
 ) -> None:
-    """One turn: from the log to a live bundle."""
+    """One turn: from the log to a live bundle; with one, from what came since to a candidate that passed its gate."""
     from recloop import loop, standing
 
     here = project()
-    del full  # the first turn is always from scratch
-    live = standing.live_bundle(here)
-    if live is not None:
-        _print_later(here, live, as_json)
+    if every:
+        shell.repeat(["update", *(["--full"] if full else []), *(["--json"] if as_json else [])], every)
         return
-    made = loop.turn(here, Teller())
+    if standing.live_bundle(here) is None:
+        _first(loop.turn(here, Teller()), as_json)
+        return
+    made = loop.update(here, Teller(), full)
+    if as_json:
+        _print_json({**vars(made), "seconds": round(made.seconds, 2)})
+    elif made.verdict == "nothing":
+        _plain(f"nothing new since seq {made.from_seq}: {made.bundle} stays live")
+    elif made.bundle is not None:
+        _plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
+    else:
+        said = ", ".join(f"{one['name']}={one['value']}, threshold {one['threshold']}" for one in made.failed)
+        _plain(f"{made.verdict}: {said}; nothing has moved, the rows are read again next time")
+    if made.failed:
+        raise typer.Exit(1)
+
+
+def _first(made: Turn, as_json: bool) -> None:
+    """What the first turn did."""
     report = made.prepared.report
     if as_json:
         _print_json(
@@ -98,21 +117,6 @@ def update(
         return
     out.print(made.table.render())
     _plain(f"live: {made.bundle.id} ({made.seconds:.0f} s); next: recloop serve")
-
-
-def _print_later(here: Project, live: str, as_json: bool) -> None:
-    """With a live bundle: nothing new is done at once, new rows wait for the incremental turn."""
-    from recloop import standing
-
-    first, last = standing.new_rows(here)
-    if last > first:
-        expected = "no row since the import (learning from new rows comes with a later version)"
-        raise UserError("new rows", last - first, expected, "recloop train, then recloop promote BUNDLE")
-    if as_json:
-        done = {"from_seq": first, "to_seq": last, "read": 0, "kept": 0, "new_users": 0, "new_items": 0}
-        _print_json({**done, "bundle": live, "verdict": "nothing", "gates": [], "seconds": 0.0})
-    else:
-        _plain(f"nothing new since seq {first}: {live} stays live")
 
 
 @app.command(rich_help_panel=START)
@@ -149,7 +153,9 @@ def demo(
 
 @app.command(rich_help_panel=LOOK)
 def doctor(
-    signals: Annotated[bool, typer.Option("--signals", help="each rule of [events]: its events, five examples")] = False,
+    signals: Annotated[
+        bool, typer.Option("--signals", help="each rule of [events]: its events, five examples")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Read the log and judge it; write nothing."""

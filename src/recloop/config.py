@@ -192,8 +192,9 @@ class Release(Section):
 
 
 class Update(Section):
-    replay: float = 1.0
+    replay: float = pydantic.Field(1.0, ge=0, le=100)  # old positions per new position
     mode: Literal["warm", "full"] = "warm"
+    input_check: bool = True  # false: what came is learned from whatever live's loss on it says
 
 
 class Config(Section):
@@ -229,8 +230,6 @@ LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("stores.decisions", (Stores().decisions,)),
     ("stores.control", (Stores().control,)),
     ("release.auto", (False,)),
-    ("release.gates", (Gates(),)),
-    ("update", (Update(),)),
 )
 """Keys that are read from the start and must hold one of these values until the chapter that uses them is built."""
 

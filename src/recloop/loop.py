@@ -12,7 +12,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from recloop import later
 from recloop import turn as parts
 from recloop.backends import locks
 from recloop.bundle import Bundle
@@ -20,6 +22,7 @@ from recloop.collect.prepare import Prepared, load, prepare
 from recloop.config import Project
 from recloop.learn.arrays import train_data
 from recloop.learn.table import Table
+from recloop.standing import live_bundle, new_rows
 from recloop.turn import Silent, Voice
 
 
@@ -56,6 +59,58 @@ def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> 
         trained = train(project, voice)
         parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first turn")
         return Turn(prepared, trained.bundle, trained.table, time.monotonic() - begin)
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a later turn did: ``verdict`` is registered, refused, held or nothing; ``bundle`` None: none was let in."""
+
+    from_seq: int
+    to_seq: int
+    read: int
+    kept: int
+    new_users: int
+    new_items: int
+    bundle: str | None
+    verdict: str
+    gates: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The gates that said no."""
+        return [one for one in self.gates if not one["ok"]]
+
+
+def update(project: Project, voice: Voice | None = None, full: bool = False) -> Updated:
+    """Every turn after the first: what came since becomes a candidate, and the gate decides; see `recloop.later`.
+
+    Args:
+        full: Train from scratch, for comparison; the table still begins with live's rows.
+
+    Raises:
+        Locked: another turn runs in this folder.
+        UserError: nothing is live yet, the configuration does not allow it, or the disk has no room.
+    """
+    with locks.turn_lock(project.root, "update"), later.room(project):
+        clock = time.monotonic()
+        run = later.begin(project, full, voice or Silent())
+        if run is None:
+            live, (seq, _) = live_bundle(project), new_rows(project)
+            return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock)
+        later.collect(run)  # 1. what happened
+        later.check(run)  # is it what live knows?
+        if run.verdict == "registered":
+            later.learn(run)  # 2-3. features, learn
+            later.judge(run)  # 4. evaluate
+        if run.verdict == "registered":
+            later.finish(run)
+        read = run.journal.facts("collect")
+        bundle = later.settle(run)  # 5. bundle, and everything into place
+        return Updated(
+            run.watermark + 1, run.until, read["read"], read["kept"], read["new_users"], read["new_items"],
+            bundle, run.verdict, run.gates, time.monotonic() - clock,
+        )  # fmt: skip
 
 
 def collect(project: Project, voice: Voice | None = None) -> Prepared:

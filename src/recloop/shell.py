@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import rich.console
 import typer
 from rich.progress import Progress
 
-from recloop.config import Project, open_project
+from recloop.config import Project, open_project, seconds
 from recloop.errors import RecloopError, UserError
 
 out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
@@ -41,7 +43,7 @@ class Teller:
 
     def say(self, chapter: str, line: str) -> None:
         err.print(f"[bold]{chapter:>9}[/]  ", end="")
-        err.print(line, markup=False)
+        err.print(line, markup=False, emoji=False)
 
     def show(self, chapter: str, drawn: Any) -> None:
         if chapter != "evaluate":  # verbs put the table on stdout
@@ -82,6 +84,19 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
             f"error: a bug in recloop; the traceback is in {file.name}; try: report it with that file", file=sys.stderr
         )
         return 70
+
+
+def repeat(verb: Sequence[str], every: str) -> None:
+    """Start this command line as a child each ``every`` (1h, 30m), counted from start to start, until interrupted.
+
+    A child that fails has said why on stderr; the next one is started all the same.
+    """
+    pause = seconds("--every", every)
+    place = ["-C", str(Place.root), *(word for setting in Place.sets for word in ("--set", setting))]
+    while True:
+        begin = time.monotonic()
+        subprocess.run([sys.executable, "-m", "recloop", *place, *verb], check=False)
+        time.sleep(max(0.0, pause - (time.monotonic() - begin)))
 
 
 def _wrong(arguments: Sequence[str], error: Any) -> int:

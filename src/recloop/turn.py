@@ -33,7 +33,7 @@ from recloop.models.base import TrainData, is_counting
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
-from recloop.records import SECOND, SEQ, USER_ID, hash_share
+from recloop.records import LABEL, SECOND, SEQ, STAMP, USER_ID, hash_share
 from recloop.standing import load_bundle, now
 
 COUNTS = "counts"
@@ -71,16 +71,23 @@ class Learned:
     chosen: dict[str, Any]
 
 
+def decided(project: Project) -> bool:
+    """Whether a list was ever answered here."""
+    decisions = open_decisions(project.config.stores.decisions, project.root)
+    try:
+        return bool(decisions.rows(last=1))
+    finally:
+        decisions.close()
+
+
 def logged(project: Project) -> bool:
     """Whether log.db or decisions.db holds a row: then the import may not change under them."""
     stores = project.config.stores
     log = open_log(stores.log, project.root)
-    decisions = open_decisions(stores.decisions, project.root)
     try:
-        return not log.is_empty() or bool(decisions.rows(last=1))
+        return not log.is_empty() or decided(project)
     finally:
         log.close()
-        decisions.close()
 
 
 def follow_on(project: Project, prepared: Prepared, data: Data) -> None:
@@ -125,7 +132,7 @@ def learn(
     options = config.model.options if model in {None, config.model.name} else {}
     voice.say("learn", f"counting models, then {name if wanted else 'nothing more'}: {config.train.budget} in all")
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
-    draft = counts.draft(config, tables, arrays, made, scorers, _manifest(config, tables, data))
+    draft = counts.draft(config, tables, arrays, made, scorers, manifest_of(config, tables, data))
     counted = ", ".join(settings["model"] for settings in scorers.values())
     voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
@@ -181,7 +188,11 @@ def with_network(bundle: Bundle, network: Network) -> Bundle:
         manifest=manifest,
         policy={**bundle.policy, "placements": weights},
         arrays={**bundle.arrays, **network.arrays},
-        graphs={**bundle.graphs, "user.onnx": network.graph},
+        graphs={
+            **bundle.graphs,
+            "user.onnx": network.graph,
+            **({"item.onnx": network.item_graph} if network.item_graph else {}),
+        },
         train=network.train_state,
     )
 
@@ -211,7 +222,7 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     scorers = learned.bundle.scorers.items()
     other = next((one["model"] for source, one in scorers if ":" in one["model"] or source == "model"), "")
     made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options)
-    manifest = _manifest(config, tables, data)
+    manifest = manifest_of(config, tables, data)
     manifest["train"]["refit"] = True
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
     network = None
@@ -229,16 +240,9 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
 def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path, started: datetime) -> Bundle:
     """Golden lists, the folder with its hash, and its row in the control store."""
     bundle = replace(learned.bundle, metrics=table.bundle_metrics())
-    users = sorted(learned.arrays.user_ids, key=lambda user: hash_share("golden", user))[: GOLDEN - 1]
-    rows = data.events.filter(pl.col("stamp") < bundle.cut)
-    states = [UserState() for _ in range(len(users) + 1)]
-    for user, state in zip(users, states, strict=False):
-        fold(state, rows.filter(pl.col(USER_ID) == user))
-    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
-    placement = next(iter(bundle.policy["placements"]))
-    golden = make_golden(own, [*users, "nobody"], states, bundle.cut, placement, 10)
+    bundle = with_golden(bundle, data.events.filter(pl.col(STAMP) < bundle.cut))
     project.bundles.mkdir(parents=True, exist_ok=True)
-    bundle = bundles.write(replace(bundle, golden=golden), project.bundles, started)
+    bundle = bundles.write(bundle, project.bundles, started)
     trained = None if learned.network is None else learned.network.metrics
     write_json(
         run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, "network": trained, **bundle.metrics}
@@ -248,6 +252,18 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
     release.register(control, bundle.id, sha256, by="recloop train", reason="trained", at=now())
     return bundle
+
+
+def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
+    """The bundle with its golden cases: states of four users over these labelled rows, and one of nobody."""
+    known = rows.filter(pl.col(LABEL) > 0)[USER_ID].unique().to_list()
+    users = sorted(known, key=lambda user: hash_share("golden", user))[: GOLDEN - 1]
+    states = [UserState() for _ in range(len(users) + 1)]
+    for user, state in zip(users, states, strict=False):
+        fold(state, rows.filter(pl.col(USER_ID) == user))
+    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    placement = next(iter(bundle.policy["placements"]))
+    return replace(bundle, golden=make_golden(own, [*users, "nobody"], states, bundle.cut, placement, 10))
 
 
 def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
@@ -300,7 +316,8 @@ def tell_bundle(voice: Voice, bundle: Bundle) -> None:
     voice.say("bundle", f"{bundle.id}: {len(bundle.manifest['files'])} files, {size / 2**20:.0f} MiB")
 
 
-def _manifest(config: Config, tables: Tables, data: Data) -> dict[str, Any]:
+def manifest_of(config: Config, tables: Tables, data: Data) -> dict[str, Any]:
+    """What a bundle over these tables says of itself before a network is in it."""
     until = int(data.events.filter(pl.col("stamp") < tables.cut)[SEQ].max() or 0)  # type: ignore[arg-type]
     return {
         "parent": None,

@@ -20,6 +20,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Archive:
     """``data/`` as `prepare` (or an update) left it; never written here.
 
+    An update may append while this one is open: rows past the watermark that it was opened with stay out of sight.
+
     Raises:
         UserError: nothing was prepared yet.
     """
@@ -43,12 +45,16 @@ class Archive:
         return self._believed().collect().sort(SEQ)
 
     def items(self) -> pl.DataFrame | None:
-        """Every version of every item; None where the project has no items file."""
+        """Every version of every item; None where there is none."""
         return self._table("items.parquet")
 
     def users(self) -> pl.DataFrame | None:
-        """Every version of every user; None where the project has no users file."""
+        """Every version of every user; None where there is none."""
         return self._table("users.parquet")
+
+    def quarantine(self) -> pl.DataFrame:
+        """The rows that a rule took, in the order of seq: EVENT_SCHEMA + rule."""
+        return self._quarantined().collect().sort(SEQ)
 
     def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
         """The events of the import that carry one of these event_ids; of several the first."""
@@ -95,20 +101,22 @@ class Archive:
     def _quarantined(self) -> pl.LazyFrame:
         file = self.data / "quarantine.parquet"
         schema = {**EVENT_SCHEMA, RULE: pl.String}
-        return pl.scan_parquet(file).select(*schema) if file.exists() else pl.LazyFrame(schema=schema)
+        if not file.exists():
+            return pl.LazyFrame(schema=schema)
+        return pl.scan_parquet(file).select(*schema).filter(pl.col(SEQ) <= self.watermark)
 
     def _all(self) -> pl.LazyFrame:
         return pl.concat([self._believed(), self._quarantined().select(*EVENT_SCHEMA)])
 
-    @staticmethod
-    def _scan(files: list[Path]) -> pl.LazyFrame:
+    def _scan(self, files: list[Path]) -> pl.LazyFrame:
         if not files:
             return pl.LazyFrame(schema=EVENT_SCHEMA)
-        return pl.scan_parquet(files, hive_partitioning=False).select(*EVENT_SCHEMA)
+        rows = pl.scan_parquet(files, hive_partitioning=False).select(*EVENT_SCHEMA)
+        return rows.filter(pl.col(SEQ) <= self.watermark)
 
     def _table(self, name: str) -> pl.DataFrame | None:
         file = self.data / name
-        return pl.read_parquet(file) if file.exists() else None
+        return pl.read_parquet(file).filter(pl.col(SEQ) <= self.watermark) if file.exists() else None
 
 
 def _day(stamp: int, more: int) -> str:

@@ -156,15 +156,19 @@ def _judge(numbered: pl.DataFrame, signal: Signal, config: Config) -> pl.Series:
     else:
         rule = signal.believe(numbered)
     if config.clean.duplicates == "exact":
-        rows = numbered.select(SEQ, *CONTENT).filter(rule.is_null())
-        # Cheap first: rows that share even these three are few.
-        rows = rows.filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
-        doubled = rows.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
-        if len(doubled):
+        again = doubled(numbered.filter(rule.is_null()))
+        if len(again):
             rule = pl.select(
-                pl.when(numbered[SEQ].is_in(doubled.implode())).then(pl.lit("duplicates")).otherwise(rule)
+                pl.when(numbered[SEQ].is_in(again.implode())).then(pl.lit("duplicates")).otherwise(rule)
             ).to_series()
     return rule.alias(RULE)
+
+
+def doubled(rows: pl.DataFrame) -> pl.Series:
+    """The seq of each row that says exactly what an earlier one says; ``rows`` stand in the order of their seq."""
+    # Cheap first: rows that share even these three are few.
+    near = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
+    return near.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
 
 
 def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:

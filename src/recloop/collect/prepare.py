@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,8 +121,12 @@ def load(project: Project) -> Data:
     Raises:
         UserError: nothing was prepared yet, or a file is damaged or of a newer version.
     """
-    data = project.data
-    recover(data)
+    recover(project.data)
+    return read(project.data)
+
+
+def read(data: Path, behind: Path | None = None) -> Data:
+    """A folder as `load` reads it; a table that is not in it is that of the folder ``behind``."""
     try:
         manifest = json.loads((data / MANIFEST).read_text("utf-8"))
     except FileNotFoundError:
@@ -132,10 +137,19 @@ def load(project: Project) -> Data:
         raise UserError("data", manifest.get("format"), f"format {FORMAT} of data/", "recloop prepare")
     train, valid, test = (_table(data / "split" / f"{name}.parquet") for name in SPLITS)
     items, users = (
-        _table(data / f"{name}.parquet") if f"{name}.parquet" in manifest["files"] else None
+        _table(_whichever(data, behind, f"{name}.parquet")) if f"{name}.parquet" in manifest["files"] else None
         for name in ("items", "users")
     )
     return Data(train, valid, test, items, users, manifest)
+
+
+def split_hash(written: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 over the hashes of the three split files."""
+    return hashlib.sha256("".join(written[f"split/{name}.parquet"]["sha256"] for name in SPLITS).encode()).hexdigest()
+
+
+def _whichever(data: Path, behind: Path | None, name: str) -> Path:
+    return data / name if behind is None or (data / name).exists() else behind / name
 
 
 def _same_import(project: Project, print_: str) -> None:
@@ -189,15 +203,13 @@ def _write(
         files.table("quarantine.parquet", cleaned.quarantine)
         files.lines("rejects.jsonl", rejects)
         files.wait()
-        hashes = {name: facts["sha256"] for name, facts in files.written.items()}
-        split_hash = hashlib.sha256("".join(hashes[f"split/{name}.parquet"] for name in SPLITS).encode()).hexdigest()
         manifest = {
             "format": FORMAT,
             "code": __version__,
             "fingerprint": print_,
             "cut": parts.cut,
             "watermark": cleaned.watermark,
-            "split_hash": split_hash,
+            "split_hash": split_hash(files.written),
             "counts": {
                 "read": found.read,
                 "kept": found.kept,

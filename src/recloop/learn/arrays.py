@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,13 @@ class Tables:
 
 
 def make_tables(
-    spec: Spec, before: pl.DataFrame, cut: int, items: pl.DataFrame | None, users: pl.DataFrame | None
+    spec: Spec,
+    before: pl.DataFrame,
+    cut: int,
+    items: pl.DataFrame | None,
+    users: pl.DataFrame | None,
+    parent: Sequence[str] = (),
+    fields: Fields | None = None,
 ) -> Tables:
     """Tables over the positives before the cut.
 
@@ -47,6 +54,8 @@ def make_tables(
     Args:
         before: Labelled rows before the cut, the held-out moments included.
         items, users: Versions of the catalogue (id, seq, attributes).
+        parent: Items of the bundle that this one is a child of, in their order: the table begins with them.
+        fields: The parent's codes, kept as they are; None: learned anew.
     """
     positive = before.filter(pl.col(LABEL) > 0)
     last_seq = int(before[SEQ].max() or 0)  # type: ignore[arg-type]
@@ -59,15 +68,18 @@ def make_tables(
         )
         .sort(STAMP, ITEM_ID)
     )
+    if parent:
+        table = _begin_with(parent, table)
     head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
     tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
     item_ids = table[ITEM_ID].to_list()
     user_ids = positive[USER_ID].unique().sort().to_list()
     item_attributes = _newest(items, ITEM_ID, item_ids, last_seq)
     user_attributes = _newest(users, USER_ID, user_ids, last_seq)
-    stamps = positive.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
-    gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
-    fields = Fields.fit(spec, item_attributes, user_attributes, gaps)
+    if fields is None:
+        stamps = positive.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
+        gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
+        fields = Fields.fit(spec, item_attributes, user_attributes, gaps)
     return Tables(
         spec=spec,
         fields=fields,
@@ -79,6 +91,15 @@ def make_tables(
         tail=tail,
         cut=cut,
     )
+
+
+def _begin_with(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
+    """The parent's items in their order, then the new ones in theirs; one that has no positive any more keeps its row."""
+    first = pl.DataFrame({ITEM_ID: parent}, schema={ITEM_ID: pl.String}).join(
+        table, on=ITEM_ID, how="left", maintain_order="left"
+    )
+    new = table.join(first, on=ITEM_ID, how="anti", maintain_order="left")
+    return pl.concat([first, new]).with_columns(pl.col(STAMP, SEQ, "recent").fill_null(0))
 
 
 def train_data(tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None) -> TrainData:

@@ -58,10 +58,14 @@ class Windows:
 
 
 class Sequences:
-    """The rows that windows are made of: each moment's first ``history`` items by id bytes, as flat arrays."""
+    """The rows that windows are made of: each moment's first ``history`` items by id bytes, as flat arrays.
 
-    def __init__(self, data: TrainData, history: int) -> None:
-        self.data, self.history = data, history
+    Args:
+        chosen: (M,) bool, the moments that are targets, the others are context alone; None: all.
+    """
+
+    def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
+        self.data, self.history, self.chosen = data, history, chosen
         moment = data.row_moment
         place = np.arange(len(moment)) - data.moment_offsets[moment]
         kept = place < history
@@ -93,7 +97,17 @@ class Sequences:
             first, stop = first[more], start[more]
         if not starts:
             return Windows(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return Windows(np.concatenate(starts), np.concatenate(stops))
+        return self._asked(Windows(np.concatenate(starts), np.concatenate(stops)))
+
+    def _asked(self, windows: Windows) -> Windows:
+        """Those windows that hold a target, each ending where its last one begins."""
+        if self.chosen is None:
+            return windows
+        places = np.append(np.flatnonzero(self.chosen), len(self.chosen) + 1)
+        last = places[np.searchsorted(places, windows.stops, side="right") - 1]  # the newest target at or before stop
+        held = last > windows.starts
+        held &= last <= windows.stops
+        return Windows(windows.starts[held], np.minimum(windows.stops, last)[held])
 
     def newest(self, users: np.ndarray) -> Windows:
         """The newest window of each user (who has a moment): what serving would be fed."""
@@ -134,6 +148,8 @@ class Sequences:
         number = np.arange(held.max(initial=1))
         predicted = number < held[:, None]  # (B, M)
         target = np.where(predicted, windows.stops[:, None] - number, 0)  # (B, M) the moment that follows moment m
+        if self.chosen is not None:
+            predicted &= self.chosen[target]
         arrived = None
         if self.late:
             known = self.known[self.moment[rows]]  # (B, T)
@@ -160,6 +176,9 @@ class Sequences:
         if self.anchored is None:
             return None, None
         window, row = self.anchored.of(windows.starts, windows.stops)
+        if self.chosen is not None:  # asked beside the target that follows their moment, or not at all
+            asked = self.chosen[self.anchored.moment[row] + 1]
+            window, row = window[asked], row[asked]
         if not len(row):
             return None, None
         moment = windows.stops[window] - 1 - self.anchored.moment[row]

@@ -13,6 +13,7 @@ import numpy as np
 
 from recloop.config import Config, dump
 from recloop.errors import UserError
+from recloop.learn.warm import Warm
 from recloop.models.base import TrainData, load_model
 
 
@@ -22,7 +23,8 @@ class Network:
 
     Attributes:
         name, config: Of the model, options filled in.
-        arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx.
+        arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx. item_graph: item.onnx of a
+            network that describes items without a row; empty for others.
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
         epochs: Epochs behind the kept weights, a begun one counted whole (what ``train.refit`` repeats).
         stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
@@ -38,6 +40,7 @@ class Network:
     stopped: str
     seconds: float
     metrics: dict[str, Any]
+    item_graph: bytes = b""
 
     @property
     def validation(self) -> float:
@@ -59,10 +62,14 @@ def fit_network(
     run_folder: Path,
     budget_seconds: float,
     quiet: bool = False,
+    warm: Warm | None = None,
 ) -> Network:
     """Train a network of the shelf (or ``package.module:Class``) within a budget of wall clock, and export it.
 
     ``run_folder`` gets config.toml, log.jsonl (a line a step), metrics.json and checkpoint/.
+
+    Args:
+        warm: Start from a parent's weights and learn its chosen positions alone, at its share of the rate.
 
     Raises:
         UserError: an unknown option or loss; torch missing; no network; nobody has two moments.
@@ -74,16 +81,17 @@ def fit_network(
     if not has_sequences(data):
         raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
     # Torch takes seconds to load and is not there at all without the extra `train`.
-    from recloop.learn.export import item_vectors, user_graph
+    from recloop.learn.export import item_graph, item_vectors, user_graph
     from recloop.learn.looks import train_state
     from recloop.learn.module import learn
 
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.toml").write_text(dump(config), "utf-8")
-    learner, watch = learn(network, data, config, run_folder, started, budget_seconds, quiet)
+    learner, watch = learn(network, data, config, run_folder, started, budget_seconds, quiet, warm)
     kept, trained = watch.kept, watch.seconds
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.request_fields)
+    described = hasattr(network, "described") and bool(data.item_fields)
     graph = user_graph(network, config.features.dim, n_context)
     metrics = {
         "NDCG@10": kept.ndcg if watch.examination else None,
@@ -100,6 +108,7 @@ def fit_network(
         config=network.config.model_dump(mode="json"),
         arrays={"item_vectors": vectors},
         graph=graph,
+        item_graph=item_graph(network, len(data.item_fields)) if described else b"",
         train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
         epochs=kept.epoch,
         stopped=watch.stopped,

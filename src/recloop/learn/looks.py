@@ -169,11 +169,23 @@ class Watch(lightning.Callback):
         self.looks.append(
             {"at": at, "epoch": epoch, "step": trainer.global_step, "seconds": round(self.seconds, 2), "NDCG@10": ndcg}
         )
+        self.keep(learner, trainer.optimizers[0], ndcg, epoch, trainer.global_step, at)
+
+    def keep(
+        self,
+        learner: Any,
+        optimizer: torch.optim.Optimizer,
+        ndcg: float | None,
+        epoch: int,
+        step: int,
+        at: Literal["epoch", "tenth"] = "epoch",
+    ) -> None:
+        """Keep the weights as they are where they are the best yet."""
         for kept in (self.by_time, self.by_epoch)[: 2 if at == "epoch" else 1]:
             if ndcg is None or ndcg > kept.ndcg:
-                kept.ndcg, kept.epoch, kept.step = ndcg or 0.0, epoch, trainer.global_step
+                kept.ndcg, kept.epoch, kept.step = ndcg or 0.0, epoch, step
                 kept.weights = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
-                kept.optimizer = moments_of(trainer.optimizers[0], learner.network)
+                kept.optimizer = moments_of(optimizer, learner.network)
                 self._write(kept)
 
     def _write(self, kept: Kept) -> None:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from recloop.config import Config
+from recloop.errors import UserError
 from recloop.learn.batches import Batch, Epoch, Sequences, Steps
 from recloop.learn.looks import Examination, Watch
 from recloop.learn.losses import loss_function, turned_down
 from recloop.learn.start import item_start
+from recloop.learn.warm import STEPS, Warm, bare, grown, grown_moment
 from recloop.models.base import TrainData
 
 CLIP = 1.0  # largest norm of a step's gradient
@@ -36,10 +39,11 @@ class Learner(lightning.LightningModule):
     ``Config.start = "counts"`` also ``start(vectors)``. `recloop.models.sasrec` shows each with its shapes.
     """
 
-    def __init__(self, network: nn.Module, data: TrainData, loss: str, lr: float) -> None:
+    def __init__(self, network: nn.Module, data: TrainData, loss: str, lr: float, warm: Warm | None = None) -> None:
         super().__init__()
         self.network: Any = network
-        self.loss, self.lr = loss_function(loss), lr
+        self.warm = warm
+        self.loss, self.lr = getattr(network, "loss", None) or loss_function(loss), lr
         self.item_codes: Tensor
         self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)
 
@@ -62,37 +66,89 @@ class Learner(lightning.LightningModule):
         told_weight, refused_weight = batch.weights[told].sum(), batch.refusals.sum()
         return (told_weight * loss + refused_weight * other) / (told_weight + refused_weight)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; only the matrices between layers decay."""
+    def configure_optimizers(self) -> Any:
+        """AdamW; only the matrices between layers decay. A warm start goes on with the parent's moments."""
         layers = [m for m in self.network.modules() if isinstance(m, nn.Linear | nn.RNNBase)]
         inner = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
         decayed = [p for p in self.network.parameters() if id(p) in inner]
         free = [p for p in self.network.parameters() if id(p) not in inner]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, fused=True)
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, fused=True)
+        if self.warm is None:
+            return optimizer
+        restore_moments(optimizer, self.network, self.warm)
+        rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / STEPS))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rising, "interval": "step"}}
+
+
+def restore_weights(network: nn.Module, data: TrainData, warm: Warm) -> None:
+    """The parent's weights, grown; rows that a new item has not earned yet are 0 and get no gradient.
+
+    Raises:
+        UserError: a network of another shape than the parent's.
+    """
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            try:
+                old = warm.state[f"network.{name}"]
+                made = grown(name, old, parameter.numpy(force=True), data, warm.counted)
+            except (KeyError, ValueError) as error:
+                expected = f"the network that the parent is ({error})"
+                raise UserError("model", type(network).__name__, expected, "recloop update --full") from None
+            parameter.copy_(torch.from_numpy(made))
+            if len(old) < len(made):
+                free = torch.from_numpy(~bare(data, len(old)))[:, None]
+                parameter.register_hook(partial(_only, free))  # type: ignore[no-untyped-call]
+
+
+def _only(free: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the rows that may move."""
+    return gradient * free.to(gradient.device)
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, network: nn.Module, warm: Warm) -> None:
+    """The parent's optimizer state; new rows begin with m = 0 and v = the column mean."""
+    for name, parameter in network.named_parameters():
+        state = {key: warm.state.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        if all(array is not None for array in state.values()):
+            optimizer.state[parameter] = {
+                key: torch.from_numpy(np.array(grown_moment(key, array, len(parameter))))
+                for key, array in state.items()
+                if array is not None
+            }
 
 
 def learn(
-    network: Any, data: TrainData, config: Config, folder: Path, started: float, budget: float, quiet: bool
+    network: Any,
+    data: TrainData,
+    config: Config,
+    folder: Path,
+    started: float,
+    budget: float,
+    quiet: bool,
+    warm: Warm | None = None,
 ) -> tuple[Learner, Watch]:
     """Train a network on the training moments until patience, epochs or budget end; the learner holds the kept weights.
 
     Args:
         network: A module of the shelf or a stranger's, not yet built.
         started: `time.monotonic` at which the budget began.
+        warm: The parent's weights, and the positions to learn; the rate is its share of ``train.lr``.
     """
     settings = config.train
     with repeatable(settings.seed), calm():
         network.build(data, config.features.dim, config.features.history)
-        if getattr(network.config, "start", "") == "counts":
+        if warm is not None:
+            restore_weights(network, data, warm)
+        elif getattr(network.config, "start", "") == "counts":
             network.start(torch.from_numpy(item_start(data, config.features.dim, settings.seed)))
-        sequences = Sequences(data, config.features.history)
+        sequences = Sequences(data, config.features.history, None if warm is None else warm.chosen)
         windows = sequences.training(settings.windows)
         steps = Steps(sequences.lengths(windows), settings.seed)
         held = data.held
         seen = config.split.filter_seen
         examination = Examination(data, held, config.features.history, seen) if held is not None else None
-        learner = Learner(network, data, settings.loss, settings.lr)
+        learner = Learner(network, data, settings.loss, settings.lr * (1.0 if warm is None else warm.rate), warm)
         watch = Watch(examination or None, folder, settings.patience, started, budget, not quiet)
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
@@ -110,7 +166,10 @@ def learn(
         )
         loader = DataLoader(Epoch(sequences, windows, settings.seed, steps), sampler=steps, batch_size=None)
         try:
-            _interruptible(lambda: trainer.fit(learner, loader))
+            if len(windows):
+                _interruptible(lambda: trainer.fit(learner, loader))
+            else:
+                watch.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
         finally:
             watch.close()
     network.load_state_dict(watch.kept.weights)

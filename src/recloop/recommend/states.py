@@ -80,6 +80,24 @@ def fold_all(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tup
         yield user_id, msgspec.msgpack.encode(states[user_id])
 
 
+def fold_on(snapshot: Snapshot, labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tuple[str, bytes]]:
+    """The states of a snapshot moved on by later believed rows and later versions of users."""
+    own = labelled.partition_by(USER_ID, as_dict=True)
+    versions = attribute_versions(users)
+    moved = {str(user_id) for (user_id,) in own} | set(versions)
+    for user_id, stored in snapshot:
+        if user_id not in moved:
+            yield user_id, stored
+    for user_id in sorted(moved):
+        before = snapshot.get(user_id)
+        state = UserState() if before is None else msgspec.msgpack.decode(before, type=UserState)
+        if (user_id,) in own:
+            fold(state, own[user_id,])
+        if user_id in versions:
+            state.attributes = versions[user_id][-1][1]
+        yield user_id, msgspec.msgpack.encode(state)
+
+
 def state_tree(state: UserState) -> dict[str, Any]:
     """A state as plain JSON, for golden.json."""
     tree: dict[str, Any] = json.loads(msgspec.json.encode(state))

@@ -126,15 +126,20 @@ class Rebuilder:
             row.bundle: row.sha256 for row in open_control(project.config.stores.control, project.root).releases()
         }
         archive = Archive(project.data)
-        until = max(decision.as_of for decision in decisions)
+        # Rows that an update put into the archive came in by the log: each is new from its own seq on.
+        first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
+        first = min(first, archive.watermark)
         users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
         named = pl.col(USER_ID).is_in(users)
-        self._old_events = archive.events().filter(named)
-        self._new_events = log.events(until=until).filter(named & pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-        old_users, self._old_items = archive.users(), archive.items()
-        self._old_users = None if old_users is None else old_users.filter(named)
-        self._new_users = log.users(until=until).filter(named)
-        self._new_items = log.items(until=until).sort(SEQ)
+        later = (
+            log.events(after=archive.watermark, until=until)
+            .filter(named & pl.col(RULE).is_null())
+            .select(*EVENT_SCHEMA)
+        )
+        self._old_events, self._new_events = _cut(archive.events().filter(named), later, first)
+        old_users, later = archive.users(), log.users(archive.watermark, until).filter(named)
+        self._old_users, self._new_users = _cut(None if old_users is None else old_users.filter(named), later, first)
+        self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, until), first)
         self._catalogue = Catalogue.of([self._old_items])
         self._items_seen = 0
         self._recommenders: dict[str, Recommender] = {}
@@ -180,8 +185,14 @@ class Rebuilder:
     def _timeline(self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame) -> Timeline:
         spec = recommender.bundle.spec
         rows = pl.concat([self._old_events, new_events])
-        users = new_users if self._old_users is None else pl.concat([self._old_users, new_users])
+        users = pl.concat([self._old_users, new_users])
         return Timeline(moment_stamps(Signal.of(spec).label(rows)), users)
+
+
+def _cut(archived: pl.DataFrame | None, later: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Archive and log as rows up to a seq and rows after it."""
+    rows = later if archived is None else pl.concat([archived, later])
+    return rows.filter(pl.col(SEQ) <= seq), rows.filter(pl.col(SEQ) > seq).sort(SEQ)
 
 
 def _query(decision: Decision) -> Query:

@@ -1,0 +1,180 @@
+"""What came since the watermark, appended: the log's new rows judged, put beside the archive, and the whole split anew.
+
+Causal rules were decided when a row arrived and stand in its ``rule``. The retrospective rule `duplicates` is asked
+here, of all rows: a repeat that came without an event_id is learned once. It stays in the archive, because states held
+it since it arrived and a state is a function of the archive and the log.
+
+Everything is written into a folder of the caller's; `publish` renames it into ``data/``, the manifest last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from recloop import __version__
+from recloop.backends import Log
+from recloop.backends.archive import Archive
+from recloop.backends.sqlite import sync_folder
+from recloop.collect.clean import QUARANTINED, doubled
+from recloop.collect.files import MANIFEST, Files
+from recloop.collect.prepare import SPLITS, split_hash
+from recloop.collect.split import Parts, held_out
+from recloop.config import Config, Project
+from recloop.features.signal import Signal
+from recloop.features.state import moment_stamps, number_moments
+from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SEQ, STAMP, TIMESTAMP, USER_ID
+
+HELD: Final = 0.25
+"""The last share of the new window: scored before it is learned (definitions, section 7)."""
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What one update read: the numbers of ``recloop update --json``, and where the held quarter begins (us)."""
+
+    read: int
+    kept: int
+    removed: dict[str, int]
+    new_users: int
+    new_items: int
+    cut: int
+    positives: int
+
+
+def append(project: Project, log: Log, until: int, learned: int, signal: Signal, target: Path) -> Appended:
+    """Write ``data/`` as it will be into ``target``: the new files, and the manifest that names them all.
+
+    Args:
+        until: The last seq to take.
+        learned: Live's ``until_seq``: the new window is what lies past it.
+        signal: Of the spec that the candidate will have.
+        target: A folder of its own, made anew.
+    """
+    archive = Archive(project.data)
+    after = archive.watermark
+    rows = log.events(after=after, until=until)
+    fresh = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    old = archive.events()
+    believed = pl.concat([old, fresh])
+    again = doubled(believed) if project.config.clean.duplicates == "exact" else pl.Series([], dtype=pl.Int64)
+    labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(again.implode())))))
+    cut = held_from(labelled, learned)
+    parts = split_at(labelled, cut, project.config)
+    removed = dict(rows.filter(pl.col(RULE).is_not_null()).group_by(RULE).len().sort(RULE).iter_rows())
+    repeats = int((again > after).sum())
+    if repeats:
+        removed["duplicates"] = repeats
+    made = Appended(
+        read=len(rows),
+        kept=len(rows) - sum(removed.values()),
+        removed=removed,
+        new_users=len(set(fresh[USER_ID]) - set(old[USER_ID].unique())),
+        new_items=len(set(fresh[ITEM_ID]) - set(old[ITEM_ID].unique())),
+        cut=cut,
+        positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
+    )
+    _write(project, archive, log, rows, fresh, parts, made, until, target)
+    return made
+
+
+def held_from(labelled: pl.DataFrame, learned: int) -> int:
+    """The moment stamp at which the last quarter of the new window begins; after everything where it has no positive."""
+    new = labelled.filter((pl.col(SEQ) > learned) & (pl.col(LABEL) > 0)).sort(STAMP, SEQ)
+    if not len(new):
+        return int(labelled[STAMP].max() or 0) + 1  # type: ignore[arg-type]
+    return int(new[STAMP][int((1 - HELD) * len(new))])
+
+
+def split_at(labelled: pl.DataFrame, cut: int, config: Config) -> Parts:
+    """Train and validation before a cut, test from it on."""
+    labelled = labelled.sort(SEQ)
+    past, test = labelled.filter(pl.col(STAMP) < cut), labelled.filter(pl.col(STAMP) >= cut)
+    held = held_out(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
+    keys = [USER_ID, STAMP]
+    valid = past.join(held, on=keys, how="semi", maintain_order="left")
+    return Parts(past.join(held, on=keys, how="anti", maintain_order="left"), valid, test, cut)
+
+
+def _write(
+    project: Project, archive: Archive, log: Log, rows: pl.DataFrame, fresh: pl.DataFrame, parts: Parts,
+    made: Appended, until: int, target: Path,
+) -> None:  # fmt: skip
+    shutil.rmtree(target, ignore_errors=True)
+    files, after = Files(target), archive.watermark
+    try:
+        date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
+        days = fresh.with_columns(date).partition_by("date", as_dict=True, include_key=False)
+        for (day,), own in sorted(days.items()):
+            files.table(f"archive/date={day}/events-{after + 1}-{until}.parquet", own)
+        for name, frame in zip(SPLITS, parts[:3], strict=True):
+            files.table(f"split/{name}.parquet", frame)
+        for name, before, since in (
+            ("items", archive.items(), log.items(after, until)),
+            ("users", archive.users(), log.users(after, until)),
+        ):
+            if len(since):
+                files.table(f"{name}.parquet", since if before is None else pl.concat([before, since]))
+        taken = rows.filter(pl.col(RULE).is_not_null()).select(*QUARANTINED)
+        if len(taken):
+            files.table("quarantine.parquet", pl.concat([archive.quarantine(), taken]))
+        files.wait()
+        files.manifest(_manifest(project, archive.manifest, files.written, parts, made, until))
+    finally:
+        files.close()
+
+
+def _manifest(
+    project: Project, old: dict[str, Any], written: dict[str, Any], parts: Parts, made: Appended, until: int
+) -> dict[str, Any]:
+    counts = dict(old["counts"])
+    counts["read"] += made.read
+    counts["kept"] += made.kept
+    counts["removed"] = {
+        rule: counts["removed"].get(rule, 0) + made.removed.get(rule, 0)
+        for rule in sorted({*counts["removed"], *made.removed})
+    }
+    counts |= {name: len(frame) for name, frame in zip(SPLITS, parts[:3], strict=True)}
+    update = {"from_seq": int(old["watermark"]) + 1, "to_seq": until, "read": made.read, "kept": made.kept}
+    return {
+        **old,
+        "code": __version__,
+        "cut": made.cut,
+        "watermark": until,
+        "split_hash": split_hash(written),
+        "counts": counts,
+        "files": {**old["files"], **written},
+        "config": project.config.model_dump(mode="json", by_alias=True),
+        "updates": [*old.get("updates", []), update],
+    }
+
+
+def publish(staged: Path, data: Path, more: dict[str, Any]) -> None:
+    """Rename what `append` wrote into ``data/``, the manifest last; done again after a kill, it goes on where it ended.
+
+    Args:
+        more: What the manifest is given besides.
+    """
+    for table in sorted(staged.rglob("*.parquet")):
+        place = data / table.relative_to(staged)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        table.rename(place)
+        sync_folder(place.parent)
+    manifest = staged / MANIFEST
+    if not manifest.exists():
+        return
+    tree = {**json.loads(manifest.read_text("utf-8")), **more}
+    beside = staged / f"{MANIFEST}.whole"
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(data / MANIFEST)
+    sync_folder(data)
+    manifest.unlink()

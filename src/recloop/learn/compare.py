@@ -1,0 +1,152 @@
+"""Two bundles asked the same queries through the recommender that serves: what the gate of an update looks at.
+
+`ask` gives one bundle's lists, with what was hit and who filled the slots; `windows` and `lost` are the live bundle's
+own loss before anything is trained (definitions, section 7).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop import metrics
+from recloop.bundle import Bundle
+from recloop.features.state import States, Timeline
+from recloop.learn.evaluate import Moments
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender, one_state
+from recloop.records import COLD_POSITIVES, COVERING, Query
+
+K = 10
+CHUNK = 256
+MOST = 4_000
+"""Queries that are asked at most, spread evenly over all of them."""
+WINDOWS = 10
+"""Windows that earlier queries are cut into at least: fewer give a band too wide to hold anything."""
+TIMED = 200
+FLOOR = 1e-4
+"""An NDCG below this loses as much as this."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers of one bundle to Q queries.
+
+    Attributes:
+        lists: Raw ids, at most 10 a query.
+        ndcg, repeat, explore: (Q,) NDCG@10 over all targets, over those the user had before, over the others; NaN
+            where there are none.
+        cold: (Q,) fewer than 5 positives in state. covering: (Q,) share of the slots with a personal source.
+    """
+
+    users: NDArray[np.str_]
+    lists: list[list[str]]
+    ndcg: NDArray[np.float64]
+    repeat: NDArray[np.float64]
+    explore: NDArray[np.float64]
+    cold: NDArray[np.bool_]
+    covering: NDArray[np.float64]
+
+    @property
+    def cold_coverage(self) -> float:
+        """Share of cold users with a personal list; NaN where nobody was cold."""
+        _, numbers = np.unique(self.users, return_inverse=True)
+        return metrics.cold_coverage(numbers, self.cold, self.covering)
+
+
+def pick(queries: Moments, chosen: NDArray[np.int64]) -> Moments:
+    """Some of these queries, in the order given."""
+    spans = [range(queries.offsets[q], queries.offsets[q + 1]) for q in chosen]
+    return Moments(
+        users=[queries.users[q] for q in chosen],
+        as_of=queries.as_of[chosen],
+        now=queries.now[chosen],
+        offsets=np.concatenate([[0], np.cumsum([len(span) for span in spans])]).astype(np.int64),
+        targets=[queries.targets[place] for span in spans for place in span],
+    )
+
+
+def thin(queries: Moments, most: int = MOST) -> Moments:
+    """At most so many queries, spread evenly."""
+    if len(queries) <= most:
+        return queries
+    return pick(queries, np.linspace(0, len(queries) - 1, most).astype(np.int64))
+
+
+def ask(bundle: Bundle, queries: Moments, timeline: Timeline, catalogue: Catalogue, threads: int = 1) -> Asked:
+    """The lists of the first placement that is for a person, each from the state just before its moment."""
+    recommender = Recommender(bundle, catalogue, threads)
+    placement = _placement(bundle)
+    lists: list[list[str]] = []
+    covering, cold, had = np.zeros(len(queries)), np.zeros(len(queries), dtype=bool), []
+    for start in range(0, len(queries), CHUNK):
+        span = slice(start, min(start + CHUNK, len(queries)))
+        states = _states(timeline, queries, span)
+        asked = [
+            Query(user_id=user, now=int(now), placement=placement, k=K)
+            for user, now in zip(queries.users[span], queries.now[span], strict=True)
+        ]
+        for b, answer in enumerate(recommender.recommend(states, asked, with_inputs=False)):
+            q = start + b
+            lists.append(answer.items)
+            covering[q] = np.mean([source in COVERING for source in answer.sources]) if answer.slots else 0.0
+            cold[q] = answer.positives < COLD_POSITIVES
+            held = _held(states, b)
+            had += [raw in held for raw in queries.targets[queries.offsets[q] : queries.offsets[q + 1]]]
+    code = {raw: number for number, raw in enumerate(dict.fromkeys(queries.targets), start=1)}
+    shown = np.array([[code.get(raw, len(code) + 1) for raw in one] + [0] * (K - len(one)) for one in lists])
+    wanted, own = np.array([code[raw] for raw in queries.targets], dtype=np.int64), np.array(had, dtype=bool)
+    numbers = {
+        name: metrics.ranking(shown.reshape(-1, K), *metrics.keep_targets(wanted, queries.offsets, mask), K)["NDCG"]
+        for name, mask in (("ndcg", np.ones(len(own), dtype=bool)), ("repeat", own), ("explore", ~own))
+    }
+    return Asked(np.array(queries.users, dtype=np.str_), lists, cold=cold, covering=covering, **numbers)
+
+
+def latency(
+    bundles: tuple[Bundle, Bundle], queries: Moments, timeline: Timeline, catalogue: Catalogue
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds of each bundle for the same queries, one at a time and in turns, as the service answers them."""
+    some = thin(queries, TIMED)
+    states = _states(timeline, some, slice(0, len(some)))
+    made = [Recommender(bundle, catalogue) for bundle in bundles]
+    seconds = np.zeros((2, len(some)))
+    for b in range(len(some)):
+        state = one_state(states, b)
+        for side in (b % 2, 1 - b % 2):
+            query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), k=K)
+            begin = time.perf_counter()
+            made[side].recommend(state, [query], with_inputs=False)
+            seconds[side, b] = time.perf_counter() - begin
+    return seconds[0], seconds[1]
+
+
+def windows(queries: Moments, count: int, size: int) -> list[Moments]:
+    """The newest ``count`` windows of ``size`` queries each, oldest first; fewer and smaller where there are few."""
+    order = np.lexsort((np.array(queries.users), queries.now))
+    size = max(1, min(size, len(order) // WINDOWS))
+    starts = range(len(order) - size, -1, -size)
+    return [pick(queries, order[start : start + size]) for start in [*starts][:count][::-1]]
+
+
+def lost(ndcg: NDArray[np.float64]) -> float:
+    """A bundle's loss over a window, in nats: -ln of the mean NDCG@10 of the lists it serves; NaN without a query."""
+    known = ndcg[~np.isnan(ndcg)]
+    return float(-np.log(max(FLOOR, known.mean()))) if len(known) else float("nan")
+
+
+def _placement(bundle: Bundle) -> str:
+    placements: dict[str, dict[str, object]] = bundle.policy["placements"]
+    return next((name for name, one in placements.items() if one["list"] == "for_you"), next(iter(placements)))
+
+
+def _states(timeline: Timeline, queries: Moments, span: slice) -> States:
+    return timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
+
+
+def _held(states: States, b: int) -> set[str]:
+    rows = states.item_offsets[states.moment_offsets[[b, b + 1]]]
+    return set(states.names[states.items[rows[0] : rows[1]]].tolist())

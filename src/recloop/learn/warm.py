@@ -1,0 +1,115 @@
+"""A warm start: which positions an update learns, and how a network grows with its tables (definitions, section 8).
+
+A position is (user, moment as a target). New ones lie past the parent's ``until_seq``; older ones are context, their
+loss masked, but for a replay of as many again: half from the newest 30 days, half uniform over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from recloop.models.base import TrainData
+from recloop.records import DAY
+
+RECENT = 30 * DAY
+OWN_ROW = 3
+"""Events after which a new id gets a row of its own; before, its attributes alone carry it."""
+STEPS = 200
+"""Steps over which the rate rises to its constant value."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """What a network starts from.
+
+    Attributes:
+        state: The parent's train.safetensors: ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
+        chosen: (M,) bool, the moments that are targets; every other is context.
+        rate: Share of the configured learning rate.
+        counted: The child's co-visitation rows: a new item starts among its neighbours.
+    """
+
+    state: Mapping[str, np.ndarray]
+    chosen: np.ndarray
+    rate: float
+    counted: Mapping[str, np.ndarray]
+
+
+def positions(data: TrainData, until: int, since: int, replay: float, seed: int) -> np.ndarray:
+    """(M,) bool: the moments in the loss, new and replayed; none of ``old`` users, none without a past.
+
+    Args:
+        until: The last seq that was learned: a moment is new when a row of it came later.
+        since: Moments before this stamp are no longer new: the window but its last quarter was learned already.
+        replay: Old positions for each new one.
+    """
+    users = data.moment_user
+    able = ~data.old[users]
+    able[data.user_offsets[:-1][np.diff(data.user_offsets) > 0]] = False  # a user's first moment has nothing before it
+    newest = np.maximum.reduceat(data.seqs, data.moment_offsets[:-1]) if len(data.stamps) else data.seqs
+    late = newest > until
+    new: np.ndarray = able & late & (data.stamps >= since)
+    old = np.flatnonzero(able & ~new)
+    wanted = min(len(old), round(replay * int(new.sum())))
+    rng = np.random.default_rng([seed, 8])
+    recent = old[data.stamps[old] >= data.cut - RECENT]
+    first = rng.choice(recent, min(len(recent), wanted // 2), replace=False)
+    rest = np.setdiff1d(old, first)
+    second = rng.choice(rest, wanted - len(first), replace=False)
+    new[first] = True
+    new[second] = True
+    return new
+
+
+def grown(
+    name: str, old: np.ndarray, fresh: np.ndarray, data: TrainData, counted: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """A parameter of the parent in the child's shape: its rows first, then those of the new items.
+
+    A new item with ``OWN_ROW`` events starts at the mean of its neighbours' rows, weighed by co-visitation; without
+    neighbours at the mean of all; with fewer events at 0.
+
+    Args:
+        fresh: The child's parameter as it was built: its shape.
+        data: The child's arrays.
+
+    Raises:
+        ValueError: a shape that the parent's cannot grow into.
+    """
+    if old.shape == fresh.shape:
+        return old
+    if old.shape[1:] != fresh.shape[1:] or len(fresh) != data.n_items + 1 or len(old) > len(fresh):
+        raise ValueError(f"{name}: {old.shape} does not grow into {fresh.shape}")
+    made = np.zeros_like(fresh)
+    made[: len(old)] = old
+    mean = old[1:].mean(axis=0) if len(old) > 1 else np.zeros(old.shape[1:], old.dtype)
+    pointers, ids, weights = (counted[f"neighbours.{part}"] for part in ("indptr", "ids", "weights"))
+    for item in np.arange(len(old), len(fresh))[data.counts[len(old) :] >= OWN_ROW]:
+        near = slice(pointers[item], pointers[item + 1])
+        known = ids[near] < len(old)
+        share = weights[near][known]
+        made[item] = share @ old[ids[near][known]] / share.sum() if share.sum() > 0 else mean
+    return made
+
+
+def grown_moment(key: str, old: np.ndarray, rows: int) -> np.ndarray:
+    """An optimizer's array with rows for the new items: m = 0, v = the column mean."""
+    if key == "step":
+        return old.reshape(())  # a file of arrays gives it back as one of length 1
+    if len(old) == rows:
+        return old
+    made = np.zeros((rows, *old.shape[1:]), old.dtype)
+    made[: len(old)] = old
+    if key == "exp_avg_sq":
+        made[len(old) :] = old[1:].mean(axis=0)
+    return made
+
+
+def bare(data: TrainData, parent_rows: int) -> np.ndarray:
+    """(N+1,) bool: new items that have no row of their own yet."""
+    none = data.counts < OWN_ROW
+    none[:parent_rows] = False
+    return none

@@ -1,0 +1,299 @@
+"""A later turn on the world: what it learns and moves, what it refuses, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal as signals
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recloop import bundle as bundles
+from recloop import loop, standing
+from recloop.backends import locks, open_log, snapshots
+from recloop.backends.archive import Archive
+from recloop.collect.prepare import load
+from recloop.config import Project, open_project
+from recloop.errors import UserError
+from recloop.features.signal import Signal
+from recloop.recommend.recommender import check_golden
+from recloop.recommend.states import fold_all
+from recloop.records import Event, Item, User
+from recloop.serve import moves
+from recloop.watch import parity
+from recloop.world import World
+
+COUNTS = ('model.name="covisitation"',)
+KEPT = 0.85
+STEPS = ("collect", "check", "learn", "judge", "finish", "publish")
+
+Later = Callable[..., Project]
+
+
+def post(project: Project, rows: pl.DataFrame) -> None:
+    """Rows into the log as the server would have put them."""
+    log = open_log(project.config.stores.log, project.root, write=True)
+    try:
+        taken = Signal(project.config.events, project.config.clean).believe(rows).to_list()
+        events = [
+            Event(**{name: value for name, value in row.items() if value is not None}, received_at=row["timestamp"])
+            for row in rows.iter_rows(named=True)
+        ]
+        log.append_events(events, judge=lambda fresh: taken[: len(fresh)])
+    finally:
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
+    """A project after its first turn over most of the world's log, and the rest of it."""
+    world = World(seed=0)
+    folder = world.write(tmp_path_factory.mktemp("update") / "shop")
+    whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})
+    kept = int(KEPT * len(whole))
+    whole[:kept].write_csv(folder / "events.csv")
+    loop.turn(open_project(folder, COUNTS))
+    return folder, world.events()[kept:]
+
+
+@pytest.fixture
+def later(first: tuple[Path, pl.DataFrame], tmp_path: Path) -> Later:
+    """``later(rows, ...)``: a copy of that project with these rows (default: the rest) in its log."""
+
+    def make(rows: pl.DataFrame | None = None, *sets: str) -> Project:
+        folder = shutil.copytree(first[0], tmp_path / f"shop{len(list(tmp_path.iterdir()))}")
+        project = open_project(folder, [*COUNTS, *sets])
+        post(project, first[1] if rows is None else rows)
+        return project
+
+    return make
+
+
+def moved(project: Project) -> dict[str, tuple[int, bytes]]:
+    """Everything outside ``runs/`` and the locks, byte for byte."""
+    files = [*project.data.rglob("*"), *project.bundles.rglob("*"), *project.store.glob("snapshots-*")]
+    return {str(f.relative_to(project.root)): (f.stat().st_size, f.read_bytes()) for f in files if f.is_file()}
+
+
+def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    project = later()
+    log = open_log(project.config.stores.log, project.root, write=True)
+    log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
+    log.append_users([User(user_id="u-new", attributes={"age": "18-29"}, received_at=1)])
+    log.close()
+    live = standing.load_bundle(project)
+    before = Archive(project.data)
+    done = loop.update(project)
+    assert done.verdict == "registered"
+    assert done.bundle is not None
+    assert (done.from_seq, done.read, done.kept) == (before.watermark + 1, len(first[1]), len(first[1]))
+    assert done.new_items > 0
+    status = standing.status(project)
+    assert status["live"] == live.id
+    assert status["watermark"] == status["last_seq"] == done.to_seq
+    child = standing.load_bundle(project, done.bundle)
+    check_golden(child)
+    assert child.manifest["parent"] == live.id
+    assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
+    assert len(child.items) > len(live.items)
+    assert child.items.count.sum() > live.items.count.sum()
+    assert child.policy["placements"] == live.policy["placements"]
+    whole = Archive(project.data)
+    assert whole.watermark == done.to_seq
+    assert len(whole.events()) == len(before.events()) + done.kept
+    assert "tea-9" in set(load(project).items["item_id"])  # type: ignore[index]
+    assert len(load(project).events) == len(whole.events())
+    assert not list(project.runs.glob("*/data"))
+
+
+def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
+    project = later()
+    done = loop.update(project)
+    files = [path.name for path in project.store.glob("snapshots-*.db")]
+    spec = standing.load_bundle(project).spec
+    assert files == [snapshots.name(done.to_seq, spec.state_key)]
+    archive = Archive(project.data)
+    whole = dict(fold_all(Signal.of(spec).label(archive.events()), archive.users()))
+    stored = snapshots.Snapshot(project.store / files[0])
+    assert dict(stored) == whole
+    stored.close()
+
+
+def test_nothing_new(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    project = later(first[1][:0])
+    done = loop.update(project)
+    assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", standing.live_bundle(project), 0, [])
+
+
+def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    half = len(first[1]) // 2
+    project = later(first[1][:half])
+    one = loop.update(project)
+    assert one.bundle is not None
+    moves.promote(project, one.bundle, "live", "tried")
+    post(project, first[1][half:])
+    two = loop.update(project)
+    assert two.verdict == "registered"
+    assert two.from_seq == one.to_seq + 1
+    child = standing.load_bundle(project, two.bundle or "")
+    assert child.manifest["parent"] == one.bundle
+    assert (
+        child.items.ids.ids[: len(standing.load_bundle(project).items)] == standing.load_bundle(project).items.ids.ids
+    )
+    windows = json.loads((project.data / "manifest.json").read_text())["windows"]
+    assert [window["to_seq"] for window in windows] == [one.to_seq, two.to_seq]
+
+
+def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    """The world is small: its windows are held only where live's loss leaves a band that its earlier windows give."""
+    rng = np.random.default_rng(0)
+    poisoned = first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy())))
+    project = later(poisoned)
+    before = moved(project)
+    done = loop.update(project)
+    assert (done.verdict, done.bundle) == ("held", None)
+    assert [one["name"] for one in done.failed] == ["input"]
+    assert moved(project) == before
+    assert standing.new_rows(project)[0] < standing.new_rows(project)[1], "its rows are read again"
+    unchecked = open_project(project.root, [*COUNTS, "update.input_check=false"])
+    judged = loop.update(unchecked)
+    assert judged.from_seq == done.from_seq
+    assert {"new", "forgetting"} <= {one["name"] for one in judged.gates}
+
+
+KILL = """
+import os, signal, sys
+from recloop.backends.journal import Journal
+from recloop.cli import run
+done = Journal.done
+def dying(self, step, **facts):
+    done(self, step, **facts)
+    if step == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.done = dying
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
+    project, other = later(), later()
+    whole = loop.update(other)
+    verb = ["-C", str(project.root), "--set", COUNTS[0], "update", "--json"]
+    killed = subprocess.run([sys.executable, "-c", KILL, step, *verb], capture_output=True, text=True)
+    assert killed.returncode == -signals.SIGKILL
+    done = loop.update(project)
+    assert done.verdict == "registered"
+    assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "the content's hash"
+    assert (project.data / "manifest.json").read_bytes() == (other.data / "manifest.json").read_bytes()
+    assert loop.update(project).verdict == "nothing"
+    assert [row["state"] for row in standing.status(project)["bundles"]] == ["live", "registered"]
+
+
+def test_two_updates_at_once(later: Later) -> None:
+    project = later()
+    with locks.turn_lock(project.root, "update"):
+        second = subprocess.run(
+            [sys.executable, "-m", "recloop", "-C", str(project.root), "update"], capture_output=True, text=True
+        )
+    assert second.returncode == 3
+    assert "recloop update" in second.stderr
+    assert str(os.getpid()) in second.stderr
+
+
+def test_a_disk_without_room_leaves_nothing_half_written(later: Later) -> None:
+    project = later()
+    before = moved(project)
+    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), "--set", COUNTS[0], "update"]
+    full = subprocess.run(
+        verb,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)),
+    )
+    assert full.returncode == 2, full.stderr
+    assert full.stdout == ""
+    assert "error: disk=" in full.stderr.splitlines()[-1]
+    assert moved(project) == before
+    assert loop.update(project).verdict == "registered"
+
+
+def test_a_log_with_one_user(tmp_path: Path) -> None:
+    rows = [
+        f"e{day},ann,i{day % 3 + 1},2025-01-{day:02d}T10:00:00Z,purchase" for day in range(1, 21)
+    ]  # one basket a day
+    (tmp_path / "log.csv").write_text("event_id,user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
+    toml = '[data]\nevents = "log.csv"\n[data.columns]\nevent_id = "event_id"\nevent_type = "event_type"\n'
+    (tmp_path / "recloop.toml").write_text(toml)
+    project = open_project(tmp_path, COUNTS)
+    loop.turn(project)
+    day = 86_400_000_000
+    start = 1_737_540_000_000_000
+    rows_later = pl.DataFrame(
+        {
+            "event_id": [f"l{n}" for n in range(8)],
+            "user_id": ["ann"] * 8,
+            "item_id": [f"i{n % 4 + 1}" for n in range(8)],
+            "timestamp": [start + n * day for n in range(8)],
+            "event_type": ["purchase"] * 8,
+            "group_id": [None] * 8,
+            "quantity": [None] * 8,
+            "value": [None] * 8,
+            "session_id": [None] * 8,
+            "placement": [None] * 8,
+        },
+        schema_overrides={"group_id": pl.String, "quantity": pl.Float64, "value": pl.Float64, "session_id": pl.String,
+                          "placement": pl.String},
+    )  # fmt: skip
+    post(project, rows_later)
+    done = loop.update(project)
+    assert done.verdict in {"registered", "refused"}
+    assert all(one["value"] is None or np.isfinite(one["value"]) for one in done.gates)
+
+
+def test_changed_features_need_a_full_turn(later: Later) -> None:
+    project = later(None, "features.request=['hour']")
+    with pytest.raises(UserError, match="recloop update --full"):
+        loop.update(project)
+    done = loop.update(project, full=True)
+    assert done.verdict in {"registered", "refused"}
+    if done.bundle:
+        child = standing.load_bundle(project, done.bundle)
+        assert child.manifest["train"]["mode"] == "full"
+        assert child.spec.request == ("hour",)
+
+
+def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None:
+    project = later()
+    from recloop.records import Query
+    from recloop.serve.service import Service
+
+    service = Service(project)
+    try:
+        for user in ("u001", "u002", "u003"):
+            query = Query(user_id=user, now=int(time.time() * 1e6), request_id=f"r-{user}")
+            service.recommend(query, started=time.perf_counter())
+        done = loop.update(project)
+        assert done.verdict == "registered"
+        assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server reads the old one"
+        query = Query(user_id="u004", now=int(time.time() * 1e6), request_id="r-u004")
+        assert service.recommend(query, started=time.perf_counter())[0].items
+    finally:
+        service.close()
+    found = parity.verify(project)
+    assert (found["checked"], found["unexplained"]) == (4, 0)
+    again = Service(project)
+    query = Query(user_id="u001", now=int(time.time() * 1e6), request_id="r-again")
+    again.recommend(query, started=time.perf_counter())
+    again.close()
+    assert parity.verify(project)["unexplained"] == 0
+    assert bundles.manifest_hash(project.bundles / (done.bundle or ""))
