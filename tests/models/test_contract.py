@@ -48,6 +48,10 @@ class TestSASRec(ModelContract):
     model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
 
 
+class TestTwoTower(ModelContract):
+    model = "two_tower"
+
+
 class TestMF(ModelContract):
     model = "mf"
     better = 4.0

@@ -49,13 +49,36 @@ def user_graph(network: Any, dim: int, n_context: int) -> bytes:
     )
     batch, time = torch.export.Dim("B"), torch.export.Dim("T")
     shapes = ({0: batch, 1: time}, {0: batch, 1: time}, {0: batch, 1: time}, {0: batch})
+    return _export(_Users(network), example, shapes, list(INPUTS))
+
+
+class _Described(nn.Module):
+    """A network's ``described`` as ``forward``."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, codes: Tensor) -> Tensor:
+        vectors: Tensor = self.network.described(codes)
+        return vectors
+
+
+def item_graph(network: Any, n_fields: int) -> bytes:
+    """``item.onnx``: codes (n, Ci) i64 -> vectors (n, D) of items without a row, of a network that describes them."""
+    return _export(
+        _Described(network), (torch.zeros(2, n_fields, dtype=torch.int64),), ({0: torch.export.Dim("n")},), ["codes"]
+    )
+
+
+def _export(face: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str]) -> bytes:
     with _quiet():
         program = torch.onnx.export(
-            _Users(network).eval().cpu(),
+            face.eval().cpu(),
             example,
             dynamo=True,
             dynamic_shapes=shapes,
-            input_names=list(INPUTS),
+            input_names=inputs,
             output_names=[OUTPUT],
             external_data=False,
             verbose=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,18 @@ def fill(
     free: int,
     attributes: Mapping[str, Any] | None,
     rungs: Sequence[str],
+    described: Callable[[], Iterator[str]] = lambda: iter(()),
 ) -> list[tuple[str, str]]:
-    """(item_id, source) of the next ``free`` slots of query b: each rung after the same filters, nothing twice."""
+    """(item_id, source) of the next ``free`` slots of query b: each rung after the same filters, nothing twice.
+
+    Args:
+        described: What the rung ``attributes`` has for the query, best first; asked only where that rung is reached.
+    """
     slots: list[tuple[str, str]] = []
     shown = set(taken) | allowed.banned_ids[b]
     for rung in rungs:
-        for item_id in _rung(rung, bundle, catalogue, allowed, b, attributes):
+        found = described() if rung == "attributes" else _rung(rung, bundle, catalogue, allowed, b, attributes)
+        for item_id in found:
             if len(slots) == free:
                 return slots
             if item_id not in shown:

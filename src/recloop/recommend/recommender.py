@@ -6,8 +6,9 @@ as of that seq, now, query): nothing here reads a clock, draws a number or count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
 from recloop.features.encode import Encoded, digest, encode
 from recloop.features.state import States, UserState
+from recloop.recommend.attributes import Attributes
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed, allow
 from recloop.recommend.ladder import fill
@@ -25,7 +27,7 @@ from recloop.recommend.scorer import make_scorers
 from recloop.recommend.states import state_of_tree, state_tree
 from recloop.records import MIX_SOURCES, Query, Slot
 
-LADDER = ("segment", "popular", "latest")
+LADDER = ("attributes", "segment", "popular", "latest")
 CLOSE = 1e-5
 """Scores closer than this are equal; ids may swap between them."""
 
@@ -58,6 +60,7 @@ class Recommender:
         self.bundle = bundle
         self.catalogue = catalogue
         self.scorers = make_scorers(bundle, threads)
+        self.attributes = Attributes(bundle) if "item.onnx" in bundle.graphs else None
 
     def placement(self, name: str) -> dict[str, Any]:
         """The policy of a placement.
@@ -139,11 +142,15 @@ class Recommender:
             if found < k:
                 more = fill(
                     self.bundle, self.catalogue, allowed, b, [slot.item_id for slot in slots], k - found,
-                    encoded.states.attributes[b], rungs,
+                    encoded.states.attributes[b], rungs, partial(self._described, encoded, allowed, b),
                 )  # fmt: skip
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             answers.append(Answer(slots, {}, int(encoded.states.positives[b])))
         return answers
+
+    def _described(self, encoded: Encoded, allowed: Allowed, b: int) -> Iterator[str]:
+        """Items for query b by attributes alone, best first; nothing where the bundle holds no towers."""
+        return iter(()) if self.attributes is None else self.attributes.best(self.catalogue, encoded, allowed, b)
 
     def inputs(self, encoded: Encoded, allowed: Allowed, b: int) -> dict[str, str]:
         """8 hex a name: state, catalogue, now, filters, then each feature."""

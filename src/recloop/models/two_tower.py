@@ -1,0 +1,159 @@
+"""Two-Tower: users and items described by their attributes (and what they did), near one another by cosine."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recloop.models.base import ModelConfig, TrainData
+from recloop.models.fields import Fields, embedding
+
+COOLEST = 0.01
+"""The temperature is not learned below this."""
+
+
+class TwoTower(nn.Module):
+    """Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019.
+
+    The item's tower: its own row + its fields, then an MLP. The user's: the mean of the history's item vectors, older
+    moments less, + user and request fields, then an MLP. The score is their cosine / tau, tau learned from .05. In
+    training a share ``alone`` of items goes without its row and of windows without its history, so that attributes
+    alone must do: for users and items without history they are all there is (the ladder's ``attributes``).
+
+    The loss is ``ss_logq`` of the definitions (section 4), negatives = the batch's own targets + ``uniform`` drawn ones.
+
+    Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
+    """
+
+    class Config(ModelConfig):
+        """``hidden``: width of the MLPs. ``uniform``: items drawn a step as negatives beside the batch's own targets.
+        ``alone``: share of items and windows that do with attributes in training. ``dropout``: inside the MLPs.
+        ``start``: of the items' own rows, from the counts (`recloop.learn.start`) or random.
+        """
+
+        hidden: int = pydantic.Field(128, ge=1)
+        uniform: int = pydantic.Field(512, ge=1)
+        alone: float = pydantic.Field(0.1, ge=0, lt=1)
+        dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+        start: Literal["counts", "random"] = "counts"
+
+    inputs: ClassVar[str] = "sequence"
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config or self.Config()
+
+    def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
+        """Make the tables and both MLPs: N items, the fields of items, users and requests."""
+        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
+        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
+        self.fading = nn.Parameter(torch.tensor(-2.0))  # softplus of it: how much less each older moment counts
+        self.log_tau = nn.Parameter(torch.tensor(0.05).log())
+        counts = torch.as_tensor(data.counts[1:], dtype=torch.float32)
+        self.share: Tensor  # (N,) of the training targets
+        self.register_buffer("share", counts / counts.sum().clamp(min=1), persistent=False)
+
+    def start(self, vectors: Tensor) -> None:
+        """Begin with these own rows (N+1, D)."""
+        with torch.no_grad():
+            self.table.weight.copy_(vectors)
+
+    def items(self, codes: Tensor) -> Tensor:
+        """Item vectors (N+1, D) of length 1 from own rows and the fields' codes (N+1, Ci)."""
+        own = self.table.weight
+        if self.training and len(self.item_fields.tables):
+            own = own * self._kept(len(own), own)[:, None]
+        vectors: Tensor = F.normalize(self.item_tower(own + self.item_fields(codes)), dim=-1)
+        return vectors
+
+    def described(self, codes: Tensor) -> Tensor:
+        """(n, D) vectors of items that have no row, by their fields' codes (n, Ci)."""
+        vectors: Tensor = F.normalize(self.item_tower(self.item_fields(codes)), dim=-1)
+        return vectors
+
+    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        """The vector of each user now, cosine / tau against the items; without a token, by the context alone.
+
+        Args:
+            history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
+            context: (B, C) codes at ``now``.
+
+        Returns:
+            (B, D)
+        """
+        weight = torch.exp(-F.softplus(self.fading) * moments) * mask  # (B, T)
+        mean = (history * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-6)  # (B, D)
+        return self._user(mean, context)
+
+    def ends(
+        self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
+    ) -> Tensor:
+        """The vector of the user after each moment, in training.
+
+        Args:
+            history, moments, mask: As in `users`.
+            context: (B, M, C) codes at the moment that follows moment m, counted from the newest.
+            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
+
+        Returns:
+            (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
+        """
+        number = torch.arange(context.shape[1], device=mask.device)[None, :, None]  # (1, M, 1)
+        age = moments[:, None, :] - number  # (B, M, T) moments between token and end
+        seen = (age >= 0) & mask[:, None, :]
+        if arrived is not None:
+            own = ((age == 0) & mask[:, None, :]).to(history.dtype)
+            seen = seen & (own @ arrived.to(history.dtype) > 0)
+        weight = torch.exp(-F.softplus(self.fading) * age.clamp(min=0)) * seen  # (B, M, T)
+        mean = weight @ history / weight.sum(2, keepdim=True).clamp(min=1e-6)  # (B, M, D)
+        if self.training:
+            mean = mean * self._kept(len(mean), mean)[:, None, None]
+        return self._user(mean, context)
+
+    def loss(self, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """``ss_logq``: sum of w (-s_y + ln(e^s_y + sum over negatives j of e^c_j)) / sum of w, c_j = s_j - ln(m q_j).
+
+        m q_j = R share_j + M / N for the batch's R targets and M uniform draws; ids equal to y are masked.
+
+        Args:
+            vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,).
+        """
+        drawn = torch.randint(len(items), (self.config.uniform,), device=targets.device)
+        rivals = torch.cat([targets, drawn])  # (m,)
+        expected = len(targets) * self.share[rivals] + self.config.uniform / len(items)  # (m,)
+        rival = vectors @ items[rivals].T - expected.log()  # (R, m)
+        rival = rival.masked_fill(rivals == targets[:, None], -torch.inf)
+        own = (vectors * items[targets]).sum(1, keepdim=True)  # (R, 1)
+        each = torch.logsumexp(torch.cat([own, rival], dim=1), dim=1) - own[:, 0]
+        loss: Tensor = (weights * each).sum() / weights.sum()
+        return loss
+
+    def _user(self, mean: Tensor, context: Tensor) -> Tensor:
+        """(..., D) pooled history and (..., C) codes -> (..., D), of length 1 / tau."""
+        tau = self.log_tau.exp().clamp(min=COOLEST)
+        vectors: Tensor = F.normalize(self.user_tower(mean + self.context(context)), dim=-1) / tau
+        return vectors
+
+    def _kept(self, size: int, like: Tensor) -> Tensor:
+        """(size,) 1, or 0 for the drawn share that goes without."""
+        return (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
+
+
+class Tower(nn.Module):
+    """An MLP of one hidden layer, added to what comes in."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        out: Tensor = x + self.out(self.dropout(F.relu(self.wide(x))))
+        return out

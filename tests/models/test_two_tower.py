@@ -1,0 +1,142 @@
+"""Two-Tower: its loss by hand, its mean over moments, and what attributes alone can do for people and items."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from recloop.features.state import States, UserState
+from recloop.models.base import TrainData, load_model
+from recloop.models.two_tower import TwoTower
+from recloop.recommend.recommender import Recommender
+from recloop.records import ITEM_ID, Query
+from recloop.testing import Fitted, fit_on_world
+from recloop.world import World
+
+D, N = 16, 20
+
+
+def made(**options: object) -> TwoTower:
+    torch.manual_seed(0)
+    network: TwoTower = load_model("two_tower", options)
+    none = np.zeros(0, np.int64)
+    counts = np.arange(N + 1)
+    data = TrainData(
+        [str(n) for n in range(N)], [], np.zeros(1, np.int64), np.zeros(1, np.int64), none, none, none, none, none,
+        none, none, [("user.age", 4, 3)], [("item.kind", 5, 3)], [], 0, counts,
+    )  # fmt: skip
+    network.build(data, D, 12)
+    return network.eval()
+
+
+def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    total = sum(sizes)
+    number = torch.from_numpy(np.repeat(np.arange(len(sizes))[::-1], sizes).copy())[None]
+    history = torch.randn(1, total, D, generator=torch.Generator().manual_seed(total))
+    return history, number, torch.ones(1, total, dtype=torch.bool), torch.zeros(1, len(sizes), 1, dtype=torch.int64)
+
+
+def test_the_end_of_a_moment_is_the_user_as_of_then() -> None:
+    network = made()
+    history, moments, mask, context = window(2, 3, 1)
+    ends = network.ends(history, moments, mask, context)[0]
+    for moment, tokens in ((0, 6), (1, 5), (2, 2)):
+        then = network.users(history[:, :tokens], moments[:, :tokens] - moment, mask[:, :tokens], context[:, 0])
+        torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
+
+
+def test_a_score_is_a_cosine_over_tau() -> None:
+    network = made()
+    history, moments, mask, context = window(1, 1)
+    user = network.users(history, moments, mask, context[:, 0])
+    items = network.items(torch.ones(N + 1, 1, dtype=torch.int64))
+    torch.testing.assert_close(items.norm(dim=1), torch.ones(N + 1))
+    assert user.norm().item() == pytest.approx(1 / 0.05, rel=1e-5)
+
+
+def test_without_a_token_the_context_is_all() -> None:
+    network = made()
+    history, moments, mask, _ = window(1)
+    codes = torch.tensor([[2]])
+    none = network.users(history, moments, torch.zeros_like(mask), codes)
+    other = network.users(history * 7, moments, torch.zeros_like(mask), codes)
+    torch.testing.assert_close(none, other)
+
+
+def test_a_late_row_is_in_no_end_that_did_not_know_it() -> None:
+    network = made()
+    history, moments, mask, context = window(1, 1, 1)
+    arrived = torch.ones(1, 3, 3, dtype=torch.bool)
+    arrived[0, 1, 0] = False
+    before = network.ends(history, moments, mask, context, arrived)[0]
+    history[0, 0] += torch.linspace(-1, 1, D) ** 3
+    after = network.ends(history, moments, mask, context, arrived)[0]
+    assert ((after - before).abs().amax(1) > 1e-5).tolist() == [True, False, True]
+
+
+def test_the_loss_by_hand() -> None:
+    """Two targets and three draws: each negative's score less ln of how often it was to be expected."""
+    network = made(uniform=3)
+    vectors, items = torch.randn(2, D), torch.randn(N, D)
+    targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
+    torch.manual_seed(1)
+    found = network.loss(vectors, items, targets, weights)
+    torch.manual_seed(1)
+    drawn = torch.randint(N, (3,)).tolist()
+    share = np.arange(1, N + 1) / sum(range(1, N + 1))
+    each = []
+    for row, target in enumerate((4, 9)):
+        scores = (items @ vectors[row]).tolist()
+        total = math.exp(scores[target])
+        for j in [4, 9, *drawn]:
+            if j != target:
+                total += math.exp(scores[j] - math.log(2 * share[j] + 3 / N))
+        each.append(math.log(total) - scores[target])
+    assert found.item() == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    return fit_on_world(tmp_path_factory.mktemp("towers") / "shop", "two_tower", ("train.epochs=4", "train.budget=1h"))
+
+
+def test_people_and_items_without_history(fitted: Fitted) -> None:
+    """A stranger of whom the age is known gets a list of the towers; one of whom nothing is known, Popular.
+
+    An item that nobody took before the cut stands in that ranking too, without a row in the table.
+    """
+    recommender = Recommender(fitted.bundle, fitted.catalogue)
+    states = States.of(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
+    queries = [Query(user_id=user, now=fitted.now[0], k=200) for user in states.users]
+    known, unknown = recommender.recommend(states, queries)
+    assert set(unknown.sources[:10]) <= {"popular", "segment"}
+    found = {source: known.sources.count(source) for source in set(known.sources)}
+    assert "attributes" in found or "model" in known.sources
+    encoded = recommender.encode(states, [fitted.now[0]] * 2)
+    allowed = recommender.allowed(encoded, queries)
+    assert recommender.attributes is not None
+    ranked = list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 0))
+    cold = set(fitted.catalogue.latest("", fitted.bundle.items.ids))
+    assert cold
+    assert cold <= set(ranked)
+    assert len(set(ranked)) == len(ranked)
+    assert list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 1)) == []
+
+
+def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
+    """By its fields alone: its nearest items of the table are of its own category more often than by chance."""
+    recommender = Recommender(fitted.bundle, fitted.catalogue)
+    assert recommender.attributes is not None
+    ids, vectors = recommender.attributes._outside(fitted.catalogue, "")
+    world = World(seed=0).items()
+    category = dict(world.select(ITEM_ID, pl.col("category")).iter_rows())
+    table = fitted.bundle.arrays["item_vectors"][1:]
+    shares = []
+    for item_id, vector in zip(ids, vectors, strict=True):
+        near = np.argsort(-(table @ vector))[:10]
+        shares.append(np.mean([category[fitted.bundle.items.ids.ids[n]] == category[item_id] for n in near]))
+    assert np.mean(shares) > 0.4  # eight categories: .125 by chance
