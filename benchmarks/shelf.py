@@ -1,0 +1,163 @@
+"""The shelf's table: every model on Complete Journey and on ML-1M leave-one-out, one model a process, resumable.
+
+    .venv/bin/python benchmarks/shelf.py                                   # everything that has no result file yet
+    .venv/bin/python benchmarks/shelf.py --data ml-1m --model sasrec       # this one, again or not
+    .venv/bin/python benchmarks/shelf.py --table                           # only the table of what is there
+
+A result file holds the command, the commit, the fingerprint of the data, the seed, the rows with their intervals, and
+seconds; a finished one is not made again. ``make shelf`` is the first line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from recloop.demo import write_project
+
+HERE: Final = Path(__file__).resolve().parent
+RESULTS: Final = HERE / "results"
+WORK: Final = HERE / "work"
+SHARED: Final = HERE.parents[1] / "shared" / "data"
+MODELS: Final = ("covisitation", "mf", "gru4rec", "sasrec", "two_tower", "neumf")
+ML_1M: Final = """\
+# MovieLens-1M as the SASRec papers use it: 5-core, in the order of the file; the last row of a user is the test.
+[data]
+events = "log.parquet"
+[clean]
+burst = "off"
+[split]
+protocol = "leave-one-out"
+ties = "row"
+filter_seen = true
+[features]
+history = 50
+request = []
+[train]
+lr = 2e-3
+[evaluate]
+baselines = ["popular", "covisitation"]
+"""
+
+
+def ml_1m(folder: Path) -> None:
+    """The papers' file as a log: its order becomes seconds."""
+    folder.mkdir(parents=True)
+    log = pl.read_parquet(SHARED / "sasrec-ml-1m.parquet")
+    rows = log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos"))
+    rows.write_parquet(folder / "log.parquet")
+    (folder / "recloop.toml").write_text(ML_1M, "utf-8")
+
+
+def complete_journey(folder: Path) -> None:
+    """The project that the demo writes."""
+    write_project(folder)
+
+
+DATA: Final[dict[str, Callable[[Path], None]]] = {"ml-1m": ml_1m, "complete-journey": complete_journey}
+
+
+def main() -> None:
+    """Make what is missing, then print the table."""
+    wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    wanted.add_argument("--data", choices=DATA, action="append")
+    wanted.add_argument("--model", choices=MODELS, action="append")
+    wanted.add_argument("--budget", default="5m", help="train.budget of each model")
+    wanted.add_argument("--seed", type=int, default=0)
+    wanted.add_argument("--again", action="store_true", help="also where a result file is there")
+    wanted.add_argument("--table", action="store_true", help="make nothing")
+    asked = wanted.parse_args()
+    for data in asked.data or DATA:
+        for model in asked.model or MODELS:
+            file = RESULTS / f"shelf-{data}-{model}-seed{asked.seed}.json"
+            if not asked.table and (asked.again or not file.exists()):
+                make(data, model, asked.budget, asked.seed, file)
+    sys.stdout.write("\n".join(table()) + "\n")
+
+
+def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
+    """One model on one data set, each verb a process of its own; the result file by rename."""
+    folder = WORK / data
+    if not (folder / "recloop.toml").exists():
+        DATA[data](folder)
+    if not (folder / "data" / "manifest.json").exists():
+        recloop(folder, "prepare")
+    sets = [f"model.name={model}", f"train.budget={budget}", f"train.seed={seed}"]
+    words = ["train", model, "--json", *(word for one in sets for word in ("--set", one))]
+    begin = time.monotonic()
+    made = json.loads(recloop(folder, *words))
+    seconds = time.monotonic() - begin
+    table = json.loads((folder / "reports" / "evaluation.json").read_text("utf-8"))
+    run = json.loads((folder / "runs" / made["run"] / "metrics.json").read_text("utf-8"))
+    network = run["network"] or {}
+    result = {
+        "command": " ".join(["recloop", "-C", f"benchmarks/work/{data}", *words]),
+        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else ""),
+        "fingerprint": table["protocol"]["fingerprint"],
+        "seed": seed,
+        "model": model,
+        "data": data,
+        "seconds": round(seconds, 1),
+        "train": {key: network.get(key) for key in ("epochs", "step", "stopped", "seconds", "NDCG@10")},
+        "mix": run["chosen"].get("mix"),
+        "protocol": table["protocol"],
+        "rows": table["rows"],
+    }
+    beside = file.with_suffix(".part")
+    beside.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", "utf-8")
+    beside.replace(file)
+
+
+def recloop(folder: Path, *words: str) -> str:
+    """Stdout of one command line; its stderr goes to ours."""
+    done = subprocess.run(
+        [sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def git(*words: str) -> str:
+    """What git says of this checkout."""
+    done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def table() -> Iterator[str]:
+    """Every result file as rows of one Markdown table a data set: the model alone, and the list as served with it."""
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("shelf-*.json"))]
+    for data in dict.fromkeys(one["data"] for one in found):
+        mine = [one for one in found if one["data"] == data]
+        facts = mine[0]["protocol"]
+        yield f"\n{data}: {facts['name']}, {facts['users']:,} users, {facts['items']:,} items, seed {facts['seed']}\n"
+        yield "| row | HR@10 | Recall@10 | NDCG@10 | coverage | trained s | all s | stopped |"
+        yield "|---|---|---|---|---|---|---|---|"
+        seen: set[str] = set()
+        for one in mine:
+            for row in one["rows"]:
+                name = f"served with {one['model']}" if row["model"] == "served" else row["model"]
+                if name not in seen:
+                    seen.add(name)
+                    own = one["train"] if row["model"] == one["model"] else {}
+                    yield line(name, row, own, one["seconds"] if own else None)
+
+
+def line(name: str, row: dict[str, Any], train: dict[str, Any], seconds: float | None) -> str:
+    """One row, intervals in brackets."""
+    cells = [
+        f"{row[key]['value']:.4f} [{row[key]['low']:.4f}, {row[key]['high']:.4f}]"
+        for key in ("HR@10", "Recall@10", "NDCG@10")
+    ]
+    cells += [f"{row['coverage']:.3f}", *(str(x or "") for x in (train.get("seconds"), seconds, train.get("stopped")))]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
