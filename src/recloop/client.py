@@ -33,7 +33,8 @@ class Client:
         return self._call(urllib.request.Request(f"{self.url}{path}" + (f"?{text}" if text else "")))  # noqa: S310
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
-        return self._call(urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), method="POST"))  # noqa: S310
+        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        return self._call(urllib.request.Request(f"{self.url}{path}", data, kind, method="POST"))  # noqa: S310 - loopback
 
     def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
         return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)

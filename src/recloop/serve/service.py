@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from recloop.serve.fleet import Fleet, Loaded, Loader
 from recloop.serve.known import Known, Stored
 from recloop.serve.shapes import RecommendAnswer
 from recloop.serve.write import Job, Writer
+from recloop.watch.pulse import Pulse, Windows, exposition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class Service:
         self._following = asyncio.Lock()
         self.decisions: Decisions = open_decisions(stores.decisions, project.root, write=True)
         self._stack.callback(self.decisions.close)
+        self.pulse = Pulse(project)
         self._behind: deque[tuple[Query, Decision, Fleet]] = deque()
         self._stack.callback(self.rehearse)
         self.writer = Writer(self.log, self.archive, Signal.of(self.bundle.spec), _width(self.bundle), self._settle)
@@ -222,14 +225,37 @@ class Service:
 
     def table(self) -> dict[str, Any]:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
-        watermark, last_seq = self.archive.watermark, self.as_of
+        watermark, last_seq = Archive(self.project.data).watermark, self.as_of  # an update moves it under a running server
         degraded = set(self.degraded)
         return {
             **release.table(self.control),
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": sorted(degraded),
+            "health": self.windows(),
         }
+
+    def windows(self) -> Windows:
+        """Health over the last hour, day and week; empty where the decisions cannot be read. Never on the event loop."""
+        try:
+            return self.pulse.look(self.bundle, self.clock()).windows
+        except sqlite3.Error:
+            return {}
+
+    def metrics(self) -> bytes:
+        """``GET /metrics``; as `windows`, never on the event loop."""
+        process = {
+            "generation": self.fleet.generation,
+            "last_seq": self.as_of,
+            "degraded": len(self.degraded),
+            "decisions_dropped_total": self.decisions.dropped,
+            "decisions_lost_total": self.decisions.lost,
+        }
+        try:
+            seen = self.pulse.look(self.bundle, self.clock())
+        except sqlite3.Error:
+            return exposition({}, {}, process)
+        return exposition(seen.windows, seen.totals, process)
 
     def ready(self) -> str:
         """Answer a golden query with what serves now; empty, or why it could not."""
