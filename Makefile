@@ -7,16 +7,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo shelf test test-all check format clean
 
 help:
 	@echo "make demo      the whole loop on a grocery chain's year (about 6 minutes on 2 cores after the install)"
+	@echo "make shelf     every model on two data sets, one table (about an hour; goes on where it stopped)"
 	@echo "make test      the fast tests"
 	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
 	@echo "make check     format, lint, types, import contracts, docs executed"
 
 demo: $(VENV)/.demo
 	$(BIN)/recloop demo
+
+shelf: $(VENV)/.demo
+	$(BIN)/python benchmarks/shelf.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data"

@@ -147,7 +147,11 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     manifest = check(path, sha256)
     spec = Spec.from_json(_read_json(path / "spec.json"))
     table = pl.read_parquet(path / "items.parquet")
-    graphs = {name: (path / name).read_bytes() for name in ("user.onnx", "item.onnx", "rank.onnx") if name in manifest["files"]}
+    graphs = {
+        name: (path / name).read_bytes()
+        for name in ("user.onnx", "item.onnx", "rank.onnx")
+        if name in manifest["files"]
+    }
     for name, data in graphs.items():
         if _EXTERNAL in data:
             raise BundleError(name, path, "a graph that holds its tensors itself", "recloop update --full")
