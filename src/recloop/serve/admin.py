@@ -51,7 +51,7 @@ class Admin:
         """
         asked = await _asked(request)
         try:
-            done = await run_in_threadpool(self._move, asked)
+            done = await run_in_threadpool(self._move, asked, self._at(request))
         except BundleError as error:
             raise HttpError(409, "bad_bundle", str(error), "bundle", error.expected) from None
         except UserError as error:
@@ -63,13 +63,19 @@ class Admin:
         await self._service.follow()
         return Response(msgspec.json.encode(msgspec.convert(done, MoveAnswer)), media_type="application/json")
 
-    def _move(self, asked: MoveRow) -> dict[str, Any]:
+    def _move(self, asked: MoveRow, at: int) -> dict[str, Any]:
         project, by = self._service.project, f"POST /v1/admin/{self._verb}"
         if self._verb == "rollback":
-            return moves.rollback(project, asked.reason, by)
+            return moves.rollback(project, asked.reason, by, at)
         if self._verb == "refuse":
-            return moves.refuse(project, asked.bundle, asked.reason, by)
-        return moves.promote(project, asked.bundle, asked.to, asked.reason, by)
+            return moves.refuse(project, asked.bundle, asked.reason, by, at)
+        return moves.promote(project, asked.bundle, asked.to, asked.reason, by, at)
+
+    def _at(self, request: Request) -> int:
+        """When the move is made: the time that a replayed request carries, so that decisions and moves share a clock."""
+        told = request.headers.get("x-recloop-now", "")
+        replayed = bodies.stamp_of(told) if told and self._service.project.config.serve.replay else None
+        return self._service.clock() if replayed is None else replayed
 
 
 async def _asked(request: Request) -> MoveRow:

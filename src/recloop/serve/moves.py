@@ -29,11 +29,12 @@ PATIENCE = 60.0
 """Seconds that a running server is given to check a bundle."""
 
 
-def promote(project: Project, bundle: str, to: str = "", reason: str = "", by: str = "") -> dict[str, Any]:
+def promote(project: Project, bundle: str, to: str = "", reason: str = "", by: str = "", at: int = 0) -> dict[str, Any]:
     """Move a registered bundle on: to ``to``, or to live where it has earned both steps on the way.
 
     Args:
         by: Who asks; empty: this command line.
+        at: int64 microseconds; 0: the machine's clock.
 
     Raises:
         UserError: no such bundle or state, an experiment in which an arm has no user.
@@ -59,10 +60,10 @@ def promote(project: Project, bundle: str, to: str = "", reason: str = "", by: s
         raise Refused(first.gate, first.number, first.threshold, how)
     if missing:
         earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
-    return _result(release.promote(control, bundle, to=target, by=by, reason=reason, at=now(), evidence=earned))
+    return _result(release.promote(control, bundle, to=target, by=by, reason=reason, at=at or now(), evidence=earned))
 
 
-def rollback(project: Project, reason: str = "", by: str = "") -> dict[str, Any]:
+def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> dict[str, Any]:
     """Bring back the bundle that was live before, after a look at its bytes.
 
     Raises:
@@ -72,10 +73,10 @@ def rollback(project: Project, reason: str = "", by: str = "") -> dict[str, Any]
     before = release.lives(control)[1:2]
     if before:
         open_bundle(project, before[0])
-    return _result(release.rollback(control, by=by or _who("rollback"), reason=reason, at=now()))
+    return _result(release.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
 
 
-def refuse(project: Project, bundle: str, reason: str, by: str = "") -> dict[str, Any]:
+def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> dict[str, Any]:
     """Take a bundle out for good.
 
     Raises:
@@ -84,7 +85,7 @@ def refuse(project: Project, bundle: str, reason: str, by: str = "") -> dict[str
     if not reason.strip():
         raise UserError("--reason", reason, "why this bundle is refused", f"recloop refuse {bundle} --reason WHY")
     control = open_control(project.config.stores.control, project.root)
-    return _result(release.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=now()))
+    return _result(release.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=at or now()))
 
 
 def _result(row: ReleaseRow) -> dict[str, Any]:
