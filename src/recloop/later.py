@@ -211,7 +211,7 @@ def learn(run: Run) -> None:
     before = data.events.filter(pl.col(STAMP) < cut)
     if run.full:
         tables = make_tables(run.spec, before, cut, data.items, data.users, run.live.items.ids.ids)
-        arrays = train_data(tables, data.train, data.valid)
+        arrays = train_data(tables, data.train, data.valid, turn.shown(run.project, data.train))
         learned = turn.learn(run.config, tables, arrays, data, run.folder, run.voice, None)
         candidate = _named(run, learned.bundle, "full")
     else:
@@ -342,7 +342,7 @@ def _grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: _Start 
     config, data = run.config, run.data
     begin = time.monotonic()
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
-    arrays = train_data(tables, rows, None)
+    arrays = train_data(tables, rows, None, turn.shown(run.project, rows))
     scorers = {source: one for source, one in parent.scorers.items() if source != "model"}
     other = next((one["model"] for one in scorers.values() if ":" in one["model"]), "")
     made, _ = counts.fit_counts(arrays, tables, other, config.model.options if other == config.model.name else {})

@@ -134,7 +134,7 @@ def train(project: Project, voice: Voice | None = None, model: str | None = None
     run = parts.open_run(project, started)
 
     tables = parts.see(project, data)  # 2. features
-    arrays = train_data(tables, data.train, data.valid)
+    arrays = train_data(tables, data.train, data.valid, parts.shown(project, data.train))
     parts.tell_features(voice, tables, arrays)
 
     learned = parts.learn(project.config, tables, arrays, data, run, voice, model)  # 3. learn

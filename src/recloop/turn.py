@@ -28,6 +28,7 @@ from recloop.learn import counts
 from recloop.learn.arrays import Tables, make_tables, train_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import Network, fit_network, has_sequences
+from recloop.learn.negatives import slots_of
 from recloop.learn.table import Table
 from recloop.models.base import TrainData, is_counting
 from recloop.recommend.catalogue import Catalogue
@@ -88,6 +89,18 @@ def logged(project: Project) -> bool:
         return not log.is_empty() or decided(project)
     finally:
         log.close()
+
+
+def shown(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
+    """The slots of the lists in which somebody clicked, as they were answered; None where no row names a request."""
+    asked = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
+    if not asked:
+        return None
+    decisions = open_decisions(project.config.stores.decisions, project.root)
+    try:
+        return slots_of(decisions.answered(asked))
+    finally:
+        decisions.close()
 
 
 def follow_on(project: Project, prepared: Prepared, data: Data) -> None:

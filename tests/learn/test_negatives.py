@@ -19,9 +19,9 @@ from recloop.features.state import moment_stamps
 from recloop.features.vocab import Vocabulary
 from recloop.learn import module
 from recloop.learn.batches import Sequences
-from recloop.learn.negatives import SHOWN_WEIGHT, Anchored, negatives, passed_over
+from recloop.learn.negatives import SHOWN_WEIGHT, Anchored, negatives, passed_over, slots_of
 from recloop.models.base import Negatives, TrainData, load_model
-from recloop.records import EVENT_SCHEMA
+from recloop.records import EVENT_SCHEMA, Decision
 
 Arrays = Callable[..., TrainData]
 DAY = 86_400_000_000
@@ -66,9 +66,25 @@ def test_passed_over_is_above_the_last_click_of_the_same_request_and_nothing_els
     rows = log(*shown, ("u", "b", 1, "click", "r"), ("u", "d", 1, "click", "r"), ("u", "c", 1, "dislike", "r"), *other)
     found = passed_over(rows)
     assert found.select("user_id", "item_id", "weight").rows() == [("u", "a", pytest.approx(SHOWN_WEIGHT))]
-    # The order of an answered decision goes before the order in which impressions were sent.
-    slots = pl.DataFrame({"request_id": "r", "item_id": list("fdabce"), "slot": range(6)})
-    assert passed_over(rows, slots)["item_id"].to_list() == ["a", "f"]  # b at slot 3 is the last click
+    # The order of an answered list goes before the order in which impressions were sent.
+    lists = slots_of([decided("r", "u", "fdabce"), decided("r", "u", "b", role="shadow"), decided("x", "u", "ab")])
+    assert passed_over(rows, lists)["item_id"].to_list() == ["a", "f"]  # b at slot 3 is the last click
+    assert not len(passed_over(rows, slots_of([decided("r", "somebody else", "fdabce")])))
+
+
+def test_an_answered_list_needs_no_impression() -> None:
+    rows = log(("u", "b", 1, "click", "r"), ("u", "a", 3, "purchase"), ("v", "b", 1, "click", "r"))
+    found = passed_over(rows, slots_of([decided("r", "u", "cbad")]))
+    assert found.select("user_id", "item_id", "seq").rows() == [("u", "c", 1)]
+    taught = negatives(Vocabulary(["a", "b", "c"]), Vocabulary(["u"]), rows, slots_of([decided("r", "u", "cbad")]))
+    assert told(taught) == [(0, 3, 1, pytest.approx(SHOWN_WEIGHT))]
+
+
+def decided(request: str, user: str, items: str, role: str = "answer") -> Decision:
+    return Decision(
+        request_id=request, role=role, user_id=user, at=0, as_of=0, bundle="b", generation=1, variant="live",
+        placement="home", k=10, query={}, items=list(items), scores=[], sources=[],
+    )  # fmt: skip
 
 
 def turned(data: TrainData, *rows: tuple[int, int, float, int, float]) -> TrainData:

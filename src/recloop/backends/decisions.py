@@ -11,7 +11,7 @@ import mmap
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,15 @@ class Decisions:
             f"SELECT {', '.join(COLUMNS)} FROM decisions {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests]
         )
         return [_decision(row) for row in found][::-1]
+
+    def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
+        """The answers to these requests, those that are kept."""
+        for start in range(0, len(request_ids), BATCH):
+            part = request_ids[start : start + BATCH]
+            asked = f"""SELECT {", ".join(COLUMNS)} FROM decisions WHERE role = 'answer'
+                AND request_id IN ({", ".join("?" * len(part))}) ORDER BY n"""
+            for row in self._readers.get().execute(asked, part):
+                yield _decision(row)
 
     def shadowed(self, bundle: str) -> int:
         """Requests that a bundle has scored in the shadow."""

@@ -102,12 +102,15 @@ def _begin_with(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([first, new]).with_columns(pl.col(STAMP, SEQ, "recent").fill_null(0))
 
 
-def train_data(tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None) -> TrainData:
+def train_data(
+    tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None, shown: pl.DataFrame | None = None
+) -> TrainData:
     """The flat arrays that every model learns from.
 
     Args:
         train: Labelled rows to learn from.
         held: Labelled rows of the validation moments, one moment a user; in no count.
+        shown: Slots of the lists that the rows speak of (`recloop.learn.negatives.slots_of`).
     """
     positive = train.filter(pl.col(LABEL) > 0)
     rows = (
@@ -142,7 +145,7 @@ def train_data(tables: Tables, train: pl.DataFrame, held: pl.DataFrame | None) -
         cut=tables.cut,
         counts=counts,
         held=None if held is None or not len(held) else _held(tables, held),
-        negatives=negatives(tables.items, tables.users, train),
+        negatives=negatives(tables.items, tables.users, train, shown),
         extras={"spec": tables.spec, "fields": tables.fields},
     )
 

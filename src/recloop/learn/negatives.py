@@ -6,6 +6,7 @@ before: it is added to the other items of the softmax, never in their place.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -14,16 +15,19 @@ import polars as pl
 from recloop.features.state import offsets_of
 from recloop.features.vocab import Vocabulary
 from recloop.models.base import Negatives, TrainData
-from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, SEQ, STAMP, TIMESTAMP, USER_ID, WEIGHT
+from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, SEQ, STAMP, TIMESTAMP, USER_ID, WEIGHT, Decision
 
 REQUEST_ID: Final = "request_id"
 IMPRESSION: Final = "impression"
+CLICK: Final = "click"
 SLOT: Final = "slot"
 SHOWN_WEIGHT: Final = 0.1
 """Weight of a shown item that was passed over: weak, and small for recall (definitions, section 5)."""
 
 
-def negatives(items: Vocabulary, users: Vocabulary, train: pl.DataFrame) -> Negatives | None:
+def negatives(
+    items: Vocabulary, users: Vocabulary, train: pl.DataFrame, shown: pl.DataFrame | None = None
+) -> Negatives | None:
     """The negative rows of a split: one a (user, moment, item), with its largest weight; None where there is none.
 
     A negative that a later positive took back teaches nothing, as it hides nothing.
@@ -31,11 +35,12 @@ def negatives(items: Vocabulary, users: Vocabulary, train: pl.DataFrame) -> Nega
     Args:
         items, users: Of the tables; rows of others are left out.
         train: Labelled rows.
+        shown: As for `passed_over`.
     """
     key = [USER_ID, ITEM_ID, STAMP]
     rows = train.filter(pl.col(LABEL) < 0).select(*key, SEQ, WEIGHT)
     if REQUEST_ID in train.columns:
-        rows = pl.concat([rows, passed_over(train)])
+        rows = pl.concat([rows, passed_over(train, shown)])
     if not len(rows):
         return None
     rows = rows.group_by(key).agg(pl.col(SEQ).min(), pl.col(WEIGHT).max())
@@ -55,33 +60,46 @@ def negatives(items: Vocabulary, users: Vocabulary, train: pl.DataFrame) -> Nega
     )
 
 
-def passed_over(rows: pl.DataFrame, slots: pl.DataFrame | None = None) -> pl.DataFrame:
+def passed_over(rows: pl.DataFrame, shown: pl.DataFrame | None = None) -> pl.DataFrame:
     """Shown above the last click of the same request and not taken (Joachims et al., SIGIR 2005): weak negatives.
 
     Below the last click, and in requests without one, nothing is learned.
 
     Args:
-        rows: Labelled rows; those with a request_id count, impressions as what was on screen.
-        slots: request_id, item_id, slot (from 0) of answered decisions; without, the order of a request's impressions.
+        rows: Labelled rows; those with a request_id count.
+        shown: request_id, user_id, item_id, slot (from 0) of answered lists (`slots_of`); where a request is not among
+            them, its impressions in their order stand for it.
 
     Returns:
-        user_id, item_id, stamp, seq, weight.
+        user_id, item_id, stamp, seq, weight: the stamp and the seq of the request's newest click.
     """
+    request, one = [REQUEST_ID, USER_ID], [REQUEST_ID, USER_ID, ITEM_ID]
     rows = rows.filter(pl.col(REQUEST_ID).is_not_null())
     seen = rows.filter(pl.col(EVENT_TYPE) == IMPRESSION).sort(REQUEST_ID, TIMESTAMP, SEQ)
-    if slots is None:
-        first = seen.unique([REQUEST_ID, ITEM_ID], keep="first", maintain_order=True)
-        slots = first.select(REQUEST_ID, ITEM_ID, pl.int_range(pl.len()).over(REQUEST_ID).alias(SLOT))
-    taken = rows.filter((pl.col(LABEL) > 0) | (pl.col(EVENT_TYPE) == "click")).select(REQUEST_ID, ITEM_ID, USER_ID, SEQ)
-    clicks = taken.join(slots, on=[REQUEST_ID, ITEM_ID]).group_by(REQUEST_ID)
-    last = clicks.agg(pl.col(SLOT).max().alias("last"), pl.col(SEQ).max(), pl.col(USER_ID).first())
-    stamps = rows.select(SEQ, STAMP)
-    above = slots.join(last.join(stamps, on=SEQ), on=REQUEST_ID).filter(pl.col(SLOT) < pl.col("last"))
-    above = above.join(taken, on=[REQUEST_ID, ITEM_ID], how="anti")
-    refused = rows.filter(pl.col(LABEL) < 0).select(REQUEST_ID, ITEM_ID)  # said already, and louder
-    above = above.join(refused, on=[REQUEST_ID, ITEM_ID], how="anti")
+    seen = seen.unique(one, keep="first", maintain_order=True)
+    slots = seen.select(*one, pl.int_range(pl.len()).over(request).alias(SLOT))
+    if shown is not None:
+        slots = pl.concat([shown.select(slots.columns), slots.join(shown, on=REQUEST_ID, how="anti")])
+    taken = rows.filter((pl.col(LABEL) > 0) | (pl.col(EVENT_TYPE) == CLICK)).select(*one, SEQ, STAMP)
+    clicks = taken.join(slots, on=one).group_by(request)
+    last = clicks.agg(pl.col(SLOT).max().alias("last"), pl.col(SEQ).max(), pl.col(STAMP).max())
+    above = slots.join(last, on=request).filter(pl.col(SLOT) < pl.col("last"))
+    refused = rows.filter(pl.col(LABEL) < 0).select(one)  # said already, and louder
+    above = above.join(pl.concat([taken.select(one), refused]), on=one, how="anti")
     weight = pl.lit(SHOWN_WEIGHT, dtype=pl.Float32).alias(WEIGHT)
     return above.select(USER_ID, ITEM_ID, STAMP, SEQ, weight).sort(SEQ, ITEM_ID)
+
+
+def slots_of(decisions: Iterable[Decision]) -> pl.DataFrame:
+    """The slots of answered lists: request_id, user_id, item_id, slot from 0."""
+    rows = [
+        (one.request_id, one.user_id, item, slot)
+        for one in decisions
+        if one.role == "answer"
+        for slot, item in enumerate(one.items)
+    ]
+    schema = {REQUEST_ID: pl.String, USER_ID: pl.String, ITEM_ID: pl.String, SLOT: pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 class Anchored:
