@@ -139,6 +139,13 @@ class Decisions:
         found = self._readers.get().execute(asked, (bundle, variant)).fetchall()
         return {name: (requests, users) for name, requests, users in found}
 
+    def totals(self) -> dict[tuple[str, str], int]:
+        """Answers ever given, by (variant, placement)."""
+        found = self._readers.get().execute(
+            "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
+        )
+        return {(variant, placement): count for variant, placement, count in found}
+
     def is_empty(self) -> bool:
         """Whether no decision was ever written."""
         return self._readers.get().execute("SELECT 1 FROM decisions LIMIT 1").fetchone() is None

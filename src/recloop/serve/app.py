@@ -133,6 +133,7 @@ def build(service: Service) -> Starlette:
             Route("/v1/health/live", handlers.live, methods=get),
             Route("/v1/health/ready", handlers.ready, methods=get),
             Route("/v1/status", handlers.status, methods=get),
+            Route("/metrics", handlers.metrics, methods=get),
             Route("/openapi.json", handlers.openapi, methods=get),
             *admin.routes(service),
         ],
@@ -263,6 +264,9 @@ class Handlers:
     async def status(self, _: Request) -> Response:
         table = await run_in_threadpool(self._service.table)
         return _answer(msgspec.convert(table, StatusAnswer))
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(await run_in_threadpool(self._service.metrics), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: Request) -> Response:
         return Response(self._openapi, media_type="application/json")

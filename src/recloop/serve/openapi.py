@@ -70,7 +70,8 @@ def document() -> dict[str, Any]:
                     ("refuse", "A bundle out for good"),
                 )
             },
-            "/v1/status": {"get": _get("What is live, since when", "StatusAnswer")},
+            "/v1/status": {"get": _get("What is live, since when, and how its lists are", "StatusAnswer")},
+            "/metrics": {"get": _text("Health by window, variant and placement, for Prometheus")},
         },
         "components": {"schemas": components},
     }
@@ -100,6 +101,11 @@ def _get(summary: str, answer: str, *errors: str) -> dict[str, Any]:
     if answer == "HealthAnswer" and errors:
         made = {"503": {"description": "not ready, with the reason", "content": _ref(answer)}}
     return {"summary": summary, "responses": {"200": {"description": summary, "content": _ref(answer)}, **made}}
+
+
+def _text(summary: str) -> dict[str, Any]:
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    return {"summary": summary, "responses": {"200": {"description": summary, "content": content}}}
 
 
 def _by_id(name: str, summary: str, answer: str) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class StatusAnswer(msgspec.Struct):
     last_seq: int
     watermark: int
     degraded: list[str]
+    health: dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
 class MoveRow(msgspec.Struct, forbid_unknown_fields=True):

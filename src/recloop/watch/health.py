@@ -90,6 +90,7 @@ class Shown:
     offsets: NDArray[np.int64]  # (Q+1,)
     items: NDArray[np.int64]  # (S,) numbers of `Facts.ids`, items behind the table numbered after it
     sources: NDArray[np.int64]  # (S,) places in SOURCES
+    micros: NDArray[np.int64]  # (Q,) from the request to its list
 
     def __len__(self) -> int:
         return len(self.at)
@@ -114,6 +115,7 @@ class Shown:
             offsets=np.concatenate([[0], np.cumsum([len(one.items) for one in answered])]).astype(np.int64),
             items=np.array([number(raw) for one in answered for raw in one.items], dtype=np.int64),
             sources=np.array([place[source] for one in answered for source in one.sources], dtype=np.int64),
+            micros=np.array([one.micros for one in answered], dtype=np.int64),
         )
 
     def where(self, mask: NDArray[np.bool_]) -> Shown:
@@ -123,6 +125,7 @@ class Shown:
         return Shown(
             self.at[mask], self.users[mask], self.positives[mask], self.variant[mask], self.placement[mask],
             np.concatenate([[0], np.cumsum(lengths[mask])]).astype(np.int64), self.items[slots], self.sources[slots],
+            self.micros[mask],
         )  # fmt: skip
 
     def covering(self) -> NDArray[np.float64]:
@@ -140,7 +143,7 @@ def measure(shown: Shown, against: Facts) -> dict[str, Any]:
     ``coverage`` d/N, ``entropy`` H / log2 N, ``effective_items`` 2^H, ``gini``; ``long_tail_share`` with
     ``reference_tail_share`` (of the reference window's events) and ``tail_ratio``; ``new_item_share`` (slots of items
     behind the table); ``novelty``; ``cold_coverage`` of ``cold_users``; ``sources`` (share of slots) and
-    ``cold_sources`` (the same for users of 0, 1-2, 3-4 believed positives).
+    ``cold_sources`` (the same for users of 0, 1-2, 3-4 believed positives); ``latency_ms`` {p50, p99}.
     """
     width = max(len(against.tail), int(shown.items.max(initial=0)) + 1)
     counts = np.bincount(shown.items, minlength=width)
@@ -171,12 +174,21 @@ def measure(shown: Shown, against: Facts) -> dict[str, Any]:
         "users": len(np.unique(shown.users)),
         "cold_users": len(np.unique(shown.users[cold])),
         **{name: metrics.plain(value) for name, value in numbers.items()},
+        "latency_ms": latency(shown),
         "sources": source_shares(shown),
         "cold_sources": {
             name: source_shares(shown.where((shown.positives >= low) & (shown.positives <= high)))
             for name, (low, high) in HISTORIES.items()
         },
     }
+
+
+def latency(shown: Shown) -> dict[str, float | None]:
+    """Milliseconds from a request to its list: the median and the slowest of a hundred."""
+    if not len(shown):
+        return {"p50": None, "p99": None}
+    p50, p99 = np.quantile(shown.micros, (0.5, 0.99)) / 1_000
+    return {"p50": metrics.plain(float(p50)), "p99": metrics.plain(float(p99))}
 
 
 def source_shares(shown: Shown) -> dict[str, float]:

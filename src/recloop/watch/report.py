@@ -25,16 +25,11 @@ import polars as pl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from recloop import bundle as bundles
-from recloop import release
-from recloop.backends import open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
-from recloop.recommend.catalogue import Catalogue
-from recloop.records import ITEM_ID, LABEL, RECEIVED_AT, SECOND, STAMP, Decision
-from recloop.watch.health import facts, health
+from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
+from recloop.watch.pulse import look
 
 FILE = "report.html"
 KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests")
@@ -86,34 +81,17 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> d
         UserError: nothing is live yet; a stamp that is none.
     """
     since, until = stamp("--from", start), stamp("--to", end)
-    stores = project.config.stores
-    row = release.live(open_control(stores.control, project.root))
-    if row is None:
-        raise UserError("live", "nothing", "a live bundle", "recloop update")
-    bundle = bundles.load(project.bundles / row.bundle, row.sha256)
-    log = open_log(stores.log, project.root)
-    decisions = open_decisions(stores.decisions, project.root)
-    try:
-        posted = log.items()
-        shown = decisions.rows(since=since, until=None if until is None else until + 1)
-    finally:
-        log.close()
-        decisions.close()
-    if until is not None:
-        posted = posted.filter(pl.col(RECEIVED_AT) <= until)
-    catalogue = Catalogue.of([Archive(project.data).items(), posted])
-    hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
-    numbers = health(shown, facts(bundle, posted[ITEM_ID], hidden, _learned(project)), until)
+    seen = look(project, since, until, learned=_learned(project))
     naming = project.config.data.columns.name
 
     def name(item_id: str) -> str:
-        item = catalogue.get(item_id)
+        item = seen.catalogue.get(item_id)
         return readable(naming, item.attributes if item else {}, item_id)
 
-    html = render(_evaluation(project), numbers, bundle.manifest, name, _window(shown))
+    html = render(_evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions))
     target = Path(file) if file else project.reports / FILE
     _replace(target, html)
-    return {"path": str(target), **{key: numbers["whole"][key] for key in KEYS}}
+    return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}}
 
 
 def render(

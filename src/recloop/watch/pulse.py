@@ -1,0 +1,189 @@
+"""How a project's lists are now: one look at its stores that status, `/metrics`, the report and the console share.
+
+look(project).numbers["day"]["live"]["home"]["entropy"]
+curl http://127.0.0.1:8088/metrics         # recloop_entropy{window="day",variant="live",placement="home"} 0.83
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from recloop import bundle as bundles
+from recloop import release
+from recloop.backends import open_control, open_decisions, open_log
+from recloop.backends.archive import Archive
+from recloop.bundle import Bundle
+from recloop.config import Project
+from recloop.errors import UserError
+from recloop.recommend.catalogue import Catalogue
+from recloop.records import ITEM_ID, RECEIVED_AT, Decision
+from recloop.watch.health import WINDOWS, facts, health
+
+FRESH: Final = 10.0
+"""Seconds for which a look is given again: a scrape and a page at the same time cost one."""
+WEEK: Final = WINDOWS["week"]
+
+Windows = dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+GAUGES: Final = {
+    "entropy": "How evenly the slots fall on the items that could be shown: H / log2 N",
+    "effective_items": "2^H: so many items, shown equally often, would be as varied",
+    "coverage": "Distinct items shown of those that could be",
+    "gini": "0: every item equally often; 1: one item alone",
+    "long_tail_share": "Slots of items outside the most popular fifth",
+    "new_item_share": "Slots of items that had no positive event before the cut",
+    "cold_coverage": "Of the users with fewer than 5 positives, those with a personal list",
+    "requests": "Answered requests in the window",
+    "users": "Distinct users in the window",
+}
+"""Of a window, by variant and placement; the formulas are those of `recloop.metrics`."""
+
+EXPOSED: Final = {"requests": "window_requests", "users": "window_users"}
+"""Names that differ there: ``recloop_requests_total`` counts all that was ever answered."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw: ``numbers`` of `recloop.watch.health.health`, and what they were counted from."""
+
+    numbers: dict[str, Any]
+    decisions: list[Decision]
+    bundle: Bundle
+    catalogue: Catalogue
+    totals: dict[tuple[str, str], int]
+
+    @property
+    def windows(self) -> Windows:
+        """``hour``, ``day``, ``week`` -> variant -> placement -> numbers: the key ``health`` of ``GET /v1/status``."""
+        return {name: self.numbers[name] for name in WINDOWS}
+
+
+def look(
+    project: Project,
+    since: int | None = None,
+    until: int | None = None,
+    bundle: Bundle | None = None,
+    learned: pl.DataFrame | None = None,
+) -> Look:
+    """Read the answers and measure them.
+
+    Args:
+        since, until: Answers with ``since`` <= at <= ``until`` count, and the windows end at ``until``; None: at the newest.
+        bundle: The live one, where it is loaded already.
+        learned: Labelled rows for the reference window; without: no novelty, no tail ratio.
+
+    Raises:
+        UserError: nothing is live yet. BundleError: the live bundle is no longer what was registered.
+    """
+    stores = project.config.stores
+    if bundle is None:
+        row = release.live(open_control(stores.control, project.root))
+        if row is None:
+            raise UserError("live", "nothing", "a live bundle", "recloop update")
+        bundle = bundles.load(project.bundles / row.bundle, row.sha256)
+    log, store = open_log(stores.log, project.root), open_decisions(stores.decisions, project.root)
+    try:
+        posted = log.items()
+        decisions = store.rows(since=since, until=None if until is None else until + 1)
+        totals = store.totals()
+    finally:
+        log.close()
+        store.close()
+    if until is not None:
+        posted = posted.filter(pl.col(RECEIVED_AT) <= until)
+    catalogue = Catalogue.of([Archive(project.data).items(), posted])
+    hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
+    numbers = health(decisions, facts(bundle, posted[ITEM_ID], hidden, learned), until)
+    return Look(numbers, decisions, bundle, catalogue, totals)
+
+
+class Pulse:
+    """The look of a running service, taken again when it is older than `FRESH` seconds; any thread may ask."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._lock = threading.Lock()
+        self._seen: tuple[float, str, Look] | None = None
+
+    def look(self, bundle: Bundle, now: int) -> Look:
+        """The last week's answers, the windows ending ``now``; where requests are replayed, at the newest of them.
+
+        Args:
+            bundle: What is live in this process.
+        """
+        with self._lock:
+            if self._seen is not None:
+                taken, name, seen = self._seen
+                if name == bundle.id and time.monotonic() - taken < FRESH:
+                    return seen
+            until = None if self._project.config.serve.replay else now
+            begin = time.monotonic()
+            seen = look(self._project, None if until is None else until - WEEK, until, bundle)
+            self._seen = begin, bundle.id, seen
+            return seen
+
+
+def exposition(windows: Windows, totals: Mapping[tuple[str, str], int], process: Mapping[str, float]) -> bytes:
+    """The text that Prometheus reads; labels name windows, variants, placements and sources, never a person or an item.
+
+    Args:
+        windows: See `Look.windows`.
+        totals: Answers ever given by (variant, placement).
+        process: Further numbers of the process by name; one that ends in ``_total`` only grows.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Families(list(_families(windows, totals, process))))
+    return generate_latest(registry)
+
+
+class _Families:
+    """Families made already, as a registry asks for them."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _families(
+    windows: Windows, totals: Mapping[tuple[str, str], int], process: Mapping[str, float]
+) -> Iterable[Metric]:
+    groups = [
+        ((window, variant, placement), numbers)
+        for window, variants in windows.items()
+        for variant, placements in variants.items()
+        for placement, numbers in placements.items()
+    ]
+    labels = ("window", "variant", "placement")
+    for name, said in GAUGES.items():
+        family = GaugeMetricFamily(f"recloop_{EXPOSED.get(name, name)}", said, labels=labels)
+        for group, numbers in groups:
+            if numbers[name] is not None:  # not known is no sample, and never 0
+                family.add_metric(group, numbers[name])
+        yield family
+    shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
+    slow = GaugeMetricFamily("recloop_latency_seconds", "From a request to its list", labels=(*labels, "quantile"))
+    for group, numbers in groups:
+        for source, share in numbers["sources"].items():
+            shares.add_metric((*group, source), share)
+        for quantile, name in (("0.5", "p50"), ("0.99", "p99")):
+            if numbers["latency_ms"][name] is not None:
+                slow.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
+    yield shares
+    yield slow
+    answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
+    for pair, count in sorted(totals.items()):
+        answered.add_metric(pair, count)
+    yield answered
+    for name, value in process.items():
+        made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        yield made(f"recloop_{name.removesuffix('_total')}", name.replace("_", " "), value=value)

@@ -1,0 +1,174 @@
+"""One look, many readers: status, /metrics and the report show the same numbers of the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from recloop import loop
+from recloop.config import Project, open_project
+from recloop.records import DAY, SECOND
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.watch import pulse, report
+from recloop.world import World
+
+NOW = 1_752_000_000 * SECOND
+CONFIG = """
+[model]
+name = "covisitation"
+[placement.home]
+mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+[placement.cart]
+list = "popular"
+k = 3
+"""
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = World(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("pulse") / "shop")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write(CONFIG)
+    loop.turn(open_project(folder))
+    return folder
+
+
+@pytest.fixture
+def shop(turned: Path, tmp_path: Path) -> Project:
+    shutil.copytree(turned, tmp_path / "shop")
+    return open_project(tmp_path / "shop")
+
+
+def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
+    """Two days ago 30 answers, within the hour 20 at home and 5 in the cart; then status and /metrics, as they answer."""
+    clock = Clock()
+    app = create(shop, clock=clock)
+    service: Service = app.state.service
+
+    async def whole() -> tuple[dict[str, Any], str]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for at, placement, users in (
+                (NOW - 2 * DAY, "home", 30),
+                (NOW - 60 * SECOND, "home", 20),
+                (NOW, "cart", 5),
+            ):
+                clock.now = at
+                for number in range(users):
+                    asked = await client.get(f"/v1/recommend/u{number + 1:02}", params={"placement": placement})
+                    assert asked.status_code == 200
+            await client.get("/v1/recommend/nobody")
+            assert service.decisions.flush()
+            status, metrics = await client.get("/v1/status"), await client.get("/metrics")
+            assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+            return status.json(), metrics.text
+
+    try:
+        return *asyncio.run(whole()), service
+    finally:
+        service.close()
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_status_metrics_and_report_are_of_one_mind(shop: Project, tmp_path: Path) -> None:
+    status, text, _ = played(shop)
+    health = status["health"]
+    assert set(health) == {"hour", "day", "week"}
+    assert {name: one["live"]["home"]["requests"] for name, one in health.items()} == {
+        "hour": 21,
+        "day": 21,
+        "week": 51,
+    }
+    assert health["hour"]["live"]["cart"]["requests"] == 5
+    found = samples(text)
+    for window, variants in health.items():
+        for placement, numbers in variants["live"].items():
+            labels = frozenset({"window": window, "variant": "live", "placement": placement}.items())
+            for name in ("entropy", "long_tail_share", "cold_coverage", "coverage", "gini", "effective_items"):
+                if numbers[name] is None:
+                    assert (f"recloop_{name}", labels) not in found
+                else:
+                    assert found[f"recloop_{name}", labels] == numbers[name], (window, placement, name)
+            assert found["recloop_window_requests", labels] == numbers["requests"]
+    home = frozenset({"variant": "live", "placement": "home"}.items())
+    assert found["recloop_requests_total", home] == 51
+    # The report over the last hour has the same numbers; the windows of its own page are those of status.
+    seen = pulse.look(shop, until=NOW)
+    for window, variants in health.items():
+        for placement, numbers in variants["live"].items():
+            assert {name: seen.windows[window]["live"][placement][name] for name in numbers} == numbers
+    hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
+    told = report.write(shop, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
+    whole = pulse.look(shop, NOW - 3_600 * SECOND, NOW).numbers["whole"]
+    assert {key: told[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
+    assert told["requests"] == 26
+
+
+def test_no_id_in_any_label(shop: Project) -> None:
+    _, text, _ = played(shop)
+    labels = {
+        (name, value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        for name, value in sample.labels.items()
+    }
+    assert {name for name, _ in labels} == {"window", "variant", "placement", "source", "quantile"}
+    assert {value for name, value in labels if name == "variant"} == {"live"}
+    assert "u01" not in text
+    assert "i01" not in text
+
+
+def test_quiet_hours_are_quiet(shop: Project) -> None:
+    """Windows end now, not at the last answer: a shop that nobody asks shows it."""
+    _, _, service = played(shop)
+    late = pulse.Pulse(shop).look(service.bundle, NOW + 3 * DAY)
+    assert late.windows["day"] == {}
+    assert late.windows["week"]["live"]["home"]["requests"] == 51
+    replaying = shop.config.model_copy(update={"serve": shop.config.serve.model_copy(update={"replay": True})})
+    again = pulse.Pulse(Project(shop.root, replaying)).look(service.bundle, NOW + 300 * DAY)
+    assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay has its own time: its newest answer
+
+
+def test_a_look_is_given_again_for_a_while(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, service = played(shop)
+    own = pulse.Pulse(shop)
+    first = own.look(service.bundle, NOW)
+    assert own.look(service.bundle, NOW + DAY) is first
+    monkeypatch.setattr(pulse, "FRESH", 0.0)
+    assert own.look(service.bundle, NOW + DAY) is not first
+
+
+def test_unreadable_decisions_do_not_silence_status(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    app = create(shop, clock=Clock())
+    service: Service = app.state.service
+    monkeypatch.setattr(pulse, "look", broken)
+    try:
+        assert service.windows() == {}
+        assert service.table()["health"] == {}
+        assert b"recloop_generation" in service.metrics()
+    finally:
+        service.close()
