@@ -1,0 +1,97 @@
+"""What people do with a list, over HTTP: skips hide nothing, dislikes hide at once, long dwells are history; verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from recloop import loop
+from recloop.browsing import Browsing
+from recloop.config import Project, open_project
+from recloop.records import DAY, SECOND
+from recloop.watch import parity
+from recloop.world import START
+
+COUNTING = '\n[model]\nname = "covisitation"\n[placement.home]\nmix = { neighbours = 1.0, popular = 0.25 }\n'
+DAYS = 30
+
+
+@pytest.fixture(scope="module")
+def browsing() -> Browsing:
+    return Browsing(seed=0, users=60, items=60, days=40)
+
+
+@pytest.fixture(scope="module")
+def shop(browsing: Browsing, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Thirty days of it, counted and live."""
+    folder = browsing.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write(COUNTING)
+    here = open_project(folder, ["serve.replay=true"])
+    loop.turn(here)
+    return here
+
+
+@pytest.fixture
+def client(shop: Project, serving: Callable[..., Any]) -> Iterator[httpx.Client]:
+    server = serving(shop.root, "--set", "serve.replay=true")
+    yield server.client
+    assert server.stop() == 0
+
+
+def asked(client: httpx.Client, user: str, now: int) -> tuple[str, list[str]]:
+    stamp = datetime.fromtimestamp(now / SECOND, UTC).isoformat()
+    answer = client.get(f"/v1/recommend/{user}", headers={"X-Recloop-Now": stamp})
+    assert answer.status_code == 200, answer.text
+    tree = answer.json()
+    return tree["request_id"], [one["item_id"] for one in tree["items"]]
+
+
+def posted(client: httpx.Client, rows: list[dict[str, Any]]) -> None:
+    answer = client.post("/v1/events", json=rows)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["accepted"] == len(rows)
+
+
+def test_feedback_over_http_and_verified(browsing: Browsing, shop: Project, client: httpx.Client) -> None:
+    now = START + DAYS * DAY
+    user = browsing.user_ids[0]
+    _, shown = asked(client, user, now)
+    first, second = shown[0], shown[1]
+    row = {"user_id": user, "timestamp": (now + SECOND) // SECOND}
+    posted(client, [{**row, "item_id": first, "event_type": "skip", "event_id": "s1"}])
+    assert first in asked(client, user, now + 2 * SECOND)[1]
+    posted(client, [{**row, "item_id": first, "event_type": "dislike", "event_id": "d1"}])
+    assert first not in asked(client, user, now + 3 * SECOND)[1]
+
+    dwell = {**row, "event_type": "dwell", "timestamp": (now + 4 * SECOND) // SECOND}
+    posted(client, [{**dwell, "item_id": second, "value": 0.0, "event_id": "w1"}])
+    before = client.get(f"/v1/users/{user}").json()
+    posted(client, [{**dwell, "item_id": second, "value": 1e6, "event_id": "w2"}])
+    after = client.get(f"/v1/users/{user}").json()
+    assert after["events"] == before["events"] + 1
+
+    seen: set[str] = set()
+    for moment, visitor in browsing.visits(DAYS, DAYS + 6):
+        request, items = asked(client, visitor, moment)
+        rows = browsing.respond(visitor, items, moment, request)
+        seen |= {one["event_type"] for one in rows}
+        if rows:
+            posted(client, rows)
+    assert {"click", "dwell", "purchase", "skip"} <= seen
+    found = parity.verify(shop, 1000)
+    assert found["checked"] > 50
+    assert found["unexplained"] == 0, found["differences"]
+    assert found["equal"] == found["checked"]
+
+
+def test_the_frozen_tables_travel_with_the_bundle(shop: Project) -> None:
+    (bundle,) = shop.bundles.iterdir()
+    spec = (Path(bundle) / "spec.json").read_text()
+    assert '"duration ' in spec
+    assert '"weights"' in spec
