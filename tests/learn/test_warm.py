@@ -1,0 +1,127 @@
+"""A warm start: which positions are learned, how tables and optimizer grow, and how far a new row moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recloop.config import Config
+from recloop.learn.fit import Network, fit_network
+from recloop.learn.warm import OWN_ROW, Warm, bare, grown, grown_moment, positions
+from recloop.models.base import TrainData, load_model
+
+pytest.importorskip("torch")
+
+Arrays = Callable[..., TrainData]
+HISTORIES = [[[1], [2], [3], [1]], [[2], [3], [1], [2]], [[3], [1], [2], [3]], [[1, 2], [3], [1, 2], [3]]]
+CONFIG = Config.model_validate({"features": {"dim": 8, "history": 10, "request": []}, "train": {"epochs": 2}})
+
+
+def newest(data: TrainData) -> np.ndarray:
+    return np.maximum.reduceat(data.seqs, data.moment_offsets[:-1])
+
+
+def test_new_positions_lie_past_the_parents_last_seq(arrays: Arrays) -> None:
+    data = arrays(HISTORIES, 3)
+    until = int(np.sort(data.seqs)[-5])
+    chosen = positions(data, until, 0, 0.0, 0)
+    assert chosen.any()
+    assert (chosen == (newest(data) > until)).all()
+
+
+def test_replay_draws_as_many_again_by_seed_never_of_old_users_or_first_moments(arrays: Arrays) -> None:
+    data = arrays(HISTORIES, 3, old=[3])
+    until = int(np.sort(data.seqs)[-4])
+    new = positions(data, until, 0, 0.0, 0)
+    both = positions(data, until, 0, 1.0, 0)
+    assert both.sum() == 2 * new.sum()
+    assert (both | new == both).all()
+    assert (both == positions(data, until, 0, 1.0, 0)).all()
+    assert not both[data.user_offsets[3] :].any(), "old users are in no loss"
+    assert not both[data.user_offsets[:-1]].any(), "a first moment has nothing before it"
+
+
+def test_the_rest_of_the_window_is_not_new_again(arrays: Arrays) -> None:
+    data = arrays(HISTORIES, 3)
+    until = int(np.sort(data.seqs)[-8])
+    since = int(np.sort(np.unique(data.stamps))[-1])
+    chosen = positions(data, until, since, 0.0, 0)
+    assert (data.stamps[chosen] >= since).all()
+
+
+COUNTED = {
+    "neighbours.indptr": np.array([0, 0, 0, 0, 2, 2, 2]),
+    "neighbours.ids": np.array([1, 2]),
+    "neighbours.weights": np.array([3.0, 1.0], np.float32),
+}
+
+
+def test_a_new_row_starts_among_its_neighbours_and_0_before_three_events(arrays: Arrays) -> None:
+    data = arrays([[[1], [2], [3], [3], [3], [4]]], 5)
+    data = replace(data, counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
+    old = np.array([[0.0, 0], [1, 0], [0, 1]], np.float32)
+    made = grown("table", old, np.zeros((6, 2), np.float32), data, COUNTED)
+    assert (made[:3] == old).all()
+    assert made[3].tolist() == [0.75, 0.25]
+    assert made[4].tolist() == [0.5, 0.5], "no neighbour: the mean of all"
+    assert made[5].tolist() == [0, 0], "not yet: its attributes alone carry it"
+    assert bare(data, 3).tolist() == [False, False, False, False, False, True]
+    with pytest.raises(ValueError, match="does not grow"):
+        grown("table", np.zeros((3, 3), np.float32), np.zeros((6, 2), np.float32), data, COUNTED)
+
+
+def test_optimizer_rows_grow_with_m_0_and_v_the_column_mean() -> None:
+    old = np.array([[9.0, 9], [1, 2], [3, 4]], np.float32)
+    assert grown_moment("exp_avg", old, 5)[3:].tolist() == [[0, 0], [0, 0]]
+    assert grown_moment("exp_avg_sq", old, 5)[3:].tolist() == [[2, 3], [2, 3]]
+    assert grown_moment("step", np.array([7.0], np.float32), 5).shape == ()
+
+
+def fitted(data: TrainData, folder: Path, warm: Warm | None = None, lr: float = 1e-3) -> Network:
+    train = CONFIG.train.model_copy(update={"lr": lr, "epochs": 1 if warm else 2})
+    config = CONFIG.model_copy(update={"train": train})
+    return fit_network("sasrec", {"blocks": 1, "heads": 1}, data, config, folder, 60.0, True, warm)
+
+
+def test_the_first_steps_move_a_new_row_no_further_than_the_rate(arrays: Arrays, tmp_path: Path) -> None:
+    parent = fitted(arrays(HISTORIES, 3), tmp_path / "parent")
+    data = arrays([*HISTORIES, [[1], [4], [4], [4], [5]]], 5)
+    counted = load_model("covisitation", {}).fit(data)
+    chosen = positions(data, 0, 0, 1.0, 0)
+    lr = 0.1
+    child = fitted(data, tmp_path / "child", Warm(parent.train_state, chosen, 0.2, counted), lr)
+    table = "network.table.weight"
+    before = grown("table", parent.train_state[table], np.zeros((6, 8), np.float32), data, counted)
+    moved = np.abs(child.train_state[table] - before)
+    assert 0 < moved[4].max() <= 0.2 * lr
+    assert (moved[5] == 0).all(), "two events are too few for a row of its own"
+    assert child.arrays["item_vectors"].shape == (6, 8)
+    assert float(child.train_state["step.table.weight"].item()) > float(parent.train_state["step.table.weight"].item())
+
+
+def test_nothing_chosen_leaves_the_parents_weights(arrays: Arrays, tmp_path: Path) -> None:
+    data = arrays(HISTORIES, 3)
+    parent = fitted(data, tmp_path / "parent")
+    none = np.zeros(len(data.stamps), dtype=bool)
+    child = fitted(data, tmp_path / "child", Warm(parent.train_state, none, 0.2, {}))
+    for name, array in parent.train_state.items():
+        assert (np.ravel(child.train_state[name]) == np.ravel(array)).all(), name
+
+
+def test_masked_positions_are_context_and_in_no_loss(arrays: Arrays) -> None:
+    from recloop.learn.batches import Sequences
+
+    data = arrays(HISTORIES, 3)
+    chosen = np.zeros(len(data.stamps), dtype=bool)
+    chosen[2] = True  # the third moment of the first user
+    sequences = Sequences(data, 10, chosen)
+    windows = sequences.training()
+    assert (windows.starts.tolist(), windows.stops.tolist()) == ([0], [2])
+    batch = sequences.batch(windows, sequences.draw(0, 0))
+    assert batch.items.tolist() == [[1, 2]]
+    assert batch.targets.tolist() == [[3, 0]]
+    assert (batch.weights > 0).tolist() == [[True, False]]
