@@ -171,7 +171,7 @@ class Handlers:
 
     async def _rehearse(self) -> None:
         """Behind an answer that is on its way: on the loop, as of the same seq."""
-        self._service.rehearse()
+        self._service.behind.rehearse()
 
     async def post_events(self, request: Request) -> Response:
         now, rows = await self._rows(request)

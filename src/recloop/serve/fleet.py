@@ -17,8 +17,11 @@ from recloop.backends.control import ReleaseRow
 from recloop.bundle import Bundle
 from recloop.config import Project
 from recloop.errors import BundleError, Refused, UserError
+from recloop.features.state import States, UserState
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
+from recloop.recommend.states import state_of_tree
+from recloop.records import Query
 from recloop.serve.arms import CANDIDATE, LIVE, Arm
 from recloop.standing import examine, open_bundle
 
@@ -38,6 +41,17 @@ class Loaded(NamedTuple):
     def bundle(self) -> Bundle:
         return self.recommender.bundle
 
+    def ready(self) -> bool:
+        """Whether it answers a golden query over the service's catalogue; the first time warms what is cached."""
+        bundle = self.bundle
+        golden = bundle.golden[0] if bundle.golden else None
+        state = UserState() if golden is None else state_of_tree(golden["state"])
+        placement = next(iter(bundle.policy["placements"])) if golden is None else golden["placement"]
+        now = bundle.cut if golden is None else golden["now"]
+        query = Query(user_id="golden", now=now, placement=placement, k=5)
+        states = States.of(["golden"], [state])
+        return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -52,6 +66,12 @@ class Fleet:
     @property
     def every(self) -> list[Loaded]:
         return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
+
+    def warm(self, before: Fleet) -> None:
+        """Let what this fleet has and the one before had not answer once, before anybody waits for it."""
+        for one in self.every:
+            if all(one.recommender is not old.recommender for old in before.every):
+                one.ready()
 
 
 class Loader:

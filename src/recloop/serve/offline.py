@@ -22,7 +22,8 @@ from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import StateReader
 from recloop.records import Query
 from recloop.serve.arms import LIVE
-from recloop.serve.service import reply, system_clock
+from recloop.serve.replies import reply
+from recloop.serve.service import system_clock
 
 OWN = ("item_id", "score", "source", "reason")
 

@@ -10,12 +10,10 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import msgspec
 import polars as pl
 from starlette.concurrency import run_in_threadpool
 
@@ -29,11 +27,13 @@ from recloop.features.signal import Signal
 from recloop.features.state import States, UserState
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
-from recloop.recommend.states import StateReader, state_of_tree
+from recloop.recommend.states import StateReader
 from recloop.records import ITEM_ID, USER_ID, Decision, Query
 from recloop.serve import arms
+from recloop.serve.behind import Behind
 from recloop.serve.fleet import Fleet, Loaded, Loader
 from recloop.serve.known import Known, Stored
+from recloop.serve.replies import reply
 from recloop.serve.shapes import RecommendAnswer
 from recloop.serve.write import Job, Writer
 from recloop.watch.pulse import Pulse, Windows, exposition
@@ -42,19 +42,6 @@ LOGGER = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
 """The one clock of a process: int64 microseconds UTC."""
-
-REASONS: Mapping[str, str] = {
-    "model": "fits what you chose lately",
-    "history": "you chose it before",
-    "neighbours": "often chosen after what you chose lately",
-    "attributes": "like what you chose lately",
-    "segment": "popular with people like you",
-    "popular": "popular with everybody",
-    "latest": "new here",
-    "pin": "chosen by the shop",
-    "explore": "something to try",
-}
-"""A short sentence for each source of a slot."""
 
 
 def system_clock() -> int:
@@ -107,8 +94,8 @@ class Service:
         self.decisions: Decisions = open_decisions(stores.decisions, project.root, write=True)
         self._stack.callback(self.decisions.close)
         self.pulse = Pulse(project)
-        self._behind: deque[tuple[Query, Decision, Fleet]] = deque()
-        self._stack.callback(self.rehearse)
+        self.behind = Behind(self._list, self.decisions)
+        self._stack.callback(self.behind.rehearse)
         self.writer = Writer(self.log, self.archive, Signal.of(self.bundle.spec), _width(self.bundle), self._settle)
         self._stack.callback(self.writer.close)
 
@@ -204,7 +191,7 @@ class Service:
             and not degraded
             and arms.shadowing(query.user_id, arm, fleet.shadows[0].arm.bundle, share.shadow)
         ):
-            self._behind.append((query, decision, fleet))
+            self.behind.add(query, decision, fleet)
         return answer, decision
 
     def reply(self, query: Query, answer: Answer, decision: Decision) -> RecommendAnswer:
@@ -225,7 +212,8 @@ class Service:
 
     def table(self) -> dict[str, Any]:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
-        watermark, last_seq = Archive(self.project.data).watermark, self.as_of  # an update moves it under a running server
+        watermark = Archive(self.project.data).watermark  # read anew: an update moves it under a running server
+        last_seq = self.as_of
         degraded = set(self.degraded)
         return {
             **release.table(self.control),
@@ -259,7 +247,7 @@ class Service:
 
     def ready(self) -> str:
         """Answer a golden query with what serves now; empty, or why it could not."""
-        return "" if _ready(self.recommender) else "the golden query got no list"
+        return "" if self.fleet.live.ready() else "the golden query got no list"
 
     async def follow(self) -> bool:
         """Take up what was moved in the control store: load beside, warm, switch between two requests; whether it did.
@@ -277,42 +265,11 @@ class Service:
 
     def _switch(self, fleet: Fleet, known: Mapping[str, Stored]) -> None:
         """Serve this fleet from the next request on; on the loop."""
-        self.rehearse()
-        for one in fleet.every:
-            if all(one.recommender is not old.recommender for old in self.fleet.every):
-                _ready(one.recommender)
+        self.behind.rehearse()
+        fleet.warm(self.fleet)
         self._known.keep(known)
         self.fleet = fleet
         self.writer.judge_by(Signal.of(self.bundle.spec), _width(self.bundle))
-
-    def rehearse(self) -> None:
-        """Score the shadowed requests that were answered: by live itself again, and by every bundle in the shadow.
-
-        As of the same seq: it is called behind each answer, and before anything changes what that answer was made from.
-        """
-        while self._behind:
-            query, decision, fleet = self._behind.popleft()
-            for place, one in enumerate((fleet.live, *fleet.shadows)):
-                role = "shadow" if place == 1 else "twin"
-                begin = time.perf_counter()
-                try:
-                    answer, as_of = self._list(one, query, set(), decision.as_of)
-                except Exception as error:  # noqa: BLE001 - it answers nobody: what it does is its own affair
-                    LOGGER.warning("bundle %s gave no list in the shadow: %s", one.arm.bundle, type(error).__name__)
-                    continue
-                micros = round((time.perf_counter() - begin) * 1e6)
-                self.decisions.put(
-                    msgspec.structs.replace(
-                        decision, role=role, bundle=one.arm.bundle, generation=one.arm.generation, variant=role,
-                        items=answer.items, scores=answer.scores, sources=answer.sources, positives=answer.positives,
-                        inputs=answer.inputs, micros=micros, as_of=as_of,
-                    )
-                )  # fmt: skip
-
-    @property
-    def behind(self) -> bool:
-        """Whether a shadowed request waits for `rehearse`."""
-        return bool(self._behind)
 
     def _list(self, served: Loaded, query: Query, degraded: set[str], seq: int | None = None) -> tuple[Answer, int]:
         """A bundle's list for a query, and the seq that it knew: ``seq``, else the newest.
@@ -334,38 +291,14 @@ class Service:
         for job in jobs:
             touched.update(event.user_id for event in job.events)
             touched.update(user.user_id for user in job.kept_users)
-        self.rehearse()
+        self.behind.rehearse()
         self._known.drop(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)
         self.as_of = seq
 
 
-def _ready(recommender: Recommender) -> bool:
-    """Whether a bundle answers a golden query over the service's catalogue; the first time it warms what is cached."""
-    bundle = recommender.bundle
-    golden = bundle.golden[0] if bundle.golden else None
-    state = UserState() if golden is None else state_of_tree(golden["state"])
-    placement = next(iter(bundle.policy["placements"])) if golden is None else golden["placement"]
-    now = bundle.cut if golden is None else golden["now"]
-    query = Query(user_id="golden", now=now, placement=placement, k=5)
-    return bool(recommender.recommend(States.of(["golden"], [state]), [query], with_inputs=False)[0].slots)
-
-
 def _width(bundle: Bundle) -> float:
     """Seconds that the causal rules look back."""
     burst = bundle.spec.clean.burst
     return 0.0 if burst == "off" else burst.seconds
-
-
-def reply(
-    query: Query, answer: Answer, catalogue: Catalogue, bundle: str, variant: str, degraded: list[str]
-) -> RecommendAnswer:
-    """An answer as ``GET /v1/recommend`` gives it: each slot with its reason and the properties asked for."""
-    items = []
-    for slot in answer.slots:
-        item = catalogue.get(slot.item_id)
-        attributes = {} if item is None else item.attributes
-        own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": REASONS[slot.source]}
-        items.append({**own, **{name: attributes.get(name) for name in query.properties if name not in own}})
-    return RecommendAnswer(query.request_id, bundle, variant, query.placement, degraded, items)

@@ -1,0 +1,36 @@
+"""An answer as the client gets it: each slot with its reason, and the properties asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Answer
+from recloop.records import Query
+from recloop.serve.shapes import RecommendAnswer
+
+REASONS: Mapping[str, str] = {
+    "model": "fits what you chose lately",
+    "history": "you chose it before",
+    "neighbours": "often chosen after what you chose lately",
+    "attributes": "like what you chose lately",
+    "segment": "popular with people like you",
+    "popular": "popular with everybody",
+    "latest": "new here",
+    "pin": "chosen by the shop",
+    "explore": "something to try",
+}
+"""A short sentence for each source of a slot."""
+
+
+def reply(
+    query: Query, answer: Answer, catalogue: Catalogue, bundle: str, variant: str, degraded: list[str]
+) -> RecommendAnswer:
+    """An answer as ``GET /v1/recommend`` gives it: each slot with its reason and the properties asked for."""
+    items = []
+    for slot in answer.slots:
+        item = catalogue.get(slot.item_id)
+        attributes = {} if item is None else item.attributes
+        own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": REASONS[slot.source]}
+        items.append({**own, **{name: attributes.get(name) for name in query.properties if name not in own}})
+    return RecommendAnswer(query.request_id, bundle, variant, query.placement, degraded, items)
