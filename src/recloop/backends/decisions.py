@@ -132,12 +132,14 @@ class Decisions:
         asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
         return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
-    def arms(self, bundle: str, variant: str) -> dict[str, tuple[int, int]]:
-        """Requests and users by variant, since this bundle first answered as this variant."""
-        asked = """SELECT variant, count(*), count(DISTINCT user_id) FROM decisions WHERE role = 'answer' AND n >=
-            (SELECT min(n) FROM decisions WHERE role = 'answer' AND bundle = ? AND variant = ?) GROUP BY variant"""
-        found = self._readers.get().execute(asked, (bundle, variant)).fetchall()
-        return {name: (requests, users) for name, requests, users in found}
+    def twins_that_differ(self, bundle: str) -> int:
+        """Requests that a bundle scored in the shadow and that live, asked again, answered with another list."""
+        asked = """SELECT count(*) FROM decisions AS shadow
+            JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
+            JOIN decisions AS twin ON twin.request_id = shadow.request_id AND twin.role = 'twin'
+                AND twin.bundle = answer.bundle
+            WHERE shadow.role = 'shadow' AND shadow.bundle = ? AND (twin.items, twin.scores) <> (answer.items, answer.scores)"""
+        return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
     def totals(self) -> dict[tuple[str, str], int]:
         """Answers ever given, by (variant, placement)."""

@@ -1,7 +1,7 @@
 """The moves that a person asks for, by verb or over HTTP: promote, rollback, refuse, and what must be earned before.
 
-A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer, the
-experiment by users whom it answered beside users whom live answered. Without ``to`` a bundle goes live only where both
+A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer (and live
+again, with the same list), the experiment by users of both arms whose outcome is closed, and a verdict that is no harm. Without ``to`` a bundle goes live only where both
 were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
 """
 
@@ -20,11 +20,12 @@ from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.recommend.catalogue import Catalogue
 from recloop.serve.arms import CANDIDATE, LIVE
 from recloop.standing import examine, load_bundle, now, open_bundle
+from recloop.watch import experiment
 
 SHADOWED = 100
 """Requests that a bundle has scored in the shadow before the experiment is earned."""
 USERS = 200
-"""Users whom each arm has answered before live is earned (definitions, section 9: n >= 200 an arm)."""
+"""Users of each arm whose outcome is closed before live is earned (definitions, section 9: n >= 200 an arm)."""
 PATIENCE = 60.0
 """Seconds that a running server is given to check a bundle."""
 
@@ -158,10 +159,10 @@ def _earned(
         return [], {"golden": "equal"}
     store = open_decisions(project.config.stores.decisions, project.root)
     try:
-        shadowed, arms = store.shadowed(bundle), store.arms(bundle, CANDIDATE)
+        shadowed, differ = store.shadowed(bundle), store.twins_that_differ(bundle)
     finally:
         store.close()
-    numbers: dict[str, Any] = {"golden": "equal", "shadowed": shadowed}
+    numbers: dict[str, Any] = {"golden": "equal", "shadowed": shadowed, "twins_that_differ": differ}
     missing = []
     if state == release.ROLLED_BACK:
         missing.append(
@@ -169,11 +170,29 @@ def _earned(
         )
     if shadowed < SHADOWED:
         missing.append(Refused("shadow requests", shadowed, SHADOWED, "the step shadow is not earned"))
+    if differ:
+        missing.append(Refused("twins that differ", differ, 0, "live does not agree with itself: recloop verify"))
     if target == "live":
-        users = {name: arms.get(name, (0, 0))[1] for name in (LIVE, CANDIDATE)}
-        numbers["users"] = users
-        fewest = min(users, key=lambda name: users[name])
-        if users[fewest] < USERS:
-            gate = f"users answered by {fewest}"
-            missing.append(Refused(gate, users[fewest], USERS, "the step experiment is not earned"))
+        missing += _experiment(project, bundle, numbers)
     return missing, numbers
+
+
+def _experiment(project: Project, bundle: str, numbers: dict[str, Any]) -> list[Refused]:
+    """What the experiment lacks: users in an arm, or a verdict that is no harm."""
+    users, verdict, why = dict.fromkeys((LIVE, CANDIDATE), 0), "none", "the step experiment is not earned"
+    try:
+        found = experiment.compare(project, bundle)
+    except UserError as error:  # it was in none, or an arm has no user whose outcome is closed
+        why = f"{why}: {error}"
+    else:
+        users = {arm: found["users"][arm] for arm in users}
+        verdict = found["verdict"]
+        rate = found["metrics"].get("hit_rate", {})
+        numbers["hit_rate"] = {key: rate.get(key) for key in ("live", "candidate", "low", "high")}
+    numbers.update(users=users, verdict=verdict)
+    fewest = min(users, key=lambda arm: users[arm])
+    if users[fewest] < USERS:
+        return [Refused(f"users in the arm {fewest}", users[fewest], USERS, why)]
+    if verdict in {"worse", "invalid"}:
+        return [Refused("experiment", verdict, "better, or no difference that can be told", found["why"])]
+    return []

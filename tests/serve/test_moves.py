@@ -1,0 +1,201 @@
+"""What must be earned before a move, and what a shop's clocks and clients may do to the service meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from recloop import bundle as bundles
+from recloop import release
+from recloop.backends import Control, open_control, open_decisions
+from recloop.backends.control import Moved
+from recloop.config import Project, open_project
+from recloop.errors import Refused
+from recloop.records import DAY, SECOND
+from recloop.serve import moves
+from recloop.serve.app import create
+from recloop.watch.parity import verify
+
+WHO = {"by": "test", "reason": "a test", "at": 5}
+START = 1_752_000_000 * SECOND  # a few days after the world's last row
+
+
+def control_of(shop: Project) -> Control:
+    return open_control(shop.config.stores.control, shop.root)
+
+
+def child(shop: Project, number: int = 1) -> str:
+    """A registered bundle of live's own bytes, but for its metrics."""
+    live = bundles.load(shop.bundles / release.live(control_of(shop)).bundle)
+    made = bundles.write(replace(live, metrics={"n": number}), shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
+    release.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), **WHO)
+    return made.id
+
+
+def play(shop: Project, work: Callable[..., Any], clock: Callable[[], int], *settings: str) -> None:
+    app = create(open_project(shop.root, settings), clock=clock)
+
+    async def whole() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await app.state.service.follow()
+            await work(client, app.state.service)
+
+    try:
+        asyncio.run(whole())
+    finally:
+        app.state.service.close()
+
+
+def ticking(step: int = SECOND) -> Callable[[], int]:
+    stamps: Iterator[int] = iter(START + n * step for n in range(100_000))
+    return lambda: next(stamps)
+
+
+async def ask_all(client: httpx.AsyncClient, _: Any) -> None:
+    for n in range(12):
+        assert (await client.get(f"/v1/recommend/u{n:02}", headers={"X-Request-Id": f"r{n}"})).status_code == 200
+
+
+def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = child(shop)
+    moved = moves.promote(shop, bundle, "shadow")
+    assert (moved["from"], moved["to"], moved["evidence"]) == ("checked", "shadow", {"golden": "equal"})
+    with pytest.raises(Refused, match="shadow requests=0, threshold 100: the step shadow is not earned; to go ahead"):
+        moves.promote(shop, bundle, "experiment")
+    play(shop, ask_all, ticking(), "release.shadow=1.0")
+    with pytest.raises(Refused, match="shadow requests=12, threshold 100"):
+        moves.promote(shop, bundle)
+    monkeypatch.setattr(moves, "SHADOWED", 12)
+    with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the step experiment is not earned"):
+        moves.promote(shop, bundle)
+    moved = moves.promote(shop, bundle, "experiment")
+    assert moved["evidence"] == {"golden": "equal", "shadowed": 12, "twins_that_differ": 0}
+    monkeypatch.setattr(moves, "USERS", 1)
+    with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty: nobody's 24 hours are over
+        moves.promote(shop, bundle)
+    found: dict[str, Any] = {"users": {"live": 3, "candidate": 2}, "metrics": {}, "verdict": "worse", "why": "harm"}
+    monkeypatch.setattr(moves.experiment, "compare", lambda *_: found)
+    with pytest.raises(Refused, match="experiment=worse, threshold better, or no difference that can be told: harm"):
+        moves.promote(shop, bundle)
+    found["verdict"] = "better"
+    moved = moves.promote(shop, bundle)
+    assert (moved["from"], moved["to"]) == ("experiment", "live")
+    assert moved["evidence"]["users"] == {"live": 3, "candidate": 2}
+    assert "not_earned" not in moved["evidence"]
+    first = next(row.bundle for row in control_of(shop).releases() if row.to == "live")
+    moves.rollback(shop, "to see")
+    with pytest.raises(Refused, match="state=rolled_back"):  # a person may say otherwise, and why
+        moves.promote(shop, bundle)
+    assert moves.promote(shop, bundle, "live", "it was the network")["evidence"]["not_earned"]
+    assert moves.promote(shop, first)["from"] == "retired"  # it was live before: that is earned
+
+
+def test_a_twin_that_differs_stops_the_way(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = child(shop)
+    moves.promote(shop, bundle, "shadow")
+    monkeypatch.setattr(moves, "SHADOWED", 1)
+
+    async def skewed(client: httpx.AsyncClient, service: Any) -> None:
+        right, calls = service.recommender.recommend, iter(range(1000))
+        backwards = lambda answer: replace(answer, slots=answer.slots[::-1])  # noqa: E731
+        service.recommender.recommend = lambda *words: [
+            backwards(one) if next(calls) % 2 else one for one in right(*words)
+        ]
+        await ask_all(client, service)
+
+    play(shop, skewed, ticking(), "release.shadow=1.0")
+    with pytest.raises(Refused, match="twins that differ=12, threshold 0: live does not agree with itself"):
+        moves.promote(shop, bundle, "experiment")
+
+
+def test_of_two_movers_at_once_one_wins_and_the_other_is_told_who(shop: Project) -> None:
+    names = [child(shop, n) for n in (1, 2)]
+    for name in names:
+        moves.promote(shop, name, "shadow")
+    before = control_of(shop).generation()
+    gate, outcomes = threading.Barrier(2), []
+
+    def move(name: str) -> None:
+        control = control_of(shop)
+        looked = control.releases()
+        control.releases = lambda: looked  # type: ignore[method-assign]
+        gate.wait()
+        try:
+            outcomes.append(release.promote(control, name, **{**WHO, "by": f"mover of {name}"}))
+        except Moved as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=move, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    (won,) = [one for one in outcomes if not isinstance(one, Moved)]
+    (lost,) = [one for one in outcomes if isinstance(one, Moved)]
+    assert release.live(control_of(shop)) == won
+    assert won.generation == control_of(shop).generation() == before + 1
+    assert f"mover of {won.bundle} moved {won.bundle} to live" in str(lost)
+
+
+def test_an_event_dated_tomorrow_counts_at_once(shop: Project) -> None:
+    """A client's clock is ahead: the row is kept as it came, it is the newest moment, and nothing waits for its day."""
+
+    async def work(client: httpx.AsyncClient, _: Any) -> None:
+        row = {"user_id": "early", "event_type": "purchase", "item_id": "i05", "event_id": "t"}
+        tomorrow = await client.post("/v1/events", json={**row, "timestamp": (START + DAY) / SECOND})
+        assert (tomorrow.status_code, tomorrow.json()["accepted"]) == (200, 1)
+        listed = (await client.get("/v1/recommend/early")).json()
+        assert any(item["source"] == "history" and item["item_id"] == "i05" for item in listed["items"])
+        today = {**row, "item_id": "i06", "event_id": "u", "timestamp": START / SECOND}
+        assert (await client.post("/v1/events", json=today)).json()["accepted"] == 1
+        known = (await client.get("/v1/users/early")).json()
+        assert [event["item_id"] for event in known["last_events"]] == ["i05", "i06"]
+        assert (await client.get("/v1/recommend/early")).status_code == 200
+
+    play(shop, work, ticking())
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"]) == (2, 0)
+
+
+def test_a_clock_that_goes_back(shop: Project) -> None:
+    """What was learned is ordered by seq: an hour that comes twice changes no state and loses no row."""
+    stamps = iter([*(START + n * SECOND for n in range(6)), *(START - DAY + n * SECOND for n in range(100))])
+
+    async def work(client: httpx.AsyncClient, service: Any) -> None:
+        for n in range(6):
+            row = {"user_id": "back", "event_type": "purchase", "item_id": f"i{n:02}", "event_id": f"b{n}"}
+            assert (await client.post("/v1/events", json=row)).json()["accepted"] == 1
+            answer = await client.get("/v1/recommend/back")
+            assert (answer.status_code, len(answer.json()["items"])) == (200, 10)
+        assert (await client.get("/v1/users/back")).json()["events"] == 6
+        moved = await client.post("/v1/admin/rollback", json={})
+        assert moved.status_code == 409
+        assert service.as_of == service.log.last_seq()
+
+    play(shop, work, lambda: next(stamps))
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"]) == (6, 0)
+
+
+def test_the_same_decision_twice_is_answered_and_stands_once(shop: Project) -> None:
+    bundle = child(shop)
+    moves.promote(shop, bundle, "shadow")
+
+    async def work(client: httpx.AsyncClient, _: Any) -> None:
+        await ask_all(client, None)
+        await ask_all(client, None)
+
+    play(shop, work, ticking(), "release.shadow=1.0")
+    store = open_decisions(shop.config.stores.decisions, shop.root)
+    rows = store.rows()
+    assert store.lost == store.dropped == 0
+    store.close()
+    assert len(rows) == len({(row.request_id, row.role, row.bundle) for row in rows}) == 12 * 3
+    assert max(row.at for row in rows) < START + 20 * SECOND  # those of the first round
