@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from recloop import later
 from recloop import turn as parts
 from recloop.backends import locks
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Prepared, load, prepare
 from recloop.config import Project
+from recloop.later import place, steps
+from recloop.later import run as runs
 from recloop.learn.arrays import train_data
 from recloop.learn.table import Table
 from recloop.standing import live_bundle, new_rows
@@ -92,21 +93,21 @@ def update(project: Project, voice: Voice | None = None, full: bool = False) -> 
         Locked: another turn runs in this folder.
         UserError: nothing is live yet, the configuration does not allow it, or the disk has no room.
     """
-    with locks.turn_lock(project.root, "update"), later.room(project):
+    with locks.turn_lock(project.root, "update"), runs.room(project):
         clock = time.monotonic()
-        run = later.begin(project, full, voice or Silent())
+        run = runs.begin(project, full, voice or Silent())
         if run is None:
             live, (seq, _) = live_bundle(project), new_rows(project)
             return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock)
-        later.collect(run)  # 1. what happened
-        later.check(run)  # is it what live knows?
+        steps.collect(run)  # 1. what happened
+        steps.check(run)  # is it what live knows?
         if run.verdict == "registered":
-            later.learn(run)  # 2-3. features, learn
-            later.judge(run)  # 4. evaluate
+            steps.learn(run)  # 2-3. features, learn
+            steps.judge(run)  # 4. evaluate
         if run.verdict == "registered":
-            later.finish(run)
+            steps.finish(run)
         read = run.journal.facts("collect")
-        bundle = later.settle(run)  # 5. bundle, and everything into place
+        bundle = place.settle(run)  # 5. bundle, and everything into place
         return Updated(
             run.watermark + 1, run.until, read["read"], read["kept"], read["new_users"], read["new_items"],
             bundle, run.verdict, run.gates, time.monotonic() - clock,

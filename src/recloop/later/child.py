@@ -1,0 +1,113 @@
+"""A child of a bundle: its table begins with the parent's, its codes and mix are the parent's, its weights go on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from recloop import bundle as bundles
+from recloop import turn
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.later.run import Run
+from recloop.learn import counts
+from recloop.learn.arrays import make_tables, train_data
+from recloop.learn.fit import fit_network
+from recloop.learn.warm import Warm, positions
+from recloop.records import STAMP
+
+RATE = 0.2
+"""Of the last full run's learning rate."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A warm start: the weights to begin with; new positions are those past ``until`` and not before ``since``."""
+
+    state: dict[str, Any]
+    until: int
+    since: int
+
+
+def grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: Start | None, folder: Path) -> Bundle:
+    """A child over these rows: its table begins with the parent's, its codes and its mix are the parent's.
+
+    Args:
+        start: Weights of the parent; None: a network is trained from scratch with the epochs that the parent found.
+    """
+    config, data = run.config, run.data
+    begin = time.monotonic()
+    tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
+    arrays = train_data(tables, rows, None, turn.shown(run.project, rows))
+    scorers = {source: one for source, one in parent.scorers.items() if source != "model"}
+    other = next((one["model"] for one in scorers.values() if ":" in one["model"]), "")
+    made, _ = counts.fit_counts(arrays, tables, other, config.model.options if other == config.model.name else {})
+    manifest = {**turn.manifest_of(config, tables, data)}
+    bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
+    if "model" in parent.scorers:
+        warm = None
+        if start is not None:
+            chosen = positions(arrays, start.until, start.since, config.update.replay, run.seed)
+            warm = Warm(start.state, chosen, RATE, made)
+        epochs = 1 if warm is not None else max(1, int(parent.manifest["train"]["epochs"]))
+        settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+        budget = config.train.budget_seconds if warm is not None else turn.REFIT_SECONDS
+        model = parent.manifest["model"]
+        network = fit_network(
+            model["name"], model["config"], arrays, settings, folder, budget, not sys.stderr.isatty(), warm
+        )
+        bundle = turn.with_network(bundle, network)
+        run.voice.say(
+            "learn", f"{network.name}: {network.metrics['step']} steps, {int(warm.chosen.sum()) if warm else 'all'} "
+            f"positions in {time.monotonic() - begin:.0f} s",
+        )  # fmt: skip
+    return named(run, replace(bundle, policy=_policy(config, parent, bundle)), "full" if run.full else "warm")
+
+
+def named(run: Run, bundle: Bundle, mode: str) -> Bundle:
+    """The bundle as a child of live, trained ``warm`` or ``full``."""
+    train = {**bundle.manifest["train"], "mode": mode}
+    return replace(bundle, manifest={**bundle.manifest, "parent": run.live.id, "train": train})
+
+
+def _policy(config: Config, parent: Bundle, drafted: Bundle) -> dict[str, Any]:
+    """The configuration's placements; a mix that was found by validation stays the parent's."""
+    placements = dict(drafted.policy["placements"])
+    for name, one in placements.items():
+        before = parent.policy["placements"].get(name)
+        if before is not None and before["list"] == one["list"] and config.placement[name].mix == "auto":
+            placements[name] = {**one, "weights": before["weights"]}
+    return {**drafted.policy, "placements": placements}
+
+
+def write(run: Run, bundle: Bundle, folder: Path) -> Bundle:
+    """Golden lists, and the bundle in a folder of the run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = run.data.events.filter(pl.col(STAMP) < bundle.cut)
+    return bundles.write(turn.with_golden(bundle, rows), folder, run.journal.started)
+
+
+def candidate_of(run: Run) -> Bundle:
+    """candidate', as `learn` wrote it."""
+    return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
+
+
+def train(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Weights and optimizer state of a bundle with a network, for a warm start.
+
+    Raises:
+        UserError: it has none.
+    """
+    if "model" not in bundle.scorers:
+        return {}
+    if "train.safetensors" not in bundle.manifest["files"]:
+        raise UserError("bundle", bundle.id, "one with train.safetensors, to start from", "recloop update --full")
+    return bundles.load_train(folder / bundle.id)

@@ -1,0 +1,143 @@
+"""A run of an update: what it was begun with, how far it is, and that a killed one goes on."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from recloop import standing, turn
+from recloop.backends.journal import Journal
+from recloop.bundle import Bundle
+from recloop.collect.prepare import Data, read
+from recloop.config import Config, Project, dump
+from recloop.errors import UserError
+from recloop.features.spec import Spec
+from recloop.turn import Voice
+from recloop.watch import gate
+from recloop.watch.gate import Gate
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass
+class Run:
+    """One update under way.
+
+    Attributes:
+        full: Train from scratch instead of from live's weights.
+        spec: Of the candidate.
+    """
+
+    project: Project
+    journal: Journal
+    live: Bundle
+    spec: Spec
+    full: bool
+    voice: Voice
+    seed: int
+    loaded: Data | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> Config:
+        return self.project.config
+
+    @property
+    def folder(self) -> Path:
+        return self.journal.folder
+
+    @property
+    def until(self) -> int:
+        return int(self.journal.head["to_seq"])
+
+    @property
+    def watermark(self) -> int:
+        return int(self.journal.head["from_seq"]) - 1
+
+    @property
+    def learned(self) -> int:
+        """The last seq whose rows live has learned."""
+        return int(self.live.manifest["data"]["until_seq"])
+
+    @property
+    def data(self) -> Data:
+        """``data/`` as `collect` wrote it."""
+        if self.loaded is None:
+            self.loaded = read(self.folder / "data", self.project.data)
+        return self.loaded
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        """Every gate so far, in its order."""
+        steps = [self.journal.facts(step) for step in ("check", "judge", "finish") if self.journal.has(step)]
+        return [one for facts in steps for one in facts["gates"]]
+
+    @property
+    def verdict(self) -> str:
+        """By the gates so far."""
+        return gate.verdict([Gate(one["name"], one["value"], one["threshold"] or 0, one["ok"]) for one in self.gates])
+
+
+def begin(project: Project, full: bool, voice: Voice) -> Run | None:
+    """The run that was killed, where everything stands as it did, else a new one; None: nothing is new.
+
+    Raises:
+        UserError: features or events changed since live was trained, or a protocol that knows no later turn.
+    """
+    config = project.config
+    if config.split.protocol != "temporal":
+        raise UserError(
+            "split.protocol", config.split.protocol, "temporal: a log that goes on", "recloop train, then evaluate"
+        )
+    live = standing.load_bundle(project)
+    full = full or config.update.mode == "full"
+    watermark, last = standing.new_rows(project)
+    settings = hashlib.sha256(dump(config).encode()).hexdigest()
+    head = {"from_seq": watermark + 1, "live": live.id, "mode": "full" if full else "warm", "settings": settings}
+    journal = Journal.unfinished(project.runs)
+    if journal is not None and not journal.has("publish"):
+        then = {key: value for key, value in journal.head.items() if key != "to_seq"}
+        if then != head:
+            journal.close("left")
+            journal = None
+    if journal is None:
+        if last <= watermark:
+            return None
+        started = datetime.now(UTC)
+        journal = Journal.begin(turn.open_run(project, started), started, {**head, "to_seq": last})
+    else:
+        voice.say("update", f"run {journal.folder.name} goes on: {'full' if full else 'warm'}, up to seq {last:,}")
+    spec = Spec.of(config, live.spec.dwell)
+    if not full and spec.to_json() != live.spec.to_json():
+        journal.close("left")
+        changed = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
+        expected = f"what {live.id} was trained with (changed: {', '.join(changed)})"
+        raise UserError("recloop.toml", "changed", expected, "recloop update --full")
+    return Run(project, journal, live, spec, full, voice, config.train.seed)
+
+
+@contextmanager
+def room(project: Project) -> Iterator[None]:
+    """A disk that is full ends the run with one message; what was done stays in its folder and goes on next time.
+
+    Raises:
+        UserError: a write failed for want of room.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError, SafetensorError) as error:
+        text = str(error)
+        told = ("disk", *(os.strerror(code) for code in FULL))  # SQLite's: "database or disk is full"
+        if getattr(error, "errno", None) not in FULL and not any(one in text for one in told):
+            raise
+        expected = f"room for the run ({text.splitlines()[0]})"
+        raise UserError("disk", project.root, expected, "free some space, then recloop update again") from None

@@ -1,0 +1,134 @@
+"""The steps of a later turn, in their order; each writes into the run's folder and is named in the journal when whole."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from recloop import turn
+from recloop.backends import open_log
+from recloop.collect.append import append
+from recloop.features.signal import Signal
+from recloop.later.child import Start, candidate_of, grow, named, train, write
+from recloop.later.evidence import old_queries, settled, trees, world
+from recloop.later.run import Run
+from recloop.learn import compare
+from recloop.learn.arrays import make_tables, train_data
+from recloop.learn.evaluate import moments
+from recloop.records import SEQ, STAMP
+from recloop.watch import gate, parity
+from recloop.watch.gate import Evidence, Gate, Pairs
+
+CHECKED = 300
+"""Queries of a window of the input check at most."""
+
+
+def collect(run: Run) -> None:
+    """1. What happened since: judged rows, archive and split as they will be, in the run's folder."""
+    if run.journal.has("collect"):
+        return
+    log = open_log(run.config.stores.log, run.project.root)
+    try:
+        made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data")
+    finally:
+        log.close()
+    run.journal.done("collect", **vars(made))
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
+    run.voice.say(
+        "collect",
+        f"seq {run.watermark + 1:,} to {run.until:,}: {made.read:,} rows = {made.kept:,} kept + {removed} removed; "
+        f"{made.new_users:,} new users, {made.new_items:,} new items",
+    )
+
+
+def check(run: Run) -> None:
+    """2. Live's own loss on what came, against its earlier windows: out of band holds the window."""
+    if run.journal.has("check"):
+        return
+    events = run.data.events
+    came = moments(events.filter(pl.col(SEQ) > run.watermark), "successive")
+    if not run.config.update.input_check or not len(came):
+        why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
+        run.journal.done("check", loss=None, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
+        return
+    timeline, catalogue = world(run)
+    before = moments(
+        events.filter((pl.col(SEQ) <= run.watermark) & (pl.col(STAMP) >= run.live.cut)), "successive"
+    )  # what live has not learned
+    came = compare.thin(came, CHECKED)
+    earlier = compare.windows(before, gate.WINDOWS, len(came)) if len(before) else []
+    losses = [compare.lost(compare.ask(run.live, one, timeline, catalogue).ndcg) for one in earlier]
+    if len(losses) < gate.FEWEST:
+        losses = [window["loss"] for window in run.data.manifest.get("windows", [])] + losses
+    loss = compare.lost(compare.ask(run.live, came, timeline, catalogue).ndcg)
+    found = gate.input_check(loss, losses)
+    run.journal.done("check", loss=loss, gates=trees([found]))
+    run.voice.say("check", found.line())
+
+
+def learn(run: Run) -> None:
+    """3. candidate': live and the window but its last quarter."""
+    if run.journal.has("learn"):
+        return
+    data, cut = run.data, int(run.journal.facts("collect")["cut"])
+    before = data.events.filter(pl.col(STAMP) < cut)
+    if run.full:
+        tables = make_tables(run.spec, before, cut, data.items, data.users, run.live.items.ids.ids)
+        arrays = train_data(tables, data.train, data.valid, turn.shown(run.project, data.train))
+        learned = turn.learn(run.config, tables, arrays, data, run.folder, run.voice, None)
+        candidate = named(run, learned.bundle, "full")
+    else:
+        weights = train(run.live, run.project.bundles)
+        candidate = grow(run, run.live, before, cut, Start(weights, run.learned, 0), run.folder)
+    written = write(run, candidate, run.folder / "candidate")
+    run.journal.done("learn", bundle=written.id)
+
+
+def judge(run: Run) -> None:
+    """4. candidate' beside live, by the recommender that serves, on what neither has learned: *new* and *old*."""
+    if run.journal.has("judge"):
+        return
+    candidate, cut = candidate_of(run), int(run.journal.facts("collect")["cut"])
+    timeline, catalogue = world(run)
+    new = compare.thin(moments(run.data.test, "successive"))
+    threads = turn.THREADS
+    ours, lives = (compare.ask(bundle, new, timeline, catalogue, threads) for bundle in (candidate, run.live))
+    cold = Pairs(ours.users, ours.ndcg, lives.ndcg).where(ours.cold)
+    old = old_queries(run)
+    forgotten = None
+    if len(old):
+        mine, theirs = (compare.ask(bundle, old, timeline, catalogue, threads) for bundle in (candidate, run.live))
+        forgotten = Pairs(mine.users, mine.ndcg, theirs.ndcg)
+    decided = turn.decided(run.project)
+    evidence = Evidence(
+        new=Pairs(ours.users, ours.ndcg, lives.ndcg),
+        old=forgotten,
+        slices={
+            "cold": cold,
+            "repeat": Pairs(ours.users, ours.repeat, lives.repeat),
+            "explore": Pairs(ours.users, ours.explore, lives.explore),
+        },
+        parity=parity.verify(run.project)["unexplained"] if decided else None,
+        latency=compare.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,
+        cold_coverage=(ours.cold_coverage, lives.cold_coverage),
+    )
+    found = gate.judge(evidence, run.config.release.gates, run.seed)
+    facts = {"cut": cut, "new_queries": len(new), "old_queries": len(old)}
+    run.journal.done("judge", gates=trees(found), **facts)
+    for one in found:
+        run.voice.say("gate", one.line())
+
+
+def finish(run: Run) -> None:
+    """5. The last quarter learned by the same recipe: the bundle that is let in."""
+    if run.journal.has("finish"):
+        return
+    candidate, data = candidate_of(run), run.data
+    held = int(run.journal.facts("collect")["cut"])
+    cut = int(data.events[STAMP].max() or 0) + 1  # type: ignore[arg-type]
+    start = None if run.full else Start(train(candidate, run.folder / "candidate"), run.learned, held)
+    grown = grow(run, candidate, data.events, cut, start, run.folder / "rest")
+    written = write(run, grown, run.folder / "bundles")
+    found = settled(run, candidate, written)
+    run.journal.done("finish", bundle=written.id, gates=trees(found))
+    for one in found:
+        run.voice.say("gate", one.line())
