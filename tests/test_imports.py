@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-NETWORKS = ("models.fields", "models.gru4rec", "models.sasrec", "models.two_tower")
+NETWORKS = ("models.fields", "models.gru4rec", "models.neumf", "models.pooling", "models.sasrec", "models.two_tower")
 TRAINING = ("learn", "loop", "later", "turn", "shop", "fitted", "demo", "testing", "cli", "__main__", *NETWORKS)
 """Modules of recloop that may reach torch or Lightning; everything else is held by the second contract."""
 

@@ -183,7 +183,10 @@ def _installed(package: str) -> bool:
 
 def with_network(bundle: Bundle, network: Network) -> Bundle:
     """The bundle with a network's vectors and graph beside the counts, as the source ``model``."""
-    scorers = {**bundle.scorers, "model": {"kind": "vectors", "model": network.name}}
+    own: dict[str, Any] = {"kind": network.kind, "model": network.name}
+    if network.kind == "rank":
+        own["of"] = sorted(set(bundle.scorers) - {"model"})  # it ranks what these recall
+    scorers = {**bundle.scorers, "model": own}
     weights = {
         name: {**placement, "weights": {"model": 1.0, **placement["weights"]}}
         if placement["list"] == "for_you" and set(placement["weights"]) == set(bundle.scorers)
@@ -203,7 +206,7 @@ def with_network(bundle: Bundle, network: Network) -> Bundle:
         arrays={**bundle.arrays, **network.arrays},
         graphs={
             **bundle.graphs,
-            "user.onnx": network.graph,
+            "rank.onnx" if network.kind == "rank" else "user.onnx": network.graph,
             **({"item.onnx": network.item_graph} if network.item_graph else {}),
         },
         train=network.train_state,

@@ -52,6 +52,11 @@ class TestTwoTower(ModelContract):
     model = "two_tower"
 
 
+class TestNeuMF(ModelContract):
+    model = "neumf"
+    settings = ("train.epochs=20", "train.budget=1h", "train.lr=3e-3")  # an MLP begins knowing nothing
+
+
 class TestMF(ModelContract):
     model = "mf"
     better = 4.0

@@ -41,6 +41,11 @@ def user_graph(network: Any, dim: int, n_context: int) -> bytes:
 
     Any B and T; every weight inside the file, the item table outside.
     """
+    example, shapes = _example(dim, n_context)
+    return _export(_Users(network), example, shapes, list(INPUTS))
+
+
+def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     example = (
         torch.zeros(2, 3, dim),
         torch.tensor([[1, 0, 0], [0, 0, 0]]),
@@ -48,8 +53,27 @@ def user_graph(network: Any, dim: int, n_context: int) -> bytes:
         torch.zeros(2, n_context, dtype=torch.int64),
     )
     batch, time = torch.export.Dim("B"), torch.export.Dim("T")
-    shapes = ({0: batch, 1: time}, {0: batch, 1: time}, {0: batch, 1: time}, {0: batch})
-    return _export(_Users(network), example, shapes, list(INPUTS))
+    return example, ({0: batch, 1: time}, {0: batch, 1: time}, {0: batch, 1: time}, {0: batch})
+
+
+class _Ranks(nn.Module):
+    """A network that scores candidates, as ``forward``."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, candidates: Tensor) -> Tensor:
+        users = self.network.users(history, moments, mask, context)
+        scores: Tensor = self.network.rank(users, candidates)
+        return scores
+
+
+def rank_graph(network: Any, dim: int, n_context: int) -> bytes:
+    """``rank.onnx``: the inputs of user.onnx and candidates (B, K, D) f32 -> scores (B, K)."""
+    example, shapes = _example(dim, n_context)
+    candidates = {0: torch.export.Dim("B"), 1: torch.export.Dim("K")}
+    return _export(_Ranks(network), (*example, torch.zeros(2, 4, dim)), (*shapes, candidates), [*INPUTS, "candidates"])
 
 
 class _Described(nn.Module):

@@ -24,7 +24,7 @@ class Network:
     Attributes:
         name, config: Of the model, options filled in.
         arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx. item_graph: item.onnx of a
-            network that describes items without a row; empty for others.
+            network that describes items without a row; empty for others. kind: ``rank``: graph is rank.onnx.
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
         epochs: Epochs behind the kept weights, a begun one counted whole (what ``train.refit`` repeats).
         stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
@@ -41,6 +41,7 @@ class Network:
     seconds: float
     metrics: dict[str, Any]
     item_graph: bytes = b""
+    kind: str = "vectors"
 
     @property
     def validation(self) -> float:
@@ -81,7 +82,7 @@ def fit_network(
     if not has_sequences(data):
         raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
     # Torch takes seconds to load and is not there at all without the extra `train`.
-    from recloop.learn.export import item_graph, item_vectors, user_graph
+    from recloop.learn.export import item_graph, item_vectors, rank_graph, user_graph
     from recloop.learn.looks import train_state
     from recloop.learn.module import learn
 
@@ -92,7 +93,8 @@ def fit_network(
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.request_fields)
     described = hasattr(network, "described") and bool(data.item_fields)
-    graph = user_graph(network, config.features.dim, n_context)
+    kind = str(getattr(network, "kind", "vectors"))
+    graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
     metrics = {
         "NDCG@10": kept.ndcg if watch.examination else None,
         "epochs": kept.epoch,
@@ -108,6 +110,7 @@ def fit_network(
         config=network.config.model_dump(mode="json"),
         arrays={"item_vectors": vectors},
         graph=graph,
+        kind=kind,
         item_graph=item_graph(network, len(data.item_fields)) if described else b"",
         train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
         epochs=kept.epoch,

@@ -65,7 +65,8 @@ class Examination:
     def _top(self, learner: Any, table: Tensor, part: slice) -> np.ndarray:
         items, moments, mask, context = (tensor[part].to(table.device) for tensor in self.queries)
         users = learner.network.users(table[items], moments, mask, context)  # (b, D)
-        scores = users @ table.T  # (b, N+1)
+        own = getattr(learner.network, "scores", None)  # of a network that is no inner product
+        scores = users @ table.T if own is None else own(users, table)  # (b, N+1)
         scores[:, 0] = -torch.inf
         if self.seen is not None:
             query, item = self.seen

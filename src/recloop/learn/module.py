@@ -44,6 +44,7 @@ class Learner(lightning.LightningModule):
         self.network: Any = network
         self.warm = warm
         self.loss, self.lr = getattr(network, "loss", None) or loss_function(loss), lr
+        self.refused = getattr(network, "refused", None) or turned_down
         self.item_codes: Tensor
         self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)
 
@@ -62,7 +63,7 @@ class Learner(lightning.LightningModule):
         if batch.refused is None or batch.refusals is None:
             return loss
         window, moment, item = batch.refused.unbind(1)
-        other = turned_down(ends[window, moment], table[1:], item - 1, batch.refusals)
+        other = self.refused(ends[window, moment], table[1:], item - 1, batch.refusals)
         told_weight, refused_weight = batch.weights[told].sum(), batch.refusals.sum()
         return (told_weight * loss + refused_weight * other) / (told_weight + refused_weight)
 

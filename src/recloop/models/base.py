@@ -24,6 +24,7 @@ SHELF: dict[str, str] = {
     "mf": "recloop.models.mf:MF",
     "sasrec": "recloop.models.sasrec:SASRec",
     "gru4rec": "recloop.models.gru4rec:GRU4Rec",
+    "neumf": "recloop.models.neumf:NeuMF",
     "two_tower": "recloop.models.two_tower:TwoTower",
 }
 """Shelf name -> dotted path; ours come in by the same door as a stranger's."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recloop.models.base import ModelConfig, TrainData
 from recloop.models.fields import Fields, embedding
+from recloop.models.pooling import Fading
 
 COOLEST = 0.01
 """The temperature is not learned below this."""
@@ -53,8 +54,8 @@ class TwoTower(nn.Module):
         self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
         self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
         self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
-        self.fading = nn.Parameter(torch.tensor(-2.0))  # softplus of it: how much less each older moment counts
-        self.log_tau = nn.Parameter(torch.tensor(0.05).log())
+        self.pool = Fading()
+        self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
         counts = torch.as_tensor(data.counts[1:], dtype=torch.float32)
         self.share: Tensor  # (N,) of the training targets
         self.register_buffer("share", counts / counts.sum().clamp(min=1), persistent=False)
@@ -87,9 +88,7 @@ class TwoTower(nn.Module):
         Returns:
             (B, D)
         """
-        weight = torch.exp(-F.softplus(self.fading) * moments) * mask  # (B, T)
-        mean = (history * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-6)  # (B, D)
-        return self._user(mean, context)
+        return self._user(self.pool.now(history, moments, mask), context)
 
     def ends(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
@@ -104,14 +103,7 @@ class TwoTower(nn.Module):
         Returns:
             (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
         """
-        number = torch.arange(context.shape[1], device=mask.device)[None, :, None]  # (1, M, 1)
-        age = moments[:, None, :] - number  # (B, M, T) moments between token and end
-        seen = (age >= 0) & mask[:, None, :]
-        if arrived is not None:
-            own = ((age == 0) & mask[:, None, :]).to(history.dtype)
-            seen = seen & (own @ arrived.to(history.dtype) > 0)
-        weight = torch.exp(-F.softplus(self.fading) * age.clamp(min=0)) * seen  # (B, M, T)
-        mean = weight @ history / weight.sum(2, keepdim=True).clamp(min=1e-6)  # (B, M, D)
+        mean = self.pool.ends(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
         if self.training:
             mean = mean * self._kept(len(mean), mean)[:, None, None]
         return self._user(mean, context)

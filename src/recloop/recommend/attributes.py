@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnxruntime as ort
 
 from recloop.bundle import Bundle
 from recloop.features.encode import Encoded, attribute_codes
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed
 from recloop.recommend.recall import DEPTH
+from recloop.recommend.scorer import session
 
 USER_FIELD = "user."
 
@@ -20,13 +20,7 @@ class Attributes:
     """A bundle's towers. Cold items of the catalogue, which the item table does not know, stand in the same ranking."""
 
     def __init__(self, bundle: Bundle) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._user, self._item = (
-            ort.InferenceSession(bundle.graphs[name], options, providers=["CPUExecutionProvider"])
-            for name in ("user.onnx", "item.onnx")
-        )
+        self._user, self._item = (session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
         self._inputs = {given.name for given in self._user.get_inputs()}
         self._bundle, self._items = bundle, bundle.arrays["item_vectors"]
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None

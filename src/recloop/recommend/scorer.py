@@ -6,6 +6,7 @@ the newest moments), ``counts`` (the state's own counts, popular lists), ``rank`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -91,11 +92,7 @@ class Vectors:
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self._items = bundle.arrays["item_vectors"]
         self._history = bundle.spec.history
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(bundle.graphs["user.onnx"], options, providers=["CPUExecutionProvider"])
+        self._session = session(bundle.graphs["user.onnx"], threads)
         self._inputs = {given.name for given in self._session.get_inputs()}
 
     def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
@@ -164,6 +161,54 @@ class Factors:
         return owners, vectors
 
 
+class Ranks:
+    """``model`` of a network that fills no index: its order of what the other sources recalled.
+
+    Each query is scored alone, so its list does not depend on its company.
+    """
+
+    def __init__(self, bundle: Bundle, others: Mapping[str, Scorer], threads: int = 1) -> None:
+        self._items, self._history = bundle.arrays["item_vectors"], bundle.spec.history
+        self._others = others
+        self._session = session(bundle.graphs["rank.onnx"], threads)
+        self._inputs = {given.name for given in self._session.get_inputs()}
+
+    def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
+        found = [scorer.best(encoded, allowed).items for scorer in self._others.values()]
+        items, moments, mask = window(encoded, self._history).padded()
+        recalled = Recalled.empty(len(encoded))
+        for b in np.flatnonzero(mask.any(axis=1)).tolist():
+            candidates = np.unique(np.concatenate([source[b] for source in found]))
+            candidates = candidates[candidates > 0]
+            if not len(candidates):
+                continue
+            width = slice(0, int(mask[b].sum()))
+            feeds = {
+                "history": self._items[items[b : b + 1, width]],
+                "moments": moments[b : b + 1, width],
+                "mask": mask[b : b + 1, width],
+                "context": encoded.context[b : b + 1].astype(np.int64),
+                "candidates": self._items[candidates][None],
+            }
+            scores = self._session.run(None, {name: feeds[name] for name in self._inputs})[0][0]
+            if not np.isfinite(scores).all():
+                raise BundleError(
+                    "rank.onnx", "NaN or infinite", "finite scores", "recloop train, with a smaller train.lr"
+                )
+            order = np.lexsort((candidates, -scores))[: recalled.items.shape[1]]
+            recalled.items[b, : len(order)], recalled.scores[b, : len(order)] = candidates[order], scores[order]
+        return recalled
+
+
+def session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
+    """A graph, ready to run on so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
     """The scorers that a bundle holds, by source."""
     made: dict[str, Scorer] = {}
@@ -176,8 +221,11 @@ def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
             made[source] = Neighbours(bundle, tuple(settings["recent"]))
         elif bundle.users is not None:
             made[source] = Factors(bundle, settings["config"]["l2"], settings["config"]["unseen"])
-        else:
+        elif settings["kind"] != "rank":
             made[source] = Vectors(bundle, threads)
+    for source, settings in bundle.scorers.items():
+        if settings["kind"] == "rank":
+            made[source] = Ranks(bundle, {name: made[name] for name in settings["of"]}, threads)
     return made
 
 

@@ -1,0 +1,136 @@
+"""NeuMF: a product and an MLP of person and item; it fills no index, so it ranks what the counting models recalled."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recloop.errors import UserError
+from recloop.models.base import ModelConfig, TrainData
+from recloop.models.fields import Fields, embedding
+from recloop.models.pooling import Fading
+
+EXAMINED = 2_000
+"""Items with most events among which it is validated: a score for every pair of a large catalogue costs minutes."""
+
+PRODUCT = 10.0
+"""Weight of each part of the product at a start from the counts, whose vectors have a standard deviation of .1."""
+
+
+class NeuMF(nn.Module):
+    """He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031), ranking candidates.
+
+    Half of an item's vector goes to the product (GMF), half to the MLP; the last layer joins both to one logit. What a
+    log that moves changes: a person is the fading mean of what was taken, plus the context, not a row of a table, so
+    that nobody is unknown. Learned by ``bce``: each target against ``negatives`` drawn items that count as four, as in
+    the paper.
+
+    Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, K candidates, R targets.
+    """
+
+    class Config(ModelConfig):
+        """``hidden``: width of the MLP. ``negatives``: items drawn a step. ``dropout``: in the MLP. ``start``: of the
+        item table, from the counts (`recloop.learn.start`) or random.
+        """
+
+        hidden: int = pydantic.Field(64, ge=1)
+        negatives: int = pydantic.Field(64, ge=1)
+        dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+        start: Literal["counts", "random"] = "counts"
+
+    inputs: ClassVar[str] = "sequence"
+    kind: ClassVar[str] = "rank"
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config or self.Config()
+
+    def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
+        """Make the tables and the MLP.
+
+        Raises:
+            UserError: an odd width, of which there are no halves.
+        """
+        if dim % 2:
+            raise UserError("features.dim", dim, "an even width for NeuMF's two halves", "--set features.dim=64")
+        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
+        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.pool = Fading()
+        self.person = nn.Linear(dim, dim)
+        self.wide, self.deep = nn.Linear(dim, self.config.hidden), nn.Linear(self.config.hidden, dim // 2)
+        self.dropout = nn.Dropout(self.config.dropout)
+        self.join = nn.Linear(dim, 1)
+        order = torch.as_tensor(data.counts).argsort(descending=True, stable=True)
+        self.examined: Tensor  # (at most EXAMINED,) rows
+        self.register_buffer("examined", order[order > 0][:EXAMINED], persistent=False)
+
+    def start(self, vectors: Tensor) -> None:
+        """Begin with these item vectors (N+1, D), and with a product of person and item that means something.
+
+        The paper begins with a trained GMF; here the counts are that.
+        """
+        with torch.no_grad():
+            self.table.weight.copy_(vectors)
+            self.person.weight.copy_(torch.eye(len(self.person.weight)))
+            self.person.bias.zero_()
+            self.join.weight[:, : self.join.in_features // 2] = PRODUCT
+
+    def items(self, codes: Tensor) -> Tensor:
+        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own embedding + the sum of the projected fields."""
+        vectors: Tensor = self.table.weight + self.item_fields(codes)
+        return vectors
+
+    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        """(B, D) each person now: history (B, T, D), moments and mask (B, T), context (B, C)."""
+        users: Tensor = self.person(self.pool.now(history, moments, mask)) + self.context(context)
+        return users
+
+    def ends(
+        self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
+    ) -> Tensor:
+        """(B, M, D) the person after each moment, in training; context (B, M, C), the rest as in `SASRec.ends`."""
+        pooled = self.pool.ends(history, moments, mask, context.shape[1], arrived)
+        ends: Tensor = self.person(pooled) + self.context(context)
+        return ends
+
+    def rank(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """(B, K) logits of candidates (B, K, D), or (1, K, D) the same for all, for persons (B, D)."""
+        half = users.shape[1] // 2
+        user = users[:, None, :]  # (B, 1, D)
+        product = user[..., :half] * candidates[..., :half]  # (B, K, D/2)
+        left, right = self.wide.weight[:, :half], self.wide.weight[:, half:]  # the MLP's input, person beside item
+        wide = user[..., half:] @ left.T + candidates[..., half:] @ right.T + self.wide.bias  # (B, K, H)
+        deep = F.relu(self.deep(self.dropout(F.relu(wide))))  # (B, K, D/2)
+        logits: Tensor = self.join(torch.cat([product, deep], dim=-1))[..., 0]
+        return logits
+
+    def scores(self, users: Tensor, table: Tensor) -> Tensor:
+        """(B, N+1) for validation: logits of the `EXAMINED` items, -inf for the others."""
+        scores = users.new_full((len(users), len(table)), -torch.inf)
+        scores[:, self.examined] = self.rank(users, table[self.examined][None])
+        return scores
+
+    def loss(self, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """``bce``: sum of w (softplus(-s_y) + 4 / m sum over m drawn j of softplus(s_j)) / sum of w, y masked.
+
+        Args:
+            vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,).
+        """
+        drawn = torch.randint(len(items), (self.config.negatives,), device=targets.device)
+        own = self.rank(vectors, items[targets][:, None])[:, 0]  # (R,)
+        rival = F.softplus(self.rank(vectors, items[drawn][None]))  # (R, m)
+        rival = rival.masked_fill(drawn == targets[:, None], 0.0)
+        each = F.softplus(-own) + 4.0 * rival.mean(1)
+        loss: Tensor = (weights * each).sum() / weights.sum()
+        return loss
+
+    def refused(self, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
+        """A dislike or a skip under ``bce``: sum of w softplus(s_d) / sum of w."""
+        each = F.softplus(self.rank(vectors, items[rejected][:, None])[:, 0])
+        loss: Tensor = (weights * each).sum() / weights.sum()
+        return loss

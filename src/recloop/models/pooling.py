@@ -1,0 +1,40 @@
+"""A history as one vector: the mean of its items' vectors, older moments less, how much less is learned."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Fading(nn.Module):
+    """Mean over tokens of weight e^(-r age), age in moments, r > 0 learned; without a token: 0.
+
+    Shapes: B windows, T tokens, M moments, D width.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.full((1,), -2.0))  # r = softplus of it
+
+    def now(self, history: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D) vectors, (B, T) moments from the newest, (B, T) mask -> (B, D)."""
+        weight = torch.exp(-F.softplus(self.rate) * moments) * mask  # (B, T)
+        mean: Tensor = (history * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-6)
+        return mean
+
+    def ends(self, history: Tensor, moments: Tensor, mask: Tensor, size: int, arrived: Tensor | None = None) -> Tensor:
+        """(B, M, D) the same as of the end of each moment m < ``size``, counted from the newest.
+
+        Args:
+            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
+        """
+        number = torch.arange(size, device=mask.device)[None, :, None]  # (1, M, 1)
+        age = moments[:, None, :] - number  # (B, M, T) moments between token and end
+        seen = (age >= 0) & mask[:, None, :]
+        if arrived is not None:
+            own = ((age == 0) & mask[:, None, :]).to(history.dtype)
+            seen = seen & (own @ arrived.to(history.dtype) > 0)
+        weight = torch.exp(-F.softplus(self.rate) * age.clamp(min=0)) * seen  # (B, M, T)
+        mean: Tensor = weight @ history / weight.sum(2, keepdim=True).clamp(min=1e-6)
+        return mean

@@ -1,0 +1,85 @@
+"""NeuMF: its logit and its loss by hand, the graph that ranks, and what it may not be asked."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from recloop.errors import UserError
+from recloop.learn.export import rank_graph
+from recloop.models.base import TrainData, load_model
+from recloop.models.neumf import NeuMF
+
+D, N = 16, 20
+
+
+def made(dim: int = D, **options: object) -> NeuMF:
+    torch.manual_seed(0)
+    network: NeuMF = load_model("neumf", options)
+    none = np.zeros(0, np.int64)
+    data = TrainData(
+        [str(n) for n in range(N)], [], np.zeros(1, np.int64), np.zeros(1, np.int64), none, none, none, none, none,
+        none, none, [("user.age", 4, 3)], [], [], 0, np.arange(N + 1),
+    )  # fmt: skip
+    network.build(data, dim, 12)
+    return network.eval()
+
+
+def test_a_logit_by_hand() -> None:
+    network = made()
+    user, item = torch.randn(1, D), torch.randn(1, 1, D)
+    both = torch.cat([user[0, D // 2 :], item[0, 0, D // 2 :]])
+    deep = torch.relu(network.deep(torch.relu(network.wide(both))))
+    expected = network.join(torch.cat([user[0, : D // 2] * item[0, 0, : D // 2], deep]))
+    torch.testing.assert_close(network.rank(user, item)[0], expected)
+
+
+def test_the_loss_by_hand() -> None:
+    network = made(negatives=3)
+    vectors, items = torch.randn(2, D), torch.randn(N, D)
+    torch.manual_seed(1)
+    found = network.loss(vectors, items, torch.tensor([4, 9]), torch.tensor([1.0, 3.0])).item()
+    torch.manual_seed(1)
+    drawn = torch.randint(N, (3,)).tolist()
+    logits = network.rank(vectors, items[None]).tolist()
+    each = []
+    for row, target in enumerate((4, 9)):
+        rivals = [math.log1p(math.exp(logits[row][j])) * (j != target) for j in drawn]
+        each.append(math.log1p(math.exp(-logits[row][target])) + 4 * sum(rivals) / 3)
+    assert found == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-4)
+
+
+def test_the_graph_gives_the_same_logits_whatever_the_sizes() -> None:
+    network = made()
+    session = ort.InferenceSession(rank_graph(network, D, 1), providers=["CPUExecutionProvider"])
+    for batch, tokens, count in ((1, 1, 1), (1, 7, 40), (3, 2, 5)):
+        feeds = {
+            "history": torch.randn(batch, tokens, D),
+            "moments": torch.arange(tokens).flip(0).expand(batch, tokens).contiguous(),
+            "mask": torch.ones(batch, tokens, dtype=torch.bool),
+            "context": torch.full((batch, 1), 2),
+            "candidates": torch.randn(batch, count, D),
+        }
+        found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})[0]
+        candidates = feeds.pop("candidates")
+        expected = network.rank(network.users(**feeds), candidates).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_the_end_of_a_moment_is_the_person_as_of_then() -> None:
+    network = made()
+    history, mask = torch.randn(1, 4, D), torch.ones(1, 4, dtype=torch.bool)
+    moments, context = torch.tensor([[2, 1, 1, 0]]), torch.zeros(1, 3, 1, dtype=torch.int64)
+    ends = network.ends(history, moments, mask, context)[0]
+    for moment, tokens in ((0, 4), (1, 3), (2, 1)):
+        then = network.users(history[:, :tokens], moments[:, :tokens] - moment, mask[:, :tokens], context[:, 0])
+        torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
+
+
+def test_an_odd_width_has_no_halves() -> None:
+    with pytest.raises(UserError, match=r"features\.dim=15"):
+        made(dim=15)
