@@ -68,8 +68,9 @@ class Dwell:
         shares = np.full(len(frame), np.nan)
         rows = frame.select(ITEM_ID, VALUE, (pl.col(EVENT_TYPE) == DWELL).alias("is")).with_row_index("at")
         rows = rows.filter(pl.col("is") & (pl.col(VALUE) >= 0))
-        band = rows[ITEM_ID].replace_strict(self.bands, default=None, return_dtype=pl.String)
-        for (name,), held in rows.with_columns(band.alias("band")).drop_nulls("band").group_by("band"):
+        # One look-up a row: a request labels a handful, and the table of items is large.
+        band = pl.Series("band", [self.bands.get(item) for item in rows[ITEM_ID]], dtype=pl.String)
+        for (name,), held in rows.with_columns(band).drop_nulls("band").group_by("band"):
             known = np.array(self.values[str(name)])
             value = np.minimum(held[VALUE].to_numpy(), known[-1])
             low, high = np.searchsorted(known, value, side="left"), np.searchsorted(known, value, side="right")
