@@ -29,9 +29,11 @@ class Shop:
         self.project = project
 
     def update(self) -> str:
-        """The first turn, or nothing where nothing is new: the id of the live bundle."""
+        """One turn: the id of the bundle that it made live (the first) or registered; live's where none was let in."""
         live = standing.live_bundle(self.project)
-        return live if live is not None else loop.turn(self.project).bundle.id
+        if live is None:
+            return loop.turn(self.project).bundle.id
+        return loop.update(self.project).bundle or live
 
     def evaluate(self, *bundle_ids: str) -> Table:
         """The table of these bundles, of the live one without an id."""
