@@ -66,15 +66,20 @@ class Dwell:
     def share(self, frame: pl.DataFrame) -> pl.Series:
         """(n,) Float64 ``dwell_pct``: the mid-rank share in its band, null for what is no dwell or has no band."""
         shares = np.full(len(frame), np.nan)
-        rows = frame.select(ITEM_ID, VALUE, (pl.col(EVENT_TYPE) == DWELL).alias("is")).with_row_index("at")
-        rows = rows.filter(pl.col("is") & (pl.col(VALUE) >= 0))
+        values = frame[VALUE].to_numpy()  # null: NaN, which is not >= 0
+        rows = np.flatnonzero((frame[EVENT_TYPE] == DWELL).fill_null(False).to_numpy() & (values >= 0))
         # One look-up a row: a request labels a handful, and the table of items is large.
-        band = pl.Series("band", [self.bands.get(item) for item in rows[ITEM_ID]], dtype=pl.String)
-        for (name,), held in rows.with_columns(band).drop_nulls("band").group_by("band"):
-            known = np.array(self.values[str(name)])
-            value = np.minimum(held[VALUE].to_numpy(), known[-1])
+        names: dict[str | None, int] = {None: 0}
+        code = [names.setdefault(self.bands.get(item), len(names)) for item in frame[ITEM_ID].gather(rows)]
+        order = np.argsort(code, kind="stable")
+        bounds = np.searchsorted(np.array(code)[order], np.arange(len(names) + 1))
+        for name, place in names.items():
+            if name is None:
+                continue
+            held, known = rows[order[bounds[place] : bounds[place + 1]]], np.array(self.values[name])
+            value = np.minimum(values[held], known[-1])
             low, high = np.searchsorted(known, value, side="left"), np.searchsorted(known, value, side="right")
-            shares[held["at"].to_numpy()] = (low + high) / (2 * len(known))
+            shares[held] = (low + high) / (2 * len(known))
         return pl.Series(DWELL_PCT, shares).fill_nan(None)
 
     def to_json(self) -> dict[str, Any]:
