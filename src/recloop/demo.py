@@ -21,14 +21,14 @@ import polars as pl
 import rich.console
 import rich.table
 
-from recloop import loop
+from recloop import demo_days, loop
 from recloop.client import WAIT, Client, iso, serving
 from recloop.collect.split import cut_of
 from recloop.config import Project, open_project
 from recloop.errors import UserError
 from recloop.features.state import moment_stamps
 from recloop.features.vocab import Number
-from recloop.records import SECOND, hash_share
+from recloop.records import DAY, SECOND, hash_share
 from recloop.serve import app
 from recloop.serve.service import Service
 from recloop.turn import Voice
@@ -76,6 +76,8 @@ lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets what its income band buys
 replay = true                  # requests carry their own time: the log ends in 2017
+[release]
+shadow = 0.25                  # 1 % by default: the demo's days are few
 """
 
 
@@ -95,7 +97,7 @@ class Shown:
             self._begin = time.monotonic()
             self._out.print(f"\n[bold]{len(self.steps)}. {chapter}[/]", highlight=False)
         self.steps[-1]["out"].append(line)
-        self._out.print(f"   {line}", markup=False, highlight=False)
+        self._out.print(f"   {line}", markup=False, highlight=False, emoji=False)
 
     def show(self, chapter: str, drawn: Any) -> None:  # noqa: ARG002 - it stands where the chapter stands
         """Something that draws itself: the table, the doctor's report."""
@@ -130,6 +132,9 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
         serve_and_ask(client, project, lambda line: shown.say("serve", line))
     watch(project, lambda line: shown.say("watch", line))
     planted_skew(project, now, lambda line: shown.say("watch", line))
+    with serving(project.root) as client:
+        future = demo_days.as_rows(pl.read_parquet(folder / "future.parquet"))
+        demo_days.run(demo_days.Stage(project, client, future, int(future["timestamp"].min()), shown))  # type: ignore[arg-type]
     files = [str(path) for path in sorted(_files(folder))]
     commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
     shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left:")
@@ -139,8 +144,12 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     return {"steps": shown.steps, "files": files}
 
 
-def write_project(folder: Path) -> Project:
-    """``recloop.toml`` and the items with their prices, in a folder of our own."""
+def write_project(folder: Path, held: int = demo_days.DAYS) -> Project:
+    """``recloop.toml`` and the items with their prices, in a folder of our own.
+
+    Args:
+        held: Days at the end of the log that are held back as the future (``future.parquet``); 0: none.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError("package", PACKAGE, "the extra demo (the data)", 'pip install "recloop[demo]"')
@@ -152,11 +161,18 @@ def write_project(folder: Path) -> Project:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     events, users = data / "transactions.parquet", data / "demographics.parquet"
-    config.write_text(TOML.format(mark=MARK, events=json.dumps(str(events)), users=json.dumps(str(users))), "utf-8")
+    purchases = pl.read_parquet(events)
+    if held:
+        stamps = purchases["transaction_timestamp"].dt.timestamp("us")
+        future = stamps >= stamps.max() - held * DAY  # type: ignore[operator]
+        purchases.filter(future).write_parquet(folder / "future.parquet")
+        purchases = purchases.filter(~future)
+        purchases.write_parquet(folder / "transactions.parquet")
+    named = json.dumps("transactions.parquet" if held else str(events))
+    config.write_text(TOML.format(mark=MARK, events=named, users=json.dumps(str(users))), "utf-8")
     project = open_project(folder)
-    priced(
-        pl.read_parquet(data / "products.parquet"), pl.read_parquet(events), project.config.split.quantile
-    ).write_parquet(folder / "products.parquet")
+    products = pl.read_parquet(data / "products.parquet")
+    priced(products, purchases, project.config.split.quantile).write_parquet(folder / "products.parquet")
     return project
 
 

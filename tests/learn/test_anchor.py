@@ -20,7 +20,7 @@ from recloop.turn import see
 
 def test_next_basket_of_complete_journey(tmp_path: Path) -> None:
     """Popular .088 / .379, Bought-before .169 / .579, with a half-life of 90 days .177; known households, 65,116 items."""
-    write_project(tmp_path / "shop")
+    write_project(tmp_path / "shop", held=0)
     sets = ['clean.keep=""', "split.targets=next", "split.filter_seen=false", "data.items="]
     project = open_project(tmp_path / "shop", [*sets, "features.item={}"])
     prepare(project)
