@@ -224,7 +224,7 @@ def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
         elif settings["kind"] != "rank":
             made[source] = Vectors(bundle, threads)
     for source, settings in bundle.scorers.items():
-        if settings["kind"] == "rank":
+        if settings.get("kind") == "rank":
             made[source] = Ranks(bundle, {name: made[name] for name in settings["of"]}, threads)
     return made
 
