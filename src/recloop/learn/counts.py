@@ -185,4 +185,6 @@ def _start(kind: str, mix: Any, scorers: Mapping[str, Any]) -> dict[str, float]:
         return {"popular": 1.0}
     if mix == "auto":
         return {source: 1.0 for source in MIX_SOURCES if source in scorers}
-    return {source: float(mix[source]) for source in MIX_SOURCES if mix.get(source) and source in scorers}
+    # A network comes after the counts: its weight waits for it.
+    held = {*scorers, "model"}
+    return {source: float(mix[source]) for source in MIX_SOURCES if mix.get(source) and source in held}
