@@ -1,8 +1,8 @@
 """An update beside a full retrain on the same rows and beside the frozen model, on what follows.
 
-    recloop demo --dir shop && python benchmarks/update.py shop /tmp/update
+    recloop demo --dir shop && python benchmarks/update.py shop /tmp/update 7
 
-Takes a finished project folder, forgets the last 14 days of its log, posts the first 7 of them, runs ``recloop update``
+Takes a finished project folder, forgets the last 2 x 7 days of its log, posts the first 7 of them, runs ``recloop update``
 and ``recloop update --full`` on copies, and asks the three bundles for every list of the 7 days after.
 """
 
@@ -32,8 +32,6 @@ from recloop.recommend.states import fold_all
 from recloop.records import DAY, EVENT_SCHEMA, SEQ, TIMESTAMP, Event
 from recloop.shell import Teller
 
-DAYS = 7
-
 
 def forget(project: Project, stamp: int) -> None:
     """Make ``data/`` end before a stamp, as if the import had; seqs of an import are in the order of time."""
@@ -56,8 +54,8 @@ def forget(project: Project, stamp: int) -> None:
         old.unlink()
     states = fold_all(rows, Archive(project.data).users())
     snapshots.write(project.store / snapshots.name(seq, spec.state_key), states, seq, spec.state_key)
-    for old in project.store.glob("log.db*"):
-        old.unlink()
+    for old in [*project.store.glob("log.db*"), *project.store.glob("decisions*")]:
+        old.unlink()  # decisions of the demo know seqs that are given anew
     log = open_log(project.config.stores.log, project.root, write=True)
     log.start_at(seq)
     log.close()
@@ -74,19 +72,20 @@ def post(project: Project, rows: pl.DataFrame) -> None:
     log.close()
 
 
-def main(source: Path, target: Path, *sets: str) -> None:
+def main(source: Path, target: Path, days: int, *sets: str) -> None:
     """Print one JSON object."""
     shutil.rmtree(target, ignore_errors=True)
     whole = open_project(source, sets)
     archive, data = Archive(whole.data), load(whole)
     events = archive.events()
     end = int(events[TIMESTAMP].max())  # type: ignore[arg-type]
-    posted, after = end - 2 * DAYS * DAY, end - DAYS * DAY
+    posted, after = end - 2 * days * DAY, end - days * DAY
     warm = open_project(shutil.copytree(source, target / "warm"), sets)
     shutil.rmtree(warm.runs)
     warm.runs.mkdir()
     forget(warm, posted)
     live = standing.load_bundle(warm)
+    assert live.cut <= posted, f"live learned {posted - live.cut} us of what is posted: fewer days"
     post(warm, events.filter(pl.col(TIMESTAMP).is_between(posted, after, closed="left")).select(*EVENT_SCHEMA))
     full = open_project(shutil.copytree(warm.root, target / "full"), sets)
     made = {"frozen": live}
@@ -120,4 +119,4 @@ def main(source: Path, target: Path, *sets: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

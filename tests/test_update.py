@@ -93,7 +93,7 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     live = standing.load_bundle(project)
     before = Archive(project.data)
     done = loop.update(project)
-    assert done.verdict == "registered"
+    assert done.verdict == "registered", done.failed
     assert done.bundle is not None
     assert (done.from_seq, done.read, done.kept) == (before.watermark + 1, len(first[1]), len(first[1]))
     assert done.new_items > 0
@@ -142,7 +142,7 @@ def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path,
     moves.promote(project, one.bundle, "live", "tried")
     post(project, first[1][half:])
     two = loop.update(project)
-    assert two.verdict == "registered"
+    assert two.verdict == "registered", two.failed
     assert two.from_seq == one.to_seq + 1
     child = standing.load_bundle(project, two.bundle or "")
     assert child.manifest["parent"] == one.bundle
@@ -192,7 +192,7 @@ def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
     killed = subprocess.run([sys.executable, "-c", KILL, step, *verb], capture_output=True, text=True)
     assert killed.returncode == -signals.SIGKILL
     done = loop.update(project)
-    assert done.verdict == "registered"
+    assert done.verdict == "registered", done.failed
     assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "the content's hash"
     assert (project.data / "manifest.json").read_bytes() == (other.data / "manifest.json").read_bytes()
     assert loop.update(project).verdict == "nothing"
@@ -283,7 +283,7 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
             query = Query(user_id=user, now=int(time.time() * 1e6), request_id=f"r-{user}")
             service.recommend(query, started=time.perf_counter())
         done = loop.update(project)
-        assert done.verdict == "registered"
+        assert done.verdict == "registered", done.failed
         assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server reads the old one"
         query = Query(user_id="u004", now=int(time.time() * 1e6), request_id="r-u004")
         assert service.recommend(query, started=time.perf_counter())[0].items
@@ -297,3 +297,25 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
     again.close()
     assert parity.verify(project)["unexplained"] == 0
     assert bundles.manifest_hash(project.bundles / (done.bundle or ""))
+
+
+def test_the_command_line_says_held_with_exit_1_and_repeats_with_every(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    rng = np.random.default_rng(0)
+    project = later(first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy()))))
+    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), "--set", COUNTS[0], "update", "--json"]
+    held = subprocess.run(verb, capture_output=True, text=True)
+    tree = json.loads(held.stdout)
+    assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "held", None)
+    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds"
+    assert list(tree) == keys.split()
+    assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
+    again = subprocess.Popen([*verb, "--every", "1s"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert again.stdout is not None
+        assert [json.loads(again.stdout.readline())["verdict"] for _ in range(2)] == ["held", "held"]
+    finally:
+        again.send_signal(signals.SIGINT)
+        assert again.wait(30) == 130
+        again.stdout.close()

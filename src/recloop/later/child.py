@@ -21,6 +21,7 @@ from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.fit import fit_network
 from recloop.learn.warm import Warm, positions
+from recloop.models.base import is_counting
 from recloop.records import STAMP
 
 RATE = 0.2
@@ -46,12 +47,16 @@ def grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: Start | 
     begin = time.monotonic()
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
     arrays = train_data(tables, rows, None, turn.shown(run.project, rows))
-    scorers = {source: one for source, one in parent.scorers.items() if source != "model"}
-    other = next((one["model"] for one in scorers.values() if ":" in one["model"]), "")
-    made, _ = counts.fit_counts(arrays, tables, other, config.model.options if other == config.model.name else {})
+    trained = has_network(parent)
+    scorers = {source: one for source, one in parent.scorers.items() if source != "model" or not trained}
+    other: dict[str, Any] = next(
+        (one for source, one in scorers.items() if ":" in one["model"] or source == "model"), {"model": ""}
+    )
+    options = other.get("config", config.model.options if other["model"] == config.model.name else {})
+    made, _ = counts.fit_counts(arrays, tables, other["model"], options)
     manifest = {**turn.manifest_of(config, tables, data)}
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
-    if "model" in parent.scorers:
+    if trained:
         warm = None
         if start is not None:
             chosen = positions(arrays, start.until, start.since, config.update.replay, run.seed)
@@ -69,6 +74,11 @@ def grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: Start | 
             f"positions in {time.monotonic() - begin:.0f} s",
         )  # fmt: skip
     return named(run, replace(bundle, policy=_policy(config, parent, bundle)), "full" if run.full else "warm")
+
+
+def has_network(bundle: Bundle) -> bool:
+    """Whether the source ``model`` is a trained network, not one in closed form."""
+    return "model" in bundle.scorers and not is_counting(bundle.scorers["model"]["model"])
 
 
 def named(run: Run, bundle: Bundle, mode: str) -> Bundle:
@@ -106,7 +116,7 @@ def train(bundle: Bundle, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it has none.
     """
-    if "model" not in bundle.scorers:
+    if not has_network(bundle):
         return {}
     if "train.safetensors" not in bundle.manifest["files"]:
         raise UserError("bundle", bundle.id, "one with train.safetensors, to start from", "recloop update --full")

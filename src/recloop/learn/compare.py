@@ -109,18 +109,21 @@ def ask(bundle: Bundle, queries: Moments, timeline: Timeline, catalogue: Catalog
 def latency(
     bundles: tuple[Bundle, Bundle], queries: Moments, timeline: Timeline, catalogue: Catalogue
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Seconds of each bundle for the same queries, one at a time and in turns, as the service answers them."""
+    """Seconds of each bundle for the same queries, one at a time and in turns, as the service answers them.
+
+    The fastest of three goes each: what a busy machine adds is no bundle's own.
+    """
     some = thin(queries, TIMED)
     states = _states(timeline, some, slice(0, len(some)))
     made = [Recommender(bundle, catalogue) for bundle in bundles]
-    seconds = np.zeros((2, len(some)))
+    seconds = np.full((2, len(some)), np.inf)
     for b in range(len(some)):
         state = one_state(states, b)
-        for side in (b % 2, 1 - b % 2):
+        for side in (0, 1, 1, 0, 0, 1):
             query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), k=K)
             begin = time.perf_counter()
             made[side].recommend(state, [query], with_inputs=False)
-            seconds[side, b] = time.perf_counter() - begin
+            seconds[side, b] = min(seconds[side, b], time.perf_counter() - begin)
     return seconds[0], seconds[1]
 
 
