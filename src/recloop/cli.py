@@ -6,9 +6,10 @@ loads it. ``-C DIR`` and ``--set a.b=c`` may stand before or after the verb.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -128,11 +129,23 @@ def serve(
 ) -> None:
     """Answer over HTTP until told to stop."""
     from recloop.serve import app as service
+    from recloop.serve import desk
 
     if workers != 1:
         raise UserError("--workers", workers, "1: one process writes the log", "recloop serve")
     here = project()
-    service.run(here, host or here.config.serve.host, here.config.serve.port if port < 0 else port, as_json)
+    host, port = host or here.config.serve.host, here.config.serve.port if port < 0 else port
+    service.run(here, host, port, as_json, dress=_console() or desk.hint)
+
+
+def _console() -> Callable[[Any, Any], None] | None:
+    """The console over a service; None where its extra is not installed."""
+    if importlib.util.find_spec("nicegui") is None:
+        return None
+    from recloop.serve.desk import ServiceDesk
+    from recloop.watch import console
+
+    return lambda app, service: console.mount(app, ServiceDesk(service))
 
 
 @app.command(rich_help_panel=START)

@@ -80,6 +80,7 @@ def run(
     port: int | None = None,
     json: bool = False,
     tamper: Callable[[Service], None] | None = None,
+    dress: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; the first line on stdout says where and what.
 
@@ -87,6 +88,7 @@ def run(
         host, port: In place of the configuration's; port 0 is a free one.
         json: The first line as a JSON object.
         tamper: Changes the opened service before it answers: how a proof plants the skew that it must find.
+        dress: Puts something at ``/`` beside the routes, such as the console.
 
     Raises:
         Locked: another server has this folder.
@@ -102,7 +104,10 @@ def run(
         stack.callback(service.close)
         if tamper is not None:
             tamper(service)
-        process.serve(build(service), listening, process.ready_line(listening, service.arm.bundle, json))
+        app = build(service)
+        if dress is not None:
+            dress(app, service)
+        process.serve(app, listening, process.ready_line(listening, service.arm.bundle, json))
 
 
 def build(service: Service) -> Starlette:
