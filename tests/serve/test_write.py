@@ -206,8 +206,11 @@ def test_serving_needs_no_torch(module: str) -> None:
     for banned in (("torch", "lightning", "onnx"), ()):
         code = f"""
 import sys
-for name in {banned!r}:
-    sys.modules[name] = None
+class Missing:
+    def find_spec(self, name, *_):
+        if name in {banned!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
 import {module}
 loaded = [name for name in ("torch", "lightning") if sys.modules.get(name) is not None]
 assert not loaded, loaded

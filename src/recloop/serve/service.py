@@ -35,7 +35,7 @@ from recloop.serve.fleet import Fleet, Loaded, Loader
 from recloop.serve.known import Known, Stored
 from recloop.serve.replies import reply
 from recloop.serve.shapes import RecommendAnswer
-from recloop.serve.write import Job, Writer
+from recloop.serve.write import Job, Writer, look_back
 from recloop.watch.pulse import Pulse, Windows, exposition
 
 LOGGER = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ class Service:
         self.pulse = Pulse(project)
         self.behind = Behind(self._list, self.decisions)
         self._stack.callback(self.behind.rehearse)
-        self.writer = Writer(self.log, self.archive, Signal.of(self.bundle.spec), _width(self.bundle), self._settle)
+        self.writer = Writer(
+            self.log, self.archive, Signal.of(self.bundle.spec), look_back(self.bundle.spec.clean), self._settle
+        )
         self._stack.callback(self.writer.close)
 
     def close(self) -> None:
@@ -269,7 +271,7 @@ class Service:
         fleet.warm(self.fleet)
         self._known.keep(known)
         self.fleet = fleet
-        self.writer.judge_by(Signal.of(self.bundle.spec), _width(self.bundle))
+        self.writer.judge_by(Signal.of(self.bundle.spec), look_back(self.bundle.spec.clean))
 
     def _list(self, served: Loaded, query: Query, degraded: set[str], seq: int | None = None) -> tuple[Answer, int]:
         """A bundle's list for a query, and the seq that it knew: ``seq``, else the newest.
@@ -296,9 +298,3 @@ class Service:
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)
         self.as_of = seq
-
-
-def _width(bundle: Bundle) -> float:
-    """Seconds that the causal rules look back."""
-    burst = bundle.spec.clean.burst
-    return 0.0 if burst == "off" else burst.seconds

@@ -19,6 +19,7 @@ import polars as pl
 from recloop.backends import Log
 from recloop.backends.archive import Archive
 from recloop.backends.log import Receipt
+from recloop.config import Clean
 from recloop.features.signal import Signal
 from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, Event, Item, User
 
@@ -175,3 +176,8 @@ def frame_of(events: Sequence[Event]) -> pl.DataFrame:
     """Events as columns: EVENT_SCHEMA and rule."""
     schema = {**EVENT_SCHEMA, RULE: pl.String}
     return pl.DataFrame([[getattr(event, name) for name in schema] for event in events], schema=schema, orient="row")
+
+
+def look_back(clean: Clean) -> float:
+    """Seconds of earlier rows that the causal rules look at."""
+    return 0.0 if clean.burst == "off" else clean.burst.seconds
