@@ -92,6 +92,7 @@ def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
         recloop(folder, "prepare")
     sets = [f"model.name={model}", f"train.budget={budget}", f"train.seed={seed}"]
     words = ["train", model, "--json", *(word for one in sets for word in ("--set", one))]
+    commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
     begin = time.monotonic()
     made = json.loads(recloop(folder, *words))
     seconds = time.monotonic() - begin
@@ -100,7 +101,7 @@ def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
     network = run["network"] or {}
     result = {
         "command": " ".join(["recloop", "-C", f"benchmarks/work/{data}", *words]),
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else ""),
+        "commit": commit,
         "fingerprint": table["protocol"]["fingerprint"],
         "seed": seed,
         "model": model,
@@ -126,7 +127,7 @@ def recloop(folder: Path, *words: str) -> str:
 
 def git(*words: str) -> str:
     """What git says of this checkout."""
-    done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
