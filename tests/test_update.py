@@ -184,7 +184,9 @@ sys.exit(run(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(one, marks=() if one in {STEPS[0], STEPS[-1]} else pytest.mark.slow) for one in STEPS]
+)
 def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
     project, other = later(), later()
     whole = loop.update(other)

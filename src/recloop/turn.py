@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -258,13 +258,17 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
     bundle = replace(learned.bundle, metrics=table.bundle_metrics())
     bundle = with_golden(bundle, data.events.filter(pl.col(STAMP) < bundle.cut))
     project.bundles.mkdir(parents=True, exist_ok=True)
+    control = open_control(project.config.stores.control, project.root)
+    taken = {row.bundle for row in control.releases()}
     bundle = bundles.write(bundle, project.bundles, started)
+    while bundle.id in taken:  # the same content, trained in the same second: a name of its own, a second later
+        started += timedelta(seconds=1)
+        bundle = bundles.write(bundle, project.bundles, started)
     trained = None if learned.network is None else learned.network.metrics
     write_json(
         run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, "network": trained, **bundle.metrics}
     )
     table.named(bundle.id).save(project.reports)
-    control = open_control(project.config.stores.control, project.root)
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
     release.register(control, bundle.id, sha256, by="recloop train", reason="trained", at=now())
     return bundle

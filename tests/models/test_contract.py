@@ -48,10 +48,12 @@ class TestSASRec(ModelContract):
     model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
 
 
+@pytest.mark.slow
 class TestTwoTower(ModelContract):
     model = "two_tower"
 
 
+@pytest.mark.slow
 class TestNeuMF(ModelContract):
     model = "neumf"
     settings = ("train.epochs=20", "train.budget=1h", "train.lr=3e-3")  # an MLP begins knowing nothing

@@ -294,7 +294,7 @@ def test_items_and_users_are_upserted(client: httpx.Client, user: str) -> None:
 
 def test_every_refusal_has_one_shape(client: httpx.Client) -> None:
     for method, path, status in (
-        ("GET", "/", 404), ("GET", "/v2/recommend/u", 404), ("GET", "/v1/events", 405), ("DELETE", "/v1/items/i01", 405),
+        ("GET", "/v2/recommend/u", 404), ("GET", "/v1/events", 405), ("DELETE", "/v1/items/i01", 405),
         ("POST", "/v1/recommend/u", 405), ("GET", "/v1/events/", 404), ("GET", "/v1/items/none", 404),
     ):  # fmt: skip
         answer = client.request(method, path)
