@@ -113,8 +113,11 @@ class Shown:
             self._out.print(f"   [dim]{self.steps[-1]['seconds']:.1f} s[/]", highlight=False)
 
 
-def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
+def run(folder: Path, voice: Voice, out: rich.console.Console, days: bool = False) -> dict[str, Any]:
     """The whole loop in ``folder``; what each step said, and the files that it left.
+
+    Args:
+        days: Hold the last 14 days back and live through them: update, gate, shadow, experiment, release.
 
     Raises:
         UserError: the folder holds something else, or the data's package is not installed.
@@ -122,7 +125,7 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     begin = time.monotonic()
     shown = Shown(voice, out)
     shown.say("collect", "The Complete Journey, data by 84.51°: a grocery chain's year; terms in its package")
-    project = write_project(folder)
+    project = write_project(folder, demo_days.DAYS if days else 0)
     loop.turn(project, shown, "demo")
     row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
     now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
@@ -132,9 +135,8 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
         serve_and_ask(client, project, lambda line: shown.say("serve", line))
     watch(project, lambda line: shown.say("watch", line))
     planted_skew(project, now, lambda line: shown.say("watch", line))
-    with serving(project.root) as client:
-        future = demo_days.as_rows(pl.read_parquet(folder / "future.parquet"))
-        demo_days.run(demo_days.Stage(project, client, future, int(future["timestamp"].min()), shown))  # type: ignore[arg-type]
+    if days:
+        later_days(folder, project, shown)
     files = [str(path) for path in sorted(_files(folder))]
     commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
     shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left:")
@@ -144,7 +146,15 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     return {"steps": shown.steps, "files": files}
 
 
-def write_project(folder: Path, held: int = demo_days.DAYS) -> Project:
+def later_days(folder: Path, project: Project, shown: Shown) -> None:
+    """The days that were held back, with a service of their own."""
+    future = demo_days.as_rows(pl.read_parquet(folder / "future.parquet"))
+    first = int(future["timestamp"].min())  # type: ignore[arg-type]
+    with serving(project.root) as client:
+        demo_days.run(demo_days.Stage(project, client, future, first, shown))
+
+
+def write_project(folder: Path, held: int = 0) -> Project:
     """``recloop.toml`` and the items with their prices, in a folder of our own.
 
     Args:

@@ -27,8 +27,10 @@ from recloop.watch.report import readable
 
 DAYS = 14
 """Days at the end of the log that are held back as the future."""
-WALL = {"first": 45.0, "shadow": 30.0, "experiment": 45.0}
+WALL = {"first": 30.0, "shadow": 20.0, "experiment": 30.0}
 """Seconds of wall time that each stretch of days may take; what does not fit is posted unasked."""
+SHORT = ("--set", "train.budget=15s")
+"""An update of the demo trains so long at most, once before its gate and once after."""
 SHADOW = 0.25
 """Share of users in the demo's shadow (0.01 by default)."""
 
@@ -102,7 +104,7 @@ def run(stage: Stage) -> None:
 
 def keep_learning(stage: Stage) -> str | None:
     """One update over the week: what came, the gates, the candidate."""
-    _, done, last = stage.verb("update")
+    _, done, last = stage.verb("update", *SHORT)
     if not done:
         raise RuntimeError(f"recloop update: {last}")
     stage.told.say(
@@ -135,7 +137,7 @@ def poison(stage: Stage, copy: Path) -> None:
         before = _bytes_of(copy)
         for words, what in (
             ((), "with the input check"),
-            (("--set", "update.input_check=false"), "with that check off"),
+            (("--set", "update.input_check=false", *SHORT), "with that check off"),
         ):
             _, done, last = stage.verb("update", *words, root=copy)
             failed = [one for one in done.get("gates", []) if not one["ok"]]
