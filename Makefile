@@ -22,8 +22,11 @@ demo: $(VENV)/.demo
 shelf: $(VENV)/.demo
 	$(BIN)/python benchmarks/shelf.py
 
+# The fast tests; docs, borders and import contracts run in `make check`.
+IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py
+
 test: $(VENV)/.test
-	$(PYTEST) -m "not slow and not data"
+	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
 
 test-all: $(VENV)/.test
 	$(PYTEST) --timeout 3600
@@ -33,7 +36,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_docs.py tests/test_interface.py tests/test_imports.py
+	$(BIN)/python -m pytest $(IN_CHECK)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix --exit-zero .

@@ -20,8 +20,8 @@ from recloop.errors import RecloopError
 from recloop.records import SECOND
 from recloop.watch.pulse import Windows
 
-OURS: Final = ("/v1/", "/metrics", "/openapi.json")
-"""Paths that the console never answers, unknown ones among them."""
+ITS: Final = "/_nicegui"
+"""Where the page keeps its scripts and its socket."""
 SHOWN: Final = {
     "requests": "requests", "entropy": "entropy", "long_tail_share": "long-tail share",
     "cold_coverage": "cold-start coverage", "coverage": "coverage",
@@ -45,8 +45,9 @@ class _Behind(Mount):
     """The page's mount, behind the service's own routes: those keep their answers and their errors."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope.get("path", "").startswith(OURS):
-            return Match.NONE, {}
+        path = scope.get("path", "")
+        if path not in {"", "/"} and not path.startswith(ITS):
+            return Match.NONE, {}  # the service's 404, not a page
         return super().matches(scope)
 
 
