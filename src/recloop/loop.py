@@ -23,8 +23,8 @@ from recloop.later import place, steps
 from recloop.later import run as runs
 from recloop.learn.arrays import train_data
 from recloop.learn.table import Table
-from recloop.standing import live_bundle, new_rows
-from recloop.turn import Silent, Voice
+from recloop.standing import live_bundle, logged, new_rows
+from recloop.voice import Silent, Voice, tell_bundle, tell_collected, tell_features
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def update(project: Project, voice: Voice | None = None, full: bool = False) -> 
 def collect(project: Project, voice: Voice | None = None) -> Prepared:
     """1. What happened: read, clean, split, write ``data/``, and the states as of its last row."""
     voice = voice or Silent()
-    prepared = prepare(project, parts.logged(project))
+    prepared = prepare(project, logged(project))
     parts.follow_on(project, prepared, load(project))
-    parts.tell_collected(voice, prepared)
+    tell_collected(voice, prepared)
     return prepared
 
 
@@ -136,12 +136,12 @@ def train(project: Project, voice: Voice | None = None, model: str | None = None
 
     tables = parts.see(project, data)  # 2. features
     arrays = train_data(tables, data.train, data.valid, parts.shown(project, data.train))
-    parts.tell_features(voice, tables, arrays)
+    tell_features(voice, tables, arrays)
 
     learned = parts.learn(project.config, tables, arrays, data, run, voice, model)  # 3. learn
     table = parts.judge(project, [learned.bundle], data, voice)  # 4. evaluate
     if project.config.train.refit:
         learned = parts.refit(project.config, learned, data, run, voice)
     bundle = parts.keep(project, learned, table, data, run, started)  # 5. bundle
-    parts.tell_bundle(voice, bundle)
+    tell_bundle(voice, bundle)
     return Trained(bundle, table, run.name, time.monotonic() - begin)

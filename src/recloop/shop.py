@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recloop import loop, standing, turn
+from recloop import loop, standing, turn, voice
 from recloop.config import Project, open_project
 from recloop.learn.table import Table
 from recloop.serve import offline
@@ -37,7 +37,7 @@ class Shop:
 
     def evaluate(self, *bundle_ids: str) -> Table:
         """The table of these bundles, of the live one without an id."""
-        return turn.evaluate_bundles(self.project, list(bundle_ids), turn.Silent())
+        return turn.evaluate_bundles(self.project, list(bundle_ids), voice.Silent())
 
     def recommend(self, user_id: str, k: int = 0, placement: str = "home") -> dict[str, Any]:
         """The service's answer without the service."""

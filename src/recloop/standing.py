@@ -9,7 +9,7 @@ import numpy as np
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control, open_log
+from recloop.backends import open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.backends.control import ReleaseRow
 from recloop.bundle import Bundle
@@ -32,6 +32,25 @@ def new_rows(project: Project) -> tuple[int, int]:
     log = open_log(project.config.stores.log, project.root)
     try:
         return watermark, max(watermark, log.last_seq())
+    finally:
+        log.close()
+
+
+def decided(project: Project) -> bool:
+    """Whether a list was ever answered here."""
+    decisions = open_decisions(project.config.stores.decisions, project.root)
+    try:
+        return bool(decisions.rows(last=1))
+    finally:
+        decisions.close()
+
+
+def logged(project: Project) -> bool:
+    """Whether log.db or decisions.db holds a row: then the import may not change under them."""
+    stores = project.config.stores
+    log = open_log(stores.log, project.root)
+    try:
+        return not log.is_empty() or decided(project)
     finally:
         log.close()
 

@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
@@ -18,7 +18,6 @@ from recloop import __version__, release
 from recloop import bundle as bundles
 from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
 from recloop.bundle import Bundle
-from recloop.collect.doctor import render
 from recloop.collect.prepare import Data, Prepared, load
 from recloop.config import Config, Project, dump
 from recloop.errors import UserError
@@ -34,8 +33,9 @@ from recloop.models.base import TrainData, is_counting
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
-from recloop.records import LABEL, SECOND, SEQ, STAMP, USER_ID, hash_share
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_share
 from recloop.standing import load_bundle, now
+from recloop.voice import Voice
 
 COUNTS = "counts"
 """Name of a bundle without a network."""
@@ -46,22 +46,6 @@ REFIT_SECONDS = 7 * 86_400.0
 """A refit is bounded by its epochs; this only ends one that went astray."""
 
 
-class Voice(Protocol):
-    """Who is told what came out of each step, and how far a long one is."""
-
-    def say(self, chapter: str, line: str) -> None: ...
-    def show(self, chapter: str, drawn: Any) -> None: ...
-    def bar(self, chapter: str, done: int, total: int) -> None: ...
-
-
-class Silent:
-    """Tells nobody."""
-
-    def say(self, chapter: str, line: str) -> None: ...
-    def show(self, chapter: str, drawn: Any) -> None: ...
-    def bar(self, chapter: str, done: int, total: int) -> None: ...
-
-
 @dataclass(frozen=True)
 class Learned:
     """A bundle in memory, not yet measured; ``network`` is None where counting models are all there is."""
@@ -70,25 +54,6 @@ class Learned:
     arrays: TrainData
     network: Network | None
     chosen: dict[str, Any]
-
-
-def decided(project: Project) -> bool:
-    """Whether a list was ever answered here."""
-    decisions = open_decisions(project.config.stores.decisions, project.root)
-    try:
-        return bool(decisions.rows(last=1))
-    finally:
-        decisions.close()
-
-
-def logged(project: Project) -> bool:
-    """Whether log.db or decisions.db holds a row: then the import may not change under them."""
-    stores = project.config.stores
-    log = open_log(stores.log, project.root)
-    try:
-        return not log.is_empty() or decided(project)
-    finally:
-        log.close()
 
 
 def shown(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -303,37 +268,6 @@ def evaluate_bundles(project: Project, names: Sequence[str], voice: Voice) -> Ta
 def write_json(path: Path, tree: Any) -> None:
     """A small JSON file, keys sorted."""
     path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-def tell_collected(voice: Voice, prepared: Prepared) -> None:
-    """The doctor's first line, and where the cut fell."""
-    report = prepared.report
-    removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
-    voice.say(
-        "collect",
-        f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
-    )
-    voice.show("collect", render(report))
-    cut = datetime.fromtimestamp(prepared.cut / SECOND, UTC)
-    voice.say(
-        "collect",
-        f"cut at {cut:%Y-%m-%d %H:%M}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
-    )
-
-
-def tell_features(voice: Voice, tables: Tables, arrays: TrainData) -> None:
-    """What the model sees, in one line."""
-    names = ", ".join(tables.fields.codes) or "ids alone"
-    voice.say(
-        "features",
-        f"{arrays.n_users:,} users, {arrays.n_items:,} items, {len(arrays.stamps):,} moments, {len(arrays.items):,} rows; {names}",
-    )
-
-
-def tell_bundle(voice: Voice, bundle: Bundle) -> None:
-    """The bundle's name and size."""
-    size = sum(facts["bytes"] for facts in bundle.manifest["files"].values())
-    voice.say("bundle", f"{bundle.id}: {len(bundle.manifest['files'])} files, {size / 2**20:.0f} MiB")
 
 
 def manifest_of(config: Config, tables: Tables, data: Data) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from recloop.collect.prepare import Data, read
 from recloop.config import Config, Project, dump
 from recloop.errors import UserError
 from recloop.features.spec import Spec
-from recloop.turn import Voice
+from recloop.voice import Voice
 from recloop.watch import gate
 from recloop.watch.gate import Gate
 

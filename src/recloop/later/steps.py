@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from recloop import turn
+from recloop import standing, turn
 from recloop.backends import open_log
 from recloop.collect.append import append
 from recloop.features.signal import Signal
@@ -98,7 +98,7 @@ def judge(run: Run) -> None:
     if len(old):
         mine, theirs = (compare.ask(bundle, old, timeline, catalogue, threads) for bundle in (candidate, run.live))
         forgotten = Pairs(mine.users, mine.ndcg, theirs.ndcg)
-    decided = turn.decided(run.project)
+    decided = standing.decided(run.project)
     evidence = Evidence(
         new=Pairs(ours.users, ours.ndcg, lives.ndcg),
         old=forgotten,
