@@ -164,19 +164,22 @@ class Recommender:
 
 
 def one_state(states: States, b: int) -> States:
-    """State b as a batch of one."""
+    """State b as a batch of one, with the names that it uses alone: those of many are costly to look up."""
     moments = slice(states.moment_offsets[b], states.moment_offsets[b + 1])
     low, high = states.item_offsets[moments.start], states.item_offsets[moments.stop]
     negatives = slice(states.negative_offsets[b], states.negative_offsets[b + 1])
+    codes = np.concatenate([states.items[low:high], states.negatives[negatives]])
+    used, codes = np.unique(codes, return_inverse=True)
+    codes = codes.astype(np.int32)
     return States(
         users=[states.users[b]],
-        names=states.names,
+        names=states.names[used],
         moment_offsets=states.moment_offsets[b : b + 2] - moments.start,
         stamps=states.stamps[moments],
         item_offsets=states.item_offsets[moments.start : moments.stop + 1] - low,
-        items=states.items[low:high],
+        items=codes[: high - low],
         negative_offsets=states.negative_offsets[b : b + 2] - negatives.start,
-        negatives=states.negatives[negatives],
+        negatives=codes[high - low :],
         positives=states.positives[b : b + 1],
         attributes=[states.attributes[b]],
     )

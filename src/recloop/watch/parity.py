@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from recloop.errors import RecloopError
 from recloop.features.signal import Signal
 from recloop.features.state import States, Timeline, moment_stamps
 from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.recommender import CLOSE, Answer, Recommender
+from recloop.recommend.recommender import CLOSE, Answer, Recommender, one_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 
 SHOWN = 100
@@ -83,7 +83,11 @@ def _compare_all(found: Parity, decisions: Sequence[Decision], rebuilder: Rebuil
             if len(answer.scores) == len(decision.scores) and answer.scores:
                 gap = float(np.abs(np.subtract(decision.scores, answer.scores)).max())
                 found.max_score_diff = max(found.max_score_diff, gap)
-            if difference is not None and compare(decision, rebuilder.answer_without_late(decision)) is None:
+            if (
+                difference is not None
+                and rebuilder.has_late(decision)
+                and compare(decision, rebuilder.answer_without_late(decision)) is None
+            ):
                 found.late += 1
                 continue
         except RecloopError as error:  # its bundle is gone, or no longer what was registered
@@ -163,7 +167,14 @@ class Rebuilder:
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
             self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
-        return recommender, _own_names(self._timelines[key].states([decision.user_id], [decision.as_of]))
+        return recommender, one_state(self._timelines[key].states([decision.user_id], [decision.as_of]), 0)
+
+    def has_late(self, decision: Decision) -> bool:
+        """Whether a row that its state or catalogue knows was received after the decision."""
+        known = (pl.col(RECEIVED_AT) > decision.at) & (pl.col(SEQ) <= decision.as_of)
+        own = known & (pl.col(USER_ID) == decision.user_id)
+        rows = (self._new_items.filter(known), self._new_events.filter(own), self._new_users.filter(own))
+        return any(map(len, rows))
 
     def answer_without_late(self, decision: Decision) -> Answer:
         """The same without the rows of the log that were received after the decision."""
@@ -173,7 +184,7 @@ class Rebuilder:
         recommender = Recommender(served.bundle, Catalogue.of([self._old_items, items], decision.as_of))
         own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, own, self._new_users.filter(in_time))
-        states = _own_names(timeline.states([decision.user_id], [decision.as_of]))
+        states = one_state(timeline.states([decision.user_id], [decision.as_of]), 0)
         return recommender.recommend(states, [_query(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:
@@ -205,14 +216,6 @@ def _query(decision: Decision) -> Query:
         filter=decision.query.get("filter", ""),
         request_id=decision.request_id,
     )
-
-
-def _own_names(states: States) -> States:
-    """The states with the names that they use alone: a timeline's are those of everybody."""
-    used, codes = np.unique(np.concatenate([states.items, states.negatives]), return_inverse=True)
-    codes = codes.astype(np.int32)
-    held = len(states.items)
-    return replace(states, names=states.names[used], items=codes[:held], negatives=codes[held:])
 
 
 def _item(row: dict[str, Any]) -> Item:
