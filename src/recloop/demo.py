@@ -164,12 +164,7 @@ def write_project(folder: Path, held: int = 0) -> Project:
     if spec is None or spec.origin is None:
         raise UserError("package", PACKAGE, "the extra demo (the data)", 'pip install "recloop[demo]"')
     data = Path(spec.origin).parent / "data"
-    config = folder / "recloop.toml"
-    if folder.exists() and any(folder.iterdir()):
-        if not config.exists() or not config.read_text("utf-8").startswith(MARK):
-            raise UserError("--dir", folder, "an empty folder, or one of an earlier demo", "recloop demo --dir NEW")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    config = fresh(folder) / "recloop.toml"
     events, users = data / "transactions.parquet", data / "demographics.parquet"
     purchases = pl.read_parquet(events)
     if held:
@@ -184,6 +179,21 @@ def write_project(folder: Path, held: int = 0) -> Project:
     products = pl.read_parquet(data / "products.parquet")
     priced(products, purchases, project.config.split.quantile).write_parquet(folder / "products.parquet")
     return project
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, empty: an earlier demo in it is removed.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    config = folder / "recloop.toml"
+    if folder.exists() and any(folder.iterdir()):
+        if not config.exists() or not config.read_text("utf-8").startswith(MARK):
+            raise UserError("--dir", folder, "an empty folder, or one of an earlier demo", "recloop demo --dir NEW")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def priced(products: pl.DataFrame, purchases: pl.DataFrame, quantile: float) -> pl.DataFrame:
