@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -11,8 +11,9 @@ import msgspec
 from starlette.requests import Request
 
 from recloop.backends.log import object_text
+from recloop.config import Project
 from recloop.records import SECOND, Event, Item, User
-from recloop.serve.shapes import EventRow, HttpError, ItemRow, UserRow
+from recloop.serve.shapes import EventRow, HttpError, ItemRow, UserRow, unprocessable
 
 LIMIT = 5 * 1024 * 1024  # bytes of a body
 ROWS = 1_000
@@ -118,6 +119,21 @@ def check_user(raw: Any, received_at: int) -> User | Rejected:
     if isinstance(row, Rejected):
         return row
     return User(user_id=row.user_id, attributes=row.attributes, received_at=received_at)
+
+
+def now_of(request: Request, project: Project, clock: Callable[[], int]) -> int:
+    """The clock's now, or the one that a replayed request carries.
+
+    Raises:
+        HttpError: 422 for a header that is no stamp.
+    """
+    told = request.headers.get("x-recloop-now")
+    if told is None or not project.config.serve.replay:
+        return clock()
+    stamp = stamp_of(told)
+    if stamp is None:
+        raise unprocessable("X-Recloop-Now", told, "ISO 8601, such as 2025-01-31T12:00:00Z")
+    return stamp
 
 
 def stamp_of(given: str | float) -> int | None:

@@ -40,7 +40,7 @@ class Door:
         state: State = scope["app"].state
         begun = False
 
-        async def answer(message: Message) -> None:
+        async def pass_on(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
@@ -51,12 +51,17 @@ class Door:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, pass_on)
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - whatever happens, the client gets one shape
             if not begun:
-                await problem_response(_known(error))(scope, receive, answer)
+                await problem_response(_known(error))(scope, receive, pass_on)
+
+
+def answer(made: msgspec.Struct, status: int = 200) -> Response:
+    """A shape as its answer."""
+    return Response(msgspec.json.encode(made), status, media_type="application/json")
 
 
 def problem_response(error: HttpError, headers: Mapping[str, str] | None = None) -> Response:

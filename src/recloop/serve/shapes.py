@@ -195,3 +195,11 @@ class HttpError(Exception):
         self.status = status
         self.answer = ErrorAnswer(Problem(code, message, field, expected))
         self.headers: dict[str, str] = {}
+
+
+def unprocessable(field: str, value: str, expected: str) -> HttpError:
+    """422 for a parameter of this value."""
+    shown = value if len(value) <= 100 else value[:97] + "..."
+    return HttpError(
+        422, f"bad_{field.lower().replace('-', '_')}", f"{field}={shown}: expected {expected}", field, expected
+    )

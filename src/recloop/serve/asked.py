@@ -1,0 +1,111 @@
+"""What is asked: a list for a user, an item, a user; each a few lines from the request to `Service` and back."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from recloop.errors import UserError
+from recloop.records import Query
+from recloop.serve.bodies import now_of
+from recloop.serve.door import answer
+from recloop.serve.service import Service
+from recloop.serve.shapes import HttpError, ItemAnswer, PastEvent, Temperature, UserAnswer, unprocessable
+
+MOST = 1_000  # items of a list
+LAST_EVENTS = 20
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Asked:
+    """One method a route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def recommend(self, request: Request) -> Response:
+        started = time.perf_counter()
+        query = self._query(request)
+        given = request.query_params
+        try:
+            made, decision = self._service.recommend(
+                query, started=started, session_id=given.get("session_id"), anonymous_id=given.get("anonymous_id")
+            )
+        except UserError as error:
+            raise unprocessable(error.name, str(error.value), error.expected) from None
+        response = answer(self._service.reply(query, made, decision))
+        if self._service.behind:
+            response.background = BackgroundTask(self._rehearse)
+        return response
+
+    async def _rehearse(self) -> None:
+        """Behind an answer that is on its way: on the loop, as of the same seq."""
+        self._service.behind.rehearse()
+
+    async def get_item(self, request: Request) -> Response:
+        item_id = request.path_params["item_id"]
+        service = self._service
+        item = service.catalogue.get(item_id)
+        hot = service.bundle.items.ids.index(item_id) > 0
+        if item is None and not hot and not await run_in_threadpool(service.heard_of_item, item_id):
+            raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
+        warm = item is not None and bool(item.attributes)
+        state: Temperature = "hot" if hot else "warm" if warm else "cold"
+        attributes, hidden = ({}, False) if item is None else (item.attributes, item.hidden)
+        return answer(ItemAnswer(item_id, attributes, hidden, state))
+
+    async def get_user(self, request: Request) -> Response:
+        user_id = request.path_params["user_id"]
+        state = self._service.user_state(user_id)
+        heard = state.moments or state.negatives or state.groups or state.attributes is not None
+        if not heard and not await run_in_threadpool(self._service.heard_of_user, user_id):
+            raise HttpError(404, "not_found", "no event and no attributes name this user", "user_id")
+        past = [
+            PastEvent(item, _iso(stamp)) for stamp, items in reversed(state.moments[-LAST_EVENTS:]) for item in items
+        ]
+        return answer(
+            UserAnswer(
+                user_id=user_id,
+                attributes=state.attributes or {},
+                state="hot" if state.moments else "warm" if state.attributes else "cold",
+                events=state.positives,
+                last_events=past[:LAST_EVENTS],
+            )
+        )
+
+    def _query(self, request: Request) -> Query:
+        given = request.query_params
+        user_id = request.path_params.get("user_id", given.get("user_id", ""))
+        if not user_id:
+            raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
+        n = given.get("n")
+        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST):
+            raise unprocessable("n", n, f"a whole number from 1 to {MOST}")
+        return Query(
+            user_id=user_id,
+            now=now_of(request, self._service.project, self._service.clock),
+            k=int(n) if n else 0,
+            placement=given.get("placement", "home"),
+            exclude=_listed(given.getlist("exclude")),
+            filter=given.get("filter", "").strip(),
+            properties=_listed(given.getlist("properties")),
+            request_id=request.state.request_id,
+        )
+
+
+def _listed(values: list[str]) -> tuple[str, ...]:
+    """``a,b`` and ``a`` beside ``b``: the names, in order, each once."""
+    return tuple(dict.fromkeys(part for value in values for part in value.split(",") if part))
+
+
+def _iso(stamp: int) -> str:
+    try:
+        return (EPOCH + timedelta(microseconds=stamp)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return str(stamp)

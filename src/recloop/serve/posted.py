@@ -1,0 +1,91 @@
+"""What is posted: events, items, users; checked row by row, written by the one writer, answered when it is durable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from recloop.backends.log import Receipt
+from recloop.serve import bodies
+from recloop.serve.bodies import Rejected, now_of
+from recloop.serve.door import answer
+from recloop.serve.service import Service
+from recloop.serve.shapes import EventResult, EventsAnswer, ItemResult, ItemsAnswer, UserResult, UsersAnswer
+
+REPEATED = {
+    "duplicate": "this event_id came before",
+    "conflict": "this event_id came before with other content",
+}
+QUARANTINED = {
+    "burst": "rule burst: too many rows of this user within a moment",
+    "keep": "rule keep: the row does not meet clean.keep",
+}
+
+
+class Posted:
+    """One method a route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def post_events(self, request: Request) -> Response:
+        now, rows = await self._rows(request)
+        checked = [bodies.check_event(row, now) for row in rows]
+        events = [event for event in checked if not isinstance(event, Rejected)]
+        receipts = iter((await self._service.writer.write(events=events)).receipts if events else ())
+        results = []
+        for event in checked:
+            if isinstance(event, Rejected):
+                results.append(EventResult(event.ids.get("event_id"), "rejected", event.reason))
+            else:
+                receipt = next(receipts)
+                results.append(EventResult(event.event_id, receipt.status, _reason(receipt)))
+        counts = Counter[str](result.status for result in results)
+        names = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
+        made = EventsAnswer(**{name: counts[name] for name in names}, rows=results)
+        mixed = made.conflict + made.quarantined + made.rejected > 0
+        return answer(made, 207 if mixed else 200)
+
+    async def post_items(self, request: Request) -> Response:
+        now, rows = await self._rows(request)
+        checked = [bodies.check_item(row, now) for row in rows]
+        items = [item for item in checked if not isinstance(item, Rejected)]
+        if items:
+            await self._service.writer.write(items=items)
+        results = [
+            ItemResult(item.ids.get("item_id"), "rejected", item.reason)
+            if isinstance(item, Rejected)
+            else ItemResult(item.item_id, "accepted")
+            for item in checked
+        ]
+        rejected = len(rows) - len(items)
+        return answer(ItemsAnswer(len(items), rejected, results), 207 if rejected else 200)
+
+    async def post_users(self, request: Request) -> Response:
+        now, rows = await self._rows(request)
+        checked = [bodies.check_user(row, now) for row in rows]
+        users = [user for user in checked if not isinstance(user, Rejected)]
+        if users:
+            await self._service.writer.write(users=users)
+        results = [
+            UserResult(user.ids.get("user_id"), "rejected", user.reason)
+            if isinstance(user, Rejected)
+            else UserResult(user.user_id, "accepted")
+            for user in checked
+        ]
+        rejected = len(rows) - len(users)
+        return answer(UsersAnswer(len(users), rejected, results), 207 if rejected else 200)
+
+    async def _rows(self, request: Request) -> tuple[int, list[Any]]:
+        body = await bodies.read_body(request)
+        now = now_of(request, self._service.project, self._service.clock)
+        return now, bodies.rows_of(body, request.headers.get("content-type", ""))
+
+
+def _reason(receipt: Receipt) -> str | None:
+    if receipt.status == "quarantined":
+        return QUARANTINED.get(receipt.rule or "", f"rule {receipt.rule}")
+    return REPEATED.get(receipt.status)
