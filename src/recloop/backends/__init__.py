@@ -6,10 +6,10 @@ from pathlib import Path
 
 from recloop.backends.control import Control
 from recloop.backends.decisions import Decisions
-from recloop.backends.log import Log
+from recloop.backends.log import Log, Retraction
 from recloop.backends.sqlite import locate
 
-__all__ = ["Control", "Decisions", "Log", "open_control", "open_decisions", "open_log"]
+__all__ = ["Control", "Decisions", "Log", "Retraction", "open_control", "open_decisions", "open_log"]
 
 
 def open_log(url: str, root: Path, write: bool = False) -> Log:

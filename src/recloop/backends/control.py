@@ -1,23 +1,36 @@
-"""The control store: release rows that any process may add, each by a compare-and-set on the generation."""
+"""The control store: release rows that any process may add, each by a compare-and-set on the generation; and an inbox.
+
+The inbox holds what another process has for the one writer of the log: rows that an update takes back. They are
+numbered when the writer takes them; what was taken stays as a row that says so, so that it can be handed again.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from recloop.backends.log import Retraction
 from recloop.backends.sqlite import open_reader, open_writer, transaction
 from recloop.errors import Refused
 
-SCHEMA = 1
-SCRIPT = """
+SCHEMA = 2
+INBOX = """
+CREATE TABLE inbox (
+    id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL UNIQUE, rule TEXT NOT NULL, "by" TEXT NOT NULL,
+    at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0)"""
+MIGRATIONS = {1: INBOX}
+SCRIPT = f"""
 CREATE TABLE releases (
     generation INTEGER PRIMARY KEY, at INTEGER NOT NULL, bundle TEXT NOT NULL, sha256 TEXT NOT NULL,
-    "from" TEXT NOT NULL, "to" TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL)"""
+    "from" TEXT NOT NULL, "to" TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL);
+{INBOX}"""
 COLUMNS = 'generation, at, bundle, sha256, "from", "to", "by", reason, evidence'
 
 
@@ -40,6 +53,21 @@ class ReleaseRow(NamedTuple):
     by: str
     reason: str
     evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A row of the inbox that the log has not taken yet: event ``of_seq`` is taken back by ``rule``."""
+
+    id: int
+    of_seq: int
+    rule: str
+    by: str
+    at: int
+
+    @property
+    def retraction(self) -> Retraction:
+        return Retraction(self.of_seq, self.rule)
 
 
 class Control:
@@ -87,17 +115,54 @@ class Control:
         """
         generation = expected_generation + 1
         row = ReleaseRow(generation, at, bundle, sha256, from_, to, by, reason, evidence=dict(evidence))
-        with self._lock:
-            connection = open_writer(self.file, SCHEMA, SCRIPT, ("journal_mode = DELETE", "synchronous = FULL"))
-            try:
-                with transaction(connection):
-                    _compare_and_set(connection, row, expected_generation)
-            finally:
-                connection.close()
+        with self._writing() as connection:
+            _compare_and_set(connection, row, expected_generation)
         return row
+
+    def hand(self, rows: Sequence[Retraction], by: str, at: int) -> None:
+        """Put retractions into the inbox of the log's writer; an event that was handed before is not handed again.
+
+        Args:
+            rows: ``of_seq`` and ``rule`` are read.
+            by: Who hands them.
+            at: int64 microseconds.
+        """
+        with self._writing() as connection:
+            connection.executemany(
+                'INSERT OR IGNORE INTO inbox (of_seq, rule, "by", at) VALUES (?, ?, ?, ?)',
+                [(row.of_seq, row.rule, by, at) for row in rows],
+            )
+
+    def handed(self) -> list[Handed]:
+        """What waits in the inbox, oldest first."""
+        connection = open_reader(self.file, SCHEMA, SCRIPT)
+        try:
+            if int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1:  # as it was before the inbox
+                return []
+            rows = connection.execute('SELECT id, of_seq, rule, "by", at FROM inbox WHERE taken = 0 ORDER BY id')
+            return [Handed(*row) for row in rows]
+        finally:
+            connection.close()
+
+    def taken(self, ids: Sequence[int]) -> None:
+        """The log holds these rows of the inbox by now."""
+        with self._writing() as connection:
+            connection.executemany("UPDATE inbox SET taken = 1 WHERE id = ?", [(one,) for one in ids])
 
     def close(self) -> None:
         """Nothing stays open between two calls."""
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One short transaction."""
+        with self._lock:
+            pragmas = ("journal_mode = DELETE", "synchronous = FULL")
+            connection = open_writer(self.file, SCHEMA, SCRIPT, pragmas, MIGRATIONS)
+            try:
+                with transaction(connection):
+                    yield connection
+            finally:
+                connection.close()
 
 
 def _release_row(row: tuple[Any, ...]) -> ReleaseRow:

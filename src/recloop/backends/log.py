@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import polars as pl
@@ -49,6 +49,8 @@ CONTENT = tuple(
     name for name in EVENT_SCHEMA if name not in {SEQ, "timestamp", "received_at"}
 )  # what the client said, but for the stamp
 
+T = TypeVar("T")
+Row = TypeVar("Row", Item, User, "Retraction")
 Status = Literal["accepted", "duplicate", "conflict", "quarantined"]
 Judge = Callable[[Sequence[Event]], Sequence[str | None]]
 Known = Callable[[Sequence[str]], Mapping[str, Event]]
@@ -60,6 +62,14 @@ class Receipt(NamedTuple):
     status: Status
     seq: int
     rule: str | None
+
+
+class Retraction(msgspec.Struct, frozen=True):
+    """A row of the log taken back by a rule: from ``seq`` on (0 until the log has numbered it) no state holds ``of_seq``."""
+
+    of_seq: int
+    rule: str
+    seq: int = 0
 
 
 class Log:
@@ -150,24 +160,31 @@ class Log:
 
     def append_items(self, items: Sequence[Item]) -> list[Item]:
         """Number and keep these versions of items; the rows as kept."""
-        with self.commit() as writer:
-            seq = self._counter(writer)
-            kept = [msgspec.structs.replace(item, seq=seq + n) for n, item in enumerate(items, 1)]
-            writer.executemany(
-                "INSERT INTO items (seq, item_id, received_at, attributes, hidden, deleted) VALUES (?, ?, ?, ?, ?, ?)",
-                [(i.seq, i.item_id, i.received_at, object_text(i.attributes), i.hidden, i.deleted) for i in kept],
-            )
-            self._set_counter(writer, seq + len(kept))
-        return kept
+        columns = ("seq", "item_id", "received_at", "attributes", "hidden", "deleted")
+        return self._append("items", columns, items)
 
     def append_users(self, users: Sequence[User]) -> list[User]:
         """Number and keep these versions of users; the rows as kept."""
+        return self._append("users", ("seq", "user_id", "received_at", "attributes", "deleted"), users)
+
+    def append_retractions(self, rows: Sequence[Retraction]) -> list[Retraction]:
+        """Number and keep these; the rows as kept. What was taken back before is left out: handed twice, it is there once."""
+        with self.commit() as writer:
+            earlier = {of_seq for (of_seq,) in writer.execute("SELECT of_seq FROM retractions")}
+            fresh: dict[int, Retraction] = {}
+            for row in rows:
+                if row.of_seq not in earlier:
+                    fresh.setdefault(row.of_seq, row)
+            return self._append("retractions", ("seq", "of_seq", "rule"), list(fresh.values()))
+
+    def _append(self, table: str, columns: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
         with self.commit() as writer:
             seq = self._counter(writer)
-            kept = [msgspec.structs.replace(user, seq=seq + n) for n, user in enumerate(users, 1)]
+            kept = [msgspec.structs.replace(row, seq=seq + n) for n, row in enumerate(rows, 1)]
+            values = [[getattr(row, name) for name in columns] for row in kept]
             writer.executemany(
-                "INSERT INTO users (seq, user_id, received_at, attributes, deleted) VALUES (?, ?, ?, ?, ?)",
-                [(u.seq, u.user_id, u.received_at, object_text(u.attributes), u.deleted) for u in kept],
+                f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                [[object_text(value) if isinstance(value, dict) else value for value in row] for row in values],
             )
             self._set_counter(writer, seq + len(kept))
         return kept
@@ -217,6 +234,18 @@ class Log:
         where, parameters = ("AND user_id = ?", (user_id,)) if user_id is not None else ("", ())
         rows = self._sliced("users", tuple(USER_SCHEMA), after, until, where, parameters)
         return pl.DataFrame([(*row[:-1], bool(row[-1])) for row in rows], USER_SCHEMA, orient="row")
+
+    def retractions(self, after: int = 0, until: int | None = None) -> list[Retraction]:
+        """Rows taken back by a retraction with ``after`` < seq <= ``until``, in the order of seq."""
+        return [Retraction(*row) for row in self._sliced("retractions", ("of_seq", "rule", SEQ), after, until, "", ())]
+
+    def owners(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Whose events have these numbers, by number; those of the import are not among them."""
+        found: dict[int, str] = {}
+        for part in _parts(list(seqs)):
+            places = ", ".join("?" * len(part))
+            found |= self._readers.get().execute(f"SELECT seq, user_id FROM events WHERE seq IN ({places})", part)
+        return found
 
     def recent(self, users: Sequence[str], since: int) -> pl.DataFrame:
         """Events of these users that happened after the stamp ``since``, in the order of their seq: for the burst rule.
@@ -311,6 +340,6 @@ def object_text(attributes: Mapping[str, Any]) -> str:
     return json.dumps(attributes, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _parts(values: list[str], size: int = 500) -> Iterator[list[str]]:
+def _parts(values: list[T], size: int = 500) -> Iterator[list[T]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]

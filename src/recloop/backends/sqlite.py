@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -27,8 +27,17 @@ def locate(key: str, url: str, root: Path) -> Path:
     return root / path
 
 
-def open_writer(file: Path, version: int, script: str, pragmas: tuple[str, ...]) -> sqlite3.Connection:
-    """The one writing connection of a file, which is made with its folder when it is not there yet."""
+def open_writer(
+    file: Path, version: int, script: str, pragmas: tuple[str, ...], migrations: Mapping[int, str] | None = None
+) -> sqlite3.Connection:
+    """A writing connection to a file, which is made with its folder when it is not there yet.
+
+    Args:
+        migrations: For an older version, the statements that make it the next one; all are run, in their order.
+
+    Raises:
+        UserError: no SQLite file, one that a newer recloop wrote, or one too old.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
@@ -42,10 +51,23 @@ def open_writer(file: Path, version: int, script: str, pragmas: tuple[str, ...])
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {version}")
             sync_folder(file.parent)
+        elif found < version:
+            _migrate(connection, file, version, migrations or {})
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _migrate(connection: sqlite3.Connection, file: Path, version: int, migrations: Mapping[int, str]) -> None:
+    with transaction(connection):
+        for found in range(_version(connection, file, version), version):  # another process may have been first
+            if found not in migrations:
+                expected = f"schema {min(migrations, default=version)} or newer"
+                raise UserError(file.name, f"schema {found}", expected, "an earlier recloop, which migrates it")
+            for statement in migrations[found].split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {found + 1}")
 
 
 def open_reader(file: Path, version: int, script: str, immutable: bool = False) -> sqlite3.Connection:
