@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,67 @@ from recloop.errors import UserError
 WAIT = 60.0  # seconds that a service may take to start or to end
 
 
-@dataclass
 class Client:
-    """A few calls of the service, as a shop's back end would make them; ``now``: the time that requests carry."""
+    """A few calls of the service, as a shop's back end would make them: one connection that is kept, for one thread.
 
-    url: str
-    now: int = 0
+    Args:
+        url: Of the service.
 
-    def get(self, path: str, **query: str) -> dict[str, Any]:
+    Attributes:
+        now: int64 microseconds; the time that requests carry, 0: none.
+    """
+
+    def __init__(self, url: str, now: int = 0) -> None:
+        self.url, self.now = url, now
+        address = urllib.parse.urlsplit(url)
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        self._kept = kind(address.hostname or "", address.port, timeout=WAIT)
+        self._path = address.path
+
+    def get(self, path: str, name: str = "", **query: str) -> dict[str, Any]:
+        """``name``: of the request, which the answer carries; empty: the service makes one."""
         text = urllib.parse.urlencode(query)
-        return self._call(urllib.request.Request(f"{self.url}{path}" + (f"?{text}" if text else "")))  # noqa: S310
+        headers = {"X-Request-Id": name} if name else {}
+        return self._call("GET", f"{path}?{text}" if text else path, None, headers)
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
-        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        return self._call(urllib.request.Request(f"{self.url}{path}", data, kind, method="POST"))  # noqa: S310 - loopback
+        return self._call("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
-        return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)
+    def recommend(self, user_id: str, name: str = "", **query: str) -> dict[str, Any]:
+        return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", name, **query)
 
-    def _call(self, request: urllib.request.Request) -> dict[str, Any]:
+    def close(self) -> None:
+        """Hang up; the next call connects again."""
+        self._kept.close()
+
+    def _call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
+        """One request.
+
+        A kept connection may have been closed by the service meanwhile: then once more on a new one.
+
+        Raises:
+            HTTPError: the status is 400 or more; its body can be read.
+        """
         if self.now:
-            request.add_header("X-Recloop-Now", iso(self.now))
-        with urllib.request.urlopen(request, timeout=WAIT) as answer:  # noqa: S310 - loopback
-            tree: dict[str, Any] = json.load(answer)
+            headers["X-Recloop-Now"] = iso(self.now)
+        kept = self._kept.sock is not None
+        try:
+            answer = self._send(method, path, body, headers)
+        except ConnectionError:
+            self._kept.close()
+            if not kept:
+                raise
+            answer = self._send(method, path, body, headers)
+        text = answer.read()
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            told = io.BytesIO(text)
+            raise urllib.error.HTTPError(self.url + path, answer.status, answer.reason, answer.headers, told)
+        tree: dict[str, Any] = json.loads(text)
         return tree
+
+    def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> http.client.HTTPResponse:
+        self._kept.request(method, self._path + path, body, headers)
+        return self._kept.getresponse()
 
 
 @contextmanager
@@ -57,7 +96,8 @@ def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
             ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
             if ready is None:
                 raise UserError("serve", child.wait(WAIT), "a line that begins with: ready", f"recloop -C {root} serve")
-            yield Client(ready[1])
+            with closing(Client(ready[1])) as client:  # an idle connection would hold up the end
+                yield client
         finally:
             child.send_signal(signal.SIGTERM)
             try:

@@ -1,0 +1,99 @@
+"""The client: one connection that is kept, taken up again where the service has closed it, errors with their body."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from recloop.client import Client
+
+
+class Shop(ThreadingHTTPServer):
+    """Counts its connections; says what it was asked, and hangs up after an answer where it is told to."""
+
+    connections = 0
+    hang_up = False
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Shop
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        told = {"path": self.path, "body": body, **{k.lower(): v for k, v in self.headers.items()}}
+        text = json.dumps(told).encode()
+        self.send_response(409 if self.path.endswith("no") else 200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+        self.close_connection = self.server.hang_up
+
+    do_POST = do_GET  # noqa: N815 - the name that the base class calls
+
+    def log_message(self, *_: Any) -> None:
+        """It says nothing."""
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    with Shop(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def client(shop: Shop) -> Iterator[Client]:
+    made = Client(f"http://127.0.0.1:{shop.server_port}/base")
+    yield made
+    made.close()
+
+
+def test_one_connection_serves_every_call(shop: Shop, client: Client) -> None:
+    asked = client.recommend("a / ü", n="3")
+    assert asked["path"] == "/base/v1/recommend/a%20%2F%20%C3%BC?n=3"
+    assert "x-recloop-now" not in asked
+    client.now = 1_000_000
+    assert client.recommend("a", "mine")["x-request-id"] == "mine"
+    posted = client.post("/v1/events", [{"user_id": "a"}])
+    assert json.loads(posted["body"]) == [{"user_id": "a"}]
+    assert posted["content-type"] == "application/json"
+    assert posted["x-recloop-now"] == "1970-01-01T00:00:01+00:00"
+    assert shop.connections == 1
+
+
+def test_a_connection_that_the_service_closed_is_made_anew(shop: Shop, client: Client) -> None:
+    shop.hang_up = True  # without a word: no `Connection: close`
+    for number in range(1, 4):
+        assert client.get(f"/{number}")["path"] == f"/base/{number}"
+        assert shop.connections == number
+
+
+def test_an_error_carries_its_body(client: Client) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        client.post("/no", {})
+    assert caught.value.code == 409
+    assert json.loads(caught.value.read())["path"] == "/base/no"
+    assert client.get("/yes")["path"] == "/base/yes"
+
+
+def test_nobody_there_is_an_error(shop: Shop, client: Client) -> None:
+    client.get("/yes")
+    shop.shutdown()
+    shop.server_close()
+    client.close()
+    with pytest.raises(OSError, match="refused"):
+        client.get("/yes")
