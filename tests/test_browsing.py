@@ -62,6 +62,8 @@ def test_the_expectation_of_a_list_is_what_is_drawn_on_average(browsing: Browsin
     shown = browsing.item_ids[:10]
     drawn = [browsing.respond("u001", shown, NOON, f"r{n}") for n in range(4000)]
     expected = browsing.expected("u001", shown, NOON)
+    hits = np.mean([any(row["event_type"] == "click" for row in rows) for rows in drawn])
+    assert expected["hit"] == pytest.approx(hits, abs=4 * np.sqrt(hits * (1 - hits) / len(drawn)))
     for kind in ("click", "purchase"):
         found = np.array([sum(row["event_type"] == kind for row in rows) for rows in drawn])
         assert expected[kind] == pytest.approx(found.mean(), abs=4 * found.std() / np.sqrt(len(found)))
@@ -72,6 +74,15 @@ def test_a_better_list_is_better_in_truth(browsing: Browsing) -> None:
     best, worst = ([browsing.item_ids[ix] for ix in some] for some in (order[:10], order[-10:]))
     assert browsing.expected("u001", best, NOON)["purchase"] > 10 * browsing.expected("u001", worst, NOON)["purchase"]
     assert browsing.expected("u001", best, NOON)["click"] > browsing.expected("u001", best[::-1], NOON)["click"]
+
+
+def test_nobody_looks_for_what_a_list_has_shown(browsing: Browsing) -> None:
+    found = {row["item_id"] for n in range(200) for row in browsing.search("u001", NOON, f"s{n}")}
+    shown = sorted(found)[::2]
+    later = {row["item_id"] for n in range(200) for row in browsing.search("u001", NOON, f"s{n}", shown)}
+    assert len(shown) > 5
+    assert later
+    assert later.isdisjoint(shown)
 
 
 def test_tastes_drift_and_newcomers_arrive(browsing: Browsing) -> None:

@@ -14,7 +14,7 @@ Tastes drift, people and items arrive over time, and some items are *bait*: they
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -116,12 +116,18 @@ class Browsing:
         return _sigmoid(1.5 * (self.utility(user_id, now) - 1.5))
 
     def expected(self, user_id: str, items: Sequence[str], now: int) -> dict[str, float]:
-        """Clicks and purchases that a list brings on average: the exact expectation of what `respond` draws."""
+        """Clicks and purchases that a list brings on average, and the chance of any click at all (``hit``).
+
+        The exact expectation of what `respond` draws: slots are answered independently.
+        """
         ix = [self._item_ix[item] for item in items]
         chances = self._chances(user_id, now)
-        looked = _looked(len(ix))
-        clicks = looked * chances["click"][ix]
-        return {"click": float(clicks.sum()), "purchase": float((clicks * chances["purchase"][ix]).sum())}
+        clicks = _looked(len(ix)) * chances["click"][ix]
+        return {
+            "click": float(clicks.sum()),
+            "purchase": float((clicks * chances["purchase"][ix]).sum()),
+            "hit": float(1 - np.prod(1 - clicks)),
+        }
 
     def _chances(self, user_id: str, now: int) -> dict[str, np.ndarray]:
         """Of an item looked at: click; of a click: purchase; of no click: skip, and else dislike."""
@@ -170,11 +176,17 @@ class Browsing:
                 rows.append(("dislike", item, None))
         return self._events(user_id, rows, bought, now, request_id)
 
-    def search(self, user_id: str, now: int, request_id: str) -> list[dict[str, Any]]:
-        """What a user finds without a list: one item or more by their own utility, looked at and perhaps bought."""
+    def search(self, user_id: str, now: int, request_id: str, but: Collection[str] = ()) -> list[dict[str, Any]]:
+        """What a user finds without a list: one item or more by their own utility, looked at and perhaps bought.
+
+        Args:
+            but: Items that nobody has to look for, because a list has shown them.
+        """
         draw = self._draw(3, user_id, request_id)
         worth, chances = self.utility(user_id, now), self._chances(user_id, now)
-        found = pick(draw, np.where(self.on_sale(now), worth, -np.inf), 1 + int(draw.poisson(0.3)))
+        there = self.on_sale(now)
+        there[[self._item_ix[item] for item in but]] = False
+        found = pick(draw, np.where(there, worth, -np.inf), 1 + int(draw.poisson(0.3)))
         rows: list[tuple[str, str, float | None]] = []
         bought = []
         for ix in found.tolist():
