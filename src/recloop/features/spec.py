@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from recloop.config import Clean, Config, Events, Field
@@ -62,7 +63,7 @@ class Spec:
         """Names of the columns of a query's context: user fields, then request fields."""
         return [f"user.{name}" for name in self.user] + [f"request.{name}" for name in self.request]
 
-    @property
+    @cached_property
     def state_key(self) -> str:
         """8 hex of the event classes: bundles of one key share states and snapshots."""
         classes = self._events() | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
