@@ -25,11 +25,13 @@ from recloop.collect.prepare import load
 from recloop.config import Project, open_project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
+from recloop.later.evidence import earlier
 from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
 from recloop.records import Event, Item, User
 from recloop.serve import moves
 from recloop.watch import parity
+from recloop.watch.gate import no_loss
 from recloop.world import World
 
 COUNTS = ('model.name="covisitation"',)
@@ -107,6 +109,12 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     assert len(child.items) > len(live.items)
     assert child.items.count.sum() > live.items.count.sum()
     assert child.policy["placements"] == live.policy["placements"]
+    assert set(child.metrics) == set(live.metrics)
+    assert [row["model"] for row in child.metrics["rows"]] == [row["model"] for row in live.metrics["rows"]]
+    protocol = child.metrics["protocol"]
+    assert set(protocol) - set(live.metrics["protocol"]) == {"set", "window"}
+    assert (protocol["name"], protocol["set"], protocol["window"]["to_seq"]) == ("temporal", "new", done.to_seq)
+    assert 0 < child.metrics["rows"][-1]["NDCG@10"]["value"] < 1
     whole = Archive(project.data)
     assert whole.watermark == done.to_seq
     assert len(whole.events()) == len(before.events()) + done.kept
@@ -135,12 +143,13 @@ def test_nothing_new(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
 
 
 def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
-    half = len(first[1]) // 2
+    half, few = len(first[1]) // 2, 800
     project = later(first[1][:half])
     one = loop.update(project)
     assert one.bundle is not None
     moves.promote(project, one.bundle, "live", "tried")
-    post(project, first[1][half:])
+    post(project, first[1][half : half + few])
+    project = open_project(project.root, [*COUNTS, "release.gates.margin=0.0001"])  # so narrow that it stays open
     two = loop.update(project)
     assert two.verdict == "registered", two.failed
     assert two.from_seq == one.to_seq + 1
@@ -150,7 +159,19 @@ def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path,
         child.items.ids.ids[: len(standing.load_bundle(project).items)] == standing.load_bundle(project).items.ids.ids
     )
     windows = json.loads((project.data / "manifest.json").read_text())["windows"]
-    assert [window["to_seq"] for window in windows] == [one.to_seq, two.to_seq]
+    assert [window["to_seq"] for window in windows][-2:] == [one.to_seq, two.to_seq]
+    checked = next(gate for gate in two.gates if gate["name"] == "input")
+    assert checked["note"].endswith(f"{len(windows) - 1} earlier windows"), "the windows of the first check are there"
+    carried = bundles.load_window(project.bundles / (two.bundle or ""))
+    assert carried is not None
+    assert carried["to_seq"].unique(maintain_order=True).to_list() == [one.to_seq, two.to_seq]
+    before = bundles.load_window(project.bundles / one.bundle)
+    assert before is not None
+    assert carried.filter(pl.col("to_seq") == one.to_seq).equals(before)
+    new = next(gate for gate in two.gates if gate["name"] == "new")
+    assert "pooled with 1 earlier windows" in new["note"], new
+    pooled = no_loss(earlier(carried)[1], earlier(carried)[:1], project.config.release.gates.margin)
+    assert pooled.to_json().items() <= new.items()
 
 
 def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
@@ -319,5 +340,5 @@ def test_the_command_line_says_held_with_exit_1_and_repeats_with_every(
         assert [json.loads(again.stdout.readline())["verdict"] for _ in range(2)] == ["held", "held"]
     finally:
         again.send_signal(signals.SIGINT)
-        assert again.wait(30) == 130
+        assert again.wait(60) == 130
         again.stdout.close()

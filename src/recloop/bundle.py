@@ -56,7 +56,10 @@ class UserTable:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory. ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name."""
+    """A bundle in memory. ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name.
+
+    ``train`` and ``window`` (what its gate and its parents' saw) are written and not loaded: `load_train`, `load_window`.
+    """
 
     manifest: dict[str, Any]
     spec: Spec
@@ -69,6 +72,7 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
     golden: list[dict[str, Any]] = field(default_factory=list)
     users: UserTable | None = None
+    window: pl.DataFrame | None = None
 
     @property
     def id(self) -> str:
@@ -216,6 +220,12 @@ def load_train(path: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(path / "train.safetensors")
 
 
+def load_window(path: Path) -> pl.DataFrame | None:
+    """What the gates of a bundle and of its parents saw on *new*; None where no gate made it. Serving never opens it."""
+    file = path / "window.parquet"
+    return pl.read_parquet(file) if file.exists() else None
+
+
 def _files(bundle: Bundle) -> dict[str, bytes]:
     table = pl.DataFrame(
         {
@@ -236,6 +246,7 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
         "items.parquet": _parquet(table),
         "serve.safetensors": safetensors.numpy.save(_contiguous(bundle.arrays)),
         **({} if bundle.users is None else {"users.parquet": _parquet(_user_rows(bundle.users))}),
+        **({} if bundle.window is None else {"window.parquet": _parquet(bundle.window)}),
         **bundle.graphs,
     }
 

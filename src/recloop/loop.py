@@ -83,11 +83,12 @@ class Updated:
         return [one for one in self.gates if not one["ok"]]
 
 
-def update(project: Project, voice: Voice | None = None, full: bool = False) -> Updated:
+def update(project: Project, voice: Voice | None = None, full: bool = False, reset: bool = False) -> Updated:
     """Every turn after the first: what came since becomes a candidate, and the gate decides; see `recloop.later`.
 
     Args:
         full: Train from scratch, for comparison; the table still begins with live's rows.
+        reset: Start from live's weights, but with a fresh optimizer.
 
     Raises:
         Locked: another turn runs in this folder.
@@ -95,7 +96,7 @@ def update(project: Project, voice: Voice | None = None, full: bool = False) -> 
     """
     with locks.turn_lock(project.root, "update"), runs.room(project):
         clock = time.monotonic()
-        run = runs.begin(project, full, voice or Silent())
+        run = runs.begin(project, full, reset, voice or Silent())
         if run is None:
             live, (seq, _) = live_bundle(project), new_rows(project)
             return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock)

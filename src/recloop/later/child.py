@@ -83,7 +83,7 @@ def has_network(bundle: Bundle) -> bool:
 
 def named(run: Run, bundle: Bundle, mode: str) -> Bundle:
     """The bundle as a child of live, trained ``warm`` or ``full``."""
-    train = {**bundle.manifest["train"], "mode": mode}
+    train = {**bundle.manifest["train"], "mode": mode, **({"optimizer": "reset"} if run.reset else {})}
     return replace(bundle, manifest={**bundle.manifest, "parent": run.live.id, "train": train})
 
 
@@ -110,8 +110,11 @@ def candidate_of(run: Run) -> Bundle:
     return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
 
 
-def train(bundle: Bundle, folder: Path) -> dict[str, Any]:
+def train(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, Any]:
     """Weights and optimizer state of a bundle with a network, for a warm start.
+
+    Args:
+        reset: The weights alone: the optimizer begins anew.
 
     Raises:
         UserError: it has none.
@@ -120,4 +123,5 @@ def train(bundle: Bundle, folder: Path) -> dict[str, Any]:
         return {}
     if "train.safetensors" not in bundle.manifest["files"]:
         raise UserError("bundle", bundle.id, "one with train.safetensors, to start from", "recloop update --full")
-    return bundles.load_train(folder / bundle.id)
+    state = bundles.load_train(folder / bundle.id)
+    return {name: array for name, array in state.items() if not reset or name.startswith("network.")}

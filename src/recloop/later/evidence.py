@@ -1,34 +1,99 @@
-"""What the gate of an update looks at: the queries of *old*, and what the last quarter may not have broken."""
+"""What the gate of an update looks at, and what a child keeps of it: its window beside its parents', its table.
+
+The windows of a lineage travel in its bundles: a child's ``window.parquet`` holds the numbers of its own *new* and of up
+to five before it, taken over from live's. So they are moved with the bundle, and lie where the next update finds them.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
+from recloop import turn
 from recloop.bundle import Bundle
 from recloop.errors import BundleError
-from recloop.features.state import Timeline
 from recloop.later.run import Run
 from recloop.learn import compare
-from recloop.learn.evaluate import Moments, moments
-from recloop.recommend.catalogue import Catalogue
+from recloop.learn.compare import Asked
+from recloop.learn.evaluate import Moments, evaluate, moments
 from recloop.recommend.recommender import check_golden
-from recloop.records import DAY, STAMP, USER_ID, is_old
+from recloop.records import DAY, STAMP, USER_ID, hash_share, is_old
 from recloop.watch import gate
-from recloop.watch.gate import Gate
+from recloop.watch.gate import Gate, Pairs
 
 OLD_DAYS = 90
 OVERLAPPED = 200
 """Queries whose lists before and after the last quarter are compared."""
 
 
-def world(run: Run) -> tuple[Timeline, Catalogue]:
-    """The states and the catalogue that every question of this run is asked from."""
-    return Timeline(run.data.events, run.data.users), Catalogue.of([run.data.items])
+WINDOW: Final = {"to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64}
+"""A query of a window: the last seq of the window, hash("window") of the user, NDCG@10 of candidate' and of live."""
+
+
+class Test(NamedTuple):
+    """What a table is made over: some test moments, everybody's states."""
+
+    test: pl.DataFrame
+    events: pl.DataFrame
+    users: pl.DataFrame | None
+
+
+def compared(ours: Asked, lives: Asked, part: str = "ndcg") -> Pairs:
+    """A number of both bundles over the same queries; a user is a hash here, so that no bundle holds ids for it."""
+    users = np.array([hash_share("window", user) for user in ours.users.tolist()])
+    return Pairs(users, getattr(ours, part), getattr(lives, part))
+
+
+def carried(run: Run) -> pl.DataFrame:
+    """The windows of live and of its parents, the oldest first; none for a full turn, whose weights have no parent."""
+    found = None if run.full else bundles.load_window(run.project.bundles / run.live.id)
+    return pl.DataFrame(schema=WINDOW) if found is None else found
+
+
+def earlier(windows: pl.DataFrame) -> list[Pairs]:
+    """Each window of a lineage, the oldest first."""
+    parts = windows.partition_by("to_seq", maintain_order=True)
+    return [Pairs(*(part[name].to_numpy() for name in ("user", "candidate", "live"))) for part in parts]
+
+
+def keep_window(run: Run, new: Pairs, windows: pl.DataFrame) -> None:
+    """This window behind the newest of its lineage, in the run's folder."""
+    columns = {"to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live}
+    seqs = windows["to_seq"].unique().sort().tail(gate.POOLED - 1)
+    frame = pl.concat([windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW)])
+    with (run.folder / "candidate" / "window.parquet").open("wb") as file:
+        frame.write_parquet(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def kept_window(run: Run) -> pl.DataFrame:
+    """What `keep_window` left."""
+    return pl.read_parquet(run.folder / "candidate" / "window.parquet")
+
+
+def table_of(run: Run, candidate: Bundle) -> dict[str, Any]:
+    """The table over *new*, by candidate', for the child's metrics.json; empty where the window asks nothing.
+
+    The child itself has learned these rows, so its own numbers on them would be those of its memory.
+    """
+    data = run.data
+    new = compare.thin(moments(data.test, "successive"))
+    if not len(new):
+        return {}
+    asked = pl.DataFrame({USER_ID: new.users, STAMP: new.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
+    test = Test(data.test.join(asked, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
+    facts = {"split_hash": data.manifest["split_hash"], "fingerprint": data.manifest["fingerprint"]}
+    table = evaluate([candidate], test, run.world[1], run.config, facts, turn.THREADS)
+    made = table.bundle_metrics()
+    window = {"from_seq": run.learned + 1, "to_seq": run.until, "from": candidate.cut}
+    return {**made, "protocol": {**made["protocol"], "set": "new", "window": window}}
 
 
 def old_queries(run: Run) -> Moments:
@@ -48,7 +113,7 @@ def settled(run: Run, candidate: Bundle, written: Bundle) -> list[Gate]:
         broken = 1
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
-        timeline, catalogue = world(run)
+        timeline, catalogue = run.world
         some = compare.thin(moments(run.data.test, "successive"), OVERLAPPED)
         if len(some):
             lists = [compare.ask(bundle, some, timeline, catalogue).lists for bundle in (written, candidate)]

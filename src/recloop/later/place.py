@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import polars as pl
@@ -17,7 +16,6 @@ from recloop.features.signal import Signal
 from recloop.later.run import Run
 from recloop.recommend.states import fold_all, fold_on
 from recloop.records import EVENT_SCHEMA, RULE
-from recloop.watch import gate
 
 
 def settle(run: Run) -> str | None:
@@ -41,11 +39,7 @@ def settle(run: Run) -> str | None:
             control, name, sha256, by="recloop update", reason="passed its gate", at=standing.now(),
             evidence={"gates": run.gates},
         )  # fmt: skip
-    facts = run.journal.facts("check")
-    before = json.loads((run.project.data / "manifest.json").read_text("utf-8")).get("windows", [])
-    window = {"to_seq": run.until, "bundle": run.live.id, "loss": facts["loss"]}
-    windows = before if facts["loss"] is None else [*(w for w in before if w["to_seq"] < run.until), window]
-    publish(run.folder / "data", run.project.data, {"windows": windows[-gate.WINDOWS :]})
+    publish(run.folder / "data", run.project.data, {"windows": run.journal.facts("check")["windows"]})
     _forget_snapshots(run)
     run.journal.close(verdict)
     return name

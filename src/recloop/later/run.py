@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from recloop.collect.prepare import Data, read
 from recloop.config import Config, Project, dump
 from recloop.errors import UserError
 from recloop.features.spec import Spec
+from recloop.features.state import Timeline
+from recloop.recommend.catalogue import Catalogue
 from recloop.voice import Voice
 from recloop.watch import gate
 from recloop.watch.gate import Gate
@@ -35,6 +38,7 @@ class Run:
 
     Attributes:
         full: Train from scratch instead of from live's weights.
+        reset: Start from live's weights with a fresh optimizer.
         spec: Of the candidate.
     """
 
@@ -43,6 +47,7 @@ class Run:
     live: Bundle
     spec: Spec
     full: bool
+    reset: bool
     voice: Voice
     seed: int
     loaded: Data | None = field(default=None, repr=False)
@@ -75,6 +80,11 @@ class Run:
             self.loaded = read(self.folder / "data", self.project.data)
         return self.loaded
 
+    @cached_property
+    def world(self) -> tuple[Timeline, Catalogue]:
+        """The states and the catalogue that every question of this run is asked from."""
+        return Timeline(self.data.events, self.data.users), Catalogue.of([self.data.items])
+
     @property
     def gates(self) -> list[dict[str, Any]]:
         """Every gate so far, in its order."""
@@ -87,7 +97,7 @@ class Run:
         return gate.verdict([Gate(one["name"], one["value"], one["threshold"] or 0, one["ok"]) for one in self.gates])
 
 
-def begin(project: Project, full: bool, voice: Voice) -> Run | None:
+def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None:
     """The run that was killed, where everything stands as it did, else a new one; None: nothing is new.
 
     Raises:
@@ -100,9 +110,13 @@ def begin(project: Project, full: bool, voice: Voice) -> Run | None:
         )
     live = standing.load_bundle(project)
     full = full or config.update.mode == "full"
+    if full and reset:
+        expected = "a warm start: a full turn takes over no optimizer"
+        raise UserError("--reset-optimizer", "with a full turn", expected, "recloop update --full")
     watermark, last = standing.new_rows(project)
     settings = hashlib.sha256(dump(config).encode()).hexdigest()
-    head = {"from_seq": watermark + 1, "live": live.id, "mode": "full" if full else "warm", "settings": settings}
+    mode = "full" if full else "reset" if reset else "warm"
+    head = {"from_seq": watermark + 1, "live": live.id, "mode": mode, "settings": settings}
     journal = Journal.unfinished(project.runs)
     if journal is not None and not journal.has("publish"):
         then = {key: value for key, value in journal.head.items() if key != "to_seq"}
@@ -115,14 +129,14 @@ def begin(project: Project, full: bool, voice: Voice) -> Run | None:
         started = datetime.now(UTC)
         journal = Journal.begin(turn.open_run(project, started), started, {**head, "to_seq": last})
     else:
-        voice.say("update", f"run {journal.folder.name} goes on: {'full' if full else 'warm'}, up to seq {last:,}")
+        voice.say("update", f"run {journal.folder.name} goes on: {mode}, up to seq {last:,}")
     spec = Spec.of(config, live.spec.dwell)
     if not full and spec.to_json() != live.spec.to_json():
         journal.close("left")
         changed = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
         expected = f"what {live.id} was trained with (changed: {', '.join(changed)})"
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
-    return Run(project, journal, live, spec, full, voice, config.train.seed)
+    return Run(project, journal, live, spec, full, reset, voice, config.train.seed)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import polars as pl
 
 from recloop import standing, turn
@@ -9,14 +12,25 @@ from recloop.backends import open_log
 from recloop.collect.append import append
 from recloop.features.signal import Signal
 from recloop.later.child import Start, candidate_of, grow, named, train, write
-from recloop.later.evidence import old_queries, settled, trees, world
+from recloop.later.evidence import (
+    carried,
+    compared,
+    earlier,
+    keep_window,
+    kept_window,
+    old_queries,
+    settled,
+    table_of,
+    trees,
+)
 from recloop.later.run import Run
 from recloop.learn import compare
 from recloop.learn.arrays import make_tables, train_data
-from recloop.learn.evaluate import moments
+from recloop.learn.evaluate import Moments, moments
 from recloop.records import SEQ, STAMP
-from recloop.watch import gate, parity
-from recloop.watch.gate import Evidence, Gate, Pairs
+from recloop.watch import band, gate, parity
+from recloop.watch.band import Window
+from recloop.watch.gate import Evidence, Gate
 
 CHECKED = 300
 """Queries of a window of the input check at most."""
@@ -44,25 +58,32 @@ def check(run: Run) -> None:
     """2. Live's own loss on what came, against its earlier windows: out of band holds the window."""
     if run.journal.has("check"):
         return
-    events = run.data.events
+    events, known = run.data.events, run.data.manifest.get("windows", [])
     came = moments(events.filter(pl.col(SEQ) > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
-        run.journal.done("check", loss=None, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
+        run.journal.done("check", windows=known, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
         return
-    timeline, catalogue = world(run)
     before = moments(
         events.filter((pl.col(SEQ) <= run.watermark) & (pl.col(STAMP) >= run.live.cut)), "successive"
     )  # what live has not learned
     came = compare.thin(came, CHECKED)
-    earlier = compare.windows(before, gate.WINDOWS, len(came)) if len(before) else []
-    losses = [compare.lost(compare.ask(run.live, one, timeline, catalogue).ndcg) for one in earlier]
-    if len(losses) < gate.FEWEST:
-        losses = [window["loss"] for window in run.data.manifest.get("windows", [])] + losses
-    loss = compare.lost(compare.ask(run.live, came, timeline, catalogue).ndcg)
-    found = gate.input_check(loss, losses)
-    run.journal.done("check", loss=loss, gates=trees([found]))
+    past = compare.windows(before, band.WINDOWS, len(came)) if len(before) else []
+    windows = [_window(run, one, run.watermark) for one in past]
+    if len(windows) < band.FEWEST:
+        windows = known + windows
+    incoming = _window(run, came, run.until)
+    found = band.input_check(Window.of(incoming), [Window.of(one) for one in windows])
+    if incoming["queries"] >= band.QUERIES:
+        windows = [*windows, incoming]
+    run.journal.done("check", windows=windows[-band.WINDOWS :], gates=trees([found]))
     run.voice.say("check", found.line())
+
+
+def _window(run: Run, queries: Moments, to_seq: int) -> dict[str, Any]:
+    """Live's own loss over these queries, as ``data/manifest.json`` keeps it."""
+    lost = compare.lost(compare.ask(run.live, queries, *run.world).ndcg)
+    return {"to_seq": to_seq, "bundle": run.live.id, **lost._asdict()}
 
 
 def learn(run: Run) -> None:
@@ -77,7 +98,7 @@ def learn(run: Run) -> None:
         learned = turn.learn(run.config, tables, arrays, data, run.folder, run.voice, None)
         candidate = named(run, learned.bundle, "full")
     else:
-        weights = train(run.live, run.project.bundles)
+        weights = train(run.live, run.project.bundles, run.reset)
         candidate = grow(run, run.live, before, cut, Start(weights, run.learned, 0), run.folder)
     written = write(run, candidate, run.folder / "candidate")
     run.journal.done("learn", bundle=written.id)
@@ -88,30 +109,31 @@ def judge(run: Run) -> None:
     if run.journal.has("judge"):
         return
     candidate, cut = candidate_of(run), int(run.journal.facts("collect")["cut"])
-    timeline, catalogue = world(run)
+    timeline, catalogue = run.world
     new = compare.thin(moments(run.data.test, "successive"))
-    threads = turn.THREADS
-    ours, lives = (compare.ask(bundle, new, timeline, catalogue, threads) for bundle in (candidate, run.live))
-    cold = Pairs(ours.users, ours.ndcg, lives.ndcg).where(ours.cold)
-    old = old_queries(run)
+    ours, lives = (compare.ask(bundle, new, timeline, catalogue, turn.THREADS) for bundle in (candidate, run.live))
+    pairs, old = compared(ours, lives), old_queries(run)
     forgotten = None
     if len(old):
-        mine, theirs = (compare.ask(bundle, old, timeline, catalogue, threads) for bundle in (candidate, run.live))
-        forgotten = Pairs(mine.users, mine.ndcg, theirs.ndcg)
+        mine, theirs = (compare.ask(bundle, old, timeline, catalogue, turn.THREADS) for bundle in (candidate, run.live))
+        forgotten = compared(mine, theirs)
+    windows = carried(run)
     decided = standing.decided(run.project)
     evidence = Evidence(
-        new=Pairs(ours.users, ours.ndcg, lives.ndcg),
+        new=pairs,
+        earlier=earlier(windows),
         old=forgotten,
         slices={
-            "cold": cold,
-            "repeat": Pairs(ours.users, ours.repeat, lives.repeat),
-            "explore": Pairs(ours.users, ours.explore, lives.explore),
+            "cold": pairs.where(ours.cold),
+            "repeat": compared(ours, lives, "repeat"),
+            "explore": compared(ours, lives, "explore"),
         },
         parity=parity.verify(run.project)["unexplained"] if decided else None,
         latency=compare.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,
         cold_coverage=(ours.cold_coverage, lives.cold_coverage),
     )
     found = gate.judge(evidence, run.config.release.gates, run.seed)
+    keep_window(run, pairs, windows)
     facts = {"cut": cut, "new_queries": len(new), "old_queries": len(old)}
     run.journal.done("judge", gates=trees(found), **facts)
     for one in found:
@@ -127,6 +149,7 @@ def finish(run: Run) -> None:
     cut = int(data.events[STAMP].max() or 0) + 1  # type: ignore[arg-type]
     start = None if run.full else Start(train(candidate, run.folder / "candidate"), run.learned, held)
     grown = grow(run, candidate, data.events, cut, start, run.folder / "rest")
+    grown = replace(grown, metrics=table_of(run, candidate), window=kept_window(run))
     written = write(run, grown, run.folder / "bundles")
     found = settled(run, candidate, written)
     run.journal.done("finish", bundle=written.id, gates=trees(found))

@@ -19,6 +19,7 @@ from recloop.learn.evaluate import Moments
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, one_state
 from recloop.records import COLD_POSITIVES, COVERING, Query
+from recloop.watch.band import Window
 
 K = 10
 CHUNK = 256
@@ -135,10 +136,13 @@ def windows(queries: Moments, count: int, size: int) -> list[Moments]:
     return [pick(queries, order[start : start + size]) for start in [*starts][:count][::-1]]
 
 
-def lost(ndcg: NDArray[np.float64]) -> float:
-    """A bundle's loss over a window, in nats: -ln of the mean NDCG@10 of the lists it serves; NaN without a query."""
+def lost(ndcg: NDArray[np.float64]) -> Window:
+    """A bundle's loss over a window: -ln of the mean NDCG@10 of the lists it serves; NaN without a query."""
     known = ndcg[~np.isnan(ndcg)]
-    return float(-np.log(max(FLOOR, known.mean()))) if len(known) else float("nan")
+    if not len(known):
+        return Window(float("nan"), 0, 0.0)
+    mean = max(FLOOR, float(known.mean()))
+    return Window(float(-np.log(mean)), len(known), float(known.std()) / mean)
 
 
 def _placement(bundle: Bundle) -> str:

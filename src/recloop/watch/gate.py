@@ -1,9 +1,9 @@
 """The gate of a candidate: every number that decides whether it may be registered, as pure functions (definitions, 7).
 
-    before training    input_check(loss, earlier)                     out of band: the window is held, nothing is trained
-    after training     judge(evidence, settings)                      candidate' beside live, on rows that neither learned
-    after the rest     settled(losses, golden, candidate, final)      what the last quarter may not have broken
-    at last            verdict(gates)                                 registered, refused or held
+    before training    `recloop.watch.band`                       out of band: the window is held, nothing is trained
+    after training     judge(evidence, settings)                  candidate' beside live, on rows that neither learned
+    after the rest     settled(losses, golden, final, before)     what the last quarter may not have broken
+    at last            verdict(gates)                             registered, refused or held
 
 Nothing is read and nothing is written here; the same numbers give the same gates.
 """
@@ -24,16 +24,10 @@ from recloop.config import Gates
 from recloop.metrics import Difference
 from recloop.watch.agree import overlap
 
-WINDOWS: Final = 20
-"""Earlier windows that live's own loss is compared with."""
-FEWEST: Final = 3
-"""With fewer earlier windows there is no band yet."""
-ALARM: Final = 0.001
-"""Share of usual windows that lie out of band."""
-STILL: Final = 0.01
-"""The spread of earlier losses counts as 1 % of their mean at least: few equal windows do not make a band of no width."""
 POOLED: Final = 6
 """Earlier windows that an open verdict is pooled with."""
+FEWEST_USERS: Final = 30
+"""A slice with fewer users who have a target refuses nothing: the bootstrap over so few is too narrow."""
 OVERLAP: Final = 0.8
 DETECTS: Final = float(scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8))
 """A loss of so many standard errors is seen 80 % of the time at 95 %."""
@@ -129,29 +123,6 @@ class Evidence:
     cold_coverage: tuple[float, float] | None = None
 
 
-def input_check(loss: float, earlier: Sequence[float]) -> Gate:
-    """Live's own loss on the incoming window against its last 20 windows; out of band holds the window.
-
-    Band = mean +- t(n - 1; 1 - .0005) * s * sqrt(1 + 1/n) over the n earlier losses, s their standard deviation, at
-    least 1 % of their mean: where the next usual window lies 999 times of 1,000. Fewer than 3 earlier: no band yet.
-    A loss that is not finite is out of every band.
-    """
-    past = np.asarray(earlier, dtype=np.float64)[-WINDOWS:]
-    past = past[np.isfinite(past)]
-    if not math.isfinite(loss):
-        return Gate(INPUT, None, math.inf, False, note="live's loss on the incoming window is not finite")
-    if len(past) < FEWEST:
-        return Gate(INPUT, loss, math.inf, True, note=f"weak: {len(past)} earlier windows, no band yet")
-    n, mean = len(past), float(past.mean())
-    spread = max(float(past.std(ddof=1)), STILL * abs(mean))
-    reach = float(scipy.stats.t.ppf(1 - ALARM / 2, n - 1)) * spread * math.sqrt(1 + 1 / n)
-    low, high = mean - reach, mean + reach
-    ok = low <= loss <= high
-    beyond = high if loss >= mean else low
-    said = f"live's loss on the incoming window, {n} earlier windows"
-    return Gate(INPUT, loss, beyond, ok, low=low, high=high, note=said if ok else f"out of band: {said}")
-
-
 def relative_difference(pairs: Pairs, seed: int = 0) -> Difference:
     """d: paired relative difference candidate - live, each user's mean first, 95 % bootstrap over users."""
     users, numbers = np.unique(pairs.users, return_inverse=True)
@@ -202,14 +173,18 @@ def _decide(d: Difference, margin: float) -> bool | None:
 
 
 def no_collapse(name: str, pairs: Pairs, drop: float, seed: int = 0) -> Gate:
-    """The upper end of d lies above -drop: a slice that surely lost more refuses; an empty one is no evidence."""
+    """The upper end of d lies above -drop: a slice that surely lost more refuses.
+
+    An empty slice is no evidence, and one of fewer than 30 users with a target is too little of it: a weak pass.
+    """
     d = relative_difference(pairs, seed)
     if math.isnan(d.relative.high):
         return Gate(name, None, -drop, True, note="weak: nothing to compare")
-    return Gate(
-        name, d.relative.value, -drop, d.relative.high > -drop, detectable(d), d.relative.low, d.relative.high,
-        "the upper end decides",
-    )  # fmt: skip
+    users = len(np.unique(pairs.users[~(np.isnan(pairs.candidate) | np.isnan(pairs.live))]))
+    few = users < FEWEST_USERS
+    ok = few or d.relative.high > -drop
+    note = f"weak: {users} users, too few to tell" if few else "the upper end decides"
+    return Gate(name, d.relative.value, -drop, ok, detectable(d), d.relative.low, d.relative.high, note)
 
 
 def at_most(name: str, value: float, threshold: float, note: str = "") -> Gate:
