@@ -1,13 +1,19 @@
-"""Fixtures that many tests share: the seeded world, a project folder of it, the data sets beside the checkout."""
+"""Fixtures that many tests share: the seeded world, a small shop after its first turn, servers, the data sets beside it."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+import servers
+from recloop import loop
+from recloop.config import Project, open_project
 from recloop.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +25,17 @@ settings.load_profile("recloop")
 
 # Two test processes share two cores: more threads each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+COUNTING = """
+[model]
+name = "covisitation"
+[placement.home]
+mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+[placement.cart]
+list = "popular"
+filter = "category <> 'tea'"
+k = 3
+"""
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +54,36 @@ def world() -> World:
 def world_folder(world: World, tmp_path: Path) -> Path:
     """The world written as a project of its own for this test."""
     return world.write(tmp_path / "shop")
+
+
+@pytest.fixture(scope="session")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that tests copy, never change: counting models over 60 users and 80 items, live."""
+    folder = World(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("turned") / "shop")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write(COUNTING)
+    loop.turn(open_project(folder))
+    return folder
+
+
+@pytest.fixture
+def shop(turned: Path, tmp_path: Path) -> Project:
+    """That shop as a project of its own for this test."""
+    return open_project(shutil.copytree(turned, tmp_path / "shop"))
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., servers.Server]]:
+    """Starts servers, and ends those that a test left."""
+    started: list[servers.Server] = []
+
+    def one(root: Path, *words: str, **more: Any) -> servers.Server:
+        started.append(servers.start(root, *words, **more))
+        return started[-1]
+
+    yield one
+    for server in started:
+        server.close()
 
 
 @pytest.fixture(scope="session")

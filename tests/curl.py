@@ -21,7 +21,7 @@ def main() -> int:
     body = None if asked.data is None else asked.data.encode()
     request = urllib.request.Request(asked.url, body, headers, method=asked.request)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             sys.stdout.write(answer.read().decode())
     except urllib.error.HTTPError as error:
         sys.stdout.write(error.read().decode())

@@ -53,7 +53,7 @@ def test_of_many_processes_one_wins(tmp_path: Path) -> None:
 def _hold(root: Path, held: Signal, done: Signal) -> None:
     with locks.writer_lock(root):
         held.set()
-        done.wait(30)
+        done.wait(60)
 
 
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     held, done = context.Event(), context.Event()
     child = context.Process(target=_hold, args=(tmp_path, held, done))
     child.start()
-    assert held.wait(30)
+    assert held.wait(60)
     with pytest.raises(Locked, match=rf"store/writer.lock is held by `recloop serve` \(process {child.pid}, since 20"):
         locks.writer_lock(tmp_path).__enter__()
     with locks.turn_lock(tmp_path, "update"):  # the other lock is free

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from recloop import loop
 from recloop.config import open_project
 from recloop.world import World
+from servers import Server
 
 ACME = '''
 """A shop's own network: a person is the mean of what was taken, turned by one matrix."""
@@ -53,7 +52,9 @@ class Mean(nn.Module):
 '''
 
 
-def test_in_by_its_path_and_served_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_by_its_path_and_served_without_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., Server]
+) -> None:
     package = tmp_path / "packages" / "acme_shop"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -65,15 +66,6 @@ def test_in_by_its_path_and_served_without_its_package(tmp_path: Path, monkeypat
     bundle = loop.turn(open_project(folder, sets)).bundle
     assert bundle.manifest["model"] == {"name": "acme_shop.models:Mean", "config": {"scale": 2.0}}
     assert bundle.id.startswith("mean-")
-    words = [sys.executable, "-m", "recloop", "-C", str(folder), "serve", "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            assert line.startswith("ready "), line
-            answer = httpx.get(f"{line.split()[1]}/v1/recommend/{user}", timeout=20).json()
-        finally:
-            server.terminate()
-            server.wait(20)
+    answer = serving(folder).client.get(f"/v1/recommend/{user}").json()
     assert answer["model_version"] == bundle.id
     assert [item["source"] for item in answer["items"]] == ["model"] * 10

@@ -238,7 +238,7 @@ def test_a_large_body_is_refused(client: httpx.Client) -> None:
 @pytest.mark.parametrize("framing", ["Content-Length: 10000000", "Transfer-Encoding: chunked"])
 def test_a_large_body_is_refused_before_it_is_read(server: Any, framing: str) -> None:
     url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as raw:
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as raw:
         raw.sendall(f"POST /v1/events HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
         if "chunked" in framing:  # six of ten megabytes, then silence
             raw.sendall(b"".join(b"100000\r\n" + b" " * 0x100000 + b"\r\n" for _ in range(6)))

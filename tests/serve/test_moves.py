@@ -136,7 +136,7 @@ def test_of_two_movers_at_once_one_wins_and_the_other_is_told_who(shop: Project)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     (won,) = [one for one in outcomes if not isinstance(one, Moved)]
     (lost,) = [one for one in outcomes if isinstance(one, Moved)]
     assert release.live(control_of(shop)) == won

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,6 +29,7 @@ from recloop.serve import arms
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.watch.parity import verify
+from servers import PATIENCE
 
 WHO = {"by": "test", "reason": "a test", "at": 5}
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
@@ -348,7 +349,7 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
     within(work)
 
 
-def test_a_running_server_takes_a_move_up_within_two_seconds(shop: Project, serving: Callable[..., Any]) -> None:
+def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., Any]) -> None:
     server = serving(shop.root)
     candidate = child(shop)
     words = ["-m", "recloop", "-C", str(shop.root), "promote", candidate, "--to", "live", "--reason", "swap"]
@@ -357,34 +358,24 @@ def test_a_running_server_takes_a_move_up_within_two_seconds(shop: Project, serv
     assert release.machine(control_of(shop)).states[candidate][0] == "live"
     checked = next(row for row in control_of(shop).releases() if row.to == "checked")
     assert (checked.bundle, checked.by) == (candidate, "recloop serve")  # it runs: it checks
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while server.client.get("/v1/recommend/u14").json()["model_version"] != candidate:
         assert time.monotonic() < end
         time.sleep(0.05)
     assert server.stop() == 0
 
 
-ASSIGN = """
-import hashlib, sys
-from recloop.serve import arms
-digest = hashlib.sha256()
-inside = 0
-for n in range(1_000_000):
-    one = arms.in_experiment("b", f"user-{n}", 0.5), arms.in_shadow("b", f"user-{n}", 0.01)
-    inside += one[1]
-    digest.update(bytes(one))
-print(digest.hexdigest(), inside)
-"""
+ASSIGNED = "427445d8fd696bbc81cb01bfd95edcdee8bec4afa379007aef9a8bab1c04287d"
+"""SHA-256 over the arms and shadows of a million users, of no machine and no day: another value is a flip."""
 
 
-def test_a_million_assignments_are_the_same_in_another_process(tmp_path: Path) -> None:
-    """0 flips over a restart: two processes with other hash seeds agree on every user."""
-    made = [
-        subprocess.run(
-            [sys.executable, "-c", ASSIGN], capture_output=True, text=True, check=True, cwd=tmp_path,
-            env={"PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    ]  # fmt: skip
-    assert made[0] == made[1]
-    assert 9_500 < int(made[0].split()[1]) < 10_500
+def test_a_million_assignments_are_the_same_on_every_machine_and_every_day() -> None:
+    """0 flips over a restart: each run of the tests has another hash seed, and finds what was written down once."""
+    digest, inside = hashlib.sha256(), 0
+    for number in range(1_000_000):
+        user = f"user-{number}"
+        shadow = arms.in_shadow("b", user, 0.01)
+        inside += shadow
+        digest.update(bytes((arms.in_experiment("b", user, 0.5), shadow)))
+    assert digest.hexdigest() == ASSIGNED
+    assert 9_500 < inside < 10_500

@@ -6,51 +6,24 @@ import asyncio
 import random
 import shutil
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from recloop import loop
 from recloop.backends import open_decisions
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.features.vocab import Category
 from recloop.recommend.recommender import Answer
 from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.watch.parity import compare, verify
-from recloop.world import World
 
-CONFIG = """
-[model]
-name = "covisitation"
-[placement.home]
-mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
-[placement.cart]
-list = "popular"
-filter = "category <> 'tea'"
-"""
 START = 1_752_000_000 * SECOND  # a few days after the world's last row
 
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = World(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("parity") / "shop")
-    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
-        file.write(CONFIG)
-    loop.turn(open_project(folder))
-    return folder
-
-
-@pytest.fixture
-def shop(turned: Path, tmp_path: Path) -> Project:
-    shutil.copytree(turned, tmp_path / "shop")
-    return open_project(tmp_path / "shop")
 
 
 class Clock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from recloop import loop
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.records import DAY, SECOND
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.watch import pulse, report
-from recloop.world import World
 
 NOW = 1_752_000_000 * SECOND
-CONFIG = """
-[model]
-name = "covisitation"
-[placement.home]
-mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
-[placement.cart]
-list = "popular"
-k = 3
-"""
 
 
 class Clock:
@@ -37,21 +25,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = World(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("pulse") / "shop")
-    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
-        file.write(CONFIG)
-    loop.turn(open_project(folder))
-    return folder
-
-
-@pytest.fixture
-def shop(turned: Path, tmp_path: Path) -> Project:
-    shutil.copytree(turned, tmp_path / "shop")
-    return open_project(tmp_path / "shop")
 
 
 def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
