@@ -70,6 +70,7 @@ def init(
 @app.command(rich_help_panel=START)
 def update(
     full: Annotated[bool, typer.Option("--full", help="train from scratch")] = False,
+    reset: Annotated[bool, typer.Option("--reset-optimizer", help="from live's weights, its optimizer anew")] = False,
     every: Annotated[str, typer.Option(help="again each 30m, 1h, 1d, until told to stop")] = "",
     as_json: Json = False,
 ) -> None:
@@ -78,12 +79,13 @@ def update(
 
     here = project()
     if every:
-        shell.repeat(["update", *(["--full"] if full else []), *(["--json"] if as_json else [])], every)
+        words = {"--full": full, "--reset-optimizer": reset, "--json": as_json}
+        shell.repeat(["update", *(word for word, asked in words.items() if asked)], every)
         return
     if standing.live_bundle(here) is None:
         _first(loop.turn(here, Teller()), as_json)
         return
-    made = loop.update(here, Teller(), full)
+    made = loop.update(here, Teller(), full, reset)
     if as_json:
         _print_json({**vars(made), "seconds": round(made.seconds, 2)})
     elif made.verdict == "nothing":
