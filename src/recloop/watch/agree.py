@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from recloop.features.state import States
@@ -112,10 +111,16 @@ def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSIS
 
 
 def tau_b(scores: NDArray[np.float64]) -> float:
-    """Kendall's tau-b between the order of a list and another's scores of its items, ties counted; NaN: all tie."""
+    """Kendall's tau-b between the order of a list and another's scores of its items, ties counted; NaN: all tie.
+
+    (with - against) / sqrt(pairs * (pairs that do not tie)); in numpy, as scipy.stats takes a second to import.
+    """
     if len(scores) < 2 or (scores == scores[0]).all():
         return math.nan
-    return float(scipy.stats.kendalltau(-np.arange(len(scores)), scores, variant="b").statistic)
+    first, second = np.triu_indices(len(scores), 1)
+    with_it = int((scores[first] > scores[second]).sum())
+    against = int((scores[first] < scores[second]).sum())
+    return (with_it - against) / math.sqrt(len(first) * (with_it + against))  # the order of a list has no ties
 
 
 def mean_percentile(catalogue: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
