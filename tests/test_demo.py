@@ -53,19 +53,31 @@ def test_stamps_as_requests_carry_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_whole_demo(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "recloop", "demo", "--dir", str(tmp_path / "demo"), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     shown = json.loads(done.stdout)
     said = {step["name"]: " ".join(step["out"]) for step in shown["steps"]}
-    assert list(said) == ["collect", "features", "learn", "evaluate", "bundle", "serve", "watch", "files"]
-    assert "1,469,307 rows read = 1,460,438 kept + keep 8,869 removed + 0 rejected" in said["collect"]
+    assert list(said) == [
+        "collect", "features", "learn", "evaluate", "bundle", "serve", "watch",
+        "keep learning", "gate", "shadow", "experiment", "release", "verify", "files",
+    ]  # fmt: skip
+    assert "1,411,279 rows read = 1,402,756 kept + keep 8,523 removed + 0 rejected" in said["collect"]
     assert "the disliked one is gone" in said["serve"]
     assert "10 items from segment" in said["serve"]
     assert "10 items from popular" in said["serve"]
     assert re.search(r"305 checked, 305 equal, 0 late, 0 unexplained", said["watch"])
     assert re.search(r"verify finds [1-9]\d* of 30, named request\.gap", said["watch"])
     assert "exit 2" in said["watch"]
-    for name in ("report.html", "evaluation.json", "log.jsonl", "manifest.json"):
+    assert re.search(r"recloop update: [\d,]+ rows .*: registered", said["keep learning"])
+    assert "poisoned copy, with the input check: held" in said["gate"]
+    assert "poisoned copy, with that check off: refused" in said["gate"]
+    assert "byte for byte what they were: yes" in said["gate"]
+    assert re.search(r"twin of live itself: 0 of [1-9]\d* differ", said["shadow"])
+    assert re.search(r"overlap@10: .* noise floor", said["shadow"])
+    assert "this measures prediction, not effect" in said["experiment"]
+    assert re.search(r"-> live .*POST /v1/admin/rollback", said["release"])
+    assert re.search(r"[1-9],\d+ decisions: .* 0 late, 0 unexplained", said["verify"])
+    for name in ("report.html", "evaluation.json", "log.jsonl", "manifest.json", "shadow.svg"):
         assert any(path.endswith(name) for path in shown["files"])

@@ -153,15 +153,12 @@ def _console() -> Callable[[Any, Any], None] | None:
 @app.command(rich_help_panel=START)
 def demo(
     directory: Annotated[str, typer.Option("--dir", help="the demo's project folder")] = "recloop-demo",
-    days: Annotated[
-        bool, typer.Option("--days", help="hold 14 days back and live through them: update, gate, shadow, A/B, release")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """The whole loop on a grocery chain's year, a project like any other."""
     from recloop import demo as shown
 
-    done = shown.run(Path(directory), Teller(), rich.console.Console(stderr=True) if as_json else out, days)
+    done = shown.run(Path(directory), Teller(), rich.console.Console(stderr=True) if as_json else out)
     if as_json:
         _print_json(done)
 

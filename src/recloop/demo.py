@@ -113,11 +113,10 @@ class Shown:
             self._out.print(f"   [dim]{self.steps[-1]['seconds']:.1f} s[/]", highlight=False)
 
 
-def run(folder: Path, voice: Voice, out: rich.console.Console, days: bool = False) -> dict[str, Any]:
+def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
     """The whole loop in ``folder``; what each step said, and the files that it left.
 
-    Args:
-        days: Hold the last 14 days back and live through them: update, gate, shadow, experiment, release.
+    The log's last 14 days are held back as the future: the first turn does not know them, then they are lived through.
 
     Raises:
         UserError: the folder holds something else, or the data's package is not installed.
@@ -125,7 +124,8 @@ def run(folder: Path, voice: Voice, out: rich.console.Console, days: bool = Fals
     begin = time.monotonic()
     shown = Shown(voice, out)
     shown.say("collect", "The Complete Journey, data by 84.51°: a grocery chain's year; terms in its package")
-    project = write_project(folder, demo_days.DAYS if days else 0)
+    project = write_project(folder, demo_days.DAYS)
+    shown.say("collect", f"its last {demo_days.DAYS} days are held back as the future; they come from step 8 on")
     loop.turn(project, shown, "demo")
     row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
     now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
@@ -133,10 +133,10 @@ def run(folder: Path, voice: Voice, out: rich.console.Console, days: bool = Fals
     with serving(project.root) as client:
         client.now = now
         serve_and_ask(client, project, lambda line: shown.say("serve", line))
+    shown.say("watch", "what was shown, and whether every list can be rebuilt from the log by the other path")
     watch(project, lambda line: shown.say("watch", line))
     planted_skew(project, now, lambda line: shown.say("watch", line))
-    if days:
-        later_days(folder, project, shown)
+    later_days(folder, project, shown)
     files = [str(path) for path in sorted(_files(folder))]
     commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
     shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left:")

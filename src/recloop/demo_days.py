@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import polars as pl
 
+from recloop import demo_updates as updates
 from recloop.backends import open_control
 from recloop.client import Client, iso
 from recloop.config import Project
@@ -29,8 +24,6 @@ DAYS = 14
 """Days at the end of the log that are held back as the future."""
 WALL = {"first": 30.0, "shadow": 20.0, "experiment": 30.0}
 """Seconds of wall time that each stretch of days may take; what does not fit is posted unasked."""
-SHORT = ("--set", "train.budget=15s")
-"""An update of the demo trains so long at most, once before its gate and once after."""
 SHADOW = 0.25
 """Share of users in the demo's shadow (0.01 by default)."""
 
@@ -39,6 +32,7 @@ class Told(Protocol):
     """Where the demo's lines go."""
 
     def say(self, chapter: str, line: str) -> None: ...
+    def bar(self, chapter: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,13 @@ class Stage:
 
     def live(self, day: float, days: float, wall: float, chapter: str) -> Replayed:
         """Live through ``days`` from day ``day`` on, and say so."""
-        done = replay(self.client, self.future, self.first + int(day * DAY), days, wall)
+        first = self.first + int(day * DAY)
+        self.told.say(
+            chapter, f"{iso(first)[:10]} and on: before each basket its household asks; at most {wall:.0f} s of it"
+        )
+        done = replay(
+            self.client, self.future, first, days, wall, lambda part, total: self.told.bar(chapter, part, total)
+        )
         left = f", {done.left_out:,} more posted unasked for want of time" if done.left_out else ""
         self.told.say(
             chapter,
@@ -61,13 +61,6 @@ class Stage:
             f" ({done.rows:,} rows){left}; {done.hit_rate:.1%} of them hold an item of their list",
         )
         return done
-
-    def verb(self, *words: str, root: Path | None = None) -> tuple[int, dict[str, Any], str]:
-        """A verb of the command line as a child: exit code, its JSON, its last line of stderr."""
-        command = [sys.executable, "-m", "recloop", "-C", str(root or self.project.root), *words, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = done.stderr.strip().splitlines()
-        return done.returncode, json.loads(done.stdout) if done.stdout else {}, lines[-1] if lines else ""
 
     def move(self, verb: str, **body: str) -> dict[str, Any]:
         """One move of the release machine over HTTP, in the replay's time."""
@@ -89,22 +82,24 @@ def as_rows(purchases: pl.DataFrame) -> pl.DataFrame:
 def run(stage: Stage) -> None:
     """Days 1-14: update, gate, poison, shadow, experiment, promote, rollback, verify."""
     stage.live(0, 7, WALL["first"], "keep learning")
-    copy = stage.project.root / "poisoned"
-    _copy(stage.project.root, copy)  # the week waits in it too
-    candidate = keep_learning(stage)
-    poison(stage, copy)
+    root, tell = stage.project.root, partial(stage.told.say, "gate")
+    with updates.copied(root, "poisoned") as poisoned, updates.copied(root, "reseeded") as reseeded:
+        candidate = keep_learning(stage)  # the week waits in the copies too
+        with updates.another_seed(reseeded) as begun:
+            updates.poison(poisoned, tell)
+            twin = updates.take_in(stage.project, reseeded, begun, tell)
     if candidate is None:
         stage.told.say("release", "no candidate passed its gate: live stays, and there is nothing to try")
     else:
-        in_the_shadow(stage, candidate)
+        in_the_shadow(stage, candidate, twin)
         in_an_experiment(stage, candidate)
-        release(stage, candidate)
+        there_and_back(stage, candidate)
     prove(stage)
 
 
 def keep_learning(stage: Stage) -> str | None:
     """One update over the week: what came, the gates, the candidate."""
-    _, done, last = stage.verb("update", *SHORT)
+    done, last = updates.update(stage.project.root, *updates.SHORT)
     if not done:
         raise RuntimeError(f"recloop update: {last}")
     stage.told.say(
@@ -112,49 +107,16 @@ def keep_learning(stage: Stage) -> str | None:
         f"recloop update: {done['read']:,} rows since seq {done['from_seq']:,}, {done['kept']:,} kept, "
         f"{done['new_users']} new users, {done['new_items']} new items, {done['seconds']:.0f} s: {done['verdict']}",
     )
-    for line in gate_lines(done["gates"]):
+    for line in updates.gate_lines(done["gates"]):
         stage.told.say("gate", line)
     return done["bundle"] if done["verdict"] == "registered" else None
 
 
-def gate_lines(gates: list[Mapping[str, Any]]) -> list[str]:
-    """Each gate with its number, its threshold and the smallest loss that it could have seen."""
-    lines = []
-    for one in gates:
-        value = "-" if one["value"] is None else f"{one['value']:.4g}"
-        seen = f", could have seen a loss of {one['detectable']:.3f}" if one.get("detectable") is not None else ""
-        threshold = one.get("threshold")
-        against = "no threshold" if threshold is None else f"threshold {threshold:.4g}"
-        note = f" ({one['note']})" if one.get("note") else ""
-        lines.append(f"{'pass' if one['ok'] else 'NO':4} {one['name']}: {value}, {against}{seen}{note}")
-    return lines
-
-
-def poison(stage: Stage, copy: Path) -> None:
-    """The same update on a copy whose new rows have their items shuffled: held by the input check, then by the gate."""
-    try:
-        _shuffle_items(copy / "store" / "log.db", _watermark(copy))
-        before = _bytes_of(copy)
-        for words, what in (
-            ((), "with the input check"),
-            (("--set", "update.input_check=false", *SHORT), "with that check off"),
-        ):
-            _, done, last = stage.verb("update", *words, root=copy)
-            failed = [one for one in done.get("gates", []) if not one["ok"]]
-            stage.told.say("gate", f"poisoned copy, {what}: {done.get('verdict', last)}")
-            for line in gate_lines(failed):
-                stage.told.say("gate", f"  {line}")
-        same = _bytes_of(copy) == before
-        stage.told.say(
-            "gate", f"live, vocabulary, state and watermark byte for byte what they were: {'yes' if same else 'NO'}"
-        )
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
-
-
-def in_the_shadow(stage: Stage, candidate: str) -> None:
-    """Days 8-10: the candidate scores a share of requests after the answer."""
+def in_the_shadow(stage: Stage, candidate: str, twin: str | None) -> None:
+    """Days 8-10: the candidate scores a share of requests after the answer, beside live again and the other seed."""
     stage.move("promote", bundle=candidate, to="shadow", reason="passed its gate")
+    if twin is not None:
+        stage.move("promote", bundle=twin, to="shadow", reason="the noise floor")
     stage.live(7, 3, WALL["shadow"], "shadow")
     items = pl.read_parquet(stage.project.data / "items.parquet").sort("seq").unique("item_id", keep="last")
     names = {
@@ -208,8 +170,9 @@ def in_an_experiment(stage: Stage, candidate: str) -> None:
     stage.told.say("experiment", "replay: nobody saw these lists; this measures prediction, not effect")
 
 
-def release(stage: Stage, candidate: str) -> None:
+def there_and_back(stage: Stage, candidate: str) -> None:
     """Live, one request, back, the same request; the table of every move."""
+    stage.told.say("release", "the candidate goes live, and back: the same request before, between and after")
     user = str(stage.future["user_id"][0])
     stage.client.now = stage.first + DAYS * DAY
     before = stage.client.recommend(user)
@@ -238,6 +201,7 @@ def release_rows(project: Project) -> list[str]:
 
 def prove(stage: Stage) -> None:
     """Every decision of the demo rebuilt, across the update and both swaps."""
+    stage.told.say("verify", "every decision of the demo, across the update and both swaps, rebuilt by the other path")
     begin = time.monotonic()
     found = parity.verify(stage.project, 1_000_000)
     stage.told.say(
@@ -261,34 +225,3 @@ def _disagreement(one: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
-
-
-def _watermark(root: Path) -> int:
-    return int(json.loads((root / "data" / "manifest.json").read_text("utf-8"))["watermark"])
-
-
-def _copy(root: Path, copy: Path) -> None:
-    """The folder as it stands, its databases by SQLite's own backup: the server goes on writing meanwhile."""
-    shutil.rmtree(copy, ignore_errors=True)
-    left = shutil.ignore_patterns("poisoned", "reports", "runs", "*.lock", "*.db", "*-wal", "*-shm", "decisions.taken")
-    shutil.copytree(root, copy, ignore=left)
-    for file in (root / "store").glob("*.db"):
-        with (
-            closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
-            closing(sqlite3.connect(copy / "store" / file.name)) as target,
-        ):
-            source.backup(target)
-
-
-def _shuffle_items(log: Path, watermark: int) -> None:
-    with closing(sqlite3.connect(log)) as store, store:
-        rows = store.execute("SELECT seq, item_id FROM events WHERE seq > ? ORDER BY seq", (watermark,)).fetchall()
-        items = np.random.default_rng(0).permutation([item for _, item in rows])
-        store.executemany(
-            "UPDATE events SET item_id = ? WHERE seq = ?", [(str(i), s) for (s, _), i in zip(rows, items, strict=True)]
-        )
-
-
-def _bytes_of(root: Path) -> dict[str, bytes]:
-    files = [root / "data" / "manifest.json", root / "store" / "control.db", *sorted(root.glob("bundles/*/*.json"))]
-    return {str(file.relative_to(root)): file.read_bytes() for file in files}

@@ -7,7 +7,7 @@ for just before each basket, and the basket's rows carry the ``request_id`` of t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,10 +53,8 @@ def baskets(future: pl.DataFrame, first: int, days: float) -> Iterator[Basket]:
     Args:
         future: user_id, item_id, timestamp, group_id, quantity, value of the rows that were held back.
     """
-    inside = future.filter((pl.col(TIMESTAMP) >= first) & (pl.col(TIMESTAMP) < first + int(days * DAY)))
-    for (group_id,), rows in inside.sort(TIMESTAMP, GROUP_ID, maintain_order=True).group_by(
-        GROUP_ID, maintain_order=True
-    ):
+    inside = _within(future, first, days).sort(TIMESTAMP, GROUP_ID, maintain_order=True)
+    for (group_id,), rows in inside.group_by(GROUP_ID, maintain_order=True):
         stamp = int(rows[TIMESTAMP][0])
         user_id = str(rows[USER_ID][0])
         posted = [
@@ -69,15 +67,28 @@ def baskets(future: pl.DataFrame, first: int, days: float) -> Iterator[Basket]:
         yield Basket(user_id, stamp, str(group_id), posted)
 
 
-def replay(client: Client, future: pl.DataFrame, first: int, days: float, seconds: float) -> Replayed:
+def replay(
+    client: Client,
+    future: pl.DataFrame,
+    first: int,
+    days: float,
+    seconds: float,
+    bar: Callable[[int, int], None] | None = None,
+) -> Replayed:
     """Live through some days; what does not fit into ``seconds`` of wall time is posted unasked, and counted.
 
     No basket is lost: those left out are posted a thousand rows at a time, so the state of every household is the
     same as if all had asked.
+
+    Args:
+        bar: Told how many baskets are through, and of how many.
     """
     done, begin = Replayed(), time.monotonic()
     waiting: list[dict[str, Any]] = []
-    for basket in baskets(future, first, days):
+    total = int(_within(future, first, days)[GROUP_ID].n_unique())
+    for number, basket in enumerate(baskets(future, first, days), start=1):
+        if bar is not None:
+            bar(number, total)
         if time.monotonic() - begin > seconds:
             done.left_out += 1
             waiting += basket.rows
@@ -97,6 +108,10 @@ def replay(client: Client, future: pl.DataFrame, first: int, days: float, second
         done.rows += _post(client, waiting[start : start + 1000], first + int(days * DAY))
     done.seconds = time.monotonic() - begin
     return done
+
+
+def _within(future: pl.DataFrame, first: int, days: float) -> pl.DataFrame:
+    return future.filter((pl.col(TIMESTAMP) >= first) & (pl.col(TIMESTAMP) < first + int(days * DAY)))
 
 
 def _post(client: Client, rows: list[dict[str, Any]], now: int) -> int:
