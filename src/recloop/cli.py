@@ -371,6 +371,25 @@ def train(
         _plain(f"registered: {made.bundle.id}; next: recloop promote {made.bundle.id}")
 
 
+@app.command(rich_help_panel=DEEPER)
+def ingest(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; -: JSON lines from stdin")],
+    url: Annotated[str, typer.Option(help="post to this running service, such as http://127.0.0.1:8088")] = "",
+    as_json: Json = False,
+) -> None:
+    """Rows into the log as if posted; safe to repeat where they carry an event_id."""
+    from recloop import ingest as arrivals
+
+    taken = arrivals.ingest(project(), file, url, Teller())
+    if as_json:
+        _print_json(taken.to_json())
+    else:
+        said = ", ".join(f"{count:,} {status}" for status, count in taken.to_json().items())
+        _plain(f"{said} ({taken.seconds:.1f} s); next: recloop update")
+    if not taken.whole:
+        raise typer.Exit(1)
+
+
 # ---- the door
 
 

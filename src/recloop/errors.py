@@ -60,10 +60,10 @@ class Refused(RecloopError):
 
 
 class Locked(RecloopError):
-    """Another run holds the lock of this folder."""
+    """Another run holds the lock of this folder; ``mend``: what to do about it."""
 
     exit_code = 3
 
-    def __init__(self, lock: str, holder: str) -> None:
+    def __init__(self, lock: str, holder: str, mend: str = "wait for it to end, or end it") -> None:
         self.lock, self.holder = lock, holder
-        super().__init__(f"{lock} is held by {holder}; try: wait for it to end, or end it")
+        super().__init__(f"{lock} is held by {holder}; try: {mend}")

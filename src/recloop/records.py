@@ -22,6 +22,7 @@ EVENT_TYPE: Final = "event_type"
 VALUE: Final = "value"
 QUANTITY: Final = "quantity"
 GROUP_ID: Final = "group_id"
+CONTEXT: Final = "context"
 RULE: Final = "rule"
 STAMP: Final = "stamp"  # of the row's moment: the stamp of the first row (smallest seq) of its (user, group_id)
 LABEL: Final = "label"  # -1 negative, 0 neutral, 1 positive
@@ -49,7 +50,7 @@ EVENT_SCHEMA: Final[dict[str, Any]] = {
     "session_id": pl.String,
     "placement": pl.String,
     "request_id": pl.String,
-    "context": pl.String,
+    CONTEXT: pl.String,
 }
 """Columns of an event, in the archive and in log.db (where ``rule`` follows: filled, the row is quarantined)."""
 

@@ -1,8 +1,9 @@
 """What came since the watermark, appended: the log's new rows judged, put beside the archive, and the whole split anew.
 
-Causal rules were decided when a row arrived and stand in its ``rule``. The retrospective rule `duplicates` is asked
-here, of all rows: a repeat that came without an event_id is learned once. It stays in the archive, because states held
-it since it arrived and a state is a function of the archive and the log.
+Causal rules were decided when a row arrived and stand in its ``rule``. Retrospective ones are asked here, and take rows
+that serving believes: a repeat that came without an event_id (`duplicates`), what led to a burst before its tenth row
+(`burst`). They are in no split; they stay in the archive, because states held them since they arrived, and leave the
+states by a retraction with a seq of its own, which the caller hands to the log (`Appended.taken_back`).
 
 Everything is written into a folder of the caller's; `publish` renames it into ``data/``, the manifest last.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,10 +29,10 @@ from recloop.collect.clean import QUARANTINED, doubled
 from recloop.collect.files import MANIFEST, Files
 from recloop.collect.prepare import SPLITS, split_hash
 from recloop.collect.split import Parts, held_out
-from recloop.config import Config, Project
-from recloop.features.signal import Signal
+from recloop.config import Clean, Config, Project
+from recloop.features.signal import UNHURRIED, Signal
 from recloop.features.state import moment_stamps, number_moments
-from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 
 HELD: Final = 0.25
 """The last share of the new window: scored before it is learned (definitions, section 7)."""
@@ -37,7 +40,10 @@ HELD: Final = 0.25
 
 @dataclass(frozen=True)
 class Appended:
-    """What one update read: the numbers of ``recloop update --json``, and where the held quarter begins (us)."""
+    """What one update read: the numbers of ``recloop update --json``, and where the held quarter begins (us).
+
+    ``taken_back`` holds (seq, rule) of the believed rows that a retrospective rule takes now and no retraction took yet.
+    """
 
     read: int
     kept: int
@@ -46,15 +52,19 @@ class Appended:
     new_items: int
     cut: int
     positives: int
+    taken_back: list[tuple[int, str]]
 
 
-def append(project: Project, log: Log, until: int, learned: int, signal: Signal, target: Path) -> Appended:
+def append(
+    project: Project, log: Log, until: int, learned: int, signal: Signal, target: Path, out: Sequence[int] = ()
+) -> Appended:
     """Write ``data/`` as it will be into ``target``: the new files, and the manifest that names them all.
 
     Args:
         until: The last seq to take.
         learned: Live's ``until_seq``: the new window is what lies past it.
         signal: Of the spec that the candidate will have.
+        out: Rows that were taken back before.
         target: A folder of its own, made anew.
     """
     archive = Archive(project.data)
@@ -62,26 +72,50 @@ def append(project: Project, log: Log, until: int, learned: int, signal: Signal,
     rows = log.events(after=after, until=until)
     fresh = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
     old = archive.events()
-    believed = pl.concat([old, fresh])
-    again = doubled(believed) if project.config.clean.duplicates == "exact" else pl.Series([], dtype=pl.Int64)
-    labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(again.implode())))))
+    believed = pl.concat([old, fresh]).filter(~pl.col(SEQ).is_in(pl.Series(out, dtype=pl.Int64).implode()))
+    back = taken_back(believed, rows, project.config.clean)
+    labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(list(back))))))
     cut = held_from(labelled, learned)
     parts = split_at(labelled, cut, project.config)
-    removed = dict(rows.filter(pl.col(RULE).is_not_null()).group_by(RULE).len().sort(RULE).iter_rows())
-    repeats = int((again > after).sum())
-    if repeats:
-        removed["duplicates"] = repeats
+    removed = Counter(rows[RULE].drop_nulls().to_list()) + Counter(rule for seq, rule in back.items() if seq > after)
     made = Appended(
         read=len(rows),
-        kept=len(rows) - sum(removed.values()),
-        removed=removed,
+        kept=len(rows) - removed.total(),
+        removed=dict(sorted(removed.items())),
         new_users=len(set(fresh[USER_ID]) - set(old[USER_ID].unique())),
         new_items=len(set(fresh[ITEM_ID]) - set(old[ITEM_ID].unique())),
         cut=cut,
         positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
+        taken_back=sorted(back.items()),
     )
     _write(project, archive, log, rows, fresh, parts, made, until, target)
     return made
+
+
+def taken_back(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean) -> dict[int, str]:
+    """The believed rows that a retrospective rule takes, by seq.
+
+    Args:
+        believed: All of them, in the order of their seq.
+        rows: What is new, with the ``rule`` of what was not believed.
+    """
+    again = doubled(believed).to_list() if clean.duplicates == "exact" else []
+    return dict.fromkeys(again, "duplicates") | dict.fromkeys(leading(believed, rows, clean), "burst")
+
+
+def leading(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean) -> list[int]:
+    """The believed rows of bursts: those in (stamp - seconds, stamp] of one of ``rows`` that the causal rule took.
+
+    The rule takes the tenth row of a second and what follows, because nobody knew before; what never counts for it
+    (purchases, orders, ratings) is no part of a burst here either.
+    """
+    caught = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
+    if clean.burst == "off" or not len(caught):
+        return []
+    hurried = believed.filter(~pl.col(EVENT_TYPE).is_in(UNHURRIED)).select(SEQ, USER_ID, TIMESTAMP)
+    near = hurried.join(caught, on=USER_ID)
+    before = pl.col("caught") - pl.col(TIMESTAMP)
+    return near.filter((before >= 0) & (before < round(clean.burst.seconds * SECOND)))[SEQ].unique().sort().to_list()
 
 
 def held_from(labelled: pl.DataFrame, learned: int) -> int:

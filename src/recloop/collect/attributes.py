@@ -7,6 +7,7 @@ import decimal
 import math
 from typing import Any, Final
 
+import msgspec
 import polars as pl
 
 from recloop.backends.log import object_text
@@ -50,6 +51,25 @@ def attribute_texts(rows: list[dict[str, Any]], key: str) -> list[str]:
         object_text({name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None})
         for row in rows
     ]
+
+
+def object_texts(column: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """A column of JSON objects (texts, or structs) as compact texts, null where empty; and which rows hold none."""
+    texts: list[str | None] = []
+    wrong: list[bool] = []
+    for raw in column.to_list():
+        made = None if raw is None or raw == "" else _object(raw)
+        texts.append(made)
+        wrong.append(made is None and raw is not None and raw != "")
+    return pl.Series(column.name, texts, dtype=pl.String), pl.Series(wrong, dtype=pl.Boolean)
+
+
+def _object(raw: Any) -> str | None:
+    try:
+        value = msgspec.json.decode(raw) if isinstance(raw, str) else _plain(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return object_text(value) if isinstance(value, dict) else None
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from recloop.collect.attributes import attribute_texts, typed_columns
+from recloop.collect.attributes import attribute_texts, object_texts, typed_columns
 from recloop.collect.numbers import read_numbers
 from recloop.collect.sources import Source, find
 from recloop.collect.stamps import Stamps, read_stamps
@@ -17,6 +17,7 @@ from recloop.collect.tables import Table, read_objects, read_table
 from recloop.config import Columns, Data, Project
 from recloop.errors import UserError
 from recloop.records import (
+    CONTEXT,
     DEFAULT_EVENT_TYPE,
     EVENT_ID,
     EVENT_SCHEMA,
@@ -81,27 +82,28 @@ def wanted(columns: Columns) -> list[str]:
     return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
 
 
-def parse_events(tables: Sequence[Table], data: Data) -> Raw:
-    """Events from tables that were read; see `read_events`."""
+def parse_events(tables: Sequence[Table], data: Data, also: Sequence[str] = ()) -> Raw:
+    """Events from tables that were read; see `read_events`.
+
+    Args:
+        also: Further columns of EVENT_SCHEMA, taken under our own names where a table has them.
+    """
     records = sum(len(table.frame) + len(table.broken) for table in tables)
     rows = sum(len(table.frame) for table in tables)
+    key = tables[0].source.key
     names = ", ".join(table.source.name for table in tables[:3])
     for table in tables:
         _has_columns(table, data.columns)
     if not records:
-        raise UserError(
-            "data.events", names, "rows under the header, found none", "set data.events to a file with rows"
-        )
+        raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
     if not rows:
         reason = next(iter(tables[0].broken.values()))
-        raise UserError(
-            "data.events", names, f"rows that can be read; all {records:,} are broken: {reason}", "mend the file"
-        )
+        raise UserError(key, names, f"rows that can be read; all {records:,} are broken: {reason}", "mend the file")
     tables = [table for table in tables if len(table.frame) or table.broken]
     stamps = read_stamps(tables, data.columns.timestamp, data)
     frames, rejects, decimals = [], [], ""
     for table, stamp in zip(tables, stamps, strict=True):
-        frame, reasons, how = _events(table, stamp, data)
+        frame, reasons, how = _events(table, stamp, data, also)
         decimals = decimals or how
         frames.append(frame.filter(reasons.is_null()))
         rejects += _rejects(table, reasons)
@@ -109,7 +111,7 @@ def parse_events(tables: Sequence[Table], data: Data) -> Raw:
     if not len(frame):
         first = rejects[0]
         raise UserError(
-            "data.events", names, f"rows that can be read; all {records:,} were rejected, first: {first['reason']}",
+            key, names, f"rows that can be read; all {records:,} were rejected, first: {first['reason']}",
             "set [data.columns]", tuple(f"{r['file']}:{r['line']}: {r['raw']}" for r in rejects[:3]),
         )  # fmt: skip
     ways = sorted({table.how for table in tables})
@@ -119,7 +121,7 @@ def parse_events(tables: Sequence[Table], data: Data) -> Raw:
     return Raw(frame, rejects, records, info, tuple(table.source for table in tables))
 
 
-def _events(table: Table, stamps: Stamps, data: Data) -> tuple[pl.DataFrame, pl.Series, str]:
+def _events(table: Table, stamps: Stamps, data: Data, also: Sequence[str]) -> tuple[pl.DataFrame, pl.Series, str]:
     """The rows of one file, the reason (or null) of each, and how decimals are written."""
     given = {ours: table.frame[name] for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(data.columns, ours))}
     ids: dict[str, pl.Series] = {
@@ -143,6 +145,12 @@ def _events(table: Table, stamps: Stamps, data: Data) -> tuple[pl.DataFrame, pl.
                     f"data.columns.{name} ({given[name].name})", value, "numbers", f"set data.columns.{name}"
                 )
             reasons = _because(reasons, wrong, f"{name}: not a number")
+    for name in (name for name in also if name in table.frame.columns):
+        if name == CONTEXT:
+            ids[name], wrong = object_texts(table.frame[name])
+            reasons = _because(reasons, wrong, f"{name}: not a JSON object")
+        else:
+            ids[name] = as_ids(table.frame[name], table, name)
     built = {
         name: pl.Series([None], dtype=kind).new_from_index(0, size)
         for name, kind in EVENT_SCHEMA.items()
