@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
+import polars as pl
 
 from recloop import bundle as bundles
 from recloop import release
@@ -108,12 +111,11 @@ def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
     return bundle
 
 
-def examine(project: Project, row: ReleaseRow, live: Bundle | None, fields: set[str]) -> dict[str, Any]:
+def examine(project: Project, row: ReleaseRow, live: Bundle | None) -> dict[str, Any]:
     """Check a registered bundle as serving will need it; what was found, for the row of the move to ``checked``.
 
     Args:
         live: The live bundle, whose item table this one's begins with: a raw id never changes its index.
-        fields: Of the catalogue's items.
 
     Raises:
         BundleError: it may not be served.
@@ -124,16 +126,43 @@ def examine(project: Project, row: ReleaseRow, live: Bundle | None, fields: set[
         raise BundleError(
             "item table", row.bundle, f"to begin with the {len(live.items)} items of {live.id}", "recloop update"
         )
-    for name, feature in bundle.spec.item.items():
-        if (feature.source or name) not in fields:
-            known = ", ".join(sorted(fields)) or "none"
-            raise BundleError(
-                f"features.item.{name}.from",
-                feature.source or name,
-                f"a field of the catalogue ({known})",
-                "recloop update",
-            )
+    _check_fields(project, bundle)
     return {"golden": "equal", "cases": len(bundle.golden), "items": len(ids)}
+
+
+def _check_fields(project: Project, bundle: Bundle) -> None:
+    """Whether some item, or some user, has each field that the bundle's features are made from.
+
+    Raises:
+        BundleError: nobody has it.
+    """
+    archive = Archive(project.data)
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        asked = (
+            ("item", "the catalogue", bundle.spec.item, (archive.items(), log.items())),
+            ("user", "the users", bundle.spec.user, (archive.users(), log.users())),
+        )
+    finally:
+        log.close()
+    for side, whose, features, frames in asked:
+        wanted = {name: feature.source or name for name, feature in features.items()}
+        known = _fields(frames, set(wanted.values()))
+        for name, source in wanted.items():
+            if source not in known:
+                expected = f"a field of {whose} ({', '.join(sorted(known)) or 'none'})"
+                raise BundleError(f"features.{side}.{name}.from", source, expected, "recloop update")
+
+
+def _fields(frames: Iterable[pl.DataFrame | None], wanted: set[str]) -> set[str]:
+    """The attributes in these versions of items or users, read until all the wanted ones were found."""
+    known: set[str] = set()
+    for frame in frames:
+        for text in [] if frame is None else frame["attributes"]:
+            if wanted <= known:
+                return known
+            known.update(msgspec.json.decode(text))
+    return known
 
 
 def named_model(project: Project, name: str) -> str:

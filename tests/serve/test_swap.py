@@ -21,7 +21,7 @@ from recloop import release
 from recloop.backends import Control, open_control, open_decisions
 from recloop.bundle import Bundle, ItemTable
 from recloop.config import Field, Project, open_project
-from recloop.features.vocab import Vocabulary
+from recloop.features.vocab import Category, Fields, Vocabulary
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
@@ -190,6 +190,11 @@ def unknown_field(live: Bundle) -> dict[str, Any]:
     return {"spec": replace(live.spec, item={"brand": Field(**{"from": "label"})})}
 
 
+def unknown_user_field(live: Bundle) -> dict[str, Any]:
+    fields = Fields({**live.fields.codes, "user.city": Category(("rome",))})
+    return {"spec": replace(live.spec, user={**live.spec.user, "city": Field(**{"from": "town"})}), "fields": fields}
+
+
 def other_golden(live: Bundle) -> dict[str, Any]:
     return {"golden": [{**case, "ids": case["ids"][::-1]} for case in live.golden]}
 
@@ -198,6 +203,7 @@ BAD = [
     (shorter, "item table="),
     (broken_weights, "neighbours.weights of serve.safetensors=NaN or infinite"),
     (unknown_field, "features.item.brand.from=label: expected a field of the catalogue (category, name, price)"),
+    (unknown_user_field, "features.user.city.from=town: expected a field of the users (age)"),
     (other_golden, "golden list="),
 ]
 

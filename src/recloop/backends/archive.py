@@ -71,6 +71,16 @@ class Archive:
         events = (Event(**row) for row in rows.iter_rows(named=True))
         return {event.event_id: event for event in events if event.event_id is not None}
 
+    def owners(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Whose events have these numbers, by number."""
+        named = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
+        return dict(self._all().filter(named).select(SEQ, USER_ID).collect().iter_rows())
+
+    def of(self, users: Sequence[str]) -> pl.DataFrame:
+        """Every believed event of these users, in the order of seq: EVENT_SCHEMA."""
+        named = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
+        return self._believed().filter(named).collect().sort(SEQ)
+
     def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
         """Rows of these users, quarantined ones too, with ``after`` < stamp <= ``until``, by seq: EVENT_SCHEMA + rule."""
         if self._last is None:

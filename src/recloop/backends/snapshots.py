@@ -21,6 +21,13 @@ def name(seq: int, key: str) -> str:
     return f"snapshots-{seq}-{key}.db"
 
 
+def forget(store: Path, watermark: int) -> None:
+    """Remove the files of earlier watermarks; who still reads one keeps what it has opened."""
+    for file in store.glob("snapshots-*.db"):
+        if int(file.name.split("-")[1]) < watermark:
+            file.unlink(missing_ok=True)
+
+
 def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -> None:
     """Write every user's state beside ``path``, make it durable, rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,20 +6,68 @@ A lost cache is a rebuild, never a new user: everything here is a function of th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import polars as pl
 
-from recloop.backends.log import Log
+from recloop.backends.archive import Archive
+from recloop.backends.log import Log, Retraction
 from recloop.backends.snapshots import Snapshot
 from recloop.features.signal import STANDING, Signal
 from recloop.features.state import UserState, attribute_versions
-from recloop.records import GROUP_ID, ITEM_ID, RULE, SEQ, TIMESTAMP, USER_ID
+from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, RULE, SEQ, TIMESTAMP, USER_ID
 
 CACHED = 100_000
 """States kept in memory; beyond it the oldest entries go."""
+
+
+class Retracted:
+    """Which rows of whom were taken back, and from which seq on; what a reader of states asks before it folds.
+
+    Held in memory, with the archived rows of those users: few rows are ever taken back, and the event loop that answers
+    reads no archive. `prepare` may run on any thread; `put` and what is asked belong to the reader's.
+    """
+
+    def __init__(self, archive: Archive, log: Log) -> None:
+        self._archive, self._log = archive, log
+        self._owners: dict[int, str] = {}
+        self._of: dict[str, list[Retraction]] = {}
+        self._rows: dict[str, pl.DataFrame] = {}
+        earlier = log.retractions()
+        self.prepare(earlier)
+        self.put(earlier)
+
+    def prepare(self, rows: Sequence[Retraction]) -> None:
+        """Read whose these are, and their archived rows, before they are in force."""
+        seqs = [row.of_seq for row in rows if row.of_seq not in self._owners]
+        if not seqs:
+            return
+        owners = {**self._archive.owners(seqs), **self._log.owners(seqs)}
+        later = {row.of_seq for row in rows if row.seq == 0 or row.seq > self._archive.watermark}
+        users = sorted({user for seq, user in owners.items() if seq in later} - set(self._rows))
+        held = self._archive.of(users).partition_by(USER_ID, as_dict=True)
+        self._rows |= {user: held.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
+        self._owners |= owners
+
+    def put(self, rows: Sequence[Retraction]) -> set[str]:
+        """In force from their seq on; whose they are. A row that nobody has is nobody's."""
+        touched = set()
+        for row in rows:
+            if row.of_seq in self._owners:
+                touched.add(self._owners[row.of_seq])
+                self._of.setdefault(self._owners[row.of_seq], []).append(row)
+        return touched
+
+    def of(self, user_id: str, seq: int, after: int = 0) -> list[int]:
+        """The events of a user that retractions with ``after`` < seq <= ``seq`` took back."""
+        return [row.of_seq for row in self._of.get(user_id, ()) if after < row.seq <= seq]
+
+    def archived(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
+        """The archived rows of a user up to ``until`` without those taken back by ``seq``."""
+        rows = self._rows[user_id].filter(pl.col(SEQ) <= until)
+        return _without(rows, self.of(user_id, seq))
 
 
 class StateReader:
@@ -27,10 +75,13 @@ class StateReader:
 
     An entry of the cache is good while no row of its user was committed after it was read: the writer calls `drop`
     with the commit's seq before it acknowledges.
+
+    Args:
+        retracted: What was taken back; the snapshot knows what was up to its seq.
     """
 
-    def __init__(self, log: Log, snapshot: Snapshot | None, signal: Signal) -> None:
-        self._log, self._snapshot, self._signal = log, snapshot, signal
+    def __init__(self, log: Log, snapshot: Snapshot | None, signal: Signal, retracted: Retracted | None = None) -> None:
+        self._log, self._snapshot, self._signal, self._retracted = log, snapshot, signal, retracted
         self._cache: dict[str, tuple[int, UserState]] = {}
         self._newest: dict[str, int] = {}
 
@@ -56,7 +107,13 @@ class StateReader:
         stored = None if self._snapshot is None else self._snapshot.get(user_id)
         state = UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState)
         after = 0 if self._snapshot is None else self._snapshot.seq
-        fold(state, self._signal.label(self._log.events(user_id, after, seq).filter(pl.col(RULE).is_null())))
+        rows = self._log.events(user_id, after, seq).filter(pl.col(RULE).is_null())
+        if self._retracted is not None and (out := self._retracted.of(user_id, seq, after)):
+            rows = _without(rows, out)
+            if min(out) <= after:  # a row inside the snapshot: what it holds of this user is no longer so
+                state = UserState(attributes=state.attributes)
+                rows = pl.concat([self._retracted.archived(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
+        fold(state, self._signal.label(rows))
         versions = attribute_versions(self._log.users(after, seq, user_id)).get(user_id)
         if versions:
             state.attributes = versions[-1][1]
@@ -80,22 +137,66 @@ def fold_all(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tup
         yield user_id, msgspec.msgpack.encode(states[user_id])
 
 
-def fold_on(snapshot: Snapshot, labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tuple[str, bytes]]:
-    """The states of a snapshot moved on by later believed rows and later versions of users."""
-    own = labelled.partition_by(USER_ID, as_dict=True)
+def states_at(
+    seq: int, archive: Archive, log: Log, signal: Signal, before: Snapshot | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Every user's state as of ``seq`` as a snapshot holds it: moved on from an earlier one, else from archive and log."""
+    back = log.retractions(until=seq)
+    out = [row.of_seq for row in back]
+    since = archive.watermark if before is None else before.seq
+    fresh = _without(log.events(after=since, until=seq).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA), out)
+    users = log.users(since, seq)
+    if before is None:
+        rows = pl.concat([_without(archive.events(), out), fresh])
+        known = archive.users()
+        yield from fold_all(signal.label(rows), users if known is None else pl.concat([known, users]))
+        return
+    inside = [row.of_seq for row in back if row.seq > since and row.of_seq <= since]
+    again = sorted({*archive.owners(inside).values(), *log.owners(inside).values()}) if inside else []
+    between = log.events(after=archive.watermark, until=since).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    named = pl.col(USER_ID).is_in(pl.Series(again, dtype=pl.String).implode())
+    anew = _by_user(
+        signal.label(_without(pl.concat([archive.of(again), between.filter(named), fresh.filter(named)]), out))
+    )
+    yield from fold_on(before, signal.label(fresh.filter(~named)), users, {user: anew.get(user) for user in again})
+
+
+def fold_on(
+    snapshot: Snapshot,
+    labelled: pl.DataFrame,
+    users: pl.DataFrame | None,
+    anew: Mapping[str, pl.DataFrame | None] | None = None,
+) -> Iterator[tuple[str, bytes]]:
+    """The states of a snapshot moved on by later believed rows and later versions of users.
+
+    Args:
+        anew: All rows that are left of users of whom one inside the snapshot was taken back; None: no row is.
+    """
+    own, whole = _by_user(labelled), anew or {}
     versions = attribute_versions(users)
-    moved = {str(user_id) for (user_id,) in own} | set(versions)
+    moved = {*own, *whole, *versions}
     for user_id, stored in snapshot:
         if user_id not in moved:
             yield user_id, stored
     for user_id in sorted(moved):
         before = snapshot.get(user_id)
         state = UserState() if before is None else msgspec.msgpack.decode(before, type=UserState)
-        if (user_id,) in own:
-            fold(state, own[user_id,])
+        if user_id in whole:
+            state = UserState(attributes=state.attributes)
+        for rows in (whole.get(user_id), own.get(user_id)):
+            if rows is not None:
+                fold(state, rows)
         if user_id in versions:
             state.attributes = versions[user_id][-1][1]
         yield user_id, msgspec.msgpack.encode(state)
+
+
+def _by_user(labelled: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
+    return {str(user_id): rows for (user_id,), rows in labelled.partition_by(USER_ID, as_dict=True).items()}
+
+
+def _without(rows: pl.DataFrame, seqs: Sequence[int]) -> pl.DataFrame:
+    return rows.filter(~pl.col(SEQ).is_in(pl.Series(seqs, dtype=pl.Int64).implode())) if len(seqs) else rows
 
 
 def state_tree(state: UserState) -> dict[str, Any]:

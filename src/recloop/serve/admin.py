@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import Any
 
 import msgspec
@@ -17,25 +15,11 @@ from recloop.serve import bodies, moves
 from recloop.serve.service import Service
 from recloop.serve.shapes import HttpError, MoveAnswer, MoveRow
 
-LOGGER = logging.getLogger(__name__)
-EVERY_SECONDS = 1.0
-"""How often the control store is asked what was moved."""
-
 
 def routes(service: Service) -> list[Route]:
     """``/v1/admin/promote``, ``rollback``, ``refuse``."""
     verbs = ("promote", "rollback", "refuse")
     return [Route(f"/v1/admin/{verb}", Admin(service, verb).move, methods=["POST"]) for verb in verbs]
-
-
-async def follow(service: Service) -> None:
-    """Take up every move, once a second, until cancelled; what fails is said and tried again, requests go on."""
-    while True:
-        try:
-            await service.follow()
-        except Exception as error:  # noqa: BLE001 - a control store that cannot be read stops no answer
-            LOGGER.warning("the control store was not followed: %s: %s", type(error).__name__, error)
-        await asyncio.sleep(EVERY_SECONDS)
 
 
 class Admin:

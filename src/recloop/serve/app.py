@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from recloop.backends import locks
 from recloop.config import Project
-from recloop.serve import admin, openapi, process
+from recloop.serve import admin, follow, openapi, process
 from recloop.serve.asked import Asked
 from recloop.serve.door import Door, answer, problem_response
 from recloop.serve.posted import Posted
@@ -81,7 +81,7 @@ def build(service: Service) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(admin.follow(service))
+        following = asyncio.create_task(follow.forever(service))
         try:
             yield
         finally:

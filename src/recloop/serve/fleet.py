@@ -108,22 +108,18 @@ class Loader:
         assert first is not None
         raise first
 
-    def next(self, now: Fleet, fields: set[str]) -> Fleet:
-        """The fleet after the moves made since; it may make moves itself, so look again until nothing moved.
-
-        Args:
-            fields: Of the catalogue's items, for bundles that are checked.
-        """
+    def next(self, now: Fleet) -> Fleet:
+        """The fleet after the moves made since; it may make moves itself, so look again until nothing moved."""
         machine = release.machine(self._control)
         for row in machine.rows_in("registered"):
-            self._check(row, now.live.bundle, fields)
+            self._check(row, now.live.bundle)
         machine = release.machine(self._control)
         live, failed = self._live(machine, now)
         return self._beside(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
 
-    def _check(self, row: ReleaseRow, live: Bundle, fields: set[str]) -> None:
+    def _check(self, row: ReleaseRow, live: Bundle) -> None:
         try:
-            evidence = examine(self._project, row, live, fields)
+            evidence = examine(self._project, row, live)
         except BundleError as error:
             self._refuse(row.bundle, error)
             return

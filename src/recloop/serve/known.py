@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from recloop.backends import Log, snapshots
+from recloop.backends import Log, Retraction, snapshots
 from recloop.backends.archive import Archive
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import UserState
-from recloop.recommend.states import StateReader, fold_all
+from recloop.recommend.states import Retracted, StateReader, states_at
 
 
 class Stored(NamedTuple):
@@ -29,7 +29,8 @@ class Known:
     """States by the key of a spec (`Spec.state_key`): bundles of one key share them."""
 
     def __init__(self, project: Project, archive: Archive, log: Log) -> None:
-        self._project, self._archive, self._log = project, archive, log
+        self._project, self.archive, self._log = project, archive, log
+        self.retracted = Retracted(archive, log)
         self._by_key: dict[str, Stored] = {}
 
     def open(self, specs: Iterable[Spec]) -> dict[str, Stored]:
@@ -42,10 +43,16 @@ class Known:
 
     def keep(self, opened: Mapping[str, Stored]) -> None:
         """Serve from these alone; on the event loop."""
-        left = [one for key, one in self._by_key.items() if key not in opened]
+        left = [one for key, one in self._by_key.items() if opened.get(key) is not one]
         self._by_key = dict(opened)
         for one in left:
             one.snapshot.close()
+
+    def reopened(self, archive: Archive, specs: Iterable[Spec]) -> Known:
+        """The same over what an update archived; reads files, so never on the event loop."""
+        known = Known(self._project, archive, self._log)
+        known.keep(known.open(specs))
+        return known
 
     def of(self, spec: Spec) -> Stored:
         return self._by_key[spec.state_key]
@@ -70,18 +77,21 @@ class Known:
         for one in self._by_key.values():
             one.reader.drop(users, seq)
 
+    def retract(self, rows: Sequence[Retraction]) -> set[str]:
+        """These were committed, after `Retracted.prepare` had read whose they are; the users, whose states to drop."""
+        return self.retracted.put(rows)
+
     def close(self) -> None:
         self.keep({})
 
     def _open(self, spec: Spec) -> Stored:
-        """The states as of the import's last row; made anew where the file is missing or broken."""
-        key, watermark = spec.state_key, self._archive.watermark
+        """The states as of the archive's last row; made anew where the file is missing or broken."""
+        key, watermark = spec.state_key, self.archive.watermark
         path = self._project.store / snapshots.name(watermark, key)
         signal = Signal.of(spec)
         try:
             snapshot = snapshots.Snapshot(path)
         except (UserError, sqlite3.Error):
-            labelled = signal.label(self._archive.events())
-            snapshots.write(path, fold_all(labelled, self._archive.users()), watermark, key)
+            snapshots.write(path, states_at(watermark, self.archive, self._log, signal), watermark, key)
             snapshot = snapshots.Snapshot(path)
-        return Stored(snapshot, StateReader(self._log, snapshot, signal))
+        return Stored(snapshot, StateReader(self._log, snapshot, signal, self.retracted))

@@ -12,12 +12,10 @@ import time
 from typing import Any
 
 from recloop import release
-from recloop.backends import Control, locks, open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
+from recloop.backends import Control, locks, open_control, open_decisions
 from recloop.backends.control import ReleaseRow
 from recloop.config import Project
 from recloop.errors import BundleError, Locked, Refused, UserError
-from recloop.recommend.catalogue import Catalogue
 from recloop.serve.arms import CANDIDATE, LIVE
 from recloop.standing import examine, load_bundle, now, open_bundle
 from recloop.watch import experiment
@@ -135,15 +133,9 @@ def _check(project: Project, control: Control, row: ReleaseRow, by: str) -> None
 
 
 def _check_here(project: Project, control: Control, row: ReleaseRow, by: str) -> None:
-    archive = Archive(project.data)
-    log = open_log(project.config.stores.log, project.root)
-    try:
-        fields = Catalogue.of([archive.items(), log.items()]).fields
-    finally:
-        log.close()
     live = load_bundle(project) if release.live(control) else None
     try:
-        evidence = examine(project, row, live, fields)
+        evidence = examine(project, row, live)
     except BundleError as error:
         release.refuse(control, row.bundle, by=by, reason=str(error), at=now())
         raise Refused("check", "failed", "passed", str(error)) from None

@@ -19,7 +19,7 @@ from recloop.features.signal import Signal
 from recloop.features.state import States
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.states import StateReader
+from recloop.recommend.states import Retracted, StateReader
 from recloop.records import Query
 from recloop.serve.arms import LIVE
 from recloop.serve.replies import reply
@@ -51,7 +51,7 @@ def recommend(project: Project, user_id: str, k: int = 0, placement: str = "home
         snapshot = snapshots.Snapshot(path)
         try:
             signal = Signal.of(loaded.spec)
-            state = StateReader(log, snapshot, signal).read(user_id, as_of)
+            state = StateReader(log, snapshot, signal, Retracted(archive, log)).read(user_id, as_of)
         finally:
             snapshot.close()
     finally:

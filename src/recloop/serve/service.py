@@ -1,12 +1,11 @@
 """Serving composed: control store -> fleet of bundles, catalogue, states, the way in, decisions behind answers.
 
 Everything that an answer reads is touched on the event loop's one thread: the number ``as_of`` moves on, the caches
-are dropped and the fleet is switched between two requests, never inside one.
+are dropped, the fleet is switched and an update's watermark taken up between two requests, never inside one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sqlite3
 import time
@@ -15,10 +14,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import polars as pl
-from starlette.concurrency import run_in_threadpool
 
 from recloop import release
-from recloop.backends import Control, Decisions, Log, locks, open_control, open_decisions, open_log
+from recloop.backends import Control, Decisions, Log, inbox, locks, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
 from recloop.config import Project
@@ -32,6 +30,7 @@ from recloop.records import ITEM_ID, USER_ID, Decision, Query
 from recloop.serve import arms
 from recloop.serve.behind import Behind
 from recloop.serve.fleet import Fleet, Loaded, Loader
+from recloop.serve.follow import Follower
 from recloop.serve.known import Known, Stored
 from recloop.serve.replies import reply
 from recloop.serve.shapes import RecommendAnswer
@@ -83,14 +82,15 @@ class Service:
         self.log: Log = open_log(stores.log, project.root, write=True)
         self._stack.callback(self.log.close)
         self.log.start_at(self.archive.watermark)
+        inbox.take(self.control, self.log)
         self.as_of = self.log.last_seq()
         self.catalogue = Catalogue.of([self.archive.items(), self.log.items()])
-        self._loader = Loader(project, self.control, self.catalogue, self.clock)
-        self.fleet = self._loader.first()
-        self._known = Known(project, self.archive, self.log)
-        self._stack.callback(self._known.close)
-        self._known.keep(self._known.open(one.bundle.spec for one in self.fleet.every))
-        self._following = asyncio.Lock()
+        loader = Loader(project, self.control, self.catalogue, self.clock)
+        self.fleet = loader.first()
+        self.known = Known(project, self.archive, self.log)
+        self._stack.callback(lambda: self.known.close())  # noqa: PLW0108 the one in use by then
+        self.known.keep(self.known.open(one.bundle.spec for one in self.fleet.every))
+        self._follower = Follower(self, loader)
         self.decisions: Decisions = open_decisions(stores.decisions, project.root, write=True)
         self._stack.callback(self.decisions.close)
         self.pulse = Pulse(project)
@@ -119,7 +119,7 @@ class Service:
 
     @property
     def states(self) -> StateReader:
-        return self._known.of(self.bundle.spec).reader
+        return self.known.of(self.bundle.spec).reader
 
     @property
     def degraded(self) -> list[str]:
@@ -144,7 +144,7 @@ class Service:
             UserError: no such placement, or a filter that does not parse.
         """
         fleet, share = self.fleet, self.project.config.release
-        arm = arms.choose(query.user_id, fleet.live.arm, fleet.candidate and fleet.candidate.arm, share.experiment)
+        arm = self._arm(query.user_id)
         self.recommender.placement(query.placement)
         if query.filter:
             self.catalogue.check(query.filter, "filter")
@@ -196,13 +196,23 @@ class Service:
             self.behind.add(query, decision, fleet)
         return answer, decision
 
+    def look(self, query: Query) -> tuple[Answer, arms.Arm]:
+        """The list that a query would get now, and the arm that it falls into; nothing is written down."""
+        arm = self._arm(query.user_id)
+        served = self.fleet.candidate if arm.variant == arms.CANDIDATE else self.fleet.live
+        return self._list(served or self.fleet.live, query, set())[0], arm
+
+    def _arm(self, user_id: str) -> arms.Arm:
+        candidate = self.fleet.candidate and self.fleet.candidate.arm
+        return arms.choose(user_id, self.fleet.live.arm, candidate, self.project.config.release.experiment)
+
     def reply(self, query: Query, answer: Answer, decision: Decision) -> RecommendAnswer:
         """An answer as the client gets it."""
         return reply(query, answer, self.catalogue, decision.bundle, decision.variant, decision.degraded)
 
     def user_state(self, user_id: str) -> UserState:
         """What is known of a user now."""
-        return self._known.state(self.bundle.spec, user_id, self.as_of, set())[0]
+        return self.known.state(self.bundle.spec, user_id, self.as_of, set())[0]
 
     def heard_of_item(self, item_id: str) -> bool:
         """Whether any event names this item; reads files, so never on the event loop."""
@@ -214,14 +224,12 @@ class Service:
 
     def table(self) -> dict[str, Any]:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
-        watermark = Archive(self.project.data).watermark  # read anew: an update moves it under a running server
-        last_seq = self.as_of
-        degraded = set(self.degraded)
+        last_seq, watermark = self.as_of, self.archive.watermark
         return {
             **release.table(self.control),
             "last_seq": last_seq,
             "watermark": watermark,
-            "degraded": sorted(degraded),
+            "degraded": self.degraded,
             "health": self.windows(),
         }
 
@@ -252,26 +260,23 @@ class Service:
         return "" if self.fleet.live.ready() else "the golden query got no list"
 
     async def follow(self) -> bool:
-        """Take up what was moved in the control store: load beside, warm, switch between two requests; whether it did.
+        """Take up what other processes did (see `recloop.serve.follow`); whether another fleet serves."""
+        return await self._follower.follow()
 
-        A request that is under way finishes on the fleet that it took.
-        """
-        switched = False
-        async with self._following:
-            while await run_in_threadpool(self.control.generation) != self.fleet.generation:
-                fleet = await run_in_threadpool(self._loader.next, self.fleet, self.catalogue.fields)
-                known = await run_in_threadpool(self._known.open, [one.bundle.spec for one in fleet.every])
-                self._switch(fleet, known)
-                switched = True
-        return switched
-
-    def _switch(self, fleet: Fleet, known: Mapping[str, Stored]) -> None:
+    def switch(self, fleet: Fleet, known: Mapping[str, Stored]) -> None:
         """Serve this fleet from the next request on; on the loop."""
         self.behind.rehearse()
         fleet.warm(self.fleet)
-        self._known.keep(known)
+        self.known.keep(known)
         self.fleet = fleet
         self.writer.judge_by(Signal.of(self.bundle.spec), look_back(self.bundle.spec.clean))
+
+    def go_on_from(self, archive: Archive, known: Known) -> None:
+        """What an update archived is read there, and states go on from its snapshots; on the loop."""
+        self.behind.rehearse()
+        before, self.known = self.known, known
+        before.close()
+        self.archive = self.writer.archive = archive
 
     def _list(self, served: Loaded, query: Query, degraded: set[str], seq: int | None = None) -> tuple[Answer, int]:
         """A bundle's list for a query, and the seq that it knew: ``seq``, else the newest.
@@ -280,7 +285,7 @@ class Service:
             UserError: the bundle has no such placement, or the filter does not fit the fields.
         """
         spec = served.bundle.spec
-        state, as_of = self._known.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
+        state, as_of = self.known.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
         try:
             return served.recommender.recommend(States.of([query.user_id], [state]), [query])[0], as_of
         except pl.exceptions.PolarsError as error:  # it parses, but compares a text with a number
@@ -293,8 +298,9 @@ class Service:
         for job in jobs:
             touched.update(event.user_id for event in job.events)
             touched.update(user.user_id for user in job.kept_users)
+            touched |= self.known.retract(job.kept_retractions)
         self.behind.rehearse()
-        self._known.drop(touched, seq)
+        self.known.drop(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)
         self.as_of = seq

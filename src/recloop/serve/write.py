@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from recloop.backends import Log
+from recloop.backends import Log, Retraction
 from recloop.backends.archive import Archive
 from recloop.backends.log import Receipt
 from recloop.config import Clean
@@ -43,12 +43,14 @@ class Job:
     events: Sequence[Event] = ()
     items: Sequence[Item] = ()
     users: Sequence[User] = ()
+    retractions: Sequence[Retraction] = ()
     receipts: list[Receipt] = field(default_factory=list)
     kept_items: list[Item] = field(default_factory=list)
     kept_users: list[User] = field(default_factory=list)
+    kept_retractions: list[Retraction] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.events) + len(self.items) + len(self.users)
+        return len(self.events) + len(self.items) + len(self.users) + len(self.retractions)
 
 
 class Writer:
@@ -56,7 +58,7 @@ class Writer:
 
     Args:
         log: Opened for writing.
-        archive: The import: its event_ids are known, its rows count for the causal rules.
+        archive: What was archived: its event_ids are known, its rows count for the causal rules.
         signal: Judges what is believed.
         settle: Called on the event loop after a commit, before its requests are acknowledged: with the jobs and the
             newest seq.
@@ -65,7 +67,7 @@ class Writer:
     def __init__(
         self, log: Log, archive: Archive, signal: Signal, burst_seconds: float, settle: Callable[[list[Job], int], None]
     ) -> None:
-        self._log, self._archive, self._settle = log, archive, settle
+        self._log, self.archive, self._settle = log, archive, settle
         self._judge = signal, round(burst_seconds * SECOND)
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = 0  # rows; touched by the event loop's thread alone
@@ -73,14 +75,20 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
-    async def write(self, events: Sequence[Event] = (), items: Sequence[Item] = (), users: Sequence[User] = ()) -> Job:
+    async def write(
+        self,
+        events: Sequence[Event] = (),
+        items: Sequence[Item] = (),
+        users: Sequence[User] = (),
+        retractions: Sequence[Retraction] = (),
+    ) -> Job:
         """Keep these rows; back when they are durable and every later read knows them.
 
         Raises:
             LogBusyError: too many rows wait already.
             LogDownError: the disk refuses.
         """
-        job = Job(asyncio.get_running_loop().create_future(), events, items, users)
+        job = Job(asyncio.get_running_loop().create_future(), events, items, users, retractions)
         if self._waiting + len(job) > ROOM:
             raise LogBusyError
         self._waiting += len(job)
@@ -117,8 +125,10 @@ class Writer:
                 for job in group:
                     job.kept_items = self._log.append_items(job.items) if job.items else []
                     job.kept_users = self._log.append_users(job.users) if job.users else []
+                    kept = self._log.append_retractions(job.retractions) if job.retractions else []
+                    job.kept_retractions = kept
                 events = [event for job in group for event in job.events]
-                receipts = self._log.append_events(events, self.judge, self._archive.known) if events else []
+                receipts = self._log.append_events(events, self.judge, self.archive.known) if events else []
             seq = self._log.last_seq()
         except sqlite3.Error:
             self.failing = True
@@ -166,7 +176,7 @@ class Writer:
         users = frame["user_id"].unique().to_list()
         stamps = [event.timestamp for event in events]
         after, until = min(stamps) - width, max(stamps)
-        earlier = [self._archive.between(users, after, until), self._log.recent(users, after)]
+        earlier = [self.archive.between(users, after, until), self._log.recent(users, after)]
         known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # what an update archived stands in the log as well
         rules: list[str | None] = signal.believe(frame, known).to_list()
         return rules

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
-from recloop.backends import Log, open_control, open_decisions, open_log
+from recloop.backends import Log, Retraction, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.config import Project
 from recloop.errors import RecloopError
@@ -144,10 +144,11 @@ class Rebuilder:
         old_users, later = archive.users(), log.users(archive.watermark, until).filter(named)
         self._old_users, self._new_users = _cut(None if old_users is None else old_users.filter(named), later, first)
         self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, until), first)
+        self._retracted = self._taken_back(log, until)
         self._catalogue = Catalogue.of([self._old_items])
         self._items_seen = 0
         self._recommenders: dict[str, Recommender] = {}
-        self._timelines: dict[str, Timeline] = {}
+        self._timelines: dict[tuple[str, str, frozenset[int]], Timeline] = {}
 
     def answer(self, decision: Decision) -> Answer:
         """The answer to a decision's query, from the state and the catalogue as of its ``as_of``."""
@@ -161,9 +162,12 @@ class Rebuilder:
             bundle: Whose recommender, and whose meaning of an event; empty: the decision's own.
         """
         recommender = self._recommender(bundle or decision.bundle)
-        key = recommender.bundle.spec.state_key
+        out = self._out(decision)
+        # Of who had a row taken back the rows are others for each number of retractions; of everybody else the same.
+        key = recommender.bundle.spec.state_key, decision.user_id if out else "", out
         if key not in self._timelines:
-            self._timelines[key] = self._timeline(recommender, self._new_events, self._new_users)
+            own = pl.col(USER_ID) == decision.user_id if out else pl.lit(value=True)
+            self._timelines[key] = self._timeline(recommender, self._new_events.filter(own), self._new_users, out)
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
             self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
@@ -183,7 +187,7 @@ class Rebuilder:
         items = self._new_items.filter(in_time)
         recommender = Recommender(served.bundle, Catalogue.of([self._old_items, items], decision.as_of))
         own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
-        timeline = self._timeline(recommender, own, self._new_users.filter(in_time))
+        timeline = self._timeline(recommender, own, self._new_users.filter(in_time), self._out(decision))
         states = one_state(timeline.states([decision.user_id], [decision.as_of]), 0)
         return recommender.recommend(states, [_query(decision)])[0]
 
@@ -193,9 +197,27 @@ class Rebuilder:
             self._recommenders[name] = Recommender(loaded, self._catalogue)
         return self._recommenders[name]
 
-    def _timeline(self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame) -> Timeline:
+    def _taken_back(self, log: Log, until: int) -> dict[str, list[Retraction]]:
+        """The retractions up to a seq of the users asked for."""
+        rows = pl.concat([self._old_events, self._new_events])
+        back = {row.of_seq: row for row in log.retractions(until=until)}
+        seqs = pl.Series(list(back), dtype=pl.Int64).implode()
+        found: dict[str, list[Retraction]] = {}
+        for user_id, seq in rows.filter(pl.col(SEQ).is_in(seqs)).select(USER_ID, SEQ).iter_rows():
+            found.setdefault(user_id, []).append(back[seq])
+        return found
+
+    def _out(self, decision: Decision) -> frozenset[int]:
+        """Events of a decision's user that were taken back when it was made."""
+        rows = self._retracted.get(decision.user_id, ())
+        return frozenset(row.of_seq for row in rows if row.seq <= decision.as_of)
+
+    def _timeline(
+        self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, out: frozenset[int]
+    ) -> Timeline:
         spec = recommender.bundle.spec
         rows = pl.concat([self._old_events, new_events])
+        rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(out), dtype=pl.Int64).implode()))
         users = pl.concat([self._old_users, new_users])
         return Timeline(moment_stamps(Signal.of(spec).label(rows)), users)
 

@@ -1,0 +1,88 @@
+"""What other processes did, taken up between two requests: moved releases, rows taken back, what an update published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+
+from recloop.backends.archive import Archive
+from recloop.backends.snapshots import forget
+from recloop.serve.fleet import Loader
+
+if TYPE_CHECKING:
+    from recloop.serve.service import Service
+
+LOGGER = logging.getLogger(__name__)
+EVERY_SECONDS = 1.0
+"""How often the control store, its inbox and ``data/manifest.json`` are looked at."""
+
+
+async def forever(service: Service) -> None:
+    """Follow, once a second, until cancelled; what fails is said and tried again, requests go on."""
+    while True:
+        try:
+            await service.follow()
+        except Exception as error:  # noqa: BLE001 - a store that cannot be read stops no answer
+            LOGGER.warning("not followed: %s: %s", type(error).__name__, error)
+        await asyncio.sleep(EVERY_SECONDS)
+
+
+class Follower:
+    """Reads files in threads, changes what answers are made from on the event loop; one at a time."""
+
+    def __init__(self, service: Service, loader: Loader) -> None:
+        self._service, self._loader = service, loader
+        self._lock = asyncio.Lock()
+        self._manifest = self._stamp()
+
+    async def follow(self) -> bool:
+        """Take up whatever there is; whether another fleet serves."""
+        async with self._lock:
+            switched = await self._moves()
+            await self._published()
+            await self._handed()
+        return switched
+
+    async def _moves(self) -> bool:
+        """Load beside, warm, switch; a request that is under way finishes on the fleet that it took."""
+        service, switched = self._service, False
+        while await run_in_threadpool(service.control.generation) != service.fleet.generation:
+            fleet = await run_in_threadpool(self._loader.next, service.fleet)
+            known = await run_in_threadpool(service.known.open, [one.bundle.spec for one in fleet.every])
+            service.switch(fleet, known)
+            switched = True
+        return switched
+
+    async def _handed(self) -> None:
+        """What an update takes back becomes rows of the log; whose they are is read before they are in force."""
+        control = self._service.control
+        waiting = await run_in_threadpool(control.handed)
+        if not waiting:
+            return
+        rows = [one.retraction for one in waiting]
+        await run_in_threadpool(self._service.known.retracted.prepare, rows)
+        await self._service.writer.write(retractions=rows)
+        await run_in_threadpool(control.taken, [one.id for one in waiting])
+
+    async def _published(self) -> None:
+        """Go on from a new watermark: archive and snapshots opened beside, then put in place; old snapshots go."""
+        service, stamp = self._service, self._stamp()
+        if stamp == self._manifest:
+            return
+        archive = await run_in_threadpool(Archive, service.project.data)
+        if archive.watermark > service.archive.watermark:
+            specs = [one.bundle.spec for one in service.fleet.every]
+            service.go_on_from(archive, await run_in_threadpool(service.known.reopened, archive, specs))
+            await run_in_threadpool(forget, service.project.store, archive.watermark)
+        self._manifest = stamp
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """Which manifest lies in ``data/``: an update renames a new one into place."""
+        try:
+            found = (self._service.project.data / "manifest.json").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
