@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DELETE_ON_ERROR:
-.PHONY: help demo shelf test test-all check format clean
+.PHONY: help demo shelf test test-all check pictures format clean
 
 help:
 	@echo "make demo      the whole loop on a grocery chain's year (under 9 minutes on 2 cores after the install)"
@@ -37,6 +37,10 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(IN_CHECK)
+
+# The pictures of the docs, taken anew (needs Debian's chromium); a test run leaves them as they are.
+pictures: $(VENV)/.test
+	RECLOOP_PICTURES=docs/img $(BIN)/python -m pytest tests/watch/test_console.py -k light
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix --exit-zero .

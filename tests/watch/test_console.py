@@ -1,143 +1,301 @@
-"""The console in a real browser: what it shows, promote and rollback by click, and no request to another host."""
+"""The console in a real browser: what it shows, moves by click, what is refused, and no request to another host."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-from starlette.applications import Starlette
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import servers
 from recloop import bundle as bundles
-from recloop import loop, release
+from recloop import release
 from recloop.backends import open_control
-from recloop.config import open_project
+from recloop.bundle import Bundle
+from recloop.config import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
-from recloop.serve import desk
-from recloop.world import World
+from recloop.records import SECOND
+from recloop.serve import arms
+from recloop.watch import experiment, shadow
 
 CHROMIUM = Path("/usr/bin/chromium")
-WAIT = 30_000
+WAIT = 60_000
+HOUR = 3_600
+STRANGERS = 20
+MIXES = {
+    "tried": {"history": 1.0, "neighbours": 1.0, "popular": 0.5},
+    "beside": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
+    "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
+}
+PICTURE = "RECLOOP_PICTURES"
+"""The folder that `make pictures` wants the page's picture in; without it a test run writes nothing into the checkout."""
+
+
+@dataclass
+class Shop:
+    """A server over a shop with one bundle live, one in the experiment, two in the shadow."""
+
+    server: servers.Server
+    project: Project
+    live: str
+    tried: str
+    beside: str
+    seed: str
+
+
+def child(project: Project, live: Bundle, number: int, weights: dict[str, float]) -> str:
+    """A registered bundle: live's own with other weights for its sources."""
+    placements = live.policy["placements"]
+    policy = {**live.policy, "placements": {**placements, "home": {**placements["home"], "weights": weights}}}
+    made = replace(live, policy=policy)
+    own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
+    states = [state_of_tree(case["state"]) for case in live.golden]
+    golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
+    made = bundles.write(replace(made, golden=golden), project.bundles, datetime(2025, 7, number, tzinfo=UTC))
+    control = open_control(project.config.stores.control, project.root)
+    sha256 = bundles.manifest_hash(project.bundles / made.id)
+    release.register(control, made.id, sha256, by="a test", reason="other weights", at=1_751_328_000_000_000)
+    return made.id
+
+
+def lived(server: servers.Server, tried: str, begin: int) -> None:
+    """Two days: everybody asks, who got the candidate's list buys from it more often; then a day goes by."""
+    for hour in (1, 3):
+        for number in range(1, 61):
+            user = f"u{number:02}"
+            told = {"X-Recloop-Now": datetime.fromtimestamp(begin + hour * HOUR + number, UTC).isoformat()}
+            answer = server.client.get(f"/v1/recommend/{user}", headers=told)
+            assert answer.status_code == 200, answer.text
+            often = 2 if arms.in_experiment(tried, user, 0.5) else 4
+            if (number + hour) % often == 0:
+                row = {
+                    "user_id": user, "item_id": answer.json()["items"][0]["item_id"], "event_type": "purchase",
+                    "event_id": f"{user}-{hour}", "request_id": answer.json()["request_id"],
+                }  # fmt: skip
+                posted = server.client.post("/v1/events", json=row, headers=told)
+                assert posted.json()["accepted"] == 1, posted.text
+    told = {"X-Recloop-Now": datetime.fromtimestamp(begin + 30 * HOUR, UTC).isoformat()}
+    for number in range(STRANGERS):
+        assert server.client.get(f"/v1/recommend/stranger-{number}", headers=told).status_code == 200
+    server.decided(**told)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
-    """A server over a live bundle and a child of it that is registered: url, live, child."""
-    folder = World(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("console") / "shop")
-    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
-        file.write('[model]\nname = "covisitation"\n[release]\nshadow = 1.0\n')
+def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """That shop, with the decisions of both trials written."""
+    folder = shutil.copytree(turned, tmp_path_factory.mktemp("console") / "shop")
     project = open_project(folder)
-    live = loop.turn(project).bundle
-    placements = live.policy["placements"]
-    home = {**placements["home"], "weights": {"history": 1.0, "neighbours": 1.0, "popular": 0.5}}
-    policy = {**live.policy, "placements": {**placements, "home": home}}
-    child = replace(live, policy=policy)
-    own = Recommender(child, Catalogue.of_table(child.items.ids.ids, child.items.attributes))
-    states = [state_of_tree(case["state"]) for case in live.golden]
-    golden = make_golden(own, ["golden"] * len(states), states, live.cut, "home", 10)
-    child = bundles.write(replace(child, golden=golden), project.bundles, datetime(2025, 7, 1, tzinfo=UTC))
     control = open_control(project.config.stores.control, project.root)
-    sha256 = bundles.manifest_hash(project.bundles / child.id)
-    release.register(control, child.id, sha256, by="a test", reason="other weights", at=1_751_328_000_000_000)
-    with (folder / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "recloop", "-C", str(folder), "serve", "--port", "0"], stdout=subprocess.PIPE,
-            stderr=errors, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    assert process.stdout is not None
-    ready = re.match(r"ready (\S+)", process.stdout.readline())
-    assert ready, (folder / "stderr").read_text()
-    for number in range(1, 41):
-        assert httpx.get(f"{ready[1]}/v1/recommend/u{number:02}", timeout=20).status_code == 200
-    yield ready[1], live.id, child.id
-    process.terminate()
+    live = bundles.load(project.bundles / release.live(control).bundle)  # type: ignore[union-attr]
+    names = {name: child(project, live, number, weights) for number, (name, weights) in enumerate(MIXES.items(), 1)}
+    server = servers.start(folder, "--set", "serve.replay=true", "--set", "release.shadow=1.0")
     try:
-        assert process.wait(40) == 0
+        for name, to in (("tried", "experiment"), ("beside", "shadow"), ("seed", "shadow")):
+            body = {"bundle": names[name], "to": to, "reason": f"a try of {name}"}
+            moved = server.client.post("/v1/admin/promote", json=body)
+            assert moved.status_code == 200, moved.text
+        since = release.machine(control).since(names["tried"]).at
+        lived(server, names["tried"], since // SECOND)
+        yield Shop(server, project, live.id, **names)
+        assert server.stop() == 0
     finally:
-        process.kill()
-        process.stdout.close()
-    assert "Traceback" not in (folder / "stderr").read_text()
+        server.close()
+    assert server.errors.read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip("needs /usr/bin/chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def page(served: tuple[str, str, str]) -> Iterator[Page]:
-    """The page in Debian's chromium; a request to another host fails the test."""
-    if not CHROMIUM.exists():
-        pytest.skip("needs /usr/bin/chromium: apt-get install chromium")
-    elsewhere: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1180, "height": 1300})
-        opened.on(
-            "request",
-            lambda one: (
-                elsewhere.append(one.url)
-                if not one.url.startswith((served[0], "data:", "blob:", served[0].replace("http", "ws")))
-                else None
-            ),
+def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
+    """``opened(width, height, color_scheme=...)``: the page, in a context of its own; a request to another host fails the test."""
+    own = (shop.server.url, shop.server.url.replace("http", "ws"), "data:", "blob:")
+
+    @contextmanager
+    def page(width: int = 1180, height: int = 1300, **options: Any) -> Iterator[Page]:
+        asked: list[str] = []
+        complained: list[str] = []
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        made = context.new_page()
+        made.set_default_timeout(WAIT)
+        made.on("request", lambda one: asked.append(one.url))
+        made.on("websocket", lambda one: asked.append(one.url))
+        made.on("pageerror", lambda error: complained.append(str(error)))
+        made.goto(shop.server.url)
+        expect(made.get_by_test_id("live")).to_be_visible(timeout=WAIT)
+        yield made
+        context.close()
+        assert asked
+        assert [url for url in asked if not url.startswith(own)] == []
+        assert complained == []
+
+    return page
+
+
+def text(page: Page, name: str) -> str:
+    return " ".join(page.get_by_test_id(name).inner_text().split())
+
+
+def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> None:
+    with opened() as page:
+        expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
+        assert text(page, "live") == f"live: {shop.live}"
+        assert text(page, "well") == "well"
+        status = shop.server.client.get("/v1/status").json()
+        health = status["health"]["week"]["candidate"]["home"]
+        row = " ".join(page.locator("tr", has_text="week").filter(has_text="candidate").inner_text().split())
+        assert row == (
+            f"week candidate home {health['requests']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
+            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} %"
         )
-        opened.goto(served[0], timeout=WAIT)
-        yield opened
-        browser.close()
-    assert elsewhere == []
+        compared, agreed = shadow.compare(shop.project), text(page, "tried-shadow")
+        assert compared["candidate"] == shop.beside
+        assert f"In the shadow: {shop.beside}" in agreed
+        asked = compared["requests"]
+        assert f"{asked} requests of {compared['users']} users" in agreed
+        assert f"Live, asked again {asked} times, gave the same list each time" in agreed
+        for measure in ("overlap@10", "tau_b"):
+            for side in ("agreement", "noise"):
+                one = compared[side][measure]
+                assert f"{one['value']:.3f} {one['low']:.3f} to {one['high']:.3f}" in agreed, (measure, side)
+        measured, said = experiment.compare(shop.project), text(page, "tried-experiment")
+        assert f"In the experiment: {shop.tried}" in said
+        assert f"{measured['verdict']}: {measured['why']}" in said
+        rate = measured["metrics"]["hit_rate"]
+        assert rate["delta"] > 0
+        assert (
+            f"hit rate primary {rate['live']:.3f} {rate['candidate']:.3f} {rate['delta']:+.3f} "
+            f"{rate['low']:+.3f} to {rate['high']:+.3f}"
+        ) in said
+        counts = measured["sample_ratio"]["counts"]
+        assert counts["live"] + counts["candidate"] == 60 + STRANGERS + 1
+        assert f"Sample ratio: {counts['live']} to {counts['candidate']} where 50% to 50% was asked for" in said
+        assert "alarm above 1,000: none" in said
+        moves = page.get_by_test_id("releases").locator("tbody tr")
+        assert moves.count() == status["generation"]
+        newest = " ".join(moves.first.inner_text().split())
+        assert newest.startswith(f"{status['generation']} 20")
+        assert f"{shop.seed} checked shadow POST /v1/admin/promote a try of seed" in newest
 
 
-def test_promote_and_rollback_by_click(served: tuple[str, str, str], page: Page, root: Path) -> None:
-    url, live, child = served
-    with httpx.Client(base_url=url, timeout=20) as client:
-        expect(page.get_by_test_id("live")).to_have_text(f"live: {live}", timeout=WAIT)
-        health = client.get("/v1/status").json()["health"]["hour"]["live"]["home"]
-        row = page.locator("tr", has_text="hour").inner_text()
-        assert health["requests"] == 40
-        for name in ("entropy", "long_tail_share", "cold_coverage", "coverage"):
-            assert f"{health[name]:.3f}" in row, (name, row)
-        page.get_by_test_id("promote").click()
-        expect(page.get_by_text("a reason is kept with every move")).to_be_visible(timeout=WAIT)
-        page.get_by_test_id("reason").fill("a look at other weights")
-        page.get_by_test_id("to").click()
-        page.get_by_role("option", name="live").click()
-        page.get_by_test_id("promote").click()
-        expect(page.get_by_test_id("live")).to_have_text(f"live: {child}", timeout=WAIT)
-        assert client.get("/v1/status").json()["live"] == child
+@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (390, "dark")])
+def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
+    shop: Shop, opened: Any, tmp_path: Path, width: int, scheme: str
+) -> None:
+    with opened(width, 900, color_scheme=scheme) as page:
+        expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
         page.get_by_test_id("user").fill("u05")
         page.get_by_test_id("show").click()
-        expect(page.get_by_text("List now")).to_be_visible(timeout=WAIT)
-        served_now = [slot["item_id"] for slot in client.get("/v1/recommend/u05").json()["items"]]
-        assert len(served_now) == 10
-        expect(page.locator(".q-notification")).to_have_count(0, timeout=WAIT)
-        (root / "docs" / "img").mkdir(exist_ok=True)
-        page.screenshot(path=str(root / "docs" / "img" / "console.png"), full_page=True)
+        expect(page.get_by_test_id("history")).to_be_visible(timeout=WAIT)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll in their own boxes
+        assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark")
+        file = tmp_path / "console.png"
+        page.screenshot(path=str(file), full_page=True)
+        assert file.stat().st_size > 20_000
+        if wanted := os.environ.get(PICTURE):
+            shutil.copy(file, Path(wanted) / ("console.png" if scheme == "light" else "console-phone.png"))
+
+
+def test_one_person_and_the_source_of_each_item(shop: Shop, opened: Any) -> None:
+    """What the person would get from the arm that they fall into, as the service answers it."""
+    with opened() as page:
+        for user in ("u05", "u06", "u07", "u08", "stranger"):
+            arm = "candidate" if arms.in_experiment(shop.tried, user, 0.5) else "live"
+            page.get_by_test_id("user").fill(user)
+            page.get_by_test_id("user").press("Enter")
+            known = shop.server.client.get(f"/v1/users/{user}")
+            events = known.json()["events"] if known.status_code == 200 else 0
+            facts = page.get_by_test_id("facts")
+            bundle = shop.tried if arm == "candidate" else shop.live
+            expect(facts).to_contain_text(f"{user}: {events} positive events", timeout=WAIT)
+            assert f"answered by {arm} ({bundle})" in facts.inner_text()
+            answer = shop.server.client.get(f"/v1/recommend/{user}", params={"properties": "name"}).json()
+            assert answer["variant"] == arm
+            rows = [row.split("\t")[:3] for row in page.get_by_test_id("list").locator("tbody tr").all_inner_texts()]
+            assert rows == [[str(place), item["name"], item["source"]] for place, item in enumerate(answer["items"], 1)]
+            history = page.get_by_test_id("history").locator("tbody tr")
+            assert history.count() == min(20, events)
+
+
+def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
+    status = lambda: shop.server.client.get("/v1/status").json()  # noqa: E731
+
+    def choose(page: Page, name: str, option: str) -> None:
+        page.get_by_test_id(name).click()
+        page.get_by_role("option", name=option, exact=True).click()
+
+    with opened() as page:
+        before = status()
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_text("a reason is kept with every move: say why")).to_be_visible(timeout=WAIT)
+        page.get_by_test_id("reason").fill("it looks good")
+        choose(page, "bundle", shop.tried)
+        choose(page, "to", "live, if both steps are earned")
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_test_id("refused")).to_be_visible(timeout=WAIT)
+        said = text(page, "refused")
+        assert "shadow requests 0 100 the step shadow is not earned" in said
         page.get_by_test_id("rollback").click()
-        expect(page.get_by_test_id("live")).to_have_text(f"live: {live}", timeout=WAIT)
-        assert client.get("/v1/status").json()["live"] == live
-        moves = [one for one in client.get("/v1/status").json()["bundles"] if one["bundle"] == live]
-        assert moves[0]["reason"] == "a look at other weights"
+        expect(page.get_by_test_id("refused")).to_contain_text("earlier live bundles", timeout=WAIT)
+        assert "earlier live bundles 0 1 nothing to go back to" in text(page, "refused")
+        choose(page, "to", "live, whatever is earned")
+        choose(page, "bundle", shop.live)
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_test_id("refused")).to_contain_text("state", timeout=WAIT)
+        assert f"{shop.live} is live" in text(page, "refused")
+        assert {key: status()[key] for key in ("live", "generation")} == {
+            key: before[key] for key in ("live", "generation")
+        }
+        choose(page, "bundle", shop.tried)
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_test_id("live")).to_have_text(f"live: {shop.tried}", timeout=WAIT)
+        assert status()["live"] == shop.tried
+        assert shop.server.client.get("/v1/recommend/u05").json()["model_version"] == shop.tried
+        page.get_by_test_id("reason").fill("it was better before")
+        page.get_by_test_id("rollback").click()
+        expect(page.get_by_test_id("live")).to_have_text(f"live: {shop.live}", timeout=WAIT)
+        assert shop.server.client.get("/v1/recommend/u05").json()["model_version"] == shop.live
+        rows = [one for one in status()["bundles"] if one["bundle"] in {shop.live, shop.tried}]
+        assert {one["state"]: one["reason"] for one in rows} == {
+            "live": "it was better before", "rolled_back": "it was better before",
+        }  # fmt: skip
+        moves = page.get_by_test_id("releases")
+        expect(moves).to_contain_text("it looks good", timeout=WAIT)
+        expect(moves).to_contain_text("console")
 
 
-def test_the_service_keeps_its_own_answers(served: tuple[str, str, str]) -> None:
-    with httpx.Client(base_url=served[0], timeout=20) as client:
-        assert client.post("/v1/status").status_code == 405
-        assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
-        assert client.get("/metrics").text.startswith("# HELP recloop_")
+def test_the_service_keeps_its_own_answers(shop: Shop) -> None:
+    client = shop.server.client
+    assert client.post("/v1/status").status_code == 405
+    assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+    assert client.get("/metrics").text.startswith("# HELP recloop_")
 
 
-def test_without_the_extra_the_root_says_how() -> None:
-    app = Starlette()
-    desk.hint(app, None)  # type: ignore[arg-type]
+WITHOUT = 'import sys; sys.modules["nicegui"] = None; from recloop.cli import main; main()'
 
-    async def asked() -> str:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return (await client.get("/")).text
 
-    assert 'pip install "recloop[console]"' in asyncio.run(asked())
+def test_without_the_extra_the_root_says_how(turned: Path, tmp_path: Path, serving: Callable[..., Any]) -> None:
+    """A server in whose process NiceGUI cannot be imported."""
+    server = serving(shutil.copytree(turned, tmp_path / "shop"), program=("-c", WITHOUT))
+    page = server.client.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'pip install "recloop[console]"' in page.text
+    assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10

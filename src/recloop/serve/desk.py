@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from recloop.errors import RecloopError
-from recloop.features.state import States
 from recloop.records import Query
 from recloop.serve import moves
 from recloop.serve.service import Service
@@ -50,34 +49,38 @@ class ServiceDesk:
     def windows(self) -> Windows:
         return self._service.windows()
 
-    def shadow(self, bundle: str) -> dict[str, Any] | None:
-        try:
-            return shadow.compare(self._service.project, bundle)
-        except RecloopError:
-            return None
+    def shadow(self, bundle: str) -> dict[str, Any]:
+        return shadow.compare(self._service.project, bundle)
 
-    def experiment(self, bundle: str) -> dict[str, Any] | None:
-        try:
-            return experiment.compare(self._service.project, bundle)
-        except RecloopError:
-            return None
+    def experiment(self, bundle: str) -> dict[str, Any]:
+        return experiment.compare(self._service.project, bundle)
 
-    def promote(self, bundle: str, to: str, reason: str) -> None:
-        moves.promote(self._service.project, bundle, to, reason, BY)
+    async def promote(self, bundle: str, to: str, reason: str) -> dict[str, Any]:
+        return await self._move(moves.promote, bundle, to, reason)
 
-    def rollback(self, reason: str) -> None:
-        moves.rollback(self._service.project, reason, BY)
+    async def rollback(self, reason: str) -> dict[str, Any]:
+        return await self._move(moves.rollback, reason)
 
-    def person(self, user_id: str) -> dict[str, list[Sequence[Any]]]:
+    async def _move(self, verb: Callable[..., dict[str, Any]], *asked: str) -> dict[str, Any]:
+        """A move, in force when it is answered."""
+        done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
+        await self._service.follow()
+        return done
+
+    async def person(self, user_id: str) -> dict[str, Any]:
+        """``facts`` (one line), ``list`` [(place, name, source, score)], ``history`` [(at, name)]; states are read on the loop, as answers are."""
         state = self._service.user_state(user_id)
-        query = Query(user_id=user_id, now=self._service.clock())
-        answer = self._service.recommender.recommend(States.of([user_id], [state]), [query])[0]
+        answer, arm = self._service.look(Query(user_id=user_id, now=self._service.clock()))
         past = [(stamp, self._name(item)) for stamp, items in reversed(state.moments[-NEWEST:]) for item in items]
-        listed = [
-            (place, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")
-            for place, slot in enumerate(answer.slots, 1)
-        ]
-        return {"history": list(past[:NEWEST]), "list": list(listed)}
+        fields = "".join(f", {name} {value}" for name, value in (state.attributes or {}).items())
+        return {
+            "facts": f"{user_id}: {state.positives:,} positive events{fields}; answered by {arm.variant} ({arm.bundle})",
+            "history": past[:NEWEST],
+            "list": [
+                (place, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")
+                for place, slot in enumerate(answer.slots, 1)
+            ],
+        }
 
     def _name(self, item_id: str) -> str:
         item = self._service.catalogue.get(item_id)

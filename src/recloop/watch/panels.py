@@ -1,0 +1,167 @@
+"""The panels of the console: what stands, health, shadow, experiment, releases, a refusal, a person, each drawn from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from nicegui import ui
+
+from recloop.errors import Refused, shown
+from recloop.records import SECOND
+from recloop.watch.effects import ALARM
+from recloop.watch.pulse import Windows
+
+HEALTH: Final = {
+    "entropy": "entropy, 0 to 1", "long_tail_share": "long-tail share", "cold_coverage": "cold-start coverage",
+    "coverage": "coverage",
+}  # fmt: skip
+MEASURES: Final = {
+    "overlap@10": "overlap@10, 0 to 1", "rbo": "RBO, p = .9, 0 to 1", "tau_b": "tau-b, -1 to 1",
+    "percentile": "percentile of live's first 10, 0 to 1",
+}  # fmt: skip
+METRICS: Final = {
+    "hit_rate": "hit rate", "clicks_per_request": "clicks a request", "positives_from_lists": "positives from lists, a user",
+    "value_from_lists": "value from lists, a user", "positives": "positives, a user", "dislikes": "dislikes, a user",
+    "micros_per_request": "time of an answer, µs",
+}  # fmt: skip
+
+
+def standing(status: Mapping[str, Any]) -> None:
+    """Is it well, what is live, what is tried."""
+    well = not status["degraded"]
+    with ui.row().classes("items-center gap-x-6 gap-y-2"):
+        said = "well" if well else "degraded: " + ", ".join(status["degraded"])
+        ui.badge(said, color="green" if well else "red").props("data-testid=well")
+        ui.label(f"live: {status['live']}").props("data-testid=live").classes("break-all")
+        for state in ("shadow", "experiment"):
+            ui.label(f"in the {state}: {status[state] or 'nothing'}").classes("break-all")
+
+
+def health(windows: Windows) -> None:
+    """The lists of the last hour, day and week."""
+    rows = [
+        [window, variant, placement, f"{numbers['requests']:,}", *_health(numbers)]
+        for window, variants in windows.items()
+        for variant, placements in variants.items()
+        for placement, numbers in placements.items()
+    ]
+    _table("Health of the lists", ["window", "variant", "placement"], ["requests", *HEALTH.values()], rows)
+
+
+def releases(moves: Sequence[Mapping[str, Any]]) -> None:
+    """The release table, newest move first."""
+    columns = ["generation", "at (UTC)", "bundle", "from", "to", "by", "reason"]
+    rows = [
+        [one["generation"], _at(one["at"]), one["bundle"], one["from"], one["to"], one["by"], shown(one["reason"])]
+        for one in reversed(moves)
+    ]
+    _table("Releases, newest first", columns, [], rows, wide=("reason",))
+
+
+def shadow(found: Mapping[str, Any]) -> None:
+    """How a candidate agrees with live, beside the noise floor, and what both show."""
+    twin, latency = found["twin"], found["latency"]
+    same = "the same list each time" if not twin["different"] else f"ANOTHER list {twin['different']:,} times"
+    ui.label(
+        f"{found['requests']:,} requests of {found['users']:,} users. Live, asked again {twin['requests']:,} times, gave "
+        f"{same}. A list takes {_millis(latency['live'])} from live, {_millis(latency['candidate'])} from the candidate."
+    ).props("data-testid=twin")
+    noise = found["noise"] or {}
+    rows = [
+        [said, *_interval(found["agreement"][name]), *_interval(noise.get(name))] for name, said in MEASURES.items()
+    ]
+    columns = ["agreement", "95 % interval", "noise floor (live by another seed)", "95 % interval"]
+    _table("", ["measure"], columns, rows)
+    both = [[arm, *_health(found["shown"][arm])] for arm in ("live", "candidate")]
+    _table("", ["shown over these requests"], list(HEALTH.values()), both)
+
+
+def experiment(found: Mapping[str, Any]) -> None:
+    """The verdict, the sample ratio and every metric of both arms."""
+    users, ratio = found["users"], found["sample_ratio"]
+    counts, share = ratio["counts"], ratio["share"]
+    ui.label(f"{found['verdict']}: {found['why']}").props("data-testid=verdict").classes("font-bold")
+    ui.label(
+        f"Users whose 24 h are over: live {users['live']:,}, candidate {users['candidate']:,}; {users['waiting']:,} wait. "
+        f"Sample ratio: {counts['live']:,} to {counts['candidate']:,} where {1 - share:.0%} to {share:.0%} was asked for, "
+        f"e = {_number(ratio['e'])}, alarm above {ALARM:,.0f}: {'ALARM' if ratio['alarm'] else 'none'}."
+    ).props("data-testid=ratio")
+    rows = [
+        [METRICS.get(name, name), one["kind"], *(_number(one[key]) for key in ("live", "candidate")),
+         _signed(one["delta"]), f"{_signed(one['low'])} to {_signed(one['high'])}"]
+        for name, one in found["metrics"].items()
+    ]  # fmt: skip
+    _table("", ["metric", "kind"], ["live", "candidate", "difference", "interval"], rows)
+
+
+def refused(error: Refused) -> None:
+    """A move that was not made: the gate, its number, its threshold."""
+    row = [error.gate, shown(error.number), str(error.threshold), error.reason]
+    with ui.column().classes("w-full gap-1").props("data-testid=refused"):
+        _table(
+            "Refused; nothing has moved", ["gate", "number", "threshold", "why"], [], [row], wide=("threshold", "why")
+        )
+
+
+def person(found: Mapping[str, Any]) -> None:
+    """What is known of a person, the list they would get now with the source of each item, and their history."""
+    ui.label(found["facts"]).props("data-testid=facts")
+    with ui.row().classes("w-full items-start gap-8"):
+        with ui.column().classes("boxed").props("data-testid=list"):
+            _table("List now", ["#", "item", "source"], ["score"], found["list"])
+        with ui.column().classes("boxed").props("data-testid=history"):
+            rows = [[_at(at), item] for at, item in found["history"]]
+            _table("History, newest first", ["at (UTC)", "item"], [], rows)
+
+
+def _table(
+    title: str, columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[Any]], wide: Sequence[str] = ()
+) -> None:
+    """A table that scrolls in its own box; ``numbers`` are columns too, to the right of the others and right-aligned."""
+    heads = [*columns, *numbers]
+    with ui.column().classes("boxed gap-1"):
+        if title:
+            ui.label(title).classes("text-lg font-bold")
+        ui.table(
+            columns=[
+                {"name": str(n), "label": head, "field": str(n), "align": "left" if n < len(columns) else "right",
+                 "classes": "wide" if head in wide else ""}
+                for n, head in enumerate(heads)
+            ],
+            rows=[{"id": place, **{str(n): cell for n, cell in enumerate(row)}} for place, row in enumerate(rows)],
+            row_key="id",
+        ).classes("max-w-full").props("dense flat bordered")  # fmt: skip
+
+
+def _health(numbers: Mapping[str, Any]) -> list[str]:
+    return [_number(numbers["entropy"]), *(_share(numbers[name]) for name in HEALTH if name != "entropy")]
+
+
+def _interval(one: Mapping[str, float | None] | None) -> tuple[str, str]:
+    if one is None or one["value"] is None:
+        return "-", "-"
+    return _number(one["value"]), f"{_number(one['low'])} to {_number(one['high'])}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{'+' if value >= 0 else ''}{_number(value)}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def _millis(micros: float | None) -> str:
+    return "-" if micros is None else f"{micros / 1_000:.1f} ms"
+
+
+def _at(stamp: int) -> str:
+    return f"{datetime.fromtimestamp(stamp / SECOND, UTC):%Y-%m-%d %H:%M}"
