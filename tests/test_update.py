@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from arriving import STEPS, die_after, post
 from recloop import bundle as bundles
 from recloop import loop, standing
 from recloop.backends import locks, open_log, snapshots
@@ -28,7 +29,7 @@ from recloop.features.signal import Signal
 from recloop.later.evidence import earlier
 from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
-from recloop.records import Event, Item, User
+from recloop.records import Item, User
 from recloop.serve import moves
 from recloop.watch import parity
 from recloop.watch.gate import no_loss
@@ -36,23 +37,8 @@ from recloop.world import World
 
 COUNTS = ('model.name="covisitation"',)
 KEPT = 0.85
-STEPS = ("collect", "check", "learn", "judge", "finish", "publish")
 
 Later = Callable[..., Project]
-
-
-def post(project: Project, rows: pl.DataFrame) -> None:
-    """Rows into the log as the server would have put them."""
-    log = open_log(project.config.stores.log, project.root, write=True)
-    try:
-        taken = Signal(project.config.events, project.config.clean).believe(rows).to_list()
-        events = [
-            Event(**{name: value for name, value in row.items() if value is not None}, received_at=row["timestamp"])
-            for row in rows.iter_rows(named=True)
-        ]
-        log.append_events(events, judge=lambda fresh: taken[: len(fresh)])
-    finally:
-        log.close()
 
 
 @pytest.fixture(scope="module")
@@ -191,29 +177,13 @@ def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, firs
     assert {"new", "forgetting"} <= {one["name"] for one in judged.gates}
 
 
-KILL = """
-import os, signal, sys
-from recloop.backends.journal import Journal
-from recloop.cli import run
-done = Journal.done
-def dying(self, step, **facts):
-    done(self, step, **facts)
-    if step == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-Journal.done = dying
-sys.exit(run(sys.argv[2:]))
-"""
-
-
 @pytest.mark.parametrize(
     "step", [pytest.param(one, marks=() if one in {STEPS[0], STEPS[-1]} else pytest.mark.slow) for one in STEPS]
 )
 def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
     project, other = later(), later()
     whole = loop.update(other)
-    verb = ["-C", str(project.root), "--set", COUNTS[0], "update", "--json"]
-    killed = subprocess.run([sys.executable, "-c", KILL, step, *verb], capture_output=True, text=True)
-    assert killed.returncode == -signals.SIGKILL
+    die_after(step, project, COUNTS)
     done = loop.update(project)
     assert done.verdict == "registered", done.failed
     assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "the content's hash"

@@ -69,9 +69,20 @@ def test_a_new_row_starts_among_its_neighbours_and_0_before_three_events(arrays:
     assert made[3].tolist() == [0.75, 0.25]
     assert made[4].tolist() == [0.5, 0.5], "no neighbour: the mean of all"
     assert made[5].tolist() == [0, 0], "not yet: its attributes alone carry it"
-    assert bare(data, 3).tolist() == [False, False, False, False, False, True]
+    assert bare(data, old).tolist() == [False, False, False, False, False, True]
     with pytest.raises(ValueError, match="does not grow"):
         grown("table", np.zeros((3, 3), np.float32), np.zeros((6, 2), np.float32), data, COUNTED)
+
+
+def test_a_row_that_the_parent_had_not_earned_waits_or_starts_in_the_child(arrays: Arrays) -> None:
+    """The parent's table has five items; the fourth and fifth had too few events there and are 0."""
+    data = replace(arrays([[[1], [2], [3], [4], [5]]], 5), counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
+    parent = np.array([[0.0, 0], [1, 0], [0, 1], [0, 0], [0, 0], [0, 0]], np.float32)
+    made = grown("table", parent, np.zeros((6, 2), np.float32), data, COUNTED)
+    assert made.tolist() == [[0, 0], [1, 0], [0, 1], [0.75, 0.25], [0.5, 0.5], [0, 0]]
+    assert bare(data, parent).tolist() == [False, False, False, False, False, True]
+    layer = np.zeros((4, 2), np.float32)
+    assert grown("layer", layer, layer, data, COUNTED) is layer, "no table of items: as it was"
 
 
 def test_optimizer_rows_grow_with_m_0_and_v_the_column_mean() -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shutil
 
-import polars as pl
-
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import locks, open_control, open_log, snapshots
+from recloop.backends import Control, Retraction, inbox, locks, open_control, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.collect.append import publish
 from recloop.errors import Locked
 from recloop.features.signal import Signal
 from recloop.later.run import Run
-from recloop.recommend.states import fold_all, fold_on
-from recloop.records import EVENT_SCHEMA, RULE
+from recloop.recommend.states import states_at
 
 
 def settle(run: Run) -> str | None:
@@ -40,42 +37,49 @@ def settle(run: Run) -> str | None:
             evidence={"gates": run.gates},
         )  # fmt: skip
     publish(run.folder / "data", run.project.data, {"windows": run.journal.facts("check")["windows"]})
-    _forget_snapshots(run)
+    _hand_over(run, control)
+    _tidy(run, control)
     run.journal.close(verdict)
     return name
 
 
 def _snapshots(run: Run) -> None:
     """Every user's state as of the new watermark, for each meaning of events in use, before the manifest names it."""
-    log = open_log(run.config.stores.log, run.project.root)
+    log, archive = open_log(run.config.stores.log, run.project.root), Archive(run.project.data)
     try:
-        fresh = log.events(after=run.watermark, until=run.until).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-        users = log.users(run.watermark, run.until)
+        for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
+            path = run.project.store / snapshots.name(run.until, spec.state_key)
+            before = run.project.store / snapshots.name(run.watermark, spec.state_key)
+            if path.exists():
+                continue
+            stored = snapshots.Snapshot(before) if before.exists() else None
+            try:
+                states = states_at(run.until, archive, log, Signal.of(spec), stored)
+                snapshots.write(path, states, run.until, spec.state_key)
+            finally:
+                if stored is not None:
+                    stored.close()
     finally:
         log.close()
-    for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
-        path = run.project.store / snapshots.name(run.until, spec.state_key)
-        before = run.project.store / snapshots.name(run.watermark, spec.state_key)
-        signal = Signal.of(spec)
-        if path.exists():
-            continue
-        if before.exists():
-            stored = snapshots.Snapshot(before)
-            try:
-                snapshots.write(path, fold_on(stored, signal.label(fresh), users), run.until, spec.state_key)
-            finally:
-                stored.close()
-        else:
-            rows = pl.concat([Archive(run.project.data).events(), fresh])
-            snapshots.write(path, fold_all(signal.label(rows), run.data.users), run.until, spec.state_key)
 
 
-def _forget_snapshots(run: Run) -> None:
-    """The files of earlier watermarks, where no server reads one."""
+def _hand_over(run: Run, control: Control) -> None:
+    """What a retrospective rule took goes to the one writer of the log; handed again after a kill, it is there once."""
+    taken = run.journal.facts("collect")["taken_back"]
+    if taken:
+        control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=standing.now())
+        run.voice.say("collect", f"{len(taken):,} rows that serving believed are taken back")
+
+
+def _tidy(run: Run, control: Control) -> None:
+    """Where no server runs: the log takes what was handed, and the snapshots of earlier watermarks go."""
     try:
         with locks.writer_lock(run.project.root, "update"):
-            for old in run.project.store.glob("snapshots-*.db"):
-                if not old.name.startswith(f"snapshots-{run.until}-"):
-                    old.unlink()
+            log = open_log(run.config.stores.log, run.project.root, write=True)
+            try:
+                inbox.take(control, log)
+            finally:
+                log.close()
+            snapshots.forget(run.project.store, run.until)
     except Locked:
         return

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from recloop import standing, turn
+from recloop.backends import Retraction, open_log
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, read
@@ -124,7 +125,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
             journal.close("left")
             journal = None
     if journal is None:
-        if last <= watermark:
+        if last <= watermark + len(_taken_back(project, watermark)):
             return None
         started = datetime.now(UTC)
         journal = Journal.begin(turn.open_run(project, started), started, {**head, "to_seq": last})
@@ -137,6 +138,15 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
         expected = f"what {live.id} was trained with (changed: {', '.join(changed)})"
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
     return Run(project, journal, live, spec, full, reset, voice, config.train.seed)
+
+
+def _taken_back(project: Project, watermark: int) -> list[Retraction]:
+    """The rows after the watermark that only take others back: they ask for no turn of their own."""
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        return log.retractions(after=watermark)
+    finally:
+        log.close()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from recloop import standing, turn
-from recloop.backends import open_log
+from recloop.backends import open_control, open_log
 from recloop.collect.append import append
 from recloop.features.signal import Signal
 from recloop.later.child import Start, candidate_of, grow, named, train, write
@@ -42,7 +42,9 @@ def collect(run: Run) -> None:
         return
     log = open_log(run.config.stores.log, run.project.root)
     try:
-        made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data")
+        waiting = open_control(run.config.stores.control, run.project.root).handed()
+        out = [row.of_seq for row in log.retractions(until=run.until)] + [row.of_seq for row in waiting]
+        made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data", out)
     finally:
         log.close()
     run.journal.done("collect", **vars(made))

@@ -23,7 +23,7 @@ from recloop.learn.batches import Batch, Epoch, Sequences, Steps
 from recloop.learn.looks import Examination, Watch
 from recloop.learn.losses import loss_function, turned_down
 from recloop.learn.start import item_start
-from recloop.learn.warm import STEPS, Warm, bare, grown, grown_moment
+from recloop.learn.warm import STEPS, Warm, bare, grown, grown_moment, is_table
 from recloop.models.base import TrainData
 
 CLIP = 1.0  # largest norm of a step's gradient
@@ -97,8 +97,8 @@ def restore_weights(network: nn.Module, data: TrainData, warm: Warm) -> None:
                 expected = f"the network that the parent is ({error})"
                 raise UserError("model", type(network).__name__, expected, "recloop update --full") from None
             parameter.copy_(torch.from_numpy(made))
-            if len(old) < len(made):
-                free = torch.from_numpy(~bare(data, len(old)))[:, None]
+            if is_table(made, data) and (locked := bare(data, old)).any():
+                free = torch.from_numpy(~locked)[:, None]
                 parameter.register_hook(partial(_only, free))  # type: ignore[no-untyped-call]
 
 

@@ -70,7 +70,7 @@ def grown(
     """A parameter of the parent in the child's shape: its rows first, then those of the new items.
 
     A new item with ``OWN_ROW`` events starts at the mean of its neighbours' rows, weighed by co-visitation; without
-    neighbours at the mean of all; with fewer events at 0.
+    neighbours at the mean of all; with fewer events at 0. A row that is 0 in the parent was no row yet: it starts now.
 
     Args:
         fresh: The child's parameter as it was built: its shape.
@@ -79,17 +79,23 @@ def grown(
     Raises:
         ValueError: a shape that the parent's cannot grow into.
     """
-    if old.shape == fresh.shape:
+    if old.shape == fresh.shape and not is_table(old, data):
         return old
     if old.shape[1:] != fresh.shape[1:] or len(fresh) != data.n_items + 1 or len(old) > len(fresh):
         raise ValueError(f"{name}: {old.shape} does not grow into {fresh.shape}")
     made = np.zeros_like(fresh)
     made[: len(old)] = old
-    mean = old[1:].mean(axis=0) if len(old) > 1 else np.zeros(old.shape[1:], old.dtype)
+    owned = owning(old, data)
+    rows = np.flatnonzero(owned)
+    mean = old[rows].mean(axis=0) if len(rows) else np.zeros(old.shape[1:], old.dtype)
+    starting = ~owned & (data.counts >= OWN_ROW)
+    starting[0] = False
+    if not starting.any():
+        return made
     pointers, ids, weights = (counted[f"neighbours.{part}"] for part in ("indptr", "ids", "weights"))
-    for item in np.arange(len(old), len(fresh))[data.counts[len(old) :] >= OWN_ROW]:
+    for item in np.flatnonzero(starting):
         near = slice(pointers[item], pointers[item + 1])
-        known = ids[near] < len(old)
+        known = owned[ids[near]]
         share = weights[near][known]
         made[item] = share @ old[ids[near][known]] / share.sum() if share.sum() > 0 else mean
     return made
@@ -108,8 +114,20 @@ def grown_moment(key: str, old: np.ndarray, rows: int) -> np.ndarray:
     return made
 
 
-def bare(data: TrainData, parent_rows: int) -> np.ndarray:
-    """(N+1,) bool: new items that have no row of their own yet."""
-    none = data.counts < OWN_ROW
-    none[:parent_rows] = False
+def is_table(array: np.ndarray, data: TrainData) -> bool:
+    """Whether a parameter has a row for each item, and one that pads."""
+    return array.ndim > 1 and len(array) == data.n_items + 1
+
+
+def owning(old: np.ndarray, data: TrainData) -> np.ndarray:
+    """(N+1,) bool: items that have a row of their own in the parent's table; one that had too few events is 0 there."""
+    owned = np.zeros(data.n_items + 1, dtype=bool)
+    owned[1 : len(old)] = old[1:].reshape(len(old) - 1, -1).any(axis=1)
+    return owned
+
+
+def bare(data: TrainData, old: np.ndarray) -> np.ndarray:
+    """(N+1,) bool: items that have no row of their own yet: none in the parent's table, and too few events for one."""
+    none = ~owning(old, data) & (data.counts < OWN_ROW)
+    none[0] = False
     return none

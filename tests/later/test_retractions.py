@@ -1,0 +1,129 @@
+"""What a retrospective rule takes of rows that serving believes: out of states by a retraction, explained by verify."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from arriving import die_after, post
+from recloop import loop, standing
+from recloop.backends import Retraction, open_control, open_log, snapshots
+from recloop.backends.archive import Archive
+from recloop.collect.prepare import load
+from recloop.config import Project, open_project
+from recloop.features.signal import Signal
+from recloop.recommend.states import fold_all
+from recloop.watch import parity
+from servers import PATIENCE, Server
+
+MORNING = "2025-07-05T10:00:00.{:02d}Z"
+"""After the last row of the shop's log."""
+
+
+def taken(project: Project) -> list[Retraction]:
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        return log.retractions()
+    finally:
+        log.close()
+
+
+def states(project: Project) -> dict[str, bytes]:
+    """The snapshot of the watermark, and that it is the only one."""
+    (file,) = project.store.glob("snapshots-*.db")
+    stored = snapshots.Snapshot(file)
+    try:
+        return dict(stored)
+    finally:
+        stored.close()
+
+
+def folded(project: Project, until: int) -> dict[str, bytes]:
+    """Every state from archive and retractions alone."""
+    archive = Archive(project.data)
+    out = [row.of_seq for row in taken(project) if row.seq <= until]
+    rows = archive.events().filter(~pl.col("seq").is_in(out))
+    return dict(fold_all(Signal.of(standing.load_bundle(project).spec).label(rows), archive.users()))
+
+
+def test_a_burst_and_a_repeat_leave_the_states_of_a_running_service(
+    shop: Project, serving: Callable[..., Server]
+) -> None:
+    server = serving(shop.root)
+    shop = open_project(
+        shop.root, ["release.gates.margin=9"]
+    )  # one user is new: whether it is better is not asked here
+
+    def asked(user: str) -> list[str]:
+        answer = server.client.get(f"/v1/recommend/{user}").json()
+        return [slot["item_id"] for slot in answer["items"]]
+
+    before = asked("u01")
+    hurried = [
+        {"user_id": "u01", "item_id": item, "event_type": "dislike", "timestamp": MORNING.format(n)}
+        for n, item in enumerate(before)
+    ]
+    again = {"user_id": "u02", "item_id": before[0], "event_type": "purchase", "timestamp": MORNING.format(0)}
+    answer = server.client.post("/v1/events", json=[*hurried, again, again]).json()
+    assert (answer["accepted"], answer["quarantined"]) == (11, 1), "the tenth of a second is one too many"
+    assert not set(asked("u01")) & set(before[:9]), "nine dislikes are believed: nobody knew"
+    asked("u02")
+    first = standing.new_rows(shop)[0] + 1
+    done = loop.update(shop)
+    assert done.verdict == "registered", done.failed
+    assert (done.read, done.kept) == (12, 1)
+    expected = [(seq, "burst") for seq in range(first, first + 9)] + [(first + 11, "duplicates")]
+    deadline = time.monotonic() + PATIENCE
+    while len(taken(shop)) < len(expected) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sorted((row.of_seq, row.rule) for row in taken(shop)) == expected
+    assert open_control(shop.config.stores.control, shop.root).handed() == []
+    assert set(asked("u01")) == set(before), "they were nobody's taste"
+    asked("u02")
+    server.decided()
+    learned = load(shop).events["seq"].to_list()
+    assert not set(learned) & {seq for seq, _ in expected}
+    assert first + 10 in learned
+    assert set(Archive(shop.data).events()["seq"]) >= {seq for seq, _ in expected}, "believed when they came"
+    assert loop.update(shop).verdict == "nothing", "what only takes rows back asks for no turn"
+    purchase = {**again, "timestamp": MORNING.format(50), "item_id": before[1]}
+    assert server.client.post("/v1/events", json=purchase).json()["accepted"] == 1
+    later = loop.update(shop)
+    assert later.verdict == "registered", later.failed
+    assert (later.read, later.kept) == (1, 1)
+    assert len(taken(shop)) == len(expected), "handed once"
+    asked("u01"), asked("u02")
+    server.decided()
+    assert server.stop() == 0
+    found = parity.verify(shop)
+    assert found["unexplained"] == 0, found["differences"]
+    snapshots.forget(shop.store, later.to_seq)
+    assert states(shop) == folded(shop, later.to_seq)
+
+
+def test_where_no_server_runs_the_update_takes_them_itself_once_whatever_is_killed(
+    shop: Project, tmp_path: Path
+) -> None:
+    row = {"user_id": "u01", "item_id": "i01", "event_type": "purchase", "timestamp": 1_752_000_000_000_000}
+    rows = pl.DataFrame([row] * 3, schema_overrides={"timestamp": pl.Int64}).with_columns(
+        pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity")
+    )
+    post(shop, rows)
+    other = open_project(shutil.copytree(shop.root, tmp_path / "other"))
+    first = standing.new_rows(shop)[0] + 1
+    done = loop.update(shop)
+    assert done.verdict == "registered", done.failed
+    expected = [
+        Retraction(first + 1, "duplicates", done.to_seq + 1),
+        Retraction(first + 2, "duplicates", done.to_seq + 2),
+    ]
+    assert taken(shop) == expected
+    die_after("publish", other, ())
+    assert loop.update(other).verdict == "registered"
+    assert taken(other) == expected
+    assert loop.update(other).verdict == "nothing"
+    assert states(other) == states(shop) == folded(shop, done.to_seq), "the retractions came after this watermark"
