@@ -224,7 +224,6 @@ class Config(Section):
 
 LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("split.protocol", ("temporal", "leave-one-out")),
-    ("train.loss", ("auto", "ce")),
     ("serve.keys", ("",)),
     ("stores.log", (Stores().log,)),
     ("stores.decisions", (Stores().decisions,)),
@@ -322,6 +321,9 @@ def dump(config: Config) -> str:
 def _expectation(error: Mapping[str, Any]) -> str:
     message = str(error["msg"])
     return message.removeprefix("Input should be ").removeprefix("Value error, ").replace("valid dictionary or ", "")
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
+        message += "".join(f"; nearest: {name}" for name in near)
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:

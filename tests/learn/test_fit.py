@@ -164,7 +164,7 @@ def test_the_number_is_counted_on_the_full_ranking(arrays: Arrays) -> None:
     torch.manual_seed(3)
     network = load_model("sasrec", {})
     network.build(data, 16, 20)
-    learner = module.Learner(network, data, "ce", 0.01).eval()
+    learner = module.Learner(network, data, settings().train).eval()
     items, moments, mask, context = Sequences(data, 20).queries(held.user_ix, held.now)
     with torch.no_grad():
         table = learner.vectors()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 
+from recloop.config import Train, build
 from recloop.errors import UserError
-from recloop.learn import losses
+from recloop.learn import losses, sampled
+from recloop.models.base import TrainData, load_model
 
+Arrays = Callable[..., TrainData]
 R, N, D = 13, 40, 8
 
 
@@ -62,10 +66,49 @@ def test_large_scores_stay_finite() -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_names() -> None:
-    assert losses.loss_function("auto") is losses.loss_function("ce") is losses.cross_entropy
-    with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or ce"):
-        losses.loss_function("bpr")
+def data_of(n_items: int, arrays: Arrays) -> TrainData:
+    return arrays([[[1], [2]], [[1], [1]]], n_items)
+
+
+def test_auto_is_the_full_softmax_up_to_a_hundred_thousand_items(arrays: Arrays) -> None:
+    network = load_model("sasrec", {})
+    small, large = data_of(100_000, arrays), data_of(100_001, arrays)
+    assert losses.Criterion(network, small, Train()).told is losses.cross_entropy
+    assert losses.Criterion(network, large, Train()).told is sampled.ss_refined
+    assert losses.Criterion(network, large, Train(loss="ce")).name == "ce"
+    for name, (told, refused, _) in losses.SAMPLED.items():
+        found = losses.Criterion(network, small, Train.model_validate({"loss": name}))
+        assert (found.name, found.told, found.refused) == (name, told, refused)
+
+
+def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Arrays) -> None:
+    data = data_of(30, arrays)
+    towers = load_model("two_tower", {})
+    assert losses.Criterion(towers, data, Train()).name == "ss_logq"
+    assert losses.Criterion(towers, data, Train(loss="ss_refined")).draw == towers.draw
+    assert losses.Criterion(towers, data, Train(loss="bpr")).draw != towers.draw  # q is uniform there
+    assert losses.Criterion(towers, data, Train(loss="ce")).draw is None
+    neumf = load_model("neumf", {})
+    assert losses.Criterion(neumf, data, Train(loss="bce")).told == neumf.loss
+    with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or bce: NeuMF .*try: --set train\.loss=auto"):
+        losses.Criterion(neumf, data, Train(loss="bpr"))
+
+
+def test_an_unknown_loss_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"train\.loss=ss_log: expected 'auto'.* or 'bpr'; nearest: ss_logq; try: mend"):
+        build({"train": {"loss": "ss_log"}}, environment={})
+
+
+def test_targets_and_what_was_turned_down_are_weighed_together(arrays: Arrays) -> None:
+    """Weights 1 and 3 of targets, 2 of a dislike: a sixth, a half, a third of their losses."""
+    criterion = losses.Criterion(load_model("sasrec", {}), data_of(N, arrays), Train())
+    vectors, items, own, _ = drawn()
+    told = losses.Rows(vectors[:2], own[:2], torch.tensor([1.0, 3.0], dtype=torch.float64))
+    refused = losses.Rows(vectors[2:3], own[2:3], torch.tensor([2.0], dtype=torch.float64))
+    p = (vectors @ items.T).softmax(1)[torch.arange(R), own]
+    expected = (-p[0].log() - 3 * p[1].log() - 2 * torch.log1p(-p[2])) / 6
+    torch.testing.assert_close(criterion(items, told, refused), expected)
+    torch.testing.assert_close(criterion(items, told, None), (-p[0].log() - 3 * p[1].log()) / 4)
 
 
 def test_a_dislike_by_hand() -> None:

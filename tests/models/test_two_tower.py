@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from recloop.features.state import States, UserState
+from recloop.learn.losses import weighted
+from recloop.learn.sampled import Drawn, Scores, ss_logq
 from recloop.models.base import TrainData, load_model
 from recloop.models.two_tower import TwoTower
 from recloop.recommend.recommender import Recommender
@@ -84,7 +86,7 @@ def test_the_loss_by_hand() -> None:
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
     torch.manual_seed(1)
-    found = network.loss(vectors, items, targets, weights)
+    found = weighted(ss_logq(Scores.of(vectors, items, targets, Drawn(*network.draw(targets)))), weights)
     torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()
     share = np.arange(1, N + 1) / sum(range(1, N + 1))

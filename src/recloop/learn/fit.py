@@ -96,6 +96,7 @@ def fit_network(
     kind = str(getattr(network, "kind", "vectors"))
     graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
     metrics = {
+        "loss": learner.criterion.name,
         "NDCG@10": kept.ndcg if watch.examination else None,
         "epochs": kept.epoch,
         "step": kept.step,

@@ -3,30 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recloop.config import Train
 from recloop.errors import UserError
+from recloop.learn import sampled
+from recloop.learn.sampled import Drawn, Draws, Scores
+from recloop.models.base import TrainData
 
 CHUNK = 4_000_000
 """Scores held at a time (16 MB): a full softmax over 65,116 items would else fill gigabytes."""
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+MANY = 100_000
+"""Items above which ``auto`` draws negatives (docs/decisions.md has the seconds of a step on both sides)."""
+
+Each = Callable[[Scores], Tensor]
+SAMPLED: dict[str, tuple[Each, Each, bool]] = {
+    "ss": (sampled.ss, sampled.softmax_refused, False),
+    "ss_logq": (sampled.ss_logq, sampled.softmax_refused, True),
+    "ss_refined": (sampled.ss_refined, sampled.softmax_refused, True),
+    "gbce": (sampled.gbce, sampled.bce_refused, False),
+    "bce": (sampled.bce, sampled.bce_refused, False),
+    "bpr": (sampled.bpr, sampled.bpr_refused, False),
+}
+"""By name: what a target costs, what an item turned down costs, and whether q may differ from uniform."""
 
 
-def loss_function(name: str) -> Loss:
-    """The loss of ``train.loss``; ``auto`` is ``ce``.
+class Rows(NamedTuple):
+    """R vectors, each asked for one item: its target, or what its user turned down."""
+
+    vectors: Tensor  # (R, D)
+    items: Tensor  # (R,) int64 rows of the item table
+    weights: Tensor  # (R,) float32
+
+
+class Criterion:
+    """A loss by its name in ``train.loss``, for a network: ``auto`` is what the network names, else ``ce``, else above
+    `MANY` items ``ss_refined``.
+
+    A network without an inner product (NeuMF) brings ``loss`` and ``refused`` of its own, as `cross_entropy` and
+    `turned_down`; one that draws in its own way (Two-Tower) brings ``draw(targets) -> (ids, m q_j)``.
 
     Raises:
-        UserError: a loss that this version does not know.
+        UserError: a loss that the network cannot be trained by.
     """
-    found = {"auto": cross_entropy, "ce": cross_entropy}.get(name)
-    if found is None:
-        raise UserError("train.loss", name, "auto or ce", '--set train.loss="ce"')
-    return found
+
+    def __init__(self, network: Any, data: TrainData, settings: Train) -> None:
+        own = getattr(network, "loss", None)
+        auto = getattr(network, "auto", None) or ("ss_refined" if data.n_items > MANY else "ce")
+        self.name: str = auto if settings.loss == "auto" else settings.loss
+        if own is not None and self.name != auto:
+            expected = f"auto or {auto}: {type(network).__name__} has a loss of its own"
+            raise UserError("train.loss", settings.loss, expected, "--set train.loss=auto")
+        self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        if own is not None or self.name == "ce":
+            self.told = own or cross_entropy
+            self.refused = getattr(network, "refused", None) or turned_down
+            return
+        self.told, self.refused, corrected = SAMPLED[self.name]
+        self.draw = getattr(network, "draw", None) if corrected else None
+        if self.draw is None:
+            self.draw = Draws(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
+
+    def __call__(self, items: Tensor, told: Rows, refused: Rows | None) -> Tensor:
+        """Sum of w loss / sum of w over targets and what was turned down together; items (N, D)."""
+        drawn = None if self.draw is None else Drawn(*self.draw(told.items))
+        loss = self._mean(self.told, items, told, drawn)
+        if refused is None:
+            return loss
+        share = refused.weights.sum() / (told.weights.sum() + refused.weights.sum())
+        return (1 - share) * loss + share * self._mean(self.refused, items, refused, drawn)
+
+    @staticmethod
+    def _mean(loss: Any, items: Tensor, rows: Rows, drawn: Drawn | None) -> Tensor:
+        vectors, own, weights = rows
+        if drawn is None:
+            mean: Tensor = loss(vectors, items, own, weights)
+            return mean
+        return weighted(loss(Scores.of(vectors, items, own, drawn)), weights)
+
+
+def weighted(each: Tensor, weights: Tensor) -> Tensor:
+    """Sum of w each / sum of w, both (R,)."""
+    return (weights * each).sum() / weights.sum()
 
 
 def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from recloop.config import Config
+from recloop.config import Config, Train
 from recloop.errors import UserError
 from recloop.learn.batches import Batch, Epoch, Sequences, Steps
 from recloop.learn.looks import Examination, Watch
-from recloop.learn.losses import loss_function, turned_down
+from recloop.learn.losses import Criterion, Rows
 from recloop.learn.start import item_start
 from recloop.learn.warm import STEPS, Warm, bare, grown, grown_moment, is_table
 from recloop.models.base import TrainData
@@ -39,12 +39,12 @@ class Learner(lightning.LightningModule):
     ``Config.start = "counts"`` also ``start(vectors)``. `recloop.models.sasrec` shows each with its shapes.
     """
 
-    def __init__(self, network: nn.Module, data: TrainData, loss: str, lr: float, warm: Warm | None = None) -> None:
+    def __init__(self, network: nn.Module, data: TrainData, settings: Train, warm: Warm | None = None) -> None:
         super().__init__()
         self.network: Any = network
         self.warm = warm
-        self.loss, self.lr = getattr(network, "loss", None) or loss_function(loss), lr
-        self.refused = getattr(network, "refused", None) or turned_down
+        self.criterion = Criterion(network, data, settings)
+        self.lr = settings.lr * (1.0 if warm is None else warm.rate)
         self.item_codes: Tensor
         self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)
 
@@ -59,13 +59,12 @@ class Learner(lightning.LightningModule):
         history = F.embedding(batch.items, table)  # (B, T, D)
         ends = self.network.ends(history, batch.moments, batch.mask, batch.context, batch.arrived)  # (B, M, D)
         told = batch.targets > 0  # (B, M)
-        loss = self.loss(ends[told], table[1:], batch.targets[told] - 1, batch.weights[told])
-        if batch.refused is None or batch.refusals is None:
-            return loss
-        window, moment, item = batch.refused.unbind(1)
-        other = self.refused(ends[window, moment], table[1:], item - 1, batch.refusals)
-        told_weight, refused_weight = batch.weights[told].sum(), batch.refusals.sum()
-        return (told_weight * loss + refused_weight * other) / (told_weight + refused_weight)
+        targets = Rows(ends[told], batch.targets[told] - 1, batch.weights[told])
+        refused = None
+        if batch.refused is not None and batch.refusals is not None:
+            window, moment, item = batch.refused.unbind(1)
+            refused = Rows(ends[window, moment], item - 1, batch.refusals)
+        return self.criterion(table[1:], targets, refused)
 
     def configure_optimizers(self) -> Any:
         """AdamW; only the matrices between layers decay. A warm start goes on with the parent's moments."""
@@ -149,7 +148,7 @@ def learn(
         held = data.held
         seen = config.split.filter_seen
         examination = Examination(data, held, config.features.history, seen) if held is not None else None
-        learner = Learner(network, data, settings.loss, settings.lr * (1.0 if warm is None else warm.rate), warm)
+        learner = Learner(network, data, settings, warm)
         watch = Watch(examination or None, folder, settings.patience, started, budget, not quiet)
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",

@@ -44,6 +44,7 @@ class NeuMF(nn.Module):
 
     inputs: ClassVar[str] = "sequence"
     kind: ClassVar[str] = "rank"
+    auto: ClassVar[str] = "bce"
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ class TwoTower(nn.Module):
     training a share ``alone`` of items goes without its row and of windows without its history, so that attributes
     alone must do: for users and items without history they are all there is (the ladder's ``attributes``).
 
-    The loss is ``ss_logq`` of the definitions (section 4), negatives = the batch's own targets + ``uniform`` drawn ones.
+    ``train.loss = "auto"`` is ``ss_logq`` here (definitions, section 4), over `draw`.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """
@@ -43,6 +43,7 @@ class TwoTower(nn.Module):
         start: Literal["counts", "random"] = "counts"
 
     inputs: ClassVar[str] = "sequence"
+    auto: ClassVar[str] = "ss_logq"
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
@@ -108,23 +109,15 @@ class TwoTower(nn.Module):
             mean = mean * self._kept(len(mean), mean)[:, None, None]
         return self._user(mean, context)
 
-    def loss(self, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """``ss_logq``: sum of w (-s_y + ln(e^s_y + sum over negatives j of e^c_j)) / sum of w, c_j = s_j - ln(m q_j).
+    def draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The negatives of a step, (m,): the R targets of its batch and ``uniform`` drawn ones; and m q_j of each.
 
-        m q_j = R share_j + M / N for the batch's R targets and M uniform draws; ids equal to y are masked.
-
-        Args:
-            vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,).
+        m q_j = R share_j + M / N for M uniform draws of N items: never in-batch alone, which would punish what is popular.
         """
-        drawn = torch.randint(len(items), (self.config.uniform,), device=targets.device)
-        rivals = torch.cat([targets, drawn])  # (m,)
-        expected = len(targets) * self.share[rivals] + self.config.uniform / len(items)  # (m,)
-        rival = vectors @ items[rivals].T - expected.log()  # (R, m)
-        rival = rival.masked_fill(rivals == targets[:, None], -torch.inf)
-        own = (vectors * items[targets]).sum(1, keepdim=True)  # (R, 1)
-        each = torch.logsumexp(torch.cat([own, rival], dim=1), dim=1) - own[:, 0]
-        loss: Tensor = (weights * each).sum() / weights.sum()
-        return loss
+        size = len(self.share)
+        drawn = torch.randint(size, (self.config.uniform,), device=targets.device)
+        ids = torch.cat([targets, drawn])
+        return ids, len(targets) * self.share[ids] + self.config.uniform / size
 
     def _user(self, mean: Tensor, context: Tensor) -> Tensor:
         """(..., D) pooled history and (..., C) codes -> (..., D), of length 1 / tau."""
