@@ -152,13 +152,24 @@ def _console() -> Callable[[Any, Any], None] | None:
 
 @app.command(rich_help_panel=START)
 def demo(
-    directory: Annotated[str, typer.Option("--dir", help="the demo's project folder")] = "recloop-demo",
+    directory: Annotated[
+        str, typer.Option("--dir", help="its project folder (default: recloop-demo; of the world recloop-world)")
+    ] = "",
+    world: Annotated[
+        bool, typer.Option("--world", help="the seeded world: no download, no torch, two experiments with known truth")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on a grocery chain's year, a project like any other."""
-    from recloop import demo as shown
+    """The whole loop on a grocery chain's year, or on a world whose truth is known; a project like any other."""
+    screen = rich.console.Console(stderr=True) if as_json else out
+    if world:
+        from recloop import demo_world
 
-    done = shown.run(Path(directory), Teller(), rich.console.Console(stderr=True) if as_json else out)
+        done = demo_world.run(Path(directory or "recloop-world"), Teller(), screen)
+    else:
+        from recloop import demo as chain
+
+        done = chain.run(Path(directory or "recloop-demo"), Teller(), screen)
     if as_json:
         _print_json(done)
 
@@ -215,12 +226,13 @@ def recommend(
     k: Annotated[int, typer.Option("-k", help="how many (default: the placement's)")] = 0,
     placement: Annotated[str, typer.Option(help="where on the page")] = "home",
     bundle: Annotated[str, typer.Option(help="another bundle than the live one")] = "",
+    item: Annotated[str, typer.Option(help="what a list about an item is about (placement similar)")] = "",
     as_json: Json = False,
 ) -> None:
     """The service's answer without the service; logs nothing."""
     from recloop.serve import offline
 
-    answer = offline.recommend(project(), user, k, placement, bundle)
+    answer = offline.recommend(project(), user, k, placement, bundle, item)
     if as_json:
         _print_json(answer)
     else:
@@ -292,10 +304,10 @@ def promote(
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Move a bundle on; a running `serve` takes it up within a second."""
-    from recloop.serve import moves
+    """Move a bundle on, after its gate where that has not run; a running `serve` takes it up within a second."""
+    from recloop.later import promotion
 
-    _print_move(moves.promote(project(), bundle, to, reason), as_json)
+    _print_move(promotion.promote(project(), bundle, to, reason, Teller()), as_json)
 
 
 @app.command(rich_help_panel=MOVE)

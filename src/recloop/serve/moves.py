@@ -1,5 +1,7 @@
 """The moves that a person asks for, by verb or over HTTP: promote, rollback, refuse, and what must be earned before.
 
+A bundle that `update` registered has passed its gate; one that `train` registered has not, and no move beside a live
+bundle is made before it ran: `recloop promote` runs it (`recloop.later.promotion`), a server, which trains nothing, does not.
 A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer (and live
 again, with the same list), the experiment by users of both arms whose outcome is closed, and a verdict that is no harm. Without ``to`` a bundle goes live only where both
 were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import getpass
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recloop import release
@@ -20,6 +23,8 @@ from recloop.serve.arms import CANDIDATE, LIVE
 from recloop.standing import examine, load_bundle, now, open_bundle
 from recloop.watch import experiment
 
+AT_THE_DOOR = ("registered", "checked")
+"""States in which a bundle's gate is asked: who was let past it, for a reason, is asked for the steps alone."""
 SHADOWED = 100
 """Requests that a bundle has scored in the shadow before the experiment is earned."""
 USERS = 200
@@ -28,31 +33,64 @@ PATIENCE = 60.0
 """Seconds that a running server is given to check a bundle."""
 
 
-def promote(project: Project, bundle: str, to: str = "", reason: str = "", by: str = "", at: int = 0) -> dict[str, Any]:
+def ready(project: Project, control: Control, bundle: str, to: str = "", by: str = "") -> release.Machine:
+    """See that a move can be: the bundle is known and checked, the machine knows the move; the machine as it is then.
+
+    Raises:
+        UserError: no such bundle or state, an experiment in which an arm has no user.
+        Refused: it failed its check, or the machine knows no such move.
+    """
+    target = _target(bundle, to)
+    _share(project, target)
+    machine = release.machine(control)
+    if machine.state(bundle) == "registered":
+        _check(project, control, machine.since(bundle), by or _who("promote"))
+        machine = release.machine(control)
+    release.allowed(machine, bundle, target)
+    return machine
+
+
+def ungated(control: Control, bundle: str) -> bool:
+    """Whether a bundle stands at the door, beside a live one, and no row of it holds the numbers of a gate."""
+    machine = release.machine(control)
+    return bool(machine.lives) and machine.state(bundle) in AT_THE_DOOR and _gates(control, bundle) is None
+
+
+def promote(
+    project: Project,
+    bundle: str,
+    to: str = "",
+    reason: str = "",
+    by: str = "",
+    at: int = 0,
+    gates: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Move a registered bundle on: to ``to``, or to live where it has earned both steps on the way.
 
     Args:
         by: Who asks; empty: this command line.
         at: int64 microseconds; 0: the machine's clock.
+        gates: The gate that was run for this move, for the row's evidence; None: it ran before, or it has to.
 
     Raises:
         UserError: no such bundle or state, an experiment in which an arm has no user.
         BundleError: its bytes are no longer those that were checked.
-        Refused: it failed its check, a step is not earned, the machine knows no such move, somebody was faster.
+        Refused: it failed its check or its gate, its gate has not run, a step is not earned, the machine knows no such
+            move, somebody was faster.
     """
     control = open_control(project.config.stores.control, project.root)
-    target = to or "live"
-    if target not in release.TARGETS:
-        raise UserError("--to", target, f"one of {', '.join(release.TARGETS)}", f"recloop promote {bundle} --to shadow")
-    _share(project, target)
-    by = by or _who("promote")
-    machine = release.machine(control)
-    if machine.state(bundle) == "registered":
-        _check(project, control, machine.since(bundle), by)
-        machine = release.machine(control)
-    release.allowed(machine, bundle, target)
+    by, target = by or _who("promote"), _target(bundle, to)
+    machine = ready(project, control, bundle, target, by)
+    if gates is None and ungated(control, bundle):
+        how = f"{bundle} was trained, not updated to; `recloop promote {bundle} --to {target}` runs its gate"
+        raise Refused("gate", "not run", "passed", how)
     open_bundle(project, machine.since(bundle))
     missing, earned = _earned(project, machine, bundle, target)
+    if gates is not None:
+        earned["gates"] = list(gates)
+    if machine.state(bundle) in AT_THE_DOOR:
+        judged = gates if gates is not None else _gates(control, bundle) or []
+        missing = [*_failed(judged), *missing]
     if missing and not (to and reason):
         first = missing[0]
         how = f"{first.reason}; to go ahead of it: recloop promote {bundle} --to {target} --reason WHY"
@@ -60,6 +98,27 @@ def promote(project: Project, bundle: str, to: str = "", reason: str = "", by: s
     if missing:
         earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
     return _result(release.promote(control, bundle, to=target, by=by, reason=reason, at=at or now(), evidence=earned))
+
+
+def _target(bundle: str, to: str) -> release.Target:
+    for target in release.TARGETS:
+        if target == (to or "live"):
+            return target
+    raise UserError("--to", to, f"one of {', '.join(release.TARGETS)}", f"recloop promote {bundle} --to shadow")
+
+
+def _gates(control: Control, bundle: str) -> list[dict[str, Any]] | None:
+    """The gate of a bundle that ran last; None: none did."""
+    rows = (row for row in reversed(control.releases()) if row.bundle == bundle)
+    return next((row.evidence["gates"] for row in rows if "gates" in row.evidence), None)
+
+
+def _failed(gates: Sequence[Mapping[str, Any]]) -> list[Refused]:
+    return [
+        Refused(f"gate {one['name']}", one["value"], one["threshold"], one.get("note") or "its gate says no")
+        for one in gates
+        if not one["ok"]
+    ]
 
 
 def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> dict[str, Any]:

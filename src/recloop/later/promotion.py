@@ -1,0 +1,141 @@
+"""The gate of a bundle that `train` made, run when it is promoted: beside live, on what neither of the two has learned.
+
+`train` holds back what lies after its cut (unless it refits), live may have learned just that. So *new* are the moments
+that both have not: after both cuts, or of rows that came after both ``until_seq``. Where there are none, the *old* users'
+moments after the candidate's cut stand in: no loss has seen them, but live has counted them. Where there are none of
+these either, the gate says ``weak`` and judges by what needs no targets: latency, cold coverage, parity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from recloop import standing, turn
+from recloop.backends import open_control, open_log
+from recloop.backends.archive import Archive
+from recloop.bundle import Bundle
+from recloop.collect.clean import doubled
+from recloop.config import Project
+from recloop.features.signal import Signal
+from recloop.features.spec import Spec
+from recloop.features.state import Timeline, moment_stamps
+from recloop.later.evidence import compared, trees
+from recloop.learn import compare
+from recloop.learn.compare import Asked
+from recloop.learn.evaluate import Moments, moments
+from recloop.recommend.catalogue import Catalogue
+from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP, USER_ID, is_old
+from recloop.serve import moves
+from recloop.voice import Silent, Voice
+from recloop.watch import gate, parity
+from recloop.watch.gate import Evidence, Gate
+
+
+def promote(
+    project: Project, bundle: str, to: str = "", reason: str = "", voice: Voice | None = None, at: int = 0
+) -> dict[str, Any]:
+    """Move a registered bundle on, after its gate where that has not run; see `recloop.serve.moves.promote`.
+
+    Raises:
+        UserError, BundleError, Refused: as `moves.promote` has it, a gate that says no among them.
+    """
+    control = open_control(project.config.stores.control, project.root)
+    moves.ready(project, control, bundle, to)
+    gates = None
+    if moves.ungated(control, bundle):
+        voice = voice or Silent()
+        found = judge(project, standing.load_bundle(project, bundle), standing.load_bundle(project))
+        for one in found:
+            voice.say("gate", one.line())
+        gates = trees(found)
+    return moves.promote(project, bundle, to, reason, at=at, gates=gates)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Every believed row there is, archived or not, and what a list is made from besides."""
+
+    rows: pl.DataFrame
+    users: pl.DataFrame | None
+    catalogue: Catalogue
+
+    @classmethod
+    def of(cls, project: Project) -> Ground:
+        """Rows that were taken back, and repeats that an update would take back, are left out."""
+        archive, log = Archive(project.data), open_log(project.config.stores.log, project.root)
+        try:
+            fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+            out = pl.Series([row.of_seq for row in log.retractions()], dtype=pl.Int64)
+            users, items = log.users(after=archive.watermark), [archive.items(), log.items(after=archive.watermark)]
+        finally:
+            log.close()
+        rows = pl.concat([archive.events(), fresh]).filter(~pl.col(SEQ).is_in(out.implode()))
+        if project.config.clean.duplicates == "exact":
+            rows = rows.filter(~pl.col(SEQ).is_in(doubled(rows).implode()))
+        known = archive.users()
+        return cls(rows, users if known is None else pl.concat([known, users]), Catalogue.of(items))
+
+    def labelled(self, spec: Spec) -> pl.DataFrame:
+        """The rows as a spec means them, with the stamp of their moment."""
+        return moment_stamps(Signal.of(spec).label(self.rows))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two bundles over that ground."""
+
+    bundle: Bundle
+    ground: Ground
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        return Timeline(self.ground.labelled(self.bundle.spec), self.ground.users)
+
+    @property
+    def unseen(self) -> pl.Expr:
+        """Rows that this bundle has not learned."""
+        return (pl.col(STAMP) >= self.bundle.cut) | (pl.col(SEQ) > int(self.bundle.manifest["data"]["until_seq"]))
+
+    def ask(self, queries: Moments) -> Asked:
+        return compare.ask(self.bundle, queries, self.timeline, self.ground.catalogue, turn.THREADS)
+
+
+def judge(project: Project, candidate: Bundle, live: Bundle) -> list[Gate]:
+    """The gates of a bundle beside live, in the order in which they are read.
+
+    Golden lists and finite weights were looked at when it was checked; they are gates here, so that the row says so.
+    """
+    ground = Ground.of(project)
+    ours, lives = Side(candidate, ground), Side(live, ground)
+    events = ground.labelled(candidate.spec)
+    new = compare.thin(moments(events.filter(ours.unseen & lives.unseen), "successive"))
+    old = compare.thin(moments(events.filter(ours.unseen & _of_old(events)), "successive"))
+    newest = compare.thin(moments(events.sort(STAMP).tail(compare.MOST), "successive"), compare.TIMED)
+    targets = next((one for one in (new, old) if len(one)), None)
+    asked = newest if targets is None else targets
+    mine, theirs = ours.ask(asked), lives.ask(asked)
+    pairs = compared(mine, theirs)
+    none = pairs.where(mine.cold & ~mine.cold)
+    slices = {"repeat": compared(mine, theirs, "repeat"), "explore": compared(mine, theirs, "explore")}
+    evidence = Evidence(
+        new=pairs if targets is new else none,
+        old=pairs if targets is old else None,
+        slices={} if targets is None else {"cold": pairs.where(mine.cold), **slices},
+        parity=parity.verify(project)["unexplained"] if standing.decided(project) else None,
+        latency=compare.latency((candidate, live), asked, ours.timeline, ground.catalogue) if len(asked) else None,
+        cold_coverage=(mine.cold_coverage, theirs.cold_coverage),
+    )
+    return [
+        *gate.judge(evidence, project.config.release.gates, project.config.train.seed),
+        gate.at_most("golden", 0, 0, "golden queries that differ"),
+        gate.at_most("finite", 0, 0, "arrays with a number that is not finite"),
+    ]
+
+
+def _of_old(events: pl.DataFrame) -> pl.Expr:
+    users = [user for user in events[USER_ID].unique().sort().to_list() if is_old(user)]
+    return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
