@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,9 @@ import scipy.sparse as sp
 
 from recloop import bundle as bundles
 from recloop.errors import UserError
-from recloop.features.latent import explain, unseen_gram
-from recloop.features.state import States, UserState
-from recloop.models.base import load_model
+from recloop.features.latent import explain, strength, unseen_gram
+from recloop.features.state import States, UserState, offsets_of
+from recloop.models.base import Negatives, TrainData, load_model
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.scorer import Factors
 from recloop.records import DAY
@@ -26,16 +27,20 @@ def test_a_half_step_is_the_minimum() -> None:
     table[0] = 0
     weights = np.where(rng.random((1, 13)) < 0.4, rng.random((1, 13)) + 1, 0)
     weights[0, 0] = 0
+    refused = np.where(rng.random((1, 13)) < 0.3, rng.random((1, 13)) * 3, 0)
+    refused[0, 0] = 0
     l2, unseen = 0.05, 0.3
 
     def cost(x: np.ndarray) -> float:
         scores = table @ x
         held = (weights[0] > 0).sum()
         return float(
-            (weights[0] * (scores - 1) ** 2).sum() + unseen * (scores**2).sum() + l2 * (held + unseen * 12) * (x @ x)
+            (weights[0] * (scores - 1) ** 2).sum()
+            + ((refused[0] + unseen) * scores**2).sum()
+            + l2 * (held + unseen * 12) * (x @ x)
         )
 
-    found = explain(table, unseen_gram(table, unseen), sp.csr_array(weights), l2, unseen)[0]
+    found = explain(table, unseen_gram(table, unseen), sp.csr_array(weights), l2, unseen, sp.csr_array(refused))[0]
     best = scipy.optimize.minimize(cost, np.zeros(4), tol=1e-12).x
     np.testing.assert_allclose(found, best, atol=1e-4)
 
@@ -84,6 +89,80 @@ def test_who_acted_since_is_folded_in(fitted: Fitted) -> None:
     np.testing.assert_array_equal(own, other)
     scores = fitted.bundle.arrays["item_vectors"] @ own
     assert scores.argmax() == 4 or scores[4] > np.quantile(scores, 0.9)
+
+
+def tastes(weights: dict[int, float] | None = None, turned: Sequence[tuple[int, int, float]] = ()) -> TrainData:
+    """Twelve people: half took items 1 to 3, half 4 to 6, each but one of them; ``turned``: user, item, weight."""
+    rows = [(u, item) for u in range(12) for item in range(1 + u % 2 * 3, 4 + u % 2 * 3) if item != 1 + u % 6]
+    users, items = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+    plain = np.ones(len(items), dtype=np.float32)
+    turned_rows = np.array(sorted(turned), dtype=np.float64).reshape(-1, 3)
+    negatives = Negatives(
+        turned_rows[:, 0].astype(np.int64), turned_rows[:, 1].astype(np.int64), np.full(len(turned_rows), 9 * DAY),
+        np.arange(len(turned_rows)) + 100, turned_rows[:, 2].astype(np.float32),
+    )  # fmt: skip
+    none = np.zeros((12, 0), np.int32)
+    return TrainData(
+        [f"i{n}" for n in range(1, 8)], [f"u{n:02}" for n in range(12)], offsets_of(np.ones(12, np.int64)),
+        offsets_of(np.bincount(users)), np.zeros(12, np.int64), items.astype(np.int32), np.arange(len(items)),
+        plain if weights is None else np.array([weights.get(i, 1.0) for i in items.tolist()], dtype=np.float32),
+        np.zeros(12, bool), none, np.zeros((8, 0), np.int32), [], [], [], 10 * DAY,
+        np.bincount(items, minlength=8), None, negatives if len(turned_rows) else None,
+    )  # fmt: skip
+
+
+def score(data: TrainData, user: int, item: int) -> float:
+    made = load_model("mf", {"dim": 3}).fit(data)
+    return float(made["user_vectors"][user + 1] @ made["item_vectors"][item])
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_what_was_turned_down_scores_lower(weight: float) -> None:
+    """A skip teaches the items alone, a dislike the person's own row too; both lower the pair."""
+    pair = (0, 1)  # user 0 took 2 and 3, whose company is 1
+    before, after = score(tastes(), *pair), score(tastes(turned=[(*pair, weight)]), *pair)
+    assert before > 0.4
+    assert after < before - 0.01
+    all_skip = [(user, 1, weight) for user in range(0, 12, 2)]
+    assert score(tastes(turned=all_skip), *pair) < before - 0.1  # six people who turned it down
+
+
+def test_a_dislike_of_an_old_user_teaches_no_item() -> None:
+    told, told_not = tastes(turned=[(0, 1, 1.0)]), tastes()
+    old = np.arange(12) == 0
+    with_it, without = (load_model("mf", {"dim": 3}).fit(replace(data, old=old)) for data in (told, told_not))
+    np.testing.assert_array_equal(with_it["item_vectors"], without["item_vectors"])
+    assert not np.array_equal(with_it["user_vectors"][1], without["user_vectors"][1])
+
+
+def test_a_weight_of_5_moves_the_items() -> None:
+    plain, heavy = score(tastes(), 0, 2), score(tastes({2: 5.0}), 0, 2)
+    assert heavy > plain
+
+
+def test_who_dislikes_is_folded_in_by_what_the_table_knows(fitted: Fitted) -> None:
+    """The same items taken: with a dislike the item falls; the row of the table is no answer any more."""
+    users = fitted.bundle.users
+    assert users is not None
+    last = int(fitted.bundle.manifest["data"]["until_seq"])
+    one = fitted.timeline.states(users.ids.ids[:1], [last])
+    plain = vectors(fitted, one)[0]
+    liked = int((fitted.bundle.arrays["item_vectors"] @ plain).argmax())
+    name = fitted.bundle.items.ids.ids[liked - 1]
+    names = np.array([*one.names, name], dtype=object)
+    offsets = np.array([0, 1])
+    mine = replace(one, names=names, negatives=np.array([len(names) - 1], np.int32), negative_offsets=offsets)
+    found = vectors(fitted, mine)[0]
+    table = fitted.bundle.arrays["item_vectors"]
+    assert table[liked] @ found < table[liked] @ plain - 0.05
+    held = one.items, one.item_offsets
+    lengths = np.bincount(fitted.bundle.items.ids.lookup(one.names, len(one.names))[held[0]], minlength=len(table))
+    often = sp.csr_array(np.where(lengths, strength(lengths.astype(float)), 0)[None])
+    refused = sp.csr_array((np.ones(1), [liked], [0, 1]), shape=(1, len(table)))
+    config = fitted.bundle.scorers["model"]["config"]
+    gram = unseen_gram(table, config["unseen"])
+    expected = explain(table, gram, often, config["l2"], config["unseen"], refused)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_options_are_checked() -> None:

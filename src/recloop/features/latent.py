@@ -16,17 +16,20 @@ def unseen_gram(table: np.ndarray, unseen: float) -> np.ndarray:
     return gram
 
 
-def explain(table: np.ndarray, gram: np.ndarray, taken: sp.csr_array, l2: float, unseen: float) -> np.ndarray:
+def explain(
+    table: np.ndarray, gram: np.ndarray, taken: sp.csr_array, l2: float, unseen: float, refused: sp.csr_array
+) -> np.ndarray:
     """(rows, D) float32: for each row x the minimum of
 
-        sum over taken j of w_j (x . y_j - 1)^2 + unseen sum over all j of (x . y_j)^2 + l2 (n + unseen N) |x|^2,
+        sum over taken j of w_j (x . y_j - 1)^2 + sum over refused j of v_j (x . y_j)^2
+        + unseen sum over all j of (x . y_j)^2 + l2 (n + unseen N) |x|^2,
 
     n the number of items taken, N the length of the table: Hu, Koren & Volinsky 2008 with the scaled L2 of Rendle et
-    al. 2021. A row's answer does not depend on the others.
+    al. 2021, and target 0 at raised confidence for what was turned down. A row's answer does not depend on the others.
 
     Args:
         table: (N+1, D) vectors y; row 0 pads. gram: `unseen_gram` of it.
-        taken: (rows, N+1) weights w.
+        taken: (rows, N+1) weights w. refused: (rows, N+1) weights v.
     """
     size, dim = taken.shape[0], table.shape[1]
     made = np.zeros((size, dim), dtype=np.float32)
@@ -40,6 +43,10 @@ def explain(table: np.ndarray, gram: np.ndarray, taken: sp.csr_array, l2: float,
             own, weights = table[taken.indices[span]].astype(np.float64), taken.data[span].astype(np.float64)
             scale = l2 * (len(own) + unseen * (len(table) - 1))
             left[place] = gram + own.T @ (own * weights[:, None]) + scale * spread
+            span = slice(refused.indptr[row], refused.indptr[row + 1])
+            if span.stop > span.start:
+                turned, costs = table[refused.indices[span]].astype(np.float64), refused.data[span].astype(np.float64)
+                left[place] += turned.T @ (turned * costs[:, None])
             right[place, :, 0] = weights @ own
         made[start : rows.stop] = np.linalg.solve(left, right)[:, :, 0]
     return made

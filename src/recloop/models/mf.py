@@ -16,9 +16,11 @@ class MF:
     """Hu, Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008, with the L2 of Rendle
     et al., "Revisiting the Performance of iALS on Item Recommendation Benchmarks", RecSys 2022 (arXiv 2110.14037).
 
-    Squared loss over all (user, item) pairs: 1 where the user took the item, of weight 1 + ln(how often), 0 elsewhere,
-    of weight ``unseen``; the formula is that of `recloop.features.latent.explain`. Each half-step is exact, so a user
-    whom the table does not know, or who did something since the cut, is folded in from the history by that very step.
+    Squared loss over all (user, item) pairs: 1 where the user took the item, of weight 1 + ln(weight of all times), 0
+    elsewhere, of weight ``unseen``, and of as much more as the user turned it down; the formula is that of
+    `recloop.features.latent.explain`. Each half-step is exact. The last one, which makes the user table, sees what a
+    state knows: how often, and what is out of the list (each of weight 1). So a user whom the table does not know, or
+    who did something since the cut, is folded in from the state by that very step.
 
     Shapes: U users, N items, D = ``dim``.
     """
@@ -47,22 +49,52 @@ class MF:
         """
         config = self.config
         owner = data.moment_user[data.row_moment]
-        shape = (data.n_users + 1, data.n_items + 1)
-        taken = sp.csr_array((data.weights.astype(np.float64), (owner + 1, data.items)), shape=shape)
-        taken.sum_duplicates()
-        taken.data = strength(taken.data)
-        teaching = taken.copy()
-        teaching.data[np.repeat(np.concatenate([[False], data.old]), np.diff(taken.indptr))] = 0
-        teaching.eliminate_zeros()
-        holders = sp.csr_array(teaching.T)
+        taught = ~np.concatenate([[True], data.old])
+        taken, often = (_pairs(data, owner, data.items, weights) for weights in (data.weights, np.ones(len(owner))))
+        taken.data, often.data = strength(taken.data), strength(often.data)
+        refused, standing = _refused(data)
+        teaching, refusing = _rows(taken, taught), _rows(refused, taught)
+        holders, refusers = sp.csr_array(teaching.T), sp.csr_array(refusing.T)
         rng = np.random.default_rng(config.seed)
         items = rng.normal(scale=0.1 / np.sqrt(config.dim), size=(data.n_items + 1, config.dim)).astype(np.float32)
         items[0] = 0
         for _ in range(config.sweeps):
-            users = self._solve(items, teaching)
-            items = self._solve(users, holders)
-        return {"item_vectors": items, "user_vectors": self._solve(items, taken)}
+            users = self._solve(items, teaching, refusing)
+            items = self._solve(users, holders, refusers)
+        return {"item_vectors": items, "user_vectors": self._solve(items, often, standing)}
 
-    def _solve(self, table: np.ndarray, taken: sp.csr_array) -> np.ndarray:
+    def _solve(self, table: np.ndarray, taken: sp.csr_array, refused: sp.csr_array) -> np.ndarray:
         gram = unseen_gram(table, self.config.unseen)
-        return explain(table, gram, taken, self.config.l2, self.config.unseen)
+        return explain(table, gram, taken, self.config.l2, self.config.unseen, refused)
+
+
+def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.ndarray) -> sp.csr_array:
+    """(U+1, N+1) the sum of the weights of each (user from 0, item)."""
+    shape = (data.n_users + 1, data.n_items + 1)
+    pairs = sp.csr_array((weights.astype(np.float64), (users + 1, items)), shape=shape)
+    pairs.sum_duplicates()
+    return pairs
+
+
+def _refused(data: TrainData) -> tuple[sp.csr_array, sp.csr_array]:
+    """(U+1, N+1) twice: all that was turned down, light or heavy, as much as positives of that weight count; and 1
+    where a state has it out of the list.
+    """
+    found = data.negatives
+    if found is None:
+        none = sp.csr_array((data.n_users + 1, data.n_items + 1))
+        return none, none
+    every = _pairs(data, found.user_ix, found.items, found.weights)
+    every.data = np.minimum(every.data, strength(every.data))
+    out = found.weights >= 1
+    standing = _pairs(data, found.user_ix[out], found.items[out], found.weights[out])
+    standing.data[:] = 1
+    return every, standing
+
+
+def _rows(pairs: sp.csr_array, kept: np.ndarray) -> sp.csr_array:
+    """The rows that are kept, the others empty."""
+    left = pairs.copy()
+    left.data[~np.repeat(kept, np.diff(pairs.indptr))] = 0
+    left.eliminate_zeros()
+    return left

@@ -129,7 +129,8 @@ class Vectors:
 class Factors:
     """``model`` of a factorisation: the user's own vector where nothing happened since it was learned, else folded in.
 
-    Folding in is the exact half-step of learning (`recloop.features.latent`), on how often the history holds an item.
+    Folding in is the exact half-step of learning (`recloop.features.latent`), on how often the history holds an item,
+    and on what the user has out of the list; who has something there is always folded in.
     """
 
     def __init__(self, bundle: Bundle, l2: float, unseen: float) -> None:
@@ -150,6 +151,7 @@ class Factors:
         user_ix = self._known.ids.lookup(encoded.states.users, len(encoded))[owners]
         newest = encoded.stamps[encoded.moment_offsets[1:][owners] - 1]
         stands = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
+        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not say when they came
         vectors = self._users[np.where(stands, user_ix, 0)]
         if not stands.all():
             once = np.ones(len(encoded.items))
@@ -157,7 +159,9 @@ class Factors:
             history = sp.csr_array((once, encoded.items, encoded.row_offsets), shape=shape)[owners[~stands]]
             history.sum_duplicates()
             history.data = strength(history.data)
-            vectors[~stands] = explain(self._items, self._gram, history, self._l2, self._unseen)
+            ones = np.ones(len(encoded.negatives))
+            refused = sp.csr_array((ones, encoded.negatives, encoded.negative_offsets), shape=shape)[owners[~stands]]
+            vectors[~stands] = explain(self._items, self._gram, history, self._l2, self._unseen, refused)
         return owners, vectors
 
 
