@@ -55,10 +55,19 @@ def test_observe_moves_the_state_and_not_the_weights(world: World) -> None:
     assert (rec.bundle.arrays["neighbours.weights"] == rows).all()
 
 
-def test_similar_items_are_rows_of_covisitation(rec: recloop.Recommendations) -> None:
-    found = rec.similar_items(["i01"], k=5)
-    assert found["score"].is_sorted(descending=True)
-    assert "i01" not in found["similar_id"].to_list()
+def test_similar_items_are_rows_of_covisitation_filled_by_popular(rec: recloop.Recommendations) -> None:
+    found = rec.similar_items(["i01", "i02"], k=39)
+    assert found["item_id"].to_list() == ["i01"] * 39 + ["i02"] * 39
+    assert found["rank"].to_list() == [*range(1, 40)] * 2
+    mine = found.filter(pl.col("item_id") == "i01")
+    assert mine["score"].is_sorted(descending=True)
+    assert "i01" not in mine["similar_id"].to_list()
+    arrays, own = rec.bundle.arrays, rec.bundle.items.ids.index("i01")
+    span = slice(arrays["neighbours.indptr"][own], arrays["neighbours.indptr"][own + 1])
+    row = {rec.bundle.items.ids.ids[ix - 1] for ix in arrays["neighbours.ids"][span].tolist()} - {"i01"}
+    assert set(mine.filter(pl.col("source") == "neighbours")["similar_id"]) == row
+    assert set(mine["source"]) <= {"neighbours", "popular", "latest"}
+    assert rec.similar_items(["i02"], k=39).equals(found.filter(pl.col("item_id") == "i02"))
     with pytest.raises(UserError, match="item_id=nothing"):
         rec.similar_items(["nothing"])
 

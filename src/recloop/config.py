@@ -310,6 +310,7 @@ def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mappin
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "dict[", "Burst")))
         raise UserError(key, first["input"], _expectation(first), f"mend {key} in {FILE}") from None
     _check_later(config)
+    _check_lists(config)
     return config
 
 
@@ -320,10 +321,10 @@ def dump(config: Config) -> str:
 
 def _expectation(error: Mapping[str, Any]) -> str:
     message = str(error["msg"])
-    return message.removeprefix("Input should be ").removeprefix("Value error, ").replace("valid dictionary or ", "")
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
         message += "".join(f"; nearest: {name}" for name in near)
+    return message.removeprefix("Input should be ").removeprefix("Value error, ").replace("valid dictionary or ", "")
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,8 +389,25 @@ def _check_later(config: Config) -> None:
             if field.kind in ("categories", "vector"):
                 _refuse_later(f"features.{side}.{name}.kind", field.kind, "category or number")
     for name, placement in config.placement.items():
-        if placement.list not in ("for_you", "popular"):
-            _refuse_later(f"placement.{name}.list", placement.list, "for_you or popular")
+        if placement.list in ("together", "again", "trending"):
+            _refuse_later(f"placement.{name}.list", placement.list, "for_you, popular, similar or latest")
+
+
+def _check_lists(config: Config) -> None:
+    """A list about an item has its own sources; requests without an item ask for home, those of the route for similar."""
+    for name, placement in config.placement.items():
+        about = placement.list == "similar"
+        mixed = set() if placement.mix == "auto" else set(placement.mix)
+        if about and mixed - {"model", "neighbours"}:
+            key = f"placement.{name}.mix"
+            raise UserError(
+                key, placement.mix, "model, neighbours: what a list about an item is mixed of", f"mend {key}"
+            )
+        if about if name == "home" else (name == "similar" and not about):
+            expected = (
+                "a list for a user: for_you, popular or latest" if about else "similar: its requests name an item"
+            )
+            raise UserError(f"placement.{name}.list", placement.list, expected, f"mend placement.{name}.list in {FILE}")
 
 
 def _refuse_later(path: str, value: object, allowed: str) -> None:

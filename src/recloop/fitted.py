@@ -23,32 +23,28 @@ from recloop import __version__
 from recloop import bundle as bundles
 from recloop.backends.log import object_text
 from recloop.bundle import Bundle
-from recloop.collect.attributes import attribute_texts
 from recloop.collect.clean import clean
-from recloop.collect.read import as_ids, parse_events
-from recloop.collect.sources import Source
+from recloop.collect.frames import as_polars, named, objects, settings_of, table_of
+from recloop.collect.read import parse_events
 from recloop.collect.split import Parts, split
-from recloop.collect.tables import Table as FileTable
-from recloop.config import Config, Data, build
+from recloop.config import Config, build
 from recloop.errors import UserError
 from recloop.features.dwell import Dwell
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, UserState, moment_stamps, number_moments
+from recloop.features.state import States, Timeline, UserState, moment_stamps, number_moments
 from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import fit_network
 from recloop.learn.table import Table
 from recloop.models.base import is_counting
+from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query
 from recloop.turn import COUNTS, THREADS, with_network
-
-OPTIONAL = ("event_type", "value", "quantity", "group_id", "event_id")
-"""Columns of a frame that are read where it has them under our own name."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +84,11 @@ def fit(
         UserError: a column, a value or a setting that does not fit.
     """
     frame = as_polars(events)
-    settings = _settings(frame, config or {})
-    catalogue = _objects(items, ITEM_ID, 0)
-    people = _objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
+    settings = settings_of(frame, config or {})
+    catalogue = objects(items, ITEM_ID, 0)
+    people = objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
     first = sum(len(part) for part in (catalogue, people) if part is not None)
-    cleaned = clean(parse_events([_table(frame, "events")], settings.data).frame, settings, first, catalogue)
+    cleaned = clean(parse_events([table_of(frame, "events")], settings.data).frame, settings, first, catalogue)
     if cleaned.excessive:
         raise cleaned.excessive[0]
     rows = Rows(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split), cleaned.dwell)
@@ -174,30 +170,37 @@ class Recommendations:
         return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
 
     def similar_items(self, items: Sequence[str], k: int = 10) -> Any:
-        """Items that go with each item: item_id, similar_id, score, rank.
+        """Items like each item, as ``GET /v1/items/{id}/similar`` lists them: item_id, similar_id, score, rank, source.
 
-        By the cosine of item vectors where the bundle has a network, else by the rows of co-visitation.
+        Raises:
+            UserError: an item that the bundle's table and the catalogue do not know.
         """
-        rows: list[tuple[str, str, float, int]] = []
-        for item in map(str, items):
-            item_ix = self.bundle.items.ids.index(item)
-            if not item_ix:
-                raise UserError("item_id", item, "an item with a positive before the cut", "rec.recommend(...)")
-            scores = self._similar(item_ix)
-            scores[[0, item_ix]] = -np.inf
-            best = np.lexsort((np.arange(len(scores)), -scores))[:k]
-            found = [
-                ix for ix in best if scores[ix] > 0 or ("item_vectors" in self.bundle.arrays and scores[ix] > -np.inf)
-            ]
-            rows += [(item, self.bundle.items.ids.ids[ix - 1], float(scores[ix]), n) for n, ix in enumerate(found, 1)]
-        schema = {ITEM_ID: pl.String, "similar_id": pl.String, "score": pl.Float64, "rank": pl.Int64}
+        ids = [str(item) for item in items]
+        for item in ids:
+            if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
+                expected = "an item with a positive before the cut, or of the catalogue"
+                raise UserError("item_id", item, expected, "rec.recommend(...)")
+        queries = [Query(user_id="", now=self.bundle.cut, k=k, placement=similar.LIST, item_id=item) for item in ids]
+        states = States.of([""] * len(ids), [UserState()] * len(ids))
+        rows = [
+            (query.item_id, slot.item_id, slot.score, rank, slot.source)
+            for query, answer in zip(queries, self._recommender.recommend(states, queries, False), strict=True)
+            for rank, slot in enumerate(answer.slots, 1)
+        ]
+        schema = {
+            ITEM_ID: pl.String,
+            "similar_id": pl.String,
+            "score": pl.Float64,
+            "rank": pl.Int64,
+            "source": pl.String,
+        }
         return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
 
     def observe(self, more: Any) -> None:
         """Further events, judged as on arrival: states move on, weights do not."""
         frame = as_polars(more)
         fresh = parse_events(
-            [_table(frame, "events")], _settings(frame, {"data": _named(self._config.data, frame)}).data
+            [table_of(frame, "events")], settings_of(frame, {"data": named(self._config.data, frame)}).data
         ).frame
         old = self._rows.events
         last = int(old[SEQ].max() or 0)  # type: ignore[arg-type]
@@ -245,36 +248,11 @@ class Recommendations:
         policy = {**self.bundle.policy, "filter_seen": filter_seen}
         return Recommender(replace(self.bundle, policy=policy), self._recommender.catalogue, THREADS)
 
-    def _similar(self, item_ix: int) -> np.ndarray:
-        arrays = self.bundle.arrays
-        if "item_vectors" in arrays:
-            vectors = arrays["item_vectors"]
-            lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
-            return np.asarray(vectors @ vectors[item_ix] / (lengths * lengths[item_ix]), dtype=np.float64)
-        scores = np.zeros(len(self.bundle.items) + 1)
-        span = slice(arrays["neighbours.indptr"][item_ix], arrays["neighbours.indptr"][item_ix + 1])
-        scores[arrays["neighbours.ids"][span]] = arrays["neighbours.weights"][span]
-        return scores
-
     def _given(self, frame: pl.DataFrame) -> Any:
         """The kind of frame that came in."""
         if self._native == "pandas":
             return frame.to_pandas()
         return frame.to_arrow() if self._native == "pyarrow" else frame
-
-
-def as_polars(frame: Any) -> pl.DataFrame:
-    """Any eager frame as Polars.
-
-    Raises:
-        UserError: it is no frame.
-    """
-    try:
-        made: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
-    except TypeError:
-        expected = "a frame of pandas, Polars or Arrow"
-        raise UserError("events", type(frame).__name__, expected, "recloop.fit(polars.read_csv(FILE))") from None
-    return made
 
 
 def _learned(config: Config, rows: Rows, model: str) -> Bundle:
@@ -309,44 +287,3 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
 def _labelled(signal: Signal, old: pl.DataFrame, fresh: pl.DataFrame) -> pl.DataFrame:
     whole = pl.concat([old.select(*EVENT_SCHEMA), fresh.select(*EVENT_SCHEMA)])
     return number_moments(moment_stamps(signal.label(whole)))
-
-
-def _settings(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
-    """The configuration with the optional columns that the frame has."""
-    tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
-    data = dict(tree.get("data", {}))
-    columns = dict(data.get("columns", {}))
-    for name in OPTIONAL:
-        if name in frame.columns:
-            columns.setdefault(name, name)
-    data["columns"] = columns
-    return build({**tree, "data": data}, (), {})
-
-
-def _named(data: Data, frame: pl.DataFrame) -> dict[str, Any]:
-    """The columns as configured; an optional one that this frame has not is left out."""
-    named = data.columns.model_dump()
-    columns = {
-        ours: theirs for ours, theirs in named.items() if theirs and (ours not in OPTIONAL or theirs in frame.columns)
-    }
-    return {"columns": columns, "timezone": data.timezone, "time_unit": data.time_unit}
-
-
-def _table(frame: pl.DataFrame, name: str) -> FileTable:
-    source = Source(name, Path(name), name)
-    return FileTable(source, "parquet", "", "", tuple(frame.columns), frame, {})
-
-
-def _objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
-    """Versions of items or users: every column but the id is an attribute."""
-    if frame is None:
-        return None
-    rows = as_polars(frame)
-    if key not in rows.columns:
-        raise UserError("column", key, f"one of the frame's columns ({', '.join(rows.columns)})", "rename it")
-    ids = as_ids(rows[key], _table(rows, key), key)
-    attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
-    size = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
-    return pl.DataFrame({key: ids, SEQ: size, "attributes": attributes}).with_columns(
-        pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
-    )

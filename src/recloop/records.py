@@ -127,7 +127,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     """One question to the recommender: who, when, where, how many, what not.
 
     ``now`` is int64 microseconds UTC from the one clock of the process that asks; ``request_id`` is the seed of
-    whatever is drawn. ``k`` 0 means the placement's own.
+    whatever is drawn. ``k`` 0 means the placement's own. ``item_id``: what a list about an item is about.
     """
 
     user_id: str
@@ -138,6 +138,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     filter: str = ""
     properties: tuple[str, ...] = ()
     request_id: str = ""
+    item_id: str = ""
 
 
 class Slot(msgspec.Struct, frozen=True):

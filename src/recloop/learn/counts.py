@@ -17,6 +17,7 @@ from recloop.learn.arrays import Tables
 from recloop.learn.mixing import choose_mix
 from recloop.models.base import SOURCE_OF, TrainData, load_model
 from recloop.models.covisitation import RECENT
+from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.ladder import segment_lists
 from recloop.recommend.recall import Recalled
@@ -183,6 +184,10 @@ def _auto(config: Config, name: str) -> bool:
 def _start(kind: str, mix: Any, scorers: Mapping[str, Any]) -> dict[str, float]:
     if kind == "popular":
         return {"popular": 1.0}
+    if kind == "latest":
+        return {}
+    if kind == similar.LIST and mix == "auto":
+        return dict(similar.PLACEMENT["weights"])
     if mix == "auto":
         return {source: 1.0 for source in MIX_SOURCES if source in scorers}
     # A network comes after the counts: its weight waits for it.

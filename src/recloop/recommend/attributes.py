@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,17 +30,26 @@ class Attributes:
         own = [n for n, name in enumerate(encoded.context_names) if name.startswith(USER_FIELD)]
         if not encoded.context[b, own].any():
             return
-        person = self._person(encoded.context[b : b + 1])  # (D,)
-        scores = self._items @ person  # (N+1,)
-        scores[~allowed.mask] = -np.inf
-        scores[allowed.banned[b]] = -np.inf
+        yield from self._near(self._person(encoded.context[b : b + 1]), catalogue, allowed, b)
+
+    def like(self, catalogue: Catalogue, item_id: str, allowed: Allowed, b: int) -> Iterator[str]:
+        """Raw ids near an item for query b, best first; of an item without a row and without a known field none."""
+        item_ix = self._bundle.items.ids.index(item_id)
+        if item_ix:
+            yield from self._near(self._items[item_ix], catalogue, allowed, b)
+            return
+        item = catalogue.get(item_id)
+        codes, _ = attribute_codes(
+            "item", self._bundle.spec, self._bundle.fields, [None if item is None else item.attributes]
+        )
+        if codes.any():
+            vector = self._item.run(None, {"codes": codes.astype(np.int64)})[0][0]
+            yield from self._near(vector, catalogue, allowed, b)
+
+    def _near(self, vector: np.ndarray, catalogue: Catalogue, allowed: Allowed, b: int) -> Iterator[str]:
+        """Raw ids by their product with a vector (D,)."""
         cold_ids, cold = self._outside(catalogue, allowed.text)
-        whole = np.concatenate([scores, cold @ person])
-        for place in np.lexsort((np.arange(len(whole)), -whole))[:DEPTH].tolist():
-            if whole[place] == -np.inf:
-                return
-            known = place < len(scores)
-            yield self._bundle.items.ids.ids[place - 1] if known else cold_ids[place - len(scores)]
+        yield from ranked(self._items @ vector, allowed, b, self._bundle.items.ids.ids, cold_ids, cold @ vector)
 
     def _person(self, context: np.ndarray) -> np.ndarray:
         dim = self._items.shape[1]
@@ -67,3 +76,21 @@ class Attributes:
                 vectors = self._item.run(None, {"codes": codes[told].astype(np.int64)})[0]
             self._cold = (key, [ids[place] for place in np.flatnonzero(told)], vectors)
         return self._cold[1], self._cold[2]
+
+
+def ranked(
+    scores: np.ndarray, allowed: Allowed, b: int, ids: Sequence[str], cold_ids: Sequence[str], cold: np.ndarray
+) -> Iterator[str]:
+    """The best of a table and of items without a row that query b may show, in one ranking; ties: table, then id bytes.
+
+    Args:
+        scores: (N+1,) of the table, -inf: not at all. ids: Of its rows.
+        cold: (n,) scores of ``cold_ids``, which ascend.
+    """
+    whole = np.concatenate([scores, cold])
+    whole[: len(scores)][~allowed.mask] = -np.inf
+    whole[allowed.banned[b]] = -np.inf
+    for place in np.lexsort((np.arange(len(whole)), -whole))[:DEPTH].tolist():
+        if whole[place] == -np.inf:
+            return
+        yield ids[place - 1] if place < len(scores) else cold_ids[place - len(scores)]

@@ -66,6 +66,10 @@ class Catalogue:
     def get(self, item_id: str) -> Item | None:
         return self._items.get(item_id)
 
+    def first_seq(self, item_id: str) -> int:
+        """The seq of an item's first version; 0 for an item without one."""
+        return self._first_seq.get(item_id, 0)
+
     def upsert(self, item: Item) -> None:
         """A new version of an item, in force at once; attributes are replaced whole."""
         old = self._items.get(item.item_id)

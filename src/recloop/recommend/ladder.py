@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,17 +26,17 @@ def fill(
     free: int,
     attributes: Mapping[str, Any] | None,
     rungs: Sequence[str],
-    described: Callable[[], Iterator[str]] = lambda: iter(()),
+    own: Mapping[str, Callable[[], Iterator[str]]],
 ) -> list[tuple[str, str]]:
     """(item_id, source) of the next ``free`` slots of query b: each rung after the same filters, nothing twice.
 
     Args:
-        described: What the rung ``attributes`` has for the query, best first; asked only where that rung is reached.
+        own: What a rung has for this query, best first, in place of the bundle's; asked only where it is reached.
     """
     slots: list[tuple[str, str]] = []
     shown = set(taken) | allowed.banned_ids[b]
     for rung in rungs:
-        found = described() if rung == "attributes" else _rung(rung, bundle, catalogue, allowed, b, attributes)
+        found = own[rung]() if rung in own else _rung(rung, bundle, catalogue, allowed, b, attributes)
         for item_id in found:
             if len(slots) == free:
                 return slots
@@ -43,6 +44,27 @@ def fill(
                 shown.add(item_id)
                 slots.append((item_id, rung))
     return slots
+
+
+def newest(bundle: Bundle, catalogue: Catalogue, allowed: Allowed, b: int) -> Iterator[str]:
+    """All that query b may show, newest first: of the table by its first positive, else by the first version's seq.
+
+    Ties: the table first, by item_ix, then id bytes.
+    """
+    first = bundle.items.first_seq  # (N,)
+    order = np.argsort(-first, kind="stable")
+    banned = set(allowed.banned[b].tolist())
+    table = (
+        (-int(first[place]), 0, place, bundle.items.ids.ids[place])
+        for place in order[allowed.mask[1:][order]].tolist()
+        if place + 1 not in banned
+    )
+    fresh = (
+        (-catalogue.first_seq(item_id), 1, place, item_id)
+        for place, item_id in enumerate(catalogue.latest(allowed.text, bundle.items.ids))
+    )
+    for *_, item_id in heapq.merge(table, fresh):
+        yield item_id
 
 
 def _rung(

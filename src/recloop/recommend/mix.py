@@ -22,13 +22,18 @@ class Fused:
     scores: np.ndarray
     sources: np.ndarray
 
+    @classmethod
+    def empty(cls, size: int, k: int) -> Fused:
+        """Nothing for each of ``size`` queries."""
+        return cls(
+            np.zeros((size, k), np.int32), np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
+        )
+
 
 def fuse(recalled: Mapping[str, Recalled], weights: Mapping[str, float], k: int) -> Fused:
     """Fuse the sources; ties by item_ix; a slot's source is the one that gave it the largest share."""
     size = next(iter(recalled.values())).items.shape[0]
-    fused = Fused(
-        np.zeros((size, k), np.int32), np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
-    )
+    fused = Fused.empty(size, k)
     rows, items, shares, sources = [], [], [], []
     for number, source in enumerate(MIX_SOURCES):
         if source in recalled and weights.get(source, 0.0) > 0:

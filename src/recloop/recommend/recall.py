@@ -63,6 +63,16 @@ def best_dense(
     return recalled
 
 
+def best_row(scores: np.ndarray, allowed: Allowed, b: int, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
+    """The best allowed items of query b by its (N+1,) scores: item_ix and scores, falling, ties by item_ix."""
+    columns = np.flatnonzero(allowed.mask)
+    columns = columns[~np.isin(columns, allowed.banned[b], assume_unique=True)]
+    kept = scores[columns]
+    place = _top(kept, min(depth, len(columns))) if len(columns) else columns
+    order = np.lexsort((columns[place], -kept[place]))
+    return columns[place][order], kept[place][order]
+
+
 def best_sparse(scores: sp.csr_array, allowed: Allowed, rank: np.ndarray, depth: int = DEPTH) -> Recalled:
     """Largest positive entries of each row, ties by ``rank`` (N+1,), the place in training popularity."""
     recalled = Recalled.empty(scores.shape[0], depth)

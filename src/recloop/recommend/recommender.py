@@ -6,21 +6,23 @@ as of that seq, now, query): nothing here reads a clock, draws a number or count
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
 from recloop.features.encode import Encoded, digest, encode
 from recloop.features.state import States, UserState
+from recloop.recommend import similar
 from recloop.recommend.attributes import Attributes
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed, allow
-from recloop.recommend.ladder import fill
+from recloop.recommend.ladder import fill, newest
 from recloop.recommend.mix import Fused, fuse
 from recloop.recommend.recall import Recalled
 from recloop.recommend.scorer import make_scorers
@@ -61,17 +63,32 @@ class Recommender:
         self.catalogue = catalogue
         self.scorers = make_scorers(bundle, threads)
         self.attributes = Attributes(bundle) if "item.onnx" in bundle.graphs else None
+        self._similar = similar.Similar(bundle, self.attributes)
 
     def placement(self, name: str) -> dict[str, Any]:
-        """The policy of a placement.
+        """The policy of a placement; lists about an item have one of their own, `similar`, in every bundle.
 
         Raises:
             UserError: the bundle has no such placement.
         """
         placements: dict[str, dict[str, Any]] = self.bundle.policy["placements"]
+        if name not in placements and name == similar.LIST:
+            return dict(similar.PLACEMENT)
         if name not in placements:
             raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
         return placements[name]
+
+    def asked(self, query: Query) -> Query:
+        """A query as its placement takes it: with an item where the list is about one, without where it is not.
+
+        Raises:
+            UserError: the bundle has no such placement, or the list is about an item and none is named.
+        """
+        about = self._kind([query]) == similar.LIST
+        if about and not query.item_id:
+            expected = f"the item that a list of the placement {query.placement} is about"
+            raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
+        return query if about or not query.item_id else msgspec.structs.replace(query, item_id="")
 
     def recommend(self, states: States, queries: Sequence[Query], with_inputs: bool = True) -> list[Answer]:
         """The list of each query, from the state of the same place in ``states``.
@@ -87,11 +104,10 @@ class Recommender:
         return [answers[b] for b in range(len(queries))]
 
     def _together(self, states: States, queries: Sequence[Query], with_inputs: bool) -> list[Answer]:
-        placement = self.placement(queries[0].placement)
+        k = queries[0].k or self.placement(queries[0].placement)["k"]
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.allowed(encoded, queries)
-        weights = placement["weights"]
-        fused = fuse(self.recall(encoded, allowed, weights), weights, queries[0].k or placement["k"])
+        fused = self.fused(encoded, allowed, queries, k)
         answers = self.answers(encoded, allowed, fused, queries)
         if not with_inputs:
             return answers
@@ -105,7 +121,22 @@ class Recommender:
         """What queries of one placement and one filter may show."""
         conditions = (str(self.placement(queries[0].placement)["filter"]), queries[0].filter)
         seen = bool(self.bundle.policy["filter_seen"])
+        if self._kind(queries) == similar.LIST:  # an item is no answer to what is like it
+            queries = [msgspec.structs.replace(one, exclude=(*one.exclude, one.item_id)) for one in queries]
         return allow(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
+
+    def fused(self, encoded: Encoded, allowed: Allowed, queries: Sequence[Query], k: int) -> Fused:
+        """The best k of the mix, for queries of one placement: by state, or by the item that they are about."""
+        weights, kind = self.placement(queries[0].placement)["weights"], self._kind(queries)
+        if kind == "latest":
+            return Fused.empty(len(queries), k)
+        if kind == similar.LIST:
+            found = self._similar.recall([query.item_id for query in queries], allowed, weights)
+            return fuse(found, {source: weights.get(source) or 1.0 for source in found}, k)
+        return fuse(self.recall(encoded, allowed, weights), weights, k)
+
+    def _kind(self, queries: Sequence[Query]) -> str:
+        return str(self.placement(queries[0].placement)["list"])
 
     def recall(
         self, encoded: Encoded, allowed: Allowed, sources: Sequence[str] | Mapping[str, float]
@@ -125,7 +156,8 @@ class Recommender:
     ) -> list[Answer]:
         """Fused items as slots, free ones filled by the ladder; ladder slots score -1, -2, ... in their order."""
         ids = self.bundle.items.ids.ids
-        rungs = self.bundle.policy["ladder"] if rungs is None else rungs
+        if rungs is None:
+            rungs = ("latest",) if self._kind(queries) == "latest" else self.bundle.policy["ladder"]
         answers = []
         for b, query in enumerate(queries):
             k = query.k or self.placement(query.placement)["k"]
@@ -142,15 +174,23 @@ class Recommender:
             if found < k:
                 more = fill(
                     self.bundle, self.catalogue, allowed, b, [slot.item_id for slot in slots], k - found,
-                    encoded.states.attributes[b], rungs, partial(self._described, encoded, allowed, b),
+                    encoded.states.attributes[b], rungs, self._own(encoded, allowed, b, query),
                 )  # fmt: skip
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             answers.append(Answer(slots, {}, int(encoded.states.positives[b])))
         return answers
 
-    def _described(self, encoded: Encoded, allowed: Allowed, b: int) -> Iterator[str]:
-        """Items for query b by attributes alone, best first; nothing where the bundle holds no towers."""
-        return iter(()) if self.attributes is None else self.attributes.best(self.catalogue, encoded, allowed, b)
+    def _own(self, encoded: Encoded, allowed: Allowed, b: int, query: Query) -> dict[str, Callable[[], Iterator[str]]]:
+        """The rungs of the ladder that hang on the query: what is like its item or its person by attributes, all by age."""
+        kind = self._kind([query])
+        if kind == similar.LIST:
+            return {"attributes": partial(self._similar.described, self.catalogue, query.item_id, allowed, b)}
+        own: dict[str, Callable[[], Iterator[str]]] = {"attributes": lambda: iter(())}
+        if self.attributes is not None:
+            own["attributes"] = partial(self.attributes.best, self.catalogue, encoded, allowed, b)
+        if kind == "latest":
+            own["latest"] = partial(newest, self.bundle, self.catalogue, allowed, b)
+        return own
 
     def inputs(self, encoded: Encoded, allowed: Allowed, b: int) -> dict[str, str]:
         """8 hex a name: state, catalogue, now, filters, then each feature."""

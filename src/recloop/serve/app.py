@@ -99,6 +99,7 @@ def build(service: Service) -> Starlette:
             Route("/v1/events", posted.post_events, methods=post),
             Route("/v1/items", posted.post_items, methods=post),
             Route("/v1/users", posted.post_users, methods=post),
+            Route("/v1/items/{item_id:path}/similar", asked.similar, methods=get),
             Route("/v1/items/{item_id:path}", asked.get_item, methods=get),
             Route("/v1/users/{user_id:path}", asked.get_user, methods=get),
             Route("/v1/health/live", handlers.live, methods=get),

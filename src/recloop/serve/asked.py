@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from recloop.errors import UserError
+from recloop.recommend import similar
 from recloop.records import Query
 from recloop.serve.bodies import now_of
 from recloop.serve.door import answer
@@ -30,10 +31,27 @@ class Asked:
         self._service = service
 
     async def recommend(self, request: Request) -> Response:
-        started = time.perf_counter()
-        query = self._query(request)
         given = request.query_params
+        user_id = request.path_params.get("user_id", given.get("user_id", ""))
+        if not user_id:
+            raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
+        return self._listed(request, self._query(request, user_id, "home", given.get("item", "")))
+
+    async def similar(self, request: Request) -> Response:
+        """A list about an item: for the user of ``?user_id=``, else for nobody in particular."""
+        item_id, service = request.path_params["item_id"], self._service
+        if not await self._heard_of(item_id):
+            raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
+        query = self._query(request, request.query_params.get("user_id", ""), similar.LIST, item_id)
+        placements = service.bundle.policy["placements"]
+        if query.placement in placements and placements[query.placement]["list"] != similar.LIST:
+            raise unprocessable("placement", query.placement, "a placement whose list is similar")
+        return self._listed(request, query)
+
+    def _listed(self, request: Request, query: Query) -> Response:
+        started, given = time.perf_counter(), request.query_params
         try:
+            query = self._service.recommender.asked(query)
             made, decision = self._service.recommend(
                 query, started=started, session_id=given.get("session_id"), anonymous_id=given.get("anonymous_id")
             )
@@ -53,12 +71,17 @@ class Asked:
         service = self._service
         item = service.catalogue.get(item_id)
         hot = service.bundle.items.ids.index(item_id) > 0
-        if item is None and not hot and not await run_in_threadpool(service.heard_of_item, item_id):
+        if not await self._heard_of(item_id):
             raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
         warm = item is not None and bool(item.attributes)
         state: Temperature = "hot" if hot else "warm" if warm else "cold"
         attributes, hidden = ({}, False) if item is None else (item.attributes, item.hidden)
         return answer(ItemAnswer(item_id, attributes, hidden, state))
+
+    async def _heard_of(self, item_id: str) -> bool:
+        service = self._service
+        known = service.catalogue.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
+        return known or await run_in_threadpool(service.heard_of_item, item_id)
 
     async def get_user(self, request: Request) -> Response:
         user_id = request.path_params["user_id"]
@@ -79,11 +102,9 @@ class Asked:
             )
         )
 
-    def _query(self, request: Request) -> Query:
+    def _query(self, request: Request, user_id: str, placement: str, item_id: str) -> Query:
+        """What was asked; ``placement``: where the request names none."""
         given = request.query_params
-        user_id = request.path_params.get("user_id", given.get("user_id", ""))
-        if not user_id:
-            raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
         n = given.get("n")
         if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST):
             raise unprocessable("n", n, f"a whole number from 1 to {MOST}")
@@ -91,15 +112,16 @@ class Asked:
             user_id=user_id,
             now=now_of(request, self._service.project, self._service.clock),
             k=int(n) if n else 0,
-            placement=given.get("placement", "home"),
-            exclude=_listed(given.getlist("exclude")),
+            placement=given.get("placement", placement),
+            exclude=_names(given.getlist("exclude")),
             filter=given.get("filter", "").strip(),
-            properties=_listed(given.getlist("properties")),
+            properties=_names(given.getlist("properties")),
             request_id=request.state.request_id,
+            item_id=item_id,
         )
 
 
-def _listed(values: list[str]) -> tuple[str, ...]:
+def _names(values: list[str]) -> tuple[str, ...]:
     """``a,b`` and ``a`` beside ``b``: the names, in order, each once."""
     return tuple(dict.fromkeys(part for value in values for part in value.split(",") if part))
 

@@ -28,7 +28,9 @@ from recloop.serve.service import system_clock
 OWN = ("item_id", "score", "source", "reason")
 
 
-def recommend(project: Project, user_id: str, k: int = 0, placement: str = "home", bundle: str = "") -> dict[str, Any]:
+def recommend(
+    project: Project, user_id: str, k: int = 0, placement: str = "home", bundle: str = "", item: str = ""
+) -> dict[str, Any]:
     """The reply of ``GET /v1/recommend/{user_id}`` with the properties that name an item.
 
     Args:
@@ -63,8 +65,11 @@ def recommend(project: Project, user_id: str, k: int = 0, placement: str = "home
         placement=placement,
         properties=naming(project.config.data.columns.name),
         request_id=uuid.uuid4().hex,
+        item_id=item,
     )
-    answer = Recommender(loaded, catalogue).recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
+    recommender = Recommender(loaded, catalogue)
+    query = recommender.asked(query)
+    answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
     made: dict[str, Any] = msgspec.to_builtins(reply(query, answer, catalogue, name, LIVE, []))
     return made
 

@@ -15,6 +15,7 @@ QUERY: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("exclude", {"type": "string"}, "item ids that must not be shown, with commas between them"),
     ("filter", {"type": "string"}, "a condition over item fields, such as category = 'tea' AND price < 5"),
     ("properties", {"type": "string"}, "item attributes to add to each place, with commas between them"),
+    ("item", {"type": "string"}, "what a list about an item is about (a placement whose list is similar)"),
     ("session_id", {"type": "string"}, "recorded with the decision"),
     ("anonymous_id", {"type": "string"}, "recorded with the decision"),
 )
@@ -40,6 +41,9 @@ def document() -> dict[str, Any]:
         {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
         for name, schema, text in QUERY
     ]
+    item_id = {"name": "item_id", "in": "path", "required": True, "schema": user_id["schema"]}
+    whom = {**user_id, "in": "query", "required": False, "description": "whose filters and history of dislikes hold"}
+    about = [whom, *(one for one in query if one["name"] != "item")]
     recommend = _get("A list for a user, known or not", "RecommendAnswer", "400", "422")
     return {
         "openapi": "3.1.0",
@@ -59,6 +63,12 @@ def document() -> dict[str, Any]:
                 "post": _post("Users, new or changed; in force at the next request", "UserRow", "UsersAnswer")
             },
             "/v1/items/{item_id}": {"get": _by_id("item_id", "An item as it is now", "ItemAnswer")},
+            "/v1/items/{item_id}/similar": {
+                "get": {
+                    **_get("A list about an item", "RecommendAnswer", "404", "422"),
+                    "parameters": [item_id, *about],
+                }
+            },
             "/v1/users/{user_id}": {"get": _by_id("user_id", "A user as known now", "UserAnswer")},
             "/v1/health/live": {"get": _get("The loop turns", "HealthAnswer")},
             "/v1/health/ready": {"get": _get("This process answers", "HealthAnswer", "503")},

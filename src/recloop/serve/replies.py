@@ -21,16 +21,23 @@ REASONS: Mapping[str, str] = {
     "explore": "something to try",
 }
 """A short sentence for each source of a slot."""
+ABOUT: Mapping[str, str] = {
+    **REASONS,
+    "model": "goes with this item",
+    "neighbours": "often chosen after this item",
+    "attributes": "described like this item",
+}
+"""The same in a list about an item."""
 
 
 def reply(
     query: Query, answer: Answer, catalogue: Catalogue, bundle: str, variant: str, degraded: list[str]
 ) -> RecommendAnswer:
     """An answer as ``GET /v1/recommend`` gives it: each slot with its reason and the properties asked for."""
-    items = []
+    items, reasons = [], ABOUT if query.item_id else REASONS
     for slot in answer.slots:
         item = catalogue.get(slot.item_id)
         attributes = {} if item is None else item.attributes
-        own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": REASONS[slot.source]}
+        own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": reasons[slot.source]}
         items.append({**own, **{name: attributes.get(name) for name in query.properties if name not in own}})
     return RecommendAnswer(query.request_id, bundle, variant, query.placement, degraded, items)

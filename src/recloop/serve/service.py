@@ -176,6 +176,7 @@ class Service:
                 "filter": query.filter,
                 "properties": list(query.properties),
                 "context": {},
+                **({"item": query.item_id} if query.item_id else {}),
             },
             items=answer.items,
             scores=answer.scores,
@@ -190,6 +191,7 @@ class Service:
         self.decisions.put(decision)
         if (
             fleet.shadows
+            and query.user_id
             and not degraded
             and arms.shadowing(query.user_id, arm, fleet.shadows[0].arm.bundle, share.shadow)
         ):
@@ -203,6 +205,8 @@ class Service:
         return self._list(served or self.fleet.live, query, set())[0], arm
 
     def _arm(self, user_id: str) -> arms.Arm:
+        if not user_id:  # a list about an item, for nobody in particular: no unit of an experiment
+            return self.fleet.live.arm
         candidate = self.fleet.candidate and self.fleet.candidate.arm
         return arms.choose(user_id, self.fleet.live.arm, candidate, self.project.config.release.experiment)
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from recloop.features.state import States
 from recloop.features.vocab import Vocabulary
 from recloop.recommend.filters import allow
-from recloop.recommend.mix import fuse
 from recloop.recommend.recall import DEPTH
 from recloop.recommend.recommender import Recommender
 from recloop.records import MIX_SOURCES, Decision, Query
@@ -48,12 +47,13 @@ def ranking(recommender: Recommender, states: States, decision: Decision) -> Ran
 
     No condition, exclusion or filter of seen items acts; what nobody may see (hidden, disliked) stays out.
     """
-    query = Query(user_id=decision.user_id, now=decision.at, placement=decision.placement)
+    query = Query(
+        user_id=decision.user_id, now=decision.at, placement=decision.placement, item_id=decision.query.get("item", "")
+    )
     encoded = recommender.encode(states, [decision.at])
     table = recommender.bundle.items.ids
     allowed = allow(recommender.catalogue, table, encoded, [query], ("", ""), False)
-    weights = recommender.placement(decision.placement)["weights"]
-    fused = fuse(recommender.recall(encoded, allowed, weights), weights, min(len(table), DEPTH * len(MIX_SOURCES)))
+    fused = recommender.fused(encoded, allowed, [query], min(len(table), DEPTH * len(MIX_SOURCES)))
     items, found = fused.items[0], int(np.count_nonzero(fused.items[0]))
     scores = np.zeros(len(table) + 1)
     scores[0] = -np.inf

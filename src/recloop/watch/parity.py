@@ -237,6 +237,7 @@ def _query(decision: Decision) -> Query:
         exclude=tuple(decision.query.get("exclude", ())),
         filter=decision.query.get("filter", ""),
         request_id=decision.request_id,
+        item_id=decision.query.get("item", ""),
     )
 
 
