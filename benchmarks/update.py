@@ -1,122 +1,318 @@
-"""An update beside a full retrain on the same rows and beside the frozen model, on what follows.
+"""An update beside a full retrain on the same rows and beside the frozen model, on the days that follow; resumable.
 
-    recloop demo --dir shop && python benchmarks/update.py shop /tmp/update 7
+    .venv/bin/python benchmarks/update.py                            # Complete Journey: every row without a result file
+    .venv/bin/python benchmarks/update.py --row warm --again --seed 1
+    .venv/bin/python benchmarks/update.py --data world --set train.epochs=2 --results /tmp/results
+    .venv/bin/python benchmarks/update.py --project DIR --future FILE.parquet --name mine
+    .venv/bin/python benchmarks/update.py --table                    # only the table of what is there
 
-Takes a finished project folder, forgets the last 2 x 7 days of its log, posts the first 7 of them, runs ``recloop update``
-and ``recloop update --full`` on copies, and asks the three bundles for every list of the 7 days after.
+The last 2 x ``--days`` days of a log are held back. A project makes its first turn without them (a folder of one's own,
+``--project``, has made it, and nothing was posted since; ``--future`` holds rows with the columns of an event). Each row
+is a copy of it: the first half of the future is posted, one ``recloop update`` is made, and its bundle is asked for
+every list of the second half, the states growing:
+
+    frozen           the bundle of the first turn, no update
+    warm             recloop update
+    fresh-optimizer  recloop update --reset-optimizer
+    no-replay        recloop update --set update.replay=0
+    full             recloop update --full
+
+The gates are wide open here (what they saw stands in the result), so that a row is measured whatever they would say. A
+result file holds command, commit, fingerprint of the data, seed, the gates, seconds and memory of the verb, NDCG@10 with
+its interval over users and its paired difference from ``frozen``, and the new items that the lists reached.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
+import os
 import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 import polars as pl
+from shelf import RESULTS, WORK, git
 
 from recloop import bundle as bundles
-from recloop import loop, metrics, standing
-from recloop.backends import open_log, snapshots
+from recloop import metrics, standing
+from recloop.backends import open_log
 from recloop.backends.archive import Archive
+from recloop.bundle import Bundle
 from recloop.collect.prepare import load
 from recloop.config import Project, open_project
+from recloop.demo import write_project
+from recloop.demo_days import as_rows
 from recloop.features.signal import Signal
 from recloop.features.state import Timeline, moment_stamps
 from recloop.learn import compare
-from recloop.learn.evaluate import moments
+from recloop.learn.evaluate import Moments, moments
 from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.states import fold_all
-from recloop.records import DAY, EVENT_SCHEMA, SEQ, TIMESTAMP, Event
-from recloop.shell import Teller
+from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, SEQ, TIMESTAMP, Event
+from recloop.world import World
+
+ROWS: Final[dict[str, tuple[str, ...] | None]] = {
+    "frozen": None,
+    "warm": (),
+    "fresh-optimizer": ("--reset-optimizer",),
+    "no-replay": ("--set", "update.replay=0"),
+    "full": ("--full",),
+}
+WIDE: Final = (
+    "release.gates.margin=99", "release.gates.slice_drop=99", "release.gates.parity=1000000",
+    "release.gates.latency=1e9", "release.gates.cold_coverage_drop=1", "update.input_check=false",
+)  # fmt: skip
+THREADS: Final = 2
 
 
-def forget(project: Project, stamp: int) -> None:
-    """Make ``data/`` end before a stamp, as if the import had; seqs of an import are in the order of time."""
-    data = load(project)
-    seq = int(data.events.filter(pl.col(TIMESTAMP) < stamp)[SEQ].max() or 0)  # type: ignore[arg-type]
-    for file in [
-        *project.data.glob("archive/*/*.parquet"),
-        *project.data.glob("split/*"),
-        project.data / "quarantine.parquet",
-    ]:
-        rows = pl.read_parquet(file, hive_partitioning=False)
-        kept = rows.filter(pl.col(SEQ) <= seq)
-        if len(kept) < len(rows):
-            kept.write_parquet(file)
-    file = project.data / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "watermark": seq}))
-    spec = standing.load_bundle(project).spec
-    rows = Signal.of(spec).label(Archive(project.data).events())
-    for old in project.store.glob("snapshots-*"):
-        old.unlink()
-    states = fold_all(rows, Archive(project.data).users())
-    snapshots.write(project.store / snapshots.name(seq, spec.state_key), states, seq, spec.state_key)
-    for old in [*project.store.glob("log.db*"), *project.store.glob("decisions*")]:
-        old.unlink()  # decisions of the demo know seqs that are given anew
-    log = open_log(project.config.stores.log, project.root, write=True)
-    log.start_at(seq)
-    log.close()
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for on the command line, and where it works."""
+
+    name: str
+    project: Path
+    future: Path
+    days: int
+    seed: int
+    sets: tuple[str, ...]
+    results: Path
+    work: Path
+
+    @property
+    def words(self) -> list[str]:
+        """The settings of every verb."""
+        return [word for one in (*self.sets, f"train.seed={self.seed}") for word in ("--set", one)]
+
+    def file(self, row: str) -> Path:
+        return self.results / f"update-{self.name}-{row}-seed{self.seed}.json"
+
+    def values(self, row: str) -> Path:
+        """NDCG@10 of each user in a row, for paired differences."""
+        return self.work / f"{row}-seed{self.seed}.parquet"
+
+
+def complete_journey(folder: Path, days: int) -> None:
+    """The project that the demo writes, the future beside it."""
+    write_project(folder, 2 * days)
+    as_rows(pl.read_parquet(folder / "future.parquet")).write_parquet(folder / "later.parquet")
+
+
+def world(folder: Path, days: int) -> None:
+    """The seeded world, for a trial of this file in seconds."""
+    World(seed=0).write(folder)
+    events = World(seed=0).events()
+    late = events[TIMESTAMP] >= events[TIMESTAMP].max() - 2 * days * DAY  # type: ignore[operator]
+    whole = pl.read_csv(folder / "events.csv", infer_schema=False)
+    whole.filter(~late).write_csv(folder / "events.csv")
+    events.filter(late).write_parquet(folder / "later.parquet")
+
+
+DATA: Final[dict[str, Callable[[Path, int], None]]] = {"complete-journey": complete_journey, "world": world}
+
+
+def main() -> None:
+    """Make what is missing, then print the table."""
+    wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    wanted.add_argument("--data", choices=DATA, default="complete-journey")
+    wanted.add_argument("--project", type=Path, help="a folder after its first turn, in place of --data")
+    wanted.add_argument("--future", type=Path, help="rows that came after it, Parquet")
+    wanted.add_argument("--name", help="of the result files with --project")
+    wanted.add_argument("--row", choices=ROWS, action="append")
+    wanted.add_argument("--days", type=int, default=7)
+    wanted.add_argument("--seed", type=int, default=0)
+    wanted.add_argument("--set", action="append", default=[], dest="sets", help="a setting of every verb")
+    wanted.add_argument("--results", type=Path, default=RESULTS)
+    wanted.add_argument("--work", type=Path, default=WORK, help="where copies are made")
+    wanted.add_argument("--again", action="store_true", help="also where a result file is there")
+    wanted.add_argument("--table", action="store_true", help="make nothing")
+    read = wanted.parse_args()
+    name = (read.name or read.project.resolve().name) if read.project else read.data
+    work = read.work / f"update-{name}"
+    folder = read.project or work / f"first-seed{read.seed}"
+    future = read.future or folder / "later.parquet"
+    asked = Asked(name, folder, future, read.days, read.seed, tuple(read.sets), read.results, work)
+    rows = [row for row in read.row or ROWS if read.again or not asked.file(row).exists()]
+    if rows and not read.table:
+        if not read.project and not (folder / "bundles").exists():
+            begin(asked, DATA[read.data])
+        for made in (asked.results, asked.work):
+            made.mkdir(parents=True, exist_ok=True)
+        if not asked.values("frozen").exists() and "frozen" not in rows:
+            rows = ["frozen", *rows]  # what the others are compared with
+        for row in rows:
+            make(asked, row)
+    sys.stdout.write("\n".join(table(asked)) + "\n")
+
+
+def begin(asked: Asked, write: Callable[[Path, int], None]) -> None:
+    """The project without its future, and its first turn."""
+    shutil.rmtree(asked.project, ignore_errors=True)
+    asked.project.parent.mkdir(parents=True, exist_ok=True)
+    write(asked.project, asked.days)
+    recloop(asked.project, "update", *asked.words)
+
+
+def make(asked: Asked, row: str) -> None:
+    """One row; the result file by rename."""
+    words = ROWS[row]
+    commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
+    source = open_project(asked.project, asked.sets)
+    first = standing.load_bundle(source)
+    posted, after = halves(source, pl.read_parquet(asked.future), asked.days)
+    told: dict[str, Any] = {}
+    bundle: Bundle | None = first
+    command = ["update", *(words or ()), *asked.words]
+    if words is not None:
+        copy = open_project(shutil.copytree(asked.project, fresh(asked.work / row)), asked.sets)
+        try:
+            post(copy, posted)
+            wide = [word for one in WIDE for word in ("--set", one)]
+            clock = time.monotonic()
+            made, peak = recloop(copy.root, *command, *wide, "--json")
+            told = {"seconds": round(time.monotonic() - clock, 1), "peak_mib": peak}
+            told |= {key: made[key] for key in ("read", "kept", "new_users", "new_items", "verdict", "gates")}
+            bundle = bundles.load(copy.bundles / made["bundle"]) if made["bundle"] else None
+        finally:
+            shutil.rmtree(copy.root)
+    if bundle is not None:
+        told |= measure(asked, row, bundle, first, pl.concat([posted, after]), after, load(source).users)
+    result = {
+        "command": "-" if words is None else " ".join(["recloop", *command]),
+        "row": row,
+        "data": asked.name,
+        "days": asked.days,
+        "commit": commit,
+        "fingerprint": standing.manifest(source)["fingerprint"],
+        "seed": asked.seed,
+        "model": first.manifest["model"],
+        **told,
+    }
+    beside = asked.file(row).with_suffix(".part")
+    beside.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", "utf-8")
+    beside.replace(asked.file(row))
+
+
+def fresh(folder: Path) -> Path:
+    """A folder that is not there: what a killed row left goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of the first ``days`` and of the ``days`` after, numbered behind the import: EVENT_SCHEMA."""
+    columns = {TIMESTAMP: pl.col(TIMESTAMP), RECEIVED_AT: pl.col(TIMESTAMP), "event_type": pl.lit("interaction")}
+    missing = [expr.alias(name) for name, expr in columns.items() if name == RECEIVED_AT or name not in future.columns]
+    rows = future.with_columns(missing).sort(TIMESTAMP, maintain_order=True)
+    empty = [pl.lit(None, kind).alias(name) for name, kind in EVENT_SCHEMA.items() if name not in rows.columns]
+    start = Archive(project.data).watermark + 1
+    rows = rows.with_columns(*empty).with_columns(pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias(SEQ))
+    rows = rows.select(pl.col(name).cast(kind) for name, kind in EVENT_SCHEMA.items())
+    rows = rows.filter(Signal(project.config.events, project.config.clean).believe(rows).is_null())
+    begin = int(rows[TIMESTAMP].min())  # type: ignore[arg-type]
+    middle, end = begin + days * DAY, begin + 2 * days * DAY
+    return rows.filter(pl.col(TIMESTAMP) < middle), rows.filter(pl.col(TIMESTAMP).is_between(middle, end, "left"))
 
 
 def post(project: Project, rows: pl.DataFrame) -> None:
-    """Rows into the log as the server would have put them."""
+    """Believed rows into the log as the server would have put them."""
     log = open_log(project.config.stores.log, project.root, write=True)
     for part in rows.iter_slices(10_000):
         log.append_events(
-            [Event(**{**{k: v for k, v in row.items() if v is not None}, "received_at": row[TIMESTAMP]})
-             for row in part.iter_rows(named=True)]
-        )  # fmt: skip
+            [
+                Event(**{k: v for k, v in row.items() if v is not None and k != SEQ})
+                for row in part.iter_rows(named=True)
+            ]
+        )
     log.close()
 
 
-def main(source: Path, target: Path, days: int, *sets: str) -> None:
-    """Print one JSON object."""
-    shutil.rmtree(target, ignore_errors=True)
-    whole = open_project(source, sets)
-    archive, data = Archive(whole.data), load(whole)
-    events = archive.events()
-    end = int(events[TIMESTAMP].max())  # type: ignore[arg-type]
-    posted, after = end - 2 * days * DAY, end - days * DAY
-    warm = open_project(shutil.copytree(source, target / "warm"), sets)
-    shutil.rmtree(warm.runs)
-    warm.runs.mkdir()
-    forget(warm, posted)
-    live = standing.load_bundle(warm)
-    assert live.cut <= posted, f"live learned {posted - live.cut} us of what is posted: fewer days"
-    post(warm, events.filter(pl.col(TIMESTAMP).is_between(posted, after, closed="left")).select(*EVENT_SCHEMA))
-    full = open_project(shutil.copytree(warm.root, target / "full"), sets)
-    made = {"frozen": live}
-    told: dict[str, object] = {}
-    for name, project in (("warm", warm), ("full", full)):
-        begin = time.monotonic()
-        done = loop.update(project, Teller(), name == "full")
-        told[name] = {"seconds": round(time.monotonic() - begin, 1), "verdict": done.verdict, "read": done.read}
-        if done.bundle is not None:
-            made[name] = bundles.load(project.bundles / done.bundle)
-    rows = moment_stamps(Signal.of(live.spec).label(events))
-    queries = compare.thin(moments(rows.filter(pl.col(TIMESTAMP) >= after), "successive"))
-    timeline, catalogue = Timeline(rows, data.users), Catalogue.of([data.items])
-    asked = {name: compare.ask(bundle, queries, timeline, catalogue, 2) for name, bundle in made.items()}
-    known = set(live.items.ids.ids)
-    for name, one in asked.items():
-        users = {user: n for n, user in enumerate(sorted(set(one.users.tolist())))}
-        means = metrics.user_means(one.ndcg[:, None], pl.Series(one.users).replace_strict(users).to_numpy(), len(users))
-        fresh = [item for items in one.lists for item in items if item not in known]
-        told[name] = {
-            **told.get(name, {}),  # type: ignore[dict-item]
-            "NDCG@10": round(float(means.mean()), 4),
-            "items": len(made[name].items),
-            "new_items_in_table": len(made[name].items) - len(live.items),
-            "new_items_shown": len(set(fresh)),
-            "slots_of_new_items": len(fresh),
-        }
-    told["queries"], told["users"] = len(queries), len(set(queries.users))
-    told["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    sys.stdout.write(json.dumps(told, indent=1) + "\n")
+def measure(
+    asked: Asked, row: str, bundle: Bundle, first: Bundle, future: pl.DataFrame, after: pl.DataFrame,
+    users: pl.DataFrame | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The lists of a bundle for every moment of ``after``, from the states just before."""
+    source = open_project(asked.project, asked.sets)
+    rows = moment_stamps(Signal.of(bundle.spec).label(pl.concat([Archive(source.data).events(), future])))
+    queries = compare.thin(moments(rows.filter(pl.col(SEQ).is_in(after[SEQ].implode())), "successive"))
+    timeline, catalogue = Timeline(rows, users), Catalogue.of([Archive(source.data).items()])
+    found = compare.ask(bundle, queries, timeline, catalogue, THREADS)
+    names, codes = np.unique(found.users, return_inverse=True)
+    means = metrics.user_means(found.ndcg[:, None], codes, len(names))[:, 0]
+    pl.DataFrame({"user": names.tolist(), "ndcg": means}).write_parquet(asked.values(row))
+    frozen = pl.read_parquet(asked.values("frozen"))
+    if frozen["user"].to_list() != names.tolist():
+        raise SystemExit(f"{asked.values('frozen')} is of other queries: --row frozen --again first")
+    against = metrics.difference(means, frozen["ndcg"].to_numpy(), asked.seed)
+    samples = metrics.resample(means[:, None], asked.seed)
+    estimate = metrics.estimate(float(metrics.mean_over_users(means[:, None])[0]), samples[:, 0])
+    return {
+        "NDCG@10": estimate.to_json(),
+        "against_frozen": against.to_json(),
+        "queries": len(queries),
+        "users": len(names),
+        **new_items(found.lists, queries, set(first.items.ids.ids), len(bundle.items)),
+    }
+
+
+def new_items(lists: Sequence[Sequence[str]], queries: Moments, known: set[str], size: int) -> dict[str, int]:
+    """Items that the first turn did not know: in the table, asked for, shown, and shown to who then took them."""
+    offsets = queries.offsets
+    wanted = [set(queries.targets[offsets[q] : offsets[q + 1]]) - known for q in range(len(queries))]
+    shown = [set(one) - known for one in lists]
+    return {
+        "new_items_in_table": size - len(known),
+        "new_items_wanted": len(set().union(*wanted)),
+        "new_items_shown": len(set().union(*shown)),
+        "slots_of_new_items": sum(map(len, shown)),
+        "new_items_hit": sum(len(one & other) for one, other in zip(shown, wanted, strict=True)),
+    }
+
+
+def recloop(folder: Path, *words: str) -> tuple[dict[str, Any], int]:
+    """One command line: its JSON, {} without, and its peak memory in MiB; its stderr goes to ours.
+
+    Raises:
+        SystemExit: it failed (1 says that the answer is no, and is an answer).
+    """
+    child = subprocess.Popen([sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    said = child.stdout.read()
+    child.stdout.close()
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode not in {0, 1}:
+        raise SystemExit(f"recloop {' '.join(words)}: exit {child.returncode}")
+    return (json.loads(said) if "--json" in words else {}), used.ru_maxrss // 1024
+
+
+def table(asked: Asked) -> Iterator[str]:
+    """Every result file of this name and seed as one Markdown table."""
+    files = [asked.file(row) for row in ROWS if asked.file(row).exists()]
+    found = [json.loads(file.read_text("utf-8")) for file in files]
+    if not found:
+        yield "no result yet"
+        return
+    yield f"\n{asked.name}: {found[0]['model']['name']}, seed {asked.seed}, {asked.days} days learned, the {asked.days} after asked\n"
+    yield "| row | NDCG@10 | against frozen | new items shown (slots, hits) of wanted | update s | MiB | verdict |"
+    yield "|---|---|---|---|---|---|---|"
+    for one in found:
+        cells = ["-"] * 3
+        if "NDCG@10" in one:
+            d = one["against_frozen"]
+            cells = [
+                "{value:.4f} [{low:.4f}, {high:.4f}]".format(**one["NDCG@10"]),
+                "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**d) if one["row"] != "frozen" else "-",
+                f"{one['new_items_shown']} ({one['slots_of_new_items']}, {one['new_items_hit']}) of {one['new_items_wanted']}",
+            ]
+        cells += [str(one.get(key, "-")) for key in ("seconds", "peak_mib", "verdict")]
+        yield f"| {one['row']} | " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    main()

@@ -125,29 +125,32 @@ def test_a_slice_of_few_users_refuses_nothing() -> None:
     """Its bootstrap is too narrow: a single user gives [-1, -1]."""
     lost = gate.no_collapse("slice_drop:cold", pairs([0.5], [0.0]), 0.1)
     assert (lost.ok, lost.weak, lost.value, lost.high) == (True, True, -1.0, -1.0)
-    assert lost.note == "weak: 1 users, too few to tell"
+    assert lost.note == "weak: something found for 1 users, too few to tell"
     most = pairs([0.2] * (gate.FEWEST_USERS - 1), [0.1] * (gate.FEWEST_USERS - 1))
     assert gate.no_collapse("forgetting", most, 0.03).weak
     enough = pairs([0.2] * gate.FEWEST_USERS, [0.1] * gate.FEWEST_USERS)
     assert not gate.no_collapse("forgetting", enough, 0.03).ok
     rows = Pairs(np.array(["a"] * 60), np.full(60, 0.1), np.full(60, 0.2))
     assert gate.no_collapse("forgetting", rows, 0.03).weak, "users count, not their queries"
-    empty = pairs([0.2] * 29 + [math.nan] * 9, [0.1] * 38)
-    assert gate.no_collapse("forgetting", empty, 0.03).weak, "who has no target is no evidence"
+    empty = pairs([0.2] * (gate.FEWEST_USERS - 1) + [math.nan] * 99, [0.1] * (gate.FEWEST_USERS + 98))
+    assert not gate.no_collapse("forgetting", empty, 0.03).weak, "the candidate found something for them"
+    nothing = pairs([0.2] * 3 + [0.0] * 97, [0.0] * 100)
+    found = gate.no_collapse("slice_drop:explore", nothing, 0.1)
+    assert (found.value, found.high, found.ok, found.weak) == (-1.0, -1.0, True, True), "three finds of 100 users"
 
 
-def test_thirty_users_are_enough_for_the_interval_to_keep_its_word() -> None:
-    """Lists that hold the target of one user in four, the candidate's by chance as often: how often it is refused."""
+def test_so_many_users_are_enough_for_the_interval_to_keep_its_word() -> None:
+    """Lists that hold the target of one user in five, the candidate's by chance as often: how often it is refused."""
     random = np.random.default_rng(0)
 
     def refused(users: int) -> float:
         found = 0
         for seed in range(100):
-            live, ours = (random.random((2, users)) < 0.25) * random.uniform(0.3, 1, (2, users))
+            live, ours = (random.random((2, users)) < 0.2) * random.uniform(0.3, 1, (2, users))
             found += not gate.relative_difference(pairs(live, ours), seed).relative.high > -0.1
         return found / 100
 
-    assert refused(gate.FEWEST_USERS) < 0.06
+    assert refused(round(gate.FEWEST_USERS / (1 - 0.8**2))) < 0.06  # who gets something of either
 
 
 def test_judge_reads_every_threshold() -> None:

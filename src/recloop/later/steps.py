@@ -43,7 +43,7 @@ def collect(run: Run) -> None:
     log = open_log(run.config.stores.log, run.project.root)
     try:
         waiting = open_control(run.config.stores.control, run.project.root).handed()
-        out = [row.of_seq for row in log.retractions(until=run.until)] + [row.of_seq for row in waiting]
+        out = [row.of_seq for row in log.retractions()] + [row.of_seq for row in waiting]
         made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data", out)
     finally:
         log.close()
@@ -60,7 +60,8 @@ def check(run: Run) -> None:
     """2. Live's own loss on what came, against its earlier windows: out of band holds the window."""
     if run.journal.has("check"):
         return
-    events, known = run.data.events, run.data.manifest.get("windows", [])
+    events = run.data.events
+    known = [one for one in run.data.manifest.get("windows", []) if "queries" in one]  # before, they had no size
     came = moments(events.filter(pl.col(SEQ) > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"

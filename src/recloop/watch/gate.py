@@ -26,8 +26,8 @@ from recloop.watch.agree import overlap
 
 POOLED: Final = 6
 """Earlier windows that an open verdict is pooled with."""
-FEWEST_USERS: Final = 30
-"""A slice with fewer users who have a target refuses nothing: the bootstrap over so few is too narrow."""
+FEWEST_USERS: Final = 20
+"""A slice in which the lists find something for fewer users refuses nothing: the bootstrap over so few is too narrow."""
 OVERLAP: Final = 0.8
 DETECTS: Final = float(scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8))
 """A loss of so many standard errors is seen 80 % of the time at 95 %."""
@@ -175,15 +175,16 @@ def _decide(d: Difference, margin: float) -> bool | None:
 def no_collapse(name: str, pairs: Pairs, drop: float, seed: int = 0) -> Gate:
     """The upper end of d lies above -drop: a slice that surely lost more refuses.
 
-    An empty slice is no evidence, and one of fewer than 30 users with a target is too little of it: a weak pass.
+    An empty slice is no evidence, and one in which either bundle finds something for fewer than 20 users is too little
+    of it: a weak pass. The others say nothing of a relative difference, however many they are.
     """
     d = relative_difference(pairs, seed)
     if math.isnan(d.relative.high):
         return Gate(name, None, -drop, True, note="weak: nothing to compare")
-    users = len(np.unique(pairs.users[~(np.isnan(pairs.candidate) | np.isnan(pairs.live))]))
+    users = len(np.unique(pairs.users[(pairs.candidate > 0) | (pairs.live > 0)]))
     few = users < FEWEST_USERS
     ok = few or d.relative.high > -drop
-    note = f"weak: {users} users, too few to tell" if few else "the upper end decides"
+    note = f"weak: something found for {users} users, too few to tell" if few else "the upper end decides"
     return Gate(name, d.relative.value, -drop, ok, detectable(d), d.relative.low, d.relative.high, note)
 
 
