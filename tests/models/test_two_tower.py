@@ -142,3 +142,24 @@ def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
         near = np.argsort(-(table @ vector))[:10]
         shares.append(np.mean([category[fitted.bundle.items.ids.ids[n]] == category[item_id] for n in near]))
     assert np.mean(shares) > 0.4  # eight categories: .125 by chance
+
+
+def test_lists_about_an_item(fitted: Fitted) -> None:
+    """About one without a row: the towers' nearest, of its own kind; about another: vectors and co-visitation fused."""
+    recommender = Recommender(fitted.bundle, fitted.catalogue)
+    ids = fitted.bundle.items.ids
+    cold = fitted.catalogue.latest("", ids)
+    category = dict(World(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
+    names = [*cold, ids.ids[0]]
+    queries = [Query(user_id="", now=fitted.now[0], k=10, placement="similar", item_id=name) for name in names]
+    answers = recommender.recommend(States.of([""] * len(names), [UserState()] * len(names)), queries)
+    assert all(set(answer.sources) == {"attributes"} for answer in answers[:-1])
+    shares = [
+        np.mean([category[item] == category[name] for item in answer.items])
+        for name, answer in zip(cold, answers, strict=False)
+    ]
+    assert np.mean(shares) > 0.4  # eight categories: .125 by chance
+    assert set(answers[-1].sources) <= {"model", "neighbours"}
+    vectors = fitted.bundle.arrays["item_vectors"]
+    nearest = np.argsort(-(vectors[1:] @ vectors[1]))[1]  # they have length 1; the nearest of all is the item itself
+    assert ids.ids[nearest] in answers[-1].items
