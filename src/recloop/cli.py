@@ -277,9 +277,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Rebuild logged decisions from the log by the other path; exit 1 on any unexplained difference."""
+    from recloop import standing
     from recloop.watch import parity
 
-    found = parity.verify(project(), last)
+    here = project()
+    found = parity.verify(here, last)
+    parity.keep(here, found, standing.now())
     if as_json:
         _print_json(found)
     else:

@@ -13,9 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from recloop.config import Project
 from recloop.records import DAY, SECOND
+from recloop.serve import desk
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.watch import pulse, report
+from recloop.watch import parity, pulse, report
 
 NOW = 1_752_000_000 * SECOND
 
@@ -44,7 +45,18 @@ def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
                 for number in range(users):
                     asked = await client.get(f"/v1/recommend/u{number + 1:02}", params={"placement": placement})
                     assert asked.status_code == 200
-            await client.get("/v1/recommend/nobody")
+            await client.get("/v1/recommend/nobody", headers={"X-Request-Id": "named"})
+            rows = [
+                {
+                    "user_id": "u01",
+                    "item_id": "i01",
+                    "event_type": "purchase",
+                    "request_id": request,
+                    "event_id": str(n),
+                }
+                for n, request in enumerate(["named", "named", "of nobody", None])
+            ]
+            assert (await client.post("/v1/events", json=rows)).json()["accepted"] == 4
             assert service.decisions.flush()
             status, metrics = await client.get("/v1/status"), await client.get("/metrics")
             assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -64,9 +76,15 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
-def test_status_metrics_and_report_are_of_one_mind(shop: Project, tmp_path: Path) -> None:
-    status, text, _ = played(shop)
+def test_status_metrics_report_and_page_are_of_one_mind(shop: Project, tmp_path: Path) -> None:
+    panels = pytest.importorskip("recloop.watch.panels", reason="needs recloop[console]", exc_type=ImportError)
+    parity.keep(shop, {"checked": 7, "unexplained": 1, "equal": 6, "differences": []}, NOW)
+    status, text, service = played(shop)
     health = status["health"]
+    assert {name: one["live"]["home"]["events"] for name, one in health.items()} == {"hour": 2, "day": 2, "week": 2}
+    assert health["hour"]["live"]["cart"]["events"] == 0
+    assert status["events"] == {"hour": 4, "day": 4, "week": 4}
+    assert status["verify"] == {"at": NOW, "checked": 7, "unexplained": 1}
     assert set(health) == {"hour", "day", "week"}
     assert {name: one["live"]["home"]["requests"] for name, one in health.items()} == {
         "hour": 21,
@@ -84,6 +102,14 @@ def test_status_metrics_and_report_are_of_one_mind(shop: Project, tmp_path: Path
                 else:
                     assert found[f"recloop_{name}", labels] == numbers[name], (window, placement, name)
             assert found["recloop_window_requests", labels] == numbers["requests"]
+            assert found["recloop_window_events", labels] == numbers["events"]
+            slow = labels | {("quantile", "0.99")}
+            assert found["recloop_latency_seconds", slow] == numbers["latency_ms"]["p99"] / 1_000
+        assert found["recloop_events", frozenset({("window", window)})] == status["events"][window]
+    proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
+    assert proven == [NOW / SECOND, 7, 1]
+    assert desk.ServiceDesk(service).windows() == health  # what the console draws
+    assert panels.proof(status["verify"]) == "verify: 1 of 7 differ unexplained, 2025-07-08 18:40 UTC"
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
     # The report over the last hour has the same numbers; the windows of its own page are those of status.
@@ -95,7 +121,9 @@ def test_status_metrics_and_report_are_of_one_mind(shop: Project, tmp_path: Path
     told = report.write(shop, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
     whole = pulse.look(shop, NOW - 3_600 * SECOND, NOW).numbers["whole"]
     assert {key: told[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
-    assert told["requests"] == 26
+    assert (told["requests"], told["events"], told["verify"]) == (26, 2, status["verify"])
+    assert "1 of 7 decisions differ unexplained" in (tmp_path / "page.html").read_text("utf-8")
+    assert panels.proof(None) == "verify: not run yet"
 
 
 def test_no_id_in_any_label(shop: Project) -> None:
@@ -141,7 +169,7 @@ def test_unreadable_decisions_do_not_silence_status(shop: Project, monkeypatch: 
     monkeypatch.setattr(pulse, "look", broken)
     try:
         assert service.windows() == {}
-        assert service.table()["health"] == {}
+        assert (service.table()["health"], service.table()["verify"]) == ({}, None)
         assert b"recloop_generation" in service.metrics()
     finally:
         service.close()

@@ -90,7 +90,7 @@ def page(project: Project) -> str:
 
 def test_keys_path_and_numbers(project: Project, tmp_path: Path) -> None:
     done = report.write(project)
-    assert set(done) == {"path", "entropy", "long_tail_share", "cold_coverage", "coverage", "requests"}
+    assert set(done) == {"path", *report.KEYS, "verify"}
     assert done["path"] == str(project.reports / "report.html")
     assert [file.name for file in project.reports.iterdir() if file.name.startswith(".")] == []
     # Forty strangers got the popular list: ten items of the table, nothing personal.

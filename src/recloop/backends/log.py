@@ -262,15 +262,15 @@ class Log:
             ).fetchall()
         return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row").sort(SEQ)
 
-    def heard_of_item(self, item_id: str) -> bool:
-        """Whether some event names this item."""
-        found = self._readers.get().execute("SELECT 1 FROM events WHERE item_id = ? LIMIT 1", (item_id,)).fetchone()
-        return found is not None
+    def heard_of(self, column: str, raw_id: str) -> bool:
+        """Whether some event has this id in that column."""
+        found = self._readers.get().execute(f"SELECT 1 FROM events WHERE {column} = ? LIMIT 1", (raw_id,))
+        return found.fetchone() is not None
 
-    def heard_of_user(self, user_id: str) -> bool:
-        """Whether some event names this user."""
-        found = self._readers.get().execute("SELECT 1 FROM events WHERE user_id = ? LIMIT 1", (user_id,)).fetchone()
-        return found is not None
+    def received(self, since: int, until: int) -> list[tuple[int, str | None]]:
+        """When each believed event of ``since`` < received_at <= ``until`` came, and the request that it names."""
+        text = "SELECT received_at, request_id FROM events WHERE rule IS NULL AND received_at > ? AND received_at <= ?"
+        return self._readers.get().execute(text, (since, until)).fetchall()
 
     # -- inside
 

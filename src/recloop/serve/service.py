@@ -35,7 +35,7 @@ from recloop.serve.known import Known, Stored
 from recloop.serve.replies import reply
 from recloop.serve.shapes import RecommendAnswer
 from recloop.serve.write import Job, Writer, look_back
-from recloop.watch.pulse import Pulse, Windows, exposition
+from recloop.watch.pulse import Look, Pulse, Windows, exposition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -220,11 +220,11 @@ class Service:
 
     def heard_of_item(self, item_id: str) -> bool:
         """Whether any event names this item; reads files, so never on the event loop."""
-        return self.log.heard_of_item(item_id) or self.archive.heard_of(ITEM_ID, item_id)
+        return self.log.heard_of(ITEM_ID, item_id) or self.archive.heard_of(ITEM_ID, item_id)
 
     def heard_of_user(self, user_id: str) -> bool:
         """Whether any event names this user; reads files, so never on the event loop."""
-        return self.log.heard_of_user(user_id) or self.archive.heard_of(USER_ID, user_id)
+        return self.log.heard_of(USER_ID, user_id) or self.archive.heard_of(USER_ID, user_id)
 
     def table(self) -> dict[str, Any]:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
@@ -234,15 +234,26 @@ class Service:
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": self.degraded,
-            "health": self.windows(),
+            **self.health(),
         }
 
+    def health(self) -> dict[str, Any]:
+        """``health`` over the last hour, day and week, ``events`` received, ``verify``; empty where the decisions cannot be read."""
+        seen = self._seen()
+        if seen is None:
+            return {"health": {}, "events": {}, "verify": None}
+        return {"health": seen.windows, "events": seen.received, "verify": seen.proven}
+
     def windows(self) -> Windows:
-        """Health over the last hour, day and week; empty where the decisions cannot be read. Never on the event loop."""
+        """`health` without the rest. Never on the event loop."""
+        found: Windows = self.health()["health"]
+        return found
+
+    def _seen(self) -> Look | None:
         try:
-            return self.pulse.look(self.bundle, self.clock()).windows
+            return self.pulse.look(self.bundle, self.clock())
         except sqlite3.Error:
-            return {}
+            return None
 
     def metrics(self) -> bytes:
         """``GET /metrics``; as `windows`, never on the event loop."""
@@ -253,11 +264,7 @@ class Service:
             "decisions_dropped_total": self.decisions.dropped,
             "decisions_lost_total": self.decisions.lost,
         }
-        try:
-            seen = self.pulse.look(self.bundle, self.clock())
-        except sqlite3.Error:
-            return exposition({}, {}, process)
-        return exposition(seen.windows, seen.totals, process)
+        return exposition(self._seen(), process)
 
     def ready(self) -> str:
         """Answer a golden query with what serves now; empty, or why it could not."""

@@ -142,6 +142,14 @@ class BundleAnswer(msgspec.Struct):
     reason: str
 
 
+class ProofAnswer(msgspec.Struct):
+    """The last `recloop verify`: int64 microseconds, decisions rebuilt, those that differ unexplained."""
+
+    at: int
+    checked: int
+    unexplained: int
+
+
 class StatusAnswer(msgspec.Struct):
     live: str | None
     shadow: str | None
@@ -152,6 +160,8 @@ class StatusAnswer(msgspec.Struct):
     watermark: int
     degraded: list[str]
     health: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    events: dict[str, int]
+    verify: ProofAnswer | None
 
 
 class MoveRow(msgspec.Struct, forbid_unknown_fields=True):

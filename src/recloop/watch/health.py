@@ -6,6 +6,7 @@ what a shadow or a twin answered was shown to nobody and is left out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +31,10 @@ from recloop.records import (
 
 WINDOWS: Final = {"hour": 3_600 * SECOND, "day": DAY, "week": 7 * DAY}
 REFERENCE_DAYS: Final = 90
+Group = tuple[str, str]
+"""Variant and placement."""
+Received = tuple[int, str | None]
+"""When an event was received, and the request that it names."""
 HISTORIES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
 """Cold users by believed positives at the request; their sources are shown beside the coverage."""
 
@@ -198,32 +203,46 @@ def source_shares(shown: Shown) -> dict[str, float]:
     return {source: round(int(count) / total, 6) for source, count in zip(SOURCES, counts, strict=True) if count}
 
 
-def health(decisions: Sequence[Decision], against: Facts, until: int | None = None) -> dict[str, Any]:
+def health(
+    decisions: Sequence[Decision], against: Facts, until: int | None = None, received: Sequence[Received] = ()
+) -> dict[str, Any]:
     """Numbers of the whole, and of the last hour, day and week, each by variant and placement.
 
     Args:
         decisions: In any order; only answers count.
         against: See `facts`.
         until: End of the windows (int64 microseconds, itself included); None: the newest decision.
+        received: The believed events that came meanwhile.
 
     Returns:
         ``whole`` and ``groups`` {variant: {placement: numbers}} over all decisions, and ``hour`` / ``day`` / ``week``
-        {variant: {placement: numbers}} over (until - length, until].
+        {variant: {placement: numbers}} over (until - length, until]: those of `measure` and ``events``, the events
+        received in that time which name an answer of the group.
     """
     shown = Shown.of(decisions, against)
     end = until if until is not None else int(shown.at.max(initial=0))
-    out: dict[str, Any] = {"whole": measure(shown, against), "groups": by_group(shown, against)}
+    group = {one.request_id: (one.variant, one.placement) for one in decisions if one.role == "answer"}
+
+    def events(since: int) -> Counter[Group]:
+        return Counter(group[request] for at, request in received if request in group and since < at <= end)
+
+    ever = events(-(2**63))
+    out: dict[str, Any] = {
+        "whole": {**measure(shown, against), "events": ever.total()}, "groups": by_group(shown, against, ever),
+    }  # fmt: skip
     for name, length in WINDOWS.items():
-        out[name] = by_group(shown.where((shown.at > end - length) & (shown.at <= end)), against)
+        mine = shown.where((shown.at > end - length) & (shown.at <= end))
+        out[name] = by_group(mine, against, events(end - length))
     return out
 
 
-def by_group(shown: Shown, against: Facts) -> dict[str, dict[str, dict[str, Any]]]:
-    """{variant: {placement: numbers}}."""
+def by_group(shown: Shown, against: Facts, events: Mapping[Group, int]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{variant: {placement: numbers}}, of every group with a request or an event."""
     groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for variant, placement in sorted(set(zip(shown.variant.tolist(), shown.placement.tolist(), strict=True))):
+    for pair in sorted({*zip(shown.variant.tolist(), shown.placement.tolist(), strict=True), *events}):
+        variant, placement = pair
         mine = shown.where((shown.variant == variant) & (shown.placement == placement))
-        groups.setdefault(variant, {})[placement] = measure(mine, against)
+        groups.setdefault(variant, {})[placement] = {**measure(mine, against), "events": events.get(pair, 0)}
     return groups
 
 

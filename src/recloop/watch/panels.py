@@ -37,17 +37,25 @@ def standing(status: Mapping[str, Any]) -> None:
         ui.label(f"live: {status['live']}").props("data-testid=live").classes("break-all")
         for state in ("shadow", "experiment"):
             ui.label(f"in the {state}: {status[state] or 'nothing'}").classes("break-all")
+        ui.label(proof(status["verify"])).props("data-testid=verify")
+
+
+def proof(found: Mapping[str, int] | None) -> str:
+    """The last `recloop verify` in a few words."""
+    if found is None:
+        return "verify: not run yet"
+    return f"verify: {found['unexplained']:,} of {found['checked']:,} differ unexplained, {_at(found['at'])} UTC"
 
 
 def health(windows: Windows) -> None:
     """The lists of the last hour, day and week."""
     rows = [
-        [window, variant, placement, f"{numbers['requests']:,}", *_health(numbers)]
+        [window, variant, placement, f"{numbers['requests']:,}", f"{numbers['events']:,}", *_health(numbers)]
         for window, variants in windows.items()
         for variant, placements in variants.items()
         for placement, numbers in placements.items()
     ]
-    _table("Health of the lists", ["window", "variant", "placement"], ["requests", *HEALTH.values()], rows)
+    _table("Health of the lists", ["window", "variant", "placement"], ["requests", "events", *HEALTH.values()], rows)
 
 
 def releases(moves: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,8 @@ and the scores must be the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import CLOSE, Answer, Recommender, one_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 
+FILE = "verify.json"
 SHOWN = 100
 """Differences that are listed; all are counted."""
 
@@ -73,6 +75,28 @@ def verify(project: Project, last: int = 1000) -> dict[str, Any]:
         finally:
             log.close()
     return vars(found)
+
+
+def keep(project: Project, found: Mapping[str, Any], at: int) -> None:
+    """Write a result into ``reports/verify.json``, by rename: health shows the last one.
+
+    Args:
+        at: int64 microseconds.
+    """
+    tree = {"at": at, **{name: value for name, value in found.items() if name != "differences"}}
+    project.reports.mkdir(parents=True, exist_ok=True)
+    beside = project.reports / f".{FILE}-{os.getpid()}"
+    beside.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
+    beside.replace(project.reports / FILE)
+
+
+def proven(project: Project) -> dict[str, int] | None:
+    """``at``, ``checked`` and ``unexplained`` of the last result that was kept; None: there is none."""
+    try:
+        tree = json.loads((project.reports / FILE).read_text("utf-8"))
+        return {name: int(tree[name]) for name in ("at", "checked", "unexplained")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _compare_all(found: Parity, decisions: Sequence[Decision], rebuilder: Rebuilder) -> None:

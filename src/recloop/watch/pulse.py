@@ -24,8 +24,9 @@ from recloop.bundle import Bundle
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.recommend.catalogue import Catalogue
-from recloop.records import ITEM_ID, RECEIVED_AT, Decision
+from recloop.records import ITEM_ID, RECEIVED_AT, SECOND, Decision
 from recloop.watch.health import WINDOWS, facts, health
+from recloop.watch.parity import proven
 
 FRESH: Final = 10.0
 """Seconds for which a look is given again: a scrape and a page at the same time cost one."""
@@ -43,22 +44,34 @@ GAUGES: Final = {
     "cold_coverage": "Of the users with fewer than 5 positives, those with a personal list",
     "requests": "Answered requests in the window",
     "users": "Distinct users in the window",
+    "events": "Events received in the window that name an answer of this variant and placement",
 }
 """Of a window, by variant and placement; the formulas are those of `recloop.metrics`."""
 
-EXPOSED: Final = {"requests": "window_requests", "users": "window_users"}
+EXPOSED: Final = {"requests": "window_requests", "users": "window_users", "events": "window_events"}
 """Names that differ there: ``recloop_requests_total`` counts all that was ever answered."""
+PROVEN: Final = {
+    "at": "When `recloop verify` ran last, in seconds since 1970", "checked": "Decisions that it rebuilt",
+    "unexplained": "Those of them that differ, unexplained",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look saw: ``numbers`` of `recloop.watch.health.health`, and what they were counted from."""
+    """What one look saw: ``numbers`` of `recloop.watch.health.health`, and what they were counted from.
+
+    Attributes:
+        received: The believed events of the windows, by window, whatever they name.
+        proven: ``at``, ``checked``, ``unexplained`` of the last `recloop verify`; None: it never ran.
+    """
 
     numbers: dict[str, Any]
     decisions: list[Decision]
     bundle: Bundle
     catalogue: Catalogue
     totals: dict[tuple[str, str], int]
+    received: dict[str, int]
+    proven: dict[str, int] | None
 
     @property
     def windows(self) -> Windows:
@@ -94,6 +107,8 @@ def look(
         posted = log.items()
         decisions = store.rows(since=since, until=None if until is None else until + 1)
         totals = store.totals()
+        end = until if until is not None else max((one.at for one in decisions if one.role == "answer"), default=0)
+        received = log.received(end - WEEK if since is None else min(since, end - WEEK), end)
     finally:
         log.close()
         store.close()
@@ -101,8 +116,9 @@ def look(
         posted = posted.filter(pl.col(RECEIVED_AT) <= until)
     catalogue = Catalogue.of([Archive(project.data).items(), posted])
     hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
-    numbers = health(decisions, facts(bundle, posted[ITEM_ID], hidden, learned), until)
-    return Look(numbers, decisions, bundle, catalogue, totals)
+    numbers = health(decisions, facts(bundle, posted[ITEM_ID], hidden, learned), until, received)
+    counts = {name: sum(at > end - length for at, _ in received) for name, length in WINDOWS.items()}
+    return Look(numbers, decisions, bundle, catalogue, totals, counts, proven(project))
 
 
 class Pulse:
@@ -131,16 +147,15 @@ class Pulse:
             return seen
 
 
-def exposition(windows: Windows, totals: Mapping[tuple[str, str], int], process: Mapping[str, float]) -> bytes:
+def exposition(seen: Look | None, process: Mapping[str, float]) -> bytes:
     """The text that Prometheus reads; labels name windows, variants, placements and sources, never a person or an item.
 
     Args:
-        windows: See `Look.windows`.
-        totals: Answers ever given by (variant, placement).
+        seen: What the look saw; None: the decisions cannot be read.
         process: Further numbers of the process by name; one that ends in ``_total`` only grows.
     """
     registry = CollectorRegistry()
-    registry.register(_Families(list(_families(windows, totals, process))))
+    registry.register(_Families([*_own(process), *([] if seen is None else _families(seen))]))
     return generate_latest(registry)
 
 
@@ -154,12 +169,10 @@ class _Families:
         return self._families
 
 
-def _families(
-    windows: Windows, totals: Mapping[tuple[str, str], int], process: Mapping[str, float]
-) -> Iterable[Metric]:
+def _families(seen: Look) -> Iterable[Metric]:
     groups = [
         ((window, variant, placement), numbers)
-        for window, variants in windows.items()
+        for window, variants in seen.windows.items()
         for variant, placements in variants.items()
         for placement, numbers in placements.items()
     ]
@@ -181,9 +194,19 @@ def _families(
     yield shares
     yield slow
     answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
-    for pair, count in sorted(totals.items()):
+    for pair, count in sorted(seen.totals.items()):
         answered.add_metric(pair, count)
     yield answered
+    came = GaugeMetricFamily("recloop_events", "Believed events received in the window", labels=labels[:1])
+    for window, count in seen.received.items():
+        came.add_metric((window,), count)
+    yield came
+    for name, value in (seen.proven or {}).items():
+        scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
+        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", PROVEN[name], value=value / scale)
+
+
+def _own(process: Mapping[str, float]) -> Iterable[Metric]:
     for name, value in process.items():
         made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
         yield made(f"recloop_{name.removesuffix('_total')}", name.replace("_", " "), value=value)

@@ -32,10 +32,11 @@ from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
 from recloop.watch.pulse import look
 
 FILE = "report.html"
-KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests")
+KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
 SHOWN_ITEMS = 8  # of one moment of a household; the rest is counted
 
 DEFINITIONS = {
+    "events": "Believed events received in that time which name an answered request.",
     "requests": "Answered requests in the window; twins and shadows were shown to nobody and are left out.",
     "slots": "Places of the answered lists, exploration included: n.",
     "entropy": "H / log2 N, cut to 1: how evenly the slots fall on the N items that could be shown; "
@@ -53,7 +54,7 @@ DEFINITIONS = {
     "cold_users": "Distinct users with a request when they had fewer than 5 positives.",
 }
 TITLES = {
-    "requests": "requests", "slots": "slots", "entropy": "entropy", "effective_items": "effective items",
+    "events": "events", "requests": "requests", "slots": "slots", "entropy": "entropy", "effective_items": "effective items",
     "coverage": "coverage", "gini": "Gini", "long_tail_share": "long-tail share", "reference_tail_share": "tail's share of events",
     "tail_ratio": "tail ratio", "new_item_share": "new items", "novelty": "novelty (bits)",
     "cold_coverage": "cold-start coverage", "cold_users": "cold users",
@@ -88,10 +89,10 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> d
         item = seen.catalogue.get(item_id)
         return readable(naming, item.attributes if item else {}, item_id)
 
-    html = render(_evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions))
+    html = render(_evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven)
     target = Path(file) if file else project.reports / FILE
     _replace(target, html)
-    return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}}
+    return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}, "verify": seen.proven}
 
 
 def render(
@@ -100,6 +101,7 @@ def render(
     manifest: Mapping[str, Any],
     name: Callable[[str], str],
     window: str,
+    proven: Mapping[str, int] | None = None,
 ) -> str:
     """The page.
 
@@ -109,6 +111,7 @@ def render(
         manifest: Of the live bundle.
         name: What a person reads in place of an item_id.
         window: The time of the decisions, as a phrase.
+        proven: The last `recloop verify`; None: it never ran.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -127,6 +130,7 @@ def render(
         manifest=manifest,
         name=name,
         window=window,
+        proven=proven,
         definitions=DEFINITIONS,
         titles=TITLES,
         metrics=METRICS,
