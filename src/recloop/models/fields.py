@@ -1,10 +1,14 @@
-"""Parts that the networks of the shelf share: tables of embeddings, and codes of fields as one vector."""
+"""Parts that the networks of the shelf share: the tables each begins with, and codes of fields as one vector."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from recloop.models.base import ModelConfig, TrainData
 
 
 class Fields(nn.Module):
@@ -26,6 +30,40 @@ class Fields(nn.Module):
         rows = torch.cat([project(table.weight) for table, project in zip(self.tables, self.projections, strict=True)])
         bags = (codes + self.first).reshape(-1, len(self.tables))  # a bag a row: the sum without its parts in memory
         return F.embedding_bag(bags, rows, mode="sum").view(*codes.shape[:-1], self.dim)
+
+
+class Tables(nn.Module):
+    """How a network of the shelf begins: its Config, an item table with fields, and the fields of the context.
+
+    Shapes: N items, D = ``features.dim``, Ci fields of an item.
+    """
+
+    class Config(ModelConfig):
+        """``start``: of the item table, from the counts of what follows what (`recloop.learn.start`) or random."""
+
+        start: Literal["counts", "random"] = "counts"
+
+    inputs: ClassVar[str] = "sequence"
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config: Any = config or self.Config()
+
+    def make_tables(self, data: TrainData, dim: int) -> None:
+        """Make them, for the items and fields of these rows."""
+        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
+        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+
+    def start(self, vectors: Tensor) -> None:
+        """Begin with these own rows (N+1, D)."""
+        with torch.no_grad():
+            self.table.weight.copy_(vectors)
+
+    def items(self, codes: Tensor) -> Tensor:
+        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own row + the sum of the projected fields."""
+        vectors: Tensor = self.table.weight + self.item_fields(codes)
+        return vectors
 
 
 def embedding(rows: int, dim: int, std: float) -> nn.Embedding:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
-from recloop.models.base import ModelConfig, TrainData
-from recloop.models.fields import Fields, embedding
+from recloop.models.base import TrainData
+from recloop.models.fields import Tables
 
 
-class GRU4Rec(nn.Module):
+class GRU4Rec(Tables):
     """Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016 (arXiv 1511.06939).
 
     With one table for input and output, as the authors do since 2018 ("constrained embedding", arXiv 1706.03847). What
@@ -24,41 +23,20 @@ class GRU4Rec(nn.Module):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, H = ``hidden``, N items, C fields of the context.
     """
 
-    class Config(ModelConfig):
-        """``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training. ``start``: of
-        the item table, from the counts of what follows what (`recloop.learn.start`) or random.
-        """
+    class Config(Tables.Config):
+        """``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training."""
 
         layers: int = pydantic.Field(1, ge=1)
         hidden: int = pydantic.Field(100, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
-        start: Literal["counts", "random"] = "counts"
-
-    inputs: ClassVar[str] = "sequence"
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__()
-        self.config = config or self.Config()
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - no table counts positions
         """Make the tables: N items, fields; a recurrent network has no positions."""
-        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
-        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
-        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.make_tables(data, dim)
         self.dropout = nn.Dropout(self.config.dropout)
         self.gru = nn.GRU(dim, self.config.hidden, self.config.layers, batch_first=True)
         self.out = nn.Linear(self.config.hidden, dim)
         self.norm = nn.LayerNorm(dim)
-
-    def start(self, vectors: Tensor) -> None:
-        """Begin with these item vectors (N+1, D)."""
-        with torch.no_grad():
-            self.table.weight.copy_(vectors)
-
-    def items(self, codes: Tensor) -> Tensor:
-        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own embedding + the sum of the projected fields."""
-        vectors: Tensor = self.table.weight + self.item_fields(codes)
-        return vectors
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """The vector of each user now.

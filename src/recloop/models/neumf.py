@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pydantic
 import torch
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recloop.errors import UserError
-from recloop.models.base import ModelConfig, TrainData
-from recloop.models.fields import Fields, embedding
+from recloop.models.base import TrainData
+from recloop.models.fields import Tables
 from recloop.models.pooling import Fading
 
 EXAMINED = 2_000
@@ -21,7 +21,7 @@ PRODUCT = 10.0
 """Weight of each part of the product at a start from the counts, whose vectors have a standard deviation of .1."""
 
 
-class NeuMF(nn.Module):
+class NeuMF(Tables):
     """He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031), ranking candidates.
 
     Half of an item's vector goes to the product (GMF), half to the MLP; the last layer joins both to one logit. What a
@@ -32,23 +32,15 @@ class NeuMF(nn.Module):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, K candidates, R targets.
     """
 
-    class Config(ModelConfig):
-        """``hidden``: width of the MLP. ``negatives``: items drawn a step. ``dropout``: in the MLP. ``start``: of the
-        item table, from the counts (`recloop.learn.start`) or random.
-        """
+    class Config(Tables.Config):
+        """``hidden``: width of the MLP. ``negatives``: items drawn a step. ``dropout``: in the MLP."""
 
         hidden: int = pydantic.Field(64, ge=1)
         negatives: int = pydantic.Field(64, ge=1)
         dropout: float = pydantic.Field(0.1, ge=0, lt=1)
-        start: Literal["counts", "random"] = "counts"
 
-    inputs: ClassVar[str] = "sequence"
     kind: ClassVar[str] = "rank"
     auto: ClassVar[str] = "bce"
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__()
-        self.config = config or self.Config()
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
         """Make the tables and the MLP.
@@ -58,9 +50,7 @@ class NeuMF(nn.Module):
         """
         if dim % 2:
             raise UserError("features.dim", dim, "an even width for NeuMF's two halves", "--set features.dim=64")
-        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
-        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
-        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.make_tables(data, dim)
         self.pool = Fading()
         self.person = nn.Linear(dim, dim)
         self.wide, self.deep = nn.Linear(dim, self.config.hidden), nn.Linear(self.config.hidden, dim // 2)
@@ -75,16 +65,11 @@ class NeuMF(nn.Module):
 
         The paper begins with a trained GMF; here the counts are that.
         """
+        super().start(vectors)
         with torch.no_grad():
-            self.table.weight.copy_(vectors)
             self.person.weight.copy_(torch.eye(len(self.person.weight)))
             self.person.bias.zero_()
             self.join.weight[:, : self.join.in_features // 2] = PRODUCT
-
-    def items(self, codes: Tensor) -> Tensor:
-        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own embedding + the sum of the projected fields."""
-        vectors: Tensor = self.table.weight + self.item_fields(codes)
-        return vectors
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """(B, D) each person now: history (B, T, D), moments and mask (B, T), context (B, C)."""

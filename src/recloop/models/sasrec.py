@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import pydantic
 import torch
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recloop.errors import UserError
-from recloop.models.base import ModelConfig, TrainData
-from recloop.models.fields import Fields, embedding
+from recloop.models.base import TrainData
+from recloop.models.fields import Tables, embedding
 
 
-class SASRec(nn.Module):
+class SASRec(Tables):
     """Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv 1808.09781), over moments.
 
     The paper's blocks: x + Dropout(Attention(LayerNorm(x))), then x + Dropout(FFN(LayerNorm(x))) with a point-wise
@@ -27,21 +26,14 @@ class SASRec(nn.Module):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context.
     """
 
-    class Config(ModelConfig):
+    class Config(Tables.Config):
         """``blocks`` of attention with ``heads`` each (heads divide ``features.dim``). ``dropout``: share dropped in
-        training. ``start``: of the item table, from the counts of what follows what (`recloop.learn.start`) or random.
+        training.
         """
 
         blocks: int = pydantic.Field(2, ge=1)
         heads: int = pydantic.Field(2, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
-        start: Literal["counts", "random"] = "counts"
-
-    inputs: ClassVar[str] = "sequence"
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__()
-        self.config = config or self.Config()
 
     def build(self, data: TrainData, dim: int, history: int) -> None:
         """Make the tables: N items, fields, ``history`` positions.
@@ -52,25 +44,13 @@ class SASRec(nn.Module):
         if dim % self.config.heads:
             raise UserError("model.heads", self.config.heads, f"a divisor of features.dim={dim}", "--set model.heads=1")
         self.dim, self.history = dim, history
-        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
+        self.make_tables(data, dim)
         self.positions = embedding(history, dim, std=0.1)
-        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
-        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
         self.dropout = nn.Dropout(self.config.dropout)
         self.blocks = nn.ModuleList(
             Block(dim, self.config.heads, self.config.dropout) for _ in range(self.config.blocks)
         )
         self.norm = nn.LayerNorm(dim)
-
-    def start(self, vectors: Tensor) -> None:
-        """Begin with these item vectors (N+1, D)."""
-        with torch.no_grad():
-            self.table.weight.copy_(vectors)
-
-    def items(self, codes: Tensor) -> Tensor:
-        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own embedding + the sum of the projected fields."""
-        vectors: Tensor = self.table.weight + self.item_fields(codes)
-        return vectors
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """The vector of each user now.

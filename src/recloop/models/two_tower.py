@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recloop.models.base import ModelConfig, TrainData
-from recloop.models.fields import Fields, embedding
+from recloop.models.base import TrainData
+from recloop.models.fields import Tables
 from recloop.models.pooling import Fading
 
 COOLEST = 0.01
 """The temperature is not learned below this."""
 
 
-class TwoTower(nn.Module):
+class TwoTower(Tables):
     """Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019.
 
     The item's tower: its own row + its fields, then an MLP. The user's: the mean of the history's item vectors, older
@@ -30,41 +30,27 @@ class TwoTower(nn.Module):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """
 
-    class Config(ModelConfig):
+    class Config(Tables.Config):
         """``hidden``: width of the MLPs. ``uniform``: items drawn a step as negatives beside the batch's own targets.
         ``alone``: share of items and windows that do with attributes in training. ``dropout``: inside the MLPs.
-        ``start``: of the items' own rows, from the counts (`recloop.learn.start`) or random.
         """
 
         hidden: int = pydantic.Field(128, ge=1)
         uniform: int = pydantic.Field(512, ge=1)
         alone: float = pydantic.Field(0.1, ge=0, lt=1)
         dropout: float = pydantic.Field(0.1, ge=0, lt=1)
-        start: Literal["counts", "random"] = "counts"
 
-    inputs: ClassVar[str] = "sequence"
     auto: ClassVar[str] = "ss_logq"
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__()
-        self.config = config or self.Config()
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
         """Make the tables and both MLPs: N items, the fields of items, users and requests."""
-        self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
-        self.item_fields = Fields([(size, width) for _, size, width in data.item_fields], dim)
-        self.context = Fields([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.make_tables(data, dim)
         self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
         self.pool = Fading()
         self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
         counts = torch.as_tensor(data.counts[1:], dtype=torch.float32)
         self.share: Tensor  # (N,) of the training targets
         self.register_buffer("share", counts / counts.sum().clamp(min=1), persistent=False)
-
-    def start(self, vectors: Tensor) -> None:
-        """Begin with these own rows (N+1, D)."""
-        with torch.no_grad():
-            self.table.weight.copy_(vectors)
 
     def items(self, codes: Tensor) -> Tensor:
         """Item vectors (N+1, D) of length 1 from own rows and the fields' codes (N+1, Ci)."""
@@ -127,7 +113,8 @@ class TwoTower(nn.Module):
 
     def _kept(self, size: int, like: Tensor) -> Tensor:
         """(size,) 1, or 0 for the drawn share that goes without."""
-        return (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
+        kept: Tensor = (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
+        return kept
 
 
 class Tower(nn.Module):
