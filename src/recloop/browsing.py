@@ -74,10 +74,13 @@ class Browsing:
         users, items: Their numbers, those that arrive late included.
         days: Over which tastes drift and newcomers arrive.
         drift: How far a taste turns over these days: 0 not at all, 1 into another of the same strength.
+        demand: What an item must be worth for every second look at it to be a click.
     """
 
-    def __init__(self, seed: int = 0, users: int = 400, items: int = 300, days: int = 90, drift: float = 0.5) -> None:
-        self.seed, self.days, self.drift = seed, days, drift
+    def __init__(
+        self, seed: int = 0, users: int = 400, items: int = 300, days: int = 90, drift: float = 0.5, demand: float = 1.5
+    ) -> None:
+        self.seed, self.days, self.drift, self.demand = seed, days, drift, demand
         self.user_ids = [f"u{n:0{len(str(users))}d}" for n in range(1, users + 1)]
         self.item_ids = [f"i{n:0{len(str(items))}d}" for n in range(1, items + 1)]
         self._user_ix = {user_id: ix for ix, user_id in enumerate(self.user_ids)}
@@ -86,7 +89,8 @@ class Browsing:
         kinds = len(CATEGORIES)
         self._category = draw.integers(0, kinds, items)
         self._quality = draw.normal(0, 1, items)
-        self._bait = 1.8 * (draw.random(items) < BAIT)
+        self.bait = draw.random(items) < BAIT  # (items,) bool
+        self._bait = 1.8 * self.bait
         self._duration = np.round(np.exp(draw.normal(4.5, 0.8, items)))  # seconds; the median is a minute and a half
         self._price = np.round(np.exp(draw.normal(1.2, 0.5, items)), 2)
         self._launch = _arrivals(draw, items, LATE_ITEMS, days)
@@ -113,7 +117,7 @@ class Browsing:
 
     def enjoyment(self, user_id: str, now: int) -> np.ndarray:
         """(items,) in (0, 1): the chance that a user is glad of an item; bait adds nothing to it. The truth to rank by."""
-        return _sigmoid(1.5 * (self.utility(user_id, now) - 1.5))
+        return _sigmoid(1.5 * (self.utility(user_id, now) - self.demand))
 
     def expected(self, user_id: str, items: Sequence[str], now: int) -> dict[str, float]:
         """Clicks and purchases that a list brings on average, and the chance of any click at all (``hit``).
@@ -133,7 +137,7 @@ class Browsing:
         """Of an item looked at: click; of a click: purchase; of no click: skip, and else dislike."""
         worth = self.utility(user_id, now)
         return {
-            "click": _sigmoid(1.5 * (worth - 1.5) + self._bait),
+            "click": _sigmoid(1.5 * (worth - self.demand) + self._bait),
             "purchase": _sigmoid(worth - 2.5),
             "skip": 0.4 * _sigmoid(-worth),
             "dislike": 0.2 * _sigmoid(-1.5 * (worth + 2.0)),

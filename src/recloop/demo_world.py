@@ -1,0 +1,304 @@
+"""The demo on the seeded world: people browse over HTTP, a harmful candidate is stopped, a better one promoted, the truth beside.
+
+Nothing is downloaded and no torch is needed. World, seed and plan are fixed here; which users an experiment draws hangs on
+the names of its bundles, which hold the time of day, so every run is another draw. Run: ``recloop demo --world``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import rich.console
+
+from recloop import loop
+from recloop.backends import locks
+from recloop.backends.archive import Archive
+from recloop.browsing import Browsing
+from recloop.client import Client, serving
+from recloop.config import Project, open_project
+from recloop.demo import MARK, Shown, fresh
+from recloop.demo_days import release_rows
+from recloop.demo_updates import gate_lines
+from recloop.demo_world_people import Lived, People
+from recloop.demo_world_truth import compared
+from recloop.features.signal import Signal
+from recloop.later import promotion
+from recloop.records import DAY, SEQ
+from recloop.standing import load_bundle
+from recloop.voice import Silent, Voice
+from recloop.watch import parity
+from recloop.world import START
+
+WORLD: Final = {"seed": 0, "users": 1000, "items": 300, "days": 60, "demand": 3.0}
+LOG: Final = 30
+"""Days that the log holds when the demo begins."""
+FIRST, TRIED, AFTER = 2, 6, 1
+"""Days before the update; of each experiment (its last users need a day until their outcome is closed); after all."""
+RULE: Final = "price >= 6"
+CAMPAIGN: Final = "category = 'garden'"
+WANTED: Final = "the garden week is wanted"
+
+TOML: Final = """\
+{mark} {words}; written by `recloop demo --world`.
+{project}replay = true                  # requests carry their own time
+[model]
+name = "covisitation"          # counting models alone: no torch, and seconds
+[placement.home]
+filter = "{rule}"         # the shop's own rule: only what pays
+mix = {{ history = 0.25, neighbours = 1.0 }}
+[release]
+shadow = 0.4                   # 1 % by default: the demo's days are few
+"""
+
+
+@dataclass
+class Stage:
+    """What the chapters work with."""
+
+    world: Browsing
+    project: Project
+    client: Client
+    people: People
+    shown: Shown
+    day: float = LOG
+
+    def say(self, chapter: str, line: str) -> None:
+        self.shown.say(chapter, line)
+
+    def live(self, days: float, chapter: str) -> Lived:
+        """Let some days go by, and say so; the moves that follow carry their end as their time."""
+        done = self.people.live(self.day, self.day + days)
+        self.say(
+            chapter,
+            f"days {self.day + 1:g}-{self.day + days:g}: {done.visits:,} visits, {sum(done.rows.values()):,} rows posted"
+            f" ({counts(done.rows)}), {done.new_users} new users, {done.new_items} new items, {done.seconds:.0f} s",
+        )
+        self.day += days
+        self.client.now = START + int(self.day * DAY)
+        return done
+
+    def compared(self, chapter: str, bundle: str) -> dict[str, Any]:
+        """The two arms of a bundle's experiment, with the truth beside; kept in ``reports/``."""
+        time.sleep(0.3)  # decisions are written behind the answers
+        found, lines = compared(self.world, self.project, bundle)
+        for line in lines:
+            self.say(chapter, line)
+        file = self.project.reports / f"experiment-{bundle}.json"
+        file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        return found
+
+    def enter(self, bundle: str, reason: str) -> None:
+        """``recloop promote BUNDLE --to shadow --reason R``: the verb runs the gate, for a server trains nothing."""
+        moved = promotion.promote(self.project, bundle, "shadow", reason, at=self.client.now)
+        for line in moved["evidence"].get("not_earned", []):
+            self.say("gate", f"{bundle} goes into the shadow ahead of {line}: {reason}")
+
+    def move(self, bundle: str, to: str = "") -> dict[str, Any]:
+        """``POST /v1/admin/promote``, never with a reason: each step has to be earned.
+
+        Raises:
+            RuntimeError: status and message, where it is not.
+        """
+        try:
+            return self.client.post("/v1/admin/promote", {"bundle": bundle, "to": to})
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{error.code} {json.load(error)['error']['message']}") from None
+
+
+def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
+    """The whole story in ``folder``; what each step said, and the files that it left.
+
+    Raises:
+        UserError: the folder holds something else.
+        AssertionError: something did not come out as this demo says it does.
+    """
+    begin = time.monotonic()
+    shown = Shown(voice, out)
+    world = Browsing(**WORLD)  # type: ignore[arg-type]
+    project = write_project(folder, world, shown)
+    loop.turn(project, shown, "demo")
+    for line in by_rule(project, 0):
+        shown.say("signals", line)
+    campaign, free = candidates(project, shown)
+    shown.say("browse", f"recloop serve: a list for everybody, of what costs 6 or more ({RULE})")
+    with serving(project.root) as client:
+        client.now = START + LOG * DAY
+        people = People(world, client.url)
+        try:
+            stage = Stage(world, project, client, people, shown)
+            first = stage.live(FIRST, "browse")
+            stage.say("browse", f"newcomers' first lists are filled by {counts(first.newcomers)}")
+            keep_learning(stage)
+            whole = [first, harmful(stage, campaign), better(stage, free), released(stage, first)]
+        finally:
+            people.close()
+    prove(project, whole, shown)
+    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and "archive" not in path.parts]
+    shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left {len(files)} files in {folder}")
+    for words in ("status", "doctor --signals", "report", "serve"):
+        shown.say("files", f"next: recloop -C {folder} {words}")
+    shown.end()
+    return {"steps": shown.steps, "files": files}
+
+
+def write_project(folder: Path, world: Browsing, shown: Shown) -> Project:
+    """The first days of the world as a project, in a folder of our own.
+
+    Raises:
+        UserError: the folder holds something that is no earlier demo.
+    """
+    world.write(fresh(folder), LOG)
+    config = folder / "recloop.toml"
+    words = f"A seeded world: {', '.join(f'{name} {value:g}' for name, value in WORLD.items())}"
+    text = TOML.format(mark=MARK, words=words, project=config.read_text("utf-8"), rule=RULE)
+    config.write_text(text, "utf-8")
+    now = START + LOG * DAY
+    then, today = (np.array([world.utility(user, at) for user in world.user_ids]) for at in (START, now))
+    alike = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(then, today, strict=True)])
+    on_sale = world.on_sale(now)
+    shown.say("the world", words)
+    shown.say("the world", f"{LOG} days as a log: {len(world.users(now))} users, {on_sale.sum()} items; others arrive")
+    shown.say("the world", f"tastes drift: today's correlate {alike:.2f} with those of the first day")
+    shown.say("the world", f"bait: {np.mean(world.bait[on_sale]):.0%} of the items draw clicks that nobody enjoys")
+    return open_project(folder)
+
+
+def trained(project: Project, rule: str) -> str:
+    """A bundle over ``data/`` with another rule for its lists: ``recloop train --set placement.home.filter=...``."""
+    here = open_project(project.root, [f"placement.home.filter={json.dumps(rule)}"])
+    with locks.turn_lock(project.root, "train"):
+        return loop.train(here, Silent()).bundle.id
+
+
+def by_rule(project: Project, after: int) -> list[str]:
+    """What each rule of ``[events]`` made of the believed rows after a seq."""
+    signal = Signal.of(load_bundle(project).spec)
+    rows = signal.explain(Archive(project.data).events().filter(pl.col(SEQ) > after))
+    found = dict(rows.group_by("by").len().iter_rows())
+    return [
+        f"{rule.text}: {found[place]:,} rows, weight {rule.label * rule.weight:+g}"
+        for place, rule in enumerate(signal.rules)
+        if place in found
+    ]
+
+
+def candidates(project: Project, shown: Shown) -> list[str]:
+    """Two bundles over the same arrays with other rules, and their gates; both go into the shadow."""
+    made = []
+    for rule, words, reason in ((CAMPAIGN, "a garden week", WANTED), ("", "everybody sees what they like", "")):
+        bundle = trained(project, rule)
+        setting = f"placement.home.filter={json.dumps(rule)}"
+        shown.say("candidates", f"recloop train --set {setting}: {bundle}, {words}")
+        evidence = promotion.promote(project, bundle, "shadow", reason)["evidence"]
+        for line in gate_lines(evidence["gates"]):
+            shown.say("candidates", f"  {line}")
+        said = "recloop promote --to shadow"
+        if "not_earned" in evidence:  # somebody insists, and the row says what they go ahead of
+            said += f" --reason {reason!r}, ahead of {'; '.join(evidence['not_earned'])}"
+        shown.say("candidates", said)
+        made.append(bundle)
+    return made
+
+
+def keep_learning(stage: Stage) -> None:
+    """One update over what came: the candidate and its gates."""
+    made = loop.update(stage.project, Silent())
+    stage.say(
+        "keep learning",
+        f"recloop update: {made.read:,} rows since seq {made.from_seq:,}, {made.kept:,} kept, {made.new_users} new users, "
+        f"{made.new_items} new items, {made.seconds:.0f} s: {made.verdict} {made.bundle or ''}",
+    )
+    if made.bundle is not None:
+        for line in by_rule(stage.project, made.from_seq - 1):
+            stage.say("keep learning", line)
+    for line in gate_lines(made.gates):
+        stage.say("gate", line)
+
+
+def harmful(stage: Stage, campaign: str) -> Lived:
+    """The campaign gets half of the users, is found harmful, refused its promotion, and taken out."""
+    chapter = "a harmful candidate"
+    stage.move(campaign, "experiment")
+    stage.say(chapter, f"{campaign} has earned its experiment in the shadow: half of the users see the garden alone")
+    done = stage.live(TRIED, chapter)
+    found = stage.compared(chapter, campaign)
+    try:
+        stage.move(campaign)
+    except RuntimeError as error:
+        stage.say(chapter, f"POST /v1/admin/promote: {error}")
+    else:
+        raise AssertionError(f"{campaign} became live: {found['verdict']}")
+    if found["verdict"] != "worse":
+        raise AssertionError(f"the harm was not told: {found['why']}")
+    stage.client.post("/v1/admin/refuse", {"bundle": campaign, "reason": found["why"]})
+    stage.say(chapter, f"{campaign} is refused")
+    return done
+
+
+def better(stage: Stage, free: str) -> Lived:
+    """The bundle without a rule gets half of the users, is found better, and earns its promotion."""
+    chapter = "a better candidate"
+    stage.move(free, "experiment")
+    stage.say(
+        chapter,
+        f"{free} has earned its experiment in the shadow, meanwhile; half of the users see lists without a rule",
+    )
+    done = stage.live(TRIED, chapter)
+    found = stage.compared(chapter, free)
+    if found["verdict"] != "better":
+        raise AssertionError(f"the gain was not told: {found['why']}")
+    moved = stage.move(free)
+    stage.say(chapter, f"POST /v1/admin/promote without a reason: {moved['from']} -> {moved['to']}, earned by")
+    earned = moved["evidence"]
+    stage.say(
+        chapter,
+        f"{earned['shadowed']} requests in the shadow ({earned['twins_that_differ']} twins differ), users "
+        f"{earned['users']}, verdict {earned['verdict']}",
+    )
+    return done
+
+
+def released(stage: Stage, first: Lived) -> Lived:
+    """A day with the better bundle, and every move of every bundle."""
+    chapter = "released"
+    after = stage.live(AFTER, chapter)
+    for name, one in (("before", first), ("after", after)):
+        stage.say(
+            chapter,
+            f"{name}: a list brings {one.clicks / one.visits:.2f} clicks and a click at all with "
+            f"{one.hits / one.visits:.1%}, by the truth of {one.visits} lists shown",
+        )
+    stage.say(chapter, f"newcomers' first lists are filled by {counts(after.newcomers) or 'nobody: none came'}")
+    for row in release_rows(stage.project):
+        stage.say(chapter, row)
+    return after
+
+
+def prove(project: Project, whole: list[Lived], shown: Shown) -> None:
+    """Nothing disliked was shown again, and every decision is rebuilt."""
+    lists, again = sum(one.after_dislike for one in whole), sum(one.shown_again for one in whole)
+    shown.say("verify", f"{lists:,} lists for people who had disliked something: {again} disliked items in them")
+    begin = time.monotonic()
+    found = parity.verify(project, 1_000_000)
+    shown.say(
+        "verify",
+        "{checked:,} decisions: {equal:,} equal, {late} late, {unexplained} unexplained".format(**found)
+        + f", largest score difference {found['max_score_diff']:.1g}, in {time.monotonic() - begin:.0f} s",
+    )
+    if found["unexplained"]:
+        raise AssertionError(f"verify found {found['differences'][0]}")
+    if again:
+        raise AssertionError(f"{again} disliked items were shown again")
+
+
+def counts(found: Mapping[str, int]) -> str:
+    """Names with their counts, the largest first."""
+    return ", ".join(f"{value:,} {name}" for name, value in sorted(found.items(), key=lambda one: (-one[1], one[0])))

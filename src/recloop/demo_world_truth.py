@@ -1,0 +1,130 @@
+"""The true difference of an experiment's two arms: both lists of the same requests, judged by the world that answers them.
+
+An experiment compares people who got one list with others who got the other. Here every request of everybody who entered
+is asked both ways: the list that was shown, and the one that the other arm's bundle makes from the very same state (as
+`recloop verify` rebuilds it). `Browsing.expected` says what each brings on average, so their difference over the
+requests of the first 24 hours is what the experiment's interval is for, without its luck and without its draw of people.
+What a first list does to the state that a second one starts from, within these hours, stays as it was shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from recloop.backends import open_decisions, open_log
+from recloop.browsing import Browsing
+from recloop.config import Project
+from recloop.records import Decision, Query
+from recloop.serve.arms import LIVE
+from recloop.watch import experiment
+from recloop.watch.outcomes import OUTCOME
+from recloop.watch.parity import Rebuilder
+
+METRICS: Final = {"hit_rate": "hit", "clicks_per_request": "click"}
+"""Metrics of an experiment whose truth the world knows, and its name for each."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A metric's mean over the requests under either bundle, by the world."""
+
+    live: float
+    candidate: float
+    requests: int
+
+    @property
+    def delta(self) -> float:
+        return self.candidate - self.live
+
+
+def compared(world: Browsing, project: Project, bundle: str) -> tuple[dict[str, Any], list[str]]:
+    """An experiment's numbers, with ``truth`` beside those that the world knows; and as lines.
+
+    An interval of 95 % misses one time in twenty, by its making; the confidence sequence, wider so that it may be
+    looked at any time, has to hold the truth.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    found = experiment.compare(project, bundle)
+    known = truth(world, project, found)
+    users, ratio = found["users"], found["sample_ratio"]
+    lines = [
+        f"{users['live']} users of live, {users['candidate']} of the candidate, {users['waiting']} wait for their 24 hours"
+    ]
+    lines.append(f"sample ratio e = {ratio['e']:.3g}, alarm above 1000: {'ALARM' if ratio['alarm'] else 'none'}")
+    for name, one in found["metrics"].items():
+        lines.append(
+            f"{one['kind']} {name}: live {one['live']:.4g}, candidate {one['candidate']:.4g}, difference "
+            f"{one['delta']:+.4g} ({one['low']:+.4g} to {one['high']:+.4g})"
+        )
+        if name in known:
+            lines.append(f"  the truth: {truth_line(known[name], one)}")
+            one["truth"] = vars(known[name])
+    lines.append(f"verdict: {found['verdict']}: {found['why']}")
+    for name in METRICS:
+        one = found["metrics"][name]
+        if not one["sequence_low"] <= known[name].delta <= one["sequence_high"]:
+            raise AssertionError(f"{name}: the truth {known[name].delta:+.4g} lies outside of the confidence sequence")
+    return found, lines
+
+
+def truth_line(known: Truth, one: Mapping[str, Any]) -> str:
+    """A true difference, and which intervals hold it."""
+    inside = one["low"] <= known.delta <= one["high"]
+    always = one["sequence_low"] <= known.delta <= one["sequence_high"]
+    return (
+        f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists of the same {known.requests} requests): "
+        f"{'inside' if inside else 'OUTSIDE'} the interval, {'inside' if always else 'OUTSIDE'} the confidence sequence "
+        f"({one['sequence_low']:+.4g} to {one['sequence_high']:+.4g})"
+    )
+
+
+def truth(world: Browsing, project: Project, found: Mapping[str, Any]) -> dict[str, Truth]:
+    """The truth behind each metric of `METRICS`.
+
+    Args:
+        found: Of `recloop.watch.experiment.compare`.
+    """
+    store = open_decisions(project.config.stores.decisions, project.root)
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        rows = [one for one in store.rows(since=found["since"], until=found["until"]) if one.role == "answer"]
+        asked = sorted(entered(rows, found["now"]), key=lambda one: one.as_of)
+        live = next(one.bundle for one in asked if one.variant == LIVE)
+        rebuilder = Rebuilder(project, log, asked)
+        values = {name: np.zeros((len(asked), 2)) for name in METRICS}
+        for number, one in enumerate(asked):
+            shown, other = (0, live) if one.bundle == found["bundle"] else (1, found["bundle"])
+            lists = {1 - shown: one.items, shown: _list(rebuilder, one, other)}
+            for side, items in lists.items():
+                expected = world.expected(one.user_id, items, one.at)
+                for name, ours in METRICS.items():
+                    values[name][number, side] = expected[ours]
+    finally:
+        store.close()
+        log.close()
+    means = {name: table.mean(axis=0) for name, table in values.items()}
+    return {name: Truth(float(one[0]), float(one[1]), len(asked)) for name, one in means.items()}
+
+
+def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
+    """The requests that count: of the 24 hours after each user's first, where these are over by ``now``."""
+    first: dict[str, int] = {}
+    for one in sorted(decisions, key=lambda one: one.at):
+        first.setdefault(one.user_id, one.at)
+    return [one for one in decisions if one.at < first[one.user_id] + OUTCOME <= now]
+
+
+def _list(rebuilder: Rebuilder, decision: Decision, bundle: str) -> list[str]:
+    """What another bundle would have answered."""
+    recommender, states = rebuilder.view(decision, bundle)
+    query = Query(
+        user_id=decision.user_id, now=decision.at, k=decision.k, placement=decision.placement,
+        request_id=decision.request_id,
+    )  # fmt: skip
+    return recommender.recommend(states, [query], with_inputs=False)[0].items
