@@ -81,6 +81,7 @@ def test_one_row_a_user() -> None:
         answer("w1", "w", T + 2 * DAY + HOUR, ["a"]),  # its 24 hours end after now
         answer("x1", "x", T + HOUR, ["a"], "live"),
         answer("x2", "x", T + 2 * HOUR, ["a"], "candidate"),
+        answer("i1", "", T + HOUR, ["a"], "live"),  # a list about an item, for nobody in particular: no unit
     ]
     rows = [
         ("u", "a", T - DAY + HOUR, "purchase", 3.0, None, 1),

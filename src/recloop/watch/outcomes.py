@@ -28,7 +28,7 @@ def outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, no
     """One row a user in the order of entering: arm, when the outcome closed, and every number of `METRICS`, then and before.
 
     Args:
-        decisions: Answers, those of the 14 days before ``since`` too.
+        decisions: Answers, those of the 14 days before ``since`` too; lists for nobody in particular are no unit.
         events: Labelled rows of the log.
         since: When the experiment began.
         now: Users whose 24 hours are not over by then are left out, and counted as ``waiting``.
@@ -45,7 +45,7 @@ def outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, no
         orient="row",
     )  # fmt: skip
     credited = attribute(requests, events)
-    inside = requests.filter((pl.col("at") >= since) & pl.col("arm").is_in(ARMS))
+    inside = requests.filter((pl.col("at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != ""))
     users = (
         inside.sort("at", REQUEST_ID)
         .group_by(USER_ID, maintain_order=True)
