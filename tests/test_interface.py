@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-import os
 import re
 import sqlite3
 import subprocess
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 import polars as pl
 import pytest
 
+import servers
 from recloop import records
+from recloop.cli import run
 from recloop.config import Config, build
 from recloop.world import World
 
@@ -76,10 +79,11 @@ class Ran(NamedTuple):
 
 
 def recloop(folder: Path, *arguments: str) -> Ran:
-    """One command in a project folder."""
-    command = [sys.executable, "-m", "recloop", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=folder.parent)
-    return Ran(done.returncode, done.stdout, done.stderr)
+    """One command in a project folder, by the function that the command is; `test_in_a_process_of_its_own` compares."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(["-C", str(folder), *arguments])
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("arguments", [("status", "--json"), ("promote", "nothing"), ("promote",)])
+def test_in_a_process_of_its_own(shop: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "recloop", "-C", str(shop), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert Ran(done.returncode, done.stdout, done.stderr) == recloop(shop, *arguments)
+
+
 def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     """The verbs marked [1] in the table, in the four panels."""
     shown = recloop(tmp_path, "--help")
@@ -101,7 +112,7 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     for panel in ("start", "look", "move", "deeper"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
-    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train"):
+    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest"):
         assert f"`{verb}" in section(2)
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 
@@ -321,15 +332,12 @@ def test_a_bundle(shop: Path) -> None:
 @pytest.fixture(scope="module")
 def service(shop: Path) -> Iterator[str]:
     """The address of a running service; its first line says so."""
-    command = [sys.executable, "-m", "recloop", "-C", str(shop), "serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.fullmatch(r"ready (http://127\.0\.0\.1:\d+) bundle=(\S+)\n", line)
-    assert found, line
-    yield found[1]
-    process.terminate()
-    process.communicate(timeout=20)
+    server = servers.start(shop)
+    try:
+        yield server.url
+        assert server.stop() == 0
+    finally:
+        server.close()
 
 
 def ask(url: str, body: object = None) -> tuple[int, dict[str, Any]]:
@@ -337,7 +345,7 @@ def ask(url: str, body: object = None) -> tuple[int, dict[str, Any]]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
