@@ -46,18 +46,20 @@ def fill(
     return slots
 
 
-def newest(bundle: Bundle, catalogue: Catalogue, allowed: Allowed, b: int) -> Iterator[str]:
+def newest(bundle: Bundle, order: np.ndarray, catalogue: Catalogue, allowed: Allowed, b: int) -> Iterator[str]:
     """All that query b may show, newest first: of the table by its first positive, else by the first version's seq.
 
     Ties: the table first, by item_ix, then id bytes.
+
+    Args:
+        order: (N,) places in the table by falling first seq, ties by item_ix.
     """
-    first = bundle.items.first_seq  # (N,)
-    order = np.argsort(-first, kind="stable")
+    first, mask = bundle.items.first_seq, allowed.mask
     banned = set(allowed.banned[b].tolist())
     table = (
         (-int(first[place]), 0, place, bundle.items.ids.ids[place])
-        for place in order[allowed.mask[1:][order]].tolist()
-        if place + 1 not in banned
+        for place in map(int, order)
+        if mask[place + 1] and place + 1 not in banned
     )
     fresh = (
         (-catalogue.first_seq(item_id), 1, place, item_id)

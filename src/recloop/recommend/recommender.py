@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
@@ -64,6 +64,12 @@ class Recommender:
         self.scorers = make_scorers(bundle, threads)
         self.attributes = Attributes(bundle) if "item.onnx" in bundle.graphs else None
         self._similar = similar.Similar(bundle, self.attributes)
+
+    @cached_property
+    def _by_age(self) -> np.ndarray:
+        """(N,) places in the item table by falling first seq, ties by item_ix."""
+        order: np.ndarray = np.argsort(-self.bundle.items.first_seq, kind="stable")
+        return order
 
     def placement(self, name: str) -> dict[str, Any]:
         """The policy of a placement; lists about an item have one of their own, `similar`, in every bundle.
@@ -189,7 +195,7 @@ class Recommender:
         if self.attributes is not None:
             own["attributes"] = partial(self.attributes.best, self.catalogue, encoded, allowed, b)
         if kind == "latest":
-            own["latest"] = partial(newest, self.bundle, self.catalogue, allowed, b)
+            own["latest"] = partial(newest, self.bundle, self._by_age, self.catalogue, allowed, b)
         return own
 
     def inputs(self, encoded: Encoded, allowed: Allowed, b: int) -> dict[str, str]:
