@@ -72,6 +72,7 @@ def tree(done: Done) -> dict[str, Any]:
         (["status", "--set", "serve"], "--set=serve"),
         (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
         (["status", "--set", "serve.port=x"], "serve.port=x"),
+        (["status", "--set", "train.loss=ss_log"], "nearest: ss_logq"),
         (["status", "--set", "release.auto=true"], "later version"),
         (["status", "--set", "release.shadow=1.5"], "release.shadow=1.5"),
         (["promote", "nothing"], "bundle=nothing"),
