@@ -104,3 +104,14 @@ def test_item_vectors_pad_with_zeros(arrays: Arrays) -> None:
     assert vectors.dtype == np.float32
     assert not vectors[0].any()
     np.testing.assert_array_equal(vectors[1:], network.table.weight.detach().numpy()[1:])
+
+
+def test_a_graph_does_not_say_where_it_was_made(arrays: Arrays) -> None:
+    """The exporter leaves the trace of each call at its node: folders of this machine, in a hash that others compare."""
+    graph = user_graph(built(arrays, 1), D, 1)
+    for word in (b".py", b"/src/", b"site-packages", b"stack_trace"):
+        assert word not in graph, word
+    onnx.checker.check_model(onnx.load_model_from_string(graph))
+    origin = {"network": built(arrays, 1)}
+    exec("from recloop.learn.export import user_graph\n\n\ngraph = user_graph(network, 16, 1)", origin)
+    assert origin["graph"] == graph, "called from elsewhere"

@@ -108,8 +108,23 @@ def _export(face: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], 
             verbose=False,
         )
     assert program is not None
-    graph: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    _forget_origin(model)
+    graph: bytes = model.SerializeToString()
     return graph
+
+
+def _forget_origin(message: Any) -> None:
+    """Take out, at every depth of a protobuf, what tells where it was made: each node carries the trace of its call.
+
+    With it the bytes, and so a bundle's hash, would differ by the folder that recloop is installed in, and name it.
+    """
+    for field, value in message.ListFields():
+        if field.name in {"doc_string", "metadata_props"}:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for one in [value] if hasattr(value, "ListFields") else value:
+                _forget_origin(one)
 
 
 @contextmanager
