@@ -19,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,9 +28,14 @@ import httpx
 import numpy as np
 import polars as pl
 
-from recloop.backends import open_decisions
+from recloop import bundle as bundles
+from recloop import release, standing
+from recloop.backends import open_control, open_decisions
 from recloop.client import serving
 from recloop.config import open_project
+from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.states import state_of_tree
 from recloop.world import World
 
 HERE: Final = Path(__file__).resolve().parent
@@ -105,8 +111,7 @@ def main() -> None:
 def swap(folder: Path, swaps: int, clients: int, pause: float) -> dict[str, Any]:
     """Two bundles take turns as the live one while clients ask."""
     first = json.loads(recloop(folder, "status", "--json"))["live"]
-    other = ("--set", "placement.home.mix={popular = 1.0}")  # another list for everybody
-    second = json.loads(recloop(folder, *other, "train", "popular", "--json"))["bundle"]
+    second = another(folder)
     split = pl.read_parquet(folder / "data" / "split" / "train.parquet", columns=["user_id", "item_id"])
     people = Asking(
         split["user_id"].unique().sort()[:500].to_list(),
@@ -140,6 +145,25 @@ def swap(folder: Path, swaps: int, clients: int, pause: float) -> dict[str, Any]
         for thread in threads:
             thread.join(60)
     return judged(folder, people, spans, seconds, swaps, clients)
+
+
+def another(folder: Path) -> str:
+    """A registered child of live over the same arrays that shows another list to everybody: what is popular."""
+    project = open_project(folder)
+    live = standing.load_bundle(project)
+    home = {**live.policy["placements"]["home"], "weights": {"popular": 1.0}}
+    made = replace(live, policy={**live.policy, "placements": {**live.policy["placements"], "home": home}})
+    own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
+    states = [state_of_tree(case["state"]) for case in live.golden]
+    golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
+    made = bundles.write(replace(made, golden=golden), project.bundles, datetime.now(UTC))
+    sha256 = bundles.manifest_hash(project.bundles / made.id)
+    control = open_control(project.config.stores.control, folder)
+    release.register(
+        control, made.id, sha256, by="benchmarks/swaps.py", reason="another list", at=standing.now(),
+        evidence={"gates": []},
+    )  # fmt: skip
+    return made.id
 
 
 def judged(

@@ -92,6 +92,15 @@ def load_bundle(project: Project, name: str = "") -> Bundle:
     return bundles.load(project.bundles / name, hashes[name])
 
 
+def same_bytes(project: Project, row: ReleaseRow) -> None:
+    """See that a bundle's bytes are those registered, which were checked: so they would be found as they were.
+
+    Raises:
+        BundleError: they are not.
+    """
+    bundles.check(project.bundles / row.bundle, row.sha256)
+
+
 def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
     """A bundle whose bytes are those registered, whose numbers are finite, and whose golden lists agree.
 
@@ -111,20 +120,20 @@ def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
     return bundle
 
 
-def examine(project: Project, row: ReleaseRow, live: Bundle | None) -> dict[str, Any]:
+def examine(project: Project, bundle: Bundle, live: Bundle | None) -> dict[str, Any]:
     """Check a registered bundle as serving will need it; what was found, for the row of the move to ``checked``.
 
     Args:
+        bundle: As `open_bundle` gave it.
         live: The live bundle, whose item table this one's begins with: a raw id never changes its index.
 
     Raises:
         BundleError: it may not be served.
     """
-    bundle = open_bundle(project, row)
     ids = bundle.items.ids.ids
     if live is not None and list(ids[: len(live.items)]) != list(live.items.ids.ids):
         raise BundleError(
-            "item table", row.bundle, f"to begin with the {len(live.items)} items of {live.id}", "recloop update"
+            "item table", bundle.id, f"to begin with the {len(live.items)} items of {live.id}", "recloop update"
         )
     _check_fields(project, bundle)
     return {"golden": "equal", "cases": len(bundle.golden), "items": len(ids)}

@@ -25,7 +25,7 @@ class Catalogue:
         self._items: dict[str, Item] = {}
         self._first_seq: dict[str, int] = {}
         self._out: set[str] = set()  # hidden or deleted
-        self._sum = 0
+        self._sum: int | None = None  # of the weights of all items; None: not worked out yet
         self._frame: pl.DataFrame | None = None
         self._masks: dict[tuple[Vocabulary, str], np.ndarray] = {}
         self._passing: dict[str, set[str]] = {}
@@ -47,14 +47,16 @@ class Catalogue:
                 catalogue.upsert(
                     Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
                 )
+        catalogue._weighed()  # once, here, not at the first request
         return catalogue
 
     @classmethod
     def of_table(cls, ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> Catalogue:
         """A bundle's own catalogue: the items of its table, none hidden."""
         catalogue = cls()
-        for item_id, row in zip(ids, attributes, strict=True):
-            catalogue.upsert(Item(item_id=item_id, attributes=dict(row)))
+        rows = zip(ids, attributes, strict=True)
+        catalogue._items = {item_id: Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows}
+        catalogue._first_seq = dict.fromkeys(catalogue._items, 0)
         return catalogue
 
     def __len__(self) -> int:
@@ -73,9 +75,8 @@ class Catalogue:
     def upsert(self, item: Item) -> None:
         """A new version of an item, in force at once; attributes are replaced whole."""
         old = self._items.get(item.item_id)
-        if old is not None:
-            self._sum = (self._sum - _weight(old)) % 2**64
-        self._sum = (self._sum + _weight(item)) % 2**64
+        if self._sum is not None:
+            self._sum = (self._sum + _weight(item) - (0 if old is None else _weight(old))) % 2**64
         self._items[item.item_id] = item
         self._first_seq.setdefault(item.item_id, item.seq)
         if item.hidden or item.deleted:
@@ -87,7 +88,7 @@ class Catalogue:
     @property
     def version(self) -> str:
         """8 hex of all items as they are now."""
-        return f"{self._sum:016x}"[:8]
+        return f"{self._weighed():016x}"[:8]
 
     @property
     def fields(self) -> set[str]:
@@ -139,6 +140,11 @@ class Catalogue:
             self._room()
             self._latest[key] = sorted(fresh, key=lambda item_id: (-self._first_seq[item_id], item_id))
         return self._latest[key]
+
+    def _weighed(self) -> int:
+        if self._sum is None:
+            self._sum = sum(_weight(item) for item in self._items.values()) % 2**64
+        return self._sum
 
     def _room(self) -> None:
         """Conditions come from clients: what was worked out for them is forgotten before it fills the memory."""

@@ -66,7 +66,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(locks.writer_lock(project.root))
         listening = stack.enter_context(process.listen(host, port))
-        service = Service(project, locked=True)
+        with follow.uncollected():
+            service = Service(project, locked=True)
         stack.callback(service.close)
         if tamper is not None:
             tamper(service)

@@ -23,10 +23,12 @@ from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import state_of_tree
 from recloop.records import Query
 from recloop.serve.arms import CANDIDATE, LIVE, Arm
-from recloop.standing import examine, open_bundle
+from recloop.standing import examine, open_bundle, same_bytes
 
 LOGGER = logging.getLogger(__name__)
 BY = "recloop serve"
+SPARES = 2
+"""Bundles kept in memory beside those that serve."""
 MOST_SHADOWS = 3
 """Bundles in the shadow that are scored: the candidate and two twins; each costs a request's time."""
 
@@ -84,6 +86,7 @@ class Loader:
 
     def __init__(self, project: Project, control: Control, catalogue: Catalogue, clock: Callable[[], int]) -> None:
         self._project, self._control, self._catalogue, self._clock = project, control, catalogue, clock
+        self._spare: dict[str, Recommender] = {}
 
     def first(self) -> Fleet:
         """The fleet of a start: the newest live bundle that loads, and what is tried beside it.
@@ -115,11 +118,14 @@ class Loader:
             self._check(row, now.live.bundle)
         machine = release.machine(self._control)
         live, failed = self._live(machine, now)
+        if live.arm.bundle != now.live.arm.bundle:
+            self._keep(now.live.recommender)
         return self._beside(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
 
     def _check(self, row: ReleaseRow, live: Bundle) -> None:
         try:
-            evidence = examine(self._project, row, live)
+            recommender = self._open(row)
+            evidence = examine(self._project, recommender.bundle, live)
         except BundleError as error:
             self._refuse(row.bundle, error)
             return
@@ -127,6 +133,8 @@ class Loader:
             release.checked(self._control, row.bundle, by=BY, reason="loaded", at=self._clock(), evidence=evidence)
         except Refused as error:  # somebody was faster: the next look sees what became of it
             LOGGER.info("bundle %s: %s", row.bundle, error)
+            return
+        self._keep(recommender)
 
     def _live(self, machine: release.Machine, now: Fleet) -> tuple[Loaded, str]:
         """The live bundle loaded; one that fails gives way to what served, by a rollback, and is refused."""
@@ -164,7 +172,21 @@ class Loader:
         for one in [] if before is None else before.every:
             if one.arm.bundle == row.bundle:
                 return Loaded(one.recommender, arm)
-        return Loaded(Recommender(open_bundle(self._project, row), self._catalogue), arm)
+        if row.bundle in self._spare:
+            recommender = self._spare.pop(row.bundle)
+            same_bytes(self._project, row)
+            return Loaded(recommender, arm)
+        return Loaded(self._open(row), arm)
+
+    def _open(self, row: ReleaseRow) -> Recommender:
+        return Recommender(open_bundle(self._project, row), self._catalogue)
+
+    def _keep(self, recommender: Recommender) -> None:
+        """Have a bundle at hand without another look at its files: one just checked, or the one a rollback brings back."""
+        self._spare.pop(recommender.bundle.id, None)
+        self._spare[recommender.bundle.id] = recommender
+        while len(self._spare) > SPARES:
+            self._spare.pop(next(iter(self._spare)))
 
     def _refuse(self, bundle: str, error: BundleError) -> None:
         LOGGER.warning("bundle %s is refused: %s", bundle, error)

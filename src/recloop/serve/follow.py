@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +33,21 @@ async def forever(service: Service) -> None:
         await asyncio.sleep(EVERY_SECONDS)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Load what stays without Python's cycle collector, and set it aside for good.
+
+    A bundle of 65,000 items is a million objects; made under the collector, it looks through all of them again and
+    again, each time for .1 to .3 s in which no request is answered. What refers to nothing in a circle goes as ever.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class Follower:
     """Reads files in threads, changes what answers are made from on the event loop; one at a time."""
 
@@ -50,8 +68,9 @@ class Follower:
         """Load beside, warm, switch; a request that is under way finishes on the fleet that it took."""
         service, switched = self._service, False
         while await run_in_threadpool(service.control.generation) != service.fleet.generation:
-            fleet = await run_in_threadpool(self._loader.next, service.fleet)
-            known = await run_in_threadpool(service.known.open, [one.bundle.spec for one in fleet.every])
+            with uncollected():
+                fleet = await run_in_threadpool(self._loader.next, service.fleet)
+                known = await run_in_threadpool(service.known.open, [one.bundle.spec for one in fleet.every])
             service.switch(fleet, known)
             switched = True
         return switched

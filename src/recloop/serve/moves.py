@@ -20,7 +20,7 @@ from recloop.backends.control import ReleaseRow
 from recloop.config import Project
 from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.serve.arms import CANDIDATE, LIVE
-from recloop.standing import examine, load_bundle, now, open_bundle
+from recloop.standing import examine, load_bundle, now, open_bundle, same_bytes
 from recloop.watch import experiment
 
 AT_THE_DOOR = ("registered", "checked")
@@ -84,7 +84,7 @@ def promote(
     if gates is None and ungated(control, bundle):
         how = f"{bundle} was trained, not updated to; `recloop promote {bundle} --to {target}` runs its gate"
         raise Refused("gate", "not run", "passed", how)
-    open_bundle(project, machine.since(bundle))
+    same_bytes(project, machine.since(bundle))
     missing, earned = _earned(project, machine, bundle, target)
     if gates is not None:
         earned["gates"] = list(gates)
@@ -130,7 +130,7 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> d
     control = open_control(project.config.stores.control, project.root)
     before = release.lives(control)[1:2]
     if before:
-        open_bundle(project, before[0])
+        same_bytes(project, before[0])
     return _result(release.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
 
 
@@ -194,7 +194,7 @@ def _check(project: Project, control: Control, row: ReleaseRow, by: str) -> None
 def _check_here(project: Project, control: Control, row: ReleaseRow, by: str) -> None:
     live = load_bundle(project) if release.live(control) else None
     try:
-        evidence = examine(project, row, live)
+        evidence = examine(project, open_bundle(project, row), live)
     except BundleError as error:
         release.refuse(control, row.bundle, by=by, reason=str(error), at=now())
         raise Refused("check", "failed", "passed", str(error)) from None
