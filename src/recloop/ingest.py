@@ -37,7 +37,7 @@ from recloop.shell import Teller
 
 STDIN: Final = "-"
 STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
-BATCH: Final = 10_000  # rows of one commit
+BATCH: Final = 50_000  # rows of one commit
 CHUNK: Final = 1 << 22  # bytes of stdin that are judged together at most; less where no more is there yet
 BODY: Final = 4_000_000  # bytes of a posted body, below the service's 5 MiB
 TRIES: Final = 10  # of a post that the service has no room for, a second apart
