@@ -178,23 +178,12 @@ def forked(arrays: Arrays) -> TrainData:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_loss_learns_the_same_twice(name: str, arrays: Arrays, tmp_path: Path) -> None:
-    """By each loss the next item goes before the others, the frequent one first, and the same run repeats itself."""
-    config = build(
-        {
-            "features": {"dim": 8, "history": 5, "request": []},
-            "train": {"loss": name, "negatives": 16, "lr": 0.02, "epochs": 30},
-        },
-        environment={},
-    )
-    tables = []
-    for number in range(2):
-        (tmp_path / str(number)).mkdir()
-        network = load_model("sasrec", {"dropout": 0.0, "blocks": 1, "heads": 1, "start": "random"})
-        folder = tmp_path / str(number)
-        learner, _ = module.learn(network, forked(arrays), config, folder, time.monotonic(), 600, quiet=True)
-        tables.append(network.state_dict()["table.weight"])
-    assert torch.equal(*tables)
+def test_every_loss_learns(name: str, arrays: Arrays, tmp_path: Path) -> None:
+    """By each loss what comes next goes before the others, the frequent item first."""
+    train = {"loss": name, "negatives": 16, "lr": 0.02, "epochs": 30}
+    config = build({"features": {"dim": 8, "history": 5, "request": []}, "train": train}, environment={})
+    network = load_model("sasrec", {"dropout": 0.0, "blocks": 1, "heads": 1, "start": "random"})
+    learner, _ = module.learn(network, forked(arrays), config, tmp_path, time.monotonic(), 600, quiet=True)
     with torch.no_grad():
         table = learner.vectors()
         one = torch.zeros(1, 1, dtype=torch.long)
@@ -203,8 +192,8 @@ def test_every_loss_learns_the_same_twice(name: str, arrays: Arrays, tmp_path: P
     assert order.tolist()[:2] == [2, 3]
 
 
-def test_a_warm_start_draws_too(arrays: Arrays, tmp_path: Path) -> None:
-    """A child goes on by drawn negatives from its parent's weights, and the same again."""
+def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_path: Path) -> None:
+    """A parent, and a child that goes on from its weights by drawn negatives: each twice the same."""
     data = forked(arrays)
     config = build(
         {"features": {"dim": 8, "history": 5, "request": []}, "train": {"loss": "ss_refined", "epochs": 1}},
@@ -220,6 +209,7 @@ def test_a_warm_start_draws_too(arrays: Arrays, tmp_path: Path) -> None:
         )
 
     parent, state = run("parent", None)
+    assert torch.equal(run("parent again", None)[0]["table.weight"], parent["table.weight"])
     arrays_of = {key: part.numpy() for key, part in state.items()}
     warm = Warm(arrays_of, np.ones(len(data.stamps), bool), 0.2, {})
     once, again = run("once", warm)[0], run("again", warm)[0]

@@ -129,6 +129,9 @@ NETWORKS: dict[str, dict[str, object]] = {
 }
 
 
+CASES = [("sasrec", 3), *((name, 2) for name in NETWORKS)]
+
+
 def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
     """(N,) the scores of the items after item 1, by a network taught on these rows."""
     config = build(
@@ -150,9 +153,8 @@ def forked(arrays: Arrays) -> TrainData:
     return arrays([[[1], [2 + n % 2]] for n in range(60)], 4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("heavy", [2, 3])
-def test_a_purchase_of_weight_5_beside_a_click_of_1(arrays: Arrays, tmp_path: Path, heavy: int, name: str) -> None:
+@pytest.mark.parametrize(("name", "heavy"), CASES)
+def test_a_purchase_of_weight_5_beside_a_click_of_1(arrays: Arrays, tmp_path: Path, name: str, heavy: int) -> None:
     data = forked(arrays)
     weights = np.where(data.items == heavy, 5.0, 1.0).astype(np.float32)
     scores = after_one(replace(data, weights=weights), tmp_path, name)
@@ -162,9 +164,8 @@ def test_a_purchase_of_weight_5_beside_a_click_of_1(arrays: Arrays, tmp_path: Pa
     assert odds > 0.5
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("disliked", [2, 3])
-def test_a_dislike_moves_the_model(arrays: Arrays, tmp_path: Path, disliked: int, name: str) -> None:
+@pytest.mark.parametrize(("name", "disliked"), CASES)
+def test_a_dislike_moves_the_model(arrays: Arrays, tmp_path: Path, name: str, disliked: int) -> None:
     """The disliked item falls behind the other one, which stood beside it."""
     data = forked(arrays)
     rows = [(user, disliked, 0.5, 1000 + user, 1.0) for user in range(60)]
