@@ -40,17 +40,15 @@ class Client:
         self._kept = kind(address.hostname or "", address.port, timeout=WAIT)
         self._path = address.path
 
-    def get(self, path: str, name: str = "", **query: str) -> dict[str, Any]:
-        """``name``: of the request, which the answer carries; empty: the service makes one."""
+    def get(self, path: str, **query: str) -> dict[str, Any]:
         text = urllib.parse.urlencode(query)
-        headers = {"X-Request-Id": name} if name else {}
-        return self._call("GET", f"{path}?{text}" if text else path, None, headers)
+        return self._call("GET", f"{path}?{text}" if text else path, None, {})
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
         return self._call("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def recommend(self, user_id: str, name: str = "", **query: str) -> dict[str, Any]:
-        return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", name, **query)
+    def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
+        return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)
 
     def close(self) -> None:
         """Hang up; the next call connects again."""

@@ -1,7 +1,8 @@
 """The demo on the seeded world: people browse over HTTP, a harmful candidate is stopped, a better one promoted, the truth beside.
 
-Nothing is downloaded and no torch is needed. World, seed and plan are fixed here; which users an experiment draws hangs on
-the names of its bundles, which hold the time of day, so every run is another draw. Run: ``recloop demo --world``.
+Nothing is downloaded and no torch is needed. World, seed and plan are fixed here. The luck of an answer hangs on the name
+that the service gives the request, the users of an arm on the name of the bundle, which holds the time of day: so the
+truth is that of the seed, and every run is another draw of what an experiment sees. Run: ``recloop demo --world``.
 """
 
 from __future__ import annotations
@@ -94,12 +95,6 @@ class Stage:
         file = self.project.reports / f"experiment-{bundle}.json"
         file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         return found
-
-    def enter(self, bundle: str, reason: str) -> None:
-        """``recloop promote BUNDLE --to shadow --reason R``: the verb runs the gate, for a server trains nothing."""
-        moved = promotion.promote(self.project, bundle, "shadow", reason, at=self.client.now)
-        for line in moved["evidence"].get("not_earned", []):
-            self.say("gate", f"{bundle} goes into the shadow ahead of {line}: {reason}")
 
     def move(self, bundle: str, to: str = "") -> dict[str, Any]:
         """``POST /v1/admin/promote``, never with a reason: each step has to be earned.
@@ -197,7 +192,7 @@ def candidates(project: Project, shown: Shown) -> list[str]:
         bundle = trained(project, rule)
         setting = f"placement.home.filter={json.dumps(rule)}"
         shown.say("candidates", f"recloop train --set {setting}: {bundle}, {words}")
-        evidence = promotion.promote(project, bundle, "shadow", reason)["evidence"]
+        evidence = promotion.promote(project, bundle, "shadow", reason, at=START + LOG * DAY)["evidence"]
         for line in gate_lines(evidence["gates"]):
             shown.say("candidates", f"  {line}")
         said = "recloop promote --to shadow"

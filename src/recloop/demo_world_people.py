@@ -104,7 +104,7 @@ class People:
         done = Lived(visits=len(visits))
         for now, user_id in visits:
             client.now = now
-            answer = client.recommend(user_id, f"{user_id}-{now}")
+            answer = client.recommend(user_id)
             items = [slot["item_id"] for slot in answer["items"]]
             self._look(user_id, answer["items"], done)
             for name, value in self._world.expected(user_id, items, now).items():
