@@ -1,7 +1,7 @@
 """What people turned down, as training rows: dislikes, skips, and what they passed over in a list they clicked in.
 
-A negative teaches by a loss term of its own (`recloop.learn.losses.turned_down`), at the vector that the user had just
-before: it is added to the other items of the softmax, never in their place.
+A negative teaches by a loss term of its own (`recloop.learn.losses`), at the vector that the user had just before: it is
+added to the other items of the softmax, never in their place.
 """
 
 from __future__ import annotations
