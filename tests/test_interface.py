@@ -123,11 +123,12 @@ STATUS = "live shadow experiment generation bundles[{bundle,state,at,reason}] la
 REPORT = "path entropy long_tail_share cold_coverage coverage requests"
 VERIFY = "checked equal late unexplained max_score_diff differences[{request_id,name,was,is}]"
 INIT = "columns time_unit scenario (collaborative, content, sequential) guesses[{key,value,why}]"
+INGEST = "accepted duplicate conflict quarantined rejected"
 REPLY = "request_id model_version variant placement degraded items"
 
 
 def test_the_keys_above_are_the_documents() -> None:
-    for listed in (UPDATE, DOCTOR, STATUS, REPORT, VERIFY, INIT):
+    for listed in (UPDATE, DOCTOR, STATUS, REPORT, VERIFY, INIT, INGEST):
         assert f"`{listed.split(' (')[0]}" in section(2) or f"`{listed}`" in section(2), listed
 
 
@@ -238,6 +239,15 @@ def test_a_mistake_says_what_is_wrong_and_what_to_do(shop: Path, arguments: tupl
 
 
 # ---- sections 3, 5, 6: files
+
+
+def test_ingest_counts(shop: Path) -> None:
+    """Rows of the import sent again are its duplicates: nothing is new."""
+    (shop / "again.csv").write_text("".join((shop / "events.csv").read_text("utf-8").splitlines(True)[:4]), "utf-8")
+    done = recloop(shop, "ingest", str(shop / "again.csv"), "--json")
+    assert done.code == 0, done.err
+    assert done.json == {**dict.fromkeys(keys_in(INGEST), 0), "duplicate": 3}
+    (shop / "again.csv").unlink()
 
 
 def test_the_project_folder(shop: Path) -> None:
@@ -366,6 +376,8 @@ def test_routes_and_their_keys(service: str) -> None:
     assert (code, set(posted)) == (200, {"accepted", "rejected", "rows"})
     code, item = ask(f"{service}/v1/items/new")
     assert (code, item["state"], set(item)) == (200, "warm", {"item_id", "attributes", "hidden", "state"})
+    code, like = ask(f"{service}/v1/items/i007/similar?n=3")
+    assert (code, set(like), len(like["items"])) == (200, keys_in(REPLY), 3)
     assert ask(f"{service}/v1/users", {"user_id": "v", "attributes": {}})[0] == 200
     code, user = ask(f"{service}/v1/users/u001")
     assert (code, set(user)) == (200, {"user_id", "attributes", "state", "events", "last_events"})
@@ -385,6 +397,8 @@ def test_routes_and_their_keys(service: str) -> None:
         ("/v1/recommend/u001?filter=price%20%3E", None, 422),
         ("/v1/nothing", None, 404),
         ("/v1/items/unheard-of", None, 404),
+        ("/v1/items/unheard-of/similar", None, 404),
+        ("/v1/recommend/u001?placement=similar", None, 422),
         ("/v1/events", [{"user_id": "u"}] * 1001, 422),
         ("/v1/events", [{"user_id": "u", "item_id": "i", "event_type": "view", "value": "much"}], 207),
     ],
