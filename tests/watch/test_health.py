@@ -122,6 +122,8 @@ def test_nothing_logged_and_no_cold_user_is_null_not_one(facts: health.Facts) ->
     json.dumps(empty, allow_nan=False)
     warm = health.health([decision(1, "u1", ["a"], ["model"], positives=5)], facts)["whole"]
     assert (warm["cold_users"], warm["cold_coverage"]) == (0, None)
+    nobody = health.health([decision(1, "", ["a"], ["neighbours"], positives=0)], facts)["whole"]  # about an item
+    assert (nobody["requests"], nobody["cold_users"], nobody["cold_coverage"]) == (1, 0, None)
     hollow = health.health([decision(1, "u1", [], [], positives=0)], facts)["whole"]
     assert (hollow["requests"], hollow["entropy"], hollow["cold_coverage"]) == (1, None, 0.0)
 

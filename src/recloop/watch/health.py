@@ -102,7 +102,7 @@ class Shown:
 
     @classmethod
     def of(cls, decisions: Sequence[Decision], against: Facts) -> Shown:
-        """Flatten the decisions of role ``answer``."""
+        """Flatten the decisions of role ``answer``; a list for nobody in particular was shown, but to no cold user."""
         answered = [one for one in decisions if one.role == "answer"]
         users: dict[str, int] = {}
         numbers: dict[str, int] = {}
@@ -114,7 +114,7 @@ class Shown:
         return cls(
             at=np.array([one.at for one in answered], dtype=np.int64),
             users=np.array([users.setdefault(one.user_id, len(users)) for one in answered], dtype=np.int64),
-            positives=np.array([one.positives for one in answered], dtype=np.int64),
+            positives=np.array([one.positives if one.user_id else COLD_POSITIVES for one in answered], dtype=np.int64),
             variant=np.array([one.variant for one in answered], dtype=object),
             placement=np.array([one.placement for one in answered], dtype=object),
             offsets=np.concatenate([[0], np.cumsum([len(one.items) for one in answered])]).astype(np.int64),
