@@ -188,10 +188,10 @@ def by_rule(project: Project, after: int) -> list[str]:
 def candidates(project: Project, shown: Shown) -> list[str]:
     """Two bundles over the same arrays with other rules, and their gates; both go into the shadow."""
     made = []
+    shown.say("candidates", "two more bundles over the arrays of live, each with another rule")
     for rule, words, reason in ((CAMPAIGN, "a garden week", WANTED), ("", "everybody sees what they like", "")):
         bundle = trained(project, rule)
-        setting = f"placement.home.filter={json.dumps(rule)}"
-        shown.say("candidates", f"recloop train --set {setting}: {bundle}, {words}")
+        shown.say("candidates", f"recloop train --set placement.home.filter={json.dumps(rule)}: {bundle}, {words}")
         evidence = promotion.promote(project, bundle, "shadow", reason, at=START + LOG * DAY)["evidence"]
         for line in gate_lines(evidence["gates"]):
             shown.say("candidates", f"  {line}")
@@ -205,10 +205,11 @@ def candidates(project: Project, shown: Shown) -> list[str]:
 
 def keep_learning(stage: Stage) -> None:
     """One update over what came: the candidate and its gates."""
+    stage.say("keep learning", "recloop update: what came since becomes a child of live, under the same rule")
     made = loop.update(stage.project, Silent())
     stage.say(
         "keep learning",
-        f"recloop update: {made.read:,} rows since seq {made.from_seq:,}, {made.kept:,} kept, {made.new_users} new users, "
+        f"{made.read:,} rows since seq {made.from_seq:,}, {made.kept:,} kept, {made.new_users} new users, "
         f"{made.new_items} new items, {made.seconds:.0f} s: {made.verdict} {made.bundle or ''}",
     )
     if made.bundle is not None:
@@ -264,6 +265,7 @@ def better(stage: Stage, free: str) -> Lived:
 def released(stage: Stage, first: Lived) -> Lived:
     """A day with the better bundle, and every move of every bundle."""
     chapter = "released"
+    stage.say(chapter, "a day with the better bundle")
     after = stage.live(AFTER, chapter)
     for name, one in (("before", first), ("after", after)):
         stage.say(
