@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import recloop
 from recloop import bundle as bundles
@@ -47,6 +48,26 @@ def test_what_is_loaded_is_what_was_written(folder: Path, fitted: Bundle) -> Non
     assert loaded.items.attributes == fitted.items.attributes
     assert all(np.array_equal(loaded.arrays[name], array) for name, array in fitted.arrays.items())
     assert loaded.arrays.keys() == fitted.arrays.keys()
+
+
+@pytest.mark.parametrize("dtype", list(bundles.DTYPES.values()))
+def test_arrays_are_read_as_the_library_reads_them(tmp_path: Path, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "matrix": rng.integers(0, 2, (5, 3)).astype(dtype), "none": np.zeros((0, 4), dtype=dtype),
+        "row": rng.integers(0, 2, 7).astype(dtype), "one": np.array(1).astype(dtype),
+    }  # fmt: skip
+    safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors", metadata={"of": "a test"})
+    read = bundles._arrays(tmp_path / "a.safetensors")
+    expected = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    assert read.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
+        assert np.array_equal(read[name], array)
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match="to be whole"):
+        bundles._arrays(tmp_path / "a.safetensors")
 
 
 def test_the_same_content_has_the_same_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:

@@ -153,6 +153,16 @@ def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalogue) -> None
         assert item is not None
         other.upsert(item)
     assert other.version == catalogue.version
+    table = Catalogue.of_table(["a", "b"], [{"price": 1}, {}])
+    rows = [Item(item_id="a", attributes={"price": 1}), Item(item_id="b")]
+    grown = Catalogue()
+    assert grown.version == Catalogue.of([]).version
+    for item in rows:
+        grown.upsert(item)
+    assert table.version == grown.version  # worked out at once, or as items came in
+    grown.upsert(Item(item_id="b", attributes={"price": 2}))
+    table.upsert(Item(item_id="b", attributes={"price": 2}))
+    assert table.version == grown.version
 
 
 def test_an_unknown_placement_and_a_filter_on_an_unknown_field_are_refused(

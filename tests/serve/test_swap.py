@@ -25,7 +25,7 @@ from recloop.features.vocab import Category, Fields, Vocabulary
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
-from recloop.serve import arms
+from recloop.serve import arms, fleet
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.watch.parity import verify
@@ -102,6 +102,35 @@ def test_a_registered_bundle_is_checked_then_tried_then_live(shop: Project, with
 
     within(work)
     assert (verify(shop)["checked"], verify(shop)["unexplained"]) == (2, 0)
+
+
+def test_a_rollback_loads_nothing_but_looks_at_the_bytes(
+    shop: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = release.live(control_of(shop)).bundle
+    opened: list[str] = []
+    right = fleet.open_bundle
+    monkeypatch.setattr(fleet, "open_bundle", lambda project, row: opened.append(row.bundle) or right(project, row))
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        opened.clear()
+        candidate = child(shop)
+        await service.follow()
+        release.promote(control_of(shop), candidate, to="live", **WHO)
+        await service.follow()
+        assert opened == [candidate]  # checked, then live: loaded once
+        release.rollback(control_of(shop), **WHO)
+        await service.follow()
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
+        assert opened == [candidate]
+        file = shop.bundles / candidate / "policy.json"
+        file.write_bytes(file.read_bytes() + b" ")
+        release.promote(control_of(shop), candidate, to="live", **WHO)
+        await service.follow()
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
+        assert "policy.json" in state(shop, candidate)[1]
+
+    within(work)
 
 
 def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within: Callable[..., None]) -> None:
