@@ -105,6 +105,14 @@ def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
     stage = bundles / f".stage-{os.getpid()}"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
+    try:
+        return _stage(bundle, stage, started)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)  # there is none, unless a write failed
+
+
+def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
+    """Write into ``stage``, then rename it into place beside itself."""
     for name, data in _files(bundle).items():
         _write(stage / name, data)
     if bundle.train:
@@ -121,10 +129,10 @@ def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
     name = f"{manifest['model']['name'].rpartition(':')[2].lower()}-{stamp}-{content_hash(manifest)}"
     manifest["bundle"] = name
     _write(stage / MANIFEST, _json(manifest))
-    target = bundles / name
+    target = stage.with_name(name)
     shutil.rmtree(target, ignore_errors=True)
     stage.rename(target)
-    _sync_folder(bundles)
+    _sync_folder(stage.parent)
     return replace(bundle, manifest=manifest)
 
 

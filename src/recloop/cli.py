@@ -125,7 +125,7 @@ def _first(made: Turn, as_json: bool) -> None:
 @app.command(rich_help_panel=START)
 def serve(
     host: Annotated[str, typer.Option(help="beats serve.host")] = "",
-    port: Annotated[int, typer.Option(help="beats serve.port; 0: a free one")] = -1,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="beats serve.port; 0: a free one")] = None,
     workers: Annotated[int, typer.Option(hidden=True)] = 1,
     as_json: Json = False,
 ) -> None:
@@ -136,7 +136,7 @@ def serve(
     if workers != 1:
         raise UserError("--workers", workers, "1: one process writes the log", "recloop serve")
     here = project()
-    host, port = host or here.config.serve.host, here.config.serve.port if port < 0 else port
+    host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
     service.run(here, host, port, as_json, dress=_console() or desk.hint)
 
 

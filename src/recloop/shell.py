@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -9,7 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import rich.console
 import typer
@@ -17,6 +20,23 @@ from rich.progress import Progress
 
 from recloop.config import Project, open_project, seconds
 from recloop.errors import RecloopError, UserError
+
+INTERRUPTED: Final = 130
+WRITABLE: Final = "a place that this user may read and write"
+ROOM: Final = "room on its disk"
+BARRED: Final = {
+    errno.EACCES: WRITABLE, errno.EPERM: WRITABLE, errno.EROFS: WRITABLE, errno.ENOSPC: ROOM, errno.EDQUOT: ROOM,
+    errno.EFBIG: ROOM, errno.ENOTDIR: "folders on the way to it", errno.EEXIST: "folders on the way to it", errno.EISDIR: "a file, not a folder",
+    errno.ENOENT: "a file that is there", errno.ENAMETOOLONG: "a shorter name",
+}  # fmt: skip
+"""What was expected of a file where the system refuses it."""
+BARRED_STORE: Final = {
+    sqlite3.SQLITE_PERM: WRITABLE, sqlite3.SQLITE_READONLY: WRITABLE, sqlite3.SQLITE_CANTOPEN: WRITABLE,
+    sqlite3.SQLITE_FULL: ROOM, sqlite3.SQLITE_IOERR: "a disk that can be read and written",
+    sqlite3.SQLITE_BUSY: "stores that no other program keeps locked", sqlite3.SQLITE_CORRUPT: "stores that are whole",
+    sqlite3.SQLITE_NOTADB: "stores that are whole",
+}  # fmt: skip
+"""The same of a store."""
 
 out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
 err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 132)
@@ -64,20 +84,25 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run one command line and give its exit code; see the interface, section 2."""
     try:
         code = app(_take_place(list(arguments)), prog_name="recloop", standalone_mode=False)
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)  # typer makes the code of it, and says nothing
         return int(code or 0)
     except RecloopError as error:
-        for sample in getattr(error, "samples", ()):
-            print(sample, file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _said(error)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit) as ended:
+        if not isinstance(ended, BrokenPipeError) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return _unread()
     except Exception as error:  # noqa: BLE001 - the last door: nobody outside sees a traceback
         if hasattr(error, "format_message"):  # what typer (or the click inside it) says of a wrong command line
             return _wrong(arguments, error)
+        barred = _barred(error)
+        if barred is not None:
+            return _said(barred)
         with tempfile.NamedTemporaryFile("w", prefix="recloop-", suffix=".log", delete=False) as file:
             traceback.print_exc(file=file)
         print(
@@ -97,6 +122,35 @@ def repeat(verb: Sequence[str], every: str) -> None:
         begin = time.monotonic()
         subprocess.run([sys.executable, "-m", "recloop", *place, *verb], check=False)
         time.sleep(max(0.0, pause - (time.monotonic() - begin)))
+
+
+def _said(error: RecloopError) -> int:
+    for sample in getattr(error, "samples", ()):
+        print(sample, file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _unread() -> int:
+    """Who read our output has gone (``recloop status | head -1``): that is no answer, so no error; rich and click say 1."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own last flush complains
+    return 0
+
+
+def _barred(error: Exception) -> UserError | None:
+    """What the place itself refused (rights, a disk that is full or read-only, a folder where a file should be) is no bug."""
+    if isinstance(error, sqlite3.Error):
+        expected = BARRED_STORE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        path: object = Place.root / "store"
+    elif isinstance(error, OSError):
+        expected = BARRED.get(error.errno or 0)
+        path = error.filename2 or error.filename or Place.root
+    else:
+        return None
+    if expected is None:
+        return None
+    why = str(getattr(error, "strerror", None) or error)
+    return UserError("file", path, f"{expected} ({why})", f"ls -ld {path}")
 
 
 def _wrong(arguments: Sequence[str], error: Any) -> int:

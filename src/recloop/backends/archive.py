@@ -31,7 +31,10 @@ class Archive:
         file = data / "manifest.json"
         if not file.exists():
             raise UserError("data", file, "a prepared log", "recloop update")
-        self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        try:
+            self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError("data", file, f"a whole manifest ({error})", "recloop prepare") from None
         self._hashes: np.ndarray | None = None
         self._last: int | None = None
 
@@ -126,7 +129,12 @@ class Archive:
 
     def _table(self, name: str) -> pl.DataFrame | None:
         file = self.data / name
-        return pl.read_parquet(file).filter(pl.col(SEQ) <= self.watermark) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return pl.read_parquet(file).filter(pl.col(SEQ) <= self.watermark)
+        except pl.exceptions.PolarsError as error:
+            raise UserError("data", file, f"a whole file ({error})", "recloop prepare") from None
 
 
 def _day(stamp: int, more: int) -> str:

@@ -23,6 +23,7 @@ from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, read
 from recloop.config import Config, Project, dump
 from recloop.errors import UserError
+from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
 from recloop.recommend.catalogue import Catalogue
@@ -109,6 +110,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
         raise UserError(
             "split.protocol", config.split.protocol, "temporal: a log that goes on", "recloop train, then evaluate"
         )
+    Signal(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
     live = standing.load_bundle(project)
     full = full or config.update.mode == "full"
     if full and reset:

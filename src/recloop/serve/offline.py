@@ -42,6 +42,8 @@ def recommend(
     """
     if not 0 <= k <= 1000:
         raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
+    if not user_id:
+        raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
     name, sha256 = _registered(project, bundle)
     loaded = bundles.load(project.bundles / name, sha256)
     archive = Archive(project.data)

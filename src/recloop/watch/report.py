@@ -300,8 +300,12 @@ def _window(decisions: Sequence[Decision]) -> str:
 
 
 def _replace(target: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old page or the new one."""
+    """Write beside, then rename: a reader sees the old page or the new one, and what fails leaves nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}-{os.getpid()}")
-    beside.write_text(text, "utf-8")
-    beside.replace(target)
+    try:
+        beside.write_text(text, "utf-8")
+        beside.replace(target)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

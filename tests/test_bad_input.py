@@ -1,0 +1,196 @@
+"""Bad input beside a running service: the exit code, one clear message, the folder as it was, every list answered."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import servers
+from recloop import bundle as bundles
+from recloop import release, standing
+from recloop.backends import open_control
+from recloop.cli import run
+from recloop.config import Project, open_project
+from recloop.world import World
+
+RECLOOP = [sys.executable, "-m", "recloop"]
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """One command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: str | Path) -> Said:
+        code = run([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[servers.Server, Project, str]]:
+    """A server with a row that no update has read, and a child of live that was refused: server, project, child."""
+    project = open_project(shutil.copytree(turned, tmp_path_factory.mktemp("busy") / "shop"))
+    control = open_control(project.config.stores.control, project.root)
+    live = bundles.load(project.bundles / (standing.live_bundle(project) or ""))
+    child = bundles.write(replace(live, metrics={"n": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)).id
+    who = {"by": "a test", "reason": "worse", "at": 5}
+    release.register(control, child, bundles.manifest_hash(project.bundles / child), **who)
+    release.refuse(control, child, **who)
+    server = servers.start(project.root)
+    try:
+        row = {"user_id": "u05", "item_id": "i05", "event_type": "purchase", "event_id": "new"}
+        assert server.client.post("/v1/events", json=row).json()["accepted"] == 1
+        yield server, project, child
+        assert server.stop() == 0
+    finally:
+        server.close()
+
+
+def written(root: Path) -> dict[str, bytes]:
+    """Everything outside the stores, byte for byte."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.parent.name != "store"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def listed(server: servers.Server) -> list[Any]:
+    answer = server.client.get("/v1/recommend/u05").json()
+    return [answer["model_version"], answer["degraded"], answer["items"]]
+
+
+UNKNOWN_WORD = "events.weights={\"event_type = 'rating' AND valeu >= 4\" = 2}"
+LINES = [
+    (["doctor", "--set", UNKNOWN_WORD], 2, "nearest to valeu: value"),
+    (["update", "--full", "--set", UNKNOWN_WORD], 2, "nearest to valeu: value"),
+    (["update", "--set", 'events.weights={purchase = "many"}'], 2, "events.weights.purchase=many: expected a number"),
+    (["update", "--set", "events.weights={purchase = nan}"], 2, "events.weights.purchase=nan: expected a number"),
+    (["promote", "nothing", "--to", "live", "--reason", "x"], 2, "bundle=nothing: expected a registered bundle"),
+    (["promote", "CHILD", "--to", "live", "--reason", "x"], 1, "refused: state=refused"),
+    (["rollback", "--reason", "x"], 1, "refused: earlier live bundles=0, threshold 1: nothing to go back to"),
+    (["promote", "CHILD", "--to", "experiment", "--set", "release.experiment=1.0"], 2, "each arm needs users"),
+    (["evaluate", "nothing"], 2, "bundle=nothing: expected one of"),
+    (["serve", "--port", "70000"], 2, "--port"),
+    (["serve", "--port", "-5"], 2, "--port"),
+    (["serve", "--port", "0"], 3, "store/writer.lock is held by `recloop serve`"),
+    (["recommend", ""], 2, "USER=: expected the id of a user"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), LINES, ids=[" ".join(words) for words, _, _ in LINES])
+def test_a_mistake_is_one_message_and_moves_nothing(
+    busy: tuple[servers.Server, Project, str], cli: Callable[..., Said], words: list[str], code: int, said: str
+) -> None:
+    server, project, child = busy
+    control = open_control(project.config.stores.control, project.root)
+    before = written(project.root), control.releases(), listed(server)
+    done, out, err = cli("-C", project.root, *(child if word == "CHILD" else word for word in words))
+    assert (done, out) == (code, ""), err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert (": expected " in last and "; try: " in last) if code == 2 else True
+    assert "Traceback" not in err
+    assert (written(project.root), control.releases(), listed(server)) == before
+
+
+def test_feedback_with_an_unknown_request_id_is_an_event_like_any_other(
+    busy: tuple[servers.Server, Project, str],
+) -> None:
+    server, _, _ = busy
+    row = {"user_id": "told", "item_id": "i07", "event_type": "purchase", "event_id": "told-1", "request_id": "never"}
+    answer = server.client.post("/v1/events", json=row)
+    assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
+    first = server.client.get("/v1/recommend/told").json()["items"][0]
+    assert (first["item_id"], first["source"]) == ("i07", "history")
+    assert server.client.get("/v1/users/told").json()["events"] == 1
+
+
+def test_a_place_that_is_no_place(shop: Project, cli: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "odd" / "recloop.toml").mkdir(parents=True)
+    for root, said in ((tmp_path / "odd", "a file, not a folder"), (shop.file, "folders on the way to it")):
+        code, out, err = cli("-C", root, "status")
+        assert (code, out) == (2, "")
+        assert f"error: file={root}/recloop.toml: expected {said}" in err
+    for target in (shop.file / "page.html", shop.root, Path("/proc/page.html")):
+        before = sorted(path.name for path in shop.root.parent.iterdir()), written(shop.root)
+        code, out, err = cli("-C", shop.root, "report", "--out", target)
+        assert (code, out) == (2, ""), err
+        assert "error: file=" in err.splitlines()[-1]
+        assert (sorted(path.name for path in shop.root.parent.iterdir()), written(shop.root)) == before
+
+
+@pytest.mark.parametrize("file", ["data/manifest.json", "data/items.parquet", "store/log.db", "store/control.db"])
+def test_a_file_that_is_junk_is_named(shop: Project, cli: Callable[..., Said], file: str) -> None:
+    (shop.root / file).write_bytes(b"junk" * 100)
+    before = written(shop.root)
+    for words in (["recommend", "u05"], ["report"], ["evaluate"]):
+        code, out, err = cli("-C", shop.root, *words)
+        if code == 0:
+            continue  # it asks for no such file
+        assert (code, out) == (2, ""), (words, err)
+        assert Path(file).name in err.splitlines()[-1]
+    assert cli("-C", shop.root, "recommend", "u05")[0] == 2
+    shutil.rmtree(shop.root / "reports", ignore_errors=True)
+    assert written(shop.root) == {name: data for name, data in before.items() if not name.startswith("reports/")}
+
+
+def test_a_disk_without_room_leaves_no_half_of_a_bundle(shop: Project) -> None:
+    names = sorted(path.name for path in shop.bundles.iterdir())
+    full = subprocess.run(
+        [*RECLOOP, "-C", str(shop.root), "train", "popular"], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY)),
+    )  # fmt: skip
+    assert (full.returncode, full.stdout) == (2, ""), full.stderr
+    assert "room on its disk (File too large)" in full.stderr.splitlines()[-1]
+    assert sorted(path.name for path in shop.bundles.iterdir()) == names
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["--help"]])
+def test_whoever_reads_the_output_may_go(shop: Project, words: list[str]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [*RECLOOP, "-C", str(shop.root), *words], stdout=writes, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interrupted_turn_says_so_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    folder = World(seed=0, users=60, items=80).write(tmp_path / "shop")
+    words = [*RECLOOP, "-C", str(folder), "update", "--set", "model.name=popular"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as turn:
+        assert turn.stderr is not None
+        first = turn.stderr.readline()
+        turn.send_signal(signal.SIGINT)
+        out, err = turn.communicate(timeout=servers.PATIENCE)
+    assert "collect" in first
+    assert (turn.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted")
+    assert "Traceback" not in err
+    assert subprocess.run(words, capture_output=True).returncode == 0
+
+
+def test_a_bug_of_ours_is_saved_and_not_shown(
+    shop: Project, cli: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "status", lambda _: 1 / 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = cli("-C", shop.root, "status", "--json")
+    assert (code, out) == (70, "")
+    (saved,) = tmp_path.glob("recloop-*.log")
+    assert err == f"error: a bug in recloop; the traceback is in {saved}; try: report it with that file\n"
+    assert "ZeroDivisionError" in saved.read_text()
