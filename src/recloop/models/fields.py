@@ -29,6 +29,8 @@ class Fields(nn.Module):
             return torch.zeros(*codes.shape[:-1], self.dim, device=codes.device)
         rows = torch.cat([project(table.weight) for table, project in zip(self.tables, self.projections, strict=True)])
         bags = (codes + self.first).reshape(-1, len(self.tables))  # a bag a row: the sum without its parts in memory
+        if torch.onnx.is_in_onnx_export():  # a bag becomes a loop there, whose outputs stand in another order each time
+            return rows[bags].sum(1).view(*codes.shape[:-1], self.dim)
         return F.embedding_bag(bags, rows, mode="sum").view(*codes.shape[:-1], self.dim)
 
 
