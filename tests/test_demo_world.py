@@ -16,9 +16,9 @@ from recloop.backends import open_control
 from recloop.browsing import Browsing
 from recloop.config import open_project
 from recloop.demo import Shown
+from recloop.demo_people import Lived
+from recloop.demo_truth import Truth, entered, truth_line
 from recloop.demo_world import RULE, write_project
-from recloop.demo_world_people import Lived
-from recloop.demo_world_truth import Truth, entered, truth_line
 from recloop.errors import UserError
 from recloop.records import DAY, Decision
 from recloop.voice import Silent

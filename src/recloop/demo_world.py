@@ -27,9 +27,9 @@ from recloop.client import Client, serving
 from recloop.config import Project, open_project
 from recloop.demo import MARK, Shown, fresh
 from recloop.demo_days import release_rows
+from recloop.demo_people import Lived, People
+from recloop.demo_truth import compared
 from recloop.demo_updates import gate_lines
-from recloop.demo_world_people import Lived, People
-from recloop.demo_world_truth import compared
 from recloop.features.signal import Signal
 from recloop.later import promotion
 from recloop.records import DAY, SEQ
