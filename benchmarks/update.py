@@ -52,7 +52,7 @@ from recloop.demo_days import as_rows
 from recloop.features.signal import Signal
 from recloop.features.state import Timeline, moment_stamps
 from recloop.learn import compare
-from recloop.learn.evaluate import Moments, moments
+from recloop.learn.moments import Moments, moments
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, SEQ, TIMESTAMP, Event
 from recloop.world import World

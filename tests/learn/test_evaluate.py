@@ -24,7 +24,8 @@ from recloop.features.state import Timeline, moment_stamps, number_moments
 from recloop.learn import evaluate as module
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.counts import draft, fit_counts
-from recloop.learn.evaluate import evaluate, moments
+from recloop.learn.evaluate import evaluate
+from recloop.learn.moments import moments
 from recloop.learn.table import LENGTHS, Row, Table, make_table
 from recloop.metrics import RANKING
 from recloop.recommend.catalogue import Catalogue

@@ -21,7 +21,8 @@ from recloop.errors import BundleError
 from recloop.later.run import Run
 from recloop.learn import compare
 from recloop.learn.compare import Asked
-from recloop.learn.evaluate import Moments, evaluate, moments
+from recloop.learn.evaluate import evaluate
+from recloop.learn.moments import Moments, moments
 from recloop.recommend.recommender import check_golden
 from recloop.records import DAY, STAMP, USER_ID, hash_share, is_old
 from recloop.watch import gate

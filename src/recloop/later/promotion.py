@@ -26,7 +26,7 @@ from recloop.features.state import Timeline, moment_stamps
 from recloop.later.evidence import compared, trees
 from recloop.learn import compare
 from recloop.learn.compare import Asked
-from recloop.learn.evaluate import Moments, moments
+from recloop.learn.moments import Moments, moments
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP, USER_ID, is_old
 from recloop.serve import moves

@@ -26,7 +26,7 @@ from recloop.later.evidence import (
 from recloop.later.run import Run
 from recloop.learn import compare
 from recloop.learn.arrays import make_tables, train_data
-from recloop.learn.evaluate import Moments, moments
+from recloop.learn.moments import Moments, moments
 from recloop.records import SEQ, STAMP
 from recloop.watch import band, gate, parity
 from recloop.watch.band import Window

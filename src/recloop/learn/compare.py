@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recloop import metrics
 from recloop.bundle import Bundle
 from recloop.features.state import States, Timeline
-from recloop.learn.evaluate import Moments
+from recloop.learn.moments import Moments
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, one_state
 from recloop.records import COLD_POSITIVES, COVERING, Query
