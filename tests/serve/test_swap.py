@@ -20,6 +20,7 @@ from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import Control, open_control, open_decisions
 from recloop.bundle import Bundle, ItemTable
+from recloop.cli import run
 from recloop.config import Field, Project, open_project
 from recloop.features.vocab import Category, Fields, Vocabulary
 from recloop.recommend.catalogue import Catalogue
@@ -263,14 +264,16 @@ def test_a_bundle_that_fails_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(("change", "said"), BAD)
-def test_the_same_where_no_server_runs(shop: Project, change: Callable[[Bundle], dict[str, Any]], said: str) -> None:
+def test_the_same_where_no_server_runs(
+    shop: Project, capsys: pytest.CaptureFixture[str], change: Callable[[Bundle], dict[str, Any]], said: str
+) -> None:
     changed = change(bundles.load(shop.bundles / release.live(control_of(shop)).bundle))
     bad = child(shop, **changed)
-    words = [sys.executable, "-m", "recloop", "-C", str(shop.root), "promote", bad, "--to", "live", "--reason", "now"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: refused: check=failed")
-    assert said in done.stderr
+    code = run(["-C", str(shop.root), "promote", bad, "--to", "live", "--reason", "now"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert err.startswith("error: refused: check=failed")
+    assert said in err
     assert state(shop, bad)[0] == "refused"
 
 
