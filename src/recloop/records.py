@@ -178,7 +178,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def hash_share(salt: str, raw_id: str) -> float:
     """The share in [0, 1) that an id falls on under a salt: BLAKE2b, 8 bytes, of salt, a zero byte, the id.
 
-    Salts in use: ``old``, ``valid``, ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The same in every
+    Salts in use: ``old``, ``valid``, ``window``, ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The same in every
     process and on every machine, so an assignment never flips.
     """
     digest = hashlib.blake2b(salt.encode() + b"\0" + raw_id.encode(), digest_size=8).digest()
