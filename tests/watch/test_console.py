@@ -159,11 +159,12 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
         assert text(page, "live") == f"live: {shop.live}"
         assert text(page, "well") == "well"
+        assert text(page, "verify") == "verify: not run yet"
         status = shop.server.client.get("/v1/status").json()
         health = status["health"]["week"]["candidate"]["home"]
         row = " ".join(page.locator("tr", has_text="week").filter(has_text="candidate").inner_text().split())
         assert row == (
-            f"week candidate home {health['requests']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
+            f"week candidate home {health['requests']} {health['events']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
             f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} %"
         )
         compared, agreed = shadow.compare(shop.project), text(page, "tried-shadow")
