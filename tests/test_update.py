@@ -301,9 +301,10 @@ def test_the_command_line_says_held_with_exit_1_and_repeats_with_every(
     held = subprocess.run(verb, capture_output=True, text=True)
     tree = json.loads(held.stdout)
     assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "held", None)
-    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds"
+    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals"
     assert list(tree) == keys.split()
     assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
+    assert sum(tree["removed"].values()) + sum(one["events"] for one in tree["signals"]) == tree["read"]
     again = subprocess.Popen([*verb, "--every", "1s"], stdout=subprocess.PIPE, text=True)
     try:
         assert again.stdout is not None

@@ -107,6 +107,9 @@ def keep_learning(stage: Stage) -> str | None:
         f"recloop update: {done['read']:,} rows since seq {done['from_seq']:,}, {done['kept']:,} kept, "
         f"{done['new_users']} new users, {done['new_items']} new items, {done['seconds']:.0f} s: {done['verdict']}",
     )
+    removed = ", ".join(f"{rule} {rows:,}" for rule, rows in done["removed"].items()) or "nothing"
+    rules = ", ".join("{rule}: {means}, weight {weight:+g}, {events:,} rows".format(**one) for one in done["signals"])
+    stage.told.say("keep learning", f"removed: {removed}; labels by [events]: {rules}")
     for line in updates.gate_lines(done["gates"]):
         stage.told.say("gate", line)
     return done["bundle"] if done["verdict"] == "registered" else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from recloop import turn as parts
 from recloop.backends import locks
@@ -21,6 +20,7 @@ from recloop.collect.prepare import Prepared, load, prepare
 from recloop.config import Project
 from recloop.later import place, steps
 from recloop.later import run as runs
+from recloop.later.run import Updated
 from recloop.learn.arrays import train_data
 from recloop.learn.table import Table
 from recloop.standing import live_bundle, logged, new_rows
@@ -62,27 +62,6 @@ def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> 
         return Turn(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
-@dataclass(frozen=True)
-class Updated:
-    """What a later turn did: ``verdict`` is registered, refused, held or nothing; ``bundle`` None: none was let in."""
-
-    from_seq: int
-    to_seq: int
-    read: int
-    kept: int
-    new_users: int
-    new_items: int
-    bundle: str | None
-    verdict: str
-    gates: list[dict[str, Any]]
-    seconds: float
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """The gates that said no."""
-        return [one for one in self.gates if not one["ok"]]
-
-
 def update(project: Project, voice: Voice | None = None, full: bool = False, reset: bool = False) -> Updated:
     """Every turn after the first: what came since becomes a candidate, and the gate decides; see `recloop.later`.
 
@@ -99,7 +78,7 @@ def update(project: Project, voice: Voice | None = None, full: bool = False, res
         run = runs.begin(project, full, reset, voice or Silent())
         if run is None:
             live, (seq, _) = live_bundle(project), new_rows(project)
-            return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock)
+            return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [])
         steps.collect(run)  # 1. what happened
         steps.check(run)  # is it what live knows?
         if run.verdict == "registered":
@@ -107,12 +86,8 @@ def update(project: Project, voice: Voice | None = None, full: bool = False, res
             steps.judge(run)  # 4. evaluate
         if run.verdict == "registered":
             steps.finish(run)
-        read = run.journal.facts("collect")
         bundle = place.settle(run)  # 5. bundle, and everything into place
-        return Updated(
-            run.watermark + 1, run.until, read["read"], read["kept"], read["new_users"], read["new_items"],
-            bundle, run.verdict, run.gates, time.monotonic() - clock,
-        )  # fmt: skip
+        return run.done(bundle, time.monotonic() - clock)
 
 
 def collect(project: Project, voice: Voice | None = None) -> Prepared:

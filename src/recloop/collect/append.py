@@ -28,6 +28,7 @@ from recloop.backends.sqlite import sync_folder
 from recloop.collect.clean import QUARANTINED, doubled
 from recloop.collect.files import MANIFEST, Files
 from recloop.collect.prepare import SPLITS, split_hash
+from recloop.collect.signals import counted
 from recloop.collect.split import Parts, held_out
 from recloop.config import Clean, Config, Project
 from recloop.features.signal import UNHURRIED, Signal
@@ -42,6 +43,7 @@ HELD: Final = 0.25
 class Appended:
     """What one update read: the numbers of ``recloop update --json``, and where the held quarter begins (us).
 
+    ``signals``: what each rule of ``[events]`` makes of the new believed rows (`recloop.collect.signals.counted`).
     ``taken_back`` holds (seq, rule) of the believed rows that a retrospective rule takes now and no retraction took yet.
     """
 
@@ -52,6 +54,7 @@ class Appended:
     new_items: int
     cut: int
     positives: int
+    signals: list[dict[str, Any]]
     taken_back: list[tuple[int, str]]
 
 
@@ -86,6 +89,7 @@ def append(
         new_items=len(set(fresh[ITEM_ID]) - set(old[ITEM_ID].unique())),
         cut=cut,
         positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
+        signals=counted(signal, fresh),
         taken_back=sorted(back.items()),
     )
     _write(project, archive, log, rows, fresh, parts, made, until, target)

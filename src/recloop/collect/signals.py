@@ -93,6 +93,21 @@ def examine_signals(project: Project) -> Signals:
     return Signals(found, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
 
 
+def counted(signal: Signal, rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """How many rows each rule decides: ``rule``, ``means``, ``weight`` (signed), ``events``; types that none names last."""
+    explained = signal.explain(rows)
+    counts = dict(explained.group_by("by").len().iter_rows())
+    named = [
+        {"rule": rule.text, "means": CLASSES[rule.label], "weight": rule.label * rule.weight, "events": counts[place]}
+        for place, rule in enumerate(signal.rules)
+        if place in counts
+    ]
+    rest = explained.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort(EVENT_TYPE)
+    return named + [
+        {"rule": kind, "means": CLASSES[0], "weight": 0.0, "events": size} for kind, size in rest.iter_rows()
+    ]
+
+
 def _spread(rows: pl.DataFrame) -> pl.DataFrame:
     """Five rows from all over the log, the same for the same log; few rows are hashed, whatever the log's size."""
     near = rows.gather_every(max(1, len(rows) // (20 * EXAMPLES)))

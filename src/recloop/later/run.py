@@ -31,7 +31,34 @@ from recloop.voice import Voice
 from recloop.watch import gate
 from recloop.watch.gate import Gate
 
+CAME = ("read", "kept", "removed", "signals", "new_users", "new_items")
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a later turn did: ``verdict`` is registered, refused, held or nothing; ``bundle`` None: none was let in.
+
+    ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
+    """
+
+    from_seq: int
+    to_seq: int
+    read: int
+    kept: int
+    new_users: int
+    new_items: int
+    bundle: str | None
+    verdict: str
+    gates: list[dict[str, Any]]
+    seconds: float
+    removed: dict[str, int]
+    signals: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The gates that said no."""
+        return [one for one in self.gates if not one["ok"]]
 
 
 @dataclass
@@ -97,6 +124,19 @@ class Run:
     def verdict(self) -> str:
         """By the gates so far."""
         return gate.verdict([Gate(one["name"], one["value"], one["threshold"] or 0, one["ok"]) for one in self.gates])
+
+    def done(self, bundle: str | None, seconds: float) -> Updated:
+        """What came of it."""
+        came = {name: self.journal.facts("collect")[name] for name in CAME}
+        return Updated(
+            self.watermark + 1,
+            self.until,
+            **came,
+            bundle=bundle,
+            verdict=self.verdict,
+            gates=self.gates,
+            seconds=seconds,
+        )
 
 
 def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None:

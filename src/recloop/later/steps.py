@@ -54,6 +54,8 @@ def collect(run: Run) -> None:
         f"seq {run.watermark + 1:,} to {run.until:,}: {made.read:,} rows = {made.kept:,} kept + {removed} removed; "
         f"{made.new_users:,} new users, {made.new_items:,} new items",
     )
+    rules = ", ".join("{rule} {means} {weight:+g}: {events:,}".format(**one) for one in made.signals)
+    run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
 
 
 def check(run: Run) -> None:
