@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from recloop.demo import write_project
+from recloop.demo.groceries import write_project
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "results"

@@ -47,8 +47,8 @@ from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
 from recloop.config import Project, open_project
-from recloop.demo import write_project
-from recloop.demo_days import as_rows
+from recloop.demo.days import as_rows
+from recloop.demo.groceries import write_project
 from recloop.features.signal import Signal
 from recloop.features.state import Timeline, moment_stamps
 from recloop.learn import compare

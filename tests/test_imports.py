@@ -14,7 +14,7 @@ import pytest
 
 NETWORKS = ("models.fields", "models.gru4rec", "models.neumf", "models.pooling", "models.sasrec", "models.two_tower")
 TRAINING = (
-    "learn", "loop", "later", "turn", "shop", "fitted", "demo", "demo_world", "testing", "cli", "__main__", *NETWORKS,
+    "learn", "loop", "later", "turn", "shop", "fitted", "demo", "testing", "cli", "__main__", *NETWORKS,
 )  # fmt: skip
 """Modules of recloop that may reach torch or Lightning; everything else is held by the second contract."""
 

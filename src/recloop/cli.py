@@ -163,13 +163,13 @@ def demo(
     """The whole loop on a grocery chain's year, or on a world whose truth is known; a project like any other."""
     screen = rich.console.Console(stderr=True) if as_json else out
     if world:
-        from recloop import demo_world
+        from recloop.demo.world import run
 
-        done = demo_world.run(Path(directory or "recloop-world"), Teller(), screen)
+        done = run(Path(directory or "recloop-world"), Teller(), screen)
     else:
-        from recloop import demo as chain
+        from recloop.demo.chain import run
 
-        done = chain.run(Path(directory or "recloop-demo"), Teller(), screen)
+        done = run(Path(directory or "recloop-demo"), Teller(), screen)
     if as_json:
         _print_json(done)
 

@@ -14,7 +14,8 @@ import pytest
 
 from recloop.client import iso
 from recloop.config import open_project
-from recloop.demo import MARK, priced, write_project
+from recloop.demo.groceries import priced, write_project
+from recloop.demo.shown import MARK
 from recloop.errors import UserError
 
 

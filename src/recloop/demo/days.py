@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from recloop import demo_updates as updates
 from recloop.backends import open_control
 from recloop.client import Client, iso
 from recloop.config import Project
+from recloop.demo import updates
+from recloop.demo.replay import Replayed, replay
 from recloop.records import DAY
-from recloop.replay import Replayed, replay
+from recloop.standing import load_bundle
 from recloop.watch import experiment, parity, shadow
 from recloop.watch.report import readable
 
@@ -135,6 +136,8 @@ def in_the_shadow(stage: Stage, candidate: str, twin: str | None) -> None:
     for measure, one in found["agreement"].items():
         noise = "" if not found.get("noise") else f", noise floor {found['noise'][measure]['value']:.3f}"
         stage.told.say("shadow", f"{measure}: {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){noise}")
+    if not load_bundle(stage.project, candidate).policy["placements"]["home"]["weights"].get("model"):
+        stage.told.say("shadow", "the mix gives the network no weight: another seed serves the candidate's very lists")
     for side in ("live", "candidate"):
         one = found["shown"][side]
         stage.told.say("shadow", f"{side}: " + ", ".join(f"{name} {_number(one[name])}" for name in HEALTH))

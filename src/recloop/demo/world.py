@@ -25,11 +25,11 @@ from recloop.backends.archive import Archive
 from recloop.browsing import Browsing
 from recloop.client import Client, serving
 from recloop.config import Project, open_project
-from recloop.demo import MARK, Shown, fresh
-from recloop.demo_days import release_rows
-from recloop.demo_people import Lived, People
-from recloop.demo_truth import compared
-from recloop.demo_updates import gate_lines
+from recloop.demo.days import release_rows
+from recloop.demo.people import Lived, People
+from recloop.demo.shown import MARK, Shown, fresh
+from recloop.demo.truth import compared
+from recloop.demo.updates import gate_lines
 from recloop.features.signal import Signal
 from recloop.later import promotion
 from recloop.records import DAY, SEQ
