@@ -41,7 +41,7 @@ import polars as pl
 from shelf import RESULTS, WORK, git
 
 from recloop import bundle as bundles
-from recloop import metrics, standing
+from recloop import intervals, standing
 from recloop.backends import open_log
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
@@ -243,14 +243,14 @@ def measure(
     timeline, catalogue = Timeline(rows, users), Catalogue.of([Archive(source.data).items()])
     found = compare.ask(bundle, queries, timeline, catalogue, THREADS)
     names, codes = np.unique(found.users, return_inverse=True)
-    means = metrics.user_means(found.ndcg[:, None], codes, len(names))[:, 0]
+    means = intervals.user_means(found.ndcg[:, None], codes, len(names))[:, 0]
     pl.DataFrame({"user": names.tolist(), "ndcg": means}).write_parquet(asked.values(row))
     frozen = pl.read_parquet(asked.values("frozen"))
     if frozen["user"].to_list() != names.tolist():
         raise SystemExit(f"{asked.values('frozen')} is of other queries: --row frozen --again first")
-    against = metrics.difference(means, frozen["ndcg"].to_numpy(), asked.seed)
-    samples = metrics.resample(means[:, None], asked.seed)
-    estimate = metrics.estimate(float(metrics.mean_over_users(means[:, None])[0]), samples[:, 0])
+    against = intervals.difference(means, frozen["ndcg"].to_numpy(), asked.seed)
+    samples = intervals.resample(means[:, None], asked.seed)
+    estimate = intervals.estimate(float(intervals.mean_over_users(means[:, None])[0]), samples[:, 0])
     return {
         "NDCG@10": estimate.to_json(),
         "against_frozen": against.to_json(),

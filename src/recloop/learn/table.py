@@ -16,8 +16,9 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from recloop import metrics
-from recloop.metrics import Difference, Estimate, Floats
+from recloop import intervals, metrics
+from recloop.intervals import Difference, Estimate
+from recloop.metrics import Floats
 
 SLICES: Final = ("all", "warm", "repeat", "explore")
 LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -81,7 +82,7 @@ class Scored:
         out["warm"] = inside["warm"]
         out["repeat"] = inside["repeat"] if repeats else None
         out["explore"] = inside["explore"] if repeats else None
-        out |= {name: metrics.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
+        out |= {name: intervals.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
         out["seconds"] = round(self.row.seconds, 3)
         return out
 
@@ -231,9 +232,9 @@ def make_table(
     held = np.unique(bucket)
     columns = [row.values[key] for row in rows for key in keys]
     columns += [np.where(bucket == one, row.values[headline], np.nan) for row in rows for one in held]
-    by_user = metrics.user_means(np.column_stack(columns), code, len(names))  # (U, C)
-    means, samples = metrics.mean_over_users(by_user), metrics.resample(by_user, protocol["seed"])
-    made = [metrics.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
+    by_user = intervals.user_means(np.column_stack(columns), code, len(names))  # (U, C)
+    means, samples = intervals.mean_over_users(by_user), intervals.resample(by_user, protocol["seed"])
+    made = [intervals.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
     scored = [Scored(row, dict(zip(keys, made[r * len(keys) :], strict=False))) for r, row in enumerate(rows)]
     start = len(rows) * len(keys)
     models = [row.model for row in rows]
@@ -259,11 +260,11 @@ def _compare(rows: Sequence[Row], labels: Sequence[str], headline: Floats, seed:
     counting = [r for r, row in enumerate(rows) if row.kind == "counting"]
     if not counting:
         return []
-    means = metrics.mean_over_users(headline)
+    means = intervals.mean_over_users(headline)
     base = max(counting, key=lambda r: float(means[r]))
     others = [r for r in range(len(rows)) if r not in counting]
-    found = [metrics.difference(headline[:, r], headline[:, base], seed) for r in others]
-    adjusted = metrics.holm([one.p for one in found])
+    found = [intervals.difference(headline[:, r], headline[:, base], seed) for r in others]
+    adjusted = intervals.holm([one.p for one in found])
     return [
         Compared(labels[r], rows[r].model, rows[r].bundle, rows[r].kind, rows[base].model, one, round(p, 6))
         for r, one, p in zip(others, found, adjusted, strict=True)
@@ -289,7 +290,7 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
         f"{protocol['moments']:,} moments of {protocol['users']:,} users, filter_seen {str(protocol['filter_seen']).lower()}, "
         f"ties {protocol['ties']}, k {', '.join(map(str, protocol['k']))}, seed {protocol['seed']}, "
         f"split {str(protocol['split_hash'])[:8]}, data {str(protocol['fingerprint'])[:8]}; "
-        f"95 % intervals over users, resampled {metrics.DRAWS:,} times"
+        f"95 % intervals over users, resampled {intervals.DRAWS:,} times"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, ndtr, ndtri  # scipy.stats would take a second more of every start of the service
 
-from recloop.metrics import plain
+from recloop.intervals import plain
 
 ALPHA: Final = 0.05
 FEWEST: Final = 200

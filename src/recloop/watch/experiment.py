@@ -23,7 +23,7 @@ from recloop.backends.control import ReleaseRow
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
-from recloop.metrics import holm, plain
+from recloop.intervals import holm, plain
 from recloop.records import (
     DAY,
     EVENT_SCHEMA,

@@ -19,9 +19,9 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from recloop import metrics
+from recloop import intervals
 from recloop.config import Gates
-from recloop.metrics import Difference
+from recloop.intervals import Difference
 from recloop.watch.agree import overlap
 
 POOLED: Final = 6
@@ -126,8 +126,8 @@ class Evidence:
 def relative_difference(pairs: Pairs, seed: int = 0) -> Difference:
     """d: paired relative difference candidate - live, each user's mean first, 95 % bootstrap over users."""
     users, numbers = np.unique(pairs.users, return_inverse=True)
-    means = metrics.user_means(np.column_stack([pairs.candidate, pairs.live]), numbers, len(users))
-    return metrics.difference(means[:, 0], means[:, 1], seed)
+    means = intervals.user_means(np.column_stack([pairs.candidate, pairs.live]), numbers, len(users))
+    return intervals.difference(means[:, 0], means[:, 1], seed)
 
 
 def detectable(difference: Difference) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recloop import metrics
+from recloop import intervals, metrics
 from recloop.bundle import Bundle
 from recloop.records import (
     COLD_POSITIVES,
@@ -178,7 +178,7 @@ def measure(shown: Shown, against: Facts) -> dict[str, Any]:
         "slots": len(shown.items),
         "users": len(np.unique(shown.users)),
         "cold_users": len(np.unique(shown.users[cold])),
-        **{name: metrics.plain(value) for name, value in numbers.items()},
+        **{name: intervals.plain(value) for name, value in numbers.items()},
         "latency_ms": latency(shown),
         "sources": source_shares(shown),
         "cold_sources": {
@@ -193,7 +193,7 @@ def latency(shown: Shown) -> dict[str, float | None]:
     if not len(shown):
         return {"p50": None, "p99": None}
     p50, p99 = np.quantile(shown.micros, (0.5, 0.99)) / 1_000
-    return {"p50": metrics.plain(float(p50)), "p99": metrics.plain(float(p99))}
+    return {"p50": intervals.plain(float(p50)), "p99": intervals.plain(float(p99))}
 
 
 def source_shares(shown: Shown) -> dict[str, float]:
@@ -263,4 +263,4 @@ def compare(groups: Mapping[str, Shown], against: Facts, seed: int = 0) -> dict[
         "long_tail_share": tail_share,
     }
     found = {name: metrics.equal_n(slots, number, seed) for name, number in numbers.items()}
-    return {group: {name: metrics.plain(value[group]) for name, value in found.items()} for group in groups}
+    return {group: {name: intervals.plain(value[group]) for name, value in found.items()} for group in groups}

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from recloop import metrics
+from recloop import intervals
 from recloop.backends import open_decisions, open_log
 from recloop.config import Project
 from recloop.errors import UserError
@@ -103,7 +103,7 @@ def compare(
                 "request_id": first[q].request_id,
                 "user_id": first[q].user_id,
                 "at": first[q].at,
-                **{m: metrics.plain(table[q, column]) for column, m in enumerate(MEASURES)},
+                **{m: intervals.plain(table[q, column]) for column, m in enumerate(MEASURES)},
                 "live": [name(item) for item in first[q].items[: agree.K]],
                 "candidate": [name(item) for item in tried[q].items[: agree.K]],
             }
@@ -142,10 +142,10 @@ def _numbers(
 def estimates(numbers: NDArray[np.float64], users: Sequence[str], seed: int = 0) -> dict[str, dict[str, float | None]]:
     """{measure: {value, low, high}}: each user's mean first, then over users; 95 % bootstrap over users."""
     ids, codes = np.unique(np.array(users, dtype=object).astype(str), return_inverse=True)
-    means = metrics.user_means(numbers, codes, len(ids))
-    value, samples = metrics.mean_over_users(means), metrics.resample(means, seed)
+    means = intervals.user_means(numbers, codes, len(ids))
+    value, samples = intervals.mean_over_users(means), intervals.resample(means, seed)
     return {
-        name: metrics.estimate(float(value[column]), samples[:, column]).to_json()
+        name: intervals.estimate(float(value[column]), samples[:, column]).to_json()
         for column, name in enumerate(MEASURES)
     }
 
@@ -186,9 +186,9 @@ def latency(answers: Sequence[Decision], others: Sequence[Decision]) -> dict[str
     live = np.array([max(1, row.micros) for row in answers], dtype=np.float64)
     other = np.array([row.micros for row in others], dtype=np.float64)
     return {
-        "live": metrics.plain(float(np.median(live))),
-        "candidate": metrics.plain(float(np.median(other))),
-        "ratio": metrics.plain(float(np.median(other / live))),
+        "live": intervals.plain(float(np.median(live))),
+        "candidate": intervals.plain(float(np.median(other))),
+        "ratio": intervals.plain(float(np.median(other / live))),
     }
 
 
