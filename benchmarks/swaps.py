@@ -32,10 +32,10 @@ from recloop import bundle as bundles
 from recloop import release, standing
 from recloop.backends import open_control, open_decisions
 from recloop.client import serving
-from recloop.config import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
+from recloop.settings import open_project
 from recloop.world import World
 
 HERE: Final = Path(__file__).resolve().parent

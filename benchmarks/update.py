@@ -46,7 +46,7 @@ from recloop.backends import open_log
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.demo.days import as_rows
 from recloop.demo.groceries import write_project
 from recloop.features.signal import Signal
@@ -55,6 +55,7 @@ from recloop.learn import compare
 from recloop.learn.moments import Moments, moments
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, SEQ, TIMESTAMP, Event
+from recloop.settings import open_project
 from recloop.world import World
 
 ROWS: Final[dict[str, tuple[str, ...] | None]] = {

@@ -21,7 +21,8 @@ from recloop import bundle as bundles
 from recloop import release, standing
 from recloop.backends import open_control
 from recloop.cli import run
-from recloop.config import Project, open_project
+from recloop.config import Project
+from recloop.settings import open_project
 from recloop.world import World
 
 RECLOOP = [sys.executable, "-m", "recloop"]

@@ -23,7 +23,8 @@ import pytest
 import servers
 from recloop import records
 from recloop.cli import run
-from recloop.config import Config, build
+from recloop.config import Config
+from recloop.settings import build
 from recloop.world import World
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,12 +15,12 @@ from recloop import bundle as bundles
 from recloop import loop, standing
 from recloop.backends import locks
 from recloop.collect.prepare import load
-from recloop.config import open_project
 from recloop.errors import Locked
 from recloop.features.state import States, Timeline, UserState
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, check_golden
 from recloop.records import Query
+from recloop.settings import open_project
 from recloop.world import World
 
 COUNTS = ('model.name="covisitation"',)

@@ -23,7 +23,7 @@ from recloop import loop, standing
 from recloop.backends import locks, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.collect.prepare import load
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.later.evidence import earlier
@@ -31,6 +31,7 @@ from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
 from recloop.records import Item, User
 from recloop.serve import moves
+from recloop.settings import open_project
 from recloop.watch import parity
 from recloop.watch.gate import no_loss
 from recloop.world import World

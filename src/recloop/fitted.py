@@ -27,7 +27,7 @@ from recloop.collect.clean import clean
 from recloop.collect.frames import as_polars, named, objects, settings_of, table_of
 from recloop.collect.read import parse_events
 from recloop.collect.split import Parts, split
-from recloop.config import Config, build
+from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.dwell import Dwell
 from recloop.features.signal import Signal
@@ -44,6 +44,7 @@ from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query
+from recloop.settings import build
 from recloop.turn import COUNTS, THREADS, with_network
 
 

@@ -18,8 +18,9 @@ import rich.console
 import typer
 from rich.progress import Progress
 
-from recloop.config import Project, open_project, seconds
+from recloop.config import Project, seconds
 from recloop.errors import RecloopError, UserError
+from recloop.settings import open_project
 
 INTERRUPTED: Final = 130
 WRITABLE: Final = "a place that this user may read and write"

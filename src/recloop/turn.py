@@ -19,7 +19,7 @@ from recloop import bundle as bundles
 from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, Prepared, load
-from recloop.config import Config, Project, dump
+from recloop.config import Config, Project
 from recloop.errors import UserError
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState
@@ -34,6 +34,7 @@ from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_share
+from recloop.settings import dump
 from recloop.standing import load_bundle, now
 from recloop.voice import Voice
 

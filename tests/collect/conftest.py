@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recloop.config import Project, open_project
+from recloop.config import Project
+from recloop.settings import open_project
 
 Shop = Callable[..., Project]
 

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from recloop.collect.clean import clean
-from recloop.config import build
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.records import EVENT_SCHEMA, SECOND
+from recloop.settings import build
 
 START = 1_735_689_600 * SECOND
 

@@ -14,8 +14,9 @@ import pytest
 from recloop.collect import guess
 from recloop.collect.guess import init
 from recloop.collect.prepare import prepare
-from recloop.config import FILE, open_project
+from recloop.config import FILE
 from recloop.errors import UserError
+from recloop.settings import open_project
 from recloop.world import World
 
 

@@ -10,7 +10,7 @@ import pytest
 from recloop.collect.doctor import examine
 from recloop.collect.guess import init
 from recloop.collect.prepare import load, prepare
-from recloop.config import open_project
+from recloop.settings import open_project
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from recloop.collect.signals import examine_signals, render
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.errors import UserError
+from recloop.settings import open_project
 
 RULES = """
 [data]

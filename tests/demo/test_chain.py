@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from recloop.client import iso
-from recloop.config import open_project
 from recloop.demo.groceries import priced, write_project
 from recloop.demo.shown import MARK
 from recloop.errors import UserError
+from recloop.settings import open_project
 
 
 def test_a_price_is_the_median_before_the_cut() -> None:

@@ -10,9 +10,9 @@ import pytest
 from recloop import loop
 from recloop.backends import open_decisions, open_log
 from recloop.client import serving
-from recloop.config import open_project
 from recloop.demo.replay import baskets, replay
 from recloop.records import DAY
+from recloop.settings import open_project
 from recloop.watch.parity import verify
 from recloop.world import World
 

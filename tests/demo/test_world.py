@@ -14,13 +14,13 @@ import rich.console
 
 from recloop.backends import open_control
 from recloop.browsing import Browsing
-from recloop.config import open_project
 from recloop.demo.people import Lived
 from recloop.demo.shown import Shown
 from recloop.demo.truth import Truth, entered, truth_line
 from recloop.demo.world import RULE, write_project
 from recloop.errors import UserError
 from recloop.records import DAY, Decision
+from recloop.settings import open_project
 from recloop.voice import Silent
 
 CHAPTERS = [

@@ -8,12 +8,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recloop.config import Clean, Config, Events, build
+from recloop.config import Clean, Config, Events
 from recloop.errors import UserError
 from recloop.features.dwell import KEPT, Dwell
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.records import EVENT_SCHEMA
+from recloop.settings import build
 
 
 def dwells(item: str, values: list[float | None], kind: str = "dwell") -> list[dict[str, Any]]:

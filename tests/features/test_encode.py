@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recloop.config import build
 from recloop.features.encode import Encoded, encode, window
 from recloop.features.spec import Spec
 from recloop.features.state import States, UserState
 from recloop.features.vocab import Category, Fields, Number, Vocabulary
 from recloop.records import DAY, SECOND
+from recloop.settings import build
 
 NOON = 1_735_732_800 * SECOND  # Wednesday 2025-01-01T12:00:00Z
 SPEC = Spec.of(

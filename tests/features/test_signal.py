@@ -8,13 +8,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recloop.config import Burst, Clean, Events, build
+from recloop.config import Burst, Clean, Events
 from recloop.errors import UserError
 from recloop.features.signal import Signal, bursts
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState, moment_stamps
 from recloop.recommend.states import fold
 from recloop.records import EVENT_SCHEMA, SECOND
+from recloop.settings import build
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

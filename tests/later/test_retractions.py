@@ -14,9 +14,10 @@ from recloop import loop, standing
 from recloop.backends import Retraction, open_control, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.collect.prepare import load
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.features.signal import Signal
 from recloop.recommend.states import fold_all
+from recloop.settings import open_project
 from recloop.watch import parity
 from servers import PATIENCE, Server
 

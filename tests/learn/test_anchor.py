@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 
 from recloop.collect.prepare import load, prepare
-from recloop.config import open_project
 from recloop.demo.groceries import write_project
 from recloop.learn.arrays import train_data
 from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
 from recloop.recommend.catalogue import Catalogue
+from recloop.settings import open_project
 from recloop.turn import see
 
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recloop.config import build
 from recloop.features import encode as encoding
 from recloop.features.encode import Encoded, encode
 from recloop.features.signal import Signal
@@ -20,6 +19,7 @@ from recloop.features.state import Timeline, moment_stamps
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.batches import Epoch, Sequences, Steps, past_of
 from recloop.models.base import TrainData
+from recloop.settings import build
 from recloop.world import World
 
 Arrays = Callable[..., TrainData]

@@ -16,7 +16,7 @@ import pytest
 
 from recloop.bundle import Bundle
 from recloop.collect.split import split
-from recloop.config import Config, build
+from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
@@ -31,6 +31,7 @@ from recloop.metrics import RANKING
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
+from recloop.settings import build
 from recloop.world import World
 
 CONFIG = build(

@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from recloop.config import Config, build
+from recloop.config import Config
 from recloop.errors import UserError
 from recloop.learn import looks, module
 from recloop.learn.batches import Sequences
 from recloop.learn.fit import Network, fit_network, has_sequences
 from recloop.models.base import TrainData, load_model
+from recloop.settings import build
 
 N = 30
 Arrays = Callable[..., TrainData]

@@ -12,10 +12,11 @@ from recloop import loop
 from recloop.collect.clean import LABELLED
 from recloop.collect.prepare import load
 from recloop.collect.split import split
-from recloop.config import Split, open_project
+from recloop.config import Split
 from recloop.errors import UserError
 from recloop.learn.one_target import Places
 from recloop.recommend.recall import Recalled
+from recloop.settings import open_project
 from recloop.turn import evaluate_bundles
 from recloop.world import World
 

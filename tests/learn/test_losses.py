@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 
-from recloop.config import Train, build
+from recloop.config import Train
 from recloop.errors import UserError
 from recloop.learn import losses, sampled
 from recloop.models.base import TrainData, load_model
+from recloop.settings import build
 
 Arrays = Callable[..., TrainData]
 R, N, D = 13, 40, 8

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from recloop.config import build
 from recloop.learn import module
 from recloop.learn.losses import SAMPLED, weighted
 from recloop.learn.sampled import CALIBRATION, Drawn, Draws, Scores
 from recloop.learn.warm import Warm
 from recloop.models.base import TrainData, load_model
+from recloop.settings import build
 from recloop.testing import fit_on_world
 
 Arrays = Callable[..., TrainData]

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 
-from recloop.config import Clean, Events, build
+from recloop.config import Clean, Events
 from recloop.features.signal import Signal
 from recloop.features.state import moment_stamps
 from recloop.features.vocab import Vocabulary
@@ -22,6 +22,7 @@ from recloop.learn.batches import Sequences
 from recloop.learn.negatives import SHOWN_WEIGHT, Anchored, negatives, passed_over, slots_of
 from recloop.models.base import Negatives, TrainData, load_model
 from recloop.records import EVENT_SCHEMA, Decision
+from recloop.settings import build
 
 Arrays = Callable[..., TrainData]
 DAY = 86_400_000_000

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from recloop.bundle import Bundle, ItemTable
-from recloop.config import build
 from recloop.features.spec import Spec
 from recloop.features.vocab import Fields, Vocabulary
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import LADDER
 from recloop.records import Item
+from recloop.settings import build
 
 IDS = ["apple", "bread", "cheese", "dates", "eggs"]  # item_ix 1..5
 PRICES = [1.0, 2.0, 5.0, 4.0, 3.0]

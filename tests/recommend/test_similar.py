@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from recloop.bundle import Bundle
-from recloop.config import build
 from recloop.errors import UserError
 from recloop.features.spec import Spec
 from recloop.features.state import States, UserState
@@ -18,6 +17,7 @@ from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.records import Item, Query
+from recloop.settings import build
 
 Make = Callable[..., Bundle]
 

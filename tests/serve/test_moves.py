@@ -16,11 +16,12 @@ from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import Control, open_control, open_decisions
 from recloop.backends.control import Moved
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.errors import Refused
 from recloop.records import DAY, SECOND
 from recloop.serve import moves
 from recloop.serve.app import create
+from recloop.settings import open_project
 from recloop.watch.parity import verify
 
 WHO = {"by": "test", "reason": "a test", "at": 5}

@@ -13,8 +13,9 @@ import pytest
 
 from recloop import loop
 from recloop.browsing import Browsing
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.records import DAY, SECOND
+from recloop.settings import open_project
 from recloop.watch import parity
 from recloop.world import START
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from recloop import loop
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.serve import offline
+from recloop.settings import open_project
 from recloop.watch import parity
 from recloop.world import World
 from servers import Server

@@ -21,7 +21,7 @@ from recloop import release
 from recloop.backends import Control, open_control, open_decisions
 from recloop.bundle import Bundle, ItemTable
 from recloop.cli import run
-from recloop.config import Field, Project, open_project
+from recloop.config import Field, Project
 from recloop.features.vocab import Category, Fields, Vocabulary
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
@@ -29,6 +29,7 @@ from recloop.recommend.states import state_of_tree
 from recloop.serve import arms, fleet
 from recloop.serve.app import create
 from recloop.serve.service import Service
+from recloop.settings import open_project
 from recloop.watch.parity import verify
 from servers import PATIENCE
 

@@ -19,12 +19,13 @@ from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import open_control
 from recloop.bundle import Bundle
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
 from recloop.records import SECOND
 from recloop.serve import arms
+from recloop.settings import open_project
 from recloop.watch import experiment, shadow
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -14,9 +14,10 @@ from recloop import bundle as bundles
 from recloop import loop, release
 from recloop.backends import open_control, open_decisions, open_log
 from recloop.backends.control import ReleaseRow
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.errors import UserError
 from recloop.records import DAY, SECOND, Decision, Event, hash_share
+from recloop.settings import open_project
 from recloop.watch import experiment
 from recloop.watch.outcomes import outcomes
 from recloop.world import World

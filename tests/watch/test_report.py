@@ -13,12 +13,13 @@ import pytest
 from recloop import loop, release
 from recloop.backends import locks, open_control, open_decisions, open_log
 from recloop.bundle import load
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.state import States, UserState
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.records import DAY, SECOND, Decision, Item, Query
+from recloop.settings import open_project
 from recloop.watch import report
 from recloop.world import START, World
 

@@ -17,7 +17,7 @@ from recloop import loop, release
 from recloop.backends import open_control, open_decisions
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States, UserState, attribute_versions
@@ -25,6 +25,7 @@ from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import fold
 from recloop.records import SECOND, Decision, Query
+from recloop.settings import open_project
 from recloop.watch import shadow
 from recloop.watch.parity import verify
 from recloop.world import World

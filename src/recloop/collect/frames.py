@@ -13,9 +13,10 @@ from recloop.collect.attributes import attribute_texts
 from recloop.collect.read import OPTIONAL, as_ids
 from recloop.collect.sources import Source
 from recloop.collect.tables import Table
-from recloop.config import Config, Data, build
+from recloop.config import Config, Data
 from recloop.errors import UserError
 from recloop.records import SEQ
+from recloop.settings import build
 
 
 def as_polars(frame: Any) -> pl.DataFrame:

@@ -22,9 +22,10 @@ from recloop.collect.fields import Side, choose_fields, choose_title, title_colu
 from recloop.collect.read import Raw, parse_events, read_rows
 from recloop.collect.sources import Source, find
 from recloop.collect.tables import Table, read_table
-from recloop.config import FILE, Clean, Columns, Config, Data, Events, build
+from recloop.config import FILE, Clean, Columns, Config, Data, Events
 from recloop.errors import UserError
 from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
+from recloop.settings import build
 
 FEW_REPEATS: Final = 0.05
 """Below this share of repeats a list should not show what was seen."""

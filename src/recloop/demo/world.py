@@ -24,7 +24,7 @@ from recloop.backends import locks
 from recloop.backends.archive import Archive
 from recloop.browsing import Browsing
 from recloop.client import Client, serving
-from recloop.config import Project, open_project
+from recloop.config import Project
 from recloop.demo.days import release_rows
 from recloop.demo.people import Lived, People
 from recloop.demo.shown import MARK, Shown, fresh
@@ -33,6 +33,7 @@ from recloop.demo.updates import gate_lines
 from recloop.features.signal import Signal
 from recloop.later import promotion
 from recloop.records import DAY, SEQ
+from recloop.settings import open_project
 from recloop.standing import load_bundle
 from recloop.voice import Silent, Voice
 from recloop.watch import parity

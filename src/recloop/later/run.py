@@ -21,12 +21,13 @@ from recloop.backends import Retraction, open_log
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, read
-from recloop.config import Config, Project, dump
+from recloop.config import Config, Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
 from recloop.recommend.catalogue import Catalogue
+from recloop.settings import dump
 from recloop.voice import Voice
 from recloop.watch import gate
 from recloop.watch.gate import Gate

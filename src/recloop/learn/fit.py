@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from recloop.config import Config, dump
+from recloop.config import Config
 from recloop.errors import UserError
 from recloop.learn.warm import Warm
 from recloop.models.base import TrainData, load_model
+from recloop.settings import dump
 
 
 @dataclass(frozen=True)
