@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import rich.console
 import typer
@@ -42,6 +43,8 @@ BARRED_STORE: Final = {
 out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
 err = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 132)
 
+Json = Annotated[bool, typer.Option("--json", help="stdout is exactly one JSON object")]
+
 
 class Place:
     """Where and how this run was asked to work: ``-C`` and ``--set``, taken out of the arguments before the verb."""
@@ -53,6 +56,16 @@ class Place:
 def project() -> Project:
     """The project of this run."""
     return open_project(Place.root, Place.sets)
+
+
+def plain(line: str) -> None:
+    """One line on stdout: no markup read into it, none of it wrapped."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(tree: Any) -> None:
+    """The one object that ``--json`` promises."""
+    print(json.dumps(tree, ensure_ascii=False, allow_nan=False))
 
 
 class Teller:

@@ -1,0 +1,120 @@
+"""Verbs that look: at the log, at models, at a list, at what is live and what was answered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from recloop.shell import Json, Place, Teller, out, plain, print_json, project
+
+
+def doctor(
+    signals: Annotated[
+        bool, typer.Option("--signals", help="each rule of [events]: its events, five examples")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read the log and judge it; write nothing."""
+    from recloop.collect import doctor as collected
+    from recloop.collect import signals as asked
+
+    if signals:
+        found = asked.examine_signals(project())
+        if as_json:
+            print_json({**collected.examine(project()).to_json(), **found.to_json()})
+        else:
+            out.print(asked.render(found))
+        return
+    report = collected.examine(project())
+    if as_json:
+        print_json(report.to_json())
+    else:
+        out.print(collected.render(report))
+
+
+def evaluate(
+    bundles: Annotated[list[str] | None, typer.Argument(metavar="[BUNDLE]...")] = None,
+    protocol: Annotated[str, typer.Option(help="beats split.protocol")] = "",
+    as_json: Json = False,
+) -> None:
+    """One table: counting rows, models, and the list as served."""
+    from recloop import turn
+
+    if protocol:
+        Place.sets = (*Place.sets, f"split.protocol={protocol}")
+    table = turn.evaluate_bundles(project(), bundles or [], Teller())
+    if as_json:
+        print_json(table.to_json())
+    else:
+        out.print(table.render())
+
+
+def recommend(
+    user: str,
+    k: Annotated[int, typer.Option("-k", help="how many (default: the placement's)")] = 0,
+    placement: Annotated[str, typer.Option(help="where on the page")] = "home",
+    bundle: Annotated[str, typer.Option(help="another bundle than the live one")] = "",
+    item: Annotated[str, typer.Option(help="what a list about an item is about (placement similar)")] = "",
+    as_json: Json = False,
+) -> None:
+    """The service's answer without the service; logs nothing."""
+    from recloop.serve import offline
+
+    answer = offline.recommend(project(), user, k, placement, bundle, item)
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(offline.render(answer))
+
+
+def status(as_json: Json = False) -> None:
+    """What is live, what is tried, since when."""
+    from recloop import standing
+
+    found = standing.status(project())
+    if as_json:
+        print_json(found)
+        return
+    plain(f"live: {found['live'] or 'nothing yet; next: recloop update'}")
+    plain(f"generation {found['generation']}, last seq {found['last_seq']}, learned up to seq {found['watermark']}")
+    for row in found["bundles"]:
+        plain(f"  {row['state']:<11} {row['bundle']}  {row['reason']}")
+
+
+def report(
+    start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="last moment, ISO 8601")] = "",
+    file: Annotated[str, typer.Option("--out", help="where to write the page")] = "",
+    as_json: Json = False,
+) -> None:
+    """One HTML page: the last evaluation, and the health of what was shown."""
+    from recloop.watch import report as page
+
+    done = page.write(project(), start, end, file)
+    if as_json:
+        print_json(done)
+    else:
+        plain(f"wrote {done['path']} over {done['requests']} requests")
+
+
+def verify(
+    last: Annotated[int, typer.Option(min=1, help="how many of the newest decisions")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Rebuild logged decisions from the log by the other path; exit 1 on any unexplained difference."""
+    from recloop import standing
+    from recloop.watch import parity
+
+    here = project()
+    found = parity.verify(here, last)
+    parity.keep(here, found, standing.now())
+    if as_json:
+        print_json(found)
+    else:
+        line = "{checked} decisions checked: {equal} equal, {late} late, {unexplained} unexplained"
+        plain(line.format(**found) + f"; largest score difference {found['max_score_diff']:.2g}")
+        for one in found["differences"][:10]:
+            plain(f"  {one['request_id']}: {one['name']} was {one['was']}, is {one['is']}")
+    if found["unexplained"]:
+        raise typer.Exit(1)

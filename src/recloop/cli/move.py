@@ -1,0 +1,46 @@
+"""Verbs that move a bundle: on, back, or out for good."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from recloop.shell import Json, Teller, plain, print_json, project
+
+Reason = Annotated[str, typer.Option(help="kept in the release table")]
+
+
+def promote(
+    bundle: str,
+    to: Annotated[str, typer.Option(help="shadow, experiment or live; without it live, where both were earned")] = "",
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Move a bundle on, after its gate where that has not run; a running `serve` takes it up within a second."""
+    from recloop.later import promotion
+
+    _print_move(promotion.promote(project(), bundle, to, reason, Teller()), as_json)
+
+
+def rollback(reason: Reason = "", as_json: Json = False) -> None:
+    """Bring back the bundle that was live before."""
+    from recloop.serve import moves
+
+    _print_move(moves.rollback(project(), reason), as_json)
+
+
+def refuse(bundle: str, reason: Reason = "", as_json: Json = False) -> None:
+    """Take a bundle out for good."""
+    from recloop.serve import moves
+
+    _print_move(moves.refuse(project(), bundle, reason), as_json)
+
+
+def _print_move(moved: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(moved)
+    else:
+        plain(f"{moved['bundle']}: {moved['from']} -> {moved['to']} (generation {moved['generation']})")
+        if "not_earned" in moved["evidence"]:
+            plain(f"  ahead of: {'; '.join(moved['evidence']['not_earned'])}")

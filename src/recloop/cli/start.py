@@ -1,0 +1,141 @@
+"""Verbs that start: a project from a log, a turn, the service, the demo."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import rich.console
+import typer
+
+from recloop.errors import UserError
+from recloop.shell import Json, Place, Teller, out, plain, print_json, project, repeat
+
+if TYPE_CHECKING:
+    from recloop.loop import Turn
+
+
+def init(
+    file: str,
+    items: Annotated[str, typer.Option(help="the catalogue")] = "",
+    users: Annotated[str, typer.Option(help="attributes of users")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="never ask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="write over a recloop.toml")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read a log once, guess its columns, write a commented recloop.toml."""
+    from recloop.collect import guess
+
+    found = guess.init(file, items, users, Place.root, yes, force)
+    if as_json:
+        print_json(found.to_json())
+        return
+    for one in found.guesses:
+        out.print(f"{one['key']} = {one['value']}   ({one['why']})", markup=False, highlight=False)
+    out.print(f"wrote {Place.root / 'recloop.toml'}; next: recloop update", markup=False, highlight=False)
+
+
+def update(
+    full: Annotated[bool, typer.Option("--full", help="train from scratch")] = False,
+    reset: Annotated[bool, typer.Option("--reset-optimizer", help="from live's weights, its optimizer anew")] = False,
+    every: Annotated[str, typer.Option(help="again each 30m, 1h, 1d, until told to stop")] = "",
+    as_json: Json = False,
+) -> None:
+    """One turn: from the log to a live bundle; with one, from what came since to a candidate that passed its gate."""
+    from recloop import loop, standing
+
+    here = project()
+    if every:
+        words = {"--full": full, "--reset-optimizer": reset, "--json": as_json}
+        repeat(["update", *(word for word, asked in words.items() if asked)], every)
+        return
+    if standing.live_bundle(here) is None:
+        _first(loop.turn(here, Teller()), as_json)
+        return
+    made = loop.update(here, Teller(), full, reset)
+    if as_json:
+        print_json({**vars(made), "seconds": round(made.seconds, 2)})
+    elif made.verdict == "nothing":
+        plain(f"nothing new since seq {made.from_seq}: {made.bundle} stays live")
+    elif made.bundle is not None:
+        plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
+    else:
+        said = ", ".join(f"{one['name']}={one['value']}, threshold {one['threshold']}" for one in made.failed)
+        plain(f"{made.verdict}: {said}; nothing has moved, the rows are read again next time")
+    if made.failed:
+        raise typer.Exit(1)
+
+
+def _first(made: Turn, as_json: bool) -> None:
+    """What the first turn did."""
+    report = made.prepared.report
+    if as_json:
+        print_json(
+            {
+                "from_seq": 1,
+                "to_seq": made.prepared.watermark,
+                "read": report.read,
+                "kept": report.kept,
+                "new_users": report.users,
+                "new_items": report.items,
+                "bundle": made.bundle.id,
+                "verdict": "first",
+                "gates": [],
+                "seconds": round(made.seconds, 2),
+            }
+        )
+        return
+    out.print(made.table.render())
+    plain(f"live: {made.bundle.id} ({made.seconds:.0f} s); next: recloop serve")
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="beats serve.host")] = "",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="beats serve.port; 0: a free one")] = None,
+    workers: Annotated[int, typer.Option(hidden=True)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Answer over HTTP until told to stop."""
+    from recloop.serve import app as service
+    from recloop.serve import desk
+
+    if workers != 1:
+        raise UserError("--workers", workers, "1: one process writes the log", "recloop serve")
+    here = project()
+    host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
+    service.run(here, host, port, as_json, dress=_console() or desk.hint)
+
+
+def _console() -> Callable[[Any, Any], None] | None:
+    """The console over a service; None where its extra is not installed."""
+    if importlib.util.find_spec("nicegui") is None:
+        return None
+    from recloop.serve.desk import ServiceDesk
+    from recloop.watch import console
+
+    return lambda app, service: console.mount(app, ServiceDesk(service))
+
+
+def demo(
+    directory: Annotated[
+        str, typer.Option("--dir", help="its project folder (default: recloop-demo; of the world recloop-world)")
+    ] = "",
+    world: Annotated[
+        bool, typer.Option("--world", help="the seeded world: no download, no torch, two experiments with known truth")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on a grocery chain's year, or on a world whose truth is known; a project like any other."""
+    screen = rich.console.Console(stderr=True) if as_json else out
+    if world:
+        from recloop.demo.world import run
+
+        done = run(Path(directory or "recloop-world"), Teller(), screen)
+    else:
+        from recloop.demo.chain import run
+
+        done = run(Path(directory or "recloop-demo"), Teller(), screen)
+    if as_json:
+        print_json(done)
