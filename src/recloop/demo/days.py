@@ -23,7 +23,7 @@ from recloop.watch.report import readable
 
 DAYS = 14
 """Days at the end of the log that are held back as the future."""
-WALL = {"first": 30.0, "shadow": 20.0, "experiment": 30.0}
+WALL = {"first": 25.0, "shadow": 20.0, "experiment": 25.0}
 """Seconds of wall time that each stretch of days may take; what does not fit is posted unasked."""
 SHADOW = 0.25
 """Share of users in the demo's shadow (0.01 by default)."""

@@ -51,7 +51,7 @@ dim = 8
 from = "income"
 dim = 8
 [train]
-budget = "90s"
+budget = "75s"
 lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets what its income band buys
