@@ -179,9 +179,9 @@ def in_an_experiment(stage: Stage, candidate: str) -> None:
 def there_and_back(stage: Stage, candidate: str) -> None:
     """Live, one request, back, the same request; the table of every move."""
     stage.told.say("release", "the candidate goes live, and back: the same request before, between and after")
-    user = str(stage.future["user_id"][0])
     stage.client.now = stage.first + DAYS * DAY
-    before = stage.client.recommend(user)
+    users = stage.future["user_id"].unique(maintain_order=True).to_list()
+    user, before = next((u, a) for u in users if (a := stage.client.recommend(u))["variant"] == "live")
     moved = stage.move("promote", bundle=candidate, to="live", reason="the demo goes on whatever the verdict")
     stage.told.say(
         "release",
@@ -226,7 +226,13 @@ def _changed(user: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 
 def _disagreement(one: Mapping[str, Any]) -> str:
-    return json.dumps({key: value for key, value in one.items() if key != "request_id"}, ensure_ascii=False)[:300]
+    """A request on which the two differ most: how far, and what only one of them shows."""
+    alone = {
+        side: [name for name in one[side] if name not in one[other]][:3]
+        for side, other in (("live", "candidate"), ("candidate", "live"))
+    }
+    said = "; ".join(f"only {side}: {', '.join(names) or 'nothing'}" for side, names in alone.items())
+    return f"household {one['user_id']}, overlap {one['overlap@10']:.1f}, tau-b {_number(one['tau_b'])}: {said}"
 
 
 def _number(value: float | None) -> str:
