@@ -14,7 +14,7 @@ help:
 	@echo "make shelf     every model on two data sets, one table (about an hour; goes on where it stopped)"
 	@echo "make test      the fast tests"
 	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
-	@echo "make check     format, lint, types, import contracts, docs executed"
+	@echo "make check     format, lint, types, import contracts, anchors, docs executed"
 
 demo: $(VENV)/.demo
 	$(BIN)/recloop demo
@@ -22,8 +22,8 @@ demo: $(VENV)/.demo
 shelf: $(VENV)/.demo
 	$(BIN)/python benchmarks/shelf.py
 
-# The fast tests; docs, borders and import contracts run in `make check`.
-IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py
+# The fast tests; docs, borders, import contracts and the anchors run in `make check`.
+IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py tests/learn/test_anchor.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))

@@ -293,6 +293,7 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
     assert bundles.manifest_hash(project.bundles / (done.bundle or ""))
 
 
+@pytest.mark.slow
 def test_the_command_line_says_held_with_exit_1_and_repeats_with_every(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:

@@ -146,6 +146,7 @@ def test_no_bundle_that_loads(shop: Project, how: str) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_lost_snapshot_is_made_again(shop: Project, serving: Serving) -> None:
     (snapshot,) = shop.store.glob("snapshots-*.db")
     server = serving(shop.root)

@@ -81,6 +81,7 @@ def of_truth(truth: Truth, **more: Any) -> dict[str, Any]:
     return experiment.judge(outcomes(decisions, events, T, T + 3 * DAY), 0.5, **more)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_seeded_truth() -> None:
     """40 shops of 600 customers: the true difference lies in the 95 % interval as often as it should."""
     covered = always = 0

@@ -37,6 +37,18 @@ def test_d_by_hand_is_clustered_by_user() -> None:
     )
 
 
+def test_both_sides_stand_beside_their_difference() -> None:
+    # u1: (.2 + .4) / 2 = .3 against .2; u2: .1 against .1; u3 has no number of its own: (.3 + .1) / 2 and (.2 + .1) / 2.
+    found = gate.no_loss(
+        Pairs(np.array(["a", "a", "b", "c"]), np.array([0.2, 0.4, 0.1, 0.9]), np.array([0.2, 0.2, 0.1, math.nan])),
+        (),
+        0.03,
+    )
+    assert (found.candidate, found.live, found.value) == pytest.approx((0.2, 0.15, 1 / 3))
+    assert "(NDCG@10 0.2000, live 0.1500)" in found.line()
+    assert gate.at_most("parity", 0, 0).candidate is None
+
+
 def test_three_answers() -> None:
     passed = gate.no_loss(shifted(1.0, 0.001, 400), (), 0.03)
     assert passed.ok
@@ -102,6 +114,7 @@ def test_detectable_by_hand() -> None:
     assert found.detectable == pytest.approx(2.801585 * se, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_detectable_keeps_its_word() -> None:
     """A candidate that loses exactly the detectable share is seen to lose in about 80 of 100 draws."""
     loss = gate.detectable(gate.relative_difference(shifted(1.0, 0.04, 300, seed=99)))
@@ -190,7 +203,8 @@ def test_verdict() -> None:
 def test_what_is_told() -> None:
     found = gate.no_loss(shifted(1.0, 0.001, 400), (), 0.03)
     tree = found.to_json()
-    assert {"name", "value", "threshold", "ok", "detectable", "low", "high", "note"} == set(tree)
+    names = {"name", "value", "threshold", "ok", "detectable", "low", "high", "note", "candidate", "live"}
+    assert names == set(tree)
     assert "value" in gate.no_loss(pairs([math.nan], [math.nan]), (), 0.03).to_json()
     json.dumps(gate.no_loss(pairs([math.nan], [math.nan]), (), math.inf).to_json(), allow_nan=False)
     assert found.line().startswith("pass new: ")

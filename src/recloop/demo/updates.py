@@ -40,6 +40,8 @@ def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for one in gates:
         value = "-" if one["value"] is None else f"{one['value']:.4g}"
+        if one.get("candidate") is not None:
+            value += f" (NDCG@10 {one['candidate']:.4f}, live {one['live']:.4f})"
         seen = f", could have seen a loss of {one['detectable']:.3f}" if one.get("detectable") is not None else ""
         threshold = one.get("threshold")
         against = "no threshold" if threshold is None else f"threshold {threshold:.4g}"

@@ -46,6 +46,7 @@ class Gate:
         detectable: The smallest loss that this gate could have seen (80 % power at 95 %); None: not a comparison.
         low, high: The 95 % interval of ``value`` where it is an estimate, the band where it is `input_check`.
         note: A short phrase for a person: ``weak`` first where the pass is one.
+        candidate, live: NDCG@10 of each, where ``value`` is their relative difference.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Gate:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    candidate: float | None = None
+    live: float | None = None
 
     @property
     def weak(self) -> bool:
@@ -76,6 +79,8 @@ class Gate:
         interval = "" if self.low is None or self.high is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
         seen = "" if self.detectable is None else f", could have seen a loss of {self.detectable:.4f}"
         note = f" ({self.note})" if self.note else ""
+        if self.candidate is not None:
+            value += f" (NDCG@10 {self.candidate:.4f}, live {self.live:.4f})"
         return f"{mark:4} {self.name}: {value}{interval} against {self.threshold:g}{seen}{note}"
 
 
@@ -125,9 +130,21 @@ class Evidence:
 
 def relative_difference(pairs: Pairs, seed: int = 0) -> Difference:
     """d: paired relative difference candidate - live, each user's mean first, 95 % bootstrap over users."""
-    users, numbers = np.unique(pairs.users, return_inverse=True)
-    means = intervals.user_means(np.column_stack([pairs.candidate, pairs.live]), numbers, len(users))
+    means = _user_means(pairs)
     return intervals.difference(means[:, 0], means[:, 1], seed)
+
+
+def _user_means(pairs: Pairs) -> NDArray[np.float64]:
+    """(users, 2) the candidate's and live's number of each user."""
+    users, numbers = np.unique(pairs.users, return_inverse=True)
+    return intervals.user_means(np.column_stack([pairs.candidate, pairs.live]), numbers, len(users))
+
+
+def _sides(pairs: Pairs) -> dict[str, float]:
+    """The mean over users of each side, over the users that have both."""
+    means = _user_means(pairs)
+    candidate, live = means[~np.isnan(means).any(axis=1)].mean(axis=0).tolist()
+    return {"candidate": candidate, "live": live}
 
 
 def detectable(difference: Difference) -> float:
@@ -163,7 +180,7 @@ def no_loss(new: Pairs, earlier: Sequence[Pairs], margin: float, seed: int = 0) 
     if answer is None:
         answer = value > -margin
         note = f"weak: cannot tell, {note}" if answer else f"cannot tell, and the point is too low, {note}"
-    return Gate("new", value, -margin, answer, detectable(d), d.relative.low, d.relative.high, note)
+    return Gate("new", value, -margin, answer, detectable(d), d.relative.low, d.relative.high, note, **_sides(new))
 
 
 def _decide(d: Difference, margin: float) -> bool | None:
@@ -185,7 +202,8 @@ def no_collapse(name: str, pairs: Pairs, drop: float, seed: int = 0) -> Gate:
     few = users < FEWEST_USERS
     ok = few or d.relative.high > -drop
     note = f"weak: something found for {users} users, too few to tell" if few else "the upper end decides"
-    return Gate(name, d.relative.value, -drop, ok, detectable(d), d.relative.low, d.relative.high, note)
+    low, high = d.relative.low, d.relative.high
+    return Gate(name, d.relative.value, -drop, ok, detectable(d), low, high, note, **_sides(pairs))
 
 
 def at_most(name: str, value: float, threshold: float, note: str = "") -> Gate:
