@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from recloop.demo.days import DAYS
 from recloop.demo.groceries import write_project
 
 HERE: Final = Path(__file__).resolve().parent
@@ -58,8 +59,8 @@ def ml_1m(folder: Path) -> None:
 
 
 def complete_journey(folder: Path) -> None:
-    """The project that the demo writes."""
-    write_project(folder)
+    """The project that the demo writes: the year without its last days."""
+    write_project(folder, DAYS)
 
 
 DATA: Final[dict[str, Callable[[Path], None]]] = {"ml-1m": ml_1m, "complete-journey": complete_journey}
