@@ -231,7 +231,7 @@ def _disagreement(one: Mapping[str, Any]) -> str:
         side: [name for name in one[side] if name not in one[other]][:3]
         for side, other in (("live", "candidate"), ("candidate", "live"))
     }
-    said = "; ".join(f"only {side}: {', '.join(names) or 'nothing'}" for side, names in alone.items())
+    said = "; ".join(f"only {side}: {' · '.join(names) or 'nothing'}" for side, names in alone.items())
     return f"household {one['user_id']}, overlap {one['overlap@10']:.1f}, tau-b {_number(one['tau_b'])}: {said}"
 
 
