@@ -92,7 +92,7 @@ def test_harm_is_refused_and_gain_is_earned(
     shown: dict[str, Any], folder: Path, said: dict[str, str], experiments: dict[str, dict[str, Any]]
 ) -> None:
     worse, better = (experiments[verdict]["bundle"] for verdict in ("worse", "better"))
-    assert re.search(r"NO +new: -0\.\d+, threshold -0\.03", said["candidates"])
+    assert re.search(r"NO +new: -0\.\d+ \(NDCG@10 [\d.]+, live [\d.]+\), threshold -0\.03", said["candidates"])
     assert re.search(r"--reason 'the garden week is wanted', ahead of gate new=-0\.\d+", said["candidates"])
     assert re.search(r"409 refused: experiment=worse, threshold better.*\d", said["a harmful candidate"])
     assert re.search(r"earned by\n[1-9]\d\d requests in the shadow \(0 twins differ\)", said["a better candidate"])
