@@ -26,7 +26,7 @@ from recloop.demo.groceries import write_project
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "results"
-WORK: Final = HERE / "work"
+PROJECTS: Final = HERE / "projects"
 SHARED: Final = HERE.parents[1] / "shared" / "data"
 MODELS: Final = ("covisitation", "mf", "gru4rec", "sasrec", "two_tower", "neumf")
 ML_1M: Final = """\
@@ -86,7 +86,7 @@ def main() -> None:
 
 def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
     """One model on one data set, each verb a process of its own; the result file by rename."""
-    folder = WORK / data
+    folder = PROJECTS / data
     if not (folder / "recloop.toml").exists():
         DATA[data](folder)
     if not (folder / "data" / "manifest.json").exists():
@@ -101,7 +101,7 @@ def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
     run = json.loads((folder / "runs" / made["run"] / "metrics.json").read_text("utf-8"))
     network = run["network"] or {}
     result = {
-        "command": " ".join(["recloop", "-C", f"benchmarks/work/{data}", *words]),
+        "command": " ".join(["recloop", "-C", f"benchmarks/projects/{data}", *words]),
         "commit": commit,
         "fingerprint": table["protocol"]["fingerprint"],
         "seed": seed,

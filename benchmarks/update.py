@@ -38,7 +38,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from shelf import RESULTS, WORK, git
+from shelf import PROJECTS, RESULTS, git
 
 from recloop import bundle as bundles
 from recloop import intervals, standing
@@ -83,7 +83,7 @@ class Asked:
     seed: int
     sets: tuple[str, ...]
     results: Path
-    work: Path
+    projects: Path
 
     @property
     def words(self) -> list[str]:
@@ -95,7 +95,7 @@ class Asked:
 
     def values(self, row: str) -> Path:
         """NDCG@10 of each user in a row, for paired differences."""
-        return self.work / f"{row}-seed{self.seed}.parquet"
+        return self.projects / f"{row}-seed{self.seed}.parquet"
 
 
 def complete_journey(folder: Path, days: int) -> None:
@@ -129,20 +129,20 @@ def main() -> None:
     wanted.add_argument("--seed", type=int, default=0)
     wanted.add_argument("--set", action="append", default=[], dest="sets", help="a setting of every verb")
     wanted.add_argument("--results", type=Path, default=RESULTS)
-    wanted.add_argument("--work", type=Path, default=WORK, help="where copies are made")
+    wanted.add_argument("--projects", type=Path, default=PROJECTS, help="where copies are made")
     wanted.add_argument("--again", action="store_true", help="also where a result file is there")
     wanted.add_argument("--table", action="store_true", help="make nothing")
     read = wanted.parse_args()
     name = (read.name or read.project.resolve().name) if read.project else read.data
-    work = read.work / f"update-{name}"
-    folder = read.project or work / f"first-seed{read.seed}"
+    projects = read.projects / f"update-{name}"
+    folder = read.project or projects / f"first-seed{read.seed}"
     future = read.future or folder / "later.parquet"
-    asked = Asked(name, folder, future, read.days, read.seed, tuple(read.sets), read.results, work)
+    asked = Asked(name, folder, future, read.days, read.seed, tuple(read.sets), read.results, projects)
     rows = [row for row in read.row or ROWS if read.again or not asked.file(row).exists()]
     if rows and not read.table:
         if not read.project and not (folder / "bundles").exists():
             begin(asked, DATA[read.data])
-        for made in (asked.results, asked.work):
+        for made in (asked.results, asked.projects):
             made.mkdir(parents=True, exist_ok=True)
         if not asked.values("frozen").exists() and "frozen" not in rows:
             rows = ["frozen", *rows]  # what the others are compared with
@@ -170,7 +170,7 @@ def make(asked: Asked, row: str) -> None:
     bundle: Bundle | None = first
     command = ["update", *(words or ()), *asked.words]
     if words is not None:
-        copy = open_project(shutil.copytree(asked.project, fresh(asked.work / row)), asked.sets)
+        copy = open_project(shutil.copytree(asked.project, fresh(asked.projects / row)), asked.sets)
         try:
             post(copy, posted)
             wide = [word for one in WIDE for word in ("--set", one)]

@@ -12,7 +12,7 @@ import pytest
 
 @pytest.mark.slow
 def test_rows_of_an_update_are_made_once_and_compared_with_the_frozen_model(root: Path, tmp_path: Path) -> None:
-    words = ["--data", "world", "--work", str(tmp_path / "work"), "--results", str(tmp_path), "--set"]
+    words = ["--data", "world", "--projects", str(tmp_path / "projects"), "--results", str(tmp_path), "--set"]
     words = [sys.executable, str(root / "benchmarks" / "update.py"), *words, "model.name=covisitation"]
     first = subprocess.run([*words, "--row", "warm"], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
