@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import re
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+from starlette.applications import Starlette
 
 from recloop.backends import open_decisions
 from recloop.records import Decision
@@ -70,6 +73,19 @@ class Server:
         finally:
             store.close()
         raise AssertionError(f"the decision {mark} was not written within {PATIENCE:.0f} s")
+
+
+def inside(app: Starlette, work: Callable[[httpx.AsyncClient, Any], Awaitable[None]]) -> None:
+    """Requests against a service of this process; its decisions are on the disk when it is back."""
+
+    async def whole() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await work(client, app.state.service)
+
+    try:
+        asyncio.run(whole())
+    finally:
+        app.state.service.close()
 
 
 def command(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop")) -> list[str]:

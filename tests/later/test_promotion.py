@@ -17,7 +17,7 @@ from recloop.backends import open_control, open_log
 from recloop.backends.archive import Archive
 from recloop.config import Project
 from recloop.errors import Refused, UserError
-from recloop.later import promotion
+from recloop.later import evidence, promotion
 from recloop.records import DAY, Event
 from recloop.serve import moves
 from recloop.serve.app import create
@@ -129,12 +129,12 @@ def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch
         return right(self, queries)
 
     monkeypatch.setattr(promotion.Side, "ask", ask)
-    monkeypatch.setattr(promotion, "is_old", lambda user: user < "u2")
+    monkeypatch.setattr(evidence, "is_old", lambda user: user < "u2")
     found = {one.name: one for one in promotion.judge(shop, candidate, live)}
     assert asked[0] == asked[1] == {(user, stamp) for user, stamp in test if user < "u2"}
     assert found["new"].note == "weak: nothing to compare"
     assert found["forgetting"].value is not None
-    monkeypatch.setattr(promotion, "is_old", lambda _: False)  # nobody: nothing to compare at all, and it is said
+    monkeypatch.setattr(evidence, "is_old", lambda _: False)  # nobody: nothing to compare at all, and it is said
     found = {one.name: one for one in promotion.judge(shop, candidate, live)}
     assert all(one.ok for one in found.values())
     assert list(found) == ["new", "latency", "cold_coverage_drop", "golden", "finite"]

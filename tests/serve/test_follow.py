@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from recloop.serve import offline
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.watch.parity import verify
+from servers import inside
 
 START = 1_752_000_000 * SECOND  # a few days after the world's last row
 USER = "u14"
@@ -32,16 +32,7 @@ Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 def within(shop: Project, work: Work) -> None:
     """Requests against a service of this process, which looks around when it is told to; its clock moves a second a look."""
     stamps = iter(range(START, START + 10_000 * SECOND, SECOND))
-    app = create(shop, clock=lambda: next(stamps))
-
-    async def whole() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            await work(client, app.state.service)
-
-    try:
-        asyncio.run(whole())
-    finally:
-        app.state.service.close()
+    inside(create(shop, clock=lambda: next(stamps)), work)
 
 
 def control_of(shop: Project) -> Any:

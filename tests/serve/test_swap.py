@@ -31,7 +31,7 @@ from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.settings import open_project
 from recloop.watch.parity import verify
-from servers import PATIENCE
+from servers import PATIENCE, inside
 
 WHO = {"by": "test", "reason": "a test", "at": 5}
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
@@ -64,16 +64,7 @@ def within(shop: Project) -> Callable[..., None]:
     """Runs requests against a service of this process, which looks at the control store when it is told to."""
 
     def run(work: Work, *settings: str) -> None:
-        app = create(open_project(shop.root, settings))
-
-        async def whole() -> None:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-                await work(client, app.state.service)
-
-        try:
-            asyncio.run(whole())
-        finally:
-            app.state.service.close()
+        inside(create(open_project(shop.root, settings)), work)
 
     return run
 

@@ -209,3 +209,6 @@ def test_what_is_told() -> None:
     json.dumps(gate.no_loss(pairs([math.nan], [math.nan]), (), math.inf).to_json(), allow_nan=False)
     assert found.line().startswith("pass new: ")
     assert "could have seen a loss of 0." in found.line()
+    assert Gate.of(json.loads(json.dumps(tree))).line() == found.line()
+    unbounded = {"threshold": None, **gate.at_most("latency", 1.0, math.inf).to_json()}
+    assert Gate.of(unbounded).line() == "pass latency: 1, no threshold"

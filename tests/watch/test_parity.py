@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import shutil
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.watch.parity import compare, verify
+from servers import inside
 
 START = 1_752_000_000 * SECOND  # a few days after the world's last row
 
@@ -42,16 +42,7 @@ def play(shop: Project) -> Callable[[Work], None]:
     """Runs requests against a service of this process; the decisions are on the disk when it is back."""
 
     def run(work: Work) -> None:
-        app = create(shop, clock=Clock())
-
-        async def whole() -> None:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-                await work(client, app.state.service)
-
-        try:
-            asyncio.run(whole())
-        finally:
-            app.state.service.close()
+        inside(create(shop, clock=Clock()), work)
 
     return run
 

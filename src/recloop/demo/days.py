@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
@@ -18,6 +18,7 @@ from recloop.demo import updates
 from recloop.demo.replay import Replayed, replay
 from recloop.records import DAY
 from recloop.standing import load_bundle
+from recloop.voice import Voice
 from recloop.watch import experiment, parity, shadow
 from recloop.watch.report import readable
 
@@ -25,15 +26,7 @@ DAYS = 14
 """Days at the end of the log that are held back as the future."""
 WALL = {"first": 25.0, "shadow": 20.0, "experiment": 25.0}
 """Seconds of wall time that each stretch of days may take; what does not fit is posted unasked."""
-SHADOW = 0.25
-"""Share of users in the demo's shadow (0.01 by default)."""
-
-
-class Told(Protocol):
-    """Where the demo's lines go."""
-
-    def say(self, chapter: str, line: str) -> None: ...
-    def bar(self, chapter: str, done: int, total: int) -> None: ...
+HEALTH = ("entropy", "long_tail_share", "cold_coverage")
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Stage:
     client: Client
     future: pl.DataFrame
     first: int
-    told: Told
+    told: Voice
 
     def live(self, day: float, days: float, wall: float, chapter: str) -> Replayed:
         """Live through ``days`` from day ``day`` on, and say so."""
@@ -109,7 +102,7 @@ def keep_learning(stage: Stage) -> str | None:
         f"{done['new_users']} new users, {done['new_items']} new items, {done['seconds']:.0f} s: {done['verdict']}",
     )
     removed = ", ".join(f"{rule} {rows:,}" for rule, rows in done["removed"].items()) or "nothing"
-    rules = ", ".join("{rule}: {means}, weight {weight:+g}, {events:,} rows".format(**one) for one in done["signals"])
+    rules = "; ".join(updates.rule_lines(done["signals"]))
     stage.told.say("keep learning", f"removed: {removed}; labels by [events]: {rules}")
     for line in updates.gate_lines(done["gates"]):
         stage.told.say("gate", line)
@@ -130,7 +123,7 @@ def in_the_shadow(stage: Stage, candidate: str, twin: str | None) -> None:
     found = shadow.compare(stage.project, candidate, name=lambda item: names.get(item, item))
     stage.told.say(
         "shadow",
-        f"{found['requests']} requests of {found['users']} households ({SHADOW:.0%} of them; 1 % by default); "
+        f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow:.0%} of them; 1 % by default); "
         f"twin of live itself: {found['twin']['different']} of {found['twin']['requests']} differ",
     )
     for measure, one in found["agreement"].items():
@@ -148,9 +141,6 @@ def in_the_shadow(stage: Stage, candidate: str, twin: str | None) -> None:
     reports = stage.project.reports
     shadow.draw(found, reports / "shadow.svg")
     (reports / "shadow.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
-
-
-HEALTH = ("entropy", "long_tail_share", "cold_coverage")
 
 
 def in_an_experiment(stage: Stage, candidate: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from recloop import bundle, release, standing
 from recloop.backends import open_control
 from recloop.config import Project
+from recloop.watch.gate import Gate
 
 SHORT = ("--set", "train.budget=15s")
 """An update of the demo trains so long at most, once before its gate and once after."""
@@ -36,18 +37,13 @@ def _command(root: Path, *words: str) -> list[str]:
 
 
 def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each gate with its number, its threshold and the smallest loss that it could have seen."""
-    lines = []
-    for one in gates:
-        value = "-" if one["value"] is None else f"{one['value']:.4g}"
-        if one.get("candidate") is not None:
-            value += f" (NDCG@10 {one['candidate']:.4f}, live {one['live']:.4f})"
-        seen = f", could have seen a loss of {one['detectable']:.3f}" if one.get("detectable") is not None else ""
-        threshold = one.get("threshold")
-        against = "no threshold" if threshold is None else f"threshold {threshold:.4g}"
-        note = f" ({one['note']})" if one.get("note") else ""
-        lines.append(f"{'pass' if one['ok'] else 'NO':4} {one['name']}: {value}, {against}{seen}{note}")
-    return lines
+    """Each gate of an update's JSON as a person reads it."""
+    return [Gate.of(one).line() for one in gates]
+
+
+def rule_lines(signals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each rule of ``[events]`` made of the rows (`recloop.collect.signals.counted`)."""
+    return ["{rule}: {means}, weight {weight:+g}, {events:,} rows".format(**one) for one in signals]
 
 
 @contextmanager

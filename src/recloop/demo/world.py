@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import polars as pl
 import rich.console
 
 from recloop import loop
@@ -24,15 +23,16 @@ from recloop.backends import locks
 from recloop.backends.archive import Archive
 from recloop.browsing import Browsing
 from recloop.client import Client, serving
+from recloop.collect.signals import counted
 from recloop.config import Project
 from recloop.demo.days import release_rows
 from recloop.demo.people import Lived, People
 from recloop.demo.shown import MARK, Shown, fresh
 from recloop.demo.truth import compared
-from recloop.demo.updates import gate_lines
+from recloop.demo.updates import gate_lines, rule_lines
 from recloop.features.signal import Signal
 from recloop.later import promotion
-from recloop.records import DAY, SEQ
+from recloop.records import DAY
 from recloop.settings import open_project
 from recloop.standing import load_bundle
 from recloop.voice import Silent, Voice
@@ -121,7 +121,8 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     world = Browsing(**WORLD)  # type: ignore[arg-type]
     project = write_project(folder, world, shown)
     loop.turn(project, shown, "demo")
-    for line in by_rule(project, 0):
+    signal = Signal.of(load_bundle(project).spec)
+    for line in rule_lines(counted(signal, Archive(project.data).events())):
         shown.say("signals", line)
     campaign, free = candidates(project, shown)
     shown.say("browse", f"recloop serve: a list for everybody, of what costs 6 or more ({RULE})")
@@ -174,18 +175,6 @@ def trained(project: Project, rule: str) -> str:
         return loop.train(here, Silent()).bundle.id
 
 
-def by_rule(project: Project, after: int) -> list[str]:
-    """What each rule of ``[events]`` made of the believed rows after a seq."""
-    signal = Signal.of(load_bundle(project).spec)
-    rows = signal.explain(Archive(project.data).events().filter(pl.col(SEQ) > after))
-    found = dict(rows.group_by("by").len().iter_rows())
-    return [
-        f"{rule.text}: {found[place]:,} rows, weight {rule.label * rule.weight:+g}"
-        for place, rule in enumerate(signal.rules)
-        if place in found
-    ]
-
-
 def candidates(project: Project, shown: Shown) -> list[str]:
     """Two bundles over the same arrays with other rules, and their gates; both go into the shadow."""
     made = []
@@ -213,9 +202,8 @@ def keep_learning(stage: Stage) -> None:
         f"{made.read:,} rows since seq {made.from_seq:,}, {made.kept:,} kept, {made.new_users} new users, "
         f"{made.new_items} new items, {made.seconds:.0f} s: {made.verdict} {made.bundle or ''}",
     )
-    if made.bundle is not None:
-        for line in by_rule(stage.project, made.from_seq - 1):
-            stage.say("keep learning", line)
+    for line in rule_lines(made.signals):
+        stage.say("keep learning", line)
     for line in gate_lines(made.gates):
         stage.say("gate", line)
 

@@ -99,19 +99,28 @@ def table_of(run: Run, candidate: Bundle) -> dict[str, Any]:
 
 def old_queries(run: Run) -> Moments:
     """Moments of the *old* users in the 90 days before live's cut: both have counted them, no loss has seen them."""
-    events = run.data.events
-    users = [user for user in events[USER_ID].unique().sort().to_list() if is_old(user)]
     span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
-    return compare.thin(moments(events.filter(span & pl.col(USER_ID).is_in(users)), "successive"))
+    return compare.thin(moments(run.data.events.filter(span & of_old(run.data.events)), "successive"))
+
+
+def of_old(events: pl.DataFrame) -> pl.Expr:
+    """Rows of the *old* users, whom no loss has seen."""
+    users = [user for user in events[USER_ID].unique().sort().to_list() if is_old(user)]
+    return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
+
+
+def broken_golden(bundle: Bundle) -> int:
+    """1 where a golden list is not what the bundle answers, else 0."""
+    try:
+        check_golden(bundle)
+    except BundleError:
+        return 1
+    return 0
 
 
 def settled(run: Run, candidate: Bundle, written: Bundle) -> list[Gate]:
     """What the last quarter may not have broken."""
-    broken = 0
-    try:
-        check_golden(bundles.load(run.folder / "bundles" / written.id))
-    except BundleError:
-        broken = 1
+    broken = broken_golden(bundles.load(run.folder / "bundles" / written.id))
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
         timeline, catalogue = run.world

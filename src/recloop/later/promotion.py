@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recloop import standing, turn
@@ -23,12 +24,12 @@ from recloop.config import Project
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, moment_stamps
-from recloop.later.evidence import compared, trees
+from recloop.later.evidence import broken_golden, compared, of_old, trees
 from recloop.learn import compare
 from recloop.learn.compare import Asked
 from recloop.learn.moments import Moments, moments
 from recloop.recommend.catalogue import Catalogue
-from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP, USER_ID, is_old
+from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
 from recloop.serve import moves
 from recloop.voice import Silent, Voice
 from recloop.watch import gate, parity
@@ -105,15 +106,12 @@ class Side:
 
 
 def judge(project: Project, candidate: Bundle, live: Bundle) -> list[Gate]:
-    """The gates of a bundle beside live, in the order in which they are read.
-
-    Golden lists and finite weights were looked at when it was checked; they are gates here, so that the row says so.
-    """
+    """The gates of a bundle beside live, in the order in which they are read; golden lists and finite weights at last."""
     ground = Ground.of(project)
     ours, lives = Side(candidate, ground), Side(live, ground)
     events = ground.labelled(candidate.spec)
     new = compare.thin(moments(events.filter(ours.unseen & lives.unseen), "successive"))
-    old = compare.thin(moments(events.filter(ours.unseen & _of_old(events)), "successive"))
+    old = compare.thin(moments(events.filter(ours.unseen & of_old(events)), "successive"))
     newest = compare.thin(moments(events.sort(STAMP).tail(compare.MOST), "successive"), compare.TIMED)
     targets = next((one for one in (new, old) if len(one)), None)
     asked = newest if targets is None else targets
@@ -131,11 +129,11 @@ def judge(project: Project, candidate: Bundle, live: Bundle) -> list[Gate]:
     )
     return [
         *gate.judge(evidence, project.config.release.gates, project.config.train.seed),
-        gate.at_most("golden", 0, 0, "golden queries that differ"),
-        gate.at_most("finite", 0, 0, "arrays with a number that is not finite"),
+        gate.at_most("golden", broken_golden(candidate), 0, "golden queries that differ"),
+        gate.at_most("finite", _not_finite(candidate), 0, "arrays with a number that is not finite"),
     ]
 
 
-def _of_old(events: pl.DataFrame) -> pl.Expr:
-    users = [user for user in events[USER_ID].unique().sort().to_list() if is_old(user)]
-    return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
+def _not_finite(bundle: Bundle) -> int:
+    floats = (array for array in bundle.arrays.values() if np.issubdtype(array.dtype, np.floating))
+    return sum(not np.isfinite(array).all() for array in floats)

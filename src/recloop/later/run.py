@@ -124,7 +124,7 @@ class Run:
     @property
     def verdict(self) -> str:
         """By the gates so far."""
-        return gate.verdict([Gate(one["name"], one["value"], one["threshold"] or 0, one["ok"]) for one in self.gates])
+        return gate.verdict([Gate.of(one) for one in self.gates])
 
     def done(self, bundle: str | None, seconds: float) -> Updated:
         """What came of it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from recloop.backends.log import Receipt
+from recloop.records import ITEM_ID, USER_ID
 from recloop.serve import bodies
 from recloop.serve.bodies import Rejected, now_of
 from recloop.serve.door import answer
@@ -52,37 +54,33 @@ class Posted:
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
         checked = [bodies.check_item(row, now) for row in rows]
-        items = [item for item in checked if not isinstance(item, Rejected)]
-        if items:
+        if items := [item for item in checked if not isinstance(item, Rejected)]:
             await self._service.writer.write(items=items)
-        results = [
-            ItemResult(item.ids.get("item_id"), "rejected", item.reason)
-            if isinstance(item, Rejected)
-            else ItemResult(item.item_id, "accepted")
-            for item in checked
-        ]
-        rejected = len(rows) - len(items)
-        return answer(ItemsAnswer(len(items), rejected, results), 207 if rejected else 200)
+        return _upserted(ItemsAnswer, ItemResult, checked, ITEM_ID)
 
     async def post_users(self, request: Request) -> Response:
         now, rows = await self._rows(request)
         checked = [bodies.check_user(row, now) for row in rows]
-        users = [user for user in checked if not isinstance(user, Rejected)]
-        if users:
+        if users := [user for user in checked if not isinstance(user, Rejected)]:
             await self._service.writer.write(users=users)
-        results = [
-            UserResult(user.ids.get("user_id"), "rejected", user.reason)
-            if isinstance(user, Rejected)
-            else UserResult(user.user_id, "accepted")
-            for user in checked
-        ]
-        rejected = len(rows) - len(users)
-        return answer(UsersAnswer(len(users), rejected, results), 207 if rejected else 200)
+        return _upserted(UsersAnswer, UserResult, checked, USER_ID)
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:
         body = await bodies.read_body(request)
         now = now_of(request, self._service.project, self._service.clock)
         return now, bodies.rows_of(body, request.headers.get("content-type", ""))
+
+
+def _upserted(made: type[Any], result: type[Any], checked: Sequence[Any], key: str) -> Response:
+    """The answer to rows of items or users, each kept or rejected; 207 where one was rejected."""
+    results = [
+        result(one.ids.get(key), "rejected", one.reason)
+        if isinstance(one, Rejected)
+        else result(getattr(one, key), "accepted")
+        for one in checked
+    ]
+    rejected = sum(isinstance(one, Rejected) for one in checked)
+    return answer(made(len(checked) - rejected, rejected, results), 207 if rejected else 200)
 
 
 def _reason(receipt: Receipt) -> str | None:

@@ -70,18 +70,25 @@ class Gate:
         tree = {name: _plain(value) for name, value in vars(self).items()}
         return {name: value for name, value in tree.items() if value is not None or name == "value"}
 
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Gate:
+        """Back from `to_json`; a threshold that was no number is none."""
+        threshold = tree.get("threshold")
+        return cls(**{**tree, "threshold": math.nan if threshold is None else threshold})
+
     def line(self) -> str:
-        """One line for a person."""
-        mark = "pass" if self.ok else "NO"
-        value = (
-            "-" if self.value is None else f"{self.value:+.4f}" if self.detectable is not None else f"{self.value:g}"
-        )
-        interval = "" if self.low is None or self.high is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
-        seen = "" if self.detectable is None else f", could have seen a loss of {self.detectable:.4f}"
-        note = f" ({self.note})" if self.note else ""
+        """One line for a person: the number, its threshold, its interval (or band), the smallest loss it could have seen."""
+        compared = self.detectable is not None
+        said = "-" if self.value is None else f"{self.value:+.4f}" if compared else f"{self.value:.4g}"
         if self.candidate is not None:
-            value += f" (NDCG@10 {self.candidate:.4f}, live {self.live:.4f})"
-        return f"{mark:4} {self.name}: {value}{interval} against {self.threshold:g}{seen}{note}"
+            said += f" (NDCG@10 {self.candidate:.4f}, live {self.live:.4f})"
+        said += ", no threshold" if math.isnan(self.threshold) else f", threshold {self.threshold:.4g}"
+        if self.low is not None and self.high is not None:
+            said += f", {'interval' if compared else 'band'} [{self.low:+.4f}, {self.high:+.4f}]"
+        if compared:
+            said += f", could have seen a loss of {self.detectable:.4f}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{'pass' if self.ok else 'NO':4} {self.name}: {said}{note}"
 
 
 @dataclass(frozen=True)
