@@ -1,0 +1,85 @@
+"""The end of a log: its newest credible stamp, which a few rows from wrong clocks do not move.
+
+Every cut, reference window, tail and half-life is measured from this stamp, never from the maximum.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recloop.records import DAY, TIMESTAMP, USER_ID
+
+MIN_ROWS: Final = 10
+"""A log with fewer rows shows no usual gap to compare with; its end is its maximum."""
+FEW: Final = 5
+"""Rows, or users, that never support a stamp far from all others by themselves, while they are at most a fifth."""
+FEW_SHARE: Final = 0.01
+"""The same in a large log: this share of its rows, or of its users."""
+USERS_ROWS_SHARE: Final = 0.05
+"""Rows of a few users are ignored up to this share of the log."""
+GAP_FACTOR: Final = 3
+"""A jump is longer than this many times the longest pause before it."""
+
+
+def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = None) -> int:
+    """The newest stamp of a log after rows that lie far beyond all others are left out.
+
+    A row cannot be checked against a clock that nobody recorded, so the log is checked against its own pauses. A *jump*
+    is a pause of a day or more that is longer than ``GAP_FACTOR`` times every earlier pause (the oldest few rows left
+    out, which may have wrong clocks too). What follows a jump is ignored when it is few: at most 5 rows and a fifth of
+    the log, or 1 % of a large one; or the rows of as few users, up to 5 % of all rows. This repeats until nothing more
+    is ignored, so the end of what is kept is the same stamp.
+
+    A quantile was not chosen: it cuts the last day of every log, a sale day included, and a fixed distance fits neither a
+    log of one hour nor one of ten years. Rows that follow a jump and are not few are the log going on.
+
+    Args:
+        stamps: int64 microseconds, in any order.
+        users: The user of each row; without, rows alone are counted.
+
+    Returns:
+        int64 microseconds; 0 for an empty log, the maximum for one with fewer than 10 rows.
+    """
+    values = np.asarray(stamps, dtype=np.int64)
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    owners = None if users is None else users.rank("dense").to_numpy().astype(np.int64)[order]
+    size = len(ordered)
+    while size >= MIN_ROWS:
+        kept = _before_jump(ordered[:size], None if owners is None else owners[:size])
+        if kept == size:
+            break
+        size = kept
+    return int(ordered[size - 1]) if size else 0
+
+
+def end_of(events: pl.DataFrame, column: str = TIMESTAMP) -> int:
+    """`robust_end` of a frame of events by its column of stamps."""
+    return robust_end(events[column], events[USER_ID])
+
+
+def few(size: int) -> int:
+    """How many of so many rows, or users, do not support a stamp."""
+    return max(min(FEW, size // 5), int(size * FEW_SHARE))
+
+
+def _before_jump(ordered: NDArray[np.int64], owners: NDArray[np.int64] | None) -> int:
+    """How many of the ascending stamps lie before the first jump that too few rows follow; all where there is none."""
+    size = len(ordered)
+    skipped = few(size)
+    gaps = np.diff(ordered)  # (n-1,) the pause after each row
+    longest = np.zeros(size - 1, dtype=np.int64)  # (n-1,) the longest pause before it
+    longest[skipped + 1 :] = np.maximum.accumulate(gaps[skipped:])[:-1]
+    jumps = np.flatnonzero((gaps >= DAY) & (gaps / GAP_FACTOR > longest))
+    users = few(int(owners.max())) if owners is not None else 0
+    for jump in jumps[jumps >= size // 2].tolist():
+        rows = size - jump - 1
+        if rows <= skipped:
+            return int(jump) + 1
+        if owners is not None and rows <= USERS_ROWS_SHARE * size and len(np.unique(owners[jump + 1 :])) <= users:
+            return int(jump) + 1
+    return size
