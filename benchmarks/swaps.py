@@ -177,7 +177,7 @@ def judged(
     """What became of every request."""
     project = open_project(folder)
     store = open_decisions(project.config.stores.decisions, folder)
-    written = {row.request_id: row for row in store.rows()}
+    written = {row.client_request_id: row for row in store.rows()}
     lost = store.lost
     store.close()
     mixed = 0

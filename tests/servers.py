@@ -67,8 +67,8 @@ class Server:
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:
                 rows = store.rows()
-                if any(row.request_id == mark for row in rows):
-                    return [row for row in rows if not row.request_id.startswith("mark-")]
+                if any(row.client_request_id == mark for row in rows):
+                    return [row for row in rows if not (row.client_request_id or "").startswith("mark-")]
                 time.sleep(0.05)
         finally:
             store.close()

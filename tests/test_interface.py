@@ -304,7 +304,7 @@ def test_the_stores(service: str, shop: Path) -> None:
     assert columns(log, "retractions") == {"seq", "of_seq", "rule"}
     decision = keys_in(
         "request_id role user_id at as_of bundle generation variant placement k query items scores sources "
-        "propensities degraded session_id anonymous_id positives inputs micros"
+        "propensities degraded session_id anonymous_id client_request_id assigned positives inputs micros"
     )
     assert columns(shop / "store" / "decisions.db", "decisions") >= decision
     assert all(re.search(rf"\b{name}\b", listed["decisions"]) for name in decision)

@@ -150,7 +150,11 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One answered request, one row of decisions.db (interface, section 5)."""
+    """One answered request, one row of decisions.db (interface, section 5).
+
+    ``request_id`` is the service's own: one for each answer, never the client's. ``variant`` and ``bundle`` say what
+    answered; ``assigned`` says which arm the user was drawn into, so it differs where a candidate failed.
+    """
 
     request_id: str
     role: str  # answer | shadow | twin
@@ -170,6 +174,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     degraded: list[str] = []
     session_id: str | None = None
     anonymous_id: str | None = None
+    client_request_id: str | None = None  # the client's X-Request-Id; any number of answers may carry the same one
+    assigned: str = "live"  # live | candidate
     positives: int = 0
     inputs: dict[str, str] = {}
     micros: int = 0

@@ -69,6 +69,65 @@ def test_the_first_row_of_a_request_stays(decisions: Decisions) -> None:
     assert [row.k for row in decisions.rows()] == [1, 3, 4]
 
 
+def test_decisions_a_repeated_key_is_left_out_and_counted(decisions: Decisions, tmp_path: Path) -> None:
+    for _ in range(4):
+        decisions.put(decision("r"))
+    decisions.put(decision("s"))
+    decisions.flush()
+    assert (len(decisions.rows()), decisions.repeated, decisions.dropped) == (2, 3, 0)
+    kept = sqlite3.connect(tmp_path / "store" / "decisions.db")
+    assert kept.execute("SELECT settled, repeated FROM counts").fetchone() == (5, 3)
+    kept.close()
+
+
+def test_decisions_the_same_client_id_a_thousand_times_is_a_thousand_rows(decisions: Decisions) -> None:
+    for n in range(1_000):
+        decisions.put(decision(f"ours-{n}", client_request_id="page-view-7"))
+    decisions.flush()
+    rows = decisions.rows()
+    assert len({row.request_id for row in rows}) == 1_000
+    assert {row.client_request_id for row in rows} == {"page-view-7"}
+    assert (decisions.repeated, decisions.dropped) == (0, 0)
+
+
+SCHEMA_1 = """
+CREATE TABLE decisions (
+    n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL,
+    as_of INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL, variant TEXT NOT NULL,
+    placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL, scores TEXT NOT NULL,
+    sources TEXT NOT NULL, propensities TEXT, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
+    positives INTEGER NOT NULL, inputs TEXT NOT NULL, micros INTEGER NOT NULL, UNIQUE (request_id, role, bundle));
+CREATE INDEX decisions_at ON decisions (at);
+CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
+    lost INTEGER NOT NULL);
+INSERT INTO counts VALUES (1, 3, 0, 0);
+PRAGMA user_version = 1"""
+
+
+def test_decisions_of_schema_1_are_read_as_they_are_and_migrated_by_a_writer(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    old = sqlite3.connect(tmp_path / "store" / "decisions.db", isolation_level=None)
+    old.executescript(SCHEMA_1)
+    for request, role, variant in (("a", "answer", "live"), ("b", "answer", "candidate"), ("a", "shadow", "shadow")):
+        old.execute(
+            "INSERT INTO decisions VALUES (NULL, ?, ?, 'u', 1, 1, 'b', 1, ?, 'home', 1, '{}', '[]', '[]', '[]', NULL, "
+            "'[]', NULL, NULL, 0, '{}', 0)",
+            (request, role, variant),
+        )
+    old.close()
+    expected = [("a", "answer", "live"), ("b", "answer", "candidate"), ("a", "shadow", "live")]
+    reader = open_decisions(URL, tmp_path)
+    assert [(row.request_id, row.role, row.assigned) for row in reader.rows()] == expected
+    writer = open_decisions(URL, tmp_path, write=True)
+    writer.put(decision("c", client_request_id="theirs", assigned="candidate"))
+    writer.flush()
+    rows = writer.rows()
+    assert [(row.request_id, row.role, row.assigned) for row in rows] == [*expected, ("c", "answer", "candidate")]
+    assert [row.client_request_id for row in rows] == [None, None, None, "theirs"]
+    writer.close()
+    reader.close()
+
+
 def test_a_full_buffer_drops_and_counts(decisions: Decisions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "ROOM", 0)
     assert not decisions.put(decision("lost"))

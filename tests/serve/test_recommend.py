@@ -43,8 +43,8 @@ def buy(client: httpx.Client, user: str, *items: str, **more: Any) -> None:
     assert post(client, "/v1/events", rows)["accepted"] == len(items)
 
 
-def logged(server: Server, request_id: str) -> list[Decision]:
-    return [row for row in server.decided() if row.request_id == request_id]
+def logged(server: Server, client_request_id: str) -> list[Decision]:
+    return [row for row in server.decided() if row.client_request_id == client_request_id]
 
 
 def test_the_reply(client: httpx.Client, server: Server) -> None:
@@ -181,9 +181,12 @@ def test_a_new_item_is_shown_and_a_hidden_one_is_not(client: httpx.Client, user:
     assert ids(ask(client, user, n=1)) == [first]
 
 
-def test_the_request_id_is_taken_or_made(client: httpx.Client) -> None:
+def test_the_request_id_is_the_services_own_and_the_header_is_echoed(client: httpx.Client) -> None:
     answer = client.get("/v1/recommend/u14", headers={"X-Request-Id": "mine-1"})
-    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "mine-1"
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert len(answer.json()["request_id"]) == 32
+    plain = client.get("/v1/recommend/u14")
+    assert plain.json()["request_id"] == plain.headers["x-request-id"]
     made = {ask(client)["request_id"] for _ in range(3)}
     assert len(made) == 3
     long = client.get("/v1/recommend/u14", headers={"X-Request-Id": "x" * 201})
@@ -213,15 +216,20 @@ def test_the_decision_is_written_behind_the_answer(client: httpx.Client, server:
     assert before <= row.at <= time.time_ns() // 1_000
 
 
-def test_a_request_id_sent_again_is_answered_and_the_first_row_stays(
+def test_decisions_three_lists_under_one_client_id_are_three_rows(
     client: httpx.Client, server: Server, user: str
 ) -> None:
-    header = {"X-Request-Id": f"twice-{user}"}
-    first = client.get(f"/v1/recommend/{user}", headers=header, params={"n": 2}).json()
-    second = client.get(f"/v1/recommend/{user}", headers=header, params={"n": 4}).json()
-    assert len(ids(second)) == 4
-    (row,) = logged(server, f"twice-{user}")
-    assert row.items == ids(first)
+    header = {"X-Request-Id": f"page-{user}"}
+    answers = [
+        client.get(f"/v1/recommend/{user}", headers=header, params={"n": 2}).json(),
+        client.get(f"/v1/recommend/{user}", headers=header, params={"n": 4}).json(),
+        client.get("/v1/recommend/u14", headers=header).json(),
+    ]
+    rows = logged(server, f"page-{user}")
+    assert [row.request_id for row in rows] == [answer["request_id"] for answer in answers]
+    assert [row.items for row in rows] == [ids(answer) for answer in answers]
+    assert [row.user_id for row in rows] == [user, user, "u14"]
+    assert {row.assigned for row in rows} == {"live"}
 
 
 def test_a_replayed_request_carries_its_own_time(client: httpx.Client, server: Server, user: str) -> None:

@@ -307,13 +307,13 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
             assert (await client.post("/v1/events", json=row)).status_code == 200
             item = {"item_id": f"new{n}", "attributes": {"category": "tea"}}
             assert (await client.post("/v1/items", json=item)).status_code == 200
-        again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: answered
+        again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: a row of its own
         assert again.status_code == 200
 
     within(work, "release.shadow=0.5")
     rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
     answers = {row.request_id: row for row in rows if row.role == "answer"}
-    assert len(answers) == 40
+    assert len(answers) == 41
     assert {row.bundle for row in answers.values()} == {live}
     shadows = [row for row in rows if row.role == "shadow"]
     twins = [row for row in rows if row.role == "twin"]
@@ -329,7 +329,7 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
             assert (row.items, row.scores, row.inputs) == (answer.items, answer.scores, answer.inputs)
     assert any(row.items != answers[row.request_id].items for row in shadows)
     found = verify(shop)
-    assert found["checked"] == len(rows) == 40 + 3 * len(expected)
+    assert found["checked"] == len(rows) == 41 + 3 * len(expected)
     assert (found["unexplained"], found["late"]) == (0, 0)
 
 
@@ -378,6 +378,11 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
             assert (answer["variant"], len(answer["items"])) == ("live", 10)
 
     within(work)
+    rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    assert {(row.variant, row.bundle == candidate) for row in rows} == {("live", False)}
+    drawn = {row.user_id for row in rows if row.assigned == "candidate"}
+    assert drawn == {f"u{n:02}" for n in range(20) if arms.in_experiment(candidate, f"u{n:02}", 0.5)}
+    assert 0 < len(drawn) < 20
 
 
 def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., Any]) -> None:

@@ -45,7 +45,8 @@ def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
                 for number in range(users):
                     asked = await client.get(f"/v1/recommend/u{number + 1:02}", params={"placement": placement})
                     assert asked.status_code == 200
-            await client.get("/v1/recommend/nobody", headers={"X-Request-Id": "named"})
+            answer = await client.get("/v1/recommend/nobody", headers={"X-Request-Id": "theirs"})
+            named = answer.json()["request_id"]
             rows = [
                 {
                     "user_id": "u01",
@@ -54,7 +55,7 @@ def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
                     "request_id": request,
                     "event_id": str(n),
                 }
-                for n, request in enumerate(["named", "named", "of nobody", None])
+                for n, request in enumerate([named, named, "theirs", None])
             ]
             assert (await client.post("/v1/events", json=rows)).json()["accepted"] == 4
             assert service.decisions.flush()

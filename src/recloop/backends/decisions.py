@@ -1,8 +1,9 @@
 """What was answered: a buffer behind the answers, written by one thread, every row that is lost counted.
 
 A request never waits for the disk: a row joins the buffer, the writer thread commits every 200 ms or 1,000 rows
-(``synchronous=NORMAL``). A full buffer drops the row and counts it. A counter in a memory-mapped file beside the store
-outlives a killed process, so the next one knows how many rows its end took.
+(``synchronous=NORMAL``). A full buffer drops the row and counts it; a row whose key is there already is left out and
+counted. A counter in a memory-mapped file beside the store outlives a killed process, so the next one knows how many
+rows its end took.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 from recloop.backends.sqlite import Readers, open_writer, transaction
 from recloop.records import Decision
 
-SCHEMA = 1
+SCHEMA = 2
 EVERY_SECONDS = 0.2
 BATCH = 1_000
 ROOM = 50_000  # rows that wait at most
@@ -31,11 +32,24 @@ CREATE TABLE decisions (
     as_of INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL, variant TEXT NOT NULL,
     placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL, scores TEXT NOT NULL,
     sources TEXT NOT NULL, propensities TEXT, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
-    positives INTEGER NOT NULL, inputs TEXT NOT NULL, micros INTEGER NOT NULL, UNIQUE (request_id, role, bundle));
+    positives INTEGER NOT NULL, inputs TEXT NOT NULL, micros INTEGER NOT NULL, client_request_id TEXT,
+    assigned TEXT NOT NULL DEFAULT 'live', UNIQUE (request_id, role, bundle));
 CREATE INDEX decisions_at ON decisions (at);
 CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
-    lost INTEGER NOT NULL);
-INSERT INTO counts VALUES (1, 0, 0, 0)"""
+    lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
+INSERT INTO counts VALUES (1, 0, 0, 0, 0)"""
+MIGRATIONS = {
+    1: """
+ALTER TABLE decisions ADD COLUMN client_request_id TEXT;
+ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
+UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
+ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0"""
+}
+"""Of schema 1 the arm drawn is not known where the candidate failed: such a row stays with the arm that answered."""
+AS_OF_SCHEMA_1 = {
+    "client_request_id": "NULL",
+    "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
+}
 
 COLUMNS = Decision.__struct_fields__
 JSON_COLUMNS = {"query", "items", "scores", "sources", "propensities", "degraded", "inputs"}
@@ -48,23 +62,25 @@ class Decisions:
     Attributes:
         dropped: Rows that found the buffer full since this process opened the store.
         lost: Rows that ends of earlier processes took with them, all told.
+        repeated: Rows that were left out since this process opened the store, because their key was there already.
         failing: The last commit failed; its rows wait for the next one.
     """
 
     def __init__(self, file: Path, write: bool) -> None:
         self.file = file
-        self.dropped = self.lost = 0
+        self.dropped = self.lost = self.repeated = 0
         self.failing = False
         self._buffer: list[Decision] = []
         self._wake = threading.Condition()
         self._urgent = self._closing = False
         self._thread: threading.Thread | None = None
         if write:
-            writer = open_writer(file, SCHEMA, SCRIPT, ("journal_mode = WAL", "synchronous = NORMAL"))
+            writer = open_writer(file, SCHEMA, SCRIPT, ("journal_mode = WAL", "synchronous = NORMAL"), MIGRATIONS)
             self._taken = _Counter(file.with_suffix(".taken"))
             self._take_stock(writer)
             self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
         self._readers = Readers(file, SCHEMA, SCRIPT)
+        self._columns = _readable(self._readers.get())
         if self._thread is not None:
             self._thread.start()
         else:
@@ -73,7 +89,7 @@ class Decisions:
     def put(self, decision: Decision) -> bool:
         """Take a row without waiting; False: the buffer is full and the row was dropped and counted.
 
-        A row whose (request_id, role, bundle) is there already is left out when it is written: the first one stays.
+        A row whose (request_id, role, bundle) is there already is left out when it is written, and counted as ``repeated``.
         """
         with self._wake:
             self._taken.add(1)
@@ -114,7 +130,7 @@ class Decisions:
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
         limit = "" if last is None else f"LIMIT {int(last)}"
         found = self._readers.get().execute(
-            f"SELECT {', '.join(COLUMNS)} FROM decisions {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests]
+            f"SELECT {self._columns} FROM decisions {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests]
         )
         return [_decision(row) for row in found][::-1]
 
@@ -122,7 +138,7 @@ class Decisions:
         """The answers to these requests, those that are kept."""
         for start in range(0, len(request_ids), BATCH):
             part = request_ids[start : start + BATCH]
-            asked = f"""SELECT {", ".join(COLUMNS)} FROM decisions WHERE role = 'answer'
+            asked = f"""SELECT {self._columns} FROM decisions WHERE role = 'answer'
                 AND request_id IN ({", ".join("?" * len(part))}) ORDER BY n"""
             for row in self._readers.get().execute(asked, part):
                 yield _decision(row)
@@ -175,11 +191,13 @@ class Decisions:
             try:
                 if batch or dropped > counted:
                     with transaction(writer):
-                        writer.executemany(INSERT, [_row(decision) for decision in batch])
+                        written = writer.executemany(INSERT, [_row(decision) for decision in batch]).rowcount
+                        repeated = len(batch) - max(0, written)
                         writer.execute(
-                            "UPDATE counts SET settled = settled + ?, dropped = dropped + ?",
-                            (len(batch) + dropped - counted, dropped - counted),
+                            "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
+                            (len(batch) + dropped - counted, dropped - counted, repeated),
                         )
+                    self.repeated += repeated
                 counted, self.failing = dropped, False
             except sqlite3.Error:
                 self.failing = True
@@ -228,6 +246,14 @@ def _row(decision: Decision) -> tuple[Any, ...]:
             value = msgspec.json.encode(value).decode()
         values.append(value)
     return tuple(values)
+
+
+def _readable(connection: sqlite3.Connection) -> str:
+    """The columns of a decision as this file can give them; one of schema 1 is read before its server migrates it."""
+    old = int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1
+    return ", ".join(
+        f"{AS_OF_SCHEMA_1[name]} AS {name}" if old and name in AS_OF_SCHEMA_1 else name for name in COLUMNS
+    )
 
 
 def _decision(row: Sequence[Any]) -> Decision:

@@ -53,7 +53,11 @@ class Asked:
         try:
             query = self._service.recommender.asked(query)
             made, decision = self._service.recommend(
-                query, started=started, session_id=given.get("session_id"), anonymous_id=given.get("anonymous_id")
+                query,
+                started=started,
+                session_id=given.get("session_id"),
+                anonymous_id=given.get("anonymous_id"),
+                client_request_id=request.state.client_request_id,
             )
         except UserError as error:
             raise unprocessable(error.name, str(error.value), error.expected) from None

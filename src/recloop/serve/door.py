@@ -22,7 +22,9 @@ NAME = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class Door:
-    """ASGI middleware: ``X-Request-Id`` taken (1 to 200 visible ASCII characters) or made, errors in one shape, ``Connection: close`` while draining.
+    """ASGI middleware: a fresh id for each request, errors in one shape, ``Connection: close`` while draining.
+
+    The client's ``X-Request-Id`` (1 to 200 visible ASCII characters) is echoed and kept beside the id, never used as it.
 
     No id of a user is ever logged: an unexpected error leaves its type and where it happened, not its message.
     """
@@ -35,8 +37,9 @@ class Door:
             await self._app(scope, receive, send)
             return
         told = Headers(scope=scope).get("x-request-id")
-        request_id = told if told is not None and NAME.fullmatch(told) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_id = uuid.uuid4().hex
+        client_request_id = told if told is not None and NAME.fullmatch(told) else None
+        scope.setdefault("state", {}).update(request_id=request_id, client_request_id=client_request_id)
         state: State = scope["app"].state
         begun = False
 
@@ -45,7 +48,7 @@ class Door:
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers["x-request-id"] = client_request_id or request_id
                 if state.draining:
                     headers["connection"] = "close"
             await send(message)

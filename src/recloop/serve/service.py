@@ -132,19 +132,26 @@ class Service:
         return sorted(missing)
 
     def recommend(
-        self, query: Query, *, started: float, session_id: str | None = None, anonymous_id: str | None = None
+        self,
+        query: Query,
+        *,
+        started: float,
+        session_id: str | None = None,
+        anonymous_id: str | None = None,
+        client_request_id: str | None = None,
     ) -> tuple[Answer, Decision]:
         """Answer a query from the newest state, and put the decision down behind the answer.
 
         Args:
             query: With its ``now``, ``k`` (0: the placement's) and request_id.
             started: When the request came, by `time.perf_counter`.
+            client_request_id: What the client called the request; kept beside the id, never in its stead.
 
         Raises:
             UserError: no such placement, or a filter that does not parse.
         """
         fleet, share = self.fleet, self.project.config.release
-        arm = self._arm(query.user_id)
+        assigned = arm = self._arm(query.user_id)
         self.recommender.placement(query.placement)
         if query.filter:
             self.catalogue.check(query.filter, "filter")
@@ -184,6 +191,8 @@ class Service:
             degraded=sorted(degraded),
             session_id=session_id,
             anonymous_id=anonymous_id,
+            client_request_id=client_request_id,
+            assigned=assigned.variant,
             positives=answer.positives,
             inputs=answer.inputs,
             micros=round((time.perf_counter() - started) * 1e6),
@@ -263,6 +272,7 @@ class Service:
             "degraded": len(self.degraded),
             "decisions_dropped_total": self.decisions.dropped,
             "decisions_lost_total": self.decisions.lost,
+            "decisions_repeated_total": self.decisions.repeated,
         }
         return exposition(self._seen(), process)
 
