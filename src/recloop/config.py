@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -22,7 +22,7 @@ HEAVIEST = 1000  # of the weights of [events]
 class Section(pydantic.BaseModel):
     """A table of the file: frozen, and unknown keys are refused."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Columns(Section):
@@ -120,7 +120,7 @@ class Model(pydantic.BaseModel):
 
 
 class Counts(Section):
-    half_life: Literal["auto", "none"] | float = "auto"  # days
+    half_life: Literal["auto", "none"] | Annotated[float, pydantic.Field(gt=0)] = "auto"  # days
 
 
 class Train(Section):
@@ -132,7 +132,13 @@ class Train(Section):
     patience: int = pydantic.Field(3, ge=1)
     refit: bool = False
     budget: str = "10m"
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0)
+
+    @pydantic.field_validator("budget")
+    @classmethod
+    def _readable(cls, budget: str) -> str:
+        seconds("train.budget", budget)
+        return budget
 
     @property
     def budget_seconds(self) -> float:
@@ -147,7 +153,7 @@ class Placement(Section):
 
 
 class Evaluate(Section):
-    k: tuple[int, ...] = (10,)
+    k: tuple[Annotated[int, pydantic.Field(ge=1, le=1000)], ...] = pydantic.Field((10,), min_length=1)
     baselines: tuple[Literal["popular", "bought_before", "covisitation"], ...] = (
         "popular",
         "bought_before",
@@ -170,11 +176,11 @@ class Stores(Section):
 
 
 class Gates(Section):
-    margin: float = 0.03
-    slice_drop: float = 0.1
-    parity: int = 0
-    latency: float = 1.2
-    cold_coverage_drop: float = 0.05
+    margin: float = pydantic.Field(0.03, ge=0)
+    slice_drop: float = pydantic.Field(0.1, ge=0)
+    parity: int = pydantic.Field(0, ge=0)
+    latency: float = pydantic.Field(1.2, gt=0)
+    cold_coverage_drop: float = pydantic.Field(0.05, ge=0)
 
 
 class Release(Section):

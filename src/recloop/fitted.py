@@ -142,7 +142,11 @@ class Recommendations:
             filter_viewed: Leave out what a user had before; None: the project's ``split.filter_seen``.
             items_to_recommend: Show nothing else.
             now: int64 microseconds UTC; None: just after the newest event.
+
+        Raises:
+            UserError: ``k`` outside 1 to 1000.
         """
+        _check_k(k)
         users = [str(user) for user in users]
         events = self._rows.events
         newest = int(events[SEQ].max() or 0)  # type: ignore[arg-type]
@@ -174,8 +178,9 @@ class Recommendations:
         """Items like each item, as ``GET /v1/items/{id}/similar`` lists them: item_id, similar_id, score, rank, source.
 
         Raises:
-            UserError: an item that the bundle's table and the catalogue do not know.
+            UserError: an item that the bundle's table and the catalogue do not know, or ``k`` outside 1 to 1000.
         """
+        _check_k(k)
         ids = [str(item) for item in items]
         for item in ids:
             if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
@@ -254,6 +259,11 @@ class Recommendations:
         if self._native == "pandas":
             return frame.to_pandas()
         return frame.to_arrow() if self._native == "pyarrow" else frame
+
+
+def _check_k(k: int) -> None:
+    if not 1 <= k <= 1000:
+        raise UserError("k", k, "a whole number from 1 to 1000", "rec.recommend(users, k=10)")
 
 
 def _learned(config: Config, rows: Rows, model: str) -> Bundle:

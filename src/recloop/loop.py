@@ -23,6 +23,7 @@ from recloop.later import run as runs
 from recloop.later.run import Updated
 from recloop.learn.arrays import train_data
 from recloop.learn.table import Table
+from recloop.models.base import check_model
 from recloop.standing import live_bundle, logged, new_rows
 from recloop.voice import Silent, Voice, tell_bundle, tell_collected, tell_features
 
@@ -54,6 +55,7 @@ def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> 
         Locked: another turn runs in this folder.
         UserError: the log, the configuration or the model's extra does not allow it.
     """
+    check_model(project.config.model.name)
     with locks.turn_lock(project.root, verb):
         begin = time.monotonic()
         prepared = collect(project, voice)
@@ -73,6 +75,7 @@ def update(project: Project, voice: Voice | None = None, full: bool = False, res
         Locked: another turn runs in this folder.
         UserError: nothing is live yet, the configuration does not allow it, or the disk has no room.
     """
+    check_model(project.config.model.name)
     with locks.turn_lock(project.root, "update"), runs.room(project):
         clock = time.monotonic()
         run = runs.begin(project, full, reset, voice or Silent())
@@ -106,6 +109,7 @@ def train(project: Project, voice: Voice | None = None, model: str | None = None
         model: A shelf name or dotted path in place of ``[model]`` (its extra must then be there).
     """
     voice = voice or Silent()
+    check_model(model or project.config.model.name)
     started, begin = datetime.now(UTC), time.monotonic()
     data = load(project)
     run = parts.open_run(project, started)

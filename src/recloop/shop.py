@@ -40,8 +40,8 @@ class Shop:
         """The table of these bundles, of the live one without an id."""
         return turn.evaluate_bundles(self.project, list(bundle_ids), voice.Silent())
 
-    def recommend(self, user_id: str, k: int = 0, placement: str = "home") -> dict[str, Any]:
-        """The service's answer without the service."""
+    def recommend(self, user_id: str, k: int | None = None, placement: str = "home") -> dict[str, Any]:
+        """The service's answer without the service; ``k`` None: the placement's own."""
         return offline.recommend(self.project, user_id, k, placement)
 
     def status(self) -> dict[str, Any]:

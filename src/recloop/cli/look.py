@@ -52,7 +52,7 @@ def evaluate(
 
 def recommend(
     user: str,
-    k: Annotated[int, typer.Option("-k", help="how many (default: the placement's)")] = 0,
+    k: Annotated[int | None, typer.Option("-k", min=1, max=1000, help="how many (default: the placement's)")] = None,
     placement: Annotated[str, typer.Option(help="where on the page")] = "home",
     bundle: Annotated[str, typer.Option(help="another bundle than the live one")] = "",
     item: Annotated[str, typer.Option(help="what a list about an item is about (placement similar)")] = "",

@@ -7,9 +7,13 @@ onnxruntime only, so a stranger's package is needed to train and never to serve.
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,6 +37,10 @@ SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "
 """The source that a counting model feeds; every network feeds ``model``."""
 CLOSED = frozenset({*SOURCE_OF, "mf"})
 """Models of the shelf in closed form: ``fit`` without torch."""
+
+
+TRAINING = ("torch", "lightning")
+"""Packages of the extra ``train`` that a network's module imports."""
 
 
 class ModelConfig(pydantic.BaseModel):
@@ -147,16 +155,76 @@ def model_class(name: str) -> Any:
     """
     path = SHELF.get(name, name)
     module, sep, attribute = path.partition(":")
-    if not sep:
-        raise UserError("model.name", name, f"one of {', '.join(SHELF)} or package.module:Class", 'name = "sasrec"')
+    if not sep or not module or not attribute:
+        raise _no_such_model(name, list(SHELF))
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if error.name in ("torch", "lightning"):
+        if error.name in TRAINING:
             raise UserError("model.name", name, "the extra train (torch)", 'pip install "recloop[train]"') from None
         raise UserError("model.name", name, f"an importable module {module}", "pip install its package") from None
     except AttributeError:
-        raise UserError("model.name", name, f"a class {attribute} in {module}", "mend model.name") from None
+        names = vars(importlib.import_module(module))
+        raise _no_such_model(name, [one for one in names if isinstance(names[one], type)], module) from None
+
+
+def check_model(name: str) -> None:
+    """Refuse a ``model.name`` that does not name a model, with or without torch, before any work begins.
+
+    A class whose module cannot be imported without torch is looked up in the module's source text instead.
+
+    Raises:
+        UserError: an unknown name (with the nearest known ones), or a class that does not keep the model contract.
+    """
+    if name in SHELF:
+        return
+    try:
+        found = model_class(name)
+    except UserError:
+        module, _, attribute = name.partition(":")
+        names = _top_level_names(module) if attribute else None
+        if names is None:
+            raise
+        if attribute not in names:
+            raise _no_such_model(name, names, module) from None
+        return
+    config = getattr(found, "Config", None)
+    if not (isinstance(found, type) and isinstance(config, type) and issubclass(config, pydantic.BaseModel)):
+        expected = (
+            "a model: a class with a Config (pydantic) and `fit`, or a torch module (docs/interface.md, section 8)"
+        )
+        raise UserError("model.name", name, expected, 'name = "sasrec"')
+
+
+def _no_such_model(name: str, known: list[str], module: str = "") -> UserError:
+    wanted = name.rpartition(":")[2] if module else name
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+    paths = [f"{module}:{one}" if module else one for one in near]
+    nearest = f"; nearest: {', '.join(paths)}" if near else ""
+    expected = f"a class in {module}" if module else f"one of {', '.join(SHELF)} or package.module:Class"
+    return UserError("model.name", name, expected + nearest, f'name = "{paths[0] if paths else "sasrec"}"')
+
+
+def _top_level_names(module: str) -> list[str] | None:
+    """Names that a module's source defines or imports; None: torch is installed, or there is no such source."""
+    try:
+        if all(importlib.util.find_spec(package) is not None for package in TRAINING):
+            return None
+    except ModuleNotFoundError:
+        pass  # an import hook that refuses torch
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    names: list[str] = []
+    for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names += [alias.asname or alias.name for alias in node.names]
+    return names
 
 
 def is_counting(name: str) -> bool:

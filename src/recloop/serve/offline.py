@@ -29,18 +29,18 @@ OWN = ("item_id", "score", "source", "reason")
 
 
 def recommend(
-    project: Project, user_id: str, k: int = 0, placement: str = "home", bundle: str = "", item: str = ""
+    project: Project, user_id: str, k: int | None = None, placement: str = "home", bundle: str = "", item: str = ""
 ) -> dict[str, Any]:
     """The reply of ``GET /v1/recommend/{user_id}`` with the properties that name an item.
 
     Args:
-        k: 0: the placement's own.
+        k: From 1 to 1000; None: the placement's own.
         bundle: A registered bundle in place of the live one.
 
     Raises:
         UserError: no such bundle or placement, nothing live yet, k out of range. BundleError: it may not be served.
     """
-    if not 0 <= k <= 1000:
+    if k is not None and not 1 <= k <= 1000:
         raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
     if not user_id:
         raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
@@ -63,7 +63,7 @@ def recommend(
     query = Query(
         user_id=user_id,
         now=system_clock(),
-        k=k,
+        k=k or 0,
         placement=placement,
         properties=naming(project.config.data.columns.name),
         request_id=uuid.uuid4().hex,

@@ -1,0 +1,124 @@
+"""Arguments and settings out of bounds: exit 2 before any work, whether or not torch is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import recloop
+from recloop.cli import run
+from recloop.config import Project
+from recloop.errors import UserError
+from recloop.models.base import SHELF, check_model
+from recloop.settings import build
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """One command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        code = run([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "1001", "ten"])
+def test_recommend_k_out_of_bounds_exits_2(shop: Project, cli: Cli, k: str) -> None:
+    code, out, err = cli("-C", shop.root, "recommend", "u05", "-k", k)
+    assert (code, out) == (2, ""), err
+    assert "-k" in err.splitlines()[-1]
+
+
+def test_python_k_out_of_bounds_is_refused(shop: Project) -> None:
+    with pytest.raises(UserError, match="from 1 to 1000"):
+        recloop.open(shop.root).recommend("u05", k=0)
+    rows = pl.DataFrame({"user_id": ["a", "b"] * 20, "item_id": ["x", "y"] * 20, "timestamp": range(10**9, 10**9 + 40)})
+    fitted = recloop.fit(rows, model="popular", config={"clean": {"burst": "off"}})
+    for call in (lambda: fitted.recommend(["a"], k=0), lambda: fitted.similar_items(["x"], k=-1)):
+        with pytest.raises(UserError, match="from 1 to 1000"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "evaluate.k=[0]", "evaluate.k=[]", "counts.half_life=0", "counts.half_life=-30", "counts.half_life=inf",
+        "train.lr=inf", "train.seed=-1", 'train.budget="soon"', "clean.burst={events = 10, seconds = inf}",
+        "release.gates.margin=-1", "release.gates.latency=0", "release.gates.slice_drop=nan",
+    ],
+)  # fmt: skip
+def test_setting_out_of_bounds_is_refused(setting: str) -> None:
+    with pytest.raises(UserError) as refused:
+        build({}, [setting], environment={})
+    assert setting.partition("=")[0].partition(".")[0] in refused.value.name
+
+
+BAD_MODELS = [
+    ("sasrek", "nearest: sasrec"),
+    ("", "one of popular"),
+    ("recloop.models.covisitation:CoVisit", "nearest: recloop.models.covisitation:CoVisitation"),
+    ("recloop.models.sasrec:SASREC", "nearest: recloop.models.sasrec:SASRec"),
+    ("no.such.module:Model", "an importable module no.such.module"),
+    ("recloop.records:Event", "a class with a Config"),
+    ("os.path:join", "a class with a Config"),
+    ("recloop.models.sasrec:", "one of popular"),
+]
+WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "lightning", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+
+sys.meta_path.insert(0, Refuse())
+from recloop.errors import UserError
+from recloop.models.base import check_model
+for name in sys.argv[1:]:
+    try:
+        check_model(name)
+        print("a model")
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("name", "said"), BAD_MODELS)
+def test_check_model_not_a_model_is_refused(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=r"^model\.name=") as refused:
+        check_model(name)
+    assert said in str(refused.value)
+
+
+def test_check_model_without_torch_refuses_the_same_names() -> None:
+    good = [*SHELF, "recloop.models.sasrec:SASRec", "recloop.models.covisitation:CoVisitation"]
+    names = [*good, *(name for name, _ in BAD_MODELS)]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *names], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[: len(good)] == ["a model"] * len(good)
+    for line, (name, said) in zip(lines[len(good) :], BAD_MODELS, strict=True):
+        assert line.startswith(f"model.name={name}: expected"), line
+        assert said in line
+
+
+@pytest.mark.parametrize("verb", ["update", "train"])
+def test_model_name_misspelt_exits_2_before_any_work(world_folder: Path, cli: Cli, verb: str) -> None:
+    code, out, err = cli("-C", world_folder, verb, "--set", "model.name=sasrek")
+    assert (code, out) == (2, ""), err
+    assert "nearest: sasrec" in err.splitlines()[-1]
+    assert sorted(path.name for path in world_folder.iterdir() if path.is_dir()) in ([], ["store"])
+
+
+def test_model_name_misspelt_beside_a_live_bundle_exits_2(shop: Project, cli: Cli) -> None:
+    code, out, err = cli("-C", shop.root, "update", "--set", "model.name=sasrek")
+    assert (code, out) == (2, ""), err
+    assert "model.name=sasrek" in err.splitlines()[-1]
