@@ -5,10 +5,12 @@ from __future__ import annotations
 import polars as pl
 
 from recloop.collect.append import leading, taken_back
-from recloop.config import Clean
+from recloop.config import Clean, Events
+from recloop.features.signal import Signal
 from recloop.records import EVENT_SCHEMA, RULE, SECOND
 
 START = 1_000 * SECOND
+SIGNAL = Signal(Events(weights={"purchase": 5}), Clean())
 
 
 def frame(rows: list[tuple[int, str, int, str, str | None]]) -> pl.DataFrame:
@@ -38,23 +40,23 @@ def test_what_led_to_a_burst_lies_within_its_seconds_and_is_its_users_alone() ->
             (7, "bob", 1_100_000, "click", "keep"),
         ]
     )
-    assert leading(believed(rows), rows, Clean()) == [2]
+    assert leading(believed(rows), rows, Clean(), SIGNAL) == [2]
     edge = rows.with_columns(
         pl.when(pl.col("seq") == 2).then(START + 100_000).otherwise("timestamp").alias("timestamp")
     )
-    assert leading(believed(edge), edge, Clean()) == [], "the window is open at its start, as on arrival"
-    assert leading(believed(rows), rows, Clean(burst="off")) == []
-    assert leading(believed(rows), rows.filter(pl.col("seq") > 5), Clean()) == []
+    assert leading(believed(edge), edge, Clean(), SIGNAL) == [], "the window is open at its start, as on arrival"
+    assert leading(believed(rows), rows, Clean(burst="off"), SIGNAL) == []
+    assert leading(believed(rows), rows.filter(pl.col("seq") > 5), Clean(), SIGNAL) == []
 
 
 def test_a_row_archived_before_may_be_of_a_burst_that_is_new() -> None:
     rows = frame([(1, "ann", 0, "click", None), (2, "ann", 10, "click", "burst")])
-    assert leading(believed(rows), rows.filter(pl.col("seq") == 2), Clean()) == [1]
+    assert leading(believed(rows), rows.filter(pl.col("seq") == 2), Clean(), SIGNAL) == [1]
 
 
 def test_a_repeat_is_taken_by_the_first_rule_that_names_it() -> None:
     rows = frame([(1, "ann", 0, "click", None), (2, "ann", 0, "click", None), (3, "ann", 5, "click", "burst")])
     rows = rows.with_columns(item_id=pl.lit("i"))
-    assert taken_back(believed(rows), rows, Clean()) == {1: "burst", 2: "burst"}
-    assert taken_back(believed(rows), rows.head(2), Clean()) == {2: "duplicates"}
-    assert taken_back(believed(rows), rows.head(2), Clean(duplicates="off")) == {}
+    assert taken_back(believed(rows), rows, Clean(), SIGNAL) == {1: "burst", 2: "burst"}
+    assert taken_back(believed(rows), rows.head(2), Clean(), SIGNAL) == {2: "duplicates"}
+    assert taken_back(believed(rows), rows.head(2), Clean(duplicates="off"), SIGNAL) == {}

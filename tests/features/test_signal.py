@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import polars as pl
@@ -100,17 +101,40 @@ def test_the_tenth_click_of_a_second_goes_and_the_nine_before_it_stay() -> None:
     assert Signal(Events(), Clean()).believe(rows).to_list() == [None] * 9 + ["burst"] * 3
 
 
-def test_a_click_a_whole_second_before_lies_outside() -> None:
-    rows = frame([{"timestamp": 0}, *({"timestamp": SECOND} for _ in range(9))])
+def test_bursts_a_whole_second_before_lies_outside() -> None:
+    rows = frame([{"timestamp": 0}, *({"timestamp": SECOND + n} for n in range(9))])
     assert Signal(Events(), Clean()).believe(rows).null_count() == 10
 
 
-def test_a_basket_counts_once_and_a_checkout_never() -> None:
-    basket = [{"group_id": "b", "timestamp": 0} for _ in range(30)]
-    checkout = [{"event_type": "purchase", "timestamp": 0} for _ in range(30)]
-    clicks = [{"timestamp": SECOND // 2} for _ in range(9)]
-    taken = Signal(Events(), Clean()).believe(frame([*basket, *checkout, *clicks]))
-    assert taken.to_list() == [None] * 68 + ["burst"]  # the basket and nine clicks are ten
+@pytest.mark.parametrize("kind", ["interaction", "transaction", "buy", "click"])
+def test_bursts_rows_of_one_stamp_are_one_act(kind: str) -> None:
+    order = frame([{"timestamp": 0, "event_type": kind, "item_id": f"i{n}"} for n in range(14)])
+    signal = Signal(Events(), Clean())
+    assert signal.believe(order).null_count() == 14
+    assert [signal.believe(order[n : n + 1], order[:n])[0] for n in range(14)] == [None] * 14, "on arrival too"
+    acts = frame([{"timestamp": n * SECOND // 20, "item_id": f"i{row}"} for n in range(12) for row in range(3)])
+    assert signal.believe(acts).to_list() == [None] * 27 + ["burst"] * 9, "the tenth act goes with all its rows"
+
+
+def test_bursts_a_strong_type_neither_counts_nor_is_taken() -> None:
+    rows = frame([{"timestamp": n * SECOND // 40, "event_type": ("sale", "click")[n % 2]} for n in range(30)])
+    named = Signal(Events(weights={"sale": 5.0, "click": 1.0}), Clean()).believe(rows).to_list()
+    assert named == ["burst" if n % 2 and n >= 19 else None for n in range(30)]
+    assert Signal(Events(), Clean()).believe(rows).to_list() == [None] * 9 + ["burst"] * 21, "no name is special"
+
+
+def test_bursts_a_basket_counts_once() -> None:
+    basket = [{"group_id": "b", "timestamp": n} for n in range(30)]
+    clicks = [{"timestamp": SECOND // 2 + n} for n in range(9)]
+    taken = Signal(Events(), Clean()).believe(frame([*basket, *clicks]))
+    assert taken.to_list() == [None] * 38 + ["burst"], "the basket and nine clicks are ten"
+
+
+def test_bursts_of_many_rows_of_one_user_take_linear_time() -> None:
+    rows = frame([{"timestamp": n * 7} for n in range(20_000)])
+    begun = time.perf_counter()
+    assert bursts(rows, Burst()).sum() == 20_000 - 9
+    assert time.perf_counter() - begun < 5, "20,000 rows within a second: quadratic work took minutes"
 
 
 def test_a_late_row_is_judged_by_what_was_learned_before_it() -> None:

@@ -44,6 +44,17 @@ def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue
     assert set(by_age.sources) == {"history"}
 
 
+def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, catalogue: Catalogue) -> None:
+    bundle = make_bundle({"history": 1.0}, half_life=30.0)
+    moments = ((700, ["eggs"]), (460, ["dates"]), (400, ["apple"]), (10, ["bread"]))
+    then = ask(bundle, catalogue, shopper(*moments), k=4).items
+    now = ask(bundle, catalogue, shopper(*((days + 15 * 365, items) for days, items in moments)), k=4)
+    assert now.items == then == ["bread", "apple", "dates", "eggs"]
+    assert now.sources == ["history"] * 4
+    apart = ask(bundle, catalogue, shopper((1, ["bread"]), (40 * 365, ["apple"]), (41 * 365, ["eggs"])), k=3)
+    assert apart.items == ["bread", "apple", "eggs"], "weights of one user that lie 500 half-lives apart"
+
+
 def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalogue: Catalogue) -> None:
     state = shopper((1, ["apple"]), (2, ["bread"]), (3, ["dates"]))
     # apple: bread .5, cheese .25; bread at half weight: cheese .25; dates lies beyond the two newest moments.

@@ -6,6 +6,7 @@ import itertools
 import json
 import socket
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def in_log(server: Any, user: str) -> list[dict[str, Any]]:
     rows = log.events(user).to_dicts()
     log.close()
     return rows
+
+
+def test_events_order_lines_of_one_stamp_all_stay(client: httpx.Client, user: str) -> None:
+    order = [row(user, f"i{n:02}", event_type="transaction", timestamp=1_716_000_000) for n in range(14)]
+    assert send(client, order).json()["accepted"] == 14
+    assert statuses(send(client, order[:1])) == ["accepted"], "one more line of that order, posted alone"
 
 
 def test_one_object_an_array_and_lines(client: httpx.Client, user: str) -> None:
@@ -264,7 +271,9 @@ def test_a_late_row_is_judged_with_the_rows_of_the_import(client: httpx.Client, 
     names = text[0].split(",")
     old = [dict(zip(names, line.split(","), strict=True)) for line in text[1:]]
     click = next(one for one in old if one["event_type"] == "click")
-    late = [row(click["user_id"], f"i{n:02}", event_type="click", timestamp=click["timestamp"]) for n in range(1, 11)]
+    begun = datetime.fromisoformat(click["timestamp"])
+    stamps = [(begun + timedelta(milliseconds=n)).isoformat() for n in range(11)]
+    late = [row(click["user_id"], f"i{n:02}", event_type="click", timestamp=stamps[n]) for n in range(1, 11)]
     assert statuses(send(client, late)) == ["accepted"] * 8 + ["quarantined"] * 2
 
 

@@ -31,9 +31,9 @@ from recloop.collect.prepare import SPLITS, split_hash
 from recloop.collect.signals import counted
 from recloop.collect.split import Parts, held_out
 from recloop.config import Clean, Config, Project
-from recloop.features.signal import UNHURRIED, Signal
+from recloop.features.signal import Signal
 from recloop.features.state import moment_stamps, number_moments
-from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 
 HELD: Final = 0.25
 """The last share of the new window: scored before it is learned (definitions, section 7)."""
@@ -76,7 +76,7 @@ def append(
     fresh = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
     old = archive.events()
     believed = pl.concat([old, fresh]).filter(~pl.col(SEQ).is_in(pl.Series(out, dtype=pl.Int64).implode()))
-    back = taken_back(believed, rows, project.config.clean)
+    back = taken_back(believed, rows, project.config.clean, signal)
     labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(list(back))))))
     cut = held_from(labelled, learned)
     parts = split_at(labelled, cut, project.config)
@@ -96,28 +96,30 @@ def append(
     return made
 
 
-def taken_back(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean) -> dict[int, str]:
+def taken_back(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: Signal) -> dict[int, str]:
     """The believed rows that a retrospective rule takes, by seq.
 
     Args:
         believed: All of them, in the order of their seq.
         rows: What is new, with the ``rule`` of what was not believed.
+        signal: Says which rows never count for the burst rule.
     """
     again = doubled(believed).to_list() if clean.duplicates == "exact" else []
-    return dict.fromkeys(again, "duplicates") | dict.fromkeys(leading(believed, rows, clean), "burst")
+    return dict.fromkeys(again, "duplicates") | dict.fromkeys(leading(believed, rows, clean, signal), "burst")
 
 
-def leading(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean) -> list[int]:
+def leading(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: Signal) -> list[int]:
     """The believed rows of bursts: those in (stamp - seconds, stamp] of one of ``rows`` that the causal rule took.
 
     The rule takes the tenth row of a second and what follows, because nobody knew before; what never counts for it
-    (purchases, orders, ratings) is no part of a burst here either.
+    (a target that weighs as much as a purchase) is no part of a burst here either.
     """
     caught = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
     if clean.burst == "off" or not len(caught):
         return []
-    hurried = believed.filter(~pl.col(EVENT_TYPE).is_in(UNHURRIED)).select(SEQ, USER_ID, TIMESTAMP)
-    near = hurried.join(caught, on=USER_ID)
+    own = believed.filter(pl.col(USER_ID).is_in(caught[USER_ID].unique().implode()))
+    hurried = own.select(SEQ).with_columns(signal.acts(own)).filter(~pl.col("strong"))
+    near = hurried.select(SEQ, USER_ID, TIMESTAMP).join(caught, on=USER_ID)
     before = pl.col("caught") - pl.col(TIMESTAMP)
     return near.filter((before >= 0) & (before < round(clean.burst.seconds * SECOND)))[SEQ].unique().sort().to_list()
 

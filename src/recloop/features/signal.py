@@ -38,8 +38,8 @@ KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name !
 STANDING = pl.when((pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1)).then(0).otherwise(pl.col(LABEL)).alias(LABEL)
 """The label as a state takes it: a negative of less than weight 1 (a skip) teaches and hides nothing."""
 
-UNHURRIED = ("purchase", "order", "rating")
-"""Event types that never count for the burst rule: a checkout writes many rows at once."""
+STRONG_WEIGHT = 5.0
+"""A target that weighs this or more is a purchase: the burst rule leaves it alone, since a checkout writes many rows."""
 
 
 def matcher(text: str, key: str) -> pl.Expr:
@@ -108,12 +108,10 @@ class Signal:
         """
         rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
         if self._clean.burst != "off":
-            columns = [USER_ID, TIMESTAMP, GROUP_ID, EVENT_TYPE]
-            rows = frame.select(columns)
-            before = 0
+            rows, before = self.acts(frame), 0
             if earlier is not None and len(earlier):
                 before = len(earlier)
-                rows = pl.concat([earlier.select(columns), rows])
+                rows = pl.concat([self.acts(earlier), rows])
             hurried = bursts(rows, self._clean.burst)[before:]
             rule = pl.select(
                 pl.when(pl.Series(hurried)).then(pl.lit("burst")).otherwise(rule).alias("rule")
@@ -124,6 +122,11 @@ class Signal:
                 kept = pl.Series([bool(kept[0])] * len(frame))
             rule = pl.select(pl.when(kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
         return rule
+
+    def acts(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the burst rule looks at: user_id, timestamp, group_id, and ``strong``, a target of `STRONG_WEIGHT`."""
+        strong = (pl.col(LABEL) > 0) & (pl.col(WEIGHT) >= STRONG_WEIGHT)
+        return self.label(frame).select(USER_ID, TIMESTAMP, GROUP_ID, strong.alias("strong"))
 
 
 def _rules(events: Events) -> tuple[Rule, ...]:
@@ -169,50 +172,47 @@ def _first_match(found: tuple[Rule, ...]) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
 
 
 def bursts(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
-    """(n,) bool: rows with which ``burst.events`` of their user's rows learned so far lie in (stamp - seconds, stamp].
+    """(n,) bool: rows with which ``burst.events`` acts of their user, learned so far, lie in (stamp - seconds, stamp].
 
-    Rows of one moment with a group_id (a basket) count once; purchases, orders and ratings neither count nor are
-    taken. ``rows`` stand in the order of their seq; their stamps may come in any order.
+    An act is a group_id, or a stamp of rows without one: what carries one stamp was done at once, whatever its number
+    of rows. ``rows`` stand in the order of their seq, and their stamps may come in any order; where there is a Boolean
+    column ``strong``, its rows neither count nor are taken. Near-linear in the number of rows.
     """
     taken = np.zeros(len(rows), dtype=bool)
     width = round(burst.seconds * SECOND)
-    rows = rows.with_row_index("at").filter(~pl.col(EVENT_TYPE).is_in(UNHURRIED).fill_null(False))
-    rows = rows.sort(USER_ID, TIMESTAMP, "at")
+    rows = rows.with_row_index("at")
+    if "strong" in rows.columns:
+        rows = rows.filter(~pl.col("strong"))
     if not len(rows):
         return taken
-    at = rows["at"].to_numpy()
-    stamps = rows[TIMESTAMP].to_numpy()
+    loose = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).alias("loose")
+    key = [USER_ID, GROUP_ID, "loose"]
+    rows = rows.with_columns(loose)
+    numbers = rows.select(key).unique().with_row_index("act")
+    rows = rows.join(numbers, on=key, how="left", nulls_equal=True).sort(USER_ID, TIMESTAMP, "at")
+    at, stamps = rows["at"].to_numpy(), rows[TIMESTAMP].to_numpy()
     users = rows[USER_ID].rle_id().to_numpy()
-    # A basket is one unit at a stamp: its later rows there do not raise the count.
-    unit = rows.select(
-        pl.when(pl.col(GROUP_ID).is_null())
-        .then(pl.concat_str(pl.lit("r"), pl.col("at").cast(pl.String)))
-        .otherwise(pl.concat_str(pl.lit("g"), pl.col(GROUP_ID)))
-    ).to_series()
-    is_unit = (
-        rows.select(USER_ID, TIMESTAMP)
-        .with_columns(unit.alias("unit"))
-        .select(pl.struct(USER_ID, TIMESTAMP, "unit").is_first_distinct())
-        .to_series()
-        .to_numpy()
-    )
-    units_until = np.cumsum(is_unit)  # units up to and with each place, in (user, stamp) order
+    # The first row of an act at a stamp stands for it: it was learned before its other rows there.
+    is_first = rows.select(pl.struct("act", TIMESTAMP).is_first_distinct()).to_series().to_numpy()
+    firsts_until = np.cumsum(is_first)  # up to and with each place, in (user, stamp) order
     change = np.flatnonzero((np.diff(users) != 0) | (np.diff(stamps) != 0))
     ends = np.append(change, len(stamps) - 1)
     end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last place with the same user and stamp
-    # Necessary: `events` units at or before the stamp within the window, in whatever order they arrived.
-    unit_places = np.flatnonzero(is_unit)
-    lead = units_until[end_of] - burst.events  # the unit that must still lie in the window
-    place = unit_places[np.maximum(lead, 0)]
+    # Necessary: `events` acts at or before the stamp within the window, in whatever order they arrived.
+    first = np.flatnonzero(is_first)
+    lead = firsts_until[end_of] - burst.events  # the act that must still lie in the window
+    place = first[np.maximum(lead, 0)]
     within = (lead >= 0) & (users[place] == users) & (stamps[place] > stamps - width)
-    units = unit.to_numpy()
-    starts = np.append(0, np.flatnonzero(np.diff(users)) + 1)
-    start_of = starts[np.searchsorted(starts, np.arange(len(users)), side="right") - 1]
-    for spot in np.flatnonzero(within):  # rare: here the order of arrival decides
-        own = stamps[start_of[spot] : end_of[spot] + 1]
-        low = start_of[spot] + np.searchsorted(own, stamps[spot] - width, side="right")
-        window = slice(low, end_of[spot] + 1)
-        known = at[window] <= at[spot]
-        if len(set(units[window][known])) >= burst.events:
-            taken[at[spot]] = True
+    acts = rows["act"].to_numpy()[first].tolist()
+    act_at, act_user, act_stamp = (column[first].tolist() for column in (at, users, stamps))
+    for spot in np.flatnonzero(within).tolist():  # rare: here the order of arrival decides
+        known: set[int] = set()
+        number = int(firsts_until[end_of[spot]]) - 1
+        while number >= 0 and act_user[number] == users[spot] and act_stamp[number] > stamps[spot] - width:
+            if act_at[number] <= at[spot]:
+                known.add(acts[number])
+                if len(known) == burst.events:
+                    taken[at[spot]] = True
+                    break
+            number -= 1
     return taken

@@ -10,7 +10,9 @@ from recloop.models.base import ModelConfig, TrainData
 
 
 class BoughtBefore:
-    """score(i) = sum over the user's moments that hold i of .5^(age at now / half-life) (definitions, section 2).
+    """score(i) = sum over the user's moments that hold i of .5^(age / half-life) (definitions, section 2).
+
+    Age is taken at the user's newest moment, which orders items as the age at now does.
 
     Counts moments, not rows. All of it lives in the user's state, so there is nothing to fit but the half-life, which
     is chosen on validation where it is ``auto`` (`recloop.learn.counts`).

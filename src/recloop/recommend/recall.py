@@ -74,7 +74,10 @@ def best_row(scores: np.ndarray, allowed: Allowed, b: int, depth: int = DEPTH) -
 
 
 def best_sparse(scores: sp.csr_array, allowed: Allowed, rank: np.ndarray, depth: int = DEPTH) -> Recalled:
-    """Largest positive entries of each row, ties by ``rank`` (N+1,), the place in training popularity."""
+    """Largest positive entries of each row, ties by ``rank`` (N+1,), the place in training popularity.
+
+    Entries are compared in their own precision; the scores that come back are float32.
+    """
     recalled = Recalled.empty(scores.shape[0], depth)
     for row in range(scores.shape[0]):
         span = slice(scores.indptr[row], scores.indptr[row + 1])
@@ -82,7 +85,7 @@ def best_sparse(scores: sp.csr_array, allowed: Allowed, rank: np.ndarray, depth:
         keep = allowed.mask[items] & (values > 0)
         if len(allowed.banned[row]):
             keep &= ~np.isin(items, allowed.banned[row])
-        items, values = items[keep], values[keep].astype(np.float32)
+        items, values = items[keep], values[keep]
         if len(items) > depth:
             border = np.partition(values, len(values) - depth)[len(values) - depth]
             inside = values >= border  # all that tie at the border: the rank decides between them

@@ -21,6 +21,8 @@ from recloop.recommend.filters import Allowed
 from recloop.recommend.recall import Recalled, best_dense, best_listed, best_sparse
 from recloop.records import DAY
 
+MOST_HALVINGS = 1000.0
+"""An act this many half-lives older than the newest one weighs as little as an older one: 2^-1000 is above 0 still."""
 TOGETHER = 32
 """Windows that the user graph sees at once."""
 
@@ -44,7 +46,10 @@ class Listed:
 
 
 class Own:
-    """``history``: what the user's own moments hold, each weighed by its age at now."""
+    """``history``: what the user's own moments hold, each weighed by its age at the user's newest moment.
+
+    Age at the newest moment orders items as age at now does, and a log of any age keeps weights above 0.
+    """
 
     def __init__(self, bundle: Bundle, half_life: float | None) -> None:
         self._size = len(bundle.items) + 1
@@ -53,11 +58,14 @@ class Own:
 
     def best(self, encoded: Encoded, allowed: Allowed) -> Recalled:
         moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
-        weight = age_weights(encoded.now[moment_query], encoded.stamps, self._half_life)
+        newest = encoded.stamps[encoded.moment_offsets[1:][moment_query] - 1]
+        weight = age_weights(newest - encoded.stamps, self._half_life)
         scores = sp.csr_array(
             (weight[encoded.row_moment], encoded.items, encoded.row_offsets), shape=(len(encoded), self._size)
         )
         scores.sum_duplicates()
+        mantissa, exponent = np.frexp(scores.data)  # equal to 24 bits is equal, as in float32, at any size
+        scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)
         return best_sparse(scores, allowed, self._rank)
 
 
@@ -83,7 +91,9 @@ class Neighbours:
         history = sp.csr_array(
             (rows[kept], (encoded.row_query[kept], encoded.items[kept])), shape=(len(encoded), self._rows.shape[0])
         )
-        return best_sparse(sp.csr_array(history @ self._rows), allowed, self._rank)
+        scores = sp.csr_array(history @ self._rows)
+        scores.data = scores.data.astype(np.float32)
+        return best_sparse(scores, allowed, self._rank)
 
 
 class Vectors:
@@ -240,8 +250,9 @@ def popularity_rank(order: np.ndarray) -> np.ndarray:
     return rank
 
 
-def age_weights(now: np.ndarray, stamps: np.ndarray, half_life: float | None) -> np.ndarray:
-    """(M,) float64 weight of each moment at its query's now; ``half_life`` in days, None: 1 for all."""
+def age_weights(age: np.ndarray, half_life: float | None) -> np.ndarray:
+    """(M,) float64 weight of each moment, above 0; ``age`` in microseconds, ``half_life`` in days, None: 1 for all."""
     if half_life is None:
-        return np.ones(len(stamps))
-    return np.asarray(np.exp2(-np.maximum(now - stamps, 0) / (half_life * DAY)))
+        return np.ones(len(age))
+    halvings = np.minimum(np.maximum(age, 0) / (half_life * DAY), MOST_HALVINGS)
+    return np.asarray(np.exp2(-halvings))
