@@ -165,6 +165,30 @@ def test_an_experiment_needs_users_in_both_arms(cli: Cli, shop: Path, share: str
     assert tree(cli("-C", shop, "status", "--json"))["experiment"] is None
 
 
+def test_promote_with_a_plan_of_too_few_users_names_the_least_that_works(cli: Cli, shop: Path) -> None:
+    made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
+    words = ["--set", "release.experiment=0.05", "promote", made, "--to", "experiment", "--reason", "try"]
+    expected = "release.plan.users=4000: expected at least 8000 for 4 looks at a share of 0.05"
+    assert expected in mistake(cli("-C", shop, *words))
+
+
+def test_status_with_a_config_edited_in_an_experiment_says_that_the_plan_holds(cli: Cli, shop: Path) -> None:
+    made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
+    assert tree(cli("-C", shop, "status", "--json"))["verdict"] is None
+    assert cli("-C", shop, "promote", made, "--to", "experiment", "--reason", "try")[0] == 0
+    edited = ["--set", "release.experiment=0.1", "--set", "release.plan.users=9000"]
+    verdict = tree(cli("-C", shop, *edited, "status", "--json"))["verdict"]
+    assert (verdict["bundle"], verdict["verdict"], verdict["no_harm"]) == (made, "running", False)
+    assert (verdict["plan"]["share"], verdict["plan"]["users"]) == (0.5, 4000)
+    assert verdict["differs"] == [
+        "release.experiment = 0.5 in this experiment, 0.1 in recloop.toml",
+        "release.plan.users = 4000 in this experiment, 9000 in recloop.toml",
+    ]
+    said = cli("-C", shop, *edited, "status")[1]
+    assert f"experiment of {made}: running: 0 of 4 planned looks taken" in said
+    assert verdict["differs"][0] in said
+
+
 def test_another_run_holds_the_lock(cli: Cli, shop: Path) -> None:
     with locks.turn_lock(shop, "update"):
         code, out, err = cli("-C", shop, "prepare")

@@ -183,9 +183,20 @@ class Gates(Section):
     cold_coverage_drop: float = pydantic.Field(0.05, ge=0)
 
 
+class ExperimentPlan(Section):
+    """The plan of the next experiment; the release row that starts it keeps it."""
+
+    metric: Literal["hit_rate", "clicks_per_request", "positives_from_lists", "value_from_lists"] = "hit_rate"
+    users: int = pydantic.Field(4000, ge=1)  # of both arms, at the last look
+    looks: int = pydantic.Field(4, ge=1, le=50)
+    margin: float = pydantic.Field(0.01, gt=0, lt=1)  # largest relative loss that counts as no harm
+    alpha: float = pydantic.Field(0.05, gt=0, lt=0.5)
+
+
 class Release(Section):
     shadow: float = pydantic.Field(0.01, ge=0, le=1)
     experiment: float = pydantic.Field(0.5, ge=0, le=1)
+    plan: ExperimentPlan = ExperimentPlan()
     auto: bool = False  # [later]
     gates: Gates = Gates()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 
 from recloop import bundle as bundles
 from recloop import release
@@ -22,7 +23,9 @@ from recloop.records import DAY, SECOND
 from recloop.serve import moves
 from recloop.serve.app import create
 from recloop.settings import open_project
+from recloop.watch import experiment
 from recloop.watch.parity import verify
+from recloop.watch.verdict import Arms
 
 WHO = {"by": "test", "reason": "a test", "at": 5}
 START = 1_752_000_000 * SECOND  # a few days after the world's last row
@@ -78,15 +81,24 @@ def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest
     with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the step experiment is not earned"):
         moves.promote(shop, bundle)
     moved = moves.promote(shop, bundle, "experiment")
+    plan = moved["evidence"].pop("experiment")
+    assert plan == {
+        "share": 0.5, "metric": "hit_rate", "users": 4_000, "looks": 4, "margin": 0.01, "alpha": 0.05, "salt": bundle,
+        "since": release.machine(control_of(shop)).since(bundle).at,
+    }  # fmt: skip
     assert moved["evidence"] == {"golden": "equal", "shadowed": 12, "twins_that_differ": 0}
     monkeypatch.setattr(moves, "USERS", 1)
-    with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty: nobody's 24 hours are over
+    with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty: no user's 24 hours are over
         moves.promote(shop, bundle)
-    found: dict[str, Any] = {"users": {"live": 3, "candidate": 2}, "metrics": {}, "verdict": "worse", "why": "harm"}
+    seen = experiment.compare(shop, bundle)
+    found = structs.replace(seen, users=Arms(3, 2), verdict="worse", why="harm")
     monkeypatch.setattr(moves.experiment, "compare", lambda *_: found)
-    with pytest.raises(Refused, match="experiment=worse, threshold better, or no difference that can be told: harm"):
+    with pytest.raises(Refused, match=r"experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out: harm"):
         moves.promote(shop, bundle)
-    found["verdict"] = "better"
+    found = structs.replace(found, verdict="inconclusive", why="no evidence")
+    with pytest.raises(Refused, match=r"experiment=inconclusive, .*: no evidence; to go ahead of it"):
+        moves.promote(shop, bundle)
+    found = structs.replace(found, no_harm=True)
     moved = moves.promote(shop, bundle)
     assert (moved["from"], moved["to"]) == ("experiment", "live")
     assert moved["evidence"]["users"] == {"live": 3, "candidate": 2}

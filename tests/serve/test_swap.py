@@ -21,7 +21,7 @@ from recloop import release
 from recloop.backends import Control, open_control, open_decisions
 from recloop.bundle import Bundle, ItemTable
 from recloop.cli import run
-from recloop.config import Field, Project
+from recloop.config import Field, Project, Release
 from recloop.features.vocab import Category, Fields, Vocabulary
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
@@ -31,14 +31,20 @@ from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.settings import open_project
 from recloop.watch.parity import verify
+from recloop.watch.plan import EVIDENCE, Plan
 from servers import PATIENCE, inside
 
-WHO = {"by": "test", "reason": "a test", "at": 5}
+WHO: dict[str, Any] = {"by": "test", "reason": "a test", "at": 5}
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
 def control_of(shop: Project) -> Control:
     return open_control(shop.config.stores.control, shop.root)
+
+
+def planned(bundle: str) -> dict[str, Any]:
+    """The evidence of a row that starts an experiment, as `promote` writes it."""
+    return {EVIDENCE: Plan.of(Release(), bundle, WHO["at"]).to_evidence()}
 
 
 def child(shop: Project, number: int = 1, **changed: Any) -> str:
@@ -342,7 +348,7 @@ def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project,
         await service.follow()
         machine = release.machine(control_of(shop))
         if machine.state(candidate) == "checked":
-            release.promote(control_of(shop), candidate, to="experiment", **WHO)
+            release.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
             release.promote(control_of(shop), shadow, to="shadow", **WHO)
             await service.follow()
         answered = {}
@@ -370,7 +376,7 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.follow()
-        release.promote(control_of(shop), candidate, to="experiment", **WHO)
+        release.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
         await service.follow()
         service.fleet.candidate.recommender.recommend = lambda *_: 1 / 0
         for n in range(20):
@@ -383,6 +389,38 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
     drawn = {row.user_id for row in rows if row.assigned == "candidate"}
     assert drawn == {f"u{n:02}" for n in range(20) if arms.in_experiment(candidate, f"u{n:02}", 0.5)}
     assert 0 < len(drawn) < 20
+
+
+@pytest.mark.parametrize("edited", [0.0, 0.1, 1.0])
+def test_service_an_edited_share_moves_no_user(shop: Project, within: Callable[..., None], edited: float) -> None:
+    candidate = child(shop)
+    seen: list[list[str]] = []
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await service.follow()
+        if release.machine(control_of(shop)).state(candidate) == "checked":
+            release.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
+            await service.follow()
+        seen.append([(await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] for n in range(30)])
+
+    within(work)
+    within(work, f"release.experiment={edited}")
+    assert seen[0] == seen[1]
+    assert set(seen[0]) == {"live", "candidate"}
+
+
+def test_service_an_experiment_without_a_plan_answers_no_one(shop: Project, within: Callable[..., None]) -> None:
+    candidate = child(shop)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await service.follow()
+        release.promote(control_of(shop), candidate, to="experiment", **WHO)
+        await service.follow()
+        assert service.fleet.candidate is None
+        for n in range(20):
+            assert (await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] == "live"
+
+    within(work)
 
 
 def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., Any]) -> None:

@@ -22,8 +22,6 @@ def test_a_mean_by_hand() -> None:
     assert (found.live, found.candidate, found.delta) == (1.5, 4.5, 3.0)
     assert found.se == pytest.approx(math.sqrt(2.5))
     assert found.interval() == pytest.approx((3 - 1.959964 * math.sqrt(2.5), 3 + 1.959964 * math.sqrt(2.5)))
-    told = found.to_json()
-    assert (told["relative"], told["harm"]) == (2.0, True)
 
 
 def test_a_mean_as_welch_has_it() -> None:
@@ -131,15 +129,15 @@ def test_the_sequence_covers_the_truth_at_every_look_together() -> None:
 )
 def test_bounds_as_the_tables_have_them(looks: int, known: list[float]) -> None:
     """Lan-DeMets with the shape of O'Brien-Fleming, two-sided .05, equal steps: the published values."""
-    assert effects.bounds([(k + 1) / looks for k in range(looks)]) == pytest.approx(known, abs=2e-4)
+    assert effects.bounds(tuple((k + 1) / looks for k in range(looks))) == pytest.approx(known, abs=2e-4)
 
 
 def test_bounds_of_one_look_and_of_no_order() -> None:
-    assert effects.bounds([1.0]) == pytest.approx([1.959964], abs=1e-5)
+    assert effects.bounds((1.0,)) == pytest.approx([1.959964], abs=1e-5)
     assert effects.spent(1.0) == pytest.approx(0.05)
     for wrong in ([0.5, 0.5], [0.0, 1.0], [0.5, 1.2]):
         with pytest.raises(ValueError, match="rising"):
-            effects.bounds(wrong)
+            effects.bounds(tuple(wrong))
 
 
 def test_planned_looks_err_as_often_as_planned() -> None:
@@ -147,7 +145,7 @@ def test_planned_looks_err_as_often_as_planned() -> None:
     times = [0.25, 0.5, 0.75, 1.0]
     steps = draw.normal(0, 0.5, (40_000, 4))
     z = np.cumsum(steps, axis=1) / np.sqrt(times)
-    wrong = (np.abs(z) > effects.bounds(times)).any(axis=1).mean()
+    wrong = (np.abs(z) > effects.bounds(tuple(times))).any(axis=1).mean()
     assert wrong == pytest.approx(0.05, abs=0.004)
     assert (np.abs(z) > 1.96).any(axis=1).mean() > 0.12  # what looking four times at one bound would do
 

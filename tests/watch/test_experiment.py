@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from recloop import bundle as bundles
 from recloop import loop, release
@@ -20,11 +21,14 @@ from recloop.records import DAY, SECOND, Decision, Event, hash_share
 from recloop.settings import open_project
 from recloop.watch import experiment
 from recloop.watch.outcomes import outcomes
+from recloop.watch.plan import Plan
+from recloop.watch.verdict import Verdict
 from recloop.world import World
 
 T = 20_000 * DAY
 HOUR = 3_600 * SECOND
 ITEMS = [f"i{n}" for n in range(40)]
+PLAN = Plan(share=0.5, metric="hit_rate", users=1_200, looks=1, margin=0.01, alpha=0.05, salt="b", since=T)
 
 
 class Truth:
@@ -63,10 +67,11 @@ class Truth:
         return decisions, frame(rows)
 
 
-def answer(request_id: str, user: str, at: int, items: list[str], variant: str) -> Decision:
+def answer(request_id: str, user: str, at: int, items: list[str], variant: str, assigned: str = "") -> Decision:
     return Decision(
         request_id=request_id, role="answer", user_id=user, at=at, as_of=1, bundle="b", generation=1, variant=variant,
         placement="home", k=5, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), micros=50,
+        assigned=assigned or variant,
     )  # fmt: skip
 
 
@@ -76,9 +81,9 @@ def frame(rows: list[tuple[object, ...]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def of_truth(truth: Truth, **more: Any) -> dict[str, Any]:
+def of_truth(truth: Truth, **plan: Any) -> Verdict:
     decisions, events = truth.play()
-    return experiment.judge(outcomes(decisions, events, T, T + 3 * DAY), 0.5, **more)
+    return experiment.judge(outcomes(decisions, events, T, T + 3 * DAY), replace(PLAN, **plan))
 
 
 @pytest.mark.slow
@@ -87,85 +92,166 @@ def test_the_interval_covers_the_seeded_truth() -> None:
     covered = always = 0
     for seed in range(40):
         truth = Truth(seed, 600, 0.06)
-        one = of_truth(truth)["metrics"]["hit_rate"]
-        covered += one["low"] <= truth.difference <= one["high"]
-        always += one["sequence_low"] <= truth.difference <= one["sequence_high"]
+        one = of_truth(truth).metrics["hit_rate"]
+        covered += one.low <= truth.difference <= one.high
+        always += one.sequence_low <= truth.difference <= one.sequence_high
     assert 35 <= covered <= 40
     assert always == 40
 
 
-def test_better_worse_and_neither() -> None:
+def test_verdict_of_a_better_a_worse_and_an_equal_candidate() -> None:
     better = of_truth(Truth(1, 1_500, 0.08))
-    assert (better["verdict"], better["metrics"]["hit_rate"]["worse"]) == ("better", False)
-    assert better["metrics"]["hit_rate"]["reduction"] > 0.02  # the week before says something about the day
-    assert of_truth(Truth(2, 1_500, -0.08))["verdict"] == "worse"
+    assert (better.verdict, better.decided_by, better.no_harm) == ("better", "look", True)
+    assert better.metrics["hit_rate"].reduction > 0.02  # the week before says something about the day
+    worse = of_truth(Truth(2, 1_500, -0.08))
+    assert (worse.verdict, worse.no_harm) == ("worse", False)
     same = of_truth(Truth(3, 1_500, 0.0))
-    assert same["verdict"] == "cannot tell"
-    assert same["sample_ratio"]["alarm"] is False
-    assert "dislikes" not in same["metrics"]  # nobody disliked anything in this log
-    assert same["metrics"]["value_from_lists"]["p_holm"] >= same["metrics"]["value_from_lists"]["p"]
+    assert (same.verdict, same.decided_by, same.no_harm) == ("inconclusive", "none", False)
+    assert "1 of 1 planned looks taken, none passed its bound; a relative loss of 0." in same.why
+    assert same.loss > 0.01
+    assert same.needed > 1_200
+    assert same.sample_ratio.alarm is False
+    assert "dislikes" not in same.metrics  # nobody disliked anything in this log
+    assert same.metrics["value_from_lists"].p_holm >= same.metrics["value_from_lists"].p
 
 
-def test_looks_are_over_the_first_to_enter() -> None:
+def test_take_looks_asked_at_any_time_are_over_the_first_to_enter() -> None:
     truth = Truth(1, 1_500, 0.08)
     decisions, events = truth.play()
     users = outcomes(decisions, events, T, T + 3 * DAY)
-    planned = experiment.judge(users, 0.5, planned=1_600, looks=4)
-    assert [look["users"] for look in planned["looks"]] == [400, 800, 1_200]
-    assert [look["bound"] for look in planned["looks"]] == pytest.approx([4.3326, 2.9631, 2.3590], abs=2e-4)
-    earlier = experiment.judge(users.head(900), 0.5, planned=1_600, looks=4)
-    assert earlier["looks"] == planned["looks"][:2]  # what was seen then is what is seen now
-    assert experiment.judge(users.head(300), 0.5, planned=1_600)["verdict"] == "running"
-    assert planned["verdict"] == "better"
+    plan = replace(PLAN, users=1_600, looks=4)
+    planned = experiment.judge(users, plan)
+    assert [look.users for look in planned.looks] == [400, 800, 1_200]
+    assert [look.bound for look in planned.looks] == pytest.approx([4.3326, 2.9631, 2.3590], abs=2e-4)
+    earlier = experiment.judge(users.head(900), plan)
+    assert earlier.looks == planned.looks[:2]  # what was seen then is what is seen now
+    assert experiment.judge(users.head(300), plan).verdict == "running"
+    assert (planned.verdict, planned.decided_by) == ("better", "look")
 
 
-def test_a_leak_of_users_is_no_experiment() -> None:
+def test_judge_a_leak_of_users_is_invalid() -> None:
     decisions, events = Truth(4, 2_000, 0.08).play()
     lost = {one.user_id for one in decisions if one.variant == "candidate" and hash_share("lost", one.user_id) < 0.3}
     users = outcomes([one for one in decisions if one.user_id not in lost], events, T, T + 3 * DAY)
-    found = experiment.judge(users, 0.5)
-    assert found["verdict"] == "invalid"
-    assert found["sample_ratio"]["e"] > 1_000
+    found = experiment.judge(users, PLAN)
+    assert (found.verdict, found.no_harm) == ("invalid", False)
+    assert found.sample_ratio.e > 1_000
 
 
-def test_a_guardrail_stops_a_better_hit_rate() -> None:
+def test_judge_a_broken_guardrail_overrules_a_better_hit_rate() -> None:
     decisions, events = Truth(5, 1_500, 0.08).play()
     treated = sorted({one.user_id for one in decisions if one.variant == "candidate"})
     dislikes = [(user, ITEMS[3], T + 2 * HOUR, "dislike", None, None, -1) for user in treated[::2]]
     users = outcomes(decisions, pl.concat([events, frame(dislikes)]), T, T + 3 * DAY)
-    found = experiment.judge(users, 0.5)
-    assert found["metrics"]["hit_rate"]["low"] > 0
-    assert found["verdict"] == "worse"
-    assert "guardrail dislikes" in found["why"]
+    found = experiment.judge(users, PLAN)
+    assert found.looks[0].delta > 0
+    assert found.looks[0].crossed
+    assert (found.verdict, found.decided_by, found.no_harm) == ("worse", "guardrail", False)
+    assert "guardrail dislikes" in found.why
 
 
-def test_slowness_within_the_gate_is_no_harm() -> None:
+def test_judge_slowness_within_the_slack_is_no_harm() -> None:
     users = outcomes(*Truth(6, 600, 0.0).play(), T, T + 3 * DAY)
     slower = users.with_columns(
         pl.when(pl.col("arm") == "candidate").then(1.1).otherwise(1.0).mul(pl.col("micros")).alias("micros")
     )
-    assert experiment.judge(slower, 0.5)["verdict"] == "cannot tell"
+    assert experiment.judge(slower, replace(PLAN, users=500)).verdict == "inconclusive"
     crawling = users.with_columns(
         pl.when(pl.col("arm") == "candidate").then(1.5).otherwise(1.0).mul(pl.col("micros")).alias("micros")
     )
-    assert "micros_per_request" in experiment.judge(crawling, 0.5)["why"]
+    assert "micros_per_request" in experiment.judge(crawling, PLAN).why
 
 
-def test_an_empty_arm() -> None:
+def test_judge_an_empty_arm_is_running() -> None:
     users = outcomes([answer("r", "u", T, ["i0"], "live")], frame([]), T, T + 3 * DAY)
-    with pytest.raises(UserError, match="candidate=no user"):
-        experiment.judge(users, 0.5)
+    found = experiment.judge(users, PLAN)
+    assert (found.verdict, found.users.candidate, found.metrics, found.no_harm) == ("running", 0, {}, False)
+    assert "no look was taken yet" in found.why
+
+
+def less_active(seed: int, fails: float) -> tuple[list[Decision], pl.DataFrame]:
+    """4,000 users, equally good lists; the candidate raises for a share of the later requests of the less active 4 in 5."""
+    draw = np.random.default_rng(seed)
+    decisions, rows = [], []
+    for number in range(4_000):
+        user, active = f"u{number}", number % 5 == 0
+        drawn = "candidate" if hash_share("arm:b", user) < 0.5 else "live"
+        for one in range(4):
+            at = T + number * SECOND + one * HOUR
+            failed = drawn == "candidate" and one > 0 and not active and draw.random() < fails
+            decisions.append(answer(f"{user}/{one}", user, at, ITEMS[:5], "live" if failed else drawn, drawn))
+            if draw.random() < (0.8 if active else 0.2):
+                rows.append((user, ITEMS[0], at + 60 * SECOND, "purchase", 2.0, f"{user}/{one}", 1))
+    return decisions, frame(rows)
+
+
+def test_outcomes_a_candidate_that_fails_for_less_active_users_keeps_them_and_is_not_better() -> None:
+    decisions, events = less_active(3, 0.2)
+    users = outcomes(decisions, events, T, T + 3 * DAY)
+    assert len(users) == 4_000  # every user who was drawn, in the arm that was drawn
+    assert set(users["arm"].to_list()) == {"live", "candidate"}
+    for row in users.iter_rows(named=True):
+        assert row["arm"] == ("candidate" if hash_share("arm:b", row["user_id"]) < 0.5 else "live")
+    found = experiment.judge(users, PLAN)
+    rate = found.metrics["hit_rate"]
+    assert rate.low < 0 < rate.high  # the lists are equally good
+    assert (found.verdict, found.decided_by) == ("worse", "guardrail")
+    assert "guardrail unanswered: 0 in live, 0.12" in found.why
+    assert found.metrics["unanswered"].candidate == pytest.approx(0.12, abs=0.01)
+
+
+def test_judge_a_failure_within_the_slack_breaks_no_guardrail() -> None:
+    users = outcomes(*less_active(4, 0.005), T, T + 3 * DAY)
+    found = experiment.judge(users, PLAN)
+    assert found.metrics["unanswered"].candidate > 0
+    assert found.verdict == "inconclusive"
+
+
+def test_judge_the_sequence_decides_between_looks() -> None:
+    users = outcomes(*Truth(8, 1_500, 0.2).play(), T, T + 3 * DAY)
+    found = experiment.judge(users, replace(PLAN, users=100_000, looks=4))
+    assert (found.looks, found.verdict, found.decided_by, found.no_harm) == ([], "better", "sequence", True)
+
+
+@pytest.mark.slow
+def test_judge_asked_at_every_look_errs_as_often_as_planned() -> None:
+    """200 runs with two equal arms, asked at 14 sizes: a test at full alpha each time would err in about 20 % of the runs."""
+    draw, wrong = np.random.default_rng(1), 0
+    plan = replace(PLAN, users=2_800, looks=14)
+    for _ in range(200):
+        table = equal_arms(draw, 2_800)
+        wrong += any(
+            experiment.judge(table.head(size), plan).verdict != "running" for size in experiment.look_sizes(plan)[:-1]
+        ) or (experiment.judge(table, plan).verdict != "inconclusive")
+    assert wrong <= 18  # 10 expected; 18 or fewer with probability 0.99
+
+
+def equal_arms(draw: np.random.Generator, users: int) -> pl.DataFrame:
+    """Outcomes of two arms with the same lists, as `outcomes` gives them."""
+    taste, asked, before = draw.beta(2, 3, users), 1 + draw.poisson(2, users), draw.poisson(2, users)
+    columns: dict[str, Any] = {
+        "arm": np.where(draw.random(users) < 0.5, "candidate", "live"), "waiting": np.zeros(users, bool),
+        "requests": asked, "hits": draw.binomial(asked, taste), "all_positives": draw.poisson(3 * taste),
+        "dislikes": draw.binomial(2, 0.05, users), "micros": asked * draw.integers(3_000, 6_000, users),
+        "before_requests": before, "before_hits": draw.binomial(before, taste),
+        "before_all_positives": draw.poisson(3 * taste), "before_dislikes": draw.binomial(2, 0.05, users),
+        "before_micros": before * 4_000,
+    }  # fmt: skip
+    none = ("clicks", "positives", "value", "unanswered")
+    zeros = {name: np.zeros(users, int) for own in none for name in (own, f"before_{own}")}
+    return pl.DataFrame({**columns, **zeros})
 
 
 def row(generation: int, bundle: str, to: str) -> ReleaseRow:
-    return ReleaseRow(generation, generation * 10, bundle, "", "", to, "t", "", {})
+    evidence = {"experiment": PLAN.to_evidence()} if to == "experiment" else {}
+    return ReleaseRow(generation, generation * 10, bundle, "", "", to, "t", "", evidence)
 
 
 def test_the_period_ends_when_live_moves() -> None:
     rows = [row(1, "a", "live"), row(2, "b", "experiment"), row(3, "c", "registered"), row(4, "b", "live")]
-    assert experiment.period(rows, "") == (rows[1], 40)
-    assert experiment.period(rows[:3], "b") == (rows[1], None)
-    assert experiment.period([*rows[:2], row(3, "a", "live")], "b")[1] == 30
+    assert experiment.period(rows, "") == ("b", rows[1], PLAN, 40)
+    assert experiment.period(rows[:3], "b") == ("b", rows[1], PLAN, None)
+    assert experiment.period([*rows[:2], row(3, "a", "live")], "b").until == 30
     for bundle in ("", "c"):
         with pytest.raises(UserError, match="was in an experiment"):
             experiment.period(rows[:1], bundle)
@@ -188,7 +274,8 @@ def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
     live = release.live(control)
     assert live is not None
     control.move(live.bundle, bundles.manifest_hash(project.bundles / live.bundle), "live", "experiment", by="t",
-                 reason="", evidence={}, expected_generation=live.generation, at=T)  # fmt: skip
+                 reason="", evidence={"experiment": replace(PLAN, users=360).to_evidence()},
+                 expected_generation=live.generation, at=T)  # fmt: skip
     truth = Truth(7, 400, 0.2)
     decisions, rows = truth.play()
     store = open_decisions(project.config.stores.decisions, project.root, write=True)
@@ -201,14 +288,15 @@ def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
         [Event(**{**event, "received_at": event["timestamp"]}) for event in rows.drop("label").iter_rows(named=True)]
     )
     log.close()
-    with pytest.raises(UserError, match="no user"):  # nobody's 24 hours are over at the newest request
-        experiment.compare(project)
+    assert experiment.compare(project).users.waiting == 400  # no user's 24 hours are over at the newest request
     found = experiment.compare(project, now=T + 3 * DAY)
-    assert (found["bundle"], found["since"], found["until"]) == (live.bundle, T, None)
-    expected = of_truth_again(decisions, rows)
-    assert found["metrics"]["hit_rate"] == expected["metrics"]["hit_rate"]
-    assert found["verdict"] == "better"
-
-
-def of_truth_again(decisions: list[Decision], rows: pl.DataFrame) -> dict[str, Any]:
-    return experiment.judge(outcomes(decisions, rows, T, T + 3 * DAY), 0.5)
+    assert (found.bundle, found.since, found.until) == (live.bundle, T, None)
+    expected = experiment.judge(outcomes(decisions, rows, T, T + 3 * DAY), replace(PLAN, users=360))
+    assert found.metrics["hit_rate"] == expected.metrics["hit_rate"]
+    assert (found.verdict, found.differs) == (
+        "better",
+        [
+            "release.plan.users = 360 in this experiment, 4000 in recloop.toml",
+            "release.plan.looks = 1 in this experiment, 4 in recloop.toml",
+        ],
+    )

@@ -148,21 +148,19 @@ def in_an_experiment(stage: Stage, candidate: str) -> None:
     stage.move("promote", bundle=candidate, to="experiment", reason="the shadow agrees")
     stage.live(10, 4, WALL["experiment"], "experiment")
     found = experiment.compare(stage.project, candidate)
-    users = found["users"]
+    users, ratio, plan = found.users, found.sample_ratio, found.plan
     stage.told.say(
-        "experiment", f"users: {users['live']} live, {users['candidate']} candidate, {users['waiting']} waiting"
+        "experiment", f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}"
     )
-    ratio = found["sample_ratio"]
-    stage.told.say(
-        "experiment", f"sample ratio: {ratio['counts']}, e = {ratio['e']:.3g}, alarm above 1000: {ratio['alarm']}"
-    )
-    for name, one in found["metrics"].items():
+    stage.told.say("experiment", f"users: {users.live} live, {users.candidate} candidate, {users.waiting} waiting")
+    stage.told.say("experiment", f"sample ratio: {ratio.counts}, e = {ratio.e:.3g}, alarm above 1000: {ratio.alarm}")
+    for name, one in found.metrics.items():
         stage.told.say(
             "experiment",
-            f"{one['kind']} {name}: live {one['live']:.4g}, candidate {one['candidate']:.4g}, "
-            f"difference {one['delta']:+.4g} ({_number(one.get('low'))} to {_number(one.get('high'))})",
+            f"{one.kind} {name}: live {_number(one.live)}, candidate {_number(one.candidate)}, difference "
+            f"{_signed(one.delta)} (confidence sequence {_signed(one.sequence_low)} to {_signed(one.sequence_high)})",
         )
-    stage.told.say("experiment", f"verdict: {found['verdict']}: {found['why']}")
+    stage.told.say("experiment", f"verdict: {found.verdict}: {found.why}")
     stage.told.say("experiment", "replay: nobody saw these lists; this measures prediction, not effect")
 
 
@@ -227,3 +225,7 @@ def _disagreement(one: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.3g}"

@@ -9,9 +9,9 @@ What a first list does to the state that a second one starts from, within these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from recloop.serve.arms import LIVE
 from recloop.watch import experiment
 from recloop.watch.outcomes import OUTCOME
 from recloop.watch.parity import Rebuilder
+from recloop.watch.verdict import Measured, Verdict
 
 METRICS: Final = {"hit_rate": "hit", "clicks_per_request": "click"}
 """Metrics of an experiment whose truth the world knows, and its name for each."""
@@ -41,8 +42,8 @@ class Truth:
         return self.candidate - self.live
 
 
-def compared(world: Browsing, project: Project, bundle: str) -> tuple[dict[str, Any], list[str]]:
-    """An experiment's numbers, with ``truth`` beside those that the world knows; and as lines.
+def compared(world: Browsing, project: Project, bundle: str) -> tuple[Verdict, dict[str, Truth], list[str]]:
+    """An experiment's verdict, the truth behind its metrics, and both as lines.
 
     An interval of 95 % misses one time in twenty, by its making; the confidence sequence, wider so that it may be
     looked at any time, has to hold the truth.
@@ -52,39 +53,49 @@ def compared(world: Browsing, project: Project, bundle: str) -> tuple[dict[str, 
     """
     found = experiment.compare(project, bundle)
     known = truth(world, project, found)
-    users, ratio = found["users"], found["sample_ratio"]
+    users, ratio, plan = found.users, found.sample_ratio, found.plan
     lines = [
-        f"{users['live']} users of live, {users['candidate']} of the candidate, {users['waiting']} wait for their 24 hours"
+        f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}",
+        f"{users.live} users of live, {users.candidate} of the candidate, {users.waiting} wait for their 24 hours",
+        f"sample ratio e = {ratio.e:.3g}, alarm above 1000: {'ALARM' if ratio.alarm else 'none'}",
     ]
-    lines.append(f"sample ratio e = {ratio['e']:.3g}, alarm above 1000: {'ALARM' if ratio['alarm'] else 'none'}")
-    for name, one in found["metrics"].items():
+    for name, one in found.metrics.items():
         lines.append(
-            f"{one['kind']} {name}: live {one['live']:.4g}, candidate {one['candidate']:.4g}, difference "
-            f"{one['delta']:+.4g} ({one['low']:+.4g} to {one['high']:+.4g})"
+            f"{one.kind} {name}: live {one.live:.4g}, candidate {one.candidate:.4g}, difference "
+            f"{one.delta:+.4g} ({one.low:+.4g} to {one.high:+.4g})"
         )
         if name in known:
             lines.append(f"  the truth: {truth_line(known[name], one)}")
-            one["truth"] = vars(known[name])
-    lines.append(f"verdict: {found['verdict']}: {found['why']}")
+    lines.append(f"verdict: {found.verdict}: {found.why}")
     for name in METRICS:
-        one = found["metrics"][name]
-        if not one["sequence_low"] <= known[name].delta <= one["sequence_high"]:
+        one = found.metrics[name]
+        if one.sequence_low is None or one.sequence_high is None:
+            raise AssertionError(f"{name}: too few users for the confidence sequence")
+        if not one.sequence_low <= known[name].delta <= one.sequence_high:
             raise AssertionError(f"{name}: the truth {known[name].delta:+.4g} lies outside of the confidence sequence")
-    return found, lines
+    return found, known, lines
 
 
-def truth_line(known: Truth, one: Mapping[str, Any]) -> str:
+def truth_line(known: Truth, one: Measured) -> str:
     """A true difference, and which intervals hold it."""
-    inside = one["low"] <= known.delta <= one["high"]
-    always = one["sequence_low"] <= known.delta <= one["sequence_high"]
+    inside = _holds(one.low, known.delta, one.high)
+    always = _holds(one.sequence_low, known.delta, one.sequence_high)
     return (
         f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists of the same {known.requests} requests): "
         f"{'inside' if inside else 'OUTSIDE'} the interval, {'inside' if always else 'OUTSIDE'} the confidence sequence "
-        f"({one['sequence_low']:+.4g} to {one['sequence_high']:+.4g})"
+        f"({_signed(one.sequence_low)} to {_signed(one.sequence_high)})"
     )
 
 
-def truth(world: Browsing, project: Project, found: Mapping[str, Any]) -> dict[str, Truth]:
+def _holds(low: float | None, value: float, high: float | None) -> bool:
+    return low is not None and high is not None and low <= value <= high
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.4g}"
+
+
+def truth(world: Browsing, project: Project, found: Verdict) -> dict[str, Truth]:
     """The truth behind each metric of `METRICS`.
 
     Args:
@@ -93,13 +104,13 @@ def truth(world: Browsing, project: Project, found: Mapping[str, Any]) -> dict[s
     store = open_decisions(project.config.stores.decisions, project.root)
     log = open_log(project.config.stores.log, project.root)
     try:
-        rows = [one for one in store.rows(since=found["since"], until=found["until"]) if one.role == "answer"]
-        asked = sorted(entered(rows, found["now"]), key=lambda one: one.as_of)
+        rows = [one for one in store.rows(since=found.since, until=found.until) if one.role == "answer"]
+        asked = sorted(entered(rows, found.now), key=lambda one: one.as_of)
         live = next(one.bundle for one in asked if one.variant == LIVE)
         rebuilder = Rebuilder(project, log, asked)
         values = {name: np.zeros((len(asked), 2)) for name in METRICS}
         for number, one in enumerate(asked):
-            shown, other = (0, live) if one.bundle == found["bundle"] else (1, found["bundle"])
+            shown, other = (0, live) if one.bundle == found.bundle else (1, found.bundle)
             lists = {1 - shown: one.items, shown: _list(rebuilder, one, other)}
             for side, items in lists.items():
                 expected = world.expected(one.user_id, items, one.at)

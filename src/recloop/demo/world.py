@@ -37,6 +37,7 @@ from recloop.settings import open_project
 from recloop.standing import load_bundle
 from recloop.voice import Silent, Voice
 from recloop.watch import parity
+from recloop.watch.verdict import Verdict
 from recloop.world import START
 
 WORLD: Final = {"seed": 0, "users": 1000, "items": 300, "days": 60, "demand": 3.0}
@@ -58,6 +59,7 @@ filter = "{rule}"         # the shop's own rule: only what pays
 mix = {{ history = 0.25, neighbours = 1.0 }}
 [release]
 shadow = 0.4                   # 1 % by default: the demo's days are few
+plan = {{ users = 400, looks = 2 }}   # 4,000 users by default
 """
 
 
@@ -87,14 +89,17 @@ class Stage:
         self.client.now = START + int(self.day * DAY)
         return done
 
-    def compared(self, chapter: str, bundle: str) -> dict[str, Any]:
+    def compared(self, chapter: str, bundle: str) -> Verdict:
         """The two arms of a bundle's experiment, with the truth beside; kept in ``reports/``."""
         time.sleep(0.3)  # decisions are written behind the answers
-        found, lines = compared(self.world, self.project, bundle)
+        found, known, lines = compared(self.world, self.project, bundle)
         for line in lines:
             self.say(chapter, line)
         file = self.project.reports / f"experiment-{bundle}.json"
-        file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        tree = found.to_json()
+        for name, one in known.items():
+            tree["metrics"][name]["truth"] = vars(one)
+        file.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
         return found
 
     def move(self, bundle: str, to: str = "") -> dict[str, Any]:
@@ -220,10 +225,10 @@ def harmful(stage: Stage, campaign: str) -> Lived:
     except RuntimeError as error:
         stage.say(chapter, f"POST /v1/admin/promote: {error}")
     else:
-        raise AssertionError(f"{campaign} became live: {found['verdict']}")
-    if found["verdict"] != "worse":
-        raise AssertionError(f"the harm was not told: {found['why']}")
-    stage.client.post("/v1/admin/refuse", {"bundle": campaign, "reason": found["why"]})
+        raise AssertionError(f"{campaign} became live: {found.verdict}")
+    if found.verdict != "worse":
+        raise AssertionError(f"the harm was not told: {found.why}")
+    stage.client.post("/v1/admin/refuse", {"bundle": campaign, "reason": found.why})
     stage.say(chapter, f"{campaign} is refused")
     return done
 
@@ -238,8 +243,8 @@ def better(stage: Stage, free: str) -> Lived:
     )
     done = stage.live(TRIED, chapter)
     found = stage.compared(chapter, free)
-    if found["verdict"] != "better":
-        raise AssertionError(f"the gain was not told: {found['why']}")
+    if found.verdict != "better":
+        raise AssertionError(f"the gain was not told: {found.why}")
     moved = stage.move(free)
     stage.say(chapter, f"POST /v1/admin/promote without a reason: {moved['from']} -> {moved['to']}, earned by")
     earned = moved["evidence"]

@@ -1,8 +1,9 @@
 """Which bundle answers a request, and which score it again: one hash of the user's id, the same in every process.
 
-The arm is chosen first, by the salt ``arm:BUNDLE``; of the users whom live answers, the salt ``shadow:BUNDLE`` picks
+The arm is chosen first, by the salt ``arm:SALT`` and the share of the experiment's plan, which its release row fixes (the salt
+is the candidate's id); of the users whom live answers, the salt ``shadow:BUNDLE`` picks
 those in the shadow. So a user in the shadow is answered by live, always, and the shadow takes nobody out of an
-experiment. An assignment never flips: neither a restart nor another bundle's move changes it.
+experiment. An assignment never flips: neither a restart, an edit of recloop.toml nor another bundle's move changes it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ CANDIDATE = "candidate"
 
 
 class Arm(NamedTuple):
-    """The bundle that answers, the generation that made it so, and the name of its variant in every decision."""
+    """The bundle that answers, the generation that made it so, and the name of its variant in every decision.
+
+    ``share`` and ``salt`` are those of the plan of a candidate in the experiment; no user is drawn into another arm by hash.
+    """
 
     bundle: str
     generation: int
     variant: str
+    share: float = 0.0
+    salt: str = ""
 
 
-def in_experiment(bundle: str, user_id: str, share: float) -> bool:
-    """Whether a bundle in the experiment answers this user."""
-    return hash_share(f"arm:{bundle}", user_id) < share
+def in_experiment(salt: str, user_id: str, share: float) -> bool:
+    """Whether an experiment's hash draws this user for the candidate."""
+    return hash_share(f"arm:{salt}", user_id) < share
 
 
 def in_shadow(bundle: str, user_id: str, share: float) -> bool:
@@ -33,9 +39,9 @@ def in_shadow(bundle: str, user_id: str, share: float) -> bool:
     return hash_share(f"shadow:{bundle}", user_id) < share
 
 
-def choose(user_id: str, live: Arm, candidate: Arm | None, share: float) -> Arm:
-    """The arm of a user: the candidate's for this share of the users, else live."""
-    if candidate is not None and in_experiment(candidate.bundle, user_id, share):
+def choose(user_id: str, live: Arm, candidate: Arm | None) -> Arm:
+    """The arm of a user: the candidate's for its share of the users, else live."""
+    if candidate is not None and in_experiment(candidate.salt, user_id, candidate.share):
         return candidate
     return live
 

@@ -17,6 +17,7 @@ from recloop.serve.service import Service
 from recloop.watch import experiment, shadow
 from recloop.watch.pulse import Windows
 from recloop.watch.report import readable
+from recloop.watch.verdict import Verdict
 
 HINT = """<!doctype html><meta charset="utf-8"><title>recloop</title>
 <p>recloop answers under <a href="/openapi.json">/v1</a>. The console is not installed: <code>pip install "recloop[console]"</code>"""
@@ -52,7 +53,7 @@ class ServiceDesk:
     def shadow(self, bundle: str) -> dict[str, Any]:
         return shadow.compare(self._service.project, bundle)
 
-    def experiment(self, bundle: str) -> dict[str, Any]:
+    def experiment(self, bundle: str) -> Verdict:
         return experiment.compare(self._service.project, bundle)
 
     async def promote(self, bundle: str, to: str, reason: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from recloop.recommend.states import state_of_tree
 from recloop.records import Query
 from recloop.serve.arms import CANDIDATE, LIVE, Arm
 from recloop.standing import examine, open_bundle, same_bytes
+from recloop.watch.plan import Plan
 
 LOGGER = logging.getLogger(__name__)
 BY = "recloop serve"
@@ -166,9 +167,12 @@ class Loader:
         except BundleError as error:
             self._refuse(row.bundle, error)
             return None
+        except UserError as error:  # no plan in its row: no user is drawn for it, a person decides
+            LOGGER.warning("bundle %s answers no one: %s", row.bundle, error)
+            return None
 
     def _load(self, row: ReleaseRow, variant: str, before: Fleet | None) -> Loaded:
-        arm = Arm(row.bundle, row.generation, variant)
+        arm = _arm(row, variant)
         for one in [] if before is None else before.every:
             if one.arm.bundle == row.bundle:
                 return Loaded(one.recommender, arm)
@@ -194,3 +198,15 @@ class Loader:
             release.refuse(self._control, bundle, by=BY, reason=str(error), at=self._clock())
         except Refused as refused:  # somebody was faster
             LOGGER.info("bundle %s: %s", bundle, refused)
+
+
+def _arm(row: ReleaseRow, variant: str) -> Arm:
+    """The arm of a bundle; of a candidate with the share and the salt of its plan.
+
+    Raises:
+        UserError: the row of an experiment holds no plan.
+    """
+    if variant != CANDIDATE:
+        return Arm(row.bundle, row.generation, variant)
+    plan = Plan.from_row(row)
+    return Arm(row.bundle, row.generation, variant, plan.share, plan.salt)

@@ -3,8 +3,8 @@
 A bundle that `update` registered has passed its gate; one that `train` registered has not, and no move beside a live
 bundle is made before it ran: `recloop promote` runs it (`recloop.later.promotion`), a server, which trains nothing, does not.
 A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer (and live
-again, with the same list), the experiment by users of both arms whose outcome is closed, and a verdict that is no harm. Without ``to`` a bundle goes live only where both
-were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
+again, with the same list), the experiment by users of both arms whose outcome is closed and by evidence of no harm: a loss above
+the plan's margin is ruled out (`recloop.watch.verdict`). Without ``to`` a bundle goes live only where both were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.serve.arms import CANDIDATE, LIVE
 from recloop.standing import examine, load_bundle, now, open_bundle, same_bytes
 from recloop.watch import experiment
+from recloop.watch.plan import EVIDENCE, Plan
+from recloop.watch.verdict import Verdict
 
 AT_THE_DOOR = ("registered", "checked")
 """States in which a bundle's gate is asked: who was let past it, for a reason, is asked for the steps alone."""
@@ -37,7 +39,7 @@ def ready(project: Project, control: Control, bundle: str, to: str = "", by: str
     """See that a move can be: the bundle is known and checked, the machine knows the move; the machine as it is then.
 
     Raises:
-        UserError: no such bundle or state, an experiment in which an arm has no user.
+        UserError: no such bundle or state, an experiment whose plan gives an arm too few users.
         Refused: it failed its check, or the machine knows no such move.
     """
     target = _target(bundle, to)
@@ -73,19 +75,21 @@ def promote(
         gates: The gate that was run for this move, for the row's evidence; None: it ran before, or it has to.
 
     Raises:
-        UserError: no such bundle or state, an experiment in which an arm has no user.
+        UserError: no such bundle or state, an experiment whose plan gives an arm too few users.
         BundleError: its bytes are no longer those that were checked.
         Refused: it failed its check or its gate, its gate has not run, a step is not earned, the machine knows no such
             move, somebody was faster.
     """
     control = open_control(project.config.stores.control, project.root)
-    by, target = by or _who("promote"), _target(bundle, to)
+    by, target, at = by or _who("promote"), _target(bundle, to), at or now()
     machine = ready(project, control, bundle, target, by)
     if gates is None and ungated(control, bundle):
         how = f"{bundle} was trained, not updated to; `recloop promote {bundle} --to {target}` runs its gate"
         raise Refused("gate", "not run", "passed", how)
     same_bytes(project, machine.since(bundle))
     missing, earned = _earned(project, machine, bundle, target)
+    if target == "experiment":
+        earned[EVIDENCE] = Plan.of(project.config.release, bundle, at).to_evidence()
     if gates is not None:
         earned["gates"] = list(gates)
     if machine.state(bundle) in AT_THE_DOOR:
@@ -97,7 +101,7 @@ def promote(
         raise Refused(first.gate, first.number, first.threshold, how)
     if missing:
         earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
-    return _result(release.promote(control, bundle, to=target, by=by, reason=reason, at=at or now(), evidence=earned))
+    return _result(release.promote(control, bundle, to=target, by=by, reason=reason, at=at, evidence=earned))
 
 
 def _target(bundle: str, to: str) -> release.Target:
@@ -162,11 +166,10 @@ def _who(verb: str) -> str:
 def _share(project: Project, target: str) -> None:
     """An arm, or a shadow, that no user falls into decides nothing."""
     settings = project.config.release
-    if target == "experiment" and not 0 < settings.experiment < 1:
-        expected = "a share above 0 and below 1: each arm needs users"
-        raise UserError("release.experiment", settings.experiment, expected, "mend release.experiment in recloop.toml")
+    if target == "experiment":
+        Plan.of(settings, "", 0)
     if target == "shadow" and settings.shadow == 0:
-        raise UserError("release.shadow", 0.0, "a share above 0", "mend release.shadow in recloop.toml")
+        raise UserError("release.shadow", 0.0, "a share above 0", "edit release.shadow in recloop.toml")
 
 
 def _check(project: Project, control: Control, row: ReleaseRow, by: str) -> None:
@@ -229,21 +232,35 @@ def _earned(
 
 
 def _experiment(project: Project, bundle: str, numbers: dict[str, Any]) -> list[Refused]:
-    """What the experiment lacks: users in an arm, or a verdict that is no harm."""
-    users, verdict, why = dict.fromkeys((LIVE, CANDIDATE), 0), "none", "the step experiment is not earned"
+    """What the experiment lacks: users in an arm, or evidence of no harm."""
     try:
         found = experiment.compare(project, bundle)
-    except UserError as error:  # it was in none, or an arm has no user whose outcome is closed
-        why = f"{why}: {error}"
-    else:
-        users = {arm: found["users"][arm] for arm in users}
-        verdict = found["verdict"]
-        rate = found["metrics"].get("hit_rate", {})
-        numbers["hit_rate"] = {key: rate.get(key) for key in ("live", "candidate", "low", "high")}
-    numbers.update(users=users, verdict=verdict)
+    except UserError as error:  # it was in none, or its row holds no plan
+        users: dict[str, int] = dict.fromkeys((LIVE, CANDIDATE), 0)
+        numbers.update(users=users, verdict="none")
+        return [Refused(f"users in the arm {LIVE}", 0, USERS, f"the step experiment is not earned: {error}")]
+    users = {LIVE: found.users.live, CANDIDATE: found.users.candidate}
+    numbers.update(_evidence(found), users=users)
     fewest = min(users, key=lambda arm: users[arm])
     if users[fewest] < USERS:
+        why = f"the step experiment is not earned: {found.why}"
         return [Refused(f"users in the arm {fewest}", users[fewest], USERS, why)]
-    if verdict in {"worse", "invalid"}:
-        return [Refused("experiment", verdict, "better, or no difference that can be told", found["why"])]
+    if not found.no_harm:
+        threshold = f"a loss above {found.plan.margin:.2g} of {found.plan.metric} ruled out"
+        return [Refused("experiment", found.verdict, threshold, found.why)]
     return []
+
+
+def _evidence(found: Verdict) -> dict[str, Any]:
+    """The verdict in the evidence of a move to live."""
+    numbers: dict[str, Any] = {
+        "verdict": found.verdict, "decided_by": found.decided_by, "why": found.why, "no_harm": found.no_harm,
+    }  # fmt: skip
+    primary = found.metrics.get(found.plan.metric)
+    if primary is not None:
+        numbers[found.plan.metric] = {
+            "live": primary.live, "candidate": primary.candidate, "low": primary.sequence_low, "high": primary.sequence_high,
+        }  # fmt: skip
+    if found.differs:
+        numbers["differs"] = found.differs
+    return numbers

@@ -217,7 +217,7 @@ class Service:
         if not user_id:  # a list about an item, for nobody in particular: no unit of an experiment
             return self.fleet.live.arm
         candidate = self.fleet.candidate and self.fleet.candidate.arm
-        return arms.choose(user_id, self.fleet.live.arm, candidate, self.project.config.release.experiment)
+        return arms.choose(user_id, self.fleet.live.arm, candidate)
 
     def reply(self, query: Query, answer: Answer, decision: Decision) -> RecommendAnswer:
         """An answer as the client gets it."""

@@ -7,8 +7,8 @@ what takes longer (the comparisons) comes when it is ready.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeVar
 
 from nicegui import core, ui
 from starlette.applications import Starlette
@@ -19,6 +19,7 @@ from starlette.types import Scope
 from recloop.errors import RecloopError, Refused
 from recloop.watch import panels
 from recloop.watch.pulse import Windows
+from recloop.watch.verdict import Verdict
 
 ITS: Final = "/_nicegui"
 """Where the page keeps its scripts and its socket."""
@@ -35,6 +36,8 @@ TARGETS: Final = {
     SHADOW: "shadow", EXPERIMENT: "experiment", EARNED: "live, if both steps are earned", LIVE: "live, whatever is earned",
 }  # fmt: skip
 
+Compared = TypeVar("Compared")
+
 
 class Desk(Protocol):
     """What the page asks of the service; what is not awaited reads files, so the page calls it in a thread."""
@@ -43,7 +46,7 @@ class Desk(Protocol):
     def moves(self) -> list[dict[str, Any]]: ...
     def windows(self) -> Windows: ...
     def shadow(self, bundle: str) -> dict[str, Any]: ...  # raises RecloopError: nothing to compare yet
-    def experiment(self, bundle: str) -> dict[str, Any]: ...  # the same
+    def experiment(self, bundle: str) -> Verdict: ...  # the same
     async def promote(self, bundle: str, to: str, reason: str) -> dict[str, Any]: ...
     async def rollback(self, reason: str) -> dict[str, Any]: ...
     async def person(self, user_id: str) -> dict[str, Any]: ...
@@ -124,15 +127,13 @@ class _Page:
         with self._releases:
             panels.releases(moves)
         self._tried.clear()
-        for state, ask, show in (
-            (SHADOW, self._desk.shadow, panels.shadow),
-            (EXPERIMENT, self._desk.experiment, panels.experiment),
-        ):
-            if status[state] and look == self._looks:
-                await self._compare(state, status[state], ask, show)
+        if status[SHADOW] and look == self._looks:
+            await self._compare(SHADOW, status[SHADOW], self._desk.shadow, panels.shadow)
+        if status[EXPERIMENT] and look == self._looks:
+            await self._compare(EXPERIMENT, status[EXPERIMENT], self._desk.experiment, panels.experiment)
 
     async def _compare(
-        self, state: str, bundle: str, ask: Callable[[str], dict[str, Any]], show: Callable[[Mapping[str, Any]], None]
+        self, state: str, bundle: str, ask: Callable[[str], Compared], show: Callable[[Compared], None]
     ) -> None:
         with self._tried, ui.column().classes("boxed w-full gap-2").props(f"data-testid=tried-{state}"):
             ui.label(f"In the {state}: {bundle}").classes("text-lg font-bold break-all")
@@ -181,7 +182,7 @@ class _Page:
             panels.person(found)
 
 
-def _asked(ask: Callable[[str], dict[str, Any]], bundle: str) -> tuple[dict[str, Any] | None, str]:
+def _asked(ask: Callable[[str], Compared], bundle: str) -> tuple[Compared | None, str]:
     try:
         return ask(bundle), ""
     except RecloopError as error:

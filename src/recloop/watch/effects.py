@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, ndtr, ndtri  # scipy.stats would take a second more of every start of the service
-
-from recloop.intervals import plain
 
 ALPHA: Final = 0.05
 FEWEST: Final = 200
 """Users an arm before the confidence sequence may be read: it rests on a normal limit."""
 TUNED: Final = 5_000
 """n*: the number of users at which the confidence sequence is narrowest."""
-HARM: Final = -0.01
 ALARM: Final = 1_000.0
 GRID: Final = 801
 HALVINGS: Final = 45
@@ -71,27 +69,16 @@ class Effect:
         reach = half_width(self.se, self.n_live + self.n_candidate, alpha, tuned)
         return self.delta - reach, self.delta + reach
 
-    def to_json(self, alpha: float = ALPHA, better: int = 1, slack: float = 0.0) -> dict[str, Any]:
-        """All of it, relative to live too.
+    def is_worse(self, better: int, slack: float, absolute: bool, alpha: float, tuned: float) -> bool:
+        """Whether all of the confidence sequence is a loss of more than ``slack``; False below 200 users an arm.
 
         Args:
-            better: 1 where more is better, -1 where less is. ``harm``: a relative loss of more than 1 % cannot be left
-                out; ``worse``: the whole interval is a relative loss of more than ``slack``.
+            better: 1 where more is better, -1 where less is.
+            slack: Relative to live, or in the unit of the metric where ``absolute``.
         """
-        low, high = self.interval(alpha)
-        always_low, always_high = self.sequence(alpha)
-        base = abs(self.live) or math.nan
-        tree = {
-            "live": self.live, "candidate": self.candidate, "delta": self.delta, "se": self.se, "low": low,
-            "high": high, "p": self.p, "relative": self.delta / base, "relative_low": low / base,
-            "relative_high": high / base, "sequence_low": always_low, "sequence_high": always_high,
-            "reduction": self.reduction,
-        }  # fmt: skip
-        out: dict[str, Any] = {name: plain(value) for name, value in tree.items()}
-        least, most = (low, high) if better > 0 else (-high, -low)
-        known = not math.isnan(base)
-        worse = most / base < -slack if known else most < 0
-        return {**out, "harm": least / base < HARM if known else None, "worse": worse}
+        low, high = self.sequence(alpha, tuned)
+        most = high if better > 0 else -low
+        return most < -(slack if absolute else slack * abs(self.live))
 
 
 def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Floats | None = None) -> Effect:
@@ -179,7 +166,8 @@ def spent(t: float, alpha: float = ALPHA) -> float:
     return float(4 * ndtr(-ndtri(1 - alpha / 4) / math.sqrt(min(1.0, t))))
 
 
-def bounds(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
+@lru_cache(maxsize=64)
+def bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
     """The z that each planned look must pass, so that all looks together err with alpha at most.
 
     Between looks the score B(t) is a Brownian motion; its density inside the bounds is carried from look to look on a
@@ -209,7 +197,7 @@ def bounds(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
         weights *= (inside[1] - inside[0]) / 3
         density = weights * (_normal((inside[:, None] - grid) / step) @ density) / step
         grid, before = inside, t
-    return found
+    return tuple(found)
 
 
 def _normal(x: Floats) -> Floats:

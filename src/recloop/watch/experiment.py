@@ -1,22 +1,25 @@
 """The experiment: two arms, users at random, and what they did with the lists they got (definitions, section 9).
 
-    found = experiment.compare(project, planned=4_000)     # verdict, metrics, looks, sample ratio, guardrails
+    found = experiment.compare(project)     # the verdict of the newest experiment
 
-Planned looks decide; the confidence sequence beside each number may be looked at any time. What counts for whom is said
-in `recloop.watch.outcomes`, the formulas in `recloop.watch.effects`.
+Users are analysed in the arm they were drawn into, whichever bundle answered. Planned looks decide, and between them the
+confidence sequence alone. Outcomes are defined in `recloop.watch.outcomes`, formulas in `recloop.watch.effects`, the order
+of the verdict in `recloop.watch.verdict`, the plan in `recloop.watch.plan`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
+from recloop import release
 from recloop.backends import open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.backends.control import ReleaseRow
@@ -31,201 +34,238 @@ from recloop.records import (
     RULE,
     TIMESTAMP,
 )
-from recloop.watch.effects import ALARM, ALPHA, Effect, bounds, effect, sample_ratio
+from recloop.watch.effects import ALARM, Effect, Floats, bounds, effect, sample_ratio
 from recloop.watch.outcomes import ARMS, BEFORE, outcomes
+from recloop.watch.plan import Plan
+from recloop.watch.verdict import Arms, Finding, Kind, Look, Measured, SampleRatio, Verdict, decide
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number of the table: ``top`` a user, divided by ``bottom`` where it is a ratio; ``better`` -1: less is.
 
-    A guardrail is broken when all of its interval is a relative loss of more than ``slack``.
+    A guardrail is broken when all of its confidence sequence is a loss of more than ``slack``: relative to live, or in the
+    metric's unit where ``absolute``.
     """
 
     name: str
-    kind: Literal["primary", "secondary", "guardrail"]
+    kind: Kind
     top: str
     bottom: str | None = None
     better: int = 1
     slack: float = 0.0
+    absolute: bool = False
 
 
 METRICS: Final = (
-    Metric("hit_rate", "primary", "hits", "requests"),
+    Metric("hit_rate", "secondary", "hits", "requests"),
     Metric("clicks_per_request", "secondary", "clicks", "requests"),
     Metric("positives_from_lists", "secondary", "positives"),
     Metric("value_from_lists", "secondary", "value"),
     Metric("positives", "guardrail", "all_positives"),
     Metric("dislikes", "guardrail", "dislikes", better=-1),
     Metric("micros_per_request", "guardrail", "micros", "requests", better=-1, slack=0.2),
+    Metric("unanswered", "guardrail", "unanswered", "requests", better=-1, slack=0.01, absolute=True),
 )
-"""``hit_rate``: requests with an event credited to their list; ``positives`` counts those that no list is credited with too."""
+"""The plan names the primary one. ``hit_rate``: requests with an event credited to their list; ``positives`` counts those that
+no list is credited with too; ``unanswered``: requests that the candidate could not answer, so that live did."""
+GUARDRAILS: Final = sum(metric.kind == "guardrail" for metric in METRICS)
 
 
-def compare(
-    project: Project,
-    bundle: str = "",
-    *,
-    planned: int | None = None,
-    looks: int = 4,
-    share: float | None = None,
-    now: int | None = None,
-) -> dict[str, Any]:
-    """The two arms of a bundle's experiment.
+class Period(NamedTuple):
+    """One experiment: the bundle in it, the row that put this bundle there, its plan, its end (None: it runs)."""
+
+    bundle: str
+    row: ReleaseRow
+    plan: Plan
+    until: int | None
+
+
+def compare(project: Project, bundle: str = "", *, now: int | None = None) -> Verdict:
+    """The state of a bundle's experiment.
 
     Args:
         bundle: The candidate; empty: the one that entered an experiment last.
-        planned: Users of both arms at which it ends; None: it ends now, one look.
-        looks: Planned looks, at equal steps of ``planned``.
-        share: Of the users who get the candidate; None: ``release.experiment``.
         now: int64 microseconds; None: the newest decision or row received.
 
     Raises:
-        UserError: this bundle was never in an experiment, or an arm has no user yet.
+        UserError: this bundle was never in an experiment, or its row holds no plan.
         BundleError: its bytes are no longer what was registered.
     """
     control = open_control(project.config.stores.control, project.root)
-    row, until = period(control.releases(), bundle)
-    own = bundles.load(project.bundles / row.bundle, row.sha256)
+    bundle, row, plan, until = period(control.releases(), bundle)
+    own = bundles.load(project.bundles / bundle, row.sha256)
     store = open_decisions(project.config.stores.decisions, project.root)
     log = open_log(project.config.stores.log, project.root)
     try:
-        decisions = [one for one in store.rows(since=row.at - BEFORE - DAY, until=until) if one.role == "answer"]
+        decisions = [one for one in store.rows(since=plan.since - BEFORE - DAY, until=until) if one.role == "answer"]
         newest = store.rows(last=1)
         archive = Archive(project.data)
         later = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-        rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= row.at - BEFORE - DAY)
+        rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= plan.since - BEFORE - DAY)
     finally:
         store.close()
         log.close()
     if now is None:
-        now = max([row.at, *(one.at for one in newest), *later[RECEIVED_AT].to_list()])
-    users = outcomes(decisions, Signal.of(own.spec).label(rows), row.at, now)
-    found = judge(users, project.config.release.experiment if share is None else share, planned, looks)
-    return {"bundle": row.bundle, "since": row.at, "until": until, "now": now, **found}
+        now = max([plan.since, *(one.at for one in newest), *later[RECEIVED_AT].to_list()])
+    now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
+    users = outcomes(decisions, Signal.of(own.spec).label(rows), plan.since, now)
+    differs = plan.differences(project.config.release)
+    return judge(users, plan, bundle=bundle, until=until, now=now, differs=differs)
 
 
-def period(rows: Sequence[ReleaseRow], bundle: str) -> tuple[ReleaseRow, int | None]:
-    """The row that began a bundle's newest experiment, and when it ended; None: it runs.
+def current(project: Project) -> Verdict | None:
+    """The verdict of the experiment that runs now; None: there is none.
 
     Raises:
-        UserError: there was none.
+        As `compare`.
+    """
+    tried = release.machine(open_control(project.config.stores.control, project.root)).rows_in("experiment")
+    return compare(project, tried[0].bundle) if tried else None
+
+
+def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
+    """A bundle's newest experiment.
+
+    Raises:
+        UserError: there was none, or its row holds no plan.
     """
     began = [row for row in rows if row.to == "experiment" and bundle in {"", row.bundle}]
     if not began:
         try_ = "recloop promote BUNDLE --to experiment"
         raise UserError("bundle", bundle or "none", "a bundle that is or was in an experiment", try_)
     row = began[-1]
-    # Whatever moves live or this bundle ends it: from then on the arms are not what they were.
+    # A move of live or of this bundle ends it: from then on the arms are not what they were.
     ended = [later.at for later in rows if later.generation > row.generation and _ends(later, row.bundle)]
-    return row, min(ended, default=None)
+    return Period(row.bundle, row, Plan.from_row(row), min(ended, default=None))
 
 
 def _ends(row: ReleaseRow, bundle: str) -> bool:
     return row.bundle == bundle or row.to == "live"
 
 
-def judge(users: pl.DataFrame, share: float, planned: int | None = None, looks: int = 4) -> dict[str, Any]:
-    """The verdict over the table of `outcomes`.
+@dataclass(frozen=True)
+class Table:
+    """Outcomes as columns, one number a user, in the order of entering: each (U,)."""
 
-    ``verdict``: ``invalid`` (the arms did not get their shares), ``worse`` or ``better`` (the primary metric passed a planned
-    look's bound, or a guardrail's whole interval is a loss at alpha / number of guardrails), ``running`` (looks are left),
-    ``cannot tell``.
+    treated: np.ndarray
+    columns: dict[str, Floats]
 
-    Raises:
-        UserError: an arm without a user whose outcome is closed.
-    """
-    seen = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
-    e = sample_ratio([seen[arm] for arm in ARMS], [1 - share, share])
-    entered = users.filter(~pl.col("waiting") & ~pl.col("crossed"))
-    count = {arm: int((entered["arm"] == arm).sum()) for arm in ARMS}
-    for arm in ARMS:
-        if not count[arm]:
-            raise UserError(arm, "no user", "users in both arms whose 24 hours are over", "recloop status")
-    guards = [one for one in METRICS if one.kind == "guardrail"]
-    table: dict[str, dict[str, Any]] = {}
-    for one in METRICS:
-        if not (entered[one.top] != 0).any():
-            continue  # this log has none of it
-        alpha = ALPHA / len(guards) if one.kind == "guardrail" else ALPHA
-        better = "higher" if one.better > 0 else "lower"
-        table[one.name] = {
-            "kind": one.kind,
-            "better": better,
-            **measure(entered, one).to_json(alpha, one.better, one.slack),
+    @classmethod
+    def of(cls, entered: pl.DataFrame) -> Table:
+        """The columns that `METRICS` name, of `outcomes`."""
+        names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
+        columns = {
+            name: entered[name].to_numpy().astype(np.float64)
+            for own in sorted(names)
+            for name in (own, f"before_{own}")
         }
-    secondary = [name for name, one in table.items() if one["kind"] == "secondary"]
-    adjusted = holm([1.0 if table[name]["p"] is None else table[name]["p"] for name in secondary])
+        return cls((entered["arm"] == "candidate").to_numpy(), columns)
+
+    def first(self, users: int) -> Table:
+        """The first users to enter."""
+        return Table(self.treated[:users], {name: values[:users] for name, values in self.columns.items()})
+
+    @property
+    def arms(self) -> Arms:
+        """Users of each arm."""
+        treated = int(self.treated.sum())
+        return Arms(live=len(self.treated) - treated, candidate=treated)
+
+
+def judge(
+    users: pl.DataFrame,
+    plan: Plan,
+    *,
+    bundle: str = "",
+    until: int | None = None,
+    now: int = 0,
+    differs: Sequence[str] = (),
+) -> Verdict:
+    """The verdict over the table of `outcomes`; without a closed outcome in either arm it is ``running``."""
+    counts = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
+    e = sample_ratio([counts[arm] for arm in ARMS], [1 - plan.share, plan.share])
+    ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > ALARM)
+    table = Table.of(users.filter(~pl.col("waiting")))
+    arms = table.arms
+    both = bool(arms.live and arms.candidate)
+    metrics = measured(table, plan) if both else {}
+    looks = take_looks(table, plan) if both else []
+    found: Finding = decide(plan, ratio, metrics, looks)
+    return Verdict(
+        bundle=bundle, since=plan.since, until=until, now=now, plan=plan, differs=list(differs),
+        users=Arms(arms.live, arms.candidate, int(users["waiting"].sum())), sample_ratio=ratio, metrics=metrics,
+        looks=looks, verdict=found.verdict, decided_by=found.decided_by, why=found.why, no_harm=found.no_harm,
+        loss=found.loss, needed=found.needed,
+    )  # fmt: skip
+
+
+def measured(table: Table, plan: Plan) -> dict[str, Measured]:
+    """Each metric that this log has, over all users so far; secondary ones with Holm's p."""
+    found: dict[str, Measured] = {}
+    for metric in METRICS:
+        if table.columns[metric.top].any():
+            kind: Kind = "primary" if metric.name == plan.metric else metric.kind
+            found[metric.name] = _measured(measure(table, metric), metric, kind, plan)
+    secondary = [name for name, one in found.items() if one.kind == "secondary"]
+    adjusted = holm([1.0 if (p := found[name].p) is None else p for name in secondary])
     for name, p in zip(secondary, adjusted, strict=True):
-        table[name]["p_holm"] = plain(p)
-    taken = take_looks(entered, planned, looks)
-    verdict, why = decide(taken, table, e, planned is not None and len(taken) < looks)
-    return {
-        "users": {**count, "waiting": int(users["waiting"].sum()), "crossed": int(users["crossed"].sum())},
-        "sample_ratio": {"counts": seen, "share": share, "e": plain(e), "alarm": e > ALARM},
-        "metrics": table,
-        "looks": taken,
-        "verdict": verdict,
-        "why": why,
-    }
-
-
-def measure(entered: pl.DataFrame, metric: Metric) -> Effect:
-    """The effect on one metric, with CUPED by the same number of the 14 days before."""
-
-    def column(name: str) -> np.ndarray:
-        return entered[name].to_numpy().astype(np.float64)
-
-    asked = column("before_requests")
-    past = column(f"before_{metric.top}")
-    if metric.bottom is not None:
-        bottom = column(f"before_{metric.bottom}")
-        past = np.divide(past, bottom, out=np.full(len(past), math.nan), where=bottom > 0)
-    elif metric.top in {"positives", "value"}:  # credited to a list: who saw none has no past of it
-        past = np.where(asked > 0, past, math.nan)
-    bottoms = None if metric.bottom is None else column(metric.bottom)
-    return effect(column(metric.top), (entered["arm"] == "candidate").to_numpy(), bottoms, past)
-
-
-def take_looks(entered: pl.DataFrame, planned: int | None, looks: int) -> list[dict[str, Any]]:
-    """The planned looks that are due: look j is over the first j / looks of the planned users to enter.
-
-    So a look is the same whenever it is taken, and nobody has to remember the earlier ones.
-    """
-    sizes = [len(entered)] if planned is None else [math.ceil(planned * (j + 1) / looks) for j in range(looks)]
-    found = []
-    for size, bound in zip(sizes, bounds([size / sizes[-1] for size in sizes]), strict=True):
-        first = entered.head(size)
-        if len(first) < size or first["arm"].n_unique() < len(ARMS):
-            break
-        one = measure(first, METRICS[0])
-        reach = bound * one.se
-        found.append(
-            {
-                "users": size, "share": plain(size / sizes[-1]), "delta": plain(one.delta),
-                "low": plain(one.delta - reach), "high": plain(one.delta + reach), "z": plain(one.z),
-                "bound": plain(bound), "crossed": abs(one.z) > bound,
-            }
-        )  # fmt: skip
+        found[name] = msgspec.structs.replace(found[name], p_holm=plain(p))
     return found
 
 
-def decide(
-    taken: Sequence[Mapping[str, Any]], table: Mapping[str, Mapping[str, Any]], e: float, left: bool
-) -> tuple[str, str]:
-    """The verdict and its reason, from looks, metrics and the sample ratio."""
-    if e > ALARM:
-        return "invalid", f"the arms did not get their shares of the users (e = {e:.3g}): find out why first"
-    for name, one in table.items():
-        if taken and one["kind"] == "guardrail" and one["worse"]:
-            return (
-                "worse",
-                f"guardrail {name}: {one['live']:.4g} became {one['candidate']:.4g}, all of its interval a loss",
+def _measured(one: Effect, metric: Metric, kind: Kind, plan: Plan) -> Measured:
+    alpha = plan.alpha / GUARDRAILS if kind == "guardrail" else plan.alpha
+    low, high = one.interval(alpha)
+    always_low, always_high = one.sequence(alpha, plan.users)
+    base = abs(one.live) or math.nan
+    return Measured(
+        kind=kind, better="higher" if metric.better > 0 else "lower", live=plain(one.live),
+        candidate=plain(one.candidate), delta=plain(one.delta), se=plain(one.se), low=plain(low), high=plain(high),
+        p=plain(one.p), relative=plain(one.delta / base), relative_low=plain(low / base),
+        relative_high=plain(high / base), sequence_low=plain(always_low), sequence_high=plain(always_high),
+        reduction=plain(one.reduction),
+        worse=one.is_worse(metric.better, metric.slack, metric.absolute, alpha, plan.users),
+    )  # fmt: skip
+
+
+def measure(table: Table, metric: Metric) -> Effect:
+    """The effect on one metric, with CUPED by the same number of the 14 days before."""
+    columns = table.columns
+    past = columns[f"before_{metric.top}"]
+    if metric.bottom is not None:
+        bottom = columns[f"before_{metric.bottom}"]
+        past = np.divide(past, bottom, out=np.full(len(past), math.nan), where=bottom > 0)
+    elif metric.top in {"positives", "value"}:  # credited to a list: who saw none has no past of it
+        past = np.where(columns["before_requests"] > 0, past, math.nan)
+    bottoms = None if metric.bottom is None else columns[metric.bottom]
+    return effect(columns[metric.top], table.treated, bottoms, past)
+
+
+def look_sizes(plan: Plan) -> list[int]:
+    """Users at each planned look."""
+    return [math.ceil(plan.users * (j + 1) / plan.looks) for j in range(plan.looks)]
+
+
+def take_looks(table: Table, plan: Plan) -> list[Look]:
+    """The planned looks that are due: look j is over the first j / looks of the planned users to enter.
+
+    A look depends on these users alone, so it is the same whenever it is taken.
+    """
+    metric = next(one for one in METRICS if one.name == plan.metric)
+    sizes = look_sizes(plan)
+    found = []
+    for size, bound in zip(sizes, bounds(tuple(size / plan.users for size in sizes), plan.alpha), strict=True):
+        first = table.first(size)
+        arms = first.arms
+        if arms.live + arms.candidate < size or not (arms.live and arms.candidate):
+            break
+        one = measure(first, metric)
+        reach = bound * one.se
+        found.append(
+            Look(
+                users=size, share=size / plan.users, live=one.live, delta=one.delta, low=one.delta - reach,
+                high=one.delta + reach, z=plain(one.z), bound=bound, crossed=abs(one.z) > bound,
             )
-    for look in taken:
-        if look["crossed"]:
-            which = "better" if look["delta"] > 0 else "worse"
-            return which, f"{METRICS[0].name}: z {look['z']:+.2f} passed {look['bound']:.2f} at {look['users']:,} users"
-    if left:
-        return "running", f"{len(taken)} looks taken, none passed its bound"
-    return "cannot tell", "no look passed its bound"
+        )  # fmt: skip
+    return found

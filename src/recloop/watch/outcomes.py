@@ -1,8 +1,10 @@
 """What users did with the lists they got: events credited to lists, and one row of outcomes a user (definitions, section 9).
 
-The unit is the user; an outcome is what happened in the 24 hours after the first exposure, and a user enters when these
-are over. An event counts for the last exposure of its item to its user (a click within 1 h, anything else within 7
-days), in the arm of that exposure; where it carries the ``request_id`` of a list, that list is the exposure.
+The unit is the user, in the arm that was drawn for them, whichever bundle answered (intention to treat): a request that the
+candidate could not answer is an outcome of the candidate's arm. An outcome is what happened in the 24 hours after the first
+exposure, and a user enters when these are over; nothing that happens later excludes a user. An event counts for the last
+exposure of its item to its user (a click within 1 h, anything else within 7 days); where it carries the ``request_id`` of a
+list, that list is the exposure.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from polars.dataframe.group_by import GroupBy
 
 from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, SECOND, TIMESTAMP, USER_ID, VALUE, Decision
 
-ARMS: Final = ("live", "candidate")
+LIVE, CANDIDATE = "live", "candidate"
+ARMS: Final = (LIVE, CANDIDATE)
 OUTCOME: Final = DAY
 BEFORE: Final = 14 * DAY
 """Where CUPED looks for the same outcome."""
@@ -34,13 +37,16 @@ def outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, no
         now: Users whose 24 hours are not over by then are left out, and counted as ``waiting``.
 
     Returns:
-        user_id, arm, closes, waiting, crossed, the columns of `_sums` and the same with ``before_``.
+        user_id, arm, closes, waiting, the columns of `_sums` and the same with ``before_``.
     """
     requests = pl.DataFrame(
-        [(one.request_id, one.user_id, one.at, one.variant, one.micros, one.items) for one in decisions],
+        [
+            (one.request_id, one.user_id, one.at, one.assigned, one.variant != one.assigned, one.micros, one.items)
+            for one in decisions
+        ],
         schema={
-            REQUEST_ID: pl.String, USER_ID: pl.String, "at": pl.Int64, "arm": pl.String, "micros": pl.Int64,
-            "items": pl.List(pl.String),
+            REQUEST_ID: pl.String, USER_ID: pl.String, "at": pl.Int64, "arm": pl.String, "unanswered": pl.Boolean,
+            "micros": pl.Int64, "items": pl.List(pl.String),
         },
         orient="row",
     )  # fmt: skip
@@ -50,9 +56,9 @@ def outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, no
         inside.sort("at", REQUEST_ID)
         .group_by(USER_ID, maintain_order=True)
         .agg(
-            pl.col("arm").first(),
+            # A server takes a move up within a second: until then it answers everybody as live's arm.
+            pl.when((pl.col("arm") == CANDIDATE).any()).then(pl.lit(CANDIDATE)).otherwise(pl.lit(LIVE)).alias("arm"),
             pl.col("at").first().alias("start"),
-            (pl.col("arm").n_unique() > 1).alias("crossed"),
         )
         .with_columns((pl.col("start") + OUTCOME).alias("closes"))
         .with_columns((pl.col("closes") > now).alias("waiting"))
@@ -107,7 +113,7 @@ def _sums(windows: pl.DataFrame, requests: pl.DataFrame, credited: pl.DataFrame,
         return joined.group_by(USER_ID)
 
     positive, click = pl.col(LABEL) > 0, pl.col(EVENT_TYPE) == "click"
-    asked = within(requests, "at").agg(pl.len().alias("requests"), pl.col("micros").sum())
+    asked = within(requests, "at").agg(pl.len().alias("requests"), pl.col("micros").sum(), pl.col("unanswered").sum())
     done = within(credited, "at", TIMESTAMP).agg(
         pl.col(REQUEST_ID).filter(positive).n_unique().alias("hits"),
         click.sum().alias("clicks"),

@@ -12,6 +12,7 @@ from recloop.errors import Refused, shown
 from recloop.records import SECOND
 from recloop.watch.effects import ALARM
 from recloop.watch.pulse import Windows
+from recloop.watch.verdict import Verdict
 
 HEALTH: Final = {
     "entropy": "entropy, 0 to 1", "long_tail_share": "long-tail share", "cold_coverage": "cold-start coverage",
@@ -24,7 +25,7 @@ MEASURES: Final = {
 METRICS: Final = {
     "hit_rate": "hit rate", "clicks_per_request": "clicks a request", "positives_from_lists": "positives from lists, a user",
     "value_from_lists": "value from lists, a user", "positives": "positives, a user", "dislikes": "dislikes, a user",
-    "micros_per_request": "time of an answer, µs",
+    "micros_per_request": "time of an answer, µs", "unanswered": "requests the candidate could not answer",
 }  # fmt: skip
 
 
@@ -86,22 +87,34 @@ def shadow(found: Mapping[str, Any]) -> None:
     _table("", ["shown over these requests"], list(HEALTH.values()), both)
 
 
-def experiment(found: Mapping[str, Any]) -> None:
-    """The verdict, the sample ratio and every metric of both arms."""
-    users, ratio = found["users"], found["sample_ratio"]
-    counts, share = ratio["counts"], ratio["share"]
-    ui.label(f"{found['verdict']}: {found['why']}").props("data-testid=verdict").classes("font-bold")
+def experiment(found: Verdict) -> None:
+    """The verdict, the plan, the looks taken, the sample ratio and every metric of both arms."""
+    users, ratio, plan = found.users, found.sample_ratio, found.plan
+    ui.label(f"{found.verdict}: {found.why}").props("data-testid=verdict").classes("font-bold")
     ui.label(
-        f"Users whose 24 h are over: live {users['live']:,}, candidate {users['candidate']:,}; {users['waiting']:,} wait. "
-        f"Sample ratio: {counts['live']:,} to {counts['candidate']:,} where {1 - share:.0%} to {share:.0%} was asked for, "
-        f"e = {_number(ratio['e'])}, alarm above {ALARM:,.0f}: {'ALARM' if ratio['alarm'] else 'none'}."
+        f"Plan, fixed at the start: {plan.metric} over {plan.users:,} users, {plan.looks} looks, {plan.share:.0%} of the users, "
+        f"margin {plan.margin:.2g}. No harm above the margin: {'shown' if found.no_harm else 'not shown'}."
+    ).props("data-testid=plan")
+    for line in found.differs:
+        ui.label(f"The plan holds: {line}").props("data-testid=differs").classes("text-negative")
+    ui.label(
+        f"Users whose 24 h are over: live {users.live:,}, candidate {users.candidate:,}; {users.waiting:,} wait. "
+        f"Sample ratio: {ratio.counts['live']:,} to {ratio.counts['candidate']:,} where {1 - ratio.share:.0%} to "
+        f"{ratio.share:.0%} was asked for, e = {_number(ratio.e)}, alarm above {ALARM:,.0f}: "
+        f"{'ALARM' if ratio.alarm else 'none'}."
     ).props("data-testid=ratio")
     rows = [
-        [METRICS.get(name, name), one["kind"], *(_number(one[key]) for key in ("live", "candidate")),
-         _signed(one["delta"]), f"{_signed(one['low'])} to {_signed(one['high'])}"]
-        for name, one in found["metrics"].items()
+        [METRICS.get(name, name), one.kind, _number(one.live), _number(one.candidate), _signed(one.delta),
+         f"{_signed(one.sequence_low)} to {_signed(one.sequence_high)}"]
+        for name, one in found.metrics.items()
     ]  # fmt: skip
-    _table("", ["metric", "kind"], ["live", "candidate", "difference", "interval"], rows)
+    _table("", ["metric", "kind"], ["live", "candidate", "difference", "confidence sequence"], rows)
+    looks = [
+        [f"{look.users:,}", _signed(look.delta), f"{_signed(look.low)} to {_signed(look.high)}", _signed(look.z),
+         _number(look.bound)]
+        for look in found.looks
+    ]  # fmt: skip
+    _table("", ["planned look, users"], ["difference", "repeated interval", "z", "bound"], looks)
 
 
 def refused(error: Refused) -> None:
