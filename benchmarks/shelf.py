@@ -28,6 +28,7 @@ HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "results"
 PROJECTS: Final = HERE / "projects"
 SHARED: Final = HERE.parents[1] / "shared" / "data"
+TRAIN: Final = ("epochs", "step", "steps_per_epoch", "stopped", "seconds", "look_seconds", "NDCG@10")
 MODELS: Final = ("covisitation", "mf", "gru4rec", "sasrec", "two_tower", "neumf")
 ML_1M: Final = """\
 # MovieLens-1M as the SASRec papers use it: 5-core, in the order of the file; the last row of a user is the test.
@@ -108,7 +109,7 @@ def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
         "model": model,
         "data": data,
         "seconds": round(seconds, 1),
-        "train": {key: network.get(key) for key in ("epochs", "step", "stopped", "seconds", "NDCG@10")},
+        "train": {key: network.get(key) for key in TRAIN},
         "mix": run["chosen"].get("mix"),
         "protocol": table["protocol"],
         "rows": table["rows"],
@@ -139,8 +140,8 @@ def table() -> Iterator[str]:
         mine = [one for one in found if one["data"] == data]
         facts = mine[0]["protocol"]
         yield f"\n{data}: {facts['name']}, {facts['users']:,} users, {facts['items']:,} items, seed {facts['seed']}\n"
-        yield "| row | HR@10 | Recall@10 | NDCG@10 | coverage | trained s | all s | stopped |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield "| row | HR@10 | Recall@10 | NDCG@10 | coverage | trained | trained s | all s | stopped |"
+        yield "|---|---|---|---|---|---|---|---|---|"
         seen: set[str] = set()
         for one in mine:
             for row in one["rows"]:
@@ -157,8 +158,27 @@ def line(name: str, row: dict[str, Any], train: dict[str, Any], seconds: float |
         f"{row[key]['value']:.4f} [{row[key]['low']:.4f}, {row[key]['high']:.4f}]"
         for key in ("HR@10", "Recall@10", "NDCG@10")
     ]
-    cells += [f"{row['coverage']:.3f}", *(str(x or "") for x in (train.get("seconds"), seconds, train.get("stopped")))]
+    cells += [
+        f"{row['coverage']:.3f}",
+        steps_of(train),
+        *(str(x or "") for x in (train.get("seconds"), seconds, train.get("stopped"))),
+    ]
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def steps_of(train: dict[str, Any]) -> str:
+    """Epochs and steps behind a network's row; a result file without ``steps_per_epoch`` does not tell whole epochs."""
+    if not train.get("step"):
+        return ""
+    per_epoch = train.get("steps_per_epoch")
+    if not per_epoch:
+        return f"{train['step']:,} steps"
+    whole = train["step"] // per_epoch
+    return (
+        f"{train['step'] / per_epoch:.1f} epochs, {train['step']:,} steps"
+        if whole
+        else f"not trained: {train['step']:,} steps"
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from recloop.features.state import Timeline, UserState
 from recloop.learn import counts
 from recloop.learn.arrays import Tables, make_tables, train_data
 from recloop.learn.evaluate import evaluate
-from recloop.learn.fit import Network, fit_network, has_sequences
+from recloop.learn.fit import Network, fit_network, has_sequences, repeated_epochs
 from recloop.learn.negatives import slots_of
 from recloop.learn.table import Table
 from recloop.models.base import TrainData, is_counting
@@ -102,14 +102,16 @@ def see(project: Project, data: Data) -> Tables:
 def learn(
     config: Config, tables: Tables, arrays: TrainData, data: Data, run: Path, voice: Voice, model: str | None
 ) -> Learned:
-    """Counting models first, then the network with what is left of the budget, then the mix on validation."""
+    """Counting models first, then the network within ``train.budget`` training seconds, then the mix on validation."""
     begin = time.monotonic()
-    budget = config.train.budget_seconds
     name = model or config.model.name
     missing = [package for package in EXTRA if not _installed(package)] if model is None else []
     wanted = not _counting(name, bool(missing))
     options = config.model.options if model in {None, config.model.name} else {}
-    voice.say("learn", f"counting models, then {name if wanted else 'nothing more'}: {config.train.budget} in all")
+    voice.say(
+        "learn",
+        f"counting models, then {f'{name} for {config.train.budget} of training at most' if wanted else 'nothing more'}",
+    )
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
     draft = counts.draft(config, tables, arrays, made, scorers, manifest_of(config, tables, data))
     counted = ", ".join(settings["model"] for settings in scorers.values())
@@ -120,10 +122,13 @@ def learn(
     elif wanted and not has_sequences(arrays):
         voice.say("learn", f"no {name}: nobody comes back in this log, there is no next moment to learn from")
     elif wanted:
-        left = max(1.0, budget - (time.monotonic() - begin))
-        network = fit_network(name, options, arrays, config, run, left, quiet=not sys.stderr.isatty())
+        budget = config.train.budget_seconds
+        network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
         draft = with_network(draft, network)
-        voice.say("learn", f"{name}: {network.epochs} epochs in {network.seconds:.0f} s, stopped by {network.stopped}")
+        voice.say(
+            "learn",
+            f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
+        )
     past = Timeline(pl.concat([data.train, data.valid]) if len(data.valid) else data.train, data.users)
     bundle, chosen = counts.tune(draft, config, arrays, past, THREADS)
     voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
@@ -163,7 +168,7 @@ def with_network(bundle: Bundle, network: Network) -> Bundle:
         **bundle.manifest,
         "scorers": scorers,
         "model": {"name": network.name, "config": network.config},
-        "train": {**bundle.manifest["train"], "epochs": network.epochs, "stopped": network.stopped},
+        "train": {**bundle.manifest["train"], **network.facts},
     }
     return replace(
         bundle,
@@ -209,7 +214,7 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
     network = None
     if learned.network is not None:
-        again = config.train.model_copy(update={"epochs": max(1, learned.network.epochs)})
+        again = config.train.model_copy(update={"epochs": repeated_epochs(learned.network.facts)})
         network = fit_network(
             learned.network.name, learned.network.config, arrays, config.model_copy(update={"train": again}),
             run / "refit", REFIT_SECONDS,

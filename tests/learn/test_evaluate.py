@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from recloop.bundle import Bundle
 from recloop.collect.split import split
@@ -26,7 +28,7 @@ from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
 from recloop.learn.moments import moments
-from recloop.learn.table import LENGTHS, Row, Table, make_table
+from recloop.learn.table import LENGTHS, Row, Table, Trained, make_table
 from recloop.metrics import RANKING
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
@@ -458,3 +460,29 @@ def test_no_test_moment_is_said(data: Data, bundle: Bundle) -> None:
 def test_evaluating_loads_no_torch() -> None:
     code = "import sys, recloop.learn.evaluate, recloop.learn.mixing; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "note", "text"),
+    [
+        ({"epochs": 0, "steps": 11, "steps_per_epoch": 351}, "not trained: 11 steps", "not trained: 11 steps"),
+        ({"epochs": 3, "steps": 1367, "steps_per_epoch": 351}, "", "3 epochs, 1,367 steps"),
+        ({"epochs": 0, "steps": 11, "steps_per_epoch": 351, "mode": "warm"}, "", "0 epochs, 11 steps"),
+    ],
+)
+def test_trained_of_less_than_an_epoch_says_not_trained(train: dict[str, Any], note: str, text: str) -> None:
+    trained = Trained.of(train)
+    assert trained is not None
+    assert (trained.note, str(trained)) == (note, text)
+    assert Trained.of({"epochs": 0}) is None, "no network"
+
+
+def test_evaluate_row_of_an_untrained_network_carries_the_note(table: Table) -> None:
+    scored = replace(table.rows[-1], row=replace(table.rows[-1].row, trained=Trained(0, 11, 351)))
+    row = replace(table, rows=[*table.rows[:-1], scored]).to_json()["rows"][-1]
+    assert (row["epochs"], row["steps"], row["note"]) == (0, 11, "not trained: 11 steps")
+    first = table.to_json()["rows"][0]
+    assert (first["epochs"], first["steps"], first["note"]) == (None, None, "")
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(replace(table, rows=[*table.rows[:-1], scored]).render())
+    assert "not trained: 11 steps" in shown.file.getvalue()  # type: ignore[attr-defined]

@@ -7,9 +7,10 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -48,7 +49,7 @@ def taught(
 ) -> tuple[dict[str, torch.Tensor], looks.Watch]:
     """Training alone, without the seconds of an export: the weights it ends with, and what watched it."""
     network = load_model("sasrec", {"dropout": dropout, "start": start})
-    _, watch = module.learn(network, data, settings(**train), folder, time.monotonic(), budget, quiet=True)
+    _, watch = module.learn(network, data, settings(**train), folder, budget, quiet=True)
     return network.state_dict(), watch
 
 
@@ -135,14 +136,14 @@ def test_patience_counts_epochs_without_a_gain(arrays: Arrays, tmp_path: Path) -
 
 def test_a_budget_stops_between_two_steps(arrays: Arrays, tmp_path: Path) -> None:
     _, watch = taught(circle(arrays, users=900), tmp_path, budget=1e-6)  # three steps an epoch
-    assert (watch.stopped, watch.kept.epoch) == ("budget", 1)
+    assert (watch.stopped, watch.kept.epoch, watch.kept.step) == ("budget", 0, 1), "a begun epoch is not a whole one"
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     assert watch.looks[-1]["NDCG@10"] == watch.kept.ndcg
 
 
 def test_a_stopped_run_may_keep_a_look_between_epochs(arrays: Arrays, tmp_path: Path) -> None:
     """Two looks by the clock: the better one is kept; a run that ends by itself keeps the best epoch instead."""
-    watch = looks.Watch(None, tmp_path, patience=3, started=0.0, budget=1e9, bar=False)
+    watch = looks.Watch(None, tmp_path, patience=3, budget=1e9, bar=False)
     watch.by_time, watch.by_epoch = looks.Kept(ndcg=0.5), looks.Kept(ndcg=0.4)
     for stopped, ndcg in (("budget", 0.5), ("patience", 0.4), ("epochs", 0.4)):
         watch.stopped = stopped  # type: ignore[assignment]
@@ -260,3 +261,43 @@ def test_importing_fit_loads_no_torch() -> None:
     code = "import sys, recloop.learn.fit; print(sorted({'torch', 'lightning'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_watch_budget_counts_training_seconds_without_looks(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock where a step takes 1 s and a look 100 s: 20 s of training are 20 steps, and few looks."""
+    clock = SimpleNamespace(now=0.0)
+    step, score = module.Learner.training_step, looks.Examination.score
+
+    def slow_step(self: module.Learner, batch: Any, number: int) -> torch.Tensor:
+        clock.now += 1.0
+        return step(self, batch, number)
+
+    def slow_look(self: looks.Examination, learner: Any) -> float:
+        clock.now += 100.0
+        return score(self, learner)
+
+    monkeypatch.setattr(looks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(module.Learner, "training_step", slow_step)
+    monkeypatch.setattr(looks.Examination, "score", slow_look)
+    for name in ("long", "short"):
+        (tmp_path / name).mkdir()
+    _, watch = taught(circle(arrays, users=9000), tmp_path / "long", budget=20.0)  # 26 steps an epoch
+    assert watch.stopped == "budget"
+    assert len((tmp_path / "long" / "log.jsonl").read_text().splitlines()) == 20
+    assert len(watch.looks) == 2, "the first tenth and the end: looks are no more than a tenth of the clock"
+    assert (watch.seconds, watch.looking) == (20.0, 200.0)
+    _, watch = taught(circle(arrays, users=900), tmp_path / "short", budget=150.0)  # 3 steps an epoch
+    assert (watch.stopped, watch.kept.epoch <= 2, watch.looking) == ("budget", True, 200.0), "looks end a run as well"
+
+
+def test_examination_of_many_users_looks_at_1024(arrays: Arrays) -> None:
+    data = circle(arrays, users=4000)  # half of them held out
+    assert data.held is not None
+    assert len(data.held) == 2000
+    examination = looks.Examination(data, data.held, 20, filter_seen=False)
+    assert len(examination) == looks.MAX_USERS == 1024
+    place = np.searchsorted(data.held.user_ix, examination.users)
+    assert (data.held.user_ix[place] == examination.users).all()
+    np.testing.assert_array_equal(examination.targets, data.held.items[place])

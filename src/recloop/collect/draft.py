@@ -75,7 +75,7 @@ name = "sasrec"                   # needs recloop[train]; without it the countin
 # {reason}
 
 [train]
-budget = "10m"                    # wall clock, counting models first
+budget = "10m"                    # training seconds of the network
 
 [placement.home]
 list = "for_you"                  # for_you | popular

@@ -19,7 +19,7 @@ from recloop.errors import UserError
 from recloop.later.run import Run
 from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data
-from recloop.learn.fit import fit_network
+from recloop.learn.fit import fit_network, repeated_epochs
 from recloop.learn.warm import Warm, positions
 from recloop.models.base import is_counting
 from recloop.records import STAMP
@@ -61,7 +61,7 @@ def grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: Start | 
         if start is not None:
             chosen = positions(arrays, start.until, start.since, config.update.replay, run.seed)
             warm = Warm(start.state, chosen, RATE, made)
-        epochs = 1 if warm is not None else max(1, int(parent.manifest["train"]["epochs"]))
+        epochs = 1 if warm is not None else repeated_epochs(parent.manifest["train"])
         settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
         budget = config.train.budget_seconds if warm is not None else turn.REFIT_SECONDS
         model = parent.manifest["model"]

@@ -23,7 +23,7 @@ from recloop.features.encode import Encoded
 from recloop.features.state import States, Timeline
 from recloop.learn.moments import Moments, moments
 from recloop.learn.one_target import Places
-from recloop.learn.table import SLICES, Example, Row, Table, make_table
+from recloop.learn.table import SLICES, Example, Row, Table, Trained, make_table
 from recloop.models.base import SOURCE_OF
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed
@@ -251,9 +251,16 @@ class _Test:
                     entropy=metrics.entropy(counts, len(self.bundle.items)),
                     long_tail_share=metrics.long_tail_share(counts, tail),
                     seconds=self.seconds[name],
+                    trained=self._trained(name),
                 )
             )
         return made
+
+    def _trained(self, name: str) -> Trained | None:
+        """Training of the network behind a row, if one is."""
+        if "model" not in self.weights[name] or self.weights[name]["model"] <= 0:
+            return None
+        return Trained.of(self.bundle.manifest.get("train", {}))
 
     def _kind(self, name: str) -> Literal["counting", "network", "served"]:
         if name == "served":

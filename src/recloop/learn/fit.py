@@ -27,7 +27,7 @@ class Network:
         arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx. item_graph: item.onnx of a
             network that describes items without a row; empty for others. kind: ``rank``: graph is rank.onnx.
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
-        epochs: Epochs behind the kept weights, a begun one counted whole (what ``train.refit`` repeats).
+        epochs, steps: Whole epochs and steps behind the kept weights. steps_per_epoch: steps of a whole one.
         stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
         metrics: What runs/RUN/metrics.json holds; None where nothing was examined.
     """
@@ -38,6 +38,8 @@ class Network:
     graph: bytes
     train_state: dict[str, np.ndarray]
     epochs: int
+    steps: int
+    steps_per_epoch: int
     stopped: str
     seconds: float
     metrics: dict[str, Any]
@@ -45,10 +47,23 @@ class Network:
     kind: str = "vectors"
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What the bundle's manifest says of the training."""
+        names = ("epochs", "steps", "steps_per_epoch", "stopped")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def validation(self) -> float:
         """NDCG@10 on the validation moments."""
         value = self.metrics["NDCG@10"]
         return float("nan") if value is None else float(value)
+
+
+def repeated_epochs(train: Mapping[str, Any]) -> int:
+    """Epochs that a fit from scratch repeats: those of a manifest's ``train``, to the nearest whole one, at least one."""
+    if train.get("steps_per_epoch"):
+        return max(1, round(int(train["steps"]) / int(train["steps_per_epoch"])))
+    return max(1, int(train["epochs"]))
 
 
 def has_sequences(data: TrainData) -> bool:
@@ -66,7 +81,7 @@ def fit_network(
     quiet: bool = False,
     warm: Warm | None = None,
 ) -> Network:
-    """Train a network of the shelf (or ``package.module:Class``) within a budget of wall clock, and export it.
+    """Train a network of the shelf (or ``package.module:Class``) within a budget of training seconds, and export it.
 
     ``run_folder`` gets config.toml, log.jsonl (a line a step), metrics.json and checkpoint/.
 
@@ -89,7 +104,7 @@ def fit_network(
 
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.toml").write_text(dump(config), "utf-8")
-    learner, watch = learn(network, data, config, run_folder, started, budget_seconds, quiet, warm)
+    learner, watch = learn(network, data, config, run_folder, budget_seconds, quiet, warm)
     kept, trained = watch.kept, watch.seconds
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.request_fields)
@@ -101,8 +116,10 @@ def fit_network(
         "NDCG@10": kept.ndcg if watch.examination else None,
         "epochs": kept.epoch,
         "step": kept.step,
+        "steps_per_epoch": watch.steps_per_epoch,
         "stopped": watch.stopped,
         "seconds": round(trained, 2),
+        "look_seconds": round(watch.looking, 2),
         "tokens_per_second": round(watch.tokens / trained),
         "looks": watch.looks,
     }
@@ -116,6 +133,8 @@ def fit_network(
         item_graph=item_graph(network, len(data.item_fields)) if described else b"",
         train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
         epochs=kept.epoch,
+        steps=kept.step,
+        steps_per_epoch=watch.steps_per_epoch,
         stopped=watch.stopped,
         seconds=time.monotonic() - started,
         metrics=metrics,

@@ -24,14 +24,19 @@ from recloop.models.base import Held, TrainData
 K = 10
 TENTHS = 10
 QUERIES = 128  # validation queries scored at a time
+MAX_USERS = 1024
+"""Users of a look at most: those of smallest hash("valid")."""
+LOOK_SHARE = 0.1
+"""Looks at tenths of the budget are skipped while all looks took a larger share of the training seconds."""
 
 Stopped = Literal["patience", "epochs", "budget"]
 
 
 class Examination:
-    """NDCG@10 on the validation moments, full ranking, mean over their users."""
+    """NDCG@10 on the validation moments of at most `MAX_USERS` users, full ranking, mean over these users."""
 
     def __init__(self, data: TrainData, held: Held, history: int, filter_seen: bool) -> None:
+        held = held.sample(data.user_ids, MAX_USERS)
         data = past_of(data, held)
         known = np.diff(data.user_offsets)[held.user_ix] > 0  # without a history a network gives no score
         self.users = held.user_ix[known]
@@ -81,7 +86,7 @@ class Kept:
     """The best weights of one kind of look, with the optimizer's state at that moment."""
 
     ndcg: float = -1.0
-    epoch: int = 0  # epochs begun
+    epoch: int = 0  # whole epochs
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
@@ -91,13 +96,16 @@ class Watch(lightning.Callback):
     """Looks at the validation moments, keeps the best weights, writes the log, says when to stop.
 
     After each epoch: patience counts these, and a run that stops by itself keeps the best of them. At each tenth of
-    the budget: only a run that the budget stops may keep those.
+    the budget: only a run that the budget stops may keep those. The budget counts training seconds from the first
+    batch on; looks are off this clock. A run whose looks took as long as its budget ends with the epoch.
     """
 
-    def __init__(
-        self, examination: Examination | None, folder: Path, patience: int, started: float, budget: float, bar: bool
-    ) -> None:
-        self.examination, self.patience, self.started, self.budget = examination, patience, started, budget
+    def __init__(self, examination: Examination | None, folder: Path, patience: int, budget: float, bar: bool) -> None:
+        self.examination, self.patience, self.budget = examination, patience, budget
+        self.started = time.monotonic()
+        self.looking = 0.0
+        """Seconds spent in looks."""
+        self.steps_per_epoch = 0
         self.log_file = (folder / "log.jsonl").open("w", encoding="utf-8")
         self.checkpoint = folder / "checkpoint"
         self.by_epoch, self.by_time = Kept(), Kept()
@@ -110,12 +118,17 @@ class Watch(lightning.Callback):
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """Training seconds so far."""
+        return time.monotonic() - self.started - self.looking
 
     @property
     def kept(self) -> Kept:
         """The weights that this run keeps."""
         return self.by_time if self.stopped == "budget" else self.by_epoch
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
+        self.started = time.monotonic()
+        self.steps_per_epoch = int(trainer.num_training_batches)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
         if self.bar is not None:
@@ -139,7 +152,8 @@ class Watch(lightning.Callback):
             self.bar.update()
         if self.seconds >= self.budget * self.tenth / TENTHS:
             self.tenth = int(self.seconds / self.budget * TENTHS) + 1
-            self._look(trainer, pl_module, "tenth")
+            if self.looking <= LOOK_SHARE * self.seconds:
+                self._look(trainer, pl_module, "tenth")
         if self.seconds >= self.budget:
             self.stopped = "budget"
             trainer.should_stop = True
@@ -148,7 +162,10 @@ class Watch(lightning.Callback):
         if self.stopped == "budget" and self.last_batch_cut(trainer):
             return
         self._look(trainer, pl_module, "epoch")
-        if self.examination and trainer.current_epoch + 1 - self.by_epoch.epoch >= self.patience:
+        if self.looking >= self.budget:
+            self.stopped = "budget"
+            trainer.should_stop = True
+        elif self.examination and trainer.current_epoch + 1 - self.by_epoch.epoch >= self.patience:
             self.stopped = "patience"
             trainer.should_stop = True
 
@@ -165,12 +182,14 @@ class Watch(lightning.Callback):
         """Examine the weights; without validation moments the newest are the best."""
         self.last_look = trainer.global_step
         self.log_file.flush()
+        seconds, begin = self.seconds, time.monotonic()
         ndcg = self.examination.score(learner) if self.examination else None
-        epoch = trainer.current_epoch + 1
+        step = int(trainer.global_step)
         self.looks.append(
-            {"at": at, "epoch": epoch, "step": trainer.global_step, "seconds": round(self.seconds, 2), "NDCG@10": ndcg}
+            {"at": at, "epoch": trainer.current_epoch + 1, "step": step, "seconds": round(seconds, 2), "NDCG@10": ndcg}
         )
-        self.keep(learner, trainer.optimizers[0], ndcg, epoch, trainer.global_step, at)
+        self.keep(learner, trainer.optimizers[0], ndcg, step // self.steps_per_epoch, step, at)
+        self.looking += time.monotonic() - begin
 
     def keep(
         self,

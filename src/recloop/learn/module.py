@@ -123,7 +123,6 @@ def learn(
     data: TrainData,
     config: Config,
     folder: Path,
-    started: float,
     budget: float,
     quiet: bool,
     warm: Warm | None = None,
@@ -132,7 +131,7 @@ def learn(
 
     Args:
         network: A module of the shelf or a stranger's, not yet built.
-        started: `time.monotonic` at which the budget began.
+        budget: Training seconds, from the first batch on, without looks at the validation moments.
         warm: The parent's weights, and the positions to learn; the rate is its share of ``train.lr``.
     """
     settings = config.train
@@ -149,7 +148,7 @@ def learn(
         seen = config.split.filter_seen
         examination = Examination(data, held, config.features.history, seen) if held is not None else None
         learner = Learner(network, data, settings, warm)
-        watch = Watch(examination or None, folder, settings.patience, started, budget, not quiet)
+        watch = Watch(examination or None, folder, settings.patience, budget, not quiet)
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,

@@ -29,6 +29,32 @@ Kind = Literal["counting", "network", "served"]
 
 
 @dataclass(frozen=True)
+class Trained:
+    """Training behind a row: whole epochs, steps, steps of a whole epoch; ``warm``: on top of a parent's weights."""
+
+    epochs: int
+    steps: int
+    steps_per_epoch: int
+    warm: bool = False
+
+    @classmethod
+    def of(cls, train: Mapping[str, Any]) -> Trained | None:
+        """From a manifest's ``train``; None where no network was trained, or by a version that kept no steps."""
+        if not train.get("steps_per_epoch"):
+            return None
+        epochs, steps, whole = (int(train[name]) for name in ("epochs", "steps", "steps_per_epoch"))
+        return cls(epochs, steps, whole, warm=train.get("mode") == "warm")
+
+    @property
+    def note(self) -> str:
+        """``not trained: N steps`` for less than one epoch from scratch; empty for more."""
+        return "" if self.warm or self.epochs >= 1 else f"not trained: {self.steps:,} steps"
+
+    def __str__(self) -> str:
+        return self.note or f"{self.epochs} epoch{'s' * (self.epochs != 1)}, {self.steps:,} steps"
+
+
+@dataclass(frozen=True)
 class Row:
     """One row before it is averaged: ``values[slice, "NDCG@10"]`` (Q,), NaN where a query has no target there."""
 
@@ -40,6 +66,7 @@ class Row:
     entropy: float
     long_tail_share: float
     seconds: float
+    trained: Trained | None = None  # of a network's row and of the list that is served with it
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,10 @@ class Scored:
         out["explore"] = inside["explore"] if repeats else None
         out |= {name: intervals.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
         out["seconds"] = round(self.row.seconds, 3)
+        trained = self.row.trained
+        out |= {"epochs": None, "steps": None, "note": ""}
+        if trained is not None:
+            out |= {"epochs": trained.epochs, "steps": trained.steps, "note": trained.note}
         return out
 
 
@@ -207,7 +238,10 @@ class Table:
                 cells.append(cell)
             own = row.row
             health = [number(value, 3) for value in (own.coverage, own.entropy, own.long_tail_share)]
-            drawn.add_row(own.model, *cells, *health, f"{own.seconds:.1f}")
+            head = Text(own.model)
+            if own.trained is not None:
+                head.append(f"\n{own.trained}", style="bold" if own.trained.note else "dim")
+            drawn.add_row(head, *cells, *health, f"{own.seconds:.1f}")
         return drawn
 
 

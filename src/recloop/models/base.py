@@ -11,7 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ import numpy as np
 import pydantic
 
 from recloop.errors import UserError
+from recloop.records import hash_share
 
 SHELF: dict[str, str] = {
     "popular": "recloop.models.popular:Popular",
@@ -65,6 +66,21 @@ class Held:
 
     def __len__(self) -> int:
         return len(self.user_ix)
+
+    def sample(self, user_ids: Sequence[str], most: int) -> Held:
+        """The moments of ``most`` users of smallest hash("valid"), in the order in which they stand; all where fewer."""
+        if len(self) <= most:
+            return self
+        share = np.array([hash_share("valid", user_ids[ix]) for ix in self.user_ix])
+        kept = np.sort(np.argsort(share, kind="stable")[:most])
+        return self.at(kept)
+
+    def at(self, kept: np.ndarray) -> Held:
+        """The moments at these places."""
+        sizes = np.diff(self.offsets)[kept]
+        rows = np.repeat(self.offsets[kept] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        return Held(self.user_ix[kept], self.now[kept], self.as_of[kept], offsets, self.items[rows])
 
 
 @dataclass(frozen=True)
