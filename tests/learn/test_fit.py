@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -301,3 +302,23 @@ def test_examination_of_many_users_looks_at_1024(arrays: Arrays) -> None:
     place = np.searchsorted(data.held.user_ix, examination.users)
     assert (data.held.user_ix[place] == examination.users).all()
     np.testing.assert_array_equal(examination.targets, data.held.items[place])
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_repeatable_sets_what_cublas_needs_and_warns_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with module.repeatable(0):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is gpu
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: training on a GPU is not run here")
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "two_tower", "neumf"])
+def test_learn_on_a_gpu_trains_and_exports(arrays: Arrays, tmp_path: Path, name: str) -> None:
+    network = fit_network(name, {}, circle(arrays), settings(epochs=2), tmp_path / "run", 600, quiet=True)
+    assert network.epochs >= 1
+    assert np.isfinite(network.arrays["item_vectors"]).all()
+    assert network.graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from recloop.learn.start import item_start
 from recloop.learn.warm import STEPS, Warm, bare, grown, grown_moment, is_table
 from recloop.models.base import TrainData
 
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What cuBLAS needs for the same numbers again; read when its first handle is made, so it is set before any CUDA call."""
 CLIP = 1.0  # largest norm of a step's gradient
 DECAY = 0.01  # of matrices; tables, biases and norms are not decayed
 
@@ -112,7 +115,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, network: nn.Module, warm: 
         state = {key: warm.state.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if all(array is not None for array in state.values()):
             optimizer.state[parameter] = {
-                key: torch.from_numpy(np.array(grown_moment(key, array, len(parameter))))
+                key: torch.from_numpy(np.array(grown_moment(key, array, len(parameter)))).to(parameter.device)
                 for key, array in state.items()
                 if array is not None
             }
@@ -188,17 +191,23 @@ def _interruptible(run: Callable[[], None]) -> None:
 
 @contextmanager
 def repeatable(seed: int) -> Iterator[None]:
-    """The same numbers again on the same machine and thread count; the caller's random state is left alone."""
+    """The same numbers again on the same machine and thread count; the caller's random state is left alone.
+
+    On a GPU an operation that has no deterministic form warns instead of ending the run: numbers may then differ in
+    their last digits.
+    """
+    os.environ.setdefault(*CUBLAS)
     memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[]):
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
         memory.fill_uninitialized_memory = False  # a fifth of a step, and nothing here reads it
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0])
+            torch.use_deterministic_algorithms(before[0], warn_only=warned)
             memory.fill_uninitialized_memory = before[1]
 
 
