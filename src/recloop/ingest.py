@@ -32,7 +32,7 @@ from recloop.features.signal import Signal
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event
 from recloop.serve import bodies
 from recloop.serve.bodies import Rejected
-from recloop.serve.write import LogDownError, Writer, look_back
+from recloop.serve.write import LogDownError, LogUncertainError, Writer, look_back
 from recloop.shell import Teller
 
 STDIN: Final = "-"
@@ -236,7 +236,7 @@ def _writer(project: Project, file: str, stack: ExitStack) -> Sink:
     def keep(events: list[Event]) -> Sequence[Outcome]:
         try:
             job = runner.run(writer.write(events=events))
-        except LogDownError:
+        except (LogDownError, LogUncertainError):
             raise UserError(
                 "stores.log", project.config.stores.log, "a disk that takes rows",
                 f"make room, then the same again: recloop ingest {file} (rows with an event_id count once)",

@@ -102,7 +102,7 @@ class Log:
         """One transaction: appends inside it become durable, and visible, together; nested ones join the outermost."""
         with self._lock:
             writer = self._writing()
-            if self._depth:
+            if self._depth and writer.in_transaction:
                 yield writer
                 return
             self._depth = 1
@@ -212,6 +212,10 @@ class Log:
     def last_seq(self) -> int:
         """The newest number given, the import's last one when nothing came since."""
         return self._counter(self._readers.get())
+
+    def newest_in(self, commit: sqlite3.Connection) -> int:
+        """The newest number given inside an open `commit`; durable, and `last_seq`, once that commit has ended."""
+        return self._counter(commit)
 
     def is_empty(self) -> bool:
         """Whether no row of any kind came since the import."""

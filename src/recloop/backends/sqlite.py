@@ -111,7 +111,12 @@ def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, taking the write lock at once; an error rolls back."""
+    """All or nothing, taking the write lock at once; an error rolls back.
+
+    An error while committing leaves open whether the rows were kept: the caller reads them back.
+    """
+    if connection.in_transaction:  # an earlier rollback failed
+        connection.execute("ROLLBACK")
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

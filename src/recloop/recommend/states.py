@@ -103,6 +103,10 @@ class StateReader:
             self._newest[user_id] = seq
             self._cache.pop(user_id, None)
 
+    def forget(self) -> None:
+        """Drop every cached state: the next read of each user comes from snapshot and log."""
+        self._cache.clear()
+
     def _rebuild(self, user_id: str, seq: int) -> UserState:
         stored = None if self._snapshot is None else self._snapshot.get(user_id)
         state = UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recloop.serve.shapes import HttpError
-from recloop.serve.write import LogBusyError, LogDownError
+from recloop.serve.write import LogBusyError, LogDownError, LogUncertainError
 
 LOGGER = logging.getLogger(__name__)
 NAME = re.compile(r"[\x21-\x7e]{1,200}")
@@ -77,6 +77,11 @@ def problem_response(error: HttpError, headers: Mapping[str, str] | None = None)
 def _known(error: Exception) -> HttpError:
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, LogUncertainError):
+        why = "the log failed while it committed; the rows of this request may be kept: send them again with their event_id"
+        made = HttpError(503, "log_uncertain", why)
+        made.headers["Retry-After"] = "1"
+        return made
     if isinstance(error, LogBusyError | LogDownError):
         busy = isinstance(error, LogBusyError)
         code, why = ("busy", "too many rows wait") if busy else ("log_unavailable", "the log cannot be written")

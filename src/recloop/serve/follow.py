@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from recloop.backends.archive import Archive
 from recloop.backends.snapshots import forget
+from recloop.records import Item
 from recloop.serve.fleet import Loader
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Follower:
             switched = await self._moves()
             await self._published()
             await self._handed()
+            await self._mended()
         return switched
 
     async def _moves(self) -> bool:
@@ -97,6 +100,22 @@ class Follower:
             service.go_on_from(archive, await run_in_threadpool(service.known.reopened, archive, specs))
             await run_in_threadpool(forget, service.project.store, archive.watermark)
         self._manifest = stamp
+
+    async def _mended(self) -> None:
+        """Read anew what a commit changed and the caches did not take in."""
+        service, since = self._service, self._service.unsettled
+        if since is None:
+            return
+        specs = [one.bundle.spec for one in service.fleet.every]
+        known = await run_in_threadpool(service.known.reopened, service.archive, specs)
+        rows = await run_in_threadpool(service.log.items, since)
+        service.mend(
+            known,
+            [
+                Item(**{**row, "attributes": msgspec.json.decode(row["attributes"])})
+                for row in rows.iter_rows(named=True)
+            ],
+        )
 
     def _stamp(self) -> tuple[int, int] | None:
         """Which manifest lies in ``data/``: an update renames a new one into place."""

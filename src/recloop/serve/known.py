@@ -77,6 +77,11 @@ class Known:
         for one in self._by_key.values():
             one.reader.drop(users, seq)
 
+    def forget(self) -> None:
+        """Drop every cached state."""
+        for one in self._by_key.values():
+            one.reader.forget()
+
     def retract(self, rows: Sequence[Retraction]) -> set[str]:
         """These were committed, after `Retracted.prepare` had read whose they are; the users, whose states to drop."""
         return self.retracted.put(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +26,7 @@ from recloop.features.state import States, UserState
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.recommend.states import StateReader
-from recloop.records import ITEM_ID, USER_ID, Decision, Query
+from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query
 from recloop.serve import arms
 from recloop.serve.behind import Behind
 from recloop.serve.fleet import Fleet, Loaded, Loader
@@ -57,6 +57,7 @@ class Service:
     Attributes:
         as_of: The newest seq that every answer from now on knows.
         fleet: The bundles that serve now.
+        unsettled: The seq after which committed rows may not be in the caches yet; None: all are.
 
     Raises:
         Locked: another server (or writer) has this folder.
@@ -84,6 +85,7 @@ class Service:
         self.log.start_at(self.archive.watermark)
         inbox.take(self.control, self.log)
         self.as_of = self.log.last_seq()
+        self.unsettled: int | None = None
         self.catalogue = Catalogue.of([self.archive.items(), self.log.items()])
         loader = Loader(project, self.control, self.catalogue, self.clock)
         self.fleet = loader.first()
@@ -125,7 +127,7 @@ class Service:
     def degraded(self) -> list[str]:
         """What is missing now, by name."""
         missing = {"bundle"} if self.fleet.failed else set()
-        if self.writer.failing:
+        if self.writer.failing or self.unsettled is not None:
             missing.add("log")
         if self.decisions.failing or self.decisions.full:
             missing.add("decisions")
@@ -314,7 +316,34 @@ class Service:
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
 
     def _settle(self, jobs: list[Job], seq: int) -> None:
-        """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on."""
+        """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on.
+
+        The rows are on the disk, so an error here undoes nothing: every cached state is dropped and the follower
+        reads the rest anew (`mend`).
+        """
+        try:
+            self._take_in(jobs, seq)
+        except Exception as error:  # noqa: BLE001 - whatever fails, the rows are kept and must be seen
+            LOGGER.error("a commit was not taken in: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
+            self.known.forget()
+            self.unsettled = self.as_of if self.unsettled is None else self.unsettled
+        self.as_of = seq
+
+    def mend(self, known: Known, items: Sequence[Item]) -> None:
+        """Put in place what a failed `_settle` left out; on the loop.
+
+        Args:
+            known: Made anew from snapshots and log.
+            items: Versions after `unsettled`, in the order of their seq.
+        """
+        self.go_on_from(self.archive, known)
+        for item in items:
+            present = self.catalogue.get(item.item_id)
+            if present is None or present.seq < item.seq:
+                self.catalogue.upsert(item)
+        self.unsettled = None
+
+    def _take_in(self, jobs: list[Job], seq: int) -> None:
         touched: set[str] = set()
         for job in jobs:
             touched.update(event.user_id for event in job.events)
@@ -324,4 +353,3 @@ class Service:
         self.known.drop(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)
-        self.as_of = seq

@@ -8,6 +8,7 @@ disk.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import sqlite3
 import threading
@@ -23,6 +24,7 @@ from recloop.config import Clean
 from recloop.features.signal import Signal
 from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, Event, Item, User
 
+LOGGER = logging.getLogger(__name__)
 GROUP = 5_000  # rows of one commit at most
 ROOM = 100_000  # rows that wait at most
 
@@ -33,6 +35,10 @@ class LogBusyError(Exception):
 
 class LogDownError(Exception):
     """The log cannot be written; nothing of the request was kept."""
+
+
+class LogUncertainError(Exception):
+    """The log failed while it committed and cannot be read back: the rows of the request may be kept or not."""
 
 
 @dataclass
@@ -61,7 +67,7 @@ class Writer:
         archive: What was archived: its event_ids are known, its rows count for the causal rules.
         signal: Judges what is believed.
         settle: Called on the event loop after a commit, before its requests are acknowledged: with the jobs and the
-            newest seq.
+            newest seq. The rows are kept by then, so an error of it is logged and the requests are acknowledged.
     """
 
     def __init__(
@@ -86,7 +92,8 @@ class Writer:
 
         Raises:
             LogBusyError: too many rows wait already.
-            LogDownError: the disk refuses.
+            LogDownError: the disk refuses; nothing was kept.
+            LogUncertainError: the disk failed while it committed; the rows may be kept.
         """
         job = Job(asyncio.get_running_loop().create_future(), events, items, users, retractions)
         if self._waiting + len(job) > ROOM:
@@ -117,53 +124,86 @@ class Writer:
                     break
                 group.append(more)
                 rows += len(more)
-            self._commit(group)
+            try:
+                self._commit(group)
+            except Exception as error:  # noqa: BLE001 - the thread lives on, and no request waits for ever
+                LOGGER.error("the writer failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
+                self._hand_back(group, 0, LogUncertainError())
 
     def _commit(self, group: list[Job]) -> None:
+        """Append and commit a group, and hand back what became of it: the answer says what the disk holds."""
+        newest: int | None = None
+        receipts: list[Receipt] = []
         try:
-            with self._log.commit():
-                for job in group:
-                    job.kept_items = self._log.append_items(job.items) if job.items else []
-                    job.kept_users = self._log.append_users(job.users) if job.users else []
-                    kept = self._log.append_retractions(job.retractions) if job.retractions else []
-                    job.kept_retractions = kept
-                events = [event for job in group for event in job.events]
-                receipts = self._log.append_events(events, self.judge, self.archive.known) if events else []
-            seq = self._log.last_seq()
-        except sqlite3.Error:
-            self.failing = True
-            self._hand_back(group, 0, LogDownError())
-            return
+            with self._log.commit() as commit:
+                receipts = self._append(group)
+                newest = self._log.newest_in(commit)
         except Exception as error:  # noqa: BLE001 - whatever one request did must not end the thread
-            if len(group) > 1:
-                for job in group:
-                    self._commit([job])
-            else:
-                self._hand_back(group, 0, error)
-            return
+            kept = self._is_kept(newest)
+            if not kept:
+                self._not_kept(group, error, uncertain=kept is None)
+                return
+            LOGGER.error("the log failed after its commit: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
         self.failing = False
         place = 0
         for job in group:
             job.receipts = receipts[place : place + len(job.events)]
             place += len(job.events)
-        self._hand_back(group, seq, None)
+        self._hand_back(group, newest or 0, None)
+
+    def _append(self, group: list[Job]) -> list[Receipt]:
+        """The rows of a group, numbered inside the open commit; the receipts of its events, in their order."""
+        for job in group:
+            job.kept_items = self._log.append_items(job.items) if job.items else []
+            job.kept_users = self._log.append_users(job.users) if job.users else []
+            job.kept_retractions = self._log.append_retractions(job.retractions) if job.retractions else []
+        events = [event for job in group for event in job.events]
+        return self._log.append_events(events, self.judge, self.archive.known) if events else []
+
+    def _is_kept(self, newest: int | None) -> bool | None:
+        """Whether a commit that raised is on the disk; None: the log cannot be read.
+
+        Args:
+            newest: The last number that it gave; None: it failed before all rows were appended.
+        """
+        if newest is None:
+            return False
+        try:
+            return self._log.last_seq() >= newest
+        except sqlite3.Error:
+            return None
+
+    def _not_kept(self, group: list[Job], error: Exception, uncertain: bool) -> None:
+        """Nothing of this group is on the disk, or nobody can say: one request alone is told, of several each is tried."""
+        if uncertain or isinstance(error, sqlite3.Error):
+            self.failing = True
+            self._hand_back(group, 0, LogUncertainError() if uncertain else LogDownError())
+        elif len(group) > 1:
+            for job in group:
+                self._commit([job])
+        else:
+            self._hand_back(group, 0, error)
 
     def _hand_back(self, group: list[Job], seq: int, error: Exception | None) -> None:
-        loop = group[0].done.get_loop()
+        """Tell the requests of a group, on their event loop, what became of them."""
 
         def on_loop() -> None:
-            self._waiting -= sum(map(len, group))
-            if error is None:
-                self._settle(group, seq)
-            for job in group:
-                if job.done.done():
-                    continue
+            try:
+                self._waiting -= sum(map(len, group))
                 if error is None:
-                    job.done.set_result(job)
-                else:
-                    job.done.set_exception(error)
+                    self._settle(group, seq)
+            except Exception as failed:  # noqa: BLE001 - the rows are kept, whatever comes after
+                LOGGER.error("after a commit: %s", type(failed).__name__)  # noqa: TRY400 - its text may name a user
+            finally:
+                _acknowledge(group, error)
 
-        loop.call_soon_threadsafe(on_loop)
+        loop = group[0].done.get_loop()
+        try:
+            loop.call_soon_threadsafe(on_loop)
+        except RuntimeError:
+            if not loop.is_closed():
+                raise
+            LOGGER.warning("%d requests ended before they were answered", len(group))
 
     def judge_by(self, signal: Signal, burst_seconds: float) -> None:
         """Another bundle is live: from the next commit on its rules decide what is believed."""
@@ -180,6 +220,17 @@ class Writer:
         known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # what an update archived stands in the log as well
         rules: list[str | None] = signal.believe(frame, known).to_list()
         return rules
+
+
+def _acknowledge(group: Sequence[Job], error: Exception | None) -> None:
+    """End the wait of each request that still waits."""
+    for job in group:
+        if job.done.done():
+            continue
+        if error is None:
+            job.done.set_result(job)
+        else:
+            job.done.set_exception(error)
 
 
 def frame_of(events: Sequence[Event]) -> pl.DataFrame:

@@ -1,0 +1,288 @@
+"""The commit path under faults: whatever fails, a request is told what the disk holds, and none waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recloop.backends import Log, Retraction, open_log
+from recloop.config import Clean, Events, Project
+from recloop.features.signal import Signal
+from recloop.records import EVENT_SCHEMA, RULE, Event, Item, User
+from recloop.serve import write
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.serve.write import Job, LogDownError, LogUncertainError, Writer
+from servers import inside
+
+URL = "sqlite:///store/log.db"
+KEPT, NOT_KEPT, UNCERTAIN = "kept", "not kept", "uncertain"
+
+
+class EmptyArchive:
+    """An import without a row."""
+
+    def known(self, _: Any) -> dict[str, Event]:
+        return {}
+
+    def between(self, *_: Any) -> pl.DataFrame:
+        return pl.DataFrame(schema={**EVENT_SCHEMA, RULE: pl.String})
+
+
+class FaultyConnection:
+    """A connection that fails at chosen statements: ``fault`` is asked before each and after each."""
+
+    def __init__(self, real: sqlite3.Connection, fault: Callable[[str, bool], None]) -> None:
+        self._real, self._fault = real, fault
+
+    def execute(self, text: str, *rest: Any) -> Any:
+        self._fault(text, False)
+        done = self._real.execute(text, *rest)
+        self._fault(text, True)
+        return done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def rows_of(name: str) -> dict[str, Any]:
+    """One row of each kind, none with an id that would hide a second copy."""
+    return {
+        "events": [Event(user_id=name, item_id="i", timestamp=1, received_at=1)],
+        "items": [Item(item_id=name)],
+        "users": [User(user_id=name)],
+        "retractions": [Retraction(zlib.crc32(name.encode()), "duplicates")],
+    }
+
+
+def told(log: Log, settle: Callable[[list[Job], int], None], names: Sequence[str] = ("r0",)) -> list[str]:
+    """Write rows under these names and say what each request was told, then see that the writer still writes."""
+    writer = Writer(log, EmptyArchive(), Signal(Events(), Clean()), 1.0, settle)  # type: ignore[arg-type]
+
+    async def one(name: str) -> str:
+        try:
+            await asyncio.wait_for(writer.write(**rows_of(name)), 20)
+        except LogUncertainError:
+            return UNCERTAIN
+        except TimeoutError:
+            return "waits for ever"
+        except Exception:  # noqa: BLE001 - of any other error the client learns that nothing was kept
+            return NOT_KEPT
+        return KEPT
+
+    async def whole() -> list[str]:
+        answers = await asyncio.gather(*[one(name) for name in names])
+        assert await one(f"after-{names[0]}") == KEPT
+        return list(answers)
+
+    try:
+        return asyncio.run(whole())
+    finally:
+        writer.close()
+
+
+def held(root: Path, name: str) -> int:
+    """How many copies of a request the disk holds; part of one is an error."""
+    connection = sqlite3.connect(root / "store" / "log.db")
+    asked = ("SELECT count(*) FROM events WHERE user_id = ?", "SELECT count(*) FROM users WHERE user_id = ?")
+    counts = {connection.execute(text, (name,)).fetchone()[0] for text in asked}
+    counts.add(connection.execute("SELECT count(*) FROM items WHERE item_id = ?", (name,)).fetchone()[0])
+    connection.close()
+    assert len(counts) == 1, counts
+    return int(counts.pop())
+
+
+def as_told(answer: str, copies: int) -> bool:
+    return copies == {KEPT: 1, NOT_KEPT: 0}.get(answer, copies) and copies <= 1 and answer != "waits for ever"
+
+
+def raising(text: str, after: bool, error: Exception, once: bool = True) -> Callable[[str, bool], None]:
+    left = [1 if once else 1_000_000]
+
+    def fault(statement: str, done: bool) -> None:
+        if statement.startswith(text) and done is after and left[0] > 0:
+            left[0] -= 1
+            raise error
+
+    return fault
+
+
+DISK = sqlite3.OperationalError("disk I/O error")
+STATEMENTS = [
+    ("BEGIN", False, NOT_KEPT),
+    ("SELECT seq FROM counter", False, NOT_KEPT),
+    ("UPDATE counter", False, NOT_KEPT),
+    ("UPDATE counter", True, NOT_KEPT),
+    ("COMMIT", False, NOT_KEPT),
+    ("COMMIT", True, KEPT),
+]
+
+
+@pytest.mark.parametrize("error", [DISK, RuntimeError("a bug")], ids=["disk", "bug"])
+@pytest.mark.parametrize(("text", "after", "expected"), STATEMENTS)
+def test_writer_a_statement_fails_the_answer_is_what_the_disk_holds(
+    tmp_path: Path, text: str, after: bool, expected: str, error: Exception
+) -> None:
+    log = open_log(URL, tmp_path, write=True)
+    assert log._writer is not None
+    log._writer = FaultyConnection(log._writer, raising(text, after, error))  # type: ignore[assignment]
+    (answer,) = told(log, lambda *_: None)
+    log.close()
+    assert (answer, held(tmp_path, "r0")) == (expected, int(expected == KEPT))
+
+
+@pytest.mark.parametrize(("after", "copies"), [(False, 0), (True, 1)])
+def test_writer_a_commit_fails_and_cannot_be_read_back_the_answer_is_uncertain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, copies: int
+) -> None:
+    log = open_log(URL, tmp_path, write=True)
+    assert log._writer is not None
+    log._writer = FaultyConnection(log._writer, raising("COMMIT", after, DISK))  # type: ignore[assignment]
+
+    def unreadable(_: Log) -> int:
+        raise DISK
+
+    monkeypatch.setattr(Log, "last_seq", unreadable)
+    (answer,) = told(log, lambda *_: None)
+    log.close()
+    assert (answer, held(tmp_path, "r0")) == (UNCERTAIN, copies)
+
+
+def test_writer_a_failed_rollback_stops_no_later_request(tmp_path: Path) -> None:
+    log = open_log(URL, tmp_path, write=True)
+    assert log._writer is not None
+    first, second = raising("UPDATE counter", False, DISK), raising("ROLLBACK", False, DISK)
+    log._writer = FaultyConnection(log._writer, lambda *given: (first(*given), second(*given)))  # type: ignore[assignment, arg-type]
+    assert told(log, lambda *_: None) == [NOT_KEPT]
+    log.close()
+    assert (held(tmp_path, "r0"), held(tmp_path, "after-r0")) == (0, 1)
+
+
+@pytest.mark.parametrize("error", [DISK, RuntimeError("a bug")], ids=["disk", "bug"])
+def test_writer_settle_fails_every_request_of_the_group_is_acknowledged(tmp_path: Path, error: Exception) -> None:
+    log, left = open_log(URL, tmp_path, write=True), [1]
+
+    def settle(*_: Any) -> None:
+        if left.pop() if left else 0:
+            raise error
+
+    assert told(log, settle, names=("r0", "r1", "r2")) == [KEPT] * 3
+    log.close()
+    assert [held(tmp_path, f"r{n}") for n in range(3)] == [1, 1, 1]
+
+
+# -- a fault at each line
+
+PATH: tuple[Callable[..., Any], ...] = (
+    Writer._commit, Writer._append, Log.append_items, Log.append_users, Log.append_retractions, Log.append_events,
+    Log._append, Log.newest_in, Log._counter, Log._set_counter, Writer.judge, Writer._hand_back,
+)  # fmt: skip
+CODES = {one.__code__ for one in PATH}
+"""Of the writer's thread up to the hand-back; BEGIN, COMMIT and ROLLBACK fail in the table above (a trace function that
+raises where a ``with`` ends would keep its lock, which no fault of the code does)."""
+
+
+class AtLine:
+    """A trace function that raises at the n-th line of the commit path; ``lines`` counts them where it never does."""
+
+    def __init__(self, at: int, error: Exception) -> None:
+        self._at, self._error = at, error
+        self.lines = 0
+        self.where = ""
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code not in CODES:
+            return None
+        if event == "line":
+            if self.lines == self._at:
+                self.lines += 1
+                self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                raise self._error
+            self.lines += 1
+        return self
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    before = threading.gettrace()
+    yield
+    threading.settrace(before)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("traced")
+def test_writer_a_fault_at_each_line_the_answer_is_what_the_disk_holds(tmp_path: Path) -> None:
+    log = open_log(URL, tmp_path, write=True)
+    log._writer.execute("PRAGMA synchronous = OFF")  # type: ignore[union-attr]
+    outside = ("Writer._commit", "Writer._hand_back")  # where a bug of ours may leave nothing to read back
+
+    def attempt(at: int) -> AtLine:
+        tracer, name = AtLine(at, DISK if at % 2 else RuntimeError("a bug")), f"line-{at}"
+        threading.settrace(tracer)
+        try:
+            (answer,) = told(log, lambda *_: None, [name])
+        finally:
+            threading.settrace(None)  # type: ignore[arg-type]
+        assert as_told(answer, held(tmp_path, name)), (answer, held(tmp_path, name), tracer.where)
+        assert answer != UNCERTAIN or tracer.where.startswith(outside), tracer.where
+        return tracer
+
+    lines = attempt(-1).lines // 2  # the write and the one after it
+    assert lines > 80
+    reached = [attempt(at).where for at in range(lines)]
+    log.close()
+    assert any(where.startswith("Writer._hand_back") for where in reached)
+
+
+def test_service_a_commit_that_is_not_taken_in_is_seen_and_mended(
+    shop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create(shop, clock=lambda: 1_800_000_000_000_000)
+
+    async def work(client: Any, service: Service) -> None:
+        await client.get("/v1/recommend/u14")
+        known = type(service.known)
+        drop = known.drop
+        monkeypatch.setattr(known, "drop", lambda *_: 1 / 0)
+        bought = {"user_id": "u14", "item_id": "i01", "event_type": "purchase", "event_id": "e"}
+        before = service.user_state("u14").positives
+        answer = await client.post("/v1/events", json=bought)
+        assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
+        item = {"item_id": "unsettled", "attributes": {"category": "tea"}}
+        assert (await client.post("/v1/items", json=item)).status_code == 200
+        assert service.user_state("u14").positives == before + 1
+        assert service.degraded == ["log"]
+        monkeypatch.setattr(known, "drop", drop)
+        await service.follow()
+        assert service.degraded == []
+        assert service.catalogue.get("unsettled") is not None
+        assert service.as_of == service.log.last_seq()
+
+    inside(app, work)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(LogDownError(), "log_unavailable"), (LogUncertainError(), "log_uncertain")]
+)
+def test_post_what_the_log_says_is_what_the_client_reads(
+    shop: Project, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    async def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(write.Writer, "write", failing)
+
+    async def work(client: Any, _: Any) -> None:
+        answer = await client.post("/v1/events", json={"user_id": "u", "item_id": "i", "event_type": "purchase"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+        assert ("nothing of this request was kept" in answer.text) is (code == "log_unavailable")
+
+    inside(create(shop), work)
