@@ -213,35 +213,6 @@ def test_judge_the_sequence_decides_between_looks() -> None:
     assert (found.looks, found.verdict, found.decided_by, found.no_harm) == ([], "better", "sequence", True)
 
 
-@pytest.mark.slow
-def test_judge_asked_at_every_look_errs_as_often_as_planned() -> None:
-    """200 runs with two equal arms, asked at 14 sizes: a test at full alpha each time would err in about 20 % of the runs."""
-    draw, wrong = np.random.default_rng(1), 0
-    plan = replace(PLAN, users=2_800, looks=14)
-    for _ in range(200):
-        table = equal_arms(draw, 2_800)
-        wrong += any(
-            experiment.judge(table.head(size), plan).verdict != "running" for size in experiment.look_sizes(plan)[:-1]
-        ) or (experiment.judge(table, plan).verdict != "inconclusive")
-    assert wrong <= 18  # 10 expected; 18 or fewer with probability 0.99
-
-
-def equal_arms(draw: np.random.Generator, users: int) -> pl.DataFrame:
-    """Outcomes of two arms with the same lists, as `outcomes` gives them."""
-    taste, asked, before = draw.beta(2, 3, users), 1 + draw.poisson(2, users), draw.poisson(2, users)
-    columns: dict[str, Any] = {
-        "arm": np.where(draw.random(users) < 0.5, "candidate", "live"), "waiting": np.zeros(users, bool),
-        "requests": asked, "hits": draw.binomial(asked, taste), "all_positives": draw.poisson(3 * taste),
-        "dislikes": draw.binomial(2, 0.05, users), "micros": asked * draw.integers(3_000, 6_000, users),
-        "before_requests": before, "before_hits": draw.binomial(before, taste),
-        "before_all_positives": draw.poisson(3 * taste), "before_dislikes": draw.binomial(2, 0.05, users),
-        "before_micros": before * 4_000,
-    }  # fmt: skip
-    none = ("clicks", "positives", "value", "unanswered")
-    zeros = {name: np.zeros(users, int) for own in none for name in (own, f"before_{own}")}
-    return pl.DataFrame({**columns, **zeros})
-
-
 def row(generation: int, bundle: str, to: str) -> ReleaseRow:
     evidence = {"experiment": PLAN.to_evidence()} if to == "experiment" else {}
     return ReleaseRow(generation, generation * 10, bundle, "", "", to, "t", "", evidence)

@@ -1,0 +1,344 @@
+"""False and true verdicts of an experiment by simulation: planned looks, confidence sequence, guardrails, no harm.
+
+    .venv/bin/python benchmarks/experiments.py         # 2,000 runs a row; writes benchmarks/results/experiments.json
+
+Fixed before the first run: seed 0 and 2,000 runs of each row; users, taste and requests are drawn as in `WORLDS`. Each run is
+asked at its planned looks and at every 50 users between them. A verdict is false where the arms are equal and any ask says `better`,
+`worse` or `invalid`; the same share is given for each procedure alone. The number `delivered` analyses the
+same runs by the bundle that answered, without the users who saw both, as was done before.
+
+All runs are computed together from prefix sums over users; `tests/watch/test_simulated.py` holds them equal to
+`recloop.watch.experiment`, which is the code that decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from recloop.watch.effects import ALARM, FEWEST, bounds, half_width
+from recloop.watch.experiment import GUARDRAILS, METRICS, Metric, look_sizes
+from recloop.watch.plan import Plan
+
+RESULT: Final = Path(__file__).resolve().parent / "results" / "experiments.json"
+SEED: Final = 0
+RUNS: Final = 2_000
+BATCH: Final = 50
+"""Runs in memory at once."""
+STEP: Final = 50
+"""Users between two asks."""
+EARNED_USERS: Final = 200
+"""Users of each arm before a bundle may go live (`recloop.serve.moves.USERS`)."""
+NAMES: Final = {metric.name: metric for metric in METRICS}
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+World = Callable[[np.random.Generator, int, int], "Users"]
+
+
+@dataclass(frozen=True)
+class Users:
+    """Outcomes of R runs of U users in the order of entering; ``columns`` as in `experiment.Table`."""
+
+    treated: Bools  # (R, U)
+    columns: Mapping[str, Floats]  # each (R, U)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The effect on one metric over the first users of each run, at A asks: each (R, A)."""
+
+    live: Floats
+    delta: Floats
+    se: Floats
+    n_live: Floats
+    n_candidate: Floats
+
+    @property
+    def z(self) -> Floats:
+        return np.divide(self.delta, self.se, out=np.zeros_like(self.delta), where=self.se > 0)
+
+    def sequence(self, asks: list[int], alpha: float, tuned: float) -> tuple[Floats, Floats]:
+        """`Effect.sequence` of every ask: NaN below 200 users an arm."""
+        width = np.array([half_width(1.0, ask, alpha, tuned) for ask in asks])
+        reach = np.where(np.minimum(self.n_live, self.n_candidate) < FEWEST, math.nan, self.se * width)
+        return self.delta - reach, self.delta + reach
+
+
+def two_arms(lift: float) -> World:
+    """Users with a taste of Beta(2, 3) and 1 + Poisson(2) requests; the candidate's hit rate is (1 + lift) times live's."""
+
+    def draw(rng: np.random.Generator, runs: int, users: int) -> Users:
+        shape = (runs, users)
+        treated = rng.random(shape) < 0.5
+        taste = rng.beta(2, 3, shape)
+        asked, before = 1 + rng.poisson(2, shape), rng.poisson(2, shape)
+        hits = rng.binomial(asked, np.clip(taste * (1 + lift * treated), 0, 1))
+        return _users(
+            treated, requests=asked, hits=hits, all_positives=rng.poisson(3 * taste), dislikes=rng.binomial(2, 0.05, shape),
+            micros=asked * rng.integers(3_000, 6_000, shape), before_requests=before,
+            before_hits=rng.binomial(before, taste), before_all_positives=rng.poisson(3 * taste),
+            before_dislikes=rng.binomial(2, 0.05, shape), before_micros=before * 4_000,
+        )  # fmt: skip
+
+    return draw
+
+
+def failing(fails: float) -> World:
+    """Equally good lists; the candidate raises for a share of the later requests of the less active four fifths of the users."""
+
+    def draw(rng: np.random.Generator, runs: int, users: int) -> Users:
+        shape = (runs, users)
+        treated, active = rng.random(shape) < 0.5, rng.random(shape) < 0.2
+        hits = rng.binomial(4, np.where(active, 0.8, 0.2))
+        unanswered = np.where(treated & ~active, rng.binomial(3, fails, shape), 0)
+        return _users(treated, requests=np.full(shape, 4), hits=hits, all_positives=hits, unanswered=unanswered)
+
+    return draw
+
+
+def _users(treated: Bools, **columns: Any) -> Users:
+    names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
+    none = np.zeros(treated.shape)
+    every = {own: columns.get(own, none) for name in names for own in (name, f"before_{name}")}
+    return Users(treated, {name: np.asarray(values, np.float64) for name, values in every.items()})
+
+
+def effects(users: Users, metric: Metric, asks: list[int], kept: Bools | None = None) -> Effects:
+    """`experiment.measure` over the first ``asks`` users of every run, from prefix sums.
+
+    Args:
+        kept: (R, U) users to analyse; None: all.
+    """
+    y = users.columns[metric.top]  # (R, U)
+    n = np.ones_like(y) if metric.bottom is None else users.columns[metric.bottom]
+    past, known = _past(users, metric)
+    kept = np.ones_like(users.treated) if kept is None else kept
+    sums = []
+    for arm in (~users.treated & kept, users.treated & kept):
+        own = {"c": arm, "k": arm & known}
+        own |= {"y": y * arm, "n": n * arm, "x": past * own["k"], "ky": y * own["k"], "kn": n * own["k"]}
+        own |= {"yy": own["y"] * y, "yn": own["y"] * n, "nn": own["n"] * n}
+        own |= {"xx": own["x"] * past, "xy": own["x"] * y, "xn": own["x"] * n}
+        sums.append({name: _prefix(values, asks) for name, values in own.items()})
+    return _effects(sums, ratio=metric.bottom is not None)
+
+
+def _past(users: Users, metric: Metric) -> tuple[Floats, Bools]:
+    """The same outcome before the experiment and where it is known, as in `experiment.measure`."""
+    past = users.columns[f"before_{metric.top}"]
+    if metric.bottom is not None:
+        bottom = users.columns[f"before_{metric.bottom}"]
+        return np.divide(past, bottom, out=np.zeros_like(past), where=bottom > 0), bottom > 0
+    if metric.top in {"positives", "value"}:
+        return past, users.columns["before_requests"] > 0
+    return past, np.ones(past.shape, bool)
+
+
+def _prefix(values: NDArray[Any], asks: list[int]) -> Floats:
+    """(R, A) sums of the first users."""
+    blocks = np.add.reduceat(values[:, : asks[-1]].astype(np.float64), [0, *asks[:-1]], axis=1)
+    total: Floats = np.cumsum(blocks, axis=1)
+    return total
+
+
+def _effects(sums: list[dict[str, Floats]], ratio: bool) -> Effects:
+    """The formulas of `recloop.watch.effects.effect`, written in sums of products."""
+    with np.errstate(all="ignore"):
+        y, n = sums[0]["y"] + sums[1]["y"], sums[0]["n"] + sums[1]["n"]
+        pooled = y / n if ratio else np.zeros_like(y)
+        mean = np.nan_to_num((sums[0]["x"] + sums[1]["x"]) / (sums[0]["k"] + sums[1]["k"]))
+        parts, spread, shared = [], np.zeros_like(y), np.zeros_like(y)
+        for own in sums:
+            base = own["n"] / own["c"]
+            first = (own["y"] - pooled * own["n"]) / base  # sum of V
+            second = (own["yy"] - 2 * pooled * own["yn"] + pooled**2 * own["nn"]) / base**2  # sum of V^2
+            cross = (
+                own["xy"] - mean * own["ky"] - pooled * (own["xn"] - mean * own["kn"])
+            ) / base  # sum of (X - mean) V
+            apart = own["x"] - mean * own["k"]
+            square = own["xx"] - 2 * mean * own["x"] + mean**2 * own["k"]
+            parts.append((own["c"], first, second, cross, apart, square))
+            spread = spread + square
+            shared = shared + cross - first / own["c"] * apart
+        theta = np.where(spread > 1e-12, shared / spread, 0.0)
+        means, variances = [], []
+        for count, first, second, cross, apart, square in parts:
+            total = first - theta * apart
+            squares = second - 2 * theta * cross + theta**2 * square
+            means.append(total / count)
+            variances.append((squares - total**2 / count) / (count - 1) / count)
+        live = sums[0]["y"] / sums[0]["n"]
+        se = np.sqrt(np.maximum(0.0, variances[0] + variances[1]))
+        return Effects(live, means[1] - means[0], se, sums[0]["c"], sums[1]["c"])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What each ask of each run says: each (R, A); ``look`` is +1, -1 or 0 from the look that decided on."""
+
+    look: NDArray[np.int64]
+    sequence: NDArray[np.int64]
+    guardrail: Bools
+    invalid: Bools
+    no_harm: Bools
+    enough: Bools
+    often: Bools  # a test at full alpha at each planned look, as a person who peeks would do
+
+    @property
+    def word(self) -> NDArray[np.int64]:
+        """The verdict: +1 better, -1 worse or invalid, 0 none; the order of `recloop.watch.verdict.decide`."""
+        statistic = np.where(self.look != 0, self.look, self.sequence)
+        return np.where(self.invalid | self.guardrail, -1, statistic)
+
+    @property
+    def live(self) -> Bools:
+        """Whether a promotion to live without a reason would pass."""
+        found: Bools = self.enough & self.no_harm & (self.word >= 0)
+        return found
+
+
+def asked_at(users: Users, plan: Plan) -> list[int]:
+    """Users at each ask: the planned looks, and every `STEP` users."""
+    last = users.treated.shape[1]
+    return sorted({*(size for size in look_sizes(plan) if size <= last), *range(STEP, last + 1, STEP)})
+
+
+def ask(users: Users, plan: Plan) -> Asked:
+    """The verdicts of all runs at every ask up to the last user."""
+    looks = look_sizes(plan)
+    asks = asked_at(users, plan)
+    primary = effects(users, NAMES[plan.metric], asks)
+    due = [position for position, size in enumerate(asks) if size in looks]
+    reach = np.full(len(asks), math.inf)
+    reach[due] = bounds(tuple(size / plan.users for size in looks), plan.alpha)[: len(due)]
+    crossed = np.abs(primary.z) > reach
+    look = np.where(crossed, np.sign(primary.delta), 0).astype(np.int64)
+    first = np.argmax(crossed, axis=1)
+    decided = np.maximum.accumulate(crossed, axis=1)
+    look = np.where(decided, np.take_along_axis(look, first[:, None], axis=1), 0)
+    low, high = primary.sequence(asks, plan.alpha, plan.users)
+    sequence = np.where(low > 0, 1, np.where(high < 0, -1, 0))
+    margin = plan.margin * np.abs(primary.live)
+    at_look = primary.delta - reach * primary.se > -margin
+    newest = np.searchsorted(np.array([asks[position] for position in due]), asks, side="right") - 1
+    by_look = np.where(newest >= 0, at_look[:, np.array(due)[np.maximum(newest, 0)]], False) if due else at_look
+    guardrail = np.zeros_like(crossed)
+    for metric in METRICS:
+        if metric.kind == "guardrail" and users.columns[metric.top].any():
+            guardrail |= _broken(users, metric, asks, plan)
+    return Asked(
+        look=look, sequence=sequence, guardrail=guardrail, invalid=_leaks(primary, plan.share),
+        no_harm=by_look | (low > -margin), enough=np.minimum(primary.n_live, primary.n_candidate) >= EARNED_USERS,
+        often=(np.abs(primary.z) > bounds((1.0,), plan.alpha)[0]) & np.isin(asks, looks),
+    )  # fmt: skip
+
+
+def _broken(users: Users, metric: Metric, asks: list[int], plan: Plan) -> Bools:
+    """`Effect.is_worse` of every ask."""
+    one = effects(users, metric, asks)
+    low, high = one.sequence(asks, plan.alpha / GUARDRAILS, plan.users)
+    most = high if metric.better > 0 else -low
+    broken: Bools = most < -(metric.slack if metric.absolute else metric.slack * np.abs(one.live))
+    return broken
+
+
+def _leaks(primary: Effects, share: float) -> Bools:
+    """`sample_ratio` above its alarm."""
+    live, candidate = primary.n_live, primary.n_candidate
+    log_e = gammaln(2) - gammaln(2 + live + candidate) + gammaln(1 + live) + gammaln(1 + candidate)
+    log_e -= live * math.log(1 - share) + candidate * math.log(share)
+    found: Bools = log_e > math.log(ALARM)
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a world, a plan, and how many users enter."""
+
+    world: World
+    plan: Plan
+    users: int
+
+
+def _plan(users: int, looks: int) -> Plan:
+    return Plan(
+        share=0.5, metric="hit_rate", users=users, looks=looks, margin=0.01, alpha=0.05, salt="simulated", since=0
+    )
+
+
+ROWS: Final = {
+    "equal arms, 14 looks": Row(two_arms(0.0), _plan(4_000, 14), 4_000),
+    "equal arms, 4 looks": Row(two_arms(0.0), _plan(4_000, 4), 4_000),
+    "-10 %, 200 users an arm, plan of 400": Row(two_arms(-0.1), _plan(400, 2), 450),
+    "-10 %, 200 users an arm, plan of 4,000": Row(two_arms(-0.1), _plan(4_000, 4), 450),
+    "-10 %, to the end of 4,000": Row(two_arms(-0.1), _plan(4_000, 4), 4_000),
+    "-5 %, to the end of 4,000": Row(two_arms(-0.05), _plan(4_000, 4), 4_000),
+    "+10 %, to the end of 4,000": Row(two_arms(0.1), _plan(4_000, 4), 4_000),
+    "fails for the less active: 20 % of later requests": Row(failing(0.2), _plan(4_000, 14), 4_000),
+    "fails for the less active: 5 % of later requests": Row(failing(0.05), _plan(4_000, 14), 4_000),
+}
+
+
+def simulate(row: Row, runs: int, seed: int) -> dict[str, float]:
+    """Shares of the runs in which each thing was ever said, at any ask."""
+    rng = np.random.default_rng(seed)
+    ever: dict[str, float] = {}
+    for start in range(0, runs, BATCH):
+        size = min(BATCH, runs - start)
+        users = row.world(rng, size, row.users)
+        said = ask(users, row.plan)
+        found = {
+            "better": said.word > 0, "worse or invalid": said.word < 0, "any verdict": said.word != 0,
+            "planned looks": said.look != 0, "confidence sequence": said.sequence != 0, "guardrails": said.guardrail,
+            "sample ratio": said.invalid, "live without a reason": said.live, "full alpha at each look": said.often,
+        }  # fmt: skip
+        if users.columns["unanswered"].any():
+            found["delivered: better at the end"] = delivered_better(users, row.plan)
+        for name, values in found.items():
+            ever[name] = ever.get(name, 0.0) + float(values.any(axis=1).sum())
+    return {name: round(count / runs, 4) for name, count in ever.items()}
+
+
+def delivered_better(users: Users, plan: Plan) -> Bools:
+    """(R, 1) whether a test over all users but those who saw both bundles says that the candidate is better."""
+    kept = ~(users.treated & (users.columns["unanswered"] > 0))
+    found: Bools = effects(users, NAMES[plan.metric], [users.treated.shape[1]], kept).z > bounds((1.0,), plan.alpha)[0]
+    return found
+
+
+def main() -> None:
+    """Simulate every row and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    words = parser.parse_args()
+    begin, rows = time.monotonic(), {}
+    for number, (name, row) in enumerate(ROWS.items()):
+        rows[name] = simulate(row, words.runs, words.seed + number)
+        sys.stderr.write(f"{name}: {rows[name]}\n")
+    asked = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=RESULT.parent).stdout.strip()
+    tree = {
+        "command": f".venv/bin/python benchmarks/experiments.py --runs {words.runs} --seed {words.seed}", "commit": head,
+        "runs": words.runs, "seed": words.seed, "seconds": round(time.monotonic() - begin, 1), "rows": rows,
+    }  # fmt: skip
+    words.out.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
+    sys.stdout.write(f"wrote {words.out.name}\n")
+
+
+if __name__ == "__main__":
+    main()
