@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 
+from recloop import admin_token
 from recloop.backends import open_decisions
 from recloop.records import Decision
 
@@ -28,7 +29,7 @@ MARKS = itertools.count()
 
 @dataclass
 class Server:
-    """``recloop serve`` as a child process, and a client of it."""
+    """``recloop serve`` as a child process, and a client of it that has the admin token."""
 
     process: subprocess.Popen[str]
     client: httpx.Client
@@ -36,6 +37,7 @@ class Server:
     url: str
     bundle: str
     errors: Path
+    token: str
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         """End it; its exit code."""
@@ -75,11 +77,17 @@ class Server:
         raise AssertionError(f"the decision {mark} was not written within {PATIENCE:.0f} s")
 
 
+def local(app: Starlette) -> httpx.AsyncClient:
+    """A client of a service of this process, with its admin token."""
+    told = {"Authorization": f"Bearer {app.state.service.token}"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=told)
+
+
 def inside(app: Starlette, work: Callable[[httpx.AsyncClient, Any], Awaitable[None]]) -> None:
     """Requests against a service of this process; its decisions are on the disk when it is back."""
 
     async def whole() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with local(app) as client:
             await work(client, app.state.service)
 
     try:
@@ -109,4 +117,7 @@ def start(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop")) -
         process.wait()
         process.stdout.close()
     assert ready, f"{line!r} {errors.read_text()}"
-    return Server(process, httpx.Client(base_url=ready[1], timeout=PATIENCE), root, ready[1], ready[2], errors)
+    token = admin_token.read(root)
+    told = {"Authorization": f"Bearer {token}"}
+    client = httpx.Client(base_url=ready[1], timeout=PATIENCE, headers=told)
+    return Server(process, client, root, ready[1], ready[2], errors, token)

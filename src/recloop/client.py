@@ -18,6 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from recloop import admin_token
 from recloop.errors import UserError
 
 WAIT = 60.0  # seconds that a service may take to start or to end
@@ -28,13 +29,14 @@ class Client:
 
     Args:
         url: Of the service.
+        token: The admin token, for admin routes.
 
     Attributes:
         now: int64 microseconds; the time that requests carry, 0: none.
     """
 
-    def __init__(self, url: str, now: int = 0) -> None:
-        self.url, self.now = url, now
+    def __init__(self, url: str, now: int = 0, token: str = "") -> None:
+        self.url, self.now, self._token = url, now, token
         address = urllib.parse.urlsplit(url)
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         self._kept = kind(address.hostname or "", address.port, timeout=WAIT)
@@ -62,6 +64,8 @@ class Client:
         Raises:
             HTTPError: the status is 400 or more; its body can be read.
         """
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         if self.now:
             headers["X-Recloop-Now"] = iso(self.now)
         kept = self._kept.sock is not None
@@ -94,7 +98,9 @@ def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
             ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
             if ready is None:
                 raise UserError("serve", child.wait(WAIT), "a line that begins with: ready", f"recloop -C {root} serve")
-            with closing(Client(ready[1])) as client:  # an idle connection would hold up the end
+            with closing(
+                Client(ready[1], token=admin_token.read(root))
+            ) as client:  # an idle connection would hold up the end
                 yield client
         finally:
             child.send_signal(signal.SIGTERM)

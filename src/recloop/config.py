@@ -161,12 +161,24 @@ class Evaluate(Section):
     )
 
 
+HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+
+
 class Serve(Section):
     host: str = "127.0.0.1"
     port: int = pydantic.Field(8088, ge=0, le=65535)
+    hosts: tuple[str, ...] = ()
     segment: str = ""
     keys: str = ""  # [later]
     replay: bool = False
+
+    @pydantic.field_validator("hosts")
+    @classmethod
+    def _host_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for name in hosts:
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError(f"host names without scheme and port, such as shop.example; {name!r} is not one")
+        return hosts
 
 
 class Stores(Section):

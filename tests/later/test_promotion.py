@@ -11,6 +11,7 @@ import httpx
 import polars as pl
 import pytest
 
+import servers
 from recloop import bundle as bundles
 from recloop import loop, release, standing
 from recloop.backends import open_control, open_log
@@ -88,7 +89,7 @@ def test_over_http_it_is_said_which_command_runs_the_gate(shop: Project) -> None
     app = create(shop)
 
     async def ask() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with servers.local(app) as client:
             await app.state.service.follow()
             body = {"bundle": trained, "to": "live", "reason": "I want it"}
             return await client.post("/v1/admin/promote", json=body)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from msgspec import structs
 
+import servers
 from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import Control, open_control, open_decisions
@@ -48,7 +49,7 @@ def play(shop: Project, work: Callable[..., Any], clock: Callable[[], int], *set
     app = create(open_project(shop.root, settings), clock=clock)
 
     async def whole() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with servers.local(app) as client:
             await app.state.service.follow()
             await work(client, app.state.service)
 

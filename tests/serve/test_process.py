@@ -175,7 +175,7 @@ def test_no_log_names_a_user(shop: Project, serving: Serving) -> None:
     server.client.get(f"/v1/recommend/{secret}")
     server.client.get(f"/v1/users/{secret}")
     server.client.post("/v1/events", json={"user_id": secret, "item_id": "i01", "event_type": "purchase"})
-    server.client.post("/v1/events", content=secret)
+    server.client.post("/v1/events", content=secret, headers={"Content-Type": "application/json"})
     server.client.get(f"/v1/recommend/{secret}", params={"filter": f"x = '{secret}'"})
     with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port or 80)) as raw:
         raw.sendall(f"nonsense {secret}\r\n\r\n".encode())

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import servers
 from recloop.backends import log as log_module
 from recloop.config import Project
 from recloop.errors import Locked
@@ -34,7 +35,7 @@ def within(app: Any, work: Callable[[httpx.AsyncClient, Service], Awaitable[None
     """Run a coroutine beside the application, on its event loop."""
 
     async def whole() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with servers.local(app) as client:
             await work(client, app.state.service)
 
     asyncio.run(whole())

@@ -111,7 +111,7 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
         assert server.stop() == 0
     finally:
         server.close()
-    assert server.errors.read_text() == ""
+    assert server.errors.read_text() == f"token {server.token} console={server.url}/?token={server.token}\n"
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
         made.on("request", lambda one: asked.append(one.url))
         made.on("websocket", lambda one: asked.append(one.url))
         made.on("pageerror", lambda error: complained.append(str(error)))
-        made.goto(shop.server.url)
+        made.goto(f"{shop.server.url}/?token={shop.server.token}")
         expect(made.get_by_test_id("live")).to_be_visible(timeout=WAIT)
         yield made
         context.close()
@@ -302,3 +302,18 @@ def test_without_the_extra_the_root_says_how(turned: Path, tmp_path: Path, servi
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert 'pip install "recloop[console]"' in page.text
     assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
+
+
+def test_without_the_token_there_is_a_form_and_with_it_the_page(shop: Shop, browser: Browser) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    assert page.goto(shop.server.url).status == 401  # type: ignore[union-attr]
+    page.get_by_label("admin token").fill("wrong")
+    page.get_by_role("button").click()
+    expect(page.get_by_text("This is not the admin token.")).to_be_visible(timeout=WAIT)
+    page.get_by_label("admin token").fill(shop.server.token)
+    page.get_by_role("button").click()
+    expect(page.get_by_test_id("live")).to_be_visible(timeout=WAIT)
+    assert page.url == f"{shop.server.url}/"
+    context.close()

@@ -7,10 +7,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import servers
 from recloop.config import Project
 from recloop.records import DAY, SECOND
 from recloop.serve import desk
@@ -35,7 +35,7 @@ def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
     service: Service = app.state.service
 
     async def whole() -> tuple[dict[str, Any], str]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with servers.local(app) as client:
             for at, placement, users in (
                 (NOW - 2 * DAY, "home", 30),
                 (NOW - 60 * SECOND, "home", 20),

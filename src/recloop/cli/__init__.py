@@ -17,7 +17,7 @@ from recloop.cli import deeper, look, move, start
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
     ("start", (start.init, start.update, start.serve, start.demo)),
-    ("look", (look.doctor, look.evaluate, look.recommend, look.status, look.report, look.verify)),
+    ("look", (look.doctor, look.evaluate, look.recommend, look.status, look.token, look.report, look.verify)),
     ("move", (move.promote, move.rollback, move.refuse)),
     ("deeper", (deeper.prepare, deeper.train, deeper.ingest)),
 )

@@ -101,6 +101,21 @@ def _verdict(here: Project) -> tuple[Verdict | None, str]:
         return None, str(error)
 
 
+def token(
+    new: Annotated[bool, typer.Option("--new", help="replace it; in force when serve starts again")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the admin token of this project."""
+    from recloop import admin_token
+
+    root = project().root
+    found = admin_token.renew(root) if new else admin_token.ensure(root)
+    if as_json:
+        print_json({"token": found})
+    else:
+        plain(found)
+
+
 def report(
     start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
     end: Annotated[str, typer.Option("--to", help="last moment, ISO 8601")] = "",

@@ -29,10 +29,7 @@ class Admin:
         self._service, self._verb = service, verb
 
     async def move(self, request: Request) -> Response:
-        """One move, in force when it is answered.
-
-        Another site's page can send a form to this machine, but no JSON by that name: the content type is asked for.
-        """
+        """One move, in force when it is answered; `Guard` has asked for the admin token."""
         asked = await _asked(request)
         try:
             done = await run_in_threadpool(self._move, asked, self._at(request))

@@ -24,6 +24,7 @@ from recloop.config import Project
 from recloop.serve import admin, follow, openapi, process
 from recloop.serve.asked import Asked
 from recloop.serve.door import Door, answer, problem_response
+from recloop.serve.guard import Guard
 from recloop.serve.posted import Posted
 from recloop.serve.service import Clock, Service, system_clock
 from recloop.serve.shapes import HealthAnswer, HttpError, StatusAnswer
@@ -48,7 +49,7 @@ def run(
     tamper: Callable[[Service], None] | None = None,
     dress: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; the first line on stdout says where and what.
+    """Serve until SIGTERM or SIGINT; the first line on stdout says where and what, one on stderr the admin token.
 
     Args:
         host, port: In place of the configuration's; port 0 is a free one.
@@ -71,14 +72,15 @@ def run(
         stack.callback(service.close)
         if tamper is not None:
             tamper(service)
-        app = build(service)
+        app = build(service, host)
         if dress is not None:
             dress(app, service)
-        process.serve(app, listening, process.ready_line(listening, service.arm.bundle, json))
+        note = process.token_line(listening, service.token, app.state.console)
+        process.serve(app, listening, process.ready_line(listening, service.arm.bundle, json), note)
 
 
-def build(service: Service) -> Starlette:
-    """The routes over an open service."""
+def build(service: Service, host: str = "") -> Starlette:
+    """The routes over an open service; ``host``: the address that is listened on."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -114,9 +116,11 @@ def build(service: Service) -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.add_middleware(Guard, service=service, host=host)
     app.add_middleware(Door)
     app.state.service = service
     app.state.draining = False
+    app.state.console = False  # its mount says otherwise
     return app
 
 

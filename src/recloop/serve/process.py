@@ -58,12 +58,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 def ready_line(listening: socket.socket, bundle: str, as_json: bool) -> str:
     """The first line of stdout: ``ready http://HOST:PORT bundle=ID``."""
-    host, port = listening.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = _address(listening)
     return json.dumps({"ready": url, "bundle": bundle}) if as_json else f"ready {url} bundle={bundle}"
 
 
-def serve(app: Starlette, listening: socket.socket, ready: str) -> None:
+def token_line(listening: socket.socket, token: str, console: bool) -> str:
+    """What stderr says once: ``token TOKEN``, and where the console is installed its address with the token."""
+    if not console:
+        return f"token {token}"
+    return f"token {token} console={_address(listening)}/?token={token}"
+
+
+def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") -> None:
     """Run until SIGTERM or SIGINT, then drain: connections are told to close, and given the time to hear it."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
@@ -74,18 +80,24 @@ def serve(app: Starlette, listening: socket.socket, ready: str) -> None:
         access_log=False,  # it would print user ids
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # X-Forwarded-* are anybody's words
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=30,
     )
-    _Server(config, app, ready).run(sockets=[listening])
+    _Server(config, app, ready, note).run(sockets=[listening])
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
     """uvicorn, but for its end: alone it would close idle connections at once, and lose what was just sent on them."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, ready: str) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, ready: str, note: str) -> None:
         super().__init__(config)
-        self._app, self._ready = app, ready
+        self._app, self._ready, self._note = app, ready, note
         self._ticks = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -93,6 +105,9 @@ class _Server(uvicorn.Server):
         if self.started:
             sys.stdout.write(self._ready + "\n")
             sys.stdout.flush()
+            if self._note:
+                sys.stderr.write(self._note + "\n")
+                sys.stderr.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._app.state.draining or not self.started:

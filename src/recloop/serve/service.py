@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from recloop import release
+from recloop import admin_token, release
 from recloop.backends import Control, Decisions, Log, inbox, locks, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
@@ -58,6 +58,7 @@ class Service:
         as_of: The newest seq that every answer from now on knows.
         fleet: The bundles that serve now.
         unsettled: The seq after which committed rows may not be in the caches yet; None: all are.
+        token: The admin token, of admin routes and console.
 
     Raises:
         Locked: another server (or writer) has this folder.
@@ -79,6 +80,7 @@ class Service:
     def _open(self) -> None:
         project, stores = self.project, self.project.config.stores
         self.archive = Archive(project.data)
+        self.token = admin_token.ensure(project.root)
         self.control: Control = open_control(stores.control, project.root)
         self.log: Log = open_log(stores.log, project.root, write=True)
         self._stack.callback(self.log.close)

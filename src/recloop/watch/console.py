@@ -70,6 +70,7 @@ def mount(app: Starlette, desk: Desk) -> None:
 
     ui.run_with(app, root=page, title="recloop", dark=None, reconnect_timeout=10, show_welcome_message=False)  # type: ignore[arg-type]
     core.app.config.socket_io_js_transports = ["polling"]  # the service takes no web sockets: the page asks for none
+    app.state.console = True  # the service's guard asks for the admin token
     app.router.routes[-1] = _Behind("/", app=core.app)
 
 

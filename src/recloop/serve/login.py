@@ -1,0 +1,89 @@
+"""The console's login: the admin token once, by link or form, then a cookie that scripts cannot read."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import urllib.parse
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Message, Send
+
+LOGIN = "/login"
+MAX_FORM_BYTES = 4_096
+COOKIE_SECONDS = 400 * 86_400
+"""The longest that browsers keep a cookie."""
+PRIVATE = {
+    "content-security-policy": "frame-ancestors 'none'",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",  # with no-referrer the form would send Origin: null
+    "cache-control": "no-store",
+}
+"""Headers of the console's answers, where it sets none of that name: its page is never framed nor kept."""
+PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title><meta name="viewport" content="width=device-width">
+<style>body{font:16px sans-serif;margin:4rem auto;max-width:32rem;padding:0 1rem}</style><h1>recloop</h1>
+<p>The console needs the admin token. <code>recloop serve</code> printed it; <code>recloop token</code> shows it.</p>
+<p><strong>PROBLEM</strong></p><form method="post" action="/login">
+<input type="password" name="token" aria-label="admin token" autofocus> <button>log in</button></form>"""
+
+
+class Login:
+    """Who may see the console. The cookie's value follows from the token but does not tell it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+        self._name = f"recloop-{hashlib.sha256(self._token).hexdigest()[:8]}"  # cookies are shared by all ports
+        self._value = hmac.new(self._token, b"console", hashlib.sha256).hexdigest()
+        self._pair = f"{self._name}={self._value}".encode()
+
+    def known(self, cookies: Iterable[bytes]) -> bool:
+        """Whether one of these ``name=value`` is the cookie."""
+        return any(hmac.compare_digest(cookie, self._pair) for cookie in cookies)
+
+    async def answer(self, request: Request) -> Response | None:
+        """The answer to the login form and to ``/?token=``; None: the request is neither."""
+        if request.url.path == LOGIN:
+            if request.method != "POST":
+                return login_page("")
+            given = await _posted_token(request)
+            if given is None:
+                return login_page("The form is too long.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        elif request.method == "GET" and "token" in request.query_params:
+            given = request.query_params["token"]
+        else:
+            return None
+        if not hmac.compare_digest(given.strip().encode(), self._token):
+            return login_page("This is not the admin token.")
+        response = RedirectResponse("/", HTTPStatus.SEE_OTHER)  # the token leaves the address bar
+        response.set_cookie(self._name, self._value, COOKIE_SECONDS, path="/", httponly=True, samesite="strict")
+        return response
+
+
+def login_page(problem: str, status: int = HTTPStatus.UNAUTHORIZED) -> Response:
+    """The form that asks for the token."""
+    return HTMLResponse(PAGE.replace("PROBLEM", problem), status)
+
+
+def private(send: Send) -> Send:
+    """The same, with the headers of `PRIVATE`."""
+
+    async def pass_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message["headers"]}
+            added = [(name.encode(), value.encode()) for name, value in PRIVATE.items()]
+            message["headers"] = [*message["headers"], *(one for one in added if one[0] not in present)]
+        await send(message)
+
+    return pass_on
+
+
+async def _posted_token(request: Request) -> str | None:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_FORM_BYTES:
+            return None
+    return urllib.parse.parse_qs(body.decode("latin-1")).get("token", [""])[0]
