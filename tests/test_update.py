@@ -29,7 +29,7 @@ from recloop.features.signal import Signal
 from recloop.later.evidence import earlier
 from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
-from recloop.records import Item, User
+from recloop.records import DAY, Item, User
 from recloop.serve import moves
 from recloop.settings import open_project
 from recloop.watch import parity
@@ -37,6 +37,7 @@ from recloop.watch.gate import no_loss
 from recloop.world import World
 
 COUNTS = ('model.name="covisitation"',)
+PATIENT = "release.gates.latency=100"  # a busy machine is not what is tested
 KEPT = 0.85
 
 Later = Callable[..., Project]
@@ -159,6 +160,53 @@ def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path,
     assert "pooled with 1 earlier windows" in new["note"], new
     pooled = no_loss(earlier(carried)[1], earlier(carried)[:1], project.config.release.gates.margin)
     assert pooled.to_json().items() <= new.items()
+
+
+def dated_back(rows: pl.DataFrame, days: int) -> pl.DataFrame:
+    """The rows as a till's export of an earlier year brings them: with stamps and ids of their own."""
+    own = (pl.concat_str(pl.lit("late-"), name).alias(name) for name in ("event_id", "group_id"))
+    return rows.with_columns(pl.col("timestamp") - days * DAY, *own)
+
+
+def test_update_late_rows_among_fresh_ones_are_learned_and_only_fresh_ones_judged(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """400 rows dated back, in the middle of what came: once the cut lay before them, and live was judged by its memory."""
+    rows = first[1]
+    late = dated_back(rows.filter(pl.col("event_type") == "purchase").head(400), 700)
+    project = later(pl.concat([rows[:900], late, rows[900:]]), PATIENT)
+    live = standing.load_bundle(project)
+    done = loop.update(project)
+    assert done.verdict == "registered", done.failed
+    data, child = load(project), standing.load_bundle(project, done.bundle or "")
+    assert data.test["stamp"].min() >= live.cut  # type: ignore[operator]
+    assert not data.test.filter(live.learned.rows | pl.col("event_id").str.starts_with("late-")).height
+    assert data.events.filter(pl.col("event_id").str.starts_with("late-")).height == 400
+    assert data.events.filter(child.learned.rows).height == data.events.height, "nothing is left unlearned"
+    assert child.items.count.sum() > live.items.count.sum()
+    assert child.cut == data.events["stamp"].max() + 1  # type: ignore[operator]
+
+
+def test_update_whole_window_late_is_learned_and_says_that_nothing_was_judged(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """A bundle of a first turn holds a test of its own; after a child has learned that, only late rows are new."""
+    project = later(first[1][:1500], PATIENT)
+    one = loop.update(project)
+    assert one.bundle is not None, one.failed
+    moves.promote(project, one.bundle, "live", "tried")
+    late = dated_back(first[1].filter(pl.col("event_type") == "purchase").head(400), 700)
+    post(project, late)
+    done = loop.update(project)
+    assert done.verdict == "registered", done.failed
+    note = {gate["name"]: gate.get("note", "") for gate in done.gates}
+    assert note["new"].startswith("weak: nothing to judge")
+    assert note["input"].startswith("weak")
+    child, live = standing.load_bundle(project, done.bundle or ""), standing.load_bundle(project)
+    assert child.cut == live.cut
+    assert child.items.count.sum() > live.items.count.sum()
+    assert load(project).events.filter(~child.learned.rows).height == 0
+    assert load(project).test.height == 0
 
 
 def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, first: tuple[Path, pl.DataFrame]) -> None:

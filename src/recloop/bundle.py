@@ -24,6 +24,7 @@ import polars as pl
 import safetensors.numpy
 
 from recloop.errors import BundleError
+from recloop.features.learned import Learned
 from recloop.features.spec import ENCODE_VERSION, Spec
 from recloop.features.vocab import Fields, Vocabulary
 
@@ -93,6 +94,11 @@ class Bundle:
     @property
     def cut(self) -> int:
         return int(self.manifest["data"]["cut"])
+
+    @property
+    def learned(self) -> Learned:
+        """The rows that it was fitted on."""
+        return Learned.of(self.manifest["data"])
 
 
 def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:

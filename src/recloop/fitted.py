@@ -278,7 +278,7 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
     manifest = {
         "parent": None, "recloop": __version__, "model": {"name": COUNTS, "config": {}},
         "data": {"fingerprint": "", "cut": parts.cut, "until_seq": int(before[SEQ].max() or 0),  # type: ignore[arg-type]
-                 "protocol": config.split.protocol},
+                 "held_seq": 0, "protocol": config.split.protocol},
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
     }  # fmt: skip
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)

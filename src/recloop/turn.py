@@ -21,6 +21,8 @@ from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, Prepared, load
 from recloop.config import Config, Project
 from recloop.errors import UserError
+from recloop.features.learned import nothing_held
+from recloop.features.log_end import end_of
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState
 from recloop.learn import counts
@@ -112,8 +114,16 @@ def learn(
         "learn",
         f"counting models, then {f'{name} for {config.train.budget} of training at most' if wanted else 'nothing more'}",
     )
+    past = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
-    draft = counts.draft(config, tables, arrays, made, scorers, manifest_of(config, tables, data))
+    draft = counts.draft(
+        config,
+        tables,
+        arrays,
+        made,
+        scorers,
+        manifest_of(config, tables, data, past, int(data.manifest.get("held_seq", 0))),
+    )
     counted = ", ".join(settings["model"] for settings in scorers.values())
     voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
@@ -129,8 +139,7 @@ def learn(
             "learn",
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
-    past = Timeline(pl.concat([data.train, data.valid]) if len(data.valid) else data.train, data.users)
-    bundle, chosen = counts.tune(draft, config, arrays, past, THREADS)
+    bundle, chosen = counts.tune(draft, config, arrays, Timeline(past, data.users), THREADS)
     voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
     return Learned(bundle, arrays, network, chosen)
 
@@ -203,13 +212,13 @@ def judge(project: Project, candidates: Sequence[Bundle], data: Data, voice: Voi
 
 def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice) -> Learned:
     """Once more on all rows, with the epochs, half-life and mix found; such a bundle is not scored on them."""
-    cut = int(data.events["stamp"].max() or 0) + 1  # type: ignore[arg-type]
+    cut = end_of(data.events, STAMP) + 1
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
     scorers = learned.bundle.scorers.items()
     other = next((one["model"] for source, one in scorers if ":" in one["model"] or source == "model"), "")
     made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options)
-    manifest = manifest_of(config, tables, data)
+    manifest = manifest_of(config, tables, data, data.events, nothing_held(data.events))
     manifest["train"]["refit"] = True
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
     network = None
@@ -276,9 +285,14 @@ def write_json(path: Path, tree: Any) -> None:
     path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def manifest_of(config: Config, tables: Tables, data: Data) -> dict[str, Any]:
-    """What a bundle over these tables says of itself before a network is in it."""
-    until = int(data.events.filter(pl.col("stamp") < tables.cut)[SEQ].max() or 0)  # type: ignore[arg-type]
+def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, held_seq: int) -> dict[str, Any]:
+    """What a bundle over these tables says of itself before a network is in it.
+
+    Args:
+        rows: What it is fitted on.
+        held_seq: The first seq of the moments that were held back of them, see `recloop.features.learned.Learned`.
+    """
+    until = int(rows[SEQ].max() or 0)  # type: ignore[arg-type]
     return {
         "parent": None,
         "recloop": __version__,
@@ -287,6 +301,7 @@ def manifest_of(config: Config, tables: Tables, data: Data) -> dict[str, Any]:
             "fingerprint": data.manifest["fingerprint"],
             "cut": tables.cut,
             "until_seq": until,
+            "held_seq": held_seq,
             "protocol": config.split.protocol,
         },
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from recloop.config import Config
+from recloop.features.learned import Learned
 from recloop.learn.fit import Network, fit_network
 from recloop.learn.warm import OWN_ROW, Warm, bare, grown, grown_moment, positions
 from recloop.models.base import TrainData, load_model
@@ -21,6 +22,11 @@ HISTORIES = [[[1], [2], [3], [1]], [[2], [3], [1], [2]], [[3], [1], [2], [3]], [
 CONFIG = Config.model_validate({"features": {"dim": 8, "history": 10, "request": []}, "train": {"epochs": 2}})
 
 
+def all_until(seq: int) -> Learned:
+    """Everything up to a seq, nothing held back."""
+    return Learned(seq, 0, held_seq=1 << 60)
+
+
 def newest(data: TrainData) -> np.ndarray:
     return np.maximum.reduceat(data.seqs, data.moment_offsets[:-1])
 
@@ -28,7 +34,7 @@ def newest(data: TrainData) -> np.ndarray:
 def test_new_positions_lie_past_the_parents_last_seq(arrays: Arrays) -> None:
     data = arrays(HISTORIES, 3)
     until = int(np.sort(data.seqs)[-5])
-    chosen = positions(data, until, 0, 0.0, 0)
+    chosen = positions(data, all_until(until), 0.0, 0)
     assert chosen.any()
     assert (chosen == (newest(data) > until)).all()
 
@@ -36,21 +42,25 @@ def test_new_positions_lie_past_the_parents_last_seq(arrays: Arrays) -> None:
 def test_replay_draws_as_many_again_by_seed_never_of_old_users_or_first_moments(arrays: Arrays) -> None:
     data = arrays(HISTORIES, 3, old=[3])
     until = int(np.sort(data.seqs)[-4])
-    new = positions(data, until, 0, 0.0, 0)
-    both = positions(data, until, 0, 1.0, 0)
+    new = positions(data, all_until(until), 0.0, 0)
+    both = positions(data, all_until(until), 1.0, 0)
     assert both.sum() == 2 * new.sum()
     assert (both | new == both).all()
-    assert (both == positions(data, until, 0, 1.0, 0)).all()
+    assert (both == positions(data, all_until(until), 1.0, 0)).all()
     assert not both[data.user_offsets[3] :].any(), "old users are in no loss"
     assert not both[data.user_offsets[:-1]].any(), "a first moment has nothing before it"
 
 
-def test_the_rest_of_the_window_is_not_new_again(arrays: Arrays) -> None:
+def test_positions_late_row_before_the_cut_is_new_and_held_back_moments_are_new(arrays: Arrays) -> None:
+    """A row that arrived after the parent was fitted is learned, however old; so are moments held back from it."""
     data = arrays(HISTORIES, 3)
-    until = int(np.sort(data.seqs)[-8])
-    since = int(np.sort(np.unique(data.stamps))[-1])
-    chosen = positions(data, until, since, 0.0, 0)
-    assert (data.stamps[chosen] >= since).all()
+    last, cut = int(data.seqs.max()), int(np.unique(data.stamps)[-1])
+    held = positions(data, Learned(last, cut, 0), 0.0, 0)
+    assert (data.stamps[held] >= cut).all()
+    assert held.any()
+    late = positions(data, Learned(last - 1, int(data.stamps.max()) + 1, 0), 0.0, 0)
+    assert (newest(data)[late] == last).all()
+    assert not positions(data, all_until(last), 0.0, 0).any(), "the rest of the window is not new again"
 
 
 COUNTED = {
@@ -102,7 +112,7 @@ def test_the_first_steps_move_a_new_row_no_further_than_the_rate(arrays: Arrays,
     parent = fitted(arrays(HISTORIES, 3), tmp_path / "parent")
     data = arrays([*HISTORIES, [[1], [4], [4], [4], [5]]], 5)
     counted = load_model("covisitation", {}).fit(data)
-    chosen = positions(data, 0, 0, 1.0, 0)
+    chosen = positions(data, all_until(0), 1.0, 0)
     lr = 0.1
     child = fitted(data, tmp_path / "child", Warm(parent.train_state, chosen, 0.2, counted), lr)
     table = "network.table.weight"

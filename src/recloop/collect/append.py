@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import polars as pl
 
@@ -31,17 +31,17 @@ from recloop.collect.prepare import SPLITS, split_hash
 from recloop.collect.signals import counted
 from recloop.collect.split import Parts, held_out
 from recloop.config import Clean, Config, Project
+from recloop.features.learned import Learned, Window, window_of
 from recloop.features.signal import Signal
 from recloop.features.state import moment_stamps, number_moments
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 
-HELD: Final = 0.25
-"""The last share of the new window: scored before it is learned (definitions, section 7)."""
-
 
 @dataclass(frozen=True)
 class Appended:
-    """What one update read: the numbers of ``recloop update --json``, and where the held quarter begins (us).
+    """What one update read: the numbers of ``recloop update --json``, and the moments that it tests.
+
+    ``cut``, ``held_seq``, ``late``, ``fresh`` are those of `recloop.features.learned.Window`.
 
     ``signals``: what each rule of ``[events]`` makes of the new believed rows (`recloop.collect.signals.counted`).
     ``taken_back`` holds (seq, rule) of the believed rows that a retrospective rule takes now and no retraction took yet.
@@ -53,19 +53,22 @@ class Appended:
     new_users: int
     new_items: int
     cut: int
+    held_seq: int
+    late: int
+    fresh: int
     positives: int
     signals: list[dict[str, Any]]
     taken_back: list[tuple[int, str]]
 
 
 def append(
-    project: Project, log: Log, until: int, learned: int, signal: Signal, target: Path, out: Sequence[int] = ()
+    project: Project, log: Log, until: int, learned: Learned, signal: Signal, target: Path, out: Sequence[int] = ()
 ) -> Appended:
     """Write ``data/`` as it will be into ``target``: the new files, and the manifest that names them all.
 
     Args:
         until: The last seq to take.
-        learned: Live's ``until_seq``: the new window is what lies past it.
+        learned: What live has learned: every other moment is new.
         signal: Of the spec that the candidate will have.
         out: Rows that were taken back before.
         target: A folder of its own, made anew.
@@ -78,8 +81,8 @@ def append(
     believed = pl.concat([old, fresh]).filter(~pl.col(SEQ).is_in(pl.Series(out, dtype=pl.Int64).implode()))
     back = taken_back(believed, rows, project.config.clean, signal)
     labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(list(back))))))
-    cut = held_from(labelled, learned)
-    parts = split_at(labelled, cut, project.config)
+    window = window_of(labelled, learned)
+    parts = split_at(labelled, window, project.config)
     removed = Counter(rows[RULE].drop_nulls().to_list()) + Counter(rule for seq, rule in back.items() if seq > after)
     made = Appended(
         read=len(rows),
@@ -87,7 +90,10 @@ def append(
         removed=dict(sorted(removed.items())),
         new_users=len(set(fresh[USER_ID]) - set(old[USER_ID].unique())),
         new_items=len(set(fresh[ITEM_ID]) - set(old[ITEM_ID].unique())),
-        cut=cut,
+        cut=window.cut,
+        held_seq=window.held_seq,
+        late=window.late,
+        fresh=window.fresh,
         positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
         signals=counted(signal, fresh),
         taken_back=sorted(back.items()),
@@ -124,22 +130,14 @@ def leading(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: Si
     return near.filter((before >= 0) & (before < round(clean.burst.seconds * SECOND)))[SEQ].unique().sort().to_list()
 
 
-def held_from(labelled: pl.DataFrame, learned: int) -> int:
-    """The moment stamp at which the last quarter of the new window begins; after everything where it has no positive."""
-    new = labelled.filter((pl.col(SEQ) > learned) & (pl.col(LABEL) > 0)).sort(STAMP, SEQ)
-    if not len(new):
-        return int(labelled[STAMP].max() or 0) + 1  # type: ignore[arg-type]
-    return int(new[STAMP][int((1 - HELD) * len(new))])
-
-
-def split_at(labelled: pl.DataFrame, cut: int, config: Config) -> Parts:
-    """Train and validation before a cut, test from it on."""
-    labelled = labelled.sort(SEQ)
-    past, test = labelled.filter(pl.col(STAMP) < cut), labelled.filter(pl.col(STAMP) >= cut)
+def split_at(labelled: pl.DataFrame, window: Window, config: Config) -> Parts:
+    """The moments that a window tests, and train and validation of everything else."""
+    marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
+    past, test = (marked.filter(where).drop("tested") for where in (~pl.col("tested"), pl.col("tested")))
     held = held_out(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
     keys = [USER_ID, STAMP]
     valid = past.join(held, on=keys, how="semi", maintain_order="left")
-    return Parts(past.join(held, on=keys, how="anti", maintain_order="left"), valid, test, cut)
+    return Parts(past.join(held, on=keys, how="anti", maintain_order="left"), valid, test, window.cut)
 
 
 def _write(
@@ -186,6 +184,7 @@ def _manifest(
         **old,
         "code": __version__,
         "cut": made.cut,
+        "held_seq": made.held_seq,
         "watermark": until,
         "split_hash": split_hash(written),
         "counts": counts,

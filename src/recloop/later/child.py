@@ -16,6 +16,7 @@ from recloop import turn
 from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.learned import Learned
 from recloop.later.run import Run
 from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data
@@ -30,17 +31,20 @@ RATE = 0.2
 
 @dataclass(frozen=True)
 class Start:
-    """A warm start: the weights to begin with; new positions are those past ``until`` and not before ``since``."""
+    """A warm start: the weights to begin with, and what their bundle has learned: every other position is new."""
 
     state: dict[str, Any]
-    until: int
-    since: int
+    learned: Learned
 
 
-def grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: Start | None, folder: Path) -> Bundle:
+def grow(
+    run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, held_seq: int, start: Start | None, folder: Path
+) -> Bundle:
     """A child over these rows: its table begins with the parent's, its codes and its mix are the parent's.
 
     Args:
+        cut: Where its windows end (tail, replay), int64 microseconds.
+        held_seq: The first seq of the moments that are held back of it.
         start: Weights of the parent; None: a network is trained from scratch with the epochs that the parent found.
     """
     config, data = run.config, run.data
@@ -54,12 +58,12 @@ def grow(run: Run, parent: Bundle, rows: pl.DataFrame, cut: int, start: Start | 
     )
     options = other.get("config", config.model.options if other["model"] == config.model.name else {})
     made, _ = counts.fit_counts(arrays, tables, other["model"], options)
-    manifest = {**turn.manifest_of(config, tables, data)}
+    manifest = {**turn.manifest_of(config, tables, data, rows, held_seq)}
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
     if trained:
         warm = None
         if start is not None:
-            chosen = positions(arrays, start.until, start.since, config.update.replay, run.seed)
+            chosen = positions(arrays, start.learned, config.update.replay, run.seed)
             warm = Warm(start.state, chosen, RATE, made)
         epochs = 1 if warm is not None else repeated_epochs(parent.manifest["train"])
         settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})

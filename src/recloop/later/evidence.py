@@ -93,14 +93,18 @@ def table_of(run: Run, candidate: Bundle) -> dict[str, Any]:
     facts = {"split_hash": data.manifest["split_hash"], "fingerprint": data.manifest["fingerprint"]}
     table = evaluate([candidate], test, run.world[1], run.config, facts, turn.THREADS)
     made = table.bundle_metrics()
-    window = {"from_seq": run.learned + 1, "to_seq": run.until, "from": candidate.cut}
+    window = {"from_seq": run.learned.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
     return {**made, "protocol": {**made["protocol"], "set": "new", "window": window}}
 
 
 def old_queries(run: Run) -> Moments:
-    """Moments of the *old* users in the 90 days before live's cut: both have counted them, no loss has seen them."""
+    """Moments of the *old* users in the 90 days before live's cut: both have counted them, no loss has seen them.
+
+    Rows that arrived since are left out, however old: only the candidate has counted them.
+    """
     span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
-    return compare.thin(moments(run.data.events.filter(span & of_old(run.data.events)), "successive"))
+    counted = span & run.learned.rows
+    return compare.thin(moments(run.data.events.filter(counted & of_old(run.data.events)), "successive"))
 
 
 def of_old(events: pl.DataFrame) -> pl.Expr:

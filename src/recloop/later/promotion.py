@@ -1,7 +1,7 @@
 """The gate of a bundle that `train` made, run when it is promoted: beside live, on what neither of the two has learned.
 
 `train` holds back what lies after its cut (unless it refits), live may have learned just that. So *new* are the moments
-that both have not: after both cuts, or of rows that came after both ``until_seq``. Where there are none, the *old* users'
+that both have not: held back from both, or arrived after both were fitted. Where there are none, the *old* users'
 moments after the candidate's cut stand in: no loss has seen them, but live has counted them. Where there are none of
 these either, the gate says ``weak`` and judges by what needs no targets: latency, cold coverage, parity.
 """
@@ -98,8 +98,8 @@ class Side:
 
     @property
     def unseen(self) -> pl.Expr:
-        """Rows that this bundle has not learned."""
-        return (pl.col(STAMP) >= self.bundle.cut) | (pl.col(SEQ) > int(self.bundle.manifest["data"]["until_seq"]))
+        """Rows of the moments of which this bundle has learned nothing."""
+        return self.bundle.learned.new_moments
 
     def ask(self, queries: Moments) -> Asked:
         return compare.ask(self.bundle, queries, self.timeline, self.ground.catalogue, turn.THREADS)

@@ -23,6 +23,7 @@ from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, read
 from recloop.config import Config, Project
 from recloop.errors import UserError
+from recloop.features.learned import Learned, Window
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
@@ -99,9 +100,15 @@ class Run:
         return int(self.journal.head["from_seq"]) - 1
 
     @property
-    def learned(self) -> int:
-        """The last seq whose rows live has learned."""
-        return int(self.live.manifest["data"]["until_seq"])
+    def learned(self) -> Learned:
+        """What live has learned."""
+        return self.live.learned
+
+    @property
+    def window(self) -> Window:
+        """The moments that this update tests, as `collect` chose them."""
+        facts = self.journal.facts("collect")
+        return Window(*(int(facts[name]) for name in ("cut", "held_seq", "late", "fresh")))
 
     @property
     def data(self) -> Data:

@@ -10,6 +10,8 @@ import polars as pl
 from recloop import standing, turn
 from recloop.backends import open_control, open_log
 from recloop.collect.append import append
+from recloop.features.learned import FIRST_SEQ, nothing_held
+from recloop.features.log_end import end_of
 from recloop.features.signal import Signal
 from recloop.later.child import Start, candidate_of, grow, named, train, write
 from recloop.later.evidence import (
@@ -34,6 +36,9 @@ from recloop.watch.gate import Evidence, Gate
 
 CHECKED = 300
 """Queries of a window of the input check at most."""
+NOTHING_FRESH = (
+    "weak: nothing to judge: no moment with a positive is dated after what live has learned; the rows are learned"
+)
 
 
 def collect(run: Run) -> None:
@@ -54,6 +59,12 @@ def collect(run: Run) -> None:
         f"seq {run.watermark + 1:,} to {run.until:,}: {made.read:,} rows = {made.kept:,} kept + {removed} removed; "
         f"{made.new_users:,} new users, {made.new_items:,} new items",
     )
+    if made.late:
+        run.voice.say(
+            "collect",
+            f"{made.late:,} of {made.late + made.fresh:,} new moments are dated before what live has learned: "
+            "they are learned and never judged",
+        )
     rules = ", ".join("{rule} {means} {weight:+g}: {events:,}".format(**one) for one in made.signals)
     run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
 
@@ -64,14 +75,14 @@ def check(run: Run) -> None:
         return
     events = run.data.events
     known = [one for one in run.data.manifest.get("windows", []) if "queries" in one]  # before, they had no size
-    came = moments(events.filter(pl.col(SEQ) > run.watermark), "successive")
+    # What live has not learned, dated after what it has: of late rows it knows what came next.
+    events = events.filter(run.learned.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
+    came = moments(events.filter(pl.col("first") > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
         run.journal.done("check", windows=known, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
         return
-    before = moments(
-        events.filter((pl.col(SEQ) <= run.watermark) & (pl.col(STAMP) >= run.live.cut)), "successive"
-    )  # what live has not learned
+    before = moments(events.filter(pl.col("first") <= run.watermark), "successive")
     came = compare.thin(came, CHECKED)
     past = compare.windows(before, band.WINDOWS, len(came)) if len(before) else []
     windows = [_window(run, one, run.watermark) for one in past]
@@ -92,19 +103,19 @@ def _window(run: Run, queries: Moments, to_seq: int) -> dict[str, Any]:
 
 
 def learn(run: Run) -> None:
-    """3. candidate': live and the window but its last quarter."""
+    """3. candidate': live and everything that came but the moments that are tested."""
     if run.journal.has("learn"):
         return
-    data, cut = run.data, int(run.journal.facts("collect")["cut"])
-    before = data.events.filter(pl.col(STAMP) < cut)
+    data, window = run.data, run.window
+    before = pl.concat([data.train, data.valid]).sort(SEQ)
     if run.full:
-        tables = make_tables(run.spec, before, cut, data.items, data.users, run.live.items.ids.ids)
+        tables = make_tables(run.spec, before, window.cut, data.items, data.users, run.live.items.ids.ids)
         arrays = train_data(tables, data.train, data.valid, turn.shown(run.project, data.train))
         learned = turn.learn(run.config, tables, arrays, data, run.folder, run.voice, None)
         candidate = named(run, learned.bundle, "full")
     else:
         weights = train(run.live, run.project.bundles, run.reset)
-        candidate = grow(run, run.live, before, cut, Start(weights, run.learned, 0), run.folder)
+        candidate = grow(run, run.live, before, window.cut, window.held_seq, Start(weights, run.learned), run.folder)
     written = write(run, candidate, run.folder / "candidate")
     run.journal.done("learn", bundle=written.id)
 
@@ -113,7 +124,7 @@ def judge(run: Run) -> None:
     """4. candidate' beside live, by the recommender that serves, on what neither has learned: *new* and *old*."""
     if run.journal.has("judge"):
         return
-    candidate, cut = candidate_of(run), int(run.journal.facts("collect")["cut"])
+    candidate, window = candidate_of(run), run.window
     timeline, catalogue = run.world
     new = compare.thin(moments(run.data.test, "successive"))
     ours, lives = (compare.ask(bundle, new, timeline, catalogue, turn.THREADS) for bundle in (candidate, run.live))
@@ -138,8 +149,10 @@ def judge(run: Run) -> None:
         cold_coverage=(ours.cold_coverage, lives.cold_coverage),
     )
     found = gate.judge(evidence, run.config.release.gates, run.seed)
+    if not len(new):
+        found = [replace(one, note=NOTHING_FRESH) if one.name == "new" else one for one in found]
     keep_window(run, pairs, windows)
-    facts = {"cut": cut, "new_queries": len(new), "old_queries": len(old)}
+    facts = {"cut": window.cut, "new_queries": len(new), "old_queries": len(old)}
     run.journal.done("judge", gates=trees(found), **facts)
     for one in found:
         run.voice.say("gate", one.line())
@@ -150,10 +163,9 @@ def finish(run: Run) -> None:
     if run.journal.has("finish"):
         return
     candidate, data = candidate_of(run), run.data
-    held = int(run.journal.facts("collect")["cut"])
-    cut = int(data.events[STAMP].max() or 0) + 1  # type: ignore[arg-type]
-    start = None if run.full else Start(train(candidate, run.folder / "candidate"), run.learned, held)
-    grown = grow(run, candidate, data.events, cut, start, run.folder / "rest")
+    cut = end_of(data.events, STAMP) + 1
+    start = None if run.full else Start(train(candidate, run.folder / "candidate"), candidate.learned)
+    grown = grow(run, candidate, data.events, cut, nothing_held(data.events), start, run.folder / "rest")
     grown = replace(grown, metrics=table_of(run, candidate), window=kept_window(run))
     written = write(run, grown, run.folder / "bundles")
     found = settled(run, candidate, written)

@@ -82,7 +82,7 @@ def evaluate(
     if not len(queries):
         raise UserError("test moments", 0, "a moment with a positive after the cut", "a log of a longer time")
     for bundle in bundles:
-        _unseen(bundle, int(queries.now.min()), config.split.protocol)
+        _unseen(bundle, queries, config.split.protocol)
     timeline = Timeline(data.events, data.users)
     codes = {name: code for code, name in enumerate(timeline.names)}
     wanted = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
@@ -120,11 +120,14 @@ def evaluate(
     return make_table(protocol, rows, queries.users, positives, examples)
 
 
-def _unseen(bundle: Bundle, first: int, protocol: str) -> None:
+def _unseen(bundle: Bundle, queries: Moments, protocol: str) -> None:
     """Refuse a bundle that was fitted on test moments: its numbers would be those of its memory."""
     learned = bundle.manifest["data"].get("protocol", "temporal")
-    late = learned != protocol if "leave-one-out" in {learned, protocol} else bundle.cut > first
-    if late or bundle.manifest.get("train", {}).get("refit"):
+    if ONE in {learned, protocol}:
+        seen = learned != protocol
+    else:
+        seen = not bundle.learned.is_new(queries.as_of + 1, queries.now).all()
+    if seen or bundle.manifest.get("train", {}).get("refit"):
         raise UserError(
             "bundle", bundle.id or "refit", "one whose cut lies before the test (this one was fitted on it too)",
             "recloop evaluate BUNDLE, with the one from before the refit",

@@ -1,6 +1,6 @@
 """A warm start: which positions an update learns, and how a network grows with its tables (definitions, section 8).
 
-A position is (user, moment as a target). New ones lie past the parent's ``until_seq``; older ones are context, their
+A position is (user, moment as a target). New ones have a row that the parent has not learned; older ones are context, their
 loss masked, but for a replay of as many again: half from the newest 30 days, half uniform over all of them.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recloop.features.learned import Learned
 from recloop.models.base import TrainData
 from recloop.records import DAY
 
@@ -38,20 +39,21 @@ class Warm:
     counted: Mapping[str, np.ndarray]
 
 
-def positions(data: TrainData, until: int, since: int, replay: float, seed: int) -> np.ndarray:
+def positions(data: TrainData, learned: Learned, replay: float, seed: int) -> np.ndarray:
     """(M,) bool: the moments in the loss, new and replayed; none of ``old`` users, none without a past.
 
     Args:
-        until: The last seq that was learned: a moment is new when a row of it came later.
-        since: Moments before this stamp are no longer new: the window but its last quarter was learned already.
+        learned: What the parent was fitted on: a moment is new when it was held back, or a row of it came later.
         replay: Old positions for each new one.
     """
     users = data.moment_user
     able = ~data.old[users]
     able[data.user_offsets[:-1][np.diff(data.user_offsets) > 0]] = False  # a user's first moment has nothing before it
-    newest = np.maximum.reduceat(data.seqs, data.moment_offsets[:-1]) if len(data.stamps) else data.seqs
-    late = newest > until
-    new: np.ndarray = able & late & (data.stamps >= since)
+    starts = data.moment_offsets[:-1]
+    first, newest = (
+        edge.reduceat(data.seqs, starts) if len(starts) else data.seqs for edge in (np.minimum, np.maximum)
+    )
+    new: np.ndarray = able & ((newest > learned.until_seq) | learned.is_new(first, data.stamps))
     old = np.flatnonzero(able & ~new)
     wanted = min(len(old), round(replay * int(new.sum())))
     rng = np.random.default_rng([seed, 8])

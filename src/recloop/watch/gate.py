@@ -169,6 +169,8 @@ def no_loss(new: Pairs, earlier: Sequence[Pairs], margin: float, seed: int = 0) 
     """
     if np.isnan(new.candidate[~np.isnan(new.live)]).any():
         return Gate("new", None, -margin, False, note="the candidate's number is NaN")
+    if np.isnan(new.live).all():  # earlier windows alone say nothing of this candidate
+        return Gate("new", None, -margin, True, note="weak: nothing to compare")
     pooled = [new]
     note = "this window"
     d = relative_difference(new, seed)
