@@ -42,14 +42,19 @@ def test_the_loss_by_hand() -> None:
     network = made(negatives=3)
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     torch.manual_seed(1)
-    found = network.loss(vectors, items, torch.tensor([4, 9]), torch.tensor([1.0, 3.0])).item()
-    torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()
+    taken = {4: {4, drawn[0]}, 9: {9}}  # the first user took what is drawn first
+
+    def owned(ids: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[j in taken[target] for j in ids.tolist()] for target in (4, 9)])
+
+    torch.manual_seed(1)
+    found = network.sampled_loss(vectors, items, torch.tensor([4, 9]), torch.tensor([1.0, 3.0]), owned).item()
     logits = network.rank(vectors, items[None]).tolist()
     each = []
     for row, target in enumerate((4, 9)):
-        rivals = [math.log1p(math.exp(logits[row][j])) * (j != target) for j in drawn]
-        each.append(math.log1p(math.exp(-logits[row][target])) + 4 * sum(rivals) / 3)
+        rivals = [math.log1p(math.exp(logits[row][j])) for j in drawn if j not in taken[target]]
+        each.append(math.log1p(math.exp(-logits[row][target])) + 4 * sum(rivals) / len(rivals))
     assert found == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-4)
 
 

@@ -25,11 +25,12 @@ D, N = 16, 20
 def made(**options: object) -> TwoTower:
     torch.manual_seed(0)
     network: TwoTower = load_model("two_tower", options)
-    none = np.zeros(0, np.int64)
-    counts = np.arange(N + 1)
+    items = np.concatenate([[1], np.repeat(np.arange(1, N + 1), np.arange(1, N + 1))])  # one user, item n taken n times
+    rows, none = np.arange(len(items)), np.zeros(0, np.int64)
     data = TrainData(
-        [str(n) for n in range(N)], [], np.zeros(1, np.int64), np.zeros(1, np.int64), none, none, none, none, none,
-        none, none, [("user.age", 4, 3)], [("item.kind", 5, 3)], [], 0, counts,
+        [str(n) for n in range(N)], ["u"], np.array([0, len(items)]), np.arange(len(items) + 1), rows, items, rows,
+        np.ones(len(items)), np.zeros(1, bool), none, none, [("user.age", 4, 3)], [("item.kind", 5, 3)], [], 0,
+        np.bincount(items),
     )  # fmt: skip
     network.build(data, D, 12)
     return network.eval()

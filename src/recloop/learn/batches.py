@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     weights: Tensor  # (B, M) float32
     refused: Tensor | None = None  # (K, 3) int64: window, moment from the newest, item_ix that its end turned down
     refusals: Tensor | None = None  # (K,) float32: their weights
+    users: Tensor | None = None  # (B,) int64 user_ix of each window
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,16 @@ class Sequences:
             weights=torch.from_numpy(np.where(predicted, self.data.weights[drawn[target]], 0).astype(np.float32)),
             refused=refused,
             refusals=refusals,
+            users=torch.from_numpy(self.user[windows.starts].astype(np.int64)),
         )
+
+    def targeted(self, windows: Windows) -> np.ndarray:
+        """(M,) bool: the moments that these windows predict."""
+        steps = np.zeros(len(self.data.stamps) + 2, dtype=np.int64)
+        np.add.at(steps, windows.starts + 1, 1)
+        np.add.at(steps, windows.stops + 1, -1)
+        held: np.ndarray = np.cumsum(steps)[: len(self.data.stamps)] > 0
+        return held if self.chosen is None else held & self.chosen
 
     @cached_property
     def anchored(self) -> Anchored | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from recloop.config import Train
 from recloop.errors import UserError
 from recloop.learn import sampled
-from recloop.learn.sampled import Drawn, Draws, Scores
+from recloop.learn.sampled import Drawn, Draws, Owned, Scores
 from recloop.models.base import TrainData
 
 CHUNK = 4_000_000
@@ -31,6 +31,11 @@ SAMPLED: dict[str, tuple[Each, Each, bool]] = {
     "bpr": (sampled.bpr, sampled.bpr_refused, False),
 }
 """By name: what a target costs, what an item turned down costs, and whether q may differ from uniform."""
+UNTAKEN = frozenset({"bce", "bpr"})
+"""Losses whose negatives are items that the user did not take, as their papers say (definitions, section 4).
+
+The others stand for a sum over all items but the target, so nothing else may be masked in random draws.
+"""
 
 
 class Rows(NamedTuple):
@@ -46,45 +51,57 @@ class Criterion:
     `MANY` items ``ss_refined``.
 
     A network without an inner product (NeuMF) brings ``loss`` and ``refused`` of its own, as `cross_entropy` and
-    `turned_down`; one that draws in its own way (Two-Tower) brings ``draw(targets) -> (ids, m q_j)``.
+    `turned_down`; ``sampled_loss`` instead of ``loss`` takes one more argument, the rows' `Owned`. One that draws in its
+    own way (Two-Tower) brings ``draw(targets) -> (ids, m q_j)``; its draws may hold the user's own items, which are
+    masked.
 
     Raises:
         UserError: a loss that the network cannot be trained by.
     """
 
     def __init__(self, network: Any, data: TrainData, settings: Train) -> None:
-        own = getattr(network, "loss", None)
+        own = getattr(network, "sampled_loss", None) or getattr(network, "loss", None)
         auto = getattr(network, "auto", None) or ("ss_refined" if data.n_items > MANY else "ce")
         self.name: str = auto if settings.loss == "auto" else settings.loss
         if own is not None and self.name != auto:
             expected = f"auto or {auto}: {type(network).__name__} has a loss of its own"
             raise UserError("train.loss", settings.loss, expected, "--set train.loss=auto")
         self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self.masks_owned = self.samples = hasattr(network, "sampled_loss")
         if own is not None or self.name == "ce":
-            self.told = own or cross_entropy
+            self.told: Callable[..., Tensor] = own or cross_entropy
             self.refused = getattr(network, "refused", None) or turned_down
             return
         self.told, self.refused, corrected = SAMPLED[self.name]
         self.draw = getattr(network, "draw", None) if corrected else None
+        self.masks_owned = self.draw is not None or self.name in UNTAKEN
         if self.draw is None:
             self.draw = Draws(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
 
-    def __call__(self, items: Tensor, told: Rows, refused: Rows | None) -> Tensor:
-        """Sum of w loss / sum of w over targets and what was turned down together; items (N, D)."""
-        drawn = None if self.draw is None else Drawn(*self.draw(told.items))
-        loss = self._mean(self.told, items, told, drawn)
+    def __call__(self, items: Tensor, told: Rows, refused: Rows | None, owned: Owned | None = None) -> Tensor:
+        """Sum of w loss / sum of w over targets and what was turned down together; items (N, D).
+
+        Args:
+            owned: Of the rows in ``told``; needed where ``masks_owned``.
+        """
+        if self.samples:
+            loss: Tensor = self.told(told.vectors, items, told.items, told.weights, owned)
+            drawn = None
+        else:
+            drawn = None if self.draw is None else Drawn(*self.draw(told.items))
+            loss = self._mean(self.told, items, told, drawn, owned if self.masks_owned else None)
         if refused is None:
             return loss
         share = refused.weights.sum() / (told.weights.sum() + refused.weights.sum())
         return (1 - share) * loss + share * self._mean(self.refused, items, refused, drawn)
 
     @staticmethod
-    def _mean(loss: Any, items: Tensor, rows: Rows, drawn: Drawn | None) -> Tensor:
+    def _mean(loss: Any, items: Tensor, rows: Rows, drawn: Drawn | None, owned: Owned | None = None) -> Tensor:
         vectors, own, weights = rows
         if drawn is None:
             mean: Tensor = loss(vectors, items, own, weights)
             return mean
-        return weighted(loss(Scores.of(vectors, items, own, drawn)), weights)
+        return weighted(loss(Scores.of(vectors, items, own, drawn, owned)), weights)
 
 
 def weighted(each: Tensor, weights: Tensor) -> Tensor:

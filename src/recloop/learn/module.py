@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from recloop.errors import UserError
 from recloop.learn.batches import Batch, Epoch, Sequences, Steps
 from recloop.learn.looks import Examination, Watch
 from recloop.learn.losses import Criterion, Rows
+from recloop.learn.sampled import Owned
 from recloop.learn.start import item_start
 from recloop.learn.warm import STEPS, Warm, bare, grown, grown_moment, is_table
 from recloop.models.base import TrainData
@@ -50,6 +52,9 @@ class Learner(lightning.LightningModule):
         self.lr = settings.lr * (1.0 if warm is None else warm.rate)
         self.item_codes: Tensor
         self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)
+        self.owned: Tensor  # (P,) int64, as `TrainData.owned`
+        pairs = data.owned() if self.criterion.masks_owned else np.zeros(0, np.int64)
+        self.register_buffer("owned", torch.from_numpy(pairs), persistent=False)
 
     def vectors(self) -> Tensor:
         """(N+1, D) the item vectors as they are now."""
@@ -67,7 +72,10 @@ class Learner(lightning.LightningModule):
         if batch.refused is not None and batch.refusals is not None:
             window, moment, item = batch.refused.unbind(1)
             refused = Rows(ends[window, moment], item - 1, batch.refusals)
-        return self.criterion(table[1:], targets, refused)
+        owned = None
+        if self.criterion.masks_owned and batch.users is not None:
+            owned = Owned(self.owned, batch.users, told.nonzero()[:, 0], len(table) - 1)
+        return self.criterion(table[1:], targets, refused, owned)
 
     def configure_optimizers(self) -> Any:
         """AdamW; only the matrices between layers decay. A warm start goes on with the parent's moments."""
@@ -138,14 +146,15 @@ def learn(
         warm: The parent's weights, and the positions to learn; the rate is its share of ``train.lr``.
     """
     settings = config.train
+    sequences = Sequences(data, config.features.history, None if warm is None else warm.chosen)
+    windows = sequences.training(settings.windows)
+    data = replace(data, targeted=sequences.targeted(windows))
     with repeatable(settings.seed), calm():
         network.build(data, config.features.dim, config.features.history)
         if warm is not None:
             restore_weights(network, data, warm)
         elif getattr(network.config, "start", "") == "counts":
             network.start(torch.from_numpy(item_start(data, config.features.dim, settings.seed)))
-        sequences = Sequences(data, config.features.history, None if warm is None else warm.chosen)
-        windows = sequences.training(settings.windows)
         steps = Steps(sequences.lengths(windows), settings.seed)
         held = data.held
         seen = config.split.filter_seen

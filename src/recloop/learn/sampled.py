@@ -41,22 +41,42 @@ class Draws:
         return Drawn(ids.to(targets.device), self.expected[ids].to(targets.device))
 
 
+class Owned:
+    """Which drawn items a row's user has among the training positives: they are not negatives of this user.
+
+    Args:
+        pairs: (P,) int64, ascending: user_ix * (N+1) + item_ix (`TrainData.owned`).
+        users: (B,) int64 user_ix of the step's windows. window: (R,) int64, the window of each row.
+        size: N.
+    """
+
+    def __init__(self, pairs: Tensor, users: Tensor, window: Tensor, size: int) -> None:
+        self.pairs, self.users, self.window, self.size = pairs, users, window, size
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(R, m) bool for the drawn ``ids`` (m,), rows of the item table (item_ix - 1)."""
+        keys = self.users[:, None] * (self.size + 1) + ids + 1  # (B, m)
+        place = torch.searchsorted(self.pairs, keys).clamp(max=len(self.pairs) - 1)
+        return (self.pairs[place] == keys)[self.window]
+
+
 class Scores(NamedTuple):
     """What R rows say of their own item, the target or the one turned down, and of the m drawn ones."""
 
     own: Tensor  # (R,)
     drawn: Tensor  # (R, m)
-    same: Tensor  # (R, m) bool: the drawn item is the row's own, which is no negative of it
+    same: Tensor  # (R, m) bool: the drawn item is not a negative of the row: its own one, or its user's (`Owned`)
     expected: Tensor  # (m,)
     size: int  # N
 
     @classmethod
-    def of(cls, vectors: Tensor, items: Tensor, own: Tensor, drawn: Drawn) -> Scores:
-        """Of vectors (R, D) over items (N, D); own (R,) rows of ``items``."""
+    def of(cls, vectors: Tensor, items: Tensor, own: Tensor, drawn: Drawn, owned: Owned | None = None) -> Scores:
+        """Of vectors (R, D) over items (N, D); own (R,) rows of ``items``; ``owned`` None: own items alone are masked."""
+        same = drawn.ids == own[:, None]
         return cls(
             own=(vectors * F.embedding(own, items)).sum(1),
             drawn=vectors @ F.embedding(drawn.ids, items).T,
-            same=drawn.ids == own[:, None],
+            same=same if owned is None else same | owned(drawn.ids),
             expected=drawn.expected.to(vectors.dtype),
             size=len(items),
         )
@@ -66,11 +86,11 @@ class Scores(NamedTuple):
         return self.drawn - self.expected.log()
 
     def total(self, scores: Tensor) -> Tensor:
-        """(R,) ln of the sum of e^score over the drawn items but the own; -1e9 where all are."""
+        """(R,) ln of the sum of e^score over the drawn items that are not masked; -1e9 where all are."""
         return scores.masked_fill(self.same, -1e9).logsumexp(1)  # not -inf: its gradient would be NaN
 
     def mean(self, terms: Tensor) -> Tensor:
-        """(R,) mean of (R, m) over the drawn items but the own; 0 where all are."""
+        """(R,) mean of (R, m) over the drawn items that are not masked; 0 where all are."""
         return terms.masked_fill(self.same, 0).sum(1) / (~self.same).sum(1).clamp(min=1)
 
 

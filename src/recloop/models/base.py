@@ -125,6 +125,7 @@ class TrainData:
     held: Held | None = None
     negatives: Negatives | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
+    targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
 
     @property
     def n_items(self) -> int:
@@ -143,6 +144,29 @@ class TrainData:
     def row_moment(self) -> np.ndarray:
         """(E,) the moment of each row."""
         return np.repeat(np.arange(len(self.stamps), dtype=np.int64), np.diff(self.moment_offsets))
+
+    def moments_with_past(self) -> np.ndarray:
+        """(M,) bool: moments that a network can learn as targets: not a user's first, none of ``old`` users."""
+        able: np.ndarray = ~self.old[self.moment_user]
+        able[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
+        return able
+
+    def target_share(self) -> np.ndarray:
+        """(N+1,) float64: the share of an epoch's targets that each item is expected to be; sums to 1, or to 0.
+
+        A moment that is a target counts once, spread evenly over its items: one of them is drawn (definitions, 2b).
+        """
+        chosen = self.moments_with_past() if self.targeted is None else self.targeted
+        each = np.where(chosen, 1.0 / np.maximum(1, np.diff(self.moment_offsets)), 0.0)  # (M,)
+        total = np.bincount(self.items, weights=each[self.row_moment], minlength=self.n_items + 1)
+        share: np.ndarray = total / max(1.0, total.sum())
+        return share
+
+    def owned(self) -> np.ndarray:
+        """(P,) int64, ascending: user_ix * (N+1) + item_ix of each distinct training positive."""
+        user = self.moment_user[self.row_moment].astype(np.int64)
+        pairs: np.ndarray = np.unique(user * (self.n_items + 1) + self.items)
+        return pairs
 
 
 @runtime_checkable

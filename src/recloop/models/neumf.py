@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import pydantic
@@ -101,17 +102,25 @@ class NeuMF(Tables):
         scores[:, self.examined] = self.rank(users, table[self.examined][None])
         return scores
 
-    def loss(self, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """``bce``: sum of w (softplus(-s_y) + 4 / m sum over m drawn j of softplus(s_j)) / sum of w, y masked.
+    def sampled_loss(
+        self, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor, owned: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """``bce``: sum of w (softplus(-s_y) + 4 mean of softplus(s_j) over the drawn j that the user did not take).
+
+        Divided by the sum of w. As in the paper, what the user took is not a negative.
 
         Args:
-            vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,).
+            vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,). owned: (m,) drawn rows ->
+                (R, m) bool, what each row's user took (`recloop.learn.sampled.Owned`).
         """
         drawn = torch.randint(len(items), (self.config.negatives,), device=targets.device)
         own = self.rank(vectors, items[targets][:, None])[:, 0]  # (R,)
         rival = F.softplus(self.rank(vectors, items[drawn][None]))  # (R, m)
-        rival = rival.masked_fill(drawn == targets[:, None], 0.0)
-        each = F.softplus(-own) + 4.0 * rival.mean(1)
+        masked = drawn == targets[:, None]
+        if owned is not None:
+            masked = masked | owned(drawn)
+        rival = rival.masked_fill(masked, 0.0)
+        each = F.softplus(-own) + 4.0 * rival.sum(1) / (~masked).sum(1).clamp(min=1)
         loss: Tensor = (weights * each).sum() / weights.sum()
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import pydantic
 import torch
 import torch.nn.functional as F
@@ -48,9 +49,9 @@ class TwoTower(Tables):
         self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
         self.pool = Fading()
         self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
-        counts = torch.as_tensor(data.counts[1:], dtype=torch.float32)
-        self.share: Tensor  # (N,) of the training targets
-        self.register_buffer("share", counts / counts.sum().clamp(min=1), persistent=False)
+        self.share: Tensor  # (N,) of the training targets, as they are drawn
+        share = torch.from_numpy(data.target_share()[1:].astype(np.float32))
+        self.register_buffer("share", share, persistent=False)
 
     def items(self, codes: Tensor) -> Tensor:
         """Item vectors (N+1, D) of length 1 from own rows and the fields' codes (N+1, Ci)."""
@@ -99,6 +100,8 @@ class TwoTower(Tables):
         """The negatives of a step, (m,): the R targets of its batch and ``uniform`` drawn ones; and m q_j of each.
 
         m q_j = R share_j + M / N for M uniform draws of N items: never in-batch alone, which would punish what is popular.
+        Items of the user's own history are masked afterwards (`recloop.learn.sampled.Owned`): most targets of a window
+        are negatives of the other rows of the same window otherwise.
         """
         size = len(self.share)
         drawn = torch.randint(size, (self.config.uniform,), device=targets.device)
