@@ -112,7 +112,15 @@ def test_json_is_one_object_with_the_keys_of_the_interface(cli: Cli, shop: Path)
     assert answer["model_version"] == status["live"]
     assert len(answer["items"]) == 3
     verify = tree(cli("-C", shop, "verify", "--json"))
-    assert verify == {"checked": 0, "equal": 0, "late": 0, "unexplained": 0, "max_score_diff": 0.0, "differences": []}
+    assert verify == {
+        "checked": 0,
+        "equal": 0,
+        "late": 0,
+        "unexplained": 0,
+        "earlier": 0,
+        "max_score_diff": 0.0,
+        "differences": [],
+    }
     table = tree(cli("-C", shop, "evaluate", "--json"))
     assert [row["model"] for row in table["rows"]] == ["popular", "bought_before", "covisitation", "served"]
     report = tree(cli("-C", shop, "report", "--json", "--out", shop / "page.html"))

@@ -24,7 +24,6 @@ from recloop.backends import locks, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.collect.prepare import load
 from recloop.config import Project
-from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.later.evidence import earlier
 from recloop.recommend.recommender import check_golden
@@ -302,11 +301,10 @@ def test_a_log_with_one_user(tmp_path: Path) -> None:
     assert all(one["value"] is None or np.isfinite(one["value"]) for one in done.gates)
 
 
-def test_changed_features_need_a_full_turn(later: Later) -> None:
+def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
     project = later(None, "features.request=['hour']")
-    with pytest.raises(UserError, match="recloop update --full"):
-        loop.update(project)
-    done = loop.update(project, full=True)
+    done = loop.update(project)
+    assert done.changed == ["features.request"]
     assert done.verdict in {"registered", "refused"}
     if done.bundle:
         child = standing.load_bundle(project, done.bundle)
@@ -351,7 +349,7 @@ def test_the_command_line_says_held_with_exit_1_and_repeats_with_every(
     held = subprocess.run(verb, capture_output=True, text=True)
     tree = json.loads(held.stdout)
     assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "held", None)
-    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals"
+    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals changed"
     assert list(tree) == keys.split()
     assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
     assert sum(tree["removed"].values()) + sum(one["events"] for one in tree["signals"]) == tree["read"]

@@ -261,6 +261,12 @@ class Project:
 
     root: Path
     config: Config
+    base: Path | None = None
+
+    @property
+    def sources(self) -> Path:
+        """The folder that the paths of ``[data]`` start from: ``root``, or ``base`` while a new first run is staged."""
+        return self.base or self.root
 
     @property
     def file(self) -> Path:

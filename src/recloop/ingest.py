@@ -224,6 +224,7 @@ def _writer(project: Project, file: str, stack: ExitStack) -> Sink:
         serve = project.config.serve
         mend = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
         raise Locked(held.lock, held.holder, f"{mend} (posts to the service that runs)") from None
+    standing.whole(project)
     spec = standing.load_bundle(project).spec
     archive = Archive(project.data)
     log = open_log(project.config.stores.log, project.root, write=True)

@@ -16,9 +16,11 @@ from datetime import UTC, datetime
 from recloop import turn as parts
 from recloop.backends import locks
 from recloop.bundle import Bundle
+from recloop.collect.posted import Posted
 from recloop.collect.prepare import Prepared, load, prepare
 from recloop.config import Project
 from recloop.later import place, steps
+from recloop.later import restart as restarts
 from recloop.later import run as runs
 from recloop.later.run import Updated
 from recloop.learn.arrays import train_data
@@ -64,12 +66,17 @@ def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> 
         return Turn(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
-def update(project: Project, voice: Voice | None = None, full: bool = False, reset: bool = False) -> Updated:
+def update(
+    project: Project, voice: Voice | None = None, full: bool = False, reset: bool = False, restart: bool = False
+) -> Updated:
     """Every turn after the first: what came since becomes a candidate, and the gate decides; see `recloop.later`.
+
+    Settings that decide which rows there are make it a new first run, where they differ from those of live.
 
     Args:
         full: Train from scratch, for comparison; the table still begins with live's rows.
         reset: Start from live's weights, but with a fresh optimizer.
+        restart: A new first run, whatever changed: all files are read again, posted rows are kept.
 
     Raises:
         Locked: another turn runs in this folder.
@@ -77,11 +84,17 @@ def update(project: Project, voice: Voice | None = None, full: bool = False, res
     """
     check_model(project.config.model.name)
     with locks.turn_lock(project.root, "update"), runs.room(project):
-        clock = time.monotonic()
-        run = runs.begin(project, full, reset, voice or Silent())
+        clock, voice = time.monotonic(), voice or Silent()
+        if restarts.finish(project):
+            voice.say("update", "a new first run that was interrupted is now in place")
+        reason = restarts.reason(project) or ("asked for with --restart" if restart else "")
+        if reason:
+            return _restart(project, voice, reason, clock)
+        run = runs.begin(project, full, reset, voice)
         if run is None:
             live, (seq, _) = live_bundle(project), new_rows(project)
-            return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [])
+            changed = [one.key for one in restarts.differing(project)]
+            return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [], changed)
         steps.collect(run)  # 1. what happened
         steps.check(run)  # is it what live knows?
         if run.verdict == "registered":
@@ -93,10 +106,29 @@ def update(project: Project, voice: Voice | None = None, full: bool = False, res
         return run.done(bundle, time.monotonic() - clock)
 
 
-def collect(project: Project, voice: Voice | None = None) -> Prepared:
-    """1. What happened: read, clean, split, write ``data/``, and the states as of its last row."""
+def _restart(project: Project, voice: Voice, reason: str, clock: float) -> Updated:
+    """A new first run in a living project: staged beside, then put in place whole; see `recloop.later.restart`."""
+    voice.say("update", f"a new first run ({reason})")
+    with restarts.alone(project, reason), restarts.staged(project) as stage:
+        prepared = collect(stage.project, voice, stage.posted)
+        trained = train(stage.project, voice)
+        restarts.commit(project, stage, trained.bundle.id, reason)
+    report, posted = prepared.report, len(stage.posted)
+    voice.say("update", f"live: {trained.bundle.id}; {posted:,} posted rows kept; bundles of the earlier data refused")
+    return Updated(
+        1, prepared.watermark, report.read, report.kept, report.users, report.items, trained.bundle.id, "restarted", [],
+        time.monotonic() - clock, report.removed, [], [one.key for one in stage.changed],
+    )  # fmt: skip
+
+
+def collect(project: Project, voice: Voice | None = None, posted: Posted | None = None) -> Prepared:
+    """1. What happened: read, clean, split, write ``data/``, and the states as of its last row.
+
+    Args:
+        posted: Rows of an earlier generation of the data, which a new first run numbers again.
+    """
     voice = voice or Silent()
-    prepared = prepare(project, logged(project))
+    prepared = prepare(project, posted is None and logged(project), posted)
     parts.follow_on(project, prepared, load(project))
     tell_collected(voice, prepared)
     return prepared

@@ -54,6 +54,11 @@ EVENT_SCHEMA: Final[dict[str, Any]] = {
 }
 """Columns of an event, in the archive and in log.db (where ``rule`` follows: filled, the row is quarantined)."""
 
+CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
+"""What makes two rows of a file the same row: everything that an import reads."""
+FILE_ROW: Final = "file-row:"
+"""An event_id that begins so was made from a file's name and the number of its row, where the file has no ids."""
+
 ITEM_SCHEMA: Final[dict[str, Any]] = {
     ITEM_ID: pl.String,
     SEQ: pl.Int64,

@@ -32,6 +32,8 @@ Target = Literal["shadow", "experiment", "live"]
 TARGETS: tuple[Target, ...] = ("shadow", "experiment", "live")
 ROLLED_BACK = "rolled_back"
 """A state, and in the evidence of a rollback's row: the bundle that was live until then."""
+RESTARTED = "restarted"
+"""In the evidence of the row that made a bundle of new data live: decisions of earlier generations know other data."""
 FROM: Mapping[str, tuple[str, ...]] = {
     "checked": ("registered",),
     "shadow": ("checked",),
@@ -202,6 +204,11 @@ def lives(control: Control) -> list[ReleaseRow]:
     rows = control.releases()
     newest = {row.bundle: row for row in rows if row.to == "live"}
     return [newest[bundle] for bundle in dict.fromkeys(reversed(Machine.of(rows).lives))]
+
+
+def data_since(control: Control) -> int:
+    """The generation since which the present data are served; 0: since the first bundle."""
+    return max((row.generation for row in control.releases() if RESTARTED in row.evidence), default=0)
 
 
 def table(control: Control) -> dict[str, Any]:

@@ -22,6 +22,20 @@ from recloop.models.base import model_class
 from recloop.recommend.recommender import check_golden
 from recloop.records import SECOND
 
+RESTART = "restart.json"
+"""Of ``store/``: a new first run that was committed and is not yet whole in place (`recloop.later.restart`)."""
+
+
+def whole(project: Project) -> None:
+    """Refuse a project whose new first run was killed while it was put in place.
+
+    Raises:
+        UserError: the swap waits for the next update, which completes it.
+    """
+    mark = project.store / RESTART
+    if mark.exists():
+        raise UserError("store", mark, "a new first run that was put in place whole", "recloop update")
+
 
 def live_bundle(project: Project) -> str | None:
     """The id of the live bundle; None: nothing is live yet."""

@@ -57,7 +57,7 @@ def evaluate(
 
 def recommend(
     user: str,
-    k: Annotated[int | None, typer.Option("-k", min=1, max=1000, help="how many (default: the placement's)")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="how many, 1 to 1000 (default: the placement's)")] = None,
     placement: Annotated[str, typer.Option(help="where on the page")] = "home",
     bundle: Annotated[str, typer.Option(help="another bundle than the live one")] = "",
     item: Annotated[str, typer.Option(help="what a list about an item is about (placement similar)")] = "",
@@ -147,6 +147,8 @@ def verify(
         print_json(found)
     else:
         line = "{checked} decisions checked: {equal} equal, {late} late, {unexplained} unexplained"
+        if found["earlier"]:
+            line += ", {earlier} of an earlier generation of the data"
         plain(line.format(**found) + f"; largest score difference {found['max_score_diff']:.2g}")
         for one in found["differences"][:10]:
             plain(f"  {one['request_id']}: {one['name']} was {one['was']}, is {one['is']}")

@@ -14,6 +14,8 @@ from recloop.errors import UserError
 from recloop.shell import Json, Place, Teller, out, plain, print_json, project, repeat
 
 if TYPE_CHECKING:
+    from recloop.config import Project
+    from recloop.later.run import Updated
     from recloop.loop import Turn
 
 
@@ -40,6 +42,7 @@ def init(
 def update(
     full: Annotated[bool, typer.Option("--full", help="train from scratch")] = False,
     reset: Annotated[bool, typer.Option("--reset-optimizer", help="from live's weights, its optimizer anew")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="a new first run; posted rows are kept")] = False,
     every: Annotated[str, typer.Option(help="again each 30m, 1h, 1d, until told to stop")] = "",
     as_json: Json = False,
 ) -> None:
@@ -47,6 +50,8 @@ def update(
     from recloop import loop, standing
 
     here = project()
+    if every and restart:
+        raise UserError("--restart", "with --every", "one new first run", "recloop update --restart")
     if every:
         words = {"--full": full, "--reset-optimizer": reset, "--json": as_json}
         repeat(["update", *(word for word, asked in words.items() if asked)], every)
@@ -54,11 +59,14 @@ def update(
     if standing.live_bundle(here) is None:
         _first(loop.turn(here, Teller()), as_json)
         return
-    made = loop.update(here, Teller(), full, reset)
+    made = loop.update(here, Teller(), full, reset, restart)
     if as_json:
         print_json({**vars(made), "seconds": round(made.seconds, 2)})
+    elif made.verdict == "restarted":
+        plain(f"live: {made.bundle}, a new first run ({made.seconds:.0f} s); next: recloop serve")
     elif made.verdict == "nothing":
         plain(f"nothing new since seq {made.from_seq}: {made.bundle} stays live")
+        _print_changed(here, made)
     elif made.bundle is not None:
         plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
     else:
@@ -66,6 +74,17 @@ def update(
         plain(f"{made.verdict}: {said}; nothing has moved, the rows are read again next time")
     if made.failed:
         raise typer.Exit(1)
+
+
+def _print_changed(here: Project, made: Updated) -> None:
+    """How settings that differ from live's come into force, where nothing had to be done for them now."""
+    from recloop.later import run as runs
+
+    if not made.changed:
+        return
+    waiting = runs.waiting(here, here.config, made.bundle or "")
+    how = f"recloop promote {waiting}" if waiting else "recloop update --full (or with the next rows)"
+    plain(f"recloop.toml differs from {made.bundle} in {', '.join(made.changed)}; next: {how}")
 
 
 def _first(made: Turn, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 import polars as pl
 
+from recloop.collect.posted import Posted
 from recloop.collect.split import cut_of
 from recloop.config import Config
 from recloop.errors import UserError
@@ -18,9 +19,11 @@ from recloop.features.dwell import DWELL, DWELL_PCT, Dwell
 from recloop.features.signal import Signal, matcher
 from recloop.features.state import moment_stamps, number_moments
 from recloop.records import (
+    CONTENT,
     EVENT_ID,
     EVENT_SCHEMA,
     EVENT_TYPE,
+    FILE_ROW,
     GROUP_ID,
     ITEM_ID,
     LABEL,
@@ -34,9 +37,6 @@ from recloop.records import (
     VALUE,
     WEIGHT,
 )
-
-CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
-"""What makes two rows the same row: everything that the import reads."""
 
 LABELLED: Final = {**EVENT_SCHEMA, STAMP: pl.Int64, LABEL: pl.Int8, WEIGHT: pl.Float32, MOMENT: pl.Int32}
 QUARANTINED: Final = {**EVENT_SCHEMA, RULE: pl.String}
@@ -82,7 +82,13 @@ class Cleaned:
     dwell: Dwell | None = None
 
 
-def clean(frame: pl.DataFrame, config: Config, after: int = 0, items: pl.DataFrame | None = None) -> Cleaned:
+def clean(
+    frame: pl.DataFrame,
+    config: Config,
+    after: int = 0,
+    items: pl.DataFrame | None = None,
+    posted: Posted | None = None,
+) -> Cleaned:
     """Judge a log.
 
     Args:
@@ -90,6 +96,7 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0, items: pl.DataFra
         config: ``[events]``, ``[clean]`` and ``[split]`` of it.
         after: The last seq already given, to items and users.
         items: The catalogue: durations and categories of the items that people dwell on.
+        posted: Rows of an earlier generation of the data, numbered after ``frame``'s.
 
     Returns:
         What `Cleaned` holds; a rule that took too much is in ``excessive`` and the caller stops or warns.
@@ -99,7 +106,12 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0, items: pl.DataFra
     numbered = frame.sort(TIMESTAMP, maintain_order=True).select(
         pl.int_range(after + 1, after + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all()
     )
+    imported = after + len(numbered)
+    if posted is not None:
+        numbered = pl.concat([numbered, posted.events.select(numbered.columns)])
     rule = _judge(numbered, signal, config)
+    if posted is not None:
+        rule = _withdrawn(numbered, rule, posted)
     taken = rule.is_not_null()
     kept = numbered.filter(~taken)
     dwell = None
@@ -121,8 +133,8 @@ def clean(frame: pl.DataFrame, config: Config, after: int = 0, items: pl.DataFra
         believed=believed.select(*LABELLED),
         quarantine=quarantine.select(*QUARANTINED),
         removed=removed,
-        watermark=after + len(numbered),
-        excessive=tuple(excess(quarantine, removed, len(numbered), config.clean.max_removed)),
+        watermark=imported if posted is None else max(imported, posted.last_seq),
+        excessive=tuple(_excess(quarantine, imported, imported - after, config)),
         dwell=dwell,
     )
 
@@ -164,8 +176,25 @@ def _judge(numbered: pl.DataFrame, signal: Signal, config: Config) -> pl.Series:
     return rule.alias(RULE)
 
 
+def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: Posted) -> pl.Series:
+    """The rules with those that stay with a posted row, or with a row of the import, from an earlier generation."""
+    own = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
+    rows = numbered.with_columns(rule.alias(RULE)).join(own, on=SEQ, how="left", maintain_order="left")
+    of_import = posted.withdrawn.rename({RULE: "by_hand"}).with_columns(file_id(EVENT_ID)).unique(CONTENT)
+    rows = rows.with_columns(file_id(EVENT_ID)).join(
+        of_import, on=CONTENT, how="left", nulls_equal=True, maintain_order="left"
+    )
+    return rows.select(pl.coalesce("stays", "by_hand", RULE).alias(RULE)).to_series()
+
+
+def file_id(name: str) -> pl.Expr:
+    """An event_id as its sender gave it: null where it was made from the number of a file's row."""
+    return pl.when(~pl.col(name).str.starts_with(FILE_ROW)).then(name).alias(name)
+
+
 def doubled(rows: pl.DataFrame) -> pl.Series:
     """The seq of each row that says exactly what an earlier one says; ``rows`` stand in the order of their seq."""
+    rows = rows.with_columns(file_id(EVENT_ID))
     # Cheap first: rows that share even these three are few.
     near = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
     return near.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
@@ -192,6 +221,12 @@ def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
         for side in (USER_ID, ITEM_ID):
             rows = rows.filter((pl.col(LABEL) > 0).sum().over(side) >= k)
     return ~pl.int_range(len(labelled), eager=True, dtype=pl.UInt32).is_in(rows["row"].implode())
+
+
+def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Config) -> list[UserError]:
+    """`excess` over the import alone: posted rows were judged one by one when they came."""
+    own = quarantine.filter(pl.col(SEQ) <= imported)
+    return excess(own, dict(own.group_by(RULE).len().iter_rows()), readable, config.clean.max_removed)
 
 
 def excess(quarantine: pl.DataFrame, removed: dict[str, int], readable: int, allowed: float) -> list[UserError]:

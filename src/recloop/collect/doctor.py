@@ -136,7 +136,8 @@ def _warnings(
         if table is not None and table.rejects:
             found.append(f"{len(table.rejects):,} rows of {table.sources[0].name} have no {what} and were left out")
         if table is not None and (doubled := len(table.frame) - table.frame[what].n_unique()):
-            found.append(f"{doubled:,} rows of {table.sources[0].name} repeat a {what}: the last one counts")
+            where = table.sources[0].name if table.sources else "the posted rows"
+            found.append(f"{doubled:,} rows of {where} repeat a {what}: the last one counts")
     if not len(believed):
         return [*found, "no row is believed"]
     found += _stamps(believed, config)
@@ -218,7 +219,9 @@ def _catalogue(believed: pl.DataFrame, items: Catalogued) -> list[str]:
     rows = believed.select((~pl.col(ITEM_ID).is_in(known.implode())).mean()).item()
     if rows:
         missing = believed.filter(~pl.col(ITEM_ID).is_in(known.implode()))[ITEM_ID].n_unique()
-        return [f"{missing:,} items of the log ({_percent(rows)} of rows) are not in {items.sources[0].name}"]
+        return [
+            f"{missing:,} items of the log ({_percent(rows)} of rows) are not in {items.sources[0].name if items.sources else 'the catalog'}"
+        ]
     return []
 
 

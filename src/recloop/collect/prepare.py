@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from recloop import __version__
 from recloop.collect.clean import Cleaned, clean
 from recloop.collect.doctor import Report, report
 from recloop.collect.files import MANIFEST, Files, recover, swap
+from recloop.collect.posted import Posted
 from recloop.collect.read import Catalogued, read_events, read_items, read_users
 from recloop.collect.sources import find, fingerprint
 from recloop.collect.split import Parts, split
@@ -69,12 +70,13 @@ class Data:
         return pl.concat([self.train, self.valid, self.test]).sort(SEQ)
 
 
-def prepare(project: Project, logged: bool = False) -> Prepared:
+def prepare(project: Project, logged: bool = False, posted: Posted | None = None) -> Prepared:
     """Read, clean and split the log of a project into ``data/``; the caller holds the turn's lock.
 
     Args:
         project: The project.
         logged: log.db or decisions.db holds a row: then only the import they go on from may be prepared again.
+        posted: Rows of an earlier generation of the data, to be numbered after the import.
 
     Raises:
         UserError: whatever is wrong with the log or the settings; ``data/`` then stays as it was.
@@ -89,7 +91,7 @@ def prepare(project: Project, logged: bool = False) -> Prepared:
             ("data.users", config.data.users),
         )
         if text
-        for source in find(project.root, text, key)
+        for source in find(project.sources, text, key)
     ]
     print_ = fingerprint(config.data, sources)
     if logged:
@@ -97,13 +99,18 @@ def prepare(project: Project, logged: bool = False) -> Prepared:
     raw, items, users = read_events(project), read_items(project), read_users(project)
     items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
     after = sum(len(table.frame) for table in (items, users) if table is not None)
-    cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
+    imported = after + len(raw.frame)
+    if posted is not None:
+        posted = posted.numbered_after(imported)
+        raw = replace(raw, read=raw.read + len(posted.events))
+        items, users = _with_posted(items, posted.items), _with_posted(users, posted.users)
+    cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
     if cleaned.excessive:
         raise cleaned.excessive[0]
     parts = split(cleaned.believed, config.split)
     found = report(raw, cleaned, items, users, config)
     rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
-    _write(project, cleaned, parts, items, users, rejects, found, print_)
+    _write(project, cleaned, parts, items, users, rejects, found, print_, imported)
     return Prepared(
         report=found,
         fingerprint=print_,
@@ -172,6 +179,14 @@ def _numbered(table: Catalogued | None, after: int) -> Catalogued | None:
     return Catalogued(table.frame.with_columns(seq.alias(SEQ)), table.rejects, table.sources)
 
 
+def _with_posted(table: Catalogued | None, posted: pl.DataFrame) -> Catalogued | None:
+    if not len(posted):
+        return table
+    if table is None:
+        return Catalogued(posted, [], ())
+    return replace(table, frame=pl.concat([table.frame, posted.select(table.frame.columns)]))
+
+
 # -- writing
 
 
@@ -184,6 +199,7 @@ def _write(
     rejects: list[dict[str, Any]],
     found: Report,
     print_: str,
+    imported: int,
 ) -> None:
     target = project.data
     beside = target.with_name(target.name + ".tmp")
@@ -209,6 +225,7 @@ def _write(
             "fingerprint": print_,
             "cut": parts.cut,
             "watermark": cleaned.watermark,
+            "imported": imported,
             "split_hash": split_hash(files.written),
             "counts": {
                 "read": found.read,

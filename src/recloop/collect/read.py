@@ -73,7 +73,7 @@ def read_events(project: Project) -> Raw:
         UserError: no file, no rows, no such column, stamps that cannot be told apart, a column without one number.
     """
     data = project.config.data
-    sources = find(project.root, data.events, "data.events")
+    sources = find(project.sources, data.events, "data.events")
     return parse_events([read_table(source, data.encoding, wanted(data.columns)) for source in sources], data)
 
 
@@ -244,7 +244,7 @@ def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> 
     if not text:
         return None
     schema = ITEM_SCHEMA if ours == ITEM_ID else USER_SCHEMA
-    sources = find(project.root, text, key)
+    sources = find(project.sources, text, key)
     frames, rejects = [], []
     for source in sources:
         table, rows = read_rows(source, project.config.data.encoding)

@@ -16,13 +16,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from recloop import standing, turn
-from recloop.backends import Retraction, open_log
+from recloop import bundle as bundles
+from recloop import changes, release, standing, turn
+from recloop.backends import Retraction, open_control, open_log
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
+from recloop.changes import Change, Effect
 from recloop.collect.prepare import Data, read
 from recloop.config import Config, Project
-from recloop.errors import UserError
+from recloop.errors import BundleError, UserError
 from recloop.features.learned import Learned, Window
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
@@ -39,9 +41,9 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Updated:
-    """What a later turn did: ``verdict`` is registered, refused, held or nothing; ``bundle`` None: none was let in.
+    """What a later turn did: ``verdict`` is registered, refused, held, restarted or nothing; ``bundle`` None: none was let in.
 
-    ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
+    ``changed``: keys of recloop.toml that differ from live's settings. ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
     """
 
     from_seq: int
@@ -56,6 +58,7 @@ class Updated:
     seconds: float
     removed: dict[str, int]
     signals: list[dict[str, Any]]
+    changed: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -81,6 +84,7 @@ class Run:
     reset: bool
     voice: Voice
     seed: int
+    changed: list[Change] = field(default_factory=list)
     loaded: Data | None = field(default=None, repr=False)
 
     @property
@@ -144,6 +148,7 @@ class Run:
             verdict=self.verdict,
             gates=self.gates,
             seconds=seconds,
+            changed=[one.key for one in self.changed],
         )
 
 
@@ -160,7 +165,9 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
         )
     Signal(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
     live = standing.load_bundle(project)
-    full = full or config.update.mode == "full"
+    changed = changes.changed(config, live.manifest)
+    retrain = changes.of(changed, Effect.RETRAIN)
+    asked, full = full, full or config.update.mode == "full" or bool(retrain)
     if full and reset:
         expected = "a warm start: a full turn takes over no optimizer"
         raise UserError("--reset-optimizer", "with a full turn", expected, "recloop update --full")
@@ -175,19 +182,39 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
             journal.close("left")
             journal = None
     if journal is None:
-        if last <= watermark + len(_taken_back(project, watermark)):
+        new = last > watermark + len(_taken_back(project, watermark))
+        if not new and not retrain and not (asked and changed):
+            return None
+        if not new and waiting(project, config, live.id):
             return None
         started = datetime.now(UTC)
         journal = Journal.begin(turn.open_run(project, started), started, {**head, "to_seq": last})
     else:
         voice.say("update", f"run {journal.folder.name} goes on: {mode}, up to seq {last:,}")
     spec = Spec.of(config, live.spec.dwell)
-    if not full and spec.to_json() != live.spec.to_json():
+    if not full and spec.to_json() != live.spec.to_json():  # a bundle that records no settings
         journal.close("left")
-        changed = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
-        expected = f"what {live.id} was trained with (changed: {', '.join(changed)})"
+        differ = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
+        expected = f"what {live.id} was trained with (changed: {', '.join(differ)})"
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
-    return Run(project, journal, live, spec, full, reset, voice, config.train.seed)
+    if retrain:
+        voice.say("update", f"recloop.toml changed since {live.id}: a full retrain ({changes.listed(retrain)})")
+    return Run(project, journal, live, spec, full, reset, voice, config.train.seed, changed)
+
+
+def waiting(project: Project, config: Config, live: str) -> str:
+    """A child of live that has the present settings, knows every row and may yet be promoted; empty: there is none."""
+    found = release.machine(open_control(project.config.stores.control, project.root))
+    for bundle, (state, _) in reversed(found.states.items()):
+        if state not in {"registered", "checked", "shadow", "experiment"}:
+            continue
+        try:
+            manifest = bundles.check(project.bundles / bundle, found.hashes[bundle])
+        except BundleError:
+            continue
+        if manifest["parent"] == live and "config" in manifest and not changes.changed(config, manifest):
+            return bundle
+    return ""
 
 
 def _taken_back(project: Project, watermark: int) -> list[Retraction]:

@@ -10,7 +10,7 @@ import msgspec
 import rich.table
 
 from recloop import bundle as bundles
-from recloop import release
+from recloop import release, standing
 from recloop.backends import open_control, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.config import Project
@@ -44,6 +44,7 @@ def recommend(
         raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
     if not user_id:
         raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
+    standing.whole(project)
     name, sha256 = _registered(project, bundle)
     loaded = bundles.load(project.bundles / name, sha256)
     archive = Archive(project.data)

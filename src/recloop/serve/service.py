@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from recloop import admin_token, release
+from recloop import admin_token, release, standing
 from recloop.backends import Control, Decisions, Log, inbox, locks, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
@@ -79,6 +79,7 @@ class Service:
 
     def _open(self) -> None:
         project, stores = self.project, self.project.config.stores
+        standing.whole(project)
         self.archive = Archive(project.data)
         self.token = admin_token.ensure(project.root)
         self.control: Control = open_control(stores.control, project.root)

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
+from recloop import release
 from recloop.backends import Log, Retraction, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.config import Project
@@ -49,12 +50,15 @@ class Parity:
     equal: int = 0
     late: int = 0
     unexplained: int = 0
+    earlier: int = 0
     max_score_diff: float = 0.0
     differences: list[dict[str, str]] = field(default_factory=list)
 
 
 def verify(project: Project, last: int = 1000) -> dict[str, Any]:
     """Rebuild the newest decisions; equal, late or unexplained.
+
+    ``earlier``: answered before a new first run, from data that are no longer there; they cannot be rebuilt.
 
     ``late``: equal once the log's rows received after the decision are left out. A swap between scores closer than
     1e-5 is equal; ``inputs`` count, whatever the mix weighs.
@@ -67,7 +71,10 @@ def verify(project: Project, last: int = 1000) -> dict[str, Any]:
         decisions = store.rows(last=last)
     finally:
         store.close()
+    since = release.data_since(open_control(project.config.stores.control, project.root))
     found = Parity(checked=len(decisions))
+    decisions = [decision for decision in decisions if decision.generation >= since]
+    found.earlier = found.checked - len(decisions)
     if decisions:
         log = open_log(project.config.stores.log, project.root)
         try:

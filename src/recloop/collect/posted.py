@@ -1,0 +1,105 @@
+"""Posted rows of a project: what came after the import, gathered so that a new first run can number it again.
+
+They live in log.db and, once an update has archived them, in ``data/``. A row that was read from a file of
+``data.events`` after the import is not among them: the new import reads that file again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import polars as pl
+
+from recloop.backends import Log
+from recloop.backends.archive import Archive
+from recloop.records import (
+    CONTENT,
+    EVENT_ID,
+    EVENT_SCHEMA,
+    FILE_ROW,
+    ITEM_SCHEMA,
+    RULE,
+    SEQ,
+    USER_SCHEMA,
+)
+
+REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
+"""Rules that a new first run decides again; any other rule (a withdrawal by hand) stays with its row."""
+
+
+@dataclass(frozen=True)
+class Posted:
+    """Rows after the import, each frame in the order of seq.
+
+    Attributes:
+        events: EVENT_SCHEMA and ``rule``, which is null unless a rule took the row for good.
+        items, users: ITEM_SCHEMA, USER_SCHEMA.
+        withdrawn: CONTENT and ``rule`` of rows of the import that were withdrawn by hand.
+    """
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    users: pl.DataFrame
+    withdrawn: pl.DataFrame
+
+    @classmethod
+    def gather(cls, archive: Archive, log: Log) -> Posted:
+        """Every posted row of a project."""
+        after, imported = archive.watermark, imported_until(archive.manifest)
+        archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
+        schema = [*EVENT_SCHEMA, RULE]
+        taken = archive.quarantine().filter(pl.col(SEQ) > imported)
+        events = pl.concat([archived.select(schema), taken.select(schema), log.events(after=after).select(schema)])
+        back = {row.of_seq: row.rule for row in log.retractions() if row.rule not in REJUDGED}
+        by_hand = pl.DataFrame({SEQ: list(back), "by_hand": list(back.values())}, {SEQ: pl.Int64, "by_hand": pl.String})
+        kept_rule = pl.when(~pl.col(RULE).is_in(REJUDGED)).then(RULE)
+        events = (
+            events.unique(SEQ)
+            .join(by_hand, on=SEQ, how="left")
+            .with_columns(pl.coalesce("by_hand", kept_rule).alias(RULE))
+            .filter(~pl.col(EVENT_ID).str.starts_with(FILE_ROW).fill_null(False))
+            .select(schema)
+            .sort(SEQ)
+        )
+        withdrawn = archive.events().filter(pl.col(SEQ) <= imported).join(by_hand, on=SEQ).rename({"by_hand": RULE})
+        return cls(
+            events,
+            _later(archive.items(), log.items(after), ITEM_SCHEMA, imported),
+            _later(archive.users(), log.users(after), USER_SCHEMA, imported),
+            withdrawn.select(*CONTENT, RULE).unique(maintain_order=True),
+        )
+
+    def __len__(self) -> int:
+        return len(self.events) + len(self.items) + len(self.users)
+
+    @property
+    def last_seq(self) -> int:
+        """The newest number among them; 0: there is no row."""
+        return max((int(frame[SEQ].max() or 0) for frame in (self.events, self.items, self.users)), default=0)  # type: ignore[arg-type]
+
+    def numbered_after(self, seq: int) -> Posted:
+        """The same rows numbered from ``seq + 1``, in the order in which they came."""
+        frames = self.events, self.items, self.users
+        old = pl.concat([frame[SEQ] for frame in frames]).sort()
+        numbers = pl.DataFrame({SEQ: old, "new": pl.int_range(seq + 1, seq + 1 + len(old), dtype=pl.Int64, eager=True)})
+        events, items, users = (
+            frame.join(numbers, on=SEQ, how="left", maintain_order="left")
+            .with_columns(pl.col("new").alias(SEQ))
+            .drop("new")
+            for frame in frames
+        )
+        return replace(self, events=events, items=items, users=users)
+
+
+def imported_until(manifest: dict[str, Any]) -> int:
+    """The last seq of the import: what is after it was posted."""
+    if "imported" in manifest:
+        return int(manifest["imported"])
+    updates = manifest.get("updates", [])
+    return int(updates[0]["from_seq"]) - 1 if updates else int(manifest["watermark"])
+
+
+def _later(archived: pl.DataFrame | None, logged: pl.DataFrame, schema: dict[str, Any], imported: int) -> pl.DataFrame:
+    parts = [logged] if archived is None else [archived.filter(pl.col(SEQ) > imported), logged]
+    return pl.concat([part.select(*schema) for part in parts]).unique(SEQ).sort(SEQ)

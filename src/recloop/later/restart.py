@@ -1,0 +1,192 @@
+"""A new first run in a living project: other rows, no parent, the posted log kept; staged beside, then put in place.
+
+    stage    a folder of its own inside ``runs/``: data, log, bundle, evaluation are made there; the project is untouched
+    commit   ``store/restart.json`` names the stage: from here on `finish` completes the swap, also after a kill
+    finish   bundle, log, data and snapshots renamed into place, the release rows written, the stage removed
+
+Every seq is given anew, so decisions answered before are of an earlier generation of the data: `verify` counts them
+as ``earlier``. Bundles of the earlier data are refused: they rank items, and read events, that are no longer there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from recloop import bundle as bundles
+from recloop import changes, release, standing
+from recloop.backends import Control, inbox, locks, open_control, open_log
+from recloop.backends.archive import Archive
+from recloop.backends.sqlite import sync_folder
+from recloop.changes import Change, Effect
+from recloop.collect.files import recover, swap
+from recloop.collect.posted import Posted
+from recloop.config import Project
+from recloop.errors import Locked, Refused
+
+MARK: Final = standing.RESTART
+STAGE: Final = ".restart"
+EVIDENCE: Final = release.RESTARTED
+BY: Final = "recloop update"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The project as it will be, in a folder of its own; ``posted`` rows go into its data, ``changed`` is why."""
+
+    project: Project
+    posted: Posted
+    changed: list[Change]
+
+
+def differing(project: Project) -> list[Change]:
+    """Keys of recloop.toml that differ from the settings of the live bundle."""
+    return changes.changed(project.config, standing.load_bundle(project).manifest)
+
+
+def reason(project: Project) -> str:
+    """Why the next update must be a new first run; empty: it need not."""
+    manifest = standing.load_bundle(project).manifest
+    changed = changes.of(changes.changed(project.config, manifest), Effect.RESTART)
+    if changed:
+        return f"recloop.toml changed since {manifest['bundle']}: {changes.listed(changed)}"
+    if standing.manifest(project)["fingerprint"] != manifest["data"]["fingerprint"]:
+        return f"data/ was prepared from other files or settings than {manifest['bundle']}"
+    return ""
+
+
+@contextmanager
+def alone(project: Project, reason: str) -> Iterator[None]:
+    """Hold the writer's lock: a new first run replaces the log, which no server may have open meanwhile.
+
+    Raises:
+        Locked: a server runs; the message says what changed.
+    """
+    lock = locks.writer_lock(project.root, "update")
+    try:
+        lock.__enter__()
+    except Locked as held:
+        fix = f"stop it, recloop update, start it again (a new first run replaces the log: {reason})"
+        raise Locked(held.lock, held.holder, fix) from None
+    try:
+        yield
+    finally:
+        lock.__exit__()
+
+
+@contextmanager
+def staged(project: Project) -> Iterator[Staged]:
+    """A stage that is removed again unless it was committed."""
+    try:
+        yield stage(project)
+    finally:
+        if not (project.store / MARK).exists():
+            shutil.rmtree(project.root / STAGE, ignore_errors=True)
+
+
+def stage(project: Project) -> Staged:
+    """Open an empty stage and gather the posted rows; the caller holds both locks."""
+    target = project.root / STAGE
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "store").mkdir(parents=True)
+    recover(project.data)
+    decisions = project.store / "decisions.db"
+    if decisions.exists():  # what was shown in answered lists is training data
+        (target / "store" / "decisions.db").symlink_to(decisions.resolve())
+    log = open_log(project.config.stores.log, project.root, write=True)
+    try:
+        inbox.take(open_control(project.config.stores.control, project.root), log)
+        posted = Posted.gather(Archive(project.data), log)
+    finally:
+        log.close()
+    return Staged(Project(target, project.config, base=project.sources), posted, differing(project))
+
+
+def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
+    """Name the finished stage, then put it in place."""
+    tree = {"bundle": bundle, "reason": reason, "posted": len(staged.posted)}
+    tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
+    mark = project.store / MARK
+    beside = mark.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(tree, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(mark)
+    sync_folder(mark.parent)
+    finish(project)
+
+
+def finish(project: Project) -> bool:
+    """Complete a committed restart; whether there was one. Every step may be done again after a kill."""
+    mark = project.store / MARK
+    if not mark.exists():
+        return False
+    tree: dict[str, Any] = json.loads(mark.read_text("utf-8"))
+    staged = project.root / STAGE
+    _move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
+    _replace_log(staged / "store", project.store)
+    recover(project.data)
+    if (staged / "data").exists():
+        swap(staged / "data", project.data)
+    for name in tree["snapshots"]:
+        _move(staged / "store" / name, project.store / name)
+    for old in project.store.glob("snapshots-*.db"):
+        if old.name not in tree["snapshots"]:
+            old.unlink()
+    _release(open_control(project.config.stores.control, project.root), project, tree)
+    _move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
+    for run in sorted((staged / "runs").glob("*")):
+        _move(run, project.runs / run.name)
+    shutil.rmtree(staged, ignore_errors=True)
+    mark.unlink()
+    sync_folder(mark.parent)
+    return True
+
+
+def _move(source: Path, target: Path) -> None:
+    if not source.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.rename(target)
+    sync_folder(target.parent)
+
+
+def _replace_log(staged: Path, store: Path) -> None:
+    """The new log in place of the old one, whose rows are all in the new data."""
+    if not (staged / "log.db").exists():
+        return
+    for name in ("log.db-wal", "log.db-shm"):
+        (store / name).unlink(missing_ok=True)
+    for name in ("log.db-wal", "log.db"):
+        _move(staged / name, store / name)
+
+
+def _release(control: Control, project: Project, tree: dict[str, Any]) -> None:
+    """The new bundle live, every other one refused: it was made from data that are no longer there."""
+    name, reason = str(tree["bundle"]), f"new first run: {tree['reason']}"
+    found, now = release.machine(control), standing.now()
+    if name not in found.states:
+        sha256 = bundles.manifest_hash(project.bundles / name)
+        release.register(control, name, sha256, by=BY, reason=reason, at=now)
+        found = release.machine(control)
+    if found.states[name][0] == "registered":
+        release.checked(control, name, by=BY, reason=reason, at=now)
+    if (release.machine(control).lives or [""])[-1] != name:
+        release.promote(
+            control, name, to="live", by=BY, reason=reason, at=now, evidence={EVIDENCE: {"posted": tree["posted"]}}
+        )
+    for bundle, (state, _) in release.machine(control).states.items():
+        if bundle != name and state != "refused":
+            try:
+                release.refuse(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=now)
+            except Refused:  # another process refused it meanwhile
+                continue
