@@ -78,7 +78,20 @@ class Clean(Section):
     duplicates: Literal["exact", "off"] = "exact"
     burst: Burst | Literal["off"] = Burst()
     keep: str = "quantity IS NULL OR quantity > 0"
+    future: str = "5m"  # a stamp further ahead of its arrival, or before 1970, is a wrong clock's; "off"
     max_removed: float = pydantic.Field(0.05, ge=0, le=1)
+
+    @pydantic.field_validator("future")
+    @classmethod
+    def _time(cls, text: str) -> str:
+        if text != "off":
+            seconds("clean.future", text)
+        return text
+
+    @property
+    def future_seconds(self) -> float | None:
+        """How far ahead of its arrival a stamp may lie; None: the rule is off."""
+        return None if self.future == "off" else seconds("clean.future", self.future)
 
 
 class Split(Section):

@@ -29,7 +29,9 @@ from recloop.collect.read import parse_events
 from recloop.collect.split import Parts, split
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.clock import received_by
 from recloop.features.dwell import Dwell
+from recloop.features.log_end import end_of
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import States, Timeline, UserState, moment_stamps, number_moments
@@ -43,7 +45,7 @@ from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
-from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SECOND, SEQ, TIMESTAMP, USER_ID, Query
 from recloop.settings import build
 from recloop.turn import COUNTS, THREADS, with_network
 
@@ -141,7 +143,7 @@ class Recommendations:
         Args:
             filter_viewed: Leave out what a user had before; None: the project's ``split.filter_seen``.
             items_to_recommend: Show nothing else.
-            now: int64 microseconds UTC; None: just after the newest event.
+            now: int64 microseconds UTC; None: just after the end of the log.
 
         Raises:
             UserError: ``k`` outside 1 to 1000.
@@ -150,7 +152,7 @@ class Recommendations:
         users = [str(user) for user in users]
         events = self._rows.events
         newest = int(events[SEQ].max() or 0)  # type: ignore[arg-type]
-        moment = int(events[TIMESTAMP].max() or 0) + 1 if now is None else now  # type: ignore[arg-type]
+        moment = end_of(events) + 1 if now is None else now
         recommender = self._recommender
         if filter_viewed is not None:
             recommender = self._with_seen(filter_viewed)
@@ -203,7 +205,10 @@ class Recommendations:
         return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
 
     def observe(self, more: Any) -> None:
-        """Further events, judged as on arrival: states move on, weights do not."""
+        """Further events, judged as on arrival: states move on, weights do not.
+
+        A stamp is compared with this machine's clock, or with the end of all rows where that is later.
+        """
         frame = as_polars(more)
         fresh = parse_events(
             [table_of(frame, "events")], settings_of(frame, {"data": named(self._config.data, frame)}).data
@@ -211,6 +216,8 @@ class Recommendations:
         old = self._rows.events
         last = int(old[SEQ].max() or 0)  # type: ignore[arg-type]
         fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
+        end = end_of(pl.concat([old.select(TIMESTAMP, USER_ID), fresh.select(TIMESTAMP, USER_ID)]))
+        fresh = received_by(fresh, max(end, int(datetime.now(UTC).timestamp() * SECOND)))
         believed = fresh.filter(self._signal.believe(fresh, old.select(*EVENT_SCHEMA)).is_null())
         self._rows = replace(self._rows, events=_labelled(self._signal, old.select(*EVENT_SCHEMA), believed))
         self._timeline = Timeline(self._rows.events, self._rows.users)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ ITEMS = (" 1", "01", "1e5", "null", "é", "\U0001f375")
 GROUPS = (None, None, "basket", "invoice")
 SIGNAL = Signal(
     Events(neutral=("impression",), positive=("purchase", "click"), negative=("dislike",), weights={"skip": -0.5}),
-    Clean(burst=Burst(events=3, seconds=1.0)),
+    Clean(burst=Burst(events=3, seconds=1.0), future="off"),
 )
 
 event = st.fixed_dictionaries(
@@ -29,7 +30,10 @@ event = st.fixed_dictionaries(
         "user_id": st.sampled_from(("u", "u", "ü")),
         "item_id": st.sampled_from((*ITEMS[:2] * 3, *ITEMS)),
         # Quarters of a second within five: many equal stamps, many within a burst's second, many late.
-        "timestamp": st.integers(0, 20).map(lambda quarter: quarter * SECOND // 4),
+        # A day and more apart: a group that is used again.
+        "timestamp": (st.integers(0, 20) | st.sampled_from((4 * 86_400, 4 * 86_400 + 1, 8 * 86_400 + 2))).map(
+            lambda quarter: quarter * SECOND // 4
+        ),
         "event_type": st.sampled_from(("purchase", "click", "dislike", "dislike", "skip", "impression", "unheard_of")),
         "group_id": st.sampled_from(GROUPS),
         "quantity": st.sampled_from((None, 1.0, 2.0, 0.0, -1.0)),
@@ -89,7 +93,11 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
     newest: dict[str, int] = {}
     for row in rows:
         group = row["group_id"]
-        row["stamp"] = row["timestamp"] if group is None else first.setdefault(group, row["timestamp"])
+        row["stamp"] = row["timestamp"]
+        if group is not None:
+            if group not in first or abs(row["timestamp"] - first[group]) > 86_400 * SECOND:
+                first[group] = row["timestamp"]
+            row["stamp"] = first[group]
         if row[LABEL] > 0:
             moments.setdefault(row["stamp"], set()).add(row["item_id"])
         if row[LABEL] < 0 and row[WEIGHT] >= 1:  # a skip hides nothing
@@ -159,6 +167,35 @@ def test_ten_clicks_in_a_second_go_and_a_basket_stays() -> None:
     log = log_of(clicks + basket)
     rules = log.with_columns(signal.believe(log).alias(RULE)).get_column(RULE).to_list()
     assert rules == [None] * 9 + ["burst"] * 3 + [None] * 40
+
+
+def test_state_receipt_number_used_again_starts_a_new_moment() -> None:
+    """Number 17 of today and of two years ago: once both rows had the first stamp, and today's was before the cut."""
+    day = 86_400 * SECOND
+    rows = [("old", 0), ("with it", day), ("today", 730 * day), ("too", 730 * day + SECOND), ("late", 730 * day - day)]
+    state = UserState()
+    for item, stamp in rows:
+        state.add(item, stamp, "17", 1)
+    assert state.moments == [(0, ["old", "with it"]), (730 * day, ["late", "today", "too"])]
+    assert state.groups == {"17": 730 * day}
+    frame = pl.DataFrame(
+        [{"user_id": "u", "item_id": item, "timestamp": stamp, "group_id": "17", SEQ: n} for n, (item, stamp) in enumerate(rows)],
+        schema=EVENT_SCHEMA,
+    )  # fmt: skip
+    assert moment_stamps(frame)["stamp"].to_list() == [0, 0, 730 * day, 730 * day, 730 * day]
+
+
+@given(events=st.lists(event, max_size=12), now=st.integers(-1, 10 * SECOND))
+def test_states_until_now_hide_what_is_dated_later(events: Any, now: int) -> None:
+    """A client whose clock is ahead: its moment waits for its time, in a list and in an evaluation alike."""
+    believed = SIGNAL.label(log_of(events))
+    users = sorted(set(believed[USER_ID]))
+    grown_states = [grown(believed, users_of([]), user, 10**6) for user in users]
+    seen = States.of(users, grown_states).until(np.full(len(users), now))
+    columns = Timeline(moment_stamps(believed)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
+    for b, state in enumerate(grown_states):
+        assert unfolded(seen, b)[1] == [moment for moment in map(tuple, state.moments) if moment[0] <= now]
+        assert seen.digest(b) == columns.digest(b)
 
 
 def test_a_late_row_joins_the_moment_of_its_basket() -> None:

@@ -159,24 +159,29 @@ def test_of_two_movers_at_once_one_wins_and_the_other_is_told_who(shop: Project)
     assert f"mover of {won.bundle} moved {won.bundle} to live" in str(lost)
 
 
-def test_an_event_dated_tomorrow_counts_at_once(shop: Project) -> None:
-    """A client's clock is ahead: the row is kept as it came, it is the newest moment, and nothing waits for its day."""
+def test_post_event_dated_tomorrow_is_quarantined_and_one_minute_ahead_waits_for_its_time(shop: Project) -> None:
+    """A client's stamp is not a clock: tomorrow is in no state; within clean.future a moment is seen from its stamp on."""
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
         row = {"user_id": "early", "event_type": "purchase", "item_id": "i05", "event_id": "t"}
-        tomorrow = await client.post("/v1/events", json={**row, "timestamp": (START + DAY) / SECOND})
-        assert (tomorrow.status_code, tomorrow.json()["accepted"]) == (200, 1)
+        for stamp in ((START + DAY) / SECOND, -1, "0005-01-01T00:00:00Z", "9999-12-31T00:00:00Z"):
+            wrong = await client.post("/v1/events", json={**row, "timestamp": stamp, "event_id": str(stamp)})
+            assert (wrong.status_code, wrong.json()["quarantined"]) == (207, 1), stamp
+            assert wrong.json()["rows"][0]["reason"].startswith("rule clock")
         listed = (await client.get("/v1/recommend/early")).json()
-        assert any(item["source"] == "history" and item["item_id"] == "i05" for item in listed["items"])
-        today = {**row, "item_id": "i06", "event_id": "u", "timestamp": START / SECOND}
-        assert (await client.post("/v1/events", json=today)).json()["accepted"] == 1
-        known = (await client.get("/v1/users/early")).json()
-        assert [event["item_id"] for event in known["last_events"]] == ["i05", "i06"]
-        assert (await client.get("/v1/recommend/early")).status_code == 200
+        assert not any(item["source"] == "history" for item in listed["items"])
+        ahead = {**row, "item_id": "i06", "event_id": "u", "timestamp": (START + 60 * SECOND) / SECOND}
+        assert (await client.post("/v1/events", json=ahead)).json()["accepted"] == 1
+        listed = (await client.get("/v1/recommend/early")).json()
+        assert not any(item["source"] == "history" for item in listed["items"]), "its time has not come"
+        offset[0] = 60 * SECOND
+        listed = (await client.get("/v1/recommend/early")).json()
+        assert any(item["source"] == "history" and item["item_id"] == "i06" for item in listed["items"])
 
-    play(shop, work, ticking())
+    tick, offset = ticking(), [0]
+    play(shop, work, lambda: tick() + offset[0])
     found = verify(shop)
-    assert (found["checked"], found["unexplained"]) == (2, 0)
+    assert (found["checked"], found["unexplained"]) == (3, 0)
 
 
 def test_a_clock_that_goes_back(shop: Project) -> None:

@@ -87,7 +87,9 @@ class Archive:
     def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
         """Rows of these users, quarantined ones too, with ``after`` < stamp <= ``until``, by seq: EVENT_SCHEMA + rule."""
         if self._last is None:
-            self._last = self._all().select(pl.col(TIMESTAMP).max()).collect().item() or 0
+            quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(TIMESTAMP)
+            known = pl.concat([self._believed().select(TIMESTAMP), quarantined])
+            self._last = known.select(pl.col(TIMESTAMP).max()).collect().item() or 0
         schema = {**EVENT_SCHEMA, RULE: pl.String}
         if after >= self._last:
             return pl.DataFrame(schema=schema)

@@ -10,7 +10,7 @@ from pathlib import Path
 from recloop.backends.sqlite import open_reader, sync_folder, transaction
 from recloop.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: a reused group_id starts a new moment
 SCRIPT = """
 CREATE TABLE facts (seq INTEGER NOT NULL, key TEXT NOT NULL);
 CREATE TABLE states (user_id TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID"""
@@ -55,6 +55,14 @@ def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -
         beside.unlink(missing_ok=True)
 
 
+def current(path: Path) -> Snapshot | None:
+    """A snapshot opened for reading; None where there is none, or one of an earlier schema, which is made anew."""
+    try:
+        return Snapshot(path)
+    except UserError:
+        return None
+
+
 class Snapshot:
     """A snapshot opened for reading; ``seq`` and ``key`` are what it was written with.
 
@@ -67,6 +75,10 @@ class Snapshot:
             raise UserError("snapshot", path, "a file that `recloop prepare` wrote", "recloop prepare")
         self.path = path
         self._connection = open_reader(path, SCHEMA, SCRIPT, immutable=True)
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found != SCHEMA:
+            self._connection.close()
+            raise UserError("snapshot", f"schema {found}", f"schema {SCHEMA}", "recloop serve, which writes it anew")
         row = self._connection.execute("SELECT seq, key FROM facts").fetchone()
         if row is None:
             self._connection.close()

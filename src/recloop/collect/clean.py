@@ -15,6 +15,7 @@ from recloop.collect.posted import Posted
 from recloop.collect.split import cut_of
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.clock import received_by_end
 from recloop.features.dwell import DWELL, DWELL_PCT, Dwell
 from recloop.features.signal import Signal, matcher
 from recloop.features.state import moment_stamps, number_moments
@@ -53,6 +54,12 @@ class RuleInfo(NamedTuple):
 
 RULES: Final = (
     RuleInfo("event_id", "an event_id that an earlier row carries", "causal", 'data.columns.event_id=""'),
+    RuleInfo(
+        "clock",
+        "stamps before 1970, or more than clean.future after the row's arrival (in a file: after its end)",
+        "causal",
+        'clean.future="off"',
+    ),
     RuleInfo("keep", "rows that clean.keep does not let through", "causal", 'clean.keep=""'),
     RuleInfo("burst", "more rows of a user at once than a person makes", "causal", 'clean.burst="off"'),
     RuleInfo("duplicates", "a row that says the same as an earlier one", "retrospective", 'clean.duplicates="off"'),
@@ -103,8 +110,10 @@ def clean(
     """
     signal = Signal(config.events, config.clean)
     _check_conditions(config)
-    numbered = frame.sort(TIMESTAMP, maintain_order=True).select(
-        pl.int_range(after + 1, after + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all()
+    numbered = (
+        received_by_end(frame)
+        .sort(TIMESTAMP, maintain_order=True)
+        .select(pl.int_range(after + 1, after + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
     )
     imported = after + len(numbered)
     if posted is not None:

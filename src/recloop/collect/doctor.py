@@ -18,8 +18,10 @@ from recloop.collect.read import Catalogued, Raw, read_events, read_items, read_
 from recloop.collect.split import split
 from recloop.config import Config, Project
 from recloop.errors import UserError
+from recloop.features.clock import CLOCK
 from recloop.features.signal import Signal
-from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USER_ID
+from recloop.features.state import reused_groups
+from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USER_ID
 
 SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word
 HEAVY_USER: Final = 0.05  # of all rows: a till or a crawler rather than a person
@@ -138,6 +140,12 @@ def _warnings(
         if table is not None and (doubled := len(table.frame) - table.frame[what].n_unique()):
             where = table.sources[0].name if table.sources else "the posted rows"
             found.append(f"{doubled:,} rows of {where} repeat a {what}: the last one counts")
+    if wrong := cleaned.removed.get(CLOCK):
+        end = iso(int(believed[TIMESTAMP].max())) if len(believed) else "unknown"  # type: ignore[arg-type]
+        found.append(
+            f"{wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}): "
+            "wrong clocks; they are quarantined by the rule clock"
+        )
     if not len(believed):
         return [*found, "no row is believed"]
     found += _stamps(believed, config)
@@ -159,6 +167,12 @@ def _stamps(believed: pl.DataFrame, config: Config) -> list[str]:
         found.append(
             f"{_percent(shared)} of rows share their stamp with others of the same user: baskets? They count as one moment; "
             "if a column names the basket, set data.columns.group_id"
+        )
+    if len(reused := reused_groups(believed)):
+        samples = ", ".join(repr(group) for group in reused[GROUP_ID].unique(maintain_order=True).head(3))
+        found.append(
+            f"{len(reused):,} groups ({config.data.columns.group_id}) span more than a day, such as {samples}: "
+            "a number used again starts a new moment"
         )
     coarse = grain(believed[TIMESTAMP])
     if coarse and config.clean.burst != "off":

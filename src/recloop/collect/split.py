@@ -14,6 +14,7 @@ import polars as pl
 
 from recloop.config import Split
 from recloop.errors import UserError
+from recloop.features.log_end import end_of
 from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USER_ID, hash_share, is_old
 
 
@@ -69,7 +70,7 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> Parts:
     )
     taken = pl.concat([test[SEQ], valid[SEQ]])
     train = labelled.filter(~pl.col(SEQ).is_in(taken.implode()))
-    return Parts(train, valid, test, int(labelled[STAMP].max()) + 1)  # type: ignore[arg-type]
+    return Parts(train, valid, test, end_of(labelled, STAMP) + 1)
 
 
 def temporal(labelled: pl.DataFrame, config: Split) -> Parts:

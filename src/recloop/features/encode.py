@@ -93,8 +93,9 @@ class Window:
 def encode(
     spec: Spec, fields: Fields, vocabulary: Vocabulary, states: States, now: Sequence[int] | np.ndarray
 ) -> Encoded:
-    """Encode a batch of states at their queries' ``now`` (int64 microseconds)."""
+    """Encode a batch of states at their queries' ``now`` (int64 microseconds); no moment later than it is in sight."""
     nows = np.asarray(now, dtype=np.int64)
+    states = states.until(nows)
     index = vocabulary.lookup(states.names, len(states.names))
     items = index[states.items]
     known = items > 0

@@ -17,6 +17,7 @@ import polars as pl
 from recloop import rules
 from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
+from recloop.features.clock import CLOCK, wrong_clock
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, Dwell
 from recloop.features.spec import Spec
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, LABEL, SECOND, TIMESTAMP, USER_ID, WEIGHT
@@ -121,7 +122,8 @@ class Signal:
             if len(kept) != len(frame):  # a condition without a column is one value for all rows
                 kept = pl.Series([bool(kept[0])] * len(frame))
             rule = pl.select(pl.when(kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
-        return rule
+        wrong = wrong_clock(frame, self._clean)
+        return pl.select(pl.when(wrong).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
 
     def acts(self, frame: pl.DataFrame) -> pl.DataFrame:
         """What the burst rule looks at: user_id, timestamp, group_id, and ``strong``, a target of `STRONG_WEIGHT`."""

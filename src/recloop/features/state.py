@@ -1,7 +1,8 @@
 """What is known of a user: the fold over believed events up to a seq, by one more event and from columns.
 
 A *moment* is what one user did at once: its stamp is that of the first row (smallest seq) of its (user, group_id), a
-row's own without a group; a user's rows of one moment stamp are one moment, a set of items in the order of their ids'
+row's own without a group. A row of a group that lies more than `GROUP_SPAN` from its moment starts the group anew: a
+receipt number is used again. A user's rows of one moment stamp are one moment, a set of items in the order of their ids'
 bytes. A state at ``s`` holds every moment with a positive, the dislikes not yet taken back, and the attributes
 (definitions, section 1). It speaks of raw ids, so every bundle with the same event classes reads it.
 
@@ -14,23 +15,53 @@ import bisect
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import polars as pl
 
 from recloop.features.signal import STANDING
-from recloop.records import GROUP_ID, ITEM_ID, LABEL, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.records import DAY, GROUP_ID, ITEM_ID, LABEL, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
+
+GROUP_SPAN: Final = DAY
+"""A row further than this from the first row of its group is of another moment."""
+FIRST_OF_GROUP: Final = pl.col(TIMESTAMP).first().over(USER_ID, GROUP_ID)
 
 
 def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
     """The believed rows, in the order of their seq, with the column ``stamp`` of their moment."""
     frame = frame.sort(SEQ)
-    first = pl.col(TIMESTAMP).first().over(USER_ID, GROUP_ID)
-    stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(first)
-    return frame.with_columns(stamp.alias(STAMP))
+    stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
+    frame = frame.with_columns(stamp.alias(STAMP))
+    reused = reused_groups(frame)
+    return frame if not len(reused) else _regrouped(frame, reused)
+
+
+def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
+    """user_id and group_id of the groups with rows more than `GROUP_SPAN` from their first; rows in the order of seq."""
+    far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
+    return frame.filter(far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
+
+
+def _regrouped(frame: pl.DataFrame, reused: pl.DataFrame) -> pl.DataFrame:
+    """The stamps of reused groups, row by row in the order of seq, as `UserState.add` gives them."""
+    rows = frame.join(reused, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
+    state: dict[tuple[str, str], int] = {}
+    seqs, stamps = [], []
+    for seq, user_id, group_id, timestamp in rows.select(SEQ, USER_ID, GROUP_ID, TIMESTAMP).iter_rows():
+        state[user_id, group_id] = joined(state.get((user_id, group_id)), timestamp)
+        seqs.append(seq)
+        stamps.append(state[user_id, group_id])
+    anew = pl.DataFrame({SEQ: seqs, "anew": stamps}, schema={SEQ: pl.Int64, "anew": pl.Int64})
+    found = frame.join(anew, on=SEQ, how="left", maintain_order="left")
+    return found.with_columns(pl.coalesce("anew", STAMP).alias(STAMP)).drop("anew")
+
+
+def joined(moment: int | None, timestamp: int) -> int:
+    """The moment stamp of a row of a group whose newest moment is ``moment``; None: the group is new."""
+    return timestamp if moment is None or abs(timestamp - moment) > GROUP_SPAN else moment
 
 
 def number_moments(frame: pl.DataFrame) -> pl.DataFrame:
@@ -44,7 +75,7 @@ class UserState(msgspec.Struct):
 
     Attributes:
         moments: (stamp, item ids ascending by bytes) of every moment with a positive, oldest first.
-        groups: The moment stamp of every group_id seen, whatever its rows meant: late rows join it.
+        groups: The newest moment stamp of every group_id seen, whatever its rows meant: late rows join it.
         negatives: Newest moment stamp of a dislike, by item; whether it still counts is asked of `States`.
         positives: Believed positive rows.
         attributes: The newest attributes, None where none were ever given.
@@ -58,7 +89,9 @@ class UserState(msgspec.Struct):
 
     def add(self, item_id: str, timestamp: int, group_id: str | None, label: int) -> None:
         """Fold in one believed event; events come in the order of their seq."""
-        stamp = timestamp if group_id is None else self.groups.setdefault(group_id, timestamp)
+        stamp = timestamp
+        if group_id is not None:
+            stamp = self.groups[group_id] = joined(self.groups.get(group_id), timestamp)
         if label > 0:
             self.positives += 1
             place = bisect.bisect_left(self.moments, stamp, key=lambda moment: moment[0])
@@ -124,6 +157,29 @@ class States:
             negatives=np.array([code[item] for ids in disliked for item in ids], dtype=np.int32),
             positives=np.array([state.positives for state in states], dtype=np.int64),
             attributes=[state.attributes for state in states],
+        )
+
+    def until(self, nows: np.ndarray) -> States:
+        """The states without the moments that are dated later than each query's now; ``positives`` without their items.
+
+        A dislike counts whatever its stamp: what a user wants out of the list stays out.
+
+        Args:
+            nows: (B,) int64 microseconds.
+        """
+        moment_query = np.repeat(np.arange(len(self)), np.diff(self.moment_offsets))
+        seen = self.stamps <= nows[moment_query]
+        if seen.all():
+            return self
+        sizes = np.diff(self.item_offsets)
+        hidden = np.bincount(moment_query[~seen], weights=sizes[~seen], minlength=len(self)).astype(np.int64)
+        return replace(
+            self,
+            moment_offsets=offsets_of(np.bincount(moment_query[seen], minlength=len(self))),
+            stamps=self.stamps[seen],
+            item_offsets=offsets_of(sizes[seen]),
+            items=self.items[np.repeat(seen, sizes)],
+            positives=np.maximum(self.positives - hidden, 0),
         )
 
     def digest(self, b: int) -> str:

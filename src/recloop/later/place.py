@@ -52,7 +52,7 @@ def _snapshots(run: Run) -> None:
             before = run.project.store / snapshots.name(run.watermark, spec.state_key)
             if path.exists():
                 continue
-            stored = snapshots.Snapshot(before) if before.exists() else None
+            stored = snapshots.current(before)
             try:
                 states = states_at(run.until, archive, log, Signal.of(spec), stored)
                 snapshots.write(path, states, run.until, spec.state_key)

@@ -23,6 +23,7 @@ REPEATED = {
 }
 QUARANTINED = {
     "burst": "rule burst: too many rows of this user within a moment",
+    "clock": "rule clock: the timestamp is before 1970, or more than clean.future ahead of the time of arrival",
     "keep": "rule keep: the row does not meet clean.keep",
 }
 

@@ -1,0 +1,38 @@
+"""The causal rule ``clock``: a client's stamp is not a clock."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from recloop.config import Clean
+from recloop.features.log_end import end_of
+from recloop.records import RECEIVED_AT, SECOND, TIMESTAMP
+
+CLOCK: Final = "clock"
+
+
+def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
+    """(n,) Boolean: stamps before 1970, or more than ``clean.future`` ahead of the row's arrival; none where it is off.
+
+    Args:
+        frame: Rows with ``timestamp`` and ``received_at``; without the second, or where it is null, any future passes.
+    """
+    allowed = clean.future_seconds
+    if allowed is None:
+        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(frame))
+    wrong = pl.col(TIMESTAMP) < 0
+    if RECEIVED_AT in frame.columns:
+        wrong |= (pl.col(TIMESTAMP) - pl.col(RECEIVED_AT) > round(allowed * SECOND)).fill_null(False)
+    return frame.select(wrong).to_series()
+
+
+def received_by(frame: pl.DataFrame, last: int) -> pl.DataFrame:
+    """Rows whose arrival nobody recorded, with a ``received_at``: their own stamp, at the latest ``last``."""
+    return frame.with_columns(pl.min_horizontal(TIMESTAMP, pl.lit(last)).alias(RECEIVED_AT))
+
+
+def received_by_end(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows of an import, received at the latest at the end of the log."""
+    return received_by(frame, end_of(frame))
