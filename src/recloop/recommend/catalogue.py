@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import compress
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -12,10 +15,40 @@ import polars as pl
 
 from recloop import rules
 from recloop.features.vocab import Vocabulary, as_text
+from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.records import ITEM_ID, SEQ, Item
 
-REMEMBERED = 1_000
-"""Masks and lists kept for conditions that were asked before."""
+FILTER_CACHE_BYTES = 64 * 2**20
+"""Memory of what is kept for conditions that were asked before, of all bundles together; then the oldest of it goes."""
+
+Kept = TypeVar("Kept")
+
+
+class _View:
+    """A catalogue as one table sees it: which place in it each item of the table has, and what conditions let through.
+
+    Attributes:
+        rows: (N,) int32 place of each item in the catalogue, -1 where the catalogue does not have it.
+        masks, latest: What `Catalogue.mask` and `Catalogue.latest` gave, by condition.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+        self.masks: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)
+        self.latest: ByteCache[str, list[str]] = ByteCache(FILTER_CACHE_BYTES)
+
+    @property
+    def bytes(self) -> int:
+        return self.masks.bytes + self.latest.bytes
+
+    def add(self, item_ix: int, place: int) -> None:
+        """The catalogue has a new item."""
+        if item_ix:
+            self.rows[item_ix - 1] = place
+
+    def clear(self) -> None:
+        self.masks.clear()
+        self.latest.clear()
 
 
 class Catalogue:
@@ -27,9 +60,8 @@ class Catalogue:
         self._out: set[str] = set()  # hidden or deleted
         self._sum: int | None = None  # of the weights of all items; None: not worked out yet
         self._frame: pl.DataFrame | None = None
-        self._masks: dict[tuple[Vocabulary, str], np.ndarray] = {}
-        self._passing: dict[str, set[str]] = {}
-        self._latest: dict[tuple[Vocabulary, str], list[str]] = {}
+        self._passing: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)  # bits of `_passes`, by condition
+        self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view goes with its bundle
 
     @classmethod
     def of(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalogue:
@@ -78,6 +110,9 @@ class Catalogue:
         if self._sum is not None:
             self._sum = (self._sum + _weight(item) - (0 if old is None else _weight(old))) % 2**64
         self._items[item.item_id] = item
+        if old is None:
+            for vocabulary, view in self._views.items():
+                view.add(vocabulary.index(item.item_id), len(self._items) - 1)
         self._first_seq.setdefault(item.item_id, item.seq)
         if item.hidden or item.deleted:
             self._out.add(item.item_id)
@@ -105,58 +140,79 @@ class Catalogue:
         if text.strip():
             rules.parse(text, self._table().schema, key)
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes kept for conditions; at most `FILTER_CACHE_BYTES`."""
+        return self._passing.bytes + sum(view.bytes for view in self._views.values())
+
     def mask(self, text: str, vocabulary: Vocabulary) -> np.ndarray:
         """(N+1,) bool: items of a table that are shown and pass a condition; row 0 is False."""
-        key = (vocabulary, text)
-        if key not in self._masks:
-            allowed = np.ones(len(vocabulary) + 1, dtype=bool)
+        view = self._view(vocabulary)
+        mask = view.masks.get(text)
+        if mask is None:
+            mask = np.ones(len(vocabulary) + 1, dtype=bool)
             if text.strip():
-                passing = self.passing(text)
-                allowed[1:] = [item_id in passing for item_id in vocabulary.ids]
+                known = view.rows >= 0
+                mask[1:] = known
+                mask[1:][known] = self._passes(text)[view.rows[known]]
             for item_id in self._out:
-                allowed[vocabulary.index(item_id)] = False
-            allowed[0] = False
-            self._room()
-            self._masks[key] = allowed
-        return self._masks[key]
-
-    def passing(self, text: str) -> set[str]:
-        """Raw ids of the catalogue that are shown and pass a condition."""
-        if text not in self._passing:
-            found = set(self._items)
-            if text.strip():
-                table = self._table()
-                rule = rules.parse(text, table.schema, "filter")
-                found = set(table.filter(rule.expr.fill_null(False))[ITEM_ID])
-            self._room()
-            self._passing[text] = found - self._out
-        return self._passing[text]
+                mask[vocabulary.index(item_id)] = False
+            mask[0] = False
+            self._keep(view.masks, text, mask, mask.nbytes)
+        return mask
 
     def latest(self, text: str, vocabulary: Vocabulary) -> list[str]:
         """Shown items that pass a condition and that the table does not know: newest first, ties by id bytes."""
-        key = (vocabulary, text)
-        if key not in self._latest:
-            fresh = [item_id for item_id in self.passing(text) if not vocabulary.index(item_id)]
-            self._room()
-            self._latest[key] = sorted(fresh, key=lambda item_id: (-self._first_seq[item_id], item_id))
-        return self._latest[key]
+        view = self._view(vocabulary)
+        latest = view.latest.get(text)
+        if latest is None:
+            fresh = self._passes(text).copy()
+            fresh[view.rows[view.rows >= 0]] = False
+            latest = sorted(compress(self._items, fresh), key=lambda item_id: (-self._first_seq[item_id], item_id))
+            self._keep(view.latest, text, latest, sys.getsizeof(latest))
+        return latest
+
+    def _passes(self, text: str) -> np.ndarray:
+        """(n,) bool by place in the catalogue: the item is shown and passes a condition."""
+        packed = self._passing.get(text)
+        if packed is not None:
+            return np.unpackbits(packed, count=len(self._items)).view(bool)
+        passes = np.array([item_id not in self._out for item_id in self._items], dtype=bool)
+        if text.strip():
+            table = self._table()
+            rule = rules.parse(text, table.schema, "filter")
+            passes &= table.select(rule.expr.fill_null(False)).to_series().to_numpy()  # a constant holds for all
+        packed = np.packbits(passes)
+        self._keep(self._passing, text, packed, packed.nbytes)
+        return passes
+
+    def _view(self, vocabulary: Vocabulary) -> _View:
+        view = self._views.get(vocabulary)
+        if view is None:
+            places = {item_id: place for place, item_id in enumerate(self._items)}
+            rows = np.fromiter((places.get(item_id, -1) for item_id in vocabulary.ids), np.int32, len(vocabulary))
+            view = self._views[vocabulary] = _View(rows)
+        return view
+
+    def _keep(self, cache: ByteCache[str, Kept], text: str, value: Kept, size: int) -> None:
+        """Keep what was worked out for a condition; conditions come from clients, so the oldest of the most makes room."""
+        size += sys.getsizeof(text)
+        while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
+            caches = [self._passing, *(one for view in self._views.values() for one in (view.masks, view.latest))]
+            max(caches, key=lambda one: one.bytes).drop_oldest()
+        cache.put(text, value, size)
 
     def _weighed(self) -> int:
         if self._sum is None:
             self._sum = sum(_weight(item) for item in self._items.values()) % 2**64
         return self._sum
 
-    def _room(self) -> None:
-        """Conditions come from clients: what was worked out for them is forgotten before it fills the memory."""
-        if len(self._masks) + len(self._passing) + len(self._latest) >= REMEMBERED:
-            self._forget(keep_table=True)
-
-    def _forget(self, keep_table: bool = False) -> None:
-        self._masks.clear()
+    def _forget(self) -> None:
+        """Something of an item has changed: no answer to a condition is good any more."""
+        self._frame = None
         self._passing.clear()
-        self._latest.clear()
-        if not keep_table:
-            self._frame = None
+        for view in self._views.values():
+            view.clear()
 
     def _table(self) -> pl.DataFrame:
         """Every item's attributes as columns, for conditions; mixed types become text."""

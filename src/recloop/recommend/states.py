@@ -6,6 +6,8 @@ A lost cache is a rebuild, never a new user: everything here is a function of th
 from __future__ import annotations
 
 import json
+import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +19,13 @@ from recloop.backends.log import Log, Retraction
 from recloop.backends.snapshots import Snapshot
 from recloop.features.signal import STANDING, Signal
 from recloop.features.state import UserState, attribute_versions
+from recloop.recommend.cache import ByteCache, state_bytes
 from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, RULE, SEQ, TIMESTAMP, USER_ID
 
-CACHED = 100_000
-"""States kept in memory; beyond it the oldest entries go."""
+STATE_CACHE_BYTES = 256 * 2**20
+"""Memory of the states kept for one meaning of events; beyond it the least recently used go."""
+MAX_NEWEST_USERS = 100_000
+"""Users whose newest seq is remembered each; of the others the newest seq that was forgotten is assumed."""
 
 
 class Retracted:
@@ -74,7 +79,7 @@ class StateReader:
     """States by user, as of any seq at or after the snapshot's.
 
     An entry of the cache is good while no row of its user was committed after it was read: the writer calls `drop`
-    with the commit's seq before it acknowledges.
+    with the commit's seq before it acknowledges. Both the cache and what is remembered of commits are bounded.
 
     Args:
         retracted: What was taken back; the snapshot knows what was up to its seq.
@@ -82,26 +87,28 @@ class StateReader:
 
     def __init__(self, log: Log, snapshot: Snapshot | None, signal: Signal, retracted: Retracted | None = None) -> None:
         self._log, self._snapshot, self._signal, self._retracted = log, snapshot, signal, retracted
-        self._cache: dict[str, tuple[int, UserState]] = {}
-        self._newest: dict[str, int] = {}
+        self._cache: ByteCache[str, tuple[int, UserState]] = ByteCache(STATE_CACHE_BYTES)
+        self._newest: OrderedDict[str, int] = OrderedDict()  # in the order of the seq
+        self._forgotten = 0  # the newest seq of a user that is no longer in it
 
     def read(self, user_id: str, seq: int) -> UserState:
         """The state of a user at ``seq``; an unknown user's is empty. Callers do not change it."""
-        newest = self._newest.get(user_id, 0)
+        newest = self._newest.get(user_id, self._forgotten)
         cached = self._cache.get(user_id)
         if cached is not None and newest <= cached[0] and (cached[0] <= seq or newest <= seq):
             return cached[1]
         state = self._rebuild(user_id, seq)
-        if len(self._cache) >= CACHED:
-            self._cache.pop(next(iter(self._cache)))
-        self._cache[user_id] = (seq, state)
+        self._cache.put(user_id, (seq, state), sys.getsizeof(user_id) + state_bytes(state))
         return state
 
     def drop(self, user_ids: Iterable[str], seq: int) -> None:
         """Rows of these users were committed with numbers up to ``seq``."""
         for user_id in user_ids:
             self._newest[user_id] = seq
-            self._cache.pop(user_id, None)
+            self._newest.move_to_end(user_id)
+            self._cache.pop(user_id)
+        while len(self._newest) > MAX_NEWEST_USERS:
+            self._forgotten = max(self._forgotten, self._newest.popitem(last=False)[1])
 
     def forget(self) -> None:
         """Drop every cached state: the next read of each user comes from snapshot and log."""

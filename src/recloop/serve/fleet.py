@@ -120,7 +120,9 @@ class Loader:
         machine = release.machine(self._control)
         live, failed = self._live(machine, now)
         if live.arm.bundle != now.live.arm.bundle:
-            self._keep(now.live.recommender)
+            checked = {row.bundle for row in machine.rows_in("checked")}
+            self._spare = {name: one for name, one in self._spare.items() if name in checked}
+            self._keep(now.live.recommender)  # what a rollback brings back; earlier ones go
         return self._beside(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
 
     def _check(self, row: ReleaseRow, live: Bundle) -> None:

@@ -1,0 +1,88 @@
+"""A cache bounded by bytes: the least recently used entry goes first."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import Any, Generic, TypeVar
+
+from recloop.features.state import UserState
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+ENTRY_BYTES = 200
+"""What an entry costs beside its value: two dictionary slots, the tuple around the value, its key's header."""
+
+
+class ByteCache(Generic[Key, Value]):
+    """Values by key, together at most ``limit`` bytes; not for use by several threads.
+
+    Attributes:
+        bytes: Sum of the sizes that entries were put with, and of `ENTRY_BYTES` for each.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def get(self, key: Key) -> Value | None:
+        """The value, which becomes the most recently used; None where there is none."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Key, value: Value, size: int) -> None:
+        """Keep a value of ``size`` bytes; one that is larger than the limit is not kept."""
+        self.pop(key)
+        size += ENTRY_BYTES
+        if size > self.limit:
+            return
+        while self.bytes + size > self.limit:
+            self.drop_oldest()
+        self._entries[key] = (value, size)
+        self.bytes += size
+
+    def pop(self, key: Key) -> None:
+        """Drop an entry, if it is there."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.bytes -= entry[1]
+
+    def drop_oldest(self) -> None:
+        """Drop the least recently used entry.
+
+        Raises:
+            KeyError: there is none.
+        """
+        self.bytes -= self._entries.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        self._entries.clear()
+        self.bytes = 0
+
+
+def state_bytes(state: UserState) -> int:
+    """Bytes of memory that a user's state takes, with everything that it alone refers to."""
+    size = sys.getsizeof
+    moments = sum(120 + size(items) + sum(map(size, items)) for _, items in state.moments)  # tuple, stamp, slot
+    groups = sum(100 + size(group) for group in state.groups)  # dictionary slots and stamp
+    negatives = sum(100 + size(item) for item in state.negatives)
+    return size(state) + moments + groups + negatives + tree_bytes(state.attributes)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a JSON value in memory."""
+    own = sys.getsizeof(tree)
+    if isinstance(tree, Mapping):
+        return own + sum(tree_bytes(key) + tree_bytes(value) for key, value in tree.items())
+    return own + sum(map(tree_bytes, tree)) if isinstance(tree, list | tuple) else own

@@ -1,0 +1,186 @@
+"""Caches are bounded by bytes and die with what they are about; what they answer is what is worked out anew."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recloop.features.state import UserState
+from recloop.features.vocab import Vocabulary
+from recloop.recommend import catalogue as catalogues
+from recloop.recommend import states as readers
+from recloop.recommend.cache import ENTRY_BYTES, ByteCache, state_bytes
+from recloop.recommend.catalogue import FILTER_CACHE_BYTES, Catalogue
+from recloop.recommend.states import StateReader
+from recloop.records import Item
+
+ACTIONS = st.lists(st.tuples(st.sampled_from("gpx"), st.integers(0, 6), st.integers(0, 400)), max_size=60)
+
+
+@given(ACTIONS)
+def test_byte_cache_any_order_of_use_keeps_the_newest_within_the_limit(actions: list[tuple[str, int, int]]) -> None:
+    cache: ByteCache[int, int] = ByteCache(1_000)
+    order: list[tuple[int, int]] = []  # (key, size), the least recently used first
+    for what, key, size in actions:
+        if what == "g":
+            expected = dict(order).get(key)
+            assert cache.get(key) == expected
+            order = [one for one in order if one[0] != key] + ([] if expected is None else [(key, expected)])
+        else:
+            order = [one for one in order if one[0] != key]
+            if what == "x":
+                cache.pop(key)
+                continue
+            cache.put(key, size, size)
+            order.append((key, size))
+            while sum(size + ENTRY_BYTES for _, size in order) > 1_000:
+                order.pop(0)
+        assert cache.bytes == sum(size + ENTRY_BYTES for _, size in order) <= 1_000
+        assert len(cache) == len(order)
+
+
+def test_byte_cache_value_above_the_limit_is_not_kept() -> None:
+    cache: ByteCache[str, str] = ByteCache(1_000)
+    cache.put("small", "a", 100)
+    cache.put("large", "b", 1_000)
+    assert (cache.get("large"), cache.get("small")) == (None, "a")
+
+
+def table_of(size: int) -> Catalogue:
+    ids = [f"i{n}" for n in range(size)]
+    return Catalogue.of_table(ids, [{"price": float(n)} for n in range(size)])
+
+
+def test_catalogue_bundle_that_is_gone_frees_its_table() -> None:
+    catalogue, gone = table_of(50), []
+    gc.disable()  # a reference count of zero, not a collector that comes some day
+    try:
+        for _ in range(20):
+            vocabulary = Vocabulary([f"i{n}" for n in range(40)])
+            for text in ("", "price > 3"):
+                catalogue.mask(text, vocabulary)
+                catalogue.latest(text, vocabulary)
+            gone.append(weakref.ref(vocabulary))
+            del vocabulary
+        assert [ref() for ref in gone] == [None] * 20
+    finally:
+        gc.enable()
+    assert catalogue.cached_bytes < 1_000  # the bits of two conditions
+
+
+def test_catalogue_1000_client_filters_stay_within_the_byte_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FILTER_CACHE_BYTES == 64 * 2**20
+    monkeypatch.setattr(catalogues, "FILTER_CACHE_BYTES", 2**18)
+    catalogue = table_of(800)
+    vocabularies = [Vocabulary([f"i{n}" for n in range(size)]) for size in (800, 500)]
+    for number in range(1_000):
+        vocabulary = vocabularies[number % 2]
+        mask = catalogue.mask(f"price < {number}.5", vocabulary)
+        assert mask.sum() == min(number + 1, len(vocabulary))
+        catalogue.latest(f"price < {number}.5", vocabulary)
+        assert catalogue.cached_bytes <= 2**18
+    assert catalogue.cached_bytes > 2**17
+    views = list(catalogue._views.values())
+    held = sum(mask.nbytes for view in views for mask, _ in view.masks._entries.values())
+    held += sum(sys.getsizeof(ids) for view in views for ids, _ in view.latest._entries.values())
+    held += sum(bits.nbytes for bits, _ in catalogue._passing._entries.values())
+    assert held <= catalogue.cached_bytes
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=12), st.data())
+def test_catalogue_after_any_upserts_answers_as_one_made_anew(rows: list[tuple[int, int, bool]], data: Any) -> None:
+    catalogue = Catalogue.of_table([f"i{n}" for n in range(6)], [{"price": n % 4} for n in range(6)])
+    vocabulary = Vocabulary([f"i{n}" for n in (5, 1, 9, 3)])
+    texts = ("", "price > 1", "price IS NULL", "TRUE")
+    for seq, (number, price, hidden) in enumerate(rows, start=1):
+        if data.draw(st.booleans()):
+            catalogue.mask(data.draw(st.sampled_from(texts)), vocabulary)
+        catalogue.upsert(Item(item_id=f"i{number}", attributes={"price": price}, hidden=hidden, seq=seq))
+    for text in texts:
+        passes = {
+            item_id
+            for item_id, item in catalogue._items.items()
+            if not item.hidden and (text != "price > 1" or item.attributes["price"] > 1) and text != "price IS NULL"
+        }
+        hidden_ids = {item_id for item_id, item in catalogue._items.items() if item.hidden}
+        shown = [item_id in passes if text else item_id not in hidden_ids for item_id in vocabulary.ids]
+        for _ in range(2):  # worked out, then from the cache
+            assert catalogue.mask(text, vocabulary).tolist() == [False, *shown]
+            fresh = sorted(passes - set(vocabulary.ids), key=lambda item_id: (-catalogue.first_seq(item_id), item_id))
+            assert catalogue.latest(text, vocabulary) == fresh
+
+
+def state_of(moments: int) -> UserState:
+    state = UserState(attributes={"age": "30-44", "tags": ["a", "b"]})
+    for number in range(moments):
+        state.add(
+            f"item-{number % 90:06d}", 1_700_000_000_000_000 + number, f"basket-{number}", 1 if number % 9 else -1
+        )
+    return state
+
+
+@pytest.mark.parametrize("moments", [1, 20, 400])
+def test_state_bytes_is_what_the_states_take(moments: int) -> None:
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    states = [state_of(moments) for _ in range(4_000 // moments)]
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert 0.7 * taken < sum(map(state_bytes, states)) < 1.4 * taken
+
+
+class Users:
+    """A log in which nobody did anything, and a count of who was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reader = StateReader(None, None, None)  # type: ignore[arg-type]
+        self.read: list[str] = []
+        monkeypatch.setattr(self.reader, "_rebuild", self._rebuild)
+
+    def _rebuild(self, user_id: str, seq: int) -> UserState:
+        self.read.append(user_id)
+        return state_of(3)
+
+
+def test_state_cache_is_least_recently_used_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert readers.STATE_CACHE_BYTES == 256 * 2**20
+    monkeypatch.setattr(readers, "STATE_CACHE_BYTES", 100_000)
+    users = Users(monkeypatch)
+    for number in range(500):
+        users.reader.read(f"u{number}", 5)
+        users.reader.read("regular", 5)  # asked for all the time: stays
+        assert users.reader._cache.bytes <= 100_000
+    assert users.read.count("regular") == 1
+    users.reader.read("u0", 5)
+    assert users.read.count("u0") == 2
+
+
+def test_state_reader_remembers_a_bounded_number_of_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no longer remembered of a user is assumed to be newer than it was: read again, never read wrong."""
+    monkeypatch.setattr(readers, "MAX_NEWEST_USERS", 10)
+    users = Users(monkeypatch)
+    users.reader.read("early", 3)
+    for number in range(100):
+        users.reader.drop([f"u{number}"], 10 + number)
+    assert len(users.reader._newest) == 10
+    users.reader.read("early", 200)  # nothing of theirs was committed, but that is no longer known
+    users.reader.read("early", 200)
+    assert users.read == ["early", "early"]
+    users.reader.read("u0", 5)  # as of before their row
+    users.reader.read("u0", 200)
+    assert users.read[2:] == ["u0", "u0"]
+
+
+def test_masks_are_bits_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = table_of(10)
+    assert catalogue.mask("price >= 4", Vocabulary([f"i{n}" for n in range(10)])).dtype == np.bool_
+    assert catalogue._passing.bytes < 2 + ENTRY_BYTES + 100

@@ -1,0 +1,112 @@
+"""A bundle that is gone frees its memory: nothing holds it, and a long row of swaps ends where it began."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from recloop import bundle as bundles
+from recloop import release
+from recloop.backends import open_control
+from recloop.config import Project
+from recloop.serve.app import create
+from recloop.serve.fleet import SPARES
+from recloop.serve.follow import uncollected
+from recloop.serve.service import Service
+from servers import inside
+
+WHO: dict[str, Any] = {"by": "test", "reason": "a swap", "at": 5}
+
+
+class Cycle:
+    """Something that only the collector frees."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_uncollected_does_not_keep_garbage_of_meanwhile() -> None:
+    with uncollected():
+        garbage = weakref.ref(Cycle())
+        assert garbage() is not None
+    assert garbage() is None
+    assert gc.isenabled()
+
+
+def test_swaps_leave_no_bundle_behind(shop: Project) -> None:
+    """Live, what a rollback brings back, what waits checked: the tables of all others are gone."""
+    control = open_control(shop.config.stores.control, shop.root)
+    first = release.live(control).bundle  # type: ignore[union-attr]
+    seen: dict[int, weakref.ref[Any]] = {}
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        for number in range(6):
+            names = copies(shop, first, 1, number)
+            await service.follow()
+            release.promote(control, names[0], to="live", **WHO)
+            await service.follow()
+            for text in ("", "price < 5"):
+                answer = await client.get("/v1/recommend/u14", params={"filter": text} if text else {})
+                assert answer.json()["model_version"] == names[0]
+            seen[number] = weakref.ref(service.bundle.items.ids)
+            del answer
+
+    inside(create(shop), work)
+    alive = [number for number, ref in seen.items() if ref() is not None]
+    assert len(alive) <= 1 + SPARES, alive
+
+
+def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
+    """Registered bundles that are copies of one, each with a moment of its own in its manifest."""
+    from dataclasses import replace
+    from datetime import UTC, datetime, timedelta
+
+    control, names = open_control(shop.config.stores.control, shop.root), []
+    live = bundles.load(shop.bundles / bundle)
+    for number in range(begin, begin + count):
+        policy = {**live.policy, "copy": number}
+        made = bundles.write(
+            replace(live, policy=policy), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+        )
+        sha256 = bundles.manifest_hash(shop.bundles / made.id)
+        release.register(control, made.id, sha256, evidence={"gates": []}, **WHO)
+        names.append(made.id)
+    return names
+
+
+def resident(process: int) -> float:
+    """MB of a process's memory that are in use."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.slow
+def test_fifty_swaps_end_within_5_percent_of_the_memory_after_the_first(
+    shop: Project, serving: Callable[..., Any]
+) -> None:
+    control = open_control(shop.config.stores.control, shop.root)
+    names = copies(shop, release.live(control).bundle, 50)  # type: ignore[union-attr]
+    server = serving(shop.root)
+
+    def swap(name: str) -> float:
+        body = {"bundle": name, "to": "live", "reason": "a swap"}
+        assert server.client.post("/v1/admin/promote", json=body).status_code == 200
+        for number in range(40):
+            asked = {"filter": f"price < {number}"} if number % 2 else {}
+            answer = server.client.get(f"/v1/recommend/u{number % 60:02}", params=asked)
+            assert answer.json()["model_version"] == name
+        return resident(server.process.pid)
+
+    while control.generation() < 2 + 2 * len(names):  # all are checked
+        time.sleep(0.2)
+    taken = [swap(name) for name in names]
+    print([round(one, 1) for one in taken])
+    assert statistics.median(taken[-3:]) < 1.05 * taken[0]
