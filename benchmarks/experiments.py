@@ -193,6 +193,7 @@ class Asked:
     sequence: NDArray[np.int64]
     guardrail: Bools
     invalid: Bools
+    unproven: Bools
     no_harm: Bools
     enough: Bools
     often: Bools  # a test at full alpha at each planned look, as a person who peeks would do
@@ -201,12 +202,13 @@ class Asked:
     def word(self) -> NDArray[np.int64]:
         """The verdict: +1 better, -1 worse or invalid, 0 none; the order of `recloop.watch.verdict.decide`."""
         statistic = np.where(self.look != 0, self.look, self.sequence)
+        statistic = np.where(self.unproven, np.minimum(statistic, 0), statistic)
         return np.where(self.invalid | self.guardrail, -1, statistic)
 
     @property
     def live(self) -> Bools:
         """Whether a promotion to live without a reason would pass."""
-        found: Bools = self.enough & self.no_harm & (self.word >= 0)
+        found: Bools = self.enough & self.no_harm & ~self.unproven & (self.word >= 0)
         return found
 
 
@@ -235,24 +237,26 @@ def ask(users: Users, plan: Plan) -> Asked:
     at_look = primary.delta - reach * primary.se > -margin
     newest = np.searchsorted(np.array([asks[position] for position in due]), asks, side="right") - 1
     by_look = np.where(newest >= 0, at_look[:, np.array(due)[np.maximum(newest, 0)]], False) if due else at_look
-    guardrail = np.zeros_like(crossed)
+    guardrail, unproven = np.zeros_like(crossed), np.zeros_like(crossed)
     for metric in METRICS:
         if metric.kind == "guardrail" and users.columns[metric.top].any():
-            guardrail |= _broken(users, metric, asks, plan)
+            broken, within = _guarded(users, metric, asks, plan)
+            guardrail |= broken
+            unproven |= metric.proof & ~within
     return Asked(
-        look=look, sequence=sequence, guardrail=guardrail, invalid=_leaks(primary, plan.share),
+        look=look, sequence=sequence, guardrail=guardrail, invalid=_leaks(primary, plan.share), unproven=unproven,
         no_harm=by_look | (low > -margin), enough=np.minimum(primary.n_live, primary.n_candidate) >= EARNED_USERS,
         often=(np.abs(primary.z) > bounds((1.0,), plan.alpha)[0]) & np.isin(asks, looks),
     )  # fmt: skip
 
 
-def _broken(users: Users, metric: Metric, asks: list[int], plan: Plan) -> Bools:
-    """`Effect.is_worse` of every ask."""
+def _guarded(users: Users, metric: Metric, asks: list[int], plan: Plan) -> tuple[Bools, Bools]:
+    """`Effect.is_worse` and `Effect.is_within` of every ask."""
     one = effects(users, metric, asks)
     low, high = one.sequence(asks, plan.alpha / GUARDRAILS, plan.users)
-    most = high if metric.better > 0 else -low
-    broken: Bools = most < -(metric.slack if metric.absolute else metric.slack * np.abs(one.live))
-    return broken
+    least, most = (low, high) if metric.better > 0 else (-high, -low)
+    slack = metric.slack if metric.absolute else metric.slack * np.abs(one.live)
+    return most < -slack, least >= -slack
 
 
 def _leaks(primary: Effects, share: float) -> Bools:

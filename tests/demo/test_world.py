@@ -22,6 +22,7 @@ from recloop.errors import UserError
 from recloop.records import DAY, Decision
 from recloop.settings import open_project
 from recloop.voice import Silent
+from recloop.watch.verdict import Measured
 
 CHAPTERS = [
     "the world", "collect", "features", "learn", "evaluate", "bundle", "signals", "candidates", "browse", "keep learning", "gate",
@@ -78,6 +79,7 @@ def test_the_truth_lies_in_what_the_experiments_say(experiments: dict[str, dict[
     for one in experiments.values():
         assert min(one["users"]["live"], one["users"]["candidate"]) >= 200
         assert not one["sample_ratio"]["alarm"]
+        assert (one["plan"]["users"], one["plan"]["looks"], one["differs"]) == (400, 2, [])
         for name in ("hit_rate", "clicks_per_request"):
             metric = one["metrics"][name]
             delta = metric["truth"]["candidate"] - metric["truth"]["live"]
@@ -94,7 +96,10 @@ def test_harm_is_refused_and_gain_is_earned(
     worse, better = (experiments[verdict]["bundle"] for verdict in ("worse", "better"))
     assert re.search(r"NO +new: -0\.\d+ \(NDCG@10 [\d.]+, live [\d.]+\), threshold -0\.03", said["candidates"])
     assert re.search(r"--reason 'the garden week is wanted', ahead of gate new=-0\.\d+", said["candidates"])
-    assert re.search(r"409 refused: experiment=worse, threshold better.*\d", said["a harmful candidate"])
+    assert re.search(
+        r"409 refused: experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out",
+        said["a harmful candidate"],
+    )
     assert re.search(r"earned by\n[1-9]\d\d requests in the shadow \(0 twins differ\)", said["a better candidate"])
     project = open_project(folder)
     rows = open_control(project.config.stores.control, project.root).releases()
@@ -146,7 +151,10 @@ def test_the_requests_that_count() -> None:
 
 
 def test_a_truth_outside_is_said() -> None:
-    metric = {"low": 0.1, "high": 0.3, "sequence_low": 0.0, "sequence_high": 0.4}
+    metric = Measured(
+        kind="primary", better="higher", live=0.5, candidate=0.7, delta=0.2, se=0.05, low=0.1, high=0.3, p=0.0,
+        relative=0.4, relative_low=0.2, relative_high=0.6, sequence_low=0.0, sequence_high=0.4, reduction=0.0, worse=False,
+    )  # fmt: skip
     assert "+0.2 (0.5 to 0.7, both" in truth_line(Truth(0.5, 0.7, 9), metric)
     assert truth_line(Truth(0.5, 0.7, 9), metric).count("OUTSIDE") == 0
     assert truth_line(Truth(0.5, 0.85, 9), metric).count("OUTSIDE") == 1

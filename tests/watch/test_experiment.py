@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -205,6 +206,18 @@ def test_judge_a_failure_within_the_slack_breaks_no_guardrail() -> None:
     found = experiment.judge(users, PLAN)
     assert found.metrics["unanswered"].candidate > 0
     assert found.verdict == "inconclusive"
+
+
+def test_judge_a_better_candidate_whose_failures_may_pass_the_slack_is_not_better_yet() -> None:
+    decisions, events = Truth(1, 1_500, 0.2).play()
+    failed = {
+        one.request_id for one in decisions if one.assigned == "candidate" and hash_share("f", one.request_id) < 0.012
+    }
+    asked = [msgspec.structs.replace(one, variant="live") if one.request_id in failed else one for one in decisions]
+    found = experiment.judge(outcomes(asked, events, T, T + 3 * DAY), PLAN)
+    assert found.looks[0].crossed
+    assert (found.verdict, found.decided_by, found.no_harm) == ("inconclusive", "none", False)
+    assert "but guardrail unanswered may be above its slack" in found.why
 
 
 def test_judge_the_sequence_decides_between_looks() -> None:

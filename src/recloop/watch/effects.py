@@ -80,6 +80,12 @@ class Effect:
         most = high if better > 0 else -low
         return most < -(slack if absolute else slack * abs(self.live))
 
+    def is_within(self, better: int, slack: float, absolute: bool, alpha: float, tuned: float) -> bool:
+        """Whether all of the confidence sequence lies within ``slack``; False below 200 users an arm. Arguments: `is_worse`."""
+        low, high = self.sequence(alpha, tuned)
+        least = low if better > 0 else -high
+        return least >= -(slack if absolute else slack * abs(self.live))
+
 
 def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Floats | None = None) -> Effect:
     """The effect on the mean of y, or on the ratio sum(y) / sum(n), with CUPED where x is given.

@@ -45,7 +45,7 @@ class Metric:
     """One number of the table: ``top`` a user, divided by ``bottom`` where it is a ratio; ``better`` -1: less is.
 
     A guardrail is broken when all of its confidence sequence is a loss of more than ``slack``: relative to live, or in the
-    metric's unit where ``absolute``.
+    metric's unit where ``absolute``. Where ``proof``, a good verdict needs all of the sequence within the slack.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Metric:
     better: int = 1
     slack: float = 0.0
     absolute: bool = False
+    proof: bool = False
 
 
 METRICS: Final = (
@@ -65,7 +66,7 @@ METRICS: Final = (
     Metric("positives", "guardrail", "all_positives"),
     Metric("dislikes", "guardrail", "dislikes", better=-1),
     Metric("micros_per_request", "guardrail", "micros", "requests", better=-1, slack=0.2),
-    Metric("unanswered", "guardrail", "unanswered", "requests", better=-1, slack=0.01, absolute=True),
+    Metric("unanswered", "guardrail", "unanswered", "requests", better=-1, slack=0.01, absolute=True, proof=True),
 )
 """The plan names the primary one. ``hit_rate``: requests with an event credited to their list; ``positives`` counts those that
 no list is credited with too; ``unanswered``: requests that the candidate could not answer, so that live did."""
@@ -226,6 +227,7 @@ def _measured(one: Effect, metric: Metric, kind: Kind, plan: Plan) -> Measured:
         relative_high=plain(high / base), sequence_low=plain(always_low), sequence_high=plain(always_high),
         reduction=plain(one.reduction),
         worse=one.is_worse(metric.better, metric.slack, metric.absolute, alpha, plan.users),
+        unproven=metric.proof and not one.is_within(metric.better, metric.slack, metric.absolute, alpha, plan.users),
     )  # fmt: skip
 
 

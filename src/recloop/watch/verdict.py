@@ -62,6 +62,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         low, high: Interval for a single look at a time fixed before; for reference, no verdict reads it.
         sequence_low, sequence_high: Confidence sequence, valid at any time; null below 200 users an arm.
         worse: All of the confidence sequence is a loss beyond the metric's slack.
+        unproven: A good verdict needs all of the confidence sequence within the slack, and it is not.
     """
 
     kind: Kind
@@ -81,6 +82,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     sequence_high: float | None
     reduction: float | None
     worse: bool
+    unproven: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,11 +139,14 @@ class Finding(msgspec.Struct, frozen=True):
 def decide(plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], looks: Sequence[Look]) -> Finding:
     """The verdict from the sample ratio, the metrics of all users so far and the planned looks taken."""
     word, source, why = _decide(plan, ratio, metrics, looks)
+    unproven = next((name for name, one in metrics.items() if one.unproven), "")
+    if word == "better" and unproven:
+        word, source, why = _undecided(plan, looks), "none", f"{why}, but guardrail {unproven} may be above its slack"
     loss = _loss(plan, metrics, looks)
-    no_harm = word not in HARMFUL and loss is not None and loss < plan.margin
+    no_harm = word not in HARMFUL and loss is not None and loss < plan.margin and not unproven
     needed = None if no_harm else _needed(plan, looks)
     if word in {"running", "inconclusive"}:
-        why = f"{why}; {_margin_note(plan, no_harm, loss, needed)}"
+        why = f"{why}; {_margin_note(plan, loss, needed)}"
     return Finding(word, source, why, no_harm, loss, needed)
 
 
@@ -167,7 +172,11 @@ def _decide(
             why = f"{plan.metric}: the confidence sequence {low:+.4g} to {high:+.4g} excludes 0"
             return "better" if low > 0 else "worse", "sequence", why
     taken = f"{len(looks)} of {plan.looks} planned looks taken, none passed its bound"
-    return ("running" if len(looks) < plan.looks else "inconclusive"), "none", taken
+    return _undecided(plan, looks), "none", taken
+
+
+def _undecided(plan: Plan, looks: Sequence[Look]) -> Word:
+    return "running" if len(looks) < plan.looks else "inconclusive"
 
 
 def _loss(plan: Plan, metrics: Mapping[str, Measured], looks: Sequence[Look]) -> float | None:
@@ -188,8 +197,8 @@ def _needed(plan: Plan, looks: Sequence[Look]) -> int | None:
     return math.ceil(needed) if math.isfinite(needed) else None
 
 
-def _margin_note(plan: Plan, no_harm: bool, loss: float | None, needed: int | None) -> str:
-    if no_harm:
+def _margin_note(plan: Plan, loss: float | None, needed: int | None) -> str:
+    if loss is not None and loss < plan.margin:
         return f"a loss of more than {plan.margin:.2g} of {plan.metric} is ruled out"
     seen = (
         "no look was taken yet" if loss is None else f"a relative loss of {loss:.2g} of {plan.metric} is not ruled out"
