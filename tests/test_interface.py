@@ -113,7 +113,7 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     for panel in ("start", "look", "move", "deeper"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
-    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest"):
+    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest", "quarantine"):
         assert f"`{verb}" in section(2)
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 

@@ -24,8 +24,10 @@ from recloop.backends import locks, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.collect.prepare import load
 from recloop.config import Project
+from recloop.errors import Refused
 from recloop.features.signal import Signal
 from recloop.later.evidence import earlier
+from recloop.quarantine import quarantine
 from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
 from recloop.records import DAY, Item, User
@@ -223,6 +225,51 @@ def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, firs
     judged = loop.update(unchecked)
     assert judged.from_seq == done.from_seq
     assert {"new", "forgetting"} <= {one["name"] for one in judged.gates}
+
+
+def test_quarantine_of_a_poisoned_window_lets_the_next_update_go_on(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """Poisoned rows hold every later window; taken out, the candidate learns what it learns where they never came."""
+    rest, rng = first[1], np.random.default_rng(0)
+    shuffled = pl.Series("item_id", rng.permutation(rest["item_id"].to_numpy()))
+    poisoned = rest.with_columns(shuffled, pl.lit("broken").alias("placement"), pl.col("event_id") + "-p")
+    few, wide = rest[: len(rest) // 3], "release.gates.margin=9"  # whether so few rows make it better is not asked
+    project, clean = later(poisoned, wide), later(few, wide)
+    post(project, few)
+    assert loop.update(project).verdict == "held", "good rows behind them do not help"
+    with pytest.raises(Refused, match=r"share of all rows=0\.1\d+, threshold 0\.05: .* rows .* --force"):
+        quarantine(project, "placement = 'broken'", "shuffled items")
+    done = quarantine(project, "placement = 'broken'", "shuffled items", force=True)
+    assert (done.matched, done.new, done.waiting) == (len(rest), len(rest), 0)
+    assert (done.users, sum(done.types.values()), len(done.samples)) == (rest["user_id"].n_unique(), len(rest), 5)
+    again = quarantine(project, "placement = 'broken'", "shuffled items")
+    assert (again.matched, again.already, again.new) == (len(rest), len(rest), 0)
+    made, expected = loop.update(project), loop.update(clean)
+    assert (made.verdict, expected.verdict) == ("registered", "registered")
+    ours, theirs = (standing.load_bundle(one, done.bundle or "") for one, done in ((project, made), (clean, expected)))
+    assert ours.items.ids.ids == theirs.items.ids.ids
+    assert all(np.array_equal(ours.arrays[name], array) for name, array in theirs.arrays.items())
+
+
+@pytest.mark.slow
+def test_quarantine_restored_rows_are_learned_by_the_next_update(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    rows = first[1].with_columns(pl.lit("suspect").alias("placement"))
+    project = later(rows, "update.input_check=false", "release.gates.margin=9")
+    quarantine(project, "placement = 'suspect'", "bots", force=True)
+    post(project, first[1][:30].with_columns(pl.col("event_id") + "-again"))
+    made = loop.update(project)
+    assert made.verdict == "registered", made.failed
+    taken = range(made.from_seq, made.from_seq + len(rows))
+    assert set(load(project).events["seq"]).isdisjoint(taken)
+    restored = quarantine(project, "placement = 'suspect'", "people after all", restore=True)
+    assert (restored.new, restored.restore) == (len(rows), True)
+    assert quarantine(project, "placement = 'suspect'", "twice", restore=True).new == 0
+    back = loop.update(project)
+    assert back.verdict == "registered", back.failed
+    assert set(load(project).events["seq"]).issuperset(taken)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -104,6 +105,17 @@ def load_bundle(project: Project, name: str = "") -> Bundle:
     if name not in hashes:
         raise UserError("bundle", name, f"one of {', '.join(hashes) or 'none yet'}", "recloop status")
     return bundles.load(project.bundles / name, hashes[name])
+
+
+def lineage(project: Project, bundle: Bundle) -> list[str]:
+    """The parents of a bundle, the nearest first, as far as their manifests are there."""
+    found: list[str] = []
+    parent = bundle.manifest.get("parent")
+    while parent and parent not in found:
+        found.append(parent)
+        file = project.bundles / parent / "manifest.json"
+        parent = json.loads(file.read_text("utf-8")).get("parent") if file.exists() else None
+    return found
 
 
 def same_bytes(project: Project, row: ReleaseRow) -> None:

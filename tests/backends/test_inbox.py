@@ -10,6 +10,7 @@ import pytest
 
 from recloop.backends import Retraction, open_control, open_log
 from recloop.backends.control import Handed
+from recloop.backends.log import RESTORED, out_at
 from recloop.errors import UserError
 from recloop.records import Event
 
@@ -57,14 +58,14 @@ def test_an_older_control_store_is_read_and_then_migrated(tmp_path: Path) -> Non
     control.hand([Retraction(5, "duplicates")], "x", 1)
     assert (control.generation(), [one.of_seq for one in control.handed()]) == (2, [5])
     connection = sqlite3.connect(file)
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
     connection.close()
     newer = tmp_path / "newer"
     shutil.copytree(tmp_path / "store", newer / "store")
     connection = sqlite3.connect(newer / "store" / "control.db")
-    connection.execute("PRAGMA user_version = 3")
+    connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(UserError, match="schema 3: expected schema 2 or older"):
+    with pytest.raises(UserError, match="schema 4: expected schema 3 or older"):
         open_control(URL, newer)
 
 
@@ -82,3 +83,39 @@ def test_a_retraction_takes_a_number_and_is_there_once(tmp_path: Path) -> None:
     assert log.retractions(until=13) == kept[:1]
     assert log.owners([11, 4, 12]) == {11: "u", 12: "v"}  # 4 is a row of the import
     log.close()
+
+
+def test_control_of_schema_2_keeps_its_inbox_and_takes_restorations(tmp_path: Path) -> None:
+    file = tmp_path / "store" / "control.db"
+    file.parent.mkdir()
+    connection = sqlite3.connect(file)
+    connection.executescript(
+        OLD.replace("user_version = 1", "user_version = 2")
+        + """;
+        CREATE TABLE inbox (
+            id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL UNIQUE, rule TEXT NOT NULL, "by" TEXT NOT NULL,
+            at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0);
+        INSERT INTO inbox VALUES (4, 7, 'duplicates', 'recloop update', 11, 1), (5, 8, 'burst', 'recloop update', 11, 0)"""
+    )
+    connection.close()
+    control = open_control(URL, tmp_path)
+    assert [one.of_seq for one in control.handed()] == [8]
+    assert control.hand([Retraction(7, "burst"), Retraction(7, RESTORED), Retraction(8, RESTORED)], "x", 1, "why") == 2
+    assert [(one.id, one.of_seq, one.rule) for one in control.handed()] == [
+        (5, 8, "burst"), (6, 7, RESTORED), (7, 8, RESTORED)
+    ]  # fmt: skip
+
+
+def test_retractions_and_restorations_follow_one_another_and_each_state_stays(tmp_path: Path) -> None:
+    log = open_log("sqlite:///store/log.db", tmp_path, write=True)
+    log.append_events([Event(user_id="u", item_id=f"i{n}", timestamp=n) for n in range(3)])
+    kept = log.append_retractions(
+        [Retraction(1, "quarantine"), Retraction(1, "burst"), Retraction(2, RESTORED), Retraction(1, RESTORED)]
+    )
+    assert [(row.of_seq, row.rule, row.seq) for row in kept] == [(1, "quarantine", 4), (1, RESTORED, 5)]
+    assert log.append_retractions([Retraction(1, RESTORED)]) == []
+    log.append_retractions([Retraction(1, "quarantine"), Retraction(3, "quarantine")])
+    rows = log.retractions()
+    log.close()
+    assert [out_at(rows, seq) for seq in range(3, 8)] == [set(), {1}, set(), {1}, {1, 3}]
+    assert out_at(rows) == {1, 3}

@@ -84,6 +84,19 @@ class Archive:
         named = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
         return self._believed().filter(named).collect().sort(SEQ)
 
+    def matching(self, condition: pl.Expr) -> pl.DataFrame:
+        """Every believed event that meets a condition, in the order of seq: EVENT_SCHEMA."""
+        return self._believed().filter(condition).collect().sort(SEQ)
+
+    def users_of(self, condition: pl.Expr) -> pl.Series:
+        """The users of the believed events that meet a condition, each once."""
+        return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
+
+    def count(self, condition: pl.Expr | None = None) -> int:
+        """How many believed events there are, or meet a condition."""
+        rows = self._believed() if condition is None else self._believed().filter(condition)
+        return int(rows.select(pl.len()).collect().item())
+
     def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
         """Rows of these users, quarantined ones too, with ``after`` < stamp <= ``until``, by seq: EVENT_SCHEMA + rule."""
         if self._last is None:

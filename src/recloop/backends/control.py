@@ -16,16 +16,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from recloop.backends.log import Retraction
+from recloop.backends.log import RESTORED, Retraction
 from recloop.backends.sqlite import open_reader, open_writer, transaction
 from recloop.errors import Refused
 
-SCHEMA = 2
+SCHEMA = 3
 INBOX = """
 CREATE TABLE inbox (
-    id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL UNIQUE, rule TEXT NOT NULL, "by" TEXT NOT NULL,
-    at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0)"""
-MIGRATIONS = {1: INBOX}
+    id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL, rule TEXT NOT NULL, "by" TEXT NOT NULL,
+    at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '')"""
+WITHOUT_UNIQUE = f"""
+ALTER TABLE inbox RENAME TO inbox_of_schema_2;
+{INBOX};
+INSERT INTO inbox (id, of_seq, rule, "by", at, taken) SELECT id, of_seq, rule, "by", at, taken FROM inbox_of_schema_2;
+DROP TABLE inbox_of_schema_2"""
+MIGRATIONS = {1: INBOX, 2: WITHOUT_UNIQUE}
 SCRIPT = f"""
 CREATE TABLE releases (
     generation INTEGER PRIMARY KEY, at INTEGER NOT NULL, bundle TEXT NOT NULL, sha256 TEXT NOT NULL,
@@ -119,19 +124,28 @@ class Control:
             _compare_and_set(connection, row, expected_generation)
         return row
 
-    def hand(self, rows: Sequence[Retraction], by: str, at: int) -> None:
-        """Put retractions into the inbox of the log's writer; an event that was handed before is not handed again.
+    def hand(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
+        """Put retractions into the inbox of the log's writer; how many of them are new.
+
+        An event that was handed before is not handed again, unless a restoration lies between.
 
         Args:
             rows: ``of_seq`` and ``rule`` are read.
             by: Who hands them.
             at: int64 microseconds.
+            reason: Why, in a person's words.
         """
         with self._writing() as connection:
-            connection.executemany(
-                'INSERT OR IGNORE INTO inbox (of_seq, rule, "by", at) VALUES (?, ?, ?, ?)',
-                [(row.of_seq, row.rule, by, at) for row in rows],
-            )
+            newest = dict(connection.execute("SELECT of_seq, rule FROM inbox ORDER BY id"))
+            fresh = []
+            for row in rows:
+                before = newest.get(row.of_seq)
+                if before is None or (before == RESTORED) != (row.rule == RESTORED):
+                    newest[row.of_seq] = row.rule
+                    fresh.append((row.of_seq, row.rule, by, at, reason))
+            text = 'INSERT INTO inbox (of_seq, rule, "by", at, reason) VALUES (?, ?, ?, ?, ?)'
+            connection.executemany(text, fresh)
+        return len(fresh)
 
     def handed(self) -> list[Handed]:
         """What waits in the inbox, oldest first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -64,12 +64,31 @@ class Receipt(NamedTuple):
     rule: str | None
 
 
+RESTORED = "restored"
+"""The rule of a row of ``retractions`` that brings an event back."""
+
+
 class Retraction(msgspec.Struct, frozen=True):
-    """A row of the log taken back by a rule: from ``seq`` on (0 until the log has numbered it) no state holds ``of_seq``."""
+    """A row of the log taken back by a rule: from ``seq`` on (0 until the log has numbered it) no state holds ``of_seq``.
+
+    With the rule `RESTORED` it is the other way round: from ``seq`` on states hold the event again.
+    """
 
     of_seq: int
     rule: str
     seq: int = 0
+
+
+def out_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
+    """The events that these rows, in the order of their seq, have taken back at ``seq`` (None: after all of them).
+
+    The newest row of an event decides, so retraction and restoration can follow one another any number of times.
+    """
+    out: set[int] = set()
+    for row in rows:
+        if seq is None or row.seq <= seq:
+            (out.discard if row.rule == RESTORED else out.add)(row.of_seq)
+    return out
 
 
 class Log:
@@ -168,14 +187,20 @@ class Log:
         return self._append("users", ("seq", "user_id", "received_at", "attributes", "deleted"), users)
 
     def append_retractions(self, rows: Sequence[Retraction]) -> list[Retraction]:
-        """Number and keep these; the rows as kept. What was taken back before is left out: handed twice, it is there once."""
+        """Number and keep these; the rows as kept.
+
+        A retraction of an event that is out, or a restoration of one that is not, is left out: handed twice, it is
+        there once.
+        """
         with self.commit() as writer:
-            earlier = {of_seq for (of_seq,) in writer.execute("SELECT of_seq FROM retractions")}
-            fresh: dict[int, Retraction] = {}
+            newest = dict(writer.execute("SELECT of_seq, rule FROM retractions ORDER BY seq"))
+            fresh: list[Retraction] = []
             for row in rows:
-                if row.of_seq not in earlier:
-                    fresh.setdefault(row.of_seq, row)
-            return self._append("retractions", ("seq", "of_seq", "rule"), list(fresh.values()))
+                is_out = newest.get(row.of_seq, RESTORED) != RESTORED
+                if is_out == (row.rule == RESTORED):
+                    newest[row.of_seq] = row.rule
+                    fresh.append(row)
+            return self._append("retractions", ("seq", "of_seq", "rule"), fresh)
 
     def _append(self, table: str, columns: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
         with self.commit() as writer:

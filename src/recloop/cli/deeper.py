@@ -52,6 +52,36 @@ def train(
         plain(f"registered: {made.bundle.id}; next: recloop promote {made.bundle.id}")
 
 
+def quarantine(
+    where: Annotated[str, typer.Option(metavar="CONDITION", help="SQL over an event's fields")],
+    reason: Annotated[str, typer.Option(help="why; kept with the rows")],
+    start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="end of the time, ISO 8601, not included")] = "",
+    restore: Annotated[bool, typer.Option("--restore", help="bring back what a quarantine took out")] = False,
+    force: Annotated[bool, typer.Option("--force", help="take out more than clean.max_removed")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take rows out of states and training, or bring them back."""
+    from recloop import quarantine as rows
+
+    done = rows.quarantine(project(), where, reason, start, end, restore, force)
+    if as_json:
+        print_json(done.to_json())
+        return
+    verb = "brought back" if restore else "taken out"
+    others = "not in quarantine" if restore else "out already"
+    plain(f"{done.new:,} rows {verb} of {done.matched:,} that match ({done.already:,} {others})")
+    if not done.new:
+        return
+    types = ", ".join(f"{name} {count:,}" for name, count in done.types.items())
+    plain(f"  {done.share:.2%} of {done.rows:,} rows, {done.users:,} users ({done.user_share:.2%}): {types}")
+    for row in done.samples:
+        plain("  " + " ".join(f"{name}={value}" for name, value in row.items()))
+    if done.waiting:
+        plain(f"  {done.waiting:,} rows wait for the running service, which takes them up within a second")
+    plain("next: recloop update")
+
+
 def ingest(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; -: JSON lines from stdin")],
     url: Annotated[str, typer.Option(help="post to this running service, such as http://127.0.0.1:8088")] = "",

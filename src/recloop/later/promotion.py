@@ -18,6 +18,7 @@ import polars as pl
 from recloop import standing, turn
 from recloop.backends import open_control, open_log
 from recloop.backends.archive import Archive
+from recloop.backends.log import out_at
 from recloop.bundle import Bundle
 from recloop.collect.clean import doubled
 from recloop.config import Project
@@ -70,7 +71,7 @@ class Ground:
         archive, log = Archive(project.data), open_log(project.config.stores.log, project.root)
         try:
             fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-            out = pl.Series([row.of_seq for row in log.retractions()], dtype=pl.Int64)
+            out = pl.Series(sorted(out_at(log.retractions())), dtype=pl.Int64)
             users, items = log.users(after=archive.watermark), [archive.items(), log.items(after=archive.watermark)]
         finally:
             log.close()

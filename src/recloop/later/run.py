@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from recloop import bundle as bundles
 from recloop import changes, release, standing, turn
-from recloop.backends import Retraction, open_control, open_log
+from recloop.backends import open_control, open_log
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.changes import Change, Effect
@@ -35,6 +35,8 @@ from recloop.voice import Voice
 from recloop.watch import gate
 from recloop.watch.gate import Gate
 
+RETROSPECTIVE = frozenset({"duplicates", "burst"})
+"""The rules by which an update takes rows back itself."""
 CAME = ("read", "kept", "removed", "signals", "new_users", "new_items")
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -174,7 +176,13 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
     watermark, last = standing.new_rows(project)
     settings = hashlib.sha256(dump(config).encode()).hexdigest()
     mode = "full" if full else "reset" if reset else "warm"
-    head = {"from_seq": watermark + 1, "live": live.id, "mode": mode, "settings": settings}
+    head = {
+        "from_seq": watermark + 1,
+        "live": live.id,
+        "mode": mode,
+        "settings": settings,
+        "out": _quarantined(project),
+    }
     journal = Journal.unfinished(project.runs)
     if journal is not None and not journal.has("publish"):
         then = {key: value for key, value in journal.head.items() if key != "to_seq"}
@@ -182,7 +190,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
             journal.close("left")
             journal = None
     if journal is None:
-        new = last > watermark + len(_taken_back(project, watermark))
+        new = last > watermark + _by_updates(project, watermark)
         if not new and not retrain and not (asked and changed):
             return None
         if not new and waiting(project, config, live.id):
@@ -217,13 +225,26 @@ def waiting(project: Project, config: Config, live: str) -> str:
     return ""
 
 
-def _taken_back(project: Project, watermark: int) -> list[Retraction]:
-    """The rows after the watermark that only take others back: they ask for no turn of their own."""
+def _by_updates(project: Project, watermark: int) -> int:
+    """How many rows after the watermark an update took back by its own rules: they ask for no turn of their own."""
     log = open_log(project.config.stores.log, project.root)
     try:
-        return log.retractions(after=watermark)
+        return sum(row.rule in RETROSPECTIVE for row in log.retractions(after=watermark))
     finally:
         log.close()
+
+
+def _quarantined(project: Project) -> int:
+    """How often a person took rows out or brought them back: a run that was begun before is not gone on with."""
+    log = open_log(project.config.stores.log, project.root)
+    try:
+        rows = [
+            *log.retractions(),
+            *(one.retraction for one in open_control(project.config.stores.control, project.root).handed()),
+        ]
+    finally:
+        log.close()
+    return sum(row.rule not in RETROSPECTIVE for row in rows)
 
 
 @contextmanager

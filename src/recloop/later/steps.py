@@ -9,6 +9,7 @@ import polars as pl
 
 from recloop import standing, turn
 from recloop.backends import open_control, open_log
+from recloop.backends.log import out_at
 from recloop.collect.append import append
 from recloop.features.learned import FIRST_SEQ, nothing_held
 from recloop.features.log_end import end_of
@@ -48,7 +49,7 @@ def collect(run: Run) -> None:
     log = open_log(run.config.stores.log, run.project.root)
     try:
         waiting = open_control(run.config.stores.control, run.project.root).handed()
-        out = [row.of_seq for row in log.retractions()] + [row.of_seq for row in waiting]
+        out = sorted(out_at([*log.retractions(), *(row.retraction for row in waiting)]))
         made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data", out)
     finally:
         log.close()
@@ -74,26 +75,39 @@ def check(run: Run) -> None:
     if run.journal.has("check"):
         return
     events = run.data.events
-    known = [one for one in run.data.manifest.get("windows", []) if "queries" in one]  # before, they had no size
+    own, parents = _known_windows(run)
     # What live has not learned, dated after what it has: of late rows it knows what came next.
     events = events.filter(run.learned.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
     came = moments(events.filter(pl.col("first") > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
-        run.journal.done("check", windows=known, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
+        run.journal.done("check", windows=parents + own, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
         return
     before = moments(events.filter(pl.col("first") <= run.watermark), "successive")
     came = compare.thin(came, CHECKED)
     past = compare.windows(before, band.WINDOWS, len(came)) if len(before) else []
     windows = [_window(run, one, run.watermark) for one in past]
     if len(windows) < band.FEWEST:
-        windows = known + windows
+        windows = own + windows
+    inherited = len(windows) < band.FEWEST  # a child that has just replaced its parent has no windows of its own
+    if inherited:
+        windows = parents + windows
     incoming = _window(run, came, run.until)
     found = band.input_check(Window.of(incoming), [Window.of(one) for one in windows])
+    if inherited and parents and not found.weak:
+        found = replace(found, note=f"the windows of its parents count: {found.note}")
     if incoming["queries"] >= band.QUERIES:
         windows = [*windows, incoming]
     run.journal.done("check", windows=windows[-band.WINDOWS :], gates=trees([found]))
     run.voice.say("check", found.line())
+
+
+def _known_windows(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The earlier windows of the live bundle, and those of its parents; another recipe's are neither."""
+    known = [one for one in run.data.manifest.get("windows", []) if "queries" in one]  # before, they had no size
+    line = standing.lineage(run.project, run.live)
+    own = [one for one in known if one.get("bundle") == run.live.id]
+    return own, [one for one in known if one.get("bundle") in line]
 
 
 def _window(run: Run, queries: Moments, to_seq: int) -> dict[str, Any]:

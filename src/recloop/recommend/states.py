@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import polars as pl
 
 from recloop.backends.archive import Archive
-from recloop.backends.log import Log, Retraction
+from recloop.backends.log import Log, Retraction, out_at
 from recloop.backends.snapshots import Snapshot
 from recloop.features.signal import STANDING, Signal
 from recloop.features.state import UserState, attribute_versions
@@ -47,14 +47,13 @@ class Retracted:
     def prepare(self, rows: Sequence[Retraction]) -> None:
         """Read whose these are, and their archived rows, before they are in force."""
         seqs = [row.of_seq for row in rows if row.of_seq not in self._owners]
-        if not seqs:
-            return
-        owners = {**self._archive.owners(seqs), **self._log.owners(seqs)}
+        if seqs:
+            self._owners |= {**self._archive.owners(seqs), **self._log.owners(seqs)}
         later = {row.of_seq for row in rows if row.seq == 0 or row.seq > self._archive.watermark}
-        users = sorted({user for seq, user in owners.items() if seq in later} - set(self._rows))
-        held = self._archive.of(users).partition_by(USER_ID, as_dict=True)
-        self._rows |= {user: held.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
-        self._owners |= owners
+        users = sorted({self._owners[seq] for seq in later if seq in self._owners} - set(self._rows))
+        if users:
+            held = self._archive.of(users).partition_by(USER_ID, as_dict=True)
+            self._rows |= {user: held.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
 
     def put(self, rows: Sequence[Retraction]) -> set[str]:
         """In force from their seq on; whose they are. A row that nobody has is nobody's."""
@@ -65,14 +64,21 @@ class Retracted:
                 self._of.setdefault(self._owners[row.of_seq], []).append(row)
         return touched
 
-    def of(self, user_id: str, seq: int, after: int = 0) -> list[int]:
-        """The events of a user that retractions with ``after`` < seq <= ``seq`` took back."""
-        return [row.of_seq for row in self._of.get(user_id, ()) if after < row.seq <= seq]
+    def out(self, user_id: str, seq: int) -> set[int]:
+        """The events of a user that are taken back at ``seq``."""
+        return out_at(self._of.get(user_id, ()), seq)
+
+    def changed(self, user_id: str, seq: int, after: int) -> bool:
+        """Whether rows up to ``after`` that are taken back at ``seq`` are others than at ``after``."""
+        if not any(after < row.seq <= seq and row.of_seq <= after for row in self._of.get(user_id, ())):
+            return False
+        then, now = ({of for of in self.out(user_id, at) if of <= after} for at in (after, seq))
+        return then != now
 
     def archived(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
-        """The archived rows of a user up to ``until`` without those taken back by ``seq``."""
+        """The archived rows of a user up to ``until`` without those taken back at ``seq``."""
         rows = self._rows[user_id].filter(pl.col(SEQ) <= until)
-        return _without(rows, self.of(user_id, seq))
+        return _without(rows, self.out(user_id, seq))
 
 
 class StateReader:
@@ -112,16 +118,16 @@ class StateReader:
 
     def forget(self) -> None:
         """Drop every cached state: the next read of each user comes from snapshot and log."""
-        self._cache.clear()
+        self._cache = ByteCache(STATE_CACHE_BYTES)
 
     def _rebuild(self, user_id: str, seq: int) -> UserState:
         stored = None if self._snapshot is None else self._snapshot.get(user_id)
         state = UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState)
         after = 0 if self._snapshot is None else self._snapshot.seq
         rows = self._log.events(user_id, after, seq).filter(pl.col(RULE).is_null())
-        if self._retracted is not None and (out := self._retracted.of(user_id, seq, after)):
-            rows = _without(rows, out)
-            if min(out) <= after:  # a row inside the snapshot: what it holds of this user is no longer so
+        if self._retracted is not None:
+            rows = _without(rows, self._retracted.out(user_id, seq))
+            if self._retracted.changed(user_id, seq, after):  # what the snapshot holds of this user is no longer so
                 state = UserState(attributes=state.attributes)
                 rows = pl.concat([self._retracted.archived(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
         fold(state, self._signal.label(rows))
@@ -153,7 +159,7 @@ def states_at(
 ) -> Iterator[tuple[str, bytes]]:
     """Every user's state as of ``seq`` as a snapshot holds it: moved on from an earlier one, else from archive and log."""
     back = log.retractions(until=seq)
-    out = [row.of_seq for row in back]
+    out = out_at(back)
     since = archive.watermark if before is None else before.seq
     fresh = _without(log.events(after=since, until=seq).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA), out)
     users = log.users(since, seq)
@@ -206,8 +212,8 @@ def _by_user(labelled: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
     return {str(user_id): rows for (user_id,), rows in labelled.partition_by(USER_ID, as_dict=True).items()}
 
 
-def _without(rows: pl.DataFrame, seqs: Sequence[int]) -> pl.DataFrame:
-    return rows.filter(~pl.col(SEQ).is_in(pl.Series(seqs, dtype=pl.Int64).implode())) if len(seqs) else rows
+def _without(rows: pl.DataFrame, seqs: Collection[int]) -> pl.DataFrame:
+    return rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(seqs), dtype=pl.Int64).implode())) if len(seqs) else rows
 
 
 def state_tree(state: UserState) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The input check: live's own loss on what came, against its earlier windows; out of band holds the window.
+"""The input check: live's own loss on what came, against its earlier windows; a loss above their band holds the window.
 
 Shuffled items, bots or a lost hour change what live finds; then nothing is trained (definitions, section 7). Pure
 functions: the same windows give the same gate.
@@ -48,13 +48,14 @@ class Window(NamedTuple):
 
 
 def input_check(came: Window, earlier: Sequence[Window]) -> Gate:
-    """Live's own loss on the incoming window against its last 20 windows; out of band holds the window.
+    """Live's own loss on the incoming window against its last 20 windows; above their band holds the window.
 
     Band = mean +- t(n - 1; 1 - .0005) * sqrt(s^2 (1 + 1/n) + c^2 max(0, 1/q - mean of 1/q_i)) over the n earlier losses:
     s their standard deviation, at least 1 % of their mean; c^2 the mean of their squared ``spread``, q and q_i the
     queries of this window and of theirs. So the next usual window of their size lies in it 999 times of 1,000, and a
     smaller one has the room that its own size asks for. Fewer than 3 earlier windows: no band yet; fewer than 30
-    queries: no verdict. A loss that is not finite is out of every band.
+    queries: no verdict. A loss that is not finite is out of every band. A loss below the band is a warning: live finds
+    more than it used to, which harms nobody.
     """
     past = [window for window in earlier if math.isfinite(window.loss)][-WINDOWS:]
     if not math.isfinite(came.loss):
@@ -71,7 +72,7 @@ def input_check(came: Window, earlier: Sequence[Window]) -> Gate:
     room = float((known**2).mean()) * smaller if len(known) else 0.0
     reach = float(scipy.stats.t.ppf(1 - ALARM / 2, n - 1)) * math.sqrt(spread**2 * (1 + 1 / n) + room)
     low, high = mean - reach, mean + reach
-    ok = low <= came.loss <= high
-    beyond = high if came.loss >= mean else low
+    ok = came.loss <= high
     said = f"live's loss on {came.queries} queries of the incoming window, {n} earlier windows"
-    return Gate(INPUT, came.loss, beyond, ok, low=low, high=high, note=said if ok else f"out of band: {said}")
+    warned = "" if ok and came.loss >= low else "warning, below the band: " if ok else "out of band: "
+    return Gate(INPUT, came.loss, high, ok, low=low, high=high, note=warned + said)

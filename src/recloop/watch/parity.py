@@ -21,6 +21,7 @@ from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import Log, Retraction, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
+from recloop.backends.log import out_at
 from recloop.config import Project
 from recloop.errors import RecloopError
 from recloop.features.signal import Signal
@@ -231,17 +232,18 @@ class Rebuilder:
     def _taken_back(self, log: Log, until: int) -> dict[str, list[Retraction]]:
         """The retractions up to a seq of the users asked for."""
         rows = pl.concat([self._old_events, self._new_events])
-        back = {row.of_seq: row for row in log.retractions(until=until)}
+        back: dict[int, list[Retraction]] = {}
+        for row in log.retractions(until=until):
+            back.setdefault(row.of_seq, []).append(row)
         seqs = pl.Series(list(back), dtype=pl.Int64).implode()
         found: dict[str, list[Retraction]] = {}
         for user_id, seq in rows.filter(pl.col(SEQ).is_in(seqs)).select(USER_ID, SEQ).iter_rows():
-            found.setdefault(user_id, []).append(back[seq])
+            found.setdefault(user_id, []).extend(back[seq])
         return found
 
     def _out(self, decision: Decision) -> frozenset[int]:
         """Events of a decision's user that were taken back when it was made."""
-        rows = self._retracted.get(decision.user_id, ())
-        return frozenset(row.of_seq for row in rows if row.seq <= decision.as_of)
+        return frozenset(out_at(self._retracted.get(decision.user_id, ()), decision.as_of))
 
     def _timeline(
         self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, out: frozenset[int]
