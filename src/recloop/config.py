@@ -80,6 +80,7 @@ class Clean(Section):
     keep: str = "quantity IS NULL OR quantity > 0"
     future: str = "5m"  # a stamp further ahead of its arrival, or before 1970, is a wrong clock's; "off"
     max_removed: float = pydantic.Field(0.05, ge=0, le=1)
+    max_rejected: float = pydantic.Field(0.05, ge=0, le=1)
 
     @pydantic.field_validator("future")
     @classmethod

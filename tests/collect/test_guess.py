@@ -100,7 +100,7 @@ def test_the_world_is_understood_and_prepared(tmp_path: Path) -> None:
     assert config.split.filter_seen is False
     assert config.clean.burst != "off"
     assert (made.time_unit, made.scenario) == ("iso", "content")
-    assert set(made.to_json()) == {"columns", "time_unit", "scenario", "guesses"}
+    assert set(made.to_json()) == {"columns", "time_unit", "scenario", "guesses", "rows", "next"}
     assert all(set(one) == {"key", "value", "why"} and one["why"] for one in made.guesses)
     assert prepare(open_project(tmp_path)).report.removed == {}
 

@@ -31,12 +31,33 @@ def init(
     from recloop.collect import guess
 
     found = guess.init(file, items, users, Place.root, yes, force)
+    replaced = _replaced()
     if as_json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), "living": replaced})
         return
     for one in found.guesses:
         out.print(f"{one['key']} = {one['value']}   ({one['why']})", markup=False, highlight=False)
-    out.print(f"wrote {Place.root / 'recloop.toml'}; next: recloop update", markup=False, highlight=False)
+    rows = found.rows
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in rows["removed"].items()) or "none"
+    why = f" ({rows['reasons']})" if rows["rejected"] else ""
+    plain(
+        f"rows: {rows['read']:,} read = {rows['kept']:,} kept + {removed} removed + {rows['rejected']:,} rejected{why}"
+    )
+    for line in replaced:
+        plain(line)
+    keep = f"   (keep it in recloop.toml, [clean]: {found.keep})" if found.keep else ""
+    plain(f"wrote {Place.root / 'recloop.toml'}; next: {found.next}{keep}")
+
+
+def _replaced() -> list[str]:
+    """What becomes of the data of a living project whose recloop.toml was written over; empty: nothing is live here."""
+    if not (Place.root / "store" / "control.db").exists():
+        return []
+    from recloop import standing
+    from recloop.later import restart
+
+    here = project()
+    return [] if standing.live_bundle(here) is None else restart.consequences(here)
 
 
 def update(

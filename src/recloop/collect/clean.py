@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 import polars as pl
 
 from recloop.collect.posted import Posted
+from recloop.collect.rejected import rounded_up
 from recloop.collect.split import cut_of
 from recloop.config import Config
 from recloop.errors import UserError
@@ -251,15 +252,11 @@ def excess(quarantine: pl.DataFrame, removed: dict[str, int], readable: int, all
             f"rule {info.name}",
             f"{share:.1%} of the rows ({count:,} of {readable:,})",
             f"at most {allowed:.1%} (clean.max_removed); it removes {info.reason}",
-            f"--set clean.max_removed={_rounded_up(share)} or --set '{info.off}'",
+            f"--set clean.max_removed={rounded_up(share)} or --set '{info.off}'",
             tuple(described(row) for row in samples.iter_rows(named=True)),
         )
         found.append(error)
     return found
-
-
-def _rounded_up(share: float) -> float:
-    return min(1.0, (int(share * 100) + 1) / 100)
 
 
 def described(row: dict[str, object]) -> str:

@@ -17,7 +17,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         "userid", "user", "customerid", "customer", "custid", "customernumber", "householdid", "household", "memberid",
         "member", "clientid", "client", "accountid", "account", "visitorid", "visitor", "shopperid", "shopper",
         "buyerid", "buyer", "reviewerid", "readerid", "subscriberid", "uid", "kundennummer", "kundenid", "kunde",
-        "用户id", "用户", "会员id", "会员", "deviceid", "cookieid", "cookie", "sessionid",
+        "用户id", "用户", "会员id", "会员", "email", "customeremail", "emailaddress", "deviceid", "cookieid", "cookie", "sessionid",
     ),
     ITEM_ID: (
         "itemid", "item", "productid", "product", "sku", "skuid", "stockcode", "articleid", "article", "artikelnummer",
@@ -50,8 +50,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 """Names by column of ours, likeliest first, without case, spaces and signs."""
 
 INSIDE: Final[Mapping[str, str]] = {
-    USER_ID: r"(user|customer|household|member|visitor).*(id|no|number|key)$",
-    ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$",
+    USER_ID: r"(user|customer|household|member|visitor|shopper).*(id|no|number|key)$",
+    ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$|sku$",
     TIMESTAMP: r"timestamp|datetime|date$|time$",
 }
 """What a name may hold where none is known."""
@@ -69,6 +69,10 @@ TITLES: Final = (
 """Columns that people read."""
 
 MANY_TYPES: Final = 50
+HALF_EMPTY: Final = 0.1
+"""From this share of empty rows on a column loses against a fuller one of a known name."""
+FEW_ROWS: Final = 50
+"""Below so many rows a column of items may well hold each item once."""
 SAMPLE: Final = 2_000
 
 
@@ -121,15 +125,27 @@ def _id(ours: str, names: Sequence[str], frame: pl.DataFrame, other: Sequence[st
     shared = [name for name in names if name in other]
     for name in _ranked(ours, shared):
         return Guessed(name, "its name, and the other file has it too")
-    guessed = _first(ours, names, lambda name: frame[name].null_count() < len(frame))
-    if guessed.name:
-        return guessed
-    for name in names:
-        if re.search(INSIDE[ours], plain(name)):
-            return Guessed(name, "its name")
+    known = [name for name in _ranked(ours, names) if _missing(frame[name]) < 1]
+    known = known or [name for name in names if re.search(INSIDE[ours], plain(name)) and _missing(frame[name]) < 1]
+    if known:
+        return _fullest(ours, known, frame)
     if len(shared) == 1:
         return Guessed(shared[0], "the other file has it too")
     return Guessed("", "no column has such a name")
+
+
+def _fullest(ours: str, names: Sequence[str], frame: pl.DataFrame) -> Guessed:
+    """The first of these columns, unless it is half-empty, or an item that never repeats, and another one is not."""
+
+    def poor(name: str) -> tuple[bool, bool]:
+        unique = ours == ITEM_ID and len(frame) >= FEW_ROWS and frame[name].n_unique() == len(frame)
+        return _missing(frame[name]) > HALF_EMPTY, unique
+
+    best = min(names, key=poor)
+    if best == names[0]:
+        return Guessed(best, "its name")
+    why = "never repeats" if poor(names[0])[1] else f"is empty in {_missing(frame[names[0]]):.1%} of the rows"
+    return Guessed(best, f"its name; {names[0]} {why}")
 
 
 def _time(names: Sequence[str], frame: pl.DataFrame) -> Guessed:
@@ -137,7 +153,9 @@ def _time(names: Sequence[str], frame: pl.DataFrame) -> Guessed:
     likely = [name for name in dict.fromkeys(likely) if _holds_stamps(frame[name])]
     if likely:
         # A half-empty column of the better name loses against a full one.
-        return Guessed(min(likely, key=lambda name: _missing(frame[name]) > 0.1), "its name, and stamps stand in it")
+        return Guessed(
+            min(likely, key=lambda name: _missing(frame[name]) > HALF_EMPTY), "its name, and stamps stand in it"
+        )
     for name in names:
         if frame.schema[name] in (pl.Date, pl.Datetime):
             return Guessed(name, "it holds dates")
@@ -163,6 +181,18 @@ def _ranked(ours: str, names: Iterable[str]) -> list[str]:
 def _missing(column: pl.Series) -> float:
     empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
     return float(empty.mean() or 0.0)  # type: ignore[arg-type]
+
+
+def is_blank(column: pl.Series) -> bool:
+    """Whether no row of a column holds a value."""
+    return _missing(column) == 1
+
+
+def holds_several(name: str, column: pl.Series) -> bool:
+    """Whether a column named like items holds lists of them: a comma, a semicolon or a bar in a third of its cells."""
+    if column.dtype != pl.String or not re.search(r"item|product|article|goods", plain(name)):
+        return False
+    return float(column.str.contains(r"\S\s*[,;|]\s*\S").mean() or 0.0) > 1 / 3  # type: ignore[arg-type]
 
 
 def _holds_stamps(column: pl.Series) -> bool:

@@ -13,6 +13,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from recloop.collect import rejected
 from recloop.collect.clean import Cleaned, clean, iso
 from recloop.collect.read import Catalogued, Raw, read_events, read_items, read_users
 from recloop.collect.split import split
@@ -74,7 +75,8 @@ def examine(project: Project) -> Report:
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     found = report(raw, cleaned, items, users, config)
-    stops = [str(error) for error in cleaned.excessive]
+    unread = rejected.excess(raw.rejects, raw.read, config.clean.max_rejected)
+    stops = [str(error) for error in (unread, *cleaned.excessive) if error is not None]
     try:
         split(cleaned.believed, config.split)
     except UserError as error:

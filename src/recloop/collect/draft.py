@@ -56,6 +56,7 @@ duplicates = "exact"              # exact | off
 {burst}
 keep = "quantity IS NULL OR quantity > 0"   # a condition over a row: SQL
 max_removed = 0.05                # a rule that would take more stops, and shows what it would take
+max_rejected = 0.05               # more rows than this that cannot be read (no user, no stamp) stop, with the reasons
 
 [split]
 quantile = 0.9                    # the last tenth of the log is the test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ from typing import Any, Final
 
 import polars as pl
 
-from recloop.collect.clean import Cleaned, clean
-from recloop.collect.columns import NAMES, OUTCOMES, Guessed, guess_columns, plain
+from recloop.collect import rejected
+from recloop.collect.clean import RULES, Cleaned, clean
+from recloop.collect.columns import NAMES, OUTCOMES, Guessed, guess_columns, holds_several, is_blank, plain
 from recloop.collect.doctor import grain
 from recloop.collect.draft import draft
 from recloop.collect.fields import Side, choose_fields, choose_title, title_columns
 from recloop.collect.read import Raw, parse_events, read_rows
 from recloop.collect.sources import Source, find
+from recloop.collect.split import split
 from recloop.collect.tables import Table, read_table
 from recloop.config import FILE, Clean, Columns, Config, Data, Events
 from recloop.errors import UserError
@@ -50,6 +53,9 @@ class Guess:
         scenario: collaborative, content or sequential.
         guesses: key, value, why: one a decision.
         toml: The text of recloop.toml.
+        rows: read, kept, removed {rule: n}, rejected, reasons: what `update` would make of the rows.
+        next: The command that goes on from here.
+        keep: Settings of ``next`` as lines of recloop.toml; empty: it has none.
     """
 
     columns: dict[str, str]
@@ -57,6 +63,9 @@ class Guess:
     scenario: str
     guesses: tuple[dict[str, Any], ...]
     toml: str
+    rows: dict[str, Any]
+    next: str = "recloop update"
+    keep: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The keys of ``recloop init --json``."""
@@ -65,6 +74,8 @@ class Guess:
             "time_unit": self.time_unit,
             "scenario": self.scenario,
             "guesses": [dict(guess) for guess in self.guesses],
+            "rows": dict(self.rows),
+            "next": self.next,
         }
 
 
@@ -130,8 +141,9 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
     why = f"stamps are no finer than a {coarse}: rows of one stamp are no burst" if coarse else "stamps are fine enough"
     say("clean.burst", "off" if coarse else {"events": 10, "seconds": 1}, why)
     cleaned = clean(raw.frame, Config(data=data, events=events[0], clean=burst))
-    for error in cleaned.excessive:
-        say(error.name, error.value, f"more than clean.max_removed: update will stop there; {error.mend}")
+    remedies = _remedies(raw, cleaned, coarse)
+    for setting, why in remedies.items():
+        say("update would stop", setting, why)
     repeats = _repeats(cleaned)
     say("split.filter_seen", repeats < FEW_REPEATS, f"{repeats * 100:.1f} % of positive rows are repeats")
     item_fields = choose_fields(catalogue, names[ITEM_ID], title_columns(title.name))
@@ -156,7 +168,40 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
         rated=plain(names[VALUE]) in {"rating", "stars", "score", "overall"},
     )
     build(tomllib.loads(text), environment={})
-    return Guess(names, unit, scenario, tuple(said), text)
+    rows = {
+        "read": raw.read, "kept": len(cleaned.believed), "removed": cleaned.removed, "rejected": len(raw.rejects),
+        "reasons": rejected.reasons(raw.rejects),
+    }  # fmt: skip
+    command = " ".join(["recloop update", *(f"--set {shlex.quote(setting)}" for setting in remedies)])
+    keep = "; ".join(setting.partition(".")[2].replace("=", " = ") for setting in remedies)
+    try:
+        split(cleaned.believed, Config().split)
+    except UserError:
+        command, keep = "recloop doctor", ""
+    return Guess(names, unit, scenario, tuple(said), text, rows, command, keep)
+
+
+def _remedies(raw: Raw, cleaned: Cleaned, coarse: str) -> dict[str, str]:
+    """What lets `update` go on where it would stop: the likeliest setting for each cause, and why; empty: it goes on."""
+    found: dict[str, str] = {}
+    unread = rejected.excess(raw.rejects, raw.read, Clean().max_rejected)
+    if unread is not None:
+        share = rejected.rounded_up(len(raw.rejects) / raw.read)
+        found[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected.helps(raw.rejects)}"
+    largest, whys = 0.0, list[str]()
+    for error in cleaned.excessive:
+        rule = error.name.removeprefix("rule ")
+        if rule == "duplicates" and coarse:
+            why = f"stamps are no finer than a {coarse}: an equal row is another event, not a repeat"
+            found['clean.duplicates="off"'] = f"{error.name}: {error.value}; {why}"
+            continue
+        off = next(info.off for info in RULES if info.name == rule)
+        largest = max(largest, cleaned.removed[rule] / (raw.read - len(raw.rejects)))
+        other = "" if rule == "keep" else f"; or {off}"  # without it a return would be a purchase
+        whys.append(f"{error.name}: {error.value}{other}")
+    if whys:
+        found[f"clean.max_removed={rejected.rounded_up(largest)}"] = "; ".join(whys)
+    return found
 
 
 def _from(folder: Path, text: str, key: str) -> str:
@@ -200,9 +245,15 @@ def _columns(tables: Sequence[Table], catalogue: Side | None, people: Side | Non
             found[ours] = _asked(ours, found[ours], frame.columns)
     for ours, what in ((USER_ID, "who"), (ITEM_ID, "what"), (TIMESTAMP, "when")):
         if not found[ours].name:
+            held = [name for name in frame.columns if not is_blank(frame[name])]
+            expected, fix = f"a column that says {what}; {first.source.name} has {', '.join(held)}", ""
+            several = next((name for name in held if ours == ITEM_ID and holds_several(name, frame[name])), "")
+            if several:
+                expected += f"; {several} holds several items in a cell"
+                fix = "export the orders with one row per item"
             raise UserError(
-                f"data.columns.{ours}", "", f"a column that says {what}; {first.source.name} has {', '.join(frame.columns[:20])}",
-                f"rename that column to {ours} (known names: {', '.join(NAMES[ours][:5])} ...)",
+                f"data.columns.{ours}", "", expected,
+                fix or f"rename that column to {ours} (known names: {', '.join(NAMES[ours][:5])} ...)",
             )  # fmt: skip
     for ours, other, flag in ((ITEM_ID, catalogue, "--items"), (USER_ID, people, "--users")):
         if other is not None and found[ours].name not in other[0].columns:

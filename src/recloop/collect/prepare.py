@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow.parquet
 
 from recloop import __version__
+from recloop.collect import rejected
 from recloop.collect.clean import Cleaned, clean
 from recloop.collect.doctor import Report, report
 from recloop.collect.files import MANIFEST, Files, recover, swap
@@ -97,6 +98,9 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
     if logged:
         _same_import(project, print_)
     raw, items, users = read_events(project), read_items(project), read_users(project)
+    too_many = rejected.excess(raw.rejects, raw.read, config.clean.max_rejected)
+    if too_many is not None:
+        raise too_many
     items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     imported = after + len(raw.frame)

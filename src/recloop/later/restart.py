@@ -61,6 +61,24 @@ def reason(project: Project) -> str:
     return ""
 
 
+def consequences(project: Project) -> list[str]:
+    """What the next update makes of this recloop.toml, for the person who has just written it."""
+    live, why = standing.load_bundle(project), reason(project)
+    if not why:
+        return [f"{live.id} stays live: it was made with the same data"]
+    archive, log = Archive(project.data), open_log(project.config.stores.log, project.root)
+    try:
+        posted = len(Posted.gather(archive, log))
+    finally:
+        log.close()
+    before = str(live.manifest.get("config", {}).get("data.events", "its files"))
+    return [
+        f"this folder lives: {live.id} was made from {before}; the next recloop update is a new first run ({why})",
+        f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",
+        "it refuses every bundle of the earlier data; for another shop use a new folder",
+    ]
+
+
 @contextmanager
 def alone(project: Project, reason: str) -> Iterator[None]:
     """Hold the writer's lock: a new first run replaces the log, which no server may have open meanwhile.
