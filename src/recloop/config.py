@@ -6,6 +6,7 @@ The tree reads like the file; how it is filled is `recloop.settings`. It imports
 from __future__ import annotations
 
 import re
+import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,15 @@ class Data(Section):
     time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
     timezone: str = "UTC"
     columns: Columns = Columns()
+
+    @pydantic.field_validator("timezone")
+    @classmethod
+    def _zone(cls, name: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(name)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise UserError("data.timezone", name, "a zone such as UTC or Europe/Berlin", "set it") from None
+        return name
 
 
 class Events(Section):

@@ -26,7 +26,7 @@ from recloop.backends import locks, open_log
 from recloop.backends.archive import Archive
 from recloop.client import Client, iso
 from recloop.collect.arrivals import read_arrivals
-from recloop.config import Columns, Project
+from recloop.config import Columns, Data, Project
 from recloop.errors import Locked, UserError
 from recloop.features.signal import Signal
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event
@@ -144,7 +144,6 @@ def _file(project: Project, file: str) -> Iterator[Batch]:
 
 def _lines(project: Project) -> Iterator[Batch]:
     """Stdin, judged as far as it has come: rows as ``POST /v1/events`` takes them, or named as in ``[data.columns]``."""
-    columns = project.config.data.columns
     passed, rest, ended = 0, b"", False
     while not ended:
         text, ended = _read()
@@ -152,17 +151,17 @@ def _lines(project: Project) -> Iterator[Batch]:
         numbered = [(number, line) for number, line in enumerate(lines, passed + 1) if line.strip()]
         passed += len(lines)
         for start in range(0, len(numbered), BATCH):
-            yield _judged(numbered[start : start + BATCH], columns)
+            yield _judged(numbered[start : start + BATCH], project.config.data)
 
 
-def _judged(numbered: Sequence[tuple[int, bytes]], columns: Columns) -> Batch:
+def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
     """Numbered lines as events, each checked as a posted row is."""
     batch, now = Batch([], []), standing.now()
     for start in range(0, len(numbered), bodies.ROWS):
         part = numbered[start : start + bodies.ROWS]
         rows = bodies.rows_of(b"\n".join(line for _, line in part), bodies.NDJSON[0])
         for (number, line), row in zip(part, rows, strict=True):
-            event = bodies.check_event(_named(row, columns), now)
+            event = bodies.check_event(_named(row, data.columns), now, data)
             if isinstance(event, Rejected):
                 batch.wrong.append(Wrong(f"stdin:{number}", event.reason, line.decode("utf-8", "replace").strip()))
             else:

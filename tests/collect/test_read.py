@@ -35,7 +35,7 @@ def test_rows_that_cannot_be_read_are_rejected_with_line_and_reason(shop: Shop) 
         "u1,  ,2025-01-01,1\n"
         "u1,i1,soon,1\n"
         '"u\n1",i1,2025-01-01,many\n'
-        "u1,i1,1969-12-31,1\n"
+        "u1,i1,0000-12-31,1\n"
         "u1,i1\n"
         "u1,i1,,\n"
         "u1,i2,2025-01-02,\n"
@@ -46,7 +46,7 @@ def test_rows_that_cannot_be_read_are_rejected_with_line_and_reason(shop: Shop) 
         {"file": "log.csv", "line": 4, "reason": "no item_id", "raw": "u1,  ,2025-01-01,1"},
         {"file": "log.csv", "line": 5, "reason": "timestamp: not a stamp", "raw": "u1,i1,soon,1"},
         {"file": "log.csv", "line": 6, "reason": "quantity: not a number", "raw": '"u\n1",i1,2025-01-01,many'},
-        {"file": "log.csv", "line": 8, "reason": "timestamp outside 1970..2100", "raw": "u1,i1,1969-12-31,1"},
+        {"file": "log.csv", "line": 8, "reason": "timestamp outside the years 1 to 9999", "raw": "u1,i1,0000-12-31,1"},
         {"file": "log.csv", "line": 9, "reason": "expected 4 fields, found 2", "raw": "u1,i1"},
         {"file": "log.csv", "line": 10, "reason": "no timestamp", "raw": "u1,i1,,"},
     ]

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from recloop.collect.numbers import read_numbers
-from recloop.collect.stamps import COMPACT, NUMBER, YEAR_FIRST, YEAR_LAST
+from recloop.features.stamp_text import COMPACT, NUMBER, YEAR_FIRST, YEAR_LAST
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {

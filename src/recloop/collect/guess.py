@@ -24,6 +24,7 @@ from recloop.collect.fields import Side, choose_fields, choose_title, title_colu
 from recloop.collect.read import Raw, parse_events, read_rows
 from recloop.collect.sources import Source, find
 from recloop.collect.split import split
+from recloop.collect.stamps import looks_compact
 from recloop.collect.tables import Table, read_table
 from recloop.config import FILE, Clean, Columns, Config, Data, Events
 from recloop.errors import UserError
@@ -125,7 +126,13 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
     title = choose_title(catalogue, names[ITEM_ID])
     say("data.columns.name", title.name, title.why)
     names["name"] = title.name
-    data = Data(events=paths[0], items=paths[1], users=paths[2], columns=Columns(**names))
+    stamps = [table.frame[names[TIMESTAMP]] for table in tables if len(table.frame)]
+    dates = bool(stamps) and all(
+        looks_compact(column) for column in stamps
+    )  # 20250131: a log with such numbers has dates
+    data = Data(
+        events=paths[0], items=paths[1], users=paths[2], columns=Columns(**names), time_unit="iso" if dates else "auto"
+    )
     raw = parse_events(tables, data)
     unit = _unit(raw)
     say("data.time_unit", unit, raw.info.partition("stamps: ")[2])

@@ -1,12 +1,12 @@
 """Stamps as logs write them, to int64 microseconds UTC: numbers since 1970 in any unit, ISO 8601, day or month first.
 
 The unit is recognised from the size of the numbers, day and month from a day above 12; what cannot be told apart, or is
-written in two ways in one file, is refused with the row, never guessed.
+written in two ways in one file, is refused with the row, never guessed. One value alone is read by the same rules in
+`recloop.features.stamp_text`; a test holds the two equal.
 """
 
 from __future__ import annotations
 
-import zoneinfo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,22 +16,25 @@ import polars as pl
 from recloop.collect.tables import Table
 from recloop.config import Data
 from recloop.errors import UserError
+from recloop.features.stamp_text import (
+    COMPACT,
+    DAY_NUMBER,
+    DAY_NUMBERS,
+    END,
+    EXPECTED,
+    FACTORS,
+    FIRST,
+    LAST,
+    NOT_A_STAMP,
+    NUMBER,
+    OLDEST_CLEAR,
+    OUTSIDE,
+    YEAR_FIRST,
+    YEAR_LAST,
+)
 from recloop.records import DAY, SECOND
 
-END: Final = 4_133_980_800  # 2101-01-01 in seconds
-OLDEST_CLEAR: Final = 100_000_000  # seconds, 1973: below, a number of milliseconds might be meant
-FACTORS: Final = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 SPOKEN: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "iso": "ISO 8601"}
-NUMBER: Final = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
-COMPACT: Final = r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
-CLOCK: Final = (
-    r"(?:[T ]\s*(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?\s*(?P<pm>[AaPp]\.?[Mm]\.?)?"
-    r"\s*(?P<z>Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?"
-)
-YEAR_FIRST: Final = r"^(?P<a>\d{4})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{1,2})" + CLOCK + "$"
-YEAR_LAST: Final = r"^(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{4})" + CLOCK + "$"
-EXPECTED: Final = "ISO 8601 (2025-02-01T13:45:00Z), 31/12/2025 13:45, or seconds, ms or us since 1970"
-OUTSIDE: Final = "timestamp outside 1970..2100"
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,6 @@ def read_stamps(tables: Sequence[Table], name: str, data: Data) -> list[Stamps]:
     Raises:
         UserError: two units or two ways of writing in one file, day and month that cannot be told apart, no stamp at all.
     """
-    try:
-        zoneinfo.ZoneInfo(data.timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        raise UserError("data.timezone", data.timezone, "a zone such as UTC or Europe/Berlin", "set it") from None
     written = [_sort(table, name) if table.frame.schema[name] == pl.String else None for table in tables]
     day_first = _day_first([part for part in written if part is not None and part.day_last.any()], name)
     read = []
@@ -95,18 +94,18 @@ def _typed(table: Table, name: str, data: Data) -> Stamps:
         return _judged(micros, column.is_not_null(), how)
     if column.dtype.is_integer() or column.dtype.is_float():
         whole = column.cast(pl.Int64).cast(pl.String) if column.dtype.is_integer() else None
-        if whole is not None and _is_compact(whole, data.time_unit):
+        if whole is not None and _is_compact(table, name, whole, data.time_unit):
             part = _sort(Table(table.source, table.kind, "", "", table.columns, whole.to_frame(name), {}), name)
             return _texts(part, name, data, None)
         unit = _unit(table, column.cast(pl.Float64), data.time_unit, name)
-        return _numbers(column, unit)
+        return _numbers(column, unit, data.time_unit)
     raise UserError(f"data.columns.timestamp ({name})", column.dtype, EXPECTED, "set data.columns.timestamp")
 
 
-def _numbers(column: pl.Series, unit: str) -> Stamps:
-    """Numbers since 1970; whole ones exactly, fractions to the nearest microsecond."""
+def _numbers(column: pl.Series, unit: str, configured: str) -> Stamps:
+    """Numbers since 1970; whole ones exactly, fractions to the nearest microsecond; day numbers are none."""
     value = column.cast(pl.Float64, strict=False)
-    fits = (value >= 0) & (value * FACTORS[unit] < END * SECOND)
+    fits = (value * FACTORS[unit]).is_between(FIRST, LAST)
     inside = pl.select(pl.when(fits).then(column)).to_series()
     exact = inside.cast(pl.Int64, strict=False) if column.dtype == pl.String or column.dtype.is_integer() else None
     near = (inside.cast(pl.Float64, strict=False) * FACTORS[unit]).round().cast(pl.Int64, strict=False)
@@ -114,14 +113,25 @@ def _numbers(column: pl.Series, unit: str) -> Stamps:
         scaled = exact // 1000 if unit == "ns" else exact * int(FACTORS[unit])
         near = pl.select(pl.coalesce(scaled, near)).to_series()
     present = column.is_not_null()
-    return _judged(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_not_null()))
+    stamps = _judged(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_finite().fill_null(False)))
+    if configured in FACTORS or not _are_day_numbers(value):
+        return stamps
+    reasons = pl.select(pl.when(value.is_not_null()).then(pl.lit(DAY_NUMBER)).otherwise(stamps.reasons)).to_series()
+    return Stamps(stamps.values.clear(len(stamps.values)), reasons, stamps.how)
+
+
+def _are_day_numbers(value: pl.Series) -> bool:
+    """Whether numbers are days since 1899-12-30, as spreadsheets export a time: 46027.35."""
+    seen = value.drop_nulls()
+    inside = (seen >= DAY_NUMBERS[0]) & (seen < DAY_NUMBERS[1])
+    return bool(len(seen) and inside.all() and (seen != seen.floor()).any())
 
 
 def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
     """The unit of a file's numbers, from their size: the years 1973 to 2100 do not overlap between units."""
     seen = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
     for unit, factor in FACTORS.items():
-        fits = (value * factor >= OLDEST_CLEAR * SECOND) & (value * factor < END * SECOND)
+        fits = (value.abs() * factor >= OLDEST_CLEAR * SECOND) & (value.abs() * factor < END * SECOND)
         seen = pl.select(pl.when(fits).then(pl.lit(unit)).otherwise(seen)).to_series()
     units = seen.drop_nulls()
     if len(units):
@@ -196,15 +206,36 @@ def _day_first(written: Sequence[_Written], name: str) -> bool | None:
     )  # fmt: skip
 
 
-def _is_compact(text: pl.Series, unit: str) -> bool:
-    """Whether all numbers read as 20250131 or 20250131134500: days, not seconds."""
-    seen = text.drop_nulls()
-    return unit in ("auto", "iso") and len(seen) > 0 and bool(seen.str.contains(COMPACT).all())
+def _is_compact(table: Table, name: str, text: pl.Series, unit: str) -> bool:
+    """Whether all digits are dates, 20250131 or 20250131134500, because ``data.time_unit = "iso"`` says so.
+
+    Raises:
+        UserError: they might be, and no unit is configured.
+    """
+    if unit not in ("auto", "iso") or not looks_compact(text):
+        return False
+    if unit == "auto":
+        sample = text.drop_nulls()[0]
+        raise UserError(
+            f"data.columns.timestamp ({name})", sample,
+            f"data.time_unit for {table.source.name}: digits that are a date ({sample[:4]}-{sample[4:6]}-{sample[6:8]}) or a number",
+            'time_unit = "iso" (a date) or "s", "ms", "us" (a number) under [data]',
+        )  # fmt: skip
+    return True
+
+
+def looks_compact(column: pl.Series) -> bool:
+    """Whether all of a column reads as 20250131 or 20250131134500."""
+    if not (column.dtype == pl.String or column.dtype.is_integer()):
+        return False
+    seen = column.cast(pl.String).str.strip_chars().drop_nulls()
+    seen = seen.filter(seen != "")
+    return len(seen) > 0 and bool(seen.str.contains(COMPACT).all())
 
 
 def _texts(part: _Written, name: str, data: Data, day_first: bool | None) -> Stamps:
     table, text = part.table, part.text
-    if part.numeric.any() and _is_compact(text, data.time_unit):
+    if part.numeric.any() and _is_compact(table, name, text, data.time_unit):
         digits = text.str.replace(
             r"^(\d{4})(\d{2})(\d{2})(\d{2})?(\d{2})?(\d{2})?$", "${1}-${2}-${3}T${4}:${5}:${6}"
         ).str.strip_chars_end(":T")
@@ -215,8 +246,9 @@ def _texts(part: _Written, name: str, data: Data, day_first: bool | None) -> Sta
         if data.time_unit == "iso":
             return _judged(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), "ISO 8601")
         unit = _unit(table, numbers.cast(pl.Float64), data.time_unit, name)
-        stamps = _numbers(numbers, unit)
-        return _judged(stamps.values, text.is_not_null(), stamps.how, part.numeric)
+        stamps = _numbers(numbers, unit, data.time_unit)
+        reasons = pl.select(pl.when(part.numeric).then(stamps.reasons).otherwise(_none_of(text))).to_series()
+        return Stamps(stamps.values, reasons, stamps.how)
     if part.numeric.any():
         row = int(part.numeric.arg_true()[0])
         other = int(dated.arg_true()[0])
@@ -288,15 +320,21 @@ def _local(micros: pl.Series, timezone: str) -> pl.Series:
     return there.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").to_physical()
 
 
+def _none_of(text: pl.Series) -> pl.Series:
+    """Why a text among numbers is no stamp."""
+    missing = text.is_null()
+    return pl.select(pl.when(missing).then(pl.lit("no timestamp")).otherwise(pl.lit(NOT_A_STAMP))).to_series()
+
+
 def _judged(values: pl.Series, present: pl.Series, how: str, readable: pl.Series | None = None) -> Stamps:
-    """Values inside 1970..2100, and the reason of every row that has none."""
+    """Values of the years 1 to 9999, and the reason of every row that has none."""
     values = values.cast(pl.Int64)
-    inside = values.is_between(0, END * SECOND, closed="left")
+    inside = values.is_between(FIRST, LAST)
     known = values.is_not_null() if readable is None else readable
     reasons = pl.select(
         pl.when(~present).then(pl.lit("no timestamp"))
         .when(inside.fill_null(False)).then(None)
         .when(known.fill_null(False)).then(pl.lit(OUTSIDE))
-        .otherwise(pl.lit("timestamp: not a stamp"))
+        .otherwise(pl.lit(NOT_A_STAMP))
     ).to_series()  # fmt: skip
     return Stamps(pl.select(pl.when(inside).then(values)).to_series(), reasons, how)

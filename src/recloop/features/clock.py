@@ -8,6 +8,7 @@ import polars as pl
 
 from recloop.config import Clean
 from recloop.features.log_end import end_of
+from recloop.features.stamp_text import END
 from recloop.records import RECEIVED_AT, SECOND, TIMESTAMP
 
 CLOCK: Final = "clock"
@@ -34,5 +35,6 @@ def received_by(frame: pl.DataFrame, last: int) -> pl.DataFrame:
 
 
 def received_by_end(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows of an import, received at the latest at the end of the log."""
-    return received_by(frame, end_of(frame))
+    """The rows of an import, received at the latest at the end of the log, which lies in the years 1970 to 2100."""
+    possible = pl.col(TIMESTAMP).is_between(0, END * SECOND, closed="left")
+    return received_by(frame, end_of(frame.filter(possible)))

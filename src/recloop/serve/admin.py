@@ -55,7 +55,8 @@ class Admin:
     def _at(self, request: Request) -> int:
         """When the move is made: the time that a replayed request carries, so that decisions and moves share a clock."""
         told = request.headers.get("x-recloop-now", "")
-        replayed = bodies.stamp_of(told) if told and self._service.project.config.serve.replay else None
+        config = self._service.project.config
+        replayed = bodies.stamp_of(told, config.data) if told and config.serve.replay else None
         return self._service.clock() if replayed is None else replayed
 
 

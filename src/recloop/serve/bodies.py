@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from recloop.backends.log import object_text
-from recloop.config import Project
-from recloop.records import SECOND, Event, Item, User
+from recloop.config import Data, Project
+from recloop.features.stamp_text import EXPECTED, read_stamp
+from recloop.records import Event, Item, User
 from recloop.serve.shapes import EventRow, HttpError, ItemRow, UserRow, unprocessable
 
 LIMIT = 5 * 1024 * 1024  # bytes of a body
 ROWS = 1_000
 DEPTH = 32  # levels of attributes and context
-LAST_SECOND = 253_402_300_800  # of the year 9999
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 NAMES = "user_id", "item_id", "event_id"
 
@@ -78,15 +77,16 @@ def rows_of(body: bytes, content_type: str) -> list[Any]:
     return rows
 
 
-def check_event(raw: Any, received_at: int) -> Event | Rejected:
+def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
     """The event of a row, or why it is none."""
     row = _shaped(raw, EventRow)
     if isinstance(row, Rejected):
         return row
-    stamp = received_at if row.timestamp is None else stamp_of(row.timestamp)
-    if stamp is None:
+    try:
+        stamp = received_at if row.timestamp is None else read_stamp(row.timestamp, data)
+    except ValueError as error:
         told = str(row.timestamp)[:60]
-        return Rejected(_ids(raw), f"timestamp={told}: expected ISO 8601 or Unix seconds of a year up to 9999")
+        return Rejected(_ids(raw), f"timestamp={told}: expected {EXPECTED}; {error}")
     return Event(
         user_id=row.user_id,
         item_id=row.item_id,
@@ -130,28 +130,18 @@ def now_of(request: Request, project: Project, clock: Callable[[], int]) -> int:
     told = request.headers.get("x-recloop-now")
     if told is None or not project.config.serve.replay:
         return clock()
-    stamp = stamp_of(told)
+    stamp = stamp_of(told, project.config.data)
     if stamp is None:
         raise unprocessable("X-Recloop-Now", told, "ISO 8601, such as 2025-01-31T12:00:00Z")
     return stamp
 
 
-def stamp_of(given: str | float) -> int | None:
-    """Microseconds of ISO 8601 (no zone: UTC) or Unix seconds; None where it is neither."""
-    if isinstance(given, str):
-        try:
-            moment = datetime.fromisoformat(given)
-        except ValueError:
-            return None
-        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        try:
-            since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-        except OverflowError:
-            return None
-        return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
-    if not -LAST_SECOND < given < LAST_SECOND:  # NaN is not either
+def stamp_of(given: str, data: Data) -> int | None:
+    """Microseconds of a stamp as `read_stamp` reads it; None where it is none."""
+    try:
+        return read_stamp(given, data)
+    except ValueError:
         return None
-    return given * SECOND if isinstance(given, int) else round(given * SECOND)
 
 
 def _shaped(raw: Any, shape: type[Row]) -> Row | Rejected:

@@ -36,7 +36,7 @@ class Posted:
 
     async def post_events(self, request: Request) -> Response:
         now, rows = await self._rows(request)
-        checked = [bodies.check_event(row, now) for row in rows]
+        checked = [bodies.check_event(row, now, self._service.project.config.data) for row in rows]
         events = [event for event in checked if not isinstance(event, Rejected)]
         receipts = iter((await self._service.writer.write(events=events)).receipts if events else ())
         results = []

@@ -15,7 +15,7 @@ Temperature = Literal["hot", "warm", "cold"]
 
 
 class EventRow(msgspec.Struct, forbid_unknown_fields=True):
-    """One event of ``POST /v1/events``; ``timestamp``: ISO 8601 (no zone: UTC) or Unix seconds, else the arrival."""
+    """One event of ``POST /v1/events``; ``timestamp``: see `recloop.features.stamp_text`; without one, the arrival."""
 
     user_id: Text
     item_id: Text

@@ -1,0 +1,183 @@
+"""One stamp, every way in: a file, stdin, POST and Python give the same moment, or all refuse it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recloop import ingest
+from recloop.collect.frames import settings_of, table_of
+from recloop.collect.read import parse_events
+from recloop.collect.sources import Source
+from recloop.collect.tables import Table, read_table
+from recloop.config import Config, Data
+from recloop.errors import UserError
+from recloop.features.clock import received_by_end, wrong_clock
+from recloop.features.stamp_text import read_stamp
+from recloop.records import SECOND, Event
+from recloop.serve import bodies
+
+NOW = 1_795_010_112 * SECOND + 345_000  # 2026-11-18T13:15:12.345Z
+ARRIVAL = NOW + 60 * SECOND
+BERLIN = Data(timezone="Europe/Berlin")
+Value = Any
+
+
+def file_of(value: Value, data: Data, folder: Path, kind: str) -> int | None:
+    """A file with the one value."""
+    path = folder / f"log.{kind}"
+    row = {"user_id": "u", "item_id": "i", "timestamp": value}
+    if kind == "csv":
+        text = io.StringIO()
+        csv.writer(text).writerows([row.keys(), row.values()])
+        path.write_text(text.getvalue(), "utf-8")
+    elif kind == "jsonl":
+        path.write_text(json.dumps(row) + "\n", "utf-8")
+    else:
+        pl.DataFrame([row]).write_parquet(path)
+    try:
+        return int(parse_events([read_table(Source("data.events", path, path.name))], data).frame["timestamp"][0])
+    except UserError:
+        return None
+
+
+def python(value: Value, data: Data, _: Path) -> int | None:
+    """As `fit` and `observe` read a frame."""
+    frame = pl.DataFrame([{"user_id": "u", "item_id": "i", "timestamp": value}])
+    own = settings_of(frame, {"data": {"timezone": data.timezone, "time_unit": data.time_unit}}).data
+    try:
+        return int(parse_events([table_of(frame, "events")], own).frame["timestamp"][0])
+    except UserError:
+        return None
+
+
+def posted(value: Value, data: Data, _: Path) -> int | None:
+    """As ``POST /v1/events`` reads a body."""
+    body = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
+    (row,) = bodies.rows_of(body, "application/json")
+    event = bodies.check_event(row, ARRIVAL, data)
+    return event.timestamp if isinstance(event, Event) else None
+
+
+def stdin(value: Value, data: Data, _: Path) -> int | None:
+    """As ``recloop ingest -`` reads a line."""
+    line = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
+    batch = ingest._judged([(1, line)], data)
+    return batch.events[0].timestamp if batch.events else None
+
+
+DOORS: dict[str, Callable[[Value, Data, Path], int | None]] = {
+    "csv": lambda value, data, folder: file_of(value, data, folder, "csv"),
+    "jsonl": lambda value, data, folder: file_of(value, data, folder, "jsonl"),
+    "parquet": lambda value, data, folder: file_of(value, data, folder, "parquet"),
+    "stdin": stdin,
+    "post": posted,
+    "python": python,
+}
+TABLE: list[tuple[Value, int | None]] = [
+    ("2026-11-18T13:55:12.345Z", NOW),
+    ("2026-11-18T13:55:12.345", NOW - 3_600 * SECOND),  # without a zone: of data.timezone
+    ("2026-11-18T14:55:12.345+01:00", NOW),
+    ("2026-11-18 13:55:12.345", NOW - 3_600 * SECOND),
+    ("2026-11-18", 1_794_956_400 * SECOND),
+    ("18.11.2026 13:55", NOW - 3_600 * SECOND - 12_345_000),
+    (1_795_010_112, NOW - 345_000),
+    (1_795_010_112_345, NOW),
+    (1_795_010_112_345_000, NOW),
+    (1_795_010_112.345, NOW),
+    ("1795010112", NOW - 345_000),
+    ("1795010112345", NOW),
+    ("1795010112345000", NOW),
+    (" 1795010112.345 ", NOW),
+    (0, 0),
+    (-1, -SECOND),
+    ("-1", -SECOND),
+    (-1.5, -1_500_000),
+    (1e18, 1_000_000_000 * SECOND),  # nanoseconds
+    ("1e18", 1_000_000_000 * SECOND),
+    ("0005-01-01T00:00:00Z", -62_009_366_400 * SECOND),
+    ("9999-12-31T00:00:00Z", 253_402_214_400 * SECOND),
+    ("2026-11-19T13:55:12.345Z", NOW + 86_400 * SECOND),  # tomorrow: read, then quarantined
+    ("2026-10-25 02:30", 1_792_888_200 * SECOND),  # of an hour that comes twice the first
+    ("2026-03-29 02:30", None),  # of an hour that never came
+    ("20261118", None),
+    (20261118, None),
+    ("20261118135512", None),
+    (46027.35, None),
+    ("46027.35", None),
+    (46027, 46_027 * SECOND),
+    ("01/02/2026", None),  # day and month cannot be told apart
+    ("2026-02-29", None),
+    ("0000-01-01", None),
+    (10**22, None),
+    ("10000000000000000000000", None),
+    ("yesterday", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("value", "stamp"), TABLE)
+def test_stamp_at_every_door_is_the_same_moment_or_refused(value: Value, stamp: int | None, tmp_path: Path) -> None:
+    assert datetime(2026, 11, 18, 13, 55, 12, 345_000, tzinfo=UTC).timestamp() * SECOND == NOW
+    doors = DOORS if value != 10**22 else {name: DOORS[name] for name in ("csv", "stdin", "post")}  # no column holds it
+    assert {name: door(value, BERLIN, tmp_path) for name, door in doors.items()} == dict.fromkeys(doors, stamp)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "wrong"), [(-SECOND, True), (NOW, False), (NOW + 86_400 * SECOND, True), (253_402_214_400 * SECOND, True)]
+)
+def test_wrong_clock_at_every_door_is_quarantined(stamp: int, wrong: bool) -> None:
+    """In a file the end of the log stands for the arrival that nobody recorded."""
+    rows = [{"user_id": f"u{n % 9}", "timestamp": NOW - n * 3_600 * SECOND} for n in range(90)]
+    frame = pl.DataFrame([*rows, {"user_id": "u", "timestamp": stamp}])
+    for judged in (received_by_end(frame), frame.with_columns(pl.lit(ARRIVAL).alias("received_at"))):
+        assert wrong_clock(judged, Config().clean).to_list() == [*[False] * 90, wrong]
+
+
+@given(
+    st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)),  # noqa: DTZ001 - its zone is what is drawn
+    st.sampled_from(
+        ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M", "%Y/%m/%d %H:%M:%S.%f", "%d.%m.%Y %H:%M", "%m/%d/%Y %I:%M %p"]
+    ),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York"]),
+)
+def test_read_stamp_one_value_is_a_file_of_one_value(moment: datetime, form: str, timezone: str) -> None:
+    assert one_and_column(moment.strftime(form), Data(timezone=timezone))
+
+
+@given(st.integers(-(10**19), 10**19) | st.floats(-1e12, 1e12).map(repr), st.sampled_from(["auto", "s", "ms", "us"]))
+def test_read_stamp_one_number_is_a_file_of_one_number(value: int | str, unit: str) -> None:
+    if unit != "auto" and unit_is_clear(value):
+        return  # in a file the configured unit decides, in a row the size of a number that is clear
+    assert one_and_column(str(value), Data(time_unit=unit))  # type: ignore[arg-type]
+
+
+def unit_is_clear(value: int | str) -> bool:
+    return 1e8 <= abs(float(value)) < 5e18
+
+
+def one_and_column(text: str, data: Data) -> bool:
+    try:
+        one: int | None = read_stamp(text, data)
+    except ValueError:
+        one = None
+    source = Source("data.events", Path("log.csv"), "log.csv")
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [text]})
+    table = Table(source, "csv", "utf-8", ",", tuple(frame.columns), frame, {})
+    try:
+        column: int | None = int(parse_events([table], data).frame["timestamp"][0])
+    except UserError:
+        column = None
+    near = one is not None and column is not None and abs(one - column) <= 1  # halves of a microsecond
+    assert one == column or near, (text, one, column)
+    return True
