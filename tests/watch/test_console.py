@@ -180,14 +180,14 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
                 assert f"{one['value']:.3f} {one['low']:.3f} to {one['high']:.3f}" in agreed, (measure, side)
         measured, said = experiment.compare(shop.project), text(page, "tried-experiment")
         assert f"In the experiment: {shop.tried}" in said
-        assert f"{measured['verdict']}: {measured['why']}" in said
-        rate = measured["metrics"]["hit_rate"]
-        assert rate["delta"] > 0
-        assert (
-            f"hit rate primary {rate['live']:.3f} {rate['candidate']:.3f} {rate['delta']:+.3f} "
-            f"{rate['low']:+.3f} to {rate['high']:+.3f}"
-        ) in said
-        counts = measured["sample_ratio"]["counts"]
+        assert f"{measured.verdict}: {measured.why}" in said
+        assert "Plan, fixed at the start: hit_rate over 4,000 users, 4 looks, 50% of the users, margin 0.01." in said
+        assert "No harm above the margin: not shown." in said
+        rate = measured.metrics["hit_rate"]
+        assert rate.delta > 0
+        # fewer than 200 users an arm: no confidence sequence yet
+        assert f"hit rate primary {rate.live:.3f} {rate.candidate:.3f} {rate.delta:+.3f} -" in said
+        counts = measured.sample_ratio.counts
         assert counts["live"] + counts["candidate"] == 60 + STRANGERS + 1
         assert f"Sample ratio: {counts['live']} to {counts['candidate']} where 50% to 50% was asked for" in said
         assert "alarm above 1,000: none" in said

@@ -105,16 +105,17 @@ def experiment(found: Verdict) -> None:
     ).props("data-testid=ratio")
     rows = [
         [METRICS.get(name, name), one.kind, _number(one.live), _number(one.candidate), _signed(one.delta),
-         f"{_signed(one.sequence_low)} to {_signed(one.sequence_high)}"]
+         _range(one.sequence_low, one.sequence_high)]
         for name, one in found.metrics.items()
     ]  # fmt: skip
     _table("", ["metric", "kind"], ["live", "candidate", "difference", "confidence sequence"], rows)
     looks = [
-        [f"{look.users:,}", _signed(look.delta), f"{_signed(look.low)} to {_signed(look.high)}", _signed(look.z),
+        [f"{look.users:,}", _signed(look.delta), _range(look.low, look.high), _signed(look.z),
          _number(look.bound)]
         for look in found.looks
     ]  # fmt: skip
-    _table("", ["planned look, users"], ["difference", "repeated interval", "z", "bound"], looks)
+    if looks:
+        _table("", ["planned look, users"], ["difference", "repeated interval", "z", "bound"], looks)
 
 
 def refused(error: Refused) -> None:
@@ -174,6 +175,10 @@ def _number(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{'+' if value >= 0 else ''}{_number(value)}"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
 
 
 def _share(value: float | None) -> str:
