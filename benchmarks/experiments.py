@@ -293,6 +293,7 @@ ROWS: Final = {
     "+10 %, to the end of 4,000": Row(two_arms(0.1), _plan(4_000, 4), 4_000),
     "fails for the less active: 20 % of later requests": Row(failing(0.2), _plan(4_000, 14), 4_000),
     "fails for the less active: 5 % of later requests": Row(failing(0.05), _plan(4_000, 14), 4_000),
+    "-1 % (the margin), to the end of 4,000": Row(two_arms(-0.01), _plan(4_000, 4), 4_000),
 }
 
 
@@ -330,12 +331,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=RESULT)
     words = parser.parse_args()
+    asked = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=RESULT.parent).stdout.strip()
     begin, rows = time.monotonic(), {}
     for number, (name, row) in enumerate(ROWS.items()):
         rows[name] = simulate(row, words.runs, words.seed + number)
         sys.stderr.write(f"{name}: {rows[name]}\n")
-    asked = ["git", "rev-parse", "HEAD"]
-    head = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=RESULT.parent).stdout.strip()
     tree = {
         "command": f".venv/bin/python benchmarks/experiments.py --runs {words.runs} --seed {words.seed}", "commit": head,
         "runs": words.runs, "seed": words.seed, "seconds": round(time.monotonic() - begin, 1), "rows": rows,

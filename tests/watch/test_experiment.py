@@ -241,6 +241,17 @@ def test_the_period_ends_when_live_moves() -> None:
             experiment.period(rows[:1], bundle)
 
 
+def test_period_a_refresh_of_live_or_candidate_goes_on() -> None:
+    refreshed = row(4, "a2", "live")._replace(evidence={"refresh": "a"})
+    again = row(5, "b2", "experiment")._replace(evidence={"refresh": "b", "experiment": PLAN.to_evidence()})
+    rows = [row(1, "a", "live"), row(2, "b", "experiment"), refreshed, again]
+    assert experiment.period(rows[:3], "") == ("b", rows[1], PLAN, None)
+    for bundle in ("", "b", "b2"):
+        assert experiment.period(rows, bundle) == ("b2", again, PLAN, None)
+    assert experiment.period([*rows, row(6, "b2", "live")], "").until == 60
+    assert experiment.period([*rows, row(6, "c", "live")], "").until == 60
+
+
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = World(seed=0, users=40, items=40).write(tmp_path_factory.mktemp("experiment") / "shop")

@@ -36,7 +36,7 @@ from recloop.records import (
 )
 from recloop.watch.effects import ALARM, Effect, Floats, bounds, effect, sample_ratio
 from recloop.watch.outcomes import ARMS, BEFORE, outcomes
-from recloop.watch.plan import Plan
+from recloop.watch.plan import EVIDENCE, REFRESH, Plan
 from recloop.watch.verdict import Arms, Finding, Kind, Look, Measured, SampleRatio, Verdict, decide
 
 
@@ -135,14 +135,22 @@ def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
     if not began:
         try_ = "recloop promote BUNDLE --to experiment"
         raise UserError("bundle", bundle or "none", "a bundle that is or was in an experiment", try_)
-    row = began[-1]
-    # A move of live or of this bundle ends it: from then on the arms are not what they were.
-    ended = [later.at for later in rows if later.generation > row.generation and _ends(later, row.bundle)]
-    return Period(row.bundle, row, Plan.from_row(row), min(ended, default=None))
+    plan = Plan.from_row(began[-1])
+    # A refresh of the candidate carries the plan on, so the experiment has one row for each of its bundles.
+    own = [row for row in rows if row.to == "experiment" and row.evidence.get(EVIDENCE) == plan.to_evidence()]
+    names, newest = {row.bundle for row in own}, own[-1]
+    ended = [
+        row.at
+        for row in rows
+        if row.generation > own[0].generation
+        and (_moves_live(row) or (row.bundle in names and row.generation > newest.generation))
+    ]
+    return Period(newest.bundle, newest, plan, min(ended, default=None))
 
 
-def _ends(row: ReleaseRow, bundle: str) -> bool:
-    return row.bundle == bundle or row.to == "live"
+def _moves_live(row: ReleaseRow) -> bool:
+    """Whether another recipe became live, so that the arms are not what they were; a refresh of live does not end anything."""
+    return row.to == "live" and not row.evidence.get(REFRESH)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from recloop.errors import UserError
 
 EVIDENCE: Final = "experiment"
 """Key of the plan in the evidence of a release row."""
+REFRESH: Final = "refresh"
+"""Key in the evidence of a row that replaces a bundle by a child of the same recipe: the id of the parent. Such a move of live
+ends no experiment; such a move of the candidate carries the plan of its parent's row, so that no user moves."""
 MIN_LOOK_USERS: Final = 100
 """Expected users of the smaller arm at the first look: a look rests on a normal limit."""
 
