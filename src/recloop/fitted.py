@@ -26,7 +26,7 @@ from recloop.bundle import Bundle
 from recloop.collect.clean import clean
 from recloop.collect.frames import as_polars, named, objects, settings_of, table_of
 from recloop.collect.read import parse_events
-from recloop.collect.split import Parts, split
+from recloop.collect.split import LEAVE_ONE_OUT, Parts, split
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.clock import received_by
@@ -36,7 +36,7 @@ from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import States, Timeline, UserState, moment_stamps, number_moments
 from recloop.learn import counts
-from recloop.learn.arrays import make_tables, train_data
+from recloop.learn.arrays import make_tables, train_data, validation_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import fit_network
 from recloop.learn.table import Table
@@ -47,7 +47,7 @@ from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SECOND, SEQ, TIMESTAMP, USER_ID, Query
 from recloop.settings import build
-from recloop.turn import COUNTS, THREADS, with_network
+from recloop.turn import COUNTS, THREADS, learn_window, with_network
 
 
 @dataclass(frozen=True)
@@ -276,9 +276,10 @@ def _check_k(k: int) -> None:
 def _learned(config: Config, rows: Rows, model: str) -> Bundle:
     parts = rows.parts
     assert parts is not None
-    before = pl.concat([parts.train, parts.valid])
+    before = pl.concat([parts.train, parts.valid]).sort(SEQ)
     tables = make_tables(Spec.of(config, rows.dwell), before, parts.cut, rows.items, rows.users)
-    arrays = train_data(tables, parts.train, parts.valid)
+    temporal = config.split.protocol != LEAVE_ONE_OUT
+    arrays = validation_data(tables, parts.train, parts.valid, None, temporal)
     network_wanted = model != "auto" and not is_counting(model)
     options = config.model.options if model == config.model.name else {}
     made, scorers = counts.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
@@ -293,7 +294,13 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
         with tempfile.TemporaryDirectory() as run:
             network = fit_network(model, options, arrays, config, Path(run), config.train.budget_seconds)
         bundle = with_network(bundle, network)
-    bundle, _ = counts.tune(bundle, config, arrays, Timeline(before, rows.users), THREADS)
+    bundle, _ = counts.tune(bundle, config, arrays, tables, Timeline(before, rows.users), THREADS)
+    if arrays.history is not None:
+        whole, start = train_data(tables, before, None), arrays.cut
+        bundle = counts.refitted(bundle, whole, tables, options)
+        if network_wanted:
+            with tempfile.TemporaryDirectory() as run:
+                bundle = with_network(bundle, learn_window(config, network, whole, start, bundle, Path(run)))
     if model == "auto":
         return bundle
     source = next(source for source, settings in bundle.scorers.items() if settings["model"] == model)

@@ -23,7 +23,6 @@ from recloop.later import place, steps
 from recloop.later import restart as restarts
 from recloop.later import run as runs
 from recloop.later.run import Updated
-from recloop.learn.arrays import train_data
 from recloop.learn.table import Table
 from recloop.models.base import check_model
 from recloop.standing import live_bundle, logged, new_rows
@@ -147,10 +146,10 @@ def train(project: Project, voice: Voice | None = None, model: str | None = None
     run = parts.open_run(project, started)
 
     tables = parts.see(project, data)  # 2. features
-    arrays = train_data(tables, data.train, data.valid, parts.shown(project, data.train))
+    arrays = parts.validation_arrays(project, tables, data)
     tell_features(voice, tables, arrays)
 
-    learned = parts.learn(project.config, tables, arrays, data, run, voice, model)  # 3. learn
+    learned = parts.learn(project, tables, arrays, data, run, voice, model)  # 3. learn
     table = parts.judge(project, [learned.bundle], data, voice)  # 4. evaluate
     if project.config.train.refit:
         learned = parts.refit(project.config, learned, data, run, voice)

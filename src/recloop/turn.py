@@ -19,6 +19,7 @@ from recloop import bundle as bundles
 from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, Prepared, load
+from recloop.collect.split import LEAVE_ONE_OUT
 from recloop.config import Config, Project
 from recloop.errors import UserError
 from recloop.features.learned import nothing_held
@@ -26,11 +27,12 @@ from recloop.features.log_end import end_of
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState
 from recloop.learn import counts
-from recloop.learn.arrays import Tables, make_tables, train_data
+from recloop.learn.arrays import Tables, make_tables, train_data, validation_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import Network, fit_network, has_sequences, repeated_epochs
 from recloop.learn.negatives import slots_of
 from recloop.learn.table import Table
+from recloop.learn.warm import RATE, Warm, with_replay
 from recloop.models.base import TrainData, is_counting
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
@@ -95,6 +97,12 @@ def open_run(project: Project, started: datetime) -> Path:
     return run
 
 
+def validation_arrays(project: Project, tables: Tables, data: Data) -> TrainData:
+    """The arrays on which half-lives, epochs and the mix are chosen."""
+    temporal = project.config.split.protocol != LEAVE_ONE_OUT
+    return validation_data(tables, data.train, data.valid, shown(project, data.train), temporal)
+
+
 def see(project: Project, data: Data) -> Tables:
     """The tables over what was there before the cut."""
     before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
@@ -102,10 +110,14 @@ def see(project: Project, data: Data) -> Tables:
 
 
 def learn(
-    config: Config, tables: Tables, arrays: TrainData, data: Data, run: Path, voice: Voice, model: str | None
+    project: Project, tables: Tables, arrays: TrainData, data: Data, run: Path, voice: Voice, model: str | None
 ) -> Learned:
-    """Counting models first, then the network within ``train.budget`` training seconds, then the mix on validation."""
-    begin = time.monotonic()
+    """Counting models first, then the network within ``train.budget`` training seconds, then the mix on validation.
+
+    Under a temporal protocol all of it is first fitted on what lies before the validation moments; with the half-lives
+    and the mix found, the counts are fitted on everything before the cut and the network learns the rest in one pass.
+    """
+    config, begin = project.config, time.monotonic()
     name = model or config.model.name
     missing = [package for package in EXTRA if not _installed(package)] if model is None else []
     wanted = not _counting(name, bool(missing))
@@ -114,7 +126,7 @@ def learn(
         "learn",
         f"counting models, then {f'{name} for {config.train.budget} of training at most' if wanted else 'nothing more'}",
     )
-    past = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
+    past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
     draft = counts.draft(
         config,
@@ -139,9 +151,38 @@ def learn(
             "learn",
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
-    bundle, chosen = counts.tune(draft, config, arrays, Timeline(past, data.users), THREADS)
+    bundle, chosen = counts.tune(draft, config, arrays, tables, Timeline(past, data.users), THREADS)
     voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
-    return Learned(bundle, arrays, network, chosen)
+    if arrays.history is None:
+        return Learned(bundle, arrays, network, chosen)
+    whole = train_data(tables, past, None, shown(project, past))
+    bundle = counts.refitted(bundle, whole, tables, options)
+    if network is not None:
+        network = learn_window(config, network, whole, arrays.cut, bundle, run)
+        bundle = replace(bundle, arrays={**bundle.arrays, **network.arrays})
+        bundle = with_network(bundle, network)
+    return Learned(bundle, whole, network, chosen)
+
+
+def learn_window(config: Config, network: Network, whole: TrainData, start: int, bundle: Bundle, run: Path) -> Network:
+    """The network after one pass over the moments from the validation start on, as an update learns a window.
+
+    Args:
+        network: Trained on what lies before ``start``; its facts and its measured NDCG are kept.
+        whole: All rows before the cut. bundle: With the counts over them.
+    """
+    fresh = whole.stamps >= start
+    chosen = with_replay(whole, fresh, config.update.replay, config.train.seed)
+    train = config.train.model_copy(update={"epochs": 1})
+    again = fit_network(
+        network.name, network.config, whole, config.model_copy(update={"train": train}), run / "window",
+        config.train.budget_seconds, not sys.stderr.isatty(), Warm(network.train_state, chosen, RATE, bundle.arrays),
+    )  # fmt: skip
+    facts = {"window_steps": again.steps, "window_seconds": round(again.seconds, 2)}
+    return replace(
+        again, epochs=network.epochs, steps=network.steps, steps_per_epoch=network.steps_per_epoch,
+        stopped=network.stopped, seconds=network.seconds + again.seconds, metrics={**network.metrics, **facts},
+    )  # fmt: skip
 
 
 def _counting(name: str, extra_missing: bool) -> bool:
@@ -217,7 +258,8 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     arrays = train_data(tables, data.events, None)
     scorers = learned.bundle.scorers.items()
     other = next((one["model"] for source, one in scorers if ":" in one["model"] or source == "model"), "")
-    made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options)
+    days = counts.half_lives_of(learned.bundle.scorers)
+    made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options, days)
     manifest = manifest_of(config, tables, data, data.events, nothing_held(data.events))
     manifest["train"]["refit"] = True
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)

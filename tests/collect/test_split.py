@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from recloop.collect.clean import LABELLED
-from recloop.collect.split import split
+from recloop.collect.split import split, validation_start
 from recloop.config import Split
 from recloop.errors import UserError
 from recloop.records import hash_share, is_old
@@ -76,6 +76,26 @@ def test_half_of_all_users_at_most_and_never_an_old_one() -> None:
     assert len(held) == 100
     assert any(is_old(user) for user in users)
     assert not any(is_old(user) for user in held)
+
+
+def test_validation_moments_lie_in_the_last_tenth_before_the_cut() -> None:
+    """200 users, a moment a day each for 100 days; every other user is gone after day 60: he is asked for nothing."""
+    users = [f"u{n}" for n in range(200)]
+    rows = [(u, f"i{day}", day, 1) for day in range(100) for n, u in enumerate(users) if n % 2 or day < 60]
+    parts = split(frame(rows), Split(quantile=0.99, validation_users=50))
+    moments = parts.train.select("user_id", "stamp").unique()
+    start = parts.valid["stamp"].min()
+    later = len(moments.filter(pl.col("stamp") >= start)) + len(parts.valid)
+    assert later <= 0.1 * (len(moments) + len(parts.valid)) + 100
+    assert parts.valid["user_id"].n_unique() == len(parts.valid) == 50
+    assert set(parts.valid["user_id"]) <= set(users[1::2])
+
+
+def test_validation_start_of_one_late_crowd_is_never_the_first_stamp() -> None:
+    assert validation_start(pl.Series([1, 1, 1, 1, 1, 1, 1, 1, 1, 2])) == 2
+    assert validation_start(pl.Series([1] * 99 + [5])) == 5
+    assert validation_start(pl.Series(range(100))) == 90
+    assert validation_start(pl.Series([7, 7])) == 8, "one stamp: no moment is left to validate on"
 
 
 def test_one_user_is_split_without_validation() -> None:

@@ -24,7 +24,7 @@ from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, moment_stamps, number_moments
 from recloop.learn import evaluate as module
-from recloop.learn.arrays import make_tables, train_data
+from recloop.learn.arrays import make_tables, train_data, validation_data
 from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
 from recloop.learn.moments import moments
@@ -486,3 +486,23 @@ def test_evaluate_row_of_an_untrained_network_carries_the_note(table: Table) -> 
     shown = Console(file=io.StringIO(), width=200)
     shown.print(replace(table, rows=[*table.rows[:-1], scored]).render())
     assert "not trained: 11 steps" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_validation_data_is_taught_by_earlier_rows_alone(data: Data) -> None:
+    """No row at or after the first validation moment teaches; looks still read the whole past of a user."""
+    tables = make_tables(Spec.of(CONFIG), pl.concat([data.train, data.valid]), data.cut, None, None)
+    found = validation_data(tables, data.train, data.valid, None, temporal=True)
+    whole = train_data(tables, data.train, data.valid)
+    assert found.held is not None
+    assert whole.held is not None
+    start = int(found.held.now.min())
+    assert len(found.stamps) < len(whole.stamps)
+    assert found.stamps.max() < start <= whole.stamps.max()
+    assert found.cut == start
+    assert found.counts.sum() == len(data.train.filter((pl.col(LABEL) > 0) & (pl.col(STAMP) < start)))
+    assert found.history is not None
+    np.testing.assert_array_equal(found.history.seqs, whole.seqs)
+    np.testing.assert_array_equal(found.held.items, whole.held.items)
+    alone = validation_data(tables, data.train, data.valid, None, temporal=False)
+    assert alone.history is None
+    np.testing.assert_array_equal(alone.seqs, whole.seqs)

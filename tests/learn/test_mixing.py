@@ -116,3 +116,39 @@ def test_1024_moments_and_four_sources_of_200_take_seconds() -> None:
     """Ten on an idle machine; the suite's own limit ends what takes minutes."""
     recalled, targets, offsets = world(0, queries=1_024, items=3_000, width=200, sources=4)
     mixing.choose_mix(recalled, targets, offsets)
+
+
+def test_mix_or_single_keeps_a_mix_that_is_surely_better() -> None:
+    """Each source finds another half of the targets: together they are better for every user."""
+    queries = 60
+    first = np.tile([1, 9], (queries, 1))
+    second = np.tile([2, 8], (queries, 1))
+    targets, offsets = np.tile([1, 2], queries), np.arange(0, 2 * queries + 1, 2)
+    found = mixing.mix_or_single({"history": first, "popular": second}, targets, offsets, seed=0)
+    assert found.gain is not None
+    assert found.gain.low > 0
+    assert found.weights == found.best
+    assert all(found.weights.values())
+
+
+def test_mix_or_single_falls_back_where_the_interval_holds_zero() -> None:
+    """The mix is ahead for two of 60 users and even for the others: best of the grid, but not surely better."""
+    queries = 60
+    history = np.tile([1, 9], (queries, 1))
+    history[:2] = [7, 9]
+    popular = np.tile([3, 4], (queries, 1))
+    popular[:2] = [1, 3]
+    targets, offsets = np.ones(queries, dtype=np.int64), np.arange(queries + 1)
+    found = mixing.mix_or_single({"history": history, "popular": popular}, targets, offsets, seed=0)
+    assert sum(weight > 0 for weight in found.best.values()) == 2
+    assert found.gain is not None
+    assert found.gain.low <= 0 < found.gain.value
+    assert found.weights == {"history": 1.0, "popular": 0.0}
+    assert found.ndcg == pytest.approx(58 / 60)
+
+
+def test_mix_or_single_without_a_query_weighs_every_source() -> None:
+    none = np.zeros(0, dtype=np.int64)
+    found = mixing.mix_or_single({"history": np.zeros((0, 3), int)}, none, np.zeros(1, int), seed=0)
+    assert found.weights == {"history": 1.0}
+    assert found.gain is None

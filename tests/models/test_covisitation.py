@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,3 +82,24 @@ def test_one_moment_each_gives_no_neighbours() -> None:
 def test_popular_orders_by_count_then_index() -> None:
     data = data_of([[[3], [3], [2], [4]]], 4)
     assert Popular().fit(data)["popular"].tolist() == [3, 2, 4, 1]
+
+
+def test_half_life_halves_what_is_one_half_life_old() -> None:
+    """Two users with the same step, one a day and one two days before the cut; half-life one day."""
+    day = 86_400_000_000
+    data = dataclasses.replace(
+        data_of([[[1], [2]], [[1], [3]], [[3], [3]]], 3),
+        stamps=np.array([-5, 9, -5, 8, 7, 7]) * day,
+        cut=10 * day,
+    )
+    rows = rows_of(data, half_life=1.0, shrink=0.0)
+    assert rows[1] == pytest.approx([0, 0, 2 / 3, 1 / 3]), ".5 against .25: the age is that of what followed"
+    popular = Popular(Popular.Config(half_life=1.0)).fit(data)["popular"].tolist()
+    assert popular == [2, 3, 1], "1 was taken twice, long ago; 2 once, .5; 3 thrice, .25 + .125 + .125"
+    assert Popular().fit(data)["popular"].tolist() == [3, 1, 2]
+
+
+def test_decay_of_an_old_log_stays_above_zero() -> None:
+    data = dataclasses.replace(data_of([[[1], [2]]], 2), stamps=np.array([0, 10**15]), cut=10**18)
+    assert (data.decay(7.0) > 0).all()
+    assert (data.decay(None) == 1).all()

@@ -28,6 +28,8 @@ class Parts(NamedTuple):
 
 
 LEAVE_ONE_OUT = "leave-one-out"
+VALIDATION = 0.1
+"""Share of the moments before the cut among whose time the validation moments lie."""
 LEAST_POSITIVES = 3
 """Of a user under leave-one-out: one to learn from, one that chooses, one that tests."""
 
@@ -76,8 +78,9 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> Parts:
 def temporal(labelled: pl.DataFrame, config: Split) -> Parts:
     """Split at one instant, the same for everybody.
 
-    Validation = the last moment before the cut of the users of smallest hash("valid") with two moments or more before
-    it, ``validation_users`` of them and half of all users at most, never one of hash("old") < 2 %. Moments here are
+    Validation is a later time than what is learned before it, as the test is: the last moment, at or after the
+    validation start (`validation_start`), of the users of smallest hash("valid") with two moments or more before the
+    cut, ``validation_users`` of them and half of all users at most, never one of hash("old") < 2 %. Moments here are
     those with a positive: nothing else is asked for.
 
     Raises:
@@ -116,11 +119,21 @@ def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
     return int(labelled.sort(TIMESTAMP, SEQ)[TIMESTAMP][min(place, len(labelled) - 1)])
 
 
+def validation_start(stamps: pl.Series) -> int:
+    """The stamp from which on the last `VALIDATION` of these moments lie; never the first stamp of all."""
+    distinct = stamps.unique().sort()
+    if len(distinct) < 2:
+        return int(distinct[0]) + 1 if len(distinct) else 0
+    place = math.floor((1 - VALIDATION) * len(stamps))
+    return max(int(stamps.sort()[place]), int(distinct[1]))
+
+
 def held_out(past: pl.DataFrame, most: int, half: int) -> pl.DataFrame:
     """user_id and stamp of the moments held out for validation."""
     moments = past.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
     last = moments.group_by(USER_ID).agg(pl.len().alias("moments"), pl.col(STAMP).max())
-    able = last.filter(pl.col("moments") >= 2)[USER_ID].sort().to_list()
+    late = pl.col(STAMP) >= validation_start(moments[STAMP])
+    able = last.filter((pl.col("moments") >= 2) & late)[USER_ID].sort().to_list()
     chosen = sorted((hash_share("valid", user_id), user_id) for user_id in able if not is_old(user_id))
     users = [user_id for _, user_id in chosen[: min(most, half)]]
     return last.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)

@@ -21,12 +21,9 @@ from recloop.later.run import Run
 from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.fit import fit_network, repeated_epochs
-from recloop.learn.warm import Warm, positions
+from recloop.learn.warm import RATE, Warm, positions
 from recloop.models.base import is_counting
 from recloop.records import STAMP
-
-RATE = 0.2
-"""Of the last full run's learning rate."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def grow(
         (one for source, one in scorers.items() if ":" in one["model"] or source == "model"), {"model": ""}
     )
     options = other.get("config", config.model.options if other["model"] == config.model.name else {})
-    made, _ = counts.fit_counts(arrays, tables, other["model"], options)
+    made, _ = counts.fit_counts(arrays, tables, other["model"], options, counts.half_lives_of(scorers))
     manifest = {**turn.manifest_of(config, tables, data, rows, held_seq)}
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
     if trained:

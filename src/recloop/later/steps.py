@@ -28,7 +28,7 @@ from recloop.later.evidence import (
 )
 from recloop.later.run import Run
 from recloop.learn import compare
-from recloop.learn.arrays import make_tables, train_data
+from recloop.learn.arrays import make_tables
 from recloop.learn.moments import Moments, moments
 from recloop.records import SEQ, STAMP
 from recloop.watch import band, gate, parity
@@ -124,8 +124,8 @@ def learn(run: Run) -> None:
     before = pl.concat([data.train, data.valid]).sort(SEQ)
     if run.full:
         tables = make_tables(run.spec, before, window.cut, data.items, data.users, run.live.items.ids.ids)
-        arrays = train_data(tables, data.train, data.valid, turn.shown(run.project, data.train))
-        learned = turn.learn(run.config, tables, arrays, data, run.folder, run.voice, None)
+        arrays = turn.validation_arrays(run.project, tables, data)
+        learned = turn.learn(run.project, tables, arrays, data, run.folder, run.voice, None)
         candidate = named(run, learned.bundle, "full")
     else:
         weights = train(run.live, run.project.bundles, run.reset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,23 @@ def train_data(
         negatives=negatives(tables.items, tables.users, train, shown),
         extras={"spec": tables.spec, "fields": tables.fields},
     )
+
+
+def validation_data(
+    tables: Tables, train: pl.DataFrame, valid: pl.DataFrame, shown: pl.DataFrame | None, temporal: bool
+) -> TrainData:
+    """What models are chosen on: under a temporal protocol only rows before the first validation moment teach.
+
+    Args:
+        train, valid: Labelled rows before the cut; ``valid`` holds the validation moments, ``train`` all others.
+        temporal: False for leave-one-out, whose validation rows have no common start.
+    """
+    whole = train_data(tables, train, valid, shown)
+    if not temporal or whole.held is None:
+        return whole
+    start = int(whole.held.now.min())
+    early = train_data(tables, train.filter(pl.col(STAMP) < start), valid, shown)
+    return replace(early, cut=start, history=whole)
 
 
 def _held(tables: Tables, held: pl.DataFrame) -> Held:

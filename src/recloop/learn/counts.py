@@ -1,4 +1,4 @@
-"""The counting half of a bundle: popular lists, co-visitation rows, the half-life of bought-before; no torch."""
+"""The counting half of a bundle: popular lists, co-visitation rows, half-lives and mixes by validation; no torch."""
 
 from __future__ import annotations
 
@@ -14,31 +14,42 @@ from recloop.errors import UserError
 from recloop.features.state import Timeline
 from recloop.features.vocab import as_text
 from recloop.learn.arrays import Tables
-from recloop.learn.mixing import choose_mix
-from recloop.models.base import SOURCE_OF, TrainData, load_model
+from recloop.learn.mixing import choose_mix, mix_or_single
+from recloop.models.base import SOURCE_OF, TrainData, is_counting, load_model
 from recloop.models.covisitation import RECENT
 from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.ladder import segment_lists
 from recloop.recommend.recall import Recalled
 from recloop.recommend.recommender import LADDER, Recommender
-from recloop.records import MIX_SOURCES, Query
+from recloop.records import DAY, MIX_SOURCES, Query
 
-HALF_LIVES: tuple[float | None, ...] = (None, 30.0, 90.0, 365.0)
+HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Days that ``counts.half_life = "auto"`` tries; None: every moment counts the same."""
+FADING = ("popular", "neighbours", "history")
+"""Sources with a half-life, in the order in which it is chosen: Popular's order breaks the ties of the others."""
 SEGMENT_LENGTH = 1000
 
 
 def fit_counts(
-    data: TrainData, tables: Tables, other: str = "", options: Mapping[str, Any] | None = None
+    data: TrainData,
+    tables: Tables,
+    other: str = "",
+    options: Mapping[str, Any] | None = None,
+    half_lives: Mapping[str, float | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and scorers of the counting models; the half-life is still None (`tune`).
+    """Arrays and scorers of the counting models.
 
     Args:
         other: A closed-form model by dotted path; it takes the place of ours for the source that it feeds.
         options: Of that model.
+        half_lives: Days by source (`half_lives_of`); none where `tune` chooses them later.
     """
-    models: dict[str, Any] = {load_model(name, {}).source: (name, load_model(name, {})) for name in SOURCE_OF}
+    days = {source: (half_lives or {}).get(source) for source in FADING}
+    models: dict[str, Any] = {
+        source: (name, load_model(name, {} if source == "history" else {"half_life": days[source]}))
+        for name, source in SOURCE_OF.items()
+    }
     if other and other not in SOURCE_OF:
         model = load_model(other, options or {})
         if model.source not in {*models, "model"}:
@@ -46,17 +57,14 @@ def fit_counts(
             raise UserError(f"{other}.source", model.source, expected, "mend the class")
         models[model.source] = (other, model)
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
-    if tables.spec.segment:
-        values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
-        segments = [None if value is None else as_text(value) for value in values]
-        row_user = data.moment_user[data.row_moment]
-        arrays |= segment_lists(segments, row_user, data.items, data.n_items + 1, SEGMENT_LENGTH)
+    arrays |= _segments(data, tables, days["popular"])
     scorers: dict[str, Any] = {
         source: {"kind": model.kind, "model": name} for source, (name, model) in sorted(models.items())
     }
     if "model" in scorers:
         scorers["model"]["config"] = models["model"][1].config.model_dump(mode="json")
-    scorers["history"]["half_life"] = None
+    for source in FADING:
+        scorers[source]["half_life"] = days[source]
     recent = getattr(models["neighbours"][1].config, "recent", RECENT)
     scorers["neighbours"]["recent"] = list(recent)
     return arrays, scorers
@@ -90,62 +98,121 @@ def draft(
             first_seq=tables.first_seq,
             attributes=[row or {} for row in tables.item_attributes],
         ),
-        users=UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
-        if "user_vectors" in arrays
-        else None,
+        users=_user_table(tables, data, arrays),
         arrays=arrays,
     )
 
 
 def tune(
-    bundle: Bundle, config: Config, data: TrainData, past: Timeline, threads: int = 1
+    bundle: Bundle, config: Config, data: TrainData, tables: Tables, past: Timeline, threads: int = 1
 ) -> tuple[Bundle, dict[str, Any]]:
-    """The half-life and the mixes, chosen by NDCG@10 on the validation moments; what was chosen, for the log.
+    """The half-lives and the mixes, chosen by NDCG@10 on the validation moments; what was chosen, for the log.
 
     Args:
+        data: What the bundle's models were fitted on (`recloop.learn.arrays.validation_data`).
         past: Timeline of the rows before the cut, validation moments included: each query sees what came before it.
     """
-    chosen: dict[str, Any] = {"validation_moments": 0 if data.held is None else len(data.held)}
+    if data.held is not None:
+        most = config.split.validation_users
+        data = replace(data, held=data.held.sample(data.user_ids, most) if most else data.held)
+    chosen: dict[str, Any] = {"validation_moments": 0 if data.held is None else len(data.held), "half_life": {}}
+    for source in FADING:
+        bundle = _choose_half_life(bundle, source, config, data, tables, past)
+        chosen["half_life"][source] = bundle.scorers[source].get("half_life")
     if data.held is None:
-        days = config.counts.half_life
-        return _with_half_life(bundle, days if isinstance(days, float) else None), chosen
-    bundle, chosen["half_life"], own = _choose_half_life(bundle, config, data, past)
-    recalled = _recalled(bundle, data, past, [source for source in bundle.scorers if source != "history"], threads)
-    lists = {source: found.items for source, found in {**recalled, "history": own}.items()}
+        return bundle, chosen
+    recalled = _recalled(bundle, data, past, list(bundle.scorers), threads)
+    lists = {source: found.items for source, found in recalled.items()}
     chosen["validation_ndcg"] = {
         source: choose_mix({source: found}, data.held.items, data.held.offsets)[1] for source, found in lists.items()
     }
-    weights, ndcg = choose_mix(lists, data.held.items, data.held.offsets)
-    chosen["mix"], chosen["validation_ndcg"]["mix"] = weights, ndcg
+    mixed = mix_or_single(lists, data.held.items, data.held.offsets, config.train.seed)
+    chosen["mix"], chosen["validation_ndcg"]["mix"] = mixed.weights, mixed.ndcg
+    chosen["best_mix"], chosen["gain"] = mixed.best, None if mixed.gain is None else mixed.gain.to_json()
     placements = {
-        name: {**placement, "weights": weights} if _auto(config, name) else placement
+        name: {**placement, "weights": mixed.weights} if _auto(config, name) else placement
         for name, placement in bundle.policy["placements"].items()
     }
     return replace(bundle, policy={**bundle.policy, "placements": placements}), chosen
 
 
+def refitted(bundle: Bundle, data: TrainData, tables: Tables, options: Mapping[str, Any] | None = None) -> Bundle:
+    """The bundle with its counting models fitted on these rows, by the half-lives that it holds.
+
+    Args:
+        data: All rows before the cut, validation moments included.
+        options: Of a closed-form model by dotted path that the bundle's counting models hold.
+    """
+    made, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
+    items = replace(bundle.items, count=data.counts[1:])
+    return replace(bundle, arrays={**bundle.arrays, **made}, items=items, users=_user_table(tables, data, made))
+
+
+def closed_form(scorers: Mapping[str, Any]) -> str:
+    """The closed-form model that takes the place of ours for its source; empty where none does."""
+    named = (one["model"] for source, one in scorers.items() if ":" in one["model"] or source == "model")
+    return next((name for name in named if is_counting(name)), "")
+
+
+def half_lives_of(scorers: Mapping[str, Any]) -> dict[str, float | None]:
+    """Days by source, as a bundle holds them."""
+    return {source: scorers[source].get("half_life") for source in FADING if source in scorers}
+
+
 def _choose_half_life(
-    bundle: Bundle, config: Config, data: TrainData, past: Timeline
-) -> tuple[Bundle, float | None, Recalled]:
+    bundle: Bundle, source: str, config: Config, data: TrainData, tables: Tables, past: Timeline
+) -> Bundle:
+    """The bundle with the best half-life of one source; on a tie the first of `HALF_LIVES`.
+
+    Popular and Co-visitation are not asked for one that is longer than the log: it would change little and cost a fit.
+    """
     days = config.counts.half_life
-    tried: tuple[float | None, ...] = HALF_LIVES
+    if bundle.scorers[source]["model"] not in SOURCE_OF:
+        return bundle  # somebody's own model
     if days != "auto":
-        tried = (None,) if days == "none" else (float(days),)
-    best: tuple[float, Bundle, float | None, Recalled] | None = None
-    for half_life in tried:
-        candidate = _with_half_life(bundle, half_life)
-        own = _recalled(candidate, data, past, ["history"])["history"]
-        assert data.held is not None
-        _, ndcg = choose_mix({"history": own.items}, data.held.items, data.held.offsets)
+        return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
+    if data.held is None:
+        return bundle
+    span = (data.cut - int(data.stamps.min())) / DAY if len(data.stamps) else 0.0
+    tried = [one for one in HALF_LIVES if one is None or source == "history" or one <= span]
+    best: tuple[float, Bundle] | None = None
+    for half_life in tried if len(tried) > 1 else []:
+        candidate = _with_half_life(bundle, source, half_life, data, tables)
+        own = _recalled(candidate, data, past, [source])[source]
+        _, ndcg = choose_mix({source: own.items}, data.held.items, data.held.offsets)
         if best is None or ndcg > best[0]:
-            best = (ndcg, candidate, half_life, own)
-    assert best is not None
-    return best[1:]
+            best = (ndcg, candidate)
+    return bundle if best is None else best[1]
 
 
-def _with_half_life(bundle: Bundle, half_life: float | None) -> Bundle:
-    scorers = {**bundle.scorers, "history": {**bundle.scorers["history"], "half_life": half_life}}
-    return replace(bundle, manifest={**bundle.manifest, "scorers": scorers})
+def _with_half_life(bundle: Bundle, source: str, half_life: float | None, data: TrainData, tables: Tables) -> Bundle:
+    """The bundle with another half-life of one source, its arrays fitted anew where they depend on it."""
+    if bundle.scorers[source].get("half_life") == half_life:
+        return bundle
+    scorers = {**bundle.scorers, source: {**bundle.scorers[source], "half_life": half_life}}
+    arrays = dict(bundle.arrays)
+    if source != "history":
+        model = load_model(bundle.scorers[source]["model"], {"half_life": half_life})
+        arrays |= model.fit(data)
+    if source == "popular":
+        arrays |= _segments(data, tables, half_life)
+    return replace(bundle, manifest={**bundle.manifest, "scorers": scorers}, arrays=arrays)
+
+
+def _segments(data: TrainData, tables: Tables, half_life: float | None) -> dict[str, np.ndarray]:
+    """Popular lists of the values of ``serve.segment``; none where it is not set."""
+    if not tables.spec.segment:
+        return {}
+    values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
+    segments = [None if value is None else as_text(value) for value in values]
+    row_user, weights = data.moment_user[data.row_moment], data.decay(half_life)[data.row_moment]
+    return segment_lists(segments, row_user, data.items, weights, data.n_items + 1, SEGMENT_LENGTH)
+
+
+def _user_table(tables: Tables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:
+    if "user_vectors" not in arrays:
+        return None
+    return UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
 
 
 def _recalled(

@@ -37,7 +37,7 @@ class Examination:
 
     def __init__(self, data: TrainData, held: Held, history: int, filter_seen: bool) -> None:
         held = held.sample(data.user_ids, MAX_USERS)
-        data = past_of(data, held)
+        data = past_of(data.history or data, held)
         known = np.diff(data.user_offsets)[held.user_ix] > 0  # without a history a network gives no score
         self.users = held.user_ix[known]
         sizes = np.diff(held.offsets)

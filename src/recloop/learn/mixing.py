@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recloop import metrics
+from recloop import intervals, metrics
+from recloop.intervals import Estimate
 from recloop.recommend.mix import RRF
 from recloop.records import MIX_SOURCES
 
@@ -41,14 +43,53 @@ def choose_mix(
     if not len(asked) or not sources:
         return dict.fromkeys(sources, 1.0), float("nan")
     points = grid(len(sources))
-    totals = np.zeros(len(points))
-    for start in range(0, len(asked), CHUNK):
-        rows = asked[start : start + CHUNK]
-        mine = [targets[offsets[q] : offsets[q + 1]] for q in rows]
-        totals += _ndcg_sums([recalled[source][rows] for source in sources], mine, points, k)
-    means = totals / len(asked)
+    means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k).mean(axis=1)
     best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid stands in the order that breaks ties
     return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The weights that serve, and why.
+
+    Attributes:
+        weights: Of every source. ndcg: of these weights on validation.
+        best: The weights with the best NDCG of the grid. single: the best source alone.
+        gain: NDCG of ``best`` less that of ``single``, paired over users; None where ``best`` is one source.
+    """
+
+    weights: dict[str, float]
+    ndcg: float
+    best: dict[str, float]
+    single: str
+    gain: Estimate | None
+
+
+def mix_or_single(
+    recalled: Mapping[str, NDArray[Any]], targets: NDArray[Any], offsets: NDArray[Any], seed: int, k: int = 10
+) -> Mixed:
+    """The mix with the best NDCG@k where it is surely better than the best single source, else that source.
+
+    Surely: the lower end of the paired 95 % interval over users lies above 0. Queries are one a user.
+
+    Args:
+        recalled, targets, offsets, k: As in `choose_mix`. seed: of the interval.
+    """
+    best, ndcg = choose_mix(recalled, targets, offsets, k)
+    sources = list(best)
+    alone = {source: choose_mix({source: recalled[source]}, targets, offsets, k)[1] for source in sources}
+    if not sources or np.isnan(ndcg):
+        return Mixed(best, ndcg, best, "", None)
+    single = max(sources, key=lambda source: alone[source])  # on a tie the first of MIX_SOURCES
+    only = {source: float(source == single) for source in sources}
+    if sum(weight > 0 for weight in best.values()) == 1:
+        return Mixed(best, ndcg, best, single, None)
+    points = np.array([[weights[source] for source in sources] for weights in (best, only)])
+    values = _ndcg([recalled[source] for source in sources], targets, offsets, points, k)  # (2, Q)
+    gain = intervals.difference(values[0], values[1], seed).absolute
+    if gain.low > 0:
+        return Mixed(best, ndcg, best, single, gain)
+    return Mixed(only, alone[single], best, single, gain)
 
 
 def grid(sources: int) -> NDArray[np.float64]:
@@ -58,10 +99,23 @@ def grid(sources: int) -> NDArray[np.float64]:
     return np.array(points)
 
 
-def _ndcg_sums(
+def _ndcg(
+    lists: Sequence[NDArray[Any]], targets: NDArray[Any], offsets: NDArray[Any], points: NDArray[np.float64], k: int
+) -> NDArray[np.float64]:
+    """(G, Q) NDCG@k at each grid point of the queries that have a target."""
+    asked = np.flatnonzero(np.diff(offsets) > 0)
+    parts = []
+    for start in range(0, len(asked), CHUNK):
+        rows = asked[start : start + CHUNK]
+        mine = [targets[offsets[q] : offsets[q + 1]] for q in rows]
+        parts.append(_ndcg_of([one[rows] for one in lists], mine, points, k))
+    return np.concatenate(parts, axis=1)
+
+
+def _ndcg_of(
     lists: Sequence[NDArray[Any]], targets: Sequence[NDArray[Any]], points: NDArray[np.float64], k: int
 ) -> NDArray[np.float64]:
-    """(G,) sum over these queries of NDCG@k at each grid point."""
+    """(G, Q) NDCG@k of these queries at each grid point."""
     candidates, shares = _union(lists)  # (Q, C) ascending, (S, Q, C)
     owner = np.repeat(np.arange(len(targets)), [len(one) for one in targets])
     wanted = np.concatenate(targets)
@@ -70,7 +124,7 @@ def _ndcg_sums(
     rows, place = owner[inside], place[inside]  # the other targets nobody recalled: they count in the ideal alone
     earlier = np.arange(candidates.shape[1]) < place[:, None]  # (T, C) smaller index: goes first on a tie
     ideal = metrics.ideal_gain(np.array([len(one) for one in targets]), k)
-    sums = np.empty(len(points))
+    values = np.empty((len(points), len(targets)))
     for number, weights in enumerate(points):
         total = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)
         score = np.asarray(total, dtype=np.float32)  # (Q, C) ties as `recloop.recommend.mix.fuse` sees them
@@ -78,8 +132,9 @@ def _ndcg_sums(
         own = rivals[np.arange(len(rows)), place][:, None]
         above = (rivals > own).sum(axis=1) + ((rivals == own) & earlier).sum(axis=1)
         hit = (above < k) & (own[:, 0] > 0)  # a source of weight 0 recalls nothing
-        sums[number] = (hit / np.log2(above + 2.0) / ideal[rows]).sum()
-    return sums
+        gain = hit / np.log2(above + 2.0) / ideal[rows]
+        values[number] = np.bincount(rows, weights=gain, minlength=len(targets))
+    return values
 
 
 def _union(lists: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -18,6 +18,8 @@ from recloop.records import DAY
 RECENT = 30 * DAY
 OWN_ROW = 3
 """Events after which a new id gets a row of its own; before, its attributes alone carry it."""
+RATE = 0.2
+"""Of the last full run's learning rate."""
 STEPS = 200
 """Steps over which the rate rises to its constant value."""
 
@@ -46,14 +48,17 @@ def positions(data: TrainData, learned: Learned, replay: float, seed: int) -> np
         learned: What the parent was fitted on: a moment is new when it was held back, or a row of it came later.
         replay: Old positions for each new one.
     """
-    users = data.moment_user
-    able = ~data.old[users]
-    able[data.user_offsets[:-1][np.diff(data.user_offsets) > 0]] = False  # a user's first moment has nothing before it
     starts = data.moment_offsets[:-1]
     first, newest = (
         edge.reduceat(data.seqs, starts) if len(starts) else data.seqs for edge in (np.minimum, np.maximum)
     )
-    new: np.ndarray = able & ((newest > learned.until_seq) | learned.is_new(first, data.stamps))
+    return with_replay(data, (newest > learned.until_seq) | learned.is_new(first, data.stamps), replay, seed)
+
+
+def with_replay(data: TrainData, fresh: np.ndarray, replay: float, seed: int) -> np.ndarray:
+    """(M,) bool: the ``fresh`` (M,) moments that can be targets, and ``replay`` old ones for each of them."""
+    able = data.moments_with_past()
+    new: np.ndarray = able & fresh
     old = np.flatnonzero(able & ~new)
     wanted = min(len(old), round(replay * int(new.sum())))
     rng = np.random.default_rng([seed, 8])

@@ -20,7 +20,7 @@ import numpy as np
 import pydantic
 
 from recloop.errors import UserError
-from recloop.records import hash_share
+from recloop.records import DAY, hash_share
 
 SHELF: dict[str, str] = {
     "popular": "recloop.models.popular:Popular",
@@ -125,6 +125,7 @@ class TrainData:
     held: Held | None = None
     negatives: Negatives | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
+    history: TrainData | None = None  # what looks read states from where it has later rows than these; None: these
     targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
 
     @property
@@ -144,6 +145,14 @@ class TrainData:
     def row_moment(self) -> np.ndarray:
         """(E,) the moment of each row."""
         return np.repeat(np.arange(len(self.stamps), dtype=np.int64), np.diff(self.moment_offsets))
+
+    def decay(self, half_life: float | None) -> np.ndarray:
+        """(M,) what each moment counts by its age at the cut, .5^(age / half_life in days), above 0; None: 1 each."""
+        if half_life is None:
+            return np.ones(len(self.stamps))
+        age: np.ndarray = np.maximum(0, self.cut - self.stamps) / DAY
+        weights: np.ndarray = 0.5 ** np.minimum(age / half_life, 1000.0)
+        return weights
 
     def moments_with_past(self) -> np.ndarray:
         """(M,) bool: moments that a network can learn as targets: not a user's first, none of ``old`` users."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData
@@ -18,6 +19,8 @@ CHUNK_PRODUCTS = 60_000_000  # multiply-adds a chunk: bounds the memory of the c
 class CoVisitation:
     """c(a, b) = sum over a user's moments m and lags l = 1..8 of w_l with a in m, b in m+l (definitions, section 2).
 
+    With a half-life each term also counts .5^(age of m+l at the cut / half-life).
+
     Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest. A history is scored by its last five moments:
     score(b) = sum of the rows of their items, weighted 1 .6 .4 .25 .2, newest first.
     """
@@ -25,13 +28,15 @@ class CoVisitation:
     class Config(ModelConfig):
         """``lags``: weight of each lag; ``recent``: of each of the newest moments when a history is scored.
 
-        ``shrink`` is added to a row's sum; ``width`` neighbours are kept of a row.
+        ``shrink`` is added to a row's sum; ``width`` neighbours are kept of a row. ``half_life`` in days; None: every
+        moment counts the same.
         """
 
         lags: tuple[float, ...] = LAGS
         recent: tuple[float, ...] = RECENT
         shrink: float = 20.0
         width: int = 200
+        half_life: float | None = pydantic.Field(None, gt=0)
 
     kind: ClassVar[str] = "neighbours"
     source: ClassVar[str] = "neighbours"
@@ -46,7 +51,8 @@ class CoVisitation:
         """
         size = data.n_items + 1
         held = sp.csr_array((np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size))
-        after = _following(held, data.moment_user, self.config.lags)
+        fading = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ held)
+        after = _following(fading, data.moment_user, self.config.lags)
         held = sp.csr_array(held.T)
         work = np.concatenate([[0], np.cumsum(_products(held, after))])
         blocks = []

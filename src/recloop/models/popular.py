@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import pydantic
 
 from recloop.models.base import ModelConfig, TrainData
 
 
 class Popular:
-    """Items by number of training positives, ties by item index.
+    """Items by number of training positives, ties by item index; with a half-life newer moments count more.
 
     The row to beat in any table, the last rung of the ladder, and what fills short lists.
     """
 
     class Config(ModelConfig):
-        """Popular has nothing to set."""
+        """``half_life`` in days, at the cut; None: every positive counts the same. Chosen on validation by `tune`."""
+
+        half_life: float | None = pydantic.Field(None, gt=0)
 
     kind: ClassVar[str] = "counts"
     source: ClassVar[str] = "popular"
@@ -26,10 +29,13 @@ class Popular:
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """``popular`` (N,) int32: item_ix, most positives first."""
-        return {"popular": popular_order(data.counts)}
+        if self.config.half_life is None:
+            return {"popular": popular_order(data.counts)}
+        weights = data.decay(self.config.half_life)[data.row_moment]
+        return {"popular": popular_order(np.bincount(data.items, weights=weights, minlength=data.n_items + 1))}
 
 
 def popular_order(counts: np.ndarray) -> np.ndarray:
     """(N,) int32 item_ix by (count falling, index); ``counts`` (N+1,) with the padding row first."""
-    order = np.argsort(-counts[1:].astype(np.int64), kind="stable") + 1
+    order = np.argsort(-counts[1:], kind="stable") + 1
     return order.astype(np.int32)

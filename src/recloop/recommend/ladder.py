@@ -90,18 +90,19 @@ def _rung(
 
 
 def segment_lists(
-    users: Sequence[str | None], user_ix: np.ndarray, items: np.ndarray, size: int, length: int
+    users: Sequence[str | None], user_ix: np.ndarray, items: np.ndarray, weights: np.ndarray, size: int, length: int
 ) -> dict[str, np.ndarray]:
     """``segment.VALUE`` -> its most taken items, (length,) int32 at most; ties by item_ix.
 
     Args:
         users: The segment of each user, None without one.
-        user_ix, items: (E,) who took what, in training rows.
+        user_ix, items, weights: (E,) who took what, in training rows, and what each counts.
     """
     lists: dict[str, np.ndarray] = {}
     for value in sorted({value for value in users if value is not None}):
         members = np.array([user == value for user in users], dtype=bool)
-        counts = np.bincount(items[members[user_ix]], minlength=size)
+        own = members[user_ix]
+        counts = np.bincount(items[own], weights=weights[own], minlength=size)
         order = np.argsort(-counts[1:], kind="stable")[:length] + 1
         lists[SEGMENT + value] = order[counts[order] > 0].astype(np.int32)
     return lists
