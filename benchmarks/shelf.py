@@ -1,7 +1,8 @@
 """The shelf's table: every model on Complete Journey and on ML-1M leave-one-out, one model a process, resumable.
 
     .venv/bin/python benchmarks/shelf.py                                   # everything that has no result file yet
-    .venv/bin/python benchmarks/shelf.py --data ml-1m --model sasrec       # this one, again or not
+    .venv/bin/python benchmarks/shelf.py --data ml-1m --model sasrec       # this one
+    .venv/bin/python benchmarks/shelf.py --model gru4rec --epochs 3 --budget 1h --again  # bounded by epochs, made again
     .venv/bin/python benchmarks/shelf.py --table                           # only the table of what is there
 
 A result file holds the command, the commit, the fingerprint of the data, the seed, the rows with their intervals, and
@@ -73,6 +74,7 @@ def main() -> None:
     wanted.add_argument("--data", choices=DATA, action="append")
     wanted.add_argument("--model", choices=MODELS, action="append")
     wanted.add_argument("--budget", default="5m", help="train.budget of each model")
+    wanted.add_argument("--epochs", type=int, default=0, help="train.epochs of each model; 0: as configured")
     wanted.add_argument("--seed", type=int, default=0)
     wanted.add_argument("--again", action="store_true", help="also where a result file is there")
     wanted.add_argument("--table", action="store_true", help="make nothing")
@@ -81,11 +83,11 @@ def main() -> None:
         for model in asked.model or MODELS:
             file = RESULTS / f"shelf-{data}-{model}-seed{asked.seed}.json"
             if not asked.table and (asked.again or not file.exists()):
-                make(data, model, asked.budget, asked.seed, file)
+                make(data, model, asked.budget, asked.epochs, asked.seed, file)
     sys.stdout.write("\n".join(table()) + "\n")
 
 
-def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
+def make(data: str, model: str, budget: str, epochs: int, seed: int, file: Path) -> None:
     """One model on one data set, each verb a process of its own; the result file by rename."""
     folder = PROJECTS / data
     if not (folder / "recloop.toml").exists():
@@ -93,6 +95,7 @@ def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
     if not (folder / "data" / "manifest.json").exists():
         recloop(folder, "prepare")
     sets = [f"model.name={model}", f"train.budget={budget}", f"train.seed={seed}"]
+    sets += [f"train.epochs={epochs}"] if epochs else []
     words = ["train", model, "--json", *(word for one in sets for word in ("--set", one))]
     commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
     begin = time.monotonic()
@@ -110,7 +113,7 @@ def make(data: str, model: str, budget: str, seed: int, file: Path) -> None:
         "data": data,
         "seconds": round(seconds, 1),
         "train": {key: network.get(key) for key in TRAIN},
-        "mix": run["chosen"].get("mix"),
+        "chosen": run["chosen"],
         "protocol": table["protocol"],
         "rows": table["rows"],
     }
