@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ from recloop.recommend.recommender import Recommender
 from recloop.records import DAY, SECOND, Decision, Item, Query
 from recloop.settings import open_project
 from recloop.watch import report
+from recloop.watch.plan import EVIDENCE, Plan
 from recloop.world import START, World
 
 VOID = {"meta", "br", "path", "use", "rect"}
@@ -149,6 +151,23 @@ def test_what_the_page_says(page: str, project: Project) -> None:
         assert report.share(row["NDCG@10"]["value"]) in page
     best = max(row["NDCG@10"]["value"] for row in table["rows"])
     assert f'class="best">{report.share(best)}' in page
+
+
+def test_write_with_a_running_experiment_shows_its_verdict_and_plan(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.root, tmp_path / "shop")
+    here = open_project(tmp_path / "shop")
+    control = open_control(here.config.stores.control, here.root)
+    live = release.live(control)
+    assert live is not None
+    plan = Plan.of(here.config.release, live.bundle, NOW).to_evidence()
+    control.move(live.bundle, live.sha256, "live", "experiment", by="t", reason="", evidence={EVIDENCE: plan},
+                 expected_generation=live.generation, at=NOW)  # fmt: skip
+    html = Path(report.write(here)["path"]).read_text("utf-8")
+    assert f"Experiment of {live.bundle}" in html
+    assert (
+        "<b>invalid</b>: the arms did not get their shares of the users" in html
+    )  # all 40 users were answered by live
+    assert "hit_rate over 4,000 users, 4 looks, margin 0.01" in html
 
 
 def test_the_same_bytes_again(page: str, project: Project, tmp_path: Path) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from recloop.errors import UserError
 from recloop.shell import Json, Place, Teller, out, plain, print_json, project
-
-if TYPE_CHECKING:
-    from recloop.config import Project
-    from recloop.watch.verdict import Verdict
 
 
 def doctor(
@@ -76,10 +71,11 @@ def recommend(
 def status(as_json: Json = False) -> None:
     """What is live, what is tried, since when."""
     from recloop import standing
+    from recloop.watch import experiment
 
     here = project()
     found = standing.status(here)
-    tried, problem = _verdict(here)
+    tried, problem = experiment.current_or_problem(here)
     if as_json:
         print_json({**found, "verdict": tried and tried.to_json()})
         return
@@ -89,16 +85,6 @@ def status(as_json: Json = False) -> None:
         plain(f"  {row['state']:<11} {row['bundle']}  {row['reason']}")
     for line in tried.lines() if tried else filter(None, [problem]):
         plain(line)
-
-
-def _verdict(here: Project) -> tuple[Verdict | None, str]:
-    """The verdict of the experiment that runs now, or the problem that leaves none; None and empty: there is none."""
-    from recloop.watch import experiment
-
-    try:
-        return experiment.current(here), ""
-    except UserError as error:
-        return None, str(error)
 
 
 def token(

@@ -125,6 +125,14 @@ def current(project: Project) -> Verdict | None:
     return compare(project, tried[0].bundle) if tried else None
 
 
+def current_or_problem(project: Project) -> tuple[Verdict | None, str]:
+    """`current`, or the error that leaves no verdict; None and empty: no experiment runs."""
+    try:
+        return current(project), ""
+    except UserError as error:
+        return None, str(error)
+
+
 def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
     """A bundle's newest experiment.
 

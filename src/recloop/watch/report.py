@@ -29,7 +29,9 @@ from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
 from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
+from recloop.watch import experiment
 from recloop.watch.pulse import look
+from recloop.watch.verdict import Verdict
 
 FILE = "report.html"
 KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
@@ -89,7 +91,10 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> d
         item = seen.catalogue.get(item_id)
         return readable(naming, item.attributes if item else {}, item_id)
 
-    html = render(_evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven)
+    tried, _ = experiment.current_or_problem(project)
+    html = render(
+        _evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven, tried
+    )
     target = Path(file) if file else project.reports / FILE
     _replace(target, html)
     return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}, "verify": seen.proven}
@@ -102,6 +107,7 @@ def render(
     name: Callable[[str], str],
     window: str,
     proven: Mapping[str, int] | None = None,
+    tried: Verdict | None = None,
 ) -> str:
     """The page.
 
@@ -112,6 +118,7 @@ def render(
         name: What a person reads in place of an item_id.
         window: The time of the decisions, as a phrase.
         proven: The last `recloop verify`; None: it never ran.
+        tried: The experiment that runs; None: there is none.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -131,6 +138,7 @@ def render(
         name=name,
         window=window,
         proven=proven,
+        tried=tried,
         definitions=DEFINITIONS,
         titles=TITLES,
         metrics=METRICS,

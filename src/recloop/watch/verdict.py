@@ -194,7 +194,7 @@ def _needed(plan: Plan, looks: Sequence[Look]) -> int | None:
         return None
     look = looks[-1]
     needed = look.users * ((look.high - look.low) / 2 / (plan.margin * abs(look.live))) ** 2
-    return math.ceil(needed) if math.isfinite(needed) else None
+    return math.ceil(float(f"{needed:.1e}")) if math.isfinite(needed) else None  # two digits: it is an estimate
 
 
 def _margin_note(plan: Plan, loss: float | None, needed: int | None) -> str:
