@@ -61,3 +61,57 @@ def test_an_answer_has_the_keys_of_its_shape(
 ) -> None:
     schema = document["components"]["schemas"][shape.__name__]
     assert set(client.get(path).json()) == set(schema["properties"])
+
+
+def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None:
+    names = [one["operationId"] for path in document["paths"].values() for one in path.values()]
+    assert len(names) == len(set(names)) == 15
+    assert all(re.fullmatch("[a-z_]+", name) for name in names)
+
+
+def test_parameters_are_those_of_the_routes(document: dict[str, Any]) -> None:
+    """Every documented parameter is read: none of them is refused as unknown, and the defaults are the routes' own."""
+    similar = {one["name"]: one for one in document["paths"]["/v1/items/{item_id}/similar"]["get"]["parameters"]}
+    assert similar["placement"]["schema"]["default"] == "similar"
+    assert "item" not in similar
+    assert document["components"]["schemas"]["RecommendAnswer"]["properties"]["items"]["items"] == {
+        "$ref": "#/components/schemas/SlotAnswer"
+    }
+
+
+ROUTES = [
+    ("GET", "/v1/recommend/u14"), ("GET", "/v1/recommend"), ("GET", "/v1/items/i01/similar"), ("GET", "/v1/items/i01"),
+    ("GET", "/v1/users/u14"), ("GET", "/v1/health/live"), ("GET", "/v1/health/ready"), ("GET", "/v1/status"),
+    ("GET", "/metrics"), ("GET", "/openapi.json"), ("POST", "/v1/events"), ("POST", "/v1/items"), ("POST", "/v1/users"),
+    ("POST", "/v1/admin/promote"), ("POST", "/v1/admin/rollback"), ("POST", "/v1/admin/refuse"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_query_parameter_unknown_is_422(client: httpx.Client, method: str, path: str) -> None:
+    body = {"json": []} if method == "POST" else {}
+    answer = client.request(method, path, params={"unheard_of": "1"}, **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (422, "unknown_parameter", "unheard_of")
+    lists = "n, placement, properties" in error["expected"]
+    assert lists == (path in {"/v1/recommend/u14", "/v1/recommend", "/v1/items/i01/similar"})
+    assert lists or error["expected"] == "no query parameters"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "nearest"),
+    [
+        ("/v1/recommend/u14", "placment", "placement"), ("/v1/recommend/u14", "N", None),
+        ("/v1/recommend/u14", "items", "item"), ("/v1/recommend?user_id=u14", "user", "user_id"),
+        ("/v1/recommend/u14", "filters", "filter"), ("/v1/items/i01/similar", "user-id", "user_id"),
+        ("/v1/items/i01/similar", "item", None), ("/v1/recommend/u14", "k", None), ("/v1/recommend/u14", "", None),
+        ("/v1/recommend/u14", "x" * 5_000, None),
+    ],
+)  # fmt: skip
+def test_query_parameter_misspelt_names_the_nearest(
+    client: httpx.Client, path: str, name: str, nearest: str | None
+) -> None:
+    url = httpx.URL(path).copy_merge_params({name: "1"})
+    error = client.get(url).json()["error"]
+    assert error["field"] == name[:100]
+    assert error["expected"].startswith(f"a known parameter; nearest: {nearest}" if nearest else "one of ")

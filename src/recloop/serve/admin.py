@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from recloop.errors import BundleError, Refused, UserError
 from recloop.serve import bodies, moves
+from recloop.serve.parameters import only
 from recloop.serve.service import Service
 from recloop.serve.shapes import HttpError, MoveAnswer, MoveRow
 
@@ -19,7 +20,7 @@ from recloop.serve.shapes import HttpError, MoveAnswer, MoveRow
 def routes(service: Service) -> list[Route]:
     """``/v1/admin/promote``, ``rollback``, ``refuse``."""
     verbs = ("promote", "rollback", "refuse")
-    return [Route(f"/v1/admin/{verb}", Admin(service, verb).move, methods=["POST"]) for verb in verbs]
+    return [Route(f"/v1/admin/{verb}", only(Admin(service, verb).move), methods=["POST"]) for verb in verbs]
 
 
 class Admin:

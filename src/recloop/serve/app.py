@@ -21,10 +21,11 @@ from starlette.routing import Route
 
 from recloop.backends import locks
 from recloop.config import Project
-from recloop.serve import admin, follow, openapi, process
+from recloop.serve import admin, follow, openapi, parameters, process
 from recloop.serve.asked import Asked
 from recloop.serve.door import Door, answer, problem_response
 from recloop.serve.guard import Guard
+from recloop.serve.parameters import only
 from recloop.serve.posted import Posted
 from recloop.serve.service import Clock, Service, system_clock
 from recloop.serve.shapes import HealthAnswer, HttpError, StatusAnswer
@@ -97,19 +98,19 @@ def build(service: Service, host: str = "") -> Starlette:
     get, post = ["GET"], ["POST"]
     app = Starlette(
         routes=[
-            Route("/v1/recommend", asked.recommend, methods=get),
-            Route("/v1/recommend/{user_id:path}", asked.recommend, methods=get),
-            Route("/v1/events", posted.post_events, methods=post),
-            Route("/v1/items", posted.post_items, methods=post),
-            Route("/v1/users", posted.post_users, methods=post),
-            Route("/v1/items/{item_id:path}/similar", asked.similar, methods=get),
-            Route("/v1/items/{item_id:path}", asked.get_item, methods=get),
-            Route("/v1/users/{user_id:path}", asked.get_user, methods=get),
-            Route("/v1/health/live", handlers.live, methods=get),
-            Route("/v1/health/ready", handlers.ready, methods=get),
-            Route("/v1/status", handlers.status, methods=get),
-            Route("/metrics", handlers.metrics, methods=get),
-            Route("/openapi.json", handlers.openapi, methods=get),
+            Route("/v1/recommend", only(asked.recommend, parameters.RECOMMEND_BY_QUERY), methods=get),
+            Route("/v1/recommend/{user_id:path}", only(asked.recommend, parameters.RECOMMEND), methods=get),
+            Route("/v1/events", only(posted.post_events), methods=post),
+            Route("/v1/items", only(posted.post_items), methods=post),
+            Route("/v1/users", only(posted.post_users), methods=post),
+            Route("/v1/items/{item_id:path}/similar", only(asked.similar, parameters.SIMILAR), methods=get),
+            Route("/v1/items/{item_id:path}", only(asked.get_item), methods=get),
+            Route("/v1/users/{user_id:path}", only(asked.get_user), methods=get),
+            Route("/v1/health/live", only(handlers.live), methods=get),
+            Route("/v1/health/ready", only(handlers.ready), methods=get),
+            Route("/v1/status", only(handlers.status), methods=get),
+            Route("/metrics", only(handlers.metrics), methods=get),
+            Route("/openapi.json", only(handlers.openapi), methods=get),
             *admin.routes(service),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error},

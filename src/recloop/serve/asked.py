@@ -16,10 +16,10 @@ from recloop.recommend import similar
 from recloop.records import Query
 from recloop.serve.bodies import now_of
 from recloop.serve.door import answer
+from recloop.serve.parameters import MOST_ITEMS
 from recloop.serve.service import Service
 from recloop.serve.shapes import HttpError, ItemAnswer, PastEvent, Temperature, UserAnswer, unprocessable
 
-MOST = 1_000  # items of a list
 LAST_EVENTS = 20
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -110,8 +110,8 @@ class Asked:
         """What was asked; ``placement``: where the request names none."""
         given = request.query_params
         n = given.get("n")
-        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST):
-            raise unprocessable("n", n, f"a whole number from 1 to {MOST}")
+        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST_ITEMS):
+            raise unprocessable("n", n, f"a whole number from 1 to {MOST_ITEMS}")
         return Query(
             user_id=user_id,
             now=now_of(request, self._service.project, self._service.clock),

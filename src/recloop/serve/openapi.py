@@ -1,4 +1,4 @@
-"""The OpenAPI document of the service, made from the structs that its answers are made of."""
+"""The OpenAPI document of the service, made from the structs of its answers and the parameters of its routes."""
 
 from __future__ import annotations
 
@@ -7,44 +7,42 @@ from typing import Any
 import msgspec
 
 from recloop import __version__
-from recloop.serve import shapes
+from recloop.serve import parameters, shapes
+from recloop.serve.bodies import NDJSON
+from recloop.serve.parameters import Parameter
 
-QUERY: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("n", {"type": "integer", "minimum": 1, "maximum": 1000}, "length of the list; default: the placement's k"),
-    ("placement", {"type": "string", "default": "home"}, "a placement of the live bundle"),
-    ("exclude", {"type": "string"}, "item ids that must not be shown, with commas between them"),
-    ("filter", {"type": "string"}, "a condition over item fields, such as category = 'tea' AND price < 5"),
-    ("properties", {"type": "string"}, "item attributes to add to each place, with commas between them"),
-    ("item", {"type": "string"}, "what a list about an item is about (a placement whose list is similar)"),
-    ("session_id", {"type": "string"}, "recorded with the decision"),
-    ("anonymous_id", {"type": "string"}, "recorded with the decision"),
-)
+ID = {"type": "string", "minLength": 1}
 ERRORS = {
-    "400": "not JSON",
+    "400": "not JSON, or not one Host header",
+    "401": "the admin token is missing or wrong",
+    "403": "from a page of another origin",
     "404": "not found",
-    "409": "done, and the answer is no",
+    "409": "refused, with the gate and its threshold",
     "413": "too large",
     "415": "not sent as JSON",
-    "422": "a parameter is wrong",
-    "503": "not now",
+    "421": "a Host that is not answered",
+    "422": "a parameter or the body is wrong",
+    "500": "a mistake of the service",
+    "503": "not now; send it again",
+}
+ALWAYS = ("400", "403", "421", "422", "500")
+"""Errors that every operation can answer."""
+TOKEN = "admin_token"  # noqa: S105 - the name of a scheme
+VERBS = {
+    "promote": "Move a bundle one step on, or to live where that is earned",
+    "rollback": "Bring back the bundle that was live before",
+    "refuse": "Take a bundle out for good",
 }
 
 
 def document() -> dict[str, Any]:
     """The whole document, OpenAPI 3.1."""
-    _, components = msgspec.json.schema_components(
+    _, schemas = msgspec.json.schema_components(
         [shape for shape in vars(shapes).values() if isinstance(shape, type) and issubclass(shape, msgspec.Struct)],
         ref_template="#/components/schemas/{name}",
     )
-    user_id = {"name": "user_id", "required": True, "schema": {"type": "string", "minLength": 1}}
-    query = [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
-        for name, schema, text in QUERY
-    ]
-    item_id = {"name": "item_id", "in": "path", "required": True, "schema": user_id["schema"]}
-    whom = {**user_id, "in": "query", "required": False, "description": "whose filters and history of dislikes hold"}
-    about = [whom, *(one for one in query if one["name"] != "item")]
-    recommend = _get("A list for a user, known or not", "RecommendAnswer", "400", "422")
+    schemas["RecommendAnswer"]["properties"]["items"]["items"] = {"$ref": "#/components/schemas/SlotAnswer"}
+    schemas["SlotAnswer"]["additionalProperties"] = True  # what ?properties= asked for
     return {
         "openapi": "3.1.0",
         "info": {
@@ -52,90 +50,112 @@ def document() -> dict[str, Any]:
             "version": __version__,
             "description": "Recommendations, and the log they live on.",
         },
-        "paths": {
-            "/v1/recommend/{user_id}": {"get": {**recommend, "parameters": [{**user_id, "in": "path"}, *query]}},
-            "/v1/recommend": {"get": {**recommend, "parameters": [{**user_id, "in": "query"}, *query]}},
-            "/v1/events": {"post": _post("Events; durable when answered", "EventRow", "EventsAnswer", lines=True)},
-            "/v1/items": {
-                "post": _post("Items, new or changed; in force at the next request", "ItemRow", "ItemsAnswer")
-            },
-            "/v1/users": {
-                "post": _post("Users, new or changed; in force at the next request", "UserRow", "UsersAnswer")
-            },
-            "/v1/items/{item_id}": {"get": _by_id("item_id", "An item as it is now", "ItemAnswer")},
-            "/v1/items/{item_id}/similar": {
-                "get": {
-                    **_get("A list about an item", "RecommendAnswer", "404", "422"),
-                    "parameters": [item_id, *about],
-                }
-            },
-            "/v1/users/{user_id}": {"get": _by_id("user_id", "A user as known now", "UserAnswer")},
-            "/v1/health/live": {"get": _get("The loop turns", "HealthAnswer")},
-            "/v1/health/ready": {"get": _get("This process answers", "HealthAnswer", "503")},
-            **{
-                f"/v1/admin/{verb}": {"post": _move(summary)}
-                for verb, summary in (
-                    ("promote", "A bundle one step on, or to live where it is earned"),
-                    ("rollback", "The bundle that was live before"),
-                    ("refuse", "A bundle out for good"),
-                )
-            },
-            "/v1/status": {"get": _get("What is live, since when, and how its lists are", "StatusAnswer")},
-            "/metrics": {"get": _text("Health by window, variant and placement, for Prometheus")},
+        "paths": _paths(),
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {TOKEN: {"type": "http", "scheme": "bearer", "description": "recloop token shows it"}},
         },
-        "components": {"schemas": components},
     }
 
 
-def _move(summary: str) -> dict[str, Any]:
+def _paths() -> dict[str, dict[str, Any]]:
+    listed = "A list for a user, known or not"
     return {
-        "summary": summary,
-        "requestBody": {"required": True, "content": _ref("MoveRow")},
-        "responses": {
-            "200": {"description": summary, "content": _ref("MoveAnswer")},
-            **_errors("400", "404", "409", "413", "415", "422"),
-        },
+        "/v1/recommend/{user_id}": _get("recommend", listed, "RecommendAnswer", parameters.RECOMMEND, path="user_id"),
+        "/v1/recommend": _get("recommend_by_query", listed, "RecommendAnswer", parameters.RECOMMEND_BY_QUERY),
+        "/v1/events": _rows("post_events", "Events; durable when answered", "EventRow", "EventsAnswer"),
+        "/v1/items": _rows("post_items", "Items; in force at the next request", "ItemRow", "ItemsAnswer"),
+        "/v1/users": _rows("post_users", "Users; in force at the next request", "UserRow", "UsersAnswer"),
+        "/v1/items/{item_id}": _get("get_item", "An item as it is now", "ItemAnswer", path="item_id", errors=("404",)),
+        "/v1/items/{item_id}/similar": _get(
+            "similar", "A list about an item", "RecommendAnswer", parameters.SIMILAR, path="item_id", errors=("404",)
+        ),
+        "/v1/users/{user_id}": _get("get_user", "A user as known now", "UserAnswer", path="user_id", errors=("404",)),
+        "/v1/health/live": _get("health_live", "This process runs", "HealthAnswer"),
+        "/v1/health/ready": _ready(),
+        "/v1/status": _get("status", "What is live, since when, and how its lists are", "StatusAnswer"),
+        "/metrics": _metrics(),
+        **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERBS.items()},
     }
 
 
-def _ref(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+def _get(
+    name: str,
+    summary: str,
+    answer: str,
+    query: tuple[Parameter, ...] = parameters.NONE,
+    path: str = "",
+    errors: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    in_path = [{"name": path, "in": "path", "required": True, "schema": ID}] if path else []
+    in_query = [
+        {
+            "name": one.name, "in": "query", "required": one.required, "schema": one.schema, "description": one.text,
+        }
+        for one in query
+    ]  # fmt: skip
+    responses = {"200": _response(summary, answer), **_errors(*errors)}
+    return {
+        "get": {
+            "operationId": name,
+            "summary": summary,
+            "parameters": [*in_path, *in_query],
+            "responses": responses,
+        }
+    }
+
+
+def _ready() -> dict[str, Any]:
+    made = _get("health_ready", "This process answers", "HealthAnswer")
+    made["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthAnswer")
+    return made
+
+
+def _metrics() -> dict[str, Any]:
+    made = _get("metrics", "Health by window, variant and placement, for Prometheus", "")
+    made["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return made
+
+
+def _rows(name: str, summary: str, row: str, answer: str) -> dict[str, Any]:
+    one = {"$ref": f"#/components/schemas/{row}"}
+    content = {
+        "application/json": {"schema": {"oneOf": [one, {"type": "array", "items": one, "maxItems": 1000}]}},
+        NDJSON[0]: {"schema": {"type": "string", "description": "one object a line"}},
+    }
+    return {
+        "post": {
+            "operationId": name,
+            "summary": summary,
+            "requestBody": {"required": True, "content": content},
+            "responses": {
+                "200": _response(summary, answer),
+                "207": _response("as 200, where some row was not accepted", answer),
+                **_errors("413", "415", "503"),
+            },
+        }
+    }
+
+
+def _move(verb: str, summary: str) -> dict[str, Any]:
+    return {
+        "post": {
+            "operationId": verb,
+            "summary": summary,
+            "security": [{TOKEN: []}],
+            "requestBody": {"required": True, "content": _content("MoveRow")},
+            "responses": {"200": _response(summary, "MoveAnswer"), **_errors("401", "404", "409", "413", "415")},
+        }
+    }
 
 
 def _errors(*statuses: str) -> dict[str, Any]:
-    return {status: {"description": ERRORS[status], "content": _ref("ErrorAnswer")} for status in statuses}
+    return {status: _response(ERRORS[status], "ErrorAnswer") for status in sorted({*ALWAYS, *statuses})}
 
 
-def _get(summary: str, answer: str, *errors: str) -> dict[str, Any]:
-    made = _errors(*errors)
-    if answer == "HealthAnswer" and errors:
-        made = {"503": {"description": "not ready, with the reason", "content": _ref(answer)}}
-    return {"summary": summary, "responses": {"200": {"description": summary, "content": _ref(answer)}, **made}}
+def _response(text: str, answer: str) -> dict[str, Any]:
+    return {"description": text, "content": _content(answer)}
 
 
-def _text(summary: str) -> dict[str, Any]:
-    content = {"text/plain": {"schema": {"type": "string"}}}
-    return {"summary": summary, "responses": {"200": {"description": summary, "content": content}}}
-
-
-def _by_id(name: str, summary: str, answer: str) -> dict[str, Any]:
-    parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    return {**_get(summary, answer, "404"), "parameters": [parameter]}
-
-
-def _post(summary: str, row: str, answer: str, lines: bool = False) -> dict[str, Any]:
-    one = {"$ref": f"#/components/schemas/{row}"}
-    rows = {"oneOf": [one, {"type": "array", "items": one, "maxItems": 1000}]}
-    content: dict[str, Any] = {"application/json": {"schema": rows}}
-    if lines:
-        content["application/x-ndjson"] = {"schema": {"type": "string", "description": "one object a line"}}
-    mixed = {"description": "as 200, where some row was not accepted", "content": _ref(answer)}
-    return {
-        "summary": summary,
-        "requestBody": {"required": True, "content": content},
-        "responses": {
-            "200": {"description": summary, "content": _ref(answer)},
-            "207": mixed,
-            **_errors("400", "413", "422", "503"),
-        },
-    }
+def _content(shape: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}

@@ -89,7 +89,7 @@ class UsersAnswer(msgspec.Struct):
 
 
 class SlotAnswer(msgspec.Struct):
-    """One place of the list; beside these the item attributes that ``?properties=`` asked for."""
+    """One slot of the list; beside these the item attributes that ``?properties=`` asked for."""
 
     item_id: str
     score: float

@@ -1,0 +1,93 @@
+"""A client that openapi-python-client makes of the document asks every route and understands every answer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from servers import Server
+
+PACKAGE = "recloop_generated_client"
+
+
+@pytest.fixture(scope="module")
+def document(server: Server) -> dict[str, Any]:
+    return httpx.get(f"{server.url}/openapi.json").json()
+
+
+@pytest.fixture(scope="module")
+def generated(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of the generated package."""
+    folder: Path = tmp_path_factory.mktemp("client")
+    (folder / "openapi.json").write_text(json.dumps(document))
+    (folder / "config.yml").write_text("post_hooks: []\n")
+    words = ["generate", "--path", "openapi.json", "--config", "config.yml", "--meta", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "openapi_python_client", *words, "--output-path", PACKAGE],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert said.count("WARNING") == said.count("Unsupported content type application/x-ndjson") == 3, said
+    sys.path.insert(0, str(folder))
+    yield PACKAGE
+    sys.path.remove(str(folder))
+
+
+def test_generated_client_asks_every_route(generated: str, document: dict[str, Any], server: Server) -> None:
+    package = importlib.import_module(generated)
+    models = importlib.import_module(f"{generated}.models")
+    client = package.AuthenticatedClient(base_url=server.url, token=server.token)
+    event = models.EventRow("u14", "i01", "purchase", event_id="generated-1")
+    move = models.MoveRow(bundle="none", reason="a test")
+    asked: dict[str, tuple[tuple[Any, ...], dict[str, Any], int, type]] = {
+        "recommend": (("u14",), {"n": 3, "properties": "category"}, 200, models.RecommendAnswer),
+        "recommend_by_query": ((), {"user_id": "a/b"}, 200, models.RecommendAnswer),
+        "similar": (("i01",), {"n": 3}, 200, models.RecommendAnswer),
+        "post_events": ((), {"body": [event, event]}, 200, models.EventsAnswer),
+        "post_items": ((), {"body": models.ItemRow("generated")}, 200, models.ItemsAnswer),
+        "post_users": ((), {"body": models.UserRow("generated")}, 200, models.UsersAnswer),
+        "get_item": (("i01",), {}, 200, models.ItemAnswer),
+        "get_user": (("u14",), {}, 200, models.UserAnswer),
+        "health_live": ((), {}, 200, models.HealthAnswer),
+        "health_ready": ((), {}, 200, models.HealthAnswer),
+        "status": ((), {}, 200, models.StatusAnswer),
+        "metrics": ((), {}, 200, str),
+        "promote": ((), {"body": move}, 404, models.ErrorAnswer),
+        "rollback": ((), {"body": models.MoveRow(reason="a test")}, 409, models.ErrorAnswer),
+        "refuse": ((), {"body": move}, 404, models.ErrorAnswer),
+    }
+    operations = {one["operationId"] for path in document["paths"].values() for one in path.values()}
+    assert operations == set(asked)
+    with client:
+        for name, (words, options, status, shape) in asked.items():
+            module = importlib.import_module(f"{generated}.api.default.{name}")
+            answer = module.sync_detailed(*words, client=client, **options)
+            assert answer.status_code == HTTPStatus(status), (name, answer.content)
+            assert isinstance(answer.parsed, shape), name
+            if shape is models.RecommendAnswer:
+                assert all(isinstance(slot, models.SlotAnswer) for slot in answer.parsed.items)
+                assert answer.parsed.placement == ("similar" if name == "similar" else "home")
+                assert all(slot.score is not None and slot.source for slot in answer.parsed.items)
+        recommended = importlib.import_module(f"{generated}.api.default.recommend").sync(
+            "u14", client=client, properties="category"
+        )
+        assert recommended.items[0].additional_properties["category"]
+
+
+def test_generated_client_without_the_token_is_refused(generated: str, server: Server) -> None:
+    package, models = importlib.import_module(generated), importlib.import_module(f"{generated}.models")
+    client = package.AuthenticatedClient(base_url=server.url, token="wrong")
+    rollback = importlib.import_module(f"{generated}.api.default.rollback")
+    with client:
+        answer = rollback.sync_detailed(client=client, body=models.MoveRow(reason="a test"))
+    assert (answer.status_code, answer.parsed.error.code) == (401, "unauthorized")
