@@ -23,6 +23,7 @@ from recloop import __version__
 from recloop import bundle as bundles
 from recloop.backends.log import object_text
 from recloop.bundle import Bundle
+from recloop.collect import rejected
 from recloop.collect.clean import clean
 from recloop.collect.frames import as_polars, named, objects, settings_of, table_of
 from recloop.collect.read import parse_events
@@ -91,7 +92,11 @@ def fit(
     catalogue = objects(items, ITEM_ID, 0)
     people = objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
     first = sum(len(part) for part in (catalogue, people) if part is not None)
-    cleaned = clean(parse_events([table_of(frame, "events")], settings.data).frame, settings, first, catalogue)
+    raw = parse_events([table_of(frame, "events")], settings.data)
+    too_many = rejected.excess(raw.rejects, raw.read, settings.clean.max_rejected)
+    if too_many is not None:
+        raise too_many
+    cleaned = clean(raw.frame, settings, first, catalogue)
     if cleaned.excessive:
         raise cleaned.excessive[0]
     rows = Rows(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split), cleaned.dwell)

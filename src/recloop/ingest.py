@@ -26,6 +26,7 @@ from recloop.backends import locks, open_log
 from recloop.backends.archive import Archive
 from recloop.client import Client, iso
 from recloop.collect.arrivals import read_arrivals
+from recloop.collect.rejected import GUESTS
 from recloop.config import Columns, Data, Project
 from recloop.errors import Locked, UserError
 from recloop.features.signal import Signal
@@ -73,9 +74,13 @@ Sink = Callable[[list[Event]], Sequence[Outcome]]
 
 @dataclass
 class Taken:
-    """What became of the rows, by status: the keys of ``recloop ingest --json``; ``seconds`` it took."""
+    """What became of the rows, by status: the keys of ``recloop ingest --json``; ``seconds`` it took.
+
+    ``guests``: rejected rows that name no user.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
+    guests: int = 0
     shown: int = 0
     seconds: float = 0.0
 
@@ -84,8 +89,8 @@ class Taken:
 
     @property
     def whole(self) -> bool:
-        """Whether every row is in the log now: none rejected, none in conflict with an earlier one."""
-        return not self.counts["rejected"] and not self.counts["conflict"]
+        """Whether every row of a user is in the log now: none rejected, none in conflict with an earlier one."""
+        return self.counts["rejected"] == self.guests and not self.counts["conflict"]
 
 
 def ingest(project: Project, file: str, url: str, teller: Teller) -> Taken:
@@ -103,7 +108,7 @@ def ingest(project: Project, file: str, url: str, teller: Teller) -> Taken:
     """
     begin, taken = time.monotonic(), Taken()
     with ExitStack() as stack:
-        keep = _poster(url, stack) if url else _writer(project, file, stack)
+        keep = into_service(url, stack) if url else into_log(project, file, stack)
         for batch in _lines(project) if file == STDIN else _file(project, file):
             outcomes = keep(batch.events) if batch.events else ()
             wrong = list(batch.wrong)
@@ -113,6 +118,7 @@ def ingest(project: Project, file: str, url: str, teller: Teller) -> Taken:
                     reason = outcome.reason or "its event_id came before with other content"
                     wrong.append(Wrong(f"event_id={event.event_id}", reason, _text(event)))
             taken.counts["rejected"] += len(batch.wrong)
+            taken.guests += sum(row.reason == GUESTS for row in batch.wrong)
             _tell(teller, taken, wrong)
             if batch.share:
                 teller.bar("ingest", round(batch.share * 1000), 1000)
@@ -163,10 +169,16 @@ def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
         for (number, line), row in zip(part, rows, strict=True):
             event = bodies.check_event(_named(row, data.columns), now, data)
             if isinstance(event, Rejected):
-                batch.wrong.append(Wrong(f"stdin:{number}", event.reason, line.decode("utf-8", "replace").strip()))
+                reason = GUESTS if _is_guest(row) else event.reason
+                batch.wrong.append(Wrong(f"stdin:{number}", reason, line.decode("utf-8", "replace").strip()))
             else:
                 batch.events.append(event)
     return batch
+
+
+def _is_guest(row: Any) -> bool:
+    """Whether a row names no user: nobody's mistake, and nothing to learn from."""
+    return isinstance(row, dict) and not str(row.get("user_id") or "").strip()
 
 
 def _read() -> tuple[bytes, bool]:
@@ -215,7 +227,7 @@ def _row(event: Event) -> dict[str, Any]:
 # -- where they go
 
 
-def _writer(project: Project, file: str, stack: ExitStack) -> Sink:
+def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     """The log of this folder, through the writer of the service."""
     try:
         stack.enter_context(locks.writer_lock(project.root, "ingest"))
@@ -246,7 +258,7 @@ def _writer(project: Project, file: str, stack: ExitStack) -> Sink:
     return keep
 
 
-def _poster(url: str, stack: ExitStack) -> Sink:
+def into_service(url: str, stack: ExitStack) -> Sink:
     """A running service, as many rows a post as it takes."""
     try:
         client = stack.enter_context(closing(Client(url.rstrip("/"))))

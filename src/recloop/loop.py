@@ -19,7 +19,7 @@ from recloop.bundle import Bundle
 from recloop.collect.posted import Posted
 from recloop.collect.prepare import Prepared, load, prepare
 from recloop.config import Project
-from recloop.later import place, steps
+from recloop.later import files, place, steps
 from recloop.later import restart as restarts
 from recloop.later import run as runs
 from recloop.later.run import Updated
@@ -88,7 +88,9 @@ def update(
             voice.say("update", "a new first run that was interrupted is now in place")
         reason = restarts.reason(project) or ("asked for with --restart" if restart else "")
         if reason:
+            restarts.whole_files(project, restart)
             return _restart(project, voice, reason, clock)
+        files.take(project, voice)
         run = runs.begin(project, full, reset, voice)
         if run is None:
             live, (seq, _) = live_bundle(project), new_rows(project)

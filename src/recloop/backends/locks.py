@@ -35,6 +35,7 @@ class _Lock:
     def __init__(self, file: Path, verb: str) -> None:
         self._file, self._verb = file, verb
         self._handle = -1
+        self._who: dict[str, object] = {}
 
     def __enter__(self) -> Self:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,17 +46,29 @@ class _Lock:
             holder = _holder(os.pread(handle, 4096, 0))
             os.close(handle)
             raise Locked(f"{self._file.parent.name}/{self._file.name}", holder) from None
-        start = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps({"verb": self._verb, "pid": os.getpid(), "start": start})
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
         self._handle = handle
+        self._who = {"verb": self._verb, "pid": os.getpid(), "start": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.note()
         return self
+
+    def note(self, **facts: str) -> None:
+        """Write who holds the lock, with further facts such as ``url``: where it takes rows over HTTP."""
+        self._who |= facts
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, json.dumps(self._who).encode(), 0)
 
     def __exit__(self, *_: object) -> None:
         os.ftruncate(self._handle, 0)  # the file stays: removing it would let two holders in
         os.close(self._handle)
         self._handle = -1
+
+
+def served_at(root: Path) -> str:
+    """The address of the service that holds the writer's lock; empty: there is none, or it is not up yet."""
+    try:
+        return str(json.loads((root / "store" / "writer.lock").read_text("utf-8")).get("url", ""))
+    except (FileNotFoundError, ValueError, AttributeError):
+        return ""
 
 
 def _holder(text: bytes) -> str:

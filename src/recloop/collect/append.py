@@ -209,6 +209,8 @@ def publish(staged: Path, data: Path, more: dict[str, Any]) -> None:
     if not manifest.exists():
         return
     tree = {**json.loads(manifest.read_text("utf-8")), **more}
+    if (data / MANIFEST).exists():  # files may have been read while this run was interrupted
+        tree |= {"sources": json.loads((data / MANIFEST).read_text("utf-8")).get("sources", [])}
     beside = staged / f"{MANIFEST}.whole"
     with beside.open("w", encoding="utf-8") as file:
         file.write(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -13,6 +13,7 @@ import polars as pl
 
 from recloop.backends import Log
 from recloop.backends.archive import Archive
+from recloop.backends.log import RESTORED, out_at
 from recloop.records import (
     CONTENT,
     EVENT_ID,
@@ -51,7 +52,9 @@ class Posted:
         schema = [*EVENT_SCHEMA, RULE]
         taken = archive.quarantine().filter(pl.col(SEQ) > imported)
         events = pl.concat([archived.select(schema), taken.select(schema), log.events(after=after).select(schema)])
-        back = {row.of_seq: row.rule for row in log.retractions() if row.rule not in REJUDGED}
+        rows = log.retractions()
+        out = out_at(rows)
+        back = {row.of_seq: row.rule for row in rows if row.of_seq in out and row.rule not in {*REJUDGED, RESTORED}}
         by_hand = pl.DataFrame({SEQ: list(back), "by_hand": list(back.values())}, {SEQ: pl.Int64, "by_hand": pl.String})
         kept_rule = pl.when(~pl.col(RULE).is_in(REJUDGED)).then(RULE)
         events = (

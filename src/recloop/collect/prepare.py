@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow.parquet
 
 from recloop import __version__
-from recloop.collect import rejected
+from recloop.collect import newfiles, rejected
 from recloop.collect.clean import Cleaned, clean
 from recloop.collect.doctor import Report, report
 from recloop.collect.files import MANIFEST, Files, recover, swap
@@ -97,7 +97,9 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
     print_ = fingerprint(config.data, sources)
     if logged:
         _same_import(project, print_)
+    files = newfiles.records_of([source for source in sources if source.key == "data.events"])
     raw, items, users = read_events(project), read_items(project), read_users(project)
+    read_files = newfiles.with_rows(files, raw)
     too_many = rejected.excess(raw.rejects, raw.read, config.clean.max_rejected)
     if too_many is not None:
         raise too_many
@@ -114,7 +116,7 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
     parts = split(cleaned.believed, config.split)
     found = report(raw, cleaned, items, users, config)
     rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
-    _write(project, cleaned, parts, items, users, rejects, found, print_, imported)
+    _write(project, cleaned, parts, items, users, rejects, found, print_, imported, read_files)
     return Prepared(
         report=found,
         fingerprint=print_,
@@ -172,7 +174,7 @@ def _same_import(project: Project, print_: str) -> None:
         raise UserError(
             "data.events", f"{project.config.data.events} ({print_[:8]})",
             f"the import that log.db goes on from ({known[:8]}): the stores of this folder hold rows after it",
-            "recloop ingest FILE, or a new folder",
+            "recloop update (it reads new files), recloop update --restart, or a new folder",
         )  # fmt: skip
 
 
@@ -204,6 +206,7 @@ def _write(
     found: Report,
     print_: str,
     imported: int,
+    read_files: list[newfiles.FileRecord],
 ) -> None:
     target = project.data
     beside = target.with_name(target.name + ".tmp")
@@ -230,6 +233,7 @@ def _write(
             "cut": parts.cut,
             "watermark": cleaned.watermark,
             "imported": imported,
+            "sources": [asdict(record) for record in read_files],
             "split_hash": split_hash(files.written),
             "counts": {
                 "read": found.read,

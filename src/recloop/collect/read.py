@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import polars as pl
@@ -22,6 +22,7 @@ from recloop.records import (
     EVENT_ID,
     EVENT_SCHEMA,
     EVENT_TYPE,
+    FILE_ROW,
     GROUP_ID,
     ITEM_ID,
     ITEM_SCHEMA,
@@ -35,6 +36,7 @@ from recloop.records import (
 )
 
 REQUIRED: Final = (USER_ID, ITEM_ID, TIMESTAMP)
+RAW_SCHEMA: Final = {name: kind for name, kind in EVENT_SCHEMA.items() if name != SEQ}
 OPTIONAL: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
 
 
@@ -48,6 +50,7 @@ class Raw:
         read: Rows in the files: ``len(frame) + len(rejects)``.
         info: How it was read, one line: files, encoding, stamps.
         sources: The files.
+        rows: Rows read by name of file.
     """
 
     frame: pl.DataFrame
@@ -55,6 +58,7 @@ class Raw:
     read: int
     info: str
     sources: tuple[Source, ...]
+    rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,33 +86,52 @@ def wanted(columns: Columns) -> list[str]:
     return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
 
 
-def parse_events(tables: Sequence[Table], data: Data, also: Sequence[str] = ()) -> Raw:
+def parse_events(
+    tables: Sequence[Table],
+    data: Data,
+    also: Sequence[str] = (),
+    since: Mapping[str, int] | None = None,
+    day_first: bool | None = None,
+) -> Raw:
     """Events from tables that were read; see `read_events`.
 
     Args:
         also: Further columns of EVENT_SCHEMA, taken under our own names where a table has them.
+        since: Files that come after the import: by name the rows to skip (default: none). A row without an event_id
+            gets one from its file and number; a file without one readable row is no error.
+        day_first: Whether 01/02/2025 is the first of February, where earlier files have shown it.
     """
-    records = sum(len(table.frame) + len(table.broken) for table in tables)
+    skip = since or {}
+    counts = {
+        table.source.name: len(table.frame) + len(table.broken) - skip.get(table.source.name, 0) for table in tables
+    }
+    records = sum(counts.values())
     rows = sum(len(table.frame) for table in tables)
     key = tables[0].source.key
     names = ", ".join(table.source.name for table in tables[:3])
     for table in tables:
         _has_columns(table, data.columns)
-    if not records:
+    if since is None and not records:
         raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
-    if not rows:
+    if since is None and not rows:
         reason = next(iter(tables[0].broken.values()))
         raise UserError(key, names, f"rows that can be read; all {records:,} are broken: {reason}", "mend the file")
     tables = [table for table in tables if len(table.frame) or table.broken]
-    stamps = read_stamps(tables, data.columns.timestamp, data)
-    frames, rejects, decimals = [], [], ""
+    stamps = read_stamps(tables, data.columns.timestamp, data, day_first)
+    frames, rejects, decimals = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
     for table, stamp in zip(tables, stamps, strict=True):
         frame, reasons, how = _events(table, stamp, data, also)
         decimals = decimals or how
-        frames.append(frame.filter(reasons.is_null()))
-        rejects += _rejects(table, reasons)
+        readable, first_record = reasons.is_null(), skip.get(table.source.name, 0)
+        if since is not None:
+            numbers = pl.Series(table.record_of(range(len(frame))), dtype=pl.Int64)
+            made = pl.lit(f"{FILE_ROW}{table.source.name}:") + (numbers + 1).cast(pl.String)
+            frame = frame.with_columns(pl.coalesce(EVENT_ID, made).alias(EVENT_ID))
+            readable &= numbers >= first_record
+        frames.append(frame.filter(readable))
+        rejects += _rejects(table, reasons, first_record)
     frame = pl.concat(frames)
-    if not len(frame):
+    if since is None and not len(frame):
         first = rejects[0]
         raise UserError(
             key, names, f"rows that can be read; all {records:,} were rejected, first: {first['reason']}",
@@ -118,7 +141,7 @@ def parse_events(tables: Sequence[Table], data: Data, also: Sequence[str] = ()) 
     written = sorted({stamp.how for stamp in stamps})
     files = names if len(tables) <= 3 else f"{len(tables)} files, {tables[0].source.name} .. {tables[-1].source.name}"
     info = f"{files}: {'; '.join(ways)}; stamps: {'; '.join(written)}" + (f"; {decimals}" if decimals else "")
-    return Raw(frame, rejects, records, info, tuple(table.source for table in tables))
+    return Raw(frame, rejects, records, info, tuple(table.source for table in tables), counts)
 
 
 def _events(table: Table, stamps: Stamps, data: Data, also: Sequence[str]) -> tuple[pl.DataFrame, pl.Series, str]:
@@ -217,11 +240,11 @@ def no_such_column(table: Table, key: str, name: str) -> None:
     )  # fmt: skip
 
 
-def _rejects(table: Table, reasons: pl.Series) -> list[dict[str, Any]]:
-    """The rejects of one file in the order of its rows, the broken records among them."""
+def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[dict[str, Any]]:
+    """The rejects of one file in the order of its rows from record ``first`` on, the broken records among them."""
     rows = reasons.is_not_null().arg_true().to_list()
     why = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
-    records = sorted(why)
+    records = sorted(record for record in why if record >= first)
     return [
         {"file": table.source.name, "line": line, "reason": why[record], "raw": raw}
         for record, (line, raw) in zip(records, table.located(records), strict=True)

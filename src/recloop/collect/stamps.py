@@ -57,21 +57,26 @@ class _Written:
     day_last: pl.Series  # (n,) Boolean: the year stands at the end, so day and month need a decision
 
 
-def read_stamps(tables: Sequence[Table], name: str, data: Data) -> list[Stamps]:
+def read_stamps(tables: Sequence[Table], name: str, data: Data, known_order: bool | None = None) -> list[Stamps]:
     """The stamps of all files of a log; day and month are decided over all of them.
+
+    Args:
+        known_order: Whether the day came first in earlier files of this log; None: these files must show it.
 
     Raises:
         UserError: two units or two ways of writing in one file, day and month that cannot be told apart, no stamp at all.
     """
     written = [_sort(table, name) if table.frame.schema[name] == pl.String else None for table in tables]
-    day_first = _day_first([part for part in written if part is not None and part.day_last.any()], name)
+    day_first = known_order
+    if day_first is None:
+        day_first = _day_first([part for part in written if part is not None and part.day_last.any()], name)
     read = []
     for table, part in zip(tables, written, strict=True):
         if part is None:
             read.append(_typed(table, name, data))
         else:
             read.append(_texts(part, name, data, day_first))
-    if tables and all(stamps.values.null_count() == len(stamps.values) for stamps in read):
+    if tables and known_order is None and all(stamps.values.null_count() == len(stamps.values) for stamps in read):
         samples = [v for table in tables for v in table.frame[name].cast(pl.String).drop_nulls().head(1).to_list()]
         value = samples[0] if samples else ""
         raise UserError(

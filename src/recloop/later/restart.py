@@ -25,10 +25,11 @@ from recloop.backends import Control, inbox, locks, open_control, open_log
 from recloop.backends.archive import Archive
 from recloop.backends.sqlite import sync_folder
 from recloop.changes import Change, Effect
+from recloop.collect import newfiles
 from recloop.collect.files import recover, swap
 from recloop.collect.posted import Posted
 from recloop.config import Project
-from recloop.errors import Locked, Refused
+from recloop.errors import Locked, Refused, UserError
 
 MARK: Final = standing.RESTART
 STAGE: Final = ".restart"
@@ -59,6 +60,26 @@ def reason(project: Project) -> str:
     if standing.manifest(project)["fingerprint"] != manifest["data"]["fingerprint"]:
         return f"data/ was prepared from other files or settings than {manifest['bundle']}"
     return ""
+
+
+def whole_files(project: Project, asked: bool) -> None:
+    """See that every file that was read is still there: a new first run reads all of them again.
+
+    Args:
+        asked: The person asked for the new first run, and so goes on without the rows of files that are gone.
+
+    Raises:
+        UserError: files are gone that ``data.events``, unchanged, has read before.
+    """
+    if asked or any(change.key == "data.events" for change in differing(project)):
+        return
+    gone = newfiles.missing(project, standing.manifest(project))
+    if gone:
+        raise UserError(
+            "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
+            "every file that was read before: a new first run reads them all again",
+            "put them back, or recloop update --restart (it goes on without their rows)",
+        )  # fmt: skip
 
 
 def consequences(project: Project) -> list[str]:

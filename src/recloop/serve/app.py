@@ -66,7 +66,7 @@ def run(
     host, port = serve.host if host is None else host, serve.port if port is None else port
     process.check_host(host)
     with ExitStack() as stack:
-        stack.enter_context(locks.writer_lock(project.root))
+        lock = stack.enter_context(locks.writer_lock(project.root))
         listening = stack.enter_context(process.listen(host, port))
         with follow.uncollected():
             service = Service(project, locked=True)
@@ -77,6 +77,7 @@ def run(
         if dress is not None:
             dress(app, service)
         note = process.token_line(listening, service.token, app.state.console)
+        lock.note(url=process.address(listening))
         process.serve(app, listening, process.ready_line(listening, service.arm.bundle, json), note)
 
 

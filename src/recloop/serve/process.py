@@ -58,7 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def ready_line(listening: socket.socket, bundle: str, as_json: bool) -> str:
     """The first line of stdout: ``ready http://HOST:PORT bundle=ID``."""
-    url = _address(listening)
+    url = address(listening)
     return json.dumps({"ready": url, "bundle": bundle}) if as_json else f"ready {url} bundle={bundle}"
 
 
@@ -66,7 +66,7 @@ def token_line(listening: socket.socket, token: str, console: bool) -> str:
     """What stderr says once: ``token TOKEN``, and where the console is installed its address with the token."""
     if not console:
         return f"token {token}"
-    return f"token {token} console={_address(listening)}/?token={token}"
+    return f"token {token} console={address(listening)}/?token={token}"
 
 
 def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") -> None:
@@ -87,7 +87,8 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") 
     _Server(config, app, ready, note).run(sockets=[listening])
 
 
-def _address(listening: socket.socket) -> str:
+def address(listening: socket.socket) -> str:
+    """The URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

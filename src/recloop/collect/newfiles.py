@@ -1,0 +1,205 @@
+"""Files of ``data.events`` that are new or have grown since they were read, each found by the hash of its content.
+
+``data/manifest.json`` keeps one record a file (`FileRecord`). A file is read once, also under another name; one that
+has grown is read from the row on at which it ended before; one whose old content changed is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from recloop.backends.sqlite import sync_folder
+from recloop.collect.files import MANIFEST
+from recloop.collect.read import Raw, parse_events, wanted
+from recloop.collect.sources import Source, find
+from recloop.collect.tables import read_table
+from recloop.config import Project
+from recloop.errors import UserError
+
+BLOCK: Final = 1 << 22
+REJECTS: Final = "rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file as it was read: its name from the project folder, its content, its rows and those rejected."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class NewFiles:
+    """What the next update has to read: ``since`` gives the rows of each file that were read before.
+
+    Attributes:
+        sources: New and grown files.
+        records: One a file, new, grown or renamed; ``rows`` and ``rejected`` are those of before.
+    """
+
+    sources: list[Source]
+    since: dict[str, int]
+    records: list[FileRecord]
+
+
+def records_of(sources: Sequence[Source]) -> list[FileRecord]:
+    """The content of files, taken before they are read: a file that grows meanwhile is found as grown later."""
+    return [_record(source) for source in sources]
+
+
+def with_rows(records: Sequence[FileRecord], raw: Raw) -> list[FileRecord]:
+    """The records with the rows that were read of each file, added to those of before."""
+    rejected: dict[str, int] = {}
+    for row in raw.rejects:
+        rejected[row["file"]] = rejected.get(row["file"], 0) + 1
+    return [
+        replace(one, rows=one.rows + raw.rows.get(one.name, 0), rejected=one.rejected + rejected.get(one.name, 0))
+        for one in records
+    ]
+
+
+def known(manifest: dict[str, Any]) -> dict[str, FileRecord]:
+    """The files that were read, by name; empty for data of a version that kept no records."""
+    return {row["name"]: FileRecord(**row) for row in manifest.get("sources", [])}
+
+
+def look(project: Project, manifest: dict[str, Any]) -> NewFiles:
+    """Compare the files of ``data.events`` with those that were read.
+
+    Raises:
+        UserError: the content of a file that was read has changed.
+    """
+    before = known(manifest)
+    if not before:
+        return NewFiles([], {}, [])
+    try:
+        sources = find(project.sources, project.config.data.events, "data.events")
+    except UserError:  # every file is gone; their rows are in data/
+        return NewFiles([], {}, [])
+    contents = {one.sha256: one for one in before.values()}
+    found, changed = NewFiles([], {}, []), list[str]()
+    for source in sources:
+        old = before.get(source.name)
+        if old is None:
+            record = _record(source)
+            twin = contents.get(record.sha256)
+            if twin is None:
+                found.sources.append(source)
+                contents[record.sha256] = record
+            found.records.append(record if twin is None else replace(record, rows=twin.rows, rejected=twin.rejected))
+            continue
+        record, grown = _grown(source, old)
+        if record.sha256 == old.sha256:
+            continue
+        if not grown:
+            changed.append(source.name)
+            continue
+        found.sources.append(source)
+        found.since[source.name] = old.rows
+        found.records.append(replace(record, rows=old.rows, rejected=old.rejected))
+    if changed:
+        raise UserError(
+            "data.events", ", ".join(changed[:5]) + (" ..." if len(changed) > 5 else ""),
+            "content that begins as it did when it was read: rows may be added at the end, never changed",
+            "put the old content back, or recloop update --restart (all files are read again, posted rows are kept)",
+        )  # fmt: skip
+    return found
+
+
+def missing(project: Project, manifest: dict[str, Any]) -> list[str]:
+    """Files that were read and that ``data.events`` no longer finds, neither by name nor by content."""
+    before = known(manifest)
+    try:
+        sources = find(project.sources, project.config.data.events, "data.events")
+    except UserError:
+        return sorted(before)
+    names = {source.name for source in sources}
+    lost = [one for one in before.values() if one.name not in names]
+    contents = {_record(source).sha256 for source in sources if source.name not in before} if lost else set[str]()
+    return sorted(one.name for one in lost if one.sha256 not in contents)
+
+
+def read_new(project: Project, new: NewFiles, manifest: dict[str, Any]) -> Raw:
+    """The rows of new and grown files in the order of file and row, each with an event_id of its own.
+
+    Stamps whose day and month cannot be told apart are read as those of the import were.
+    """
+    data = project.config.data
+    tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new.sources]
+    info = str(manifest.get("report", {}).get("info", ""))
+    day_first = True if "day first" in info else False if "month first" in info else None
+    return parse_events(tables, data, since=new.since, day_first=day_first)
+
+
+def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[dict[str, Any]]) -> None:
+    """Write the records into ``data/manifest.json``, by rename, after the rejected rows."""
+    file = project.data / MANIFEST
+    manifest = json.loads(file.read_text("utf-8"))
+    held = {**known(manifest), **{one.name: one for one in records}}
+    manifest["sources"] = [asdict(held[name]) for name in sorted(held, key=str.encode)]
+    if rejects:
+        path = project.data / REJECTS
+        text = path.read_bytes() if path.exists() else b""
+        text += b"".join(msgspec.json.encode(row) + b"\n" for row in rejects)
+        _put(path, text)
+        manifest["files"][REJECTS] = {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+        manifest["counts"]["read"] += len(rejects)
+        manifest["counts"]["rejected"] += len(rejects)
+    _put(file, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def _put(path: Path, text: bytes) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    sync_folder(path.parent)
+
+
+def _record(source: Source) -> FileRecord:
+    size = source.path.stat().st_size
+    digest, _, _ = _hashed(source.path, size)
+    return FileRecord(source.name, digest, size)
+
+
+def _grown(source: Source, old: FileRecord) -> tuple[FileRecord, bool]:
+    """A file's present content, and whether it begins with the old one and goes on in a new line."""
+    size = source.path.stat().st_size
+    if size < old.bytes:
+        return _record(source), False
+    whole, prefix, edge = _hashed(source.path, size, old.bytes)
+    lines = source.kind != "parquet" and (
+        source.packing is not None or edge[:1] in b"\r\n" or edge[1:] in (b"\r", b"\n")
+    )
+    return FileRecord(source.name, whole, size), prefix == old.sha256 and lines
+
+
+def _hashed(path: Path, size: int, part: int = 0) -> tuple[str, str, bytes]:
+    """SHA-256 of the first ``size`` bytes, that of the first ``part``, and the two bytes about its end."""
+    digest, prefix, edge = hashlib.sha256(), hashlib.sha256().hexdigest(), b""
+    with path.open("rb") as file:
+        for end in (part, size):
+            while (left := end - file.tell()) > 0:
+                block = file.read(min(BLOCK, left))
+                if not block:
+                    break
+                digest.update(block)
+            if end == part:
+                prefix = digest.hexdigest()
+        if 0 < part < size:
+            file.seek(part - 1)
+            edge = file.read(2)
+    return digest.hexdigest(), prefix, edge
