@@ -99,11 +99,12 @@ def compare(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
     store = open_decisions(project.config.stores.decisions, project.root)
     log = open_log(project.config.stores.log, project.root)
     try:
-        decisions = [one for one in store.rows(since=plan.since - BEFORE - DAY, until=until) if one.role == "answer"]
+        first = reads_since(plan)
+        decisions = [one for one in store.rows(since=first, until=until) if one.role == "answer"]
         newest = store.rows(last=1)
         archive = Archive(project.data)
         later = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-        rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= plan.since - BEFORE - DAY)
+        rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= first)
     finally:
         store.close()
         log.close()
@@ -123,6 +124,11 @@ def current(project: Project) -> Verdict | None:
     """
     tried = release.machine(open_control(project.config.stores.control, project.root)).rows_in("experiment")
     return compare(project, tried[0].bundle) if tried else None
+
+
+def reads_since(plan: Plan) -> int:
+    """The first moment (int64 microseconds) whose decisions and rows an experiment reads: those before its start serve CUPED."""
+    return plan.since - BEFORE - DAY
 
 
 def current_or_problem(project: Project) -> tuple[Verdict | None, str]:
