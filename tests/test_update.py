@@ -33,6 +33,7 @@ from recloop.recommend.states import fold_all
 from recloop.records import DAY, Item, User
 from recloop.serve import moves
 from recloop.settings import open_project
+from recloop.watch import gate as gate_rules
 from recloop.watch import parity
 from recloop.watch.gate import no_loss
 from recloop.world import World
@@ -84,7 +85,7 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     live = standing.load_bundle(project)
     before = Archive(project.data)
     done = loop.update(project)
-    assert done.verdict == "registered", done.failed
+    assert done.verdict == "registered", done.reason
     assert done.bundle is not None
     assert (done.from_seq, done.read, done.kept) == (before.watermark + 1, len(first[1]), len(first[1]))
     assert done.new_items > 0
@@ -131,7 +132,10 @@ def test_nothing_new(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", standing.live_bundle(project), 0, [])
 
 
-def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+def test_a_second_update_goes_on_from_the_first(
+    later: Later, first: tuple[Path, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # so that an open window is pooled however wide it is
     half, few = len(first[1]) // 2, 800
     project = later(first[1][:half])
     one = loop.update(project)
@@ -140,7 +144,7 @@ def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path,
     post(project, first[1][half : half + few])
     project = open_project(project.root, [*COUNTS, "release.gates.margin=0.0001"])  # so narrow that it stays open
     two = loop.update(project)
-    assert two.verdict == "registered", two.failed
+    assert two.verdict == "registered", two.reason
     assert two.from_seq == one.to_seq + 1
     child = standing.load_bundle(project, two.bundle or "")
     assert child.manifest["parent"] == one.bundle
@@ -158,8 +162,10 @@ def test_a_second_update_goes_on_from_the_first(later: Later, first: tuple[Path,
     assert before is not None
     assert carried.filter(pl.col("to_seq") == one.to_seq).equals(before)
     new = next(gate for gate in two.gates if gate["name"] == "new")
-    assert "pooled with 1 earlier windows" in new["note"], new
-    pooled = no_loss(earlier(carried)[1], earlier(carried)[:1], project.config.release.gates.margin)
+    assert "pooled with 1 earlier windows of the same recipe" in new["note"], new
+    windows_of = earlier(carried, child.manifest["recipe"])
+    assert earlier(carried, "another recipe") == []
+    pooled = no_loss(windows_of[1], windows_of[:1], project.config.release.gates)
     assert pooled.to_json().items() <= new.items()
 
 
@@ -272,6 +278,29 @@ def test_quarantine_restored_rows_are_learned_by_the_next_update(
     assert set(load(project).events["seq"]).issuperset(taken)
 
 
+def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    """One posted row, then twelve neutral ones: what the first run has not learned is judged, and it is not refused."""
+    neutral = first[1][1:13].with_columns(pl.lit("impression").alias("event_type"))
+    project = later(first[1][:1])
+    for more in (neutral[:0], neutral):
+        post(project, more)
+        done = loop.update(project)
+        assert done.verdict in {"registered", "waiting", "nothing"}, done.reason
+
+
+def test_update_inconclusive_window_is_judged_again_when_it_has_grown(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    project = later(first[1][:900], "release.gates.margin=0.0001")
+    one = loop.update(project)
+    assert one.verdict == "waiting", one.reason
+    assert "inconclusive, this window" in one.reason
+    again = loop.update(project)
+    assert "judged again at" in again.reason, again.reason
+    wider = open_project(project.root, [*COUNTS, "release.gates.margin=0.5"])
+    assert loop.update(wider).verdict == "registered", "another margin is another question"
+
+
 @pytest.mark.parametrize(
     "step", [pytest.param(one, marks=() if one == STEPS[-1] else pytest.mark.slow) for one in STEPS]
 )
@@ -280,7 +309,7 @@ def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
     whole = loop.update(other)
     die_after(step, project, COUNTS)
     done = loop.update(project)
-    assert done.verdict == "registered", done.failed
+    assert done.verdict == "registered", done.reason
     assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "the content's hash"
     assert (project.data / "manifest.json").read_bytes() == (other.data / "manifest.json").read_bytes()
     assert loop.update(project).verdict == "nothing"
@@ -344,7 +373,8 @@ def test_a_log_with_one_user(tmp_path: Path) -> None:
     )  # fmt: skip
     post(project, rows_later)
     done = loop.update(project)
-    assert done.verdict in {"registered", "refused"}
+    assert done.verdict == "waiting"
+    assert "too few to judge" in done.reason
     assert all(one["value"] is None or np.isfinite(one["value"]) for one in done.gates)
 
 
@@ -370,7 +400,7 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
             query = Query(user_id=user, now=int(time.time() * 1e6), request_id=f"r-{user}")
             service.recommend(query, started=time.perf_counter())
         done = loop.update(project)
-        assert done.verdict == "registered", done.failed
+        assert done.verdict == "registered", done.reason
         assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server reads the old one"
         query = Query(user_id="u004", now=int(time.time() * 1e6), request_id="r-u004")
         assert service.recommend(query, started=time.perf_counter())[0].items

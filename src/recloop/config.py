@@ -213,6 +213,8 @@ class Stores(Section):
 
 class Gates(Section):
     margin: float = pydantic.Field(0.03, ge=0)
+    min_users: int = pydantic.Field(20, ge=1)  # over fewer users or queries `new` waits for more rows
+    min_queries: int = pydantic.Field(30, ge=1)
     slice_drop: float = pydantic.Field(0.1, ge=0)
     parity: int = pydantic.Field(0, ge=0)
     latency: float = pydantic.Field(1.2, gt=0)

@@ -98,6 +98,7 @@ def update(
             return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [], changed)
         steps.collect(run)  # 1. what happened
         steps.check(run)  # is it what live knows?
+        steps.enough(run)  # can it be judged?
         if run.verdict == "registered":
             steps.learn(run)  # 2-3. features, learn
             steps.judge(run)  # 4. evaluate

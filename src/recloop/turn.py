@@ -34,6 +34,7 @@ from recloop.learn.negatives import slots_of
 from recloop.learn.table import Table
 from recloop.learn.warm import RATE, Warm, with_replay
 from recloop.models.base import TrainData, is_counting
+from recloop.recipe import recipe_of
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
@@ -128,14 +129,10 @@ def learn(
     )
     past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
-    draft = counts.draft(
-        config,
-        tables,
-        arrays,
-        made,
-        scorers,
-        manifest_of(config, tables, data, past, int(data.manifest.get("held_seq", 0))),
-    )
+    asked = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
+    held_seq = int(data.manifest.get("held_seq", 0))
+    manifest = {**manifest_of(config, tables, data, past, held_seq), "recipe": recipe_of(asked)}
+    draft = counts.draft(config, tables, arrays, made, scorers, manifest)
     counted = ", ".join(settings["model"] for settings in scorers.values())
     voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
@@ -261,6 +258,7 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     days = counts.half_lives_of(learned.bundle.scorers)
     made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options, days)
     manifest = manifest_of(config, tables, data, data.events, nothing_held(data.events))
+    manifest["recipe"] = learned.bundle.manifest["recipe"]
     manifest["train"]["refit"] = True
     bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
     network = None
@@ -348,6 +346,7 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
         },
         "config": changes.recorded(config),
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
+        "recipe": recipe_of(config),
     }
 
 

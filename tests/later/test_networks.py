@@ -71,7 +71,7 @@ def updated(project: Project) -> tuple[Bundle, Bundle]:
     """Live and its child."""
     live = standing.load_bundle(project)
     done = loop.update(project)
-    assert done.verdict == "registered", done.failed
+    assert done.verdict == "registered", done.reason
     assert done.new_items == len(set(NEW) | (set(new_items(project)) - set(live.items.ids.ids)))
     return live, standing.load_bundle(project, done.bundle or "")
 
@@ -151,7 +151,7 @@ def test_a_kill_after_any_step_leaves_the_same_network(
     project = open_project(root, settings("sasrec"))
     die_after(step, project, settings("sasrec"))
     done = loop.update(project)
-    assert done.verdict == "registered", done.failed
+    assert done.verdict == "registered", done.reason
     made, whole = (json.loads((path / "manifest.json").read_text()) for path in (
         root / "bundles" / (done.bundle or ""), after / "bundles" / name,
     ))  # fmt: skip
@@ -168,7 +168,7 @@ def test_an_optimizer_may_begin_anew(sasrec: tuple[Path, Path, str], tmp_path: P
     project = open_project(shutil.copytree(sasrec[0], tmp_path / "shop"), settings("sasrec"))
     live = standing.load_bundle(project)
     done = loop.update(project, reset=True)
-    assert done.verdict == "registered", done.failed
+    assert done.verdict == "registered", done.reason
     child = standing.load_bundle(project, done.bundle or "")
     assert child.manifest["train"]["optimizer"] == "reset"
     other = open_project(sasrec[1])

@@ -70,14 +70,16 @@ def test_a_gate_that_says_no_moves_nothing_unless_a_person_goes_ahead_of_it(shop
     other = Project(shop.root, shop.config.model_copy(update={"placement": {"home": settings}}))
     worse = loop.train(other, model="popular").bundle
     before = control_of(shop).generation()
-    with pytest.raises(Refused, match=r"gate new=-0\.\d+, threshold -0\.03: .*to go ahead of it: recloop promote"):
+    with pytest.raises(
+        Refused, match=r"gate slice_drop:repeat=-0\.\d+, threshold -0\.1: .*to go ahead of it: recloop promote"
+    ):
         promotion.promote(shop, worse.id)
     machine = release.machine(control_of(shop))
     assert (machine.state(worse.id), machine.generation) == ("checked", before + 1)
     moved = promotion.promote(shop, worse.id, "shadow", "to see what happens")
     assert moved["to"] == "shadow"
-    assert moved["evidence"]["not_earned"][0].startswith("gate new=-0.")
-    assert not gates(moved["evidence"])["new"]["ok"]
+    assert moved["evidence"]["not_earned"][0].startswith("gate slice_drop:repeat=-0.")
+    assert "shadow and experiment decide" in gates(moved["evidence"])["new"]["note"]
     with pytest.raises(Refused, match="shadow requests=0"):  # who was let past the gate is asked for the steps alone
         moves.promote(shop, worse.id, "experiment")
     with pytest.raises(UserError, match="bundle=nothing"):

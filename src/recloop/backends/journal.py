@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,20 @@ class Journal:
             if tree["verdict"] is None:
                 return cls(file.parent, tree)
         return None
+
+    @classmethod
+    def ended(cls, runs: Path) -> Iterator[Journal]:
+        """The runs that have a verdict, the newest first."""
+        for file in sorted(runs.glob(f"*/{FILE}"), reverse=True):
+            tree = json.loads(file.read_text("utf-8"))
+            if tree["verdict"] is not None:
+                yield cls(file.parent, tree)
+
+    @property
+    def verdict(self) -> str | None:
+        """How the run ended; None: it has not."""
+        verdict: str | None = self._tree["verdict"]
+        return verdict
 
     @property
     def started(self) -> datetime:

@@ -91,8 +91,7 @@ def update(
     elif made.bundle is not None:
         plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
     else:
-        said = ", ".join(f"{one['name']}={one['value']}, threshold {one['threshold']}" for one in made.failed)
-        plain(f"{made.verdict}: {said}; nothing has moved, the rows are read again next time")
+        plain(f"{made.verdict}: {made.reason}; nothing has moved, the rows are read again next time")
     if made.failed:
         raise typer.Exit(1)
 

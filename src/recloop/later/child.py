@@ -85,7 +85,9 @@ def has_network(bundle: Bundle) -> bool:
 def named(run: Run, bundle: Bundle, mode: str) -> Bundle:
     """The bundle as a child of live, trained ``warm`` or ``full``."""
     train = {**bundle.manifest["train"], "mode": mode, **({"optimizer": "reset"} if run.reset else {})}
-    return replace(bundle, manifest={**bundle.manifest, "parent": run.live.id, "train": train})
+    manifest = {**bundle.manifest, "parent": run.live.id, "train": train}
+    manifest["recipe"] = run.recipe
+    return replace(bundle, manifest=manifest)
 
 
 def _policy(config: Config, parent: Bundle, drafted: Bundle) -> dict[str, Any]:

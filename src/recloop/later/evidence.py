@@ -16,6 +16,7 @@ import polars as pl
 
 from recloop import bundle as bundles
 from recloop import turn
+from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.errors import BundleError
 from recloop.later.run import Run
@@ -33,8 +34,10 @@ OVERLAPPED = 200
 """Queries whose lists before and after the last quarter are compared."""
 
 
-WINDOW: Final = {"to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64}
-"""A query of a window: the last seq of the window, hash("window") of the user, NDCG@10 of candidate' and of live."""
+WINDOW: Final = {
+    "to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64, "recipe": pl.String,
+}  # fmt: skip
+"""A query of a window: the last seq of the window, hash("window") of the user, NDCG@10 of candidate' and of live, the recipe of candidate'."""
 
 
 class Test(NamedTuple):
@@ -54,24 +57,39 @@ def compared(ours: Asked, lives: Asked, part: str = "ndcg") -> Pairs:
 def carried(run: Run) -> pl.DataFrame:
     """The windows of live and of its parents, the oldest first; none for a full turn, whose weights have no parent."""
     found = None if run.full else bundles.load_window(run.project.bundles / run.live.id)
-    return pl.DataFrame(schema=WINDOW) if found is None else found
+    if found is None or "recipe" not in found.columns:  # written before recipes were kept: pooled with nothing
+        return pl.DataFrame(schema=WINDOW)
+    return found
 
 
-def earlier(windows: pl.DataFrame) -> list[Pairs]:
-    """Each window of a lineage, the oldest first."""
-    parts = windows.partition_by("to_seq", maintain_order=True)
+def earlier(windows: pl.DataFrame, recipe: str) -> list[Pairs]:
+    """Each window of a lineage that was judged with this recipe, the oldest first."""
+    parts = windows.filter(pl.col("recipe") == recipe).partition_by("to_seq", maintain_order=True)
     return [Pairs(*(part[name].to_numpy() for name in ("user", "candidate", "live"))) for part in parts]
 
 
-def keep_window(run: Run, new: Pairs, windows: pl.DataFrame) -> None:
+def keep_window(run: Run, new: Pairs, windows: pl.DataFrame, recipe: str) -> None:
     """This window behind the newest of its lineage, in the run's folder."""
-    columns = {"to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live}
+    columns = {
+        "to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live,
+        "recipe": [recipe] * len(new),
+    }  # fmt: skip
     seqs = windows["to_seq"].unique().sort().tail(gate.POOLED - 1)
     frame = pl.concat([windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW)])
     with (run.folder / "candidate" / "window.parquet").open("wb") as file:
         frame.write_parquet(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def judged_before(run: Run) -> int:
+    """Queries of the window that an earlier update judged beside the same live bundle and left waiting; 0: none did."""
+    for journal in Journal.ended(run.project.runs):
+        if any(journal.head.get(key) != run.journal.head[key] for key in ("live", "mode", "settings")):
+            return 0
+        if journal.verdict == "waiting" and journal.has("judge"):
+            return int(journal.facts("judge").get("window_queries", 0))
+    return 0
 
 
 def kept_window(run: Run) -> pl.DataFrame:

@@ -129,7 +129,7 @@ def judge(project: Project, candidate: Bundle, live: Bundle) -> list[Gate]:
         cold_coverage=(mine.cold_coverage, theirs.cold_coverage),
     )
     return [
-        *gate.judge(evidence, project.config.release.gates, project.config.train.seed),
+        *gate.before_a_trial(gate.judge(evidence, project.config.release.gates, project.config.train.seed)),
         gate.at_most("golden", broken_golden(candidate), 0, "golden queries that differ"),
         gate.at_most("finite", _not_finite(candidate), 0, "arrays with a number that is not finite"),
     ]

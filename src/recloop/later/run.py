@@ -29,6 +29,7 @@ from recloop.features.learned import Learned, Window
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
+from recloop.recipe import child_recipe, recipe_of
 from recloop.recommend.catalogue import Catalogue
 from recloop.settings import dump
 from recloop.voice import Voice
@@ -43,7 +44,7 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Updated:
-    """What a later turn did: ``verdict`` is registered, refused, held, restarted or nothing; ``bundle`` None: none was let in.
+    """What a later turn did: ``verdict`` is registered, waiting, refused, held, restarted or nothing; ``bundle`` None: none was let in.
 
     ``changed``: keys of recloop.toml that differ from live's settings. ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
     """
@@ -65,7 +66,14 @@ class Updated:
     @property
     def failed(self) -> list[dict[str, Any]]:
         """The gates that said no."""
-        return [one for one in self.gates if not one["ok"]]
+        return [one for one in self.gates if not one["ok"] and not one.get("waits")]
+
+    @property
+    def reason(self) -> str:
+        """Why no bundle was let in: each gate that said no, or that waits for more rows."""
+        gates = [Gate.of(one) for one in self.gates]
+        stopping = [one for one in gates if not one.ok and not one.waits] or [one for one in gates if one.waits]
+        return "; ".join(one.reason for one in stopping)
 
 
 @dataclass
@@ -117,6 +125,16 @@ class Run:
         return Window(*(int(facts[name]) for name in ("cut", "held_seq", "late", "fresh")))
 
     @property
+    def recipe(self) -> str:
+        """Of the child."""
+        return recipe_of(self.config) if self.full else child_recipe(self.config, self.live.manifest)
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether the child has the recipe of live: then its gate alone decides, else shadow and experiment do."""
+        return self.recipe == self.live.manifest.get("recipe")
+
+    @property
     def data(self) -> Data:
         """``data/`` as `collect` wrote it."""
         if self.loaded is None:
@@ -131,7 +149,7 @@ class Run:
     @property
     def gates(self) -> list[dict[str, Any]]:
         """Every gate so far, in its order."""
-        steps = [self.journal.facts(step) for step in ("check", "judge", "finish") if self.journal.has(step)]
+        steps = [self.journal.facts(step) for step in ("check", "enough", "judge", "finish") if self.journal.has(step)]
         return [one for facts in steps for one in facts["gates"]]
 
     @property

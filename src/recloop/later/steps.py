@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recloop import standing, turn
@@ -19,6 +20,7 @@ from recloop.later.evidence import (
     carried,
     compared,
     earlier,
+    judged_before,
     keep_window,
     kept_window,
     old_queries,
@@ -116,6 +118,20 @@ def _window(run: Run, queries: Moments, to_seq: int) -> dict[str, Any]:
     return {"to_seq": to_seq, "bundle": run.live.id, **lost._asdict()}
 
 
+def enough(run: Run) -> None:
+    """Whether the window holds enough to judge: nothing is trained for a verdict that could only wait."""
+    if run.journal.has("enough"):
+        return
+    users = np.array(moments(run.data.test, "successive").users)
+    late_alone = not len(users) and run.window.late > 0
+    found = None
+    if run.refreshes and not late_alone:
+        found = gate.enough(users, judged_before(run), run.config.release.gates)
+    run.journal.done("enough", gates=trees([found] if found else []))
+    if found is not None:
+        run.voice.say("check", found.line())
+
+
 def learn(run: Run) -> None:
     """3. candidate': live and everything that came but the moments that are tested."""
     if run.journal.has("learn"):
@@ -139,8 +155,10 @@ def judge(run: Run) -> None:
     if run.journal.has("judge"):
         return
     candidate, window = candidate_of(run), run.window
+    recipe = str(candidate.manifest["recipe"])
     timeline, catalogue = run.world
-    new = compare.thin(moments(run.data.test, "successive"))
+    asked = moments(run.data.test, "successive")
+    new = compare.thin(asked)
     ours, lives = (compare.ask(bundle, new, timeline, catalogue, turn.THREADS) for bundle in (candidate, run.live))
     pairs, old = compared(ours, lives), old_queries(run)
     forgotten = None
@@ -151,7 +169,7 @@ def judge(run: Run) -> None:
     decided = standing.decided(run.project)
     evidence = Evidence(
         new=pairs,
-        earlier=earlier(windows),
+        earlier=earlier(windows, recipe),
         old=forgotten,
         slices={
             "cold": pairs.where(ours.cold),
@@ -161,12 +179,17 @@ def judge(run: Run) -> None:
         parity=parity.verify(run.project)["unexplained"] if decided else None,
         latency=compare.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,
         cold_coverage=(ours.cold_coverage, lives.cold_coverage),
+        cold_users=len(np.unique(ours.users[ours.cold])),
     )
     found = gate.judge(evidence, run.config.release.gates, run.seed)
+    if not run.refreshes:
+        found = gate.before_a_trial(found)
     if not len(new):
         found = [replace(one, note=NOTHING_FRESH) if one.name == "new" else one for one in found]
-    keep_window(run, pairs, windows)
-    facts = {"cut": window.cut, "new_queries": len(new), "old_queries": len(old)}
+    keep_window(run, pairs, windows, recipe)
+    facts = {
+        "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "old_queries": len(old),
+    }  # fmt: skip
     run.journal.done("judge", gates=trees(found), **facts)
     for one in found:
         run.voice.say("gate", one.line())

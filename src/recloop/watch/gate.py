@@ -3,16 +3,32 @@
     before training    `recloop.watch.band`                       out of band: the window is held, nothing is trained
     after training     judge(evidence, settings)                  candidate' beside live, on rows that neither learned
     after the rest     settled(losses, golden, final, before)     what the last quarter may not have broken
-    at last            verdict(gates)                             registered, refused or held
+    at last            verdict(gates)                             registered, waiting, refused or held
 
-Nothing is read and nothing is written here; the same numbers give the same gates.
+Nothing is read and nothing is written here; the same numbers give the same gates. ``new`` is decided by the first row of
+this table that applies (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.margin``):
+
+    1  the candidate's number is NaN where live has one                         refused
+    2  no query that both can be compared on, or live finds nothing in any      pass, weak
+    3  fewer queries or users than `min_queries` (30), `min_users` (20)         waits: too few to judge
+    4  lower end of d > -margin                                                 pass
+    5  d < -margin and d + 3.5 se < 0                                           refused: certainly worse
+    6  detectable loss > 3 margin                                               waits: inconclusive
+    7  pooled with up to 6 earlier windows of the same recipe, row 5 applies    refused: certainly worse
+    8  d > -margin and the pooled lower end > -margin                           pass
+    9  d > -margin and the pooled d > -margin                                   pass, weak
+   10  anything else                                                            waits: inconclusive
+
+A gate that waits moves nothing and stops nothing: the rows are judged again together with those that arrive later. Only a
+refresh waits; a bundle of another recipe passes weakly there, because shadow and experiment judge it next. The
+constants are those of the simulation in `benchmarks/gate.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,8 +42,16 @@ from recloop.watch.agree import overlap
 
 POOLED: Final = 6
 """Earlier windows that an open verdict is pooled with."""
-FEWEST_USERS: Final = 20
-"""A slice in which the lists find something for fewer users refuses nothing: the bootstrap over so few is too narrow."""
+MIN_USERS: Final = 20
+"""A comparison over fewer users refuses nothing and proves nothing: the bootstrap over so few is too narrow."""
+MIN_QUERIES: Final = 30
+"""The same for queries."""
+WIDTH_FACTOR: Final = 3.0
+"""``new`` is inconclusive while its detectable loss exceeds so many margins: a loss of 10 % then passes in 2 % of cases."""
+CERTAIN_ERRORS: Final = 3.5
+"""A loss of so many standard errors is certain: of hourly updates without a loss, 1 % of weeks see a false refusal."""
+REPEAT_GROWTH: Final = 1.25
+"""An inconclusive window is judged again once it has so many times the queries: fewer looks, fewer chance verdicts."""
 OVERLAP: Final = 0.8
 DETECTS: Final = float(scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8))
 """A loss of so many standard errors is seen 80 % of the time at 95 %."""
@@ -47,6 +71,7 @@ class Gate:
         low, high: The 95 % interval of ``value`` where it is an estimate, the band where it is `input_check`.
         note: A short phrase for a person: ``weak`` first where the pass is one.
         candidate, live: NDCG@10 of each, where ``value`` is their relative difference.
+        waits: Not passed and not refused: more rows are needed.
     """
 
     name: str
@@ -59,6 +84,7 @@ class Gate:
     note: str = ""
     candidate: float | None = None
     live: float | None = None
+    waits: bool = False
 
     @property
     def weak(self) -> bool:
@@ -67,7 +93,7 @@ class Gate:
 
     def to_json(self) -> dict[str, Any]:
         """As ``recloop update --json`` and the evidence of a release row have it; numbers rounded to six decimals."""
-        tree = {name: _plain(value) for name, value in vars(self).items()}
+        tree = {name: _plain(value) for name, value in vars(self).items() if name != "waits" or value}
         return {name: value for name, value in tree.items() if value is not None or name == "value"}
 
     @classmethod
@@ -88,7 +114,18 @@ class Gate:
         if compared:
             said += f", could have seen a loss of {self.detectable:.4f}"
         note = f" ({self.note})" if self.note else ""
-        return f"{'pass' if self.ok else 'NO':4} {self.name}: {said}{note}"
+        return f"{'pass' if self.ok else 'wait' if self.waits else 'NO':4} {self.name}: {said}{note}"
+
+    @property
+    def reason(self) -> str:
+        """Name, number and why it did not pass: ``new=-0.140 [-0.190, -0.090]: certainly worse``."""
+        if self.value is None:
+            return f"{self.name}: {self.note or 'not measured'}"
+        if self.detectable is None:
+            limit = "" if math.isnan(self.threshold) else f", threshold {self.threshold:.4g}"
+            return f"{self.name}={self.value:.4g}{limit}{f': {self.note}' if self.note else ''}"
+        bounds = "" if self.low is None or self.high is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.name}={self.value:+.3f}{bounds}: {self.note}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +161,7 @@ class Evidence:
         parity: ``unexplained`` of ``verify --last 1000``.
         latency: (candidate, live) seconds of the same 200 queries, in the same order.
         cold_coverage: (candidate, live) over the same requests; NaN: nobody was cold.
+        cold_users: How many users that is a share of; None: not counted.
     """
 
     new: Pairs
@@ -133,6 +171,7 @@ class Evidence:
     parity: int | None = None
     latency: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     cold_coverage: tuple[float, float] | None = None
+    cold_users: int | None = None
 
 
 def relative_difference(pairs: Pairs, seed: int = 0) -> Difference:
@@ -147,11 +186,11 @@ def _user_means(pairs: Pairs) -> NDArray[np.float64]:
     return intervals.user_means(np.column_stack([pairs.candidate, pairs.live]), numbers, len(users))
 
 
-def _sides(pairs: Pairs) -> dict[str, float]:
+def _sides(pairs: Pairs) -> tuple[float, float]:
     """The mean over users of each side, over the users that have both."""
     means = _user_means(pairs)
     candidate, live = means[~np.isnan(means).any(axis=1)].mean(axis=0).tolist()
-    return {"candidate": candidate, "live": live}
+    return candidate, live
 
 
 def detectable(difference: Difference) -> float:
@@ -160,42 +199,100 @@ def detectable(difference: Difference) -> float:
     return float(reach / scipy.stats.norm.ppf(0.975) * DETECTS)
 
 
-def no_loss(new: Pairs, earlier: Sequence[Pairs], margin: float, seed: int = 0) -> Gate:
-    """The three-way decision on *new*.
+def no_loss(new: Pairs, earlier: Sequence[Pairs], settings: Gates, seed: int = 0) -> Gate:
+    """Decide ``new`` by the table at the head of this module.
 
-    Lower end of d > -margin: pass. Upper end < 0: refuse. Else cannot tell: the same over this window pooled with up
-    to 6 earlier ones; still open: pass, marked weak, when the point lies above -margin, else refuse. A query that live
-    could answer and the candidate could not (NaN) refuses. Where nothing can be compared the pass is weak.
+    Args:
+        earlier: Windows of earlier updates by the same recipe, oldest first; the newest 6 count. Pooled, they tell what
+            the recipe does; so they never pass a window whose own d lies below -margin.
     """
+    margin = settings.margin
     if np.isnan(new.candidate[~np.isnan(new.live)]).any():
         return Gate("new", None, -margin, False, note="the candidate's number is NaN")
-    if np.isnan(new.live).all():  # earlier windows alone say nothing of this candidate
+    compared = new.where(~np.isnan(new.candidate) & ~np.isnan(new.live))
+    if not len(compared) or not (compared.live > 0).any():
         return Gate("new", None, -margin, True, note="weak: nothing to compare")
-    pooled = [new]
-    note = "this window"
-    d = relative_difference(new, seed)
-    answer = _decide(d, margin)
-    if answer is None and earlier:
-        pooled = [*earlier[-POOLED:], new]
-        note = f"pooled with {len(pooled) - 1} earlier windows"
-        d = relative_difference(
-            Pairs(*(np.concatenate([getattr(one, name) for one in pooled]) for name in ("users", "candidate", "live"))),
-            seed,
-        )
-        answer = _decide(d, margin)
-    value = d.relative.value
-    if math.isnan(value):
-        return Gate("new", None, -margin, True, note="weak: nothing to compare")
-    if answer is None:
-        answer = value > -margin
-        note = f"weak: cannot tell, {note}" if answer else f"cannot tell, and the point is too low, {note}"
-    return Gate("new", value, -margin, answer, detectable(d), d.relative.low, d.relative.high, note, **_sides(new))
+    few = too_few(compared.users, settings)
+    if few:
+        return Gate("new", None, -margin, False, note=few, waits=True)
+    own = relative_difference(new, seed)
+    outcome, note = _decide(own, margin), "this window"
+    if outcome == "open" and detectable(own) <= WIDTH_FACTOR * margin:
+        outcome, note = _pooled(own, [*earlier[-POOLED:], new] if earlier else [], margin, seed)
+    said = {
+        "pass": note,
+        "weak": f"weak: inconclusive, {note}",
+        "refused": f"certainly worse, {note}",
+        "open": f"inconclusive, {note}",
+    }
+    low, high = own.relative.low, own.relative.high
+    candidate, live = _sides(new)
+    ok, waits = outcome in {"pass", "weak"}, outcome == "open"
+    return Gate(
+        "new", own.relative.value, -margin, ok, detectable(own), low, high, said[outcome], candidate, live, waits
+    )  # fmt: skip
 
 
-def _decide(d: Difference, margin: float) -> bool | None:
+def too_few(users: NDArray[Any], settings: Gates) -> str:
+    """Why queries of these users, (Q,), are too few to judge; empty: they are enough."""
+    known = len(np.unique(users))
+    if len(users) >= settings.min_queries and known >= settings.min_users:
+        return ""
+    needed = f"{settings.min_queries} of {settings.min_users}"
+    return f"too few to judge: {len(users)} queries of {known} users, {needed} needed"
+
+
+def enough(users: NDArray[Any], judged: int, settings: Gates) -> Gate | None:
+    """The gate ``new`` of a window that cannot be judged yet, known before anything is trained; None: it can be.
+
+    Args:
+        users: (Q,) of the window's queries.
+        judged: Queries at the last look at this window, which was inconclusive; 0: there was none.
+    """
+    few = too_few(users, settings)
+    again = math.ceil(REPEAT_GROWTH * judged)
+    if not few and len(users) < again:
+        few = f"inconclusive at {judged} queries: judged again at {again}, now {len(users)}"
+    return Gate("new", None, -settings.margin, False, note=few, waits=True) if few else None
+
+
+def before_a_trial(gates: Sequence[Gate]) -> list[Gate]:
+    """The gates of a bundle that is tried in shadow and experiment before it serves: it waits for nothing.
+
+    What waits is refused where the upper end is below 0 and the point below the margin (it is looked at once, so 95 %
+    are enough); else it is a weak pass.
+    """
+    return [_tried(one) if one.waits else one for one in gates]
+
+
+def _tried(gate: Gate) -> Gate:
+    if gate.value is not None and gate.high is not None and gate.high < 0 and gate.value < gate.threshold:
+        return replace(gate, waits=False, note="worse, this window")
+    return replace(gate, ok=True, waits=False, note=f"weak: {gate.note}; shadow and experiment decide")
+
+
+def _decide(d: Difference, margin: float) -> str:
+    """``pass``, ``refused`` or ``open`` by one window, or by several pooled."""
     if d.relative.low > -margin:
-        return True
-    return False if d.relative.high < 0 else None
+        return "pass"
+    error = (d.relative.high - d.relative.low) / (2 * float(scipy.stats.norm.ppf(0.975)))
+    certain = d.relative.value < -margin and d.relative.value + CERTAIN_ERRORS * error < 0
+    return "refused" if certain else "open"
+
+
+def _pooled(own: Difference, windows: Sequence[Pairs], margin: float, seed: int) -> tuple[str, str]:
+    """The outcome of an open window that is narrow enough, and what decided: rows 7 to 10 of the table."""
+    pooled, note = own, "this window"
+    if windows:
+        columns = (np.concatenate([getattr(one, name) for one in windows]) for name in ("users", "candidate", "live"))
+        pooled = relative_difference(Pairs(*columns), seed)
+        note = f"pooled with {len(windows) - 1} earlier windows of the same recipe ({pooled.relative.value:+.3f})"
+    outcome = _decide(pooled, margin)
+    if outcome == "refused":
+        return outcome, note
+    if own.relative.value <= -margin or pooled.relative.value <= -margin:
+        return "open", note
+    return ("pass" if outcome == "pass" else "weak"), note
 
 
 def no_collapse(name: str, pairs: Pairs, drop: float, seed: int = 0) -> Gate:
@@ -208,18 +305,25 @@ def no_collapse(name: str, pairs: Pairs, drop: float, seed: int = 0) -> Gate:
     if math.isnan(d.relative.high):
         return Gate(name, None, -drop, True, note="weak: nothing to compare")
     users = len(np.unique(pairs.users[(pairs.candidate > 0) | (pairs.live > 0)]))
-    few = users < FEWEST_USERS
+    few = users < MIN_USERS
     ok = few or d.relative.high > -drop
-    note = f"weak: something found for {users} users, too few to tell" if few else "the upper end decides"
+    note = f"weak: something found for {users} users, too few to judge" if few else "the upper end decides"
     low, high = d.relative.low, d.relative.high
-    return Gate(name, d.relative.value, -drop, ok, detectable(d), low, high, note, **_sides(pairs))
+    return Gate(name, d.relative.value, -drop, ok, detectable(d), low, high, note, *_sides(pairs))
 
 
-def at_most(name: str, value: float, threshold: float, note: str = "") -> Gate:
-    """A plain number that may not exceed its threshold; one that is not a number refuses nothing and is weak."""
+def at_most(name: str, value: float, threshold: float, note: str = "", queries: int | None = None) -> Gate:
+    """A plain number that may not exceed its threshold; one that is not a number refuses nothing and is weak.
+
+    Args:
+        queries: How many the number was measured over, where few could exceed it by chance; None: it is exact.
+    """
     if math.isnan(value):
         return Gate(name, None, threshold, True, note="weak: nothing to compare")
-    return Gate(name, float(value), threshold, value <= threshold + 1e-12, note=note)
+    ok = value <= threshold + 1e-12
+    if not ok and queries is not None and queries < MIN_QUERIES:
+        return Gate(name, float(value), threshold, True, note=f"weak: {queries} queries, too few to judge")
+    return Gate(name, float(value), threshold, ok, note=note)
 
 
 def judge(evidence: Evidence, settings: Gates, seed: int = 0) -> list[Gate]:
@@ -229,7 +333,7 @@ def judge(evidence: Evidence, settings: Gates, seed: int = 0) -> list[Gate]:
     ``slice_drop``), ``parity``, ``latency`` (median of candidate / live over the same queries), ``cold_coverage_drop``
     (live's minus the candidate's).
     """
-    gates = [no_loss(evidence.new, evidence.earlier, settings.margin, seed)]
+    gates = [no_loss(evidence.new, evidence.earlier, settings, seed)]
     if evidence.old is not None:
         gates.append(no_collapse("forgetting", evidence.old, settings.margin, seed))
     gates += [
@@ -240,10 +344,14 @@ def judge(evidence: Evidence, settings: Gates, seed: int = 0) -> list[Gate]:
     if evidence.latency is not None:
         candidate, live = evidence.latency
         ratio = float(np.median(candidate / live)) if len(live) else math.nan
-        gates.append(at_most("latency", ratio, settings.latency, "median of candidate / live"))
+        gates.append(at_most("latency", ratio, settings.latency, "median of candidate / live", len(live)))
     if evidence.cold_coverage is not None:
         candidate_covers, live_covers = evidence.cold_coverage
-        gates.append(at_most("cold_coverage_drop", live_covers - candidate_covers, settings.cold_coverage_drop))
+        drop, users = live_covers - candidate_covers, evidence.cold_users
+        found = at_most("cold_coverage_drop", drop, settings.cold_coverage_drop)
+        if not found.ok and users is not None and users < MIN_USERS:
+            found = replace(found, ok=True, note=f"weak: {users} cold users, too few to judge")
+        gates.append(found)
     return gates
 
 
@@ -265,6 +373,8 @@ def settled(
         if math.isnan(middle)
         else Gate("overlap", middle, OVERLAP, middle >= OVERLAP - 1e-12, note="median overlap@10 with candidate'")
     )
+    if not same.ok and len(shares) < MIN_QUERIES:
+        same = replace(same, ok=True, note=f"weak: {len(shares)} queries, too few to judge")
     return [
         at_most("finite_loss", broken, 0, "steps whose loss is not finite"),
         at_most("golden", golden, 0, "golden queries that differ"),
@@ -273,11 +383,16 @@ def settled(
 
 
 def verdict(gates: Sequence[Gate]) -> str:
-    """``held`` when the input is out of band, ``refused`` when any other gate says no, else ``registered``."""
-    failed = {gate.name for gate in gates if not gate.ok}
+    """``held`` when the input is out of band, ``refused`` when any other gate says no, else ``registered``.
+
+    ``waiting``: no gate says no, and one needs more rows.
+    """
+    failed = {gate.name for gate in gates if not gate.ok and not gate.waits}
     if INPUT in failed:
         return "held"
-    return "refused" if failed else "registered"
+    if failed:
+        return "refused"
+    return "waiting" if any(gate.waits for gate in gates) else "registered"
 
 
 def _plain(value: Any) -> Any:
