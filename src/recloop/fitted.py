@@ -148,7 +148,7 @@ class Recommendations:
         Args:
             filter_viewed: Leave out what a user had before; None: the project's ``split.filter_seen``.
             items_to_recommend: Show nothing else.
-            now: int64 microseconds UTC; None: just after the end of the log.
+            now: int64 microseconds UTC; None: just after the newest believed event (wrong clocks are not believed).
 
         Raises:
             UserError: ``k`` outside 1 to 1000.
@@ -157,7 +157,7 @@ class Recommendations:
         users = [str(user) for user in users]
         events = self._rows.events
         newest = int(events[SEQ].max() or 0)  # type: ignore[arg-type]
-        moment = end_of(events) + 1 if now is None else now
+        moment = int(events[TIMESTAMP].max() or 0) + 1 if now is None else now  # type: ignore[arg-type]
         recommender = self._recommender
         if filter_viewed is not None:
             recommender = self._with_seen(filter_viewed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sqlite3
+from contextlib import closing
 from multiprocessing.synchronize import Event as Signal
 from pathlib import Path
 
@@ -104,3 +106,18 @@ def test_a_snapshot_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     snapshot.close()
     with pytest.raises(UserError, match=r"snapshot=.*recloop prepare"):
         snapshots.Snapshot(tmp_path / "none.db")
+
+
+def test_snapshot_of_an_earlier_schema_is_refused_and_made_anew(tmp_path: Path) -> None:
+    """States of schema 1 join rows to groups that were used again: they are not read."""
+    path = tmp_path / snapshots.name(5, "0" * 8)
+    assert snapshots.current(path) is None
+    snapshots.write(path, [("u", b"state")], 5, "0" * 8)
+    opened = snapshots.current(path)
+    assert opened is not None
+    opened.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(UserError, match="snapshot=schema 1: expected schema 2"):
+        snapshots.Snapshot(path)
+    assert snapshots.current(path) is None

@@ -31,9 +31,9 @@ event = st.fixed_dictionaries(
         "item_id": st.sampled_from((*ITEMS[:2] * 3, *ITEMS)),
         # Quarters of a second within five: many equal stamps, many within a burst's second, many late.
         # A day and more apart: a group that is used again.
-        "timestamp": (st.integers(0, 20) | st.sampled_from((4 * 86_400, 4 * 86_400 + 1, 8 * 86_400 + 2))).map(
-            lambda quarter: quarter * SECOND // 4
-        ),
+        "timestamp": (
+            st.integers(0, 20) | st.sampled_from((4 * 86_400, 4 * 86_400 + 1, 8 * 86_400 + 2, 160 * 86_400))
+        ).map(lambda quarter: quarter * SECOND // 4),
         "event_type": st.sampled_from(("purchase", "click", "dislike", "dislike", "skip", "impression", "unheard_of")),
         "group_id": st.sampled_from(GROUPS),
         "quantity": st.sampled_from((None, 1.0, 2.0, 0.0, -1.0)),
@@ -89,15 +89,18 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
     """The state's moments, dislikes and positives, written down from definitions.md 1 without a thought for speed."""
     rows = [r for r in believed.sort(SEQ).iter_rows(named=True) if r[USER_ID] == user and r[SEQ] <= seq]
     first: dict[str, int] = {}
+    last = 0
     moments: dict[int, set[str]] = {}
     newest: dict[str, int] = {}
     for row in rows:
         group = row["group_id"]
         row["stamp"] = row["timestamp"]
         if group is not None:
-            if group not in first or abs(row["timestamp"] - first[group]) > 86_400 * SECOND:
+            over = group in first and last - first[group] > 30 * 86_400 * SECOND
+            if group not in first or over or abs(row["timestamp"] - first[group]) > 86_400 * SECOND:
                 first[group] = row["timestamp"]
             row["stamp"] = first[group]
+        last = max(last, row["timestamp"])
         if row[LABEL] > 0:
             moments.setdefault(row["stamp"], set()).add(row["item_id"])
         if row[LABEL] < 0 and row[WEIGHT] >= 1:  # a skip hides nothing
@@ -183,6 +186,20 @@ def test_state_receipt_number_used_again_starts_a_new_moment() -> None:
         schema=EVENT_SCHEMA,
     )  # fmt: skip
     assert moment_stamps(frame)["stamp"].to_list() == [0, 0, 730 * day, 730 * day, 730 * day]
+
+
+def test_state_groups_that_ended_are_removed() -> None:
+    """A customer with a basket a day for three years: the state holds those that a late row may still join."""
+    day = 86_400 * SECOND
+    state = UserState()
+    for n in range(1_000):
+        state.add("i", n * day, f"g{n}", 1)
+        assert len(state.groups) <= 64
+    assert set(state.groups) >= {f"g{n}" for n in range(970, 1_000)}
+    state.add("late", 985 * day + SECOND, "g985", 1)
+    assert (985 * day, ["i", "late"]) in state.moments
+    state.add("too late", 900 * day + SECOND, "g900", 1)
+    assert (900 * day + SECOND, ["too late"]) in state.moments
 
 
 @given(events=st.lists(event, max_size=12), now=st.integers(-1, 10 * SECOND))

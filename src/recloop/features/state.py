@@ -2,7 +2,7 @@
 
 A *moment* is what one user did at once: its stamp is that of the first row (smallest seq) of its (user, group_id), a
 row's own without a group. A row of a group that lies more than `GROUP_SPAN` from its moment starts the group anew: a
-receipt number is used again. A user's rows of one moment stamp are one moment, a set of items in the order of their ids'
+receipt number is used again; so does a row of a group that is older than `GROUP_LIFE`. A user's rows of one moment stamp are one moment, a set of items in the order of their ids'
 bytes. A state at ``s`` holds every moment with a positive, the dislikes not yet taken back, and the attributes
 (definitions, section 1). It speaks of raw ids, so every bundle with the same event classes reads it.
 
@@ -27,6 +27,10 @@ from recloop.records import DAY, GROUP_ID, ITEM_ID, LABEL, MOMENT, SEQ, STAMP, T
 
 GROUP_SPAN: Final = DAY
 """A row further than this from the first row of its group is of another moment."""
+GROUP_LIFE: Final = 30 * DAY
+"""A group ends when its user has a row that is dated this much later than it: a state does not hold it for ever."""
+GROUPS: Final = 64
+"""Groups in a state above which those that ended are removed."""
 FIRST_OF_GROUP: Final = pl.col(TIMESTAMP).first().over(USER_ID, GROUP_ID)
 
 
@@ -34,9 +38,12 @@ def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
     """The believed rows, in the order of their seq, with the column ``stamp`` of their moment."""
     frame = frame.sort(SEQ)
     stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
-    frame = frame.with_columns(stamp.alias(STAMP))
-    reused = reused_groups(frame)
-    return frame if not len(reused) else _regrouped(frame, reused)
+    newest = pl.col(TIMESTAMP).cum_max().shift(1).over(USER_ID).alias("newest")
+    frame = frame.with_columns(stamp.alias(STAMP), newest)
+    later = pl.col(SEQ) != pl.col(SEQ).first().over(USER_ID, GROUP_ID)
+    over = pl.col(GROUP_ID).is_not_null() & later & (pl.col("newest") - FIRST_OF_GROUP > GROUP_LIFE)
+    anew = pl.concat([reused_groups(frame), frame.filter(over).select(USER_ID, GROUP_ID)]).unique()
+    return (_regrouped(frame, anew) if len(anew) else frame).drop("newest")
 
 
 def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
@@ -45,13 +52,14 @@ def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
 
 
-def _regrouped(frame: pl.DataFrame, reused: pl.DataFrame) -> pl.DataFrame:
-    """The stamps of reused groups, row by row in the order of seq, as `UserState.add` gives them."""
-    rows = frame.join(reused, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
+def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
+    """The stamps of groups with several moments, row by row in the order of seq, as `UserState.add` gives them."""
+    rows = frame.join(groups, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
     state: dict[tuple[str, str], int] = {}
     seqs, stamps = [], []
-    for seq, user_id, group_id, timestamp in rows.select(SEQ, USER_ID, GROUP_ID, TIMESTAMP).iter_rows():
-        state[user_id, group_id] = joined(state.get((user_id, group_id)), timestamp)
+    columns = SEQ, USER_ID, GROUP_ID, TIMESTAMP, "newest"
+    for seq, user_id, group_id, timestamp, newest in rows.select(columns).iter_rows():
+        state[user_id, group_id] = joined(state.get((user_id, group_id)), timestamp, newest)
         seqs.append(seq)
         stamps.append(state[user_id, group_id])
     anew = pl.DataFrame({SEQ: seqs, "anew": stamps}, schema={SEQ: pl.Int64, "anew": pl.Int64})
@@ -59,9 +67,21 @@ def _regrouped(frame: pl.DataFrame, reused: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(pl.coalesce("anew", STAMP).alias(STAMP)).drop("anew")
 
 
-def joined(moment: int | None, timestamp: int) -> int:
-    """The moment stamp of a row of a group whose newest moment is ``moment``; None: the group is new."""
-    return timestamp if moment is None or abs(timestamp - moment) > GROUP_SPAN else moment
+def joined(moment: int | None, timestamp: int, newest: int | None) -> int:
+    """The moment stamp of a row of a group.
+
+    Args:
+        moment: The newest moment stamp of the group; None: the group is new.
+        newest: The newest timestamp of the user's earlier rows; None: there are none.
+    """
+    if moment is None or abs(timestamp - moment) > GROUP_SPAN or ended(moment, newest):
+        return timestamp
+    return moment
+
+
+def ended(moment: int, newest: int | None) -> bool:
+    """Whether no further row joins a group of this moment stamp."""
+    return newest is not None and newest - moment > GROUP_LIFE
 
 
 def number_moments(frame: pl.DataFrame) -> pl.DataFrame:
@@ -75,7 +95,9 @@ class UserState(msgspec.Struct):
 
     Attributes:
         moments: (stamp, item ids ascending by bytes) of every moment with a positive, oldest first.
-        groups: The newest moment stamp of every group_id seen, whatever its rows meant: late rows join it.
+        groups: The newest moment stamp of every group_id seen, whatever its rows meant: late rows join it; those that
+            ended may be missing.
+        newest: The newest timestamp of a believed row; None: there was none.
         negatives: Newest moment stamp of a dislike, by item; whether it still counts is asked of `States`.
         positives: Believed positive rows.
         attributes: The newest attributes, None where none were ever given.
@@ -85,13 +107,18 @@ class UserState(msgspec.Struct):
     groups: dict[str, int] = {}
     negatives: dict[str, int] = {}
     positives: int = 0
+    newest: int | None = None
     attributes: dict[str, Any] | None = None
 
     def add(self, item_id: str, timestamp: int, group_id: str | None, label: int) -> None:
         """Fold in one believed event; events come in the order of their seq."""
         stamp = timestamp
         if group_id is not None:
-            stamp = self.groups[group_id] = joined(self.groups.get(group_id), timestamp)
+            stamp = joined(self.groups.get(group_id), timestamp, self.newest)
+            if group_id not in self.groups and len(self.groups) >= GROUPS:
+                self.groups = {name: moment for name, moment in self.groups.items() if not ended(moment, self.newest)}
+            self.groups[group_id] = stamp
+        self.newest = timestamp if self.newest is None else max(self.newest, timestamp)
         if label > 0:
             self.positives += 1
             place = bisect.bisect_left(self.moments, stamp, key=lambda moment: moment[0])
