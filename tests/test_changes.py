@@ -104,7 +104,7 @@ def test_changed_same_settings_gives_nothing() -> None:
         ("features.item.price.from=price", Effect.RETRAIN), ("model.name=popular", Effect.RETRAIN),
         ("model.layers=3", Effect.RETRAIN), ("counts.half_life=30", Effect.RETRAIN), ("train.lr=0.01", Effect.RETRAIN),
         ("split.filter_seen=true", Effect.RETRAIN), ("serve.segment=age", Effect.RETRAIN),
-        ("placement.home.k=5", Effect.NEXT), ("clean.max_removed=0.5", None), ("train.budget=1h", None),
+        ("placement.home.k=5", Effect.NEXT), ("train.seed=3", Effect.NEXT), ("clean.max_removed=0.5", None), ("train.budget=1h", None),
         ("serve.port=9000", None), ("data.columns.name=title", None),
     ],
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
     [data], [clean], how [split] cuts                     a new first run: the rows themselves change
     [events], [features], [model], [counts], [train], ..  a full retrain on the same rows, judged by the gate
-    [placement]                                           the next bundle takes it up; nothing is trained for it alone
+    [placement], train.seed                               the next bundle takes it up; nothing is trained for it alone
 
 Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.budget`` shape no bundle and are not compared.
 """
@@ -23,6 +23,8 @@ COMPARED: Final = (
 IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "train.budget", "data.columns.name")
 ROWS: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or beginnings of keys) that decide which rows there are, and how they are split."""
+LATER: Final = ("placement.", "train.seed")
+"""Keys for which alone nothing is trained."""
 
 
 class Effect(enum.Enum):
@@ -45,7 +47,7 @@ class Change:
     def effect(self) -> Effect:
         if self.key.startswith(ROWS):
             return Effect.RESTART
-        return Effect.NEXT if self.key.startswith("placement.") else Effect.RETRAIN
+        return Effect.NEXT if self.key.startswith(LATER) else Effect.RETRAIN
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.was)} -> {_shown(self.now)}"

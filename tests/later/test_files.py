@@ -255,6 +255,23 @@ def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> 
     assert loop.update(project, restart=True).verdict == "restarted"
 
 
+def test_a_changed_catalog_is_said_and_a_dead_server_is_not_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_days(tmp_path, 0, 30)
+    (tmp_path / "items.csv").write_text("sku,color\n" + "".join(f"s{n},red\n" for n in range(31)))
+    (tmp_path / "recloop.toml").write_text(TOML.replace('"days"', '"days"\nitems = "items.csv"'))
+    project = open_project(tmp_path)
+    loop.turn(project)
+    (tmp_path / "store" / "writer.lock").write_text('{"verb": "serve", "pid": 1, "url": "http://127.0.0.1:9"}')
+    write_days(tmp_path, 30, 31)
+    with (tmp_path / "items.csv").open("a") as lines:
+        lines.write("s99,blue\n")
+    assert run(["-C", str(tmp_path), "update"]) == 0
+    assert "items.csv has changed since it was read" in " ".join(capsys.readouterr().err.split())
+    assert len(logged(project)) == SIZE - 4
+
+
 def test_restart_names_files_that_are_gone(project: Project) -> None:
     (project.root / "days" / "003.csv").unlink()
     assert loop.update(project).verdict == "nothing", "its rows are in data/"

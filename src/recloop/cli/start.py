@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,9 @@ def init(
     from recloop.collect import guess
 
     found = guess.init(file, items, users, Place.root, yes, force)
-    replaced = _replaced()
+    replaced, restart = _replaced()
+    if restart:
+        found = dataclasses.replace(found, next=found.next.replace("recloop update", "recloop update --restart"))
     if as_json:
         print_json({**found.to_json(), "living": replaced})
         return
@@ -49,15 +52,21 @@ def init(
     plain(f"wrote {Place.root / 'recloop.toml'}; next: {found.next}{keep}")
 
 
-def _replaced() -> list[str]:
-    """What becomes of the data of a living project whose recloop.toml was written over; empty: nothing is live here."""
+def _replaced() -> tuple[list[str], bool]:
+    """What becomes of the data of a living project whose recloop.toml was written over (empty: nothing is live here).
+
+    The second value: whether the next update must be asked for a new first run.
+    """
     if not (Place.root / "store" / "control.db").exists():
-        return []
+        return [], False
     from recloop import standing
     from recloop.later import restart
 
     here = project()
-    return [] if standing.live_bundle(here) is None else restart.consequences(here)
+    if standing.live_bundle(here) is None:
+        return [], False
+    asked = not restart.reason(here) and restart.changed_files(here)
+    return restart.consequences(here), asked
 
 
 def update(

@@ -117,6 +117,19 @@ def look(project: Project, manifest: dict[str, Any]) -> NewFiles:
     return found
 
 
+def changed_catalogs(project: Project, manifest: dict[str, Any]) -> list[str]:
+    """Files of ``data.items`` and ``data.users`` whose content is not what was read; only a new first run reads them."""
+    before = {row["name"]: row["sha256"] for row in manifest.get("catalogs", [])}
+    found = []
+    for key, text in (("data.items", project.config.data.items), ("data.users", project.config.data.users)):
+        try:
+            sources = find(project.sources, text, key) if text and before else []
+        except UserError:  # gone; its rows are in data/
+            continue
+        found += [source.name for source in sources if before.get(source.name) != _record(source).sha256]
+    return found
+
+
 def missing(project: Project, manifest: dict[str, Any]) -> list[str]:
     """Files that were read and that ``data.events`` no longer finds, neither by name nor by content."""
     before = known(manifest)

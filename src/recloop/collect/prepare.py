@@ -98,6 +98,7 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
     if logged:
         _same_import(project, print_)
     files = newfiles.records_of([source for source in sources if source.key == "data.events"])
+    catalogs = newfiles.records_of([source for source in sources if source.key != "data.events"])
     raw, items, users = read_events(project), read_items(project), read_users(project)
     read_files = newfiles.with_rows(files, raw)
     too_many = rejected.excess(raw.rejects, raw.read, config.clean.max_rejected)
@@ -116,7 +117,7 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
     parts = split(cleaned.believed, config.split)
     found = report(raw, cleaned, items, users, config)
     rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
-    _write(project, cleaned, parts, items, users, rejects, found, print_, imported, read_files)
+    _write(project, cleaned, parts, items, users, rejects, found, print_, imported, read_files, catalogs)
     return Prepared(
         report=found,
         fingerprint=print_,
@@ -207,6 +208,7 @@ def _write(
     print_: str,
     imported: int,
     read_files: list[newfiles.FileRecord],
+    catalogs: list[newfiles.FileRecord],
 ) -> None:
     target = project.data
     beside = target.with_name(target.name + ".tmp")
@@ -234,6 +236,7 @@ def _write(
             "watermark": cleaned.watermark,
             "imported": imported,
             "sources": [asdict(record) for record in read_files],
+            "catalogs": [asdict(record) for record in catalogs],
             "split_hash": split_hash(files.written),
             "counts": {
                 "read": found.read,

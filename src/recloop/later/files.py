@@ -12,7 +12,7 @@ from recloop import ingest, standing
 from recloop.backends import locks
 from recloop.collect import newfiles, rejected
 from recloop.config import Project
-from recloop.errors import UserError
+from recloop.errors import Locked, UserError
 from recloop.records import RECEIVED_AT, TIMESTAMP, Event
 from recloop.voice import Voice
 
@@ -36,6 +36,8 @@ def take(project: Project, voice: Voice) -> Read:
         Locked: another writer holds the log and takes no rows over HTTP.
     """
     manifest = standing.manifest(project)
+    for name in newfiles.changed_catalogs(project, manifest):
+        voice.say("collect", f"{name} has changed since it was read: post its rows, or recloop update --restart")
     new = newfiles.look(project, manifest)
     if not new.records:
         return Read(0, 0, 0)
@@ -76,8 +78,13 @@ def _limit(
 
 
 def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
-    url = locks.served_at(project.root)
-    keep = ingest.into_service(url, stack) if url else ingest.into_log(project, project.config.data.events, stack)
+    try:
+        keep = ingest.into_log(project, project.config.data.events, stack)
+    except Locked:
+        url = locks.served_at(project.root)
+        if not url:
+            raise
+        keep = ingest.into_service(url, stack)
     kept, now = 0, standing.now()
     for start in range(0, len(rows), ingest.BATCH):
         part = rows[start : start + ingest.BATCH].drop(RECEIVED_AT)

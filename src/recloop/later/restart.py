@@ -82,9 +82,20 @@ def whole_files(project: Project, asked: bool) -> None:
         )  # fmt: skip
 
 
+def changed_files(project: Project) -> bool:
+    """Whether the content of a file that was read has changed: then a new first run must be asked for."""
+    try:
+        newfiles.look(project, standing.manifest(project))
+    except UserError:
+        return True
+    return False
+
+
 def consequences(project: Project) -> list[str]:
     """What the next update makes of this recloop.toml, for the person who has just written it."""
     live, why = standing.load_bundle(project), reason(project)
+    if not why and changed_files(project):
+        why = "a file that was read has changed; ask for it with --restart"
     if not why:
         return [f"{live.id} stays live: it was made with the same data"]
     archive, log = Archive(project.data), open_log(project.config.stores.log, project.root)
