@@ -113,16 +113,16 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     for panel in ("start", "look", "move", "deeper"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
-    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest", "quarantine"):
+    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest", "quarantine", "gc"):
         assert f"`{verb}" in section(2)
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 
 
 UPDATE = "from_seq to_seq read kept new_users new_items bundle verdict gates[{name,value,threshold,ok}] seconds"
 DOCTOR = "read kept removed{rule:n} rejected users items moments span repeats warnings[]"
-STATUS = "live shadow experiment generation bundles[{bundle,state,at,reason}] last_seq watermark"
+STATUS = "live shadow experiment generation bundles[{bundle,state,at,reason,removed}] last_seq watermark"
 REPORT = "path entropy long_tail_share cold_coverage coverage requests"
-VERIFY = "checked equal late unexplained max_score_diff differences[{request_id,name,was,is}]"
+VERIFY = "checked equal late unexplained earlier removed max_score_diff differences[{request_id,name,was,is}]"
 INIT = "columns time_unit scenario (collaborative, content, sequential) guesses[{key,value,why}]"
 INGEST = "accepted duplicate conflict quarantined rejected"
 REPLY = "request_id model_version variant placement degraded items"

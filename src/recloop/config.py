@@ -245,6 +245,23 @@ class Update(Section):
     input_check: bool = True  # false: what came is learned from whatever live's loss on it says
 
 
+class Retention(Section):
+    """What is kept; `recloop update` and `recloop gc` remove the rest. Ages are measured from the newest row."""
+
+    bundles: int = pydantic.Field(5, ge=1)  # the newest ones, and as many before the live one for rollback
+    runs: int = pydantic.Field(20, ge=1)  # the newest finished ones
+    decisions: str = "30d"
+    log: str = "8d"  # rows of log.db that data/ holds
+
+    @property
+    def decision_seconds(self) -> float:
+        return seconds("retention.decisions", self.decisions)
+
+    @property
+    def log_seconds(self) -> float:
+        return seconds("retention.log", self.log)
+
+
 class Config(Section):
     """The whole file."""
 
@@ -262,6 +279,7 @@ class Config(Section):
     stores: Stores = Stores()
     release: Release = Release()
     update: Update = Update()
+    retention: Retention = Retention()
 
     @pydantic.field_validator("placement")
     @classmethod

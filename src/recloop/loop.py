@@ -25,6 +25,7 @@ from recloop.later import run as runs
 from recloop.later.run import Updated
 from recloop.learn.table import Table
 from recloop.models.base import check_model
+from recloop.retention import tidy
 from recloop.standing import live_bundle, logged, new_rows
 from recloop.voice import Silent, Voice, tell_bundle, tell_collected, tell_features
 
@@ -93,6 +94,7 @@ def update(
         files.take(project, voice)
         run = runs.begin(project, full, reset, voice)
         if run is None:
+            tidy(project, voice)
             live, (seq, _) = live_bundle(project), new_rows(project)
             changed = [one.key for one in restarts.differing(project)]
             return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [], changed)
@@ -105,6 +107,7 @@ def update(
         if run.verdict == "registered":
             steps.finish(run)
         bundle = place.settle(run)  # 5. bundle, and everything into place
+        tidy(project, voice)
         return run.done(bundle, time.monotonic() - clock)
 
 

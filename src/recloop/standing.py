@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,7 @@ from recloop import release
 from recloop.backends import open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.backends.control import ReleaseRow
+from recloop.backends.sqlite import sync_folder
 from recloop.bundle import Bundle
 from recloop.config import Project
 from recloop.errors import BundleError, UserError
@@ -23,6 +25,8 @@ from recloop.models.base import model_class
 from recloop.recommend.recommender import check_golden
 from recloop.records import SECOND
 
+REMOVED = "removed.json"
+"""Of ``store/``: when `[retention]` removed which bundle."""
 RESTART = "restart.json"
 """Of ``store/``: a new first run that was committed and is not yet whole in place (`recloop.later.restart`)."""
 
@@ -64,13 +68,41 @@ def decided(project: Project) -> bool:
 
 
 def logged(project: Project) -> bool:
-    """Whether log.db or decisions.db holds a row: then the import may not change under them."""
+    """Whether log.db or decisions.db holds a row, or ``data/`` a posted one: then the import may not change under them."""
     stores = project.config.stores
     log = open_log(stores.log, project.root)
     try:
-        return not log.is_empty() or decided(project)
+        if not log.is_empty() or decided(project):
+            return True
     finally:
         log.close()
+    return (project.data / "manifest.json").exists() and bool(manifest(project).get("updates"))
+
+
+def removed(project: Project) -> dict[str, int]:
+    """When `[retention]` removed the folder of a bundle (us), by bundle."""
+    try:
+        found: dict[str, int] = json.loads((project.store / REMOVED).read_text("utf-8"))
+        return found
+    except FileNotFoundError:
+        return {}
+
+
+def write_removed(project: Project, tree: dict[str, int]) -> None:
+    """Keep what `removed` gives, by rename."""
+    beside = project.store / f".{REMOVED}"
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(tree, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(project.store / REMOVED)
+    sync_folder(project.store)
+
+
+def marked(project: Project, table: dict[str, Any]) -> dict[str, Any]:
+    """A release table whose bundles say whether their folder was removed (``removed``)."""
+    gone = removed(project)
+    return {**table, "bundles": [{**row, "removed": row["bundle"] in gone} for row in table["bundles"]]}
 
 
 def manifest(project: Project) -> dict[str, Any]:
@@ -84,7 +116,7 @@ def manifest(project: Project) -> dict[str, Any]:
 
 def status(project: Project) -> dict[str, Any]:
     """What is live, what is tried, since when: the keys of ``recloop status``."""
-    found = release.table(open_control(project.config.stores.control, project.root))
+    found = marked(project, release.table(open_control(project.config.stores.control, project.root)))
     if not (project.data / "manifest.json").exists():
         return {**found, "last_seq": 0, "watermark": 0}
     watermark, last = new_rows(project)

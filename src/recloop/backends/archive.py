@@ -88,6 +88,10 @@ class Archive:
         """Every believed event that meets a condition, in the order of seq: EVENT_SCHEMA."""
         return self._believed().filter(condition).collect().sort(SEQ)
 
+    def quarantined(self, condition: pl.Expr) -> pl.DataFrame:
+        """Every quarantined row that meets a condition, in the order of seq: EVENT_SCHEMA + rule."""
+        return self._quarantined().filter(condition).collect().sort(SEQ)
+
     def users_of(self, condition: pl.Expr) -> pl.Series:
         """The users of the believed events that meet a condition, each once."""
         return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()

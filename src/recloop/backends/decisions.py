@@ -18,15 +18,18 @@ from typing import Any
 
 import msgspec
 
-from recloop.backends.sqlite import Readers, open_writer, transaction
+from recloop.backends.sqlite import Readers, give_back, open_writer, transaction
 from recloop.records import Decision
 
-SCHEMA = 2
+SCHEMA = 3
 EVERY_SECONDS = 0.2
 BATCH = 1_000
 ROOM = 50_000  # rows that wait at most
 
-SCRIPT = """
+REMOVED = """
+CREATE TABLE removed (
+    variant TEXT NOT NULL, placement TEXT NOT NULL, answers INTEGER NOT NULL, PRIMARY KEY (variant, placement))"""
+SCRIPT = f"""
 CREATE TABLE decisions (
     n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL,
     as_of INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL, variant TEXT NOT NULL,
@@ -37,13 +40,15 @@ CREATE TABLE decisions (
 CREATE INDEX decisions_at ON decisions (at);
 CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
     lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
-INSERT INTO counts VALUES (1, 0, 0, 0, 0)"""
+INSERT INTO counts VALUES (1, 0, 0, 0, 0);
+{REMOVED}"""
 MIGRATIONS = {
     1: """
 ALTER TABLE decisions ADD COLUMN client_request_id TEXT;
 ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
 UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
-ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0"""
+ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
+    2: REMOVED,
 }
 """Of schema 1 the arm drawn is not known where the candidate failed: such a row stays with the arm that answered."""
 AS_OF_SCHEMA_1 = {
@@ -51,6 +56,7 @@ AS_OF_SCHEMA_1 = {
     "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
 }
 
+PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL")
 COLUMNS = Decision.__struct_fields__
 JSON_COLUMNS = {"query", "items", "scores", "sources", "propensities", "degraded", "inputs"}
 INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
@@ -75,7 +81,7 @@ class Decisions:
         self._urgent = self._closing = False
         self._thread: threading.Thread | None = None
         if write:
-            writer = open_writer(file, SCHEMA, SCRIPT, ("journal_mode = WAL", "synchronous = NORMAL"), MIGRATIONS)
+            writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
             self._taken = _Counter(file.with_suffix(".taken"))
             self._take_stock(writer)
             self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
@@ -159,10 +165,25 @@ class Decisions:
 
     def totals(self) -> dict[tuple[str, str], int]:
         """Answers ever given, by (variant, placement)."""
-        found = self._readers.get().execute(
-            "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
-        )
-        return {(variant, placement): count for variant, placement, count in found}
+        connection = self._readers.get()
+        text = "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
+        totals = {(variant, placement): int(count) for variant, placement, count in connection.execute(text)}
+        if int(connection.execute("PRAGMA user_version").fetchone()[0]) in {1, 2}:  # as it was before any was removed
+            return totals
+        for variant, placement, count in connection.execute("SELECT variant, placement, answers FROM removed"):
+            totals[variant, placement] = totals.get((variant, placement), 0) + int(count)
+        return totals
+
+    def newest_at(self) -> int | None:
+        """The newest ``at`` of an answer; None: there is none."""
+        found = self._readers.get().execute("SELECT max(at) FROM decisions").fetchone()[0]
+        return None if found is None else int(found)
+
+    def count_before(self, at: int) -> tuple[int, int]:
+        """How many rows there are before a stamp, and in all."""
+        text = "SELECT (SELECT count(*) FROM decisions WHERE at < ?), (SELECT count(*) FROM decisions)"
+        before, whole = self._readers.get().execute(text, (at,)).fetchone()
+        return int(before), int(whole)
 
     def is_empty(self) -> bool:
         """Whether no decision was ever written."""
@@ -212,6 +233,34 @@ class Decisions:
                     return
                 if self.failing:
                     self._wake.wait(EVERY_SECONDS)  # a full disk is asked again, not hammered
+
+
+def remove_before(file: Path, at: int) -> int:
+    """Delete the decisions of before a stamp and return their room to the disk; how many they were.
+
+    Any process may: a transaction is short, and a service that writes meanwhile waits for it. `Decisions.totals` still
+    counts them.
+    """
+    writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
+    removed = 0
+    try:
+        while True:
+            with transaction(writer):
+                rows = writer.execute("SELECT n FROM decisions WHERE at < ? LIMIT ?", (at, BATCH)).fetchall()
+                named = f"n IN ({', '.join(str(n) for (n,) in rows)})"
+                writer.execute(
+                    f"""INSERT INTO removed SELECT variant, placement, count(*) FROM decisions
+                    WHERE role = 'answer' AND {named} GROUP BY variant, placement
+                    ON CONFLICT (variant, placement) DO UPDATE SET answers = answers + excluded.answers"""
+                )
+                writer.execute(f"DELETE FROM decisions WHERE {named}")
+            removed += len(rows)
+            if len(rows) < BATCH:
+                break
+        give_back(writer)
+    finally:
+        writer.close()
+    return removed
 
 
 class _Counter:

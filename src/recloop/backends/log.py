@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 import polars as pl
 
-from recloop.backends.sqlite import Readers, open_writer, transaction
+from recloop.backends.sqlite import Readers, give_back, open_writer, transaction
 from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, Event, Item, User
 
@@ -105,7 +105,9 @@ class Log:
         self._depth = 0
         self._writer: sqlite3.Connection | None = None
         if write:
-            self._writer = open_writer(file, SCHEMA, SCRIPT, ("journal_mode = WAL", "synchronous = FULL"))
+            self._writer = open_writer(file, SCHEMA, SCRIPT, (
+                "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL",
+            ))  # fmt: skip
         self._readers = Readers(file, SCHEMA, SCRIPT)
 
     def close(self) -> None:
@@ -300,6 +302,30 @@ class Log:
         """When each believed event of ``since`` < received_at <= ``until`` came, and the request that it names."""
         text = "SELECT received_at, request_id FROM events WHERE rule IS NULL AND received_at > ? AND received_at <= ?"
         return self._readers.get().execute(text, (since, until)).fetchall()
+
+    def old_events(self, after: int, until: int, before: int, limit: int) -> pl.DataFrame:
+        """The first events with ``after`` < seq <= ``until`` that were received before a stamp: EVENT_SCHEMA + rule."""
+        rows = self._readers.get().execute(
+            f"""SELECT {", ".join(EVENT_COLUMNS)} FROM events
+            WHERE seq > ? AND seq <= ? AND received_at < ? ORDER BY seq LIMIT ?""",
+            (after, until, before, limit),
+        )
+        return pl.DataFrame(rows.fetchall(), schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row")
+
+    def newest_received(self) -> int | None:
+        """When the newest event was received; None: there is none."""
+        found = self._readers.get().execute("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        return None if found is None else int(found[0])
+
+    def delete_events(self, seqs: Sequence[int]) -> None:
+        """Delete events that the caller has found in the archive, whole; their numbers are not given again."""
+        with self.commit() as writer:
+            writer.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq in seqs])
+
+    def give_back(self) -> None:
+        """Return the room of deleted rows to the disk."""
+        with self._lock:
+            give_back(self._writing())
 
     # -- inside
 

@@ -13,6 +13,10 @@ from urllib.parse import quote
 from recloop.errors import UserError
 
 BUSY_SECONDS = 10.0
+INCREMENTAL = 2
+"""``PRAGMA auto_vacuum`` of a file that can give free pages back by steps."""
+WORTHWHILE_BYTES = 1_000_000
+"""Free space for which a file is written anew."""
 
 
 def locate(key: str, url: str, root: Path) -> Path:
@@ -125,6 +129,38 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def give_back(connection: sqlite3.Connection) -> None:
+    """Return free pages of a file to the disk.
+
+    A file made with ``auto_vacuum = INCREMENTAL`` gives them back by steps; an older one is written anew where at least
+    a quarter of it, and a megabyte, is free, and goes by steps from then on.
+    """
+
+    def asked(name: str) -> int:
+        return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+    free, pages = asked("freelist_count"), asked("page_count")
+    if asked("auto_vacuum") == INCREMENTAL:
+        while free and (left := _step(connection)) < free:
+            free = left
+    elif 4 * free >= pages and free * asked("page_size") >= WORTHWHILE_BYTES:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _step(connection: sqlite3.Connection) -> int:
+    """Give back some free pages; how many are left."""
+    connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def bytes_of(file: Path) -> int:
+    """The bytes of a SQLite file with its write-ahead log."""
+    files = (file, file.with_name(f"{file.name}-wal"))
+    return sum(one.stat().st_size for one in files if one.exists())
 
 
 class Readers:

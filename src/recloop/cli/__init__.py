@@ -19,7 +19,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
     ("start", (start.init, start.update, start.serve, start.demo)),
     ("look", (look.doctor, look.evaluate, look.recommend, look.status, look.token, look.report, look.verify)),
     ("move", (move.promote, move.rollback, move.refuse)),
-    ("deeper", (deeper.prepare, deeper.train, deeper.ingest, deeper.quarantine)),
+    ("deeper", (deeper.prepare, deeper.train, deeper.ingest, deeper.quarantine, deeper.gc)),
 )
 """Panels and verbs in the order of --help."""
 

@@ -82,6 +82,24 @@ def quarantine(
     plain("next: recloop update")
 
 
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="remove nothing, print what would go")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove bundles, runs and rows that [retention] does not keep."""
+    from recloop import retention
+    from recloop.backends import locks
+
+    here = project()
+    with locks.turn_lock(here.root, "gc"):
+        done = retention.collect(here, dry_run)
+    if as_json:
+        print_json(done.to_json())
+        return
+    for line in done.lines:
+        plain(line)
+
+
 def ingest(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; -: JSON lines from stdin")],
     url: Annotated[str, typer.Option(help="post to this running service, such as http://127.0.0.1:8088")] = "",

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from recloop.backends.archive import Archive
 from recloop.backends.snapshots import forget
+from recloop.backends.trim import trim
 from recloop.records import Item
 from recloop.serve.fleet import Loader
 
@@ -101,6 +102,7 @@ class Follower:
             specs = [one.bundle.spec for one in service.fleet.every]
             service.go_on_from(archive, await run_in_threadpool(service.known.reopened, archive, specs))
             await run_in_threadpool(forget, service.project.store, archive.watermark)
+            await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp
 
     async def _mended(self) -> None:

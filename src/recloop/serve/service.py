@@ -244,7 +244,7 @@ class Service:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
         last_seq, watermark = self.as_of, self.archive.watermark
         return {
-            **release.table(self.control),
+            **standing.marked(self.project, release.table(self.control)),
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": self.degraded,

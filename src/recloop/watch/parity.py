@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
-from recloop import release
+from recloop import release, standing
 from recloop.backends import Log, Retraction, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
 from recloop.backends.log import out_at
@@ -52,6 +52,7 @@ class Parity:
     late: int = 0
     unexplained: int = 0
     earlier: int = 0
+    removed: int = 0
     max_score_diff: float = 0.0
     differences: list[dict[str, str]] = field(default_factory=list)
 
@@ -60,6 +61,8 @@ def verify(project: Project, last: int = 1000) -> dict[str, Any]:
     """Rebuild the newest decisions; equal, late or unexplained.
 
     ``earlier``: answered before a new first run, from data that are no longer there; they cannot be rebuilt.
+
+    ``removed``: answered by a bundle that ``[retention]`` has removed since; it cannot be asked again.
 
     ``late``: equal once the log's rows received after the decision are left out. A swap between scores closer than
     1e-5 is equal; ``inputs`` count, whatever the mix weighs.
@@ -76,6 +79,9 @@ def verify(project: Project, last: int = 1000) -> dict[str, Any]:
     found = Parity(checked=len(decisions))
     decisions = [decision for decision in decisions if decision.generation >= since]
     found.earlier = found.checked - len(decisions)
+    gone = standing.removed(project)
+    found.removed = sum(decision.bundle in gone for decision in decisions)
+    decisions = [decision for decision in decisions if decision.bundle not in gone]
     if decisions:
         log = open_log(project.config.stores.log, project.root)
         try:

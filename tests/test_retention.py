@@ -1,0 +1,240 @@
+"""[retention]: what goes, what never does, and that an hourly loop of updates keeps its folder bounded."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+
+from arriving import post
+from recloop import loop, release, retention, standing
+from recloop.backends import open_control, open_decisions, open_log
+from recloop.backends import trim as trimming
+from recloop.backends.archive import Archive
+from recloop.backends.decisions import remove_before
+from recloop.cli import run
+from recloop.config import Project
+from recloop.records import DAY, SECOND
+from recloop.serve import moves
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.settings import open_project
+from recloop.testing.store import some_decision, some_event
+from recloop.watch import parity
+from servers import inside
+
+HOUR = 3_600 * SECOND
+SETS = (
+    "release.gates.margin=9",
+    "release.gates.latency=99",
+    "update.input_check=false",
+    "retention.bundles=2",
+    "retention.runs=3",
+)
+URLS = ("sqlite:///store/log.db", "sqlite:///store/decisions.db")
+
+
+def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
+    """Purchases of one hour after the last row of the log."""
+    start = 1_751_800_000 * SECOND + hour * HOUR
+    return pl.DataFrame(
+        {
+            "user_id": [f"u{1 + (hour + n) % 50:02}" for n in range(count)],
+            "item_id": [f"i{1 + (3 * hour + 7 * n) % 70:02}" for n in range(count)],
+            "timestamp": [start + n * 60 * SECOND for n in range(count)],
+            "event_type": ["purchase"] * count,
+            "event_id": [f"h{hour}-{n}" for n in range(count)],
+        }
+    ).with_columns(pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity"))
+
+
+def answer_some(shop: Project, hour: int, count: int = 40) -> None:
+    """Decisions of one hour, by the live bundle."""
+    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
+    at, live = 1_751_800_000 * SECOND + hour * HOUR, standing.live_bundle(shop) or ""
+    for n in range(count):
+        store.put(some_decision(f"h{hour}-{n}", at=at + n, bundle=live))
+    store.close()
+
+
+def ask_some(shop: Project, hour: int, count: int = 10) -> None:
+    """Lists of one hour, answered by the live bundle."""
+    at = 1_751_800_000 * SECOND + hour * HOUR + HOUR // 2
+
+    async def work(client: Any, _: Service) -> None:
+        for n in range(count):
+            assert (await client.get(f"/v1/recommend/u{1 + n:02}")).status_code == 200
+
+    inside(create(shop, clock=lambda: at), work)
+
+
+def files(shop: Project) -> list[str]:
+    """Everything in the folder but locks and what SQLite keeps beside an open file."""
+    return sorted(str(f) for f in shop.root.rglob("*") if not f.name.endswith((".lock", "-shm", "-wal")))
+
+
+def counted(file: Path, table: str) -> int:
+    connection = sqlite3.connect(file)
+    (found,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    connection.close()
+    return int(found)
+
+
+@pytest.mark.parametrize("hours", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Project, hours: int) -> None:
+    shop = open_project(
+        shop.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']
+    )
+    sizes: list[dict[str, int]] = []
+    for hour in range(hours):
+        ask_some(shop, hour)
+        post(shop, hourly_rows(shop, hour))
+        made = loop.update(shop)
+        assert made.verdict == "registered", made.failed
+        moves.promote(shop, made.bundle or "", "live", "hourly")
+        sizes.append(
+            {
+                "bundles": len(list(shop.bundles.iterdir())),
+                "runs": len(list(shop.runs.iterdir())),
+                "decisions": counted(shop.store / "decisions.db", "decisions"),
+                "events": counted(shop.store / "log.db", "events"),
+                "bytes": sum(
+                    f.stat().st_size for kind in ("bundles", "runs", "store") for f in (shop.root / kind).rglob("*")
+                ),
+            }
+        )
+    assert max(one["bundles"] for one in sizes) <= 4  # live, two before it, and the one that this update made
+    assert max(one["runs"] for one in sizes) <= 3
+    assert max(one["decisions"] for one in sizes) <= 5 * 10
+    assert max(one["events"] for one in sizes) <= 5 * 30
+    middle = max(one["bytes"] for one in sizes[hours // 3 : 2 * hours // 3])
+    assert max(one["bytes"] for one in sizes[2 * hours // 3 :]) < 1.1 * middle
+    states = {row["bundle"]: row for row in standing.status(shop)["bundles"]}
+    assert sum(row["removed"] for row in states.values()) == len(states) - sizes[-1]["bundles"]
+    moves.rollback(shop, "back")
+    log = open_log(shop.config.stores.log, shop.root)
+    again = hourly_rows(shop, 0)
+    known = Archive(shop.data).known(again["event_id"].to_list())
+    assert len(known) == len(again), "rows that left the log are duplicates all the same"
+    assert log.last_seq() == Archive(shop.data).watermark
+    log.close()
+    found = parity.verify(shop)
+    assert (found["unexplained"], found["removed"] > 0, found["equal"] > 0) == (0, True, True)
+
+
+def test_gc_dry_run_removes_nothing_and_gc_what_it_said(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = open_project(shop.root, SETS)
+    for hour in range(4):
+        (shop.runs / f"2020010{hour}T000000000000Z").mkdir(parents=True)
+        (shop.runs / f"2020010{hour}T000000000000Z" / "log.jsonl").write_text("x" * 1_000)
+    answer_some(shop, 0, 3_000)
+    answer_some(shop, 24 * 31, 10)
+    before = files(shop)
+    sets = [word for one in SETS for word in ("--set", one)]
+    assert run(["-C", str(shop.root), *sets, "gc", "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert files(shop) == before
+    assert (said["dry_run"], said["freed"]["decisions"]["count"], said["freed"]["runs"]["count"]) == (True, 3_000, 2)
+    assert run(["-C", str(shop.root), *sets, "gc", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["dry_run"], done["freed"]["decisions"]["count"]) == (False, 3_000)
+    assert done["runs"] == said["runs"] == ["20200100T000000000000Z", "20200101T000000000000Z"]
+    assert done["bytes"] == sum(one["bytes"] for one in done["freed"].values())
+    assert done["freed"]["decisions"]["bytes"] > 3_000 * 100, "the room is given back"
+    assert run(["-C", str(shop.root), *sets, "gc"]) == 0
+    assert "decisions: 0 (0.0 MB)" in capsys.readouterr().out
+
+
+def test_decisions_that_are_removed_are_counted_on(tmp_path: Path) -> None:
+    store = open_decisions(URLS[1], tmp_path, write=True)
+    for n in range(2_500):
+        store.put(some_decision(f"r{n}", at=n, placement="home" if n % 2 else "cart"))
+    store.flush()
+    totals = store.totals()
+    assert remove_before(store.file, 2_400) == 2_400  # while this process writes
+    store.put(some_decision("late", at=3_000))
+    store.flush()
+    assert (len(store.rows()), store.rows()[0].at) == (101, 2_400)
+    assert store.totals() == {**totals, ("live", "home"): totals["live", "home"] + 1}
+    assert remove_before(store.file, 2_400) == 0
+    store.close()
+
+
+def test_decisions_of_a_running_shadow_are_kept(shop: Project) -> None:
+    control = open_control(shop.config.stores.control, shop.root)
+    live = release.machine(control).lives[-1]
+    sha256 = release.machine(control).hashes[live]
+    who: dict[str, Any] = {"by": "test", "reason": "tried"}
+    release.register(control, "tried", sha256, at=5 * DAY, **who)
+    release.checked(control, "tried", at=5 * DAY, **who)
+    release.promote(control, "tried", to="shadow", at=5 * DAY, **who)
+    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
+    for day in (1, 4, 6, 100):
+        store.put(some_decision(f"day{day}", at=day * DAY))
+    store.close()
+    assert retention.collect(shop).freed["decisions"].count == 2
+    store = open_decisions(shop.config.stores.decisions, shop.root)
+    assert [row.request_id for row in store.rows()] == ["day6", "day100"]
+    store.close()
+
+
+def test_trim_a_row_that_the_archive_does_not_hold_as_it_is_stays(shop: Project) -> None:
+    post(shop, hourly_rows(shop, 0, 40))
+    made = loop.update(open_project(shop.root, SETS))
+    assert made.verdict == "registered"
+    log = open_log(shop.config.stores.log, shop.root, write=True)
+    archive = Archive(shop.data)
+    with log.commit() as writer:  # a row changed by hand, one that no archive has
+        writer.execute("UPDATE events SET item_id = 'other' WHERE seq = ?", (made.from_seq,))
+        writer.execute("UPDATE events SET seq = 1 WHERE seq = ?", (made.from_seq + 1,))
+    late = msgspec.structs.replace(some_event("i01"), received_at=1_751_800_000 * SECOND + 90 * DAY)
+    log.append_events([late])
+    assert trimming.trim(log, archive, 8 * 86_400, dry_run=True) == (38, 2)
+    assert trimming.trim(log, archive, 8 * 86_400) == (38, 2)
+    assert log.events()["seq"].to_list() == [1, made.from_seq, made.to_seq + 1]
+    log.close()
+
+
+def test_trim_beside_a_server_is_the_servers_and_repeated_rows_are_duplicates(shop: Project) -> None:
+    sets = (*SETS, 'retention.log="1h"', 'model.name="covisitation"')
+    shop = open_project(shop.root, [*sets, "serve.replay=true"])
+    app = create(shop)
+    rows = [
+        {name: value for name, value in row.items() if value is not None and name != "timestamp"}
+        for row in hourly_rows(shop, 0, 20).iter_rows(named=True)
+    ]
+
+    async def work(client: Any, service: Service) -> None:
+        early, later = ({"X-Recloop-Now": f"2025-07-0{day}T00:00:00Z"} for day in (8, 9))
+        assert (await client.post("/v1/events", json=rows, headers=early)).json()["accepted"] == 20
+        fresh = {"user_id": "u01", "item_id": "i02", "event_type": "purchase", "event_id": "fresh"}
+        assert (await client.post("/v1/events", json=fresh, headers=later)).status_code == 200
+        before = (await client.get("/v1/users/u05")).json()
+        made = loop.update(shop)
+        assert made.verdict == "registered", made.failed
+        assert counted(shop.store / "log.db", "events") == 21, "the service alone deletes rows of its log"
+        await service.follow()
+        assert counted(shop.store / "log.db", "events") == 1
+        assert (await client.get("/v1/users/u05")).json() == before
+        answer = (await client.post("/v1/events", json=rows, headers=early)).json()
+        assert (answer["duplicate"], answer["accepted"]) == (20, 0)
+
+    inside(app, work)
+    assert standing.logged(shop)
+
+
+def test_logged_an_empty_log_whose_rows_are_archived_still_bars_another_import(shop: Project) -> None:
+    post(shop, hourly_rows(shop, 0, 40))
+    assert loop.update(open_project(shop.root, SETS)).verdict == "registered"
+    log = open_log(shop.config.stores.log, shop.root, write=True)
+    log.delete_events(log.events()["seq"].to_list())
+    assert log.is_empty()
+    log.start_at(Archive(shop.data).watermark)
+    assert log.last_seq() == Archive(shop.data).watermark
+    log.close()
+    assert standing.logged(shop)
