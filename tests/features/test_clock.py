@@ -15,7 +15,8 @@ from recloop.config import Clean, Config, Events
 from recloop.errors import UserError
 from recloop.features.clock import wrong_clock
 from recloop.features.signal import Signal
-from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND
+from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
+from recloop.serve.write import Writer, frame_of
 from recloop.settings import open_project
 
 NOW = 1_795_010_112 * SECOND  # 2026-11-18
@@ -95,3 +96,24 @@ def test_observe_row_of_2090_is_in_no_state() -> None:
     assert rec._rows.events["timestamp"].max() == NOW + SECOND
     assert "i9" not in set(rec._rows.events["item_id"])
     assert rec.recommend(["u1"], k=5, filter_viewed=False)["item_id"].to_list() == before["item_id"].to_list()
+
+
+def test_writer_judges_a_wrong_clock_without_reading_the_archive_back_to_it() -> None:
+    """One row of the year 5 in a batch once asked for every row of its users."""
+    asked: list[tuple[int, int]] = []
+
+    class Rows:
+        def between(self, _: object, after: int, until: int) -> pl.DataFrame:
+            asked.append((after, until))
+            return frame_of([])
+
+        def recent(self, *_: object) -> pl.DataFrame:
+            return frame_of([])
+
+    writer = Writer.__new__(Writer)
+    writer.archive, writer._log, writer._judge = Rows(), Rows(), (Signal(Events(), Clean()), SECOND)  # type: ignore[assignment]
+    stamps = (NOW - 5 * SECOND, -62_009_366_400 * SECOND, YEAR_2090)
+    events = [Event(user_id="u", item_id="i", timestamp=stamp, received_at=NOW) for stamp in stamps]
+    assert writer.judge(events) == [None, "clock", "clock"]
+    assert writer.judge(events[1:]) == ["clock", "clock"]
+    assert asked == [(NOW - 6 * SECOND, NOW - 5 * SECOND), (NOW - SECOND, NOW)]

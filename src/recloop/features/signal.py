@@ -122,8 +122,12 @@ class Signal:
             if len(kept) != len(frame):  # a condition without a column is one value for all rows
                 kept = pl.Series([bool(kept[0])] * len(frame))
             rule = pl.select(pl.when(kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
-        wrong = wrong_clock(frame, self._clean)
+        wrong = self.wrong_clock(frame)
         return pl.select(pl.when(wrong).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
+
+    def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
+        """(n,) Boolean: the rows that the rule ``clock`` takes, whatever came before them."""
+        return wrong_clock(frame, self._clean)
 
     def acts(self, frame: pl.DataFrame) -> pl.DataFrame:
         """What the burst rule looks at: user_id, timestamp, group_id, and ``strong``, a target of `STRONG_WEIGHT`."""

@@ -22,7 +22,7 @@ from recloop.backends.archive import Archive
 from recloop.backends.log import Receipt
 from recloop.config import Clean
 from recloop.features.signal import Signal
-from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, Event, Item, User
+from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SECOND, SEQ, TIMESTAMP, Event, Item, User
 
 LOGGER = logging.getLogger(__name__)
 GROUP = 5_000  # rows of one commit at most
@@ -214,8 +214,8 @@ class Writer:
         signal, width = self._judge
         frame = frame_of(events)
         users = frame["user_id"].unique().to_list()
-        stamps = [event.timestamp for event in events]
-        after, until = min(stamps) - width, max(stamps)
+        stamps = frame.filter(~signal.wrong_clock(frame))[TIMESTAMP].to_list() or [frame[RECEIVED_AT][0]]
+        after, until = min(stamps) - width, max(stamps)  # a stamp of the year 5 asks for no row of the archive
         earlier = [self.archive.between(users, after, until), self._log.recent(users, after)]
         known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # what an update archived stands in the log as well
         rules: list[str | None] = signal.believe(frame, known).to_list()
