@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal as signals
 import subprocess
 import sys
 import time
@@ -19,8 +18,8 @@ import pytest
 
 from arriving import STEPS, die_after, post
 from recloop import bundle as bundles
-from recloop import loop, standing
-from recloop.backends import locks, open_log, snapshots
+from recloop import loop, release, standing
+from recloop.backends import locks, open_control, open_log, snapshots
 from recloop.backends.archive import Archive
 from recloop.collect.prepare import load
 from recloop.config import Project
@@ -38,8 +37,10 @@ from recloop.watch import parity
 from recloop.watch.gate import no_loss
 from recloop.world import World
 
-COUNTS = ('model.name="covisitation"',)
+REFRESH = ('model.name="covisitation"',)
+COUNTS = (*REFRESH, 'release.refresh="manual"')
 PATIENT = "release.gates.latency=100"  # a busy machine is not what is tested
+SETS = [word for one in COUNTS for word in ("--set", one)]
 KEPT = 0.85
 
 Later = Callable[..., Project]
@@ -278,6 +279,34 @@ def test_quarantine_restored_rows_are_learned_by_the_next_update(
     assert set(load(project).events["seq"]).issuperset(taken)
 
 
+def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    rows = first[1]
+    project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.margin=0.2"])
+    parent = standing.load_bundle(project)
+    one = loop.update(project)
+    assert (one.verdict, one.state) == ("registered", "live"), one.reason
+    assert standing.live_bundle(project) == one.bundle
+    assert standing.load_bundle(project).manifest["recipe"] == parent.manifest["recipe"]
+    row = release.lives(open_control(project.config.stores.control, project.root))[0]
+    assert (row.by, row.evidence["refresh_of"]) == ("recloop update", parent.id)
+    moves.rollback(project, "a person does not like it")
+    post(project, rows[900:])
+    two = loop.update(project)
+    assert (two.verdict, two.state) == ("registered", "registered"), two.reason
+    assert standing.live_bundle(project) == parent.id
+
+
+def test_update_child_of_another_recipe_is_tried_first(later: Later) -> None:
+    sets = [*REFRESH, "release.gates.margin=0.2", "placement.home.mix={popular=1.0,history=1.0}"]
+    project = open_project(later().root, sets)
+    live = standing.live_bundle(project)
+    done = loop.update(project)
+    assert (done.verdict, done.state) == ("registered", "registered"), done.reason
+    assert standing.live_bundle(project) == live
+
+
 def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     """One posted row, then twelve neutral ones: what the first run has not learned is judged, and it is not refused."""
     neutral = first[1][1:13].with_columns(pl.lit("impression").alias("event_type"))
@@ -330,7 +359,7 @@ def test_two_updates_at_once(later: Later) -> None:
 def test_a_disk_without_room_leaves_nothing_half_written(later: Later) -> None:
     project = later()
     before = moved(project)
-    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), "--set", COUNTS[0], "update"]
+    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update"]
     full = subprocess.run(
         verb,
         capture_output=True,
@@ -417,24 +446,18 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
 
 
 @pytest.mark.slow
-def test_the_command_line_says_held_with_exit_1_and_repeats_with_every(
-    later: Later, first: tuple[Path, pl.DataFrame]
-) -> None:
+def test_the_command_line_says_held_with_exit_1_and_ends_a_loop(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     rng = np.random.default_rng(0)
     project = later(first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy()))))
-    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), "--set", COUNTS[0], "update", "--json"]
+    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update", "--json"]
     held = subprocess.run(verb, capture_output=True, text=True)
     tree = json.loads(held.stdout)
     assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "held", None)
-    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals changed"
+    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals changed state"
     assert list(tree) == keys.split()
     assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
     assert sum(tree["removed"].values()) + sum(one["events"] for one in tree["signals"]) == tree["read"]
-    again = subprocess.Popen([*verb, "--every", "1s"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert again.stdout is not None
-        assert [json.loads(again.stdout.readline())["verdict"] for _ in range(2)] == ["held", "held"]
-    finally:
-        again.send_signal(signals.SIGINT)
-        assert again.wait(60) == 130
-        again.stdout.close()
+    again = subprocess.run([*verb, "--every", "1s"], capture_output=True, text=True)
+    assert again.returncode == 1, "a gate that says no ends the loop"
+    assert json.loads(again.stdout)["verdict"] == "held"
+    assert "stopped: held: input=" in again.stderr.splitlines()[-1]

@@ -235,6 +235,7 @@ class Release(Section):
     shadow: float = pydantic.Field(0.01, ge=0, le=1)
     experiment: float = pydantic.Field(0.5, ge=0, le=1)
     plan: ExperimentPlan = ExperimentPlan()
+    refresh: Literal["gate", "shadow", "manual"] = "gate"  # of a child with live's recipe that passed its gate
     auto: bool = False  # [later]
     gates: Gates = Gates()
 

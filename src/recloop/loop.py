@@ -106,9 +106,9 @@ def update(
             steps.judge(run)  # 4. evaluate
         if run.verdict == "registered":
             steps.finish(run)
-        bundle = place.settle(run)  # 5. bundle, and everything into place
+        placed = place.settle(run)  # 5. bundle, and everything into place
         tidy(project, voice)
-        return run.done(bundle, time.monotonic() - clock)
+        return run.done(placed, time.monotonic() - clock)
 
 
 def _restart(project: Project, voice: Voice, reason: str, clock: float) -> Updated:

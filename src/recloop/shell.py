@@ -6,10 +6,8 @@ import errno
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ import rich.console
 import typer
 from rich.progress import Progress
 
-from recloop.config import Project, seconds
+from recloop.config import Project
 from recloop.errors import RecloopError, UserError
 from recloop.settings import open_project
 
@@ -125,17 +123,10 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return 70
 
 
-def repeat(verb: Sequence[str], every: str) -> None:
-    """Start this command line as a child each ``every`` (1h, 30m), counted from start to start, until interrupted.
-
-    A child that fails has said why on stderr; the next one is started all the same.
-    """
-    pause = seconds("--every", every)
+def command(verb: Sequence[str]) -> list[str]:
+    """The command line of this program for a child process, in the same folder with the same settings."""
     place = ["-C", str(Place.root), *(word for setting in Place.sets for word in ("--set", setting))]
-    while True:
-        begin = time.monotonic()
-        subprocess.run([sys.executable, "-m", "recloop", *place, *verb], check=False)
-        time.sleep(max(0.0, pause - (time.monotonic() - begin)))
+    return [sys.executable, "-m", "recloop", *place, *verb]
 
 
 def _said(error: RecloopError) -> int:

@@ -25,7 +25,7 @@ from recloop.world import World
 SETS = (
     "features.dim=16", "features.history=20", "train.epochs=2", "split.validation_users=50",
     "release.gates.margin=9", "release.gates.slice_drop=9", "release.gates.latency=99",
-    "release.gates.cold_coverage_drop=1", "update.input_check=false",
+    "release.gates.cold_coverage_drop=1", "release.refresh=manual", "update.input_check=false",
 )  # fmt: skip
 """Small, and with gates that let everything through: what is asked here is what an update makes, not how good it is."""
 OPTIONS = {

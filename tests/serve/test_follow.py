@@ -172,8 +172,20 @@ def test_a_server_goes_on_from_what_an_update_published(shop: Project, serving: 
         return [server.client.get(f"/v1/recommend/{user}", headers=now).json()["items"] for user in people]
 
     before = lists()
-    loose = "release.gates={margin=9.0,slice_drop=9.0,parity=0,latency=99.0,cold_coverage_drop=1.0}"
-    words = ["-m", "recloop", "-C", str(shop.root), "--set", loose, "--set", "update.input_check=false", "update"]
+    loose = "release.gates={margin=9.0,min_users=1,min_queries=1,slice_drop=9.0,parity=0,latency=99.0,cold_coverage_drop=1.0}"
+    words = [
+        "-m",
+        "recloop",
+        "-C",
+        str(shop.root),
+        "--set",
+        loose,
+        "--set",
+        "update.input_check=false",
+        "--set",
+        "release.refresh=manual",
+        "update",
+    ]
     done = subprocess.run([sys.executable, *words, "--json"], capture_output=True, text=True)
     made = json.loads(done.stdout)
     assert made["verdict"] == "registered", made

@@ -25,6 +25,11 @@ def turn_lock(root: Path, verb: str) -> _Lock:
     return _Lock(root / "store" / "turn.lock", verb)
 
 
+def every_lock(root: Path) -> _Lock:
+    """The right to repeat updates in a project: ``store/every.lock``."""
+    return _Lock(root / "store" / "every.lock", "update --every")
+
+
 class _Lock:
     """A flock on a file that says who holds it; a context manager, freed when the process ends however it ends.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.console
 import typer
 
+from recloop.config import seconds
 from recloop.errors import UserError
-from recloop.shell import Json, Place, Teller, out, plain, print_json, project, repeat
+from recloop.shell import Json, Place, Teller, command, out, plain, print_json, project
 
 if TYPE_CHECKING:
     from recloop.config import Project
@@ -84,7 +85,7 @@ def update(
         raise UserError("--restart", "with --every", "one new first run", "recloop update --restart")
     if every:
         words = {"--full": full, "--reset-optimizer": reset, "--json": as_json}
-        repeat(["update", *(word for word, asked in words.items() if asked)], every)
+        _repeat(here, ["update", *(word for word, asked in words.items() if asked)], every)
         return
     if standing.live_bundle(here) is None:
         _first(loop.turn(here, Teller()), as_json)
@@ -97,12 +98,24 @@ def update(
     elif made.verdict == "nothing":
         plain(f"nothing new since seq {made.from_seq}: {made.bundle} stays live")
         _print_changed(here, made)
+    elif made.bundle is not None and made.state == "live":
+        plain(f"live: {made.bundle}, a refresh that passed its gate ({made.seconds:.0f} s)")
     elif made.bundle is not None:
         plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
     else:
         plain(f"{made.verdict}: {made.reason}; nothing has moved, the rows are read again next time")
     if made.failed:
         raise typer.Exit(1)
+
+
+def _repeat(here: Project, words: Sequence[str], every: str) -> None:
+    """Run updates until one is refused or held, or this process is told to stop."""
+    from recloop.later import every as loops
+
+    ended = loops.run(here, command(words), seconds("--every", every), lambda line: Teller().say("update", line))
+    Teller().say("update", f"stopped: {ended.reason}")
+    if ended.code:
+        raise typer.Exit(ended.code)
 
 
 def _print_changed(here: Project, made: Updated) -> None:

@@ -58,6 +58,7 @@ segment = "income"             # a household without purchases gets what its inc
 replay = true                  # requests carry their own time: the log ends in 2017
 [release]
 shadow = 0.25                  # 1 % by default: the demo's days are few
+refresh = "manual"             # "gate" by default: a child of live's own recipe goes live; here its shadow is shown
 plan = {{ users = 800, looks = 2 }}   # 4,000 users by default
 """
 

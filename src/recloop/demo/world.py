@@ -59,6 +59,7 @@ filter = "{rule}"         # the shop's own rule: only what pays
 mix = {{ history = 0.25, neighbours = 1.0 }}
 [release]
 shadow = 0.4                   # 1 % by default: the demo's days are few
+refresh = "manual"             # each bundle of this story is moved by name
 plan = {{ users = 400, looks = 2 }}   # 4,000 users by default
 """
 

@@ -11,12 +11,17 @@ from recloop.backends.archive import Archive
 from recloop.collect.append import publish
 from recloop.errors import Locked
 from recloop.features.signal import Signal
+from recloop.later.refresh import release_refresh
 from recloop.later.run import Run
 from recloop.recommend.states import states_at
 
 
-def settle(run: Run) -> str | None:
-    """6. After a pass everything is renamed into place, the watermark last; else nothing moves. The new bundle's id."""
+def settle(run: Run) -> tuple[str, str] | None:
+    """6. After a pass everything is renamed into place, the watermark last, and a refresh is released; else nothing moves.
+
+    Returns:
+        The new bundle's id and its state; None: none was let in.
+    """
     verdict = run.verdict
     if verdict != "registered":
         run.journal.close(verdict)
@@ -39,8 +44,9 @@ def settle(run: Run) -> str | None:
     publish(run.folder / "data", run.project.data, {"windows": run.journal.facts("check")["windows"]})
     _hand_over(run, control)
     _tidy(run, control)
+    state = release_refresh(run, name)
     run.journal.close(verdict)
-    return name
+    return name, state
 
 
 def _snapshots(run: Run) -> None:

@@ -46,6 +46,8 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 class Updated:
     """What a later turn did: ``verdict`` is registered, waiting, refused, held, restarted or nothing; ``bundle`` None: none was let in.
 
+    ``state``: of a bundle that was let in: ``live`` where a refresh replaced its parent, ``shadow``, ``registered``.
+
     ``changed``: keys of recloop.toml that differ from live's settings. ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
     """
 
@@ -62,6 +64,7 @@ class Updated:
     removed: dict[str, int]
     signals: list[dict[str, Any]]
     changed: list[str] = field(default_factory=list)
+    state: str | None = None
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -157,8 +160,9 @@ class Run:
         """By the gates so far."""
         return gate.verdict([Gate.of(one) for one in self.gates])
 
-    def done(self, bundle: str | None, seconds: float) -> Updated:
-        """What came of it."""
+    def done(self, placed: tuple[str, str] | None, seconds: float) -> Updated:
+        """What came of it; ``placed``: the bundle that was let in, and its state."""
+        bundle, state = placed or (None, None)
         came = {name: self.journal.facts("collect")[name] for name in CAME}
         return Updated(
             self.watermark + 1,
@@ -169,6 +173,7 @@ class Run:
             gates=self.gates,
             seconds=seconds,
             changed=[one.key for one in self.changed],
+            state=state,
         )
 
 

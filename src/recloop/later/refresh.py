@@ -1,0 +1,63 @@
+"""Release a refresh: a child of the live bundle's own recipe that passed its gate replaces it by `release.refresh`.
+
+    gate      it becomes live at once                                  (the default)
+    shadow    it enters the shadow; a person moves it on
+    manual    it stays registered
+
+It stays registered, too, where the gate had nothing to compare, while a bundle is in the experiment (both arms stay as
+they are), and after a rollback, until a person has promoted a bundle again.
+"""
+
+from __future__ import annotations
+
+from recloop import bundle as bundles
+from recloop import release, standing
+from recloop.backends import Control, open_control
+from recloop.errors import RecloopError
+from recloop.later.run import Run
+from recloop.recipe import is_refresh
+from recloop.serve import moves
+
+BY = "recloop update"
+
+
+def release_refresh(run: Run, bundle: str) -> str:
+    """Move a registered child on where it is a refresh; the state that it has then. Done again after a kill, it moves once."""
+    control = open_control(run.config.stores.control, run.project.root)
+    mode = run.config.release.refresh
+    manifest = bundles.check(run.project.bundles / bundle)
+    if not is_refresh(manifest, run.live.manifest):
+        run.voice.say("release", f"{bundle} has another recipe than {run.live.id}: shadow and experiment come first")
+    elif mode != "manual":
+        why = _reason_to_stay(run, control)
+        if why:
+            run.voice.say("release", f"{bundle} stays registered: {why}")
+        else:
+            _move(run, control, bundle, "live" if mode == "gate" else "shadow")
+    return release.machine(control).state(bundle)
+
+
+def _reason_to_stay(run: Run, control: Control) -> str:
+    """Why a refresh is not moved on; empty: it is."""
+    machine = release.machine(control)
+    tried = machine.rows_in("experiment")
+    if not machine.lives or machine.lives[-1] != run.live.id:
+        return "another bundle became live meanwhile"
+    if tried:
+        return f"{tried[0].bundle} is in the experiment, and its arms stay as they are"
+    if release.ROLLED_BACK in machine.since(run.live.id).evidence:
+        return "live was rolled back to; promote a bundle to go on"
+    new = next(one for one in run.gates if one["name"] == "new")
+    return "its gate had nothing to compare" if new["value"] is None else ""
+
+
+def _move(run: Run, control: Control, bundle: str, target: release.Target) -> None:
+    try:
+        machine = moves.ready(run.project, control, bundle, target, BY)
+        standing.same_bytes(run.project, machine.since(bundle))
+        release.promote(
+            control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: its recipe, past its gate",
+            at=standing.now(), evidence={"gates": run.gates, "refresh_of": run.live.id},
+        )  # fmt: skip
+    except RecloopError as error:
+        run.voice.say("release", f"{bundle} was not moved to {target}: {error}")
