@@ -26,6 +26,7 @@ from recloop.serve.service import Service
 from recloop.settings import open_project
 from recloop.testing.store import some_decision, some_event
 from recloop.watch import parity
+from recloop.watch.plan import EVIDENCE, Plan
 from servers import inside
 
 HOUR = 3_600 * SECOND
@@ -180,6 +181,25 @@ def test_decisions_of_a_running_shadow_are_kept(shop: Project) -> None:
     assert retention.collect(shop).freed["decisions"].count == 2
     store = open_decisions(shop.config.stores.decisions, shop.root)
     assert [row.request_id for row in store.rows()] == ["day6", "day100"]
+    store.close()
+
+
+def test_collect_in_an_experiment_keeps_the_decisions_of_the_two_weeks_before_it(shop: Project) -> None:
+    control = open_control(shop.config.stores.control, shop.root)
+    live = release.machine(control).lives[-1]
+    sha256 = release.machine(control).hashes[live]
+    who: dict[str, Any] = {"by": "test", "reason": "tried", "at": 40 * DAY}
+    plan = Plan.of(shop.config.release, "tried", 40 * DAY).to_evidence()
+    release.register(control, "tried", sha256, **who)
+    release.checked(control, "tried", **who)
+    release.promote(control, "tried", to="experiment", evidence={EVIDENCE: plan}, **who)
+    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
+    for day in (10, 26, 41, 100):
+        store.put(some_decision(f"day{day}", at=day * DAY))
+    store.close()
+    assert retention.collect(shop).freed["decisions"].count == 1
+    store = open_decisions(shop.config.stores.decisions, shop.root)
+    assert [row.request_id for row in store.rows()] == ["day26", "day41", "day100"]
     store.close()
 
 

@@ -20,14 +20,17 @@ from recloop import release, standing
 from recloop.backends import decisions as decision_store
 from recloop.backends import locks, open_control, open_decisions, open_log
 from recloop.backends.archive import Archive
+from recloop.backends.control import ReleaseRow
 from recloop.backends.journal import FILE as JOURNAL
 from recloop.backends.sqlite import bytes_of, locate, sync_folder
 from recloop.backends.trim import trim
 from recloop.config import Project
-from recloop.errors import Locked
+from recloop.errors import Locked, UserError
 from recloop.records import SECOND
 from recloop.release import Machine
 from recloop.voice import Voice
+from recloop.watch.experiment import reads_since
+from recloop.watch.plan import Plan
 
 GONE: Final = ".removed-"
 """Prefix of a bundle's folder while it is deleted."""
@@ -160,7 +163,7 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
             return Freed(0, 0)
         before = newest - round(project.config.retention.decision_seconds * SECOND)
         machine = release.machine(open_control(project.config.stores.control, project.root))
-        before = min([before, *(row.at for state in TRIED for row in machine.rows_in(state))])
+        before = min([before, *(_judged_since(row) for state in TRIED for row in machine.rows_in(state))])
         count, rows = store.count_before(before)
     finally:
         store.close()
@@ -169,6 +172,16 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
         count = decision_store.remove_before(file, before)
         return Freed(count, max(0, size - bytes_of(file)))
     return Freed(count, size * count // max(1, rows))
+
+
+def _judged_since(row: ReleaseRow) -> int:
+    """The first moment whose decisions a bundle that is tried is judged by: an experiment reads some before its start too."""
+    if row.to != "experiment":
+        return row.at
+    try:
+        return reads_since(Plan.from_row(row))
+    except UserError:  # an earlier version started it; nothing judges it
+        return row.at
 
 
 def _log(project: Project, dry_run: bool) -> tuple[Freed, int, str]:
