@@ -258,7 +258,8 @@ def test_the_project_folder(shop: Path) -> None:
     assert set(archive.columns) >= set(records.EVENT_SCHEMA)
     for part in ("train", "valid", "test"):
         split = pl.read_parquet(shop / "data" / "split" / f"{part}.parquet")
-        types = {"moment": pl.Int32, "label": pl.Int8, "weight": pl.Float32}
+        types = {"moment": pl.Int32, "label": pl.Int8, "weight": pl.Float32, "use": pl.Int8, "pair": pl.String}
+        types |= {"units": pl.Float64}
         assert {name: split.schema[name] for name in types} == types
         assert set(split.columns) >= set(records.EVENT_SCHEMA)
     manifest = json.loads((shop / "data" / "manifest.json").read_text("utf-8"))

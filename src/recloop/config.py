@@ -66,6 +66,22 @@ class Events(Section):
     positive: tuple[str, ...] = ("*",)
     negative: tuple[str, ...] = ("dislike", "hide")
     weights: dict[str, float] = {}  # above 0 positive, below 0 negative, 0 neutral; in the order of the file
+    history: tuple[str, ...] = ()  # input and not target
+    undo: dict[str, str] = {
+        "quantity < 0": "*"
+    }  # takes back the newest earlier event of that type; * the heaviest target
+
+    @pydantic.field_validator("undo", mode="before")
+    @classmethod
+    def _undo(cls, undo: Any) -> Any:
+        """A type or a condition = the type that it takes back. A bundle's spec keeps pairs, as of ``weights``."""
+        rules = dict(undo) if isinstance(undo, list | tuple) else undo
+        for text, pair in rules.items() if isinstance(rules, Mapping) else ():
+            if not isinstance(pair, str) or not pair:
+                raise UserError(
+                    f"events.undo.{text}", pair, 'an event type, or "*"', f'undo = {{ "{text}" = "*" }} in {FILE}'
+                )
+        return rules
 
     @pydantic.field_validator("weights", mode="before")
     @classmethod
@@ -87,7 +103,7 @@ class Burst(Section):
 class Clean(Section):
     duplicates: Literal["exact", "off"] = "exact"
     burst: Burst | Literal["off"] = Burst()
-    keep: str = "quantity IS NULL OR quantity > 0"
+    keep: str = "quantity IS NULL OR quantity <> 0"
     future: str = "5m"  # a stamp further ahead of its arrival, or before 1970, is a wrong clock's; "off"
     max_removed: float = pydantic.Field(0.05, ge=0, le=1)
     max_rejected: float = pydantic.Field(0.05, ge=0, le=1)

@@ -7,6 +7,7 @@ order in which it was learned. ``user_id`` / ``item_id`` are raw ids, ``user_ix`
 from __future__ import annotations
 
 import hashlib
+from enum import IntEnum
 from typing import Any, Final
 
 import msgspec
@@ -25,8 +26,11 @@ GROUP_ID: Final = "group_id"
 CONTEXT: Final = "context"
 RULE: Final = "rule"
 STAMP: Final = "stamp"  # of the row's moment: the stamp of the first row (smallest seq) of its (user, group_id)
-LABEL: Final = "label"  # -1 negative, 0 neutral, 1 positive
+LABEL: Final = "label"  # -1 negative, 0 neutral (an input included), 1 positive: a target
 WEIGHT: Final = "weight"
+USE: Final = "use"  # a member of Use
+PAIR: Final = "pair"  # of an undo: the event type that it takes back, or "*"; else the type, where an undo names it
+UNITS: Final = "units"  # the quantity of a row that can be taken back, or that takes back; 1 where it has none
 MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
 ITEM_IX: Final = "item_ix"
 USER_IX: Final = "user_ix"
@@ -82,8 +86,25 @@ MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
 COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
 """Sources that count as personal for cold-start coverage."""
 COLD_POSITIVES: Final = 5
-"""A user with fewer believed positives in state is cold."""
+"""A user with fewer believed inputs (targets included) in state is cold."""
 DEGRADED: Final = ("bundle", "log", "snapshot", "decisions")
+
+
+class Use(IntEnum):
+    """How a state takes a believed event: the three uses of a label, apart (definitions, section 1).
+
+    A target is an input too; a light negative (a skip) teaches and is in no state, so its use is NONE.
+    """
+
+    NEGATIVE = -1  # suppression: the item leaves the list until a later target or an undo
+    NONE = 0
+    TARGET = 1  # input, and what is predicted and counted as a hit
+    INPUT = 2  # history that a model sees, never a hit
+    UNDO = 3  # takes an earlier event of the same user and item back
+
+
+ANY_TARGET: Final = "*"
+"""`PAIR` of an undo that takes back the heaviest target of the item."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

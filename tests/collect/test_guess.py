@@ -86,11 +86,8 @@ def test_the_world_is_understood_and_prepared(tmp_path: Path) -> None:
         "value": "value", "quantity": "quantity", "group_id": "group_id", "event_id": "event_id", "name": "name",
     }  # fmt: skip
     config = open_project(tmp_path).config
-    assert (config.events.positive, config.events.neutral, config.events.negative) == (
-        ("purchase",),
-        ("click",),
-        ("dislike",),
-    )
+    assert (config.events.weights, config.events.history) == ({"purchase": 5.0, "click": 1.0}, ("click",))
+    assert (config.events.positive, config.events.neutral, config.events.negative) == ((), (), ("dislike",))
     assert {name: field.kind for name, field in config.features.item.items()} == {
         "category": "category",
         "price": "number",
@@ -131,17 +128,40 @@ def test_stamps_of_days_switch_the_burst_rule_off_and_say_so(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("types", "positive", "negative", "neutral"),
+    ("types", "expected"),
     [
-        ({"view": 50, "purchase": 5, "add to cart": 10}, {"purchase", "event_type = 'add to cart'"}, set(), {"view"}),
-        ({"click": 99, "impression": 300, "hide": 3}, {"click"}, {"hide"}, {"impression"}),
-        ({"click": 990, "like": 2, "skip": 5}, {"like", "click"}, set(), {"skip"}),
-        ({"purchase": 9, "return": 2, "don't know": 4}, {"purchase"}, {"return"}, {"event_type = 'don''t know'"}),
-        ({"1": 50, "4": 9}, {"1", "4"}, set(), set()),
+        (
+            {"view": 50, "purchase": 5, "add to cart": 10},
+            {
+                "weights": {"purchase": 5, "event_type = 'add to cart'": 3, "view": 1},
+                "history": ["view"],
+            },
+        ),
+        (
+            {"click": 99, "impression": 300, "hide": 3},
+            {"positive": ["click"], "negative": ["hide"], "neutral": ["impression"]},
+        ),
+        ({"click": 990, "like": 2, "skip": 5}, {"positive": ["like", "click"], "neutral": ["skip"]}),
+        ({"view": 990, "buy": 2}, {"weights": {"buy": 5, "view": 1}}),
+        (
+            {"purchase": 9, "return": 2, "don't know": 4},
+            {"weights": {"purchase": 5}, "neutral": ["event_type = 'don''t know'"], "undo": {"return": "purchase"}},
+        ),
+        (
+            {"listen": 90, "like": 9, "dislike": 5, "undislike": 2, "unlike": 2, "unsave": 1},
+            {
+                "weights": {"like": 3, "listen": 1}, "history": ["listen"], "negative": ["dislike"], "neutral": ["unsave"],
+                "undo": {"undislike": "dislike", "unlike": "like"},
+            },
+        ),
+        ({"refund": 2, "interaction": 30}, {"positive": ["interaction"], "undo": {"refund": "*"}}),
+        ({"1": 50, "4": 9}, {"positive": ["1", "4"]}),
+        ({"purchase": 60}, {"weights": {"purchase": 5}}),
+        ({"impression": 60}, {"neutral": ["impression"]}),
     ],
-)
-def test_what_event_types_mean(
-    tmp_path: Path, types: dict[str, int], positive: set[str], negative: set[str], neutral: set[str]
+)  # fmt: skip
+def test_init_of_event_types_tells_input_target_and_undo_apart(
+    tmp_path: Path, types: dict[str, int], expected: dict[str, Any]
 ) -> None:
     kinds = [name for name, count in types.items() for _ in range(count)]
     n = len(kinds)
@@ -149,9 +169,11 @@ def test_what_event_types_mean(
         tmp_path / "a.csv", user_id=[f"u{k % 9}" for k in range(n)], item_id=[f"i{k % 31}" for k in range(n)],
         time=times(n), action=kinds,
     )  # fmt: skip
-    init("a.csv", root=tmp_path, yes=True)
-    events = open_project(tmp_path).config.events
-    assert (set(events.positive), set(events.negative), set(events.neutral)) == (positive, negative, neutral)
+    made = init("a.csv", root=tmp_path, yes=True)
+    events = open_project(tmp_path).config.events.model_dump(mode="json")
+    assert made.columns["event_type"] == "action", "one value is a type too"
+    none: dict[str, Any] = {"positive": [], "negative": [], "neutral": [], "history": [], "weights": {}, "undo": {}}
+    assert events == none | expected | {"undo": {"quantity < 0": "*"} | expected.get("undo", {})}
 
 
 def test_a_column_of_0_and_1_says_what_was_taken(tmp_path: Path) -> None:

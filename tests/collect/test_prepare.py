@@ -37,7 +37,7 @@ def project(world_folder: Path) -> Project:
     """The world, with a row that cannot be read and one that is quarantined."""
     with (world_folder / "events.csv").open("a") as file:
         file.write("x1,,i001,2025-03-01T00:00:00Z,click,,,\n")
-        file.write("x2,u001,i001,2025-03-01T00:00:00Z,purchase,1,-1,\n")
+        file.write("x2,u001,i001,2025-03-01T00:00:00Z,purchase,1,0,\n")
     return open_project(world_folder)
 
 

@@ -50,6 +50,7 @@ def test_each_rule_its_events_and_five_examples(tmp_path: Path) -> None:
     tree = found.to_json()
     told = [(one["rule"], one["means"], one["weight"], one["events"]) for one in tree["signals"]]
     assert told == [
+        ("quantity < 0", "undo", 0.0, 0),
         ("purchase", "positive", 5.0, 8),
         ("event_type = 'rating' AND value >= 4", "positive", 2.0, 4),
         ("skip", "negative", -0.5, 3),
@@ -58,8 +59,8 @@ def test_each_rule_its_events_and_five_examples(tmp_path: Path) -> None:
         ("dwell", "neutral", 0.0, 1),
         ("purchase", "positive", 1.0, 0),
     ]
-    assert [len(one["examples"]) for one in tree["signals"]] == [5, 4, 3, 0, 0, 1, 0]
-    assert {one["value"] for one in tree["signals"][1]["examples"]} == {4.0, 5.0}
+    assert [len(one["examples"]) for one in tree["signals"]] == [0, 5, 4, 3, 0, 0, 1, 0]
+    assert {one["value"] for one in tree["signals"][2]["examples"]} == {4.0, 5.0}
     assert tree["unnamed"] == {"rating": 6, "view": 4}
     assert tree["dwells"] == {"events": 1, "compared": 0, "bands": 0}
     words = "\n".join(tree["signal_warnings"])

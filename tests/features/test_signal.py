@@ -155,6 +155,8 @@ def test_judged_at_arrival_as_in_one_batch() -> None:
 
 def test_keep_goes_before_burst_and_an_unknown_quantity_stays() -> None:
     rows = frame([{"quantity": 0.0}, {"quantity": -2.0}, {"quantity": None}, {"quantity": 1.0}])
-    assert Signal(Events(), Clean()).believe(rows).to_list() == ["keep", "keep", None, None]
+    assert Signal(Events(), Clean()).believe(rows).to_list() == ["keep", None, None, None], "below 0 is a return"
+    old = Clean(keep="quantity IS NULL OR quantity > 0")
+    assert Signal(Events(), old).believe(rows).to_list() == ["keep", "keep", None, None]
     assert Signal(Events(), Clean(keep="")).believe(rows).null_count() == 4
     assert Signal(Events(), Clean(keep="1 = 1")).believe(rows).null_count() == 4

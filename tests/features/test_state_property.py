@@ -14,13 +14,24 @@ from recloop.config import Burst, Clean, Events
 from recloop.features.signal import Signal, bursts
 from recloop.features.state import States, Timeline, UserState, moment_stamps
 from recloop.recommend.states import fold
-from recloop.records import EVENT_SCHEMA, LABEL, RULE, SECOND, SEQ, USER_ID, WEIGHT
+from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, USER_ID
 
 USERS = ("u", "ü", "nobody")
 ITEMS = (" 1", "01", "1e5", "null", "é", "\U0001f375")
 GROUPS = (None, None, "basket", "invoice")
+TYPES = (
+    *("purchase", "purchase", "click", "like", "unlike", "view"),
+    *("dislike", "dislike", "undislike", "skip", "impression", "unheard_of"),
+)
 SIGNAL = Signal(
-    Events(neutral=("impression",), positive=("purchase", "click"), negative=("dislike",), weights={"skip": -0.5}),
+    Events(
+        neutral=("impression",),
+        positive=("click", "like"),
+        negative=("dislike",),
+        weights={"skip": -0.5, "purchase": 5.0},
+        history=("view",),
+        undo={"quantity < 0": "*", "undislike": "dislike", "unlike": "like"},
+    ),
     Clean(burst=Burst(events=3, seconds=1.0), future="off"),
 )
 
@@ -34,9 +45,9 @@ event = st.fixed_dictionaries(
         "timestamp": (
             st.integers(0, 20) | st.sampled_from((4 * 86_400, 4 * 86_400 + 1, 8 * 86_400 + 2, 160 * 86_400))
         ).map(lambda quarter: quarter * SECOND // 4),
-        "event_type": st.sampled_from(("purchase", "click", "dislike", "dislike", "skip", "impression", "unheard_of")),
+        "event_type": st.sampled_from(TYPES),
         "group_id": st.sampled_from(GROUPS),
-        "quantity": st.sampled_from((None, 1.0, 2.0, 0.0, -1.0)),
+        "quantity": st.sampled_from((None, None, 1.0, 2.0, 0.0, -1.0, -1.0, -2.0)),
         "doubled": st.booleans(),
         "gap": st.integers(1, 3),  # items, users and retractions take a seq too
     }
@@ -80,20 +91,24 @@ def unfolded(states: States, b: int) -> tuple[Any, ...]:
     moments = []
     for m in range(states.moment_offsets[b], states.moment_offsets[b + 1]):
         codes = states.items[states.item_offsets[m] : states.item_offsets[m + 1]]
-        moments.append((int(states.stamps[m]), states.names[codes].tolist()))
+        targets = states.targets[states.item_offsets[m] : states.item_offsets[m + 1]]
+        moments.append((int(states.stamps[m]), states.names[codes].tolist(), targets.tolist()))
     negatives = states.names[states.negatives[states.negative_offsets[b] : states.negative_offsets[b + 1]]].tolist()
     return states.users[b], moments, negatives, int(states.positives[b]), states.attributes[b]
 
 
+WEIGHTS = {"purchase": 5, "click": 1, "like": 1}
+
+
 def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any], list[str], int]:
-    """The state's moments, dislikes and positives, written down from definitions.md 1 without a thought for speed."""
+    """The state's moments, dislikes and inputs, written down from definitions.md 1 without a thought for speed."""
     rows = [r for r in believed.sort(SEQ).iter_rows(named=True) if r[USER_ID] == user and r[SEQ] <= seq]
     first: dict[str, int] = {}
     last = 0
-    moments: dict[int, set[str]] = {}
-    newest: dict[str, int] = {}
+    units: dict[tuple[str, int, str], float] = {}  # of (item, stamp, type): what was done and is not taken back
+    undos: dict[tuple[str, int, str], float] = {}  # of (item, stamp, type that it takes back)
     for row in rows:
-        group = row["group_id"]
+        group, kind, quantity = row["group_id"], row["event_type"], row["quantity"]
         row["stamp"] = row["timestamp"]
         if group is not None:
             over = group in first and last - first[group] > 30 * 86_400 * SECOND
@@ -101,13 +116,56 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
                 first[group] = row["timestamp"]
             row["stamp"] = first[group]
         last = max(last, row["timestamp"])
-        if row[LABEL] > 0:
-            moments.setdefault(row["stamp"], set()).add(row["item_id"])
-        if row[LABEL] < 0 and row[WEIGHT] >= 1:  # a skip hides nothing
-            newest[row["item_id"]] = max(newest.get(row["item_id"], row["stamp"]), row["stamp"])
-    standing = [i for i, stamp in newest.items() if not any(i in held and at > stamp for at, held in moments.items())]
-    ordered = [(stamp, sorted(moments[stamp], key=str.encode)) for stamp in sorted(moments)]
-    return ordered, sorted(standing, key=str.encode), sum(row[LABEL] > 0 for row in rows)
+        back = "*" if (quantity or 0) < 0 else {"undislike": "dislike", "unlike": "like"}.get(kind)
+        counted = back or kind in (*WEIGHTS, "dislike")
+        key, amount = (row["item_id"], row["stamp"], back or kind), abs(quantity) if counted and quantity else 1.0
+        where = undos if back else units
+        if back or kind in (*WEIGHTS, "view", "dislike"):
+            where[key] = where.get(key, 0.0) + amount
+    done = dict(units)
+    for item, stamp, back in sorted(undos, key=lambda key: key[1:]):
+        take_back(done, item, stamp, back, undos[item, stamp, back])
+    moments: dict[int, dict[str, bool]] = {}
+    newest: dict[str, int] = {}
+    for (item, stamp, kind), amount in done.items():
+        if amount and kind == "dislike":
+            newest[item] = max(stamp, newest.get(item, stamp))
+        elif amount:
+            held = moments.setdefault(stamp, {})
+            held[item] = held.get(item, False) or kind in WEIGHTS
+    standing = [i for i, stamp in newest.items() if not any(held.get(i) and at > stamp for at, held in moments.items())]
+    ordered = []
+    for stamp in sorted(moments):
+        items = sorted(moments[stamp], key=str.encode)
+        ordered.append((stamp, items, [moments[stamp][item] for item in items]))
+    inputs = sum(r["event_type"] in (*WEIGHTS, "view") and (r["quantity"] or 0) >= 0 for r in rows)
+    gone = sum(not amount and kind != "dislike" for (_, _, kind), amount in done.items())
+    return ordered, sorted(standing, key=str.encode), inputs - gone
+
+
+def take_back(done: dict[tuple[str, int, str], float], item: str, until: int, back: str, amount: float) -> None:
+    """One undo, unit by unit of a half: the newest of its type; of "*" the newest of the heaviest targets."""
+
+    def open_(kinds: Any) -> list[tuple[str, int, str]]:
+        return [k for k, left in done.items() if left and k[0] == item and k[1] <= until and k[2] in kinds]
+
+    if back == "dislike":
+        done.update(dict.fromkeys(open_(("dislike",)), 0.0))
+        return
+    kinds = (back,)
+    if back == "*":
+        heaviest = max((WEIGHTS[kind] for _, _, kind in open_(WEIGHTS)), default=0)
+        kinds = tuple(kind for kind, weight in WEIGHTS.items() if weight == heaviest)
+    while amount > 0 and open_(kinds):
+        stamp = max(key[1] for key in open_(kinds))
+        key = max((key for key in open_(kinds) if key[1] == stamp), key=lambda key: key[2] == "like")
+        done[key] -= 0.5
+        amount -= 0.5
+        if not done[key]:
+            weight = WEIGHTS[key[2]]
+            heavy = [k[1] for k in open_(WEIGHTS) if WEIGHTS[k[2]] >= weight]
+            lighter = [k for k in open_(WEIGHTS) if WEIGHTS[k[2]] < weight and k[1] > max(heavy, default=-1)]
+            done.update(dict.fromkeys(lighter, 0.0))
 
 
 @given(
@@ -179,7 +237,8 @@ def test_state_receipt_number_used_again_starts_a_new_moment() -> None:
     state = UserState()
     for item, stamp in rows:
         state.add(item, stamp, "17", 1)
-    assert state.moments == [(0, ["old", "with it"]), (730 * day, ["late", "today", "too"])]
+    moments = [(stamp, items) for stamp, items, _ in state.view().moments]
+    assert moments == [(0, ["old", "with it"]), (730 * day, ["late", "today", "too"])]
     assert state.groups == {"17": 730 * day}
     frame = pl.DataFrame(
         [{"user_id": "u", "item_id": item, "timestamp": stamp, "group_id": "17", SEQ: n} for n, (item, stamp) in enumerate(rows)],
@@ -197,7 +256,7 @@ def test_state_groups_that_ended_are_removed() -> None:
         assert len(state.groups) <= 64
     assert set(state.groups) >= {f"g{n}" for n in range(970, 1_000)}
     state.add("late", 985 * day + SECOND, "g985", 1)
-    assert (985 * day, ["i", "late"]) in state.moments
+    assert (985 * day, ["i", "late"], [True, True]) in state.view().moments
     state.add("too late", 900 * day + SECOND, "g900", 1)
     assert (900 * day + SECOND, ["too late"]) in state.moments
 
@@ -211,7 +270,7 @@ def test_states_until_now_hide_what_is_dated_later(events: Any, now: int) -> Non
     seen = States.of(users, grown_states).until(np.full(len(users), now))
     columns = Timeline(moment_stamps(believed)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
     for b, state in enumerate(grown_states):
-        assert unfolded(seen, b)[1] == [moment for moment in map(tuple, state.moments) if moment[0] <= now]
+        assert unfolded(seen, b)[1] == [moment for moment in state.view().moments if moment[0] <= now]
         assert seen.digest(b) == columns.digest(b)
 
 

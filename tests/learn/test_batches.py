@@ -78,6 +78,7 @@ def test_the_newest_window_is_the_one_that_serving_is_fed(arrays: Arrays, sizes:
             stamps=data.stamps,
             item_offsets=data.moment_offsets,
             items=data.items,
+            targets=np.ones(len(data.items), dtype=bool),
             negative_offsets=np.zeros(len(sizes) + 1, np.int64),
             negatives=none,
             context=np.zeros((len(sizes), 0), np.int32),

@@ -17,7 +17,7 @@ from recloop.features.state import States, UserState, offsets_of
 from recloop.models.base import Negatives, TrainData, load_model
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.scorer import Factors
-from recloop.records import DAY
+from recloop.records import DAY, Use
 from recloop.testing import Fitted, fit_on_world
 
 
@@ -53,7 +53,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 def vectors(fitted: Fitted, states: States, **changes: object) -> np.ndarray:
     bundle = replace(fitted.bundle, **changes)
     config = bundle.scorers["model"]["config"]
-    encoded = _encoder(fitted).encode(states, [fitted.now[0]] * len(states))
+    encoded = _encoder(fitted).encode(states, [fitted.bundle.cut + 9 * DAY] * len(states))
     return Factors(bundle, config["l2"], config["unseen"]).users(encoded)[1]
 
 
@@ -83,7 +83,8 @@ def test_the_table_is_what_folding_in_gives(fitted: Fitted) -> None:
 
 def test_who_acted_since_is_folded_in(fitted: Fitted) -> None:
     item = fitted.bundle.items.ids.ids[3]
-    stranger = UserState(moments=[(fitted.bundle.cut + DAY, [item])], positives=1)
+    stranger = UserState()
+    stranger.add(item, fitted.bundle.cut + DAY, None, Use.TARGET)
     users = States.of([fitted.bundle.users.ids.ids[0], "nobody we know"], [stranger, stranger])  # type: ignore[union-attr]
     own, other = vectors(fitted, users)
     np.testing.assert_array_equal(own, other)

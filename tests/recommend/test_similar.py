@@ -91,7 +91,7 @@ def test_attributes_fill_behind_the_row(make_bundle: Make, catalogue: Catalogue)
 
 def test_the_same_filters_hold(make_bundle: Make, catalogue: Catalogue) -> None:
     state = UserState()
-    state.add("bread", 5, None, -2)
+    state.add("bread", 5, None, -1)
     recommender = Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue)
     answer = ask(recommender, "apple", state, exclude=("eggs",), filter="price < 4.5")
     assert answer.items == ["dates", "figs"]  # cheese costs 5, bread is disliked, apple is the item itself

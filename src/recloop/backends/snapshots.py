@@ -10,7 +10,7 @@ from pathlib import Path
 from recloop.backends.sqlite import open_reader, sync_folder, transaction
 from recloop.errors import UserError
 
-SCHEMA = 2  # 2: a group_id that is used again or ended starts a new moment
+SCHEMA = 3  # 2: a group_id that is used again or ended starts a new moment; 3: acts, with use, pair, weight, units
 SCRIPT = """
 CREATE TABLE facts (seq INTEGER NOT NULL, key TEXT NOT NULL);
 CREATE TABLE states (user_id TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID"""

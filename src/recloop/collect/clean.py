@@ -30,17 +30,29 @@ from recloop.records import (
     ITEM_ID,
     LABEL,
     MOMENT,
+    PAIR,
     QUANTITY,
     RULE,
     SEQ,
     STAMP,
     TIMESTAMP,
+    UNITS,
+    USE,
     USER_ID,
     VALUE,
     WEIGHT,
 )
 
-LABELLED: Final = {**EVENT_SCHEMA, STAMP: pl.Int64, LABEL: pl.Int8, WEIGHT: pl.Float32, MOMENT: pl.Int32}
+LABELLED: Final = {
+    **EVENT_SCHEMA,
+    STAMP: pl.Int64,
+    LABEL: pl.Int8,
+    WEIGHT: pl.Float32,
+    USE: pl.Int8,
+    PAIR: pl.String,
+    UNITS: pl.Float64,
+    MOMENT: pl.Int32,
+}
 QUARANTINED: Final = {**EVENT_SCHEMA, RULE: pl.String}
 
 
@@ -153,7 +165,7 @@ def _check_conditions(config: Config) -> None:
     """Refuse a condition that compares a text with a number before a row is asked."""
     texts = [
         (text, f"events.{name}")
-        for name in ("weights", "neutral", "negative", "positive")
+        for name in ("undo", "weights", "neutral", "negative", "history", "positive")
         for text in getattr(config.events, name)
     ]
     if config.clean.keep.strip():

@@ -108,7 +108,7 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
     for ours in (USER_ID, ITEM_ID):
         found[ours] = _id(ours, free(), frame, others.get(ours, ()))
     found[TIMESTAMP] = _time(free(), frame)
-    found[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: 1 < frame[name].n_unique() <= MANY_TYPES)
+    found[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: _types(frame[name]))
     found[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, found[USER_ID].name))
     found[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
     for ours in (QUANTITY, VALUE):
@@ -217,6 +217,11 @@ def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
         return False
     pairs = rows.select(pl.struct(name, user).n_unique()).item()
     return bool(pairs <= 1.05 * values + 1)
+
+
+def _types(column: pl.Series) -> bool:
+    """Whether a column holds few different values; one value is a type too."""
+    return _missing(column) < 1 and column.n_unique() <= MANY_TYPES
 
 
 def _unique(column: pl.Series) -> bool:

@@ -43,6 +43,9 @@ EVENTS = """
 neutral = {neutral}
 positive = {positive}
 negative = {negative}
+weights = {weights}
+history = {history:<21} # what a model sees, and never a target: looks
+undo = {undo}   # takes back the newest event of that type; "*": the heaviest target
 """
 
 RATED = """\
@@ -54,7 +57,7 @@ CLEAN = """
 [clean]
 duplicates = "exact"              # exact | off
 {burst}
-keep = "quantity IS NULL OR quantity > 0"   # a condition over a row: SQL
+keep = "quantity IS NULL OR quantity <> 0"   # a condition over a row: SQL
 max_removed = 0.05                # a rule that would take more stops, and shows what it would take
 max_rejected = 0.05               # more rows than this that cannot be read (no user, no stamp) stop, with the reasons
 
@@ -123,7 +126,8 @@ def draft(
         *(_column(ours, getattr(data.columns, ours), why) for ours, why in COLUMNS.items()),
         EVENTS.format(
             why=_line(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
-            negative=_list(events[0].negative),
+            negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
+            undo=_table(events[0].undo),
         ),
         RATED if rated and events[0].positive == ("*",) else "",
     ]  # fmt: skip
@@ -162,6 +166,14 @@ def _text(value: str) -> str:
 
 def _list(values: tuple[str, ...]) -> str:
     return "[" + ", ".join(_text(value) for value in values) + "]"
+
+
+def _table(rules: Mapping[str, float | str]) -> str:
+    """An inline table: {"view" = 1, ...}."""
+    parts = [
+        f"{_key(text)} = {_text(value) if isinstance(value, str) else f'{value:g}'}" for text, value in rules.items()
+    ]
+    return "{ " + ", ".join(parts) + " }" if parts else "{}"
 
 
 def _key(name: str) -> str:

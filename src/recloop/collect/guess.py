@@ -20,6 +20,7 @@ from recloop.collect.clean import RULES, Cleaned, clean
 from recloop.collect.columns import NAMES, OUTCOMES, Guessed, guess_columns, holds_several, is_blank, plain
 from recloop.collect.doctor import grain
 from recloop.collect.draft import draft
+from recloop.collect.event_names import Meaning, meaning_of, partner
 from recloop.collect.fields import Side, choose_fields, choose_title, title_columns
 from recloop.collect.read import Raw, parse_events, read_rows
 from recloop.collect.sources import Source, find
@@ -28,20 +29,17 @@ from recloop.collect.stamps import looks_compact
 from recloop.collect.tables import Table, read_table
 from recloop.config import FILE, Clean, Columns, Config, Data, Events
 from recloop.errors import UserError
-from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
+from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
 from recloop.settings import build
 
 FEW_REPEATS: Final = 0.05
 """Below this share of repeats a list should not show what was seen."""
-STRONG: Final = (
-    r"purchase|buy|bought|order|transaction|checkout|paid|sale|convers|subscri|rent|book|reserv|download|complet|"
-    r"rating|rate|review|^like|favou?rit|^fav|wish|save|upvote|thumbs?_?up|follow|share|cart|basket"
-)
-WEAK: Final = r"click|view|detail|visit|open|read|play|listen|watch|stream|^pv$|browse"
-NEGATIVE: Final = (
-    r"dislike|hide|unlike|downvote|thumbs?_?down|block|report|return|refund|cancel|remove|unsubscri|not_interested"
-)
-SHOWN: Final = r"impression|shown?|expos|search|skip"
+PURCHASE_WEIGHT: Final = 5.0
+STRONG_WEIGHT: Final = 3.0
+WEAK_WEIGHT: Final = 1.0
+"""What `init` writes for a purchase, for a cart or a like, and for a look."""
+LEAST_STRONG: Final = 0.01
+"""From this share of rows on, strong types alone are the targets, and looks are history."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,15 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
         ("positive", events[0].positive),
         ("negative", events[0].negative),
         ("neutral", events[0].neutral),
+        ("history", events[0].history),
     ):
         say(f"events.{key}", list(value), events[1])
+    say("events.weights", dict(events[0].weights), events[1])
+    say(
+        "events.undo",
+        dict(events[0].undo),
+        "takes back what its user did with the item; a quantity below 0 is a return",
+    )
     coarse = grain(raw.frame[TIMESTAMP])
     burst = Clean(burst="off") if coarse else Clean()
     why = f"stamps are no finer than a {coarse}: rows of one stamp are no burst" if coarse else "stamps are fine enough"
@@ -308,29 +313,54 @@ def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
             return events, f"{names[VALUE]} is 0 or 1: shown and not taken is neutral"
         return Events(), "no event types: every row is positive"
     counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
-    kinds: dict[str, list[tuple[str, int]]] = {"strong": [], "weak": [], "negative": [], "neutral": [], "other": []}
-    for name, rows in counts.iter_rows():
-        kinds[_kind(name)].append((name, rows))
-    strong = sum(rows for _, rows in kinds["strong"])
-    if strong >= 0.01 * len(frame):
-        positive, neutral = kinds["strong"], kinds["weak"] + kinds["neutral"] + kinds["other"]
-        why = f"{kinds['strong'][0][0]} says more than looking does" if kinds["weak"] else "by their names"
-    else:
-        positive, neutral = kinds["strong"] + kinds["weak"], kinds["neutral"] + kinds["other"]
-        why = "looking is the strongest sign here" if kinds["weak"] else "by their names"
-    if not positive:
-        positive, neutral = kinds["other"], kinds["neutral"]
+    return _of_types(dict(counts.iter_rows()))
+
+
+def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
+    """``[events]`` for types with these numbers of rows, the most frequent first, and why."""
+    kinds: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
+    for name in counts:
+        kinds[meaning_of(name)].append(name)
+    undo, unpaired = _undo(kinds, list(counts))
+    bought, wanted, looked = kinds[Meaning.PURCHASE], kinds[Meaning.STRONG], kinds[Meaning.WEAK]
+    strong = sum(counts[name] for name in bought + wanted)
+    weighed = [(name, PURCHASE_WEIGHT) for name in bought] + [(name, STRONG_WEIGHT) for name in wanted]
+    positive: list[str] = []
+    history: list[str] = []
+    neutral = kinds[Meaning.SHOWN] + unpaired + kinds[Meaning.OTHER]
+    why = "by their names"
+    if strong >= LEAST_STRONG * sum(counts.values()) and looked:
+        weighed += [(name, WEAK_WEIGHT) for name in looked]
+        history = looked
+        why = f"{(bought + wanted)[0]} is what to predict; {looked[0]} is history that the models see"
+    elif looked:
+        weighed += [(name, WEAK_WEIGHT) for name in looked]
+        why = "looking is the strongest sign here"
+    if not weighed and kinds[Meaning.OTHER]:
+        positive, neutral = kinds[Meaning.OTHER], kinds[Meaning.SHOWN] + unpaired
         why = "types of unknown meaning count as positive: look at them"
-    texts = [tuple(_text(name) for name, _ in group) for group in (positive, kinds["negative"], neutral)]
-    return Events(positive=texts[0], negative=texts[1], neutral=texts[2]), why
+    elif not weighed:
+        why = "no type is positive: name one"
+    elif not bought and not history:  # one weight for all is none
+        positive, weighed = [name for name, _ in weighed], []
+    texts = [tuple(map(_text, names)) for names in (positive, kinds[Meaning.NEGATIVE], neutral, history)]
+    weights = {_text(name): weight for name, weight in weighed}
+    return Events(
+        positive=texts[0], negative=texts[1], neutral=texts[2], history=texts[3], weights=weights, undo=undo
+    ), why
 
 
-def _kind(name: str) -> str:
-    word = re.sub(r"[\s-]+", "_", name.lower())
-    for pattern, kind in ((NEGATIVE, "negative"), (SHOWN, "neutral"), (STRONG, "strong"), (WEAK, "weak")):
-        if re.search(pattern, word):
-            return kind
-    return "other"
+def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
+    """``events.undo``, and the types that take back what the log does not hold: they mean nothing."""
+    undo, unpaired = dict(Events().undo), []
+    for meaning in (Meaning.RETURN, Meaning.UNDO):
+        for name in kinds[meaning]:
+            taken = partner(name, meaning, types) or (ANY_TARGET if meaning is Meaning.RETURN else "")
+            if taken:
+                undo[_text(name)] = taken
+            else:
+                unpaired.append(name)
+    return undo, unpaired
 
 
 def _text(name: str) -> str:

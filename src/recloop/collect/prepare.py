@@ -31,7 +31,7 @@ from recloop.errors import UserError
 from recloop.features.dwell import Dwell
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # the split has use, pair and units
 SPLITS: Final = ("train", "valid", "test")
 
 

@@ -14,11 +14,10 @@ from recloop.collect.clean import clean, described, iso
 from recloop.collect.read import read_events, read_items, read_users
 from recloop.config import Project
 from recloop.features.dwell import DWELL, DWELL_PCT
-from recloop.features.signal import Signal
+from recloop.features.signal import CLASSES, Signal
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_share
 
 EXAMPLES: Final = 5
-CLASSES: Final = {1: "positive", 0: "neutral", -1: "negative"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def examine_signals(project: Project) -> Signals:
         chosen = _spread(rows.filter(pl.col("by") == place)) if place in counts else rows.clear()
         found.append(
             Found(
-                rule=rule.text, key=rule.key, means=CLASSES[rule.label], weight=rule.label * rule.weight,
+                rule=rule.text, key=rule.key, means=rule.means, weight=rule.label * rule.weight,
                 events=counts.get(place, 0), examples=[_plain(row) for row in chosen.iter_rows(named=True)],
                 lines=[described(row) for row in chosen.iter_rows(named=True)],
             )
@@ -98,7 +97,7 @@ def counted(signal: Signal, rows: pl.DataFrame) -> list[dict[str, Any]]:
     explained = signal.explain(rows)
     counts = dict(explained.group_by("by").len().iter_rows())
     named = [
-        {"rule": rule.text, "means": CLASSES[rule.label], "weight": rule.label * rule.weight, "events": counts[place]}
+        {"rule": rule.text, "means": rule.means, "weight": rule.label * rule.weight, "events": counts[place]}
         for place, rule in enumerate(signal.rules)
         if place in counts
     ]

@@ -15,7 +15,8 @@ import polars as pl
 from recloop.config import Split
 from recloop.errors import UserError
 from recloop.features.log_end import end_of
-from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USER_ID, hash_share, is_old
+from recloop.features.state import settled
+from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, Use, hash_share, is_old
 
 
 class Parts(NamedTuple):
@@ -130,8 +131,14 @@ def validation_start(stamps: pl.Series) -> int:
 
 def held_out(past: pl.DataFrame, most: int, half: int) -> pl.DataFrame:
     """user_id and stamp of the moments held out for validation."""
-    moments = past.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
-    last = moments.group_by(USER_ID).agg(pl.len().alias("moments"), pl.col(STAMP).max())
+    rows = settled(past)
+    moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
+    last = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
+    seen = rows.filter(pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])).select(
+        USER_ID, pl.col(STAMP).alias("seen")
+    )
+    before = last.join(seen.unique(), on=USER_ID).filter(pl.col("seen") <= pl.col(STAMP)).group_by(USER_ID)
+    last = last.join(before.agg(pl.len().alias("moments")), on=USER_ID)
     late = pl.col(STAMP) >= validation_start(moments[STAMP])
     able = last.filter((pl.col("moments") >= 2) & late)[USER_ID].sort().to_list()
     chosen = sorted((hash_share("valid", user_id), user_id) for user_id in able if not is_old(user_id))

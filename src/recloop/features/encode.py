@@ -34,6 +34,7 @@ class Encoded:
     stamps: np.ndarray  # (M,) int64
     item_offsets: np.ndarray  # (M+1,) int64
     items: np.ndarray  # (E,) int32 item_ix
+    targets: np.ndarray  # (E,) bool: a target in its moment, else an input alone
     negative_offsets: np.ndarray  # (B+1,) int64
     negatives: np.ndarray  # int32 item_ix, in the table
     context: np.ndarray  # (B, C) int32
@@ -120,6 +121,7 @@ def encode(
         stamps=states.stamps[held > 0],
         item_offsets=offsets_of(held[held > 0]),
         items=items[known],
+        targets=states.targets[known],
         negative_offsets=offsets_of(np.bincount(negative_query, minlength=len(states))),
         negatives=negatives[negatives > 0],
         context=np.stack([*user, *request], axis=1) if user or request else np.zeros((len(states), 0), np.int32),

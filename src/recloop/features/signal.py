@@ -1,8 +1,8 @@
 """What an event means and whether it is believed: the one judgement for training, state and the write path.
 
-An event's *label* comes from ``[events]``: rules are asked in the order weights, neutral, negative, positive, and the
-first match decides (definitions, section 5). A negative of weight 1 or more, and whatever ``events.negative`` names,
-keeps the item out of the list (`STANDING`); a lighter one only teaches. An event is *believed* unless a causal rule takes it, a rule that needs
+An event's *label* and *use* come from ``[events]``: rules are asked in the order undo, weights, neutral, negative,
+history, positive, and the first match decides (definitions, section 5). The use (`records.Use`) keeps three things
+apart: what a model sees (input), what it predicts (target), what leaves the list (suppression). An event is *believed* unless a causal rule takes it, a rule that needs
 nothing but the rows of its user learned before it: so the same function runs in ``prepare`` and on arrival.
 """
 
@@ -20,7 +20,22 @@ from recloop.errors import UserError
 from recloop.features.clock import CLOCK, wrong_clock
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, Dwell
 from recloop.features.spec import Spec
-from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, LABEL, SECOND, TIMESTAMP, USER_ID, WEIGHT
+from recloop.records import (
+    ANY_TARGET,
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    GROUP_ID,
+    LABEL,
+    PAIR,
+    QUANTITY,
+    SECOND,
+    TIMESTAMP,
+    UNITS,
+    USE,
+    USER_ID,
+    WEIGHT,
+    Use,
+)
 
 CONDITION_COLUMNS = {
     name: EVENT_SCHEMA[name]
@@ -36,11 +51,12 @@ TYPE = re.compile(r"[\w.:-]+")
 KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
 """Those of ``clean.keep``: belief is decided before a dwell is compared with others."""
 
-STANDING = pl.when((pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1)).then(0).otherwise(pl.col(LABEL)).alias(LABEL)
-"""The label as a state takes it: a negative of less than weight 1 (a skip) teaches and hides nothing."""
-
 STRONG_WEIGHT = 5.0
 """A target that weighs this or more is a purchase: the burst rule leaves it alone, since a checkout writes many rows."""
+
+
+CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
+"""Words for a label."""
 
 
 def matcher(text: str, key: str) -> pl.Expr:
@@ -54,13 +70,23 @@ def matcher(text: str, key: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Rule:
-    """One entry of ``[events]``, or the default for a long dwell: what it asks and what a match means."""
+    """One entry of ``[events]``, or the default for a long dwell: what it asks and what a match means.
+
+    ``pair``: of an undo, the event type that it takes back, or "*".
+    """
 
     text: str
     key: str
     label: int
     weight: float
     expr: pl.Expr
+    use: Use
+    pair: str = ""
+
+    @property
+    def means(self) -> str:
+        """The class in one word."""
+        return self.use.name.lower() if self.use in (Use.INPUT, Use.UNDO) else CLASSES[self.label]
 
 
 class Signal:
@@ -77,7 +103,10 @@ class Signal:
         self._clean, self._dwell = clean, dwell
         self._keep = rules.parse(clean.keep, KEEP_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
         self.rules = _rules(events)
-        self._label, self._weight, self._rule = _first_match(self.rules)
+        self._match = _first_match(self.rules)
+        looked = [matcher(text, "events.history").fill_null(False) for text in events.history]
+        self._looked = pl.any_horizontal(looked) if looked else pl.lit(False)
+        self._pairs = set(events.undo.values())
 
     @classmethod
     def of(cls, spec: Spec) -> Signal:
@@ -85,14 +114,32 @@ class Signal:
         return cls(spec.events, spec.clean, spec.dwell)
 
     def label(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with ``label`` (-1, 0, 1) and ``weight``; a type that no rule names is neutral."""
-        known = frame.with_columns(self._share(frame))
-        return known.with_columns(self._label.alias(LABEL), self._weight.alias(WEIGHT)).drop(DWELL_PCT)
+        """The frame with ``label`` (-1, 0, 1), ``weight``, ``use``, ``pair``, ``units``; a type that no rule names is neutral."""
+        known = frame.with_columns(self._share(frame)).with_columns(self._match.columns())
+        looked = (pl.col(USE) == int(Use.TARGET)) & self._looked
+        known = known.with_columns(
+            pl.when(looked).then(pl.lit(int(Use.INPUT), pl.Int8)).otherwise(pl.col(USE)).alias(USE),
+            pl.when(looked).then(pl.lit(0, pl.Int8)).otherwise(pl.col(LABEL)).alias(LABEL),
+        )
+        return known.with_columns(self._pair(), self._units()).drop(DWELL_PCT)
+
+    def _pair(self) -> pl.Expr:
+        """The type of what an undo names; of the undo itself, what it takes back."""
+        named = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) & (pl.col(USE) != int(Use.UNDO))
+        return pl.when(named).then(pl.col(EVENT_TYPE)).otherwise(pl.col(PAIR)).alias(PAIR)
+
+    def _units(self) -> pl.Expr:
+        """The quantity where the row takes back or can be taken back, 1 where there is none."""
+        able = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) | (pl.col(USE) == int(Use.UNDO))
+        if ANY_TARGET in self._pairs:
+            able |= pl.col(USE) == int(Use.TARGET)
+        counted = able & pl.col(QUANTITY).is_finite() & (pl.col(QUANTITY) != 0)
+        return pl.when(counted).then(pl.col(QUANTITY).abs()).otherwise(1.0).alias(UNITS)
 
     def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
         """`label`, with ``dwell_pct`` and the number of the rule that decides (``by``, a place in ``rules``), null where none does."""
         labelled = self.label(frame).with_columns(self._share(frame))
-        return labelled.with_columns(self._rule.alias("by"))
+        return labelled.with_columns(self._match.rule.alias("by"))
 
     def _share(self, frame: pl.DataFrame) -> pl.Series:
         """``dwell_pct`` of each row."""
@@ -138,24 +185,49 @@ class Signal:
 def _rules(events: Events) -> tuple[Rule, ...]:
     """In the order in which they are asked; a long dwell is positive where no rule speaks of dwells."""
     found = [
-        Rule(text, f"events.weights.{text}", int(np.sign(weight)), abs(weight), matcher(text, f"events.weights.{text}"))
-        for text, weight in events.weights.items()
+        Rule(text, f"events.undo.{text}", 0, 0.0, matcher(text, f"events.undo.{text}"), Use.UNDO, pair)
+        for text, pair in events.undo.items()
     ]
-    if not any(_on_dwell(text) for text in (*events.weights, *events.neutral, *events.negative, *events.positive)):
+    for text, weight in events.weights.items():
+        key, label = f"events.weights.{text}", int(np.sign(weight))
+        use = Use.INPUT if label > 0 and text in events.history else use_of(label, abs(weight))
+        found.append(Rule(text, key, label, abs(weight), matcher(text, key), use))
+    named = (*events.weights, *events.neutral, *events.negative, *events.history, *events.positive)
+    if not any(_on_dwell(text) for text in named):
         dwell = pl.col(EVENT_TYPE) == DWELL
         long = f"{DWELL_PCT} >= {LONG}"
         found += [
-            Rule(long, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG)),
-            Rule(DWELL, "default", 0, 0.0, dwell),
+            Rule(long, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG), Use.TARGET),
+            Rule(DWELL, "default", 0, 0.0, dwell, Use.NONE),
         ]
-    for name, label in (("neutral", 0), ("negative", -1), ("positive", 1)):
+    for name, label in (("neutral", 0), ("negative", -1), ("history", 1), ("positive", 1)):
         key = f"events.{name}"
-        found += [Rule(text, key, label, float(abs(label)), matcher(text, key)) for text in getattr(events, name)]
+        use = Use.INPUT if name == "history" else use_of(label, 1.0)
+        found += [Rule(text, key, label, float(abs(label)), matcher(text, key), use) for text in getattr(events, name)]
     for rule in found:
         if rule.label < 0 and _on_dwell(rule.text):
             expected = "a weight of 0 or more: dwell alone never makes a negative"
             raise UserError(rule.key, rule.text, expected, f"remove it from [events] in {FILE}")
     return tuple(found)
+
+
+def use_of(label: int, weight: float) -> Use:
+    """The use of a label without ``history``: a negative of less than weight 1 (a skip) teaches and hides nothing."""
+    return Use.NONE if label < 0 and weight < 1 else Use(label)
+
+
+def with_uses(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with ``use``, ``pair`` and ``units``, from ``label`` and ``weight`` where a row has none."""
+    skip = (pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1) if WEIGHT in frame.columns else pl.lit(False)
+    plain = {
+        WEIGHT: pl.lit(1.0, pl.Float32),
+        USE: pl.when(skip).then(int(Use.NONE)).otherwise(pl.col(LABEL)).cast(pl.Int8),
+        PAIR: pl.lit(""),
+        UNITS: pl.lit(1.0),
+    }
+    return frame.with_columns(
+        (pl.col(name).fill_null(value) if name in frame.columns else value).alias(name) for name, value in plain.items()
+    )
 
 
 def _on_dwell(text: str) -> bool:
@@ -164,17 +236,36 @@ def _on_dwell(text: str) -> bool:
     return re.search(rf"\b({DWELL}|{DWELL_PCT})\b", text) is not None
 
 
-def _first_match(found: tuple[Rule, ...]) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+@dataclass(frozen=True)
+class Match:
+    """The first rule that matches a row, as expressions: what it means, and its place in ``rules``."""
+
+    label: pl.Expr
+    weight: pl.Expr
+    use: pl.Expr
+    pair: pl.Expr
+    rule: pl.Expr
+
+    def columns(self) -> list[pl.Expr]:
+        """``label``, ``weight``, ``use``, ``pair``."""
+        return [self.label.alias(LABEL), self.weight.alias(WEIGHT), self.use.alias(USE), self.pair.alias(PAIR)]
+
+
+def _first_match(found: tuple[Rule, ...]) -> Match:
     label, weight = pl.lit(0, dtype=pl.Int8), pl.lit(0.0, dtype=pl.Float32)
+    use, pair = pl.lit(0, dtype=pl.Int8), pl.lit("")
     by = pl.lit(None, dtype=pl.Int32)
     for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is asked last
         matched = rule.expr.fill_null(False)
         if rule.label < 0:  # a condition on values alone may meet a dwell: it is left to the rules after it
             matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
-        label = pl.when(matched).then(pl.lit(rule.label, dtype=pl.Int8)).otherwise(label)
+        shown = 0 if rule.use is Use.INPUT else rule.label
+        label = pl.when(matched).then(pl.lit(shown, dtype=pl.Int8)).otherwise(label)
         weight = pl.when(matched).then(pl.lit(rule.weight, dtype=pl.Float32)).otherwise(weight)
+        use = pl.when(matched).then(pl.lit(int(rule.use), dtype=pl.Int8)).otherwise(use)
+        pair = pl.when(matched).then(pl.lit(rule.pair)).otherwise(pair)
         by = pl.when(matched).then(pl.lit(place, dtype=pl.Int32)).otherwise(by)
-    return label, weight, by
+    return Match(label, weight, use, pair, by)
 
 
 def bursts(rows: pl.DataFrame, burst: Burst) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 from recloop.config import Clean, Config, Events, Field
 from recloop.features.dwell import Dwell
 
-ENCODE_VERSION = 1
+ENCODE_VERSION = 2
 """Raised by hand when a golden test of `recloop.features.encode` changes."""
 
 
@@ -85,9 +85,12 @@ class Spec:
         } | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
 
     def _events(self) -> dict[str, Any]:
-        """The event classes as JSON; weights as pairs, in their order, which decides."""
+        """The event classes as JSON; weights and undo as pairs, in their order, which decides."""
         tree: dict[str, Any] = self.events.model_dump(mode="json")
-        return tree | ({"weights": [list(pair) for pair in self.events.weights.items()]} if self.events.weights else {})
+        for name in ("weights", "undo"):
+            if tree[name]:
+                tree[name] = [list(pair) for pair in tree[name].items()]
+        return tree
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Spec:

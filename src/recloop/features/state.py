@@ -3,8 +3,8 @@
 A *moment* is what one user did at once: its stamp is that of the first row (smallest seq) of its (user, group_id), a
 row's own without a group. A row of a group that lies more than `GROUP_SPAN` from its moment starts the group anew: a
 receipt number is used again; so does a row of a group that is older than `GROUP_LIFE`. A user's rows of one moment stamp are one moment, a set of items in the order of their ids'
-bytes. A state at ``s`` holds every moment with a positive, the dislikes not yet taken back, and the attributes
-(definitions, section 1). It speaks of raw ids, so every bundle with the same event classes reads it.
+bytes. A state at ``s`` holds every moment with an input, whether each item was a target there, the dislikes not yet
+taken back, and the attributes (definitions, section 1). What an undo took back is in no moment. It speaks of raw ids, so every bundle with the same event classes reads it.
 
 The two forms, `UserState.add` and `Timeline.states`, are held equal by a property-based test.
 """
@@ -16,14 +16,30 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.features.signal import STANDING
-from recloop.records import DAY, GROUP_ID, ITEM_ID, LABEL, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.features.signal import with_uses
+from recloop.records import (
+    ANY_TARGET,
+    DAY,
+    GROUP_ID,
+    ITEM_ID,
+    LABEL,
+    MOMENT,
+    PAIR,
+    SEQ,
+    STAMP,
+    TIMESTAMP,
+    UNITS,
+    USE,
+    USER_ID,
+    WEIGHT,
+    Use,
+)
 
 GROUP_SPAN: Final = DAY
 """A row further than this from the first row of its group is of another moment."""
@@ -90,27 +106,64 @@ def number_moments(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(number.cast(pl.Int32).alias(MOMENT))
 
 
+class Kind(msgspec.Struct, frozen=True, array_like=True):
+    """What an act on an item was: its use (`records.Use`), pair, weight and units."""
+
+    use: int
+    pair: str = ""
+    weight: float = 1.0
+    units: float = 1.0
+
+
+class Act(NamedTuple):
+    """One user's act on one item in one moment; rows of equal use, pair and weight there are one act."""
+
+    stamp: int
+    kind: Kind
+
+
+class View(NamedTuple):
+    """A state as it is read.
+
+    ``moments``: (stamp, item ids ascending, whether each was a target), oldest first; ``disliked``: ids ascending;
+    ``positives``: believed inputs, targets included, less the acts that were taken back.
+    """
+
+    moments: list[tuple[int, list[str], list[bool]]]
+    disliked: list[str]
+    positives: int
+
+
 class UserState(msgspec.Struct):
     """One user's state, grown by one more event; what a snapshot holds.
 
     Attributes:
-        moments: (stamp, item ids ascending by bytes) of every moment with a positive, oldest first.
+        moments: (stamp, item ids ascending by bytes, a place in ``kinds`` for each) of every act, oldest first.
+        kinds: The kinds of acts, in the order of their first event.
         groups: The newest moment stamp of every group_id seen, whatever its rows meant: late rows join it; those that
             ended may be missing.
         newest: The newest timestamp of a believed row; None: there was none.
-        negatives: Newest moment stamp of a dislike, by item; whether it still counts is asked of `States`.
-        positives: Believed positive rows.
+        positives: Believed inputs, targets included, as rows; what was taken back is counted here still.
         attributes: The newest attributes, None where none were ever given.
     """
 
-    moments: list[tuple[int, list[str]]] = []
+    moments: list[tuple[int, list[str], list[int]]] = []
+    kinds: list[Kind] = []
     groups: dict[str, int] = {}
-    negatives: dict[str, int] = {}
     positives: int = 0
     newest: int | None = None
     attributes: dict[str, Any] | None = None
 
-    def add(self, item_id: str, timestamp: int, group_id: str | None, label: int) -> None:
+    def add(
+        self,
+        item_id: str,
+        timestamp: int,
+        group_id: str | None,
+        use: int,
+        weight: float = 1.0,
+        pair: str = "",
+        units: float = 1.0,
+    ) -> None:
         """Fold in one believed event; events come in the order of their seq."""
         stamp = timestamp
         if group_id is not None:
@@ -119,26 +172,190 @@ class UserState(msgspec.Struct):
                 self.groups = {name: moment for name, moment in self.groups.items() if not ended(moment, self.newest)}
             self.groups[group_id] = stamp
         self.newest = timestamp if self.newest is None else max(self.newest, timestamp)
-        if label > 0:
-            self.positives += 1
-            place = bisect.bisect_left(self.moments, stamp, key=lambda moment: moment[0])
-            if place == len(self.moments) or self.moments[place][0] != stamp:
-                self.moments.insert(place, (stamp, []))
-            items = self.moments[place][1]
-            spot = bisect.bisect_left(items, item_id)
-            if spot == len(items) or items[spot] != item_id:
-                items.insert(spot, item_id)
-        elif label < 0:
-            self.negatives[item_id] = max(stamp, self.negatives.get(item_id, stamp))
+        if use == Use.NONE:
+            return
+        self.positives += use in INPUTS
+        place = bisect.bisect_left(self.moments, stamp, key=lambda moment: moment[0])
+        if place == len(self.moments) or self.moments[place][0] != stamp:
+            self.moments.insert(place, (stamp, [], []))
+        _, items, codes = self.moments[place]
+        spot = bisect.bisect_left(items, item_id)
+        while spot < len(items) and items[spot] == item_id:
+            known = self.kinds[codes[spot]]
+            if (known.use, known.pair, known.weight) == (use, pair, weight):
+                codes[spot] = self._code(Kind(use, pair, weight, known.units + units))
+                return
+            spot += 1
+        items.insert(spot, item_id)
+        codes.insert(spot, self._code(Kind(use, pair, weight, units)))
+
+    def _code(self, kind: Kind) -> int:
+        if kind not in self.kinds:
+            self.kinds.append(kind)
+        return self.kinds.index(kind)
+
+    def view(self) -> View:
+        """What the acts amount to: moments without what was taken back, dislikes that stand."""
+        gone = self._taken_back()
+        moments = []
+        disliked: dict[str, int] = {}
+        for stamp, items, codes in self.moments:
+            held: dict[str, bool] = {}
+            hated = []
+            for item_id, code in zip(items, codes, strict=True):
+                kind = self.kinds[code]
+                if (stamp, item_id, code) in gone:
+                    continue
+                if kind.use in INPUTS:
+                    held[item_id] = held.get(item_id, False) or kind.use == Use.TARGET
+                elif kind.use == Use.NEGATIVE:
+                    hated.append(item_id)
+            if held:
+                moments.append((stamp, list(held), list(held.values())))
+            for item_id in disliked.keys() & held.keys():  # an earlier dislike: a later target takes it back
+                if held[item_id]:
+                    del disliked[item_id]
+            disliked |= dict.fromkeys(hated, stamp)
+        lost = sum(self.kinds[code].use in INPUTS for _, _, code in gone)
+        return View(moments, sorted(disliked), self.positives - lost)
 
     def disliked(self) -> list[str]:
-        """Items whose newest dislike no later moment took back, ascending; in one moment the dislike stands."""
-        standing = dict(self.negatives)
-        for stamp, items in reversed(self.moments if standing else []):
-            for item_id in items:
-                if standing.get(item_id, stamp) < stamp:
-                    del standing[item_id]
-        return sorted(standing)
+        """Items whose newest dislike nothing took back, ascending; in one moment the dislike stands."""
+        return self.view().disliked
+
+    def _taken_back(self) -> set[tuple[int, str, int]]:
+        """(moment stamp, item, place in ``kinds``) of the acts that an undo took back."""
+        undo = {code for code, kind in enumerate(self.kinds) if kind.use == Use.UNDO}
+        if not undo:
+            return set()
+        named = {
+            item for _, items, codes in self.moments for item, code in zip(items, codes, strict=True) if code in undo
+        }
+        acts: dict[str, list[tuple[int, int]]] = {}
+        for stamp, items, codes in self.moments:
+            for item, code in zip(items, codes, strict=True):
+                if item in named:
+                    acts.setdefault(item, []).append((stamp, code))
+        return {
+            (own[n][0], item, own[n][1])
+            for item, own in acts.items()
+            for n in taken_back([Act(stamp, self.kinds[code]) for stamp, code in own])
+        }
+
+
+INPUTS: Final = frozenset({int(Use.TARGET), int(Use.INPUT)})
+"""Uses of which a model sees the item."""
+LEAST_UNITS: Final = 1e-9
+"""What is left of a purchase below this is nothing: sums of fractions are not exact."""
+
+
+def taken_back(acts: Sequence[Act]) -> set[int]:
+    """Places of the acts of one user on one item that its undos took back, whatever the order of ``acts``.
+
+    Undos are asked by their stamp. One takes back as many units as it has, newest act first, of those at or before
+    its stamp that it names: of its event type, or, as ``*``, the heaviest targets. A dislike is lifted whole, with all
+    earlier ones of that type. With a target go the lighter targets (the cart before a purchase) that came since the
+    newest one of its weight or more that is left.
+    """
+    left = {n: act.kind.units for n, act in enumerate(acts) if act.kind.use != Use.UNDO}
+    undos = sorted((act for act in acts if act.kind.use == Use.UNDO), key=lambda act: (act.stamp, act.kind.pair))
+    for undo in undos:
+        pool = [n for n in left if acts[n].stamp <= undo.stamp and left[n] > 0 and _names(undo.kind, acts[n].kind)]
+        heaviest = max((acts[n].kind.weight for n in pool), default=0.0)
+        units = undo.kind.units
+        for n in sorted(pool, key=lambda n: (acts[n].stamp, acts[n].kind.weight, acts[n].kind.pair), reverse=True):
+            kind = acts[n].kind
+            if kind.use == Use.NEGATIVE:
+                left[n] = 0
+            elif units > LEAST_UNITS and (undo.kind.pair != ANY_TARGET or kind.weight == heaviest):
+                units, left[n] = max(0.0, units - left[n]), max(0.0, left[n] - units)
+                if left[n] <= LEAST_UNITS:
+                    left[n] = 0
+                    if kind.use == Use.TARGET:
+                        _drop_lighter(acts, left, kind.weight, undo.stamp)
+    return {n for n, units in left.items() if units == 0}
+
+
+def _names(undo: Kind, kind: Kind) -> bool:
+    return kind.use == Use.TARGET if undo.pair == ANY_TARGET else kind.pair == undo.pair
+
+
+def _drop_lighter(acts: Sequence[Act], left: dict[int, float], weight: float, until: int) -> None:
+    """Take lighter targets out that lie after the newest one of ``weight`` or more that is left, up to ``until``."""
+    targets = [n for n in left if left[n] > 0 and acts[n].kind.use == Use.TARGET and acts[n].stamp <= until]
+    since = max((acts[n].stamp for n in targets if acts[n].kind.weight >= weight), default=None)
+    for n in targets:
+        if acts[n].kind.weight < weight and (since is None or acts[n].stamp > since):
+            left[n] = 0
+
+
+class Lost(NamedTuple):
+    """Rows that undos took back: ``rows`` (n,) bool, ``acts`` (n,) bool one row of each such act."""
+
+    rows: np.ndarray
+    acts: np.ndarray
+
+
+@dataclass(frozen=True)
+class ActColumns:
+    """Rows as acts: n of each, with the moment's stamp."""
+
+    stamp: np.ndarray  # int64
+    use: np.ndarray  # int8
+    pair: np.ndarray  # object
+    weight: np.ndarray  # float32
+    units: np.ndarray  # float64
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> ActColumns:
+        """Of a frame with ``stamp`` and uses."""
+        return cls(
+            frame[STAMP].to_numpy(), frame[USE].to_numpy(), frame[PAIR].to_numpy().astype(object),
+            frame[WEIGHT].to_numpy(), frame[UNITS].to_numpy(),
+        )  # fmt: skip
+
+    def lost(self, rows: np.ndarray, key: np.ndarray) -> Lost:
+        """Which of ``rows`` (n,) were taken back by others of them; ``key`` (n,) int numbers their (query, item)."""
+        lost = Lost(np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool))
+        touched = np.flatnonzero(np.isin(key, np.unique(key[self.use[rows] == Use.UNDO])))
+        by_key: dict[int, list[int]] = {}
+        for place in touched.tolist():
+            by_key.setdefault(int(key[place]), []).append(place)
+        for places in by_key.values():
+            acts: dict[tuple[int, int, str, float], list[int]] = {}
+            for place in places:
+                row = rows[place]
+                kind = (int(self.stamp[row]), int(self.use[row]), str(self.pair[row]), float(self.weight[row]))
+                acts.setdefault(kind, []).append(place)
+            own = [
+                Act(stamp, Kind(use, pair, weight, sum(float(self.units[rows[place]]) for place in members)))
+                for (stamp, use, pair, weight), members in acts.items()
+            ]
+            members = list(acts.values())
+            for n in taken_back(own):
+                lost.rows[members[n]] = True
+                lost.acts[members[n][0]] = True
+        return lost
+
+
+def settled(frame: pl.DataFrame) -> pl.DataFrame:
+    """Labelled rows with ``stamp``; those that an undo among them took back mean nothing: use NONE, label and weight 0.
+
+    Every split is settled by itself: a purchase before the cut that came back after it is a target of training still.
+    """
+    frame = with_uses(frame)
+    if not (frame[USE] == Use.UNDO).any():
+        return frame
+    pairs = frame.filter(pl.col(USE) == Use.UNDO).select(USER_ID, ITEM_ID).unique().with_row_index("key")
+    places = frame.with_row_index("row").join(pairs, on=[USER_ID, ITEM_ID]).select("row", "key").sort("row")
+    rows = places["row"].to_numpy().astype(np.int64)
+    lost = np.zeros(len(frame), dtype=bool)
+    lost[rows] = ActColumns.of(frame).lost(rows, places["key"].to_numpy().astype(np.int64)).rows
+    gone = pl.Series(lost)
+    return frame.with_columns(
+        pl.when(gone).then(pl.lit(0, frame.schema[name])).otherwise(pl.col(name)).alias(name)
+        for name in (USE, LABEL, WEIGHT)
+    )
 
 
 @dataclass(frozen=True)
@@ -147,7 +364,8 @@ class States:
 
     State b owns the moments ``moment_offsets[b]:moment_offsets[b+1]``; moment m has ``stamps[m]`` and owns the items
     ``item_offsets[m]:item_offsets[m+1]``, codes into ``names`` (raw ids, ascending by bytes, so codes ascend inside
-    a moment). ``negatives`` are codes too. ``positives`` (B,) counts believed positive rows.
+    a moment); ``targets`` says of each whether it was a target there, else it was an input alone. ``negatives`` are
+    codes too. ``positives`` (B,) counts believed inputs, targets included (`View`).
     """
 
     users: list[str]
@@ -156,6 +374,7 @@ class States:
     stamps: np.ndarray  # (M,) int64
     item_offsets: np.ndarray  # (M+1,) int64
     items: np.ndarray  # (E,) int32
+    targets: np.ndarray  # (E,) bool
     negative_offsets: np.ndarray  # (B+1,) int64
     negatives: np.ndarray  # int32
     positives: np.ndarray  # (B,) int64
@@ -167,22 +386,22 @@ class States:
     @classmethod
     def of(cls, users: Sequence[str], states: Sequence[UserState]) -> States:
         """A batch of states grown event by event."""
-        disliked = [state.disliked() for state in states]
-        known = {item for state in states for _, items in state.moments for item in items}
-        names = np.array(sorted(known.union(*disliked)), dtype=object)
+        views = [state.view() for state in states]
+        known = {item for view in views for _, items, _ in view.moments for item in items}
+        names = np.array(sorted(known.union(*(view.disliked for view in views))), dtype=object)
         code = {name: number for number, name in enumerate(names)}
-        moments = [moment for state in states for moment in state.moments]
-        items = [code[item] for _, held in moments for item in held]
+        moments = [moment for view in views for moment in view.moments]
         return cls(
             users=list(users),
             names=names,
-            moment_offsets=offsets_of([len(state.moments) for state in states]),
-            stamps=np.array([stamp for stamp, _ in moments], dtype=np.int64),
-            item_offsets=offsets_of([len(held) for _, held in moments]),
-            items=np.array(items, dtype=np.int32),
-            negative_offsets=offsets_of([len(ids) for ids in disliked]),
-            negatives=np.array([code[item] for ids in disliked for item in ids], dtype=np.int32),
-            positives=np.array([state.positives for state in states], dtype=np.int64),
+            moment_offsets=offsets_of([len(view.moments) for view in views]),
+            stamps=np.array([stamp for stamp, _, _ in moments], dtype=np.int64),
+            item_offsets=offsets_of([len(held) for _, held, _ in moments]),
+            items=np.array([code[item] for _, held, _ in moments for item in held], dtype=np.int32),
+            targets=np.array([target for _, _, targets in moments for target in targets], dtype=bool),
+            negative_offsets=offsets_of([len(view.disliked) for view in views]),
+            negatives=np.array([code[item] for view in views for item in view.disliked], dtype=np.int32),
+            positives=np.array([view.positives for view in views], dtype=np.int64),
             attributes=[state.attributes for state in states],
         )
 
@@ -206,6 +425,7 @@ class States:
             stamps=self.stamps[seen],
             item_offsets=offsets_of(sizes[seen]),
             items=self.items[np.repeat(seen, sizes)],
+            targets=self.targets[np.repeat(seen, sizes)],
             positives=np.maximum(self.positives - hidden, 0),
         )
 
@@ -213,8 +433,9 @@ class States:
         """8 hex of everything that state b holds: equal states, equal digests, in every process."""
         moments = []
         for m in range(self.moment_offsets[b], self.moment_offsets[b + 1]):
-            held = self.names[self.items[self.item_offsets[m] : self.item_offsets[m + 1]]]
-            moments.append([int(self.stamps[m]), held.tolist()])
+            rows = slice(self.item_offsets[m], self.item_offsets[m + 1])
+            looked = np.flatnonzero(~self.targets[rows]).tolist()
+            moments.append([int(self.stamps[m]), self.names[self.items[rows]].tolist(), *([looked] if looked else [])])
         disliked = self.names[self.negatives[self.negative_offsets[b] : self.negative_offsets[b + 1]]].tolist()
         whole = [moments, disliked, int(self.positives[b]), self.attributes[b]]
         return hashlib.blake2b(msgspec.json.encode(whole, order="sorted"), digest_size=4).hexdigest()
@@ -227,10 +448,11 @@ class Timeline:
         """Sort the rows once.
 
         Args:
-            frame: Believed events with ``stamp``, ``label`` and ``weight`` (`moment_stamps`, `Signal.label`).
+            frame: Believed events with ``stamp`` and uses (`moment_stamps`, `Signal.label`).
             users: Versions of users: user_id, seq, attributes (JSON object text).
         """
-        rows = frame.select(USER_ID, ITEM_ID, STAMP, SEQ, STANDING).filter(pl.col(LABEL) != 0)
+        rows = with_uses(frame).select(USER_ID, ITEM_ID, STAMP, SEQ, USE, PAIR, WEIGHT, UNITS)
+        rows = rows.filter(pl.col(USE) != Use.NONE)
         self.names = rows[ITEM_ID].unique().sort().to_numpy().astype(object)
         codes = pl.DataFrame({ITEM_ID: self.names.tolist(), "code": np.arange(len(self.names), dtype=np.int32)},
                              schema={ITEM_ID: pl.String, "code": pl.Int32})  # fmt: skip
@@ -244,7 +466,9 @@ class Timeline:
         self._stamp = rows[STAMP].to_numpy()
         self._seq = rows[SEQ].to_numpy()
         self._code = rows["code"].to_numpy()
-        self._label = rows[LABEL].to_numpy()
+        self._use = rows[USE].to_numpy()
+        self._acts = ActColumns.of(rows)
+        self._undone = bool((self._use == Use.UNDO).any())
         self._attributes = attribute_versions(users)
 
     def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> States:
@@ -259,14 +483,23 @@ class Timeline:
             lengths.append(len(spots[-1]))
         rows = np.concatenate(spots) if spots else np.zeros(0, dtype=np.int64)
         query = np.repeat(np.arange(len(users)), lengths)
-        positive = self._label[rows] > 0
-        held, owner = rows[positive], query[positive]
+        use, positives = self._use[rows], np.zeros(len(users), dtype=np.int64)
+        inputs = np.isin(use, list(INPUTS))
+        positives += np.bincount(query[inputs], minlength=len(users))
+        if self._undone:
+            lost = self._acts.lost(rows, query * len(self.names) + self._code[rows])
+            positives -= np.bincount(query[lost.acts & inputs], minlength=len(users))
+            rows, query, use, inputs = (column[~lost.rows] for column in (rows, query, use, inputs))
+        held, owner = rows[inputs], query[inputs]
         stamp, code = self._stamp[held], self._code[held]
         new_moment = _changes(owner, stamp)
         new_item = _changes(owner, stamp, code)
         moment_owner = owner[new_moment]
         item_moment = (np.cumsum(new_moment) - 1)[new_item]
-        negative_offsets, negatives = self._standing(rows[~positive], query[~positive], held, owner, len(users))
+        disliked, target = use == Use.NEGATIVE, self._use[held] == Use.TARGET
+        negative_offsets, negatives = self._standing(
+            rows[disliked], query[disliked], held[target], owner[target], len(users)
+        )
         return States(
             users=list(users),
             names=self.names,
@@ -274,9 +507,10 @@ class Timeline:
             stamps=stamp[new_moment],
             item_offsets=offsets_of(np.bincount(item_moment, minlength=len(moment_owner))),
             items=code[new_item],
+            targets=np.logical_or.reduceat(target, np.flatnonzero(new_item)) if len(held) else np.zeros(0, dtype=bool),
             negative_offsets=negative_offsets,
             negatives=negatives,
-            positives=np.bincount(owner, minlength=len(users)).astype(np.int64),
+            positives=positives,
             attributes=[self._as_of(user_id, seq) for user_id, seq in zip(users, seqs, strict=True)],
         )
 

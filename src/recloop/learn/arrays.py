@@ -11,12 +11,13 @@ import numpy as np
 import polars as pl
 
 from recloop.features.encode import attribute_codes
+from recloop.features.signal import with_uses
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, offsets_of
+from recloop.features.state import Timeline, offsets_of, settled
 from recloop.features.vocab import Fields, Vocabulary
 from recloop.learn.negatives import negatives
 from recloop.models.base import Held, TrainData
-from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, WEIGHT, is_old
+from recloop.records import DAY, ITEM_ID, LABEL, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use, is_old
 
 TAIL_DAYS = 90
 HEAD_SHARE = 0.2
@@ -46,7 +47,7 @@ def make_tables(
     parent: Sequence[str] = (),
     fields: Fields | None = None,
 ) -> Tables:
-    """Tables over the positives before the cut.
+    """Tables over the inputs before the cut, targets included.
 
     Items stand in the order of (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(.2 N) with
     most positives in the 90 days before the cut, ties by id bytes (definitions, section 1).
@@ -57,14 +58,14 @@ def make_tables(
         parent: Items of the bundle that this one is a child of, in their order: the table begins with them.
         fields: The parent's codes, kept as they are; None: learned anew.
     """
-    positive = before.filter(pl.col(LABEL) > 0)
+    known = _inputs(before)
     last_seq = int(before[SEQ].max() or 0)  # type: ignore[arg-type]
     table = (
-        positive.group_by(ITEM_ID)
+        known.group_by(ITEM_ID)
         .agg(
             pl.col(STAMP).min(),
             pl.col(SEQ).min(),
-            (pl.col(STAMP) >= cut - TAIL_DAYS * DAY).sum().alias("recent"),
+            ((pl.col(STAMP) >= cut - TAIL_DAYS * DAY) & (pl.col(USE) == Use.TARGET)).sum().alias("recent"),
         )
         .sort(STAMP, ITEM_ID)
     )
@@ -73,11 +74,11 @@ def make_tables(
     head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
     tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
     item_ids = table[ITEM_ID].to_list()
-    user_ids = positive[USER_ID].unique().sort().to_list()
+    user_ids = known[USER_ID].unique().sort().to_list()
     item_attributes = _newest(items, ITEM_ID, item_ids, last_seq)
     user_attributes = _newest(users, USER_ID, user_ids, last_seq)
     if fields is None:
-        stamps = positive.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
+        stamps = known.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
         gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
         fields = Fields.fit(spec, item_attributes, user_attributes, gaps)
     return Tables(
@@ -112,10 +113,12 @@ def train_data(
         held: Labelled rows of the validation moments, one moment a user; in no count.
         shown: Slots of the lists that the rows speak of (`recloop.learn.negatives.slots_of`).
     """
-    positive = train.filter(pl.col(LABEL) > 0)
+    train, held = _settled(train, held)
+    known = train.filter(is_input())
+    positive = known.filter(pl.col(USE) == Use.TARGET)
     rows = (
-        positive.group_by(USER_ID, STAMP, ITEM_ID)
-        .agg(pl.col(SEQ).min(), pl.col(WEIGHT).max())
+        known.group_by(USER_ID, STAMP, ITEM_ID)
+        .agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), (pl.col(USE) == Use.TARGET).any())
         .sort(USER_ID, STAMP, ITEM_ID)
     )
     user_ix = tables.users.lookup(rows[USER_ID], len(rows)) - 1
@@ -146,6 +149,7 @@ def train_data(
         counts=counts,
         held=None if held is None or not len(held) else _held(tables, held),
         negatives=negatives(tables.items, tables.users, train, shown),
+        targets=None if rows[USE].all() else rows[USE].to_numpy(),
         extras={"spec": tables.spec, "fields": tables.fields},
     )
 
@@ -165,6 +169,28 @@ def validation_data(
     start = int(whole.held.now.min())
     early = train_data(tables, train.filter(pl.col(STAMP) < start), valid, shown)
     return replace(early, cut=start, history=whole)
+
+
+def is_input() -> pl.Expr:
+    """Rows that a model sees: targets, and inputs alone."""
+    return pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])
+
+
+def _inputs(rows: pl.DataFrame) -> pl.DataFrame:
+    """The inputs of labelled rows, without what an undo among them took back."""
+    return settled(rows).filter(is_input())
+
+
+def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Both settled together: what came back after a held-out moment stands in the rows to learn from."""
+    if held is None or not len(held):
+        return settled(train), held
+    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT]
+    columns += [name for name in (USE, PAIR, UNITS) if name in train.columns and name in held.columns]
+    both = settled(pl.concat([train.select(columns), held.select(columns)])).select(SEQ, LABEL, WEIGHT, USE)
+    bare = [frame.drop(LABEL, WEIGHT, USE, strict=False) for frame in (train, held)]
+    first, second = (frame.join(both, on=SEQ, how="left", maintain_order="left") for frame in bare)
+    return first, second
 
 
 def _held(tables: Tables, held: pl.DataFrame) -> Held:
@@ -187,8 +213,8 @@ def _held(tables: Tables, held: pl.DataFrame) -> Held:
 
 def timeline(frames: list[pl.DataFrame], users: pl.DataFrame | None) -> Timeline:
     """The states of everybody over these labelled rows."""
-    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT]
-    return Timeline(pl.concat([frame.select(columns) for frame in frames]), users)
+    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT, USE, PAIR, UNITS]
+    return Timeline(pl.concat([with_uses(frame).select(columns) for frame in frames]), users)
 
 
 def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[dict[str, Any] | None]:

@@ -66,6 +66,8 @@ class Sequences:
     """
 
     def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
+        if data.targets is not None:  # a moment that holds inputs alone is history: it is never asked for
+            chosen = data.asked if chosen is None else chosen & data.asked
         self.data, self.history, self.chosen = data, history, chosen
         moment = data.row_moment
         place = np.arange(len(moment)) - data.moment_offsets[moment]
@@ -127,10 +129,15 @@ class Sequences:
         return lengths
 
     def draw(self, seed: int, epoch: int) -> np.ndarray:
-        """(M,) for each moment the row of one of its items, drawn anew for each epoch."""
+        """(M,) for each moment the row of one of its targets, drawn anew for each epoch; of inputs alone: any row."""
         share = np.random.default_rng([seed, epoch]).random(len(self.data.stamps))
         offsets = self.data.moment_offsets
         rows: np.ndarray = offsets[:-1] + (share * np.diff(offsets)).astype(np.int64)
+        if self.data.targets is not None:
+            places = np.flatnonzero(self.data.targets)
+            before = np.concatenate([[0], np.cumsum(self.data.targets)])[offsets]  # (M+1,) targets before each moment
+            asked = np.diff(before) > 0
+            rows[asked] = places[(before[:-1] + (share * np.diff(before)).astype(np.int64))[asked]]
         return rows
 
     def tokens(self, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -235,6 +242,7 @@ def past_of(data: TrainData, held: Held) -> TrainData:
         items=data.items[kept],
         seqs=data.seqs[kept],
         weights=data.weights[kept],
+        targets=None if data.targets is None else data.targets[kept],
     )
 
 

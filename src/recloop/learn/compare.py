@@ -156,4 +156,5 @@ def _states(timeline: Timeline, queries: Moments, span: slice) -> States:
 
 def _held(states: States, b: int) -> set[str]:
     rows = states.item_offsets[states.moment_offsets[[b, b + 1]]]
-    return set(states.names[states.items[rows[0] : rows[1]]].tolist())
+    own = slice(rows[0], rows[1])
+    return set(states.names[states.items[own][states.targets[own]]].tolist())

@@ -206,7 +206,8 @@ def _segments(data: TrainData, tables: Tables, half_life: float | None) -> dict[
     values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
     segments = [None if value is None else as_text(value) for value in values]
     row_user, weights = data.moment_user[data.row_moment], data.decay(half_life)[data.row_moment]
-    return segment_lists(segments, row_user, data.items, weights, data.n_items + 1, SEGMENT_LENGTH)
+    own = data.target_rows
+    return segment_lists(segments, row_user[own], data.items[own], weights[own], data.n_items + 1, SEGMENT_LENGTH)
 
 
 def _user_table(tables: Tables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:

@@ -135,12 +135,13 @@ def _unseen(bundle: Bundle, queries: Moments, protocol: str) -> None:
 
 
 def _had(states: States, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(T,) whether the state of each target's query holds the item: a repeat."""
+    """(T,) whether the item of each target was a target in the state of its query: a repeat."""
     row_offsets = states.item_offsets[states.moment_offsets]
     held = np.zeros(len(states.names), dtype=bool)
     found = np.zeros(len(wanted), dtype=bool)
     for b in range(len(states)):
-        items, targets = states.items[row_offsets[b] : row_offsets[b + 1]], slice(offsets[b], offsets[b + 1])
+        rows, targets = slice(row_offsets[b], row_offsets[b + 1]), slice(offsets[b], offsets[b + 1])
+        items = states.items[rows][states.targets[rows]]
         held[items] = True
         found[targets] = held[wanted[targets]]
         held[items] = False

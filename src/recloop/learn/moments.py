@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.errors import UserError
-from recloop.features.state import offsets_of
+from recloop.features.state import offsets_of, settled
 from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID
 
 Targets = Literal["next", "successive", "last"]
@@ -33,13 +33,14 @@ class Moments:
 def moments(test: pl.DataFrame, which: Targets) -> Moments:
     """The queries of a test: NEXT (a user's first moment), SUCCESSIVE (every one), LAST (the last one).
 
-    A moment without a positive is no query. Neither a row of the moment nor a later seq is in sight.
+    A moment without a target is not a query, and what an undo of the test took back is not a target. Neither a row of the moment nor a later seq is in sight.
 
     Raises:
         UserError: LAST where moments hold several items: "the last item" is then the largest id of a basket.
     """
     rows = (
-        test.group_by(USER_ID, STAMP)
+        settled(test)
+        .group_by(USER_ID, STAMP)
         .agg(pl.col(SEQ).min() - 1, pl.col(ITEM_ID).filter(pl.col(LABEL) > 0).unique().sort())
         .filter(pl.col(ITEM_ID).list.len() > 0)
         .sort(USER_ID, STAMP)

@@ -15,7 +15,7 @@ import polars as pl
 from recloop.features.state import offsets_of
 from recloop.features.vocab import Vocabulary
 from recloop.models.base import Negatives, TrainData
-from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, SEQ, STAMP, TIMESTAMP, USER_ID, WEIGHT, Decision
+from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, WEIGHT, Decision, Use
 
 REQUEST_ID: Final = "request_id"
 IMPRESSION: Final = "impression"
@@ -80,7 +80,8 @@ def passed_over(rows: pl.DataFrame, shown: pl.DataFrame | None = None) -> pl.Dat
     slots = seen.select(*one, pl.int_range(pl.len()).over(request).alias(SLOT))
     if shown is not None:
         slots = pl.concat([shown.select(slots.columns), slots.join(shown, on=REQUEST_ID, how="anti")])
-    taken = rows.filter((pl.col(LABEL) > 0) | (pl.col(EVENT_TYPE) == CLICK)).select(*one, SEQ, STAMP)
+    looked = pl.col(USE) == Use.INPUT if USE in rows.columns else pl.lit(False)
+    taken = rows.filter((pl.col(LABEL) > 0) | looked | (pl.col(EVENT_TYPE) == CLICK)).select(*one, SEQ, STAMP)
     clicks = taken.join(slots, on=one).group_by(request)
     last = clicks.agg(pl.col(SLOT).max().alias("last"), pl.col(SEQ).max(), pl.col(STAMP).max())
     above = slots.join(last, on=request).filter(pl.col(SLOT) < pl.col("last"))

@@ -95,7 +95,7 @@ def grown(
     owned = owning(old, data)
     rows = np.flatnonzero(owned)
     mean = old[rows].mean(axis=0) if len(rows) else np.zeros(old.shape[1:], old.dtype)
-    starting = ~owned & (data.counts >= OWN_ROW)
+    starting = ~owned & (data.events >= OWN_ROW)
     starting[0] = False
     if not starting.any():
         return made
@@ -135,6 +135,6 @@ def owning(old: np.ndarray, data: TrainData) -> np.ndarray:
 
 def bare(data: TrainData, old: np.ndarray) -> np.ndarray:
     """(N+1,) bool: items that have no row of their own yet: none in the parent's table, and too few events for one."""
-    none = ~owning(old, data) & (data.counts < OWN_ROW)
+    none = ~owning(old, data) & (data.events < OWN_ROW)
     none[0] = False
     return none

@@ -99,7 +99,9 @@ class Negatives:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The training rows as flat arrays: positive rows, sorted by (user, moment stamp, id bytes), one an item a moment.
+    """The training rows as flat arrays: inputs, sorted by (user, moment stamp, id bytes), one an item a moment.
+
+    ``targets`` says which rows are targets too; None: all are. A moment without a target is history and predicts nothing.
 
     E rows, M moments, U users, N items. ``user_offsets`` (U+1,) counts moments, ``moment_offsets`` (M+1,) counts rows.
     ``user_ix`` counts from 0, ``item_ix`` from 1 (row 0 of every item array pads). ``seq`` is the row's number in the
@@ -121,9 +123,10 @@ class TrainData:
     item_fields: list[tuple[str, int, int]]
     request_fields: list[tuple[str, int, int]]
     cut: int
-    counts: np.ndarray  # (N+1,) int64, training positives of an item
+    counts: np.ndarray  # (N+1,) int64, training targets of an item, as rows
     held: Held | None = None
     negatives: Negatives | None = None
+    targets: np.ndarray | None = None  # (E,) bool; None: every row is a target
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
     history: TrainData | None = None  # what looks read states from where it has later rows than these; None: these
     targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
@@ -135,6 +138,24 @@ class TrainData:
     @property
     def n_users(self) -> int:
         return len(self.user_ids)
+
+    @property
+    def events(self) -> np.ndarray:
+        """(N+1,) int64 training rows of an item, targets or not."""
+        rows = np.bincount(self.items, minlength=self.n_items + 1)
+        return np.asarray(np.maximum(self.counts, rows))
+
+    @property
+    def target_rows(self) -> np.ndarray:
+        """(E,) bool: the rows that are targets."""
+        return np.ones(len(self.items), dtype=bool) if self.targets is None else self.targets
+
+    @property
+    def asked(self) -> np.ndarray:
+        """(M,) bool: the moments that hold a target."""
+        if self.targets is None or not len(self.stamps):
+            return np.ones(len(self.stamps), dtype=bool)
+        return np.asarray(np.logical_or.reduceat(self.targets, self.moment_offsets[:-1]))
 
     @property
     def moment_user(self) -> np.ndarray:
@@ -155,19 +176,22 @@ class TrainData:
         return weights
 
     def moments_with_past(self) -> np.ndarray:
-        """(M,) bool: moments that a network can learn as targets: not a user's first, none of ``old`` users."""
+        """(M,) bool: moments that a network can learn as targets: with a target, not a user's first, none of ``old`` users."""
         able: np.ndarray = ~self.old[self.moment_user]
         able[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
-        return able
+        asked: np.ndarray = able & self.asked
+        return asked
 
     def target_share(self) -> np.ndarray:
         """(N+1,) float64: the share of an epoch's targets that each item is expected to be; sums to 1, or to 0.
 
-        A moment that is a target counts once, spread evenly over its items: one of them is drawn (definitions, 2b).
+        A moment that is a target counts once, spread evenly over its target items: one of them is drawn (definitions, 2b).
         """
         chosen = self.moments_with_past() if self.targeted is None else self.targeted
-        each = np.where(chosen, 1.0 / np.maximum(1, np.diff(self.moment_offsets)), 0.0)  # (M,)
-        total = np.bincount(self.items, weights=each[self.row_moment], minlength=self.n_items + 1)
+        sizes = np.bincount(self.row_moment, weights=self.target_rows, minlength=len(self.stamps))  # (M,) targets
+        each = np.where(chosen, 1.0 / np.maximum(1, sizes), 0.0)  # (M,)
+        weights = each[self.row_moment] * self.target_rows
+        total = np.bincount(self.items, weights=weights, minlength=self.n_items + 1)
         share: np.ndarray = total / max(1.0, total.sum())
         return share
 

@@ -31,7 +31,7 @@ class Popular:
         """``popular`` (N,) int32: item_ix, most positives first."""
         if self.config.half_life is None:
             return {"popular": popular_order(data.counts)}
-        weights = data.decay(self.config.half_life)[data.row_moment]
+        weights = data.decay(self.config.half_life)[data.row_moment] * data.target_rows
         return {"popular": popular_order(np.bincount(data.items, weights=weights, minlength=data.n_items + 1))}
 
 

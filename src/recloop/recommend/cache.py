@@ -74,10 +74,10 @@ class ByteCache(Generic[Key, Value]):
 def state_bytes(state: UserState) -> int:
     """Bytes of memory that a user's state takes, with everything that it alone refers to."""
     size = sys.getsizeof
-    moments = sum(120 + size(items) + sum(map(size, items)) for _, items in state.moments)  # tuple, stamp, slot
+    lists = (size(items) + sum(map(size, items)) + size(codes) for _, items, codes in state.moments)
+    moments = 128 * len(state.moments) + sum(lists) + 200 * len(state.kinds)  # 128: tuple, stamp, slot
     groups = sum(100 + size(group) for group in state.groups)  # dictionary slots and stamp
-    negatives = sum(100 + size(item) for item in state.negatives)
-    return size(state) + moments + groups + negatives + tree_bytes(state.attributes)
+    return size(state) + moments + groups + tree_bytes(state.attributes)
 
 
 def tree_bytes(tree: Any) -> int:

@@ -44,11 +44,11 @@ def allow(
 
     Args:
         filters: The placement's condition and the query's own; both must pass.
-        filter_seen: Leave out every item of the history.
+        filter_seen: Leave out every item of the history that was a target.
     """
     text = " AND ".join(f"({part})" for part in filters if part.strip())
     states = encoded.states
-    rows, offsets = encoded.items, encoded.row_offsets
+    offsets = encoded.row_offsets
     banned, banned_ids = [], []
     for b, query in enumerate(queries):
         low, high = states.negative_offsets[b], states.negative_offsets[b + 1]
@@ -57,7 +57,8 @@ def allow(
         if query.exclude:
             parts.append(vocabulary.lookup(query.exclude))
         if filter_seen:
-            parts.append(rows[offsets[b] : offsets[b + 1]])
+            own = slice(offsets[b], offsets[b + 1])
+            parts.append(encoded.items[own][encoded.targets[own]])
         whole = np.unique(np.concatenate(parts)) if sum(map(len, parts)) else parts[0]
         banned.append(whole[whole > 0])
         banned_ids.append(ids)

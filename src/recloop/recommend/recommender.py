@@ -224,6 +224,7 @@ def one_state(states: States, b: int) -> States:
         stamps=states.stamps[moments],
         item_offsets=states.item_offsets[moments.start : moments.stop + 1] - low,
         items=codes[: high - low],
+        targets=states.targets[low:high],
         negative_offsets=states.negative_offsets[b : b + 2] - negatives.start,
         negatives=codes[high - low :],
         positives=states.positives[b : b + 1],

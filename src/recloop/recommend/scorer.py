@@ -23,6 +23,8 @@ from recloop.records import DAY
 
 MOST_HALVINGS = 1000.0
 """An act this many half-lives older than the newest one weighs as little as an older one: 2^-1000 is above 0 still."""
+INPUT_SHARE = 0.2
+"""What a moment that only looked at an item counts in ``history``: a view weighs 1 where a purchase weighs 5."""
 TOGETHER = 32
 """Windows that the user graph sees at once."""
 
@@ -48,6 +50,7 @@ class Listed:
 class Own:
     """``history``: what the user's own moments hold, each weighed by its age at the user's newest moment.
 
+    A moment in which the item was a target counts 1, one in which it was an input alone `INPUT_SHARE`.
     Age at the newest moment orders items as age at now does, and a log of any age keeps weights above 0.
     """
 
@@ -60,9 +63,8 @@ class Own:
         moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
         newest = encoded.stamps[encoded.moment_offsets[1:][moment_query] - 1]
         weight = age_weights(newest - encoded.stamps, self._half_life)
-        scores = sp.csr_array(
-            (weight[encoded.row_moment], encoded.items, encoded.row_offsets), shape=(len(encoded), self._size)
-        )
+        rows = weight[encoded.row_moment] * np.where(encoded.targets, 1.0, INPUT_SHARE)
+        scores = sp.csr_array((rows, encoded.items, encoded.row_offsets), shape=(len(encoded), self._size))
         scores.sum_duplicates()
         mantissa, exponent = np.frexp(scores.data)  # equal to 24 bits is equal, as in float32, at any size
         scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)

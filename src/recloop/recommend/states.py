@@ -17,10 +17,13 @@ import polars as pl
 from recloop.backends.archive import Archive
 from recloop.backends.log import Log, Retraction, out_at
 from recloop.backends.snapshots import Snapshot
-from recloop.features.signal import STANDING, Signal
+from recloop.features.signal import Signal, with_uses
 from recloop.features.state import UserState, attribute_versions
 from recloop.recommend.cache import ByteCache, state_bytes
-from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, RULE, SEQ, TIMESTAMP, USER_ID
+from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, PAIR, RULE, SEQ, TIMESTAMP, UNITS, USE, USER_ID, WEIGHT
+
+ACT_COLUMNS = (ITEM_ID, TIMESTAMP, GROUP_ID, USE, WEIGHT, PAIR, UNITS)
+"""What `UserState.add` is given, in its order."""
 
 STATE_CACHE_BYTES = 256 * 2**20
 """Memory of the states kept for one meaning of events; beyond it the least recently used go."""
@@ -139,7 +142,7 @@ class StateReader:
 
 def fold(state: UserState, labelled: pl.DataFrame) -> None:
     """Fold believed events of one user into a state, in the order of their seq."""
-    for row in labelled.sort(SEQ).select(ITEM_ID, TIMESTAMP, GROUP_ID, STANDING).iter_rows():
+    for row in with_uses(labelled).sort(SEQ).select(ACT_COLUMNS).iter_rows():
         state.add(*row)
 
 
@@ -148,7 +151,7 @@ def fold_all(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tup
     states: dict[str, UserState] = {}
     for user_id, versions in attribute_versions(users).items():
         states[user_id] = UserState(attributes=versions[-1][1])
-    for user_id, *row in labelled.sort(SEQ).select(USER_ID, ITEM_ID, TIMESTAMP, GROUP_ID, STANDING).iter_rows():
+    for user_id, *row in with_uses(labelled).sort(SEQ).select(USER_ID, *ACT_COLUMNS).iter_rows():
         states.setdefault(user_id, UserState()).add(*row)
     for user_id in sorted(states):
         yield user_id, msgspec.msgpack.encode(states[user_id])

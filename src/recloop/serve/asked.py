@@ -90,18 +90,19 @@ class Asked:
     async def get_user(self, request: Request) -> Response:
         user_id = request.path_params["user_id"]
         state = self._service.user_state(user_id)
-        heard = state.moments or state.negatives or state.groups or state.attributes is not None
+        view = state.view()
+        heard = state.moments or state.groups or state.attributes is not None
         if not heard and not await run_in_threadpool(self._service.heard_of_user, user_id):
             raise HttpError(404, "not_found", "no event and no attributes name this user", "user_id")
         past = [
-            PastEvent(item, _iso(stamp)) for stamp, items in reversed(state.moments[-LAST_EVENTS:]) for item in items
+            PastEvent(item, _iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items
         ]
         return answer(
             UserAnswer(
                 user_id=user_id,
                 attributes=state.attributes or {},
-                state="hot" if state.moments else "warm" if state.attributes else "cold",
-                events=state.positives,
+                state="hot" if view.moments else "warm" if state.attributes else "cold",
+                events=view.positives,
                 last_events=past[:LAST_EVENTS],
             )
         )

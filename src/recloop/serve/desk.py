@@ -72,10 +72,11 @@ class ServiceDesk:
         """``facts`` (one line), ``list`` [(place, name, source, score)], ``history`` [(at, name)]; states are read on the loop, as answers are."""
         state = self._service.user_state(user_id)
         answer, arm = self._service.look(Query(user_id=user_id, now=self._service.clock()))
-        past = [(stamp, self._name(item)) for stamp, items in reversed(state.moments[-NEWEST:]) for item in items]
+        view = state.view()
+        past = [(stamp, self._name(item)) for stamp, items, _ in reversed(view.moments[-NEWEST:]) for item in items]
         fields = "".join(f", {name} {value}" for name, value in (state.attributes or {}).items())
         return {
-            "facts": f"{user_id}: {state.positives:,} positive events{fields}; answered by {arm.variant} ({arm.bundle})",
+            "facts": f"{user_id}: {view.positives:,} events in the history{fields}; answered by {arm.variant} ({arm.bundle})",
             "history": past[:NEWEST],
             "list": [
                 (place, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")

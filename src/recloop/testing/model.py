@@ -22,7 +22,7 @@ from recloop.models.base import SHELF
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import CLOSE, Answer, Recommender
-from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
+from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query, Use
 from recloop.settings import open_project
 from recloop.world import World
 
@@ -202,7 +202,8 @@ class ModelContract:
             assert np.isfinite(answer.scores).all()
 
     def test_a_user_of_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
-        stranger = UserState(moments=[(fitted.now[0] - DAY, ["an item of another shop"])], positives=1)
+        stranger = UserState()
+        stranger.add("an item of another shop", fitted.now[0] - DAY, None, Use.TARGET)
         answer = fitted.answers(States.of(["u"], [stranger]), fitted.now[:1])[0]
         assert len(answer.slots) == 10
 
