@@ -53,7 +53,7 @@ def test_lists_about_an_item(page: Project, serving: Callable[..., Server]) -> N
     assert all(slot["price"] < 6 for slot in cheap["items"])
     mine = client.get("/v1/recommend/u01", params={"placement": "product", "item": "i01"}).json()
     assert [slot["item_id"] for slot in mine["items"]] == [slot["item_id"] for slot in cheap["items"]]
-    assert [slot["item_id"] for slot in offline.recommend(page, "u01", 0, "product", item="i01")["items"]] == [
+    assert [slot["item_id"] for slot in offline.recommend(page, "u01", None, "product", item="i01")["items"]] == [
         slot["item_id"] for slot in mine["items"]
     ]
     dislike = {"user_id": "u01", "item_id": cheap["items"][0]["item_id"], "event_type": "dislike"}
