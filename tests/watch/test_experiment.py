@@ -242,8 +242,8 @@ def test_the_period_ends_when_live_moves() -> None:
 
 
 def test_period_a_refresh_of_live_or_candidate_goes_on() -> None:
-    refreshed = row(4, "a2", "live")._replace(evidence={"refresh": "a"})
-    again = row(5, "b2", "experiment")._replace(evidence={"refresh": "b", "experiment": PLAN.to_evidence()})
+    refreshed = row(4, "a2", "live")._replace(evidence={"refresh_of": "a"})
+    again = row(5, "b2", "experiment")._replace(evidence={"refresh_of": "b", "experiment": PLAN.to_evidence()})
     rows = [row(1, "a", "live"), row(2, "b", "experiment"), refreshed, again]
     assert experiment.period(rows[:3], "") == ("b", rows[1], PLAN, None)
     for bundle in ("", "b", "b2"):

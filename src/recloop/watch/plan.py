@@ -18,7 +18,7 @@ from recloop.errors import UserError
 
 EVIDENCE: Final = "experiment"
 """Key of the plan in the evidence of a release row."""
-REFRESH: Final = "refresh"
+REFRESH: Final = "refresh_of"
 """Key in the evidence of a row that replaces a bundle by a child of the same recipe: the id of the parent. Such a move of live
 ends no experiment; such a move of the candidate carries the plan of its parent's row, so that no user moves."""
 MIN_LOOK_USERS: Final = 100
