@@ -72,8 +72,11 @@ async def ask_all(client: httpx.AsyncClient, _: Any) -> None:
 def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = child(shop)
     moved = moves.promote(shop, bundle, "shadow")
-    assert (moved["from"], moved["to"], moved["evidence"]) == ("checked", "shadow", {"golden": "equal"})
-    with pytest.raises(Refused, match="shadow requests=0, threshold 100: the step shadow is not earned; to go ahead"):
+    assert (moved["from"], moved["to"], moved["evidence"]["golden"]) == ("checked", "shadow", "equal")
+    assert moved["evidence"]["shadow_requirement"]["needed"] == 100
+    with pytest.raises(
+        Refused, match=r"shadow requests=0, threshold 100: the step shadow is not earned: .*; to go ahead"
+    ):
         moves.promote(shop, bundle, "experiment")
     play(shop, ask_all, ticking(), "release.shadow=1.0")
     with pytest.raises(Refused, match="shadow requests=12, threshold 100"):

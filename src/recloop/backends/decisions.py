@@ -149,6 +149,13 @@ class Decisions:
             for row in self._readers.get().execute(asked, part):
                 yield _decision(row)
 
+    def traffic(self, micros: int) -> tuple[int, int, int]:
+        """Answers of the last ``micros`` microseconds back from the newest one: how many, the first stamp, the last."""
+        asked = """SELECT count(*), min(at), max(at) FROM decisions
+            WHERE role = 'answer' AND at > (SELECT max(at) FROM decisions WHERE role = 'answer') - ?"""
+        count, first, last = self._readers.get().execute(asked, (micros,)).fetchone()
+        return int(count), int(first or 0), int(last or 0)
+
     def shadowed(self, bundle: str) -> int:
         """Requests that a bundle has scored in the shadow."""
         asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"

@@ -71,18 +71,23 @@ def recommend(
 def status(as_json: Json = False) -> None:
     """What is live, what is tried, since when."""
     from recloop import standing
+    from recloop.serve.moves import SHADOWED
+    from recloop.serve.requirement import shadow_requirement
     from recloop.watch import experiment
 
     here = project()
     found = standing.status(here)
     tried, problem = experiment.current_or_problem(here)
+    need = None if found["shadow"] is None else shadow_requirement(here, found["shadow"], SHADOWED)
     if as_json:
-        print_json({**found, "verdict": tried and tried.to_json()})
+        print_json({**found, "verdict": tried and tried.to_json(), "shadow_requirement": need and need.to_json()})
         return
     plain(f"live: {found['live'] or 'nothing yet; next: recloop update'}")
     plain(f"generation {found['generation']}, last seq {found['last_seq']}, learned up to seq {found['watermark']}")
     for row in found["bundles"]:
         plain(f"  {row['state']:<11} {row['bundle']}  {row['reason']}")
+    if need is not None:
+        plain(f"shadow: {need}")
     for line in tried.lines() if tried else filter(None, [problem]):
         plain(line)
 

@@ -42,5 +42,7 @@ def _print_move(moved: dict[str, Any], as_json: bool) -> None:
         print_json(moved)
     else:
         plain(f"{moved['bundle']}: {moved['from']} -> {moved['to']} (generation {moved['generation']})")
+        if "shadow_requirement" in moved["evidence"]:
+            plain(f"  shadow: {moved['evidence']['shadow_requirement']['text']}")
         if "not_earned" in moved["evidence"]:
             plain(f"  ahead of: {'; '.join(moved['evidence']['not_earned'])}")

@@ -20,6 +20,7 @@ from recloop.backends.control import ReleaseRow
 from recloop.config import Project
 from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.serve.arms import CANDIDATE, LIVE
+from recloop.serve.requirement import shadow_requirement
 from recloop.standing import examine, load_bundle, now, open_bundle, same_bytes
 from recloop.watch import experiment
 from recloop.watch.plan import EVIDENCE, Plan
@@ -209,6 +210,8 @@ def _earned(
 ) -> tuple[list[Refused], dict[str, Any]]:
     """The steps on the way to ``target`` that are missing, and the numbers of those that were looked at."""
     state = machine.state(bundle)
+    if target == "shadow" and machine.lives:
+        return [], {"golden": "equal", "shadow_requirement": shadow_requirement(project, bundle, SHADOWED).to_json()}
     if target == "shadow" or state == "retired" or not machine.lives:
         return [], {"golden": "equal"}
     store = open_decisions(project.config.stores.decisions, project.root)
@@ -223,7 +226,8 @@ def _earned(
             Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and taken back")
         )
     if shadowed < SHADOWED:
-        missing.append(Refused("shadow requests", shadowed, SHADOWED, "the step shadow is not earned"))
+        need = shadow_requirement(project, bundle, SHADOWED)
+        missing.append(Refused("shadow requests", shadowed, SHADOWED, f"the step shadow is not earned: {need}"))
     if differ:
         missing.append(Refused("twins that differ", differ, 0, "live does not agree with itself: recloop verify"))
     if target == "live":

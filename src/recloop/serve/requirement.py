@@ -1,0 +1,65 @@
+"""The shadow's requirement in requests and days, for the traffic of the last week and the share of `release.shadow`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from recloop.backends import open_decisions
+from recloop.config import Project
+from recloop.records import DAY
+
+WEEK: Final = 7 * DAY
+"""Microseconds of traffic that the estimate looks at, back from the newest answer."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """How long a bundle stays in the shadow.
+
+    Attributes:
+        scored, needed: Requests that it has scored, and those that the experiment asks for.
+        share: Of the users, `release.shadow`.
+        per_day: Answered requests a day in the last week of traffic; 0: there was none.
+    """
+
+    scored: int
+    needed: int
+    share: float
+    per_day: float
+
+    @property
+    def days(self) -> float | None:
+        """Days until it is met at this traffic; 0: it is met; None: never, there is no traffic or no share."""
+        left = max(0, self.needed - self.scored)
+        rate = self.per_day * self.share
+        return left / rate if rate else (0.0 if not left else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``recloop status --json`` and the evidence of a move to the shadow have it."""
+        days = self.days
+        tree = {**asdict(self), "per_day": round(self.per_day, 1), "days": None if days is None else round(days, 2)}
+        return {**tree, "text": str(self)}
+
+    def __str__(self) -> str:
+        if self.scored >= self.needed:
+            return f"{self.scored:,} requests scored, {self.needed:,} needed"
+        lead = f"{self.needed:,} requests needed, {self.scored:,} scored"
+        if not self.per_day:
+            return f"{lead}; no request was answered yet, so no time can be given"
+        days = self.days
+        time = "never" if days is None else f"{days * 24:.0f} hours" if days < 2 else f"{math.ceil(days):,} days"
+        share = f"{100 * self.share:g} %"
+        return f"{lead}; at {self.per_day:,.0f} requests a day and {share}: {time}; set release.shadow"
+
+
+def shadow_requirement(project: Project, bundle: str, needed: int) -> Requirement:
+    """What a bundle's shadow needs, from the decisions of the last week."""
+    store = open_decisions(project.config.stores.decisions, project.root)
+    try:
+        count, first, last = store.traffic(WEEK)
+        days = max(last - first, DAY // 24) / DAY
+        return Requirement(store.shadowed(bundle), needed, project.config.release.shadow, count / days)
+    finally:
+        store.close()
