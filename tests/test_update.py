@@ -137,7 +137,7 @@ def test_a_second_update_goes_on_from_the_first(
     later: Later, first: tuple[Path, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # so that an open window is pooled however wide it is
-    half, few = len(first[1]) // 2, 800
+    half, few = len(first[1]) // 2, 600
     project = later(first[1][:half])
     one = loop.update(project)
     assert one.bundle is not None
