@@ -102,10 +102,10 @@ def temporal(labelled: pl.DataFrame, config: Split) -> Parts:
         )  # fmt: skip
     if not (past[LABEL] > 0).any():
         raise UserError(
-            "events.positive",
-            "no match",
-            f"positive rows before the cut; none of {len(past):,} is one",
-            "recloop doctor",
+            "events",
+            "no row is positive: see [events]" if not (labelled[LABEL] > 0).any() else "no positive row before the cut",
+            f"a target among the {len(past):,} rows before the cut",
+            "recloop doctor --signals, then name a type under events.positive",
         )
     held = held_out(past, config.validation_users, labelled[USER_ID].n_unique() // 2)
     keys = [USER_ID, STAMP]
