@@ -19,7 +19,7 @@ from recloop import admin_token
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.serve.app import build
-from recloop.serve.guard import Head, host_name, name_of
+from recloop.serve.guard import CONSOLE, Head, host_name, name_of
 from recloop.settings import build as config_of
 from servers import PATIENCE, Server, command
 
@@ -252,3 +252,9 @@ def test_head_two_content_types_are_none() -> None:
     head = Head([(b"content-type", b"application/json"), (b"content-type", b"application/json")])
     assert head.content_type == b"more than one"
     assert (host_name("::1"), host_name("[::1]"), name_of(b"[::1]:80")) == ("[::1]", "[::1]", b"[::1]")
+
+
+def test_console_paths_are_those_of_the_page() -> None:
+    """What the console's mount answers beside `/` is what the guard asks the login for."""
+    console = pytest.importorskip("recloop.watch.console")
+    assert console.ITS == CONSOLE
