@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -149,7 +149,7 @@ def learn(
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
     bundle, chosen = counts.tune(draft, config, arrays, tables, Timeline(past, data.users), THREADS)
-    voice.say("learn", f"mix on {chosen['validation_moments']} validation moments: {_weights(chosen.get('mix'))}")
+    voice.say("learn", _mix_line(config, int(chosen["validation_moments"]), chosen.get("mix")))
     if arrays.history is None:
         return Learned(bundle, arrays, network, chosen)
     whole = train_data(tables, past, None, shown(project, past))
@@ -350,7 +350,16 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
     }
 
 
-def _weights(mix: dict[str, float] | None) -> str:
+def _mix_line(config: Config, moments: int, mix: dict[str, float] | None) -> str:
+    """How the sources of ``home`` are weighed, for a person."""
+    home = config.placement["home"].mix
+    if home != "auto":
+        instead = f" (validation would have chosen {_weights(mix)})" if mix else ""
+        return f"mix as configured: {_weights(home)}{instead}"
     if mix is None:
-        return "as configured"
+        return "no validation moments: all sources weigh 1" if not moments else "all sources weigh 1"
+    return f"mix on {moments:,} validation moments: {_weights(mix)}"
+
+
+def _weights(mix: Mapping[Any, float]) -> str:
     return ", ".join(f"{source} {weight:g}" for source, weight in mix.items() if weight > 0)

@@ -24,6 +24,7 @@ from recloop.world import World
 from servers import Server
 
 HOUR = 3600.0
+UPDATES = 28
 
 
 class Hours:
@@ -86,10 +87,9 @@ def test_run_ends_with_0_when_it_is_terminated(shop: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_week_of_hourly_updates_beside_a_server_needs_no_person(
-    tmp_path: Path, serving: Callable[..., Server]
-) -> None:
-    """168 updates on the seeded world; then its items are shuffled, and the loop ends itself with a reason."""
+@pytest.mark.timeout(1_800)
+def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, serving: Callable[..., Server]) -> None:
+    """28 updates, one each six hours, on the seeded world; then its items are shuffled, and the loop ends itself with a reason."""
     world = World(seed=0)
     folder = world.write(tmp_path / "shop")
     whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})
@@ -100,7 +100,7 @@ def test_a_week_of_hourly_updates_beside_a_server_needs_no_person(
     first = loop.turn(project).bundle.id
     server = serving(folder, "--set", sets[0], "--set", "serve.replay=true")
     rest = world.events()[kept:]
-    cuts = np.linspace(0, len(rest), 169).astype(int)
+    cuts = np.linspace(0, len(rest), UPDATES + 1).astype(int)
     hour, verdicts = iter(range(10_000)), list[str]()
     shuffled = rest.with_columns(
         pl.Series("item_id", np.random.default_rng(0).permutation(rest["item_id"].to_numpy())),
@@ -110,7 +110,7 @@ def test_a_week_of_hourly_updates_beside_a_server_needs_no_person(
 
     def update() -> int:
         n = next(hour)
-        rows = rest[cuts[n] : cuts[n + 1]] if n < 168 else shuffled[(n - 168) * 400 : (n - 167) * 400]
+        rows = rest[cuts[n] : cuts[n + 1]] if n < UPDATES else shuffled[(n - UPDATES) * 400 : (n - UPDATES + 1) * 400]
         for start in range(0, len(rows), 400):
             part = rows[start : start + 400]
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(part["timestamp"].max()) / SECOND + 1))  # type: ignore[arg-type]
@@ -121,10 +121,11 @@ def test_a_week_of_hourly_updates_beside_a_server_needs_no_person(
             assert server.client.post("/v1/events", json=body, headers={"X-Recloop-Now": now}).status_code in {200, 207}
         done = loop.update(project)
         verdicts.append(done.verdict)
+        print(n, done.verdict, done.state, done.reason)
         return 1 if done.failed else 0
 
-    ended = every.repeat(update, HOUR, Hours(stop=168), print, str)
-    assert (ended.code, ended.updates) == (0, 168), every.last_reason(project)
+    ended = every.repeat(update, 6 * HOUR, Hours(stop=UPDATES), print, str)
+    assert (ended.code, ended.updates) == (0, UPDATES), every.last_reason(project)
     rows = [row for row in open_control(project.config.stores.control, folder).releases() if row.to == "live"]
     assert len(rows) > 1, "refreshes became live"
     assert {row.by for row in rows[1:]} == {"recloop update"}
@@ -133,7 +134,7 @@ def test_a_week_of_hourly_updates_beside_a_server_needs_no_person(
         assert time.monotonic() < end, live
         time.sleep(0.2)
     assert live != first
-    poisoned = every.repeat(update, HOUR, Hours(stop=10), print, str)
-    assert poisoned.code == 1, verdicts[168:]
+    poisoned = every.repeat(update, 6 * HOUR, Hours(stop=10), print, str)
+    assert poisoned.code == 1, verdicts[UPDATES:]
     assert every.last_reason(project).partition(":")[0] in {"held", "refused"}
     assert release.machine(open_control(project.config.stores.control, folder)).lives[-1] == live

@@ -357,8 +357,25 @@ def test_the_sentence_says_what_the_network_adds_whatever_it_is() -> None:
     assert "sasrec alone adds 0.0" in more
     assert "paired over 400 users" in more
     assert "sasrec alone loses 0.0" in made_up(-0.01).sentence
-    assert "sasrec alone adds nothing that can be told" in made_up(0.0).sentence
+    assert "sasrec alone is inconclusive: " in made_up(0.0).sentence
     assert made_up(0.01, kind="served").sentence.startswith("No network stands in this table; against covisitation")
+
+
+def test_sentence_table_of_zeros_explains_itself_and_one_user_has_no_interval() -> None:
+    def row(name: str, values: np.ndarray) -> Row:
+        held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
+        kind = "served" if name == "served" else "counting"
+        return Row(name, "b", kind, held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
+
+    protocol = {"k": [10], "seed": 0, "users": 22, "wanted": 22, "unknown": 22}
+    zeros = [row("popular", np.zeros(22)), row("served", np.zeros(22))]
+    made = make_table(protocol, zeros, [f"u{n}" for n in range(22)], np.zeros(22, dtype=np.int64), [])
+    assert made.sentence.endswith("Every row is 0: 22 of 22 targets were not in the catalog before the cut.")
+    assert "the list as served: difference +0.0000" in made.sentence
+    one = [row("popular", np.full(3, 0.5)), row("served", np.full(3, 0.2))]
+    made = make_table({**protocol, "users": 1}, one, ["ann"] * 3, np.zeros(3, dtype=np.int64), [])
+    assert made.sentence.endswith("(one user: no interval).")
+    assert made.to_json()["rows"][0]["NDCG@10"] == {"value": 0.5, "low": None, "high": None}
 
 
 def test_every_row_is_compared_with_the_best_counting_row(table: Table) -> None:

@@ -201,6 +201,20 @@ def test_the_bundle_is_the_live_one(project: Project, page: str) -> None:
     assert f"Live bundle <code>{row.bundle}</code>" in page
 
 
+def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project) -> None:
+    """A table of another bundle never stands under the name of the live one."""
+    live = report.look(project).bundle.id
+    assert f"Table, chart and lists of <code>{live}</code> (live)." in page
+    assert f"by <code>{live}</code> (live): 40." in page
+    seen = report.look(project)
+    found = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
+    for row in found["rows"]:
+        row["bundle"] = "counts-other"
+    other = report.render(found, seen.numbers, {**seen.bundle.manifest, "bundle": "now-live"}, str, "today")
+    assert "Table, chart and lists of <code>counts-other</code>, not of the live bundle" in other
+    assert f"by <code>{live}</code>: 40." in other
+
+
 def test_the_plot_has_no_colours_dates_or_ids_of_its_own() -> None:
     rows = {"popular": {"value": 0.1, "low": 0.05, "high": 0.2}, "sasrec": {"value": None, "low": None, "high": None}}
     lengths = [

@@ -116,6 +116,8 @@ def evaluate(
         "moments": len(queries),
         "users": len(set(queries.users)),
         "items": len(bundles[0].items),
+        "wanted": len(queries.targets),
+        "unknown": len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
     }
     return make_table(protocol, rows, queries.users, positives, examples)
 

@@ -162,8 +162,19 @@ class Table:
         parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
         lead = "" if any(one.kind == "network" for one in self.compared) else "No network stands in this table; "
         users = self.protocol["users"]
-        text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} (paired over {users:,} users)."
-        return text[0].upper() + text[1:]
+        over = "one user: no interval" if users == 1 else f"paired over {users:,} users"
+        text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
+        return f"{text[0].upper()}{text[1:]}{self._zeros()}"
+
+    def _zeros(self) -> str:
+        """Why a table is all zeros; empty: it is not."""
+        values = [one.value for row in self.rows for one in row.estimates.values()]
+        if any(value > 0 for value in values):
+            return ""
+        wanted, unknown = self.protocol.get("wanted", 0), self.protocol.get("unknown", 0)
+        if unknown:
+            return f" Every row is 0: {unknown:,} of {wanted:,} targets were not in the catalog before the cut."
+        return f" Every row is 0: no list holds one of the {wanted:,} targets." if wanted else ""
 
     def to_json(self) -> dict[str, Any]:
         """The keys of the interface, and beside them what the report draws."""
@@ -268,6 +279,8 @@ def make_table(
     columns += [np.where(bucket == one, row.values[headline], np.nan) for row in rows for one in held]
     by_user = intervals.user_means(np.column_stack(columns), code, len(names))  # (U, C)
     means, samples = intervals.mean_over_users(by_user), intervals.resample(by_user, protocol["seed"])
+    several = (~np.isnan(by_user)).sum(axis=0) > 1  # one user has no interval
+    samples = np.where(several, samples, np.nan)
     made = [intervals.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
     scored = [Scored(row, dict(zip(keys, made[r * len(keys) :], strict=False))) for r, row in enumerate(rows)]
     start = len(rows) * len(keys)
@@ -307,10 +320,12 @@ def _compare(rows: Sequence[Row], labels: Sequence[str], headline: Floats, seed:
 
 def _said(one: Compared) -> str:
     estimate, relative = one.difference.absolute, one.difference.relative
-    verb = {"more": "adds", "less": "loses", "cannot tell": "adds nothing that can be told:"}[one.difference.verdict]
+    verb = {"more": "adds", "less": "loses", "cannot tell": "is inconclusive:"}[one.difference.verdict]
     size = estimate.value if one.difference.verdict != "less" else -estimate.value
     share = "" if np.isnan(relative.value) else f", {relative.value:+.1%}"
     who = f"{one.label} alone" if one.kind == "network" else one.label.replace("served", "the list as served", 1)
+    if estimate.low == estimate.high or np.isnan(estimate.low):  # one user, or users who do not differ
+        return f"{who}: difference {estimate.value:+.4f}{share}"
     return (
         f"{who} {verb} {size:{'+' if one.difference.verdict == 'cannot tell' else ''}.4f} "
         f"(95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"

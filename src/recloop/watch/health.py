@@ -96,6 +96,7 @@ class Shown:
     items: NDArray[np.int64]  # (S,) numbers of `Facts.ids`, items behind the table numbered after it
     sources: NDArray[np.int64]  # (S,) places in SOURCES
     micros: NDArray[np.int64]  # (Q,) from the request to its list
+    bundles: NDArray[np.object_]  # (Q,) who answered
 
     def __len__(self) -> int:
         return len(self.at)
@@ -121,6 +122,7 @@ class Shown:
             items=np.array([number(raw) for one in answered for raw in one.items], dtype=np.int64),
             sources=np.array([place[source] for one in answered for source in one.sources], dtype=np.int64),
             micros=np.array([one.micros for one in answered], dtype=np.int64),
+            bundles=np.array([one.bundle for one in answered], dtype=object),
         )
 
     def where(self, mask: NDArray[np.bool_]) -> Shown:
@@ -130,7 +132,7 @@ class Shown:
         return Shown(
             self.at[mask], self.users[mask], self.positives[mask], self.variant[mask], self.placement[mask],
             np.concatenate([[0], np.cumsum(lengths[mask])]).astype(np.int64), self.items[slots], self.sources[slots],
-            self.micros[mask],
+            self.micros[mask], self.bundles[mask],
         )  # fmt: skip
 
     def covering(self) -> NDArray[np.float64]:
@@ -148,7 +150,8 @@ def measure(shown: Shown, against: Facts) -> dict[str, Any]:
     ``coverage`` d/N, ``entropy`` H / log2 N, ``effective_items`` 2^H, ``gini``; ``long_tail_share`` with
     ``reference_tail_share`` (of the reference window's events) and ``tail_ratio``; ``new_item_share`` (slots of items
     behind the table); ``novelty``; ``cold_coverage`` of ``cold_users``; ``sources`` (share of slots) and
-    ``cold_sources`` (the same for users of 0, 1-2, 3-4 believed positives); ``latency_ms`` {p50, p99}.
+    ``cold_sources`` (the same for users of 0, 1-2, 3-4 believed positives); ``latency_ms`` {p50, p99}; ``bundles``
+    {the bundle that answered: requests}.
     """
     width = max(len(against.tail), int(shown.items.max(initial=0)) + 1)
     counts = np.bincount(shown.items, minlength=width)
@@ -175,6 +178,7 @@ def measure(shown: Shown, against: Facts) -> dict[str, Any]:
     }
     return {
         "requests": len(shown),
+        "bundles": {str(name): int((shown.bundles == name).sum()) for name in dict.fromkeys(shown.bundles.tolist())},
         "slots": len(shown.items),
         "users": len(np.unique(shown.users)),
         "cold_users": len(np.unique(shown.users[cold])),

@@ -51,12 +51,34 @@ def proof(found: Mapping[str, int] | None) -> str:
 def health(windows: Windows) -> None:
     """The lists of the last hour, day and week."""
     rows = [
-        [window, variant, placement, f"{numbers['requests']:,}", f"{numbers['events']:,}", *_health(numbers)]
+        [
+            window,
+            variant,
+            placement,
+            f"{numbers['requests']:,}",
+            f"{numbers['events']:,}",
+            *_health(numbers),
+            answered_by(numbers),
+        ]
         for window, variants in windows.items()
         for variant, placements in variants.items()
         for placement, numbers in placements.items()
     ]
-    _table("Health of the lists", ["window", "variant", "placement"], ["requests", "events", *HEALTH.values()], rows)
+    _table(
+        "Health of the lists",
+        ["window", "variant", "placement"],
+        ["requests", "events", *HEALTH.values(), "answered by"],
+        rows,
+        wide=("answered by",),
+    )
+
+
+def answered_by(numbers: Mapping[str, Any]) -> str:
+    """The bundles behind these numbers, with their requests where there are several."""
+    bundles: Mapping[str, int] = numbers["bundles"]
+    if len(bundles) == 1:
+        return next(iter(bundles))
+    return ", ".join(f"{name} ({count:,})" for name, count in bundles.items())
 
 
 def releases(moves: Sequence[Mapping[str, Any]]) -> None:
@@ -73,6 +95,7 @@ def shadow(found: Mapping[str, Any]) -> None:
     """How a candidate agrees with live, beside the noise floor, and what both show."""
     twin, latency = found["twin"], found["latency"]
     same = "the same list each time" if not twin["different"] else f"ANOTHER list {twin['different']:,} times"
+    ui.label(f"candidate {found['candidate']} beside live {found['live']}").classes("break-all")
     ui.label(
         f"{found['requests']:,} requests of {found['users']:,} users. Live, asked again {twin['requests']:,} times, gave "
         f"{same}. A list takes {_millis(latency['live'])} from live, {_millis(latency['candidate'])} from the candidate."

@@ -133,6 +133,7 @@ def render(
         evaluation=evaluation,
         tables=[] if evaluation is None else _tables(evaluation),
         plot=None if evaluation is None or not evaluation["lengths"] else plot(evaluation["lengths"]),
+        evaluated=[] if evaluation is None else evaluated(evaluation),
         numbers=numbers,
         manifest=manifest,
         name=name,
@@ -144,6 +145,11 @@ def render(
         metrics=METRICS,
         shown_items=SHOWN_ITEMS,
     )
+
+
+def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
+    """The bundles whose table this is, in the order of its rows."""
+    return list(dict.fromkeys(row["bundle"] for row in evaluation["rows"] if row["bundle"]))
 
 
 def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
@@ -164,7 +170,8 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
             found = [(x, one["rows"][row]) for x, one in enumerate(lengths) if one["rows"][row]["value"] is not None]
             place = np.array([x for x, _ in found]) + (number - (len(rows) - 1) / 2) * 0.12
             value = np.array([one["value"] for _, one in found])
-            reach = np.abs(np.array([[one["low"], one["high"]] for _, one in found]).reshape(-1, 2).T - value)
+            ends = [[one["value"] if one[end] is None else one[end] for end in ("low", "high")] for _, one in found]
+            reach = np.abs(np.array(ends).reshape(-1, 2).T - value)
             color = f"#0000{16 + COLORS.index(kind):02x}"
             axes.errorbar(
                 place, value, yerr=reach, color=color, ecolor=color, marker=MARKERS[kind], markersize=5, linewidth=1.4,
