@@ -166,7 +166,7 @@ def test_decisions_that_are_removed_are_counted_on(tmp_path: Path) -> None:
     store.close()
 
 
-def test_decisions_of_a_running_shadow_are_kept(shop: Project) -> None:
+def test_decisions_of_a_running_shadow_or_experiment_are_kept(shop: Project) -> None:
     control = open_control(shop.config.stores.control, shop.root)
     live = release.machine(control).lives[-1]
     sha256 = release.machine(control).hashes[live]
@@ -179,8 +179,17 @@ def test_decisions_of_a_running_shadow_are_kept(shop: Project) -> None:
         store.put(some_decision(f"day{day}", at=day * DAY))
     store.close()
     assert retention.collect(shop).freed["decisions"].count == 2
-    store = open_decisions(shop.config.stores.decisions, shop.root)
+    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
     assert [row.request_id for row in store.rows()] == ["day6", "day100"]
+    plan = Plan.of(shop.config.release, salt="tried", since=60 * DAY)
+    evidence = {"experiment": plan.to_evidence()}
+    release.promote(control, "tried", to="experiment", at=60 * DAY, evidence=evidence, **who)
+    for day in (44, 46):  # what users did in the 14 days before an experiment is compared too
+        store.put(some_decision(f"day{day}", at=day * DAY))
+    store.close()
+    assert retention.collect(shop).freed["decisions"].count == 2
+    store = open_decisions(shop.config.stores.decisions, shop.root)
+    assert {row.request_id for row in store.rows()} == {"day46", "day100"}
     store.close()
 
 
