@@ -33,7 +33,7 @@ def test_next_basket_of_complete_journey(tmp_path: Path) -> None:
     found = {}
     for half_life in (None, 90.0):
         scorers["history"]["half_life"] = half_life
-        manifest = {"model": {"name": "counts"}, "data": {"cut": tables.cut}}
+        manifest = {"model": {"name": "counts"}, "data": {"cut": tables.cut, "until_seq": 0}}
         bundle = draft(project.config, tables, arrays, made, scorers, manifest)
         asked = replace(data, test=data.test.filter(pl.col("user_id").is_in(known)))
         table = evaluate([bundle], asked, Catalogue(), project.config, {"split_hash": "", "fingerprint": ""})
