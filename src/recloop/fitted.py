@@ -44,7 +44,7 @@ from recloop.learn.table import Table
 from recloop.models.base import is_counting
 from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.mix import fuse
+from recloop.recommend.mix import RRF, fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SECOND, SEQ, TIMESTAMP, USER_ID, Query
 from recloop.settings import build
@@ -171,8 +171,9 @@ class Recommendations:
             shown[self.bundle.items.ids.lookup(map(str, items_to_recommend))] = True
             allowed = replace(allowed, mask=allowed.mask & shown)
             rungs = ("segment", "popular")
-        weights = recommender.placement(placement)["weights"]
-        fused = fuse(recommender.recall(encoded, allowed, weights), weights, k)
+        policy = recommender.placement(placement)
+        recalled = recommender.recall(encoded, allowed, policy["weights"])
+        fused = fuse(recalled, policy["weights"], k, policy.get("rrf", RRF))
         rows = [
             (query.user_id, slot.item_id, slot.score, rank, slot.source)
             for query, answer in zip(queries, recommender.answers(encoded, allowed, fused, queries, rungs), strict=True)

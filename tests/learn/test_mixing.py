@@ -152,3 +152,24 @@ def test_mix_or_single_without_a_query_weighs_every_source() -> None:
     found = mixing.mix_or_single({"history": np.zeros((0, 3), int)}, none, np.zeros(1, int), seed=0)
     assert found.weights == {"history": 1.0}
     assert found.gain is None
+
+
+def test_mix_or_single_chooses_the_constant_that_keeps_first_places_first() -> None:
+    """A strong source finds its target first, a weak one far behind: with 60 the weak one's firsts push it down."""
+    queries, width = 80, 30
+    rng = np.random.default_rng(0)
+    strong = np.tile(np.arange(1, width + 1), (queries, 1))
+    weak = np.stack([rng.permutation(np.arange(1, 2 * width + 1))[:width] for _ in range(queries)])
+    targets = np.where(np.arange(queries) % 4 == 0, weak[:, 0], 1)
+    found = mixing.mix_or_single({"history": strong, "popular": weak}, targets, np.arange(queries + 1), seed=0)
+    assert found.constant < 60
+    assert found.weights == found.best
+    values = {c: mixing.choose_mix({"history": strong, "popular": weak}, targets, np.arange(queries + 1), 10, c)[1]
+              for c in mixing.CONSTANTS}  # fmt: skip
+    assert found.ndcg == max(values.values()) > values[60]
+    lists = {
+        name: Recalled(one, np.zeros(one.shape, np.float32)) for name, one in (("history", strong), ("popular", weak))
+    }
+    served = fuse(lists, found.weights, 10, found.constant).items
+    ranked = metrics.ranking(served, targets, np.arange(queries + 1), 10)["NDCG"].mean()
+    assert ranked == pytest.approx(found.ndcg), "what serves ranks as what was chosen"

@@ -96,7 +96,7 @@ def _policy(config: Config, parent: Bundle, drafted: Bundle) -> dict[str, Any]:
     for name, one in placements.items():
         before = parent.policy["placements"].get(name)
         if before is not None and before["list"] == one["list"] and config.placement[name].mix == "auto":
-            placements[name] = {**one, "weights": before["weights"]}
+            placements[name] = {**one, **{key: before[key] for key in ("weights", "rrf") if key in before}}
     return {**drafted.policy, "placements": placements}
 
 

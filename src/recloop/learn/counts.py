@@ -128,9 +128,10 @@ def tune(
     }
     mixed = mix_or_single(lists, data.held.items, data.held.offsets, config.train.seed)
     chosen["mix"], chosen["validation_ndcg"]["mix"] = mixed.weights, mixed.ndcg
+    chosen["rrf"] = mixed.constant
     chosen["best_mix"], chosen["gain"] = mixed.best, None if mixed.gain is None else mixed.gain.to_json()
     placements = {
-        name: {**placement, "weights": mixed.weights} if _auto(config, name) else placement
+        name: {**placement, "weights": mixed.weights, "rrf": mixed.constant} if _auto(config, name) else placement
         for name, placement in bundle.policy["placements"].items()
     }
     return replace(bundle, policy={**bundle.policy, "placements": placements}), chosen

@@ -27,7 +27,7 @@ from recloop.learn.table import SLICES, Example, Row, Table, Trained, make_table
 from recloop.models.base import SOURCE_OF
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed
-from recloop.recommend.mix import fuse
+from recloop.recommend.mix import RRF, fuse
 from recloop.recommend.recall import DEPTH, Recalled
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.records import Query
@@ -167,7 +167,8 @@ class _Test:
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if counting else []
         names = {source: str(bundle.scorers[source].get("model", source)) for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
-        served = self.recommender.placement(self.placement)["weights"]
+        policy = self.recommender.placement(self.placement)
+        served, self.constant = policy["weights"], policy.get("rrf", RRF)
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
         self.weights: dict[str, Mapping[str, float]] = {name: {source: 1.0} for source, name in self.names.items()}
         self.weights["served"] = served
@@ -200,7 +201,8 @@ class _Test:
         for name, weights in self.weights.items():
             mine = {source: found for source, found in recalled.items() if weights.get(source, 0.0) > 0}
             rungs = None if name == "served" else ALONE
-            fused = fuse(mine or recalled, weights, DEPTH if self.places else k)
+            constant = self.constant if name == "served" else RRF
+            fused = fuse(mine or recalled, weights, DEPTH if self.places else k, constant)
             self._keep(name, span, self.recommender.answers(encoded, allowed, fused, asked, rungs))
             if self.places:
                 kind = self._kind(name)

@@ -1,7 +1,7 @@
 """The weights of a mix, chosen on the validation moments: every grid point scored, the best one kept.
 
-A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (60 + rank_s(i)) (definitions, section
-2b). Lists do not change when all weights are scaled, so only grid points whose largest weight is 1 are scored.
+A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i)) (definitions,
+section 2b). Lists do not change when all weights are scaled, so only grid points whose largest weight is 1 are scored.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from recloop.records import MIX_SOURCES
 
 GRID = (0.0, 0.25, 0.5, 1.0)
 CHUNK = 128  # queries at a time: about 100 MiB with four sources of 200
+CONSTANTS = (60, 20, 5, 1)
+"""Constants of the fusion that are tried; on a tie the first."""
 SAME = 1e-12  # two NDCG closer than this are a tie
 
 
 def choose_mix(
-    recalled: Mapping[str, NDArray[Any]], targets: NDArray[Any], offsets: NDArray[Any], k: int = 10
+    recalled: Mapping[str, NDArray[Any]],
+    targets: NDArray[Any],
+    offsets: NDArray[Any],
+    k: int = 10,
+    constant: float = RRF,
 ) -> tuple[dict[str, float], float]:
     """The weights from {0, .25, .5, 1} with the best NDCG@k over the queries, and that NDCG.
 
@@ -36,14 +42,14 @@ def choose_mix(
         recalled: source -> (Q, R) item_ix, best first, 0 where a list ends early; the same queries for all.
         targets: flat distinct item_ix, 0 for one that the table does not know (it stays in the ideal).
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
-        k: places that count.
+        k: places that count. constant: of the fusion.
     """
     sources = [source for source in MIX_SOURCES if source in recalled]
     asked = np.flatnonzero(np.diff(offsets) > 0)
     if not len(asked) or not sources:
         return dict.fromkeys(sources, 1.0), float("nan")
     points = grid(len(sources))
-    means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k).mean(axis=1)
+    means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k, constant).mean(axis=1)
     best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid stands in the order that breaks ties
     return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
 
@@ -53,12 +59,13 @@ class Mixed:
     """The weights that serve, and why.
 
     Attributes:
-        weights: Of every source. ndcg: of these weights on validation.
+        weights: Of every source. constant: of the fusion. ndcg: of these two on validation.
         best: The weights with the best NDCG of the grid. single: the best source alone.
         gain: NDCG of ``best`` less that of ``single``, paired over users; None where ``best`` is one source.
     """
 
     weights: dict[str, float]
+    constant: float
     ndcg: float
     best: dict[str, float]
     single: str
@@ -75,21 +82,23 @@ def mix_or_single(
     Args:
         recalled, targets, offsets, k: As in `choose_mix`. seed: of the interval.
     """
-    best, ndcg = choose_mix(recalled, targets, offsets, k)
+    tried = [(*choose_mix(recalled, targets, offsets, k, constant), constant) for constant in CONSTANTS]
+    best, ndcg, constant = max(tried, key=lambda one: one[1])  # on a tie the first; NaN without a query
     sources = list(best)
-    alone = {source: choose_mix({source: recalled[source]}, targets, offsets, k)[1] for source in sources}
     if not sources or np.isnan(ndcg):
-        return Mixed(best, ndcg, best, "", None)
+        return Mixed(best, RRF, ndcg, best, "", None)
+    alone = {source: choose_mix({source: recalled[source]}, targets, offsets, k)[1] for source in sources}
     single = max(sources, key=lambda source: alone[source])  # on a tie the first of MIX_SOURCES
     only = {source: float(source == single) for source in sources}
     if sum(weight > 0 for weight in best.values()) == 1:
-        return Mixed(best, ndcg, best, single, None)
+        return Mixed(best, RRF, ndcg, best, single, None)
     points = np.array([[weights[source] for source in sources] for weights in (best, only)])
-    values = _ndcg([recalled[source] for source in sources], targets, offsets, points, k)  # (2, Q)
+    lists = [recalled[source] for source in sources]
+    values = _ndcg(lists, targets, offsets, points, k, constant)  # (2, Q)
     gain = intervals.difference(values[0], values[1], seed).absolute
     if gain.low > 0:
-        return Mixed(best, ndcg, best, single, gain)
-    return Mixed(only, alone[single], best, single, gain)
+        return Mixed(best, constant, ndcg, best, single, gain)
+    return Mixed(only, RRF, alone[single], best, single, gain)
 
 
 def grid(sources: int) -> NDArray[np.float64]:
@@ -100,7 +109,12 @@ def grid(sources: int) -> NDArray[np.float64]:
 
 
 def _ndcg(
-    lists: Sequence[NDArray[Any]], targets: NDArray[Any], offsets: NDArray[Any], points: NDArray[np.float64], k: int
+    lists: Sequence[NDArray[Any]],
+    targets: NDArray[Any],
+    offsets: NDArray[Any],
+    points: NDArray[np.float64],
+    k: int,
+    constant: float,
 ) -> NDArray[np.float64]:
     """(G, Q) NDCG@k at each grid point of the queries that have a target."""
     asked = np.flatnonzero(np.diff(offsets) > 0)
@@ -108,15 +122,19 @@ def _ndcg(
     for start in range(0, len(asked), CHUNK):
         rows = asked[start : start + CHUNK]
         mine = [targets[offsets[q] : offsets[q + 1]] for q in rows]
-        parts.append(_ndcg_of([one[rows] for one in lists], mine, points, k))
+        parts.append(_ndcg_of([one[rows] for one in lists], mine, points, k, constant))
     return np.concatenate(parts, axis=1)
 
 
 def _ndcg_of(
-    lists: Sequence[NDArray[Any]], targets: Sequence[NDArray[Any]], points: NDArray[np.float64], k: int
+    lists: Sequence[NDArray[Any]],
+    targets: Sequence[NDArray[Any]],
+    points: NDArray[np.float64],
+    k: int,
+    constant: float,
 ) -> NDArray[np.float64]:
     """(G, Q) NDCG@k of these queries at each grid point."""
-    candidates, shares = _union(lists)  # (Q, C) ascending, (S, Q, C)
+    candidates, shares = _union(lists, constant)  # (Q, C) ascending, (S, Q, C)
     owner = np.repeat(np.arange(len(targets)), [len(one) for one in targets])
     wanted = np.concatenate(targets)
     place = (candidates[owner] < wanted[:, None]).sum(axis=1)
@@ -137,8 +155,8 @@ def _ndcg_of(
     return values
 
 
-def _union(lists: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The items of each query's lists in the order of their index, and 1 / (60 + rank) in each list, 0 outside it.
+def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The items of each query's lists in the order of their index, and 1 / (constant + rank) in each list, 0 outside it.
 
     Returns:
         (Q, C) items ascending, filled up with the largest integer; (S, Q, C).
@@ -155,5 +173,5 @@ def _union(lists: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.floa
     starts = np.cumsum([0, *(one.shape[1] for one in lists)])
     source = np.searchsorted(starts, order, side="right") - 1
     shares = np.zeros((len(lists), *candidates.shape))
-    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (RRF + 1 + order - starts[source]), 0.0)
+    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (constant + 1 + order - starts[source]), 0.0)
     return candidates, shares

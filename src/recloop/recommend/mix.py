@@ -11,7 +11,11 @@ from recloop.recommend.recall import Recalled
 from recloop.records import MIX_SOURCES
 
 RRF = 60
-"""score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009)."""
+"""score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
+
+The constant of a placement that names none (``rrf`` in policy.json). A smaller one lets the first places of a source
+weigh more; ``mix = "auto"`` chooses it on validation.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,12 @@ class Fused:
         )
 
 
-def fuse(recalled: Mapping[str, Recalled], weights: Mapping[str, float], k: int) -> Fused:
-    """Fuse the sources; ties by item_ix; a slot's source is the one that gave it the largest share."""
+def fuse(recalled: Mapping[str, Recalled], weights: Mapping[str, float], k: int, constant: float = RRF) -> Fused:
+    """Fuse the sources; ties by item_ix; a slot's source is the one that gave it the largest share.
+
+    Args:
+        k: Items a list. constant: added to each rank (`RRF`).
+    """
     size = next(iter(recalled.values())).items.shape[0]
     fused = Fused.empty(size, k)
     rows, items, shares, sources = [], [], [], []
@@ -40,7 +48,7 @@ def fuse(recalled: Mapping[str, Recalled], weights: Mapping[str, float], k: int)
             row, place = np.nonzero(recalled[source].items)
             rows.append(row)
             items.append(recalled[source].items[row, place])
-            shares.append(weights[source] / (RRF + 1.0 + place))
+            shares.append(weights[source] / (constant + 1.0 + place))
             sources.append(np.full(len(row), number, dtype=np.int8))
     if not sum(map(len, rows)):
         return fused

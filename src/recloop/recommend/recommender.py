@@ -23,7 +23,7 @@ from recloop.recommend.attributes import Attributes
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed, allow
 from recloop.recommend.ladder import fill, newest
-from recloop.recommend.mix import Fused, fuse
+from recloop.recommend.mix import RRF, Fused, fuse
 from recloop.recommend.recall import Recalled
 from recloop.recommend.scorer import make_scorers
 from recloop.recommend.states import state_of_tree, state_tree
@@ -139,7 +139,8 @@ class Recommender:
         if kind == similar.LIST:
             found = self._similar.recall([query.item_id for query in queries], allowed, weights)
             return fuse(found, {source: weights.get(source) or 1.0 for source in found}, k)
-        return fuse(self.recall(encoded, allowed, weights), weights, k)
+        constant = self.placement(queries[0].placement).get("rrf", RRF)
+        return fuse(self.recall(encoded, allowed, weights), weights, k, constant)
 
     def _kind(self, queries: Sequence[Query]) -> str:
         return str(self.placement(queries[0].placement)["list"])
