@@ -32,6 +32,9 @@ from servers import inside
 HOUR = 3_600 * SECOND
 SETS = (
     "release.gates.margin=9",
+    "release.gates.min_users=1",
+    "release.gates.min_queries=1",
+    "release.refresh=manual",
     "release.gates.latency=99",
     "release.gates.min_users=1",
     "release.gates.min_queries=1",

@@ -45,8 +45,12 @@ half_life = 30
 refit = true
 [placement.home]
 mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+[release]
+refresh = "manual"
 [release.gates]
 margin = 9
+min_users = 1
+min_queries = 1
 slice_drop = 9
 latency = 99
 cold_coverage_drop = 9
