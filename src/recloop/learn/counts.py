@@ -112,24 +112,22 @@ def tune(
         data: What the bundle's models were fitted on (`recloop.learn.arrays.validation_data`).
         past: Timeline of the rows before the cut, validation moments included: each query sees what came before it.
     """
-    if data.held is not None:
-        most = config.split.validation_users
-        data = replace(data, held=data.held.sample(data.user_ids, most) if most else data.held)
-    chosen: dict[str, Any] = {"validation_moments": 0 if data.held is None else len(data.held), "half_life": {}}
+    whole = data.held
+    few = np.zeros(0, np.int64) if whole is None else whole.places(data.user_ids, config.split.validation_users)
+    if whole is not None and len(few):
+        data = replace(data, held=whole.at(few))
+    chosen: dict[str, Any] = {"validation_moments": len(few), "half_life": {}}
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, past)
         chosen["half_life"][source] = bundle.scorers[source].get("half_life")
-    if data.held is None:
+    if whole is None:
         return bundle, chosen
-    recalled = _recalled(bundle, data, past, list(bundle.scorers), threads)
+    recalled = _recalled(bundle, replace(data, held=whole), past, list(bundle.scorers), threads)
     lists = {source: found.items for source, found in recalled.items()}
-    chosen["validation_ndcg"] = {
-        source: choose_mix({source: found}, data.held.items, data.held.offsets)[1] for source, found in lists.items()
-    }
-    mixed = mix_or_single(lists, data.held.items, data.held.offsets, config.train.seed)
-    chosen["mix"], chosen["validation_ndcg"]["mix"] = mixed.weights, mixed.ndcg
-    chosen["rrf"] = mixed.constant
-    chosen["best_mix"], chosen["gain"] = mixed.best, None if mixed.gain is None else mixed.gain.to_json()
+    mixed = mix_or_single(lists, whole.items, whole.offsets, config.train.seed, few)
+    chosen["validation_ndcg"] = {**mixed.alone, "mix": mixed.ndcg}
+    chosen["mix"], chosen["rrf"], chosen["best_mix"] = mixed.weights, mixed.constant, mixed.best
+    chosen["gain"] = None if mixed.gain is None else mixed.gain.to_json()
     placements = {
         name: {**placement, "weights": mixed.weights, "rrf": mixed.constant} if _auto(config, name) else placement
         for name, placement in bundle.policy["placements"].items()

@@ -60,7 +60,7 @@ class Mixed:
 
     Attributes:
         weights: Of every source. constant: of the fusion. ndcg: of these two on validation.
-        best: The weights with the best NDCG of the grid. single: the best source alone.
+        best: The weights with the best NDCG of the grid. alone: NDCG of each source. single: the best of them.
         gain: NDCG of ``best`` less that of ``single``, paired over users; None where ``best`` is one source.
     """
 
@@ -68,12 +68,18 @@ class Mixed:
     constant: float
     ndcg: float
     best: dict[str, float]
+    alone: dict[str, float]
     single: str
     gain: Estimate | None
 
 
 def mix_or_single(
-    recalled: Mapping[str, NDArray[Any]], targets: NDArray[Any], offsets: NDArray[Any], seed: int, k: int = 10
+    recalled: Mapping[str, NDArray[Any]],
+    targets: NDArray[Any],
+    offsets: NDArray[Any],
+    seed: int,
+    few: NDArray[np.int64] | None = None,
+    k: int = 10,
 ) -> Mixed:
     """The mix with the best NDCG@k where it is surely better than the best single source, else that source.
 
@@ -81,24 +87,28 @@ def mix_or_single(
 
     Args:
         recalled, targets, offsets, k: As in `choose_mix`. seed: of the interval.
+        few: Queries on which the grid is searched; the interval is that of all. None: all.
     """
-    tried = [(*choose_mix(recalled, targets, offsets, k, constant), constant) for constant in CONSTANTS]
+    places = np.arange(len(offsets) - 1) if few is None else few
+    some = {source: found[places] for source, found in recalled.items()}
+    mine = [targets[offsets[q] : offsets[q + 1]] for q in places]
+    wanted = np.concatenate(mine) if mine else targets[:0]
+    ends = np.concatenate([[0], np.cumsum([len(one) for one in mine], dtype=np.int64)])
+    tried = [(*choose_mix(some, wanted, ends, k, constant), constant) for constant in CONSTANTS]
     best, ndcg, constant = max(tried, key=lambda one: one[1])  # on a tie the first; NaN without a query
-    sources = list(best)
-    if not sources or np.isnan(ndcg):
-        return Mixed(best, RRF, ndcg, best, "", None)
-    alone = {source: choose_mix({source: recalled[source]}, targets, offsets, k)[1] for source in sources}
-    single = max(sources, key=lambda source: alone[source])  # on a tie the first of MIX_SOURCES
-    only = {source: float(source == single) for source in sources}
+    alone = {source: choose_mix({source: some[source]}, wanted, ends, k)[1] for source in best}
+    if not alone or np.isnan(ndcg):
+        return Mixed(best, RRF, ndcg, best, alone, "", None)
+    single = max(alone, key=lambda source: alone[source])  # on a tie the first of MIX_SOURCES
+    only = {source: float(source == single) for source in best}
     if sum(weight > 0 for weight in best.values()) == 1:
-        return Mixed(best, RRF, ndcg, best, single, None)
-    points = np.array([[weights[source] for source in sources] for weights in (best, only)])
-    lists = [recalled[source] for source in sources]
-    values = _ndcg(lists, targets, offsets, points, k, constant)  # (2, Q)
+        return Mixed(best, RRF, ndcg, best, alone, single, None)
+    points = np.array([list(best.values()), list(only.values())])
+    values = _ndcg([recalled[source] for source in best], targets, offsets, points, k, constant)  # (2, Q)
     gain = intervals.difference(values[0], values[1], seed).absolute
     if gain.low > 0:
-        return Mixed(best, constant, ndcg, best, single, gain)
-    return Mixed(only, RRF, alone[single], best, single, gain)
+        return Mixed(best, constant, ndcg, best, alone, single, gain)
+    return Mixed(only, RRF, alone[single], best, alone, single, gain)
 
 
 def grid(sources: int) -> NDArray[np.float64]:

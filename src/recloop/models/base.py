@@ -68,12 +68,15 @@ class Held:
         return len(self.user_ix)
 
     def sample(self, user_ids: Sequence[str], most: int) -> Held:
-        """The moments of ``most`` users of smallest hash("valid"), in the order in which they stand; all where fewer."""
+        """The moments of ``most`` users (`places`)."""
+        return self if len(self) <= most else self.at(self.places(user_ids, most))
+
+    def places(self, user_ids: Sequence[str], most: int) -> np.ndarray:
+        """Ascending places of the moments of the ``most`` users of smallest hash("valid"); all where fewer."""
         if len(self) <= most:
-            return self
+            return np.arange(len(self))
         share = np.array([hash_share("valid", user_ids[ix]) for ix in self.user_ix])
-        kept = np.sort(np.argsort(share, kind="stable")[:most])
-        return self.at(kept)
+        return np.sort(np.argsort(share, kind="stable")[:most])
 
     def at(self, kept: np.ndarray) -> Held:
         """The moments at these places."""
