@@ -22,7 +22,6 @@ from recloop.cli import run
 from recloop.config import Project
 from recloop.errors import UserError
 from recloop.records import EVENT_ID, FILE_ROW, RECEIVED_AT, SEQ
-from recloop.serve import moves
 from recloop.settings import open_project
 from servers import Server
 
@@ -45,8 +44,6 @@ half_life = 30
 refit = true
 [placement.home]
 mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
-[release]
-refresh = "manual"
 [release.gates]
 margin = 9
 min_users = 1
@@ -57,7 +54,8 @@ cold_coverage_drop = 9
 [update]
 input_check = false
 """
-SIZE = 60
+SIZE, GUESTS = 480, 60
+"""Rows of a daily file, and those of them without a user."""
 
 
 def write_days(folder: Path, first: int, last: int) -> None:
@@ -68,11 +66,10 @@ def write_days(folder: Path, first: int, last: int) -> None:
         lines = ["customer,sku,at,bon"]
         for row in range(SIZE):
             bon, rank = divmod(row, 4)
-            customer = "" if bon == 3 else f"c{(day * 7 + bon * bon) % 23}"
+            customer = "" if bon % 8 == 3 else f"c{(day * 7 + bon * 3) % 131}"
             sku = f"s{int(draw.zipf(1.5)) % 31}" if rank < 3 else lines[-1].split(",")[1]  # the last one repeats
-            lines.append(
-                f"{customer},{sku},2026-{day // 28 + 1:02d}-{day % 28 + 1:02d}T{9 + bon // 4:02d}:{bon:02d}:00,b{day}-{bon}"
-            )
+            clock = f"{8 + bon // 10:02d}:{bon % 10 * 6:02d}:00"
+            lines.append(f"{customer},{sku},2026-{day // 28 + 1:02d}-{day % 28 + 1:02d}T{clock},b{day}-{bon}")
         (folder / "days" / f"{day:03d}.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -161,9 +158,9 @@ def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp
     for day in range(30, 35):
         write_days(project.root, day, day + 1)
         done = loop.update(project)
-        assert done.verdict == "registered", done.failed
-        assert done.read == SIZE - 4, "guests are rejected"
-        moves.promote(project, done.bundle or "", "live", "tried")
+        assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
+        assert done.read == SIZE - GUESTS, "guests are rejected"
+        assert standing.live_bundle(project) == done.bundle, "a refresh"
     once = tmp_path / "once"
     write_days(once, 0, 35)
     (once / "recloop.toml").write_text(TOML)
@@ -196,8 +193,8 @@ def test_300_daily_files_of_a_shop_and_5_more_give_what_305_at_once_give(shared_
     for file in files[300:]:
         shutil.copy(file, tmp_path / "shop" / "days")
         done = loop.update(project)
-        assert done.verdict == "registered", done.failed
-        moves.promote(project, done.bundle or "", "live", "tried")
+        assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
+        assert standing.live_bundle(project) == done.bundle, "a refresh"
     assert_same_as_at_once(project, open_project(tmp_path / "once"))
 
 
@@ -209,10 +206,14 @@ def test_a_grown_file_is_read_from_where_it_ended(project: Project) -> None:
     rows = logged(project)
     assert rows["group_id"].to_list() == ["late-1"]
     assert rows[EVENT_ID].to_list() == [f"{FILE_ROW}days/029.csv:{SIZE + 1}"]
-    assert (recorded(project)["days/029.csv"]["rows"], recorded(project)["days/029.csv"]["rejected"]) == (SIZE + 2, 5)
+    assert (recorded(project)["days/029.csv"]["rows"], recorded(project)["days/029.csv"]["rejected"]) == (
+        SIZE + 2,
+        GUESTS + 1,
+    )
     reject = json.loads((project.data / "rejects.jsonl").read_text().splitlines()[-1])
     assert (reject["file"], reject["line"], reject["reason"]) == ("days/029.csv", SIZE + 3, "no user_id")
-    assert loop.update(project).verdict == "nothing"
+    loop.update(project)
+    assert len(logged(project)) == 1
 
 
 def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +225,7 @@ def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.Mon
         with pytest.raises(ZeroDivisionError):
             loop.update(project)
     rows = len(logged(project))
-    assert rows == SIZE - 4
+    assert rows == SIZE - GUESTS
     loop.update(project)
     assert len(logged(project)) == rows
     shutil.copy(project.root / "days" / "030.csv", project.root / "days" / "again.csv")
@@ -273,7 +274,7 @@ def test_a_changed_catalog_is_said_and_a_dead_server_is_not_asked(
         lines.write("s99,blue\n")
     assert run(["-C", str(tmp_path), "update"]) == 0
     assert "items.csv has changed since it was read" in " ".join(capsys.readouterr().err.split())
-    assert len(logged(project)) == SIZE - 4
+    assert len(logged(project)) == SIZE - GUESTS
 
 
 def test_restart_names_files_that_are_gone(project: Project) -> None:
@@ -297,7 +298,7 @@ def test_restart_reads_files_again_and_does_not_carry_their_rows(project: Projec
 
 
 def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project) -> None:
-    lines = ["customer,sku,at,bon", *(f",s1,2026-02-03T{n % 24:02d}:00:00,g{n}" for n in range(2000))]
+    lines = ["customer,sku,at,bon", *(f",s1,2026-02-03T{n % 24:02d}:00:00,g{n}" for n in range(9000))]
     (project.root / "days" / "zz.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="max_rejected") as refused:
         loop.update(project)
@@ -310,7 +311,7 @@ def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project
 def test_beside_a_server_new_files_are_posted_to_it(project: Project, serving: Callable[..., Server]) -> None:
     server = serving(project.root)
     write_days(project.root, 30, 31)
-    assert loop.update(project).read == SIZE - 4
+    assert loop.update(project).read == SIZE - GUESTS
     rows = logged(project)
     assert rows[EVENT_ID].str.starts_with(FILE_ROW).all()
     assert server.client.get("/v1/status").json()["last_seq"] >= rows[SEQ].max()
