@@ -18,6 +18,7 @@ from recloop.records import LABEL, SEQ, STAMP, USER_ID
 TESTED_SHARE: Final = 0.25
 """The newest share of a window's new moments: tested before it is learned (definitions, section 7)."""
 
+LAST_SEQ: Final = 2**63 - 1
 FIRST_SEQ: Final = pl.col(SEQ).min().over(USER_ID, STAMP)
 """The seq of the first row of a row's moment; the frame must hold all rows of its moments."""
 
@@ -38,8 +39,8 @@ class Learned:
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Learned:
-        """As ``data`` of a bundle's manifest has it."""
-        return cls(int(facts["until_seq"]), int(facts["cut"]), int(facts.get("held_seq", 0)))
+        """As ``data`` of a bundle's manifest has it; without ``until_seq`` all rows before the cut."""
+        return cls(int(facts.get("until_seq", LAST_SEQ)), int(facts["cut"]), int(facts.get("held_seq", 0)))
 
     @property
     def held(self) -> pl.Expr:
