@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recloop import loop, release, standing
+from recloop import loop, standing
 from recloop.backends import locks, open_control
 from recloop.config import Project
 from recloop.errors import Locked
@@ -121,7 +121,6 @@ def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, servi
             assert server.client.post("/v1/events", json=body, headers={"X-Recloop-Now": now}).status_code in {200, 207}
         done = loop.update(project)
         verdicts.append(done.verdict)
-        print(n, done.verdict, done.state, done.reason)
         return 1 if done.failed else 0
 
     ended = every.repeat(update, 6 * HOUR, Hours(stop=UPDATES), print, str)
@@ -137,4 +136,3 @@ def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, servi
     poisoned = every.repeat(update, 6 * HOUR, Hours(stop=10), print, str)
     assert poisoned.code == 1, verdicts[UPDATES:]
     assert every.last_reason(project).partition(":")[0] in {"held", "refused"}
-    assert release.machine(open_control(project.config.stores.control, folder)).lives[-1] == live
