@@ -199,9 +199,10 @@ class TrainData:
         return share
 
     def owned(self) -> np.ndarray:
-        """(P,) int64, ascending: user_ix * (N+1) + item_ix of each distinct training positive."""
-        user = self.moment_user[self.row_moment].astype(np.int64)
-        pairs: np.ndarray = np.unique(user * (self.n_items + 1) + self.items)
+        """(P,) int64, ascending: user_ix * (N+1) + item_ix of each distinct training target."""
+        own = self.target_rows
+        user = self.moment_user[self.row_moment][own].astype(np.int64)
+        pairs: np.ndarray = np.unique(user * (self.n_items + 1) + self.items[own])
         return pairs
 
 
