@@ -11,7 +11,7 @@ from recloop.serve.shapes import RecommendAnswer
 
 REASONS: Mapping[str, str] = {
     "model": "fits what you chose lately",
-    "history": "you chose it before",
+    "history": "you chose or viewed it before",
     "neighbours": "often chosen after what you chose lately",
     "attributes": "like what you chose lately",
     "segment": "popular with people like you",
