@@ -104,7 +104,7 @@ def test_a_newer_format_or_encoding_is_refused(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest[key] += 1
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(BundleError, match=f"{key}=2"):
+        with pytest.raises(BundleError, match=f"{key}={manifest[key]}"):
             bundles.load(folder)
         manifest[key] -= 1
         (folder / "manifest.json").write_text(json.dumps(manifest))
