@@ -92,7 +92,7 @@ def counted(file: Path, table: str) -> int:
     return int(found)
 
 
-@pytest.mark.parametrize("hours", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hours", [6, pytest.param(100, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))])
 def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Project, hours: int) -> None:
     shop = open_project(
         shop.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']
