@@ -117,6 +117,7 @@ def test_json_is_one_object_with_the_keys_of_the_interface(cli: Cli, shop: Path)
         "equal": 0,
         "late": 0,
         "unexplained": 0,
+        "removed": 0,
         "earlier": 0,
         "max_score_diff": 0.0,
         "differences": [],

@@ -118,6 +118,6 @@ def test_snapshot_of_an_earlier_schema_is_refused_and_made_anew(tmp_path: Path) 
     opened.close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 1")
-    with pytest.raises(UserError, match="snapshot=schema 1: expected schema 2"):
+    with pytest.raises(UserError, match="snapshot=schema 1: expected schema 3"):
         snapshots.Snapshot(path)
     assert snapshots.current(path) is None

@@ -121,7 +121,7 @@ def test_the_order_of_rows_inside_moments_changes_nothing() -> None:
         ([], "rows that the rules"),
         ([("u", "a", 5, 1), ("v", "b", 5, 1)], "all happened at one instant"),
         ([("u", "a", 5, 1)], "two instants or more"),
-        ([("u", "a", n, 0) for n in range(9)] + [("u", "a", 9, 1)], "positive rows before the cut"),
+        ([("u", "a", n, 0) for n in range(9)] + [("u", "a", 9, 1)], "no positive row before the cut"),
     ],
 )
 def test_where_no_split_is_possible_the_reason_is_said(rows: list[tuple[str, str, int, int]], said: str) -> None:

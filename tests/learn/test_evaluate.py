@@ -303,7 +303,10 @@ def test_json_has_the_keys_of_the_interface(table: Table, tmp_path: Path) -> Non
     names = {f"{name}@{k}" for name in ("HR", "Recall", "NDCG", "MRR") for k in (5, 10)}
     health = {"coverage", "entropy", "long_tail_share"}
     for row in tree["rows"]:
-        assert set(row) == {"model", "bundle", "warm", "repeat", "explore", "seconds"} | names | health
+        assert (
+            set(row)
+            == {"model", "bundle", "warm", "repeat", "explore", "seconds", "epochs", "steps", "note"} | names | health
+        )
         for part in ("warm", "repeat", "explore"):
             assert set(row[part]) == names
         for name in names:

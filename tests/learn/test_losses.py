@@ -90,7 +90,7 @@ def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Array
     assert losses.Criterion(towers, data, Train(loss="bpr")).draw != towers.draw  # q is uniform there
     assert losses.Criterion(towers, data, Train(loss="ce")).draw is None
     neumf = load_model("neumf", {})
-    assert losses.Criterion(neumf, data, Train(loss="bce")).told == neumf.loss
+    assert losses.Criterion(neumf, data, Train(loss="bce")).told == neumf.sampled_loss
     with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or bce: NeuMF .*try: --set train\.loss=auto"):
         losses.Criterion(neumf, data, Train(loss="bpr"))
 

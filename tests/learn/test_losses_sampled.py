@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,7 +182,7 @@ def test_every_loss_learns(name: str, arrays: Arrays, tmp_path: Path) -> None:
     train = {"loss": name, "negatives": 16, "lr": 0.02, "epochs": 30}
     config = build({"features": {"dim": 8, "history": 5, "request": []}, "train": train}, environment={})
     network = load_model("sasrec", {"dropout": 0.0, "blocks": 1, "heads": 1, "start": "random"})
-    learner, _ = module.learn(network, forked(arrays), config, tmp_path, time.monotonic(), 600, quiet=True)
+    learner, _ = module.learn(network, forked(arrays), config, tmp_path, 600, quiet=True)
     with torch.no_grad():
         table = learner.vectors()
         one = torch.zeros(1, 1, dtype=torch.long)
@@ -203,7 +202,7 @@ def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_pat
     def run(name: str, warm: Warm | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         (tmp_path / name).mkdir()
         network = load_model("sasrec", {"start": "random"})
-        _, watch = module.learn(network, data, config, tmp_path / name, time.monotonic(), 600, True, warm)
+        _, watch = module.learn(network, data, config, tmp_path / name, 600, True, warm)
         return network.state_dict(), {f"network.{key}": part for key, part in watch.kept.weights.items()} | (
             watch.kept.optimizer
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +139,7 @@ def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
     )
     folder.mkdir(exist_ok=True)
     network = load_model(name, NETWORKS[name])
-    learner, _ = module.learn(network, data, config, folder, time.monotonic(), 600, quiet=True)
+    learner, _ = module.learn(network, data, config, folder, 600, quiet=True)
     with torch.no_grad():
         table = learner.vectors()
         one = torch.zeros(1, 1, dtype=torch.long)

@@ -264,7 +264,7 @@ def test_answers_between_writes_are_proven_by_the_log(shop: Project, serving: Se
                 else:
                     item = {"item_id": f"i{draw.randint(1, 79):02}", "attributes": {"price": step}}
                     answer = client.post("/v1/items", json=item)
-                if answer.status_code != 200:
+                if answer.status_code not in {200, 207}:  # 207: ten acts of a user within a second are a burst
                     failed.append(answer.text)
 
     threads = [threading.Thread(target=shop_on, args=(number,)) for number in range(6)]

@@ -13,9 +13,12 @@ EVENTS = {name: EVENT_SCHEMA[name] for name in
           ("user_id", "item_id", "timestamp", "event_type", "value", "request_id")} | {LABEL: pl.Int8}  # fmt: skip
 
 
-def answer(request_id: str, user: str, at: int, items: list[str], variant: str = "live") -> Decision:
+def answer(
+    request_id: str, user: str, at: int, items: list[str], variant: str = "live", assigned: str = ""
+) -> Decision:
     return Decision(
         request_id=request_id, role="answer", user_id=user, at=at, as_of=1, bundle="b", generation=1, variant=variant,
+        assigned=assigned or variant,
         placement="home", k=2, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), micros=50,
     )  # fmt: skip
 
@@ -79,8 +82,8 @@ def test_one_row_a_user() -> None:
         answer("r3", "u", T + 26 * HOUR, ["a"], "candidate"),  # after the 24 hours: no part of the outcome
         answer("s1", "v", T + HOUR, ["a"]),
         answer("w1", "w", T + 2 * DAY + HOUR, ["a"]),  # its 24 hours end after now
-        answer("x1", "x", T + HOUR, ["a"], "live"),
-        answer("x2", "x", T + 2 * HOUR, ["a"], "candidate"),
+        answer("x1", "x", T + HOUR, ["a"], "candidate"),
+        answer("x2", "x", T + 2 * HOUR, ["a"], "live", "candidate"),  # the candidate failed: it stays in its arm
         answer("i1", "", T + HOUR, ["a"], "live"),  # a list about an item, for nobody in particular: no unit
     ]
     rows = [
@@ -114,4 +117,4 @@ def test_one_row_a_user() -> None:
         False,
     )
     assert found["w"]["waiting"] is True
-    assert [user for user, row in found.items() if row["crossed"]] == ["x"]
+    assert (found["x"]["arm"], found["x"]["requests"], found["x"]["unanswered"]) == ("candidate", 2, 1)
