@@ -188,7 +188,8 @@ def test_every_loss_learns(name: str, arrays: Arrays, tmp_path: Path) -> None:
         one = torch.zeros(1, 1, dtype=torch.long)
         users = network.users(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
         order = (users @ table[1:].T)[0].argsort(descending=True) + 1
-    assert order.tolist()[:2] == [2, 3]
+    others = [item for item in order.tolist() if item != 1]  # 1 itself: some losses never draw what its user took
+    assert others[:2] == [2, 3]
 
 
 def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_path: Path) -> None:

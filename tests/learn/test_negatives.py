@@ -150,7 +150,7 @@ def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
 
 def forked(arrays: Arrays) -> TrainData:
     """After 1 comes 2 as often as 3; no user is held back."""
-    return arrays([[[1], [2 + n % 2]] for n in range(60)], 4)
+    return arrays([[[1], [2 + n % 2]] for n in range(60)], 8)
 
 
 @pytest.mark.parametrize(("name", "heavy"), CASES)

@@ -108,6 +108,7 @@ def fitted(data: TrainData, folder: Path, warm: Warm | None = None, lr: float = 
     return fit_network("sasrec", {"blocks": 1, "heads": 1}, data, config, folder, 60.0, True, warm)
 
 
+@pytest.mark.slow
 def test_the_first_steps_move_a_new_row_no_further_than_the_rate(arrays: Arrays, tmp_path: Path) -> None:
     parent = fitted(arrays(HISTORIES, 3), tmp_path / "parent")
     data = arrays([*HISTORIES, [[1], [4], [4], [4], [5]]], 5)
@@ -124,6 +125,7 @@ def test_the_first_steps_move_a_new_row_no_further_than_the_rate(arrays: Arrays,
     assert float(child.train_state["step.table.weight"].item()) > float(parent.train_state["step.table.weight"].item())
 
 
+@pytest.mark.slow
 def test_nothing_chosen_leaves_the_parents_weights(arrays: Arrays, tmp_path: Path) -> None:
     data = arrays(HISTORIES, 3)
     parent = fitted(data, tmp_path / "parent")

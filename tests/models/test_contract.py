@@ -64,6 +64,7 @@ class TestMF(ModelContract):
     better = 4.0
 
 
+@pytest.mark.slow
 class TestGRU4Rec(ModelContract):
     model = "gru4rec"
 

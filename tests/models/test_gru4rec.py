@@ -102,7 +102,7 @@ def test_context_is_added() -> None:
     torch.testing.assert_close(users[0] - users[1], expected[0] - expected[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_graph_gives_the_same_numbers_whatever_the_length(layers: int) -> None:
     network = made(context=1, layers=layers)
     session = ort.InferenceSession(user_graph(network, D, 1), providers=["CPUExecutionProvider"])

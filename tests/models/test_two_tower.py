@@ -107,6 +107,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit_on_world(tmp_path_factory.mktemp("towers") / "shop", "two_tower", ("train.epochs=4", "train.budget=1h"))
 
 
+@pytest.mark.slow
 def test_people_and_items_without_history(fitted: Fitted) -> None:
     """A stranger of whom the age is known gets a list of the towers; one of whom nothing is known, Popular.
 

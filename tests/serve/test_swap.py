@@ -443,6 +443,7 @@ ASSIGNED = "427445d8fd696bbc81cb01bfd95edcdee8bec4afa379007aef9a8bab1c04287d"
 """SHA-256 over the arms and shadows of a million users, of no machine and no day: another value is a flip."""
 
 
+@pytest.mark.slow
 def test_a_million_assignments_are_the_same_on_every_machine_and_every_day() -> None:
     """0 flips over a restart: each run of the tests has another hash seed, and finds what was written down once."""
     digest, inside = hashlib.sha256(), 0

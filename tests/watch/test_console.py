@@ -166,7 +166,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         row = " ".join(page.locator("tr", has_text="week").filter(has_text="candidate").inner_text().split())
         assert row == (
             f"week candidate home {health['requests']} {health['events']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
-            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} %"
+            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} % {shop.tried}"
         )
         compared, agreed = shadow.compare(shop.project), text(page, "tried-shadow")
         assert compared["candidate"] == shop.beside
@@ -228,7 +228,7 @@ def test_one_person_and_the_source_of_each_item(shop: Shop, opened: Any) -> None
             events = known.json()["events"] if known.status_code == 200 else 0
             facts = page.get_by_test_id("facts")
             bundle = shop.tried if arm == "candidate" else shop.live
-            expect(facts).to_contain_text(f"{user}: {events} positive events", timeout=WAIT)
+            expect(facts).to_contain_text(f"{user}: {events} events in the history", timeout=WAIT)
             assert f"answered by {arm} ({bundle})" in facts.inner_text()
             answer = shop.server.client.get(f"/v1/recommend/{user}", params={"properties": "name"}).json()
             assert answer["variant"] == arm
@@ -287,7 +287,7 @@ def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
 
 def test_the_service_keeps_its_own_answers(shop: Shop) -> None:
     client = shop.server.client
-    assert client.post("/v1/status").status_code == 405
+    assert client.post("/v1/status", json={}).status_code == 405
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert client.get("/metrics").text.startswith("# HELP recloop_")
 

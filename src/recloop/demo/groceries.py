@@ -51,7 +51,8 @@ dim = 8
 from = "income"
 dim = 8
 [train]
-budget = "75s"
+epochs = 1
+budget = "2m"
 lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets what its income band buys
