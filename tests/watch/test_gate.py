@@ -167,6 +167,13 @@ def test_judge_numbers_over_few_queries_refuse_nothing() -> None:
     assert [one.ok for one in gate.judge(many, Gates())][1:] == [False, False]
 
 
+@pytest.mark.parametrize(("seconds", "ok"), [(0.0099, True), (0.0101, False)])
+def test_judge_a_slower_candidate_is_refused_only_where_it_is_slow(seconds: float, ok: bool) -> None:
+    own = np.full(gate.MIN_QUERIES, seconds)
+    found = gate.judge(Evidence(new=shifted(1.0, 0.001, 200), latency=(own, own / 3)), Gates())[-1]
+    assert (found.name, found.ok, found.weak) == ("latency", ok, ok)
+
+
 def test_nothing_to_compare_and_nan() -> None:
     empty = Pairs(np.array([], dtype=object), np.array([]), np.array([]))
     for nothing in (empty, pairs([math.nan], [math.nan]), pairs([0.0, 0.0], [0.0, 0.0])):
