@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 .PHONY: help demo shelf test test-all check pictures format clean
 
 help:
-	@echo "make demo      the whole loop on a grocery chain's year (under 9 minutes on 2 cores after the install)"
+	@echo "make demo      the whole loop on a grocery chain's year"
 	@echo "make shelf     every model on two data sets, one table (about an hour; goes on where it stopped)"
 	@echo "make test      the fast tests"
 	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
