@@ -1,4 +1,4 @@
-"""Posted rows of a project: what came after the import, gathered so that a new first run can number it again.
+"""Posted rows of a project: rows after the import, collected so that a new first run can number them again.
 
 They live in log.db and, once an update has archived them, in ``data/``. A row that was read from a file of
 ``data.events`` after the import is not among them: the new import reads that file again.

@@ -1,4 +1,4 @@
-"""The input check: live's own loss on what came, against its earlier windows; a loss above their band holds the window.
+"""The input check: live's loss on the incoming window beside its earlier windows; a loss above their band holds the window.
 
 Shuffled items, bots or a lost hour change what live finds; then nothing is trained (definitions, section 7). Pure
 functions: the same windows give the same gate.
