@@ -49,8 +49,9 @@ from recloop.collect.prepare import load
 from recloop.config import Project
 from recloop.demo.days import as_rows
 from recloop.demo.groceries import write_project
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
-from recloop.features.state import Timeline, moment_stamps
+from recloop.features.state import Timeline
 from recloop.learn import compare
 from recloop.learn.moments import Moments, moments
 from recloop.recommend.catalogue import Catalogue

@@ -15,8 +15,10 @@ from recloop import loop
 from recloop.collect.guess import init
 from recloop.collect.prepare import load, prepare
 from recloop.errors import UserError
+from recloop.features.acts import settled
+from recloop.features.moment import moment_stamps
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, moment_stamps, settled
+from recloop.features.state import Timeline
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.moments import moments
 from recloop.records import Use

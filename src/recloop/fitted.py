@@ -33,9 +33,10 @@ from recloop.errors import UserError
 from recloop.features.clock import received_by
 from recloop.features.dwell import Dwell
 from recloop.features.log_end import end_of
+from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
-from recloop.features.state import States, Timeline, UserState, moment_stamps, number_moments
+from recloop.features.state import States, Timeline, UserState
 from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data, validation_data
 from recloop.learn.evaluate import evaluate

@@ -13,7 +13,7 @@ from recloop.collect.append import split_at
 from recloop.config import Config
 from recloop.features.learned import Learned, nothing_held, window_of
 from recloop.features.log_end import end_of
-from recloop.features.state import moment_stamps
+from recloop.features.moment import moment_stamps
 from recloop.records import DAY, EVENT_SCHEMA, LABEL, SEQ, STAMP, USER_ID
 
 YEAR = 365 * DAY

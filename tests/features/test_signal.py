@@ -11,9 +11,10 @@ import pytest
 
 from recloop.config import Burst, Clean, Events
 from recloop.errors import UserError
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal, bursts
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, UserState, moment_stamps
+from recloop.features.state import Timeline, UserState
 from recloop.recommend.states import fold
 from recloop.records import EVENT_SCHEMA, SECOND
 from recloop.settings import build

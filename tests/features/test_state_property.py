@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recloop.config import Burst, Clean, Events
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal, bursts
-from recloop.features.state import States, Timeline, UserState, moment_stamps
+from recloop.features.state import States, Timeline, UserState
 from recloop.recommend.states import fold
 from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, USER_ID
 

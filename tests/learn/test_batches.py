@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from recloop.features import encode as encoding
 from recloop.features.encode import Encoded, encode
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, moment_stamps
+from recloop.features.state import Timeline
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.batches import Epoch, Sequences, Steps, past_of
 from recloop.models.base import TrainData

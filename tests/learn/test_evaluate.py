@@ -20,9 +20,10 @@ from recloop.bundle import Bundle
 from recloop.collect.split import split
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, moment_stamps, number_moments
+from recloop.features.state import Timeline
 from recloop.learn import evaluate as module
 from recloop.learn.arrays import make_tables, train_data, validation_data
 from recloop.learn.counts import draft, fit_counts

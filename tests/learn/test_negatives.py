@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from recloop.config import Clean, Events
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
-from recloop.features.state import moment_stamps
 from recloop.features.vocab import Vocabulary
 from recloop.learn import module
 from recloop.learn.batches import Sequences

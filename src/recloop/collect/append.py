@@ -32,8 +32,8 @@ from recloop.collect.signals import counted
 from recloop.collect.split import Parts, held_out
 from recloop.config import Clean, Config, Project
 from recloop.features.learned import Learned, Window, window_of
+from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal
-from recloop.features.state import moment_stamps, number_moments
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 
 

@@ -18,8 +18,8 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.clock import received_by_end
 from recloop.features.dwell import DWELL, DWELL_PCT, Dwell
+from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal, matcher
-from recloop.features.state import moment_stamps, number_moments
 from recloop.records import (
     CONTENT,
     EVENT_ID,

@@ -20,8 +20,8 @@ from recloop.collect.split import split
 from recloop.config import Config, Project
 from recloop.errors import UserError
 from recloop.features.clock import CLOCK
+from recloop.features.moment import reused_groups
 from recloop.features.signal import Signal
-from recloop.features.state import reused_groups
 from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USER_ID
 
 SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word

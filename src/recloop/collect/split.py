@@ -14,8 +14,8 @@ import polars as pl
 
 from recloop.config import Split
 from recloop.errors import UserError
+from recloop.features.acts import settled
 from recloop.features.log_end import end_of
-from recloop.features.state import settled
 from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, Use, hash_share, is_old
 
 

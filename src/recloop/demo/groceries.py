@@ -12,7 +12,7 @@ from recloop.collect.split import cut_of
 from recloop.config import Project
 from recloop.demo.shown import MARK, fresh
 from recloop.errors import UserError
-from recloop.features.state import moment_stamps
+from recloop.features.moment import moment_stamps
 from recloop.records import DAY
 from recloop.settings import open_project
 

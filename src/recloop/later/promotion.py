@@ -22,9 +22,10 @@ from recloop.backends.log import out_at
 from recloop.bundle import Bundle
 from recloop.collect.clean import doubled
 from recloop.config import Project
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, moment_stamps
+from recloop.features.state import Timeline
 from recloop.later.evidence import broken_golden, compared, of_old, trees
 from recloop.learn import compare
 from recloop.learn.compare import Asked

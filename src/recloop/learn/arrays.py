@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recloop.features.acts import settled
 from recloop.features.encode import attribute_codes
 from recloop.features.signal import with_uses
 from recloop.features.spec import Spec
-from recloop.features.state import Timeline, offsets_of, settled
+from recloop.features.state import Timeline, offsets_of
 from recloop.features.vocab import Fields, Vocabulary
 from recloop.learn.negatives import negatives
 from recloop.models.base import Held, TrainData

@@ -10,7 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.errors import UserError
-from recloop.features.state import offsets_of, settled
+from recloop.features.acts import settled
+from recloop.features.state import offsets_of
 from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID
 
 Targets = Literal["next", "successive", "last"]

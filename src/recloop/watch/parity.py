@@ -24,8 +24,9 @@ from recloop.backends.archive import Archive
 from recloop.backends.log import out_at
 from recloop.config import Project
 from recloop.errors import RecloopError
+from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
-from recloop.features.state import States, Timeline, moment_stamps
+from recloop.features.state import States, Timeline
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import CLOSE, Answer, Recommender, one_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query

@@ -1,0 +1,76 @@
+"""Moments: what a user did at once, as the stamp that joins rows (definitions, section 1).
+
+A moment's stamp is that of the first row (smallest seq) of its (user, group_id), a row's own without a group. A row of
+a group that lies more than `GROUP_SPAN` from its moment starts the group anew: a receipt number is used again; so does
+a row of a group that is older than `GROUP_LIFE`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from recloop.records import DAY, GROUP_ID, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
+
+GROUP_SPAN: Final = DAY
+"""A row further than this from the first row of its group is of another moment."""
+GROUP_LIFE: Final = 30 * DAY
+"""A group ends when its user has a row that is dated this much later than it: a state does not hold it for ever."""
+FIRST_OF_GROUP: Final = pl.col(TIMESTAMP).first().over(USER_ID, GROUP_ID)
+
+
+def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
+    """The believed rows, in the order of their seq, with the column ``stamp`` of their moment."""
+    frame = frame.sort(SEQ)
+    stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
+    newest = pl.col(TIMESTAMP).cum_max().shift(1).over(USER_ID).alias("newest")
+    frame = frame.with_columns(stamp.alias(STAMP), newest)
+    later = pl.col(SEQ) != pl.col(SEQ).first().over(USER_ID, GROUP_ID)
+    over = pl.col(GROUP_ID).is_not_null() & later & (pl.col("newest") - FIRST_OF_GROUP > GROUP_LIFE)
+    anew = pl.concat([reused_groups(frame), frame.filter(over).select(USER_ID, GROUP_ID)]).unique()
+    return (_regrouped(frame, anew) if len(anew) else frame).drop("newest")
+
+
+def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
+    """user_id and group_id of the groups with rows more than `GROUP_SPAN` from their first; rows in the order of seq."""
+    far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
+    return frame.filter(far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
+
+
+def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
+    """The stamps of groups with several moments, row by row in the order of seq, as `UserState.add` gives them."""
+    rows = frame.join(groups, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
+    state: dict[tuple[str, str], int] = {}
+    seqs, stamps = [], []
+    columns = SEQ, USER_ID, GROUP_ID, TIMESTAMP, "newest"
+    for seq, user_id, group_id, timestamp, newest in rows.select(columns).iter_rows():
+        state[user_id, group_id] = joined(state.get((user_id, group_id)), timestamp, newest)
+        seqs.append(seq)
+        stamps.append(state[user_id, group_id])
+    anew = pl.DataFrame({SEQ: seqs, "anew": stamps}, schema={SEQ: pl.Int64, "anew": pl.Int64})
+    found = frame.join(anew, on=SEQ, how="left", maintain_order="left")
+    return found.with_columns(pl.coalesce("anew", STAMP).alias(STAMP)).drop("anew")
+
+
+def joined(moment: int | None, timestamp: int, newest: int | None) -> int:
+    """The moment stamp of a row of a group.
+
+    Args:
+        moment: The newest moment stamp of the group; None: the group is new.
+        newest: The newest timestamp of the user's earlier rows; None: there are none.
+    """
+    if moment is None or abs(timestamp - moment) > GROUP_SPAN or ended(moment, newest):
+        return timestamp
+    return moment
+
+
+def ended(moment: int, newest: int | None) -> bool:
+    """Whether no further row joins a group of this moment stamp."""
+    return newest is not None and newest - moment > GROUP_LIFE
+
+
+def number_moments(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with the column ``moment``: the number of the user's moment, from 0, oldest first."""
+    number = pl.col(STAMP).rank("dense").over(USER_ID) - 1
+    return frame.with_columns(number.cast(pl.Int32).alias(MOMENT))
