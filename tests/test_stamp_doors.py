@@ -22,7 +22,7 @@ from recloop.collect.sources import Source
 from recloop.collect.tables import Table, read_table
 from recloop.config import Config, Data
 from recloop.errors import UserError
-from recloop.features.clock import received_by_end, wrong_clock
+from recloop.features.clock_rule import received_by_end, wrong_clock
 from recloop.features.stamp_text import read_stamp
 from recloop.records import SECOND, Event
 from recloop.serve import bodies

@@ -30,7 +30,7 @@ from recloop.collect.read import parse_events
 from recloop.collect.split import LEAVE_ONE_OUT, Parts, split
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.features.clock import received_by
+from recloop.features.clock_rule import received_by
 from recloop.features.dwell import Dwell
 from recloop.features.log_end import end_of
 from recloop.features.moment import moment_stamps, number_moments

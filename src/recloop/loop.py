@@ -19,7 +19,7 @@ from recloop.bundle import Bundle
 from recloop.collect.posted import Posted
 from recloop.collect.prepare import Prepared, load, prepare
 from recloop.config import Project
-from recloop.later import files, place, steps
+from recloop.later import new_files, place, steps
 from recloop.later import restart as restarts
 from recloop.later import run as runs
 from recloop.later.run import Updated
@@ -91,7 +91,7 @@ def update(
         if reason:
             restarts.whole_files(project, restart)
             return _restart(project, voice, reason, clock)
-        files.take(project, voice)
+        new_files.take(project, voice)
         run = runs.begin(project, full, reset, voice)
         if run is None:
             tidy(project, voice)

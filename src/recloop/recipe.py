@@ -1,7 +1,7 @@
 """The recipe of a bundle: a hash over everything but the data that determines what it is and what it answers.
 
 A child made by `recloop update` with the recipe of its parent is a refresh: the same thing learned from newer rows. The
-settings behind the hash are those that a manifest records (`recloop.changes`), without ``[data]``.
+settings behind the hash are those that a manifest records (`recloop.config_changes`), without ``[data]``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from recloop import __version__, changes
+from recloop import __version__, config_changes
 from recloop.config import Config
 from recloop.features.spec import ENCODE_VERSION
 
 
 def recipe_of(config: Config) -> str:
     """SHA-256 over the recorded settings that are not ``[data]``, and over the code that reads them."""
-    settings = {key: value for key, value in changes.recorded(config).items() if not key.startswith("data.")}
+    settings = {key: value for key, value in config_changes.recorded(config).items() if not key.startswith("data.")}
     tree = {"settings": settings, "code": _code(ENCODE_VERSION, __version__)}
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -31,7 +31,7 @@ def child_recipe(config: Config, parent: Mapping[str, Any]) -> str:
         parent: Manifest. A parent that `recloop train NAME` made has another model than its settings; its child has too.
     """
     same_code = _code(parent["encode_version"], parent["recloop"]) == _code(ENCODE_VERSION, __version__)
-    differing = [one for one in changes.changed(config, parent) if not one.key.startswith("data.")]
+    differing = [one for one in config_changes.changed(config, parent) if not one.key.startswith("data.")]
     if "recipe" in parent and "config" in parent and same_code and not differing:
         return str(parent["recipe"])
     return recipe_of(config)

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from recloop import __version__, changes, release
+from recloop import __version__, config_changes, release
 from recloop import bundle as bundles
 from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
 from recloop.bundle import Bundle
@@ -344,7 +344,7 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
             "held_seq": held_seq,
             "protocol": config.split.protocol,
         },
-        "config": changes.recorded(config),
+        "config": config_changes.recorded(config),
         "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
         "recipe": recipe_of(config),
     }

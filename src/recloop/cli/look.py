@@ -72,8 +72,8 @@ def status(as_json: Json = False) -> None:
     """What is live, what is tried, since when."""
     from recloop import standing
     from recloop.serve.moves import SHADOWED
-    from recloop.serve.requirement import shadow_requirement
     from recloop.watch import experiment
+    from recloop.watch.shadow_requirement import shadow_requirement
 
     here = project()
     found = standing.status(here)

@@ -16,7 +16,7 @@ from recloop.collect.rejected import rounded_up
 from recloop.collect.split import cut_of
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.features.clock import received_by_end
+from recloop.features.clock_rule import received_by_end
 from recloop.features.dwell import DWELL, DWELL_PCT, Dwell
 from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal, matcher

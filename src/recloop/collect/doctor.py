@@ -19,7 +19,7 @@ from recloop.collect.read import Catalogued, Raw, read_events, read_items, read_
 from recloop.collect.split import split
 from recloop.config import Config, Project
 from recloop.errors import UserError
-from recloop.features.clock import CLOCK
+from recloop.features.clock_rule import CLOCK
 from recloop.features.moment import reused_groups
 from recloop.features.signal import Signal
 from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USER_ID

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow.parquet
 
 from recloop import __version__
-from recloop.collect import newfiles, rejected
+from recloop.collect import new_files, rejected
 from recloop.collect.clean import Cleaned, clean
 from recloop.collect.doctor import Report, report
 from recloop.collect.files import MANIFEST, Files, recover, swap
@@ -97,10 +97,10 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
     print_ = fingerprint(config.data, sources)
     if logged:
         _same_import(project, print_)
-    files = newfiles.records_of([source for source in sources if source.key == "data.events"])
-    catalogs = newfiles.records_of([source for source in sources if source.key != "data.events"])
+    files = new_files.records_of([source for source in sources if source.key == "data.events"])
+    catalogs = new_files.records_of([source for source in sources if source.key != "data.events"])
     raw, items, users = read_events(project), read_items(project), read_users(project)
-    read_files = newfiles.with_rows(files, raw)
+    read_files = new_files.with_rows(files, raw)
     too_many = rejected.excess(raw.rejects, raw.read, config.clean.max_rejected)
     if too_many is not None:
         raise too_many
@@ -207,8 +207,8 @@ def _write(
     found: Report,
     print_: str,
     imported: int,
-    read_files: list[newfiles.FileRecord],
-    catalogs: list[newfiles.FileRecord],
+    read_files: list[new_files.FileRecord],
+    catalogs: list[new_files.FileRecord],
 ) -> None:
     target = project.data
     beside = target.with_name(target.name + ".tmp")

@@ -17,7 +17,7 @@ import polars as pl
 from recloop import rules
 from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
-from recloop.features.clock import CLOCK, wrong_clock
+from recloop.features.clock_rule import CLOCK, wrong_clock
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, Dwell
 from recloop.features.spec import Spec
 from recloop.records import (

@@ -53,7 +53,7 @@ def repeat(
     """Run updates one after the other, ``interval`` seconds from start to start; one that takes longer delays the next.
 
     Args:
-        update: One update; its exit code. 0 goes on; 3 (another run holds the lock) is skipped; any other ends the loop.
+        update: One update; its exit code. 0 goes on; 3 (another run or a server holds a lock) is skipped; any other ends the loop.
         reason: What an exit code that ends the loop means here.
     """
     updates = 0
@@ -62,7 +62,7 @@ def repeat(
         code = update()
         updates += 1
         if code == Locked.exit_code:
-            say("skipped: another run works in this project")
+            say("skipped: a lock is held, as the message above says")
         elif code != 0:
             return Ended(code, reason(code), updates)
         if not clock.wait(max(0.0, interval - (clock.now() - begin))):
@@ -78,11 +78,11 @@ def run(project: Project, command: Sequence[str], interval: float, say: Callable
         Locked: another loop repeats updates in this project.
     """
     with locks.every_lock(project.root), _terminable():
-        child: list[subprocess.Popen[bytes]] = []
+        children: list[subprocess.Popen[bytes]] = []
 
         def update() -> int:
-            child[:] = [subprocess.Popen(command)]
-            return child[0].wait()
+            children.append(subprocess.Popen(command))
+            return children[-1].wait()
 
         def reason(code: int) -> str:
             return last_reason(project) if code == 1 else f"the update ended with exit code {code}"
@@ -90,10 +90,10 @@ def run(project: Project, command: Sequence[str], interval: float, say: Callable
         try:
             return repeat(update, interval, WallClock(), say, reason)
         except Terminated:
-            for one in child:
-                one.terminate()
-                one.wait()
-            return Ended(0, "told to stop by SIGTERM", 0)
+            for child in children[-1:]:
+                child.terminate()
+                child.wait()
+            return Ended(0, "told to stop by SIGTERM", len(children))
 
 
 def last_reason(project: Project) -> str:

@@ -14,21 +14,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from recloop import bundle as bundles
-from recloop import changes, release, standing
+from recloop import config_changes, release, standing
 from recloop.backends import Control, inbox, locks, open_control, open_log
 from recloop.backends.archive import Archive
 from recloop.backends.sqlite import sync_folder
-from recloop.changes import Change, Effect
-from recloop.collect import newfiles
+from recloop.collect import new_files
 from recloop.collect.files import recover, swap
 from recloop.collect.posted import Posted
 from recloop.config import Project
+from recloop.config_changes import Change, Effect
 from recloop.errors import Locked, Refused, UserError
 
 MARK: Final = standing.RESTART
@@ -48,15 +48,15 @@ class Staged:
 
 def differing(project: Project) -> list[Change]:
     """Keys of recloop.toml that differ from the settings of the live bundle."""
-    return changes.changed(project.config, standing.load_bundle(project).manifest)
+    return config_changes.changed(project.config, standing.load_bundle(project).manifest)
 
 
 def reason(project: Project) -> str:
     """Why the next update must be a new first run; empty: it need not."""
     manifest = standing.load_bundle(project).manifest
-    changed = changes.of(changes.changed(project.config, manifest), Effect.RESTART)
+    changed = config_changes.of(config_changes.changed(project.config, manifest), Effect.RESTART)
     if changed:
-        return f"recloop.toml changed since {manifest['bundle']}: {changes.listed(changed)}"
+        return f"recloop.toml changed since {manifest['bundle']}: {config_changes.listed(changed)}"
     if standing.manifest(project)["fingerprint"] != manifest["data"]["fingerprint"]:
         return f"data/ was prepared from other files or settings than {manifest['bundle']}"
     return ""
@@ -73,7 +73,7 @@ def whole_files(project: Project, asked: bool) -> None:
     """
     if asked or any(change.key == "data.events" for change in differing(project)):
         return
-    gone = newfiles.missing(project, standing.manifest(project))
+    gone = new_files.missing(project, standing.manifest(project))
     if gone:
         raise UserError(
             "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
@@ -85,7 +85,7 @@ def whole_files(project: Project, asked: bool) -> None:
 def changed_files(project: Project) -> bool:
     """Whether the content of a file that was read has changed: then a new first run must be asked for."""
     try:
-        newfiles.look(project, standing.manifest(project))
+        new_files.look(project, standing.manifest(project))
     except UserError:
         return True
     return False
@@ -118,16 +118,13 @@ def alone(project: Project, reason: str) -> Iterator[None]:
     Raises:
         Locked: a server runs; the message says what changed.
     """
-    lock = locks.writer_lock(project.root, "update")
-    try:
-        lock.__enter__()
-    except Locked as held:
-        fix = f"stop it, recloop update, start it again (a new first run replaces the log: {reason})"
-        raise Locked(held.lock, held.holder, fix) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.writer_lock(project.root, "update"))
+        except Locked as held:
+            fix = f"stop it, recloop update, start it again (a new first run replaces the log: {reason})"
+            raise Locked(held.lock, held.holder, fix) from None
         yield
-    finally:
-        lock.__exit__()
 
 
 @contextmanager

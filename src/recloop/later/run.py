@@ -17,13 +17,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from recloop import bundle as bundles
-from recloop import changes, release, standing, turn
+from recloop import config_changes, release, standing, turn
 from recloop.backends import open_control, open_log
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
-from recloop.changes import Change, Effect
 from recloop.collect.prepare import Data, read
 from recloop.config import Config, Project
+from recloop.config_changes import Change, Effect
 from recloop.errors import BundleError, UserError
 from recloop.features.learned import Learned, Window
 from recloop.features.signal import Signal
@@ -190,8 +190,8 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
         )
     Signal(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
     live = standing.load_bundle(project)
-    changed = changes.changed(config, live.manifest)
-    retrain = changes.of(changed, Effect.RETRAIN)
+    changed = config_changes.changed(config, live.manifest)
+    retrain = config_changes.of(changed, Effect.RETRAIN)
     asked, full = full, full or config.update.mode == "full" or bool(retrain)
     if full and reset:
         expected = "a warm start: a full turn takes over no optimizer"
@@ -229,7 +229,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
         expected = f"what {live.id} was trained with (changed: {', '.join(differ)})"
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
     if retrain:
-        voice.say("update", f"recloop.toml changed since {live.id}: a full retrain ({changes.listed(retrain)})")
+        voice.say("update", f"recloop.toml changed since {live.id}: a full retrain ({config_changes.listed(retrain)})")
     return Run(project, journal, live, spec, full, reset, voice, config.train.seed, changed)
 
 
@@ -243,7 +243,7 @@ def waiting(project: Project, config: Config, live: str) -> str:
             manifest = bundles.check(project.bundles / bundle, found.hashes[bundle])
         except BundleError:
             continue
-        if manifest["parent"] == live and "config" in manifest and not changes.changed(config, manifest):
+        if manifest["parent"] == live and "config" in manifest and not config_changes.changed(config, manifest):
             return bundle
     return ""
 

@@ -20,10 +20,10 @@ from recloop.backends.control import ReleaseRow
 from recloop.config import Project
 from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.serve.arms import CANDIDATE, LIVE
-from recloop.serve.requirement import shadow_requirement
 from recloop.standing import examine, load_bundle, now, open_bundle, same_bytes
 from recloop.watch import experiment
 from recloop.watch.plan import EVIDENCE, Plan
+from recloop.watch.shadow_requirement import shadow_requirement
 from recloop.watch.verdict import Verdict
 
 AT_THE_DOOR = ("registered", "checked")

@@ -218,8 +218,7 @@ def judge(
     return Verdict(
         bundle=bundle, since=plan.since, until=until, now=now, plan=plan, differs=list(differs),
         users=Arms(arms.live, arms.candidate, int(users["waiting"].sum())), sample_ratio=ratio, metrics=metrics,
-        looks=looks, verdict=found.verdict, decided_by=found.decided_by, why=found.why, no_harm=found.no_harm,
-        loss=found.loss, needed=found.needed,
+        looks=looks, **msgspec.structs.asdict(found),
     )  # fmt: skip
 
 

@@ -85,8 +85,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     unproven: bool = False
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of an experiment.
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What `decide` found: the verdict, its source and reason, and what is known of harm.
 
     Attributes:
         verdict: ``better``, ``worse``, ``inconclusive`` (all looks taken), ``running`` (looks are left), ``invalid``.
@@ -94,6 +94,20 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         no_harm: A loss of the primary metric above the margin is ruled out, by the last look taken or by the sequence.
         loss: Largest relative loss of the primary metric that is not ruled out; negative: a sure gain; null: unknown.
         needed: Users at which a candidate equal to live would rule the margin out, by the width seen so far; null: unknown.
+    """
+
+    verdict: Word
+    decided_by: Source
+    why: str
+    no_harm: bool
+    loss: float | None
+    needed: int | None
+
+
+class Verdict(Finding, frozen=True, kw_only=True):
+    """The state of an experiment: a finding, and the plan, users, metrics and looks that it is from.
+
+    Attributes:
         differs: Keys of the configuration that differ from the plan; the plan holds.
         since, until, now: int64 microseconds; ``until`` null: the experiment runs.
     """
@@ -108,12 +122,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     sample_ratio: SampleRatio
     metrics: dict[str, Measured]
     looks: list[Look]
-    verdict: Word
-    decided_by: Source
-    why: str
-    no_harm: bool
-    loss: float | None
-    needed: int | None
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON."""
@@ -123,17 +131,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self) -> list[str]:
         """The verdict for a terminal: one line, and one for each key of the configuration that differs from the plan."""
         return [f"experiment of {self.bundle}: {self.verdict}: {self.why}", *self.differs]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What `decide` found."""
-
-    verdict: Word
-    decided_by: Source
-    why: str
-    no_harm: bool
-    loss: float | None
-    needed: int | None
 
 
 def decide(plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], looks: Sequence[Look]) -> Finding:
@@ -147,7 +144,7 @@ def decide(plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], look
     needed = None if no_harm else _needed(plan, looks)
     if word in {"running", "inconclusive"}:
         why = f"{why}; {_margin_note(plan, loss, needed)}"
-    return Finding(word, source, why, no_harm, loss, needed)
+    return Finding(verdict=word, decided_by=source, why=why, no_harm=no_harm, loss=loss, needed=needed)
 
 
 def _decide(

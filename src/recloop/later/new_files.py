@@ -10,7 +10,7 @@ import polars as pl
 
 from recloop import ingest, standing
 from recloop.backends import locks
-from recloop.collect import newfiles, rejected
+from recloop.collect import new_files, rejected
 from recloop.config import Project
 from recloop.errors import Locked, UserError
 from recloop.records import RECEIVED_AT, TIMESTAMP, Event
@@ -36,20 +36,20 @@ def take(project: Project, voice: Voice) -> Read:
         Locked: another writer holds the log and takes no rows over HTTP.
     """
     manifest = standing.manifest(project)
-    for name in newfiles.changed_catalogs(project, manifest):
+    for name in new_files.changed_catalogs(project, manifest):
         voice.say("collect", f"{name} has changed since it was read: post its rows, or recloop update --restart")
-    new = newfiles.look(project, manifest)
+    new = new_files.look(project, manifest)
     if not new.records:
         return Read(0, 0, 0)
     if not new.sources:  # the same content under another name
-        newfiles.remember(project, new.records, ())
+        new_files.remember(project, new.records, ())
         return Read(0, 0, 0)
-    raw = newfiles.read_new(project, new, manifest)
-    records = newfiles.with_rows(new.records, raw)
-    _limit(project, newfiles.known(manifest), records, raw.rejects)
+    raw = new_files.read_new(project, new, manifest)
+    records = new_files.with_rows(new.records, raw)
+    _limit(project, new_files.known(manifest), records, raw.rejects)
     with ExitStack() as stack:
         kept = _keep(project, raw.frame.sort(TIMESTAMP, maintain_order=True), stack)
-    newfiles.remember(project, records, raw.rejects)
+    new_files.remember(project, records, raw.rejects)
     why = f" ({rejected.reasons(raw.rejects)})" if raw.rejects else ""
     voice.say(
         "collect",
@@ -60,7 +60,7 @@ def take(project: Project, voice: Voice) -> Read:
 
 
 def _limit(
-    project: Project, before: dict[str, newfiles.FileRecord], records: list[newfiles.FileRecord],
+    project: Project, before: dict[str, new_files.FileRecord], records: list[new_files.FileRecord],
     rejects: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """The limit of a first run, over all files that were ever read: as if they had come at once."""

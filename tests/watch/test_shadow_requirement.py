@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recloop.config import Project
-from recloop.serve.requirement import Requirement, shadow_requirement
+from recloop.watch.shadow_requirement import Requirement, shadow_requirement
 
 
 @pytest.mark.parametrize(

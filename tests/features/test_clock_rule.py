@@ -13,7 +13,7 @@ from recloop.collect.doctor import examine
 from recloop.collect.prepare import load, prepare
 from recloop.config import Clean, Config, Events
 from recloop.errors import UserError
-from recloop.features.clock import wrong_clock
+from recloop.features.clock_rule import wrong_clock
 from recloop.features.signal import Signal
 from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
 from recloop.serve.write import Writer, frame_of

@@ -217,11 +217,11 @@ def test_a_grown_file_is_read_from_where_it_ended(project: Project) -> None:
 
 
 def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recloop.collect import newfiles
+    from recloop.collect import new_files
 
     write_days(project.root, 30, 31)
     with monkeypatch.context() as patch:  # killed after the rows, before the record
-        patch.setattr(newfiles, "remember", lambda *_: 1 / 0)
+        patch.setattr(new_files, "remember", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             loop.update(project)
     rows = len(logged(project))

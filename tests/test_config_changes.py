@@ -13,12 +13,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recloop import changes, loop, standing
+from recloop import config_changes, loop, standing
 from recloop.backends import locks, open_control, open_log
 from recloop.backends.archive import Archive
-from recloop.changes import Change, Effect
 from recloop.cli import run
 from recloop.config import Config, Project
+from recloop.config_changes import Change, Effect
 from recloop.later import restart
 from recloop.records import Event, Item, Query
 from recloop.settings import build, open_project
@@ -88,10 +88,12 @@ def listed(folder: Path, user: str) -> list[str]:
 
 def test_changed_same_settings_gives_nothing() -> None:
     config = build({"events": {"weights": {"b": 1.0, "a": 2.0}}}, environment={})
-    manifest = json.loads(json.dumps({"config": changes.recorded(config)}, sort_keys=True))
-    assert changes.changed(config, manifest) == []
+    manifest = json.loads(json.dumps({"config": config_changes.recorded(config)}, sort_keys=True))
+    assert config_changes.changed(config, manifest) == []
     swapped = build({"events": {"weights": {"a": 2.0, "b": 1.0}}}, environment={})
-    assert [one.key for one in changes.changed(swapped, manifest)] == ["events.weights"], "the order of rules decides"
+    assert [one.key for one in config_changes.changed(swapped, manifest)] == ["events.weights"], (
+        "the order of rules decides"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,18 +111,18 @@ def test_changed_same_settings_gives_nothing() -> None:
     ],
 )  # fmt: skip
 def test_changed_key_has_its_effect(setting: str, effect: Effect | None) -> None:
-    manifest = {"config": changes.recorded(Config())}
-    found = changes.changed(build({}, [setting], environment={}), manifest)
+    manifest = {"config": config_changes.recorded(Config())}
+    found = config_changes.changed(build({}, [setting], environment={}), manifest)
     assert {one.effect for one in found} == (set() if effect is None else {effect})
 
 
 def test_changed_key_that_a_bundle_does_not_record_had_its_default() -> None:
-    before = changes.recorded(Config())
+    before = config_changes.recorded(Config())
     del before["split.targets"]
-    assert changes.changed(Config(), {"config": before}) == []
-    found = changes.changed(build({}, ["split.targets=next"], environment={}), {"config": before})
+    assert config_changes.changed(Config(), {"config": before}) == []
+    found = config_changes.changed(build({}, ["split.targets=next"], environment={}), {"config": before})
     assert found == [Change("split.targets", "successive", "next")]
-    assert changes.changed(build({}, ["split.targets=next"], environment={}), {}) == []
+    assert config_changes.changed(build({}, ["split.targets=next"], environment={}), {}) == []
 
 
 # -- a new first run
