@@ -103,6 +103,16 @@ def test_types_that_no_rule_names_are_reported(shop: Shop) -> None:
     assert "no rule of" not in said(named)
 
 
+def test_examine_views_that_are_history_are_called_input(shop: Shop) -> None:
+    kinds = ("view", "buy", "hide")
+    log = HEAD + "".join(f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{kinds[n % 3]},1,\n" for n in range(60))
+    events = ('events.positive=["buy"]', 'events.history=["view"]', 'events.negative=["hide"]')
+    report = examine(shop(log, KIND, *events))
+    assert report.event_classes == {"view": "input", "buy": "positive", "hide": "negative"}
+    mixed = examine(shop(log, KIND, *events, "events.weights={\"event_type = 'buy' AND item_id = 'i1'\" = -1}"))
+    assert mixed.event_classes["buy"] == "by condition"
+
+
 def test_repeats_seen_items_and_items_out_of_catalogue(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("item_id,name\n" + "".join(f"i{n},x\n" for n in range(90)) + "i1,y\n")
     log = HEAD + "".join(

@@ -21,8 +21,8 @@ from recloop.config import Config, Project
 from recloop.errors import UserError
 from recloop.features.clock_rule import CLOCK
 from recloop.features.moment import reused_groups
-from recloop.features.signal import Signal
-from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USER_ID
+from recloop.features.signal import Signal, class_of, with_uses
+from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USE, USER_ID
 
 SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word
 HEAVY_USER: Final = 0.05  # of all rows: a till or a crawler rather than a person
@@ -49,6 +49,7 @@ class Report:
     warnings: tuple[str, ...]
     info: str = ""
     event_types: dict[str, dict[str, Any]] = field(default_factory=dict)
+    event_classes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The keys of ``recloop doctor --json``."""
@@ -65,6 +66,7 @@ class Report:
             "warnings": list(self.warnings),
             "info": self.info,
             "event_types": {name: dict(facts) for name, facts in self.event_types.items()},
+            "event_classes": dict(self.event_classes),
         }
 
 
@@ -119,7 +121,17 @@ def report(raw: Raw, cleaned: Cleaned, items: Catalogued | None, users: Catalogu
             name: {"rows": rows, "label": low if low == high else "mixed"}
             for name, rows, low, high in kinds.iter_rows()
         },
+        event_classes=_classes(believed),
     )
+
+
+def _classes(believed: pl.DataFrame) -> dict[str, str]:
+    """What rows of each event type are to the models, in one word; ``by condition`` where they differ."""
+    found: dict[str, str] = {}
+    for name, use, label in with_uses(believed).select(EVENT_TYPE, USE, LABEL).unique().iter_rows():
+        word = class_of(use, label)
+        found[name] = word if found.setdefault(name, word) == word else "by condition"
+    return found
 
 
 def _warnings(
@@ -262,9 +274,8 @@ def render(found: Report) -> rich.console.Group:
     table.add_row("span", f"{found.span['days']:,.0f} days", f"{found.span['first']} .. {found.span['last']}")
     table.add_row("repeats", _percent(found.repeats), "of positive rows: the user had the item before")
     if len(found.event_types) > 1:
-        words = {1: "positive", 0: "neutral", -1: "negative"}
         for name, facts in found.event_types.items():
-            table.add_row("type", f"{facts['rows']:,}", f"{name}: {words.get(facts['label'], 'by condition')}")
+            table.add_row("type", f"{facts['rows']:,}", f"{name}: {found.event_classes[name]}")
     lines: Sequence[Any] = [rich.text.Text(found.info), table]
     warnings = [rich.text.Text(f"! {warning}", style="yellow") for warning in found.warnings]
     return rich.console.Group(*lines, *warnings)

@@ -135,14 +135,16 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
     unit = _unit(raw)
     say("data.time_unit", unit, raw.info.partition("stamps: ")[2])
     events = _events(raw.frame, names)
-    for key, value in (
-        ("positive", events[0].positive),
-        ("negative", events[0].negative),
-        ("neutral", events[0].neutral),
-        ("history", events[0].history),
+    if events[0].weights:
+        say("events.weights", dict(events[0].weights), events[1])
+    for key, value, why in (
+        ("positive", events[0].positive, events[1]),
+        ("history", events[0].history, "models see it, no list is measured by it"),
+        ("negative", events[0].negative, "leaves the list until a later positive"),
+        ("neutral", events[0].neutral, "kept, and used for nothing else"),
     ):
-        say(f"events.{key}", list(value), events[1])
-    say("events.weights", dict(events[0].weights), events[1])
+        if value:
+            say(f"events.{key}", list(value), why)
     say(
         "events.undo",
         dict(events[0].undo),

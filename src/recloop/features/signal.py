@@ -59,6 +59,11 @@ CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
 """Words for a label."""
 
 
+def class_of(use: int, label: int) -> str:
+    """The class of an event in one word: ``input``, ``undo``, else that of its label."""
+    return Use(use).name.lower() if use in {Use.INPUT, Use.UNDO} else CLASSES[label]
+
+
 def matcher(text: str, key: str) -> pl.Expr:
     """The test of one entry of ``[events]``: ``*``, an event type, or a condition over the row's fields."""
     if text == "*":
@@ -86,7 +91,7 @@ class Rule:
     @property
     def means(self) -> str:
         """The class in one word."""
-        return self.use.name.lower() if self.use in (Use.INPUT, Use.UNDO) else CLASSES[self.label]
+        return class_of(self.use, self.label)
 
 
 class Signal:
