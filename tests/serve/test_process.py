@@ -23,7 +23,7 @@ from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import open_control, open_decisions, open_log
 from recloop.config import Project
-from recloop.records import USER_ID
+from recloop.records import RULE, USER_ID
 from recloop.serve.service import Service
 from recloop.watch.parity import verify
 from servers import PATIENCE, command
@@ -302,7 +302,7 @@ class Poster(threading.Thread):
                     answer = client.post("/v1/events", json=rows)
                 except httpx.HTTPError:
                     return
-                assert answer.status_code == 200, answer.text
+                assert answer.status_code in {200, 207}, answer.text  # 207: ten acts within a second are a burst
                 self.acknowledged += [row["event_id"] for row in answer.json()["rows"]]
 
 
@@ -339,7 +339,8 @@ def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
     rows = kept.filter(kept[USER_ID] == last.user).select(names).to_dicts()
     answer = server.client.post("/v1/events", json=rows[-1000:])
     assert answer.json()["duplicate"] == len(rows[-1000:])
-    assert server.client.get(f"/v1/users/{last.user}").json()["events"] == len(rows)
+    believed = kept.filter((kept[USER_ID] == last.user) & kept[RULE].is_null())
+    assert server.client.get(f"/v1/users/{last.user}").json()["events"] == len(believed)
 
 
 def test_a_kill_takes_no_acknowledged_event(shop: Project, serving: Serving) -> None:

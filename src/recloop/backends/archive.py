@@ -67,7 +67,9 @@ class Archive:
         asked = pl.Series(event_ids, dtype=pl.String)
         if not len(self._hashes) or not len(asked):
             return {}
-        wanted = asked.filter(pl.Series(np.isin(asked.hash(0).to_numpy(), self._hashes)))
+        hashes = asked.hash(0).to_numpy()
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        wanted = asked.filter(pl.Series(self._hashes[places] == hashes))
         if not len(wanted):
             return {}
         rows = self._all().filter(pl.col(EVENT_ID).is_in(wanted.implode())).collect().sort(SEQ, descending=True)

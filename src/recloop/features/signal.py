@@ -108,8 +108,9 @@ class Signal:
         self._clean, self._dwell = clean, dwell
         self._keep = rules.parse(clean.keep, KEEP_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
         self.rules = _rules(events)
-        self._match = _first_match(self.rules)
+        self._first, self._meanings = _first_match(self.rules), _meanings(self.rules)
         looked = [matcher(text, "events.history").fill_null(False) for text in events.history]
+        self._has_history = bool(looked)
         self._looked = pl.any_horizontal(looked) if looked else pl.lit(False)
         self._pairs = set(events.undo.values())
 
@@ -120,13 +121,32 @@ class Signal:
 
     def label(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with ``label`` (-1, 0, 1), ``weight``, ``use``, ``pair``, ``units``; a type that no rule names is neutral."""
-        known = frame.with_columns(self._share(frame)).with_columns(self._match.columns())
-        looked = (pl.col(USE) == int(Use.TARGET)) & self._looked
-        known = known.with_columns(
-            pl.when(looked).then(pl.lit(int(Use.INPUT), pl.Int8)).otherwise(pl.col(USE)).alias(USE),
-            pl.when(looked).then(pl.lit(0, pl.Int8)).otherwise(pl.col(LABEL)).alias(LABEL),
+        return self._with_meaning(self._decided(frame)).drop("by", "looked", DWELL_PCT)
+
+    def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """`label`, with ``dwell_pct`` and the number of the rule that decides (``by``, a place in ``rules``), null where none does."""
+        none = pl.col("by") == len(self.rules)
+        labelled = self._with_meaning(self._decided(frame)).drop("looked")
+        return labelled.with_columns(pl.when(none).then(None).otherwise(pl.col("by")).alias("by"))
+
+    def _decided(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with ``dwell_pct``, ``by`` (the first rule that matches, else ``len(rules)``) and ``looked``."""
+        return frame.with_columns(self._share(frame)).with_columns(
+            self._first.alias("by"), self._looked.alias("looked")
         )
-        return known.with_columns(self._pair(), self._units()).drop(DWELL_PCT)
+
+    def _with_meaning(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The decided frame with what its rules mean; a target that ``events.history`` names too is an input."""
+        meant = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
+        if self._has_history:
+            looked = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
+            meant = meant.with_columns(
+                pl.when(looked).then(pl.lit(value, pl.Int8)).otherwise(pl.col(name)).alias(name)
+                for name, value in ((USE, int(Use.INPUT)), (LABEL, 0))
+            )
+        if not self._pairs:
+            return meant.with_columns(pl.lit(1.0).alias(UNITS))
+        return meant.with_columns(self._pair(), self._units())
 
     def _pair(self) -> pl.Expr:
         """The type of what an undo names; of the undo itself, what it takes back."""
@@ -140,11 +160,6 @@ class Signal:
             able |= pl.col(USE) == int(Use.TARGET)
         counted = able & pl.col(QUANTITY).is_finite() & (pl.col(QUANTITY) != 0)
         return pl.when(counted).then(pl.col(QUANTITY).abs()).otherwise(1.0).alias(UNITS)
-
-    def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """`label`, with ``dwell_pct`` and the number of the rule that decides (``by``, a place in ``rules``), null where none does."""
-        labelled = self.label(frame).with_columns(self._share(frame))
-        return labelled.with_columns(self._match.rule.alias("by"))
 
     def _share(self, frame: pl.DataFrame) -> pl.Series:
         """``dwell_pct`` of each row."""
@@ -160,12 +175,11 @@ class Signal:
             earlier: Rows of the same users with smaller seq (on arrival: those of the last seconds are enough).
         """
         rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
-        if self._clean.burst != "off":
-            rows, before = self.acts(frame), 0
-            if earlier is not None and len(earlier):
-                before = len(earlier)
-                rows = pl.concat([self.acts(earlier), rows])
-            hurried = bursts(rows, self._clean.burst)[before:]
+        before = 0 if earlier is None else len(earlier)
+        burst = self._clean.burst
+        if burst != "off" and before + len(frame) >= burst.events:  # fewer rows are no burst
+            rows = frame if earlier is None or not before else pl.concat([earlier, frame], how="diagonal")
+            hurried = bursts(self.acts(rows), burst)[before:]
             rule = pl.select(
                 pl.when(pl.Series(hurried)).then(pl.lit("burst")).otherwise(rule).alias("rule")
             ).to_series()
@@ -223,6 +237,8 @@ def use_of(label: int, weight: float) -> Use:
 
 def with_uses(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with ``use``, ``pair`` and ``units``, from ``label`` and ``weight`` where a row has none."""
+    if all(name in frame.columns and not frame[name].null_count() for name in (WEIGHT, USE, PAIR, UNITS)):
+        return frame
     skip = (pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1) if WEIGHT in frame.columns else pl.lit(False)
     plain = {
         WEIGHT: pl.lit(1.0, pl.Float32),
@@ -241,36 +257,22 @@ def _on_dwell(text: str) -> bool:
     return re.search(rf"\b({DWELL}|{DWELL_PCT})\b", text) is not None
 
 
-@dataclass(frozen=True)
-class Match:
-    """The first rule that matches a row, as expressions: what it means, and its place in ``rules``."""
-
-    label: pl.Expr
-    weight: pl.Expr
-    use: pl.Expr
-    pair: pl.Expr
-    rule: pl.Expr
-
-    def columns(self) -> list[pl.Expr]:
-        """``label``, ``weight``, ``use``, ``pair``."""
-        return [self.label.alias(LABEL), self.weight.alias(WEIGHT), self.use.alias(USE), self.pair.alias(PAIR)]
-
-
-def _first_match(found: tuple[Rule, ...]) -> Match:
-    label, weight = pl.lit(0, dtype=pl.Int8), pl.lit(0.0, dtype=pl.Float32)
-    use, pair = pl.lit(0, dtype=pl.Int8), pl.lit("")
-    by = pl.lit(None, dtype=pl.Int32)
+def _first_match(found: tuple[Rule, ...]) -> pl.Expr:
+    """The place of the first rule that matches a row, ``len(found)`` where none does."""
+    by = pl.lit(len(found), dtype=pl.Int32)
     for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is asked last
         matched = rule.expr.fill_null(False)
         if rule.label < 0:  # a condition on values alone may meet a dwell: it is left to the rules after it
             matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
-        shown = 0 if rule.use is Use.INPUT else rule.label
-        label = pl.when(matched).then(pl.lit(shown, dtype=pl.Int8)).otherwise(label)
-        weight = pl.when(matched).then(pl.lit(rule.weight, dtype=pl.Float32)).otherwise(weight)
-        use = pl.when(matched).then(pl.lit(int(rule.use), dtype=pl.Int8)).otherwise(use)
-        pair = pl.when(matched).then(pl.lit(rule.pair)).otherwise(pair)
         by = pl.when(matched).then(pl.lit(place, dtype=pl.Int32)).otherwise(by)
-    return Match(label, weight, use, pair, by)
+    return by
+
+
+def _meanings(found: tuple[Rule, ...]) -> pl.DataFrame:
+    """``label``, ``weight``, ``use``, ``pair`` of each rule, and last of a row that no rule names."""
+    rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in found]
+    schema = {LABEL: pl.Int8, WEIGHT: pl.Float32, USE: pl.Int8, PAIR: pl.String}
+    return pl.DataFrame([*rows, (0, 0.0, int(Use.NONE), "")], schema=schema, orient="row")
 
 
 def bursts(rows: pl.DataFrame, burst: Burst) -> np.ndarray:

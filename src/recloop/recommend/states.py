@@ -133,10 +133,11 @@ class StateReader:
             if self._retracted.changed(user_id, seq, after):  # what the snapshot holds of this user is no longer so
                 state = UserState(attributes=state.attributes)
                 rows = pl.concat([self._retracted.archived(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
-        fold(state, self._signal.label(rows))
-        versions = attribute_versions(self._log.users(after, seq, user_id)).get(user_id)
-        if versions:
-            state.attributes = versions[-1][1]
+        if len(rows):
+            fold(state, self._signal.label(rows))
+        users = self._log.users(after, seq, user_id)
+        if len(users):
+            state.attributes = attribute_versions(users)[user_id][-1][1]
         return state
 
 
