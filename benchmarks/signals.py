@@ -35,10 +35,10 @@ from recloop.browsing import Browsing
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
 from recloop.features.state import Timeline
+from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, STAMP, USER_ID, Query
-from recloop.settings import open_project
 
 RESULT: Final = Path(__file__).resolve().parent / "results" / "signals.json"
 SEED: Final = 0

@@ -30,12 +30,11 @@ import polars as pl
 
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import open_control, open_decisions
 from recloop.client import serving
+from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
-from recloop.settings import open_project
 from recloop.world import World
 
 HERE: Final = Path(__file__).resolve().parent
@@ -158,7 +157,7 @@ def another(folder: Path) -> str:
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime.now(UTC))
     sha256 = bundles.manifest_hash(project.bundles / made.id)
-    control = open_control(project.config.stores.control, folder)
+    control = project.open_control()
     release.register(
         control, made.id, sha256, by="benchmarks/swaps.py", reason="another list", at=standing.now(),
         evidence={"gates": []},
@@ -176,7 +175,7 @@ def judged(
 ) -> dict[str, Any]:
     """What became of every request."""
     project = open_project(folder)
-    store = open_decisions(project.config.stores.decisions, folder)
+    store = project.open_decisions()
     written = {row.client_request_id: row for row in store.rows()}
     lost = store.lost
     store.close()

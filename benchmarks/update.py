@@ -42,11 +42,8 @@ from shelf import PROJECTS, RESULTS, git
 
 from recloop import bundle as bundles
 from recloop import intervals, standing
-from recloop.backends import open_log
-from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
-from recloop.config import Project
 from recloop.demo.days import as_rows
 from recloop.demo.groceries import write_project
 from recloop.features.moment import moment_stamps
@@ -54,9 +51,9 @@ from recloop.features.signal import Signal
 from recloop.features.state import Timeline
 from recloop.learn import compare
 from recloop.learn.moments import Moments, moments
+from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, SEQ, TIMESTAMP, Event
-from recloop.settings import open_project
 from recloop.world import World
 
 ROWS: Final[dict[str, tuple[str, ...] | None]] = {
@@ -212,7 +209,7 @@ def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFr
     missing = [expr.alias(name) for name, expr in columns.items() if name == RECEIVED_AT or name not in future.columns]
     rows = future.with_columns(missing).sort(TIMESTAMP, maintain_order=True)
     empty = [pl.lit(None, kind).alias(name) for name, kind in EVENT_SCHEMA.items() if name not in rows.columns]
-    start = Archive(project.data).watermark + 1
+    start = project.open_archive().watermark + 1
     rows = rows.with_columns(*empty).with_columns(pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias(SEQ))
     rows = rows.select(pl.col(name).cast(kind) for name, kind in EVENT_SCHEMA.items())
     rows = rows.filter(Signal(project.config.events, project.config.clean).believe(rows).is_null())
@@ -223,7 +220,7 @@ def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFr
 
 def post(project: Project, rows: pl.DataFrame) -> None:
     """Believed rows into the log as the server would have put them."""
-    log = open_log(project.config.stores.log, project.root, write=True)
+    log = project.open_log(write=True)
     for part in rows.iter_slices(10_000):
         log.append_events(
             [
@@ -240,9 +237,9 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     """The lists of a bundle for every moment of ``after``, from the states just before."""
     source = open_project(asked.project, asked.sets)
-    rows = moment_stamps(Signal.of(bundle.spec).label(pl.concat([Archive(source.data).events(), future])))
+    rows = moment_stamps(Signal.of(bundle.spec).label(pl.concat([source.open_archive().events(), future])))
     queries = compare.thin(moments(rows.filter(pl.col(SEQ).is_in(after[SEQ].implode())), "successive"))
-    timeline, catalogue = Timeline(rows, users), Catalogue.of([Archive(source.data).items()])
+    timeline, catalogue = Timeline(rows, users), Catalogue.of([source.open_archive().items()])
     found = compare.ask(bundle, queries, timeline, catalogue, THREADS)
     names, codes = np.unique(found.users, return_inverse=True)
     means = intervals.user_means(found.ndcg[:, None], codes, len(names))[:, 0]

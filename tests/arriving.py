@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from recloop.backends import open_log
-from recloop.config import Project
 from recloop.features.signal import Signal
+from recloop.project import Project
 from recloop.records import Event
 
 STEPS = ("collect", "check", "learn", "judge", "finish", "publish")
@@ -32,16 +31,13 @@ sys.exit(run(sys.argv[2:]))
 
 def post(project: Project, rows: pl.DataFrame) -> None:
     """Judge and number rows (columns of an Event), each received at its own stamp."""
-    log = open_log(project.config.stores.log, project.root, write=True)
-    try:
+    with project.open_log(write=True) as log:
         taken = Signal(project.config.events, project.config.clean).believe(rows).to_list()
         events = [
             Event(**{name: value for name, value in row.items() if value is not None}, received_at=row["timestamp"])
             for row in rows.iter_rows(named=True)
         ]
         log.append_events(events, judge=lambda fresh: taken[: len(fresh)])
-    finally:
-        log.close()
 
 
 def die_after(step: str, project: Project, sets: Sequence[str]) -> None:

@@ -13,8 +13,7 @@ from hypothesis import settings
 
 import servers
 from recloop import loop
-from recloop.config import Project
-from recloop.settings import open_project
+from recloop.project import Project, open_project
 from recloop.world import World
 
 ROOT = Path(__file__).resolve().parents[1]

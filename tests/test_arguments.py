@@ -12,9 +12,9 @@ import pytest
 
 import recloop
 from recloop.cli import run
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.models.base import SHELF, check_model
+from recloop.project import Project
 from recloop.settings import build
 
 Cli = Callable[..., tuple[int, str, str]]

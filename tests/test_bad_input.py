@@ -19,10 +19,8 @@ import pytest
 import servers
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import open_control
 from recloop.cli import run
-from recloop.config import Project
-from recloop.settings import open_project
+from recloop.project import Project, open_project
 from recloop.world import World
 
 RECLOOP = [sys.executable, "-m", "recloop"]
@@ -44,7 +42,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[servers.Server, Project, str]]:
     """A server with a row that no update has read, and a child of live that was refused: server, project, child."""
     project = open_project(shutil.copytree(turned, tmp_path_factory.mktemp("busy") / "shop"))
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     live = bundles.load(project.bundles / (standing.live_bundle(project) or ""))
     child = bundles.write(replace(live, metrics={"n": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)).id
     who = {"by": "a test", "reason": "worse", "at": 5}
@@ -94,7 +92,7 @@ def test_a_mistake_is_one_message_and_moves_nothing(
     busy: tuple[servers.Server, Project, str], cli: Callable[..., Said], words: list[str], code: int, said: str
 ) -> None:
     server, project, child = busy
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     before = written(project.root), control.releases(), listed(server)
     done, out, err = cli("-C", project.root, *(child if word == "CHILD" else word for word in words))
     assert (done, out) == (code, ""), err

@@ -11,8 +11,8 @@ import pytest
 from recloop.browsing import TYPES, Browsing
 from recloop.collect.clean import clean
 from recloop.collect.read import read_events, read_items
+from recloop.project import open_project
 from recloop.records import DAY
-from recloop.settings import open_project
 from recloop.world import START
 
 NOON = START + 45 * DAY

@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 
 from recloop import config_changes, loop, release, standing
-from recloop.backends import locks, open_control, open_log
-from recloop.backends.archive import Archive
+from recloop.backends import locks, open_control
 from recloop.cli import run
-from recloop.config import Config, Project
+from recloop.config import Config
 from recloop.config_changes import Change, Effect
 from recloop.later import restart
+from recloop.project import Project, open_project
 from recloop.records import Event, Item, Query
-from recloop.settings import build, open_project
+from recloop.settings import build
 from recloop.world import World
 
 COUNTS = '\n[model]\nname = "popular"\n[placement.home]\nmix = { history = 1.0, popular = 0.25 }\n'
@@ -61,13 +61,10 @@ def correct(folder: Path) -> None:
 
 def put(project: Project, *events: Event) -> None:
     """Rows as the server keeps them."""
-    log = open_log(project.config.stores.log, project.root, write=True)
-    try:
-        log.start_at(Archive(project.data).watermark)
+    with project.open_log(write=True) as log:
+        log.start_at(project.open_archive().watermark)
         log.append_items([Item(item_id="i01", attributes={"name": "posted"}, received_at=5)])
         log.append_events(events, judge=lambda rows: ["keep" if row.quantity == 0 else None for row in rows])
-    finally:
-        log.close()
 
 
 def posted(number: int, item: str, user: str = "ann", **more: Any) -> Event:
@@ -158,7 +155,7 @@ def test_restart_keeps_posted_rows_archived_or_not(mistaken: Path) -> None:
     correct(mistaken)
     done = loop.update(open_project(mistaken))
     assert done.verdict == "restarted"
-    archive = Archive(project.data)
+    archive = project.open_archive()
     mine = archive.events().filter(pl.col("event_id").str.starts_with("p") & pl.col("user_id").is_in(["ann", "bob"]))
     assert mine["event_id"].to_list() == ["p1", "p2", "p3", "p4", "p5", "p7", "p8"]
     assert mine["item_id"].to_list() == ["i01", "i02", "i03", "i04", "i05", "i07", "i08"]
@@ -168,13 +165,13 @@ def test_restart_keeps_posted_rows_archived_or_not(mistaken: Path) -> None:
     assert items is not None
     assert items["item_id"].to_list() == ["i01", "i01"], "every posted version"
     assert done.to_seq == archive.watermark == standing.new_rows(project)[1]
-    log = open_log(project.config.stores.log, project.root)
+    log = project.open_log()
     assert log.is_empty()
     log.close()
     assert listed(mistaken, "bob")[0] == "i08", "his own history"
     again = loop.update(open_project(mistaken), restart=True)
     assert again.verdict == "restarted"
-    kept = Archive(project.data).events()
+    kept = project.open_archive().events()
     assert kept.equals(archive.events()), "once more gives the same rows and numbers"
 
 

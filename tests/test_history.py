@@ -21,9 +21,9 @@ from recloop.features.spec import Spec
 from recloop.features.state import Timeline
 from recloop.learn.arrays import make_tables, train_data
 from recloop.learn.moments import moments
+from recloop.project import open_project
 from recloop.records import Use
 from recloop.serve import app as apps
-from recloop.settings import open_project
 
 PERSONAL = {"model", "history", "neighbours"}
 

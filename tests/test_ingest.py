@@ -18,7 +18,7 @@ import pytest
 from recloop import loop
 from recloop.backends import open_log
 from recloop.cli import run
-from recloop.config import Project
+from recloop.project import Project
 from recloop.standing import manifest
 from servers import Server
 

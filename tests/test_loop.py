@@ -17,10 +17,10 @@ from recloop.backends import locks
 from recloop.collect.prepare import load
 from recloop.errors import Locked
 from recloop.features.state import States, Timeline, UserState
+from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, check_golden
 from recloop.records import Query
-from recloop.settings import open_project
 from recloop.world import World
 
 COUNTS = ('model.name="covisitation"',)

@@ -10,12 +10,11 @@ import msgspec
 import pytest
 
 from recloop import standing
-from recloop.backends import open_control, open_log, snapshots
-from recloop.backends.archive import Archive
+from recloop.backends import snapshots
 from recloop.cli import run
-from recloop.config import Project
 from recloop.errors import Refused, UserError
 from recloop.features.signal import Signal
+from recloop.project import Project
 from recloop.quarantine import quarantine
 from recloop.recommend.states import Retracted, StateReader, fold_all, states_at
 from recloop.records import SEQ
@@ -29,7 +28,7 @@ from servers import inside
 def test_quarantine_a_condition_that_matches_everything_is_refused_without_force(shop: Project) -> None:
     with pytest.raises(Refused, match=r"share of all rows=1\.0000, threshold 0\.05"):
         quarantine(shop, "user_id IS NOT NULL", "all of it")
-    assert open_control(shop.config.stores.control, shop.root).handed() == []
+    assert shop.open_control().handed() == []
     done = quarantine(shop, "user_id IS NOT NULL", "all of it", force=True)
     assert (done.new, done.share, done.user_share) == (done.rows, 1.0, 1.0)
 
@@ -48,7 +47,7 @@ def test_quarantine_twice_says_0_new_rows(shop: Project, capsys: pytest.CaptureF
     assert "purchase" in first
     assert run(words) == 0
     assert capsys.readouterr().out.startswith("0 rows taken out of ")
-    log = open_log(shop.config.stores.log, shop.root)
+    log = shop.open_log()
     rules = {row.rule for row in log.retractions()}
     log.close()
     assert rules == {"quarantine"}
@@ -69,7 +68,7 @@ def test_quarantine_a_wrong_argument_is_named(shop: Project, more: dict[str, Any
 
 
 def test_quarantine_from_and_to_bound_the_time(shop: Project) -> None:
-    stamps = Archive(shop.data).events()["timestamp"].sort()
+    stamps = shop.open_archive().events()["timestamp"].sort()
     middle = stamps[len(stamps) // 2]
     start = datetime.fromtimestamp(middle / 1e6, UTC).isoformat()
     late = quarantine(shop, "TRUE", "late", start=start, force=True)
@@ -81,14 +80,14 @@ def test_quarantine_from_and_to_bound_the_time(shop: Project) -> None:
 def test_quarantine_and_restore_leave_each_state_as_it_was_at_its_seq(shop: Project) -> None:
     """Reader (through the snapshot), whole fold and columns agree at every seq; nothing of the past changes."""
     user = "u01"
-    item = Archive(shop.data).of([user])["item_id"][0]
+    item = shop.open_archive().of([user])["item_id"][0]
     where = f"user_id = '{user}' AND item_id = '{item}'"
     seqs = [standing.new_rows(shop)[1]]
     for restore in (False, True, False, True):
         quarantine(shop, where, "again", restore=restore)
         seqs.append(standing.new_rows(shop)[1])
     assert len(set(seqs)) == 5
-    archive, log = Archive(shop.data), open_log(shop.config.stores.log, shop.root)
+    archive, log = shop.open_archive(), shop.open_log()
     signal = Signal.of(standing.load_bundle(shop).spec)
     (file,) = shop.store.glob("snapshots-*.db")
     snapshot = snapshots.Snapshot(file)
@@ -131,6 +130,6 @@ def test_quarantine_beside_a_running_service_is_taken_up_and_verified(shop: Proj
     inside(app, work)
     found = parity.verify(shop)
     assert (found["unexplained"], found["late"], found["checked"]) == (0, 0, 3), found["differences"]
-    log = open_log(shop.config.stores.log, shop.root)
-    assert set(Archive(shop.data).events()[SEQ]) >= {row.of_seq for row in log.retractions()}
+    log = shop.open_log()
+    assert set(shop.open_archive().events()[SEQ]) >= {row.of_seq for row in log.retractions()}
     log.close()

@@ -13,17 +13,15 @@ import pytest
 
 from arriving import post
 from recloop import loop, release, retention, standing
-from recloop.backends import open_control, open_decisions, open_log
+from recloop.backends import open_decisions
 from recloop.backends import trim as trimming
-from recloop.backends.archive import Archive
 from recloop.backends.decisions import remove_before
 from recloop.cli import run
-from recloop.config import Project
+from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND
 from recloop.serve import moves
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.settings import open_project
 from recloop.testing.store import some_decision, some_event
 from recloop.watch import parity
 from recloop.watch.plan import EVIDENCE, Plan
@@ -62,7 +60,7 @@ def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
 
 def answer_some(shop: Project, hour: int, count: int = 40) -> None:
     """Decisions of one hour, by the live bundle."""
-    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
+    store = shop.open_decisions(write=True)
     at, live = 1_751_800_000 * SECOND + hour * HOUR, standing.live_bundle(shop) or ""
     for n in range(count):
         store.put(some_decision(f"h{hour}-{n}", at=at + n, bundle=live))
@@ -124,11 +122,11 @@ def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Proj
     states = {row["bundle"]: row for row in standing.status(shop)["bundles"]}
     assert sum(row["removed"] for row in states.values()) == len(states) - sizes[-1]["bundles"]
     moves.rollback(shop, "back")
-    log = open_log(shop.config.stores.log, shop.root)
+    log = shop.open_log()
     again = hourly_rows(shop, 0)
-    known = Archive(shop.data).known(again["event_id"].to_list())
+    known = shop.open_archive().known(again["event_id"].to_list())
     assert len(known) == len(again), "rows that left the log are duplicates all the same"
-    assert log.last_seq() == Archive(shop.data).watermark
+    assert log.last_seq() == shop.open_archive().watermark
     log.close()
     found = parity.verify(shop)
     assert (found["unexplained"], found["removed"] > 0, found["equal"] > 0) == (0, True, True)
@@ -173,25 +171,25 @@ def test_decisions_that_are_removed_are_counted_on(tmp_path: Path) -> None:
 
 
 def test_collect_in_the_shadow_keeps_the_decisions_since_its_start(shop: Project) -> None:
-    control = open_control(shop.config.stores.control, shop.root)
+    control = shop.open_control()
     live = release.machine(control).lives[-1]
     sha256 = release.machine(control).hashes[live]
     who: dict[str, Any] = {"by": "test", "reason": "tried"}
     release.register(control, "tried", sha256, at=5 * DAY, **who)
     release.checked(control, "tried", at=5 * DAY, **who)
     release.promote(control, "tried", to="shadow", at=5 * DAY, **who)
-    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
+    store = shop.open_decisions(write=True)
     for day in (1, 4, 6, 100):
         store.put(some_decision(f"day{day}", at=day * DAY))
     store.close()
     assert retention.collect(shop).freed["decisions"].count == 2
-    store = open_decisions(shop.config.stores.decisions, shop.root)
+    store = shop.open_decisions()
     assert [row.request_id for row in store.rows()] == ["day6", "day100"]
     store.close()
 
 
 def test_collect_in_an_experiment_keeps_the_decisions_of_the_two_weeks_before_it(shop: Project) -> None:
-    control = open_control(shop.config.stores.control, shop.root)
+    control = shop.open_control()
     live = release.machine(control).lives[-1]
     sha256 = release.machine(control).hashes[live]
     who: dict[str, Any] = {"by": "test", "reason": "tried", "at": 40 * DAY}
@@ -199,12 +197,12 @@ def test_collect_in_an_experiment_keeps_the_decisions_of_the_two_weeks_before_it
     release.register(control, "tried", sha256, **who)
     release.checked(control, "tried", **who)
     release.promote(control, "tried", to="experiment", evidence={EVIDENCE: plan}, **who)
-    store = open_decisions(shop.config.stores.decisions, shop.root, write=True)
+    store = shop.open_decisions(write=True)
     for day in (10, 26, 41, 100):
         store.put(some_decision(f"day{day}", at=day * DAY))
     store.close()
     assert retention.collect(shop).freed["decisions"].count == 1
-    store = open_decisions(shop.config.stores.decisions, shop.root)
+    store = shop.open_decisions()
     assert [row.request_id for row in store.rows()] == ["day26", "day41", "day100"]
     store.close()
 
@@ -213,8 +211,8 @@ def test_trim_a_row_that_the_archive_does_not_hold_as_it_is_stays(shop: Project)
     post(shop, hourly_rows(shop, 0, 40))
     made = loop.update(open_project(shop.root, SETS))
     assert made.verdict == "registered"
-    log = open_log(shop.config.stores.log, shop.root, write=True)
-    archive = Archive(shop.data)
+    log = shop.open_log(write=True)
+    archive = shop.open_archive()
     with log.commit() as writer:  # a row changed by hand, one that no archive has
         writer.execute("UPDATE events SET item_id = 'other' WHERE seq = ?", (made.from_seq,))
         writer.execute("UPDATE events SET seq = 1 WHERE seq = ?", (made.from_seq + 1,))
@@ -258,10 +256,10 @@ def test_logged_an_empty_log_whose_rows_are_archived_still_bars_another_import(s
     post(shop, hourly_rows(shop, 0, 40))
     done = loop.update(open_project(shop.root, SETS))
     assert done.verdict == "registered", done.gates
-    log = open_log(shop.config.stores.log, shop.root, write=True)
+    log = shop.open_log(write=True)
     log.delete_events(log.events()["seq"].to_list())
     assert log.is_empty()
-    log.start_at(Archive(shop.data).watermark)
-    assert log.last_seq() == Archive(shop.data).watermark
+    log.start_at(shop.open_archive().watermark)
+    assert log.last_seq() == shop.open_archive().watermark
     log.close()
     assert standing.logged(shop)

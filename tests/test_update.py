@@ -19,19 +19,17 @@ import pytest
 from arriving import STEPS, die_after, post
 from recloop import bundle as bundles
 from recloop import loop, release, standing
-from recloop.backends import locks, open_control, open_log, snapshots
-from recloop.backends.archive import Archive
+from recloop.backends import locks, snapshots
 from recloop.collect.prepare import load
-from recloop.config import Project
 from recloop.errors import Refused
 from recloop.features.signal import Signal
 from recloop.later.evidence import earlier
+from recloop.project import Project, open_project
 from recloop.quarantine import quarantine
 from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
 from recloop.records import DAY, Item, User
 from recloop.serve import moves
-from recloop.settings import open_project
 from recloop.watch import gate as gate_rules
 from recloop.watch import parity
 from recloop.watch.gate import no_loss
@@ -79,12 +77,12 @@ def moved(project: Project) -> dict[str, tuple[int, bytes]]:
 
 def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     project = later()
-    log = open_log(project.config.stores.log, project.root, write=True)
+    log = project.open_log(write=True)
     log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
     log.append_users([User(user_id="u-new", attributes={"age": "18-29"}, received_at=1)])
     log.close()
     live = standing.load_bundle(project)
-    before = Archive(project.data)
+    before = project.open_archive()
     done = loop.update(project)
     assert done.verdict == "registered", done.reason
     assert done.bundle is not None
@@ -106,7 +104,7 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     assert set(protocol) - set(live.metrics["protocol"]) == {"set", "window"}
     assert (protocol["name"], protocol["set"], protocol["window"]["to_seq"]) == ("temporal", "new", done.to_seq)
     assert 0 < child.metrics["rows"][-1]["NDCG@10"]["value"] < 1
-    whole = Archive(project.data)
+    whole = project.open_archive()
     assert whole.watermark == done.to_seq
     assert len(whole.events()) == len(before.events()) + done.kept
     assert "tea-9" in set(load(project).items["item_id"])  # type: ignore[index]
@@ -120,7 +118,7 @@ def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
     files = [path.name for path in project.store.glob("snapshots-*.db")]
     spec = standing.load_bundle(project).spec
     assert files == [snapshots.name(done.to_seq, spec.state_key)]
-    archive = Archive(project.data)
+    archive = project.open_archive()
     whole = dict(fold_all(Signal.of(spec).label(archive.events()), archive.users()))
     stored = snapshots.Snapshot(project.store / files[0])
     assert dict(stored) == whole
@@ -289,7 +287,7 @@ def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
     assert (one.verdict, one.state) == ("registered", "live"), one.reason
     assert standing.live_bundle(project) == one.bundle
     assert standing.load_bundle(project).manifest["recipe"] == parent.manifest["recipe"]
-    row = release.lives(open_control(project.config.stores.control, project.root))[0]
+    row = release.lives(project.open_control())[0]
     assert (row.by, row.evidence["refresh_of"]) == ("recloop update", parent.id)
     moves.rollback(project, "a person does not like it")
     post(project, rows[900:])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from recloop.settings import open_project
+from recloop.project import open_project
 from recloop.world import START, World
 
 

@@ -1,4 +1,4 @@
-"""recloop.toml as one frozen tree: every key with its type, its bounds and its default, and the folder it stands in.
+"""recloop.toml as one frozen tree: every key with its type, bounds and default.
 
 The tree reads like the file; how it is filled is `recloop.settings`. It imports no torch.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 import zoneinfo
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -314,44 +312,6 @@ LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("release.auto", (False,)),
 )
 """Keys that are read from the start and must hold one of these values until the chapter that uses them is built."""
-
-
-@dataclass(frozen=True)
-class Project:
-    """A project folder and its configuration: the paths of everything in it (interface, section 3)."""
-
-    root: Path
-    config: Config
-    base: Path | None = None
-
-    @property
-    def sources(self) -> Path:
-        """The folder that the paths of ``[data]`` start from: ``root``, or ``base`` while a new first run is staged."""
-        return self.base or self.root
-
-    @property
-    def file(self) -> Path:
-        return self.root / FILE
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def bundles(self) -> Path:
-        return self.root / "bundles"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
-
-    @property
-    def store(self) -> Path:
-        return self.root / "store"
 
 
 def seconds(key: str, text: str) -> float:

@@ -22,14 +22,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from recloop import standing
-from recloop.backends import locks, open_log
-from recloop.backends.archive import Archive
+from recloop.backends import locks
 from recloop.client import Client, iso
 from recloop.collect.arrivals import read_arrivals
 from recloop.collect.rejected import GUESTS
-from recloop.config import Columns, Data, Project
+from recloop.config import Columns, Data
 from recloop.errors import Locked, UserError
 from recloop.features.signal import Signal
+from recloop.project import Project
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event
 from recloop.serve import bodies
 from recloop.serve.bodies import Rejected
@@ -237,9 +237,8 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
         raise Locked(held.lock, held.holder, f"{mend} (posts to the service that runs)") from None
     standing.whole(project)
     spec = standing.load_bundle(project).spec
-    archive = Archive(project.data)
-    log = open_log(project.config.stores.log, project.root, write=True)
-    stack.callback(log.close)
+    archive = project.open_archive()
+    log = stack.enter_context(project.open_log(write=True))
     log.start_at(archive.watermark)
     writer = Writer(log, archive, Signal.of(spec), look_back(spec.clean), lambda _jobs, _seq: None)
     stack.callback(writer.close)

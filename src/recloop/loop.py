@@ -18,13 +18,13 @@ from recloop.backends import locks
 from recloop.bundle import Bundle
 from recloop.collect.posted import Posted
 from recloop.collect.prepare import Prepared, load, prepare
-from recloop.config import Project
 from recloop.later import new_files, place, steps
 from recloop.later import restart as restarts
 from recloop.later import run as runs
 from recloop.later.run import Updated
 from recloop.learn.table import Table
 from recloop.models.base import check_model
+from recloop.project import Project
 from recloop.retention import tidy
 from recloop.standing import live_bundle, logged, new_rows
 from recloop.voice import Silent, Voice, tell_bundle, tell_collected, tell_features

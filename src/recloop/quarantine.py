@@ -15,12 +15,12 @@ from typing import Any, Final
 import polars as pl
 
 from recloop import rules, standing
-from recloop.backends import Log, Retraction, inbox, locks, open_control, open_log
+from recloop.backends import Log, Retraction, inbox, locks
 from recloop.backends.archive import Archive
 from recloop.backends.control import Control
 from recloop.backends.log import RESTORED, out_at
-from recloop.config import Project
 from recloop.errors import Locked, Refused, UserError
+from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ, TIMESTAMP, USER_ID, VALUE
 from recloop.watch.report import stamp
 
@@ -90,14 +90,11 @@ def quarantine(
     if not reason.strip():
         raise UserError("--reason", reason, "why these rows are taken out or brought back", '--reason "bot on 3 May"')
     condition = _condition(where, start, end)
-    control = open_control(project.config.stores.control, project.root)
-    archive = Archive(project.data)
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    control = project.open_control()
+    archive = project.open_archive()
+    with project.open_log() as log:
         past = [*log.retractions(), *(one.retraction for one in control.handed())]
         matched, rows, users = _matching(archive, log, condition, out_at(past))
-    finally:
-        log.close()
     held = {row.of_seq for row in past if row.rule == QUARANTINE} if restore else set()
     out = pl.Series(sorted(out_at(past) & held if restore else out_at(past)), dtype=pl.Int64)
     is_out = pl.col(SEQ).is_in(out.implode())
@@ -169,12 +166,8 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
 def _take_up(project: Project, control: Control) -> int:
     """Number what was handed where no service runs, else wait for it; how many rows still wait."""
     try:
-        with locks.writer_lock(project.root, "quarantine"):
-            log = open_log(project.config.stores.log, project.root, write=True)
-            try:
-                inbox.take(control, log)
-            finally:
-                log.close()
+        with locks.writer_lock(project.root, "quarantine"), project.open_log(write=True) as log:
+            inbox.take(control, log)
         return 0
     except Locked:
         deadline = time.monotonic() + WAIT_SECONDS

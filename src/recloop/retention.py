@@ -18,14 +18,13 @@ from typing import Any, Final
 
 from recloop import release, standing
 from recloop.backends import decisions as decision_store
-from recloop.backends import locks, open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
+from recloop.backends import locks
 from recloop.backends.control import ReleaseRow
 from recloop.backends.journal import FILE as JOURNAL
 from recloop.backends.sqlite import bytes_of, locate, sync_folder
 from recloop.backends.trim import trim
-from recloop.config import Project
 from recloop.errors import Locked, UserError
+from recloop.project import Project
 from recloop.records import SECOND
 from recloop.release import Machine
 from recloop.voice import Voice
@@ -121,7 +120,7 @@ def kept_bundles(machine: Machine, newest: int) -> set[str]:
 
 def removable_bundles(project: Project) -> list[str]:
     """Registered bundles whose folder is there and need not be, the oldest first."""
-    machine = release.machine(open_control(project.config.stores.control, project.root))
+    machine = release.machine(project.open_control())
     kept = kept_bundles(machine, project.config.retention.bundles)
     return [name for name in machine.hashes if name not in kept and (project.bundles / name).is_dir()]
 
@@ -156,17 +155,14 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
     file = locate("stores.decisions", project.config.stores.decisions, project.root)
     if not file.exists():
         return Freed(0, 0)
-    store = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as store:
         newest = store.newest_at()
         if newest is None:
             return Freed(0, 0)
         before = newest - round(project.config.retention.decision_seconds * SECOND)
-        machine = release.machine(open_control(project.config.stores.control, project.root))
+        machine = release.machine(project.open_control())
         before = min([before, *(_judged_since(row) for state in TRIED for row in machine.rows_in(state))])
         count, rows = store.count_before(before)
-    finally:
-        store.close()
     size = bytes_of(file)
     if count and not dry_run:
         count = decision_store.remove_before(file, before)
@@ -189,21 +185,14 @@ def _log(project: Project, dry_run: bool) -> tuple[Freed, int, str]:
     file = locate("stores.log", project.config.stores.log, project.root)
     if not file.exists() or not (project.data / "manifest.json").exists():
         return Freed(0, 0), 0, ""
-    age, archive, size = project.config.retention.log_seconds, Archive(project.data), bytes_of(file)
+    age, archive, size = project.config.retention.log_seconds, project.open_archive(), bytes_of(file)
     if dry_run:
-        log = open_log(project.config.stores.log, project.root)
-        try:
+        with project.open_log() as log:
             found, rows = trim(log, archive, age, dry_run=True), len(log.events()[:, :1])
-        finally:
-            log.close()
         return Freed(found.deleted, size * found.deleted // max(1, rows)), found.kept, ""
     try:
-        with locks.writer_lock(project.root, "gc"):
-            log = open_log(project.config.stores.log, project.root, write=True)
-            try:
-                found = trim(log, archive, age)
-            finally:
-                log.close()
+        with locks.writer_lock(project.root, "gc"), project.open_log(write=True) as log:
+            found = trim(log, archive, age)
     except Locked as held:
         return Freed(0, 0), 0, held.holder
     return Freed(found.deleted, max(0, size - bytes_of(file))), found.kept, ""

@@ -13,32 +13,13 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pydantic
 import tomli_w
 
-from recloop.config import FILE, LATER, Config, Project, Section
+from recloop.config import FILE, LATER, Config, Section
 from recloop.errors import UserError
-
-
-def open_project(root: Path | str = ".", sets: Iterable[str] = ()) -> Project:
-    """Read ``recloop.toml`` of a folder, then the environment, then ``a.b=c`` settings.
-
-    Raises:
-        UserError: no such file, not TOML, an unknown key (the nearest known one is named), a wrong value, a key
-            that must hold its default until a later chapter.
-    """
-    folder = Path(root)
-    file = folder / FILE
-    try:
-        tree = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError("file", file, "a project folder with recloop.toml", "recloop init FILE") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(FILE, error, "a TOML file in UTF-8", f"mend that line of {file}") from None
-    return Project(folder, build(tree, sets))
 
 
 def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Config:

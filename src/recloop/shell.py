@@ -17,9 +17,8 @@ import rich.console
 import typer
 from rich.progress import Progress
 
-from recloop.config import Project
 from recloop.errors import RecloopError, UserError
-from recloop.settings import open_project
+from recloop.project import Project, open_project
 
 INTERRUPTED: Final = 130
 WRITABLE: Final = "a place that this user may read and write"

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from recloop import loop, standing, turn, voice
-from recloop.config import Project
 from recloop.learn.table import Table
+from recloop.project import Project, open_project
 from recloop.serve import offline
-from recloop.settings import open_project
 
 
 def open_shop(folder: str | Path = ".", **settings: Any) -> Shop:

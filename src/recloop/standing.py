@@ -14,14 +14,12 @@ import polars as pl
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
 from recloop.backends.control import ReleaseRow
 from recloop.backends.sqlite import sync_folder
 from recloop.bundle import Bundle
-from recloop.config import Project
 from recloop.errors import BundleError, UserError
 from recloop.models.base import model_class
+from recloop.project import Project
 from recloop.recommend.recommender import check_golden
 from recloop.records import SECOND
 
@@ -44,38 +42,28 @@ def whole(project: Project) -> None:
 
 def live_bundle(project: Project) -> str | None:
     """The id of the live bundle; None: nothing is live yet."""
-    row = release.live(open_control(project.config.stores.control, project.root))
+    row = release.live(project.open_control())
     return None if row is None else row.bundle
 
 
 def new_rows(project: Project) -> tuple[int, int]:
     """The watermark of what was imported, and the last seq of the log."""
     watermark = int(manifest(project)["watermark"])
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_log() as log:
         return watermark, max(watermark, log.last_seq())
-    finally:
-        log.close()
 
 
 def decided(project: Project) -> bool:
     """Whether a list was ever answered here."""
-    decisions = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as decisions:
         return bool(decisions.rows(last=1))
-    finally:
-        decisions.close()
 
 
 def logged(project: Project) -> bool:
     """Whether log.db or decisions.db holds a row, or ``data/`` a posted one: then the import may not change under them."""
-    stores = project.config.stores
-    log = open_log(stores.log, project.root)
-    try:
+    with project.open_log() as log:
         if not log.is_empty() or decided(project):
             return True
-    finally:
-        log.close()
     return (project.data / "manifest.json").exists() and bool(manifest(project).get("updates"))
 
 
@@ -111,12 +99,12 @@ def manifest(project: Project) -> dict[str, Any]:
     Raises:
         UserError: nothing was prepared yet.
     """
-    return Archive(project.data).manifest
+    return project.open_archive().manifest
 
 
 def status(project: Project) -> dict[str, Any]:
     """What is live, what is tried, since when: the keys of ``recloop status``."""
-    found = marked(project, release.table(open_control(project.config.stores.control, project.root)))
+    found = marked(project, release.table(project.open_control()))
     if not (project.data / "manifest.json").exists():
         return {**found, "last_seq": 0, "watermark": 0}
     watermark, last = new_rows(project)
@@ -129,7 +117,7 @@ def load_bundle(project: Project, name: str = "") -> Bundle:
     Raises:
         UserError: no such bundle, or none live yet. BundleError: its bytes are not what was registered.
     """
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     name = name or live_bundle(project) or ""
     if not name:
         raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
@@ -203,15 +191,12 @@ def _check_fields(project: Project, bundle: Bundle) -> None:
     Raises:
         BundleError: nobody has it.
     """
-    archive = Archive(project.data)
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    archive = project.open_archive()
+    with project.open_log() as log:
         asked = (
             ("item", "the catalogue", bundle.spec.item, (archive.items(), log.items())),
             ("user", "the users", bundle.spec.user, (archive.users(), log.users())),
         )
-    finally:
-        log.close()
     for side, whose, features, frames in asked:
         wanted = {name: feature.source or name for name, feature in features.items()}
         known = _fields(frames, set(wanted.values()))

@@ -16,11 +16,11 @@ import polars as pl
 
 from recloop import __version__, config_changes, release
 from recloop import bundle as bundles
-from recloop.backends import locks, open_control, open_decisions, open_log, snapshots
+from recloop.backends import locks, snapshots
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, Prepared, load
 from recloop.collect.split import LEAVE_ONE_OUT
-from recloop.config import Config, Project
+from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.learned import nothing_held
 from recloop.features.log_end import end_of
@@ -34,6 +34,7 @@ from recloop.learn.negatives import slots_of
 from recloop.learn.table import Table
 from recloop.learn.warm import RATE, Warm, with_replay
 from recloop.models.base import TrainData, is_counting
+from recloop.project import Project
 from recloop.recipe import recipe_of
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
@@ -67,23 +68,16 @@ def shown(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
     asked = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
     if not asked:
         return None
-    decisions = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as decisions:
         return slots_of(decisions.answered(asked))
-    finally:
-        decisions.close()
 
 
 def follow_on(project: Project, prepared: Prepared, data: Data) -> None:
     """Let log.db go on after the import, and write every user's state as of its last row."""
-    with locks.writer_lock(project.root, "prepare"):
-        log = open_log(project.config.stores.log, project.root, write=True)
-        try:
-            log.start_at(prepared.watermark)
-        finally:
-            log.close()
+    with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
+        log.start_at(prepared.watermark)
     key = Spec.of(project.config, data.dwell).state_key
-    path = project.store / snapshots.name(prepared.watermark, key)
+    path = project.snapshot_file(prepared.watermark, key)
     snapshots.write(path, fold_all(data.events, data.users), prepared.watermark, key)
     for old in project.store.glob("snapshots-*.db"):
         if old != path:
@@ -278,7 +272,7 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
     bundle = replace(learned.bundle, metrics=table.bundle_metrics())
     bundle = with_golden(bundle, data.events.filter(pl.col(STAMP) < bundle.cut))
     project.bundles.mkdir(parents=True, exist_ok=True)
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     taken = {row.bundle for row in control.releases()}
     bundle = bundles.write(bundle, project.bundles, started)
     while bundle.id in taken:  # the same content, trained in the same second: a name of its own, a second later
@@ -308,7 +302,7 @@ def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
 
 def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
     """Promote a registered bundle to live."""
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     release.promote(control, bundle.id, to="live", by=by, reason=reason, at=now())
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recloop.config import Project
-from recloop.settings import open_project
+from recloop.project import Project, open_project
 
 Shop = Callable[..., Project]
 

@@ -11,9 +11,8 @@ import pytest
 import rich.console
 
 from recloop.collect.doctor import Report, examine, grain, render
-from recloop.config import Project
+from recloop.project import Project, open_project
 from recloop.records import SECOND
-from recloop.settings import open_project
 
 Shop = Callable[..., Project]
 HEAD = "user_id,item_id,timestamp,kind,qty,basket\n"

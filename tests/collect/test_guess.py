@@ -16,7 +16,7 @@ from recloop.collect.guess import init
 from recloop.collect.prepare import prepare
 from recloop.config import FILE
 from recloop.errors import UserError
-from recloop.settings import open_project
+from recloop.project import open_project
 from recloop.world import World
 
 

@@ -16,10 +16,9 @@ from recloop.collect import prepare as module
 from recloop.collect.clean import LABELLED, QUARANTINED
 from recloop.collect.prepare import load, prepare
 from recloop.collect.read import read_events
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project, open_project
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
-from recloop.settings import open_project
 
 Shop = Callable[..., Project]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from recloop.collect.read import read_events, read_items, read_users
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project
 
 HEAD = "user_id,item_id,timestamp\n"
 Shop = Callable[..., Project]

@@ -10,8 +10,8 @@ import pytest
 from recloop.collect.doctor import examine
 from recloop.collect.guess import init
 from recloop.collect.prepare import load, prepare
+from recloop.project import open_project
 from recloop.records import Use
-from recloop.settings import open_project
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from recloop.collect.guess import init
 from recloop.collect.prepare import prepare
 from recloop.collect.rejected import excess, rounded_up
 from recloop.errors import UserError
-from recloop.settings import open_project
+from recloop.project import open_project
 
 Rows = Callable[..., Path]
 

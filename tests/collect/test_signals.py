@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from recloop.collect.signals import examine_signals, render
-from recloop.config import Project
 from recloop.errors import UserError
-from recloop.settings import open_project
+from recloop.project import Project, open_project
 
 RULES = """
 [data]

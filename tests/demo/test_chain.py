@@ -16,7 +16,7 @@ from recloop.client import iso
 from recloop.demo.groceries import priced, write_project
 from recloop.demo.shown import MARK
 from recloop.errors import UserError
-from recloop.settings import open_project
+from recloop.project import open_project
 
 
 def test_a_price_is_the_median_before_the_cut() -> None:

@@ -8,11 +8,10 @@ import polars as pl
 import pytest
 
 from recloop import loop
-from recloop.backends import open_decisions, open_log
 from recloop.client import serving
 from recloop.demo.replay import baskets, replay
+from recloop.project import open_project
 from recloop.records import DAY
-from recloop.settings import open_project
 from recloop.watch.parity import verify
 from recloop.world import World
 
@@ -44,8 +43,8 @@ def test_a_replay_asks_posts_and_links(held: tuple[Path, pl.DataFrame]) -> None:
     assert late.left_out > 5
     assert done.rows + late.rows == len(future)
     project = open_project(folder)
-    log = open_log(project.config.stores.log, folder)
-    store = open_decisions(project.config.stores.decisions, folder)
+    log = project.open_log()
+    store = project.open_decisions()
     rows, decisions = log.events(), store.rows()
     log.close()
     store.close()

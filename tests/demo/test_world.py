@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import rich.console
 
-from recloop.backends import open_control
 from recloop.browsing import Browsing
 from recloop.demo.people import Lived
 from recloop.demo.shown import Shown
 from recloop.demo.truth import Truth, entered, truth_line
 from recloop.demo.world import RULE, write_project
 from recloop.errors import UserError
+from recloop.project import open_project
 from recloop.records import DAY, Decision
-from recloop.settings import open_project
 from recloop.voice import Silent
 from recloop.watch.verdict import Measured
 
@@ -102,7 +101,7 @@ def test_harm_is_refused_and_gain_is_earned(
     )
     assert re.search(r"earned by\n[1-9]\d\d requests in the shadow \(0 twins differ\)", said["a better candidate"])
     project = open_project(folder)
-    rows = open_control(project.config.stores.control, project.root).releases()
+    rows = project.open_control().releases()
     steps = {bundle: [row.to for row in rows if row.bundle == bundle] for bundle in (worse, better)}
     assert steps[worse] == ["registered", "checked", "shadow", "experiment", "refused"]
     assert steps[better] == ["registered", "checked", "shadow", "experiment", "live"]

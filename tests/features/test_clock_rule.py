@@ -15,9 +15,9 @@ from recloop.config import Clean, Config, Events
 from recloop.errors import UserError
 from recloop.features.clock_rule import wrong_clock
 from recloop.features.signal import Signal
+from recloop.project import open_project
 from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
 from recloop.serve.write import Writer, frame_of
-from recloop.settings import open_project
 
 NOW = 1_795_010_112 * SECOND  # 2026-11-18
 YEAR_2090 = 3_786_912_000 * SECOND

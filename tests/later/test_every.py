@@ -14,12 +14,11 @@ import polars as pl
 import pytest
 
 from recloop import loop, standing
-from recloop.backends import locks, open_control
-from recloop.config import Project
+from recloop.backends import locks
 from recloop.errors import Locked
 from recloop.later import every
+from recloop.project import Project, open_project
 from recloop.records import SECOND
-from recloop.settings import open_project
 from recloop.world import World
 from servers import Server
 
@@ -125,7 +124,7 @@ def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, servi
 
     ended = every.repeat(update, 6 * HOUR, Hours(stop=UPDATES), print, str)
     assert (ended.code, ended.updates) == (0, UPDATES), every.last_reason(project)
-    rows = [row for row in open_control(project.config.stores.control, folder).releases() if row.to == "live"]
+    rows = [row for row in project.open_control().releases() if row.to == "live"]
     assert len(rows) > 1, "refreshes became live"
     assert {row.by for row in rows[1:]} == {"recloop update"}
     end = time.monotonic() + 60

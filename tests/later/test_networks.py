@@ -15,11 +15,10 @@ from recloop import bundle as bundles
 from recloop import loop, standing
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
-from recloop.config import Project
 from recloop.learn.warm import OWN_ROW
+from recloop.project import Project, open_project
 from recloop.recommend.recommender import check_golden
 from recloop.serve import moves, offline
-from recloop.settings import open_project
 from recloop.world import World
 
 SETS = (

@@ -15,14 +15,12 @@ import polars as pl
 import pytest
 
 from recloop import loop, standing
-from recloop.backends import open_log, snapshots
-from recloop.backends.archive import Archive
+from recloop.backends import snapshots
 from recloop.bundle import Bundle
 from recloop.cli import run
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project, open_project
 from recloop.records import EVENT_ID, FILE_ROW, RECEIVED_AT, SEQ
-from recloop.settings import open_project
 from servers import Server
 
 TOML = """
@@ -93,7 +91,7 @@ def recorded(project: Project) -> dict[str, dict[str, Any]]:
 
 
 def logged(project: Project) -> pl.DataFrame:
-    log = open_log(project.config.stores.log, project.root)
+    log = project.open_log()
     rows = log.events()
     log.close()
     return rows
@@ -101,8 +99,8 @@ def logged(project: Project) -> pl.DataFrame:
 
 def believed(project: Project) -> pl.DataFrame:
     """Every believed row but for its number and arrival, in the order of its number."""
-    archive = Archive(project.data)
-    log = open_log(project.config.stores.log, project.root)
+    archive = project.open_archive()
+    log = project.open_log()
     out = [row.of_seq for row in log.retractions()]
     log.close()
     rows = archive.events().filter(~pl.col(SEQ).is_in(out))
@@ -148,7 +146,7 @@ def assert_same_as_at_once(project: Project, once: Project) -> None:
 
 
 def _stored(project: Project, key: str) -> dict[str, bytes]:
-    stored = snapshots.Snapshot(project.store / snapshots.name(Archive(project.data).watermark, key))
+    stored = snapshots.Snapshot(project.store / snapshots.name(project.open_archive().watermark, key))
     found = dict(stored)
     stored.close()
     return found
@@ -291,7 +289,7 @@ def test_restart_reads_files_again_and_does_not_carry_their_rows(project: Projec
     write_days(project.root, 30, 31)
     loop.update(project)
     assert loop.update(project, restart=True).verdict == "restarted"
-    archive = Archive(project.data)
+    archive = project.open_archive()
     assert archive.watermark == archive.manifest["imported"]
     assert not archive.events()[EVENT_ID].drop_nulls().len()
     assert archive.manifest["counts"]["read"] == 31 * SIZE

@@ -14,11 +14,9 @@ import pytest
 import servers
 from recloop import bundle as bundles
 from recloop import loop, release, standing
-from recloop.backends import open_control, open_log
-from recloop.backends.archive import Archive
-from recloop.config import Project
 from recloop.errors import Refused, UserError
 from recloop.later import evidence, promotion
+from recloop.project import Project
 from recloop.records import DAY, Event
 from recloop.serve import moves
 from recloop.serve.app import create
@@ -27,7 +25,7 @@ WHO = {"by": "test", "reason": "a test", "at": 5}
 
 
 def control_of(shop: Project) -> Any:
-    return open_control(shop.config.stores.control, shop.root)
+    return shop.open_control()
 
 
 def gates(evidence: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -108,7 +106,7 @@ def test_over_http_it_is_said_which_command_runs_the_gate(shop: Project) -> None
 def learned_everything(shop: Project) -> None:
     """Live is a bundle that has learned every row there is, as an update leaves one."""
     live = standing.load_bundle(shop)
-    events = Archive(shop.data).events()
+    events = shop.open_archive().events()
     data = {**live.manifest["data"], "cut": events["timestamp"].max() + 1, "until_seq": events["seq"].max()}
     made = bundles.write(
         replace(live, manifest={**live.manifest, "data": data}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC)
@@ -143,8 +141,8 @@ def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch
     assert list(found) == ["new", "latency", "cold_coverage_drop", "golden", "finite"]
     assert found["new"].note == "weak: nothing to compare"
     assert found["latency"].value is not None
-    archive = Archive(shop.data)
-    log = open_log(shop.config.stores.log, shop.root, write=True)
+    archive = shop.open_archive()
+    log = shop.open_log(write=True)
     log.start_at(archive.watermark)
     late = archive.events()["timestamp"].max() + DAY  # type: ignore[operator]
     rows = [("u03", "i01", late), ("u03", "i02", late), ("u05", "i03", late + 1)]

@@ -11,13 +11,11 @@ import polars as pl
 
 from arriving import die_after, post
 from recloop import loop, standing
-from recloop.backends import Retraction, open_control, open_log, snapshots
-from recloop.backends.archive import Archive
+from recloop.backends import Retraction, snapshots
 from recloop.collect.prepare import load
-from recloop.config import Project
 from recloop.features.signal import Signal
+from recloop.project import Project, open_project
 from recloop.recommend.states import fold_all
-from recloop.settings import open_project
 from recloop.watch import parity
 from servers import PATIENCE, Server
 
@@ -28,11 +26,8 @@ LOOSE = ("release.gates.margin=9", "release.gates.min_users=1", "release.gates.m
 
 
 def taken(project: Project) -> list[Retraction]:
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_log() as log:
         return log.retractions()
-    finally:
-        log.close()
 
 
 def states(project: Project) -> dict[str, bytes]:
@@ -47,7 +42,7 @@ def states(project: Project) -> dict[str, bytes]:
 
 def folded(project: Project, until: int) -> dict[str, bytes]:
     """Every state from archive and retractions alone."""
-    archive = Archive(project.data)
+    archive = project.open_archive()
     out = [row.of_seq for row in taken(project) if row.seq <= until]
     rows = archive.events().filter(~pl.col("seq").is_in(out))
     return dict(fold_all(Signal.of(standing.load_bundle(project).spec).label(rows), archive.users()))
@@ -82,14 +77,14 @@ def test_a_burst_and_a_repeat_leave_the_states_of_a_running_service(
     while len(taken(shop)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert sorted((row.of_seq, row.rule) for row in taken(shop)) == expected
-    assert open_control(shop.config.stores.control, shop.root).handed() == []
+    assert shop.open_control().handed() == []
     assert set(asked("u01")) == set(before), "they were nobody's taste"
     asked("u02")
     server.decided()
     learned = load(shop).events["seq"].to_list()
     assert not set(learned) & {seq for seq, _ in expected}
     assert first + 10 in learned
-    assert set(Archive(shop.data).events()["seq"]) >= {seq for seq, _ in expected}, "believed when they came"
+    assert set(shop.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, "believed when they came"
     assert loop.update(shop).verdict == "nothing", "what only takes rows back asks for no turn"
     purchase = {**again, "timestamp": MORNING.format(50), "item_id": before[1]}
     assert server.client.post("/v1/events", json=purchase).json()["accepted"] == 1

@@ -13,8 +13,8 @@ from recloop.demo.groceries import write_project
 from recloop.learn.arrays import train_data
 from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
+from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
-from recloop.settings import open_project
 from recloop.turn import see
 
 

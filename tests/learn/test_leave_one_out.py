@@ -15,8 +15,8 @@ from recloop.collect.split import split
 from recloop.config import Split
 from recloop.errors import UserError
 from recloop.learn.one_target import Places
+from recloop.project import open_project
 from recloop.recommend.recall import Recalled
-from recloop.settings import open_project
 from recloop.turn import evaluate_bundles
 from recloop.world import World
 

@@ -11,7 +11,7 @@ from recloop import turn
 from recloop.collect.prepare import load, prepare
 from recloop.demo.days import DAYS
 from recloop.demo.groceries import write_project
-from recloop.settings import open_project
+from recloop.project import open_project
 from recloop.voice import Silent
 
 

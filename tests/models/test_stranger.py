@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recloop import loop
-from recloop.settings import open_project
+from recloop.project import open_project
 from recloop.world import World
 from servers import Server
 

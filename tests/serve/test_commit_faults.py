@@ -15,8 +15,9 @@ import polars as pl
 import pytest
 
 from recloop.backends import Log, Retraction, open_log
-from recloop.config import Clean, Events, Project
+from recloop.config import Clean, Events
 from recloop.features.signal import Signal
+from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, RULE, Event, Item, User
 from recloop.serve import write
 from recloop.serve.app import create

@@ -12,10 +12,9 @@ from typing import Any
 import httpx
 import polars as pl
 
-from recloop.backends import Retraction, open_control, open_log, snapshots
-from recloop.backends.archive import Archive
-from recloop.config import Project
+from recloop.backends import Retraction, snapshots
 from recloop.features.signal import Signal
+from recloop.project import Project
 from recloop.recommend.states import Retracted, StateReader, states_at
 from recloop.records import SECOND
 from recloop.serve import offline
@@ -36,7 +35,7 @@ def within(shop: Project, work: Work) -> None:
 
 
 def control_of(shop: Project) -> Any:
-    return open_control(shop.config.stores.control, shop.root)
+    return shop.open_control()
 
 
 async def ask(client: httpx.AsyncClient, user: str = USER) -> list[str]:
@@ -57,7 +56,7 @@ async def known(client: httpx.AsyncClient) -> int:
 def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> None:
     """One row that arrived since the import, one inside the snapshot, one of nobody; before, between and after, verified."""
     control = control_of(shop)
-    archived = Archive(shop.data).of([USER])
+    archived = shop.open_archive().of([USER])
     bought = archived.filter(pl.col("event_type") == "purchase")
     (first,) = bought["seq"].head(1)
     last: list[list[str]] = []
@@ -100,7 +99,7 @@ def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> N
 
 
 def test_verify_finds_a_service_that_forgot_a_retraction(shop: Project) -> None:
-    (first,) = Archive(shop.data).of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+    (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
         control_of(shop).hand([Retraction(first, "burst")], "test", START)
@@ -114,10 +113,10 @@ def test_verify_finds_a_service_that_forgot_a_retraction(shop: Project) -> None:
 
 
 def test_what_was_handed_while_no_server_ran_is_taken_at_the_start(shop: Project) -> None:
-    (first,) = Archive(shop.data).of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+    (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
     control_of(shop).hand([Retraction(first, "burst")], "recloop update", START)
-    log = open_log(shop.config.stores.log, shop.root, write=True)
-    log.start_at(Archive(shop.data).watermark)
+    log = shop.open_log(write=True)
+    log.start_at(shop.open_archive().watermark)
     log.append_retractions([Retraction(first, "burst")])  # killed before it was marked as taken
     log.close()
 
@@ -131,11 +130,11 @@ def test_what_was_handed_while_no_server_ran_is_taken_at_the_start(shop: Project
 
 
 def test_a_snapshot_moved_on_over_retractions_is_the_fold_of_what_is_left(shop: Project) -> None:
-    archive = Archive(shop.data)
+    archive = shop.open_archive()
     events = archive.events()
     alone = events.group_by("user_id").agg(pl.col("seq")).sort(pl.col("seq").list.len())
     everything = alone["seq"][0].to_list()  # of a user with few rows: all of them, so that nothing is left
-    log = open_log(shop.config.stores.log, shop.root, write=True)
+    log = shop.open_log(write=True)
     log.start_at(archive.watermark)
     log.append_retractions([Retraction(seq, "crawler") for seq in [*everything, events["seq"][40], events["seq"][41]]])
     signal = Signal(shop.config.events, shop.config.clean)
@@ -162,7 +161,7 @@ def test_a_server_goes_on_from_what_an_update_published(shop: Project, serving: 
     rows = [
         {"user_id": row["user_id"], "item_id": row["item_id"], "event_type": row["event_type"], "event_id": f"n{n}",
          "group_id": row["group_id"] and f"again-{row['group_id']}", "timestamp": row["timestamp"] / SECOND + 40 * 86_400}
-        for n, row in enumerate(Archive(shop.data).events().tail(400).iter_rows(named=True))
+        for n, row in enumerate(shop.open_archive().events().tail(400).iter_rows(named=True))
     ]  # fmt: skip
     now = {"X-Recloop-Now": "2025-09-01T00:00:00Z"}
     assert server.client.post("/v1/events", json=rows, headers=now).json()["rejected"] == 0

@@ -16,8 +16,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from recloop import admin_token
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project
 from recloop.serve.app import build
 from recloop.serve.guard import CONSOLE, Head, host_name, name_of
 from recloop.settings import build as config_of

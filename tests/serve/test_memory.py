@@ -15,8 +15,7 @@ import pytest
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control
-from recloop.config import Project
+from recloop.project import Project
 from recloop.serve.app import create
 from recloop.serve.fleet import SPARES
 from recloop.serve.follow import uncollected
@@ -43,7 +42,7 @@ def test_uncollected_does_not_keep_garbage_of_meanwhile() -> None:
 
 def test_swaps_leave_no_bundle_behind(shop: Project) -> None:
     """Live, what a rollback brings back, what waits checked: the tables of all others are gone."""
-    control = open_control(shop.config.stores.control, shop.root)
+    control = shop.open_control()
     first = release.live(control).bundle  # type: ignore[union-attr]
     seen: dict[int, weakref.ref[Any]] = {}
 
@@ -69,7 +68,7 @@ def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
     from dataclasses import replace
     from datetime import UTC, datetime, timedelta
 
-    control, names = open_control(shop.config.stores.control, shop.root), []
+    control, names = shop.open_control(), []
     live = bundles.load(shop.bundles / bundle)
     for number in range(begin, begin + count):
         policy = {**live.policy, "copy": number}
@@ -92,7 +91,7 @@ def resident(process: int) -> float:
 def test_fifty_swaps_end_within_5_percent_of_the_memory_after_the_first(
     shop: Project, serving: Callable[..., Any]
 ) -> None:
-    control = open_control(shop.config.stores.control, shop.root)
+    control = shop.open_control()
     names = copies(shop, release.live(control).bundle, 50)  # type: ignore[union-attr]
     server = serving(shop.root)
 

@@ -16,14 +16,13 @@ from msgspec import structs
 import servers
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import Control, open_control, open_decisions
+from recloop.backends import Control
 from recloop.backends.control import Moved
-from recloop.config import Project
 from recloop.errors import Refused
+from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND
 from recloop.serve import moves
 from recloop.serve.app import create
-from recloop.settings import open_project
 from recloop.watch import experiment
 from recloop.watch.parity import verify
 from recloop.watch.verdict import Arms
@@ -33,7 +32,7 @@ START = 1_752_000_000 * SECOND  # a few days after the world's last row
 
 
 def control_of(shop: Project) -> Control:
-    return open_control(shop.config.stores.control, shop.root)
+    return shop.open_control()
 
 
 def child(shop: Project, number: int = 1) -> str:
@@ -216,7 +215,7 @@ def test_decisions_asked_twice_under_one_client_id_are_all_kept(shop: Project) -
         await ask_all(client, None)
 
     play(shop, work, ticking(), "release.shadow=1.0")
-    store = open_decisions(shop.config.stores.decisions, shop.root)
+    store = shop.open_decisions()
     rows = store.rows()
     assert store.lost == store.dropped == 0
     store.close()

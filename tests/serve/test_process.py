@@ -21,8 +21,7 @@ import pytest
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control, open_decisions, open_log
-from recloop.config import Project
+from recloop.project import Project
 from recloop.records import RULE, USER_ID
 from recloop.serve.service import Service
 from recloop.watch.parity import verify
@@ -42,7 +41,7 @@ def test_the_first_line_as_json(shop: Project) -> None:
         line = json.loads(process.stdout.readline())
         assert set(line) == {"ready", "bundle"}
         assert httpx.get(line["ready"] + "/v1/health/ready").status_code == 200
-        assert line["bundle"] == release.live(open_control(shop.config.stores.control, shop.root)).bundle
+        assert line["bundle"] == release.live(shop.open_control()).bundle
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
         assert process.stdout.read() == ""
@@ -98,7 +97,7 @@ def damage(shop: Project, name: str) -> Path:
 
 def second_bundle(shop: Project) -> str:
     """Another live bundle, made of the first one's bytes."""
-    control = open_control(shop.config.stores.control, shop.root)
+    control = shop.open_control()
     first = bundles.load(shop.bundles / release.live(control).bundle)
     made = bundles.write(replace(first, metrics={"again": 1}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC))
     who = {"by": "test", "reason": "newer", "at": 5}
@@ -109,7 +108,7 @@ def second_bundle(shop: Project) -> str:
 
 
 def test_a_damaged_bundle_gives_way_to_the_one_before(shop: Project, serving: Serving) -> None:
-    first = release.live(open_control(shop.config.stores.control, shop.root))
+    first = release.live(shop.open_control())
     second = second_bundle(shop)
     file = damage(shop, second)
     server = serving(shop.root)
@@ -119,13 +118,13 @@ def test_a_damaged_bundle_gives_way_to_the_one_before(shop: Project, serving: Se
     assert server.client.get("/v1/status").json()["degraded"] == ["bundle"]
     assert str(file) in server.errors.read_text()
     server.stop()
-    (row,) = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    (row,) = shop.open_decisions().rows()
     assert (row.bundle, row.generation, row.degraded) == (first.bundle, first.generation, ["bundle"])
 
 
 @pytest.mark.parametrize("how", ["flip", "missing", "extra", "link"])
 def test_no_bundle_that_loads(shop: Project, how: str) -> None:
-    name = release.live(open_control(shop.config.stores.control, shop.root)).bundle
+    name = release.live(shop.open_control()).bundle
     file = shop.bundles / name / "serve.safetensors"
     if how == "flip":
         damage(shop, name)
@@ -193,7 +192,7 @@ def test_what_was_written_outlives_a_stop(shop: Project, serving: Serving) -> No
     server.client.post("/v1/users", json={"user_id": "v", "attributes": {"age": "60+"}})
     before = server.client.get("/v1/recommend/v").json()
     assert server.stop() == 0
-    decisions = open_decisions(shop.config.stores.decisions, shop.root)
+    decisions = shop.open_decisions()
     assert [row.user_id for row in decisions.rows()] == ["v"]  # the buffer was written at the end
     assert decisions.lost == 0
     decisions.close()
@@ -235,7 +234,7 @@ def test_a_stop_loses_no_request(shop: Project, serving: Serving) -> None:
         thread.join(PATIENCE)
     assert failed == []
     assert min(answered) > 3
-    decisions = open_decisions(shop.config.stores.decisions, shop.root)
+    decisions = shop.open_decisions()
     assert len(decisions.rows()) == sum(answered)
     decisions.close()
 
@@ -322,7 +321,7 @@ def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
         for poster in now:
             poster.join(PATIENCE)
         posters += now
-    log = open_log(shop.config.stores.log, shop.root)
+    log = shop.open_log()
     kept = log.events()
     assert kept["seq"].n_unique() == len(kept)
     assert kept["seq"].max() == log.last_seq()

@@ -13,9 +13,8 @@ import pytest
 
 from recloop import loop
 from recloop.browsing import Browsing
-from recloop.config import Project
+from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND
-from recloop.settings import open_project
 from recloop.watch import parity
 from recloop.world import START
 

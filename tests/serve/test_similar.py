@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from recloop import loop
-from recloop.config import Project
+from recloop.project import Project, open_project
 from recloop.serve import offline
-from recloop.settings import open_project
 from recloop.watch import parity
 from recloop.world import World
 from servers import Server

@@ -18,18 +18,18 @@ import pytest
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import Control, open_control, open_decisions
+from recloop.backends import Control
 from recloop.bundle import Bundle, ItemTable
 from recloop.cli import run
-from recloop.config import Field, Project, Release
+from recloop.config import Field, Release
 from recloop.features.vocab import Category, Fields, Vocabulary
+from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
 from recloop.serve import arms, fleet
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.settings import open_project
 from recloop.watch.parity import verify
 from recloop.watch.plan import EVIDENCE, Plan
 from servers import PATIENCE, inside
@@ -39,7 +39,7 @@ Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
 def control_of(shop: Project) -> Control:
-    return open_control(shop.config.stores.control, shop.root)
+    return shop.open_control()
 
 
 def planned(bundle: str) -> dict[str, Any]:
@@ -317,7 +317,7 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
         assert again.status_code == 200
 
     within(work, "release.shadow=0.5")
-    rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    rows = shop.open_decisions().rows()
     answers = {row.request_id: row for row in rows if row.role == "answer"}
     assert len(answers) == 41
     assert {row.bundle for row in answers.values()} == {live}
@@ -363,7 +363,7 @@ def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project,
     assert seen[0] == seen[1]
     assert seen[0] == {u: candidate if arms.in_experiment(candidate, u, 0.5) else live.bundle for u in seen[0]}
     assert 15 < sum(one == candidate for one in seen[0].values()) < 45
-    rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    rows = shop.open_decisions().rows()
     tried = {row.generation for row in rows if row.role == "answer" and row.variant == "candidate"}
     assert tried == {release.machine(control_of(shop)).since(candidate).generation}
     shadowed = {row.user_id for row in rows if row.role == "shadow"}
@@ -384,7 +384,7 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
             assert (answer["variant"], len(answer["items"])) == ("live", 10)
 
     within(work)
-    rows = open_decisions(shop.config.stores.decisions, shop.root).rows()
+    rows = shop.open_decisions().rows()
     assert {(row.variant, row.bundle == candidate) for row in rows} == {("live", False)}
     drawn = {row.user_id for row in rows if row.assigned == "candidate"}
     assert drawn == {f"u{n:02}" for n in range(20) if arms.in_experiment(candidate, f"u{n:02}", 0.5)}

@@ -16,8 +16,8 @@ import pytest
 
 import servers
 from recloop.backends import log as log_module
-from recloop.config import Project
 from recloop.errors import Locked
+from recloop.project import Project
 from recloop.records import Event
 from recloop.serve import write
 from recloop.serve.app import create

@@ -17,15 +17,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 import servers
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control
 from recloop.bundle import Bundle
-from recloop.config import Project
+from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
 from recloop.records import SECOND
 from recloop.serve import arms
-from recloop.settings import open_project
 from recloop.watch import experiment, shadow
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -62,7 +60,7 @@ def child(project: Project, live: Bundle, number: int, weights: dict[str, float]
     states = [state_of_tree(case["state"]) for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime(2025, 7, number, tzinfo=UTC))
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     sha256 = bundles.manifest_hash(project.bundles / made.id)
     who: dict[str, Any] = {"by": "a test", "reason": "other weights", "at": 1_751_328_000_000_000}
     release.register(control, made.id, sha256, evidence={"gates": []}, **who)  # as what passed its gate
@@ -96,7 +94,7 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     """That shop, with the decisions of both trials written."""
     folder = shutil.copytree(turned, tmp_path_factory.mktemp("console") / "shop")
     project = open_project(folder)
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     live = bundles.load(project.bundles / release.live(control).bundle)  # type: ignore[union-attr]
     names = {name: child(project, live, number, weights) for number, (name, weights) in enumerate(MIXES.items(), 1)}
     server = servers.start(folder, "--set", "serve.replay=true", "--set", "release.shadow=1.0")

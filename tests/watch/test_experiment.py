@@ -14,12 +14,10 @@ from msgspec.structs import replace
 
 from recloop import bundle as bundles
 from recloop import loop, release
-from recloop.backends import open_control, open_decisions, open_log
 from recloop.backends.control import ReleaseRow
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND, Decision, Event, hash_share
-from recloop.settings import open_project
 from recloop.watch import experiment
 from recloop.watch.outcomes import outcomes
 from recloop.watch.plan import Plan
@@ -265,7 +263,7 @@ def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
     """Decisions and rows as a server leaves them: the same verdict as from the frames."""
     shutil.copytree(turned, tmp_path / "shop")
     project: Project = open_project(tmp_path / "shop")
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     live = release.live(control)
     assert live is not None
     control.move(live.bundle, bundles.manifest_hash(project.bundles / live.bundle), "live", "experiment", by="t",
@@ -273,12 +271,12 @@ def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
                  expected_generation=live.generation, at=T)  # fmt: skip
     truth = Truth(7, 400, 0.2)
     decisions, rows = truth.play()
-    store = open_decisions(project.config.stores.decisions, project.root, write=True)
+    store = project.open_decisions(write=True)
     for one in decisions:
         store.put(one)
     assert store.flush()
     store.close()
-    log = open_log(project.config.stores.log, project.root, write=True)
+    log = project.open_log(write=True)
     log.append_events(
         [Event(**{**event, "received_at": event["timestamp"]}) for event in rows.drop("label").iter_rows(named=True)]
     )

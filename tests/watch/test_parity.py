@@ -11,9 +11,8 @@ import httpx
 import msgspec
 import pytest
 
-from recloop.backends import open_decisions
-from recloop.config import Project
 from recloop.features.vocab import Category
+from recloop.project import Project
 from recloop.recommend.recommender import Answer
 from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
@@ -275,4 +274,4 @@ def test_verify_reads_and_leaves_nothing(shop: Project, play: Any) -> None:
     verify(shop)
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after == before
-    assert len(open_decisions(shop.config.stores.decisions, shop.root).rows()) == 1
+    assert len(shop.open_decisions().rows()) == 1

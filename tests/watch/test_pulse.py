@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import servers
-from recloop.config import Project
+from recloop.project import Project
 from recloop.records import DAY, SECOND
 from recloop.serve import desk
 from recloop.serve.app import create

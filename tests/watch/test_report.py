@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 
 from recloop import loop, release
-from recloop.backends import locks, open_control, open_decisions, open_log
+from recloop.backends import locks
 from recloop.bundle import load
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.state import States, UserState
+from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.records import DAY, SECOND, Decision, Item, Query
-from recloop.settings import open_project
 from recloop.watch import report
 from recloop.watch.plan import EVIDENCE, Plan
 from recloop.world import START, World
@@ -63,13 +62,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     made = loop.turn(project)
     shown = made.table.examples[0].slots[0][0]
     with locks.writer_lock(project.root, "test"):
-        log = open_log(project.config.stores.log, project.root, write=True)
+        log = project.open_log(write=True)
         log.append_items([Item(item_id=shown, attributes={"name": HOSTILE, "category": "tea"}, received_at=NOW)])
         log.close()
         recommender = Recommender(
             made.bundle, Catalogue.of_table(made.bundle.items.ids.ids, made.bundle.items.attributes)
         )
-        decisions = open_decisions(project.config.stores.decisions, project.root, write=True)
+        decisions = project.open_decisions(write=True)
         for number in range(40):
             query = Query(user_id=f"new{number}", now=NOW)
             answer = recommender.recommend(States.of([query.user_id], [UserState()]), [query])[0]
@@ -156,7 +155,7 @@ def test_what_the_page_says(page: str, project: Project) -> None:
 def test_write_with_a_running_experiment_shows_its_verdict_and_plan(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.root, tmp_path / "shop")
     here = open_project(tmp_path / "shop")
-    control = open_control(here.config.stores.control, here.root)
+    control = here.open_control()
     live = release.live(control)
     assert live is not None
     plan = Plan.of(here.config.release, live.bundle, NOW).to_evidence()
@@ -196,7 +195,7 @@ def test_nothing_live_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 def test_the_bundle_is_the_live_one(project: Project, page: str) -> None:
-    row = release.live(open_control(project.config.stores.control, project.root))
+    row = release.live(project.open_control())
     assert row is not None
     assert f"Live bundle <code>{row.bundle}</code>" in page
 

@@ -14,18 +14,15 @@ import pytest
 
 from recloop import bundle as bundles
 from recloop import loop, release
-from recloop.backends import open_control, open_decisions
-from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States, UserState, attribute_versions
+from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import fold
 from recloop.records import SECOND, Decision, Query
-from recloop.settings import open_project
 from recloop.watch import shadow
 from recloop.watch.parity import verify
 from recloop.world import World
@@ -52,7 +49,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
         file.write(CONFIG)
     project = open_project(folder)
     live = loop.turn(project).bundle
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     children = {}
     for number, (name, weights) in enumerate(MIXES.items()):
         placements = live.policy["placements"]
@@ -67,11 +64,11 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
 
 def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle]) -> None:
     """40 requests of 30 users: live's answer, the candidate in the shadow, live's own twin and the one of a seed."""
-    archive = Archive(project.data)
+    archive = project.open_archive()
     catalogue = Catalogue.of([archive.items()])
     labelled = Signal(live.spec.events, live.spec.clean).label(archive.events())
     attributes = attribute_versions(archive.users())
-    store = open_decisions(project.config.stores.decisions, project.root, write=True)
+    store = project.open_decisions(write=True)
     for number in range(40):
         user = f"u{1 + number % 30:02}"
         state = UserState(attributes=attributes[user][-1][1])
@@ -142,7 +139,7 @@ def test_names_and_numbers_of_one_request(shop: tuple[Project, dict[str, str]]) 
     project, ids = shop
     found = shadow.compare(project, ids["candidate"], START + 7 * SECOND, START + 8 * SECOND, lambda item: f"<{item}>")
     assert found["requests"] == 1
-    store = open_decisions(project.config.stores.decisions, project.root)
+    store = project.open_decisions()
     rows = {(row.role, row.bundle): row for row in store.rows() if row.request_id == "r7"}
     store.close()
     live, other = rows["answer", ids["live"]], rows["shadow", ids["candidate"]]
@@ -154,7 +151,7 @@ def test_names_and_numbers_of_one_request(shop: tuple[Project, dict[str, str]]) 
 
 def test_a_twin_that_differs_is_named(shop: tuple[Project, dict[str, str]]) -> None:
     project, _ = shop
-    store = open_decisions(project.config.stores.decisions, project.root)
+    store = project.open_decisions()
     rows = store.rows()
     store.close()
     pairs = [(row, row) for row in rows if row.role == "answer"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recloop.config import Project
+from recloop.project import Project
 from recloop.watch.shadow_requirement import Requirement, shadow_requirement
 
 

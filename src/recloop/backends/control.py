@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from recloop.backends.log import RESTORED, Retraction
-from recloop.backends.sqlite import open_reader, open_writer, transaction
+from recloop.backends.sqlite import Store, open_reader, open_writer, transaction
 from recloop.errors import Refused
 
 SCHEMA = 3
@@ -75,7 +75,7 @@ class Handed:
         return Retraction(self.of_seq, self.rule)
 
 
-class Control:
+class Control(Store):
     """control.db (``journal_mode=DELETE``: many writers, so no write-ahead log); see `recloop.backends.open_control`."""
 
     def __init__(self, file: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from recloop.backends.sqlite import Readers, give_back, open_writer, transaction
+from recloop.backends.sqlite import Readers, Store, give_back, open_writer, transaction
 from recloop.records import Decision
 
 SCHEMA = 3
@@ -62,7 +62,7 @@ JSON_COLUMNS = {"query", "items", "scores", "sources", "propensities", "degraded
 INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
-class Decisions:
+class Decisions(Store):
     """decisions.db; see `recloop.backends.open_decisions`.
 
     Attributes:

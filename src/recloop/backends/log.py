@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 import polars as pl
 
-from recloop.backends.sqlite import Readers, give_back, open_writer, transaction
+from recloop.backends.sqlite import Readers, Store, give_back, open_writer, transaction
 from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, Event, Item, User
 
@@ -91,7 +91,7 @@ def out_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
     return out
 
 
-class Log:
+class Log(Store):
     """log.db; see `recloop.backends.open_log`.
 
     Args:

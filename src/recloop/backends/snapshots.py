@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from recloop.backends.sqlite import open_reader, sync_folder, transaction
+from recloop.backends.sqlite import Store, open_reader, sync_folder, transaction
 from recloop.errors import UserError
 
 SCHEMA = 3  # 2: a group_id that is used again or ended starts a new moment; 3: acts, with use, pair, weight, units
@@ -63,7 +63,7 @@ def current(path: Path) -> Snapshot | None:
         return None
 
 
-class Snapshot:
+class Snapshot(Store):
     """A snapshot opened for reading; ``seq`` and ``key`` are what it was written with.
 
     Raises:

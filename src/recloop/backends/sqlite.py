@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 from recloop.errors import UserError
@@ -17,6 +19,20 @@ INCREMENTAL = 2
 """``PRAGMA auto_vacuum`` of a file that can give free pages back by steps."""
 WORTHWHILE_BYTES = 1_000_000
 """Free space for which a file is written anew."""
+
+
+class Store(ABC):
+    """A store that ``with`` closes at the end of its block; an owner that lives long calls ``close`` itself."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files of the store; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def locate(key: str, url: str, root: Path) -> Path:

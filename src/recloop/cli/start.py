@@ -16,9 +16,9 @@ from recloop.errors import UserError
 from recloop.shell import Json, Place, Teller, command, out, plain, print_json, project
 
 if TYPE_CHECKING:
-    from recloop.config import Project
     from recloop.later.run import Updated
     from recloop.loop import Turn
+    from recloop.project import Project
 
 
 def init(

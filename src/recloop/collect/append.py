@@ -30,10 +30,11 @@ from recloop.collect.files import MANIFEST, Files
 from recloop.collect.prepare import SPLITS, split_hash
 from recloop.collect.signals import counted
 from recloop.collect.split import Parts, held_out
-from recloop.config import Clean, Config, Project
+from recloop.config import Clean, Config
 from recloop.features.learned import Learned, Window, window_of
 from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal
+from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 
 
@@ -73,7 +74,7 @@ def append(
         out: Rows that were taken back before.
         target: A folder of its own, made anew.
     """
-    archive = Archive(project.data)
+    archive = project.open_archive()
     after = archive.watermark
     rows = log.events(after=after, until=until)
     fresh = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)

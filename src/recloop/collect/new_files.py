@@ -21,8 +21,8 @@ from recloop.collect.files import MANIFEST
 from recloop.collect.read import Raw, parse_events, wanted
 from recloop.collect.sources import Source, find
 from recloop.collect.tables import read_table
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project
 
 BLOCK: Final = 1 << 22
 REJECTS: Final = "rejects.jsonl"

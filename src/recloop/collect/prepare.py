@@ -26,9 +26,9 @@ from recloop.collect.posted import Posted
 from recloop.collect.read import Catalogued, read_events, read_items, read_users
 from recloop.collect.sources import find, fingerprint
 from recloop.collect.split import Parts, split
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.dwell import Dwell
+from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
 
 FORMAT: Final = 2  # the split has use, pair and units

@@ -14,8 +14,9 @@ from recloop.collect.numbers import read_numbers
 from recloop.collect.sources import Source, find
 from recloop.collect.stamps import Stamps, read_stamps
 from recloop.collect.tables import Table, read_objects, read_table
-from recloop.config import Columns, Data, Project
+from recloop.config import Columns, Data
 from recloop.errors import UserError
+from recloop.project import Project
 from recloop.records import (
     CONTEXT,
     DEFAULT_EVENT_TYPE,

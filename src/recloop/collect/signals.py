@@ -12,9 +12,9 @@ import rich.text
 
 from recloop.collect.clean import clean, described, iso
 from recloop.collect.read import read_events, read_items, read_users
-from recloop.config import Project
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.signal import CLASSES, Signal
+from recloop.project import Project
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_share
 
 EXAMPLES: Final = 5

@@ -17,11 +17,11 @@ import rich.console
 
 from recloop import loop
 from recloop.client import Client, iso, serving
-from recloop.config import Project
 from recloop.demo import days
 from recloop.demo.groceries import write_project
 from recloop.demo.proof import planted_skew, watch
 from recloop.demo.shown import Shown
+from recloop.project import Project
 from recloop.records import SECOND, hash_share
 from recloop.voice import Voice
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from recloop.backends import open_control
 from recloop.client import Client, iso
-from recloop.config import Project
 from recloop.demo import updates
 from recloop.demo.replay import Replayed, replay
+from recloop.project import Project
 from recloop.records import DAY
 from recloop.standing import load_bundle
 from recloop.voice import Voice
@@ -186,7 +185,7 @@ def there_and_back(stage: Stage, candidate: str) -> None:
 
 def release_rows(project: Project) -> list[str]:
     """Every move, by whom, why."""
-    rows = open_control(project.config.stores.control, project.root).releases()
+    rows = project.open_control().releases()
     return [
         f"{row.generation:>3} {iso(row.at)[:16]} {row.bundle[-8:]} {row.from_ or 'new':>11} -> {row.to:<11} {row.by}: {row.reason}"
         for row in rows

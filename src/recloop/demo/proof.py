@@ -10,12 +10,11 @@ from collections.abc import Callable
 import polars as pl
 
 from recloop.client import WAIT, serving
-from recloop.config import Project
 from recloop.features.vocab import Number
+from recloop.project import Project, open_project
 from recloop.records import hash_share
 from recloop.serve import app
 from recloop.serve.service import Service
-from recloop.settings import open_project
 from recloop.watch import parity, report
 
 

@@ -15,9 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from recloop.backends import open_decisions, open_log
 from recloop.browsing import Browsing
-from recloop.config import Project
+from recloop.project import Project
 from recloop.records import Decision, Query
 from recloop.serve.arms import LIVE
 from recloop.watch import experiment
@@ -101,9 +100,7 @@ def truth(world: Browsing, project: Project, found: Verdict) -> dict[str, Truth]
     Args:
         found: Of `recloop.watch.experiment.compare`.
     """
-    store = open_decisions(project.config.stores.decisions, project.root)
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_decisions() as store, project.open_log() as log:
         rows = [one for one in store.rows(since=found.since, until=found.until) if one.role == "answer"]
         asked = sorted(entered(rows, found.now), key=lambda one: one.as_of)
         live = next(one.bundle for one in asked if one.variant == LIVE)
@@ -116,9 +113,6 @@ def truth(world: Browsing, project: Project, found: Verdict) -> dict[str, Truth]
                 expected = world.expected(one.user_id, items, one.at)
                 for name, ours in METRICS.items():
                     values[name][number, side] = expected[ours]
-    finally:
-        store.close()
-        log.close()
     means = {name: table.mean(axis=0) for name, table in values.items()}
     return {name: Truth(float(one[0]), float(one[1]), len(asked)) for name, one in means.items()}
 

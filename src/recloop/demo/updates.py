@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from recloop import bundle, release, standing
-from recloop.backends import open_control
-from recloop.config import Project
+from recloop.project import Project
 from recloop.watch.gate import Gate
 
 SHORT = ("--set", "train.budget=15s")
@@ -88,7 +87,7 @@ def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Te
     name = str(done["bundle"])
     target = project.bundles / name
     shutil.move(copy / "bundles" / name, target)
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     release.register(
         control, name, bundle.manifest_hash(target), by="recloop demo", reason="the same update, another seed",
         at=standing.now(), evidence={"gates": done["gates"]},

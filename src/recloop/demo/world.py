@@ -20,11 +20,9 @@ import rich.console
 
 from recloop import loop
 from recloop.backends import locks
-from recloop.backends.archive import Archive
 from recloop.browsing import Browsing
 from recloop.client import Client, serving
 from recloop.collect.signals import counted
-from recloop.config import Project
 from recloop.demo.days import release_rows
 from recloop.demo.people import Lived, People
 from recloop.demo.shown import MARK, Shown, fresh
@@ -32,8 +30,8 @@ from recloop.demo.truth import compared
 from recloop.demo.updates import gate_lines, rule_lines
 from recloop.features.signal import Signal
 from recloop.later import promotion
+from recloop.project import Project, open_project
 from recloop.records import DAY
-from recloop.settings import open_project
 from recloop.standing import load_bundle
 from recloop.voice import Silent, Voice
 from recloop.watch import parity
@@ -128,7 +126,7 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     project = write_project(folder, world, shown)
     loop.turn(project, shown, "demo")
     signal = Signal.of(load_bundle(project).spec)
-    for line in rule_lines(counted(signal, Archive(project.data).events())):
+    for line in rule_lines(counted(signal, project.open_archive().events())):
         shown.say("signals", line)
     campaign, free = candidates(project, shown)
     shown.say("browse", f"recloop serve: a list for everybody, of what costs 6 or more ({RULE})")

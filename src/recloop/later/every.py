@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 from recloop.backends import locks
 from recloop.backends.journal import Journal
-from recloop.config import Project
 from recloop.errors import Locked
+from recloop.project import Project
 from recloop.watch.gate import Gate
 
 

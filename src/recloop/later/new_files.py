@@ -11,8 +11,8 @@ import polars as pl
 from recloop import ingest, standing
 from recloop.backends import locks
 from recloop.collect import new_files, rejected
-from recloop.config import Project
 from recloop.errors import Locked, UserError
+from recloop.project import Project
 from recloop.records import RECEIVED_AT, TIMESTAMP, Event
 from recloop.voice import Voice
 

@@ -6,8 +6,7 @@ import shutil
 
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import Control, Retraction, inbox, locks, open_control, open_log, snapshots
-from recloop.backends.archive import Archive
+from recloop.backends import Control, Retraction, inbox, locks, snapshots
 from recloop.collect.append import publish
 from recloop.errors import Locked
 from recloop.features.signal import Signal
@@ -34,7 +33,7 @@ def settle(run: Run) -> tuple[str, str] | None:
     if made.exists():
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)
-    control = open_control(run.config.stores.control, run.project.root)
+    control = run.project.open_control()
     if name not in {row.bundle for row in control.releases()}:
         sha256 = bundles.manifest_hash(target)
         release.register(
@@ -51,11 +50,11 @@ def settle(run: Run) -> tuple[str, str] | None:
 
 def _snapshots(run: Run) -> None:
     """Every user's state as of the new watermark, for each meaning of events in use, before the manifest names it."""
-    log, archive = open_log(run.config.stores.log, run.project.root), Archive(run.project.data)
-    try:
+    archive = run.project.open_archive()
+    with run.project.open_log() as log:
         for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
-            path = run.project.store / snapshots.name(run.until, spec.state_key)
-            before = run.project.store / snapshots.name(run.watermark, spec.state_key)
+            path = run.project.snapshot_file(run.until, spec.state_key)
+            before = run.project.snapshot_file(run.watermark, spec.state_key)
             if path.exists():
                 continue
             stored = snapshots.current(before)
@@ -65,8 +64,6 @@ def _snapshots(run: Run) -> None:
             finally:
                 if stored is not None:
                     stored.close()
-    finally:
-        log.close()
 
 
 def _hand_over(run: Run, control: Control) -> None:
@@ -81,11 +78,8 @@ def _tidy(run: Run, control: Control) -> None:
     """Where no server runs: the log takes what was handed, and the snapshots of earlier watermarks go."""
     try:
         with locks.writer_lock(run.project.root, "update"):
-            log = open_log(run.config.stores.log, run.project.root, write=True)
-            try:
+            with run.project.open_log(write=True) as log:
                 inbox.take(control, log)
-            finally:
-                log.close()
             snapshots.forget(run.project.store, run.until)
     except Locked:
         return

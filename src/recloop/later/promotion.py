@@ -16,12 +16,9 @@ import numpy as np
 import polars as pl
 
 from recloop import standing, turn
-from recloop.backends import open_control, open_log
-from recloop.backends.archive import Archive
 from recloop.backends.log import out_at
 from recloop.bundle import Bundle
 from recloop.collect.clean import doubled
-from recloop.config import Project
 from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
@@ -30,6 +27,7 @@ from recloop.later.evidence import broken_golden, compared, of_old, trees
 from recloop.learn import compare
 from recloop.learn.compare import Asked
 from recloop.learn.moments import Moments, moments
+from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
 from recloop.serve import moves
@@ -46,7 +44,7 @@ def promote(
     Raises:
         UserError, BundleError, Refused: as `moves.promote` has it, a gate that says no among them.
     """
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     moves.ready(project, control, bundle, to)
     gates = None
     if moves.ungated(control, bundle):
@@ -69,13 +67,11 @@ class Ground:
     @classmethod
     def of(cls, project: Project) -> Ground:
         """Rows that were taken back, and repeats that an update would take back, are left out."""
-        archive, log = Archive(project.data), open_log(project.config.stores.log, project.root)
-        try:
+        archive = project.open_archive()
+        with project.open_log() as log:
             fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
             out = pl.Series(sorted(out_at(log.retractions())), dtype=pl.Int64)
             users, items = log.users(after=archive.watermark), [archive.items(), log.items(after=archive.watermark)]
-        finally:
-            log.close()
         rows = pl.concat([archive.events(), fresh]).filter(~pl.col(SEQ).is_in(out.implode()))
         if project.config.clean.duplicates == "exact":
             rows = rows.filter(~pl.col(SEQ).is_in(doubled(rows).implode()))

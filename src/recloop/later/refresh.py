@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import Control, open_control
+from recloop.backends import Control
 from recloop.errors import RecloopError
 from recloop.later.run import Run
 from recloop.recipe import is_refresh
@@ -23,7 +23,7 @@ BY = "recloop update"
 
 def release_refresh(run: Run, bundle: str) -> str:
     """Move a registered child on where it is a refresh; the state that it has then. Done again after a kill, it moves once."""
-    control = open_control(run.config.stores.control, run.project.root)
+    control = run.project.open_control()
     mode = run.config.release.refresh
     manifest = bundles.check(run.project.bundles / bundle)
     if not is_refresh(manifest, run.live.manifest):

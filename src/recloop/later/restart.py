@@ -21,15 +21,14 @@ from typing import Any, Final
 
 from recloop import bundle as bundles
 from recloop import config_changes, release, standing
-from recloop.backends import Control, inbox, locks, open_control, open_log
-from recloop.backends.archive import Archive
+from recloop.backends import Control, inbox, locks
 from recloop.backends.sqlite import sync_folder
 from recloop.collect import new_files
 from recloop.collect.files import recover, swap
 from recloop.collect.posted import Posted
-from recloop.config import Project
 from recloop.config_changes import Change, Effect
 from recloop.errors import Locked, Refused, UserError
+from recloop.project import Project
 
 MARK: Final = standing.RESTART
 STAGE: Final = ".restart"
@@ -98,11 +97,8 @@ def consequences(project: Project) -> list[str]:
         why = "a file that was read has changed; ask for it with --restart"
     if not why:
         return [f"{live.id} stays live: it was made with the same data"]
-    archive, log = Archive(project.data), open_log(project.config.stores.log, project.root)
-    try:
-        posted = len(Posted.gather(archive, log))
-    finally:
-        log.close()
+    with project.open_log() as log:
+        posted = len(Posted.gather(project.open_archive(), log))
     before = str(live.manifest.get("config", {}).get("data.events", "its files"))
     return [
         f"this folder lives: {live.id} was made from {before}; the next recloop update is a new first run ({why})",
@@ -146,12 +142,9 @@ def stage(project: Project) -> Staged:
     decisions = project.store / "decisions.db"
     if decisions.exists():  # what was shown in answered lists is training data
         (target / "store" / "decisions.db").symlink_to(decisions.resolve())
-    log = open_log(project.config.stores.log, project.root, write=True)
-    try:
-        inbox.take(open_control(project.config.stores.control, project.root), log)
-        posted = Posted.gather(Archive(project.data), log)
-    finally:
-        log.close()
+    with project.open_log(write=True) as log:
+        inbox.take(project.open_control(), log)
+        posted = Posted.gather(project.open_archive(), log)
     return Staged(Project(target, project.config, base=project.sources), posted, differing(project))
 
 
@@ -187,7 +180,7 @@ def finish(project: Project) -> bool:
     for old in project.store.glob("snapshots-*.db"):
         if old.name not in tree["snapshots"]:
             old.unlink()
-    _release(open_control(project.config.stores.control, project.root), project, tree)
+    _release(project.open_control(), project, tree)
     _move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
     for run in sorted((staged / "runs").glob("*")):
         _move(run, project.runs / run.name)

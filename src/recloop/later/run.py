@@ -18,17 +18,17 @@ from safetensors import SafetensorError
 
 from recloop import bundle as bundles
 from recloop import config_changes, release, standing, turn
-from recloop.backends import open_control, open_log
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.collect.prepare import Data, read
-from recloop.config import Config, Project
+from recloop.config import Config
 from recloop.config_changes import Change, Effect
 from recloop.errors import BundleError, UserError
 from recloop.features.learned import Learned, Window
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
+from recloop.project import Project
 from recloop.recipe import child_recipe, recipe_of
 from recloop.recommend.catalogue import Catalogue
 from recloop.settings import dump
@@ -235,7 +235,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
 
 def waiting(project: Project, config: Config, live: str) -> str:
     """A child of live that has the present settings, knows every row and may yet be promoted; empty: there is none."""
-    found = release.machine(open_control(project.config.stores.control, project.root))
+    found = release.machine(project.open_control())
     for bundle, (state, _) in reversed(found.states.items()):
         if state not in {"registered", "checked", "shadow", "experiment"}:
             continue
@@ -250,23 +250,17 @@ def waiting(project: Project, config: Config, live: str) -> str:
 
 def _by_updates(project: Project, watermark: int) -> int:
     """How many rows after the watermark an update took back by its own rules: they ask for no turn of their own."""
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_log() as log:
         return sum(row.rule in RETROSPECTIVE for row in log.retractions(after=watermark))
-    finally:
-        log.close()
 
 
 def _quarantined(project: Project) -> int:
     """How often a person took rows out or brought them back: a run that was begun before is not gone on with."""
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_log() as log:
         rows = [
             *log.retractions(),
-            *(one.retraction for one in open_control(project.config.stores.control, project.root).handed()),
+            *(one.retraction for one in project.open_control().handed()),
         ]
-    finally:
-        log.close()
     return sum(row.rule not in RETROSPECTIVE for row in rows)
 
 

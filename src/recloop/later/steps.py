@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from recloop import standing, turn
-from recloop.backends import open_control, open_log
 from recloop.backends.log import out_at
 from recloop.collect.append import append
 from recloop.features.learned import FIRST_SEQ, nothing_held
@@ -48,13 +47,10 @@ def collect(run: Run) -> None:
     """1. What happened since: judged rows, archive and split as they will be, in the run's folder."""
     if run.journal.has("collect"):
         return
-    log = open_log(run.config.stores.log, run.project.root)
-    try:
-        waiting = open_control(run.config.stores.control, run.project.root).handed()
+    with run.project.open_log() as log:
+        waiting = run.project.open_control().handed()
         out = sorted(out_at([*log.retractions(), *(row.retraction for row in waiting)]))
         made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data", out)
-    finally:
-        log.close()
     run.journal.done("collect", **vars(made))
     removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
     run.voice.say(

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from recloop.backends import locks
-from recloop.config import Project
+from recloop.project import Project
 from recloop.serve import admin, follow, openapi, parameters, process
 from recloop.serve.asked import Asked
 from recloop.serve.door import Door, answer, problem_response

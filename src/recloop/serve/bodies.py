@@ -10,8 +10,9 @@ import msgspec
 from starlette.requests import Request
 
 from recloop.backends.log import object_text
-from recloop.config import Data, Project
+from recloop.config import Data
 from recloop.features.stamp_text import EXPECTED, read_stamp
+from recloop.project import Project
 from recloop.records import Event, Item, User
 from recloop.serve.shapes import EventRow, HttpError, ItemRow, UserRow, unprocessable
 

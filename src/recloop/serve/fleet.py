@@ -15,9 +15,9 @@ from recloop import release
 from recloop.backends import Control
 from recloop.backends.control import ReleaseRow
 from recloop.bundle import Bundle
-from recloop.config import Project
 from recloop.errors import BundleError, Refused, UserError
 from recloop.features.state import States, UserState
+from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import state_of_tree

@@ -10,11 +10,11 @@ import msgspec
 
 from recloop.backends import Log, Retraction, snapshots
 from recloop.backends.archive import Archive
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import UserState
+from recloop.project import Project
 from recloop.recommend.states import Retracted, StateReader, states_at
 
 
@@ -92,11 +92,11 @@ class Known:
     def _open(self, spec: Spec) -> Stored:
         """The states as of the archive's last row; made anew where the file is missing or broken."""
         key, watermark = spec.state_key, self.archive.watermark
-        path = self._project.store / snapshots.name(watermark, key)
         signal = Signal.of(spec)
         try:
-            snapshot = snapshots.Snapshot(path)
+            snapshot = self._project.open_snapshot(watermark, key)
         except (UserError, sqlite3.Error):
+            path = self._project.snapshot_file(watermark, key)
             snapshots.write(path, states_at(watermark, self.archive, self._log, signal), watermark, key)
-            snapshot = snapshots.Snapshot(path)
+            snapshot = self._project.open_snapshot(watermark, key)
         return Stored(snapshot, StateReader(self._log, snapshot, signal, self.retracted))

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recloop import release
-from recloop.backends import Control, locks, open_control, open_decisions
+from recloop.backends import Control, locks
 from recloop.backends.control import ReleaseRow
-from recloop.config import Project
 from recloop.errors import BundleError, Locked, Refused, UserError
+from recloop.project import Project
 from recloop.serve.arms import CANDIDATE, LIVE
 from recloop.standing import examine, load_bundle, now, open_bundle, same_bytes
 from recloop.watch import experiment
@@ -81,7 +81,7 @@ def promote(
         Refused: it failed its check or its gate, its gate has not run, a step is not earned, the machine knows no such
             move, somebody was faster.
     """
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     by, target, at = by or _who("promote"), _target(bundle, to), at or now()
     machine = ready(project, control, bundle, target, by)
     if gates is None and ungated(control, bundle):
@@ -132,7 +132,7 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> d
     Raises:
         Refused: there was none, or somebody was faster. BundleError: it may not be served any more; nothing moved.
     """
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     before = release.lives(control)[1:2]
     if before:
         same_bytes(project, before[0])
@@ -147,7 +147,7 @@ def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0
     """
     if not reason.strip():
         raise UserError("--reason", reason, "why this bundle is refused", f"recloop refuse {bundle} --reason WHY")
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     return _result(release.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=at or now()))
 
 
@@ -214,11 +214,8 @@ def _earned(
         return [], {"golden": "equal", "shadow_requirement": shadow_requirement(project, bundle, SHADOWED).to_json()}
     if target == "shadow" or state == "retired" or not machine.lives:
         return [], {"golden": "equal"}
-    store = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as store:
         shadowed, differ = store.shadowed(bundle), store.twins_that_differ(bundle)
-    finally:
-        store.close()
     numbers: dict[str, Any] = {"golden": "equal", "shadowed": shadowed, "twins_that_differ": differ}
     missing = []
     if state == release.ROLLED_BACK:

@@ -11,12 +11,10 @@ import rich.table
 
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import open_control, open_log, snapshots
-from recloop.backends.archive import Archive
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States
+from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import Retracted, StateReader
@@ -47,20 +45,13 @@ def recommend(
     standing.whole(project)
     name, sha256 = _registered(project, bundle)
     loaded = bundles.load(project.bundles / name, sha256)
-    archive = Archive(project.data)
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    archive = project.open_archive()
+    with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
         catalogue = Catalogue.of([archive.items(), log.items(until=as_of)])
-        path = project.store / snapshots.name(archive.watermark, loaded.spec.state_key)
-        snapshot = snapshots.Snapshot(path)
-        try:
+        with project.open_snapshot(archive.watermark, loaded.spec.state_key) as snapshot:
             signal = Signal.of(loaded.spec)
             state = StateReader(log, snapshot, signal, Retracted(archive, log)).read(user_id, as_of)
-        finally:
-            snapshot.close()
-    finally:
-        log.close()
     query = Query(
         user_id=user_id,
         now=system_clock(),
@@ -99,7 +90,7 @@ def naming(template: str) -> tuple[str, ...]:
 
 
 def _registered(project: Project, bundle: str) -> tuple[str, str]:
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     hashes = {row.bundle: row.sha256 for row in control.releases()}
     if not bundle:
         row = release.live(control)

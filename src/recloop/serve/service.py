@@ -16,13 +16,13 @@ from typing import Any
 import polars as pl
 
 from recloop import admin_token, release, standing
-from recloop.backends import Control, Decisions, Log, inbox, locks, open_control, open_decisions, open_log
+from recloop.backends import inbox, locks
 from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States, UserState
+from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.recommend.states import StateReader
@@ -78,13 +78,12 @@ class Service:
             raise
 
     def _open(self) -> None:
-        project, stores = self.project, self.project.config.stores
+        project = self.project
         standing.whole(project)
-        self.archive = Archive(project.data)
+        self.archive = project.open_archive()
         self.token = admin_token.ensure(project.root)
-        self.control: Control = open_control(stores.control, project.root)
-        self.log: Log = open_log(stores.log, project.root, write=True)
-        self._stack.callback(self.log.close)
+        self.control = project.open_control()
+        self.log = self._stack.enter_context(project.open_log(write=True))
         self.log.start_at(self.archive.watermark)
         inbox.take(self.control, self.log)
         self.as_of = self.log.last_seq()
@@ -96,8 +95,7 @@ class Service:
         self._stack.callback(lambda: self.known.close())  # noqa: PLW0108 the one in use by then
         self.known.keep(self.known.open(one.bundle.spec for one in self.fleet.every))
         self._follower = Follower(self, loader)
-        self.decisions: Decisions = open_decisions(stores.decisions, project.root, write=True)
-        self._stack.callback(self.decisions.close)
+        self.decisions = self._stack.enter_context(project.open_decisions(write=True))
         self.pulse = Pulse(project)
         self.behind = Behind(self._list, self.decisions)
         self._stack.callback(self.behind.rehearse)

@@ -16,14 +16,13 @@ from recloop import bundle as bundles
 from recloop import loop
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
-from recloop.config import Project
 from recloop.features.state import States, Timeline, UserState
 from recloop.models.base import SHELF
+from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import CLOSE, Answer, Recommender
 from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query, Use
-from recloop.settings import open_project
 from recloop.world import World
 
 ALONE = ("popular",)

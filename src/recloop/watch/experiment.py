@@ -20,13 +20,11 @@ import polars as pl
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
 from recloop.backends.control import ReleaseRow
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.intervals import holm, plain
+from recloop.project import Project
 from recloop.records import (
     DAY,
     EVENT_SCHEMA,
@@ -93,21 +91,16 @@ def compare(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
         UserError: this bundle was never in an experiment, or its row holds no plan.
         BundleError: its bytes are no longer what was registered.
     """
-    control = open_control(project.config.stores.control, project.root)
+    control = project.open_control()
     bundle, row, plan, until = period(control.releases(), bundle)
     own = bundles.load(project.bundles / bundle, row.sha256)
-    store = open_decisions(project.config.stores.decisions, project.root)
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_decisions() as store, project.open_log() as log:
         first = reads_since(plan)
         decisions = [one for one in store.rows(since=first, until=until) if one.role == "answer"]
         newest = store.rows(last=1)
-        archive = Archive(project.data)
+        archive = project.open_archive()
         later = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
         rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= first)
-    finally:
-        store.close()
-        log.close()
     if now is None:
         now = max([plan.since, *(one.at for one in newest), *later[RECEIVED_AT].to_list()])
     now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
@@ -122,7 +115,7 @@ def current(project: Project) -> Verdict | None:
     Raises:
         As `compare`.
     """
-    tried = release.machine(open_control(project.config.stores.control, project.root)).rows_in("experiment")
+    tried = release.machine(project.open_control()).rows_in("experiment")
     return compare(project, tried[0].bundle) if tried else None
 
 

@@ -19,14 +19,13 @@ import polars as pl
 
 from recloop import bundle as bundles
 from recloop import release, standing
-from recloop.backends import Log, Retraction, open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
+from recloop.backends import Log, Retraction
 from recloop.backends.log import out_at
-from recloop.config import Project
 from recloop.errors import RecloopError
 from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.state import States, Timeline
+from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import CLOSE, Answer, Recommender, one_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
@@ -71,12 +70,9 @@ def verify(project: Project, last: int = 1000) -> dict[str, Any]:
     Args:
         last: How many decisions.
     """
-    store = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as store:
         decisions = store.rows(last=last)
-    finally:
-        store.close()
-    since = release.data_since(open_control(project.config.stores.control, project.root))
+    since = release.data_since(project.open_control())
     found = Parity(checked=len(decisions))
     decisions = [decision for decision in decisions if decision.generation >= since]
     found.earlier = found.checked - len(decisions)
@@ -84,11 +80,8 @@ def verify(project: Project, last: int = 1000) -> dict[str, Any]:
     found.removed = sum(decision.bundle in gone for decision in decisions)
     decisions = [decision for decision in decisions if decision.bundle not in gone]
     if decisions:
-        log = open_log(project.config.stores.log, project.root)
-        try:
+        with project.open_log() as log:
             _compare_all(found, decisions, Rebuilder(project, log, decisions))
-        finally:
-            log.close()
     return vars(found)
 
 
@@ -165,10 +158,8 @@ class Rebuilder:
 
     def __init__(self, project: Project, log: Log, decisions: Sequence[Decision]) -> None:
         self._project = project
-        self._hashes = {
-            row.bundle: row.sha256 for row in open_control(project.config.stores.control, project.root).releases()
-        }
-        archive = Archive(project.data)
+        self._hashes = {row.bundle: row.sha256 for row in project.open_control().releases()}
+        archive = project.open_archive()
         # Rows that an update put into the archive came in by the log: each is new from its own seq on.
         first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
         first = min(first, archive.watermark)

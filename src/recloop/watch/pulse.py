@@ -18,11 +18,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from recloop import bundle as bundles
 from recloop import release
-from recloop.backends import open_control, open_decisions, open_log
-from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
-from recloop.config import Project
 from recloop.errors import UserError
+from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import ITEM_ID, RECEIVED_AT, SECOND, Decision
 from recloop.watch.health import WINDOWS, facts, health
@@ -96,25 +94,20 @@ def look(
     Raises:
         UserError: nothing is live yet. BundleError: the live bundle is no longer what was registered.
     """
-    stores = project.config.stores
     if bundle is None:
-        row = release.live(open_control(stores.control, project.root))
+        row = release.live(project.open_control())
         if row is None:
             raise UserError("live", "nothing", "a live bundle", "recloop update")
         bundle = bundles.load(project.bundles / row.bundle, row.sha256)
-    log, store = open_log(stores.log, project.root), open_decisions(stores.decisions, project.root)
-    try:
+    with project.open_log() as log, project.open_decisions() as store:
         posted = log.items()
         decisions = store.rows(since=since, until=None if until is None else until + 1)
         totals = store.totals()
         end = until if until is not None else max((one.at for one in decisions if one.role == "answer"), default=0)
         received = log.received(end - WEEK if since is None else min(since, end - WEEK), end)
-    finally:
-        log.close()
-        store.close()
     if until is not None:
         posted = posted.filter(pl.col(RECEIVED_AT) <= until)
-    catalogue = Catalogue.of([Archive(project.data).items(), posted])
+    catalogue = Catalogue.of([project.open_archive().items(), posted])
     hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
     numbers = health(decisions, facts(bundle, posted[ITEM_ID], hidden, learned), until, received)
     counts = {name: sum(at > end - length for at, _ in received) for name, length in WINDOWS.items()}

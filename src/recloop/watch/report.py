@@ -25,9 +25,9 @@ import polars as pl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
+from recloop.project import Project
 from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
 from recloop.watch import experiment
 from recloop.watch.pulse import look

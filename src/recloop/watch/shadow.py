@@ -20,10 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from recloop import intervals
-from recloop.backends import open_decisions, open_log
-from recloop.config import Project
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
+from recloop.project import Project
 from recloop.records import COLD_POSITIVES, Decision
 from recloop.watch import agree
 from recloop.watch.agree import MEASURES
@@ -59,11 +58,8 @@ def compare(
         UserError: this bundle was never shadowed in that time.
         BundleError: one of the bundles is no longer what was registered.
     """
-    store = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as store:
         rows = store.rows(since=since, until=until)
-    finally:
-        store.close()
     answers = {row.request_id: row for row in rows if row.role == "answer"}
     beside = [row for row in rows if row.role != "answer" and row.request_id in answers]
     tried = [row for row in beside if row.role == "shadow" and bundle in {"", row.bundle}]
@@ -75,13 +71,10 @@ def compare(
     twins = [row for row in beside if row.role == "twin" and row.request_id in asked]
     own = [row for row in twins if row.bundle == answers[row.request_id].bundle]
     seeds = [row for row in twins if row.bundle != answers[row.request_id].bundle]
-    log = open_log(project.config.stores.log, project.root)
-    try:
+    with project.open_log() as log:
         rebuilder = Rebuilder(project, log, [answers[row.request_id] for row in tried])
         numbers, segments, live = _numbers(project, rebuilder, answers, [*tried, *seeds])
         against = facts(live, log.items(until=max(row.as_of for row in tried))["item_id"])
-    finally:
-        log.close()
     first = [answers[row.request_id] for row in tried]
     users = [row.user_id for row in first]
     table = numbers[: len(tried)]

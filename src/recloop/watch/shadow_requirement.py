@@ -6,8 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from recloop.backends import open_decisions
-from recloop.config import Project
+from recloop.project import Project
 from recloop.records import DAY
 
 WEEK: Final = 7 * DAY
@@ -56,10 +55,7 @@ class Requirement:
 
 def shadow_requirement(project: Project, bundle: str, needed: int) -> Requirement:
     """What a bundle's shadow needs, from the decisions of the last week."""
-    store = open_decisions(project.config.stores.decisions, project.root)
-    try:
+    with project.open_decisions() as store:
         count, first, last = store.traffic(WEEK)
         days = max(last - first, DAY // 24) / DAY
         return Requirement(store.shadowed(bundle), needed, project.config.release.shadow, count / days)
-    finally:
-        store.close()
