@@ -111,8 +111,8 @@ def learned(world: Browsing, root: Path, sets: list[str]) -> dict[str, Any]:
     told = before.filter(pl.col(EVENT_TYPE) == "dislike").filter(pl.col(STAMP) < cut)
     disliked = dict(told.group_by(USER_ID).agg(pl.col(ITEM_ID).unique()).iter_rows())
     found = judged(world, trained.bundle, users, served, scores, disliked, cut)
-    train = trained.bundle.manifest["train"]
-    return {**found, "epochs": train["epochs"], "stopped": train["stopped"]}
+    training = trained.bundle.manifest.train
+    return {**found, "epochs": training.epochs, "stopped": training.stopped}
 
 
 def judged(

@@ -150,8 +150,8 @@ def another(folder: Path) -> str:
     """A registered child of live over the same arrays that shows another list to everybody: what is popular."""
     project = open_project(folder)
     live = standing.load_bundle(project)
-    home = {**live.policy["placements"]["home"], "weights": {"popular": 1.0}}
-    made = replace(live, policy={**live.policy, "placements": {**live.policy["placements"], "home": home}})
+    home = replace(live.policy.placements["home"], weights={"popular": 1.0})
+    made = replace(live, policy=live.policy.with_placement("home", home))
     own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
     states = [state_of_tree(case["state"]) for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)

@@ -189,7 +189,7 @@ def make(asked: Asked, row: str) -> None:
         "commit": commit,
         "fingerprint": standing.manifest(source)["fingerprint"],
         "seed": asked.seed,
-        "model": first.manifest["model"],
+        "model": first.manifest.model.to_json(),
         **told,
     }
     beside = asked.file(row).with_suffix(".part")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ import recloop
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.errors import BundleError
+from recloop.policy import ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
 from recloop.world import World
 
@@ -132,3 +137,109 @@ def test_a_list_that_changed_is_refused(folder: Path) -> None:
         check_golden(replace(loaded, golden=[{**case, "ids": ids[::-1], "scores": [-1.0, -2.0, -3.0]}]))
     with pytest.raises(BundleError, match="golden list"):
         check_golden(replace(loaded, golden=[{**case, "ids": ids, "scores": [-1.0, -2.0, -3.1]}]))
+
+
+def rewritten(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The bundle with one JSON file changed, and every hash and the folder's name made to fit."""
+    tree = json.loads((folder / name).read_text())
+    change(tree)
+    (folder / name).write_bytes(bundles._json(tree))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for file in manifest["files"]:
+        data = (folder / file).read_bytes()
+        manifest["files"][file] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest["bundle"] = f"{manifest['bundle'][:-8]}{bundles.content_hash(manifest)}"
+    (folder / "manifest.json").write_bytes(bundles._json(manifest))
+    return folder.rename(folder.with_name(manifest["bundle"]))
+
+
+def written_again(folder: Path) -> dict[str, bytes]:
+    loaded = bundles.load(folder)
+    return {
+        "policy.json": bundles._json(loaded.policy.to_json()),
+        "manifest.json": bundles._json(loaded.manifest.to_json()),
+    }
+
+
+def test_policy_and_manifest_parsed_and_written_have_the_same_bytes(folder: Path) -> None:
+    assert written_again(folder) == {name: (folder / name).read_bytes() for name in ("policy.json", "manifest.json")}
+
+
+def test_optional_keys_of_networks_and_children_have_the_same_bytes(folder: Path) -> None:
+    def network(tree: dict[str, Any]) -> None:
+        tree |= {"parent": "sasrec-20250101T000000Z-00000000", "recipe": "a" * 64, "config": {"features.dim": 32}}
+        tree["model"] = {"name": "sasrec", "config": {"layers": 2, "dropout": 0.1}}
+        tree["scorers"]["model"] = {"kind": "rank", "model": "neumf", "of": ["history", "popular"]}
+        tree["train"] |= {"steps": 7, "steps_per_epoch": 3, "mode": "warm", "optimizer": "reset", "refit": True}
+
+    def tuned(tree: dict[str, Any]) -> None:
+        tree["placements"]["home"] |= {"rrf": 60, "weights": {"popular": 1, "history": 0.25}}
+
+    folder = rewritten(rewritten(folder, "manifest.json", network), "policy.json", tuned)
+    assert written_again(folder) == {name: (folder / name).read_bytes() for name in ("policy.json", "manifest.json")}
+    manifest = bundles.load(folder).manifest
+    assert manifest.train.repeated_epochs == 2
+    assert [scorer.model for scorer in custom_scorers(manifest.scorers)] == ["neumf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("policy.json", ()), ("policy.json", ("placements", "home")), ("manifest.json", ()),
+        ("manifest.json", ("data",)), ("manifest.json", ("train",)), ("manifest.json", ("model",)),
+        ("manifest.json", ("scorers", "popular")),
+    ],
+)  # fmt: skip
+def test_unknown_keys_are_kept_and_written_back(folder: Path, tmp_path: Path, name: str, path: tuple[str, ...]) -> None:
+    def added(tree: dict[str, Any]) -> None:
+        for key in path:
+            tree = tree[key]
+        tree["from_a_later_version"] = {"value": [1, None]}
+
+    folder = rewritten(folder, name, added)
+    assert written_again(folder)[name] == (folder / name).read_bytes()
+    again = bundles.write(bundles.load(folder), tmp_path / "again", STARTED)
+    assert (tmp_path / "again" / again.id / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("policy.json", ("placements",)), ("policy.json", ("filter_seen",)), ("policy.json", ("ladder",)),
+        ("policy.json", ("placements", "home", "k")), ("policy.json", ("placements", "home", "weights")),
+        ("manifest.json", ("data", "cut")), ("manifest.json", ("model", "name")), ("manifest.json", ("train",)),
+        ("manifest.json", ("scorers", "popular", "model")),
+    ],
+)  # fmt: skip
+def test_a_missing_key_is_refused_by_name(folder: Path, name: str, path: tuple[str, ...]) -> None:
+    def removed(tree: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            tree = tree[key]
+        del tree[path[-1]]
+
+    with pytest.raises(BundleError, match=rf"^{re.escape('.'.join((name, *path)))}=missing: expected"):
+        bundles.load(rewritten(folder, name, removed))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("k",), "ten"), (("weights",), {"popular": "much"}), (("filter",), None), (("rrf",), "60")]
+)
+def test_a_value_of_another_type_is_refused_by_name(folder: Path, path: tuple[str, ...], value: object) -> None:
+    def changed(tree: dict[str, Any]) -> None:
+        tree["placements"]["home"][path[0]] = value
+
+    with pytest.raises(BundleError, match=rf"^policy\.json\.placements\.home\.{path[0]}="):
+        bundles.load(rewritten(folder, "policy.json", changed))
+
+
+def test_a_policy_without_placements_is_refused(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"policy\.json\.placements=.*at least one placement"):
+        bundles.load(rewritten(folder, "policy.json", lambda tree: tree.update(placements={})))
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "baseline"),
+    [("popular", "popular", True), ("model", "mf", False), ("neighbours", "acme.models:Mine", False)],
+)
+def test_scorer_is_a_baseline_unless_the_model_was_named(source: str, model: str, baseline: bool) -> None:
+    assert ScorerSpec(source, model, "counts").is_baseline is baseline

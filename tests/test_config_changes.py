@@ -85,10 +85,10 @@ def listed(folder: Path, user: str) -> list[str]:
 
 def test_changed_same_settings_gives_nothing() -> None:
     config = build({"events": {"weights": {"b": 1.0, "a": 2.0}}}, environment={})
-    manifest = json.loads(json.dumps({"config": config_changes.recorded(config)}, sort_keys=True))
-    assert config_changes.changed(config, manifest) == []
+    before = json.loads(json.dumps(config_changes.recorded(config), sort_keys=True))
+    assert config_changes.changed(config, before) == []
     swapped = build({"events": {"weights": {"a": 2.0, "b": 1.0}}}, environment={})
-    assert [one.key for one in config_changes.changed(swapped, manifest)] == ["events.weights"], (
+    assert [one.key for one in config_changes.changed(swapped, before)] == ["events.weights"], (
         "the order of rules decides"
     )
 
@@ -108,18 +108,18 @@ def test_changed_same_settings_gives_nothing() -> None:
     ],
 )  # fmt: skip
 def test_changed_key_has_its_effect(setting: str, effect: Effect | None) -> None:
-    manifest = {"config": config_changes.recorded(Config())}
-    found = config_changes.changed(build({}, [setting], environment={}), manifest)
+    before = config_changes.recorded(Config())
+    found = config_changes.changed(build({}, [setting], environment={}), before)
     assert {one.effect for one in found} == (set() if effect is None else {effect})
 
 
 def test_changed_key_that_a_bundle_does_not_record_had_its_default() -> None:
     before = config_changes.recorded(Config())
     del before["split.targets"]
-    assert config_changes.changed(Config(), {"config": before}) == []
-    found = config_changes.changed(build({}, ["split.targets=next"], environment={}), {"config": before})
+    assert config_changes.changed(Config(), before) == []
+    found = config_changes.changed(build({}, ["split.targets=next"], environment={}), before)
     assert found == [Change("split.targets", "successive", "next")]
-    assert config_changes.changed(build({}, ["split.targets=next"], environment={}), {}) == []
+    assert config_changes.changed(build({}, ["split.targets=next"], environment={}), None) == []
 
 
 # -- a new first run
@@ -138,7 +138,7 @@ def test_update_after_the_item_column_was_corrected_recommends_the_right_items(m
     assert all(item.startswith("i") for item in items)
     project = open_project(mistaken)
     assert standing.live_bundle(project) == tree["bundle"]
-    assert standing.load_bundle(project).manifest["parent"] is None
+    assert standing.load_bundle(project).manifest.parent is None
     states = {row["bundle"]: row["state"] for row in standing.status(project)["bundles"]}
     assert sorted(states.values()) == ["live", "refused"]
     assert cli(mistaken, "rollback", "--reason", "x")[0] == 1, "the bundle of other items cannot come back"
@@ -253,7 +253,7 @@ def test_restart_killed_at_any_step_is_completed_by_the_next_update(
     assert cli(mistaken, "update")[0] == 0
     project = open_project(mistaken)
     assert listed(mistaken, "ann")[0] == "i01"
-    assert standing.load_bundle(project).manifest["data"]["fingerprint"] == standing.manifest(project)["fingerprint"]
+    assert standing.load_bundle(project).manifest.data.fingerprint == standing.manifest(project)["fingerprint"]
     assert json.loads(cli(mistaken, "update", "--json")[1])["verdict"] == "nothing"
     assert not {*(mistaken / "store").glob("restart*"), *mistaken.glob(".restart"), *mistaken.glob("data.*")}
 
@@ -284,7 +284,7 @@ def test_changed_model_is_retrained_in_full_without_new_rows(shop: Project) -> N
                                     "placement.home.mix.model"}  # fmt: skip
     if tree["bundle"]:
         child = standing.load_bundle(open_project(shop.root), tree["bundle"])
-        assert (child.manifest["model"]["name"], child.manifest["train"]["mode"]) == ("mf", "full")
+        assert (child.manifest.model.name, child.manifest.train.mode) == ("mf", "full")
         code, out, _ = cli(shop.root, "update")
         assert code == 0
         assert f"next: recloop promote {tree['bundle']}" in " ".join(out.split()), "not trained again each time"
@@ -300,4 +300,4 @@ def test_changed_placement_alone_is_said_and_taken_up_by_full(shop: Project) -> 
     assert tree["verdict"] in {"registered", "refused"}
     if tree["bundle"]:
         policy = standing.load_bundle(open_project(shop.root), tree["bundle"]).policy
-        assert policy["placements"]["cart"]["k"] == 4
+        assert policy.placements["cart"].k == 4

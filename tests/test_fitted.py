@@ -91,7 +91,7 @@ def test_evaluate_gives_the_table(rec: recloop.Recommendations) -> None:
 
 
 def test_auto_mixes_the_counting_models(world: World) -> None:
-    weights = recloop.fit(world.events(), model="auto", config=CONFIG).bundle.policy["placements"]["home"]["weights"]
+    weights = recloop.fit(world.events(), model="auto", config=CONFIG).bundle.policy.placements["home"].weights
     assert weights["history"] == 1.0
 
 

@@ -57,7 +57,7 @@ def test_update_on_a_browsing_log_serves_visitors_who_only_look(tmp_path: Path) 
     assert 1 - data.events.filter(pl.col("label") > 0)["user_id"].n_unique() / len(users) > 0.4, "most only look"
     assert set(data.test.filter(pl.col("label") > 0)["event_type"]) == {"addtocart", "transaction"}
     assert int(bundle.items.count.sum()) == (pl.concat([data.train, data.valid])["label"] > 0).sum(), "targets alone"
-    assert bundle.policy["filter_seen"] == project.config.split.filter_seen
+    assert bundle.policy.filter_seen == project.config.split.filter_seen
 
     async def visit() -> set[str]:
         app = apps.create(open_project(tmp_path))

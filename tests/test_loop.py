@@ -79,8 +79,8 @@ def test_a_turn_again_gives_the_same_bytes(turned: tuple[Path, loop.Turn], tmp_p
         folder, tmp_path / "shop", ignore=shutil.ignore_patterns("data", "bundles", "store", "runs")
     )
     other = loop.turn(open_project(again, COUNTS))
-    files = {name: facts["sha256"] for name, facts in made.bundle.manifest["files"].items()}
-    assert {name: facts["sha256"] for name, facts in other.bundle.manifest["files"].items()} == files
+    files = made.bundle.manifest.files
+    assert other.bundle.manifest.files == files
     for name in ("manifest.json", "split/train.parquet", "quarantine.parquet"):
         assert (folder / "data" / name).read_bytes() == (again / "data" / name).read_bytes(), name
 
@@ -99,7 +99,7 @@ def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: Wo
     data = load(project)
     bundle = bundles.load(project.bundles / trained.bundle.id)
     check_golden(bundle)
-    assert bundle.manifest["train"]["refit"] is True
+    assert bundle.manifest.train.refit is True
     assert len(bundle.items) == data.events.filter(pl.col("label") > 0)["item_id"].n_unique()
     assert int(bundle.items.count.sum()) == int((data.events["label"] > 0).sum())
     assert bundle.metrics["rows"]
@@ -138,4 +138,4 @@ def test_a_whole_turn_where_importing_torch_raises(world_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'pip install "recloop[train]"' in done.stderr
     assert len(json.loads(done.stdout.splitlines()[-1])["items"]) == 10
-    assert standing.load_bundle(open_project(world_folder)).manifest["model"]["name"] == "counts"
+    assert standing.load_bundle(open_project(world_folder)).manifest.model.name == "counts"

@@ -93,11 +93,11 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     assert status["watermark"] == status["last_seq"] == done.to_seq
     child = standing.load_bundle(project, done.bundle)
     check_golden(child)
-    assert child.manifest["parent"] == live.id
+    assert child.manifest.parent == live.id
     assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
     assert len(child.items) > len(live.items)
     assert child.items.count.sum() > live.items.count.sum()
-    assert child.policy["placements"] == live.policy["placements"]
+    assert child.policy.placements == live.policy.placements
     assert set(child.metrics) == set(live.metrics)
     assert [row["model"] for row in child.metrics["rows"]] == [row["model"] for row in live.metrics["rows"]]
     protocol = child.metrics["protocol"]
@@ -146,7 +146,7 @@ def test_a_second_update_goes_on_from_the_first(
     assert two.verdict == "registered", two.reason
     assert two.from_seq == one.to_seq + 1
     child = standing.load_bundle(project, two.bundle or "")
-    assert child.manifest["parent"] == one.bundle
+    assert child.manifest.parent == one.bundle
     assert (
         child.items.ids.ids[: len(standing.load_bundle(project).items)] == standing.load_bundle(project).items.ids.ids
     )
@@ -162,7 +162,7 @@ def test_a_second_update_goes_on_from_the_first(
     assert carried.filter(pl.col("to_seq") == one.to_seq).equals(before)
     new = next(gate for gate in two.gates if gate["name"] == "new")
     assert "pooled with 1 earlier windows of the same recipe" in new["note"], new
-    windows_of = earlier(carried, child.manifest["recipe"])
+    windows_of = earlier(carried, child.manifest.recipe)
     assert earlier(carried, "another recipe") == []
     pooled = no_loss(windows_of[1], windows_of[:1], project.config.release.gates)
     assert pooled.to_json().items() <= new.items()
@@ -286,7 +286,7 @@ def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
     one = loop.update(project)
     assert (one.verdict, one.state) == ("registered", "live"), one.reason
     assert standing.live_bundle(project) == one.bundle
-    assert standing.load_bundle(project).manifest["recipe"] == parent.manifest["recipe"]
+    assert standing.load_bundle(project).manifest.recipe == parent.manifest.recipe
     row = release.lives(project.open_control())[0]
     assert (row.by, row.evidence["refresh_of"]) == ("recloop update", parent.id)
     moves.rollback(project, "a person does not like it")
@@ -412,7 +412,7 @@ def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
     assert done.verdict in {"registered", "refused"}
     if done.bundle:
         child = standing.load_bundle(project, done.bundle)
-        assert child.manifest["train"]["mode"] == "full"
+        assert child.manifest.train.mode == "full"
         assert child.spec.request == ("hour",)
 
 

@@ -27,6 +27,8 @@ from recloop.errors import BundleError
 from recloop.features.learned import Learned
 from recloop.features.spec import ENCODE_VERSION, Spec
 from recloop.features.vocab import Fields, Vocabulary
+from recloop.manifest import FileFacts, Manifest
+from recloop.policy import Policy, ScorerSpec
 
 FORMAT = 1
 """Raised by hand when the files or their meaning change; the present and the previous are read, newer is refused."""
@@ -68,10 +70,10 @@ class Bundle:
     ``train`` and ``window`` (what its gate and its parents' saw) are written and not loaded: `load_train`, `load_window`.
     """
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     spec: Spec
     fields: Fields
-    policy: dict[str, Any]
+    policy: Policy
     items: ItemTable
     arrays: dict[str, np.ndarray]
     graphs: dict[str, bytes] = field(default_factory=dict)
@@ -83,22 +85,25 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        return str(self.manifest.get("bundle", ""))
+        return self.manifest.bundle
 
     @property
-    def scorers(self) -> dict[str, Any]:
-        """The scorers by the source they feed, with their settings."""
-        scorers: dict[str, Any] = self.manifest["scorers"]
-        return scorers
+    def scorers(self) -> Mapping[str, ScorerSpec]:
+        """The scorers by the source they feed."""
+        return self.manifest.scorers
+
+    @property
+    def default_placement(self) -> str:
+        return self.policy.default_placement
 
     @property
     def cut(self) -> int:
-        return int(self.manifest["data"]["cut"])
+        return self.manifest.data.cut
 
     @property
     def learned(self) -> Learned:
         """The rows that it was fitted on."""
-        return Learned.of(self.manifest["data"])
+        return self.manifest.data.learned
 
 
 def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
@@ -123,18 +128,12 @@ def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
         _write(stage / name, data)
     if bundle.train:
         safetensors.numpy.save_file(_contiguous(bundle.train), stage / "train.safetensors")
-    files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(stage.iterdir())}
-    manifest = {
-        **bundle.manifest,
-        "format": FORMAT,
-        "encode_version": ENCODE_VERSION,
-        "files": files,
-    }
-    manifest.pop("bundle", None)
+    files = {path.name: FileFacts(_sha256(path), path.stat().st_size) for path in sorted(stage.iterdir())}
+    manifest = replace(bundle.manifest, format=FORMAT, encode_version=ENCODE_VERSION, files=files)
     stamp = started.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name = f"{manifest['model']['name'].rpartition(':')[2].lower()}-{stamp}-{content_hash(manifest)}"
-    manifest["bundle"] = name
-    _write(stage / MANIFEST, _json(manifest))
+    name = f"{manifest.model.name.rpartition(':')[2].lower()}-{stamp}-{content_hash(manifest.to_json())}"
+    manifest = replace(manifest, bundle=name)
+    _write(stage / MANIFEST, _json(manifest.to_json()))
     target = stage.with_name(name)
     shutil.rmtree(target, ignore_errors=True)
     stage.rename(target)
@@ -172,9 +171,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     spec = Spec.from_json(_read_json(path / "spec.json"))
     table = pl.read_parquet(path / "items.parquet")
     graphs = {
-        name: (path / name).read_bytes()
-        for name in ("user.onnx", "item.onnx", "rank.onnx")
-        if name in manifest["files"]
+        name: (path / name).read_bytes() for name in ("user.onnx", "item.onnx", "rank.onnx") if name in manifest.files
     }
     for name, data in graphs.items():
         if _EXTERNAL in data:
@@ -183,7 +180,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         manifest=manifest,
         spec=spec,
         fields=Fields.from_json(_read_json(path / "fields.json")),
-        policy=_read_json(path / "policy.json"),
+        policy=Policy.from_json(_read_json(path / "policy.json")),
         items=ItemTable(
             ids=Vocabulary(table["item_id"].to_list()),
             count=table["count"].to_numpy(),
@@ -195,7 +192,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         graphs=graphs,
         metrics=_read_json(path / "metrics.json"),
         golden=_read_json(path / "golden.json"),
-        users=_users(path / "users.parquet") if "users.parquet" in manifest["files"] else None,
+        users=_users(path / "users.parquet") if "users.parquet" in manifest.files else None,
     )
 
 
@@ -226,7 +223,7 @@ def _users(path: Path) -> UserTable:
     return UserTable(Vocabulary(table["user_id"].to_list()), table["count"].to_numpy())
 
 
-def check(path: Path, sha256: str | None = None) -> dict[str, Any]:
+def check(path: Path, sha256: str | None = None) -> Manifest:
     """The manifest of a bundle whose every file is there, whole and nothing else; see `load`."""
     mend = "recloop update --full, or copy the bundle again"
     if not path.is_dir() or path.is_symlink():
@@ -239,22 +236,30 @@ def check(path: Path, sha256: str | None = None) -> dict[str, Any]:
         raise BundleError("bundle file", path / MANIFEST, "to be there", mend)
     if sha256 is not None and _sha256(path / MANIFEST) != sha256:
         raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", mend)
-    manifest = _read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise BundleError("format", manifest.get("format"), f"{FORMAT}", "upgrade recloop")
-    if manifest.get("encode_version") != ENCODE_VERSION:
-        raise BundleError("encode_version", manifest.get("encode_version"), f"{ENCODE_VERSION}", "upgrade recloop")
-    listed = set(manifest["files"])
+    tree = _read_json(path / MANIFEST)
+    if tree.get("format") != FORMAT:
+        raise BundleError("format", tree.get("format"), f"{FORMAT}", "upgrade recloop")
+    if tree.get("encode_version") != ENCODE_VERSION:
+        raise BundleError("encode_version", tree.get("encode_version"), f"{ENCODE_VERSION}", "upgrade recloop")
+    manifest = Manifest.from_json(tree)
+    listed = set(manifest.files)
     for name in sorted(listed - set(found)):
         raise BundleError("bundle file", path / name, "to be there (it is missing)", mend)
     for name in sorted(set(found) - listed - {MANIFEST}):
         raise BundleError("bundle file", path / name, "not to be there (the manifest does not list it)", mend)
-    for name, facts in sorted(manifest["files"].items()):
-        if _sha256(found[name]) != facts["sha256"]:
-            raise BundleError("bundle file", path / name, f"SHA-256 {facts['sha256']}", mend)
-    if not manifest["bundle"].endswith(content_hash(manifest)):
-        raise BundleError("bundle", manifest["bundle"], f"a name that ends in {content_hash(manifest)}", mend)
-    return dict(manifest)
+    for name in sorted(manifest.files):
+        sha256 = manifest.files[name].sha256
+        if _sha256(found[name]) != sha256:
+            raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", mend)
+    if not manifest.bundle.endswith(content_hash(tree)):
+        raise BundleError("bundle", manifest.bundle, f"a name that ends in {content_hash(tree)}", mend)
+    return manifest
+
+
+def parent_of(path: Path) -> str | None:
+    """The parent that the manifest of a bundle's folder names, unchecked; None without a parent or a manifest."""
+    file = path / MANIFEST
+    return Manifest.from_json(_read_json(file)).parent if file.exists() else None
 
 
 def load_train(path: Path) -> dict[str, np.ndarray]:
@@ -282,7 +287,7 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
     return {
         "spec.json": _json(bundle.spec.to_json()),
         "fields.json": _json(bundle.fields.to_json()),
-        "policy.json": _json(bundle.policy),
+        "policy.json": _json(bundle.policy.to_json()),
         "metrics.json": _json(bundle.metrics),
         "golden.json": _json(bundle.golden),
         "items.parquet": _parquet(table),

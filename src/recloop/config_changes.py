@@ -62,13 +62,12 @@ def recorded(config: Config) -> dict[str, Any]:
     return {key: value for key, value in sorted(found.items()) if key not in IGNORED}
 
 
-def changed(config: Config, manifest: Mapping[str, Any]) -> list[Change]:
+def changed(config: Config, before: Mapping[str, Any] | None) -> list[Change]:
     """Every compared key in which the settings differ from those that a bundle's manifest records.
 
     Args:
-        manifest: Of a bundle; one that records no settings gives no changes.
+        before: ``config`` of the manifest; None, of a bundle that records no settings, gives no changes.
     """
-    before = manifest.get("config")
     if before is None:
         return []
     now = recorded(config)

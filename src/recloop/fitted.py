@@ -42,10 +42,11 @@ from recloop.learn.arrays import make_tables, train_data, validation_data
 from recloop.learn.evaluate import evaluate
 from recloop.learn.fit import fit_network
 from recloop.learn.table import Table
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_counting
 from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.mix import RRF, fuse
+from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SECOND, SEQ, TIMESTAMP, USER_ID, Query
 from recloop.settings import build
@@ -162,22 +163,23 @@ class Recommendations:
         recommender = self._recommender
         if filter_viewed is not None:
             recommender = self._with_seen(filter_viewed)
-        placement = next(iter(self.bundle.policy["placements"]))
-        queries = [Query(user_id=user, now=moment, k=k, placement=placement) for user in users]
+        name = self.bundle.default_placement
+        placement = recommender.placement(name)
+        queries = [Query(user_id=user, now=moment, k=k, placement=name) for user in users]
         encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
-        allowed = recommender.allowed(encoded, queries)
+        allowed = recommender.allowed(encoded, queries, placement)
         rungs = None
         if items_to_recommend is not None:
             shown = np.zeros_like(allowed.mask)
             shown[self.bundle.items.ids.lookup(map(str, items_to_recommend))] = True
             allowed = replace(allowed, mask=allowed.mask & shown)
             rungs = ("segment", "popular")
-        policy = recommender.placement(placement)
-        recalled = recommender.recall(encoded, allowed, policy["weights"])
-        fused = fuse(recalled, policy["weights"], k, policy.get("rrf", RRF))
+        recalled = recommender.recall(encoded, allowed, placement.weights)
+        fused = fuse(recalled, placement.weights, k, placement.fusion_constant)
+        answers = recommender.answers(encoded, allowed, fused, queries, placement, rungs)
         rows = [
             (query.user_id, slot.item_id, slot.score, rank, slot.source)
-            for query, answer in zip(queries, recommender.answers(encoded, allowed, fused, queries, rungs), strict=True)
+            for query, answer in zip(queries, answers, strict=True)
             for rank, slot in enumerate(answer.slots, 1)
         ]
         schema = {USER_ID: pl.String, ITEM_ID: pl.String, "score": pl.Float64, "rank": pl.Int64, "source": pl.String}
@@ -256,8 +258,7 @@ class Recommendations:
         if target.exists():
             raise UserError("path", target, "a path where nothing is yet", "another path")
         own = Recommender(self.bundle, Catalogue.of_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
-        placement = next(iter(self.bundle.policy["placements"]))
-        golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, placement, 10)
+        golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as beside:
             written = bundles.write(replace(self.bundle, golden=golden), Path(beside), datetime.now(UTC))
@@ -265,7 +266,7 @@ class Recommendations:
         return target
 
     def _with_seen(self, filter_seen: bool) -> Recommender:
-        policy = {**self.bundle.policy, "filter_seen": filter_seen}
+        policy = replace(self.bundle.policy, filter_seen=filter_seen)
         return Recommender(replace(self.bundle, policy=policy), self._recommender.catalogue, THREADS)
 
     def _given(self, frame: pl.DataFrame) -> Any:
@@ -290,12 +291,17 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
     network_wanted = model != "auto" and not is_counting(model)
     options = config.model.options if model == config.model.name else {}
     made, scorers = counts.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
-    manifest = {
-        "parent": None, "recloop": __version__, "model": {"name": COUNTS, "config": {}},
-        "data": {"fingerprint": "", "cut": parts.cut, "until_seq": int(before[SEQ].max() or 0),  # type: ignore[arg-type]
-                 "held_seq": 0, "protocol": config.split.protocol},
-        "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
-    }  # fmt: skip
+    manifest = Manifest(
+        recloop=__version__,
+        model=ModelSpec(COUNTS, {}),
+        data=TrainingRows(
+            cut=parts.cut,
+            until_seq=int(before[SEQ].max() or 0),  # type: ignore[arg-type]
+            held_seq=0,
+            protocol=config.split.protocol,
+        ),
+        train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
+    )
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
     if network_wanted:
         with tempfile.TemporaryDirectory() as run:
@@ -310,10 +316,10 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
                 bundle = with_network(bundle, learn_window(config, network, whole, start, bundle, Path(run)))
     if model == "auto":
         return bundle
-    source = next(source for source, settings in bundle.scorers.items() if settings["model"] == model)
+    source = next(source for source, scorer in bundle.scorers.items() if scorer.model == model)
     alone = {source: 1.0}
-    placements = {name: {**one, "weights": alone} for name, one in bundle.policy["placements"].items()}
-    return replace(bundle, policy={**bundle.policy, "placements": placements})
+    placements = {name: replace(placement, weights=alone) for name, placement in bundle.policy.placements.items()}
+    return replace(bundle, policy=replace(bundle.policy, placements=placements))
 
 
 def _labelled(signal: Signal, old: pl.DataFrame, fresh: pl.DataFrame) -> pl.DataFrame:

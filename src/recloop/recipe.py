@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from recloop import __version__, config_changes
 from recloop.config import Config
 from recloop.features.spec import ENCODE_VERSION
+from recloop.manifest import Manifest
 
 
 def recipe_of(config: Config) -> str:
@@ -24,28 +24,26 @@ def recipe_of(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def child_recipe(config: Config, parent: Mapping[str, Any]) -> str:
+def child_recipe(config: Config, parent: Manifest) -> str:
     """The recipe of a child by these settings: the parent's where neither the settings nor the code differ.
 
     Args:
-        parent: Manifest. A parent that `recloop train NAME` made has another model than its settings; its child has too.
+        parent: A bundle that `recloop train NAME` made has another model than its settings; its child has too.
     """
-    same_code = _code(parent["encode_version"], parent["recloop"]) == _code(ENCODE_VERSION, __version__)
-    differing = [one for one in config_changes.changed(config, parent) if not one.key.startswith("data.")]
-    if "recipe" in parent and "config" in parent and same_code and not differing:
-        return str(parent["recipe"])
+    same_code = _code(parent.encode_version, parent.recloop or "") == _code(ENCODE_VERSION, __version__)
+    differing = [
+        change for change in config_changes.changed(config, parent.config) if not change.key.startswith("data.")
+    ]
+    if parent.recipe is not None and parent.config is not None and same_code and not differing:
+        return parent.recipe
     return recipe_of(config)
 
 
-def is_refresh(child: Mapping[str, Any], parent: Mapping[str, Any]) -> bool:
+def is_refresh(child: Manifest, parent: Manifest) -> bool:
     """Whether the manifest of a child names this parent, and both the same recipe."""
-    return (
-        child["parent"] == parent["bundle"]
-        and child.get("recipe") is not None
-        and child["recipe"] == parent.get("recipe")
-    )
+    return child.parent == parent.bundle and child.recipe is not None and child.recipe == parent.recipe
 
 
-def _code(encode_version: Any, version: str) -> list[Any]:
+def _code(encode_version: int | None, version: str) -> list[Any]:
     """The code as far as it counts: the version of the encoding, and major and minor version of recloop."""
     return [encode_version, *version.split(".")[:2]]

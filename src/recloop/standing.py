@@ -130,11 +130,10 @@ def load_bundle(project: Project, name: str = "") -> Bundle:
 def lineage(project: Project, bundle: Bundle) -> list[str]:
     """The parents of a bundle, the nearest first, as far as their manifests are there."""
     found: list[str] = []
-    parent = bundle.manifest.get("parent")
+    parent = bundle.manifest.parent
     while parent and parent not in found:
         found.append(parent)
-        file = project.bundles / parent / "manifest.json"
-        parent = json.loads(file.read_text("utf-8")).get("parent") if file.exists() else None
+        parent = bundles.parent_of(project.bundles / parent)
     return found
 
 

@@ -29,11 +29,13 @@ from recloop.features.state import Timeline, UserState
 from recloop.learn import counts
 from recloop.learn.arrays import Tables, make_tables, train_data, validation_data
 from recloop.learn.evaluate import evaluate
-from recloop.learn.fit import Network, fit_network, has_sequences, repeated_epochs
+from recloop.learn.fit import Network, fit_network, has_sequences
 from recloop.learn.negatives import slots_of
 from recloop.learn.table import Table
 from recloop.learn.warm import RATE, Warm, with_replay
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import TrainData, is_counting
+from recloop.policy import ScorerSpec, custom_scorers
 from recloop.project import Project
 from recloop.recipe import recipe_of
 from recloop.recommend.catalogue import Catalogue
@@ -125,9 +127,9 @@ def learn(
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
     asked = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
     held_seq = int(data.manifest.get("held_seq", 0))
-    manifest = {**manifest_of(config, tables, data, past, held_seq), "recipe": recipe_of(asked)}
+    manifest = replace(manifest_of(config, tables, data, past, held_seq), recipe=recipe_of(asked))
     draft = counts.draft(config, tables, arrays, made, scorers, manifest)
-    counted = ", ".join(settings["model"] for settings in scorers.values())
+    counted = ", ".join(scorer.model for scorer in scorers.values())
     voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
     if wanted and missing:
@@ -195,26 +197,24 @@ def _installed(package: str) -> bool:
 
 def with_network(bundle: Bundle, network: Network) -> Bundle:
     """The bundle with a network's vectors and graph beside the counts, as the source ``model``."""
-    own: dict[str, Any] = {"kind": network.kind, "model": network.name}
-    if network.kind == "rank":
-        own["of"] = sorted(set(bundle.scorers) - {"model"})  # it ranks what these recall
-    scorers = {**bundle.scorers, "model": own}
-    weights = {
-        name: {**placement, "weights": {"model": 1.0, **placement["weights"]}}
-        if placement["list"] == "for_you" and set(placement["weights"]) == set(bundle.scorers)
+    others = tuple(sorted(set(bundle.scorers) - {"model"}))
+    own = ScorerSpec("model", network.name, network.kind, of=others if network.kind == "rank" else None)
+    placements = {
+        name: replace(placement, weights={"model": 1.0, **placement.weights})
+        if placement.list == "for_you" and set(placement.weights) == set(bundle.scorers)
         else placement
-        for name, placement in bundle.policy["placements"].items()
+        for name, placement in bundle.policy.placements.items()
     }
-    manifest = {
-        **bundle.manifest,
-        "scorers": scorers,
-        "model": {"name": network.name, "config": network.config},
-        "train": {**bundle.manifest["train"], **network.facts},
-    }
+    manifest = replace(
+        bundle.manifest,
+        scorers={**bundle.scorers, "model": own},
+        model=ModelSpec(network.name, network.config),
+        train=network.training(bundle.manifest.train),
+    )
     return replace(
         bundle,
         manifest=manifest,
-        policy={**bundle.policy, "placements": weights},
+        policy=replace(bundle.policy, placements=placements),
         arrays={**bundle.arrays, **network.arrays},
         graphs={
             **bundle.graphs,
@@ -247,17 +247,16 @@ def refit(config: Config, learned: Learned, data: Data, run: Path, voice: Voice)
     cut = end_of(data.events, STAMP) + 1
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
-    scorers = learned.bundle.scorers.items()
-    other = next((one["model"] for source, one in scorers if ":" in one["model"] or source == "model"), "")
-    days = counts.half_lives_of(learned.bundle.scorers)
-    made, _ = counts.fit_counts(arrays, tables, "" if learned.network else other, config.model.options, days)
+    scorers = learned.bundle.scorers
+    custom = [] if learned.network else custom_scorers(scorers)
+    name = custom[0].model if custom else ""
+    made, _ = counts.fit_counts(arrays, tables, name, config.model.options, counts.half_lives_of(scorers))
     manifest = manifest_of(config, tables, data, data.events, nothing_held(data.events))
-    manifest["recipe"] = learned.bundle.manifest["recipe"]
-    manifest["train"]["refit"] = True
-    bundle = counts.draft(config, tables, arrays, made, learned.bundle.scorers, manifest)
+    manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
+    bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
     network = None
     if learned.network is not None:
-        again = config.train.model_copy(update={"epochs": repeated_epochs(learned.network.facts)})
+        again = config.train.model_copy(update={"epochs": learned.bundle.manifest.train.repeated_epochs})
         network = fit_network(
             learned.network.name, learned.network.config, arrays, config.model_copy(update={"train": again}),
             run / "refit", REFIT_SECONDS,
@@ -296,8 +295,9 @@ def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     for user, state in zip(users, states, strict=False):
         fold(state, rows.filter(pl.col(USER_ID) == user))
     own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
-    placement = next(iter(bundle.policy["placements"]))
-    return replace(bundle, golden=make_golden(own, [*users, "nobody"], states, bundle.cut, placement, 10))
+    return replace(
+        bundle, golden=make_golden(own, [*users, "nobody"], states, bundle.cut, bundle.default_placement, 10)
+    )
 
 
 def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
@@ -319,7 +319,7 @@ def write_json(path: Path, tree: Any) -> None:
     path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, held_seq: int) -> dict[str, Any]:
+def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, held_seq: int) -> Manifest:
     """What a bundle over these tables says of itself before a network is in it.
 
     Args:
@@ -327,21 +327,20 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
         held_seq: The first seq of the moments that were held back of them, see `recloop.features.learned.Learned`.
     """
     until = int(rows[SEQ].max() or 0)  # type: ignore[arg-type]
-    return {
-        "parent": None,
-        "recloop": __version__,
-        "model": {"name": COUNTS, "config": {}},
-        "data": {
-            "fingerprint": data.manifest["fingerprint"],
-            "cut": tables.cut,
-            "until_seq": until,
-            "held_seq": held_seq,
-            "protocol": config.split.protocol,
-        },
-        "config": config_changes.recorded(config),
-        "train": {"seed": config.train.seed, "epochs": 0, "stopped": "epochs"},
-        "recipe": recipe_of(config),
-    }
+    return Manifest(
+        recloop=__version__,
+        model=ModelSpec(COUNTS, {}),
+        data=TrainingRows(
+            fingerprint=data.manifest["fingerprint"],
+            cut=tables.cut,
+            until_seq=until,
+            held_seq=held_seq,
+            protocol=config.split.protocol,
+        ),
+        config=config_changes.recorded(config),
+        train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
+        recipe=recipe_of(config),
+    )
 
 
 def _mix_line(config: Config, moments: int, mix: dict[str, float] | None) -> str:

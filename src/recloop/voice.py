@@ -56,5 +56,5 @@ def tell_features(voice: Voice, tables: Tables, arrays: TrainData) -> None:
 
 def tell_bundle(voice: Voice, bundle: Bundle) -> None:
     """The bundle's name and size."""
-    size = sum(facts["bytes"] for facts in bundle.manifest["files"].values())
-    voice.say("bundle", f"{bundle.id}: {len(bundle.manifest['files'])} files, {size / 2**20:.0f} MiB")
+    size = sum(facts.bytes for facts in bundle.manifest.files.values())
+    voice.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")

@@ -87,9 +87,9 @@ def test_a_child_begins_with_its_parent_and_serves(tmp_path: Path, model: str) -
         pytest.importorskip("torch")
     project = begun(tmp_path / "shop", model)
     live, child = updated(project)
-    assert child.manifest["parent"] == live.id
-    assert child.manifest["model"]["name"] == model
-    assert child.manifest["model"]["config"] == live.manifest["model"]["config"]
+    assert child.manifest.parent == live.id
+    assert child.manifest.model.name == model
+    assert child.manifest.model.config == live.manifest.model.config
     assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
     assert set(NEW) <= set(child.items.ids.ids[len(live.items) :])
     assert child.fields.to_json() == live.fields.to_json()
@@ -126,7 +126,7 @@ def moved_where_they_may(project: Project, live: Bundle, child: Bundle) -> None:
         if not name.startswith(("network.table.", "exp_avg.table.", "exp_avg_sq.table.")):
             assert after[name].shape == before[name].shape, name
     assert float(after["step.table.weight"].item()) > float(before["step.table.weight"].item())
-    assert child.manifest["train"]["mode"] == "warm"
+    assert child.manifest.train.mode == "warm"
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_an_optimizer_may_begin_anew(sasrec: tuple[Path, Path, str], tmp_path: P
     done = loop.update(project, reset=True)
     assert done.verdict == "registered", done.reason
     child = standing.load_bundle(project, done.bundle or "")
-    assert child.manifest["train"]["optimizer"] == "reset"
+    assert child.manifest.train.optimizer == "reset"
     other = open_project(sasrec[1])
     kept = standing.load_bundle(other, sasrec[2])
     counted = ((project, live), (project, child), (other, kept))
@@ -177,5 +177,5 @@ def test_an_optimizer_may_begin_anew(sasrec: tuple[Path, Path, str], tmp_path: P
         float(bundles.load_train(where.bundles / one.id)["step.table.weight"].item()) for where, one in counted
     )
     assert 0 < anew == on - before, "its own steps alone"
-    assert "optimizer" not in kept.manifest["train"]
+    assert kept.manifest.train.optimizer is None
     assert child.id[-8:] != kept.id[-8:]

@@ -107,9 +107,9 @@ def learned_everything(shop: Project) -> None:
     """Live is a bundle that has learned every row there is, as an update leaves one."""
     live = standing.load_bundle(shop)
     events = shop.open_archive().events()
-    data = {**live.manifest["data"], "cut": events["timestamp"].max() + 1, "until_seq": events["seq"].max()}
+    data = replace(live.manifest.data, cut=events["timestamp"].max() + 1, until_seq=events["seq"].max())
     made = bundles.write(
-        replace(live, manifest={**live.manifest, "data": data}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC)
+        replace(live, manifest=replace(live.manifest, data=data)), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC)
     )
     control, sha256 = control_of(shop), bundles.manifest_hash(shop.bundles / made.id)
     release.register(control, made.id, sha256, evidence={"gates": []}, **WHO)

@@ -13,6 +13,7 @@ from recloop.demo.groceries import write_project
 from recloop.learn.arrays import train_data
 from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
+from recloop.manifest import Manifest, ModelSpec, TrainingRows
 from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.turn import see
@@ -32,8 +33,8 @@ def test_next_basket_of_complete_journey(tmp_path: Path) -> None:
     made, scorers = fit_counts(arrays, tables)
     found = {}
     for half_life in (None, 90.0):
-        scorers["history"]["half_life"] = half_life
-        manifest = {"model": {"name": "counts"}, "data": {"cut": tables.cut, "until_seq": 0}}
+        scorers["history"] = replace(scorers["history"], half_life=half_life)
+        manifest = Manifest(ModelSpec("counts", {}), TrainingRows(tables.cut, until_seq=0))
         bundle = draft(project.config, tables, arrays, made, scorers, manifest)
         asked = replace(data, test=data.test.filter(pl.col("user_id").is_in(known)))
         table = evaluate([bundle], asked, Catalogue(), project.config, {"split_hash": "", "fingerprint": ""})

@@ -30,6 +30,7 @@ from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
 from recloop.learn.moments import moments
 from recloop.learn.table import LENGTHS, Row, Table, Trained, make_table
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.metrics import RANKING
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
@@ -84,10 +85,10 @@ def fitted(data: Data, weights: dict[str, float] | None = None, config: Config =
     tables = make_tables(Spec.of(config), pl.concat([data.train, data.valid]), data.cut, None, None)
     arrays = train_data(tables, data.train, data.valid)
     made, scorers = fit_counts(arrays, tables)
-    manifest = {"model": {"name": "counts", "config": {}}, "data": {"cut": data.cut}, "train": {}}
+    manifest = Manifest(ModelSpec("counts", {}), TrainingRows(data.cut))
     bundle = draft(config, tables, arrays, made, scorers, manifest)
-    home = {**bundle.policy["placements"]["home"], "weights": weights or {"history": 1.0, "neighbours": 0.5}}
-    return replace(bundle, policy={**bundle.policy, "placements": {"home": home}})
+    home = replace(bundle.policy.placements["home"], weights=weights or {"history": 1.0, "neighbours": 0.5})
+    return replace(bundle, policy=replace(bundle.policy, placements={"home": home}))
 
 
 def tabled(data: Data, bundle: Bundle, config: Config = CONFIG) -> Table:
@@ -401,9 +402,9 @@ def test_lengths_are_buckets_of_positives_in_the_state(table: Table) -> None:
 
 
 def test_two_bundles_stand_in_one_table(data: Data, bundle: Bundle) -> None:
-    first = replace(bundle, manifest={**bundle.manifest, "bundle": "counts-a"})
+    first = replace(bundle, manifest=replace(bundle.manifest, bundle="counts-a"))
     other = fitted(data, {"popular": 1.0})
-    other = replace(other, manifest={**other.manifest, "bundle": "counts-b"})
+    other = replace(other, manifest=replace(other.manifest, bundle="counts-b"))
     catalogue = Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes)
     both = evaluate([first, other], data, catalogue, CONFIG, FACTS)
     assert [(row.row.model, row.row.bundle) for row in both.rows[3:]] == [
@@ -439,10 +440,10 @@ def test_the_table_is_drawn(table: Table, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_bundle_that_has_seen_the_test_is_not_scored_on_it(data: Data, bundle: Bundle) -> None:
     first = int(moments(data.test, "successive").now.min())
-    later = replace(bundle, manifest={**bundle.manifest, "data": {"cut": first + 1}})
+    later = replace(bundle, manifest=replace(bundle.manifest, data=TrainingRows(first + 1)))
     with pytest.raises(UserError, match="whose cut lies before the test"):
         tabled(data, later)
-    refitted = replace(bundle, manifest={**bundle.manifest, "train": {"refit": True}})
+    refitted = replace(bundle, manifest=replace(bundle.manifest, train=Training(refit=True)))
     with pytest.raises(UserError, match="whose cut lies before the test"):
         tabled(data, refitted)
 
@@ -486,16 +487,16 @@ def test_evaluating_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("train", "note", "text"),
     [
-        ({"epochs": 0, "steps": 11, "steps_per_epoch": 351}, "not trained: 11 steps", "not trained: 11 steps"),
-        ({"epochs": 3, "steps": 1367, "steps_per_epoch": 351}, "", "3 epochs, 1,367 steps"),
-        ({"epochs": 0, "steps": 11, "steps_per_epoch": 351, "mode": "warm"}, "", "0 epochs, 11 steps"),
+        (Training(epochs=0, steps=11, steps_per_epoch=351), "not trained: 11 steps", "not trained: 11 steps"),
+        (Training(epochs=3, steps=1367, steps_per_epoch=351), "", "3 epochs, 1,367 steps"),
+        (Training(epochs=0, steps=11, steps_per_epoch=351, mode="warm"), "", "0 epochs, 11 steps"),
     ],
 )
-def test_trained_of_less_than_an_epoch_says_not_trained(train: dict[str, Any], note: str, text: str) -> None:
+def test_trained_of_less_than_an_epoch_says_not_trained(train: Training, note: str, text: str) -> None:
     trained = Trained.of(train)
     assert trained is not None
     assert (trained.note, str(trained)) == (note, text)
-    assert Trained.of({"epochs": 0}) is None, "no network"
+    assert Trained.of(Training(epochs=0)) is None, "no network"
 
 
 def test_evaluate_row_of_an_untrained_network_carries_the_note(table: Table) -> None:

@@ -52,7 +52,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 def vectors(fitted: Fitted, states: States, **changes: object) -> np.ndarray:
     bundle = replace(fitted.bundle, **changes)
-    config = bundle.scorers["model"]["config"]
+    config = bundle.scorers["model"].config
     encoded = _encoder(fitted).encode(states, [fitted.bundle.cut + 9 * DAY] * len(states))
     return Factors(bundle, config["l2"], config["unseen"]).users(encoded)[1]
 
@@ -62,7 +62,7 @@ def _encoder(fitted: Fitted) -> Recommender:
 
 
 def test_options_of_the_file_arrive_and_a_refit_keeps_the_model(fitted: Fitted) -> None:
-    assert fitted.bundle.manifest["model"]["name"] == "mf"
+    assert fitted.bundle.manifest.model.name == "mf"
     assert fitted.bundle.arrays["item_vectors"].shape == (len(fitted.bundle.items) + 1, 16)
     assert fitted.bundle.id.startswith("mf-")
     assert not fitted.bundle.graphs
@@ -73,7 +73,7 @@ def test_the_table_is_what_folding_in_gives(fitted: Fitted) -> None:
     users = fitted.bundle.users
     assert users is not None
     ids = users.ids.ids[:50]
-    last = int(fitted.bundle.manifest["data"]["until_seq"])
+    last = fitted.bundle.learned.until_seq
     states = fitted.timeline.states(ids, [last] * len(ids))
     table = vectors(fitted, states)
     np.testing.assert_array_equal(table, fitted.bundle.arrays["user_vectors"][1 : len(ids) + 1])
@@ -145,7 +145,7 @@ def test_who_dislikes_is_folded_in_by_what_the_table_knows(fitted: Fitted) -> No
     """The same items taken: with a dislike the item falls; the row of the table is no answer any more."""
     users = fitted.bundle.users
     assert users is not None
-    last = int(fitted.bundle.manifest["data"]["until_seq"])
+    last = fitted.bundle.learned.until_seq
     one = fitted.timeline.states(users.ids.ids[:1], [last])
     plain = vectors(fitted, one)[0]
     liked = int((fitted.bundle.arrays["item_vectors"] @ plain).argmax())
@@ -160,7 +160,7 @@ def test_who_dislikes_is_folded_in_by_what_the_table_knows(fitted: Fitted) -> No
     lengths = np.bincount(fitted.bundle.items.ids.lookup(one.names, len(one.names))[held[0]], minlength=len(table))
     often = sp.csr_array(np.where(lengths, strength(lengths.astype(float)), 0)[None])
     refused = sp.csr_array((np.ones(1), [liked], [0, 1]), shape=(1, len(table)))
-    config = fitted.bundle.scorers["model"]["config"]
+    config = fitted.bundle.scorers["model"].config
     gram = unseen_gram(table, config["unseen"])
     expected = explain(table, gram, often, config["l2"], config["unseen"], refused)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -64,7 +64,7 @@ def test_in_by_its_path_and_served_without_its_package(
     folder, user = world.write(tmp_path / "shop"), world.events()["user_id"][0]
     sets = ['model.name="acme_shop.models:Mean"', "model.scale=2.0", "train.epochs=2", "placement.home.mix={model=1.0}"]
     bundle = loop.turn(open_project(folder, sets)).bundle
-    assert bundle.manifest["model"] == {"name": "acme_shop.models:Mean", "config": {"scale": 2.0}}
+    assert bundle.manifest.model.to_json() == {"name": "acme_shop.models:Mean", "config": {"scale": 2.0}}
     assert bundle.id.startswith("mean-")
     answer = serving(folder).client.get(f"/v1/recommend/{user}").json()
     assert answer["model_version"] == bundle.id

@@ -121,7 +121,7 @@ def test_people_and_items_without_history(fitted: Fitted) -> None:
     found = {source: known.sources.count(source) for source in set(known.sources)}
     assert "attributes" in found or "model" in known.sources
     encoded = recommender.encode(states, [fitted.now[0]] * 2)
-    allowed = recommender.allowed(encoded, queries)
+    allowed = recommender.allowed(encoded, queries, recommender.placement("home"))
     assert recommender.attributes is not None
     ranked = list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 0))
     cold = set(fitted.catalogue.latest("", fitted.bundle.items.ids))

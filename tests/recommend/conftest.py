@@ -10,6 +10,8 @@ import pytest
 from recloop.bundle import Bundle, ItemTable
 from recloop.features.spec import Spec
 from recloop.features.vocab import Fields, Vocabulary
+from recloop.manifest import Manifest, ModelSpec, TrainingRows
+from recloop.policy import Policy, ScorerSpec
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import LADDER
 from recloop.records import Item
@@ -40,14 +42,20 @@ def make_bundle() -> Callable[..., Bundle]:
         spec = Spec.of(build({"features": {"request": []}, "serve": {"segment": "age"}}, (), {}))
         home = {"list": "for_you", "weights": weights, "filter": "", "k": 3}
         return Bundle(
-            manifest={
-                "bundle": "tiny", "model": {"name": "counts", "config": {}}, "data": {"cut": 0},
-                "scorers": {"history": {"half_life": half_life}, "neighbours": {"recent": [1.0, 0.5]}, "popular": {}},
-            },
+            manifest=Manifest(
+                bundle="tiny", model=ModelSpec("counts", {}), data=TrainingRows(cut=0),
+                scorers={
+                    "history": ScorerSpec("history", "bought_before", "counts", half_life=half_life),
+                    "neighbours": ScorerSpec("neighbours", "covisitation", "neighbours", recent=(1.0, 0.5)),
+                    "popular": ScorerSpec("popular", "popular", "counts"),
+                },
+            ),
             spec=spec,
             fields=Fields({}),
-            policy={"placements": {"home": home, "cheap": {**home, "filter": "price < 3"}},
-                    "filter_seen": False, "ladder": list(LADDER), **policy},
+            policy=Policy.from_json({
+                "placements": {"home": home, "cheap": {**home, "filter": "price < 3"}},
+                "filter_seen": False, "ladder": list(LADDER), **policy,
+            }),
             items=ItemTable(
                 ids=Vocabulary(IDS), count=np.arange(5, 0, -1), tail=np.zeros(5, dtype=bool),
                 first_seq=np.arange(1, 6), attributes=[{"price": price} for price in PRICES],

@@ -13,6 +13,7 @@ from recloop.errors import UserError
 from recloop.features.spec import Spec
 from recloop.features.state import States, UserState
 from recloop.features.vocab import Fields
+from recloop.policy import Placement
 from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
@@ -63,8 +64,8 @@ def test_cosine_and_covisitation_are_fused(make_bundle: Make, catalogue: Catalog
 
 def test_a_mix_of_its_own(make_bundle: Make, catalogue: Catalogue) -> None:
     bundle = with_vectors(make_bundle({"popular": 1.0}))
-    page = {"list": "similar", "weights": {"model": 1.0}, "filter": "price > 2.5", "k": 2}
-    bundle = replace(bundle, policy={**bundle.policy, "placements": {**bundle.policy["placements"], "page": page}})
+    page = Placement(list="similar", weights={"model": 1.0}, filter="price > 2.5", k=2)
+    bundle = replace(bundle, policy=bundle.policy.with_placement("page", page))
     answer = ask(Recommender(bundle, catalogue), "apple", placement="page", k=0)
     assert answer.items == ["eggs", "cheese"]  # bread costs 2
     assert answer.sources == ["model", "model"]
@@ -112,8 +113,8 @@ def test_a_batch_gives_what_single_requests_give(make_bundle: Make, catalogue: C
 def test_latest_are_the_newest_of_all(make_bundle: Make, catalogue: Catalogue) -> None:
     """First seqs: apple 1 .. eggs 5 of the table, figs 10, grapes 11; hidden and filtered ones stay out."""
     bundle = make_bundle({"popular": 1.0})
-    fresh = {"list": "latest", "weights": {}, "filter": "", "k": 4}
-    bundle = replace(bundle, policy={**bundle.policy, "placements": {**bundle.policy["placements"], "new": fresh}})
+    fresh = Placement(list="latest", weights={}, filter="", k=4)
+    bundle = replace(bundle, policy=bundle.policy.with_placement("new", fresh))
     catalogue.upsert(Item(item_id="figs", attributes={"price": 3.0}, seq=30))  # a new version is no new item
     recommender = Recommender(bundle, catalogue)
     answer = ask(recommender, "", placement="new", k=0)

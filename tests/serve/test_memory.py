@@ -71,7 +71,7 @@ def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
     control, names = shop.open_control(), []
     live = bundles.load(shop.bundles / bundle)
     for number in range(begin, begin + count):
-        policy = {**live.policy, "copy": number}
+        policy = replace(live.policy, other_keys={"copy": number})
         made = bundles.write(
             replace(live, policy=policy), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
         )

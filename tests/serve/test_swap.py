@@ -50,8 +50,8 @@ def planned(bundle: str) -> dict[str, Any]:
 def child(shop: Project, number: int = 1, **changed: Any) -> str:
     """A registered bundle: live's own with other weights for its sources, and whatever else is said."""
     live = bundles.load(shop.bundles / release.live(control_of(shop)).bundle)
-    home = {**live.policy["placements"]["home"], "weights": {"popular": 1.0, "history": 0.25 * number}}
-    policy = {**live.policy, "placements": {**live.policy["placements"], "home": home}}
+    home = replace(live.policy.placements["home"], weights={"popular": 1.0, "history": 0.25 * number})
+    policy = live.policy.with_placement("home", home)
     made: Bundle = replace(live, **{"policy": policy, **changed})
     if "golden" not in changed:
         own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
@@ -200,12 +200,12 @@ def shorter(live: Bundle) -> dict[str, Any]:
     )  # fmt: skip
     ids = np.arange(1, len(items) + 1, dtype=live.arrays["popular"].dtype)
     scorers = {"popular": live.scorers["popular"]}
-    home = {**live.policy["placements"]["home"], "weights": {"popular": 1.0}}
+    home = replace(live.policy.placements["home"], weights={"popular": 1.0})
     return {
         "items": items,
         "arrays": {"popular": ids},
-        "manifest": {**live.manifest, "scorers": scorers},
-        "policy": {**live.policy, "placements": {"home": home}},
+        "manifest": replace(live.manifest, scorers=scorers),
+        "policy": replace(live.policy, placements={"home": home}),
     }
 
 

@@ -53,8 +53,8 @@ class Shop:
 
 def child(project: Project, live: Bundle, number: int, weights: dict[str, float]) -> str:
     """A registered bundle: live's own with other weights for its sources."""
-    placements = live.policy["placements"]
-    policy = {**live.policy, "placements": {**placements, "home": {**placements["home"], "weights": weights}}}
+    home = replace(live.policy.placements["home"], weights=weights)
+    policy = live.policy.with_placement("home", home)
     made = replace(live, policy=policy)
     own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
     states = [state_of_tree(case["state"]) for case in live.golden]

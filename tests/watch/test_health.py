@@ -13,6 +13,8 @@ from recloop.bundle import Bundle, ItemTable
 from recloop.config import Config
 from recloop.features.spec import Spec
 from recloop.features.vocab import Fields, Vocabulary
+from recloop.manifest import Manifest, ModelSpec, TrainingRows
+from recloop.policy import Policy
 from recloop.records import DAY, ITEM_ID, LABEL, SECOND, STAMP, Decision
 from recloop.watch import health
 
@@ -25,7 +27,14 @@ def bundle(ids: list[str], tail: list[bool]) -> Bundle:
     table = ItemTable(
         Vocabulary(ids), np.ones(len(ids), np.int64), np.array(tail), np.arange(len(ids)), [{}] * len(ids)
     )
-    return Bundle({"data": {"cut": CUT}}, Spec.of(Config()), Fields({}), {}, table, {})
+    return Bundle(
+        Manifest(ModelSpec("counts", {}), TrainingRows(CUT)),
+        Spec.of(Config()),
+        Fields({}),
+        Policy({}, True, ()),
+        table,
+        {},
+    )
 
 
 def decision(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -123,8 +124,14 @@ def move_an_edge(service: Service) -> None:
     object.__setattr__(codes, "edges", tuple(edge * 50 for edge in codes.edges))
 
 
+def change(service: Service, name: str, **settings: Any) -> None:
+    placements = service.bundle.policy.placements
+    assert isinstance(placements, dict)
+    placements[name] = replace(placements[name], **settings)
+
+
 def drop_a_filter(service: Service) -> None:
-    service.bundle.policy["placements"]["cart"]["filter"] = ""
+    change(service, "cart", filter="")
 
 
 def shift_an_hour(service: Service) -> None:
@@ -159,7 +166,8 @@ def forget_an_item(service: Service) -> None:
 
 
 def weigh_otherwise(service: Service) -> None:
-    service.bundle.policy["placements"]["home"]["weights"]["popular"] = 0.5
+    weights = service.bundle.policy.placements["home"].weights
+    change(service, "home", weights={**weights, "popular": 0.5})
 
 
 SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [

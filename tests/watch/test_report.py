@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project
     found = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
     for row in found["rows"]:
         row["bundle"] = "counts-other"
-    other = report.render(found, seen.numbers, {**seen.bundle.manifest, "bundle": "now-live"}, str, "today")
+    other = report.render(found, seen.numbers, replace(seen.bundle.manifest, bundle="now-live"), str, "today")
     assert "Table, chart and lists of <code>counts-other</code>, not of the live bundle" in other
     assert f"by <code>{live}</code>: 40." in other
 

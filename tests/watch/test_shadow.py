@@ -52,8 +52,8 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     control = project.open_control()
     children = {}
     for number, (name, weights) in enumerate(MIXES.items()):
-        placements = live.policy["placements"]
-        policy = {**live.policy, "placements": {**placements, "home": {**placements["home"], "weights": weights}}}
+        home = replace(live.policy.placements["home"], weights=weights)
+        policy = live.policy.with_placement("home", home)
         child = bundles.write(replace(live, policy=policy), project.bundles, datetime(2025, 7, 1 + number, tzinfo=UTC))
         sha256 = bundles.manifest_hash(project.bundles / child.id)
         release.register(control, child.id, sha256, by="test", reason="a child", at=START)

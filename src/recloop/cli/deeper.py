@@ -37,12 +37,11 @@ def train(
     with locks.turn_lock(here.root, "train"):
         made = loop.train(here, Teller(), standing.named_model(here, name))
     if as_json:
-        trained = made.bundle.manifest["train"]
         print_json(
             {
                 "bundle": made.bundle.id,
                 "run": made.run,
-                "epochs": trained["epochs"],
+                "epochs": made.bundle.manifest.train.epochs,
                 "seconds": round(made.seconds, 2),
                 "metrics": made.bundle.metrics,
             }

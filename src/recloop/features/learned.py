@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -36,11 +36,6 @@ class Learned:
     until_seq: int
     cut: int
     held_seq: int = 0
-
-    @classmethod
-    def of(cls, facts: dict[str, Any]) -> Learned:
-        """As ``data`` of a bundle's manifest has it; without ``until_seq`` all rows before the cut."""
-        return cls(int(facts.get("until_seq", LAST_SEQ)), int(facts["cut"]), int(facts.get("held_seq", 0)))
 
     @property
     def held(self) -> pl.Expr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from recloop.features.learned import Learned
 from recloop.later.run import Run
 from recloop.learn import counts
 from recloop.learn.arrays import make_tables, train_data
-from recloop.learn.fit import fit_network, repeated_epochs
+from recloop.learn.fit import fit_network
 from recloop.learn.warm import RATE, Warm, positions
 from recloop.models.base import is_counting
+from recloop.policy import Policy, ScorerSpec, custom_scorers
 from recloop.records import STAMP
 
 
@@ -49,26 +51,23 @@ def grow(
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
     arrays = train_data(tables, rows, None, turn.shown(run.project, rows))
     trained = has_network(parent)
-    scorers = {source: one for source, one in parent.scorers.items() if source != "model" or not trained}
-    other: dict[str, Any] = next(
-        (one for source, one in scorers.items() if ":" in one["model"] or source == "model"), {"model": ""}
-    )
-    options = other.get("config", config.model.options if other["model"] == config.model.name else {})
-    made, _ = counts.fit_counts(arrays, tables, other["model"], options, counts.half_lives_of(scorers))
-    manifest = {**turn.manifest_of(config, tables, data, rows, held_seq)}
+    scorers = {source: spec for source, spec in parent.scorers.items() if source != "model" or not trained}
+    custom = next(iter(custom_scorers(scorers)), None)
+    name = "" if custom is None else custom.model
+    options = _options(config, custom)
+    made, _ = counts.fit_counts(arrays, tables, name, options, counts.half_lives_of(scorers))
+    manifest = turn.manifest_of(config, tables, data, rows, held_seq)
     bundle = counts.draft(config, tables, arrays, made, scorers, manifest)
     if trained:
         warm = None
         if start is not None:
             chosen = positions(arrays, start.learned, config.update.replay, run.seed)
             warm = Warm(start.state, chosen, RATE, made)
-        epochs = 1 if warm is not None else repeated_epochs(parent.manifest["train"])
+        epochs = 1 if warm is not None else parent.manifest.train.repeated_epochs
         settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
         budget = config.train.budget_seconds if warm is not None else turn.REFIT_SECONDS
-        model = parent.manifest["model"]
-        network = fit_network(
-            model["name"], model["config"], arrays, settings, folder, budget, not sys.stderr.isatty(), warm
-        )
+        model = parent.manifest.model
+        network = fit_network(model.name, model.config, arrays, settings, folder, budget, not sys.stderr.isatty(), warm)
         bundle = turn.with_network(bundle, network)
         run.voice.say(
             "learn", f"{network.name}: {network.metrics['step']} steps, {int(warm.chosen.sum()) if warm else 'all'} "
@@ -77,27 +76,35 @@ def grow(
     return named(run, replace(bundle, policy=_policy(config, parent, bundle)), "full" if run.full else "warm")
 
 
+def _options(config: Config, custom: ScorerSpec | None) -> Mapping[str, Any]:
+    """Options of the parent's closed-form model: those it keeps, else those of the configuration where it names it."""
+    if custom is None:
+        return {}
+    if custom.config is not None:
+        return custom.config
+    return config.model.options if custom.model == config.model.name else {}
+
+
 def has_network(bundle: Bundle) -> bool:
     """Whether the source ``model`` is a trained network, not one in closed form."""
-    return "model" in bundle.scorers and not is_counting(bundle.scorers["model"]["model"])
+    return "model" in bundle.scorers and not is_counting(bundle.scorers["model"].model)
 
 
 def named(run: Run, bundle: Bundle, mode: str) -> Bundle:
     """The bundle as a child of live, trained ``warm`` or ``full``."""
-    train = {**bundle.manifest["train"], "mode": mode, **({"optimizer": "reset"} if run.reset else {})}
-    manifest = {**bundle.manifest, "parent": run.live.id, "train": train}
-    manifest["recipe"] = run.recipe
+    training = replace(bundle.manifest.train, mode=mode, optimizer="reset" if run.reset else None)
+    manifest = replace(bundle.manifest, parent=run.live.id, train=training, recipe=run.recipe)
     return replace(bundle, manifest=manifest)
 
 
-def _policy(config: Config, parent: Bundle, drafted: Bundle) -> dict[str, Any]:
+def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
     """The configuration's placements; a mix that was found by validation stays the parent's."""
-    placements = dict(drafted.policy["placements"])
-    for name, one in placements.items():
-        before = parent.policy["placements"].get(name)
-        if before is not None and before["list"] == one["list"] and config.placement[name].mix == "auto":
-            placements[name] = {**one, **{key: before[key] for key in ("weights", "rrf") if key in before}}
-    return {**drafted.policy, "placements": placements}
+    placements = dict(drafted.policy.placements)
+    for name, placement in drafted.policy.placements.items():
+        before = parent.policy.placements.get(name)
+        if before is not None and before.list == placement.list and config.placement[name].mix == "auto":
+            placements[name] = replace(placement, weights=before.weights, rrf=before.rrf)
+    return replace(drafted.policy, placements=placements)
 
 
 def write(run: Run, bundle: Bundle, folder: Path) -> Bundle:
@@ -124,7 +131,7 @@ def train(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, Any]:
     """
     if not has_network(bundle):
         return {}
-    if "train.safetensors" not in bundle.manifest["files"]:
+    if "train.safetensors" not in bundle.manifest.files:
         raise UserError("bundle", bundle.id, "one with train.safetensors, to start from", "recloop update --full")
     state = bundles.load_train(folder / bundle.id)
     return {name: array for name, array in state.items() if not reset or name.startswith("network.")}

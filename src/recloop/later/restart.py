@@ -47,17 +47,17 @@ class Staged:
 
 def differing(project: Project) -> list[Change]:
     """Keys of recloop.toml that differ from the settings of the live bundle."""
-    return config_changes.changed(project.config, standing.load_bundle(project).manifest)
+    return config_changes.changed(project.config, standing.load_bundle(project).manifest.config)
 
 
 def reason(project: Project) -> str:
     """Why the next update must be a new first run; empty: it need not."""
     manifest = standing.load_bundle(project).manifest
-    changed = config_changes.of(config_changes.changed(project.config, manifest), Effect.RESTART)
+    changed = config_changes.of(config_changes.changed(project.config, manifest.config), Effect.RESTART)
     if changed:
-        return f"recloop.toml changed since {manifest['bundle']}: {config_changes.listed(changed)}"
-    if standing.manifest(project)["fingerprint"] != manifest["data"]["fingerprint"]:
-        return f"data/ was prepared from other files or settings than {manifest['bundle']}"
+        return f"recloop.toml changed since {manifest.bundle}: {config_changes.listed(changed)}"
+    if standing.manifest(project)["fingerprint"] != manifest.data.fingerprint:
+        return f"data/ was prepared from other files or settings than {manifest.bundle}"
     return ""
 
 
@@ -99,7 +99,7 @@ def consequences(project: Project) -> list[str]:
         return [f"{live.id} stays live: it was made with the same data"]
     with project.open_log() as log:
         posted = len(Posted.gather(project.open_archive(), log))
-    before = str(live.manifest.get("config", {}).get("data.events", "its files"))
+    before = str((live.manifest.config or {}).get("data.events", "its files"))
     return [
         f"this folder lives: {live.id} was made from {before}; the next recloop update is a new first run ({why})",
         f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",

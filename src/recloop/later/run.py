@@ -135,7 +135,7 @@ class Run:
     @property
     def refreshes(self) -> bool:
         """Whether the child has the recipe of live: then its gate alone decides, else shadow and experiment do."""
-        return self.recipe == self.live.manifest.get("recipe")
+        return self.recipe == self.live.manifest.recipe
 
     @property
     def data(self) -> Data:
@@ -190,7 +190,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
         )
     Signal(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
     live = standing.load_bundle(project)
-    changed = config_changes.changed(config, live.manifest)
+    changed = config_changes.changed(config, live.manifest.config)
     retrain = config_changes.of(changed, Effect.RETRAIN)
     asked, full = full, full or config.update.mode == "full" or bool(retrain)
     if full and reset:
@@ -243,7 +243,11 @@ def waiting(project: Project, config: Config, live: str) -> str:
             manifest = bundles.check(project.bundles / bundle, found.hashes[bundle])
         except BundleError:
             continue
-        if manifest["parent"] == live and "config" in manifest and not config_changes.changed(config, manifest):
+        if (
+            manifest.parent == live
+            and manifest.config is not None
+            and not config_changes.changed(config, manifest.config)
+        ):
             return bundle
     return ""
 

@@ -151,7 +151,7 @@ def judge(run: Run) -> None:
     if run.journal.has("judge"):
         return
     candidate, window = candidate_of(run), run.window
-    recipe = str(candidate.manifest["recipe"])
+    recipe = str(candidate.manifest.recipe)
     timeline, catalogue = run.world
     asked = moments(run.data.test, "successive")
     new = compare.thin(asked)

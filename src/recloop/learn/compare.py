@@ -146,8 +146,8 @@ def lost(ndcg: NDArray[np.float64]) -> Window:
 
 
 def _placement(bundle: Bundle) -> str:
-    placements: dict[str, dict[str, object]] = bundle.policy["placements"]
-    return next((name for name, one in placements.items() if one["list"] == "for_you"), next(iter(placements)))
+    personal = (name for name, placement in bundle.policy.placements.items() if placement.list == "for_you")
+    return next(personal, bundle.default_placement)
 
 
 def _states(timeline: Timeline, queries: Moments, span: slice) -> States:

@@ -15,8 +15,10 @@ from recloop.features.state import Timeline
 from recloop.features.vocab import as_text
 from recloop.learn.arrays import Tables
 from recloop.learn.mixing import choose_mix, mix_or_single
+from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, is_counting, load_model
 from recloop.models.covisitation import RECENT
+from recloop.policy import FADING, Placement, Policy, ScorerSpec, custom_scorers
 from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.ladder import segment_lists
@@ -26,8 +28,6 @@ from recloop.records import DAY, MIX_SOURCES, Query
 
 HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Days that ``counts.half_life = "auto"`` tries; None: every moment counts the same."""
-FADING = ("popular", "neighbours", "history")
-"""Sources with a half-life, in the order in which it is chosen: Popular's order breaks the ties of the others."""
 SEGMENT_LENGTH = 1000
 
 
@@ -37,7 +37,7 @@ def fit_counts(
     other: str = "",
     options: Mapping[str, Any] | None = None,
     half_lives: Mapping[str, float | None] | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
     """Arrays and scorers of the counting models.
 
     Args:
@@ -46,7 +46,7 @@ def fit_counts(
         half_lives: Days by source (`half_lives_of`); none where `tune` chooses them later.
     """
     days = {source: (half_lives or {}).get(source) for source in FADING}
-    models: dict[str, Any] = {
+    models: dict[str, tuple[str, Any]] = {
         source: (name, load_model(name, {} if source == "history" else {"half_life": days[source]}))
         for name, source in SOURCE_OF.items()
     }
@@ -58,15 +58,17 @@ def fit_counts(
         models[model.source] = (other, model)
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
     arrays |= _segments(data, tables, days["popular"])
-    scorers: dict[str, Any] = {
-        source: {"kind": model.kind, "model": name} for source, (name, model) in sorted(models.items())
+    scorers = {
+        source: ScorerSpec(
+            source=source,
+            model=name,
+            kind=model.kind,
+            config=model.config.model_dump(mode="json") if source == "model" else None,
+            half_life=days.get(source),
+            recent=tuple(getattr(model.config, "recent", RECENT)) if source == "neighbours" else None,
+        )
+        for source, (name, model) in sorted(models.items())
     }
-    if "model" in scorers:
-        scorers["model"]["config"] = models["model"][1].config.model_dump(mode="json")
-    for source in FADING:
-        scorers[source]["half_life"] = days[source]
-    recent = getattr(models["neighbours"][1].config, "recent", RECENT)
-    scorers["neighbours"]["recent"] = list(recent)
     return arrays, scorers
 
 
@@ -75,22 +77,27 @@ def draft(
     tables: Tables,
     data: TrainData,
     arrays: dict[str, np.ndarray],
-    scorers: Mapping[str, Any],
-    manifest: Mapping[str, Any],
+    scorers: Mapping[str, ScorerSpec],
+    manifest: Manifest,
 ) -> Bundle:
     """A bundle in memory, its mixes not yet chosen: every source weighs 1."""
     placements = {
-        name: {"list": placement.list, "weights": _start(placement.list, placement.mix, scorers),
-               "filter": placement.filter, "k": placement.k}
-        for name, placement in config.placement.items()
-    }  # fmt: skip
-    closed = scorers.get("model", {})
-    named = {"name": closed["model"], "config": closed["config"]} if "config" in closed else manifest["model"]
+        name: Placement(
+            list=section.list,
+            weights=_start(section.list, section.mix, scorers),
+            filter=section.filter,
+            k=section.k,
+        )
+        for name, section in config.placement.items()
+    }
+    closed = scorers.get("model")
+    if closed is not None and closed.config is not None:
+        manifest = replace(manifest, model=ModelSpec(closed.model, closed.config))
     return Bundle(
-        manifest={**manifest, "model": named, "scorers": dict(scorers)},
+        manifest=replace(manifest, scorers=dict(scorers)),
         spec=tables.spec,
         fields=tables.fields,
-        policy={"placements": placements, "filter_seen": config.split.filter_seen, "ladder": list(LADDER)},
+        policy=Policy(placements, config.split.filter_seen, LADDER),
         items=ItemTable(
             ids=tables.items,
             count=data.counts[1:],
@@ -119,7 +126,7 @@ def tune(
     chosen: dict[str, Any] = {"validation_moments": len(few), "half_life": {}}
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, past)
-        chosen["half_life"][source] = bundle.scorers[source].get("half_life")
+        chosen["half_life"][source] = bundle.scorers[source].half_life
     if whole is None:
         return bundle, chosen
     recalled = _recalled(bundle, replace(data, held=whole), past, list(bundle.scorers), threads)
@@ -129,10 +136,10 @@ def tune(
     chosen["mix"], chosen["rrf"], chosen["best_mix"] = mixed.weights, mixed.constant, mixed.best
     chosen["gain"] = None if mixed.gain is None else mixed.gain.to_json()
     placements = {
-        name: {**placement, "weights": mixed.weights, "rrf": mixed.constant} if _auto(config, name) else placement
-        for name, placement in bundle.policy["placements"].items()
+        name: replace(placement, weights=mixed.weights, rrf=mixed.constant) if _auto(config, name) else placement
+        for name, placement in bundle.policy.placements.items()
     }
-    return replace(bundle, policy={**bundle.policy, "placements": placements}), chosen
+    return replace(bundle, policy=replace(bundle.policy, placements=placements)), chosen
 
 
 def refitted(bundle: Bundle, data: TrainData, tables: Tables, options: Mapping[str, Any] | None = None) -> Bundle:
@@ -147,15 +154,14 @@ def refitted(bundle: Bundle, data: TrainData, tables: Tables, options: Mapping[s
     return replace(bundle, arrays={**bundle.arrays, **made}, items=items, users=_user_table(tables, data, made))
 
 
-def closed_form(scorers: Mapping[str, Any]) -> str:
+def closed_form(scorers: Mapping[str, ScorerSpec]) -> str:
     """The closed-form model that takes the place of ours for its source; empty where none does."""
-    named = (one["model"] for source, one in scorers.items() if ":" in one["model"] or source == "model")
-    return next((name for name in named if is_counting(name)), "")
+    return next((scorer.model for scorer in custom_scorers(scorers) if is_counting(scorer.model)), "")
 
 
-def half_lives_of(scorers: Mapping[str, Any]) -> dict[str, float | None]:
+def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
     """Days by source, as a bundle holds them."""
-    return {source: scorers[source].get("half_life") for source in FADING if source in scorers}
+    return {source: scorers[source].half_life for source in FADING if source in scorers}
 
 
 def _choose_half_life(
@@ -166,7 +172,7 @@ def _choose_half_life(
     Popular and Co-visitation are not asked for one that is longer than the log: it would change little and cost a fit.
     """
     days = config.counts.half_life
-    if bundle.scorers[source]["model"] not in SOURCE_OF:
+    if bundle.scorers[source].model not in SOURCE_OF:
         return bundle  # somebody's own model
     if days != "auto":
         return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
@@ -186,16 +192,16 @@ def _choose_half_life(
 
 def _with_half_life(bundle: Bundle, source: str, half_life: float | None, data: TrainData, tables: Tables) -> Bundle:
     """The bundle with another half-life of one source, its arrays fitted anew where they depend on it."""
-    if bundle.scorers[source].get("half_life") == half_life:
+    if bundle.scorers[source].half_life == half_life:
         return bundle
-    scorers = {**bundle.scorers, source: {**bundle.scorers[source], "half_life": half_life}}
+    scorers = {**bundle.scorers, source: replace(bundle.scorers[source], half_life=half_life)}
     arrays = dict(bundle.arrays)
     if source != "history":
-        model = load_model(bundle.scorers[source]["model"], {"half_life": half_life})
+        model = load_model(bundle.scorers[source].model, {"half_life": half_life})
         arrays |= model.fit(data)
     if source == "popular":
         arrays |= _segments(data, tables, half_life)
-    return replace(bundle, manifest={**bundle.manifest, "scorers": scorers}, arrays=arrays)
+    return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays)
 
 
 def _segments(data: TrainData, tables: Tables, half_life: float | None) -> dict[str, np.ndarray]:
@@ -223,7 +229,8 @@ def _recalled(
     assert held is not None
     table = bundle.items
     recommender = Recommender(bundle, Catalogue.of_table(table.ids.ids, table.attributes), threads)
-    placement = next(iter(bundle.policy["placements"]))
+    name = bundle.default_placement
+    placement = recommender.placement(name)
     parts = []
     for start in range(0, len(held), chunk):
         span = slice(start, start + chunk)
@@ -231,10 +238,9 @@ def _recalled(
         states = past.states(users, held.as_of[span].tolist(), held.now[span].tolist())
         encoded = recommender.encode(states, held.now[span])
         queries = [
-            Query(user_id=user, now=int(now), placement=placement)
-            for user, now in zip(users, held.now[span], strict=True)
+            Query(user_id=user, now=int(now), placement=name) for user, now in zip(users, held.now[span], strict=True)
         ]
-        parts.append(recommender.recall(encoded, recommender.allowed(encoded, queries), sources))
+        parts.append(recommender.recall(encoded, recommender.allowed(encoded, queries, placement), sources))
     return {
         source: Recalled(
             np.concatenate([part[source].items for part in parts]),
@@ -248,13 +254,13 @@ def _auto(config: Config, name: str) -> bool:
     return config.placement[name].list == "for_you" and config.placement[name].mix == "auto"
 
 
-def _start(kind: str, mix: Any, scorers: Mapping[str, Any]) -> dict[str, float]:
+def _start(kind: str, mix: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
     if kind == "popular":
         return {"popular": 1.0}
     if kind == "latest":
         return {}
     if kind == similar.LIST and mix == "auto":
-        return dict(similar.PLACEMENT["weights"])
+        return dict(similar.PLACEMENT.weights)
     if mix == "auto":
         return {source: 1.0 for source in MIX_SOURCES if source in scorers}
     # A network comes after the counts: its weight waits for it.

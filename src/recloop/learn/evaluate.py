@@ -25,9 +25,10 @@ from recloop.learn.moments import Moments, moments
 from recloop.learn.one_target import Places
 from recloop.learn.table import SLICES, Example, Row, Table, Trained, make_table
 from recloop.models.base import SOURCE_OF
+from recloop.policy import RRF
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed
-from recloop.recommend.mix import RRF, fuse
+from recloop.recommend.mix import fuse
 from recloop.recommend.recall import DEPTH, Recalled
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.records import Query
@@ -109,7 +110,7 @@ def evaluate(
         "split_hash": facts.get("split_hash", ""),
         "fingerprint": facts.get("fingerprint", ""),
         "targets": config.split.targets,
-        "filter_seen": bool(bundles[0].policy["filter_seen"]),
+        "filter_seen": bundles[0].policy.filter_seen,
         "ties": config.split.ties,
         "k": list(config.evaluate.k),
         "seed": config.train.seed,
@@ -124,12 +125,12 @@ def evaluate(
 
 def _unseen(bundle: Bundle, queries: Moments, protocol: str) -> None:
     """Refuse a bundle that was fitted on test moments: its numbers would be those of its memory."""
-    learned = bundle.manifest["data"].get("protocol", "temporal")
+    learned = bundle.manifest.data.protocol or "temporal"
     if ONE in {learned, protocol}:
         seen = learned != protocol
     else:
         seen = not bundle.learned.is_new(queries.as_of + 1, queries.now).all()
-    if seen or bundle.manifest.get("train", {}).get("refit"):
+    if seen or bundle.manifest.train.refit:
         raise UserError(
             "bundle", bundle.id or "refit", "one whose cut lies before the test (this one was fitted on it too)",
             "recloop evaluate BUNDLE, with the one from before the refit",
@@ -160,15 +161,13 @@ class _Test:
         self.bundle, self.queries = bundle, queries
         self.ks = list(config.evaluate.k)
         self.recommender = Recommender(bundle, catalogue, threads)
-        self.placement = (
-            next(iter(bundle.policy["placements"])) if "home" not in bundle.policy["placements"] else "home"
-        )
-        network = {"model": str(bundle.manifest["model"]["name"])} if "model" in self.recommender.scorers else {}
+        self.placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
+        network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if counting else []
-        names = {source: str(bundle.scorers[source].get("model", source)) for source in sources}
+        names = {source: bundle.scorers[source].model for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
-        policy = self.recommender.placement(self.placement)
-        served, self.constant = policy["weights"], policy.get("rrf", RRF)
+        self.settings = self.recommender.placement(self.placement)
+        served = self.settings.weights
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
         self.weights: dict[str, Mapping[str, float]] = {name: {source: 1.0} for source, name in self.names.items()}
         self.weights["served"] = served
@@ -189,7 +188,7 @@ class _Test:
         ]
         clock = _Clock()
         encoded = self.recommender.encode(states, now)
-        allowed = self.recommender.allowed(encoded, asked)
+        allowed = self.recommender.allowed(encoded, asked, self.settings)
         shared = clock.lap()
         recalled: dict[str, Recalled] = {}
         recall_seconds: dict[str, float] = {}
@@ -201,9 +200,10 @@ class _Test:
         for name, weights in self.weights.items():
             mine = {source: found for source, found in recalled.items() if weights.get(source, 0.0) > 0}
             rungs = None if name == "served" else ALONE
-            constant = self.constant if name == "served" else RRF
+            constant = self.settings.fusion_constant if name == "served" else RRF
             fused = fuse(mine or recalled, weights, DEPTH if self.places else k, constant)
-            self._keep(name, span, self.recommender.answers(encoded, allowed, fused, asked, rungs))
+            answers = self.recommender.answers(encoded, allowed, fused, asked, self.settings, rungs)
+            self._keep(name, span, answers)
             if self.places:
                 kind = self._kind(name)
                 found = recalled["model"] if kind == "network" else fused
@@ -268,7 +268,7 @@ class _Test:
         """Training of the network behind a row, if one is."""
         if "model" not in self.weights[name] or self.weights[name]["model"] <= 0:
             return None
-        return Trained.of(self.bundle.manifest.get("train", {}))
+        return Trained.of(self.bundle.manifest.train)
 
     def _kind(self, name: str) -> Literal["counting", "network", "served"]:
         if name == "served":
@@ -302,7 +302,7 @@ def _scored(bundle: Bundle, encoded: Encoded, allowed: Allowed, found: Recalled)
     asked &= np.array([len(banned) < room for banned in allowed.banned])
     if np.isnan(found.scores).any() or (asked & (found.items[:, 0] == 0)).any():
         raise UserError(
-            "scores", "NaN", f"a number for every item from {bundle.manifest['model']['name']}",
+            "scores", "NaN", f"a number for every item from {bundle.manifest.model.name}",
             "recloop train, with a smaller train.lr",
         )  # fmt: skip
 

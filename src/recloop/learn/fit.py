@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.learn.warm import Warm
+from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
 from recloop.settings import dump
 
@@ -46,24 +47,21 @@ class Network:
     item_graph: bytes = b""
     kind: str = "vectors"
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the bundle's manifest says of the training."""
-        names = ("epochs", "steps", "steps_per_epoch", "stopped")
-        return {name: getattr(self, name) for name in names}
+    def training(self, before: Training) -> Training:
+        """What the bundle's manifest says of the training; what the network does not know stays as before."""
+        return replace(
+            before,
+            epochs=self.epochs,
+            steps=self.steps,
+            steps_per_epoch=self.steps_per_epoch,
+            stopped=self.stopped,
+        )
 
     @property
     def validation(self) -> float:
         """NDCG@10 on the validation moments."""
         value = self.metrics["NDCG@10"]
         return float("nan") if value is None else float(value)
-
-
-def repeated_epochs(train: Mapping[str, Any]) -> int:
-    """Epochs that a fit from scratch repeats: those of a manifest's ``train``, to the nearest whole one, at least one."""
-    if train.get("steps_per_epoch"):
-        return max(1, round(int(train["steps"]) / int(train["steps_per_epoch"])))
-    return max(1, int(train["epochs"]))
 
 
 def has_sequences(data: TrainData) -> bool:

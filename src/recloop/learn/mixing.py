@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recloop import intervals, metrics
 from recloop.intervals import Estimate
-from recloop.recommend.mix import RRF
+from recloop.policy import RRF
 from recloop.records import MIX_SOURCES
 
 GRID = (0.0, 0.25, 0.5, 1.0)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from recloop import intervals, metrics
 from recloop.intervals import Difference, Estimate
+from recloop.manifest import Training
 from recloop.metrics import Floats
 
 SLICES: Final = ("all", "warm", "repeat", "explore")
@@ -38,12 +39,12 @@ class Trained:
     warm: bool = False
 
     @classmethod
-    def of(cls, train: Mapping[str, Any]) -> Trained | None:
+    def of(cls, training: Training) -> Trained | None:
         """From a manifest's ``train``; None where no network was trained, or by a version that kept no steps."""
-        if not train.get("steps_per_epoch"):
+        if not training.steps_per_epoch:
             return None
-        epochs, steps, whole = (int(train[name]) for name in ("epochs", "steps", "steps_per_epoch"))
-        return cls(epochs, steps, whole, warm=train.get("mode") == "warm")
+        epochs, steps = training.epochs or 0, training.steps or 0
+        return cls(epochs, steps, training.steps_per_epoch, warm=training.mode == "warm")
 
     @property
     def note(self) -> str:

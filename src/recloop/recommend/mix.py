@@ -7,15 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recloop.policy import RRF
 from recloop.recommend.recall import Recalled
 from recloop.records import MIX_SOURCES
-
-RRF = 60
-"""score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
-
-The constant of a placement that names none (``rrf`` in policy.json). A smaller one lets the first places of a source
-weigh more; ``mix = "auto"`` chooses it on validation.
-"""
 
 
 @dataclass(frozen=True)

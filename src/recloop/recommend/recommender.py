@@ -18,12 +18,13 @@ from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
 from recloop.features.encode import Encoded, digest, encode
 from recloop.features.state import States, UserState
+from recloop.policy import Placement
 from recloop.recommend import similar
 from recloop.recommend.attributes import Attributes
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed, allow
 from recloop.recommend.ladder import fill, newest
-from recloop.recommend.mix import RRF, Fused, fuse
+from recloop.recommend.mix import Fused, fuse
 from recloop.recommend.recall import Recalled
 from recloop.recommend.scorer import make_scorers
 from recloop.recommend.states import state_of_tree, state_tree
@@ -41,6 +42,7 @@ class Answer:
     slots: list[Slot]
     inputs: dict[str, str]
     positives: int
+    k: int = 0  # how long the list may be: the query's length, else the placement's
 
     @property
     def items(self) -> list[str]:
@@ -71,15 +73,15 @@ class Recommender:
         order: np.ndarray = np.argsort(-self.bundle.items.first_seq, kind="stable")
         return order
 
-    def placement(self, name: str) -> dict[str, Any]:
-        """The policy of a placement; lists about an item have one of their own, `similar`, in every bundle.
+    def placement(self, name: str) -> Placement:
+        """The settings of a placement; lists about an item have one of their own, `similar`, in every bundle.
 
         Raises:
             UserError: the bundle has no such placement.
         """
-        placements: dict[str, dict[str, Any]] = self.bundle.policy["placements"]
+        placements = self.bundle.policy.placements
         if name not in placements and name == similar.LIST:
-            return dict(similar.PLACEMENT)
+            return similar.PLACEMENT
         if name not in placements:
             raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
         return placements[name]
@@ -90,7 +92,7 @@ class Recommender:
         Raises:
             UserError: the bundle has no such placement, or the list is about an item and none is named.
         """
-        about = self._kind([query]) == similar.LIST
+        about = self.placement(query.placement).list == similar.LIST
         if about and not query.item_id:
             expected = f"the item that a list of the placement {query.placement} is about"
             raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
@@ -110,11 +112,11 @@ class Recommender:
         return [answers[b] for b in range(len(queries))]
 
     def _together(self, states: States, queries: Sequence[Query], with_inputs: bool) -> list[Answer]:
-        k = queries[0].k or self.placement(queries[0].placement)["k"]
+        placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
-        allowed = self.allowed(encoded, queries)
-        fused = self.fused(encoded, allowed, queries, k)
-        answers = self.answers(encoded, allowed, fused, queries)
+        allowed = self.allowed(encoded, queries, placement)
+        fused = self.fused(encoded, allowed, queries, placement, queries[0].k or placement.k)
+        answers = self.answers(encoded, allowed, fused, queries, placement)
         if not with_inputs:
             return answers
         return [replace(answer, inputs=self.inputs(encoded, allowed, b)) for b, answer in enumerate(answers)]
@@ -123,27 +125,25 @@ class Recommender:
         """The states as this bundle sees them at each query's now."""
         return encode(self.bundle.spec, self.bundle.fields, self.bundle.items.ids, states, now)
 
-    def allowed(self, encoded: Encoded, queries: Sequence[Query]) -> Allowed:
-        """What queries of one placement and one filter may show."""
-        conditions = (str(self.placement(queries[0].placement)["filter"]), queries[0].filter)
-        seen = bool(self.bundle.policy["filter_seen"])
-        if self._kind(queries) == similar.LIST:  # an item is no answer to what is like it
+    def allowed(self, encoded: Encoded, queries: Sequence[Query], placement: Placement) -> Allowed:
+        """What queries of this placement and one filter may show."""
+        conditions = (placement.filter, queries[0].filter)
+        seen = self.bundle.policy.filter_seen
+        if placement.list == similar.LIST:  # an item is no answer to what is like it
             queries = [msgspec.structs.replace(one, exclude=(*one.exclude, one.item_id)) for one in queries]
         return allow(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
 
-    def fused(self, encoded: Encoded, allowed: Allowed, queries: Sequence[Query], k: int) -> Fused:
-        """The best k of the mix, for queries of one placement: by state, or by the item that they are about."""
-        weights, kind = self.placement(queries[0].placement)["weights"], self._kind(queries)
-        if kind == "latest":
+    def fused(
+        self, encoded: Encoded, allowed: Allowed, queries: Sequence[Query], placement: Placement, k: int
+    ) -> Fused:
+        """The best k of the mix, for queries of this placement: by state, or by the item that they are about."""
+        weights = placement.weights
+        if placement.list == "latest":
             return Fused.empty(len(queries), k)
-        if kind == similar.LIST:
+        if placement.list == similar.LIST:
             found = self._similar.recall([query.item_id for query in queries], allowed, weights)
             return fuse(found, {source: weights.get(source) or 1.0 for source in found}, k)
-        constant = self.placement(queries[0].placement).get("rrf", RRF)
-        return fuse(self.recall(encoded, allowed, weights), weights, k, constant)
-
-    def _kind(self, queries: Sequence[Query]) -> str:
-        return str(self.placement(queries[0].placement)["list"])
+        return fuse(self.recall(encoded, allowed, weights), weights, k, placement.fusion_constant)
 
     def recall(
         self, encoded: Encoded, allowed: Allowed, sources: Sequence[str] | Mapping[str, float]
@@ -159,15 +159,16 @@ class Recommender:
         allowed: Allowed,
         fused: Fused,
         queries: Sequence[Query],
+        placement: Placement,
         rungs: Sequence[str] | None = None,
     ) -> list[Answer]:
         """Fused items as slots, free ones filled by the ladder; ladder slots score -1, -2, ... in their order."""
         ids = self.bundle.items.ids.ids
         if rungs is None:
-            rungs = ("latest",) if self._kind(queries) == "latest" else self.bundle.policy["ladder"]
+            rungs = ("latest",) if placement.list == "latest" else self.bundle.policy.ladder
         answers = []
         for b, query in enumerate(queries):
-            k = query.k or self.placement(query.placement)["k"]
+            k = query.k or placement.k
             found = int(np.count_nonzero(fused.items[b, :k]))
             slots = [
                 Slot(ids[item_ix - 1], score, MIX_SOURCES[source])
@@ -181,21 +182,22 @@ class Recommender:
             if found < k:
                 more = fill(
                     self.bundle, self.catalogue, allowed, b, [slot.item_id for slot in slots], k - found,
-                    encoded.states.attributes[b], rungs, self._own(encoded, allowed, b, query),
+                    encoded.states.attributes[b], rungs, self._own(encoded, allowed, b, query, placement),
                 )  # fmt: skip
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
-            answers.append(Answer(slots, {}, int(encoded.states.positives[b])))
+            answers.append(Answer(slots, {}, int(encoded.states.positives[b]), k))
         return answers
 
-    def _own(self, encoded: Encoded, allowed: Allowed, b: int, query: Query) -> dict[str, Callable[[], Iterator[str]]]:
+    def _own(
+        self, encoded: Encoded, allowed: Allowed, b: int, query: Query, placement: Placement
+    ) -> dict[str, Callable[[], Iterator[str]]]:
         """The rungs of the ladder that hang on the query: what is like its item or its person by attributes, all by age."""
-        kind = self._kind([query])
-        if kind == similar.LIST:
+        if placement.list == similar.LIST:
             return {"attributes": partial(self._similar.described, self.catalogue, query.item_id, allowed, b)}
         own: dict[str, Callable[[], Iterator[str]]] = {"attributes": lambda: iter(())}
         if self.attributes is not None:
             own["attributes"] = partial(self.attributes.best, self.catalogue, encoded, allowed, b)
-        if kind == "latest":
+        if placement.list == "latest":
             own["latest"] = partial(newest, self.bundle, self._by_age, self.catalogue, allowed, b)
         return own
 

@@ -228,20 +228,21 @@ def session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
 def make_scorers(bundle: Bundle, threads: int = 1) -> dict[str, Scorer]:
     """The scorers that a bundle holds, by source."""
     made: dict[str, Scorer] = {}
-    for source, settings in bundle.scorers.items():
+    for source, spec in bundle.scorers.items():
         if source == "popular":
             made[source] = Listed(bundle)
         elif source == "history":
-            made[source] = Own(bundle, settings["half_life"])
+            made[source] = Own(bundle, spec.half_life)
         elif source == "neighbours":
-            made[source] = Neighbours(bundle, tuple(settings["recent"]))
+            made[source] = Neighbours(bundle, spec.recent or ())
         elif bundle.users is not None:
-            made[source] = Factors(bundle, settings["config"]["l2"], settings["config"]["unseen"])
-        elif settings["kind"] != "rank":
+            options = spec.config or {}
+            made[source] = Factors(bundle, options["l2"], options["unseen"])
+        elif spec.kind != "rank":
             made[source] = Vectors(bundle, threads)
-    for source, settings in bundle.scorers.items():
-        if settings.get("kind") == "rank":
-            made[source] = Ranks(bundle, {name: made[name] for name in settings["of"]}, threads)
+    for source, spec in bundle.scorers.items():
+        if spec.kind == "rank":
+            made[source] = Ranks(bundle, {name: made[name] for name in spec.of or ()}, threads)
     return made
 
 

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from recloop.bundle import Bundle
 from recloop.features.encode import attribute_codes
+from recloop.policy import Placement
 from recloop.recommend.attributes import Attributes, ranked
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.filters import Allowed
@@ -20,9 +21,7 @@ from recloop.recommend.scorer import popularity_rank
 LIST: Final = "similar"
 SOURCES: Final = ("model", "neighbours")
 """What a list about an item is mixed of: the cosine of item vectors, and the item's row of co-visitation."""
-PLACEMENT: Final[Mapping[str, Any]] = {
-    "list": LIST, "weights": dict.fromkeys(SOURCES, 1.0), "filter": "", "k": 10,
-}  # fmt: skip
+PLACEMENT: Final = Placement(list=LIST, weights=dict.fromkeys(SOURCES, 1.0), filter="", k=10)
 """The placement `similar` of a bundle that brings none of that name."""
 
 

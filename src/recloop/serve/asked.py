@@ -43,8 +43,8 @@ class Asked:
         if not await self._heard_of(item_id):
             raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
         query = self._query(request, request.query_params.get("user_id", ""), similar.LIST, item_id)
-        placements = service.bundle.policy["placements"]
-        if query.placement in placements and placements[query.placement]["list"] != similar.LIST:
+        placement = service.bundle.policy.placements.get(query.placement)
+        if placement is not None and placement.list != similar.LIST:
             raise unprocessable("placement", query.placement, "a placement whose list is similar")
         return self._listed(request, query)
 

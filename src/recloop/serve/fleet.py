@@ -49,7 +49,7 @@ class Loaded(NamedTuple):
         bundle = self.bundle
         golden = bundle.golden[0] if bundle.golden else None
         state = UserState() if golden is None else state_of_tree(golden["state"])
-        placement = next(iter(bundle.policy["placements"])) if golden is None else golden["placement"]
+        placement = bundle.default_placement if golden is None else golden["placement"]
         now = bundle.cut if golden is None else golden["now"]
         query = Query(user_id="golden", now=now, placement=placement, k=5)
         states = States.of(["golden"], [state])

@@ -160,11 +160,9 @@ class Service:
             self.catalogue.check(query.filter, "filter")
         degraded = set(self.degraded)
         answer = None
-        served = fleet.live
         if fleet.candidate is not None and arm is fleet.candidate.arm:
             try:
                 answer, as_of = self._list(fleet.candidate, query, degraded)
-                served = fleet.candidate
             except Exception as error:  # noqa: BLE001 - whatever a candidate does, its users get a list
                 LOGGER.warning("bundle %s gave no list: %s", arm.bundle, type(error).__name__)
                 arm = fleet.live.arm
@@ -180,7 +178,7 @@ class Service:
             generation=arm.generation,
             variant=arm.variant,
             placement=query.placement,
-            k=query.k or served.recommender.placement(query.placement)["k"],
+            k=answer.k,
             query={
                 "exclude": list(query.exclude),
                 "filter": query.filter,

@@ -72,9 +72,10 @@ class Fitted:
             for user_id, stamp in zip(states.users, now, strict=True)
         ]
         encoded = recommender.encode(states, now)
-        allowed = recommender.allowed(encoded, queries)
+        placement = recommender.placement("home")
+        allowed = recommender.allowed(encoded, queries, placement)
         fused = fuse(recommender.recall(encoded, allowed, [self.source]), {self.source: 1.0}, k)
-        return recommender.answers(encoded, allowed, fused, queries, ALONE)
+        return recommender.answers(encoded, allowed, fused, queries, placement, ALONE)
 
 
 def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle: int | None = None) -> Fitted:
@@ -118,7 +119,7 @@ def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle
 
 def _source(bundle: Bundle, model: str) -> str:
     names = {model, *(name for name, path in SHELF.items() if path == model)}
-    found = [source for source, settings in bundle.scorers.items() if settings["model"] in names]
+    found = [source for source, settings in bundle.scorers.items() if settings.model in names]
     assert found, f"no scorer of the bundle names {model}: {bundle.scorers}"
     return found[0]
 

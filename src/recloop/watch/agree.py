@@ -53,7 +53,8 @@ def ranking(recommender: Recommender, states: States, decision: Decision) -> Ran
     encoded = recommender.encode(states, [decision.at])
     table = recommender.bundle.items.ids
     allowed = allow(recommender.catalogue, table, encoded, [query], ("", ""), False)
-    fused = recommender.fused(encoded, allowed, [query], min(len(table), DEPTH * len(MIX_SOURCES)))
+    placement = recommender.placement(decision.placement)
+    fused = recommender.fused(encoded, allowed, [query], placement, min(len(table), DEPTH * len(MIX_SOURCES)))
     items, found = fused.items[0], int(np.count_nonzero(fused.items[0]))
     scores = np.zeros(len(table) + 1)
     scores[0] = -np.inf

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
+from recloop.manifest import Manifest
 from recloop.project import Project
 from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
 from recloop.watch import experiment
@@ -103,7 +104,7 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> d
 def render(
     evaluation: Mapping[str, Any] | None,
     numbers: Mapping[str, Any],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     name: Callable[[str], str],
     window: str,
     proven: Mapping[str, int] | None = None,

@@ -1,0 +1,206 @@
+"""Typed record of a bundle's manifest.json: model, rows, settings and training behind it, and the hash of every file.
+
+Parsed once, when a bundle is checked. Keys that this version does not know are kept in ``other_keys`` and written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recloop.features.learned import LAST_SEQ, Learned
+from recloop.policy import JsonObject, ScorerSpec
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The network of a bundle or its closed-form model, with its options; ``counts`` without either."""
+
+    name: str
+    config: Mapping[str, Any]
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> ModelSpec:
+        return cls(tree.required("name", str), tree.required("config", dict[str, Any]), tree.unread)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.other_keys, "name": self.name, "config": dict(self.config)}
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows that a bundle was fitted on.
+
+    Attributes:
+        cut: End of the rows, int64 microseconds UTC.
+        fingerprint: Of ``data/``; empty where the rows were given in memory.
+        until_seq, held_seq: See `recloop.features.learned.Learned`; None in bundles that kept none.
+        protocol: By which the log was split.
+    """
+
+    cut: int
+    fingerprint: str = ""
+    until_seq: int | None = None
+    held_seq: int | None = None
+    protocol: str | None = None
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def learned(self) -> Learned:
+        until = LAST_SEQ if self.until_seq is None else self.until_seq
+        return Learned(until, self.cut, self.held_seq or 0)
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> TrainingRows:
+        return cls(
+            cut=tree.required("cut", int),
+            fingerprint=tree.required("fingerprint", str),
+            until_seq=tree.optional("until_seq", int),
+            held_seq=tree.optional("held_seq", int),
+            protocol=tree.optional("protocol", str),
+            other_keys=tree.unread,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return _without_none(self)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a bundle was trained; None where nothing of the kind is known.
+
+    Attributes:
+        epochs, steps: Whole epochs and steps behind the weights. steps_per_epoch: steps of a whole epoch.
+        stopped: ``patience``, ``epochs`` or ``budget``.
+        mode: Of a child: ``warm`` or ``full``. optimizer: ``reset`` where it began anew.
+        refit: Fitted on the test moments too.
+    """
+
+    seed: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    steps_per_epoch: int | None = None
+    stopped: str | None = None
+    mode: str | None = None
+    optimizer: str | None = None
+    refit: bool | None = None
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> Training:
+        return cls(
+            seed=tree.optional("seed", int),
+            epochs=tree.optional("epochs", int),
+            steps=tree.optional("steps", int),
+            steps_per_epoch=tree.optional("steps_per_epoch", int),
+            stopped=tree.optional("stopped", str),
+            mode=tree.optional("mode", str),
+            optimizer=tree.optional("optimizer", str),
+            refit=tree.optional("refit", bool),
+            other_keys=tree.unread,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return _without_none(self)
+
+    @property
+    def repeated_epochs(self) -> int:
+        """Epochs that a fit from scratch repeats, to the nearest whole one, at least one."""
+        if self.steps_per_epoch:
+            return max(1, round((self.steps or 0) / self.steps_per_epoch))
+        return max(1, self.epochs or 0)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Hash and size of one file of a bundle."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> FileFacts:
+        return cls(tree.required("sha256", str), tree.required("bytes", int))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sha256": self.sha256, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        parent: Bundle whose child it is; None: trained from scratch.
+        config: Recorded settings by dotted key (`recloop.config_changes`); None: none were recorded.
+        recipe: See `recloop.recipe`.
+        recloop: Version that made it.
+        bundle, format, encode_version, files: Empty until the bundle is written.
+    """
+
+    model: ModelSpec
+    data: TrainingRows
+    train: Training = field(default_factory=Training)
+    scorers: Mapping[str, ScorerSpec] = field(default_factory=dict)
+    parent: str | None = None
+    config: Mapping[str, Any] | None = None
+    recipe: str | None = None
+    recloop: str | None = None
+    bundle: str = ""
+    format: int | None = None
+    encode_version: int | None = None
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, tree: Any) -> Manifest:
+        """Parse ``manifest.json``.
+
+        Raises:
+            BundleError: a key is missing or has another type.
+        """
+        manifest = JsonObject(tree, "manifest.json")
+        return cls(
+            model=ModelSpec.read(manifest.child("model")),
+            data=TrainingRows.read(manifest.child("data")),
+            train=Training.read(manifest.child("train")),
+            scorers={source: ScorerSpec.read(source, one) for source, one in manifest.children("scorers").items()},
+            parent=manifest.nullable("parent", str),
+            config=manifest.optional("config", dict[str, Any]),
+            recipe=manifest.optional("recipe", str),
+            recloop=manifest.optional("recloop", str),
+            bundle=manifest.required("bundle", str),
+            format=manifest.required("format", int),
+            encode_version=manifest.required("encode_version", int),
+            files={name: FileFacts.read(one) for name, one in manifest.children("files").items()},
+            other_keys=manifest.unread,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``manifest.json`` has it; a bundle that is not written yet has no ``bundle``, ``format`` and ``files``."""
+        optional = {
+            "config": None if self.config is None else dict(self.config),
+            "recipe": self.recipe,
+            "recloop": self.recloop,
+            "bundle": self.bundle or None,
+            "format": self.format,
+            "encode_version": self.encode_version,
+            "files": {name: facts.to_json() for name, facts in self.files.items()} or None,
+        }
+        return {
+            **self.other_keys,
+            "model": self.model.to_json(),
+            "data": self.data.to_json(),
+            "train": self.train.to_json(),
+            "scorers": {source: scorer.to_json() for source, scorer in self.scorers.items()},
+            "parent": self.parent,
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+
+def _without_none(record: TrainingRows | Training) -> dict[str, Any]:
+    """Fields that have a value, after the keys that this version does not know."""
+    fields = {name: value for name, value in vars(record).items() if name != "other_keys" and value is not None}
+    return {**record.other_keys, **fields}

@@ -1,0 +1,232 @@
+"""Typed records of a bundle's policy: placements, fallback order, scorers.
+
+``policy.json`` and the scorers of ``manifest.json`` are parsed here once, when a bundle is loaded. Keys that this version
+does not know are kept in ``other_keys`` and written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from recloop.errors import BundleError
+
+T = TypeVar("T")
+
+RRF: Final = 60
+"""score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
+
+The constant of a placement without ``rrf``. A smaller one gives the first ranks of a source more weight; ``mix = "auto"``
+chooses it on validation.
+"""
+FADING: Final = ("popular", "neighbours", "history")
+"""Sources with a half-life, in the order in which it is chosen: Popular's order breaks the ties of the others."""
+
+
+class JsonObject:
+    """Read one JSON object key by key; ``unread`` holds the keys that were not asked for.
+
+    Args:
+        tree: The parsed JSON. where: its place in the bundle, for errors.
+    """
+
+    def __init__(self, tree: Any, where: str) -> None:
+        if not isinstance(tree, dict):
+            raise BundleError(where, tree, "a JSON object", "recloop update --full")
+        self._where = where
+        self.unread: dict[str, Any] = dict(tree)
+
+    def required(self, key: str, kind: type[T]) -> T:
+        """The value of a key.
+
+        Raises:
+            BundleError: the key is missing, or its value has another type.
+        """
+        if key not in self.unread:
+            raise BundleError(f"{self._where}.{key}", "missing", "a bundle with this key", "recloop update --full")
+        return self._convert(key, self.unread.pop(key), kind)
+
+    def optional(self, key: str, kind: type[T]) -> T | None:
+        """The value of a key, None where it is absent or null.
+
+        Raises:
+            BundleError: its value has another type.
+        """
+        if self.unread.get(key) is None:
+            return None
+        return self._convert(key, self.unread.pop(key), kind)
+
+    def nullable(self, key: str, kind: type[T]) -> T | None:
+        """As `optional`, of a key that is written even where it is null."""
+        value = self.optional(key, kind)
+        self.unread.pop(key, None)
+        return value
+
+    def number(self, key: str) -> float | None:
+        """An optional number as it was written: 60 stays an int."""
+        return self.optional(key, int | float)  # type: ignore[arg-type]
+
+    def child(self, key: str) -> JsonObject:
+        """The object under a key.
+
+        Raises:
+            BundleError: the key is missing, or its value is not an object.
+        """
+        return JsonObject(self.required(key, dict), f"{self._where}.{key}")
+
+    def children(self, key: str) -> dict[str, JsonObject]:
+        """The objects in the object under a key, by name, in their order."""
+        objects = self.required(key, dict)
+        return {name: JsonObject(tree, f"{self._where}.{key}.{name}") for name, tree in objects.items()}
+
+    def _convert(self, key: str, value: Any, kind: type[T]) -> T:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise BundleError(f"{self._where}.{key}", value, str(error), "recloop update --full") from None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One placement: which list it serves, and how its sources are weighed.
+
+    Attributes:
+        list: ``for_you``, ``popular``, ``similar`` or ``latest``.
+        weights: Weight of each source in the fusion; a source without one, or with 0, is not used.
+        filter: Condition on every item of the list; empty: none.
+        k: Length of a list whose query names none.
+        rrf: Constant of the rank fusion; None: `RRF`.
+    """
+
+    list: str
+    weights: Mapping[str, float]
+    filter: str
+    k: int
+    rrf: float | None = None
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fusion_constant(self) -> float:
+        return RRF if self.rrf is None else self.rrf
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> Placement:
+        return cls(
+            list=tree.required("list", str),
+            weights=tree.required("weights", dict[str, int | float]),
+            filter=tree.required("filter", str),
+            k=tree.required("k", int),
+            rrf=tree.number("rrf"),
+            other_keys=tree.unread,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "k": self.k}
+        return {**self.other_keys, **known, **_present(rrf=self.rrf)}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a bundle answers: its placements, whether seen items are left out, and the order of the fallback."""
+
+    placements: Mapping[str, Placement]
+    filter_seen: bool
+    ladder: tuple[str, ...]
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def default_placement(self) -> str:
+        """The first placement: the one of a query that names none."""
+        return next(iter(self.placements))
+
+    def with_placement(self, name: str, placement: Placement) -> Policy:
+        return replace(self, placements={**self.placements, name: placement})
+
+    @classmethod
+    def from_json(cls, tree: Any) -> Policy:
+        """Parse ``policy.json``.
+
+        Raises:
+            BundleError: a key is missing or has another type; there is no placement.
+        """
+        policy = JsonObject(tree, "policy.json")
+        placements = {name: Placement.read(one) for name, one in policy.children("placements").items()}
+        if not placements:
+            raise BundleError("policy.json.placements", "{}", "at least one placement", "recloop update --full")
+        return cls(
+            placements=placements,
+            filter_seen=policy.required("filter_seen", bool),
+            ladder=policy.required("ladder", tuple[str, ...]),
+            other_keys=policy.unread,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.other_keys,
+            "placements": {name: placement.to_json() for name, placement in self.placements.items()},
+            "filter_seen": self.filter_seen,
+            "ladder": [*self.ladder],
+        }
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """One source of a bundle: which model feeds it, and its settings.
+
+    Attributes:
+        source: ``model``, ``history``, ``neighbours`` or ``popular``.
+        model: Name of a built-in model, or ``package.module:Class``.
+        kind: ``vectors``, ``neighbours``, ``counts`` or ``rank``.
+        config: Options of a closed-form model; None where the source keeps none.
+        half_life: Days; None: every moment counts the same.
+        recent: Weights of the newest moments, of ``neighbours``.
+        of: Sources whose items a ``rank`` model orders.
+    """
+
+    source: str
+    model: str
+    kind: str
+    config: Mapping[str, Any] | None = None
+    half_life: float | None = None
+    recent: tuple[float, ...] | None = None
+    of: tuple[str, ...] | None = None
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is one of the built-in counting models that every bundle holds."""
+        return self.source != "model" and ":" not in self.model
+
+    @classmethod
+    def read(cls, source: str, tree: JsonObject) -> ScorerSpec:
+        return cls(
+            source=source,
+            model=tree.required("model", str),
+            kind=tree.required("kind", str),
+            config=tree.optional("config", dict[str, Any]),
+            half_life=tree.nullable("half_life", float),
+            recent=tree.optional("recent", tuple[int | float, ...]),
+            of=tree.optional("of", tuple[str, ...]),
+            other_keys=tree.unread,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        known: dict[str, Any] = {"kind": self.kind, "model": self.model}
+        if self.source in FADING:
+            known["half_life"] = self.half_life
+        config = None if self.config is None else dict(self.config)
+        recent, of = (None if values is None else [*values] for values in (self.recent, self.of))
+        return {**self.other_keys, **known, **_present(config=config, recent=recent, of=of)}
+
+
+def custom_scorers(scorers: Mapping[str, ScorerSpec]) -> Sequence[ScorerSpec]:
+    """The scorers that are not built-in counting models: networks, and models chosen by name."""
+    return [scorer for scorer in scorers.values() if not scorer.is_baseline]
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    """The keys whose value is not None."""
+    return {key: value for key, value in values.items() if value is not None}
