@@ -11,14 +11,16 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import rich.console
 import typer
 from rich.progress import Progress
 
 from recloop.errors import RecloopError, UserError
-from recloop.project import Project, open_project
+
+if TYPE_CHECKING:
+    from recloop.project import Project
 
 INTERRUPTED: Final = 130
 WRITABLE: Final = "a place that this user may read and write"
@@ -52,6 +54,8 @@ class Place:
 
 def project() -> Project:
     """The project of this run."""
+    from recloop.project import open_project  # the stores take a second to import: not for --help
+
     return open_project(Place.root, Place.sets)
 
 
