@@ -27,6 +27,7 @@ from recloop.errors import BundleError
 from recloop.features.learned import Learned
 from recloop.features.spec import ENCODE_VERSION, Spec
 from recloop.features.vocab import Fields, Vocabulary
+from recloop.files import sync_folder, write_file
 from recloop.manifest import FileFacts, Manifest
 from recloop.policy import Policy, ScorerSpec
 
@@ -125,7 +126,7 @@ def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
 def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
     """Write into ``stage``, then rename it into place beside itself."""
     for name, data in _files(bundle).items():
-        _write(stage / name, data)
+        write_file(stage / name, data)
     if bundle.train:
         safetensors.numpy.save_file(_contiguous(bundle.train), stage / "train.safetensors")
     files = {path.name: FileFacts(_sha256(path), path.stat().st_size) for path in sorted(stage.iterdir())}
@@ -133,11 +134,11 @@ def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
     stamp = started.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = f"{manifest.model.name.rpartition(':')[2].lower()}-{stamp}-{content_hash(manifest.to_json())}"
     manifest = replace(manifest, bundle=name)
-    _write(stage / MANIFEST, _json(manifest.to_json()))
+    write_file(stage / MANIFEST, _json(manifest.to_json()))
     target = stage.with_name(name)
     shutil.rmtree(target, ignore_errors=True)
     stage.rename(target)
-    _sync_folder(stage.parent)
+    sync_folder(stage.parent)
     return replace(bundle, manifest=manifest)
 
 
@@ -324,21 +325,6 @@ def _json(tree: Any) -> bytes:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

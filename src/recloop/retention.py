@@ -21,9 +21,10 @@ from recloop.backends import decisions as decision_store
 from recloop.backends import locks
 from recloop.backends.control import ReleaseRow
 from recloop.backends.journal import FILE as JOURNAL
-from recloop.backends.sqlite import bytes_of, locate, sync_folder
+from recloop.backends.sqlite import bytes_of, locate
 from recloop.backends.trim import trim
 from recloop.errors import Locked, UserError
+from recloop.files import sync_folder
 from recloop.project import Project
 from recloop.records import SECOND
 from recloop.release import Machine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +14,9 @@ import polars as pl
 from recloop import bundle as bundles
 from recloop import release
 from recloop.backends.control import ReleaseRow
-from recloop.backends.sqlite import sync_folder
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
+from recloop.files import replace_json
 from recloop.models.base import model_class
 from recloop.project import Project
 from recloop.recommend.recommender import check_golden
@@ -78,13 +77,7 @@ def removed(project: Project) -> dict[str, int]:
 
 def write_removed(project: Project, tree: dict[str, int]) -> None:
     """Keep what `removed` gives, by rename."""
-    beside = project.store / f".{REMOVED}"
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(tree, indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(project.store / REMOVED)
-    sync_folder(project.store)
+    replace_json(project.store / REMOVED, tree)
 
 
 def marked(project: Project, table: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from recloop.features.learned import nothing_held
 from recloop.features.log_end import end_of
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, UserState
+from recloop.files import replace_json
 from recloop.learn import counts
 from recloop.learn.arrays import Tables, make_tables, train_data, validation_data
 from recloop.learn.evaluate import evaluate
@@ -278,7 +278,7 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
         started += timedelta(seconds=1)
         bundle = bundles.write(bundle, project.bundles, started)
     trained = None if learned.network is None else learned.network.metrics
-    write_json(
+    replace_json(
         run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, "network": trained, **bundle.metrics}
     )
     table.named(bundle.id).save(project.reports)
@@ -312,11 +312,6 @@ def evaluate_bundles(project: Project, names: Sequence[str], voice: Voice) -> Ta
     table = judge(project, asked, load(project), voice)
     table.save(project.reports)
     return table
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """A small JSON file, keys sorted."""
-    path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, held_seq: int) -> Manifest:

@@ -130,7 +130,7 @@ def test_a_prepare_that_fails_leaves_what_was_there(project: Project, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "swap", full)
+    monkeypatch.setattr(module, "swap_folder", full)
     with pytest.raises(OSError, match="No space"):
         prepare(project)
     monkeypatch.undo()

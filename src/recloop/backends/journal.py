@@ -7,14 +7,13 @@ step's own files are on the disk, so a step that is named is whole; one that is 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recloop.backends.sqlite import sync_folder
+from recloop.files import replace_json
 
 FILE = "journal.json"
 STAGED = ("data", "candidate", "bundles", "rest")
@@ -93,10 +92,4 @@ class Journal:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _write(self) -> None:
-        beside = self.folder / f".{FILE}"
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self._tree, indent=1, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(self.folder / FILE)
-        sync_folder(self.folder)
+        replace_json(self.folder / FILE, self._tree)

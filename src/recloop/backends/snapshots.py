@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from recloop.backends.sqlite import Store, open_reader, sync_folder, transaction
+from recloop.backends.sqlite import Store, open_reader, transaction
 from recloop.errors import UserError
+from recloop.files import replacing
 
 SCHEMA = 3  # 2: a group_id that is used again or ended starts a new moment; 3: acts, with use, pair, weight, units
 SCRIPT = """
@@ -30,10 +30,7 @@ def forget(store: Path, watermark: int) -> None:
 
 def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -> None:
     """Write every user's state beside ``path``, make it durable, rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    try:
+    with replacing(path) as beside:
         connection = sqlite3.connect(beside, isolation_level=None)
         try:
             # The file is nobody's until it is renamed, so no journal is needed; fsync follows once, whole.
@@ -47,12 +44,6 @@ def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")
         finally:
             connection.close()
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-        sync_folder(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def current(path: Path) -> Snapshot | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from typing import Self
 from urllib.parse import quote
 
 from recloop.errors import UserError
+from recloop.files import sync_folder
 
 BUSY_SECONDS = 10.0
 INCREMENTAL = 2
@@ -200,12 +200,3 @@ class Readers:
         while self._all:
             self._all.pop().close()
         self._local = threading.local()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a file that was created or renamed in it is still there after a crash."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,6 @@ Everything is written into a folder of the caller's; `publish` renames it into `
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ import polars as pl
 from recloop import __version__
 from recloop.backends import Log
 from recloop.backends.archive import Archive
-from recloop.backends.sqlite import sync_folder
 from recloop.collect.clean import QUARANTINED, doubled
 from recloop.collect.files import MANIFEST, Files
 from recloop.collect.prepare import SPLITS, split_hash
@@ -34,6 +32,7 @@ from recloop.config import Clean, Config
 from recloop.features.learned import Learned, Window, window_of
 from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal
+from recloop.files import move, replace_json
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 
@@ -202,21 +201,12 @@ def publish(staged: Path, data: Path, more: dict[str, Any]) -> None:
         more: What the manifest is given besides.
     """
     for table in sorted(staged.rglob("*.parquet")):
-        place = data / table.relative_to(staged)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        table.rename(place)
-        sync_folder(place.parent)
+        move(table, data / table.relative_to(staged))
     manifest = staged / MANIFEST
     if not manifest.exists():
         return
     tree = {**json.loads(manifest.read_text("utf-8")), **more}
     if (data / MANIFEST).exists():  # files may have been read while this run was interrupted
         tree |= {"sources": json.loads((data / MANIFEST).read_text("utf-8")).get("sources", [])}
-    beside = staged / f"{MANIFEST}.whole"
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(data / MANIFEST)
-    sync_folder(data)
+    replace_json(data / MANIFEST, tree)
     manifest.unlink()

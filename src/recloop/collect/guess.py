@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shlex
 import sys
@@ -29,6 +28,7 @@ from recloop.collect.stamps import looks_compact
 from recloop.collect.tables import Table, read_table
 from recloop.config import FILE, Clean, Columns, Config, Data, Events
 from recloop.errors import UserError
+from recloop.files import replace_file
 from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
 from recloop.settings import build
 
@@ -96,13 +96,7 @@ def init(
     if (folder / FILE).exists() and not force:
         raise UserError("file", folder / FILE, "no recloop.toml in this folder yet", f"recloop init {file} --force")
     guess = look(folder, file, items, users, ask=not yes and sys.stdin.isatty())
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{FILE}.tmp"
-    with beside.open("w", encoding="utf-8") as text:
-        text.write(guess.toml)
-        text.flush()
-        os.fsync(text.fileno())
-    beside.replace(folder / FILE)
+    replace_file(folder / FILE, guess.toml)
     return guess
 
 

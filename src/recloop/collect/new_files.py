@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any, Final
 
 import msgspec
 
-from recloop.backends.sqlite import sync_folder
 from recloop.collect.files import MANIFEST
 from recloop.collect.read import Raw, parse_events, wanted
 from recloop.collect.sources import Source, find
 from recloop.collect.tables import read_table
 from recloop.errors import UserError
+from recloop.files import replace_file, replace_json
 from recloop.project import Project
 
 BLOCK: Final = 1 << 22
@@ -165,21 +164,11 @@ def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[
         path = project.data / REJECTS
         text = path.read_bytes() if path.exists() else b""
         text += b"".join(msgspec.json.encode(row) + b"\n" for row in rejects)
-        _put(path, text)
+        replace_file(path, text)
         manifest["files"][REJECTS] = {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
         manifest["counts"]["read"] += len(rejects)
         manifest["counts"]["rejected"] += len(rejects)
-    _put(file, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
-
-
-def _put(path: Path, text: bytes) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    sync_folder(path.parent)
+    replace_json(file, manifest)
 
 
 def _record(source: Source) -> FileRecord:

@@ -21,13 +21,14 @@ from recloop import __version__
 from recloop.collect import new_files, rejected
 from recloop.collect.clean import Cleaned, clean
 from recloop.collect.doctor import Report, report
-from recloop.collect.files import MANIFEST, Files, recover, swap
+from recloop.collect.files import MANIFEST, Files
 from recloop.collect.posted import Posted
 from recloop.collect.read import Catalogued, read_events, read_items, read_users
 from recloop.collect.sources import find, fingerprint
 from recloop.collect.split import Parts, split
 from recloop.errors import UserError
 from recloop.features.dwell import Dwell
+from recloop.files import recover_folder, swap_folder
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
 
@@ -83,7 +84,7 @@ def prepare(project: Project, logged: bool = False, posted: Posted | None = None
         UserError: whatever is wrong with the log or the settings; ``data/`` then stays as it was.
     """
     config = project.config
-    recover(project.data)
+    recover_folder(project.data)
     sources = [
         source
         for key, text in (
@@ -135,7 +136,7 @@ def load(project: Project) -> Data:
     Raises:
         UserError: nothing was prepared yet, or a file is damaged or of a newer version.
     """
-    recover(project.data)
+    recover_folder(project.data)
     return read(project.data)
 
 
@@ -253,7 +254,7 @@ def _write(
             "config": project.config.model_dump(mode="json", by_alias=True),
         }
         files.manifest(manifest)
-        swap(beside, target)
+        swap_folder(beside, target)
     finally:
         files.close()
         shutil.rmtree(beside, ignore_errors=True)

@@ -7,7 +7,6 @@ to five before it, taken over from live's. So they are moved with the bundle, an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +18,7 @@ from recloop import turn
 from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.errors import BundleError
+from recloop.files import replacing
 from recloop.later.run import Run
 from recloop.learn import compare
 from recloop.learn.compare import Asked
@@ -76,10 +76,8 @@ def keep_window(run: Run, new: Pairs, windows: pl.DataFrame, recipe: str) -> Non
     }  # fmt: skip
     seqs = windows["to_seq"].unique().sort().tail(gate.POOLED - 1)
     frame = pl.concat([windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW)])
-    with (run.folder / "candidate" / "window.parquet").open("wb") as file:
+    with replacing(run.folder / "candidate" / "window.parquet") as file:
         frame.write_parquet(file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def judged_before(run: Run) -> int:

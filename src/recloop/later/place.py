@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 from recloop import bundle as bundles
 from recloop import release, standing
 from recloop.backends import Control, Retraction, inbox, locks, snapshots
 from recloop.collect.append import publish
 from recloop.errors import Locked
 from recloop.features.signal import Signal
+from recloop.files import move
 from recloop.later.refresh import release_refresh
 from recloop.later.run import Run
 from recloop.recommend.states import states_at
@@ -30,9 +29,7 @@ def settle(run: Run) -> tuple[str, str] | None:
         _snapshots(run)
         run.journal.done("publish")
     made, target = run.folder / "bundles" / name, run.project.bundles / name
-    if made.exists():
-        shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+    move(made, target)
     control = run.project.open_control()
     if name not in {row.bundle for row in control.releases()}:
         sha256 = bundles.manifest_hash(target)

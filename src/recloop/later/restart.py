@@ -11,7 +11,6 @@ as ``earlier``. Bundles of the earlier data are refused: they rank items, and re
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,12 +21,11 @@ from typing import Any, Final
 from recloop import bundle as bundles
 from recloop import config_changes, release, standing
 from recloop.backends import Control, inbox, locks
-from recloop.backends.sqlite import sync_folder
 from recloop.collect import new_files
-from recloop.collect.files import recover, swap
 from recloop.collect.posted import Posted
 from recloop.config_changes import Change, Effect
 from recloop.errors import Locked, Refused, UserError
+from recloop.files import move, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.project import Project
 
 MARK: Final = standing.RESTART
@@ -138,7 +136,7 @@ def stage(project: Project) -> Staged:
     target = project.root / STAGE
     shutil.rmtree(target, ignore_errors=True)
     (target / "store").mkdir(parents=True)
-    recover(project.data)
+    recover_folder(project.data)
     decisions = project.store / "decisions.db"
     if decisions.exists():  # what was shown in answered lists is training data
         (target / "store" / "decisions.db").symlink_to(decisions.resolve())
@@ -152,14 +150,7 @@ def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
     """Name the finished stage, then put it in place."""
     tree = {"bundle": bundle, "reason": reason, "posted": len(staged.posted)}
     tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
-    mark = project.store / MARK
-    beside = mark.with_suffix(".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(tree, indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(mark)
-    sync_folder(mark.parent)
+    replace_json(project.store / MARK, tree)
     finish(project)
 
 
@@ -170,34 +161,24 @@ def finish(project: Project) -> bool:
         return False
     tree: dict[str, Any] = json.loads(mark.read_text("utf-8"))
     staged = project.root / STAGE
-    _move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
+    move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
     _replace_log(staged / "store", project.store)
-    recover(project.data)
+    recover_folder(project.data)
     if (staged / "data").exists():
-        swap(staged / "data", project.data)
+        swap_folder(staged / "data", project.data)
     for name in tree["snapshots"]:
-        _move(staged / "store" / name, project.store / name)
+        move(staged / "store" / name, project.store / name)
     for old in project.store.glob("snapshots-*.db"):
         if old.name not in tree["snapshots"]:
             old.unlink()
     _release(project.open_control(), project, tree)
-    _move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
+    move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
     for run in sorted((staged / "runs").glob("*")):
-        _move(run, project.runs / run.name)
+        move(run, project.runs / run.name)
     shutil.rmtree(staged, ignore_errors=True)
     mark.unlink()
     sync_folder(mark.parent)
     return True
-
-
-def _move(source: Path, target: Path) -> None:
-    if not source.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        shutil.rmtree(target)
-    source.rename(target)
-    sync_folder(target.parent)
 
 
 def _replace_log(staged: Path, store: Path) -> None:
@@ -207,7 +188,7 @@ def _replace_log(staged: Path, store: Path) -> None:
     for name in ("log.db-wal", "log.db-shm"):
         (store / name).unlink(missing_ok=True)
     for name in ("log.db-wal", "log.db"):
-        _move(staged / name, store / name)
+        move(staged / name, store / name)
 
 
 def _release(control: Control, project: Project, tree: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from recloop import metrics
 from recloop.errors import UserError
+from recloop.files import replacing
 from recloop.learn.batches import Sequences, past_of
 from recloop.models.base import Held, TrainData
 
@@ -210,10 +211,8 @@ class Watch(lightning.Callback):
 
     def _write(self, kept: Kept) -> None:
         """The kept weights and the optimizer's state, written beside and renamed: safetensors, no pickle."""
-        self.checkpoint.mkdir(exist_ok=True)
-        beside = self.checkpoint / "train.safetensors.part"
-        save_file(train_state(kept), beside)
-        beside.replace(self.checkpoint / "train.safetensors")
+        with replacing(self.checkpoint / "train.safetensors") as file:
+            save_file(train_state(kept), file)
 
     def _best(self) -> str:
         return f", validation NDCG@10 {self.by_time.ndcg:.4f}" if self.by_time.ndcg >= 0 else ""

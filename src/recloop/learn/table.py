@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from recloop import intervals, metrics
+from recloop.files import replace_file
 from recloop.intervals import Difference, Estimate
 from recloop.manifest import Training
 from recloop.metrics import Floats
@@ -209,15 +209,9 @@ class Table:
         )
 
     def save(self, folder: Path) -> Path:
-        """Write ``evaluation.json`` beside, then rename: a reader sees the old table or the new one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        target, beside = folder / FILE, folder / f".{FILE}-{os.getpid()}"
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
+        """Replace ``evaluation.json`` atomically and return its path."""
+        target = folder / FILE
+        replace_file(target, json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return target
 
     def render(self) -> Group:

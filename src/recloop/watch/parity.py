@@ -9,7 +9,6 @@ and the scores must be the same.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from recloop.errors import RecloopError
 from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.state import States, Timeline
+from recloop.files import replace_json
 from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import CLOSE, Answer, Recommender, one_state
@@ -92,10 +92,7 @@ def keep(project: Project, found: Mapping[str, Any], at: int) -> None:
         at: int64 microseconds.
     """
     tree = {"at": at, **{name: value for name, value in found.items() if name != "differences"}}
-    project.reports.mkdir(parents=True, exist_ok=True)
-    beside = project.reports / f".{FILE}-{os.getpid()}"
-    beside.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
-    beside.replace(project.reports / FILE)
+    replace_json(project.reports / FILE, tree)
 
 
 def proven(project: Project) -> dict[str, int] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
+from recloop.files import replace_file
 from recloop.manifest import Manifest
 from recloop.project import Project
 from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
@@ -97,7 +97,7 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> d
         _evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven, tried
     )
     target = Path(file) if file else project.reports / FILE
-    _replace(target, html)
+    replace_file(target, html)
     return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}, "verify": seen.proven}
 
 
@@ -313,15 +313,3 @@ def _learned(project: Project) -> pl.DataFrame | None:
 def _window(decisions: Sequence[Decision]) -> str:
     stamps = [one.at for one in decisions if one.role == "answer"]
     return f"{day(min(stamps))} to {day(max(stamps))} UTC" if stamps else "no request in this time"
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old page or the new one, and what fails leaves nothing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
-        beside.write_text(text, "utf-8")
-        beside.replace(target)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

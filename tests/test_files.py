@@ -1,0 +1,72 @@
+"""Atomic writes: a reader sees the old file or the new one, and an error leaves nothing beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recloop import files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replace_file_existing_file_holds_new_content_only(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "page.html"
+    files.replace_file(target, "first")
+    files.replace_file(target, "zweites, für alle")
+    assert target.read_bytes() == "zweites, für alle".encode()
+    files.replace_file(target, b"\x00\xff")
+    assert target.read_bytes() == b"\x00\xff"
+    assert names(target.parent) == ["page.html"]
+
+
+def test_replacing_error_in_block_keeps_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    files.replace_json(target, {"b": 1, "a": "é"})
+
+    def write_half() -> None:
+        with files.replacing(target) as beside:
+            beside.write_text("half", "utf-8")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert json.loads(target.read_text("utf-8")) == {"a": "é", "b": 1}
+    assert names(tmp_path) == ["state.json"]
+
+
+def test_replacing_block_in_progress_shows_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    files.replace_file(target, "old")
+    with files.replacing(target) as beside:
+        beside.write_text("new", "utf-8")
+        assert target.read_text("utf-8") == "old"
+    assert target.read_text("utf-8") == "new"
+
+
+def test_move_second_call_changes_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "stage" / "bundle", tmp_path / "bundles" / "bundle"
+    for folder, text in ((source, "new"), (target, "old")):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(text, "utf-8")
+    files.move(source, target)
+    files.move(source, target)
+    assert (target / "file").read_text("utf-8") == "new"
+    assert not source.exists()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_recover_folder_interrupted_swap_leaves_one_folder(tmp_path: Path, swapped: bool) -> None:
+    target, old = tmp_path / "data", tmp_path / "data.old"
+    old.mkdir()
+    (old / "old").touch()
+    if swapped:
+        target.mkdir()
+        (target / "new").touch()
+    files.recover_folder(target)
+    assert names(tmp_path) == ["data"]
+    assert names(target) == ["new" if swapped else "old"]
