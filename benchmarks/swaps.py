@@ -35,6 +35,7 @@ from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import state_of_tree
+from recloop.records import now
 from recloop.world import World
 
 HERE: Final = Path(__file__).resolve().parent
@@ -159,7 +160,7 @@ def another(folder: Path) -> str:
     sha256 = bundles.manifest_hash(project.bundles / made.id)
     control = project.open_control()
     release.register(
-        control, made.id, sha256, by="benchmarks/swaps.py", reason="another list", at=standing.now(),
+        control, made.id, sha256, by="benchmarks/swaps.py", reason="another list", at=now(),
         evidence={"gates": []},
     )  # fmt: skip
     return made.id

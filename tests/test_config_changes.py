@@ -20,7 +20,7 @@ from recloop.config import Config
 from recloop.config_changes import Change, Effect
 from recloop.later import restart
 from recloop.project import Project, open_project
-from recloop.records import Event, Item, Query
+from recloop.records import Event, Item, Query, now
 from recloop.settings import build
 from recloop.world import World
 
@@ -180,7 +180,7 @@ def test_verify_counts_decisions_of_earlier_data_apart(mistaken: Path) -> None:
 
     def answer(user: str) -> None:
         service = Service(open_project(mistaken))
-        query = Query(user_id=user, now=int(time.time() * 1e6), request_id=f"r-{user}")
+        query = Query(user_id=user, now=now(), request_id=f"r-{user}")
         service.recommend(query, started=time.perf_counter())
         service.close()
 

@@ -28,7 +28,7 @@ from recloop.project import Project, open_project
 from recloop.quarantine import quarantine
 from recloop.recommend.recommender import check_golden
 from recloop.recommend.states import fold_all
-from recloop.records import DAY, Item, User
+from recloop.records import DAY, Item, User, now
 from recloop.serve import moves
 from recloop.watch import gate as gate_rules
 from recloop.watch import parity
@@ -424,19 +424,19 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
     service = Service(project)
     try:
         for user in ("u001", "u002", "u003"):
-            query = Query(user_id=user, now=int(time.time() * 1e6), request_id=f"r-{user}")
+            query = Query(user_id=user, now=now(), request_id=f"r-{user}")
             service.recommend(query, started=time.perf_counter())
         done = loop.update(project)
         assert done.verdict == "registered", done.reason
         assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server reads the old one"
-        query = Query(user_id="u004", now=int(time.time() * 1e6), request_id="r-u004")
+        query = Query(user_id="u004", now=now(), request_id="r-u004")
         assert service.recommend(query, started=time.perf_counter())[0].items
     finally:
         service.close()
     found = parity.verify(project)
     assert (found["checked"], found["unexplained"]) == (4, 0)
     again = Service(project)
-    query = Query(user_id="u001", now=int(time.time() * 1e6), request_id="r-again")
+    query = Query(user_id="u001", now=now(), request_id="r-again")
     again.recommend(query, started=time.perf_counter())
     again.close()
     assert parity.verify(project)["unexplained"] == 0

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from recloop import records
-from recloop.records import DAY, SECOND
+from recloop.records import DAY, SECOND, iso
 from recloop.world import AGES, CATEGORIES, KINDS, START, pick
 
 SLOTS: Final = 10  # of the shop's own lists
@@ -223,7 +222,7 @@ class Browsing:
             stamp += 5 * SECOND * (kind != "dwell" and place <= len(rows))
             event: dict[str, Any] = {
                 "event_id": f"{request_id}-{place}", "user_id": user_id, "item_id": item, "event_type": kind,
-                "timestamp": _iso(stamp), "request_id": request_id,
+                "timestamp": iso(stamp // SECOND * SECOND), "request_id": request_id,
             }  # fmt: skip
             if value is not None:
                 event["value"] = value
@@ -309,8 +308,3 @@ def _looked(slots: int) -> np.ndarray:
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     value: np.ndarray = 1 / (1 + np.exp(-x))
     return value
-
-
-def _iso(stamp: int) -> str:
-    moment = datetime.fromtimestamp(stamp / SECOND, UTC).replace(microsecond=0)
-    return moment.isoformat().replace("+00:00", "Z")

@@ -48,7 +48,7 @@ from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
-from recloop.records import EVENT_SCHEMA, ITEM_ID, SECOND, SEQ, TIMESTAMP, USER_ID, Query
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, now
 from recloop.settings import build
 from recloop.turn import COUNTS, THREADS, learn_window, with_network
 
@@ -226,7 +226,7 @@ class Recommendations:
         last = int(old[SEQ].max() or 0)  # type: ignore[arg-type]
         fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
         end = end_of(pl.concat([old.select(TIMESTAMP, USER_ID), fresh.select(TIMESTAMP, USER_ID)]))
-        fresh = received_by(fresh, max(end, int(datetime.now(UTC).timestamp() * SECOND)))
+        fresh = received_by(fresh, max(end, now()))
         believed = fresh.filter(self._signal.believe(fresh, old.select(*EVENT_SCHEMA)).is_null())
         self._rows = replace(self._rows, events=_labelled(self._signal, old.select(*EVENT_SCHEMA), believed))
         self._timeline = Timeline(self._rows.events, self._rows.users)

@@ -30,7 +30,7 @@ from recloop.config import Columns, Data
 from recloop.errors import Locked, UserError
 from recloop.features.signal import Signal
 from recloop.project import Project
-from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event
+from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event, now
 from recloop.serve import bodies
 from recloop.serve.bodies import Rejected
 from recloop.serve.write import LogDownError, LogUncertainError, Writer, look_back
@@ -140,11 +140,11 @@ def _tell(teller: Teller, taken: Taken, wrong: Sequence[Wrong]) -> None:
 def _file(project: Project, file: str) -> Iterator[Batch]:
     raw = read_arrivals(project.root, file, project.config.data)
     yield Batch([], [Wrong(f"{row['file']}:{row['line']}", row["reason"], str(row["raw"])) for row in raw.rejects])
-    now = standing.now()
+    received_at = now()
     rows = raw.frame.drop(RECEIVED_AT)
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        events = [Event(received_at=now, **row) for row in part.iter_rows(named=True)]
+        events = [Event(received_at=received_at, **row) for row in part.iter_rows(named=True)]
         yield Batch(events, [], (start + len(part)) / len(rows))
 
 
@@ -162,12 +162,12 @@ def _lines(project: Project) -> Iterator[Batch]:
 
 def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
     """Numbered lines as events, each checked as a posted row is."""
-    batch, now = Batch([], []), standing.now()
+    batch, received_at = Batch([], []), now()
     for start in range(0, len(numbered), bodies.ROWS):
         part = numbered[start : start + bodies.ROWS]
         rows = bodies.rows_of(b"\n".join(line for _, line in part), bodies.NDJSON[0])
         for (number, line), row in zip(part, rows, strict=True):
-            event = bodies.check_event(_named(row, data.columns), now, data)
+            event = bodies.check_event(_named(row, data.columns), received_at, data)
             if isinstance(event, Rejected):
                 reason = GUESTS if _is_guest(row) else event.reason
                 batch.wrong.append(Wrong(f"stdin:{number}", reason, line.decode("utf-8", "replace").strip()))

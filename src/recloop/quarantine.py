@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
 
-from recloop import rules, standing
+from recloop import rules
 from recloop.backends import Log, Retraction, inbox, locks
 from recloop.backends.archive import Archive
 from recloop.backends.control import Control
 from recloop.backends.log import RESTORED, out_at
 from recloop.errors import Locked, Refused, UserError
 from recloop.project import Project
-from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ, TIMESTAMP, USER_ID, VALUE
+from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ, TIMESTAMP, USER_ID, VALUE, iso, now
 from recloop.watch.report import stamp
 
 QUARANTINE: Final = "quarantine"
@@ -108,7 +107,7 @@ def quarantine(
         )
     control.hand(
         [Retraction(seq, RESTORED if restore else QUARANTINE) for seq in chosen[SEQ]],
-        by="recloop quarantine", at=standing.now(), reason=reason,
+        by="recloop quarantine", at=now(), reason=reason,
     )  # fmt: skip
     return Quarantined(
         where=where,
@@ -149,16 +148,12 @@ def _matching(archive: Archive, log: Log, condition: pl.Expr, out: set[int]) -> 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
     """A row as a person reads it."""
-    try:
-        when = datetime.fromtimestamp(row[TIMESTAMP] // SECOND, UTC).isoformat()
-    except (ValueError, OverflowError):
-        when = str(row[TIMESTAMP])
     return {
         SEQ: row[SEQ],
         USER_ID: row[USER_ID],
         ITEM_ID: row[ITEM_ID],
         EVENT_TYPE: row[EVENT_TYPE],
-        TIMESTAMP: when,
+        TIMESTAMP: iso(row[TIMESTAMP] // SECOND * SECOND),
         VALUE: row[VALUE],
     }
 

@@ -7,6 +7,8 @@ order in which it was learned. ``user_id`` / ``item_id`` are raw ids, ``user_ix`
 from __future__ import annotations
 
 import hashlib
+import time
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, Final
 
@@ -38,6 +40,7 @@ USER_IX: Final = "user_ix"
 DEFAULT_EVENT_TYPE: Final = "interaction"
 SECOND: Final = 1_000_000  # microseconds
 DAY: Final = 86_400 * SECOND
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 EVENT_SCHEMA: Final[dict[str, Any]] = {
     SEQ: pl.Int64,
@@ -220,3 +223,21 @@ def hash_share(salt: str, raw_id: str) -> float:
 def is_old(user_id: str) -> bool:
     """Whether a user belongs to the 2 % whose events feed state and counts but never a network's loss."""
     return hash_share("old", user_id) < 0.02
+
+
+def now() -> int:
+    """The time by the machine's clock: int64 microseconds UTC."""
+    return time.time_ns() // 1_000
+
+
+def iso(stamp: int) -> str:
+    """A stamp as ISO 8601 in UTC (``2025-06-01T12:00:00Z``); outside the years 1 to 9999 the number itself."""
+    try:
+        return (EPOCH + timedelta(microseconds=stamp)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return str(stamp)
+
+
+def utc_minute(stamp: int) -> str:
+    """A stamp as tables and pages show it, in UTC: ``2025-06-01 12:00``."""
+    return f"{EPOCH + timedelta(microseconds=stamp):%Y-%m-%d %H:%M}"

@@ -26,7 +26,7 @@ from recloop.backends.trim import trim
 from recloop.errors import Locked, UserError
 from recloop.files import sync_folder
 from recloop.project import Project
-from recloop.records import SECOND
+from recloop.records import SECOND, now
 from recloop.release import Machine
 from recloop.voice import Voice
 from recloop.watch.experiment import reads_since
@@ -141,8 +141,7 @@ def _finished(run: Path) -> bool:
 def _remove_bundles(project: Project, names: Sequence[str]) -> None:
     """Note the names, then rename each folder away and delete it: a bundle is there whole or not at all."""
     if names:
-        now = standing.now()
-        standing.write_removed(project, {**standing.removed(project), **dict.fromkeys(names, now)})
+        standing.write_removed(project, {**standing.removed(project), **dict.fromkeys(names, now())})
     for name in names:
         (project.bundles / name).rename(project.bundles / f"{GONE}{name}-{os.getpid()}")
     if names:

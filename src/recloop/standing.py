@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -20,7 +19,6 @@ from recloop.files import replace_json
 from recloop.models.base import model_class
 from recloop.project import Project
 from recloop.recommend.recommender import check_golden
-from recloop.records import SECOND
 
 REMOVED = "removed.json"
 """Of ``store/``: when `[retention]` removed which bundle."""
@@ -218,8 +216,3 @@ def named_model(project: Project, name: str) -> str:
     wanted = name or project.config.model.name
     model_class(wanted)
     return wanted
-
-
-def now() -> int:
-    """The clock of the command line: int64 microseconds UTC."""
-    return int(datetime.now(UTC).timestamp() * SECOND)

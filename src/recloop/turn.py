@@ -41,9 +41,9 @@ from recloop.recipe import recipe_of
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
-from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_share
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_share, now
 from recloop.settings import dump
-from recloop.standing import load_bundle, now
+from recloop.standing import load_bundle
 from recloop.voice import Voice
 
 COUNTS = "counts"

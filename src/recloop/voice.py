@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from recloop.bundle import Bundle
@@ -10,7 +9,7 @@ from recloop.collect.doctor import render
 from recloop.collect.prepare import Prepared
 from recloop.learn.arrays import Tables
 from recloop.models.base import TrainData
-from recloop.records import SECOND
+from recloop.records import utc_minute
 
 
 class Voice(Protocol):
@@ -38,10 +37,9 @@ def tell_collected(voice: Voice, prepared: Prepared) -> None:
         f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
     )
     voice.show("collect", render(report))
-    cut = datetime.fromtimestamp(prepared.cut / SECOND, UTC)
     voice.say(
         "collect",
-        f"cut at {cut:%Y-%m-%d %H:%M}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
+        f"cut at {utc_minute(prepared.cut)}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
     )
 
 

@@ -20,7 +20,7 @@ from recloop.features.state import States, UserState
 from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
-from recloop.records import DAY, SECOND, Decision, Item, Query
+from recloop.records import DAY, SECOND, Decision, Item, Query, utc_minute
 from recloop.watch import report
 from recloop.watch.plan import EVIDENCE, Plan
 from recloop.world import START, World
@@ -109,7 +109,7 @@ def test_keys_path_and_numbers(project: Project, tmp_path: Path) -> None:
 def test_from_and_to_bound_the_window(project: Project, tmp_path: Path) -> None:
     file = str(tmp_path / "page.html")
     stamps = [(NOW + number * 3600 * SECOND) / SECOND for number in (0, 3, 7)]
-    texts = [report.day(int(stamp * SECOND)).replace(" ", "T") + ":00Z" for stamp in stamps]
+    texts = [utc_minute(int(stamp * SECOND)).replace(" ", "T") + ":00Z" for stamp in stamps]
     assert report.write(project, start=texts[1], end=texts[2], file=file)["requests"] == 5
     assert report.write(project, end=texts[0].removesuffix("Z"), file=file)["requests"] == 1
     none = report.write(project, start="2031-01-01", file=file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ import numpy as np
 import polars as pl
 
 from recloop.errors import UserError
-from recloop.records import EVENT_ID, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from recloop.records import EPOCH, EVENT_ID, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
 
 
 class Archive:

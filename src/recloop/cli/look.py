@@ -128,12 +128,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Rebuild logged decisions from the log by the other path; exit 1 on any unexplained difference."""
-    from recloop import standing
+    from recloop.records import now
     from recloop.watch import parity
 
     here = project()
     found = parity.verify(here, last)
-    parity.keep(here, found, standing.now())
+    parity.keep(here, found, now())
     if as_json:
         print_json(found)
     else:

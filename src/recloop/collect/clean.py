@@ -6,7 +6,6 @@ Every row that could be read gets a ``seq``, the removed ones too: they go to th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
 
 import polars as pl
@@ -41,6 +40,7 @@ from recloop.records import (
     USER_ID,
     VALUE,
     WEIGHT,
+    iso,
 )
 
 LABELLED: Final = {
@@ -279,9 +279,3 @@ def described(row: dict[str, object]) -> str:
         if row[name] is not None
     ]
     return f"  {iso(int(str(row[TIMESTAMP])))}  {'  '.join(parts)}"
-
-
-def iso(micros: int) -> str:
-    """A stamp as ISO 8601 in UTC."""
-    stamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
-    return stamp.isoformat().replace("+00:00", "Z")

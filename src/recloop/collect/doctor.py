@@ -14,7 +14,7 @@ import rich.table
 import rich.text
 
 from recloop.collect import rejected
-from recloop.collect.clean import Cleaned, clean, iso
+from recloop.collect.clean import Cleaned, clean
 from recloop.collect.read import Catalogued, Raw, read_events, read_items, read_users
 from recloop.collect.split import split
 from recloop.config import Config
@@ -23,7 +23,7 @@ from recloop.features.clock_rule import CLOCK
 from recloop.features.moment import reused_groups
 from recloop.features.signal import Signal, class_of, with_uses
 from recloop.project import Project
-from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USE, USER_ID
+from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USE, USER_ID, iso
 
 SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word
 HEAVY_USER: Final = 0.05  # of all rows: a till or a crawler rather than a person

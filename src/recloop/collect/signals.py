@@ -10,12 +10,12 @@ import rich.console
 import rich.table
 import rich.text
 
-from recloop.collect.clean import clean, described, iso
+from recloop.collect.clean import clean, described
 from recloop.collect.read import read_events, read_items, read_users
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.signal import CLASSES, Signal
 from recloop.project import Project
-from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_share
+from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_share, iso
 
 EXAMPLES: Final = 5
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from recloop import bundle, release, standing
+from recloop import bundle, release
 from recloop.project import Project
+from recloop.records import now
 from recloop.watch.gate import Gate
 
 SHORT = ("--set", "train.budget=15s")
@@ -90,7 +91,7 @@ def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Te
     control = project.open_control()
     release.register(
         control, name, bundle.manifest_hash(target), by="recloop demo", reason="the same update, another seed",
-        at=standing.now(), evidence={"gates": done["gates"]},
+        at=now(), evidence={"gates": done["gates"]},
     )  # fmt: skip
     tell(f"the same update with another seed, to be the shadow's noise floor: {name}")
     return name

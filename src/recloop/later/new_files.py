@@ -13,7 +13,7 @@ from recloop.backends import locks
 from recloop.collect import new_files, rejected
 from recloop.errors import Locked, UserError
 from recloop.project import Project
-from recloop.records import RECEIVED_AT, TIMESTAMP, Event
+from recloop.records import RECEIVED_AT, TIMESTAMP, Event, now
 from recloop.voice import Voice
 
 
@@ -85,10 +85,10 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         if not url:
             raise
         keep = ingest.into_service(url, stack)
-    kept, now = 0, standing.now()
+    kept, received_at = 0, now()
     for start in range(0, len(rows), ingest.BATCH):
         part = rows[start : start + ingest.BATCH].drop(RECEIVED_AT)
-        outcomes = keep([Event(received_at=now, **row) for row in part.iter_rows(named=True)])
+        outcomes = keep([Event(received_at=received_at, **row) for row in part.iter_rows(named=True)])
         refused = [one for one in outcomes if one.status in {"rejected", "conflict"}]
         if refused:
             expected = f"rows that the log takes; {len(refused):,} were refused ({refused[0].reason or 'conflict'})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recloop import bundle as bundles
-from recloop import release, standing
+from recloop import release
 from recloop.backends import Control, Retraction, inbox, locks, snapshots
 from recloop.collect.append import publish
 from recloop.errors import Locked
@@ -12,6 +12,7 @@ from recloop.files import move
 from recloop.later.refresh import release_refresh
 from recloop.later.run import Run
 from recloop.recommend.states import states_at
+from recloop.records import now
 
 
 def settle(run: Run) -> tuple[str, str] | None:
@@ -34,7 +35,7 @@ def settle(run: Run) -> tuple[str, str] | None:
     if name not in {row.bundle for row in control.releases()}:
         sha256 = bundles.manifest_hash(target)
         release.register(
-            control, name, sha256, by="recloop update", reason="passed its gate", at=standing.now(),
+            control, name, sha256, by="recloop update", reason="passed its gate", at=now(),
             evidence={"gates": run.gates},
         )  # fmt: skip
     publish(run.folder / "data", run.project.data, {"windows": run.journal.facts("check")["windows"]})
@@ -67,7 +68,7 @@ def _hand_over(run: Run, control: Control) -> None:
     """What a retrospective rule took goes to the one writer of the log; handed again after a kill, it is there once."""
     taken = run.journal.facts("collect")["taken_back"]
     if taken:
-        control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=standing.now())
+        control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
         run.voice.say("collect", f"{len(taken):,} rows that serving believed are taken back")
 
 

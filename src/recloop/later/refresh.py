@@ -16,6 +16,7 @@ from recloop.backends import Control
 from recloop.errors import RecloopError
 from recloop.later.run import Run
 from recloop.recipe import is_refresh
+from recloop.records import now
 from recloop.serve import moves
 
 BY = "recloop update"
@@ -57,7 +58,7 @@ def _move(run: Run, control: Control, bundle: str, target: release.Target) -> No
         standing.same_bytes(run.project, machine.since(bundle))
         release.promote(
             control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: its recipe, past its gate",
-            at=standing.now(), evidence={"gates": run.gates, "refresh_of": run.live.id},
+            at=now(), evidence={"gates": run.gates, "refresh_of": run.live.id},
         )  # fmt: skip
     except RecloopError as error:
         run.voice.say("release", f"{bundle} was not moved to {target}: {error}")

@@ -27,6 +27,7 @@ from recloop.config_changes import Change, Effect
 from recloop.errors import Locked, Refused, UserError
 from recloop.files import move, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.project import Project
+from recloop.records import now
 
 MARK: Final = standing.RESTART
 STAGE: Final = ".restart"
@@ -194,20 +195,20 @@ def _replace_log(staged: Path, store: Path) -> None:
 def _release(control: Control, project: Project, tree: dict[str, Any]) -> None:
     """The new bundle live, every other one refused: it was made from data that are no longer there."""
     name, reason = str(tree["bundle"]), f"new first run: {tree['reason']}"
-    found, now = release.machine(control), standing.now()
+    found, at = release.machine(control), now()
     if name not in found.states:
         sha256 = bundles.manifest_hash(project.bundles / name)
-        release.register(control, name, sha256, by=BY, reason=reason, at=now)
+        release.register(control, name, sha256, by=BY, reason=reason, at=at)
         found = release.machine(control)
     if found.states[name][0] == "registered":
-        release.checked(control, name, by=BY, reason=reason, at=now)
+        release.checked(control, name, by=BY, reason=reason, at=at)
     if (release.machine(control).lives or [""])[-1] != name:
         release.promote(
-            control, name, to="live", by=BY, reason=reason, at=now, evidence={EVIDENCE: {"posted": tree["posted"]}}
+            control, name, to="live", by=BY, reason=reason, at=at, evidence={EVIDENCE: {"posted": tree["posted"]}}
         )
     for bundle, (state, _) in release.machine(control).states.items():
         if bundle != name and state != "refused":
             try:
-                release.refuse(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=now)
+                release.refuse(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=at)
             except Refused:  # another process refused it meanwhile
                 continue

@@ -21,17 +21,18 @@ from starlette.routing import Route
 
 from recloop.backends import locks
 from recloop.project import Project
+from recloop.records import now
 from recloop.serve import admin, follow, openapi, parameters, process
 from recloop.serve.asked import Asked
 from recloop.serve.door import Door, answer, problem_response
 from recloop.serve.guard import Guard
 from recloop.serve.parameters import only
 from recloop.serve.posted import Posted
-from recloop.serve.service import Clock, Service, system_clock
+from recloop.serve.service import Clock, Service
 from recloop.serve.shapes import HealthAnswer, HttpError, StatusAnswer
 
 
-def create(project: Project, clock: Clock = system_clock) -> Starlette:
+def create(project: Project, clock: Clock = now) -> Starlette:
     """The application over a project folder; ``app.state.service`` is its `Service`.
 
     It holds the folder's writer lock until its lifespan ends (or ``app.state.service.close()``).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime, timedelta
 
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +12,7 @@ from starlette.responses import Response
 
 from recloop.errors import UserError
 from recloop.recommend import similar
-from recloop.records import Query
+from recloop.records import Query, iso
 from recloop.serve.bodies import now_of
 from recloop.serve.door import answer
 from recloop.serve.parameters import MOST_ITEMS
@@ -21,7 +20,6 @@ from recloop.serve.service import Service
 from recloop.serve.shapes import HttpError, ItemAnswer, PastEvent, Temperature, UserAnswer, unprocessable
 
 LAST_EVENTS = 20
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Asked:
@@ -95,7 +93,7 @@ class Asked:
         if not heard and not await run_in_threadpool(self._service.heard_of_user, user_id):
             raise HttpError(404, "not_found", "no event and no attributes name this user", "user_id")
         past = [
-            PastEvent(item, _iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items
+            PastEvent(item, iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items
         ]
         return answer(
             UserAnswer(
@@ -129,10 +127,3 @@ class Asked:
 def _names(values: list[str]) -> tuple[str, ...]:
     """``a,b`` and ``a`` beside ``b``: the names, in order, each once."""
     return tuple(dict.fromkeys(part for value in values for part in value.split(",") if part))
-
-
-def _iso(stamp: int) -> str:
-    try:
-        return (EPOCH + timedelta(microseconds=stamp)).isoformat().replace("+00:00", "Z")
-    except OverflowError:
-        return str(stamp)

@@ -19,8 +19,9 @@ from recloop.backends import Control, locks
 from recloop.backends.control import ReleaseRow
 from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.project import Project
+from recloop.records import now
 from recloop.serve.arms import CANDIDATE, LIVE
-from recloop.standing import examine, load_bundle, now, open_bundle, same_bytes
+from recloop.standing import examine, load_bundle, open_bundle, same_bytes
 from recloop.watch import experiment
 from recloop.watch.plan import EVIDENCE, Plan
 from recloop.watch.shadow_requirement import shadow_requirement

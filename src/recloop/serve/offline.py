@@ -18,10 +18,9 @@ from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.states import Retracted, StateReader
-from recloop.records import Query
+from recloop.records import Query, now
 from recloop.serve.arms import LIVE
 from recloop.serve.replies import reply
-from recloop.serve.service import system_clock
 
 OWN = ("item_id", "score", "source", "reason")
 
@@ -54,7 +53,7 @@ def recommend(
             state = StateReader(log, snapshot, signal, Retracted(archive, log)).read(user_id, as_of)
     query = Query(
         user_id=user_id,
-        now=system_clock(),
+        now=now(),
         k=k or 0,
         placement=placement,
         properties=naming(project.config.data.columns.name),

@@ -26,7 +26,7 @@ from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
 from recloop.recommend.states import StateReader
-from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query
+from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, now
 from recloop.serve import arms
 from recloop.serve.behind import Behind
 from recloop.serve.fleet import Fleet, Loaded, Loader
@@ -41,11 +41,6 @@ LOGGER = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
 """The one clock of a process: int64 microseconds UTC."""
-
-
-def system_clock() -> int:
-    """The machine's clock."""
-    return time.time_ns() // 1_000
 
 
 class Service:
@@ -66,7 +61,7 @@ class Service:
         BundleError: no live bundle, present or earlier, can be loaded.
     """
 
-    def __init__(self, project: Project, clock: Clock = system_clock, locked: bool = False) -> None:
+    def __init__(self, project: Project, clock: Clock = now, locked: bool = False) -> None:
         self.project, self.clock = project, clock
         self._stack = ExitStack()
         if not locked:

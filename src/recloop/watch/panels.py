@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from nicegui import ui
 
 from recloop.errors import Refused, shown
-from recloop.records import SECOND
+from recloop.records import utc_minute
 from recloop.watch.effects import ALARM
 from recloop.watch.pulse import Windows
 from recloop.watch.verdict import Verdict
@@ -45,7 +44,7 @@ def proof(found: Mapping[str, int] | None) -> str:
     """The last `recloop verify` in a few words."""
     if found is None:
         return "verify: not run yet"
-    return f"verify: {found['unexplained']:,} of {found['checked']:,} differ unexplained, {_at(found['at'])} UTC"
+    return f"verify: {found['unexplained']:,} of {found['checked']:,} differ unexplained, {utc_minute(found['at'])} UTC"
 
 
 def health(windows: Windows) -> None:
@@ -85,7 +84,15 @@ def releases(moves: Sequence[Mapping[str, Any]]) -> None:
     """The release table, newest move first."""
     columns = ["generation", "at (UTC)", "bundle", "from", "to", "by", "reason"]
     rows = [
-        [one["generation"], _at(one["at"]), one["bundle"], one["from"], one["to"], one["by"], shown(one["reason"])]
+        [
+            one["generation"],
+            utc_minute(one["at"]),
+            one["bundle"],
+            one["from"],
+            one["to"],
+            one["by"],
+            shown(one["reason"]),
+        ]
         for one in reversed(moves)
     ]
     _table("Releases, newest first", columns, [], rows, wide=("reason",))
@@ -157,7 +164,7 @@ def person(found: Mapping[str, Any]) -> None:
         with ui.column().classes("boxed").props("data-testid=list"):
             _table("List now", ["#", "item", "source"], ["score"], found["list"])
         with ui.column().classes("boxed").props("data-testid=history"):
-            rows = [[_at(at), item] for at, item in found["history"]]
+            rows = [[utc_minute(at), item] for at, item in found["history"]]
             _table("History, newest first", ["at (UTC)", "item"], [], rows)
 
 
@@ -210,7 +217,3 @@ def _share(value: float | None) -> str:
 
 def _millis(micros: float | None) -> str:
     return "-" if micros is None else f"{micros / 1_000:.1f} ms"
-
-
-def _at(stamp: int) -> str:
-    return f"{datetime.fromtimestamp(stamp / SECOND, UTC):%Y-%m-%d %H:%M}"

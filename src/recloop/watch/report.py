@@ -29,7 +29,7 @@ from recloop.features.vocab import as_text
 from recloop.files import replace_file
 from recloop.manifest import Manifest
 from recloop.project import Project
-from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision
+from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision, utc_minute
 from recloop.watch import experiment
 from recloop.watch.pulse import look
 from recloop.watch.verdict import Verdict
@@ -128,7 +128,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "day": day, "amount": amount}
+    environment.filters |= {"share": share, "utc_minute": utc_minute, "amount": amount}
     page = environment.get_template(FILE)
     return page.render(
         evaluation=evaluation,
@@ -247,11 +247,6 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 
-def day(micros: int) -> str:
-    """A stamp as people read it, UTC."""
-    return datetime.fromtimestamp(micros / SECOND, UTC).strftime("%Y-%m-%d %H:%M")
-
-
 def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A table for each k: columns with their best value, rows with their label."""
     rows, made = evaluation["rows"], []
@@ -312,4 +307,4 @@ def _learned(project: Project) -> pl.DataFrame | None:
 
 def _window(decisions: Sequence[Decision]) -> str:
     stamps = [one.at for one in decisions if one.role == "answer"]
-    return f"{day(min(stamps))} to {day(max(stamps))} UTC" if stamps else "no request in this time"
+    return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this time"
