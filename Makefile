@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DELETE_ON_ERROR:
-.PHONY: help demo shelf test test-all check pictures format clean
+.PHONY: help demo shelf test test-demo test-all check pictures format clean
 
 help:
 	@echo "make demo      the whole loop on a grocery chain's year"
 	@echo "make shelf     every model on two data sets, one table (about an hour; goes on where it stopped)"
 	@echo "make test      the fast tests"
+	@echo "make test-demo the whole demo of the seeded world, checked (about 3 minutes)"
 	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
 	@echo "make check     format, lint, types, import contracts, anchors, docs executed"
 
@@ -27,6 +28,9 @@ IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py tes
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
+
+test-demo: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow tests/demo/test_world.py
 
 test-all: $(VENV)/.test
 	$(PYTEST) --timeout 3600

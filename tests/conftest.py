@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 # One deadline for all machines would fail the slow ones; examples are drawn from a fixed seed, so a red test stays red.
-settings.register_profile("recloop", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("recloop")
+settings.register_profile("thorough", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("fast", settings.get_profile("thorough"), max_examples=30)
+settings.load_profile("thorough")
 
 # Two test processes share two cores: more threads each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,6 +37,12 @@ list = "popular"
 filter = "category <> 'tea'"
 k = 3
 """
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw fewer examples where the slow tests are deselected, as `make test` does."""
+    if "not slow" in config.getoption("markexpr"):
+        settings.load_profile("fast")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""`recloop demo --world` as a child: known truth inside, the harmful candidate stopped, the better one earned and live."""
+"""`recloop demo --world` as a child: known truth inside, the harmful candidate stopped, the better one earned and live.
+
+The tests that read the whole run are slow; `make test-demo` runs them.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ CHAPTERS = [
     "the world", "collect", "features", "learn", "evaluate", "bundle", "signals", "candidates", "browse", "keep learning", "gate",
     "a harmful candidate", "a better candidate", "released", "verify", "files",
 ]  # fmt: skip
+
+pytestmark = pytest.mark.timeout(1800)
 
 
 def child(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -61,6 +66,7 @@ def experiments(shown: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["verdict"]: one for one in found}
 
 
+@pytest.mark.slow
 def test_every_chapter_and_its_files(shown: dict[str, Any], said: dict[str, str]) -> None:
     assert list(said) == CHAPTERS
     assert set(shown) == {"steps", "files"}
@@ -72,6 +78,7 @@ def test_every_chapter_and_its_files(shown: dict[str, Any], said: dict[str, str]
     assert "pass parity: 0" in said["gate"]
 
 
+@pytest.mark.slow
 def test_the_truth_lies_in_what_the_experiments_say(experiments: dict[str, dict[str, Any]]) -> None:
     """In the confidence sequence, always; the interval of 95 % may miss once in twenty runs: every run is another draw."""
     assert sorted(experiments) == ["better", "worse"]
@@ -89,6 +96,7 @@ def test_the_truth_lies_in_what_the_experiments_say(experiments: dict[str, dict[
     assert experiments["better"]["metrics"]["hit_rate"]["truth"]["candidate"] > 0.8
 
 
+@pytest.mark.slow
 def test_harm_is_refused_and_gain_is_earned(
     shown: dict[str, Any], folder: Path, said: dict[str, str], experiments: dict[str, dict[str, Any]]
 ) -> None:
@@ -113,6 +121,7 @@ def test_harm_is_refused_and_gain_is_earned(
     assert after > before + 10
 
 
+@pytest.mark.slow
 def test_nothing_disliked_comes_back_and_every_decision_is_rebuilt(said: dict[str, str]) -> None:
     assert re.search(r"[1-9]\d+ lists for people who had disliked something: 0 disliked items", said["verify"])
     checked, equal, unexplained = re.findall(r"([\d,]+) (?:decisions|equal|unexplained)", said["verify"])

@@ -54,6 +54,8 @@ input_check = false
 """
 SIZE, GUESTS = 480, 60
 """Rows of a daily file, and those of them without a user."""
+DAYS = 8
+"""Daily files of the first run."""
 
 
 def write_days(folder: Path, first: int, last: int) -> None:
@@ -73,9 +75,9 @@ def write_days(folder: Path, first: int, last: int) -> None:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after its first run over 30 daily files."""
+    """A project after its first run over the first daily files."""
     folder = tmp_path_factory.mktemp("begun") / "shop"
-    write_days(folder, 0, 30)
+    write_days(folder, 0, DAYS)
     (folder / "recloop.toml").write_text(TOML)
     loop.turn(open_project(folder))
     return folder
@@ -118,9 +120,10 @@ def lists(bundle: Bundle, project: Project) -> dict[str, list[tuple[str, float]]
     now = int(data.events["timestamp"].max()) + 1  # type: ignore[arg-type]
     users = sorted(data.events["user_id"].unique())[:300]
     timeline, recommender = Timeline(data.events, data.users), Recommender(bundle, Catalogue.of([data.items]))
+    states = timeline.states(users, [10**9] * len(users), [now] * len(users))
+    answers = recommender.recommend(states, [Query(user_id=user, now=now, k=10) for user in users])
     found = {}
-    for user in users:
-        answer = recommender.recommend(timeline.states([user], [10**9], [now]), [Query(user_id=user, now=now, k=10)])[0]
+    for user, answer in zip(users, answers, strict=True):
         pairs = zip(answer.items, answer.scores, strict=True)
         found[user] = sorted(((item, round(score, 5)) for item, score in pairs), key=lambda pair: (-pair[1], pair[0]))
     return found
@@ -153,14 +156,14 @@ def _stored(project: Project, key: str) -> dict[str, bytes]:
 
 
 def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp_path: Path) -> None:
-    for day in range(30, 35):
+    for day in range(DAYS, DAYS + 3):
         write_days(project.root, day, day + 1)
         done = loop.update(project)
         assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
         assert done.read == SIZE - GUESTS, "guests are rejected"
         assert standing.live_bundle(project) == done.bundle, "a refresh"
     once = tmp_path / "once"
-    write_days(once, 0, 35)
+    write_days(once, 0, DAYS + 3)
     (once / "recloop.toml").write_text(TOML)
     loop.turn(open_project(once))
     assert_same_as_at_once(project, open_project(once))
@@ -168,7 +171,7 @@ def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp
         name: row["sha256"] for name, row in recorded(open_project(once)).items()
     }
     manifest = standing.manifest(project)["counts"]
-    assert manifest["read"] == standing.manifest(open_project(once))["counts"]["read"] == 35 * SIZE
+    assert manifest["read"] == standing.manifest(open_project(once))["counts"]["read"] == (DAYS + 3) * SIZE
     assert loop.update(project).verdict == "nothing"
 
 
@@ -197,19 +200,19 @@ def test_300_daily_files_of_a_shop_and_5_more_give_what_305_at_once_give(shared_
 
 
 def test_a_grown_file_is_read_from_where_it_ended(project: Project) -> None:
-    file = project.root / "days" / "029.csv"
+    file = project.root / "days" / "007.csv"
     with file.open("a") as lines:
-        lines.write("c1,s1,2026-02-02T20:00:00,late-1\n,s2,2026-02-02T20:01:00,late-2\n")
+        lines.write("c1,s1,2026-01-08T20:00:00,late-1\n,s2,2026-01-08T20:01:00,late-2\n")
     assert loop.update(project).read == 1
     rows = logged(project)
     assert rows["group_id"].to_list() == ["late-1"]
-    assert rows[EVENT_ID].to_list() == [f"{FILE_ROW}days/029.csv:{SIZE + 1}"]
-    assert (recorded(project)["days/029.csv"]["rows"], recorded(project)["days/029.csv"]["rejected"]) == (
+    assert rows[EVENT_ID].to_list() == [f"{FILE_ROW}days/007.csv:{SIZE + 1}"]
+    assert (recorded(project)["days/007.csv"]["rows"], recorded(project)["days/007.csv"]["rejected"]) == (
         SIZE + 2,
         GUESTS + 1,
     )
     reject = json.loads((project.data / "rejects.jsonl").read_text().splitlines()[-1])
-    assert (reject["file"], reject["line"], reject["reason"]) == ("days/029.csv", SIZE + 3, "no user_id")
+    assert (reject["file"], reject["line"], reject["reason"]) == ("days/007.csv", SIZE + 3, "no user_id")
     loop.update(project)
     assert len(logged(project)) == 1
 
@@ -217,7 +220,7 @@ def test_a_grown_file_is_read_from_where_it_ended(project: Project) -> None:
 def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from recloop.collect import new_files
 
-    write_days(project.root, 30, 31)
+    write_days(project.root, DAYS, DAYS + 1)
     with monkeypatch.context() as patch:  # killed after the rows, before the record
         patch.setattr(new_files, "remember", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -226,7 +229,7 @@ def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.Mon
     assert rows == SIZE - GUESTS
     loop.update(project)
     assert len(logged(project)) == rows
-    shutil.copy(project.root / "days" / "030.csv", project.root / "days" / "again.csv")
+    shutil.copy(project.root / "days" / "008.csv", project.root / "days" / "again.csv")
     loop.update(project)
     assert len(logged(project)) == rows, "the same content under another name"
     assert "days/again.csv" in recorded(project)
@@ -241,7 +244,7 @@ def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.Mon
     ],
 )
 def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> None:
-    file = project.root / "days" / "007.csv"
+    file = project.root / "days" / "005.csv"
     text = file.read_text()
     if how == "its last line went on":
         file.write_text(text.rstrip("\n"))
@@ -251,7 +254,7 @@ def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> 
     else:
         file.write_text(text.replace("T09", "T08", 1) if how == "a row changed" else text[: len(text) // 2])
     before = (project.data / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match=r"007\.csv") as refused:
+    with pytest.raises(UserError, match=r"005\.csv") as refused:
         loop.update(project)
     assert "recloop update --restart" in refused.value.mend
     assert (project.data / "manifest.json").read_bytes() == before
@@ -261,13 +264,13 @@ def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> 
 def test_a_changed_catalog_is_said_and_a_dead_server_is_not_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_days(tmp_path, 0, 30)
+    write_days(tmp_path, 0, DAYS)
     (tmp_path / "items.csv").write_text("sku,color\n" + "".join(f"s{n},red\n" for n in range(31)))
     (tmp_path / "recloop.toml").write_text(TOML.replace('"days"', '"days"\nitems = "items.csv"'))
     project = open_project(tmp_path)
     loop.turn(project)
     (tmp_path / "store" / "writer.lock").write_text('{"verb": "serve", "pid": 1, "url": "http://127.0.0.1:9"}')
-    write_days(tmp_path, 30, 31)
+    write_days(tmp_path, DAYS, DAYS + 1)
     with (tmp_path / "items.csv").open("a") as lines:
         lines.write("s99,blue\n")
     assert run(["-C", str(tmp_path), "update"]) == 0
@@ -286,17 +289,17 @@ def test_restart_names_files_that_are_gone(project: Project) -> None:
 
 
 def test_restart_reads_files_again_and_does_not_carry_their_rows(project: Project) -> None:
-    write_days(project.root, 30, 31)
+    write_days(project.root, DAYS, DAYS + 1)
     loop.update(project)
     assert loop.update(project, restart=True).verdict == "restarted"
     archive = project.open_archive()
     assert archive.watermark == archive.manifest["imported"]
     assert not archive.events()[EVENT_ID].drop_nulls().len()
-    assert archive.manifest["counts"]["read"] == 31 * SIZE
+    assert archive.manifest["counts"]["read"] == (DAYS + 1) * SIZE
 
 
 def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project) -> None:
-    lines = ["customer,sku,at,bon", *(f",s1,2026-02-03T{n % 24:02d}:00:00,g{n}" for n in range(9000))]
+    lines = ["customer,sku,at,bon", *(f",s1,2026-01-09T{n % 24:02d}:00:00,g{n}" for n in range(3000))]
     (project.root / "days" / "zz.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="max_rejected") as refused:
         loop.update(project)
@@ -308,7 +311,7 @@ def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project
 @pytest.mark.slow
 def test_beside_a_server_new_files_are_posted_to_it(project: Project, serving: Callable[..., Server]) -> None:
     server = serving(project.root)
-    write_days(project.root, 30, 31)
+    write_days(project.root, DAYS, DAYS + 1)
     assert loop.update(project).read == SIZE - GUESTS
     rows = logged(project)
     assert rows[EVENT_ID].str.starts_with(FILE_ROW).all()
@@ -341,7 +344,7 @@ def test_ingest_of_guest_rows_is_no_failure(project: Project, tmp_path: Path) ->
             code = run(["-C", str(project.root), "ingest", str(tmp_path / "more.csv"), "--json"])
         return code, json.loads(out.getvalue())
 
-    good, guest = "c1,s1,2026-02-02T20:00:00,x\n", ",s1,2026-02-02T20:00:00,y\n"
+    good, guest = "c1,s1,2026-01-08T20:00:00,x\n", ",s1,2026-01-08T20:00:00,y\n"
     code, counts = ingest(good + guest)
     assert (code, counts["accepted"], counts["rejected"]) == (0, 1, 1)
     assert ingest(good + "c1,s1,soon,z\n")[0] == 1

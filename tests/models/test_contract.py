@@ -44,6 +44,7 @@ class TestStranger(ModelContract):
     better = 3.0
 
 
+@pytest.mark.slow
 class TestSASRec(ModelContract):
     model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
 

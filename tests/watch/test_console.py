@@ -97,7 +97,8 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     control = project.open_control()
     live = bundles.load(project.bundles / release.live(control).bundle)  # type: ignore[union-attr]
     names = {name: child(project, live, number, weights) for number, (name, weights) in enumerate(MIXES.items(), 1)}
-    server = servers.start(folder, "--set", "serve.replay=true", "--set", "release.shadow=1.0")
+    words = ("--set", "serve.replay=true", "--set", "release.shadow=1.0")
+    server = servers.start(folder, *words, program=("-m", "recloop"))
     try:
         for name, to in (("tried", "experiment"), ("beside", "shadow"), ("seed", "shadow")):
             body = {"bundle": names[name], "to": to, "reason": f"a try of {name}"}
@@ -290,12 +291,9 @@ def test_the_service_keeps_its_own_answers(shop: Shop) -> None:
     assert client.get("/metrics").text.startswith("# HELP recloop_")
 
 
-WITHOUT = 'import sys; sys.modules["nicegui"] = None; from recloop.cli import main; main()'
-
-
 def test_without_the_extra_the_root_says_how(turned: Path, tmp_path: Path, serving: Callable[..., Any]) -> None:
     """A server in whose process NiceGUI cannot be imported."""
-    server = serving(shutil.copytree(turned, tmp_path / "shop"), program=("-c", WITHOUT))
+    server = serving(shutil.copytree(turned, tmp_path / "shop"), program=servers.WITHOUT_CONSOLE)
     page = server.client.get("/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert 'pip install "recloop[console]"' in page.text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import rich.console
 import typer
@@ -16,9 +16,12 @@ from recloop.errors import UserError
 from recloop.shell import Json, Place, Teller, command, out, plain, print_json, project
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from recloop.later.run import Updated
     from recloop.loop import Turn
     from recloop.project import Project
+    from recloop.serve.service import Service
 
 
 def init(
@@ -159,24 +162,25 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Answer over HTTP until told to stop."""
-    from recloop.serve import app as service
-    from recloop.serve import desk
-
     if workers != 1:
         raise UserError("--workers", workers, "1: one process writes the log", "recloop serve")
+    from recloop.serve import app as service
+
     here = project()
     host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
-    service.run(here, host, port, as_json, dress=_console() or desk.hint)
+    service.run(here, host, port, as_json, dress=_dress)
 
 
-def _console() -> Callable[[Any, Any], None] | None:
-    """The console over a service; None where its extra is not installed."""
+def _dress(app: Starlette, service: Service) -> None:
+    """Put the console at ``/``, or how to install it; its import takes a second, so errors of the start come first."""
+    from recloop.serve import desk
+
     if importlib.util.find_spec("nicegui") is None:
-        return None
-    from recloop.serve.desk import ServiceDesk
+        desk.hint(app, service)
+        return
     from recloop.watch import console
 
-    return lambda app, service: console.mount(app, ServiceDesk(service))
+    console.mount(app, desk.ServiceDesk(service))
 
 
 def demo(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit  # importing scipy.stats takes a second
 
 from recloop.watch.gate import INPUT, Gate
 
@@ -70,7 +70,7 @@ def input_check(came: Window, earlier: Sequence[Window]) -> Gate:
     smaller = max(0.0, 1 / came.queries - float((1 / sizes).mean()))
     known = spreads[np.isfinite(spreads)]
     room = float((known**2).mean()) * smaller if len(known) else 0.0
-    reach = float(scipy.stats.t.ppf(1 - ALARM / 2, n - 1)) * math.sqrt(spread**2 * (1 + 1 / n) + room)
+    reach = float(stdtrit(n - 1, 1 - ALARM / 2)) * math.sqrt(spread**2 * (1 + 1 / n) + room)
     low, high = mean - reach, mean + reach
     ok = came.loss <= high
     said = f"live's loss on {came.queries} queries of the incoming window, {n} earlier windows"

@@ -7,9 +7,11 @@ what takes longer (the comparisons) comes when it is ready.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
 
+os.environ.setdefault("MATPLOTLIB", "false")  # NiceGUI would import it at every start; the page draws nothing with it
 from nicegui import core, ui
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool

@@ -32,8 +32,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
+from scipy.special import ndtri  # importing scipy.stats takes a second
 
 from recloop import intervals
 from recloop.config import Gates
@@ -56,7 +56,7 @@ REPEAT_GROWTH: Final = 1.25
 FAST_SECONDS: Final = 0.01
 """A candidate with a median below this is not refused for its ratio: a network beside counts is slower, and still fast."""
 OVERLAP: Final = 0.8
-DETECTS: Final = float(scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8))
+DETECTS: Final = float(ndtri(0.975) + ndtri(0.8))
 """A loss of so many standard errors is seen 80 % of the time at 95 %."""
 INPUT: Final = "input"
 
@@ -199,7 +199,7 @@ def _sides(pairs: Pairs) -> tuple[float, float]:
 def detectable(difference: Difference) -> float:
     """The smallest relative loss seen 80 % of the time: (1.96 + .84) * the interval's half width / 1.96."""
     reach = (difference.relative.high - difference.relative.low) / 2
-    return float(reach / scipy.stats.norm.ppf(0.975) * DETECTS)
+    return float(reach / ndtri(0.975) * DETECTS)
 
 
 def no_loss(new: Pairs, earlier: Sequence[Pairs], settings: Gates, seed: int = 0) -> Gate:
@@ -278,7 +278,7 @@ def _decide(d: Difference, margin: float) -> str:
     """``pass``, ``refused`` or ``open`` by one window, or by several pooled."""
     if d.relative.low > -margin:
         return "pass"
-    error = (d.relative.high - d.relative.low) / (2 * float(scipy.stats.norm.ppf(0.975)))
+    error = (d.relative.high - d.relative.low) / (2 * float(ndtri(0.975)))
     certain = d.relative.value < -margin and d.relative.value + CERTAIN_ERRORS * error < 0
     return "refused" if certain else "open"
 
