@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import servers
 from recloop import loop
+from recloop.learn import compare
 from recloop.project import Project, open_project
 from recloop.world import World
 
@@ -43,6 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Draw fewer examples where the slow tests are deselected, as `make test` does."""
     if "not slow" in config.getoption("markexpr"):
         settings.load_profile("fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_timed_queries() -> Iterator[None]:
+    """The latency gate asks 30 queries instead of 200, half of an update's time; the gate's rule has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "TIMED", 30)
+        yield
 
 
 @pytest.fixture(scope="session")
