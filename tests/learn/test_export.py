@@ -106,14 +106,14 @@ def test_item_vectors_pad_with_zeros(arrays: Arrays) -> None:
     np.testing.assert_array_equal(vectors[1:], network.table.weight.detach().numpy()[1:])
 
 
-def test_a_graph_does_not_say_where_it_was_made(arrays: Arrays) -> None:
+def test_a_graph_does_not_say_where_it_was_made(exported: tuple[SASRec, bytes], arrays: Arrays) -> None:
     """The exporter leaves the trace of each call at its node: folders of this machine, in a hash that others compare."""
-    graph = user_graph(built(arrays, 1), D, 1)
+    _, graph = exported
     for word in (b".py", b"/src/", b"site-packages", b"stack_trace"):
         assert word not in graph, word
     model = onnx.load_model_from_string(graph)
     onnx.checker.check_model(model)
     assert "Loop" not in {node.op_type for node in model.graph.node}, "its outputs come in an order by hash"
-    origin = {"network": built(arrays, 1)}
-    exec("from recloop.learn.export import user_graph\n\n\ngraph = user_graph(network, 16, 1)", origin)
+    origin = {"network": built(arrays, 2)}
+    exec("from recloop.learn.export import user_graph\n\n\ngraph = user_graph(network, 16, 2)", origin)
     assert origin["graph"] == graph, "called from elsewhere"

@@ -131,6 +131,7 @@ def test_people_and_items_without_history(fitted: Fitted) -> None:
     assert list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 1)) == []
 
 
+@pytest.mark.slow
 def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
     """By its fields alone: its nearest items of the table are of its own category more often than by chance."""
     recommender = Recommender(fitted.bundle, fitted.catalogue)
@@ -146,6 +147,7 @@ def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
     assert np.mean(shares) > 0.4  # eight categories: .125 by chance
 
 
+@pytest.mark.slow
 def test_lists_about_an_item(fitted: Fitted) -> None:
     """About one without a row: the towers' nearest, of its own kind; about another: vectors and co-visitation fused."""
     recommender = Recommender(fitted.bundle, fitted.catalogue)
