@@ -34,7 +34,6 @@ from recloop.client import serving
 from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.recommend.states import state_of_tree
 from recloop.records import now
 from recloop.world import World
 
@@ -154,7 +153,7 @@ def another(folder: Path) -> str:
     home = replace(live.policy.placements["home"], weights={"popular": 1.0})
     made = replace(live, policy=live.policy.with_placement("home", home))
     own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
-    states = [state_of_tree(case["state"]) for case in live.golden]
+    states = [case.state for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime.now(UTC))
     sha256 = bundles.manifest_hash(project.bundles / made.id)

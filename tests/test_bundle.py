@@ -18,8 +18,9 @@ import safetensors.numpy
 
 import recloop
 from recloop import bundle as bundles
-from recloop.bundle import Bundle
+from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError
+from recloop.features.state import UserState
 from recloop.policy import ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
 from recloop.world import World
@@ -129,14 +130,13 @@ def test_a_graph_with_tensors_elsewhere_is_refused(fitted: Bundle, tmp_path: Pat
 def test_a_list_that_changed_is_refused(folder: Path) -> None:
     loaded = bundles.load(folder)
     rec = recloop.load(folder)
-    case = {"state": {"moments": [], "groups": {}, "negatives": {}, "positives": 0, "attributes": None},
-            "now": loaded.cut, "placement": "home", "k": 3}  # fmt: skip
     ids = rec.recommend(["x"], k=3)["item_id"].to_list()
-    check_golden(replace(loaded, golden=[{**case, "ids": ids, "scores": [-1.0, -2.0, -3.0]}]))
+    case = GoldenCase(UserState(), loaded.cut, "home", 3, ids, [-1.0, -2.0, -3.0])
+    check_golden(replace(loaded, golden=[case]))
     with pytest.raises(BundleError, match="golden list"):
-        check_golden(replace(loaded, golden=[{**case, "ids": ids[::-1], "scores": [-1.0, -2.0, -3.0]}]))
+        check_golden(replace(loaded, golden=[replace(case, ids=ids[::-1])]))
     with pytest.raises(BundleError, match="golden list"):
-        check_golden(replace(loaded, golden=[{**case, "ids": ids, "scores": [-1.0, -2.0, -3.1]}]))
+        check_golden(replace(loaded, golden=[replace(case, scores=[-1.0, -2.0, -3.1])]))
 
 
 def rewritten(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -243,3 +243,22 @@ def test_a_policy_without_placements_is_refused(folder: Path) -> None:
 )
 def test_scorer_is_a_baseline_unless_the_model_was_named(source: str, model: str, baseline: bool) -> None:
     assert ScorerSpec(source, model, "counts").is_baseline is baseline
+
+
+def test_golden_cases_parsed_and_written_have_the_same_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
+    state = UserState(moments=[(5, ["i1", "i2"], [0, 0])], groups={"g": 5}, positives=2, attributes={"age": 30})
+    case = GoldenCase(state, fitted.cut, "home", 2, ["i1", "i2"], [0.25, -1.0])
+    written = bundles.write(replace(fitted, golden=[case]), tmp_path / "again", STARTED)
+    file = tmp_path / "again" / written.id / "golden.json"
+    loaded = bundles.load(file.parent)
+    assert loaded.golden == [case]
+    again = bundles.write(loaded, tmp_path / "third", STARTED)
+    assert (tmp_path / "third" / again.id / "golden.json").read_bytes() == file.read_bytes()
+
+
+def test_a_golden_file_of_another_shape_is_refused(folder: Path) -> None:
+    def broken(tree: Any) -> None:
+        tree.append({"state": {}})
+
+    with pytest.raises(BundleError, match=r"golden\.json=.*a list of golden cases"):
+        bundles.load(rewritten(folder, "golden.json", broken))

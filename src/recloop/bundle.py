@@ -26,6 +26,7 @@ import safetensors.numpy
 from recloop.errors import BundleError
 from recloop.features.learned import Learned
 from recloop.features.spec import ENCODE_VERSION, Spec
+from recloop.features.state import UserState
 from recloop.features.vocab import Fields, Vocabulary
 from recloop.files import sync_folder, write_file
 from recloop.manifest import FileFacts, Manifest
@@ -65,6 +66,32 @@ class UserTable:
 
 
 @dataclass(frozen=True)
+class GoldenCase:
+    """One case of golden.json: a user's state and the list that the bundle gave for it over its own catalogue."""
+
+    state: UserState
+    now: int
+    placement: str
+    k: int
+    ids: list[str]
+    scores: list[float]
+
+    @classmethod
+    def read_all(cls, path: Path) -> list[GoldenCase]:
+        """The cases of a golden.json.
+
+        Raises:
+            BundleError: the file does not hold such cases.
+        """
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=list[GoldenCase])
+        except msgspec.DecodeError as error:
+            raise BundleError(
+                "golden.json", path, f"a list of golden cases ({error})", "recloop update --full"
+            ) from None
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle in memory. ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name.
 
@@ -80,7 +107,7 @@ class Bundle:
     graphs: dict[str, bytes] = field(default_factory=dict)
     train: dict[str, np.ndarray] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    golden: list[dict[str, Any]] = field(default_factory=list)
+    golden: list[GoldenCase] = field(default_factory=list)
     users: UserTable | None = None
     window: pl.DataFrame | None = None
 
@@ -192,7 +219,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         arrays=_arrays(path / "serve.safetensors"),
         graphs=graphs,
         metrics=_read_json(path / "metrics.json"),
-        golden=_read_json(path / "golden.json"),
+        golden=GoldenCase.read_all(path / "golden.json"),
         users=_users(path / "users.parquet") if "users.parquet" in manifest.files else None,
     )
 
@@ -290,7 +317,7 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
         "fields.json": _json(bundle.fields.to_json()),
         "policy.json": _json(bundle.policy.to_json()),
         "metrics.json": _json(bundle.metrics),
-        "golden.json": _json(bundle.golden),
+        "golden.json": _json(msgspec.to_builtins(bundle.golden)),
         "items.parquet": _parquet(table),
         "serve.safetensors": safetensors.numpy.save(_contiguous(bundle.arrays)),
         **({} if bundle.users is None else {"users.parquet": _parquet(_user_rows(bundle.users))}),

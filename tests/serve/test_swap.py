@@ -26,7 +26,6 @@ from recloop.features.vocab import Category, Fields, Vocabulary
 from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.recommend.states import state_of_tree
 from recloop.serve import arms, fleet
 from recloop.serve.app import create
 from recloop.serve.service import Service
@@ -55,7 +54,7 @@ def child(shop: Project, number: int = 1, **changed: Any) -> str:
     made: Bundle = replace(live, **{"policy": policy, **changed})
     if "golden" not in changed:
         own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
-        states = [state_of_tree(case["state"]) for case in live.golden]
+        states = [case.state for case in live.golden]
         made = replace(
             made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
         )
@@ -225,7 +224,7 @@ def unknown_user_field(live: Bundle) -> dict[str, Any]:
 
 
 def other_golden(live: Bundle) -> dict[str, Any]:
-    return {"golden": [{**case, "ids": case["ids"][::-1]} for case in live.golden]}
+    return {"golden": [replace(case, ids=case.ids[::-1]) for case in live.golden]}
 
 
 BAD = [

@@ -21,7 +21,6 @@ from recloop.bundle import Bundle
 from recloop.project import Project, open_project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.recommend.states import state_of_tree
 from recloop.records import SECOND
 from recloop.serve import arms
 from recloop.watch import experiment, shadow
@@ -57,7 +56,7 @@ def child(project: Project, live: Bundle, number: int, weights: dict[str, float]
     policy = live.policy.with_placement("home", home)
     made = replace(live, policy=policy)
     own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
-    states = [state_of_tree(case["state"]) for case in live.golden]
+    states = [case.state for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime(2025, 7, number, tzinfo=UTC))
     control = project.open_control()

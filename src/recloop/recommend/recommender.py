@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from recloop.bundle import Bundle
+from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError, UserError
 from recloop.features.encode import Encoded, digest, encode
 from recloop.features.state import States, UserState
@@ -27,7 +26,6 @@ from recloop.recommend.ladder import fill, newest
 from recloop.recommend.mix import Fused, fuse
 from recloop.recommend.recall import Recalled
 from recloop.recommend.scorer import make_scorers
-from recloop.recommend.states import state_of_tree, state_tree
 from recloop.records import MIX_SOURCES, Query, Slot
 
 LADDER = ("attributes", "segment", "popular", "latest")
@@ -237,22 +235,13 @@ def one_state(states: States, b: int) -> States:
 
 def make_golden(
     recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, k: int
-) -> list[dict[str, Any]]:
+) -> list[GoldenCase]:
     """Cases for golden.json: a state, and the list it got from the bundle over its own catalogue."""
     cases = []
     for user_id, state in zip(users, states, strict=True):
         query = Query(user_id=user_id, now=now, k=k, placement=placement)
         answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
-        cases.append(
-            {
-                "state": state_tree(state),
-                "now": now,
-                "placement": placement,
-                "k": k,
-                "ids": answer.items,
-                "scores": answer.scores,
-            }
-        )
+        cases.append(GoldenCase(state=state, now=now, placement=placement, k=k, ids=answer.items, scores=answer.scores))
     return cases
 
 
@@ -264,13 +253,12 @@ def check_golden(bundle: Bundle) -> None:
     """
     own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
-        state = state_of_tree(case["state"])
-        query = Query(user_id="golden", now=case["now"], k=case["k"], placement=case["placement"])
-        answer = own.recommend(States.of(["golden"], [state]), [query], with_inputs=False)[0]
-        same_scores = len(answer.scores) == len(case["scores"]) and np.allclose(
-            answer.scores, case["scores"], rtol=0, atol=CLOSE
+        query = Query(user_id="golden", now=case.now, k=case.k, placement=case.placement)
+        answer = own.recommend(States.of(["golden"], [case.state]), [query], with_inputs=False)[0]
+        same_scores = len(answer.scores) == len(case.scores) and np.allclose(
+            answer.scores, case.scores, rtol=0, atol=CLOSE
         )
-        if answer.items != case["ids"] or not same_scores:
+        if answer.items != case.ids or not same_scores:
             raise BundleError(
                 "golden list", f"{bundle.id} case {number}", "the list that was recorded", "recloop update --full"
             )

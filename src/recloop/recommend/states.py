@@ -5,11 +5,9 @@ A lost cache is a rebuild, never a new user: everything here is a function of th
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import msgspec
 import polars as pl
@@ -218,14 +216,3 @@ def _by_user(labelled: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
 
 def _without(rows: pl.DataFrame, seqs: Collection[int]) -> pl.DataFrame:
     return rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(seqs), dtype=pl.Int64).implode())) if len(seqs) else rows
-
-
-def state_tree(state: UserState) -> dict[str, Any]:
-    """A state as plain JSON, for golden.json."""
-    tree: dict[str, Any] = json.loads(msgspec.json.encode(state))
-    return tree
-
-
-def state_of_tree(tree: dict[str, Any]) -> UserState:
-    """The state of `state_tree`."""
-    return msgspec.convert(tree, UserState)

@@ -20,7 +20,6 @@ from recloop.features.state import States, UserState
 from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.states import state_of_tree
 from recloop.records import Query
 from recloop.serve.arms import CANDIDATE, LIVE, Arm
 from recloop.standing import examine, open_bundle, same_bytes
@@ -48,9 +47,9 @@ class Loaded(NamedTuple):
         """Whether it answers a golden query over the service's catalogue; the first time warms what is cached."""
         bundle = self.bundle
         golden = bundle.golden[0] if bundle.golden else None
-        state = UserState() if golden is None else state_of_tree(golden["state"])
-        placement = bundle.default_placement if golden is None else golden["placement"]
-        now = bundle.cut if golden is None else golden["now"]
+        state = UserState() if golden is None else golden.state
+        placement = bundle.default_placement if golden is None else golden.placement
+        now = bundle.cut if golden is None else golden.now
         query = Query(user_id="golden", now=now, placement=placement, k=5)
         states = States.of(["golden"], [state])
         return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
