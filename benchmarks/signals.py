@@ -97,7 +97,7 @@ def learned(world: Browsing, root: Path, sets: list[str]) -> dict[str, Any]:
     trained = loop.train(project)
     data = load(project)
     before = pl.concat([data.train, data.valid])
-    cut = int(data.manifest["cut"])
+    cut = data.manifest.cut
     acted = before.filter(pl.col(EVENT_TYPE).is_in(["click", "purchase"]))
     users = acted[USER_ID].unique().sort().to_list()
     recommender = Recommender(trained.bundle, Catalogue.of([data.items]))

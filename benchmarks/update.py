@@ -187,7 +187,7 @@ def make(asked: Asked, row: str) -> None:
         "data": asked.name,
         "days": asked.days,
         "commit": commit,
-        "fingerprint": standing.manifest(source)["fingerprint"],
+        "fingerprint": standing.manifest(source).fingerprint,
         "seed": asked.seed,
         "model": first.manifest.model.to_json(),
         **told,

@@ -160,7 +160,7 @@ def test_restart_keeps_posted_rows_archived_or_not(mistaken: Path) -> None:
     assert mine["event_id"].to_list() == ["p1", "p2", "p3", "p4", "p5", "p7", "p8"]
     assert mine["item_id"].to_list() == ["i01", "i02", "i03", "i04", "i05", "i07", "i08"]
     assert archive.quarantine().filter(pl.col("event_id") == "p6")["rule"].to_list() == ["keep"]
-    assert mine["seq"].min() > archive.manifest["imported"]  # type: ignore[operator]
+    assert mine["seq"].min() > archive.manifest.imported  # type: ignore[operator]
     items = archive.items()
     assert items is not None
     assert items["item_id"].to_list() == ["i01", "i01"], "every posted version"
@@ -253,7 +253,7 @@ def test_restart_killed_at_any_step_is_completed_by_the_next_update(
     assert cli(mistaken, "update")[0] == 0
     project = open_project(mistaken)
     assert listed(mistaken, "ann")[0] == "i01"
-    assert standing.load_bundle(project).manifest.data.fingerprint == standing.manifest(project)["fingerprint"]
+    assert standing.load_bundle(project).manifest.data.fingerprint == standing.manifest(project).fingerprint
     assert json.loads(cli(mistaken, "update", "--json")[1])["verdict"] == "nothing"
     assert not {*(mistaken / "store").glob("restart*"), *mistaken.glob(".restart"), *mistaken.glob("data.*")}
 

@@ -108,7 +108,7 @@ def test_train_data_asks_for_targets_alone(tmp_path: Path) -> None:
     project = open_project(browsing(tmp_path, 40))
     prepare(project)
     data = load(project)
-    tables = make_tables(Spec.of(project.config), pl.concat([data.train, data.valid]), data.manifest["cut"], None, None)
+    tables = make_tables(Spec.of(project.config), pl.concat([data.train, data.valid]), data.manifest.cut, None, None)
     train = train_data(tables, data.train, data.valid)
     assert train.targets is not None
     looked = data.train.filter(pl.col("event_type") == "view")
@@ -134,7 +134,7 @@ def test_returns_take_purchases_out_of_counts_and_stop_nothing(tmp_path: Path, k
     made = prepare(project)
     assert made.report.removed == {}
     data = load(project)
-    tables = make_tables(Spec.of(project.config), data.train, data.manifest["cut"], None, None)
+    tables = make_tables(Spec.of(project.config), data.train, data.manifest.cut, None, None)
     counts = dict(zip(tables.items.ids, train_data(tables, data.train, None).counts[1:].tolist(), strict=True))
     assert counts.get("i0", 0) <= 1, "at most the one whose return lies after the cut"
     assert min(count for item, count in counts.items() if item != "i0") >= 8

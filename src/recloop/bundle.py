@@ -29,8 +29,9 @@ from recloop.features.spec import ENCODE_VERSION, Spec
 from recloop.features.state import UserState
 from recloop.features.vocab import Fields, Vocabulary
 from recloop.files import sync_folder, write_file
-from recloop.manifest import FileFacts, Manifest
+from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
+from recloop.records import FileFacts
 
 FORMAT = 1
 """Raised by hand when the files or their meaning change; the present and the previous are read, newer is refused."""

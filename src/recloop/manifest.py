@@ -6,11 +6,13 @@ Parsed once, when a bundle is checked. Keys that this version does not know are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recloop.features.learned import LAST_SEQ, Learned
-from recloop.policy import JsonObject, ScorerSpec
+from recloop.json_object import JsonObject, without_none
+from recloop.policy import ScorerSpec
+from recloop.records import FileFacts
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class TrainingRows:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return _without_none(self)
+        return _fields(self)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Training:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return _without_none(self)
+        return _fields(self)
 
     @property
     def repeated_epochs(self) -> int:
@@ -111,21 +113,6 @@ class Training:
         if self.steps_per_epoch:
             return max(1, round((self.steps or 0) / self.steps_per_epoch))
         return max(1, self.epochs or 0)
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """Hash and size of one file of a bundle."""
-
-    sha256: str
-    bytes: int
-
-    @classmethod
-    def read(cls, tree: JsonObject) -> FileFacts:
-        return cls(tree.required("sha256", str), tree.required("bytes", int))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "bytes": self.bytes}
 
 
 @dataclass(frozen=True)
@@ -174,21 +161,12 @@ class Manifest:
             bundle=manifest.required("bundle", str),
             format=manifest.required("format", int),
             encode_version=manifest.required("encode_version", int),
-            files={name: FileFacts.read(one) for name, one in manifest.children("files").items()},
+            files=manifest.required("files", dict[str, FileFacts]),
             other_keys=manifest.unread,
         )
 
     def to_json(self) -> dict[str, Any]:
         """As ``manifest.json`` has it; a bundle that is not written yet has no ``bundle``, ``format`` and ``files``."""
-        optional = {
-            "config": None if self.config is None else dict(self.config),
-            "recipe": self.recipe,
-            "recloop": self.recloop,
-            "bundle": self.bundle or None,
-            "format": self.format,
-            "encode_version": self.encode_version,
-            "files": {name: facts.to_json() for name, facts in self.files.items()} or None,
-        }
         return {
             **self.other_keys,
             "model": self.model.to_json(),
@@ -196,11 +174,19 @@ class Manifest:
             "train": self.train.to_json(),
             "scorers": {source: scorer.to_json() for source, scorer in self.scorers.items()},
             "parent": self.parent,
-            **{key: value for key, value in optional.items() if value is not None},
+            **without_none(
+                config=None if self.config is None else dict(self.config),
+                recipe=self.recipe,
+                recloop=self.recloop,
+                bundle=self.bundle or None,
+                format=self.format,
+                encode_version=self.encode_version,
+                files={name: asdict(facts) for name, facts in self.files.items()} or None,
+            ),
         }
 
 
-def _without_none(record: TrainingRows | Training) -> dict[str, Any]:
+def _fields(record: TrainingRows | Training) -> dict[str, Any]:
     """Fields that have a value, after the keys that this version does not know."""
-    fields = {name: value for name, value in vars(record).items() if name != "other_keys" and value is not None}
-    return {**record.other_keys, **fields}
+    fields = {name: value for name, value in vars(record).items() if name != "other_keys"}
+    return {**record.other_keys, **without_none(**fields)}

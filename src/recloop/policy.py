@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
-
-import msgspec
+from typing import Any, Final
 
 from recloop.errors import BundleError
-
-T = TypeVar("T")
+from recloop.json_object import JsonObject, without_none
 
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
@@ -24,69 +21,6 @@ chooses it on validation.
 """
 FADING: Final = ("popular", "neighbours", "history")
 """Sources with a half-life, in the order in which it is chosen: Popular's order breaks the ties of the others."""
-
-
-class JsonObject:
-    """Read one JSON object key by key; ``unread`` holds the keys that were not asked for.
-
-    Args:
-        tree: The parsed JSON. where: its place in the bundle, for errors.
-    """
-
-    def __init__(self, tree: Any, where: str) -> None:
-        if not isinstance(tree, dict):
-            raise BundleError(where, tree, "a JSON object", "recloop update --full")
-        self._where = where
-        self.unread: dict[str, Any] = dict(tree)
-
-    def required(self, key: str, kind: type[T]) -> T:
-        """The value of a key.
-
-        Raises:
-            BundleError: the key is missing, or its value has another type.
-        """
-        if key not in self.unread:
-            raise BundleError(f"{self._where}.{key}", "missing", "a bundle with this key", "recloop update --full")
-        return self._convert(key, self.unread.pop(key), kind)
-
-    def optional(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key, None where it is absent or null.
-
-        Raises:
-            BundleError: its value has another type.
-        """
-        if self.unread.get(key) is None:
-            return None
-        return self._convert(key, self.unread.pop(key), kind)
-
-    def nullable(self, key: str, kind: type[T]) -> T | None:
-        """As `optional`, of a key that is written even where it is null."""
-        value = self.optional(key, kind)
-        self.unread.pop(key, None)
-        return value
-
-    def number(self, key: str) -> float | None:
-        """An optional number as it was written: 60 stays an int."""
-        return self.optional(key, int | float)  # type: ignore[arg-type]
-
-    def child(self, key: str) -> JsonObject:
-        """The object under a key.
-
-        Raises:
-            BundleError: the key is missing, or its value is not an object.
-        """
-        return JsonObject(self.required(key, dict), f"{self._where}.{key}")
-
-    def children(self, key: str) -> dict[str, JsonObject]:
-        """The objects in the object under a key, by name, in their order."""
-        objects = self.required(key, dict)
-        return {name: JsonObject(tree, f"{self._where}.{key}.{name}") for name, tree in objects.items()}
-
-    def _convert(self, key: str, value: Any, kind: type[T]) -> T:
-        try:
-            return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise BundleError(f"{self._where}.{key}", value, str(error), "recloop update --full") from None
 
 
 @dataclass(frozen=True)
@@ -125,7 +59,7 @@ class Placement:
 
     def to_json(self) -> dict[str, Any]:
         known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "k": self.k}
-        return {**self.other_keys, **known, **_present(rrf=self.rrf)}
+        return {**self.other_keys, **known, **without_none(rrf=self.rrf)}
 
 
 @dataclass(frozen=True)
@@ -219,14 +153,9 @@ class ScorerSpec:
             known["half_life"] = self.half_life
         config = None if self.config is None else dict(self.config)
         recent, of = (None if values is None else [*values] for values in (self.recent, self.of))
-        return {**self.other_keys, **known, **_present(config=config, recent=recent, of=of)}
+        return {**self.other_keys, **known, **without_none(config=config, recent=recent, of=of)}
 
 
 def custom_scorers(scorers: Mapping[str, ScorerSpec]) -> Sequence[ScorerSpec]:
     """The scorers that are not built-in counting models: networks, and models chosen by name."""
     return [scorer for scorer in scorers.values() if not scorer.is_baseline]
-
-
-def _present(**values: Any) -> dict[str, Any]:
-    """The keys whose value is not None."""
-    return {key: value for key, value in values.items() if value is not None}

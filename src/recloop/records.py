@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, Final
@@ -91,6 +92,14 @@ COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
 COLD_POSITIVES: Final = 5
 """A user with fewer believed inputs (targets included) in state is cold."""
 DEGRADED: Final = ("bundle", "log", "snapshot", "decisions")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Hash and size of one file of a bundle or of ``data/``."""
+
+    sha256: str
+    bytes: int
 
 
 class Use(IntEnum):

@@ -13,6 +13,7 @@ import polars as pl
 from recloop import bundle as bundles
 from recloop import release
 from recloop.backends.control import ReleaseRow
+from recloop.backends.data_manifest import DataManifest
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
 from recloop.files import replace_json
@@ -45,7 +46,7 @@ def live_bundle(project: Project) -> str | None:
 
 def new_rows(project: Project) -> tuple[int, int]:
     """The watermark of what was imported, and the last seq of the log."""
-    watermark = int(manifest(project)["watermark"])
+    watermark = manifest(project).watermark
     with project.open_log() as log:
         return watermark, max(watermark, log.last_seq())
 
@@ -61,7 +62,7 @@ def logged(project: Project) -> bool:
     with project.open_log() as log:
         if not log.is_empty() or decided(project):
             return True
-    return (project.data / "manifest.json").exists() and bool(manifest(project).get("updates"))
+    return (project.data / "manifest.json").exists() and bool(manifest(project).updates)
 
 
 def removed(project: Project) -> dict[str, int]:
@@ -84,7 +85,7 @@ def marked(project: Project, table: dict[str, Any]) -> dict[str, Any]:
     return {**table, "bundles": [{**row, "removed": row["bundle"] in gone} for row in table["bundles"]]}
 
 
-def manifest(project: Project) -> dict[str, Any]:
+def manifest(project: Project) -> DataManifest:
     """``data/manifest.json``.
 
     Raises:

@@ -103,7 +103,7 @@ def validation_arrays(project: Project, tables: Tables, data: Data) -> TrainData
 def see(project: Project, data: Data) -> Tables:
     """The tables over what was there before the cut."""
     before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
-    return make_tables(Spec.of(project.config, data.dwell), before, data.manifest["cut"], data.items, data.users)
+    return make_tables(Spec.of(project.config, data.dwell), before, data.manifest.cut, data.items, data.users)
 
 
 def learn(
@@ -126,7 +126,7 @@ def learn(
     past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
     made, scorers = counts.fit_counts(arrays, tables, "" if wanted else name, options)
     asked = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
-    held_seq = int(data.manifest.get("held_seq", 0))
+    held_seq = data.manifest.held_seq or 0
     manifest = replace(manifest_of(config, tables, data, past, held_seq), recipe=recipe_of(asked))
     draft = counts.draft(config, tables, arrays, made, scorers, manifest)
     counted = ", ".join(scorer.model for scorer in scorers.values())
@@ -227,12 +227,12 @@ def with_network(bundle: Bundle, network: Network) -> Bundle:
 
 def judge(project: Project, candidates: Sequence[Bundle], data: Data, voice: Voice) -> Table:
     """The table of these bundles on the test, through the recommender that serves."""
-    prepared = str(data.manifest["config"]["split"]["protocol"])
+    prepared = data.manifest.protocol
     if project.config.split.protocol != prepared:
         expected = f"{prepared}, as data/ was split and the bundle was fitted"
         how = f"recloop prepare, then train, with split.protocol={project.config.split.protocol} in a folder of its own"
         raise UserError("split.protocol", project.config.split.protocol, expected, how)
-    facts = {"split_hash": data.manifest["split_hash"], "fingerprint": data.manifest["fingerprint"]}
+    facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
         candidates, data, Catalogue.of([data.items]), project.config, facts, THREADS,
         lambda done, total: voice.bar("evaluate", done, total),
@@ -326,7 +326,7 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
         recloop=__version__,
         model=ModelSpec(COUNTS, {}),
         data=TrainingRows(
-            fingerprint=data.manifest["fingerprint"],
+            fingerprint=data.manifest.fingerprint,
             cut=tables.cut,
             until_seq=until,
             held_seq=held_seq,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from recloop.backends.archive import Archive
+from recloop.backends.data_manifest import DataManifest
 from recloop.errors import UserError
 from recloop.records import DAY, EVENT_SCHEMA, RULE
 
@@ -24,6 +26,16 @@ def rows(*given: tuple[int, str | None, str, int]) -> pl.DataFrame:
     return pl.DataFrame([{name: row.get(name) for name in EVENT_SCHEMA} for row in full], schema=EVENT_SCHEMA)
 
 
+def manifest(**changed: object) -> dict[str, object]:
+    """A manifest of ``data/`` with the keys that every version writes."""
+    counts = {"read": 8, "kept": 6, "removed": {"burst": 2}, "rejected": 0, "train": 4, "valid": 0, "test": 0}
+    return {
+        "format": 2, "code": "0.1.0", "fingerprint": "f" * 64, "cut": START, "split_hash": "s" * 64, "counts": counts,
+        "sources": [], "catalogs": [], "report": {}, "files": {"items.parquet": {"sha256": "a" * 64, "bytes": 7}},
+        "config": {"split": {"protocol": "temporal"}}, **changed,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     days = {
@@ -36,7 +48,7 @@ def archive(tmp_path: Path) -> Archive:
         frame.write_parquet(folder / "events.parquet")
     taken = rows((5, "e3", "u", START + 5), (8, "e8", "u", START + DAY + 200))
     taken.with_columns(pl.lit("burst").alias(RULE)).write_parquet(tmp_path / "quarantine.parquet")
-    (tmp_path / "manifest.json").write_text(json.dumps({"watermark": 8}))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(watermark=8)))
     return Archive(tmp_path)
 
 
@@ -74,3 +86,27 @@ def test_whom_and_what_it_has_heard_of(archive: Archive) -> None:
 def test_nothing_prepared_yet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=.*manifest.json: expected a prepared log; try: recloop update"):
         Archive(tmp_path)
+
+
+def test_data_manifest_parsed_and_written_is_the_same() -> None:
+    tree = manifest(
+        watermark=9, held_seq=4, imported=5, dwell={"weight": 1}, later=[1, None],
+        sources=[{"name": "a.csv", "sha256": "b" * 64, "bytes": 3, "rows": 2, "rejected": 1}],
+        updates=[{"from_seq": 6, "to_seq": 9, "read": 4, "kept": 4}],
+        windows=[
+            {"to_seq": 9, "bundle": "counts-x", "loss": 0.5, "queries": 30, "spread": 0.25}, {"to_seq": 7, "loss": 1.5},
+        ],
+    )  # fmt: skip
+    parsed = DataManifest.from_json(tree)
+    assert parsed.to_json() == tree
+    assert parsed.imported_until == 5
+    assert replace(parsed, imported=None).imported_until == 5, "before the first update"
+    assert replace(parsed, imported=None, updates=()).imported_until == 9
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "cut", "watermark", "split_hash", "counts", "files", "config"])
+def test_a_data_manifest_without_a_key_is_refused_by_name(key: str) -> None:
+    tree = manifest(watermark=8)
+    del tree[key]
+    with pytest.raises(UserError, match=rf"data/manifest\.json\.{key}=missing.*recloop prepare"):
+        DataManifest.from_json(tree)

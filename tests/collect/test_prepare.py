@@ -86,12 +86,12 @@ def test_the_manifest_hashes_every_file(project: Project) -> None:
     manifest = load(project).manifest
     written = tree(project.data)
     del written["manifest.json"]
-    assert {name: facts["sha256"] for name, facts in manifest["files"].items()} == written
+    assert {name: facts.sha256 for name, facts in manifest.files.items()} == written
     split_hash = hashlib.sha256("".join(written[f"split/{n}.parquet"] for n in ("train", "valid", "test")).encode())
-    assert manifest["split_hash"] == split_hash.hexdigest()
-    assert (manifest["cut"], manifest["watermark"]) == (made.cut, made.watermark)
-    assert manifest["fingerprint"] == made.fingerprint
-    assert manifest["config"]["data"]["events"] == "events.csv"
+    assert manifest.split_hash == split_hash.hexdigest()
+    assert (manifest.cut, manifest.watermark) == (made.cut, made.watermark)
+    assert manifest.fingerprint == made.fingerprint
+    assert manifest.config["data"]["events"] == "events.csv"
 
 
 def test_equal_input_gives_equal_bytes_wherever_it_lies(project: Project, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_swap_cut_in_two_is_taken_back(project: Project) -> None:
     prepare(project)
     before = tree(project.data)
     project.data.rename(project.root / "data.old")
-    assert load(project).manifest["watermark"] > 0
+    assert load(project).manifest.watermark > 0
     assert tree(project.data) == before
     assert not (project.root / "data.old").exists()
 

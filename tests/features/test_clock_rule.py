@@ -84,7 +84,7 @@ def test_doctor_counts_wrong_clocks_and_names_groups_used_again(tmp_path: Path) 
     assert "1 rows are dated before 1970 or more than 5m after the end of the log (2026-11-18T" in said
     assert "1 groups (group_id) span more than a day, such as '17'" in said
     prepare(project)
-    assert load(project).manifest["cut"] < NOW
+    assert load(project).manifest.cut < NOW
 
 
 def test_observe_row_of_2090_is_in_no_state() -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def project(begun: Path, tmp_path: Path) -> Project:
 
 
 def recorded(project: Project) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in standing.manifest(project)["sources"]}
+    return {record.name: asdict(record) for record in standing.manifest(project).sources}
 
 
 def logged(project: Project) -> pl.DataFrame:
@@ -170,8 +171,8 @@ def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp
     assert {name: row["sha256"] for name, row in recorded(project).items()} == {
         name: row["sha256"] for name, row in recorded(open_project(once)).items()
     }
-    manifest = standing.manifest(project)["counts"]
-    assert manifest["read"] == standing.manifest(open_project(once))["counts"]["read"] == (DAYS + 3) * SIZE
+    manifest = standing.manifest(project).counts
+    assert manifest.read == standing.manifest(open_project(once)).counts.read == (DAYS + 3) * SIZE
     assert loop.update(project).verdict == "nothing"
 
 
@@ -293,9 +294,9 @@ def test_restart_reads_files_again_and_does_not_carry_their_rows(project: Projec
     loop.update(project)
     assert loop.update(project, restart=True).verdict == "restarted"
     archive = project.open_archive()
-    assert archive.watermark == archive.manifest["imported"]
+    assert archive.watermark == archive.manifest.imported
     assert not archive.events()[EVENT_ID].drop_nulls().len()
-    assert archive.manifest["counts"]["read"] == (DAYS + 1) * SIZE
+    assert archive.manifest.counts.read == (DAYS + 1) * SIZE
 
 
 def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project) -> None:

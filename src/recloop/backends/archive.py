@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
+from recloop.backends.data_manifest import DataManifest
 from recloop.errors import UserError
 from recloop.records import EPOCH, EVENT_ID, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
 
@@ -26,20 +25,14 @@ class Archive:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        file = data / "manifest.json"
-        if not file.exists():
-            raise UserError("data", file, "a prepared log", "recloop update")
-        try:
-            self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError("data", file, f"a whole manifest ({error})", "recloop prepare") from None
+        self.manifest = DataManifest.read(data)
         self._hashes: np.ndarray | None = None
         self._last: int | None = None
 
     @property
     def watermark(self) -> int:
         """The last seq that the import took."""
-        return int(self.manifest["watermark"])
+        return self.manifest.watermark
 
     def events(self) -> pl.DataFrame:
         """Every believed event, in the order of seq: EVENT_SCHEMA."""

@@ -10,11 +10,10 @@ Everything is written into a folder of the caller's; `publish` renames it into `
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ import polars as pl
 from recloop import __version__
 from recloop.backends import Log
 from recloop.backends.archive import Archive
+from recloop.backends.data_manifest import MANIFEST, DataManifest, UpdateRecord, WindowLoss
 from recloop.collect.clean import QUARANTINED, doubled
-from recloop.collect.files import MANIFEST, Files
+from recloop.collect.files import Files
 from recloop.collect.prepare import SPLITS, split_hash
 from recloop.collect.signals import counted
 from recloop.collect.split import Parts, held_out
@@ -34,7 +34,7 @@ from recloop.features.moment import moment_stamps, number_moments
 from recloop.features.signal import Signal
 from recloop.files import move, replace_json
 from recloop.project import Project
-from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID, FileFacts
 
 
 @dataclass(frozen=True)
@@ -163,50 +163,52 @@ def _write(
         if len(taken):
             files.table("quarantine.parquet", pl.concat([archive.quarantine(), taken]))
         files.wait()
-        files.manifest(_manifest(project, archive.manifest, files.written, parts, made, until))
+        files.manifest(_manifest(project, archive.manifest, files.written, parts, made, until).to_json())
     finally:
         files.close()
 
 
 def _manifest(
-    project: Project, old: dict[str, Any], written: dict[str, Any], parts: Parts, made: Appended, until: int
-) -> dict[str, Any]:
-    counts = dict(old["counts"])
-    counts["read"] += made.read
-    counts["kept"] += made.kept
-    counts["removed"] = {
-        rule: counts["removed"].get(rule, 0) + made.removed.get(rule, 0)
-        for rule in sorted({*counts["removed"], *made.removed})
-    }
-    counts |= {name: len(frame) for name, frame in zip(SPLITS, parts[:3], strict=True)}
-    update = {"from_seq": int(old["watermark"]) + 1, "to_seq": until, "read": made.read, "kept": made.kept}
-    return {
-        **old,
-        "code": __version__,
-        "cut": made.cut,
-        "held_seq": made.held_seq,
-        "watermark": until,
-        "split_hash": split_hash(written),
-        "counts": counts,
-        "files": {**old["files"], **written},
-        "config": project.config.model_dump(mode="json", by_alias=True),
-        "updates": [*old.get("updates", []), update],
-    }
+    project: Project, old: DataManifest, written: Mapping[str, FileFacts], parts: Parts, made: Appended, until: int
+) -> DataManifest:
+    before = old.counts
+    counts = replace(
+        before,
+        read=before.read + made.read,
+        kept=before.kept + made.kept,
+        removed={
+            rule: before.removed.get(rule, 0) + made.removed.get(rule, 0)
+            for rule in sorted({*before.removed, *made.removed})
+        },
+        **{name: len(frame) for name, frame in zip(SPLITS, parts[:3], strict=True)},
+    )
+    return replace(
+        old,
+        code=__version__,
+        cut=made.cut,
+        held_seq=made.held_seq,
+        watermark=until,
+        split_hash=split_hash(written),
+        counts=counts,
+        files={**old.files, **written},
+        config=project.config.model_dump(mode="json", by_alias=True),
+        updates=(*old.updates, UpdateRecord(old.watermark + 1, until, made.read, made.kept)),
+    )
 
 
-def publish(staged: Path, data: Path, more: dict[str, Any]) -> None:
+def publish(staged: Path, data: Path, windows: tuple[WindowLoss, ...]) -> None:
     """Rename what `append` wrote into ``data/``, the manifest last; done again after a kill, it goes on where it ended.
 
     Args:
-        more: What the manifest is given besides.
+        windows: Losses of the earlier windows, for the next input check.
     """
     for table in sorted(staged.rglob("*.parquet")):
         move(table, data / table.relative_to(staged))
     manifest = staged / MANIFEST
     if not manifest.exists():
         return
-    tree = {**json.loads(manifest.read_text("utf-8")), **more}
+    whole = replace(DataManifest.read(staged), windows=windows)
     if (data / MANIFEST).exists():  # files may have been read while this run was interrupted
-        tree |= {"sources": json.loads((data / MANIFEST).read_text("utf-8")).get("sources", [])}
-    replace_json(data / MANIFEST, tree)
+        whole = replace(whole, sources=DataManifest.read(data).sources)
+    replace_json(data / MANIFEST, whole.to_json())
     manifest.unlink()

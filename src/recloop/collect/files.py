@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import polars as pl
 import pyarrow.parquet
 
+from recloop.backends.data_manifest import MANIFEST
 from recloop.files import MAX_PARALLEL_WRITES, replace_json, sync_folder, write_file
-
-MANIFEST: Final = "manifest.json"
+from recloop.records import FileFacts
 
 
 class Files:
@@ -25,9 +25,9 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.written: dict[str, dict[str, Any]] = {}
+        self.written: dict[str, FileFacts] = {}
         self._pool = ThreadPoolExecutor(MAX_PARALLEL_WRITES)
-        self._jobs: dict[str, Future[dict[str, Any]]] = {}
+        self._jobs: dict[str, Future[FileFacts]] = {}
         folder.mkdir(parents=True)
 
     def table(self, name: str, frame: pl.DataFrame) -> None:
@@ -51,12 +51,12 @@ class Files:
         """The manifest, last and by rename: a folder without it is not whole."""
         replace_json(self.folder / MANIFEST, tree)
 
-    def _put(self, name: str, content: Callable[[], Any]) -> dict[str, Any]:
+    def _put(self, name: str, content: Callable[[], Any]) -> FileFacts:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = content()
         write_file(path, whole)
-        return {"sha256": hashlib.sha256(whole).hexdigest(), "bytes": len(whole)}
+        return FileFacts(hashlib.sha256(whole).hexdigest(), len(whole))
 
 
 def _parquet(frame: pl.DataFrame) -> Any:

@@ -7,35 +7,24 @@ has grown is read from the row on at which it ended before; one whose old conten
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from recloop.collect.files import MANIFEST
+from recloop.backends.data_manifest import MANIFEST, DataManifest, FileRecord
 from recloop.collect.read import Raw, parse_events, wanted
 from recloop.collect.sources import Source, find
 from recloop.collect.tables import read_table
 from recloop.errors import UserError
 from recloop.files import replace_file, replace_json
 from recloop.project import Project
+from recloop.records import FileFacts
 
 BLOCK: Final = 1 << 22
 REJECTS: Final = "rejects.jsonl"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file as it was read: its name from the project folder, its content, its rows and those rejected."""
-
-    name: str
-    sha256: str
-    bytes: int
-    rows: int = 0
-    rejected: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,12 +57,12 @@ def with_rows(records: Sequence[FileRecord], raw: Raw) -> list[FileRecord]:
     ]
 
 
-def known(manifest: dict[str, Any]) -> dict[str, FileRecord]:
+def known(manifest: DataManifest) -> dict[str, FileRecord]:
     """The files that were read, by name; empty for data of a version that kept no records."""
-    return {row["name"]: FileRecord(**row) for row in manifest.get("sources", [])}
+    return {record.name: record for record in manifest.sources}
 
 
-def look(project: Project, manifest: dict[str, Any]) -> NewFiles:
+def look(project: Project, manifest: DataManifest) -> NewFiles:
     """Compare the files of ``data.events`` with those that were read.
 
     Raises:
@@ -116,9 +105,9 @@ def look(project: Project, manifest: dict[str, Any]) -> NewFiles:
     return found
 
 
-def changed_catalogs(project: Project, manifest: dict[str, Any]) -> list[str]:
+def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
     """Files of ``data.items`` and ``data.users`` whose content is not what was read; only a new first run reads them."""
-    before = {row["name"]: row["sha256"] for row in manifest.get("catalogs", [])}
+    before = {record.name: record.sha256 for record in manifest.catalogs}
     found = []
     for key, text in (("data.items", project.config.data.items), ("data.users", project.config.data.users)):
         try:
@@ -129,7 +118,7 @@ def changed_catalogs(project: Project, manifest: dict[str, Any]) -> list[str]:
     return found
 
 
-def missing(project: Project, manifest: dict[str, Any]) -> list[str]:
+def missing(project: Project, manifest: DataManifest) -> list[str]:
     """Files that were read and that ``data.events`` no longer finds, neither by name nor by content."""
     before = known(manifest)
     try:
@@ -142,14 +131,14 @@ def missing(project: Project, manifest: dict[str, Any]) -> list[str]:
     return sorted(one.name for one in lost if one.sha256 not in contents)
 
 
-def read_new(project: Project, new: NewFiles, manifest: dict[str, Any]) -> Raw:
+def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> Raw:
     """The rows of new and grown files in the order of file and row, each with an event_id of its own.
 
     Stamps whose day and month cannot be told apart are read as those of the import were.
     """
     data = project.config.data
     tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new.sources]
-    info = str(manifest.get("report", {}).get("info", ""))
+    info = str(manifest.report.get("info", ""))
     day_first = True if "day first" in info else False if "month first" in info else None
     return parse_events(tables, data, since=new.since, day_first=day_first)
 
@@ -157,18 +146,20 @@ def read_new(project: Project, new: NewFiles, manifest: dict[str, Any]) -> Raw:
 def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[dict[str, Any]]) -> None:
     """Write the records into ``data/manifest.json``, by rename, after the rejected rows."""
     file = project.data / MANIFEST
-    manifest = json.loads(file.read_text("utf-8"))
-    held = {**known(manifest), **{one.name: one for one in records}}
-    manifest["sources"] = [asdict(held[name]) for name in sorted(held, key=str.encode)]
+    manifest = DataManifest.read(project.data)
+    records_by_name = {**known(manifest), **{record.name: record for record in records}}
+    sources = tuple(records_by_name[name] for name in sorted(records_by_name, key=str.encode))
+    manifest = replace(manifest, sources=sources)
     if rejects:
         path = project.data / REJECTS
         text = path.read_bytes() if path.exists() else b""
         text += b"".join(msgspec.json.encode(row) + b"\n" for row in rejects)
         replace_file(path, text)
-        manifest["files"][REJECTS] = {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
-        manifest["counts"]["read"] += len(rejects)
-        manifest["counts"]["rejected"] += len(rejects)
-    replace_json(file, manifest)
+        facts = FileFacts(hashlib.sha256(text).hexdigest(), len(text))
+        counts = manifest.counts
+        counts = replace(counts, read=counts.read + len(rejects), rejected=counts.rejected + len(rejects))
+        manifest = replace(manifest, files={**manifest.files, REJECTS: facts}, counts=counts)
+    replace_json(file, manifest.to_json())
 
 
 def _record(source: Source) -> FileRecord:

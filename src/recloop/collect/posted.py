@@ -47,7 +47,7 @@ class Posted:
     @classmethod
     def gather(cls, archive: Archive, log: Log) -> Posted:
         """Every posted row of a project."""
-        after, imported = archive.watermark, imported_until(archive.manifest)
+        after, imported = archive.watermark, archive.manifest.imported_until
         archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
         schema = [*EVENT_SCHEMA, RULE]
         taken = archive.quarantine().filter(pl.col(SEQ) > imported)
@@ -93,14 +93,6 @@ class Posted:
             for frame in frames
         )
         return replace(self, events=events, items=items, users=users)
-
-
-def imported_until(manifest: dict[str, Any]) -> int:
-    """The last seq of the import: what is after it was posted."""
-    if "imported" in manifest:
-        return int(manifest["imported"])
-    updates = manifest.get("updates", [])
-    return int(updates[0]["from_seq"]) - 1 if updates else int(manifest["watermark"])
 
 
 def _later(archived: pl.DataFrame | None, logged: pl.DataFrame, schema: dict[str, Any], imported: int) -> pl.DataFrame:

@@ -6,10 +6,9 @@ Everything is written beside (``data.tmp``), flushed to the disk, and renamed in
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +17,11 @@ import polars as pl
 import pyarrow.parquet
 
 from recloop import __version__
+from recloop.backends.data_manifest import DataManifest, FileRecord, RowCounts
 from recloop.collect import new_files, rejected
 from recloop.collect.clean import Cleaned, clean
 from recloop.collect.doctor import Report, report
-from recloop.collect.files import MANIFEST, Files
+from recloop.collect.files import Files
 from recloop.collect.posted import Posted
 from recloop.collect.read import Catalogued, read_events, read_items, read_users
 from recloop.collect.sources import find, fingerprint
@@ -30,7 +30,7 @@ from recloop.errors import UserError
 from recloop.features.dwell import Dwell
 from recloop.files import recover_folder, swap_folder
 from recloop.project import Project
-from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP
+from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP, FileFacts
 
 FORMAT: Final = 2  # the split has use, pair and units
 SPLITS: Final = ("train", "valid", "test")
@@ -58,13 +58,13 @@ class Data:
     test: pl.DataFrame
     items: pl.DataFrame | None
     users: pl.DataFrame | None
-    manifest: dict[str, Any]
+    manifest: DataManifest
 
     @property
     def dwell(self) -> Dwell | None:
         """What a dwell is long compared with, as it was when the rows were labelled."""
-        tree = self.manifest.get("dwell")
-        return None if tree is None else Dwell.from_json(tree)
+        tree = self.manifest.dwell
+        return None if tree is None else Dwell.from_json(dict(tree))
 
     @cached_property
     def events(self) -> pl.DataFrame:
@@ -142,25 +142,20 @@ def load(project: Project) -> Data:
 
 def read(data: Path, behind: Path | None = None) -> Data:
     """A folder as `load` reads it; a table that is not in it is that of the folder ``behind``."""
-    try:
-        manifest = json.loads((data / MANIFEST).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError("data", data, "a prepared log", "recloop update") from None
-    except ValueError as error:
-        raise UserError("data", data / MANIFEST, f"a whole manifest ({error})", "recloop prepare") from None
-    if manifest.get("format") != FORMAT:
-        raise UserError("data", manifest.get("format"), f"format {FORMAT} of data/", "recloop prepare")
+    manifest = DataManifest.read(data)
+    if manifest.format != FORMAT:
+        raise UserError("data", manifest.format, f"format {FORMAT} of data/", "recloop prepare")
     train, valid, test = (_table(data / "split" / f"{name}.parquet") for name in SPLITS)
     items, users = (
-        _table(_whichever(data, behind, f"{name}.parquet")) if f"{name}.parquet" in manifest["files"] else None
+        _table(_whichever(data, behind, f"{name}.parquet")) if f"{name}.parquet" in manifest.files else None
         for name in ("items", "users")
     )
     return Data(train, valid, test, items, users, manifest)
 
 
-def split_hash(written: Mapping[str, Mapping[str, Any]]) -> str:
+def split_hash(written: Mapping[str, FileFacts]) -> str:
     """SHA-256 over the hashes of the three split files."""
-    return hashlib.sha256("".join(written[f"split/{name}.parquet"]["sha256"] for name in SPLITS).encode()).hexdigest()
+    return hashlib.sha256("".join(written[f"split/{name}.parquet"].sha256 for name in SPLITS).encode()).hexdigest()
 
 
 def _whichever(data: Path, behind: Path | None, name: str) -> Path:
@@ -169,8 +164,8 @@ def _whichever(data: Path, behind: Path | None, name: str) -> Path:
 
 def _same_import(project: Project, print_: str) -> None:
     try:
-        known = json.loads((project.data / MANIFEST).read_text("utf-8"))["fingerprint"]
-    except (FileNotFoundError, ValueError, KeyError):
+        known = DataManifest.read(project.data).fingerprint
+    except UserError:
         known = "lost"
     if known != print_:
         raise UserError(
@@ -208,8 +203,8 @@ def _write(
     found: Report,
     print_: str,
     imported: int,
-    read_files: list[new_files.FileRecord],
-    catalogs: list[new_files.FileRecord],
+    read_files: list[FileRecord],
+    catalogs: list[FileRecord],
 ) -> None:
     target = project.data
     beside = target.with_name(target.name + ".tmp")
@@ -229,31 +224,31 @@ def _write(
         files.table("quarantine.parquet", cleaned.quarantine)
         files.lines("rejects.jsonl", rejects)
         files.wait()
-        manifest = {
-            "format": FORMAT,
-            "code": __version__,
-            "fingerprint": print_,
-            "cut": parts.cut,
-            "watermark": cleaned.watermark,
-            "imported": imported,
-            "sources": [asdict(record) for record in read_files],
-            "catalogs": [asdict(record) for record in catalogs],
-            "split_hash": split_hash(files.written),
-            "counts": {
-                "read": found.read,
-                "kept": found.kept,
-                "removed": found.removed,
-                "rejected": found.rejected,
-                "train": len(parts.train),
-                "valid": len(parts.valid),
-                "test": len(parts.test),
-            },
-            "report": found.to_json(),
-            **({} if cleaned.dwell is None else {"dwell": cleaned.dwell.to_json()}),
-            "files": files.written,
-            "config": project.config.model_dump(mode="json", by_alias=True),
-        }
-        files.manifest(manifest)
+        manifest = DataManifest(
+            format=FORMAT,
+            code=__version__,
+            fingerprint=print_,
+            cut=parts.cut,
+            watermark=cleaned.watermark,
+            imported=imported,
+            sources=tuple(read_files),
+            catalogs=tuple(catalogs),
+            split_hash=split_hash(files.written),
+            counts=RowCounts(
+                read=found.read,
+                kept=found.kept,
+                removed=found.removed,
+                rejected=found.rejected,
+                train=len(parts.train),
+                valid=len(parts.valid),
+                test=len(parts.test),
+            ),
+            report=found.to_json(),
+            dwell=None if cleaned.dwell is None else cleaned.dwell.to_json(),
+            files=files.written,
+            config=project.config.model_dump(mode="json", by_alias=True),
+        )
+        files.manifest(manifest.to_json())
         swap_folder(beside, target)
     finally:
         files.close()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recloop import bundle, release
+from recloop.backends.data_manifest import DataManifest
 from recloop.project import Project
 from recloop.records import now
 from recloop.watch.gate import Gate
@@ -114,7 +115,7 @@ def poison(copy: Path, tell: Tell) -> None:
 
 
 def _watermark(root: Path) -> int:
-    return int(json.loads((root / "data" / "manifest.json").read_text("utf-8"))["watermark"])
+    return DataManifest.read(root / "data").watermark
 
 
 def _shuffle_items(log: Path, watermark: int) -> None:

@@ -106,7 +106,7 @@ def table_of(run: Run, candidate: Bundle) -> dict[str, Any]:
         return {}
     asked = pl.DataFrame({USER_ID: new.users, STAMP: new.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
     test = Test(data.test.join(asked, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
-    facts = {"split_hash": data.manifest["split_hash"], "fingerprint": data.manifest["fingerprint"]}
+    facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate([candidate], test, run.world[1], run.config, facts, turn.THREADS)
     made = table.bundle_metrics()
     window = {"from_seq": run.learned.until_seq + 1, "to_seq": run.until, "from": candidate.cut}

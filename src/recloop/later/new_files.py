@@ -10,6 +10,7 @@ import polars as pl
 
 from recloop import ingest, standing
 from recloop.backends import locks
+from recloop.backends.data_manifest import FileRecord
 from recloop.collect import new_files, rejected
 from recloop.errors import Locked, UserError
 from recloop.project import Project
@@ -60,7 +61,7 @@ def take(project: Project, voice: Voice) -> Read:
 
 
 def _limit(
-    project: Project, before: dict[str, new_files.FileRecord], records: list[new_files.FileRecord],
+    project: Project, before: dict[str, FileRecord], records: list[FileRecord],
     rejects: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """The limit of a first run, over all files that were ever read: as if they had come at once."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from recloop import bundle as bundles
 from recloop import release
 from recloop.backends import Control, Retraction, inbox, locks, snapshots
+from recloop.backends.data_manifest import WindowLoss
 from recloop.collect.append import publish
 from recloop.errors import Locked
 from recloop.features.signal import Signal
@@ -38,7 +41,8 @@ def settle(run: Run) -> tuple[str, str] | None:
             control, name, sha256, by="recloop update", reason="passed its gate", at=now(),
             evidence={"gates": run.gates},
         )  # fmt: skip
-    publish(run.folder / "data", run.project.data, {"windows": run.journal.facts("check")["windows"]})
+    windows = msgspec.convert(run.journal.facts("check")["windows"], tuple[WindowLoss, ...])
+    publish(run.folder / "data", run.project.data, windows)
     _hand_over(run, control)
     _tidy(run, control)
     state = release_refresh(run, name)

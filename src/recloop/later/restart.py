@@ -55,7 +55,7 @@ def reason(project: Project) -> str:
     changed = config_changes.of(config_changes.changed(project.config, manifest.config), Effect.RESTART)
     if changed:
         return f"recloop.toml changed since {manifest.bundle}: {config_changes.listed(changed)}"
-    if standing.manifest(project)["fingerprint"] != manifest.data.fingerprint:
+    if standing.manifest(project).fingerprint != manifest.data.fingerprint:
         return f"data/ was prepared from other files or settings than {manifest.bundle}"
     return ""
 

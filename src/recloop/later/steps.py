@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from recloop import standing, turn
+from recloop.backends.data_manifest import WindowLoss
 from recloop.backends.log import out_at
 from recloop.collect.append import append
 from recloop.features.learned import FIRST_SEQ, nothing_held
@@ -79,7 +81,9 @@ def check(run: Run) -> None:
     came = moments(events.filter(pl.col("first") > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
-        run.journal.done("check", windows=parents + own, gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)]))
+        run.journal.done(
+            "check", windows=_json_of(parents + own), gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)])
+        )
         return
     before = moments(events.filter(pl.col("first") <= run.watermark), "successive")
     came = compare.thin(came, CHECKED)
@@ -94,24 +98,29 @@ def check(run: Run) -> None:
     found = band.input_check(Window.of(incoming), [Window.of(one) for one in windows])
     if inherited and parents and not found.weak:
         found = replace(found, note=f"the windows of its parents count: {found.note}")
-    if incoming["queries"] >= band.QUERIES:
+    if (incoming.queries or 0) >= band.QUERIES:
         windows = [*windows, incoming]
-    run.journal.done("check", windows=windows[-band.WINDOWS :], gates=trees([found]))
+    kept = _json_of(windows[-band.WINDOWS :])
+    run.journal.done("check", windows=kept, gates=trees([found]))
     run.voice.say("check", found.line())
 
 
-def _known_windows(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _json_of(windows: Sequence[WindowLoss]) -> list[Any]:
+    return [window.to_json() for window in windows]
+
+
+def _known_windows(run: Run) -> tuple[list[WindowLoss], list[WindowLoss]]:
     """The earlier windows of the live bundle, and those of its parents; another recipe's are neither."""
-    known = [one for one in run.data.manifest.get("windows", []) if "queries" in one]  # before, they had no size
+    known = [window for window in run.data.manifest.windows or () if window.queries is not None]
     line = standing.lineage(run.project, run.live)
-    own = [one for one in known if one.get("bundle") == run.live.id]
-    return own, [one for one in known if one.get("bundle") in line]
+    own = [window for window in known if window.bundle == run.live.id]
+    return own, [window for window in known if window.bundle in line]
 
 
-def _window(run: Run, queries: Moments, to_seq: int) -> dict[str, Any]:
+def _window(run: Run, queries: Moments, to_seq: int) -> WindowLoss:
     """Live's own loss over these queries, as ``data/manifest.json`` keeps it."""
     lost = compare.lost(compare.ask(run.live, queries, *run.world).ndcg)
-    return {"to_seq": to_seq, "bundle": run.live.id, **lost._asdict()}
+    return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread)
 
 
 def enough(run: Run) -> None:

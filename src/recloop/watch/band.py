@@ -7,12 +7,13 @@ functions: the same windows give the same gate.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit  # importing scipy.stats takes a second
 
+from recloop.backends.data_manifest import WindowLoss
 from recloop.watch.gate import INPUT, Gate
 
 WINDOWS: Final = 20
@@ -42,9 +43,9 @@ class Window(NamedTuple):
     spread: float
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any]) -> Window:
-        """The window of one entry of ``windows`` in ``data/manifest.json``."""
-        return cls(float(tree["loss"]), int(tree["queries"]), float(tree["spread"]))
+    def of(cls, record: WindowLoss) -> Window:
+        """The window of one entry of ``windows`` in ``data/manifest.json``; of an earlier version's, an empty one."""
+        return cls(record.loss, record.queries or 0, record.spread or 0.0)
 
 
 def input_check(came: Window, earlier: Sequence[Window]) -> Gate:
