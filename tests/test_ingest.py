@@ -80,7 +80,7 @@ def test_a_file_leaves_in_the_log_what_posting_it_leaves(
     assert mine == logged(twin)
     assert [row["event_id"] for row in mine] == ["n3", "n1", "n2", "n4"]
     assert [row["rule"] for row in mine] == [None, None, None, "keep"]
-    assert mine[0]["seq"] == manifest(shop)["watermark"] + 1
+    assert mine[0]["seq"] == manifest(shop).watermark + 1
 
 
 def test_sent_again_nothing_counts_twice(shop: Project, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _tell(teller: Teller, taken: Taken, wrong: Sequence[Wrong]) -> None:
 
 def _file(project: Project, file: str) -> Iterator[Batch]:
     raw = read_arrivals(project.root, file, project.config.data)
-    yield Batch([], [Wrong(f"{row['file']}:{row['line']}", row["reason"], str(row["raw"])) for row in raw.rejects])
+    yield Batch([], [Wrong(row.place, row.reason, row.raw) for row in raw.rejects])
     received_at = now()
     rows = raw.frame.drop(RECEIVED_AT)
     for start in range(0, len(rows), BATCH):

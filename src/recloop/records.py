@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 SEQ: Final = "seq"
 EVENT_ID: Final = "event_id"
@@ -43,7 +44,7 @@ SECOND: Final = 1_000_000  # microseconds
 DAY: Final = 86_400 * SECOND
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-EVENT_SCHEMA: Final[dict[str, Any]] = {
+EVENT_SCHEMA: Final[dict[str, DataTypeClass]] = {
     SEQ: pl.Int64,
     EVENT_ID: pl.String,
     USER_ID: pl.String,
@@ -67,7 +68,7 @@ CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROU
 FILE_ROW: Final = "file-row:"
 """An event_id that begins so was made from a file's name and the number of its row, where the file has no ids."""
 
-ITEM_SCHEMA: Final[dict[str, Any]] = {
+ITEM_SCHEMA: Final[dict[str, DataTypeClass]] = {
     ITEM_ID: pl.String,
     SEQ: pl.Int64,
     RECEIVED_AT: pl.Int64,
@@ -75,7 +76,7 @@ ITEM_SCHEMA: Final[dict[str, Any]] = {
     "hidden": pl.Boolean,
     "deleted": pl.Boolean,
 }
-USER_SCHEMA: Final[dict[str, Any]] = {
+USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
     USER_ID: pl.String,
     SEQ: pl.Int64,
     RECEIVED_AT: pl.Int64,

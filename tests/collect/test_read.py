@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from recloop.collect.read import read_events, read_items, read_users
+from recloop.collect.rejected import RejectedRow
 from recloop.errors import UserError
 from recloop.project import Project
 
@@ -42,13 +43,13 @@ def test_rows_that_cannot_be_read_are_rejected_with_line_and_reason(shop: Shop) 
     )
     raw = read_events(shop(log, 'data.columns.quantity="quantity"'))
     assert raw.rejects == [
-        {"file": "log.csv", "line": 3, "reason": "no user_id", "raw": ",i1,2025-01-01,1"},
-        {"file": "log.csv", "line": 4, "reason": "no item_id", "raw": "u1,  ,2025-01-01,1"},
-        {"file": "log.csv", "line": 5, "reason": "timestamp: not a stamp", "raw": "u1,i1,soon,1"},
-        {"file": "log.csv", "line": 6, "reason": "quantity: not a number", "raw": '"u\n1",i1,2025-01-01,many'},
-        {"file": "log.csv", "line": 8, "reason": "timestamp outside the years 1 to 9999", "raw": "u1,i1,0000-12-31,1"},
-        {"file": "log.csv", "line": 9, "reason": "expected 4 fields, found 2", "raw": "u1,i1"},
-        {"file": "log.csv", "line": 10, "reason": "no timestamp", "raw": "u1,i1,,"},
+        RejectedRow("log.csv", 3, "no user_id", ",i1,2025-01-01,1"),
+        RejectedRow("log.csv", 4, "no item_id", "u1,  ,2025-01-01,1"),
+        RejectedRow("log.csv", 5, "timestamp: not a stamp", "u1,i1,soon,1"),
+        RejectedRow("log.csv", 6, "quantity: not a number", '"u\n1",i1,2025-01-01,many'),
+        RejectedRow("log.csv", 8, "timestamp outside the years 1 to 9999", "u1,i1,0000-12-31,1"),
+        RejectedRow("log.csv", 9, "expected 4 fields, found 2", "u1,i1"),
+        RejectedRow("log.csv", 10, "no timestamp", "u1,i1,,"),
     ]
     assert raw.read == 9 == len(raw.frame) + len(raw.rejects)
     assert raw.frame["quantity"].to_list() == [1.0, None]
@@ -90,7 +91,7 @@ def test_encodings_are_recoded_and_said_in_the_first_line(shop: Shop, encoding: 
     columns = ('data.columns.user_id="用户"', 'data.columns.item_id="商品"', 'data.columns.timestamp="时间"')
     raw = read_events(shop(log.encode(encoding), *columns))
     assert raw.frame.row(0)[1:4] == ("张伟", None, "绿茶")
-    assert raw.rejects[0]["raw"] == ",绿茶,2025-01-01"
+    assert raw.rejects[0].raw == ",绿茶,2025-01-01"
     said = {"utf-8-sig": "utf-8;", "gb18030": "gb18030, re-coded to utf-8", "utf-16": "utf-16, re-coded to utf-8"}
     assert said[encoding] in raw.info
 
@@ -141,8 +142,8 @@ def test_parquet_keeps_what_its_types_say(shop: Shop, tmp_path: Path) -> None:
     row = raw.frame.row(0, named=True)
     assert (row["user_id"], row["item_id"], row["value"], row["event_type"]) == ("17850", str(big), 1.1, "view")
     assert row["timestamp"] == 1_735_732_800_000_001
-    assert [(r["line"], r["reason"]) for r in raw.rejects] == [(2, "no user_id")]
-    assert json.loads(raw.rejects[0]["raw"])["item_id"] == 2
+    assert [(row.line, row.reason) for row in raw.rejects] == [(2, "no user_id")]
+    assert json.loads(raw.rejects[0].raw)["item_id"] == 2
 
 
 def test_fractions_and_lists_are_no_ids(shop: Shop, tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_json_lines_with_garbage_between(shop: Shop) -> None:
     ]
     raw = read_events(shop("\n".join(lines), name="log.jsonl"))
     assert raw.frame["user_id"].to_list() == ["1", "2"]
-    assert [(r["line"], r["reason"].split(":")[0]) for r in raw.rejects] == [(2, "not JSON"), (3, "no user_id")]
+    assert [(row.line, row.reason.split(":")[0]) for row in raw.rejects] == [(2, "not JSON"), (3, "no user_id")]
 
 
 def test_a_folder_is_one_log_in_the_order_of_names(shop: Shop, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_items_are_objects_with_numbers_as_numbers(shop: Shop, tmp_path: Path) -
         '{"name":"Tee","new":true,"price":3.5,"size":10,"zip":"01234"}',
         '{"new":false,"price":2.0,"zip":"99999"}',
     ]
-    assert [r["reason"] for r in found.rejects] == ["no item_id"]
+    assert [row.reason for row in found.rejects] == ["no item_id"]
 
 
 def test_users_from_json_keep_their_types(shop: Shop, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from recloop.cli import run
 from recloop.collect.doctor import examine
 from recloop.collect.guess import init
 from recloop.collect.prepare import prepare
-from recloop.collect.rejected import excess, rounded_up
+from recloop.collect.rejected import RejectedRow, excess, rounded_up
 from recloop.errors import UserError
 from recloop.project import open_project
 
@@ -84,7 +84,7 @@ def test_prepare_stops_above_max_rejected(rows: Rows, guests: int, stops: bool) 
 
 def test_excess_names_what_helps_against_each_reason() -> None:
     def said(reason: str) -> str:
-        return excess([{"file": "f", "line": 2, "reason": reason, "raw": "x"}] * 10, 20, 0.05).mend  # type: ignore[union-attr]
+        return excess([RejectedRow("f", 2, reason, "x")] * 10, 20, 0.05).mend  # type: ignore[union-attr]
 
     assert "guests" in said("no user_id")
     assert "data.columns.item_id to a fuller column" in said("no item_id")

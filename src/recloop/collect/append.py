@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -26,7 +25,7 @@ from recloop.backends.data_manifest import MANIFEST, DataManifest, UpdateRecord,
 from recloop.collect.clean import QUARANTINED, doubled
 from recloop.collect.files import Files
 from recloop.collect.prepare import SPLITS, split_hash
-from recloop.collect.signals import counted
+from recloop.collect.signals import RuleCount, counted
 from recloop.collect.split import Parts, held_out
 from recloop.config import Clean, Config
 from recloop.features.learned import Learned, Window, window_of
@@ -57,7 +56,7 @@ class Appended:
     late: int
     fresh: int
     positives: int
-    signals: list[dict[str, Any]]
+    signals: list[RuleCount]
     taken_back: list[tuple[int, str]]
 
 

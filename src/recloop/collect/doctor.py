@@ -146,7 +146,7 @@ def _warnings(
     believed, columns = cleaned.believed, config.data.columns
     found: list[str] = []
     if raw.rejects:
-        reasons = Counter(row["reason"] for row in raw.rejects).most_common(3)
+        reasons = Counter(row.reason for row in raw.rejects).most_common(3)
         listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
         found.append(f"{_percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
     for table, what in ((items, ITEM_ID), (users, USER_ID)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow.parquet
 
 from recloop.backends.data_manifest import MANIFEST
+from recloop.collect.rejected import RejectedRow
 from recloop.files import MAX_PARALLEL_WRITES, replace_json, sync_folder, write_file
 from recloop.records import FileFacts
 
@@ -33,7 +34,7 @@ class Files:
     def table(self, name: str, frame: pl.DataFrame) -> None:
         self._jobs[name] = self._pool.submit(self._put, name, lambda: _parquet(frame))
 
-    def lines(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def lines(self, name: str, rows: Sequence[RejectedRow]) -> None:
         self._jobs[name] = self._pool.submit(
             self._put, name, lambda: b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
         )

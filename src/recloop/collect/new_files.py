@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from recloop.backends.data_manifest import MANIFEST, DataManifest, FileRecord
 from recloop.collect.read import Raw, parse_events, wanted
+from recloop.collect.rejected import RejectedRow
 from recloop.collect.sources import Source, find
 from recloop.collect.tables import read_table
 from recloop.errors import UserError
@@ -50,7 +51,7 @@ def with_rows(records: Sequence[FileRecord], raw: Raw) -> list[FileRecord]:
     """The records with the rows that were read of each file, added to those of before."""
     rejected: dict[str, int] = {}
     for row in raw.rejects:
-        rejected[row["file"]] = rejected.get(row["file"], 0) + 1
+        rejected[row.file] = rejected.get(row.file, 0) + 1
     return [
         replace(one, rows=one.rows + raw.rows.get(one.name, 0), rejected=one.rejected + rejected.get(one.name, 0))
         for one in records
@@ -143,7 +144,7 @@ def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> Raw:
     return parse_events(tables, data, since=new.since, day_first=day_first)
 
 
-def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[dict[str, Any]]) -> None:
+def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:
     """Write the records into ``data/manifest.json``, by rename, after the rejected rows."""
     file = project.data / MANIFEST
     manifest = DataManifest.read(project.data)

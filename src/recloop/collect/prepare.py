@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 import pyarrow.parquet
@@ -24,6 +24,7 @@ from recloop.collect.doctor import Report, report
 from recloop.collect.files import Files
 from recloop.collect.posted import Posted
 from recloop.collect.read import Catalogued, read_events, read_items, read_users
+from recloop.collect.rejected import RejectedRow
 from recloop.collect.sources import find, fingerprint
 from recloop.collect.split import Parts, split
 from recloop.errors import UserError
@@ -199,7 +200,7 @@ def _write(
     parts: Parts,
     items: Catalogued | None,
     users: Catalogued | None,
-    rejects: list[dict[str, Any]],
+    rejects: list[RejectedRow],
     found: Report,
     print_: str,
     imported: int,

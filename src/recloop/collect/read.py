@@ -11,6 +11,7 @@ import polars as pl
 
 from recloop.collect.attributes import attribute_texts, object_texts, typed_columns
 from recloop.collect.numbers import read_numbers
+from recloop.collect.rejected import RejectedRow
 from recloop.collect.sources import Source, find
 from recloop.collect.stamps import Stamps, read_stamps
 from recloop.collect.tables import Table, read_objects, read_table
@@ -47,7 +48,7 @@ class Raw:
 
     Attributes:
         frame: EVENT_SCHEMA without seq, in the order of file and row.
-        rejects: file, line, reason, raw of every row that cannot be read.
+        rejects: Every row that cannot be read.
         read: Rows in the files: ``len(frame) + len(rejects)``.
         info: How it was read, one line: files, encoding, stamps.
         sources: The files.
@@ -55,7 +56,7 @@ class Raw:
     """
 
     frame: pl.DataFrame
-    rejects: list[dict[str, Any]]
+    rejects: list[RejectedRow]
     read: int
     info: str
     sources: tuple[Source, ...]
@@ -67,7 +68,7 @@ class Catalogued:
     """Items or users as read: ``frame`` has ITEM_SCHEMA / USER_SCHEMA with seq 0, in file order."""
 
     frame: pl.DataFrame
-    rejects: list[dict[str, Any]]
+    rejects: list[RejectedRow]
     sources: tuple[Source, ...]
 
 
@@ -135,8 +136,8 @@ def parse_events(
     if since is None and not len(frame):
         first = rejects[0]
         raise UserError(
-            key, names, f"rows that can be read; all {records:,} were rejected, first: {first['reason']}",
-            "set [data.columns]", tuple(f"{r['file']}:{r['line']}: {r['raw']}" for r in rejects[:3]),
+            key, names, f"rows that can be read; all {records:,} were rejected, first: {first.reason}",
+            "set [data.columns]", tuple(f"{row.place}: {row.raw}" for row in rejects[:3]),
         )  # fmt: skip
     ways = sorted({table.how for table in tables})
     written = sorted({stamp.how for stamp in stamps})
@@ -241,13 +242,13 @@ def no_such_column(table: Table, key: str, name: str) -> None:
     )  # fmt: skip
 
 
-def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[dict[str, Any]]:
+def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedRow]:
     """The rejects of one file in the order of its rows from record ``first`` on, the broken records among them."""
     rows = reasons.is_not_null().arg_true().to_list()
     why = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
     records = sorted(record for record in why if record >= first)
     return [
-        {"file": table.source.name, "line": line, "reason": why[record], "raw": raw}
+        RejectedRow(table.source.name, line, why[record], raw)
         for record, (line, raw) in zip(records, table.located(records), strict=True)
     ]
 

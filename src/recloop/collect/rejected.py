@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from recloop.errors import UserError
 
@@ -12,13 +13,28 @@ GUESTS: Final = "no user_id"
 """The reason of a row without a user: a guest's, which teaches nothing and is nobody's mistake."""
 
 
-def reasons(rejects: Sequence[dict[str, Any]], most: int = 3) -> str:
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row of an input file that cannot be read, as ``rejects.jsonl`` keeps it."""
+
+    file: str
+    line: int
+    reason: str
+    raw: str
+
+    @property
+    def place(self) -> str:
+        """File and line."""
+        return f"{self.file}:{self.line}"
+
+
+def reasons(rejects: Sequence[RejectedRow], most: int = 3) -> str:
     """The commonest reasons with their counts: ``no user_id (336), timestamp: not a stamp (2)``."""
-    counted = Counter(str(row["reason"]) for row in rejects).most_common(most)
+    counted = Counter(row.reason for row in rejects).most_common(most)
     return ", ".join(f"{reason} ({count:,})" for reason, count in counted)
 
 
-def excess(rejects: Sequence[dict[str, Any]], read: int, allowed: float) -> UserError | None:
+def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserError | None:
     """The error of a log of which more than ``clean.max_rejected`` cannot be read; None: it is within the limit."""
     if not rejects or len(rejects) <= allowed * read:
         return None
@@ -29,13 +45,13 @@ def excess(rejects: Sequence[dict[str, Any]], read: int, allowed: float) -> User
         f"{share:.1%} of the rows ({len(rejects):,} of {read:,}): {reasons(rejects)}",
         f"at most {allowed:.1%} (clean.max_rejected)",
         f"recloop update {limit}, where these rows may be left out; {helps(rejects)}",
-        tuple(f"{row['file']}:{row['line']}: {row['raw']}"[:300] for row in rejects[:3]),
+        tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
     )
 
 
-def helps(rejects: Sequence[dict[str, Any]]) -> str:
+def helps(rejects: Sequence[RejectedRow]) -> str:
     """What else helps against the commonest reason."""
-    reason = Counter(str(row["reason"]) for row in rejects).most_common(1)[0][0]
+    reason = Counter(row.reason for row in rejects).most_common(1)[0][0]
     if reason == GUESTS:
         return "rows without a user are guests, else set data.columns.user_id to a fuller column"
     if reason.startswith("no "):

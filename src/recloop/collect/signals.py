@@ -34,6 +34,19 @@ class Found:
 
 
 @dataclass(frozen=True)
+class RuleCount:
+    """How many rows one rule decides; ``weight`` is signed. A type that no rule names has a row of its own."""
+
+    rule: str
+    means: str
+    weight: float
+    events: int
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.means}, weight {self.weight:+g}, {self.events:,} rows"
+
+
+@dataclass(frozen=True)
 class Signals:
     """Every rule in the order in which it is asked, the types that none names, and what is odd about it."""
 
@@ -92,19 +105,17 @@ def examine_signals(project: Project) -> Signals:
     return Signals(found, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
 
 
-def counted(signal: Signal, rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """How many rows each rule decides: ``rule``, ``means``, ``weight`` (signed), ``events``; types that none names last."""
+def counted(signal: Signal, rows: pl.DataFrame) -> list[RuleCount]:
+    """How many rows each rule decides; types that none names last."""
     explained = signal.explain(rows)
     counts = dict(explained.group_by("by").len().iter_rows())
     named = [
-        {"rule": rule.text, "means": rule.means, "weight": rule.label * rule.weight, "events": counts[place]}
+        RuleCount(rule.text, rule.means, rule.label * rule.weight, counts[place])
         for place, rule in enumerate(signal.rules)
         if place in counts
     ]
     rest = explained.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort(EVENT_TYPE)
-    return named + [
-        {"rule": kind, "means": CLASSES[0], "weight": 0.0, "events": size} for kind, size in rest.iter_rows()
-    ]
+    return named + [RuleCount(kind, CLASSES[0], 0.0, size) for kind, size in rest.iter_rows()]
 
 
 def _spread(rows: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ import numpy as np
 
 from recloop import bundle, release
 from recloop.backends.data_manifest import DataManifest
+from recloop.collect.signals import RuleCount
 from recloop.project import Project
 from recloop.records import now
 from recloop.watch.gate import Gate
@@ -44,7 +45,7 @@ def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def rule_lines(signals: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each rule of ``[events]`` made of the rows (`recloop.collect.signals.counted`)."""
-    return ["{rule}: {means}, weight {weight:+g}, {events:,} rows".format(**one) for one in signals]
+    return [str(RuleCount(**count)) for count in signals]
 
 
 @contextmanager

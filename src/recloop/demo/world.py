@@ -126,8 +126,8 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]
     project = write_project(folder, world, shown)
     loop.turn(project, shown, "demo")
     signal = Signal.of(load_bundle(project).spec)
-    for line in rule_lines(counted(signal, project.open_archive().events())):
-        shown.say("signals", line)
+    for count in counted(signal, project.open_archive().events()):
+        shown.say("signals", str(count))
     campaign, free = candidates(project, shown)
     shown.say("browse", f"recloop serve: a list for everybody, of what costs 6 or more ({RULE})")
     with serving(project.root) as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -62,7 +61,7 @@ def take(project: Project, voice: Voice) -> Read:
 
 def _limit(
     project: Project, before: dict[str, FileRecord], records: list[FileRecord],
-    rejects: list[dict[str, Any]],
+    rejects: list[rejected.RejectedRow],
 ) -> None:  # fmt: skip
     """The limit of a first run, over all files that were ever read: as if they had come at once."""
     every = {**before, **{one.name: one for one in records}}.values()
@@ -74,7 +73,7 @@ def _limit(
             "rejected", f"{bad / rows:.1%} of the rows of all files; in the new ones {rejected.reasons(rejects)}",
             f"at most {allowed:.1%} (clean.max_rejected)",
             f"recloop update --set clean.max_rejected={share}, where these rows may be left out",
-            tuple(f"{row['file']}:{row['line']}: {row['raw']}"[:300] for row in rejects[:3]),
+            tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -53,7 +54,7 @@ def collect(run: Run) -> None:
         waiting = run.project.open_control().handed()
         out = sorted(out_at([*log.retractions(), *(row.retraction for row in waiting)]))
         made = append(run.project, log, run.until, run.learned, Signal.of(run.spec), run.folder / "data", out)
-    run.journal.done("collect", **vars(made))
+    run.journal.done("collect", **msgspec.to_builtins(made))
     removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
     run.voice.say(
         "collect",
@@ -66,7 +67,7 @@ def collect(run: Run) -> None:
             f"{made.late:,} of {made.late + made.fresh:,} new moments are dated before what live has learned: "
             "they are learned and never judged",
         )
-    rules = ", ".join("{rule} {means} {weight:+g}: {events:,}".format(**one) for one in made.signals)
+    rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
     run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
 
 
