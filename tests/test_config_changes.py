@@ -234,8 +234,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: str, when: str) -> None:
     ("step", "when"),
     [
         pytest.param("_replace_log", "before", marks=pytest.mark.slow),
-        pytest.param("swap", "before", marks=pytest.mark.slow),
-        ("swap", "after"),
+        pytest.param("swap_folder", "before", marks=pytest.mark.slow),
+        ("swap_folder", "after"),
         pytest.param("_release", "before", marks=pytest.mark.slow),
         pytest.param("_release", "after", marks=pytest.mark.slow),
     ],
