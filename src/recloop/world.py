@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -128,6 +129,10 @@ class World:
 
         Columns: event_id, user_id, item_id, timestamp (int64 microseconds UTC), event_type, value, quantity, group_id.
         """
+        return self._events.clone()
+
+    @cached_property
+    def _events(self) -> pl.DataFrame:
         rows = [row for ix in range(len(self.user_ids)) for row in self._history(ix)]
         columns = (records.USER_ID, records.ITEM_ID, records.TIMESTAMP, records.EVENT_TYPE)
         schema = {name: records.EVENT_SCHEMA[name] for name in columns}

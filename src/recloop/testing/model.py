@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ from recloop.world import World
 
 ALONE = ("popular",)
 """The ladder of one source: its own list, then Popular."""
+
+
+@functools.cache
+def _world() -> World:
+    return World(seed=0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle
         settings: As ``--set`` takes them.
         shuffle: Seed by which the rows of each moment are shuffled in the file; None: as they are.
     """
-    World(seed=0).write(folder)
+    _world().write(folder)
     if shuffle is not None:
         file = folder / "events.csv"
         rows = pl.read_csv(file, infer_schema=False)
@@ -166,7 +172,7 @@ class ModelContract:
         assert np.mean(hits) > self.better * 10 / len(fitted.bundle.items)
 
     def test_lists_what_users_like_by_the_truth(self, fitted: Fitted, answers: list[Answer]) -> None:
-        world = World(seed=0)
+        world = _world()
         place = {item_id: ix for ix, item_id in enumerate(world.item_ids)}
         shares = []
         for user_id, answer in zip(fitted.users, answers, strict=True):
@@ -209,7 +215,7 @@ class ModelContract:
 
     @pytest.mark.parametrize("k", [1, 10, 100])
     def test_slots_are_k_different_items_of_the_catalogue(self, fitted: Fitted, k: int) -> None:
-        catalogue = set(World(seed=0).item_ids)
+        catalogue = set(_world().item_ids)
         for answer in fitted.ask(range(len(fitted.users)), k):
             assert len(answer.items) == k
             assert len(set(answer.items)) == k
