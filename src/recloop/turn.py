@@ -62,7 +62,7 @@ class Learned:
     bundle: Bundle
     arrays: TrainData
     network: Network | None
-    chosen: dict[str, Any]
+    chosen: counts.Chosen
 
 
 def shown(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -145,7 +145,7 @@ def learn(
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
     bundle, chosen = counts.tune(draft, config, arrays, tables, Timeline(past, data.users), THREADS)
-    voice.say("learn", _mix_line(config, int(chosen["validation_moments"]), chosen.get("mix")))
+    voice.say("learn", _mix_line(config, chosen))
     if arrays.history is None:
         return Learned(bundle, arrays, network, chosen)
     whole = train_data(tables, past, None, shown(project, past))
@@ -171,10 +171,10 @@ def learn_window(config: Config, network: Network, whole: TrainData, start: int,
         network.name, network.config, whole, config.model_copy(update={"train": train}), run / "window",
         config.train.budget_seconds, not sys.stderr.isatty(), Warm(network.train_state, chosen, RATE, bundle.arrays),
     )  # fmt: skip
-    facts = {"window_steps": again.steps, "window_seconds": round(again.seconds, 2)}
+    metrics = replace(network.metrics, window_steps=again.steps, window_seconds=round(again.seconds, 2))
     return replace(
         again, epochs=network.epochs, steps=network.steps, steps_per_epoch=network.steps_per_epoch,
-        stopped=network.stopped, seconds=network.seconds + again.seconds, metrics={**network.metrics, **facts},
+        stopped=network.stopped, seconds=network.seconds + again.seconds, metrics=metrics,
     )  # fmt: skip
 
 
@@ -277,9 +277,10 @@ def keep(project: Project, learned: Learned, table: Table, data: Data, run: Path
     while bundle.id in taken:  # the same content, trained in the same second: a name of its own, a second later
         started += timedelta(seconds=1)
         bundle = bundles.write(bundle, project.bundles, started)
-    trained = None if learned.network is None else learned.network.metrics
+    trained = None if learned.network is None else learned.network.metrics.to_json()
     replace_json(
-        run / "metrics.json", {"bundle": bundle.id, "chosen": learned.chosen, "network": trained, **bundle.metrics}
+        run / "metrics.json",
+        {"bundle": bundle.id, "chosen": learned.chosen.to_json(), "network": trained, **bundle.metrics},
     )
     table.named(bundle.id).save(project.reports)
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
@@ -338,9 +339,10 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
     )
 
 
-def _mix_line(config: Config, moments: int, mix: dict[str, float] | None) -> str:
+def _mix_line(config: Config, chosen: counts.Chosen) -> str:
     """How the sources of ``home`` are weighed, for a person."""
-    home = config.placement["home"].mix
+    home, moments = config.placement["home"].mix, chosen.validation_moments
+    mix = None if chosen.mixed is None else chosen.mixed.weights
     if home != "auto":
         instead = f" (validation would have chosen {_weights(mix)})" if mix else ""
         return f"mix as configured: {_weights(home)}{instead}"

@@ -132,14 +132,14 @@ def test_patience_counts_epochs_without_a_gain(arrays: Arrays, tmp_path: Path) -
     nowhere = dataclasses.replace(data.held, items=np.zeros_like(data.held.items))
     _, watch = taught(dataclasses.replace(data, held=nowhere), tmp_path, patience=2)
     assert (watch.stopped, watch.kept.epoch, watch.kept.ndcg) == ("patience", 1, 0.0)
-    assert [look["epoch"] for look in watch.looks if look["at"] == "epoch"] == [1, 2, 3]
+    assert [look.epoch for look in watch.looks if look.at == "epoch"] == [1, 2, 3]
 
 
 def test_a_budget_stops_between_two_steps(arrays: Arrays, tmp_path: Path) -> None:
     _, watch = taught(circle(arrays, users=900), tmp_path, budget=1e-6)  # three steps an epoch
     assert (watch.stopped, watch.kept.epoch, watch.kept.step) == ("budget", 0, 1), "a begun epoch is not a whole one"
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
-    assert watch.looks[-1]["NDCG@10"] == watch.kept.ndcg
+    assert watch.looks[-1].ndcg == watch.kept.ndcg
 
 
 def test_a_stopped_run_may_keep_a_look_between_epochs(arrays: Arrays, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_stopped_run_may_keep_a_look_between_epochs(arrays: Arrays, tmp_path: 
 def test_without_validation_moments_the_last_weights_stay(arrays: Arrays, tmp_path: Path) -> None:
     weights, watch = taught(dataclasses.replace(circle(arrays), held=None), tmp_path, epochs=2, patience=1)
     assert (watch.stopped, watch.kept.epoch) == ("epochs", 2)
-    assert [look["NDCG@10"] for look in watch.looks] == [None, None]
+    assert [look.ndcg for look in watch.looks] == [None, None]
     assert torch.equal(weights["table.weight"], watch.kept.weights["table.weight"])
 
 

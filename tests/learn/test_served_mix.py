@@ -31,8 +31,9 @@ def test_served_list_of_complete_journey_is_not_below_the_best_source(tmp_path: 
     table = turn.judge(project, [learned.bundle], data, Silent())
     ndcg = {row.row.model: row.estimates["all", "NDCG@10"].value for row in table.rows}
     served = ndcg.pop("served")
-    assert learned.chosen["half_life"]["history"] == 90.0
+    assert learned.chosen.half_life["history"] == 90.0
     assert served >= max(ndcg.values()) - 0.0005
-    assert learned.chosen["rrf"] < 60, "with 60 no mix is ahead of the counts of what a household bought before"
+    assert learned.chosen.mixed is not None
+    assert learned.chosen.mixed.constant < 60, "with 60 no mix is ahead of the counts of what a household bought before"
     assert ndcg["bought_before"] > 0.194, "with a half-life of 365 days: .1916"
     assert ndcg["covisitation"] > 0.118, "without a half-life: .1143"

@@ -70,7 +70,7 @@ def grow(
         network = fit_network(model.name, model.config, arrays, settings, folder, budget, not sys.stderr.isatty(), warm)
         bundle = turn.with_network(bundle, network)
         run.voice.say(
-            "learn", f"{network.name}: {network.metrics['step']} steps, {int(warm.chosen.sum()) if warm else 'all'} "
+            "learn", f"{network.name}: {network.metrics.step} steps, {int(warm.chosen.sum()) if warm else 'all'} "
             f"positions in {time.monotonic() - begin:.0f} s",
         )  # fmt: skip
     return named(run, replace(bundle, policy=_policy(config, parent, bundle)), "full" if run.full else "warm")

@@ -150,8 +150,3 @@ def settled(run: Run, candidate: Bundle, written: Bundle) -> list[Gate]:
     logged = run.folder / "rest" / "log.jsonl"
     losses = [json.loads(line)["loss"] for line in logged.read_text("utf-8").splitlines()] if logged.exists() else []
     return gate.settled(losses, broken, lists[0], lists[1])
-
-
-def trees(gates: Sequence[Gate]) -> list[dict[str, Any]]:
-    """Gates as ``recloop update --json`` has them."""
-    return [{"threshold": None, **one.to_json()} for one in gates]

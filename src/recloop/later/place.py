@@ -16,6 +16,7 @@ from recloop.later.refresh import release_refresh
 from recloop.later.run import Run
 from recloop.recommend.states import states_at
 from recloop.records import now
+from recloop.watch.gate import trees
 
 
 def settle(run: Run) -> tuple[str, str] | None:
@@ -39,7 +40,7 @@ def settle(run: Run) -> tuple[str, str] | None:
         sha256 = bundles.manifest_hash(target)
         release.register(
             control, name, sha256, by="recloop update", reason="passed its gate", at=now(),
-            evidence={"gates": run.gates},
+            evidence={"gates": trees(run.gates)},
         )  # fmt: skip
     windows = msgspec.convert(run.journal.facts("check")["windows"], tuple[WindowLoss, ...])
     publish(run.folder / "data", run.project.data, windows)

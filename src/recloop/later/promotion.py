@@ -23,7 +23,7 @@ from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
-from recloop.later.evidence import broken_golden, compared, of_old, trees
+from recloop.later.evidence import broken_golden, compared, of_old
 from recloop.learn import compare
 from recloop.learn.compare import Asked
 from recloop.learn.moments import Moments, moments
@@ -52,7 +52,7 @@ def promote(
         found = judge(project, standing.load_bundle(project, bundle), standing.load_bundle(project))
         for one in found:
             voice.say("gate", one.line())
-        gates = trees(found)
+        gates = gate.trees(found)
     return moves.promote(project, bundle, to, reason, at=at, gates=gates)
 
 

@@ -18,6 +18,7 @@ from recloop.later.run import Run
 from recloop.recipe import is_refresh
 from recloop.records import now
 from recloop.serve import moves
+from recloop.watch.gate import trees
 
 BY = "recloop update"
 
@@ -48,8 +49,8 @@ def _reason_to_stay(run: Run, control: Control) -> str:
         return f"{tried[0].bundle} is in the experiment, and its arms stay as they are"
     if release.ROLLED_BACK in machine.since(run.live.id).evidence:
         return "live was rolled back to; promote a bundle to go on"
-    new = next(one for one in run.gates if one["name"] == "new")
-    return "its gate had nothing to compare" if new["value"] is None else ""
+    new = next(gate for gate in run.gates if gate.name == "new")
+    return "its gate had nothing to compare" if new.value is None else ""
 
 
 def _move(run: Run, control: Control, bundle: str, target: release.Target) -> None:
@@ -58,7 +59,7 @@ def _move(run: Run, control: Control, bundle: str, target: release.Target) -> No
         standing.same_bytes(run.project, machine.since(bundle))
         release.promote(
             control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: its recipe, past its gate",
-            at=now(), evidence={"gates": run.gates, "refresh_of": run.live.id},
+            at=now(), evidence={"gates": trees(run.gates), "refresh_of": run.live.id},
         )  # fmt: skip
     except RecloopError as error:
         run.voice.say("release", f"{bundle} was not moved to {target}: {error}")

@@ -150,15 +150,15 @@ class Run:
         return Timeline(self.data.events, self.data.users), Catalogue.of([self.data.items])
 
     @property
-    def gates(self) -> list[dict[str, Any]]:
+    def gates(self) -> list[Gate]:
         """Every gate so far, in its order."""
         steps = [self.journal.facts(step) for step in ("check", "enough", "judge", "finish") if self.journal.has(step)]
-        return [one for facts in steps for one in facts["gates"]]
+        return [Gate.of(tree) for facts in steps for tree in facts["gates"]]
 
     @property
     def verdict(self) -> str:
         """By the gates so far."""
-        return gate.verdict([Gate.of(one) for one in self.gates])
+        return gate.verdict(self.gates)
 
     def done(self, placed: tuple[str, str] | None, seconds: float) -> Updated:
         """What came of it; ``placed``: the bundle that was let in, and its state."""
@@ -170,7 +170,7 @@ class Run:
             **came,
             bundle=bundle,
             verdict=self.verdict,
-            gates=self.gates,
+            gates=gate.trees(self.gates),
             seconds=seconds,
             changed=[one.key for one in self.changed],
             state=state,

@@ -28,7 +28,6 @@ from recloop.later.evidence import (
     old_queries,
     settled,
     table_of,
-    trees,
 )
 from recloop.later.run import Run
 from recloop.learn import compare
@@ -83,7 +82,7 @@ def check(run: Run) -> None:
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
         run.journal.done(
-            "check", windows=_json_of(parents + own), gates=trees([Gate(gate.INPUT, None, 0.0, True, note=why)])
+            "check", windows=_json_of(parents + own), gates=gate.trees([Gate(gate.INPUT, None, 0.0, True, note=why)])
         )
         return
     before = moments(events.filter(pl.col("first") <= run.watermark), "successive")
@@ -102,7 +101,7 @@ def check(run: Run) -> None:
     if (incoming.queries or 0) >= band.QUERIES:
         windows = [*windows, incoming]
     kept = _json_of(windows[-band.WINDOWS :])
-    run.journal.done("check", windows=kept, gates=trees([found]))
+    run.journal.done("check", windows=kept, gates=gate.trees([found]))
     run.voice.say("check", found.line())
 
 
@@ -133,7 +132,7 @@ def enough(run: Run) -> None:
     found = None
     if run.refreshes and not late_alone:
         found = gate.enough(users, judged_before(run), run.config.release.gates)
-    run.journal.done("enough", gates=trees([found] if found else []))
+    run.journal.done("enough", gates=gate.trees([found] if found else []))
     if found is not None:
         run.voice.say("check", found.line())
 
@@ -196,7 +195,7 @@ def judge(run: Run) -> None:
     facts = {
         "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "old_queries": len(old),
     }  # fmt: skip
-    run.journal.done("judge", gates=trees(found), **facts)
+    run.journal.done("judge", gates=gate.trees(found), **facts)
     for one in found:
         run.voice.say("gate", one.line())
 
@@ -212,6 +211,6 @@ def finish(run: Run) -> None:
     grown = replace(grown, metrics=table_of(run, candidate), window=kept_window(run))
     written = write(run, grown, run.folder / "bundles")
     found = settled(run, candidate, written)
-    run.journal.done("finish", bundle=written.id, gates=trees(found))
+    run.journal.done("finish", bundle=written.id, gates=gate.trees(found))
     for one in found:
         run.voice.say("gate", one.line())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from recloop.errors import UserError
 from recloop.features.state import Timeline
 from recloop.features.vocab import as_text
 from recloop.learn.arrays import Tables
-from recloop.learn.mixing import choose_mix, mix_or_single
+from recloop.learn.mixing import Mixed, choose_mix, mix_or_single
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, is_counting, load_model
 from recloop.models.covisitation import RECENT
@@ -29,6 +29,28 @@ from recloop.records import DAY, MIX_SOURCES, Query
 HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Days that ``counts.half_life = "auto"`` tries; None: every moment counts the same."""
 SEGMENT_LENGTH = 1000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What validation chose: half-lives in days by source, and the mix; ``mixed`` None: no moments were held back."""
+
+    validation_moments: int
+    half_life: Mapping[str, float | None]
+    mixed: Mixed | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """``chosen`` of the metrics.json of a run."""
+        tree: dict[str, Any] = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
+        if self.mixed is not None:
+            tree |= {
+                "validation_ndcg": {**self.mixed.alone, "mix": self.mixed.ndcg},
+                "mix": self.mixed.weights,
+                "rrf": self.mixed.constant,
+                "best_mix": self.mixed.best,
+                "gain": None if self.mixed.gain is None else self.mixed.gain.to_json(),
+            }
+        return tree
 
 
 def fit_counts(
@@ -112,7 +134,7 @@ def draft(
 
 def tune(
     bundle: Bundle, config: Config, data: TrainData, tables: Tables, past: Timeline, threads: int = 1
-) -> tuple[Bundle, dict[str, Any]]:
+) -> tuple[Bundle, Chosen]:
     """The half-lives and the mixes, chosen by NDCG@10 on the validation moments; what was chosen, for the log.
 
     Args:
@@ -123,23 +145,19 @@ def tune(
     few = np.zeros(0, np.int64) if whole is None else whole.places(data.user_ids, config.split.validation_users)
     if whole is not None and len(few):
         data = replace(data, held=whole.at(few))
-    chosen: dict[str, Any] = {"validation_moments": len(few), "half_life": {}}
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, past)
-        chosen["half_life"][source] = bundle.scorers[source].half_life
+    half_lives = half_lives_of(bundle.scorers)
     if whole is None:
-        return bundle, chosen
+        return bundle, Chosen(len(few), half_lives)
     recalled = _recalled(bundle, replace(data, held=whole), past, list(bundle.scorers), threads)
     lists = {source: found.items for source, found in recalled.items()}
     mixed = mix_or_single(lists, whole.items, whole.offsets, config.train.seed, few)
-    chosen["validation_ndcg"] = {**mixed.alone, "mix": mixed.ndcg}
-    chosen["mix"], chosen["rrf"], chosen["best_mix"] = mixed.weights, mixed.constant, mixed.best
-    chosen["gain"] = None if mixed.gain is None else mixed.gain.to_json()
     placements = {
         name: replace(placement, weights=mixed.weights, rrf=mixed.constant) if _auto(config, name) else placement
         for name, placement in bundle.policy.placements.items()
     }
-    return replace(bundle, policy=replace(bundle.policy, placements=placements)), chosen
+    return replace(bundle, policy=replace(bundle.policy, placements=placements)), Chosen(len(few), half_lives, mixed)
 
 
 def refitted(bundle: Bundle, data: TrainData, tables: Tables, options: Mapping[str, Any] | None = None) -> Bundle:

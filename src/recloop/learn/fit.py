@@ -4,19 +4,63 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.json_object import without_none
 from recloop.learn.warm import Warm
 from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
 from recloop.settings import dump
+
+
+@dataclass(frozen=True)
+class Look:
+    """One examination of the weights: at the end of an epoch, or after a tenth of the budget."""
+
+    at: Literal["epoch", "tenth"]
+    epoch: int
+    step: int
+    seconds: float
+    ndcg: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"NDCG@10" if name == "ndcg" else name: value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class FitMetrics:
+    """What the metrics.json of a run says of a network.
+
+    Attributes:
+        ndcg: NDCG@10 of the kept weights on the validation moments; None: there were none.
+        epochs, step: Of the kept weights. look_seconds: spent on examinations, not on training.
+        window_steps, window_seconds: Of the pass over the last moments before the cut; None: there was no such pass.
+    """
+
+    loss: str
+    ndcg: float | None
+    epochs: int
+    step: int
+    steps_per_epoch: int
+    stopped: str
+    seconds: float
+    look_seconds: float
+    tokens_per_second: int
+    looks: Sequence[Look]
+    window_steps: int | None = None
+    window_seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"NDCG@10" if name == "ndcg" else name: value for name, value in vars(self).items()}
+        window = {name: fields.pop(name) for name in ("window_steps", "window_seconds")}
+        return {**fields, "looks": [look.to_json() for look in self.looks], **without_none(**window)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +74,7 @@ class Network:
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
         epochs, steps: Whole epochs and steps behind the kept weights. steps_per_epoch: steps of a whole one.
         stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
-        metrics: What runs/RUN/metrics.json holds; None where nothing was examined.
+        metrics: What the run measured.
     """
 
     name: str
@@ -43,7 +87,7 @@ class Network:
     steps_per_epoch: int
     stopped: str
     seconds: float
-    metrics: dict[str, Any]
+    metrics: FitMetrics
     item_graph: bytes = b""
     kind: str = "vectors"
 
@@ -60,8 +104,7 @@ class Network:
     @property
     def validation(self) -> float:
         """NDCG@10 on the validation moments."""
-        value = self.metrics["NDCG@10"]
-        return float("nan") if value is None else float(value)
+        return float("nan") if self.metrics.ndcg is None else self.metrics.ndcg
 
 
 def has_sequences(data: TrainData) -> bool:
@@ -109,19 +152,19 @@ def fit_network(
     described = hasattr(network, "described") and bool(data.item_fields)
     kind = str(getattr(network, "kind", "vectors"))
     graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
-    metrics = {
-        "loss": learner.criterion.name,
-        "NDCG@10": kept.ndcg if watch.examination else None,
-        "epochs": kept.epoch,
-        "step": kept.step,
-        "steps_per_epoch": watch.steps_per_epoch,
-        "stopped": watch.stopped,
-        "seconds": round(trained, 2),
-        "look_seconds": round(watch.looking, 2),
-        "tokens_per_second": round(watch.tokens / trained),
-        "looks": watch.looks,
-    }
-    (run_folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    metrics = FitMetrics(
+        loss=learner.criterion.name,
+        ndcg=kept.ndcg if watch.examination else None,
+        epochs=kept.epoch,
+        step=kept.step,
+        steps_per_epoch=watch.steps_per_epoch,
+        stopped=watch.stopped,
+        seconds=round(trained, 2),
+        look_seconds=round(watch.looking, 2),
+        tokens_per_second=round(watch.tokens / trained),
+        looks=watch.looks,
+    )
+    (run_folder / "metrics.json").write_text(json.dumps(metrics.to_json(), indent=1) + "\n", "utf-8")
     return Network(
         name=name,
         config=network.config.model_dump(mode="json"),

@@ -20,6 +20,7 @@ from recloop import metrics
 from recloop.errors import UserError
 from recloop.files import replacing
 from recloop.learn.batches import Sequences, past_of
+from recloop.learn.fit import Look
 from recloop.models.base import Held, TrainData
 
 K = 10
@@ -113,7 +114,7 @@ class Watch(lightning.Callback):
         self.tenth = 1
         self.last_look = -1
         self.stopped: Stopped = "epochs"
-        self.looks: list[dict[str, Any]] = []
+        self.looks: list[Look] = []
         self.tokens = 0
         self.bar: tqdm[Any] | None = tqdm(file=sys.stderr, unit="step", leave=False, disable=None) if bar else None
 
@@ -186,9 +187,7 @@ class Watch(lightning.Callback):
         seconds, begin = self.seconds, time.monotonic()
         ndcg = self.examination.score(learner) if self.examination else None
         step = int(trainer.global_step)
-        self.looks.append(
-            {"at": at, "epoch": trainer.current_epoch + 1, "step": step, "seconds": round(seconds, 2), "NDCG@10": ndcg}
-        )
+        self.looks.append(Look(at, trainer.current_epoch + 1, step, round(seconds, 2), ndcg))
         self.keep(learner, trainer.optimizers[0], ndcg, step // self.steps_per_epoch, step, at)
         self.looking += time.monotonic() - begin
 

@@ -401,6 +401,11 @@ def verdict(gates: Sequence[Gate]) -> str:
     return "waiting" if any(gate.waits for gate in gates) else "registered"
 
 
+def trees(gates: Sequence[Gate]) -> list[dict[str, Any]]:
+    """Gates as ``recloop update --json`` and release rows have them."""
+    return [{"threshold": None, **gate.to_json()} for gate in gates]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
