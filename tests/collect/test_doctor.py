@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import rich.console
 
-from recloop.collect.doctor import Report, examine, grain, render
+from recloop.collect.doctor import Report, Span, TypeRows, examine, grain, render
 from recloop.project import Project, open_project
 from recloop.records import SECOND
 
@@ -42,7 +42,7 @@ def test_the_numbers_add_up_and_are_those_of_the_log(shop: Shop) -> None:
     assert report.read == report.kept + sum(report.removed.values()) + report.rejected
     assert (report.users, report.moments) == (10, 50)
     assert report.items == 90  # ten of the hundred are i0, which is one of them
-    assert report.span == {"first": "2025-01-01T08:00:00Z", "last": "2025-01-05T09:00:49Z", "days": 4.04}
+    assert report.span == Span("2025-01-01T08:00:00Z", "2025-01-05T09:00:49Z", 4.04)
     assert report.repeats == pytest.approx(0.08)  # u4 and u9 have i0 five times each: four repeats each
     assert set(report.to_json()) >= {
         "read", "kept", "removed", "rejected", "users", "items", "moments", "span", "repeats", "warnings",
@@ -97,7 +97,7 @@ def test_types_that_no_rule_names_are_reported(shop: Shop) -> None:
     events = ('events.positive=["buy"]', "events.negative=[]")
     report = examine(shop(log, KIND, *events))
     assert "event type 'look at' (20 rows) is in no rule of [events]: neutral" in report.warnings
-    assert report.event_types == {"buy": {"rows": 40, "label": 1}, "look at": {"rows": 20, "label": 0}}
+    assert report.event_types == {"buy": TypeRows(40, 1), "look at": TypeRows(20, 0)}
     named = examine(shop(log, KIND, *events, "events.neutral=[\"event_type = 'look at'\"]"))
     assert "no rule of" not in said(named)
 

@@ -30,7 +30,7 @@ def times(n: int, step: int = 3601) -> list[str]:
 
 
 def found(made: guess.Guess, key: str) -> Any:
-    return next(one["value"] for one in made.guesses if one["key"] == key)
+    return next(one.value for one in made.guesses if one.key == key)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_world_is_understood_and_prepared(tmp_path: Path) -> None:
     assert config.clean.burst != "off"
     assert (made.time_unit, made.scenario) == ("iso", "content")
     assert set(made.to_json()) == {"columns", "time_unit", "scenario", "guesses", "rows", "next"}
-    assert all(set(one) == {"key", "value", "why"} and one["why"] for one in made.guesses)
+    assert all(set(one) == {"key", "value", "why"} and one["why"] for one in made.to_json()["guesses"])
     assert prepare(open_project(tmp_path)).report.removed == {}
 
 

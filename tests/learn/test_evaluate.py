@@ -393,12 +393,12 @@ def test_every_row_is_compared_with_the_best_counting_row(table: Table) -> None:
 
 def test_lengths_are_buckets_of_positives_in_the_state(table: Table) -> None:
     for one in table.lengths:
-        assert one["from"] in LENGTHS
-        assert one["to"] is None or one["to"] + 1 in LENGTHS
-        assert set(one["rows"]) == {"popular", "bought_before", "covisitation", "served"}
+        assert one.first in LENGTHS
+        assert one.last is None or one.last + 1 in LENGTHS
+        assert set(one.rows) == {"popular", "bought_before", "covisitation", "served"}
     first = made_up(0.0).lengths
-    assert [(one["from"], one["to"], one["moments"]) for one in first[:3]] == [(0, 0, 1), (1, 4, 4), (5, 9, 5)]
-    assert sum(one["moments"] for one in first) == 400
+    assert [(one.first, one.last, one.moments) for one in first[:3]] == [(0, 0, 1), (1, 4, 4), (5, 9, 5)]
+    assert sum(one.moments for one in first) == 400
 
 
 def test_two_bundles_stand_in_one_table(data: Data, bundle: Bundle) -> None:
@@ -413,7 +413,7 @@ def test_two_bundles_stand_in_one_table(data: Data, bundle: Bundle) -> None:
     ]
     popular, served = both.rows[0], both.rows[4]
     assert served.estimates["all", "NDCG@10"].to_json() == popular.estimates["all", "NDCG@10"].to_json()
-    assert set(both.lengths[0]["rows"]) >= {"served of counts-a", "served of counts-b"}
+    assert set(both.lengths[0].rows) >= {"served of counts-a", "served of counts-b"}
     assert "the list as served of counts-b loses" in both.sentence
 
 

@@ -43,13 +43,11 @@ def init(
         print_json({**found.to_json(), "living": replaced})
         return
     for one in found.guesses:
-        out.print(f"{one['key']} = {one['value']}   ({one['why']})", markup=False, highlight=False)
+        out.print(f"{one.key} = {one.value}   ({one.why})", markup=False, highlight=False)
     rows = found.rows
-    removed = ", ".join(f"{rule} {count:,}" for rule, count in rows["removed"].items()) or "none"
-    why = f" ({rows['reasons']})" if rows["rejected"] else ""
-    plain(
-        f"rows: {rows['read']:,} read = {rows['kept']:,} kept + {removed} removed + {rows['rejected']:,} rejected{why}"
-    )
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in rows.removed.items()) or "none"
+    why = f" ({rows.reasons})" if rows.rejected else ""
+    plain(f"rows: {rows.read:,} read = {rows.kept:,} kept + {removed} removed + {rows.rejected:,} rejected{why}")
     for line in replaced:
         plain(line)
     keep = f"   (keep it in recloop.toml, [clean]: {found.keep})" if found.keep else ""

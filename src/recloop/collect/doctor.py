@@ -31,6 +31,23 @@ SAFE_SQLITE: Final = (3, 51, 3)
 
 
 @dataclass(frozen=True)
+class Span:
+    """First and last stamp of a log in ISO 8601, and the days between; None: there are no rows."""
+
+    first: str | None
+    last: str | None
+    days: float
+
+
+@dataclass(frozen=True)
+class TypeRows:
+    """Rows of one event type, and their label: -1, 0, 1 or ``mixed``."""
+
+    rows: int
+    label: int | str
+
+
+@dataclass(frozen=True)
 class Report:
     """The numbers of a log: ``read = kept + sum(removed) + rejected``.
 
@@ -45,11 +62,11 @@ class Report:
     users: int
     items: int
     moments: int
-    span: dict[str, Any]
+    span: Span
     repeats: float
     warnings: tuple[str, ...]
     info: str = ""
-    event_types: dict[str, dict[str, Any]] = field(default_factory=dict)
+    event_types: dict[str, TypeRows] = field(default_factory=dict)
     event_classes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,11 +79,11 @@ class Report:
             "users": self.users,
             "items": self.items,
             "moments": self.moments,
-            "span": dict(self.span),
+            "span": vars(self.span),
             "repeats": self.repeats,
             "warnings": list(self.warnings),
             "info": self.info,
-            "event_types": {name: dict(facts) for name, facts in self.event_types.items()},
+            "event_types": {name: vars(facts) for name, facts in self.event_types.items()},
             "event_classes": dict(self.event_classes),
         }
 
@@ -97,9 +114,9 @@ def report(raw: Raw, cleaned: Cleaned, items: Catalogued | None, users: Catalogu
     positive = believed.filter(pl.col(LABEL) > 0)
     pairs = positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item() if len(positive) else 0
     first, last = believed[TIMESTAMP].min(), believed[TIMESTAMP].max()
-    span: dict[str, Any] = {"first": None, "last": None, "days": 0.0}
+    span = Span(None, None, 0.0)
     if isinstance(first, int) and isinstance(last, int):
-        span = {"first": iso(first), "last": iso(last), "days": round((last - first) / DAY, 2)}
+        span = Span(iso(first), iso(last), round((last - first) / DAY, 2))
     kinds = (
         believed.group_by(EVENT_TYPE)
         .agg(pl.len().alias("rows"), pl.col(LABEL).min().alias("low"), pl.col(LABEL).max().alias("high"))
@@ -119,8 +136,7 @@ def report(raw: Raw, cleaned: Cleaned, items: Catalogued | None, users: Catalogu
         warnings=tuple(_warnings(raw, cleaned, items, users, config, repeats)),
         info=raw.info,
         event_types={
-            name: {"rows": rows, "label": low if low == high else "mixed"}
-            for name, rows, low, high in kinds.iter_rows()
+            name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in kinds.iter_rows()
         },
         event_classes=_classes(believed),
     )
@@ -272,11 +288,11 @@ def render(found: Report) -> rich.console.Group:
     table.add_row("users", f"{found.users:,}", "")
     table.add_row("items", f"{found.items:,}", "")
     table.add_row("moments", f"{found.moments:,}", "what one user did at once")
-    table.add_row("span", f"{found.span['days']:,.0f} days", f"{found.span['first']} .. {found.span['last']}")
+    table.add_row("span", f"{found.span.days:,.0f} days", f"{found.span.first} .. {found.span.last}")
     table.add_row("repeats", _percent(found.repeats), "of positive rows: the user had the item before")
     if len(found.event_types) > 1:
         for name, facts in found.event_types.items():
-            table.add_row("type", f"{facts['rows']:,}", f"{name}: {found.event_classes[name]}")
+            table.add_row("type", f"{facts.rows:,}", f"{name}: {found.event_classes[name]}")
     lines: Sequence[Any] = [rich.text.Text(found.info), table]
     warnings = [rich.text.Text(f"! {warning}", style="yellow") for warning in found.warnings]
     return rich.console.Group(*lines, *warnings)

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,26 @@ LEAST_STRONG: Final = 0.01
 
 
 @dataclass(frozen=True)
+class Decision:
+    """One setting that was guessed, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What `update` would make of the rows; ``removed`` by rule, ``reasons`` of those rejected as one text."""
+
+    read: int
+    kept: int
+    removed: Mapping[str, int]
+    rejected: int
+    reasons: str
+
+
+@dataclass(frozen=True)
 class Guess:
     """What `init` found and wrote.
 
@@ -50,9 +70,7 @@ class Guess:
         columns: Ours = theirs, "" where the file has none.
         time_unit: s, ms, us, iso (auto: another).
         scenario: collaborative, content or sequential.
-        guesses: key, value, why: one a decision.
         toml: The text of recloop.toml.
-        rows: read, kept, removed {rule: n}, rejected, reasons: what `update` would make of the rows.
         next: The command that goes on from here.
         keep: Settings of ``next`` as lines of recloop.toml; empty: it has none.
     """
@@ -60,9 +78,9 @@ class Guess:
     columns: dict[str, str]
     time_unit: str
     scenario: str
-    guesses: tuple[dict[str, Any], ...]
+    guesses: tuple[Decision, ...]
     toml: str
-    rows: dict[str, Any]
+    rows: RowCounts
     next: str = "recloop update"
     keep: str = ""
 
@@ -72,8 +90,8 @@ class Guess:
             "columns": dict(self.columns),
             "time_unit": self.time_unit,
             "scenario": self.scenario,
-            "guesses": [dict(guess) for guess in self.guesses],
-            "rows": dict(self.rows),
+            "guesses": [vars(guess) for guess in self.guesses],
+            "rows": vars(self.rows),
             "next": self.next,
         }
 
@@ -106,10 +124,10 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
     tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
     catalogue = _side(folder, paths[1], "--items")
     people = _side(folder, paths[2], "--users")
-    said: list[dict[str, Any]] = []
+    said: list[Decision] = []
 
     def say(key: str, value: Any, why: str) -> None:
-        said.append({"key": key, "value": value, "why": why})
+        said.append(Decision(key, value, why))
 
     columns = _columns(tables, catalogue, people, ask)
     for ours, guessed in columns.items():
@@ -176,10 +194,8 @@ def look(folder: Path, file: str, items: str = "", users: str = "", ask: bool = 
         rated=plain(names[VALUE]) in {"rating", "stars", "score", "overall"},
     )
     build(tomllib.loads(text), environment={})
-    rows = {
-        "read": raw.read, "kept": len(cleaned.believed), "removed": cleaned.removed, "rejected": len(raw.rejects),
-        "reasons": rejected.reasons(raw.rejects),
-    }  # fmt: skip
+    reasons = rejected.reasons(raw.rejects)
+    rows = RowCounts(raw.read, len(cleaned.believed), cleaned.removed, len(raw.rejects), reasons)
     command = " ".join(["recloop update", *(f"--set {shlex.quote(setting)}" for setting in remedies)])
     keep = "; ".join(setting.partition(".")[2].replace("=", " = ") for setting in remedies)
     try:

@@ -6,8 +6,9 @@ They live in log.db and, once an update has archived them, in ``data/``. A row t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -95,6 +96,6 @@ class Posted:
         return replace(self, events=events, items=items, users=users)
 
 
-def _later(archived: pl.DataFrame | None, logged: pl.DataFrame, schema: dict[str, Any], imported: int) -> pl.DataFrame:
+def _later(archived: pl.DataFrame | None, logged: pl.DataFrame, schema: Iterable[str], imported: int) -> pl.DataFrame:
     parts = [logged] if archived is None else [archived.filter(pl.col(SEQ) > imported), logged]
     return pl.concat([part.select(*schema) for part in parts]).unique(SEQ).sort(SEQ)

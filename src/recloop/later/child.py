@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
@@ -32,7 +33,7 @@ from recloop.records import STAMP
 class Start:
     """A warm start: the weights to begin with, and what their bundle has learned: every other position is new."""
 
-    state: dict[str, Any]
+    state: Mapping[str, np.ndarray]
     learned: Learned
 
 
@@ -120,7 +121,7 @@ def candidate_of(run: Run) -> Bundle:
     return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
 
 
-def train(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, Any]:
+def train(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, np.ndarray]:
     """Weights and optimizer state of a bundle with a network, for a warm start.
 
     Args:

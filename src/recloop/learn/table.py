@@ -142,13 +142,28 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class LengthBucket:
+    """NDCG at the first k of every row, over the queries whose state holds ``first`` to ``last`` positives."""
+
+    first: int
+    last: int | None
+    moments: int
+    users: int
+    rows: Mapping[str, Estimate]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = {label: estimate.to_json() for label, estimate in self.rows.items()}
+        return {"from": self.first, "to": self.last, "moments": self.moments, "users": self.users, "rows": rows}
+
+
+@dataclass(frozen=True)
 class Table:
     """A finished evaluation."""
 
     protocol: dict[str, Any]
     rows: list[Scored]
     compared: list[Compared]
-    lengths: list[dict[str, Any]]
+    lengths: list[LengthBucket]
     examples: list[Example]
     repeats: bool
 
@@ -184,7 +199,7 @@ class Table:
             "rows": [row.to_json(self.repeats) for row in self.rows],
             "sentence": self.sentence,
             "differences": [one.to_json() for one in self.compared],
-            "lengths": self.lengths,
+            "lengths": [bucket.to_json() for bucket in self.lengths],
             "examples": [example.to_json() for example in self.examples],
         }
 
@@ -282,13 +297,13 @@ def make_table(
     models = [row.model for row in rows]
     labels = [row.model if models.count(row.model) == 1 else f"{row.model} of {row.bundle}" for row in rows]
     lengths = [
-        {
-            "from": LENGTHS[one],
-            "to": LENGTHS[one + 1] - 1 if one + 1 < len(LENGTHS) else None,
-            "moments": int((bucket == one).sum()),
-            "users": len(np.unique(code[bucket == one])),
-            "rows": {label: made[start + r * len(held) + h].to_json() for r, label in enumerate(labels)},
-        }
+        LengthBucket(
+            first=LENGTHS[one],
+            last=LENGTHS[one + 1] - 1 if one + 1 < len(LENGTHS) else None,
+            moments=int((bucket == one).sum()),
+            users=len(np.unique(code[bucket == one])),
+            rows={label: made[start + r * len(held) + h] for r, label in enumerate(labels)},
+        )
         for h, one in enumerate(held)
     ]
     place = [r * len(keys) + keys.index(headline) for r in range(len(rows))]
