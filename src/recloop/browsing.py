@@ -16,12 +16,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
 
 from recloop import records
+from recloop.json_object import JsonTree
 from recloop.records import DAY, SECOND, iso
 from recloop.world import AGES, CATEGORIES, KINDS, START, pick
 
@@ -154,7 +155,7 @@ class Browsing:
                 stamp += 0.02 + float(draw.exponential(1 / self._rate[ix]))  # half an hour at least
         return iter(sorted(found))
 
-    def respond(self, user_id: str, items: Sequence[str], now: int, request_id: str) -> list[dict[str, Any]]:
+    def respond(self, user_id: str, items: Sequence[str], now: int, request_id: str) -> list[JsonTree]:
         """What a user does with a list: rows as ``POST /v1/events`` takes them, in the order of time.
 
         The same for the same arguments; one list and another are answered with the same luck, slot by slot.
@@ -179,7 +180,7 @@ class Browsing:
                 rows.append(("dislike", item, None))
         return self._events(user_id, rows, bought, now, request_id)
 
-    def search(self, user_id: str, now: int, request_id: str, but: Collection[str] = ()) -> list[dict[str, Any]]:
+    def search(self, user_id: str, now: int, request_id: str, but: Collection[str] = ()) -> list[JsonTree]:
         """What a user finds without a list: one item or more by their own utility, looked at and perhaps bought.
 
         Args:
@@ -211,7 +212,7 @@ class Browsing:
 
     def _events(
         self, user_id: str, rows: list[tuple[str, str, float | None]], bought: list[str], now: int, request_id: str
-    ) -> list[dict[str, Any]]:
+    ) -> list[JsonTree]:
         """Rows with stamps five seconds apart, what was bought as one basket at the end.
 
         A dwell carries the stamp of the click whose look it measures, so both are one moment.
@@ -220,7 +221,7 @@ class Browsing:
         stamp = now
         for place, (kind, item, value) in enumerate([*rows, *(("purchase", item, None) for item in bought)]):
             stamp += 5 * SECOND * (kind != "dwell" and place <= len(rows))
-            event: dict[str, Any] = {
+            event: JsonTree = {
                 "event_id": f"{request_id}-{place}", "user_id": user_id, "item_id": item, "event_type": kind,
                 "timestamp": iso(stamp // SECOND * SECOND), "request_id": request_id,
             }  # fmt: skip
@@ -238,7 +239,7 @@ class Browsing:
 
     def events(self, days: float | None = None) -> pl.DataFrame:
         """The log of these days under the shop's own lists: event_id, user_id, item_id, timestamp, event_type, value, group_id."""
-        rows: list[dict[str, Any]] = []
+        rows: list[JsonTree] = []
         for number, (now, user_id) in enumerate(self.visits(0, self.days if days is None else days)):
             shown = f"v{number:06d}"
             rows += self.respond(user_id, self.shop_list(user_id, now), now, shown)
@@ -266,7 +267,7 @@ class Browsing:
         frame = pl.DataFrame({records.USER_ID: self.user_ids, "age": [AGES[age] for age in self._age]})
         return frame.filter(pl.Series(self._arrival <= (START + self.days * DAY if now is None else now)))
 
-    def arrivals(self, first_day: float, last_day: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def arrivals(self, first_day: float, last_day: float) -> tuple[list[JsonTree], list[JsonTree]]:
         """Items launched and users arrived in these days, as ``POST /v1/items`` and ``/v1/users`` take them."""
         low, high = START + int(first_day * DAY), START + int(last_day * DAY)
         bodies = []

@@ -29,6 +29,7 @@ from recloop.features.spec import ENCODE_VERSION, Spec
 from recloop.features.state import UserState
 from recloop.features.vocab import Fields, Vocabulary
 from recloop.files import sync_folder, write_file
+from recloop.json_object import AttributeValues, JsonTree
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FileFacts
@@ -52,7 +53,7 @@ class ItemTable:
     count: np.ndarray  # (N,) int64 training positives
     tail: np.ndarray  # (N,) bool
     first_seq: np.ndarray  # (N,) int64
-    attributes: list[dict[str, Any]]
+    attributes: list[AttributeValues]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,7 +108,7 @@ class Bundle:
     arrays: dict[str, np.ndarray]
     graphs: dict[str, bytes] = field(default_factory=dict)
     train: dict[str, np.ndarray] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: JsonTree = field(default_factory=dict)
     golden: list[GoldenCase] = field(default_factory=list)
     users: UserTable | None = None
     window: pl.DataFrame | None = None

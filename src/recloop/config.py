@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from recloop.errors import UserError
+from recloop.json_object import JsonTree
 
 FILE = "recloop.toml"
 HEAVIEST = 1000  # of the weights of [events]
@@ -153,7 +154,7 @@ class Model(pydantic.BaseModel):
     name: str = "sasrec"
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonTree:
         return dict(self.model_extra or {})
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recloop.config import Config
+from recloop.json_object import JsonTree
 
 COMPARED: Final = (
     "data", "events", "clean", "split", "features", "model", "counts", "train", "placement",
@@ -53,7 +54,7 @@ class Change:
         return f"{self.key}: {_shown(self.was)} -> {_shown(self.now)}"
 
 
-def recorded(config: Config) -> dict[str, Any]:
+def recorded(config: Config) -> JsonTree:
     """The compared settings by their dotted key, as a bundle's manifest keeps them."""
     tree = config.model_dump(mode="json", by_alias=True, include={*COMPARED})
     tree["events"]["weights"] = [list(pair) for pair in config.events.weights.items()]  # their order decides

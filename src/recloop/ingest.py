@@ -29,6 +29,7 @@ from recloop.collect.rejected import GUESTS
 from recloop.config import Columns, Data
 from recloop.errors import Locked, UserError
 from recloop.features.signal import Signal
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event, now
 from recloop.serve import bodies
@@ -210,7 +211,7 @@ def _text(event: Event) -> str:
     return json.dumps(_row(event), ensure_ascii=False)
 
 
-def _row(event: Event) -> dict[str, Any]:
+def _row(event: Event) -> JsonTree:
     """An event as a client posts it; a stamp that its sender left out is left out again."""
     row = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not None}
     for name in (SEQ, RULE, RECEIVED_AT):
@@ -274,9 +275,9 @@ def into_service(url: str, stack: ExitStack) -> Sink:
     return keep
 
 
-def _bodies(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:
     """Rows in parts that one body may hold."""
-    part: list[dict[str, Any]] = []
+    part: list[JsonTree] = []
     size = 0
     for row in rows:
         weight = len(json.dumps(row)) + 2
@@ -289,7 +290,7 @@ def _bodies(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield part
 
 
-def _post(client: Client, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
     said = ""
     for _ in range(TRIES):
         try:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recloop.json_object import JsonTree
 from recloop.metrics import Floats
 
 DRAWS: Final = 2_000
@@ -108,7 +109,7 @@ class Difference:
             return "more"
         return "less" if self.absolute.high < 0 else "cannot tell"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {**self.absolute.to_json(), "relative": self.relative.to_json(), "p": plain(self.p)}
 
 

@@ -10,6 +10,11 @@ from recloop.errors import BundleError, UserError
 
 T = TypeVar("T")
 
+JsonTree = dict[str, Any]
+"""A JSON object at an edge: a request or response body, a JSON file, a row of a raw file, a JSON column of a store."""
+AttributeValues = dict[str, Any]
+"""Attributes of an item or a user, by name."""
+
 
 class JsonObject:
     """Read one JSON object key by key; ``unread`` holds the keys that were not asked for.
@@ -27,7 +32,7 @@ class JsonObject:
         self._where, self._error, self._fix = where, error, fix
         if not isinstance(tree, dict):
             raise error(where, tree, "a JSON object", fix)
-        self.unread: dict[str, Any] = dict(tree)
+        self.unread: JsonTree = dict(tree)
 
     def required(self, key: str, kind: type[T]) -> T:
         """The value of a key.
@@ -82,6 +87,6 @@ class JsonObject:
             raise self._error(f"{self._where}.{key}", value, str(error), self._fix) from None
 
 
-def without_none(**values: Any) -> dict[str, Any]:
+def without_none(**values: Any) -> JsonTree:
     """The keys whose value is not None."""
     return {key: value for key, value in values.items() if value is not None}

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recloop.features.learned import LAST_SEQ, Learned
-from recloop.json_object import JsonObject, without_none
+from recloop.json_object import JsonObject, JsonTree, without_none
 from recloop.policy import ScorerSpec
 from recloop.records import FileFacts
 
@@ -25,9 +25,9 @@ class ModelSpec:
 
     @classmethod
     def read(cls, tree: JsonObject) -> ModelSpec:
-        return cls(tree.required("name", str), tree.required("config", dict[str, Any]), tree.unread)
+        return cls(tree.required("name", str), tree.required("config", JsonTree), tree.unread)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {**self.other_keys, "name": self.name, "config": dict(self.config)}
 
 
@@ -65,7 +65,7 @@ class TrainingRows:
             other_keys=tree.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return _fields(self)
 
 
@@ -104,7 +104,7 @@ class Training:
             other_keys=tree.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return _fields(self)
 
     @property
@@ -155,7 +155,7 @@ class Manifest:
             train=Training.read(manifest.child("train")),
             scorers={source: ScorerSpec.read(source, one) for source, one in manifest.children("scorers").items()},
             parent=manifest.nullable("parent", str),
-            config=manifest.optional("config", dict[str, Any]),
+            config=manifest.optional("config", JsonTree),
             recipe=manifest.optional("recipe", str),
             recloop=manifest.optional("recloop", str),
             bundle=manifest.required("bundle", str),
@@ -165,7 +165,7 @@ class Manifest:
             other_keys=manifest.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """As ``manifest.json`` has it; a bundle that is not written yet has no ``bundle``, ``format`` and ``files``."""
         return {
             **self.other_keys,
@@ -186,7 +186,7 @@ class Manifest:
         }
 
 
-def _fields(record: TrainingRows | Training) -> dict[str, Any]:
+def _fields(record: TrainingRows | Training) -> JsonTree:
     """Fields that have a value, after the keys that this version does not know."""
     fields = {name: value for name, value in vars(record).items() if name != "other_keys"}
     return {**record.other_keys, **without_none(**fields)}

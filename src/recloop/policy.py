@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from recloop.errors import BundleError
-from recloop.json_object import JsonObject, without_none
+from recloop.json_object import JsonObject, JsonTree, without_none
 
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
@@ -57,7 +57,7 @@ class Placement:
             other_keys=tree.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "k": self.k}
         return {**self.other_keys, **known, **without_none(rrf=self.rrf)}
 
@@ -97,7 +97,7 @@ class Policy:
             other_keys=policy.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {
             **self.other_keys,
             "placements": {name: placement.to_json() for name, placement in self.placements.items()},
@@ -140,15 +140,15 @@ class ScorerSpec:
             source=source,
             model=tree.required("model", str),
             kind=tree.required("kind", str),
-            config=tree.optional("config", dict[str, Any]),
+            config=tree.optional("config", JsonTree),
             half_life=tree.nullable("half_life", float),
             recent=tree.optional("recent", tuple[int | float, ...]),
             of=tree.optional("of", tuple[str, ...]),
             other_keys=tree.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        known: dict[str, Any] = {"kind": self.kind, "model": self.model}
+    def to_json(self) -> JsonTree:
+        known: JsonTree = {"kind": self.kind, "model": self.model}
         if self.source in FADING:
             known["half_life"] = self.half_life
         config = None if self.config is None else dict(self.config)

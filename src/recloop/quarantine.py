@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -19,6 +19,7 @@ from recloop.backends.archive import Archive
 from recloop.backends.control import Control
 from recloop.backends.log import RESTORED, out_at
 from recloop.errors import Locked, Refused, UserError
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ, TIMESTAMP, USER_ID, VALUE, iso, now
 from recloop.watch.report import stamp
@@ -57,10 +58,10 @@ class Quarantined:
     users: int
     user_share: float
     types: dict[str, int]
-    samples: list[dict[str, Any]]
+    samples: list[JsonTree]
     waiting: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return asdict(self)
 
 
@@ -146,7 +147,7 @@ def _matching(archive: Archive, log: Log, condition: pl.Expr, out: set[int]) -> 
     return matched, rows, users
 
 
-def _sample(row: dict[str, Any]) -> dict[str, Any]:
+def _sample(row: JsonTree) -> JsonTree:
     """A row as a person reads it."""
     return {
         SEQ: row[SEQ],

@@ -11,11 +11,13 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import polars as pl
 from polars.datatypes import DataTypeClass
+
+from recloop.json_object import AttributeValues, JsonTree
 
 SEQ: Final = "seq"
 EVENT_ID: Final = "event_id"
@@ -145,7 +147,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One version of an item of the catalogue."""
 
     item_id: str
-    attributes: dict[str, Any] = {}
+    attributes: AttributeValues = {}
     hidden: bool = False
     deleted: bool = False
     seq: int = 0
@@ -156,7 +158,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a user's attributes."""
 
     user_id: str
-    attributes: dict[str, Any] = {}
+    attributes: AttributeValues = {}
     deleted: bool = False
     seq: int = 0
     received_at: int = 0
@@ -205,7 +207,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     placement: str
     k: int
-    query: dict[str, Any]
+    query: JsonTree
     items: list[str]
     scores: list[float]
     sources: list[str]

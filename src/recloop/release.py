@@ -27,6 +27,7 @@ from typing import Any, Literal
 from recloop.backends import Control
 from recloop.backends.control import ReleaseRow
 from recloop.errors import Refused, UserError
+from recloop.json_object import JsonTree
 
 Target = Literal["shadow", "experiment", "live"]
 TARGETS: tuple[Target, ...] = ("shadow", "experiment", "live")
@@ -211,7 +212,7 @@ def data_since(control: Control) -> int:
     return max((row.generation for row in control.releases() if RESTARTED in row.evidence), default=0)
 
 
-def table(control: Control) -> dict[str, Any]:
+def table(control: Control) -> JsonTree:
     """What is live, what is tried, since when: the release part of ``recloop status``.
 
     ``shadow`` is the candidate: of several bundles in the shadow the one that came first.

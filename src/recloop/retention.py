@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from recloop import release, standing
 from recloop.backends import decisions as decision_store
@@ -25,6 +25,7 @@ from recloop.backends.sqlite import bytes_of, locate
 from recloop.backends.trim import trim
 from recloop.errors import Locked, UserError
 from recloop.files import sync_folder
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import SECOND, now
 from recloop.release import Machine
@@ -78,7 +79,7 @@ class Collected:
             found.append(f"log: its rows are left to {self.log_left_to}")
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {**asdict(self), "bytes": self.bytes}
 
 

@@ -20,6 +20,7 @@ import tomli_w
 
 from recloop.config import FILE, LATER, Config, Section
 from recloop.errors import UserError
+from recloop.json_object import JsonTree
 
 
 def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Config:
@@ -58,11 +59,11 @@ def _expectation(error: Mapping[str, Any]) -> str:
     return message.removeprefix("Input should be ").removeprefix("Value error, ").replace("valid dictionary or ", "")
 
 
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _copy(tree: Mapping[str, Any]) -> JsonTree:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
-def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(tree: JsonTree, path: list[str], value: Any) -> None:
     for part in path[:-1]:
         inner = tree.setdefault(part, {})
         if not isinstance(inner, dict):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recloop import loop, standing, turn, voice
+from recloop.json_object import JsonTree
 from recloop.learn.table import Table
 from recloop.project import Project, open_project
 from recloop.serve import offline
@@ -39,10 +40,10 @@ class Shop:
         """The table of these bundles, of the live one without an id."""
         return turn.evaluate_bundles(self.project, list(bundle_ids), voice.Silent())
 
-    def recommend(self, user_id: str, k: int | None = None, placement: str = "home") -> dict[str, Any]:
+    def recommend(self, user_id: str, k: int | None = None, placement: str = "home") -> JsonTree:
         """The service's answer without the service; ``k`` None: the placement's own."""
         return offline.recommend(self.project, user_id, k, placement)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JsonTree:
         """What is live, what is tried, since when."""
         return standing.status(self.project)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +16,7 @@ from recloop.backends.data_manifest import DataManifest
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
 from recloop.files import replace_json
+from recloop.json_object import JsonTree
 from recloop.models.base import model_class
 from recloop.project import Project
 from recloop.recommend.recommender import check_golden
@@ -79,7 +79,7 @@ def write_removed(project: Project, tree: dict[str, int]) -> None:
     replace_json(project.store / REMOVED, tree)
 
 
-def marked(project: Project, table: dict[str, Any]) -> dict[str, Any]:
+def marked(project: Project, table: JsonTree) -> JsonTree:
     """A release table whose bundles say whether their folder was removed (``removed``)."""
     gone = removed(project)
     return {**table, "bundles": [{**row, "removed": row["bundle"] in gone} for row in table["bundles"]]}
@@ -94,7 +94,7 @@ def manifest(project: Project) -> DataManifest:
     return project.open_archive().manifest
 
 
-def status(project: Project) -> dict[str, Any]:
+def status(project: Project) -> JsonTree:
     """What is live, what is tried, since when: the keys of ``recloop status``."""
     found = marked(project, release.table(project.open_control()))
     if not (project.data / "manifest.json").exists():
@@ -157,7 +157,7 @@ def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
     return bundle
 
 
-def examine(project: Project, bundle: Bundle, live: Bundle | None) -> dict[str, Any]:
+def examine(project: Project, bundle: Bundle, live: Bundle | None) -> JsonTree:
     """Check a registered bundle as serving will need it; what was found, for the row of the move to ``checked``.
 
     Args:

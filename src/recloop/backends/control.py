@@ -19,6 +19,7 @@ import msgspec
 from recloop.backends.log import RESTORED, Retraction
 from recloop.backends.sqlite import Store, open_reader, open_writer, transaction
 from recloop.errors import Refused
+from recloop.json_object import JsonTree
 
 SCHEMA = 3
 INBOX = """
@@ -57,7 +58,7 @@ class ReleaseRow(NamedTuple):
     to: str
     by: str
     reason: str
-    evidence: dict[str, Any]
+    evidence: JsonTree
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recloop.errors import UserError
-from recloop.json_object import JsonObject, without_none
+from recloop.json_object import JsonObject, JsonTree, without_none
 from recloop.records import FileFacts
 
 MANIFEST: Final = "manifest.json"
@@ -65,7 +65,7 @@ class WindowLoss:
     queries: int | None = None
     spread: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return without_none(**vars(self))
 
 
@@ -152,14 +152,14 @@ class DataManifest:
             windows=manifest.optional("windows", tuple[WindowLoss, ...]),
             split_hash=manifest.required("split_hash", str),
             counts=manifest.required("counts", RowCounts),
-            report=manifest.optional("report", dict[str, Any]) or {},
-            dwell=manifest.optional("dwell", dict[str, Any]),
+            report=manifest.optional("report", JsonTree) or {},
+            dwell=manifest.optional("dwell", JsonTree),
             files=manifest.required("files", dict[str, FileFacts]),
-            config=manifest.required("config", dict[str, Any]),
+            config=manifest.required("config", JsonTree),
             other_keys=manifest.unread,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {
             **self.other_keys,
             "code": self.code,

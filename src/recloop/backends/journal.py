@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recloop.files import replace_json
+from recloop.json_object import JsonTree
 
 FILE = "journal.json"
 STAGED = ("data", "candidate", "bundles", "rest")
@@ -28,7 +29,7 @@ class Journal:
         head: What the run was begun with: seqs, live bundle, settings. A run goes on only under the same.
     """
 
-    def __init__(self, folder: Path, tree: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, tree: JsonTree) -> None:
         self.folder, self._tree = folder, tree
 
     @classmethod
@@ -66,17 +67,17 @@ class Journal:
         return datetime.fromisoformat(self._tree["started"])
 
     @property
-    def head(self) -> dict[str, Any]:
-        head: dict[str, Any] = self._tree["head"]
+    def head(self) -> JsonTree:
+        head: JsonTree = self._tree["head"]
         return head
 
     def has(self, step: str) -> bool:
         """Whether a step is done."""
         return step in self._tree["steps"]
 
-    def facts(self, step: str) -> dict[str, Any]:
+    def facts(self, step: str) -> JsonTree:
         """What a finished step left."""
-        facts: dict[str, Any] = self._tree["steps"][step]
+        facts: JsonTree = self._tree["steps"][step]
         return facts
 
     def done(self, step: str, **facts: Any) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 from recloop.backends.log import object_text
 from recloop.collect.numbers import read_numbers
 from recloop.collect.tables import Table
+from recloop.json_object import JsonTree
 
 NUMBER: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
 """Texts that say the same as a number: ``01``, ``+1`` and ``1e5`` are codes, not numbers."""
@@ -45,7 +46,7 @@ def _typed(text: pl.Series, separator: str) -> pl.Series:
     return text
 
 
-def attribute_texts(rows: list[dict[str, Any]], key: str) -> list[str]:
+def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
     """Every row but its id as a JSON object: keys sorted, missing values left out."""
     return [
         object_text({name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None})

@@ -22,6 +22,7 @@ from recloop.errors import UserError
 from recloop.features.clock_rule import CLOCK
 from recloop.features.moment import reused_groups
 from recloop.features.signal import Signal, class_of, with_uses
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USE, USER_ID, iso
 
@@ -69,7 +70,7 @@ class Report:
     event_types: dict[str, TypeRows] = field(default_factory=dict)
     event_classes: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """The keys of ``recloop doctor --json``."""
         return {
             "read": self.read,

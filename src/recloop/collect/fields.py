@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from recloop.collect.columns import TITLES, Guessed, plain
 from recloop.collect.tables import Table
+from recloop.json_object import JsonTree
 
 MANY_VALUES: Final = 1_000
 FEATURES: Final = 8
 """A side's features at most; the rest can be added by hand."""
 
-Side = tuple[Table, list[dict[str, Any]]]
+Side = tuple[Table, list[JsonTree]]
 """An items or users file: the table, and its rows as objects."""
 
 
@@ -42,7 +43,7 @@ def choose_title(catalogue: Side | None, key: str) -> Guessed:
     return Guessed(f"{{{best}}}", "no name; this text tells items apart best")
 
 
-def _links(rows: list[dict[str, Any]], name: str) -> bool:
+def _links(rows: list[JsonTree], name: str) -> bool:
     return any("://" in str(row.get(name)) for row in rows[:100])
 
 
@@ -58,12 +59,12 @@ def title_columns(title: str) -> set[str]:
     return set() if "{" in title else {title}
 
 
-def choose_fields(side: Side | None, key: str, leave: set[str]) -> dict[str, dict[str, Any]]:
+def choose_fields(side: Side | None, key: str, leave: set[str]) -> dict[str, JsonTree]:
     """Features of the columns of an items or users file, by name."""
     if side is None:
         return {}
     table, rows = side
-    found: list[tuple[float, dict[str, Any]]] = []
+    found: list[tuple[float, JsonTree]] = []
     for name in table.columns:
         if name == key or name in leave or plain(name) in TITLES:
             continue
@@ -73,13 +74,13 @@ def choose_fields(side: Side | None, key: str, leave: set[str]) -> dict[str, dic
     chosen = [field for _, field in sorted(found, key=lambda entry: entry[0])[:FEATURES]]
     order = {name: place for place, name in enumerate(table.columns)}
     chosen.sort(key=lambda field: order[field["from"]])
-    named: dict[str, dict[str, Any]] = {}
+    named: dict[str, JsonTree] = {}
     for field in chosen:
         named[_name(field["from"], named)] = field
     return named
 
 
-def _field(name: str, values: list[Any]) -> dict[str, Any] | None:
+def _field(name: str, values: list[Any]) -> JsonTree | None:
     present = [value for value in values if value is not None and value != ""]
     missing = 1 - len(present) / max(1, len(values))
     if missing > 0.9 or not present or any(isinstance(value, list | dict) for value in present):

@@ -15,6 +15,7 @@ from recloop.collect.sources import Source
 from recloop.collect.tables import Table
 from recloop.config import Config, Data
 from recloop.errors import UserError
+from recloop.json_object import JsonTree
 from recloop.records import SEQ
 from recloop.settings import build
 
@@ -45,7 +46,7 @@ def settings_of(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
     return build({**tree, "data": data}, (), {})
 
 
-def named(data: Data, frame: pl.DataFrame) -> dict[str, Any]:
+def named(data: Data, frame: pl.DataFrame) -> JsonTree:
     """The columns as configured; an optional one that this frame has not is left out."""
     columns = {
         ours: theirs

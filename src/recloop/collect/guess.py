@@ -29,6 +29,7 @@ from recloop.collect.tables import Table, read_table
 from recloop.config import FILE, Clean, Columns, Config, Data, Events
 from recloop.errors import UserError
 from recloop.files import replace_file
+from recloop.json_object import JsonTree
 from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
 from recloop.settings import build
 
@@ -84,7 +85,7 @@ class Guess:
     next: str = "recloop update"
     keep: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """The keys of ``recloop init --json``."""
         return {
             "columns": dict(self.columns),

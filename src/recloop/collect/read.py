@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -17,6 +17,7 @@ from recloop.collect.stamps import Stamps, read_stamps
 from recloop.collect.tables import Table, read_objects, read_table
 from recloop.config import Columns, Data
 from recloop.errors import UserError
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import (
     CONTEXT,
@@ -297,7 +298,7 @@ def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> 
     return Catalogued(frame, rejects, tuple(sources))
 
 
-def read_rows(source: Source, encoding: str) -> tuple[Table, list[dict[str, Any]]]:
+def read_rows(source: Source, encoding: str) -> tuple[Table, list[JsonTree]]:
     """A file with every row as an object whose numbers are numbers."""
     if source.kind == "csv":
         table = read_table(source, encoding)

@@ -14,6 +14,7 @@ from recloop.collect.clean import clean, described
 from recloop.collect.read import read_events, read_items, read_users
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.signal import CLASSES, Signal
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_share, iso
 
@@ -29,7 +30,7 @@ class Found:
     means: str
     weight: float
     events: int
-    examples: list[dict[str, Any]]
+    examples: list[JsonTree]
     lines: list[str]
 
 
@@ -55,7 +56,7 @@ class Signals:
     dwells: dict[str, int]
     warnings: list[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """``signals``, ``unnamed``, ``dwells``, ``signal_warnings``: what ``doctor --signals`` adds to the doctor's keys."""
         rules = [{name: value for name, value in vars(found).items() if name != "lines"} for found in self.rules]
         return {
@@ -125,7 +126,7 @@ def _spread(rows: pl.DataFrame) -> pl.DataFrame:
     return near.with_columns(share.alias("share")).sort("share").head(EXAMPLES).sort(SEQ)
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def _plain(row: JsonTree) -> JsonTree:
     names = (SEQ, USER_ID, ITEM_ID, EVENT_TYPE, VALUE, DWELL_PCT)
     return {name: row[name] for name in names if row[name] is not None} | {TIMESTAMP: iso(row[TIMESTAMP])}
 

@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 from recloop.collect.sources import Kind, Source, encoding_of
 from recloop.errors import UserError, shown
+from recloop.json_object import JsonTree
 
 SEPARATORS: Final = (",", ";", "\t", "|")
 BLOCK: Final = 1 << 24  # a row must fit into one
@@ -103,7 +104,7 @@ def read_table(source: Source, encoding: str = "auto", names: Sequence[str] | No
     return _csv(source, text, names) if kind == "csv" else _jsonl(source, text, names)
 
 
-def read_objects(source: Source, encoding: str = "auto") -> tuple[Table, list[dict[str, Any]]]:
+def read_objects(source: Source, encoding: str = "auto") -> tuple[Table, list[JsonTree]]:
     """A JSON lines or Parquet file with every row as an object of its own types."""
     if source.kind == "jsonl":
         text = encoding_of(source, encoding)
@@ -242,7 +243,7 @@ def _json_lines(source: Source, encoding: str) -> Iterator[tuple[int, str, Any]]
 
 
 def _jsonl(source: Source, encoding: str, names: Sequence[str] | None) -> Table:
-    objects: list[dict[str, Any]] = []
+    objects: list[JsonTree] = []
     broken: dict[int, str] = {}
     known: dict[str, None] = {}
     for number, (_, _, value) in enumerate(_json_lines(source, encoding)):

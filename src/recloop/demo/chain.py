@@ -21,6 +21,7 @@ from recloop.demo import days
 from recloop.demo.groceries import write_project
 from recloop.demo.proof import planted_skew, watch
 from recloop.demo.shown import Shown
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import SECOND, hash_share
 from recloop.voice import Voice
@@ -28,7 +29,7 @@ from recloop.voice import Voice
 HOUSEHOLDS = 300
 
 
-def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
+def run(folder: Path, voice: Voice, out: rich.console.Console) -> JsonTree:
     """The whole loop in ``folder``; what each step said, and the files that it left.
 
     The log's last 14 days are held back as the future: the first turn does not know them, then they are lived through.

@@ -14,6 +14,7 @@ import polars as pl
 from recloop.client import Client, iso
 from recloop.demo import updates
 from recloop.demo.replay import Replayed, replay
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import DAY
 from recloop.standing import load_bundle
@@ -55,7 +56,7 @@ class Stage:
         )
         return done
 
-    def move(self, verb: str, **body: str) -> dict[str, Any]:
+    def move(self, verb: str, **body: str) -> JsonTree:
         """One move of the release machine over HTTP, in the replay's time."""
         return self.client.post(f"/v1/admin/{verb}", body)
 

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from recloop.browsing import Browsing
 from recloop.client import Client
+from recloop.json_object import JsonTree
 from recloop.records import DAY, SECOND, hash_share
 from recloop.world import START
 
@@ -121,7 +122,7 @@ class People:
             done.rows.update(row["event_type"] for row in rows)
         return done
 
-    def _look(self, user_id: str, slots: Sequence[dict[str, Any]], done: Lived) -> None:
+    def _look(self, user_id: str, slots: Sequence[JsonTree], done: Lived) -> None:
         """Is something here that was disliked, and who filled a newcomer's first list?"""
         disliked = self._disliked.get(user_id)
         if disliked:
@@ -130,7 +131,7 @@ class People:
         if user_id in self._new and user_id not in self._shown:
             done.newcomers.update(slot["source"] for slot in slots)
 
-    def _search(self, user_id: str, now: int, name: str, seen: set[str]) -> list[dict[str, Any]]:
+    def _search(self, user_id: str, now: int, name: str, seen: set[str]) -> list[JsonTree]:
         """What a user finds alone, which no list is credited with: they look for what no list has shown them."""
         rows = self._world.search(user_id, now, name, seen)
         return [{key: value for key, value in row.items() if key != "request_id"} for row in rows]

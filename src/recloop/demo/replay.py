@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
 from recloop.client import Client, iso
+from recloop.json_object import JsonTree
 from recloop.records import DAY, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 BEFORE = 1_000_000
@@ -44,7 +44,7 @@ class Basket:
     user_id: str
     stamp: int
     group_id: str
-    rows: list[dict[str, Any]]
+    rows: list[JsonTree]
 
 
 def baskets(future: pl.DataFrame, first: int, days: float) -> Iterator[Basket]:
@@ -84,7 +84,7 @@ def replay(
         bar: Told how many baskets are through, and of how many.
     """
     done, begin = Replayed(), time.monotonic()
-    waiting: list[dict[str, Any]] = []
+    waiting: list[JsonTree] = []
     total = int(_within(future, first, days)[GROUP_ID].n_unique())
     for number, basket in enumerate(baskets(future, first, days), start=1):
         if bar is not None:
@@ -114,6 +114,6 @@ def _within(future: pl.DataFrame, first: int, days: float) -> pl.DataFrame:
     return future.filter((pl.col(TIMESTAMP) >= first) & (pl.col(TIMESTAMP) < first + int(days * DAY)))
 
 
-def _post(client: Client, rows: list[dict[str, Any]], now: int) -> int:
+def _post(client: Client, rows: list[JsonTree], now: int) -> int:
     client.now = now
     return int(client.post("/v1/events", rows)["accepted"])

@@ -10,6 +10,7 @@ from typing import Any
 import rich.console
 
 from recloop.errors import UserError
+from recloop.json_object import JsonTree
 from recloop.voice import Voice
 
 MARK = "# The demo of recloop."
@@ -19,7 +20,7 @@ class Shown:
     """Prints the demo step by step, a numbered heading a chapter, and remembers what each said for ``--json``."""
 
     def __init__(self, voice: Voice, out: rich.console.Console) -> None:
-        self.steps: list[dict[str, Any]] = []
+        self.steps: list[JsonTree] = []
         self._voice, self._out = voice, out
         self._begin = time.monotonic()
 

@@ -17,6 +17,7 @@ import numpy as np
 from recloop import bundle, release
 from recloop.backends.data_manifest import DataManifest
 from recloop.collect.signals import RuleCount
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import now
 from recloop.watch.gate import Gate
@@ -27,7 +28,7 @@ SHORT = ("--set", "train.budget=15s")
 Tell = Callable[[str], None]
 
 
-def update(root: Path, *words: str) -> tuple[dict[str, Any], str]:
+def update(root: Path, *words: str) -> tuple[JsonTree, str]:
     """``recloop update`` as a child: its JSON, and its last line of stderr."""
     done = subprocess.run(_command(root, *words), capture_output=True, text=True, check=False)
     lines = done.stderr.strip().splitlines()

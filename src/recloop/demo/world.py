@@ -13,7 +13,7 @@ import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import rich.console
@@ -29,6 +29,7 @@ from recloop.demo.shown import MARK, Shown, fresh
 from recloop.demo.truth import compared
 from recloop.demo.updates import gate_lines, rule_lines
 from recloop.features.signal import Signal
+from recloop.json_object import JsonTree
 from recloop.later import promotion
 from recloop.project import Project, open_project
 from recloop.records import DAY
@@ -101,7 +102,7 @@ class Stage:
         file.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
         return found
 
-    def move(self, bundle: str, to: str = "") -> dict[str, Any]:
+    def move(self, bundle: str, to: str = "") -> JsonTree:
         """``POST /v1/admin/promote``, never with a reason: each step has to be earned.
 
         Raises:
@@ -113,7 +114,7 @@ class Stage:
             raise RuntimeError(f"{error.code} {json.load(error)['error']['message']}") from None
 
 
-def run(folder: Path, voice: Voice, out: rich.console.Console) -> dict[str, Any]:
+def run(folder: Path, voice: Voice, out: rich.console.Console) -> JsonTree:
     """The whole story in ``folder``; what each step said, and the files that it left.
 
     Raises:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
 
+from recloop.json_object import AttributeValues, JsonTree
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, VALUE
 
 DWELL: Final = "dwell"
@@ -82,11 +83,11 @@ class Dwell:
             shares[held] = (low + high) / (2 * len(known))
         return pl.Series(DWELL_PCT, shares).fill_nan(None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {"bands": self.bands, "values": {name: list(held) for name, held in self.values.items()}}
 
     @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Dwell:
+    def from_json(cls, tree: JsonTree) -> Dwell:
         return cls(dict(tree["bands"]), {name: tuple(held) for name, held in tree["values"].items()})
 
 
@@ -98,7 +99,7 @@ def _sample(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _attributes(items: pl.DataFrame | None) -> dict[str, dict[str, Any]]:
+def _attributes(items: pl.DataFrame | None) -> dict[str, AttributeValues]:
     if items is None:
         return {}
     newest = items.sort(SEQ).unique(ITEM_ID, keep="last") if SEQ in items.columns else items

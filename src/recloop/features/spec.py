@@ -6,10 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from recloop.config import Clean, Config, Events, Field
 from recloop.features.dwell import Dwell
+from recloop.json_object import JsonTree
 
 ENCODE_VERSION = 2
 """Raised by hand when a golden test of `recloop.features.encode` changes."""
@@ -70,7 +70,7 @@ class Spec:
         text = json.dumps(classes, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {
             "key": self.state_key,
             "events": self._events(),
@@ -84,16 +84,16 @@ class Spec:
             "segment": self.segment,
         } | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
 
-    def _events(self) -> dict[str, Any]:
+    def _events(self) -> JsonTree:
         """The event classes as JSON; weights and undo as pairs, in their order, which decides."""
-        tree: dict[str, Any] = self.events.model_dump(mode="json")
+        tree: JsonTree = self.events.model_dump(mode="json")
         for name in ("weights", "undo"):
             if tree[name]:
                 tree[name] = [list(pair) for pair in tree[name].items()]
         return tree
 
     @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Spec:
+    def from_json(cls, tree: JsonTree) -> Spec:
         return cls(
             events=Events.model_validate(tree["events"]),
             clean=Clean.model_validate(tree["clean"]),

@@ -24,17 +24,8 @@ import polars as pl
 from recloop.features.acts import INPUTS, Act, ActColumns, Kind, taken_back
 from recloop.features.moment import ended, joined
 from recloop.features.signal import with_uses
-from recloop.records import (
-    ITEM_ID,
-    PAIR,
-    SEQ,
-    STAMP,
-    UNITS,
-    USE,
-    USER_ID,
-    WEIGHT,
-    Use,
-)
+from recloop.json_object import AttributeValues
+from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
 
 GROUPS: Final = 64
 """Groups in a state above which those that ended are removed."""
@@ -70,7 +61,7 @@ class UserState(msgspec.Struct):
     groups: dict[str, int] = {}
     positives: int = 0
     newest: int | None = None
-    attributes: dict[str, Any] | None = None
+    attributes: AttributeValues | None = None
 
     def add(
         self,
@@ -341,9 +332,9 @@ class Timeline:
         return versions[place - 1][1] if place else None
 
 
-def attribute_versions(frame: pl.DataFrame | None, key: str = USER_ID) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+def attribute_versions(frame: pl.DataFrame | None, key: str = USER_ID) -> dict[str, list[tuple[int, AttributeValues]]]:
     """The versions of each id, oldest first, as (seq, attributes)."""
-    versions: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    versions: dict[str, list[tuple[int, AttributeValues]]] = {}
     if frame is not None:
         for raw_id, seq, text in frame.sort(SEQ).select(key, SEQ, "attributes").iter_rows():
             versions.setdefault(raw_id, []).append((seq, json.loads(text)))

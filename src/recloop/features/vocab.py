@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recloop.features.spec import Spec
+from recloop.json_object import JsonTree
 
 BUCKETS = 10
 """Quantile buckets of a number (fewer where values repeat)."""
@@ -56,7 +57,7 @@ class Category:
     def _index(self) -> dict[str, int]:
         return {value: code for code, value in enumerate(self.values, start=1)}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {"kind": "category", "values": list(self.values)}
 
 
@@ -76,7 +77,7 @@ class Number:
         found = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
         return np.where(np.isnan(values), 0, found).astype(np.int32)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {"kind": "number", "edges": list(self.edges)}
 
 
@@ -93,7 +94,7 @@ class Fields:
         """Number of codes of a feature, 0 = missing included."""
         return self.codes[name].size
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {name: codes.to_json() for name, codes in self.codes.items()}
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from recloop.backends.journal import Journal
 from recloop.bundle import Bundle
 from recloop.errors import BundleError
 from recloop.files import replacing
+from recloop.json_object import JsonTree
 from recloop.later.run import Run
 from recloop.learn import compare
 from recloop.learn.compare import Asked
@@ -95,7 +96,7 @@ def kept_window(run: Run) -> pl.DataFrame:
     return pl.read_parquet(run.folder / "candidate" / "window.parquet")
 
 
-def table_of(run: Run, candidate: Bundle) -> dict[str, Any]:
+def table_of(run: Run, candidate: Bundle) -> JsonTree:
     """The table over *new*, by candidate', for the child's metrics.json; empty where the window asks nothing.
 
     The child itself has learned these rows, so its own numbers on them would be those of its memory.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +22,7 @@ from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
+from recloop.json_object import JsonTree
 from recloop.later.evidence import broken_golden, compared, of_old
 from recloop.learn import compare
 from recloop.learn.compare import Asked
@@ -38,7 +38,7 @@ from recloop.watch.gate import Evidence, Gate
 
 def promote(
     project: Project, bundle: str, to: str = "", reason: str = "", voice: Voice | None = None, at: int = 0
-) -> dict[str, Any]:
+) -> JsonTree:
     """Move a registered bundle on, after its gate where that has not run; see `recloop.serve.moves.promote`.
 
     Raises:

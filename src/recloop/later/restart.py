@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from recloop import bundle as bundles
 from recloop import config_changes, release, standing
@@ -26,6 +26,7 @@ from recloop.collect.posted import Posted
 from recloop.config_changes import Change, Effect
 from recloop.errors import Locked, Refused, UserError
 from recloop.files import move, recover_folder, replace_json, swap_folder, sync_folder
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import now
 
@@ -160,7 +161,7 @@ def finish(project: Project) -> bool:
     mark = project.store / MARK
     if not mark.exists():
         return False
-    tree: dict[str, Any] = json.loads(mark.read_text("utf-8"))
+    tree: JsonTree = json.loads(mark.read_text("utf-8"))
     staged = project.root / STAGE
     move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
     _replace_log(staged / "store", project.store)
@@ -192,7 +193,7 @@ def _replace_log(staged: Path, store: Path) -> None:
         move(staged / name, store / name)
 
 
-def _release(control: Control, project: Project, tree: dict[str, Any]) -> None:
+def _release(control: Control, project: Project, tree: JsonTree) -> None:
     """The new bundle live, every other one refused: it was made from data that are no longer there."""
     name, reason = str(tree["bundle"]), f"new first run: {tree['reason']}"
     found, at = release.machine(control), now()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -28,6 +27,7 @@ from recloop.features.learned import Learned, Window
 from recloop.features.signal import Signal
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.recipe import child_recipe, recipe_of
 from recloop.recommend.catalogue import Catalogue
@@ -59,15 +59,15 @@ class Updated:
     new_items: int
     bundle: str | None
     verdict: str
-    gates: list[dict[str, Any]]
+    gates: list[JsonTree]
     seconds: float
     removed: dict[str, int]
-    signals: list[dict[str, Any]]
+    signals: list[JsonTree]
     changed: list[str] = field(default_factory=list)
     state: str | None = None
 
     @property
-    def failed(self) -> list[dict[str, Any]]:
+    def failed(self) -> list[JsonTree]:
         """The gates that said no."""
         return [one for one in self.gates if not one["ok"] and not one.get("waits")]
 

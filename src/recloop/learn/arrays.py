@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +15,7 @@ from recloop.features.signal import with_uses
 from recloop.features.spec import Spec
 from recloop.features.state import Timeline, offsets_of
 from recloop.features.vocab import Fields, Vocabulary
+from recloop.json_object import AttributeValues
 from recloop.learn.negatives import negatives
 from recloop.models.base import Held, TrainData
 from recloop.records import DAY, ITEM_ID, LABEL, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use, is_old
@@ -32,8 +32,8 @@ class Tables:
     fields: Fields
     items: Vocabulary
     users: Vocabulary
-    item_attributes: list[dict[str, Any] | None]
-    user_attributes: list[dict[str, Any] | None]
+    item_attributes: list[AttributeValues | None]
+    user_attributes: list[AttributeValues | None]
     first_seq: np.ndarray  # (N,) int64
     tail: np.ndarray  # (N,) bool
     cut: int
@@ -218,7 +218,7 @@ def timeline(frames: list[pl.DataFrame], users: pl.DataFrame | None) -> Timeline
     return Timeline(pl.concat([with_uses(frame).select(columns) for frame in frames]), users)
 
 
-def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[dict[str, Any] | None]:
+def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[AttributeValues | None]:
     """Attributes of each id by its newest version up to a seq, None where there is none."""
     if frame is None or not len(frame):
         return [None] * len(ids)

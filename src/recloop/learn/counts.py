@@ -13,6 +13,7 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.state import Timeline
 from recloop.features.vocab import as_text
+from recloop.json_object import JsonTree
 from recloop.learn.arrays import Tables
 from recloop.learn.mixing import Mixed, choose_mix, mix_or_single
 from recloop.manifest import Manifest, ModelSpec
@@ -39,9 +40,9 @@ class Chosen:
     half_life: Mapping[str, float | None]
     mixed: Mixed | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """``chosen`` of the metrics.json of a run."""
-        tree: dict[str, Any] = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
+        tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
         if self.mixed is not None:
             tree |= {
                 "validation_ndcg": {**self.mixed.alone, "mix": self.mixed.ndcg},

@@ -13,7 +13,7 @@ import numpy as np
 
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.json_object import without_none
+from recloop.json_object import JsonTree, without_none
 from recloop.learn.warm import Warm
 from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
@@ -30,7 +30,7 @@ class Look:
     seconds: float
     ndcg: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {"NDCG@10" if name == "ndcg" else name: value for name, value in vars(self).items()}
 
 
@@ -57,7 +57,7 @@ class FitMetrics:
     window_steps: int | None = None
     window_seconds: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         fields = {"NDCG@10" if name == "ndcg" else name: value for name, value in vars(self).items()}
         window = {name: fields.pop(name) for name in ("window_steps", "window_seconds")}
         return {**fields, "looks": [look.to_json() for look in self.looks], **without_none(**window)}
@@ -78,7 +78,7 @@ class Network:
     """
 
     name: str
-    config: dict[str, Any]
+    config: JsonTree
     arrays: dict[str, np.ndarray]
     graph: bytes
     train_state: dict[str, np.ndarray]

@@ -18,6 +18,7 @@ from rich.text import Text
 from recloop import intervals, metrics
 from recloop.files import replace_file
 from recloop.intervals import Difference, Estimate
+from recloop.json_object import JsonTree
 from recloop.manifest import Training
 from recloop.metrics import Floats
 
@@ -81,7 +82,7 @@ class Example:
     slots: list[tuple[str, float, str]]
     took: list[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {
             "user_id": self.user_id,
             "now": self.now,
@@ -102,11 +103,11 @@ class Scored:
     row: Row
     estimates: Mapping[tuple[str, str], Estimate]
 
-    def to_json(self, repeats: bool) -> dict[str, Any]:
-        inside: dict[str, dict[str, Any]] = {part: {} for part in SLICES}
+    def to_json(self, repeats: bool) -> JsonTree:
+        inside: dict[str, JsonTree] = {part: {} for part in SLICES}
         for (part, name), estimate in self.estimates.items():
             inside[part][name] = estimate.to_json()
-        out: dict[str, Any] = {"model": self.row.model, "bundle": self.row.bundle, **inside["all"]}
+        out: JsonTree = {"model": self.row.model, "bundle": self.row.bundle, **inside["all"]}
         out["warm"] = inside["warm"]
         out["repeat"] = inside["repeat"] if repeats else None
         out["explore"] = inside["explore"] if repeats else None
@@ -131,7 +132,7 @@ class Compared:
     difference: Difference
     p: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         return {
             "model": self.model,
             "bundle": self.bundle,
@@ -151,7 +152,7 @@ class LengthBucket:
     users: int
     rows: Mapping[str, Estimate]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         rows = {label: estimate.to_json() for label, estimate in self.rows.items()}
         return {"from": self.first, "to": self.last, "moments": self.moments, "users": self.users, "rows": rows}
 
@@ -192,7 +193,7 @@ class Table:
             return f" Every row is 0: {unknown:,} of {wanted:,} targets were not in the catalog before the cut."
         return f" Every row is 0: no list holds one of the {wanted:,} targets." if wanted else ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """The keys of the interface, and beside them what the report draws."""
         return {
             "protocol": self.protocol,
@@ -203,7 +204,7 @@ class Table:
             "examples": [example.to_json() for example in self.examples],
         }
 
-    def bundle_metrics(self) -> dict[str, Any]:
+    def bundle_metrics(self) -> JsonTree:
         """What a bundle keeps: protocol and rows, without ``bundle`` and ``seconds``, which a rerun would change."""
         tree = self.to_json()
         rows = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -11,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from recloop.errors import BundleError, Refused, UserError
+from recloop.json_object import JsonTree
 from recloop.serve import bodies, moves
 from recloop.serve.parameters import only
 from recloop.serve.service import Service
@@ -45,7 +44,7 @@ class Admin:
         await self._service.follow()
         return Response(msgspec.json.encode(msgspec.convert(done, MoveAnswer)), media_type="application/json")
 
-    def _move(self, asked: MoveRow, at: int) -> dict[str, Any]:
+    def _move(self, asked: MoveRow, at: int) -> JsonTree:
         project, by = self._service.project, f"POST /v1/admin/{self._verb}"
         if self._verb == "rollback":
             return moves.rollback(project, asked.reason, by, at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from recloop.json_object import JsonTree
 from recloop.records import Query
 from recloop.serve import moves
 from recloop.serve.service import Service
@@ -40,35 +40,35 @@ class ServiceDesk:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JsonTree:
         return self._service.table()
 
-    def moves(self) -> list[dict[str, Any]]:
+    def moves(self) -> list[JsonTree]:
         rows = self._service.control.releases()
         return [{**row._asdict(), "from": row.from_} for row in rows]
 
     def windows(self) -> Windows:
         return self._service.windows()
 
-    def shadow(self, bundle: str) -> dict[str, Any]:
+    def shadow(self, bundle: str) -> JsonTree:
         return shadow.compare(self._service.project, bundle)
 
     def experiment(self, bundle: str) -> Verdict:
         return experiment.compare(self._service.project, bundle)
 
-    async def promote(self, bundle: str, to: str, reason: str) -> dict[str, Any]:
+    async def promote(self, bundle: str, to: str, reason: str) -> JsonTree:
         return await self._move(moves.promote, bundle, to, reason)
 
-    async def rollback(self, reason: str) -> dict[str, Any]:
+    async def rollback(self, reason: str) -> JsonTree:
         return await self._move(moves.rollback, reason)
 
-    async def _move(self, verb: Callable[..., dict[str, Any]], *asked: str) -> dict[str, Any]:
+    async def _move(self, verb: Callable[..., JsonTree], *asked: str) -> JsonTree:
         """A move, in force when it is answered."""
         done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
         await self._service.follow()
         return done
 
-    async def person(self, user_id: str) -> dict[str, Any]:
+    async def person(self, user_id: str) -> JsonTree:
         """``facts`` (one line), ``list`` [(place, name, source, score)], ``history`` [(at, name)]; states are read on the loop, as answers are."""
         state = self._service.user_state(user_id)
         answer, arm = self._service.look(Query(user_id=user_id, now=self._service.clock()))

@@ -18,6 +18,7 @@ from recloop import release
 from recloop.backends import Control, locks
 from recloop.backends.control import ReleaseRow
 from recloop.errors import BundleError, Locked, Refused, UserError
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import now
 from recloop.serve.arms import CANDIDATE, LIVE
@@ -68,7 +69,7 @@ def promote(
     by: str = "",
     at: int = 0,
     gates: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+) -> JsonTree:
     """Move a registered bundle on: to ``to``, or to live where it has earned both steps on the way.
 
     Args:
@@ -113,7 +114,7 @@ def _target(bundle: str, to: str) -> release.Target:
     raise UserError("--to", to, f"one of {', '.join(release.TARGETS)}", f"recloop promote {bundle} --to shadow")
 
 
-def _gates(control: Control, bundle: str) -> list[dict[str, Any]] | None:
+def _gates(control: Control, bundle: str) -> list[JsonTree] | None:
     """The gate of a bundle that ran last; None: none did."""
     rows = (row for row in reversed(control.releases()) if row.bundle == bundle)
     return next((row.evidence["gates"] for row in rows if "gates" in row.evidence), None)
@@ -127,7 +128,7 @@ def _failed(gates: Sequence[Mapping[str, Any]]) -> list[Refused]:
     ]
 
 
-def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> dict[str, Any]:
+def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> JsonTree:
     """Bring back the bundle that was live before, after a look at its bytes.
 
     Raises:
@@ -140,7 +141,7 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> d
     return _result(release.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
 
 
-def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> dict[str, Any]:
+def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> JsonTree:
     """Take a bundle out for good.
 
     Raises:
@@ -152,7 +153,7 @@ def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0
     return _result(release.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=at or now()))
 
 
-def _result(row: ReleaseRow) -> dict[str, Any]:
+def _result(row: ReleaseRow) -> JsonTree:
     return {
         "bundle": row.bundle, "from": row.from_, "to": row.to, "generation": row.generation, "evidence": row.evidence,
     }  # fmt: skip
@@ -206,9 +207,7 @@ def _check_here(project: Project, control: Control, row: ReleaseRow, by: str) ->
     release.checked(control, row.bundle, by=by, reason="loaded", at=now(), evidence=evidence)
 
 
-def _earned(
-    project: Project, machine: release.Machine, bundle: str, target: str
-) -> tuple[list[Refused], dict[str, Any]]:
+def _earned(project: Project, machine: release.Machine, bundle: str, target: str) -> tuple[list[Refused], JsonTree]:
     """The steps on the way to ``target`` that are missing, and the numbers of those that were looked at."""
     state = machine.state(bundle)
     if target == "shadow" and machine.lives:
@@ -217,7 +216,7 @@ def _earned(
         return [], {"golden": "equal"}
     with project.open_decisions() as store:
         shadowed, differ = store.shadowed(bundle), store.twins_that_differ(bundle)
-    numbers: dict[str, Any] = {"golden": "equal", "shadowed": shadowed, "twins_that_differ": differ}
+    numbers: JsonTree = {"golden": "equal", "shadowed": shadowed, "twins_that_differ": differ}
     missing = []
     if state == release.ROLLED_BACK:
         missing.append(
@@ -233,7 +232,7 @@ def _earned(
     return missing, numbers
 
 
-def _experiment(project: Project, bundle: str, numbers: dict[str, Any]) -> list[Refused]:
+def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refused]:
     """What the experiment lacks: users in an arm, or evidence of no harm."""
     try:
         found = experiment.compare(project, bundle)
@@ -253,9 +252,9 @@ def _experiment(project: Project, bundle: str, numbers: dict[str, Any]) -> list[
     return []
 
 
-def _evidence(found: Verdict) -> dict[str, Any]:
+def _evidence(found: Verdict) -> JsonTree:
     """The verdict in the evidence of a move to live."""
-    numbers: dict[str, Any] = {
+    numbers: JsonTree = {
         "verdict": found.verdict, "decided_by": found.decided_by, "why": found.why, "no_harm": found.no_harm,
     }  # fmt: skip
     primary = found.metrics.get(found.plan.metric)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from string import Formatter
-from typing import Any
 
 import msgspec
 import rich.table
@@ -14,6 +13,7 @@ from recloop import release, standing
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender
@@ -27,7 +27,7 @@ OWN = ("item_id", "score", "source", "reason")
 
 def recommend(
     project: Project, user_id: str, k: int | None = None, placement: str = "home", bundle: str = "", item: str = ""
-) -> dict[str, Any]:
+) -> JsonTree:
     """The reply of ``GET /v1/recommend/{user_id}`` with the properties that name an item.
 
     Args:
@@ -63,11 +63,11 @@ def recommend(
     recommender = Recommender(loaded, catalogue)
     query = recommender.asked(query)
     answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
-    made: dict[str, Any] = msgspec.to_builtins(reply(query, answer, catalogue, name, LIVE, []))
+    made: JsonTree = msgspec.to_builtins(reply(query, answer, catalogue, name, LIVE, []))
     return made
 
 
-def render(answer: dict[str, Any]) -> rich.table.Table:
+def render(answer: JsonTree) -> rich.table.Table:
     """The reply as a table for a terminal."""
     table = rich.table.Table(title=f"{answer['placement']}, {answer['model_version']}", title_justify="left")
     named = [name for name in (answer["items"] or [{}])[0] if name not in OWN]

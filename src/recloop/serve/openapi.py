@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from recloop import __version__
+from recloop.json_object import JsonTree
 from recloop.serve import parameters, shapes
 from recloop.serve.bodies import NDJSON
 from recloop.serve.parameters import Parameter
@@ -35,7 +34,7 @@ VERBS = {
 }
 
 
-def document() -> dict[str, Any]:
+def document() -> JsonTree:
     """The whole document, OpenAPI 3.1."""
     _, schemas = msgspec.json.schema_components(
         [shape for shape in vars(shapes).values() if isinstance(shape, type) and issubclass(shape, msgspec.Struct)],
@@ -58,7 +57,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def _paths() -> dict[str, dict[str, Any]]:
+def _paths() -> dict[str, JsonTree]:
     listed = "A list for a user, known or not"
     return {
         "/v1/recommend/{user_id}": _get("recommend", listed, "RecommendAnswer", parameters.RECOMMEND, path="user_id"),
@@ -86,7 +85,7 @@ def _get(
     query: tuple[Parameter, ...] = parameters.NONE,
     path: str = "",
     errors: tuple[str, ...] = (),
-) -> dict[str, Any]:
+) -> JsonTree:
     in_path = [{"name": path, "in": "path", "required": True, "schema": ID}] if path else []
     in_query = [
         {
@@ -105,19 +104,19 @@ def _get(
     }
 
 
-def _ready() -> dict[str, Any]:
+def _ready() -> JsonTree:
     made = _get("health_ready", "This process answers", "HealthAnswer")
     made["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthAnswer")
     return made
 
 
-def _metrics() -> dict[str, Any]:
+def _metrics() -> JsonTree:
     made = _get("metrics", "Health by window, variant and placement, for Prometheus", "")
     made["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     return made
 
 
-def _rows(name: str, summary: str, row: str, answer: str) -> dict[str, Any]:
+def _rows(name: str, summary: str, row: str, answer: str) -> JsonTree:
     one = {"$ref": f"#/components/schemas/{row}"}
     content = {
         "application/json": {"schema": {"oneOf": [one, {"type": "array", "items": one, "maxItems": 1000}]}},
@@ -137,7 +136,7 @@ def _rows(name: str, summary: str, row: str, answer: str) -> dict[str, Any]:
     }
 
 
-def _move(verb: str, summary: str) -> dict[str, Any]:
+def _move(verb: str, summary: str) -> JsonTree:
     return {
         "post": {
             "operationId": verb,
@@ -149,13 +148,13 @@ def _move(verb: str, summary: str) -> dict[str, Any]:
     }
 
 
-def _errors(*statuses: str) -> dict[str, Any]:
+def _errors(*statuses: str) -> JsonTree:
     return {status: _response(ERRORS[status], "ErrorAnswer") for status in sorted({*ALWAYS, *statuses})}
 
 
-def _response(text: str, answer: str) -> dict[str, Any]:
+def _response(text: str, answer: str) -> JsonTree:
     return {"description": text, "content": _content(answer)}
 
 
-def _content(shape: str) -> dict[str, Any]:
+def _content(shape: str) -> JsonTree:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from recloop.json_object import JsonTree
 from recloop.serve.shapes import HttpError
 
 MOST_ITEMS = 1_000  # of a list
@@ -21,7 +22,7 @@ class Parameter(NamedTuple):
     """A query parameter; ``schema`` as in OpenAPI."""
 
     name: str
-    schema: dict[str, Any]
+    schema: JsonTree
     text: str
     required: bool = False
 

@@ -11,7 +11,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import polars as pl
 
@@ -22,6 +21,7 @@ from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States, UserState
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Answer, Recommender
@@ -231,7 +231,7 @@ class Service:
         """Whether any event names this user; reads files, so never on the event loop."""
         return self.log.heard_of(USER_ID, user_id) or self.archive.heard_of(USER_ID, user_id)
 
-    def table(self) -> dict[str, Any]:
+    def table(self) -> JsonTree:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
         last_seq, watermark = self.as_of, self.archive.watermark
         return {
@@ -242,7 +242,7 @@ class Service:
             **self.health(),
         }
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonTree:
         """``health`` over the last hour, day and week, ``events`` received, ``verify``; empty where the decisions cannot be read."""
         seen = self._seen()
         if seen is None:

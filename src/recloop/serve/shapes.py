@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from recloop.json_object import AttributeValues, JsonTree
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 """An id or a name: a string with something in it, never parsed."""
@@ -29,14 +31,14 @@ class EventRow(msgspec.Struct, forbid_unknown_fields=True):
     anonymous_id: Text | None = None
     placement: Text | None = None
     request_id: Text | None = None
-    context: dict[str, Any] | None = None
+    context: JsonTree | None = None
 
 
 class ItemRow(msgspec.Struct, forbid_unknown_fields=True):
     """One item of ``POST /v1/items``: attributes replaced whole."""
 
     item_id: Text
-    attributes: dict[str, Any] = {}
+    attributes: AttributeValues = {}
     hidden: bool = False
 
 
@@ -44,7 +46,7 @@ class UserRow(msgspec.Struct, forbid_unknown_fields=True):
     """One user of ``POST /v1/users``: attributes replaced whole."""
 
     user_id: Text
-    attributes: dict[str, Any] = {}
+    attributes: AttributeValues = {}
 
 
 class EventResult(msgspec.Struct):
@@ -105,12 +107,12 @@ class RecommendAnswer(msgspec.Struct):
     variant: str
     placement: str
     degraded: list[str]
-    items: list[dict[str, Any]]
+    items: list[JsonTree]
 
 
 class ItemAnswer(msgspec.Struct):
     item_id: str
-    attributes: dict[str, Any]
+    attributes: AttributeValues
     hidden: bool
     state: Temperature
 
@@ -124,7 +126,7 @@ class UserAnswer(msgspec.Struct):
     """``events``: positives of the state; ``last_events``: the newest 20 of them, newest first."""
 
     user_id: str
-    attributes: dict[str, Any]
+    attributes: AttributeValues
     state: Temperature
     events: int
     last_events: list[PastEvent]
@@ -159,7 +161,7 @@ class StatusAnswer(msgspec.Struct):
     last_seq: int
     watermark: int
     degraded: list[str]
-    health: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    health: dict[str, dict[str, dict[str, JsonTree]]]
     events: dict[str, int]
     verify: ProofAnswer | None
 
@@ -179,7 +181,7 @@ class MoveAnswer(msgspec.Struct):
     from_: str = msgspec.field(name="from")
     to: str
     generation: int
-    evidence: dict[str, Any]
+    evidence: JsonTree
 
 
 class Problem(msgspec.Struct):

@@ -13,6 +13,7 @@ import pytest
 
 from recloop.backends import Control, Decisions, Log, open_control, open_decisions, open_log
 from recloop.backends.control import Moved
+from recloop.json_object import JsonTree
 from recloop.records import Decision, Event, Item, User
 
 
@@ -47,7 +48,7 @@ def some_event(item_id: str = "i", **fields: Any) -> Event:
 
 def some_decision(request_id: str, **fields: Any) -> Decision:
     """An answer to user ``u``, all the rest as told."""
-    plain: dict[str, Any] = {
+    plain: JsonTree = {
         "role": "answer", "user_id": "u", "at": 10, "as_of": 3, "bundle": "b", "generation": 1, "variant": "live",
         "placement": "home", "k": 2, "query": {"exclude": []}, "items": ["é", "01"], "scores": [0.5, -1.0],
         "sources": ["history", "popular"], "inputs": {"state": "0123abcd"},
@@ -203,5 +204,5 @@ class StoreContract:
         assert len(moved) == 1
 
 
-def _move(expected: int, evidence: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _move(expected: int, evidence: Mapping[str, Any] | None = None) -> JsonTree:
     return {"by": "test", "reason": "", "evidence": evidence or {}, "expected_generation": expected, "at": 5}

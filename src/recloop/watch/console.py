@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 os.environ.setdefault("MATPLOTLIB", "false")  # NiceGUI would import it at every start; the page draws nothing with it
 from nicegui import core, ui
@@ -19,6 +19,7 @@ from starlette.routing import Match, Mount
 from starlette.types import Scope
 
 from recloop.errors import RecloopError, Refused
+from recloop.json_object import JsonTree
 from recloop.watch import panels
 from recloop.watch.pulse import Windows
 from recloop.watch.verdict import Verdict
@@ -44,14 +45,14 @@ Compared = TypeVar("Compared")
 class Desk(Protocol):
     """What the page asks of the service; what is not awaited reads files, so the page calls it in a thread."""
 
-    def status(self) -> dict[str, Any]: ...
-    def moves(self) -> list[dict[str, Any]]: ...
+    def status(self) -> JsonTree: ...
+    def moves(self) -> list[JsonTree]: ...
     def windows(self) -> Windows: ...
-    def shadow(self, bundle: str) -> dict[str, Any]: ...  # raises RecloopError: nothing to compare yet
+    def shadow(self, bundle: str) -> JsonTree: ...  # raises RecloopError: nothing to compare yet
     def experiment(self, bundle: str) -> Verdict: ...  # the same
-    async def promote(self, bundle: str, to: str, reason: str) -> dict[str, Any]: ...
-    async def rollback(self, reason: str) -> dict[str, Any]: ...
-    async def person(self, user_id: str) -> dict[str, Any]: ...
+    async def promote(self, bundle: str, to: str, reason: str) -> JsonTree: ...
+    async def rollback(self, reason: str) -> JsonTree: ...
+    async def person(self, user_id: str) -> JsonTree: ...
 
 
 class _Behind(Mount):
@@ -158,7 +159,7 @@ class _Page:
         reason = self._reason.value
         await self._move(lambda: self._desk.rollback(reason))
 
-    async def _move(self, move: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    async def _move(self, move: Callable[[], Awaitable[JsonTree]]) -> None:
         self._said.clear()
         with self._said:
             if not self._reason.value.strip():

@@ -38,6 +38,7 @@ from scipy.special import ndtri  # importing scipy.stats takes a second
 from recloop import intervals
 from recloop.config import Gates
 from recloop.intervals import Difference
+from recloop.json_object import JsonTree
 from recloop.watch.agree import overlap
 
 POOLED: Final = 6
@@ -94,7 +95,7 @@ class Gate:
         """Passed without having been shown to be good enough."""
         return self.ok and self.note.startswith("weak")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """As ``recloop update --json`` and the evidence of a release row have it; numbers rounded to six decimals."""
         tree = {name: _plain(value) for name, value in vars(self).items() if name != "waits" or value}
         return {name: value for name, value in tree.items() if value is not None or name == "value"}
@@ -401,7 +402,7 @@ def verdict(gates: Sequence[Gate]) -> str:
     return "waiting" if any(gate.waits for gate in gates) else "registered"
 
 
-def trees(gates: Sequence[Gate]) -> list[dict[str, Any]]:
+def trees(gates: Sequence[Gate]) -> list[JsonTree]:
     """Gates as ``recloop update --json`` and release rows have them."""
     return [{"threshold": None, **gate.to_json()} for gate in gates]
 

@@ -25,6 +25,7 @@ from recloop.features.moment import moment_stamps
 from recloop.features.signal import Signal
 from recloop.features.state import States, Timeline
 from recloop.files import replace_json
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import CLOSE, Answer, Recommender, one_state
@@ -57,7 +58,7 @@ class Parity:
     differences: list[dict[str, str]] = field(default_factory=list)
 
 
-def verify(project: Project, last: int = 1000) -> dict[str, Any]:
+def verify(project: Project, last: int = 1000) -> JsonTree:
     """Rebuild the newest decisions; equal, late or unexplained.
 
     ``earlier``: answered before a new first run, from data that are no longer there; they cannot be rebuilt.
@@ -269,5 +270,5 @@ def _query(decision: Decision) -> Query:
     )
 
 
-def _item(row: dict[str, Any]) -> Item:
+def _item(row: JsonTree) -> Item:
     return Item(**{**row, "attributes": json.loads(row["attributes"])})

@@ -8,13 +8,14 @@ A changed `recloop.toml` does not change a running experiment; `Plan.differences
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from recloop.backends.control import ReleaseRow
 from recloop.config import Release
 from recloop.errors import UserError
+from recloop.json_object import JsonTree
 
 EVIDENCE: Final = "experiment"
 """Key of the plan in the evidence of a release row."""
@@ -83,9 +84,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             mend = f"recloop refuse {row.bundle} --reason 'plan of another version'"
             raise UserError("experiment", row.bundle, f"a plan that this version reads ({error})", mend) from None
 
-    def to_evidence(self) -> dict[str, Any]:
+    def to_evidence(self) -> JsonTree:
         """The plan as JSON, for the release row."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
+        found: JsonTree = msgspec.to_builtins(self)
         return found
 
     def differences(self, settings: Release) -> list[str]:

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from recloop.errors import UserError
 from recloop.features.vocab import as_text
 from recloop.files import replace_file
+from recloop.json_object import JsonTree
 from recloop.manifest import Manifest
 from recloop.project import Project
 from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision, utc_minute
@@ -74,7 +75,7 @@ INK = "#010203"
 """Drawn in this colour, then replaced by ``currentColor``: the plot follows the page into the dark."""
 
 
-def write(project: Project, start: str = "", end: str = "", file: str = "") -> dict[str, Any]:
+def write(project: Project, start: str = "", end: str = "", file: str = "") -> JsonTree:
     """Write the page of a project; the keys of ``recloop report --json``.
 
     Args:
@@ -247,7 +248,7 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 
-def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tables(evaluation: Mapping[str, Any]) -> list[JsonTree]:
     """A table for each k: columns with their best value, rows with their label."""
     rows, made = evaluation["rows"], []
     models = [row["model"] for row in rows]
@@ -289,11 +290,11 @@ def _bucket(one: Mapping[str, Any]) -> str:
     return f"{one['from']:,}" if one["from"] == one["to"] else f"{one['from']:,}-{one['to']:,}"
 
 
-def _evaluation(project: Project) -> dict[str, Any] | None:
+def _evaluation(project: Project) -> JsonTree | None:
     file = project.reports / "evaluation.json"
     if not file.exists():
         return None
-    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    found: JsonTree = json.loads(file.read_text("utf-8"))
     return found
 
 

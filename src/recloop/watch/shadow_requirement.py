@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
+from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import DAY
 
@@ -35,7 +36,7 @@ class Requirement:
         rate = self.per_day * self.share
         return left / rate if rate else (0.0 if not left else None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """As ``recloop status --json`` and the evidence of a move to the shadow have it."""
         days = self.days
         tree = {**asdict(self), "per_day": round(self.per_day, 1), "days": None if days is None else round(days, 2)}

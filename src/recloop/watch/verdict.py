@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
+from recloop.json_object import JsonTree
 from recloop.watch.effects import ALARM
 from recloop.watch.plan import Plan
 
@@ -123,9 +124,9 @@ class Verdict(Finding, frozen=True, kw_only=True):
     metrics: dict[str, Measured]
     looks: list[Look]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonTree:
         """The record as JSON."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
+        found: JsonTree = msgspec.to_builtins(self)
         return found
 
     def lines(self) -> list[str]:
