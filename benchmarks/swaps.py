@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
-from recloop import release, standing
+from recloop import release
 from recloop.client import serving
 from recloop.project import open_project
 from recloop.recommend.catalogue import Catalogue
@@ -149,7 +149,7 @@ def swap(folder: Path, swaps: int, clients: int, pause: float) -> dict[str, Any]
 def another(folder: Path) -> str:
     """A registered child of live over the same arrays that shows another list to everybody: what is popular."""
     project = open_project(folder)
-    live = standing.load_bundle(project)
+    live = project.load_bundle()
     home = replace(live.policy.placements["home"], weights={"popular": 1.0})
     made = replace(live, policy=live.policy.with_placement("home", home))
     own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))

@@ -162,7 +162,7 @@ def make(asked: Asked, row: str) -> None:
     words = ROWS[row]
     commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
     source = open_project(asked.project, asked.sets)
-    first = standing.load_bundle(source)
+    first = source.load_bundle()
     posted, after = halves(source, pl.read_parquet(asked.future), asked.days)
     told: dict[str, Any] = {}
     bundle: Bundle | None = first

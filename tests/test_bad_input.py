@@ -43,7 +43,7 @@ def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     """A server with a row that no update has read, and a child of live that was refused: server, project, child."""
     project = open_project(shutil.copytree(turned, tmp_path_factory.mktemp("busy") / "shop"))
     control = project.open_control()
-    live = bundles.load(project.bundles / (standing.live_bundle(project) or ""))
+    live = bundles.load(project.bundles / (project.live_bundle_id() or ""))
     child = bundles.write(replace(live, metrics={"n": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)).id
     who = {"by": "a test", "reason": "worse", "at": 5}
     release.register(control, child, bundles.manifest_hash(project.bundles / child), **who)

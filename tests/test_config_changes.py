@@ -137,8 +137,8 @@ def test_update_after_the_item_column_was_corrected_recommends_the_right_items(m
     assert items
     assert all(item.startswith("i") for item in items)
     project = open_project(mistaken)
-    assert standing.live_bundle(project) == tree["bundle"]
-    assert standing.load_bundle(project).manifest.parent is None
+    assert project.live_bundle_id() == tree["bundle"]
+    assert project.load_bundle().manifest.parent is None
     states = {row["bundle"]: row["state"] for row in standing.status(project)["bundles"]}
     assert sorted(states.values()) == ["live", "refused"]
     assert cli(mistaken, "rollback", "--reason", "x")[0] == 1, "the bundle of other items cannot come back"
@@ -207,13 +207,13 @@ def test_restart_beside_a_server_is_refused_and_changes_nothing(mistaken: Path) 
 
 
 def test_restart_that_cannot_read_the_files_changes_nothing(mistaken: Path) -> None:
-    live = standing.live_bundle(open_project(mistaken))
+    live = open_project(mistaken).live_bundle_id()
     toml = (mistaken / "recloop.toml").read_text()
     (mistaken / "recloop.toml").write_text(toml.replace('item_id = "line"', 'item_id = "skew"'))
     code, _, err = cli(mistaken, "update")
     assert (code, "nearest: sku" in err) == (2, True)
     assert not (mistaken / ".restart").exists()
-    assert standing.live_bundle(open_project(mistaken)) == live
+    assert open_project(mistaken).live_bundle_id() == live
     (mistaken / "recloop.toml").write_text(toml)
     assert json.loads(cli(mistaken, "update", "--json")[1])["verdict"] == "nothing"
 
@@ -253,7 +253,7 @@ def test_restart_killed_at_any_step_is_completed_by_the_next_update(
     assert cli(mistaken, "update")[0] == 0
     project = open_project(mistaken)
     assert listed(mistaken, "ann")[0] == "i01"
-    assert standing.load_bundle(project).manifest.data.fingerprint == standing.manifest(project).fingerprint
+    assert project.load_bundle().manifest.data.fingerprint == standing.manifest(project).fingerprint
     assert json.loads(cli(mistaken, "update", "--json")[1])["verdict"] == "nothing"
     assert not {*(mistaken / "store").glob("restart*"), *mistaken.glob(".restart"), *mistaken.glob("data.*")}
 
@@ -265,7 +265,7 @@ def test_prepare_and_train_by_hand_under_other_columns_end_in_a_restart(mistaken
     done = loop.update(open_project(mistaken))
     assert done.verdict == "restarted"
     states = release.machine(open_control("sqlite:///store/control.db", mistaken)).states
-    live = standing.load_bundle(open_project(mistaken)).id  # the bundle of train, where the same second made both
+    live = open_project(mistaken).load_bundle().id  # the bundle of train, where the same second made both
     assert len(states) > 1
     assert {name for name, (state, _) in states.items() if state != "refused"} == {live}
 
@@ -283,7 +283,7 @@ def test_changed_model_is_retrained_in_full_without_new_rows(shop: Project) -> N
     assert set(tree["changed"]) == {"model.name", "placement.home.mix.history", "placement.home.mix.neighbours",
                                     "placement.home.mix.model"}  # fmt: skip
     if tree["bundle"]:
-        child = standing.load_bundle(open_project(shop.root), tree["bundle"])
+        child = open_project(shop.root).load_bundle(tree["bundle"])
         assert (child.manifest.model.name, child.manifest.train.mode) == ("mf", "full")
         code, out, _ = cli(shop.root, "update")
         assert code == 0
@@ -299,5 +299,5 @@ def test_changed_placement_alone_is_said_and_taken_up_by_full(shop: Project) -> 
     tree = json.loads(cli(shop.root, "update", "--full", "--json")[1])
     assert tree["verdict"] in {"registered", "refused"}
     if tree["bundle"]:
-        policy = standing.load_bundle(open_project(shop.root), tree["bundle"]).policy
+        policy = open_project(shop.root).load_bundle(tree["bundle"]).policy
         assert policy.placements["cart"].k == 4

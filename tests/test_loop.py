@@ -35,7 +35,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Turn]:
 def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.Turn]) -> None:
     folder, made = turned
     project = open_project(folder)
-    assert standing.live_bundle(project) == made.bundle.id
+    assert project.live_bundle_id() == made.bundle.id
     status = standing.status(project)
     assert [row["state"] for row in status["bundles"]] == ["live"]
     assert status["last_seq"] == status["watermark"] == made.prepared.watermark
@@ -57,7 +57,7 @@ def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.Turn]) -> 
     """The table's hit rate of `served`, counted again from single answers of the bundle as it lies on disk."""
     folder, made = turned
     project = open_project(folder, COUNTS)
-    data, bundle = load(project), standing.load_bundle(project)
+    data, bundle = load(project), project.load_bundle()
     recommender = Recommender(bundle, Catalogue.of([data.items]))
     timeline = Timeline(data.events, data.users)
     positive = data.test.filter(pl.col("label") > 0)
@@ -138,4 +138,4 @@ def test_a_whole_turn_where_importing_torch_raises(world_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'pip install "recloop[train]"' in done.stderr
     assert len(json.loads(done.stdout.splitlines()[-1])["items"]) == 10
-    assert standing.load_bundle(open_project(world_folder)).manifest.model.name == "counts"
+    assert open_project(world_folder).load_bundle().manifest.model.name == "counts"

@@ -88,7 +88,7 @@ def test_quarantine_and_restore_leave_each_state_as_it_was_at_its_seq(shop: Proj
         seqs.append(standing.new_rows(shop)[1])
     assert len(set(seqs)) == 5
     archive, log = shop.open_archive(), shop.open_log()
-    signal = Signal.of(standing.load_bundle(shop).spec)
+    signal = Signal.of(shop.load_bundle().spec)
     (file,) = shop.store.glob("snapshots-*.db")
     snapshot = snapshots.Snapshot(file)
     reader = StateReader(log, snapshot, signal, Retracted(archive, log))

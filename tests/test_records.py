@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+import polars as pl
 import pytest
 
-from recloop.records import DAY, SECOND, iso, now, utc_minute
+from recloop.records import DAY, SECOND, iso, max_int, now, utc_minute
 
 
 def test_now_is_microseconds_since_1970() -> None:
@@ -29,3 +30,8 @@ def test_iso_any_stamp_is_utc_with_z_or_its_number(stamp: int, text: str) -> Non
 
 def test_utc_minute_drops_seconds() -> None:
     assert utc_minute(DAY + 3_659 * SECOND + 999_999) == "1970-01-02 01:00"
+
+
+def test_max_int_empty_or_null_column_is_0() -> None:
+    assert max_int(pl.Series([3, None, 7], dtype=pl.Int64)) == 7
+    assert max_int(pl.Series([], dtype=pl.Int64)) == max_int(pl.Series([None], dtype=pl.Int64)) == 0

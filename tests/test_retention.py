@@ -61,7 +61,7 @@ def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
 def answer_some(shop: Project, hour: int, count: int = 40) -> None:
     """Decisions of one hour, by the live bundle."""
     store = shop.open_decisions(write=True)
-    at, live = 1_751_800_000 * SECOND + hour * HOUR, standing.live_bundle(shop) or ""
+    at, live = 1_751_800_000 * SECOND + hour * HOUR, shop.live_bundle_id() or ""
     for n in range(count):
         store.put(some_decision(f"h{hour}-{n}", at=at + n, bundle=live))
     store.close()

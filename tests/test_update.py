@@ -81,7 +81,7 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
     log.append_users([User(user_id="u-new", attributes={"age": "18-29"}, received_at=1)])
     log.close()
-    live = standing.load_bundle(project)
+    live = project.load_bundle()
     before = project.open_archive()
     done = loop.update(project)
     assert done.verdict == "registered", done.reason
@@ -91,7 +91,7 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     status = standing.status(project)
     assert status["live"] == live.id
     assert status["watermark"] == status["last_seq"] == done.to_seq
-    child = standing.load_bundle(project, done.bundle)
+    child = project.load_bundle(done.bundle)
     check_golden(child)
     assert child.manifest.parent == live.id
     assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
@@ -116,7 +116,7 @@ def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
     project = later()
     done = loop.update(project)
     files = [path.name for path in project.store.glob("snapshots-*.db")]
-    spec = standing.load_bundle(project).spec
+    spec = project.load_bundle().spec
     assert files == [snapshots.name(done.to_seq, spec.state_key)]
     archive = project.open_archive()
     whole = dict(fold_all(Signal.of(spec).label(archive.events()), archive.users()))
@@ -128,7 +128,7 @@ def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
 def test_nothing_new(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     project = later(first[1][:0])
     done = loop.update(project)
-    assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", standing.live_bundle(project), 0, [])
+    assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", project.live_bundle_id(), 0, [])
 
 
 def test_a_second_update_goes_on_from_the_first(
@@ -145,11 +145,9 @@ def test_a_second_update_goes_on_from_the_first(
     two = loop.update(project)
     assert two.verdict == "registered", two.reason
     assert two.from_seq == one.to_seq + 1
-    child = standing.load_bundle(project, two.bundle or "")
+    child = project.load_bundle(two.bundle or "")
     assert child.manifest.parent == one.bundle
-    assert (
-        child.items.ids.ids[: len(standing.load_bundle(project).items)] == standing.load_bundle(project).items.ids.ids
-    )
+    assert child.items.ids.ids[: len(project.load_bundle().items)] == project.load_bundle().items.ids.ids
     windows = json.loads((project.data / "manifest.json").read_text())["windows"]
     assert [window["to_seq"] for window in windows][-2:] == [one.to_seq, two.to_seq]
     checked = next(gate for gate in two.gates if gate["name"] == "input")
@@ -181,10 +179,10 @@ def test_update_late_rows_among_fresh_ones_are_learned_and_only_fresh_ones_judge
     rows = first[1]
     late = dated_back(rows.filter(pl.col("event_type") == "purchase").head(400), 700)
     project = later(pl.concat([rows[:900], late, rows[900:]]), PATIENT)
-    live = standing.load_bundle(project)
+    live = project.load_bundle()
     done = loop.update(project)
     assert done.verdict == "registered", done.failed
-    data, child = load(project), standing.load_bundle(project, done.bundle or "")
+    data, child = load(project), project.load_bundle(done.bundle or "")
     assert data.test["stamp"].min() >= live.cut  # type: ignore[operator]
     assert not data.test.filter(live.learned.rows | pl.col("event_id").str.starts_with("late-")).height
     assert data.events.filter(pl.col("event_id").str.starts_with("late-")).height == 400
@@ -208,7 +206,7 @@ def test_update_whole_window_late_is_learned_and_says_that_nothing_was_judged(
     note = {gate["name"]: gate.get("note", "") for gate in done.gates}
     assert note["new"].startswith("weak: nothing to judge")
     assert note["input"].startswith("weak")
-    child, live = standing.load_bundle(project, done.bundle or ""), standing.load_bundle(project)
+    child, live = project.load_bundle(done.bundle or ""), project.load_bundle()
     assert child.cut == live.cut
     assert child.items.count.sum() > live.items.count.sum()
     assert load(project).events.filter(~child.learned.rows).height == 0
@@ -252,7 +250,7 @@ def test_quarantine_of_a_poisoned_window_lets_the_next_update_go_on(
     assert (again.matched, again.already, again.new) == (len(rest), len(rest), 0)
     made, expected = loop.update(project), loop.update(clean)
     assert (made.verdict, expected.verdict) == ("registered", "registered")
-    ours, theirs = (standing.load_bundle(one, done.bundle or "") for one, done in ((project, made), (clean, expected)))
+    ours, theirs = (one.load_bundle(done.bundle or "") for one, done in ((project, made), (clean, expected)))
     assert ours.items.ids.ids == theirs.items.ids.ids
     assert all(np.array_equal(ours.arrays[name], array) for name, array in theirs.arrays.items())
 
@@ -282,27 +280,27 @@ def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
 ) -> None:
     rows = first[1]
     project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.margin=0.2"])
-    parent = standing.load_bundle(project)
+    parent = project.load_bundle()
     one = loop.update(project)
     assert (one.verdict, one.state) == ("registered", "live"), one.reason
-    assert standing.live_bundle(project) == one.bundle
-    assert standing.load_bundle(project).manifest.recipe == parent.manifest.recipe
+    assert project.live_bundle_id() == one.bundle
+    assert project.load_bundle().manifest.recipe == parent.manifest.recipe
     row = release.lives(project.open_control())[0]
     assert (row.by, row.evidence["refresh_of"]) == ("recloop update", parent.id)
     moves.rollback(project, "a person does not like it")
     post(project, rows[900:])
     two = loop.update(project)
     assert (two.verdict, two.state) == ("registered", "registered"), two.reason
-    assert standing.live_bundle(project) == parent.id
+    assert project.live_bundle_id() == parent.id
 
 
 def test_update_child_of_another_recipe_is_tried_first(later: Later) -> None:
     sets = [*REFRESH, "release.gates.margin=0.2", "placement.home.mix={popular=1.0,history=1.0}"]
     project = open_project(later().root, sets)
-    live = standing.live_bundle(project)
+    live = project.live_bundle_id()
     done = loop.update(project)
     assert (done.verdict, done.state) == ("registered", "registered"), done.reason
-    assert standing.live_bundle(project) == live
+    assert project.live_bundle_id() == live
 
 
 def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
@@ -411,7 +409,7 @@ def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
     assert done.changed == ["features.request"]
     assert done.verdict in {"registered", "refused"}
     if done.bundle:
-        child = standing.load_bundle(project, done.bundle)
+        child = project.load_bundle(done.bundle)
         assert child.manifest.train.mode == "full"
         assert child.spec.request == ("hour",)
 

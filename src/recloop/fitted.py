@@ -48,7 +48,7 @@ from recloop.recommend import similar
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.mix import fuse
 from recloop.recommend.recommender import Recommender, check_golden, make_golden
-from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, now
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, max_int, now
 from recloop.settings import build
 from recloop.turn import COUNTS, THREADS, learn_window, with_network
 
@@ -158,8 +158,8 @@ class Recommendations:
         _check_k(k)
         users = [str(user) for user in users]
         events = self._rows.events
-        newest = int(events[SEQ].max() or 0)  # type: ignore[arg-type]
-        moment = int(events[TIMESTAMP].max() or 0) + 1 if now is None else now  # type: ignore[arg-type]
+        newest = max_int(events[SEQ])
+        moment = max_int(events[TIMESTAMP]) + 1 if now is None else now
         recommender = self._recommender
         if filter_viewed is not None:
             recommender = self._with_seen(filter_viewed)
@@ -223,7 +223,7 @@ class Recommendations:
             [table_of(frame, "events")], settings_of(frame, {"data": named(self._config.data, frame)}).data
         ).frame
         old = self._rows.events
-        last = int(old[SEQ].max() or 0)  # type: ignore[arg-type]
+        last = max_int(old[SEQ])
         fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
         end = end_of(pl.concat([old.select(TIMESTAMP, USER_ID), fresh.select(TIMESTAMP, USER_ID)]))
         fresh = received_by(fresh, max(end, now()))
@@ -296,7 +296,7 @@ def _learned(config: Config, rows: Rows, model: str) -> Bundle:
         model=ModelSpec(COUNTS, {}),
         data=TrainingRows(
             cut=parts.cut,
-            until_seq=int(before[SEQ].max() or 0),  # type: ignore[arg-type]
+            until_seq=max_int(before[SEQ]),
             held_seq=0,
             protocol=config.split.protocol,
         ),

@@ -237,7 +237,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
         mend = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
         raise Locked(held.lock, held.holder, f"{mend} (posts to the service that runs)") from None
     standing.whole(project)
-    spec = standing.load_bundle(project).spec
+    spec = project.load_bundle().spec
     archive = project.open_archive()
     log = stack.enter_context(project.open_log(write=True))
     log.start_at(archive.watermark)

@@ -26,7 +26,7 @@ from recloop.learn.table import Table
 from recloop.models.base import check_model
 from recloop.project import Project
 from recloop.retention import tidy
-from recloop.standing import live_bundle, logged, new_rows
+from recloop.standing import logged, new_rows
 from recloop.voice import Silent, Voice, tell_bundle, tell_collected, tell_features
 
 
@@ -95,7 +95,7 @@ def update(
         run = runs.begin(project, full, reset, voice)
         if run is None:
             tidy(project, voice)
-            live, (seq, _) = live_bundle(project), new_rows(project)
+            live, (seq, _) = project.live_bundle_id(), new_rows(project)
             changed = [one.key for one in restarts.differing(project)]
             return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [], changed)
         steps.collect(run)  # 1. what happened

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recloop import backends
+from recloop import backends, release
+from recloop import bundle as bundles
 from recloop.backends import Control, Decisions, Log, snapshots
 from recloop.backends.archive import Archive
 from recloop.backends.snapshots import Snapshot
+from recloop.bundle import Bundle
 from recloop.config import FILE, Config
 from recloop.errors import UserError
 from recloop.settings import build
@@ -93,6 +95,26 @@ class Project:
             UserError: the file is missing, incomplete or of another schema.
         """
         return Snapshot(self.snapshot_file(seq, state_key))
+
+    def live_bundle_id(self) -> str | None:
+        """The id of the live bundle; None: no bundle was promoted yet."""
+        row = release.live(self.open_control())
+        return None if row is None else row.bundle
+
+    def load_bundle(self, bundle_id: str = "") -> Bundle:
+        """Load a registered bundle, the live one without an id, and check it against its registered hash.
+
+        Raises:
+            UserError: the bundle is not registered, or none is live yet.
+            BundleError: its bytes are not the registered ones.
+        """
+        bundle_id = bundle_id or self.live_bundle_id() or ""
+        if not bundle_id:
+            raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
+        hashes = {row.bundle: row.sha256 for row in self.open_control().releases()}
+        if bundle_id not in hashes:
+            raise UserError("bundle", bundle_id, f"one of {', '.join(hashes) or 'none yet'}", "recloop status")
+        return bundles.load(self.bundles / bundle_id, hashes[bundle_id])
 
 
 def open_project(root: Path | str = ".", sets: Iterable[str] = ()) -> Project:

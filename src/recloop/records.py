@@ -253,3 +253,10 @@ def iso(stamp: int) -> str:
 def utc_minute(stamp: int) -> str:
     """A stamp as tables and pages show it, in UTC: ``2025-06-01 12:00``."""
     return f"{EPOCH + timedelta(microseconds=stamp):%Y-%m-%d %H:%M}"
+
+
+def max_int(column: pl.Series) -> int:
+    """The largest value of a whole-number column; 0 for an empty one."""
+    largest = column.max()
+    assert largest is None or isinstance(largest, int)
+    return largest or 0

@@ -31,7 +31,7 @@ class Shop:
 
     def update(self) -> str:
         """One turn: the id of the bundle that it made live (the first) or registered; live's where none was let in."""
-        live = standing.live_bundle(self.project)
+        live = self.project.live_bundle_id()
         if live is None:
             return loop.turn(self.project).bundle.id
         return loop.update(self.project).bundle or live

@@ -38,12 +38,6 @@ def whole(project: Project) -> None:
         raise UserError("store", mark, "a new first run that was put in place whole", "recloop update")
 
 
-def live_bundle(project: Project) -> str | None:
-    """The id of the live bundle; None: nothing is live yet."""
-    row = release.live(project.open_control())
-    return None if row is None else row.bundle
-
-
 def new_rows(project: Project) -> tuple[int, int]:
     """The watermark of what was imported, and the last seq of the log."""
     watermark = manifest(project).watermark
@@ -101,22 +95,6 @@ def status(project: Project) -> JsonTree:
         return {**found, "last_seq": 0, "watermark": 0}
     watermark, last = new_rows(project)
     return {**found, "last_seq": last, "watermark": watermark}
-
-
-def load_bundle(project: Project, name: str = "") -> Bundle:
-    """A bundle of the project by id, the live one without; checked against the hash it was registered with.
-
-    Raises:
-        UserError: no such bundle, or none live yet. BundleError: its bytes are not what was registered.
-    """
-    control = project.open_control()
-    name = name or live_bundle(project) or ""
-    if not name:
-        raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
-    hashes = {row.bundle: row.sha256 for row in control.releases()}
-    if name not in hashes:
-        raise UserError("bundle", name, f"one of {', '.join(hashes) or 'none yet'}", "recloop status")
-    return bundles.load(project.bundles / name, hashes[name])
 
 
 def lineage(project: Project, bundle: Bundle) -> list[str]:

@@ -41,9 +41,8 @@ from recloop.recipe import recipe_of
 from recloop.recommend.catalogue import Catalogue
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.states import fold, fold_all
-from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_share, now
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_share, max_int, now
 from recloop.settings import dump
-from recloop.standing import load_bundle
 from recloop.voice import Voice
 
 COUNTS = "counts"
@@ -309,7 +308,7 @@ def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
 
 def evaluate_bundles(project: Project, names: Sequence[str], voice: Voice) -> Table:
     """The table of these bundles (the live one without a name), written to ``reports/evaluation.json``."""
-    asked = [load_bundle(project, name) for name in names or [""]]
+    asked = [project.load_bundle(name) for name in names or [""]]
     table = judge(project, asked, load(project), voice)
     table.save(project.reports)
     return table
@@ -322,7 +321,7 @@ def manifest_of(config: Config, tables: Tables, data: Data, rows: pl.DataFrame, 
         rows: What it is fitted on.
         held_seq: The first seq of the moments that were held back of them, see `recloop.features.learned.Learned`.
     """
-    until = int(rows[SEQ].max() or 0)  # type: ignore[arg-type]
+    until = max_int(rows[SEQ])
     return Manifest(
         recloop=__version__,
         model=ModelSpec(COUNTS, {}),

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recloop import loop, standing
+from recloop import loop
 from recloop.backends import locks
 from recloop.errors import Locked
 from recloop.later import every
@@ -128,7 +128,7 @@ def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, servi
     assert len(rows) > 1, "refreshes became live"
     assert {row.by for row in rows[1:]} == {"recloop update"}
     end = time.monotonic() + 60
-    while (live := server.client.get("/v1/status").json()["live"]) != standing.live_bundle(project):
+    while (live := server.client.get("/v1/status").json()["live"]) != project.live_bundle_id():
         assert time.monotonic() < end, live
         time.sleep(0.2)
     assert live != first

@@ -12,7 +12,7 @@ import pytest
 
 from arriving import STEPS, die_after, post
 from recloop import bundle as bundles
-from recloop import loop, standing
+from recloop import loop
 from recloop.bundle import Bundle
 from recloop.collect.prepare import load
 from recloop.learn.warm import OWN_ROW
@@ -68,11 +68,11 @@ def begun(folder: Path, model: str) -> Project:
 
 def updated(project: Project) -> tuple[Bundle, Bundle]:
     """Live and its child."""
-    live = standing.load_bundle(project)
+    live = project.load_bundle()
     done = loop.update(project)
     assert done.verdict == "registered", done.reason
     assert done.new_items == len(set(NEW) | (set(new_items(project)) - set(live.items.ids.ids)))
-    return live, standing.load_bundle(project, done.bundle or "")
+    return live, project.load_bundle(done.bundle or "")
 
 
 def new_items(project: Project) -> list[str]:
@@ -165,13 +165,13 @@ def test_a_kill_after_any_step_leaves_the_same_network(
 @pytest.mark.slow
 def test_an_optimizer_may_begin_anew(sasrec: tuple[Path, Path, str], tmp_path: Path) -> None:
     project = open_project(shutil.copytree(sasrec[0], tmp_path / "shop"), settings("sasrec"))
-    live = standing.load_bundle(project)
+    live = project.load_bundle()
     done = loop.update(project, reset=True)
     assert done.verdict == "registered", done.reason
-    child = standing.load_bundle(project, done.bundle or "")
+    child = project.load_bundle(done.bundle or "")
     assert child.manifest.train.optimizer == "reset"
     other = open_project(sasrec[1])
-    kept = standing.load_bundle(other, sasrec[2])
+    kept = other.load_bundle(sasrec[2])
     counted = ((project, live), (project, child), (other, kept))
     before, anew, on = (
         float(bundles.load_train(where.bundles / one.id)["step.table.weight"].item()) for where, one in counted

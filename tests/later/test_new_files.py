@@ -137,8 +137,8 @@ def counts_of(bundle: Bundle) -> dict[str, int]:
 def assert_same_as_at_once(project: Project, once: Project) -> None:
     """States, counts and lists of the last child equal those of a first run over all files, refitted on all rows."""
     assert believed(project).equals(believed(once))
-    child = standing.load_bundle(project)
-    whole = standing.load_bundle(once)
+    child = project.load_bundle()
+    whole = once.load_bundle()
     assert counts_of(child) == counts_of(whole)
     assert lists(child, project) == lists(whole, once)
     key = child.spec.state_key
@@ -162,7 +162,7 @@ def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp
         done = loop.update(project)
         assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
         assert done.read == SIZE - GUESTS, "guests are rejected"
-        assert standing.live_bundle(project) == done.bundle, "a refresh"
+        assert project.live_bundle_id() == done.bundle, "a refresh"
     once = tmp_path / "once"
     write_days(once, 0, DAYS + 3)
     (once / "recloop.toml").write_text(TOML)
@@ -196,7 +196,7 @@ def test_300_daily_files_of_a_shop_and_5_more_give_what_305_at_once_give(shared_
         shutil.copy(file, tmp_path / "shop" / "days")
         done = loop.update(project)
         assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
-        assert standing.live_bundle(project) == done.bundle, "a refresh"
+        assert project.live_bundle_id() == done.bundle, "a refresh"
     assert_same_as_at_once(project, open_project(tmp_path / "once"))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import servers
 from recloop import bundle as bundles
-from recloop import loop, release, standing
+from recloop import loop, release
 from recloop.errors import Refused, UserError
 from recloop.later import evidence, promotion
 from recloop.project import Project
@@ -105,7 +105,7 @@ def test_over_http_it_is_said_which_command_runs_the_gate(shop: Project) -> None
 
 def learned_everything(shop: Project) -> None:
     """Live is a bundle that has learned every row there is, as an update leaves one."""
-    live = standing.load_bundle(shop)
+    live = shop.load_bundle()
     events = shop.open_archive().events()
     data = replace(live.manifest.data, cut=events["timestamp"].max() + 1, until_seq=events["seq"].max())
     made = bundles.write(
@@ -120,7 +120,7 @@ def learned_everything(shop: Project) -> None:
 def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = loop.train(shop, model="covisitation").bundle
     learned_everything(shop)
-    live = standing.load_bundle(shop)
+    live = shop.load_bundle()
     test = positives_after(shop, candidate.cut)
     asked: list[set[tuple[str, int]]] = []
     right = promotion.Side.ask

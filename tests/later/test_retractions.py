@@ -45,7 +45,7 @@ def folded(project: Project, until: int) -> dict[str, bytes]:
     archive = project.open_archive()
     out = [row.of_seq for row in taken(project) if row.seq <= until]
     rows = archive.events().filter(~pl.col("seq").is_in(out))
-    return dict(fold_all(Signal.of(standing.load_bundle(project).spec).label(rows), archive.users()))
+    return dict(fold_all(Signal.of(project.load_bundle().spec).label(rows), archive.users()))
 
 
 def test_a_burst_and_a_repeat_leave_the_states_of_a_running_service(

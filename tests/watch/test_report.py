@@ -190,7 +190,7 @@ def test_without_an_evaluation_the_page_says_so(project: Project, tmp_path: Path
 
 def test_nothing_live_is_the_users_mistake(tmp_path: Path) -> None:
     empty = open_project(World(seed=0, users=20, items=20).write(tmp_path / "empty"))
-    with pytest.raises(UserError, match="live=nothing: expected a live bundle; try: recloop update"):
+    with pytest.raises(UserError, match="bundle=none live yet: expected a live bundle; try: recloop update"):
         report.write(empty)
     assert not (tmp_path / "empty" / "reports").exists()
 

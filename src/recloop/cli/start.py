@@ -61,11 +61,10 @@ def _replaced() -> tuple[list[str], bool]:
     """
     if not (Place.root / "store" / "control.db").exists():
         return [], False
-    from recloop import standing
     from recloop.later import restart
 
     here = project()
-    if standing.live_bundle(here) is None:
+    if here.live_bundle_id() is None:
         return [], False
     asked = not restart.reason(here) and restart.changed_files(here)
     return restart.consequences(here), asked
@@ -79,7 +78,7 @@ def update(
     as_json: Json = False,
 ) -> None:
     """One turn: from the log to a live bundle; with one, from what came since to a candidate that passed its gate."""
-    from recloop import loop, standing
+    from recloop import loop
 
     here = project()
     if every and restart:
@@ -88,7 +87,7 @@ def update(
         words = {"--full": full, "--reset-optimizer": reset, "--json": as_json}
         _repeat(here, ["update", *(word for word, asked in words.items() if asked)], every)
         return
-    if standing.live_bundle(here) is None:
+    if here.live_bundle_id() is None:
         _first(loop.turn(here, Teller()), as_json)
         return
     made = loop.update(here, Teller(), full, reset, restart)

@@ -180,7 +180,7 @@ def _ranked(ours: str, names: Iterable[str]) -> list[str]:
 
 def _missing(column: pl.Series) -> float:
     empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
-    return float(empty.mean() or 0.0)  # type: ignore[arg-type]
+    return _mean(empty)
 
 
 def is_blank(column: pl.Series) -> bool:
@@ -192,7 +192,7 @@ def holds_several(name: str, column: pl.Series) -> bool:
     """Whether a column named like items holds lists of them: a comma, a semicolon or a bar in a third of its cells."""
     if column.dtype != pl.String or not re.search(r"item|product|article|goods", plain(name)):
         return False
-    return float(column.str.contains(r"\S\s*[,;|]\s*\S").mean() or 0.0) > 1 / 3  # type: ignore[arg-type]
+    return _mean(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
 
 
 def _holds_stamps(column: pl.Series) -> bool:
@@ -204,7 +204,7 @@ def _holds_stamps(column: pl.Series) -> bool:
     seen = seen.filter(seen != "")
     shapes = [seen.str.contains(shape) for shape in (NUMBER, COMPACT, YEAR_FIRST, YEAR_LAST)]
     fits = shapes[0] | shapes[1] | shapes[2] | shapes[3]
-    return len(seen) > 0 and float(fits.mean() or 0.0) >= 0.9  # type: ignore[arg-type]
+    return len(seen) > 0 and _mean(fits) >= 0.9
 
 
 def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
@@ -234,7 +234,7 @@ def _numeric(column: pl.Series, separator: str) -> bool:
     if column.dtype != pl.String:
         return False
     numbers, wrong, _ = read_numbers(column.head(SAMPLE * 10), separator)
-    return numbers.null_count() < len(numbers) and float(wrong.mean() or 0.0) < 0.02  # type: ignore[arg-type]
+    return numbers.null_count() < len(numbers) and _mean(wrong) < 0.02
 
 
 def _is_outcome(column: pl.Series, separator: str) -> bool:
@@ -242,3 +242,10 @@ def _is_outcome(column: pl.Series, separator: str) -> bool:
         return False
     numbers = column if column.dtype.is_numeric() else read_numbers(column, separator)[0]
     return set(numbers.drop_nulls().unique().to_list()) == {0, 1}
+
+
+def _mean(column: pl.Series) -> float:
+    """The mean of numbers, or the share of true values; 0 for an empty column."""
+    mean = column.mean()
+    assert mean is None or isinstance(mean, float)
+    return mean or 0.0

@@ -24,7 +24,20 @@ from recloop.features.moment import reused_groups
 from recloop.features.signal import Signal, class_of, with_uses
 from recloop.json_object import JsonTree
 from recloop.project import Project
-from recloop.records import DAY, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SECOND, STAMP, TIMESTAMP, USE, USER_ID, iso
+from recloop.records import (
+    DAY,
+    EVENT_TYPE,
+    GROUP_ID,
+    ITEM_ID,
+    LABEL,
+    SECOND,
+    STAMP,
+    TIMESTAMP,
+    USE,
+    USER_ID,
+    iso,
+    max_int,
+)
 
 SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word
 HEAVY_USER: Final = 0.05  # of all rows: a till or a crawler rather than a person
@@ -173,7 +186,7 @@ def _warnings(
             where = table.sources[0].name if table.sources else "the posted rows"
             found.append(f"{doubled:,} rows of {where} repeat a {what}: the last one counts")
     if wrong := cleaned.removed.get(CLOCK):
-        end = iso(int(believed[TIMESTAMP].max())) if len(believed) else "unknown"  # type: ignore[arg-type]
+        end = iso(max_int(believed[TIMESTAMP])) if len(believed) else "unknown"
         found.append(
             f"{wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}): "
             "wrong clocks; they are quarantined by the rule clock"

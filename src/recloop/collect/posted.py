@@ -24,6 +24,7 @@ from recloop.records import (
     RULE,
     SEQ,
     USER_SCHEMA,
+    max_int,
 )
 
 REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
@@ -80,7 +81,7 @@ class Posted:
     @property
     def last_seq(self) -> int:
         """The newest number among them; 0: there is no row."""
-        return max((int(frame[SEQ].max() or 0) for frame in (self.events, self.items, self.users)), default=0)  # type: ignore[arg-type]
+        return max((max_int(frame[SEQ]) for frame in (self.events, self.items, self.users)), default=0)
 
     def numbered_after(self, seq: int) -> Posted:
         """The same rows numbered from ``seq + 1``, in the order in which they came."""

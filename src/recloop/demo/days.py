@@ -17,7 +17,6 @@ from recloop.demo.replay import Replayed, replay
 from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import DAY
-from recloop.standing import load_bundle
 from recloop.voice import Voice
 from recloop.watch import experiment, parity, shadow
 from recloop.watch.report import readable
@@ -129,7 +128,7 @@ def in_the_shadow(stage: Stage, candidate: str, twin: str | None) -> None:
     for measure, one in found["agreement"].items():
         noise = "" if not found.get("noise") else f", noise floor {found['noise'][measure]['value']:.3f}"
         stage.told.say("shadow", f"{measure}: {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){noise}")
-    if not load_bundle(stage.project, candidate).policy.placements["home"].weights.get("model"):
+    if not stage.project.load_bundle(candidate).policy.placements["home"].weights.get("model"):
         stage.told.say("shadow", "the mix gives the network no weight: another seed serves the candidate's very lists")
     for side in ("live", "candidate"):
         one = found["shown"][side]

@@ -33,7 +33,6 @@ from recloop.json_object import JsonTree
 from recloop.later import promotion
 from recloop.project import Project, open_project
 from recloop.records import DAY
-from recloop.standing import load_bundle
 from recloop.voice import Silent, Voice
 from recloop.watch import parity
 from recloop.watch.verdict import Verdict
@@ -126,7 +125,7 @@ def run(folder: Path, voice: Voice, out: rich.console.Console) -> JsonTree:
     world = Browsing(**WORLD)  # type: ignore[arg-type]
     project = write_project(folder, world, shown)
     loop.turn(project, shown, "demo")
-    signal = Signal.of(load_bundle(project).spec)
+    signal = Signal.of(project.load_bundle().spec)
     for count in counted(signal, project.open_archive().events()):
         shown.say("signals", str(count))
     campaign, free = candidates(project, shown)

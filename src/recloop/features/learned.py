@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.features.log_end import end_of
-from recloop.records import LABEL, SEQ, STAMP, USER_ID
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, max_int
 
 TESTED_SHARE: Final = 0.25
 """The newest share of a window's new moments: tested before it is learned (definitions, section 7)."""
@@ -103,4 +103,4 @@ def window_of(labelled: pl.DataFrame, learned: Learned) -> Window:
 
 def nothing_held(rows: pl.DataFrame) -> int:
     """A ``held_seq`` behind all these rows."""
-    return int(rows[SEQ].max() or 0) + 1  # type: ignore[arg-type]
+    return max_int(rows[SEQ]) + 1

@@ -49,7 +49,7 @@ def promote(
     gates = None
     if moves.ungated(control, bundle):
         voice = voice or Silent()
-        found = judge(project, standing.load_bundle(project, bundle), standing.load_bundle(project))
+        found = judge(project, project.load_bundle(bundle), project.load_bundle())
         for one in found:
             voice.say("gate", one.line())
         gates = gate.trees(found)

@@ -47,12 +47,12 @@ class Staged:
 
 def differing(project: Project) -> list[Change]:
     """Keys of recloop.toml that differ from the settings of the live bundle."""
-    return config_changes.changed(project.config, standing.load_bundle(project).manifest.config)
+    return config_changes.changed(project.config, project.load_bundle().manifest.config)
 
 
 def reason(project: Project) -> str:
     """Why the next update must be a new first run; empty: it need not."""
-    manifest = standing.load_bundle(project).manifest
+    manifest = project.load_bundle().manifest
     changed = config_changes.of(config_changes.changed(project.config, manifest.config), Effect.RESTART)
     if changed:
         return f"recloop.toml changed since {manifest.bundle}: {config_changes.listed(changed)}"
@@ -92,7 +92,7 @@ def changed_files(project: Project) -> bool:
 
 def consequences(project: Project) -> list[str]:
     """What the next update makes of this recloop.toml, for the person who has just written it."""
-    live, why = standing.load_bundle(project), reason(project)
+    live, why = project.load_bundle(), reason(project)
     if not why and changed_files(project):
         why = "a file that was read has changed; ask for it with --restart"
     if not why:

@@ -189,7 +189,7 @@ def begin(project: Project, full: bool, reset: bool, voice: Voice) -> Run | None
             "split.protocol", config.split.protocol, "temporal: a log that goes on", "recloop train, then evaluate"
         )
     Signal(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
-    live = standing.load_bundle(project)
+    live = project.load_bundle()
     changed = config_changes.changed(config, live.manifest.config)
     retrain = config_changes.of(changed, Effect.RETRAIN)
     asked, full = full, full or config.update.mode == "full" or bool(retrain)

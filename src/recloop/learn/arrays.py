@@ -18,7 +18,7 @@ from recloop.features.vocab import Fields, Vocabulary
 from recloop.json_object import AttributeValues
 from recloop.learn.negatives import negatives
 from recloop.models.base import Held, TrainData
-from recloop.records import DAY, ITEM_ID, LABEL, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use, is_old
+from recloop.records import DAY, ITEM_ID, LABEL, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use, is_old, max_int
 
 TAIL_DAYS = 90
 HEAD_SHARE = 0.2
@@ -60,7 +60,7 @@ def make_tables(
         fields: The parent's codes, kept as they are; None: learned anew.
     """
     known = _inputs(before)
-    last_seq = int(before[SEQ].max() or 0)  # type: ignore[arg-type]
+    last_seq = max_int(before[SEQ])
     table = (
         known.group_by(ITEM_ID)
         .agg(

@@ -22,7 +22,7 @@ from recloop.json_object import JsonTree
 from recloop.project import Project
 from recloop.records import now
 from recloop.serve.arms import CANDIDATE, LIVE
-from recloop.standing import examine, load_bundle, open_bundle, same_bytes
+from recloop.standing import examine, open_bundle, same_bytes
 from recloop.watch import experiment
 from recloop.watch.plan import EVIDENCE, Plan
 from recloop.watch.shadow_requirement import shadow_requirement
@@ -198,7 +198,7 @@ def _check(project: Project, control: Control, row: ReleaseRow, by: str) -> None
 
 
 def _check_here(project: Project, control: Control, row: ReleaseRow, by: str) -> None:
-    live = load_bundle(project) if release.live(control) else None
+    live = project.load_bundle() if release.live(control) else None
     try:
         evidence = examine(project, open_bundle(project, row), live)
     except BundleError as error:

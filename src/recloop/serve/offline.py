@@ -8,8 +8,7 @@ from string import Formatter
 import msgspec
 import rich.table
 
-from recloop import bundle as bundles
-from recloop import release, standing
+from recloop import standing
 from recloop.errors import UserError
 from recloop.features.signal import Signal
 from recloop.features.state import States
@@ -42,8 +41,7 @@ def recommend(
     if not user_id:
         raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
     standing.whole(project)
-    name, sha256 = _registered(project, bundle)
-    loaded = bundles.load(project.bundles / name, sha256)
+    loaded = project.load_bundle(bundle)
     archive = project.open_archive()
     with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
@@ -63,7 +61,7 @@ def recommend(
     recommender = Recommender(loaded, catalogue)
     query = recommender.asked(query)
     answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
-    made: JsonTree = msgspec.to_builtins(reply(query, answer, catalogue, name, LIVE, []))
+    made: JsonTree = msgspec.to_builtins(reply(query, answer, catalogue, loaded.id, LIVE, []))
     return made
 
 
@@ -86,16 +84,3 @@ def naming(template: str) -> tuple[str, ...]:
     if "{" not in template:
         return (template,) if template else ()
     return tuple(field for _, field, _, _ in Formatter().parse(template) if field)
-
-
-def _registered(project: Project, bundle: str) -> tuple[str, str]:
-    control = project.open_control()
-    hashes = {row.bundle: row.sha256 for row in control.releases()}
-    if not bundle:
-        row = release.live(control)
-        if row is None:
-            raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
-        bundle = row.bundle
-    if bundle not in hashes:
-        raise UserError("--bundle", bundle, f"one of {', '.join(hashes) or 'none yet'}", "recloop status")
-    return bundle, hashes[bundle]

@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop import bundle as bundles
 from recloop import release
 from recloop.backends.control import ReleaseRow
 from recloop.errors import UserError
@@ -92,8 +91,8 @@ def compare(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
         BundleError: its bytes are no longer what was registered.
     """
     control = project.open_control()
-    bundle, row, plan, until = period(control.releases(), bundle)
-    own = bundles.load(project.bundles / bundle, row.sha256)
+    bundle, _, plan, until = period(control.releases(), bundle)
+    own = project.load_bundle(bundle)
     with project.open_decisions() as store, project.open_log() as log:
         first = reads_since(plan)
         decisions = [one for one in store.rows(since=first, until=until) if one.role == "answer"]

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from recloop import bundle as bundles
 from recloop import release, standing
 from recloop.backends import Log, Retraction
 from recloop.backends.log import out_at
@@ -156,7 +155,6 @@ class Rebuilder:
 
     def __init__(self, project: Project, log: Log, decisions: Sequence[Decision]) -> None:
         self._project = project
-        self._hashes = {row.bundle: row.sha256 for row in project.open_control().releases()}
         archive = project.open_archive()
         # Rows that an update put into the archive came in by the log: each is new from its own seq on.
         first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
@@ -221,8 +219,7 @@ class Rebuilder:
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
-            loaded = bundles.load(self._project.bundles / name, self._hashes.get(name))
-            self._recommenders[name] = Recommender(loaded, self._catalogue)
+            self._recommenders[name] = Recommender(self._project.load_bundle(name), self._catalogue)
         return self._recommenders[name]
 
     def _taken_back(self, log: Log, until: int) -> dict[str, list[Retraction]]:

@@ -16,10 +16,7 @@ import polars as pl
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from recloop import bundle as bundles
-from recloop import release
 from recloop.bundle import Bundle
-from recloop.errors import UserError
 from recloop.project import Project
 from recloop.recommend.catalogue import Catalogue
 from recloop.records import ITEM_ID, RECEIVED_AT, SECOND, Decision
@@ -95,10 +92,7 @@ def look(
         UserError: nothing is live yet. BundleError: the live bundle is no longer what was registered.
     """
     if bundle is None:
-        row = release.live(project.open_control())
-        if row is None:
-            raise UserError("live", "nothing", "a live bundle", "recloop update")
-        bundle = bundles.load(project.bundles / row.bundle, row.sha256)
+        bundle = project.load_bundle()
     with project.open_log() as log, project.open_decisions() as store:
         posted = log.items()
         decisions = store.rows(since=since, until=None if until is None else until + 1)
