@@ -38,7 +38,7 @@ def test_next_basket_of_complete_journey(tmp_path: Path) -> None:
         bundle = draft(project.config, tables, arrays, made, scorers, manifest)
         asked = replace(data, test=data.test.filter(pl.col("user_id").is_in(known)))
         table = evaluate([bundle], asked, Catalogue(), project.config, {"split_hash": "", "fingerprint": ""})
-        assert (table.protocol["users"], table.protocol["items"]) == (2_090, 65_116)
+        assert (table.protocol.users, table.protocol.items) == (2_090, 65_116)
         for row in table.rows:
             values = {name: one.value for (part, name), one in row.estimates.items() if part == "all"}
             found[row.row.model, half_life] = (values["Recall@10"], values["HR@10"])

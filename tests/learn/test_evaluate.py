@@ -29,7 +29,7 @@ from recloop.learn.arrays import make_tables, train_data, validation_data
 from recloop.learn.counts import draft, fit_counts
 from recloop.learn.evaluate import evaluate
 from recloop.learn.moments import moments
-from recloop.learn.table import LENGTHS, Row, Table, Trained, make_table
+from recloop.learn.table import LENGTHS, EvaluationProtocol, Row, Table, Trained, make_table
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.metrics import RANKING
 from recloop.recommend.catalogue import Catalogue
@@ -340,6 +340,13 @@ def test_the_examples_show_what_was_known_and_what_was_then_taken(data: Data, ta
     assert [one.positives for one in table.examples] == sorted(one.positives for one in table.examples)
 
 
+def made_up_protocol(users: int) -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="temporal", split_hash="", fingerprint="", targets="next", filter_seen=False, ties="moment", k=(10,),
+        seed=0, moments=users, users=users, items=9, wanted=0, unknown=0,
+    )  # fmt: skip
+
+
 def made_up(gain: float, kind: str = "network", base: float = 0.2) -> Table:
     """A table of 400 users whose network row is ``gain`` above the counting row."""
     random = np.random.default_rng(1)
@@ -350,8 +357,7 @@ def made_up(gain: float, kind: str = "network", base: float = 0.2) -> Table:
         held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
         return Row(name, "b", kind if name == "sasrec" else "counting", held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
-    protocol = {"k": [10], "seed": 0, "users": 400, "name": "temporal", "targets": "next", "filter_seen": False,
-                "ties": "moment", "split_hash": "", "fingerprint": "", "moments": 400, "items": 9}  # fmt: skip
+    protocol = made_up_protocol(400)
     rows = [row(name, values) for name, values in lists.items()]
     return make_table(protocol, rows, [f"u{n}" for n in range(400)], np.arange(400), [])
 
@@ -372,13 +378,13 @@ def test_sentence_table_of_zeros_explains_itself_and_one_user_has_no_interval() 
         kind = "served" if name == "served" else "counting"
         return Row(name, "b", kind, held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
-    protocol = {"k": [10], "seed": 0, "users": 22, "wanted": 22, "unknown": 22}
+    protocol = replace(made_up_protocol(22), wanted=22, unknown=22)
     zeros = [row("popular", np.zeros(22)), row("served", np.zeros(22))]
     made = make_table(protocol, zeros, [f"u{n}" for n in range(22)], np.zeros(22, dtype=np.int64), [])
     assert made.sentence.endswith("Every row is 0: 22 of 22 targets were not in the catalog before the cut.")
     assert "the list as served: difference +0.0000" in made.sentence
     one = [row("popular", np.full(3, 0.5)), row("served", np.full(3, 0.2))]
-    made = make_table({**protocol, "users": 1}, one, ["ann"] * 3, np.zeros(3, dtype=np.int64), [])
+    made = make_table(replace(protocol, users=1), one, ["ann"] * 3, np.zeros(3, dtype=np.int64), [])
     assert made.sentence.endswith("(one user: no interval).")
     assert made.to_json()["rows"][0]["NDCG@10"] == {"value": 0.5, "low": None, "high": None}
 

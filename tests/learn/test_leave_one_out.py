@@ -81,12 +81,12 @@ def test_a_turn_by_leave_one_out(tmp_path: Path) -> None:
     project = open_project(tmp_path, SETS)
     loop.collect(project)
     table = loop.train(project, model="covisitation").table
-    assert table.protocol["name"] == "leave-one-out"
-    assert table.protocol["moments"] == table.protocol["users"]
+    assert table.protocol.name == "leave-one-out"
+    assert table.protocol.moments == table.protocol.users
     values = {row.row.model: row.estimates["all", "HR@10"].value for row in table.rows}
     assert values["covisitation"] > values["popular"] * 0.8
     data = load(project)
-    assert len(data.test) == len(data.valid) == table.protocol["users"]
+    assert len(data.test) == len(data.valid) == table.protocol.users
     bundle = next(project.bundles.iterdir()).name
     with pytest.raises(UserError, match=r"split\.protocol=temporal: expected leave-one-out"):
         evaluate_bundles(open_project(tmp_path), [bundle], loop.Silent())
@@ -103,7 +103,7 @@ def test_covisitation_on_ml_1m_as_published(tmp_path: Path) -> None:
     loop.collect(project)
     table = loop.train(project, model="covisitation").table
     found = {row.row.model: row for row in table.rows}["covisitation"]
-    assert table.protocol["users"] == 6_040
+    assert table.protocol.users == 6_040
     assert found.estimates["all", "HR@10"].value == pytest.approx(0.260, abs=0.0015)
     assert found.estimates["all", "NDCG@10"].value == pytest.approx(0.151, abs=0.001)
     assert found.row.seconds < 60

@@ -23,7 +23,7 @@ from recloop.features.encode import Encoded
 from recloop.features.state import States, Timeline
 from recloop.learn.moments import Moments, moments
 from recloop.learn.one_target import Places
-from recloop.learn.table import SLICES, Example, Row, Table, Trained, make_table
+from recloop.learn.table import SLICES, EvaluationProtocol, Example, Row, Table, Trained, make_table
 from recloop.models.base import SOURCE_OF
 from recloop.policy import RRF
 from recloop.recommend.catalogue import Catalogue
@@ -105,21 +105,21 @@ def evaluate(
             progress(span.stop, len(queries))
     examples = _examples(tests[0], queries, positives, timeline)
     rows = [row for test in tests for row in test.rows(repeat)]
-    protocol = {
-        "name": config.split.protocol,
-        "split_hash": facts.get("split_hash", ""),
-        "fingerprint": facts.get("fingerprint", ""),
-        "targets": config.split.targets,
-        "filter_seen": bundles[0].policy.filter_seen,
-        "ties": config.split.ties,
-        "k": list(config.evaluate.k),
-        "seed": config.train.seed,
-        "moments": len(queries),
-        "users": len(set(queries.users)),
-        "items": len(bundles[0].items),
-        "wanted": len(queries.targets),
-        "unknown": len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
-    }
+    protocol = EvaluationProtocol(
+        name=config.split.protocol,
+        split_hash=facts.get("split_hash", ""),
+        fingerprint=facts.get("fingerprint", ""),
+        targets=config.split.targets,
+        filter_seen=bundles[0].policy.filter_seen,
+        ties=config.split.ties,
+        k=config.evaluate.k,
+        seed=config.train.seed,
+        moments=len(queries),
+        users=len(set(queries.users)),
+        items=len(bundles[0].items),
+        wanted=len(queries.targets),
+        unknown=len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
+    )
     return make_table(protocol, rows, queries.users, positives, examples)
 
 

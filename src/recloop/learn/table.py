@@ -143,6 +143,36 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class EvaluationProtocol:
+    """How a table was made.
+
+    Attributes:
+        name, targets, filter_seen, ties: ``split.protocol`` and the other settings of ``[split]``.
+        split_hash, fingerprint: Of ``data/``; empty where the rows were given in memory.
+        k: Cut-offs of the metrics. seed: of the intervals.
+        moments, users, items: Queries, their users, and the items that are ranked.
+        wanted, unknown: Targets, and those of them that were not in the catalog before the cut.
+    """
+
+    name: str
+    split_hash: str
+    fingerprint: str
+    targets: str
+    filter_seen: bool
+    ties: str
+    k: tuple[int, ...]
+    seed: int
+    moments: int
+    users: int
+    items: int
+    wanted: int
+    unknown: int
+
+    def to_json(self) -> JsonTree:
+        return {**vars(self), "k": [*self.k]}
+
+
+@dataclass(frozen=True)
 class LengthBucket:
     """NDCG at the first k of every row, over the queries whose state holds ``first`` to ``last`` positives."""
 
@@ -161,7 +191,7 @@ class LengthBucket:
 class Table:
     """A finished evaluation."""
 
-    protocol: dict[str, Any]
+    protocol: EvaluationProtocol
     rows: list[Scored]
     compared: list[Compared]
     lengths: list[LengthBucket]
@@ -171,14 +201,14 @@ class Table:
     @property
     def sentence(self) -> str:
         """What the networks, and the mix, add to the best counting row, whatever it is."""
-        name = f"NDCG@{self.protocol['k'][0]}"
+        name = f"NDCG@{self.protocol.k[0]}"
         if not self.compared:
             return f"No counting row stands in this table, so nothing is said of what {name} the rows add to one."
         base = self.compared[0].base
         value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
         parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
         lead = "" if any(one.kind == "network" for one in self.compared) else "No network stands in this table; "
-        users = self.protocol["users"]
+        users = self.protocol.users
         over = "one user: no interval" if users == 1 else f"paired over {users:,} users"
         text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
@@ -188,7 +218,7 @@ class Table:
         values = [one.value for row in self.rows for one in row.estimates.values()]
         if any(value > 0 for value in values):
             return ""
-        wanted, unknown = self.protocol.get("wanted", 0), self.protocol.get("unknown", 0)
+        wanted, unknown = self.protocol.wanted, self.protocol.unknown
         if unknown:
             return f" Every row is 0: {unknown:,} of {wanted:,} targets were not in the catalog before the cut."
         return f" Every row is 0: no list holds one of the {wanted:,} targets." if wanted else ""
@@ -196,7 +226,7 @@ class Table:
     def to_json(self) -> JsonTree:
         """The keys of the interface, and beside them what the report draws."""
         return {
-            "protocol": self.protocol,
+            "protocol": self.protocol.to_json(),
             "rows": [row.to_json(self.repeats) for row in self.rows],
             "sentence": self.sentence,
             "differences": [one.to_json() for one in self.compared],
@@ -210,7 +240,7 @@ class Table:
         rows = [
             {name: value for name, value in row.items() if name not in {"bundle", "seconds"}} for row in tree["rows"]
         ]
-        return {"protocol": self.protocol, "rows": rows, "sentence": self.sentence}
+        return {"protocol": self.protocol.to_json(), "rows": rows, "sentence": self.sentence}
 
     def named(self, bundle: str) -> Table:
         """The same table once the bundle that was evaluated in memory has its id."""
@@ -232,7 +262,7 @@ class Table:
 
     def render(self) -> Group:
         """The table as a terminal shows it: one for each k, best values bold, intervals beside them."""
-        parts: list[Any] = [self._drawn(k) for k in self.protocol["k"]]
+        parts: list[Any] = [self._drawn(k) for k in self.protocol.k]
         return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
 
     def _drawn(self, k: int) -> RichTable:
@@ -268,7 +298,7 @@ class Table:
 
 
 def make_table(
-    protocol: dict[str, Any],
+    protocol: EvaluationProtocol,
     rows: Sequence[Row],
     users: Sequence[str],
     positives: NDArray[np.int64],
@@ -277,19 +307,18 @@ def make_table(
     """Average over each user's queries, then over users; intervals by resampling users, the same for every column.
 
     Args:
-        protocol: With ``k`` and ``seed``.
         users: (Q,) each query's user.
         positives: (Q,) believed positives in its state.
     """
     names, code = np.unique(np.array(users, dtype=object), return_inverse=True)
     keys = list(rows[0].values)
-    headline = ("all", f"NDCG@{protocol['k'][0]}")
+    headline = ("all", f"NDCG@{protocol.k[0]}")
     bucket = np.searchsorted(np.array(LENGTHS), positives, side="right") - 1
     held = np.unique(bucket)
     columns = [row.values[key] for row in rows for key in keys]
     columns += [np.where(bucket == one, row.values[headline], np.nan) for row in rows for one in held]
     by_user = intervals.user_means(np.column_stack(columns), code, len(names))  # (U, C)
-    means, samples = intervals.mean_over_users(by_user), intervals.resample(by_user, protocol["seed"])
+    means, samples = intervals.mean_over_users(by_user), intervals.resample(by_user, protocol.seed)
     several = (~np.isnan(by_user)).sum(axis=0) > 1  # one user has no interval
     samples = np.where(several, samples, np.nan)
     made = [intervals.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
@@ -308,7 +337,7 @@ def make_table(
         for h, one in enumerate(held)
     ]
     place = [r * len(keys) + keys.index(headline) for r in range(len(rows))]
-    compared = _compare(rows, labels, by_user[:, place], protocol["seed"])
+    compared = _compare(rows, labels, by_user[:, place], protocol.seed)
     repeats = not np.isnan(rows[0].values["repeat", headline[1]]).all()
     return Table(protocol, scored, compared, lengths, list(examples), repeats)
 
@@ -343,13 +372,13 @@ def _said(one: Compared) -> str:
     )
 
 
-def protocol_line(protocol: Mapping[str, Any]) -> str:
+def protocol_line(protocol: EvaluationProtocol) -> str:
     """The protocol in one line."""
     return (
-        f"{protocol['name']}, targets {protocol['targets']}, full ranking of {protocol['items']:,} items, "
-        f"{protocol['moments']:,} moments of {protocol['users']:,} users, filter_seen {str(protocol['filter_seen']).lower()}, "
-        f"ties {protocol['ties']}, k {', '.join(map(str, protocol['k']))}, seed {protocol['seed']}, "
-        f"split {str(protocol['split_hash'])[:8]}, data {str(protocol['fingerprint'])[:8]}; "
+        f"{protocol.name}, targets {protocol.targets}, full ranking of {protocol.items:,} items, "
+        f"{protocol.moments:,} moments of {protocol.users:,} users, filter_seen {str(protocol.filter_seen).lower()}, "
+        f"ties {protocol.ties}, k {', '.join(map(str, protocol.k))}, seed {protocol.seed}, "
+        f"split {protocol.split_hash[:8]}, data {protocol.fingerprint[:8]}; "
         f"95 % intervals over users, resampled {intervals.DRAWS:,} times"
     )
 
