@@ -147,7 +147,7 @@ def test_init_prefers_items_that_repeat_and_users_that_are_there(tmp_path: Path)
     (tmp_path / "log.csv").write_text(header + "\n".join(lines) + "\n")
     made = init(str(tmp_path / "log.csv"), root=tmp_path, yes=True)
     assert (made.columns["user_id"], made.columns["item_id"]) == ("customer_email", "sku")
-    whys = {one["key"]: one["why"] for one in made.guesses}
+    whys = {decision.key: decision.why for decision in made.guesses}
     assert "item_id never repeats" in whys["data.columns.item_id"]
     assert "customer_id is empty in 20.0% of the rows" in whys["data.columns.user_id"]
 
