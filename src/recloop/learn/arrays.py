@@ -115,6 +115,8 @@ def train_data(
         shown: Slots of the lists that the rows speak of (`recloop.learn.negatives.slots_of`).
     """
     train, held = _settled(train, held)
+    train = _in_tables(tables, train)
+    held = None if held is None else _in_tables(tables, held)
     known = train.filter(is_input())
     positive = known.filter(pl.col(USE) == Use.TARGET)
     rows = (
@@ -192,6 +194,12 @@ def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFra
     bare = [frame.drop(LABEL, WEIGHT, USE, strict=False) for frame in (train, held)]
     first, second = (frame.join(both, on=SEQ, how="left", maintain_order="left") for frame in bare)
     return first, second
+
+
+def _in_tables(tables: Tables, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose user and item have an index; a purchase that was returned after these rows has none."""
+    users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
+    return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
 
 
 def _held(tables: Tables, held: pl.DataFrame) -> Held:
