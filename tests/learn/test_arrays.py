@@ -39,7 +39,7 @@ def test_validation_data_purchase_returned_after_the_validation_start_is_in_no_a
         ("eve", "other", "purchase", 35),
         ("ann", "returned", "refund", 40),
     )
-    valid = rows.filter((pl.col(STAMP) == 30))
+    valid = rows.filter(pl.col(STAMP) == 30)
     train = rows.filter(pl.col(STAMP) != 30)
     tables = make_tables(Spec.of(CONFIG), rows, 100, None, None)
     assert (tables.users.ids, tables.items.ids) == (["bob", "eve"], ["kept", "other"])
