@@ -24,13 +24,13 @@ shelf: $(VENV)/.demo
 	$(BIN)/python benchmarks/shelf.py
 
 # The fast tests; docs, borders, import contracts and the anchors run in `make check`.
-IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py tests/learn/test_anchor.py
+IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py tests/evaluation/test_anchor.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
 
 test-demo: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow tests/demo/test_world.py
+	$(BIN)/python -m pytest -m slow tests/demo/test_simulated.py
 
 test-all: $(VENV)/.test
 	$(PYTEST) --timeout 3600
@@ -44,12 +44,12 @@ check: $(VENV)/.test
 
 # The pictures of the docs, taken anew (needs Debian's chromium); a test run leaves them as they are.
 pictures: $(VENV)/.test
-	RECLOOP_PICTURES=docs/img $(BIN)/python -m pytest tests/watch/test_console.py -k light
+	RECLOOP_PICTURES=docs/img $(BIN)/python -m pytest tests/serve/test_console.py -k light
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/python tests/readme_tree.py --write
+	$(BIN)/python tests/support/readme_tree.py --write
 
 clean:
 	rm -rf $(VENV) recloop-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

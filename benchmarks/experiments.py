@@ -7,8 +7,8 @@ asked at its planned looks and at every 50 users between them. A verdict is fals
 `worse` or `invalid`; the same share is given for each procedure alone. The number `delivered` analyses the
 same runs by the bundle that answered, without the users who saw both, as was done before.
 
-All runs are computed together from prefix sums over users; `tests/watch/test_simulated.py` holds them equal to
-`recloop.watch.experiment`, which is the code that decides.
+All runs are computed together from prefix sums over users; `tests/monitoring/test_simulated_experiments.py` holds them equal to
+`recloop.monitoring.experiment`, which is the code that decides.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from recloop.watch.effects import ALARM, FEWEST, bounds, half_width
-from recloop.watch.experiment import GUARDRAILS, METRICS, Metric, look_sizes
-from recloop.watch.plan import Plan
+from recloop.monitoring.experiment import GUARDRAILS, METRICS, ExperimentMetric, analysis_sizes
+from recloop.monitoring.experiment_plan import Plan
+from recloop.monitoring.statistics import ALARM, FEWEST, half_width, sequential_bounds
 
 RESULT: Final = Path(__file__).resolve().parent / "results" / "experiments.json"
 SEED: Final = 0
@@ -40,7 +40,7 @@ BATCH: Final = 50
 STEP: Final = 50
 """Users between two asks."""
 EARNED_USERS: Final = 200
-"""Users of each arm before a bundle may go live (`recloop.serve.moves.USERS`)."""
+"""Users of each arm before a bundle may go live (`recloop.release.transitions.USERS`)."""
 NAMES: Final = {metric.name: metric for metric in METRICS}
 
 Floats = NDArray[np.float64]
@@ -116,7 +116,7 @@ def _users(treated: Bools, **columns: Any) -> Users:
     return Users(treated, {name: np.asarray(values, np.float64) for name, values in every.items()})
 
 
-def effects(users: Users, metric: Metric, asks: list[int], kept: Bools | None = None) -> Effects:
+def effects(users: Users, metric: ExperimentMetric, asks: list[int], kept: Bools | None = None) -> Effects:
     """`experiment.measure` over the first ``asks`` users of every run, from prefix sums.
 
     Args:
@@ -136,7 +136,7 @@ def effects(users: Users, metric: Metric, asks: list[int], kept: Bools | None = 
     return _effects(sums, ratio=metric.bottom is not None)
 
 
-def _past(users: Users, metric: Metric) -> tuple[Floats, Bools]:
+def _past(users: Users, metric: ExperimentMetric) -> tuple[Floats, Bools]:
     """The same outcome before the experiment and where it is known, as in `experiment.measure`."""
     past = users.columns[f"before_{metric.top}"]
     if metric.bottom is not None:
@@ -155,7 +155,7 @@ def _prefix(values: NDArray[Any], asks: list[int]) -> Floats:
 
 
 def _effects(sums: list[dict[str, Floats]], ratio: bool) -> Effects:
-    """The formulas of `recloop.watch.effects.effect`, written in sums of products."""
+    """The formulas of `recloop.monitoring.statistics.effect`, written in sums of products."""
     with np.errstate(all="ignore"):
         y, n = sums[0]["y"] + sums[1]["y"], sums[0]["n"] + sums[1]["n"]
         pooled = y / n if ratio else np.zeros_like(y)
@@ -200,7 +200,7 @@ class Asked:
 
     @property
     def word(self) -> NDArray[np.int64]:
-        """The verdict: +1 better, -1 worse or invalid, 0 none; the order of `recloop.watch.verdict.decide`."""
+        """The verdict: +1 better, -1 worse or invalid, 0 none; the order of `recloop.monitoring.experiment_verdict.decide`."""
         statistic = np.where(self.look != 0, self.look, self.sequence)
         statistic = np.where(self.unproven, np.minimum(statistic, 0), statistic)
         return np.where(self.invalid | self.guardrail, -1, statistic)
@@ -215,17 +215,17 @@ class Asked:
 def asked_at(users: Users, plan: Plan) -> list[int]:
     """Users at each ask: the planned looks, and every `STEP` users."""
     last = users.treated.shape[1]
-    return sorted({*(size for size in look_sizes(plan) if size <= last), *range(STEP, last + 1, STEP)})
+    return sorted({*(size for size in analysis_sizes(plan) if size <= last), *range(STEP, last + 1, STEP)})
 
 
 def ask(users: Users, plan: Plan) -> Asked:
     """The verdicts of all runs at every ask up to the last user."""
-    looks = look_sizes(plan)
+    looks = analysis_sizes(plan)
     asks = asked_at(users, plan)
     primary = effects(users, NAMES[plan.metric], asks)
     due = [position for position, size in enumerate(asks) if size in looks]
     reach = np.full(len(asks), math.inf)
-    reach[due] = bounds(tuple(size / plan.users for size in looks), plan.alpha)[: len(due)]
+    reach[due] = sequential_bounds(tuple(size / plan.users for size in looks), plan.alpha)[: len(due)]
     crossed = np.abs(primary.z) > reach
     look = np.where(crossed, np.sign(primary.delta), 0).astype(np.int64)
     first = np.argmax(crossed, axis=1)
@@ -246,11 +246,11 @@ def ask(users: Users, plan: Plan) -> Asked:
     return Asked(
         look=look, sequence=sequence, guardrail=guardrail, invalid=_leaks(primary, plan.share), unproven=unproven,
         no_harm=by_look | (low > -margin), enough=np.minimum(primary.n_live, primary.n_candidate) >= EARNED_USERS,
-        often=(np.abs(primary.z) > bounds((1.0,), plan.alpha)[0]) & np.isin(asks, looks),
+        often=(np.abs(primary.z) > sequential_bounds((1.0,), plan.alpha)[0]) & np.isin(asks, looks),
     )  # fmt: skip
 
 
-def _guarded(users: Users, metric: Metric, asks: list[int], plan: Plan) -> tuple[Bools, Bools]:
+def _guarded(users: Users, metric: ExperimentMetric, asks: list[int], plan: Plan) -> tuple[Bools, Bools]:
     """`Effect.is_worse` and `Effect.is_within` of every ask."""
     one = effects(users, metric, asks)
     low, high = one.sequence(asks, plan.alpha / GUARDRAILS, plan.users)
@@ -320,7 +320,9 @@ def simulate(row: Row, runs: int, seed: int) -> dict[str, float]:
 def delivered_better(users: Users, plan: Plan) -> Bools:
     """(R, 1) whether a test over all users but those who saw both bundles says that the candidate is better."""
     kept = ~(users.treated & (users.columns["unanswered"] > 0))
-    found: Bools = effects(users, NAMES[plan.metric], [users.treated.shape[1]], kept).z > bounds((1.0,), plan.alpha)[0]
+    found: Bools = (
+        effects(users, NAMES[plan.metric], [users.treated.shape[1]], kept).z > sequential_bounds((1.0,), plan.alpha)[0]
+    )
     return found
 
 

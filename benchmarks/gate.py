@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recloop.watch import gate
+from recloop.release import gate
 
 HOURS = 168
 SEED = 0
@@ -64,7 +64,7 @@ RULES = (
 
 
 def decide(rule: Rule, own: NDArray[np.float64], earlier: list[NDArray[np.float64]]) -> str:
-    """Rows 4 to 10 of the table in `recloop.watch.gate`, by normal intervals."""
+    """Rows 4 to 10 of the table in `recloop.release.gate`, by normal intervals."""
     value, error = _mean(own)
     if value - 1.96 * error > -MARGIN:
         return "pass"

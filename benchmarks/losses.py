@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from recloop.config import Train
-from recloop.learn.losses import Criterion, Rows
+from recloop.training.losses import Criterion, LossRows
 
 SIZES: Final = (3_000, 10_000, 30_000, 100_000, 300_000)
 LOSSES: Final = ("ce", "ss_refined", "gbce", "bpr")
@@ -47,7 +47,7 @@ def seconds(name: str, size: int) -> float:
     taken = []
     for _ in range(STEPS):
         vectors = torch.randn(ROWS, DIM, requires_grad=True)
-        rows = Rows(vectors, torch.randint(size, (ROWS,)), torch.ones(ROWS))
+        rows = LossRows(vectors, torch.randint(size, (ROWS,)), torch.ones(ROWS))
         started = time.process_time()
         optimizer.zero_grad()
         criterion(table, rows, None).backward()  # type: ignore[no-untyped-call]

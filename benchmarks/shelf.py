@@ -22,8 +22,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from recloop.demo.days import DAYS
-from recloop.demo.groceries import write_project
+from recloop.demo.grocery_days import DAYS
+from recloop.demo.grocery_project import write_project
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "results"

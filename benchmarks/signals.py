@@ -2,13 +2,13 @@
 
     .venv/bin/python benchmarks/signals.py          # about five minutes on 2 cores; writes benchmarks/results/signals.json
 
-Fixed before the first run: the world is ``Browsing(seed=0)`` with its defaults (400 people, 300 items, 90 days), the
+Fixed before the first run: the world is ``BrowsingSimulator(seed=0)`` with its defaults (400 people, 300 items, 90 days), the
 seed of training is 0, the network is SASRec with the settings of the world's own recloop.toml and no budget that could
 stop it. The rows differ in ``[events]`` alone: clicks and purchases; then with skips, with long dwells, with dislikes;
 then with all three. Everything is learned before the cut and judged at the cut by the truth, over everybody with a click
 or a purchase before it:
 
-- true NDCG@10 of the network's list and of the served one: an item's gain is `Browsing.enjoyment`, ideal over what is
+- true NDCG@10 of the network's list and of the served one: an item's gain is `BrowsingSimulator.enjoyment`, ideal over what is
   on sale;
 - the median rank, in the network's order of all items (nothing filtered), of the items that a user disliked in so many
   words, and of the tenth of the items on sale that the truth likes least;
@@ -31,14 +31,14 @@ import numpy as np
 import polars as pl
 
 from recloop import loop
-from recloop.browsing import Browsing
 from recloop.bundle import Bundle
-from recloop.collect.prepare import load
-from recloop.features.state import Timeline
+from recloop.data.prepare import load
+from recloop.features.state import StateHistory
 from recloop.project import open_project
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, STAMP, USER_ID, Query
+from recloop.simulation.browsing import BrowsingSimulator
 
 RESULT: Final = Path(__file__).resolve().parent / "results" / "signals.json"
 SEED: Final = 0
@@ -59,7 +59,7 @@ ROWS: Final[dict[str, tuple[dict[str, float], set[str]]]] = {
 
 def main() -> None:
     """Learn every row, judge it by the truth, write the result file and print the table."""
-    world = Browsing(seed=SEED)
+    world = BrowsingSimulator(seed=SEED)
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (weights, heard)) in enumerate(ROWS.items()):
@@ -90,7 +90,7 @@ def main() -> None:
     sys.stdout.write(table(rows) + "\n")
 
 
-def learned(world: Browsing, root: Path, sets: list[str]) -> dict[str, Any]:
+def learned(world: BrowsingSimulator, root: Path, sets: list[str]) -> dict[str, Any]:
     """One row: a turn without its release, then the truth's judgement person by person."""
     project = open_project(root, sets)
     loop.collect(project)
@@ -100,8 +100,10 @@ def learned(world: Browsing, root: Path, sets: list[str]) -> dict[str, Any]:
     cut = data.manifest.cut
     acted = before.filter(pl.col(EVENT_TYPE).is_in(["click", "purchase"]))
     users = acted[USER_ID].unique().sort().to_list()
-    recommender = Recommender(trained.bundle, Catalogue.of([data.items]))
-    states = Timeline(before, data.users).states(users, [int(before[SEQ].max() or 0)] * len(users), [cut] * len(users))
+    recommender = Recommender(trained.bundle, Catalog.of([data.items]))
+    states = StateHistory(before, data.users).states(
+        users, [int(before[SEQ].max() or 0)] * len(users), [cut] * len(users)
+    )
     queries = [Query(user_id=user, now=cut, k=K) for user in users]
     served = [answer.items for answer in recommender.recommend(states, queries, with_inputs=False)]
     encoded = recommender.encode(states, [cut] * len(users))
@@ -116,7 +118,7 @@ def learned(world: Browsing, root: Path, sets: list[str]) -> dict[str, Any]:
 
 
 def judged(
-    world: Browsing, bundle: Bundle, users: list[str], served: list[list[str]], scores: np.ndarray,
+    world: BrowsingSimulator, bundle: Bundle, users: list[str], served: list[list[str]], scores: np.ndarray,
     disliked: dict[str, list[str]], cut: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Numbers a person under ``people``, and the two medians over all (person, item)."""

@@ -29,13 +29,13 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
-from recloop import release
 from recloop.client import serving
 from recloop.project import open_project
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.records import now
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import releases
 
 HERE: Final = Path(__file__).resolve().parent
 FILE: Final = HERE / "results" / "swaps.json"
@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "shop"
         if asked.project is None:
-            World(seed=0).write(folder)
+            SimulatedShop(seed=0).write(folder)
             with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
                 file.write('[model]\nname = "covisitation"\n')
             recloop(folder, "update", "--json")
@@ -152,13 +152,13 @@ def another(folder: Path) -> str:
     live = project.load_bundle()
     home = replace(live.policy.placements["home"], weights={"popular": 1.0})
     made = replace(live, policy=live.policy.with_placement("home", home))
-    own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
+    own = Recommender(made, Catalog.of_table(made.items.ids.ids, made.items.attributes))
     states = [case.state for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime.now(UTC))
     sha256 = bundles.manifest_hash(project.bundles / made.id)
     control = project.open_control()
-    release.register(
+    releases.register(
         control, made.id, sha256, by="benchmarks/swaps.py", reason="another list", at=now(),
         evidence={"gates": []},
     )  # fmt: skip

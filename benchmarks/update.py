@@ -41,20 +41,20 @@ import polars as pl
 from shelf import PROJECTS, RESULTS, git
 
 from recloop import bundle as bundles
-from recloop import intervals, standing
 from recloop.bundle import Bundle
-from recloop.collect.prepare import load
-from recloop.demo.days import as_rows
-from recloop.demo.groceries import write_project
-from recloop.features.moment import moment_stamps
-from recloop.features.signal import Signal
-from recloop.features.state import Timeline
-from recloop.learn import compare
-from recloop.learn.moments import Moments, moments
+from recloop.data.prepare import load
+from recloop.demo.grocery_days import as_rows
+from recloop.demo.grocery_project import write_project
+from recloop.evaluation import bootstrap, paired
+from recloop.evaluation.queries import Queries, make_queries
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import moment_stamps
+from recloop.features.state import StateHistory
 from recloop.project import Project, open_project
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
 from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, SEQ, TIMESTAMP, Event
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 ROWS: Final[dict[str, tuple[str, ...] | None]] = {
     "frozen": None,
@@ -104,8 +104,8 @@ def complete_journey(folder: Path, days: int) -> None:
 
 def world(folder: Path, days: int) -> None:
     """The seeded world, for a trial of this file in seconds."""
-    World(seed=0).write(folder)
-    events = World(seed=0).events()
+    SimulatedShop(seed=0).write(folder)
+    events = SimulatedShop(seed=0).events()
     late = events[TIMESTAMP] >= events[TIMESTAMP].max() - 2 * days * DAY  # type: ignore[operator]
     whole = pl.read_csv(folder / "events.csv", infer_schema=False)
     whole.filter(~late).write_csv(folder / "events.csv")
@@ -187,7 +187,7 @@ def make(asked: Asked, row: str) -> None:
         "data": asked.name,
         "days": asked.days,
         "commit": commit,
-        "fingerprint": standing.manifest(source).fingerprint,
+        "fingerprint": loading.manifest(source).fingerprint,
         "seed": asked.seed,
         "model": first.manifest.model.to_json(),
         **told,
@@ -212,7 +212,7 @@ def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFr
     start = project.open_archive().watermark + 1
     rows = rows.with_columns(*empty).with_columns(pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias(SEQ))
     rows = rows.select(pl.col(name).cast(kind) for name, kind in EVENT_SCHEMA.items())
-    rows = rows.filter(Signal(project.config.events, project.config.clean).believe(rows).is_null())
+    rows = rows.filter(EventLabeler(project.config.events, project.config.clean).believe(rows).is_null())
     begin = int(rows[TIMESTAMP].min())  # type: ignore[arg-type]
     middle, end = begin + days * DAY, begin + 2 * days * DAY
     return rows.filter(pl.col(TIMESTAMP) < middle), rows.filter(pl.col(TIMESTAMP).is_between(middle, end, "left"))
@@ -237,19 +237,19 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     """The lists of a bundle for every moment of ``after``, from the states just before."""
     source = open_project(asked.project, asked.sets)
-    rows = moment_stamps(Signal.of(bundle.spec).label(pl.concat([source.open_archive().events(), future])))
-    queries = compare.thin(moments(rows.filter(pl.col(SEQ).is_in(after[SEQ].implode())), "successive"))
-    timeline, catalogue = Timeline(rows, users), Catalogue.of([source.open_archive().items()])
-    found = compare.ask(bundle, queries, timeline, catalogue, THREADS)
+    rows = moment_stamps(EventLabeler.of(bundle.spec).label(pl.concat([source.open_archive().events(), future])))
+    queries = paired.subsample(make_queries(rows.filter(pl.col(SEQ).is_in(after[SEQ].implode())), "successive"))
+    timeline, catalogue = StateHistory(rows, users), Catalog.of([source.open_archive().items()])
+    found = paired.answer(bundle, queries, timeline, catalogue, THREADS)
     names, codes = np.unique(found.users, return_inverse=True)
-    means = intervals.user_means(found.ndcg[:, None], codes, len(names))[:, 0]
+    means = bootstrap.user_means(found.ndcg[:, None], codes, len(names))[:, 0]
     pl.DataFrame({"user": names.tolist(), "ndcg": means}).write_parquet(asked.values(row))
     frozen = pl.read_parquet(asked.values("frozen"))
     if frozen["user"].to_list() != names.tolist():
         raise SystemExit(f"{asked.values('frozen')} is of other queries: --row frozen --again first")
-    against = intervals.difference(means, frozen["ndcg"].to_numpy(), asked.seed)
-    samples = intervals.resample(means[:, None], asked.seed)
-    estimate = intervals.estimate(float(intervals.mean_over_users(means[:, None])[0]), samples[:, 0])
+    against = bootstrap.difference(means, frozen["ndcg"].to_numpy(), asked.seed)
+    samples = bootstrap.resample(means[:, None], asked.seed)
+    estimate = bootstrap.estimate(float(bootstrap.mean_over_users(means[:, None])[0]), samples[:, 0])
     return {
         "NDCG@10": estimate.to_json(),
         "against_frozen": against.to_json(),
@@ -259,7 +259,7 @@ def measure(
     }
 
 
-def new_items(lists: Sequence[Sequence[str]], queries: Moments, known: set[str], size: int) -> dict[str, int]:
+def new_items(lists: Sequence[Sequence[str]], queries: Queries, known: set[str], size: int) -> dict[str, int]:
     """Items that the first turn did not know: in the table, asked for, shown, and shown to who then took them."""
     offsets = queries.offsets
     wanted = [set(queries.targets[offsets[q] : offsets[q + 1]]) - known for q in range(len(queries))]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from hypothesis import settings
 
-import servers
 from recloop import loop
-from recloop.learn import compare
+from recloop.evaluation import paired
 from recloop.project import Project, open_project
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def few_timed_queries() -> Iterator[None]:
     """The latency gate asks 30 queries instead of 200, half of an update's time; the gate's rule has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "TIMED", 30)
+        patch.setattr(paired, "TIMED", 30)
         yield
 
 
@@ -61,13 +61,13 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def world() -> World:
+def world() -> SimulatedShop:
     """The small world: 300 users, 200 items, about 11,500 events."""
-    return World(seed=0)
+    return SimulatedShop(seed=0)
 
 
 @pytest.fixture
-def world_folder(world: World, tmp_path: Path) -> Path:
+def world_folder(world: SimulatedShop, tmp_path: Path) -> Path:
     """The world written as a project of its own for this test."""
     return world.write(tmp_path / "shop")
 
@@ -75,10 +75,10 @@ def world_folder(world: World, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that tests copy, never change: counting models over 60 users and 80 items, live."""
-    folder = World(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("turned") / "shop")
+    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("turned") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)
-    loop.turn(open_project(folder))
+    loop.first_run(open_project(folder))
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 import recloop
 from recloop.cli import run
 from recloop.errors import UserError
-from recloop.models.base import SHELF, check_model
+from recloop.models.base import MODELS, check_model
 from recloop.project import Project
 from recloop.settings import build
 
@@ -100,7 +100,7 @@ def test_check_model_not_a_model_is_refused(name: str, said: str) -> None:
 
 
 def test_check_model_without_torch_refuses_the_same_names() -> None:
-    good = [*SHELF, "recloop.models.sasrec:SASRec", "recloop.models.covisitation:CoVisitation"]
+    good = [*MODELS, "recloop.models.sasrec:SASRec", "recloop.models.covisitation:CoVisitation"]
     names = [*good, *(name for name, _ in BAD_MODELS)]
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *names], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import servers
+
 from recloop import bundle as bundles
-from recloop import release, standing
 from recloop.cli import run
 from recloop.project import Project, open_project
-from recloop.world import World
+from recloop.recommend import loading
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import releases
 
 RECLOOP = [sys.executable, "-m", "recloop"]
 Said = tuple[int, str, str]
@@ -46,8 +47,8 @@ def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     live = bundles.load(project.bundles / (project.live_bundle_id() or ""))
     child = bundles.write(replace(live, metrics={"n": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)).id
     who = {"by": "a test", "reason": "worse", "at": 5}
-    release.register(control, child, bundles.manifest_hash(project.bundles / child), **who)
-    release.refuse(control, child, **who)
+    releases.register(control, child, bundles.manifest_hash(project.bundles / child), **who)
+    releases.refuse(control, child, **who)
     server = servers.start(project.root)
     try:
         row = {"user_id": "u05", "item_id": "i05", "event_type": "purchase", "event_id": "new"}
@@ -170,7 +171,7 @@ def test_whoever_reads_the_output_may_go(shop: Project, words: list[str]) -> Non
 
 
 def test_an_interrupted_turn_says_so_and_the_next_one_is_whole(tmp_path: Path) -> None:
-    folder = World(seed=0, users=60, items=80).write(tmp_path / "shop")
+    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
     words = [*RECLOOP, "-C", str(folder), "update", "--set", "model.name=popular"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as turn:
         assert turn.stderr is not None
@@ -186,7 +187,7 @@ def test_an_interrupted_turn_says_so_and_the_next_one_is_whole(tmp_path: Path) -
 def test_a_bug_of_ours_is_saved_and_not_shown(
     shop: Project, cli: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standing, "status", lambda _: 1 / 0)
+    monkeypatch.setattr(loading, "status", lambda _: 1 / 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, out, err = cli("-C", shop.root, "status", "--json")
     assert (code, out) == (70, "")

@@ -23,14 +23,14 @@ from recloop.errors import BundleError
 from recloop.features.state import UserState
 from recloop.policy import ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
 def fitted() -> Bundle:
-    world = World(users=40, items=30)
+    world = SimulatedShop(users=40, items=30)
     return recloop.fit(
         world.events(), world.items(), world.users(), config={"events": {"positive": ["purchase"]}}
     ).bundle

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from recloop.backends import locks
 from recloop.cli import run
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import locks
 
 Done = tuple[int, str, str]
 Cli = Callable[..., Done]
@@ -34,7 +34,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A counting project after its first turn."""
-    folder = World(users=60, items=40).write(tmp_path_factory.mktemp("cli") / "shop")
+    folder = SimulatedShop(users=60, items=40).write(tmp_path_factory.mktemp("cli") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "popular"\n')
     assert run(["-C", str(folder), "update"]) == 0
@@ -199,7 +199,7 @@ def test_status_with_a_config_edited_in_an_experiment_says_that_the_plan_holds(c
 
 
 def test_another_run_holds_the_lock(cli: Cli, shop: Path) -> None:
-    with locks.turn_lock(shop, "update"):
+    with locks.run_lock(shop, "update"):
         code, out, err = cli("-C", shop, "prepare")
     assert (code, out) == (3, "")
     assert "update" in err
@@ -225,7 +225,7 @@ def test_help_has_four_panels_and_needs_no_project() -> None:
         assert f"─ {panel} ─" in done.stdout
 
 
-def test_init_then_update_by_the_readmes_three_commands(cli: Cli, world: World, tmp_path: Path) -> None:
+def test_init_then_update_by_the_readmes_three_commands(cli: Cli, world: SimulatedShop, tmp_path: Path) -> None:
     world.write(tmp_path)
     (tmp_path / "recloop.toml").unlink()
     files = [tmp_path / "events.csv", "--items", tmp_path / "items.csv", "--users", tmp_path / "users.csv"]

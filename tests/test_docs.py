@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pydantic
 import pytest
+import readme_tree
 import typer
 
-import readme_tree
 from recloop.config import Config
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_marked_blocks_run(page: Path, tmp_path: Path, world: World) -> None:
+def test_marked_blocks_run(page: Path, tmp_path: Path, world: SimulatedShop) -> None:
     """In order, in one folder that holds a shop's three files, with the commands of this environment."""
     world.events().write_csv(tmp_path / "orders.csv")
     world.items().write_csv(tmp_path / "products.csv")
@@ -69,7 +69,7 @@ def test_the_guide_is_executed() -> None:
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    assert readme_tree.block() in text, "run: python tests/readme_tree.py --write"
+    assert readme_tree.block() in text, "run: python tests/support/readme_tree.py --write"
 
 
 def sources() -> Iterator[Path]:

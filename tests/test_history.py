@@ -12,18 +12,18 @@ import polars as pl
 import pytest
 
 from recloop import loop
-from recloop.collect.guess import init
-from recloop.collect.prepare import load, prepare
+from recloop.data.prepare import load, prepare
 from recloop.errors import UserError
-from recloop.features.acts import settled
-from recloop.features.moment import moment_stamps
-from recloop.features.spec import Spec
-from recloop.features.state import Timeline
-from recloop.learn.arrays import make_tables, train_data
-from recloop.learn.moments import moments
+from recloop.evaluation.queries import make_queries
+from recloop.features.moments import moment_stamps
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateHistory
+from recloop.features.undo import without_undone
+from recloop.init.detect import init
 from recloop.project import open_project
 from recloop.records import Use
 from recloop.serve import app as apps
+from recloop.training.dataset import make_tables, train_data
 
 PERSONAL = {"model", "history", "neighbours"}
 
@@ -49,10 +49,10 @@ def browsing(folder: Path, visitors: int = 200) -> Path:
 
 def test_update_on_a_browsing_log_serves_visitors_who_only_look(tmp_path: Path) -> None:
     project = open_project(browsing(tmp_path), ['model.name="covisitation"'])
-    bundle = loop.turn(project).bundle
+    bundle = loop.first_run(project).bundle
     data = load(project)
     users = data.events["user_id"].unique().sort().to_list()
-    states = Timeline(data.events).states(users, [10**9] * len(users))
+    states = StateHistory(data.events).states(users, [10**9] * len(users))
     assert (np.diff(states.moment_offsets) == 0).mean() <= 0.05
     assert 1 - data.events.filter(pl.col("label") > 0)["user_id"].n_unique() / len(users) > 0.4, "most only look"
     assert set(data.test.filter(pl.col("label") > 0)["event_type"]) == {"addtocart", "transaction"}
@@ -89,18 +89,18 @@ def log_of(rows: list[tuple[int, str, str, Use, float]]) -> pl.DataFrame:
 
 def test_settled_a_return_takes_the_newest_purchase_by_its_units() -> None:
     bought = [(1, "a", "", Use.TARGET, 1.0), (2, "a", "", Use.TARGET, 3.0), (3, "b", "", Use.TARGET, 1.0)]
-    part = settled(log_of([*bought, (4, "a", "*", Use.UNDO, 2.0)]))
+    part = without_undone(log_of([*bought, (4, "a", "*", Use.UNDO, 2.0)]))
     assert part["label"].to_list() == [1, 1, 1, 0], "two of three went back: one is left"
-    whole = settled(log_of([*bought, (4, "a", "*", Use.UNDO, 3.0)]))
+    whole = without_undone(log_of([*bought, (4, "a", "*", Use.UNDO, 3.0)]))
     assert whole["label"].to_list() == [1, 0, 1, 0]
-    more = settled(log_of([*bought, (4, "a", "*", Use.UNDO, 9.0), (5, "a", "", Use.TARGET, 1.0)]))
+    more = without_undone(log_of([*bought, (4, "a", "*", Use.UNDO, 9.0), (5, "a", "", Use.TARGET, 1.0)]))
     assert more["label"].to_list() == [0, 0, 1, 0, 1], "what is left over takes back nothing later"
 
 
 def test_settled_before_the_cut_keeps_what_comes_back_after_it() -> None:
     rows = log_of([(1, "a", "", Use.TARGET, 1.0), (5, "a", "", Use.TARGET, 1.0), (9, "a", "*", Use.UNDO, 2.0)])
-    assert settled(rows.filter(pl.col("stamp") < 5))["label"].to_list() == [1]
-    test = moments(rows.filter(pl.col("stamp") >= 5), "successive")
+    assert without_undone(rows.filter(pl.col("stamp") < 5))["label"].to_list() == [1]
+    test = make_queries(rows.filter(pl.col("stamp") >= 5), "successive")
     assert len(test) == 0, "in the test it went back: not a target"
 
 
@@ -108,7 +108,9 @@ def test_train_data_asks_for_targets_alone(tmp_path: Path) -> None:
     project = open_project(browsing(tmp_path, 40))
     prepare(project)
     data = load(project)
-    tables = make_tables(Spec.of(project.config), pl.concat([data.train, data.valid]), data.manifest.cut, None, None)
+    tables = make_tables(
+        FeatureSpec.of(project.config), pl.concat([data.train, data.valid]), data.manifest.cut, None, None
+    )
     train = train_data(tables, data.train, data.valid)
     assert train.targets is not None
     looked = data.train.filter(pl.col("event_type") == "view")
@@ -134,11 +136,11 @@ def test_returns_take_purchases_out_of_counts_and_stop_nothing(tmp_path: Path, k
     made = prepare(project)
     assert made.report.removed == {}
     data = load(project)
-    tables = make_tables(Spec.of(project.config), data.train, data.manifest.cut, None, None)
+    tables = make_tables(FeatureSpec.of(project.config), data.train, data.manifest.cut, None, None)
     counts = dict(zip(tables.items.ids, train_data(tables, data.train, None).counts[1:].tolist(), strict=True))
     assert counts.get("i0", 0) <= 1, "at most the one whose return lies after the cut"
     assert min(count for item, count in counts.items() if item != "i0") >= 8
-    whole = Timeline(data.events).states(["u3"], [10**9])
+    whole = StateHistory(data.events).states(["u3"], [10**9])
     assert "i0" not in whole.names[whole.items].tolist()
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-NETWORKS = ("models.fields", "models.gru4rec", "models.neumf", "models.pooling", "models.sasrec", "models.two_tower")
+NETWORKS = ("models.gru4rec", "models.layers", "models.neumf", "models.pooling", "models.sasrec", "models.two_tower")
 TRAINING = (
-    "learn", "loop", "later", "turn", "shop", "fitted", "demo", "testing", "cli", "__main__", *NETWORKS,
+    "training", "loop", "pipeline", "api", "demo", "testing", "cli", "__main__", *NETWORKS,
 )  # fmt: skip
 """Modules of recloop that may reach torch or Lightning; everything else is held by the second contract."""
 
@@ -58,7 +58,7 @@ def _inside(name: str, folders: Iterable[str]) -> bool:
     return any(name == folder or name.startswith(f"{folder}.") for folder in folders)
 
 
-@pytest.mark.parametrize("module", ["recloop", "recloop.cli", "recloop.serve.app", "recloop.learn.evaluate"])
+@pytest.mark.parametrize("module", ["recloop", "recloop.cli", "recloop.serve.app", "recloop.evaluation.evaluate"])
 def test_without_torch_in_memory(module: str) -> None:
     """Commands and the service start without the weight of torch, where it is installed too."""
     code = f"import sys, {module}; print(sorted({{'torch', 'lightning', 'onnx'}} & set(sys.modules)))"

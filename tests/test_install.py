@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +28,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_base_package_makes_a_whole_turn_and_has_no_torch(fresh: Path, tmp_path: Path) -> None:
-    shop = World(seed=0).write(tmp_path / "shop")
+    shop = SimulatedShop(seed=0).write(tmp_path / "shop")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:

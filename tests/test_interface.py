@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pytest
-
 import servers
+
 from recloop import records
 from recloop.cli import run
 from recloop.config import Config
 from recloop.settings import build
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "interface.md").read_text("utf-8")
@@ -90,7 +90,7 @@ def recloop(folder: Path, *arguments: str) -> Ran:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after its first turn, counting models alone."""
-    folder = World(seed=0).write(tmp_path_factory.mktemp("interface") / "shop")
+    folder = SimulatedShop(seed=0).write(tmp_path_factory.mktemp("interface") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "covisitation"\n')
     done = recloop(folder, "update", "--json")
@@ -147,11 +147,11 @@ def test_doctor_counts_add_up(shop: Path) -> None:
     tree = recloop(shop, "doctor", "--json").json
     assert set(tree) >= keys_in(DOCTOR)
     assert tree["read"] == tree["kept"] + sum(tree["removed"].values()) + tree["rejected"]
-    assert tree["read"] == World(seed=0).events().height
+    assert tree["read"] == SimulatedShop(seed=0).events().height
 
 
 def test_init_guesses(tmp_path: Path) -> None:
-    World(seed=0).events().write_csv(tmp_path / "orders.csv")
+    SimulatedShop(seed=0).events().write_csv(tmp_path / "orders.csv")
     done = recloop(tmp_path, "init", str(tmp_path / "orders.csv"), "--yes", "--json")
     assert done.code == 0, done.err
     assert set(done.json) >= {"columns", "time_unit", "scenario", "guesses"}
@@ -272,7 +272,7 @@ def test_the_project_folder(shop: Path) -> None:
 
 def test_numbers_of_the_import(shop: Path) -> None:
     """1..n: items in file order, users in file order, then events by (timestamp, file row)."""
-    world = World(seed=0)
+    world = SimulatedShop(seed=0)
     items = pl.read_parquet(shop / "data" / "items.parquet").sort("seq")
     assert items["item_id"].to_list() == world.item_ids
     assert items["seq"].to_list() == list(range(1, 201))

@@ -12,31 +12,32 @@ import polars as pl
 import pytest
 
 from recloop import bundle as bundles
-from recloop import loop, standing
-from recloop.backends import locks
-from recloop.collect.prepare import load
+from recloop import loop
+from recloop.data.prepare import load
 from recloop.errors import Locked
-from recloop.features.state import States, Timeline, UserState
+from recloop.features.state import StateBatch, StateHistory, UserState
 from recloop.project import open_project
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, check_golden
 from recloop.records import Query
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import locks
 
 COUNTS = ('model.name="covisitation"',)
 
 
 @pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Turn]:
-    folder = World(seed=0).write(tmp_path_factory.mktemp("loop") / "shop")
-    return folder, loop.turn(open_project(folder, COUNTS))
+def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.FirstRun]:
+    folder = SimulatedShop(seed=0).write(tmp_path_factory.mktemp("loop") / "shop")
+    return folder, loop.first_run(open_project(folder, COUNTS))
 
 
-def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.Turn]) -> None:
+def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.FirstRun]) -> None:
     folder, made = turned
     project = open_project(folder)
     assert project.live_bundle_id() == made.bundle.id
-    status = standing.status(project)
+    status = loading.status(project)
     assert [row["state"] for row in status["bundles"]] == ["live"]
     assert status["last_seq"] == status["watermark"] == made.prepared.watermark
     for name in ("data/manifest.json", "reports/evaluation.json", "store/control.db", "store/log.db"):
@@ -47,19 +48,19 @@ def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.Turn]) -> None:
     assert not [path for path in folder.rglob("*") if path.name.startswith(".stage") or path.suffix == ".tmp"]
 
 
-def test_a_simple_row_wins_by_the_truth_of_the_world(turned: tuple[Path, loop.Turn]) -> None:
+def test_a_simple_row_wins_by_the_truth_of_the_world(turned: tuple[Path, loop.FirstRun]) -> None:
     ndcg = {row.row.model: row.estimates["all", "NDCG@10"].value for row in turned[1].table.rows}
     assert ndcg["bought_before"] > ndcg["popular"] + 0.05
     assert ndcg["served"] > ndcg["popular"] + 0.05
 
 
-def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.Turn]) -> None:
+def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.FirstRun]) -> None:
     """The table's hit rate of `served`, counted again from single answers of the bundle as it lies on disk."""
     folder, made = turned
     project = open_project(folder, COUNTS)
     data, bundle = load(project), project.load_bundle()
-    recommender = Recommender(bundle, Catalogue.of([data.items]))
-    timeline = Timeline(data.events, data.users)
+    recommender = Recommender(bundle, Catalog.of([data.items]))
+    timeline = StateHistory(data.events, data.users)
     positive = data.test.filter(pl.col("label") > 0)
     moments = positive.group_by("user_id", "stamp").agg(pl.col("item_id"), pl.col("seq").min())
     hits: dict[str, list[float]] = {}
@@ -73,25 +74,25 @@ def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.Turn]) -> 
     assert served.estimates["all", "HR@10"].value == pytest.approx(rate, abs=1e-9)
 
 
-def test_a_turn_again_gives_the_same_bytes(turned: tuple[Path, loop.Turn], tmp_path: Path) -> None:
+def test_a_turn_again_gives_the_same_bytes(turned: tuple[Path, loop.FirstRun], tmp_path: Path) -> None:
     folder, made = turned
     again = shutil.copytree(
         folder, tmp_path / "shop", ignore=shutil.ignore_patterns("data", "bundles", "store", "runs")
     )
-    other = loop.turn(open_project(again, COUNTS))
+    other = loop.first_run(open_project(again, COUNTS))
     files = made.bundle.manifest.files
     assert other.bundle.manifest.files == files
     for name in ("manifest.json", "split/train.parquet", "quarantine.parquet"):
         assert (folder / "data" / name).read_bytes() == (again / "data" / name).read_bytes(), name
 
 
-def test_two_turns_at_once_the_second_names_the_holder(turned: tuple[Path, loop.Turn]) -> None:
+def test_two_turns_at_once_the_second_names_the_holder(turned: tuple[Path, loop.FirstRun]) -> None:
     project = open_project(turned[0], COUNTS)
-    with locks.turn_lock(project.root, "update"), pytest.raises(Locked, match="update"):
-        loop.turn(project)
+    with locks.run_lock(project.root, "update"), pytest.raises(Locked, match="update"):
+        loop.first_run(project)
 
 
-def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: World, tmp_path: Path) -> None:
+def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: SimulatedShop, tmp_path: Path) -> None:
     folder = world.write(tmp_path / "shop")
     project = open_project(folder, [*COUNTS, "train.refit=true"])
     loop.collect(project)
@@ -105,15 +106,15 @@ def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: Wo
     assert bundle.metrics["rows"]
 
 
-def test_an_unseen_user_gets_a_list_and_a_dislike_leaves_it(turned: tuple[Path, loop.Turn]) -> None:
+def test_an_unseen_user_gets_a_list_and_a_dislike_leaves_it(turned: tuple[Path, loop.FirstRun]) -> None:
     bundle = turned[1].bundle
-    recommender = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     query = Query(user_id="new", now=bundle.cut, k=10)
-    first = recommender.recommend(States.of(["new"], [UserState()]), [query])[0]
+    first = recommender.recommend(StateBatch.of(["new"], [UserState()]), [query])[0]
     assert len(first.items) == 10
     angry = UserState()
     angry.add(first.items[0], bundle.cut, None, -1)
-    assert first.items[0] not in recommender.recommend(States.of(["new"], [angry]), [query])[0].items
+    assert first.items[0] not in recommender.recommend(StateBatch.of(["new"], [angry]), [query])[0].items
 
 
 TURN_WITHOUT_TORCH = """

@@ -15,17 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recloop import ingest
-from recloop.collect.frames import settings_of, table_of
-from recloop.collect.read import parse_events
-from recloop.collect.sources import Source
-from recloop.collect.tables import Table, read_table
 from recloop.config import Config, Data
+from recloop.data.frames import settings_of, table_of
+from recloop.data.read import parse_events
+from recloop.data.sources import InputFile
+from recloop.data.tables import Table, read_table
 from recloop.errors import UserError
 from recloop.features.clock_rule import received_by_end, wrong_clock
-from recloop.features.stamp_text import read_stamp
+from recloop.features.timestamp_text import parse_timestamp
+from recloop.ingest import bulk, parse
 from recloop.records import SECOND, Event
-from recloop.serve import bodies
 
 NOW = 1_795_010_112 * SECOND + 345_000  # 2026-11-18T13:15:12.345Z
 ARRIVAL = NOW + 60 * SECOND
@@ -46,7 +45,7 @@ def file_of(value: Value, data: Data, folder: Path, kind: str) -> int | None:
     else:
         pl.DataFrame([row]).write_parquet(path)
     try:
-        return int(parse_events([read_table(Source("data.events", path, path.name))], data).frame["timestamp"][0])
+        return int(parse_events([read_table(InputFile("data.events", path, path.name))], data).frame["timestamp"][0])
     except UserError:
         return None
 
@@ -64,15 +63,15 @@ def python(value: Value, data: Data, _: Path) -> int | None:
 def posted(value: Value, data: Data, _: Path) -> int | None:
     """As ``POST /v1/events`` reads a body."""
     body = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
-    (row,) = bodies.rows_of(body, "application/json")
-    event = bodies.check_event(row, ARRIVAL, data)
+    (row,) = parse.parse_rows(body, "application/json")
+    event = parse.check_event(row, ARRIVAL, data)
     return event.timestamp if isinstance(event, Event) else None
 
 
 def stdin(value: Value, data: Data, _: Path) -> int | None:
     """As ``recloop ingest -`` reads a line."""
     line = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
-    batch = ingest._judged([(1, line)], data)
+    batch = bulk._judged([(1, line)], data)
     return batch.events[0].timestamp if batch.events else None
 
 
@@ -168,10 +167,10 @@ def unit_is_clear(value: int | str) -> bool:
 
 def one_and_column(text: str, data: Data) -> bool:
     try:
-        one: int | None = read_stamp(text, data)
+        one: int | None = parse_timestamp(text, data)
     except ValueError:
         one = None
-    source = Source("data.events", Path("log.csv"), "log.csv")
+    source = InputFile("data.events", Path("log.csv"), "log.csv")
     frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [text]})
     table = Table(source, "csv", "utf-8", ",", tuple(frame.columns), frame, {})
     try:

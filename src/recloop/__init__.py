@@ -7,25 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recloop import testing
+    from recloop.api import FittedRecommender, ProjectFolder, fit, load
+    from recloop.api import open_folder as open  # noqa: A004
     from recloop.errors import RecloopError, UserError
-    from recloop.fitted import Recommendations, fit, load
-    from recloop.shop import Shop
-    from recloop.shop import open_shop as open  # noqa: A004
-    from recloop.world import World
+    from recloop.simulation.shop import SimulatedShop
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fit": "recloop.fitted",
-    "load": "recloop.fitted",
-    "Recommendations": "recloop.fitted",
-    "open": "recloop.shop",
-    "Shop": "recloop.shop",
+    "fit": "recloop.api",
+    "load": "recloop.api",
+    "FittedRecommender": "recloop.api",
+    "open": "recloop.api",
+    "ProjectFolder": "recloop.api",
     "RecloopError": "recloop.errors",
     "UserError": "recloop.errors",
-    "World": "recloop.world",
+    "SimulatedShop": "recloop.simulation.shop",
 }
-__all__ = ["RecloopError", "Recommendations", "Shop", "UserError", "World", "fit", "load", "open", "testing"]
+__all__ = [
+    "FittedRecommender",
+    "ProjectFolder",
+    "RecloopError",
+    "SimulatedShop",
+    "UserError",
+    "fit",
+    "load",
+    "open",
+    "testing",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +44,4 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'recloop' has no attribute {name!r}; it has {', '.join(__all__)}")
     home = importlib.import_module(_HOMES[name])
-    return getattr(home, "open_shop" if name == "open" else name)
+    return getattr(home, "open_folder" if name == "open" else name)

@@ -24,10 +24,10 @@ import polars as pl
 import safetensors.numpy
 
 from recloop.errors import BundleError
-from recloop.features.learned import Learned
-from recloop.features.spec import ENCODE_VERSION, Spec
+from recloop.features.learned_range import LearnedRange
+from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import UserState
-from recloop.features.vocab import Fields, Vocabulary
+from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.files import sync_folder, write_file
 from recloop.json_object import AttributeValues, JsonTree
 from recloop.manifest import Manifest
@@ -101,8 +101,8 @@ class Bundle:
     """
 
     manifest: Manifest
-    spec: Spec
-    fields: Fields
+    spec: FeatureSpec
+    fields: FieldCodes
     policy: Policy
     items: ItemTable
     arrays: dict[str, np.ndarray]
@@ -131,7 +131,7 @@ class Bundle:
         return self.manifest.data.cut
 
     @property
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedRange:
         """The rows that it was fitted on."""
         return self.manifest.data.learned
 
@@ -198,7 +198,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
             encode_version that this program does not know.
     """
     manifest = check(path, sha256)
-    spec = Spec.from_json(_read_json(path / "spec.json"))
+    spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
     table = pl.read_parquet(path / "items.parquet")
     graphs = {
         name: (path / name).read_bytes() for name in ("user.onnx", "item.onnx", "rank.onnx") if name in manifest.files
@@ -209,7 +209,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     return Bundle(
         manifest=manifest,
         spec=spec,
-        fields=Fields.from_json(_read_json(path / "fields.json")),
+        fields=FieldCodes.from_json(_read_json(path / "fields.json")),
         policy=Policy.from_json(_read_json(path / "policy.json")),
         items=ItemTable(
             ids=Vocabulary(table["item_id"].to_list()),

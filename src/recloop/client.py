@@ -18,8 +18,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from recloop import admin_token
 from recloop.errors import UserError
+from recloop.storage import admin_token
 
 WAIT = 60.0  # seconds that a service may take to start or to end
 

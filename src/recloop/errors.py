@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def shown(value: object) -> str:
+def printable(value: object) -> str:
     """A value as it stands in a message: on one line, printable, its middle left out where it is long."""
     text = str(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -42,7 +42,7 @@ class UserError(RecloopError):
 
     def __init__(self, name: str, value: Any, expected: str, mend: str = "", samples: tuple[str, ...] = ()) -> None:
         self.name, self.value, self.expected, self.mend, self.samples = name, value, expected, mend, samples
-        super().__init__(f"{name}={shown(value)}: expected {expected}" + (f"; try: {mend}" if mend else ""))
+        super().__init__(f"{name}={printable(value)}: expected {expected}" + (f"; try: {mend}" if mend else ""))
 
 
 class BundleError(UserError):
@@ -56,7 +56,9 @@ class Refused(RecloopError):
 
     def __init__(self, gate: str, number: object, threshold: object, reason: str = "") -> None:
         self.gate, self.number, self.threshold, self.reason = gate, number, threshold, reason
-        super().__init__(f"refused: {gate}={shown(number)}, threshold {threshold}" + (f": {reason}" if reason else ""))
+        super().__init__(
+            f"refused: {gate}={printable(number)}, threshold {threshold}" + (f": {reason}" if reason else "")
+        )
 
 
 class Locked(RecloopError):

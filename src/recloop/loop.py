@@ -3,8 +3,8 @@
     what happened   what the model sees   what it learns   how good it is   what is served
     collect    ->   features         ->   learn       ->   evaluate    ->   bundle, release
 
-Serving and watching go on from there: `recloop.serve.app` and `recloop.watch`. The parts that a chapter needs stand in
-`recloop.turn`; this file is the table of contents.
+Serving and watching go on from there: `recloop.serve.app` and `recloop.monitoring`. The parts that a chapter needs stand in
+`recloop.pipeline.training_steps`; this file is the table of contents.
 """
 
 from __future__ import annotations
@@ -13,44 +13,45 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from recloop import turn as parts
-from recloop.backends import locks
 from recloop.bundle import Bundle
-from recloop.collect.posted import Posted
-from recloop.collect.prepare import Prepared, load, prepare
-from recloop.later import new_files, place, steps
-from recloop.later import restart as restarts
-from recloop.later import run as runs
-from recloop.later.run import Updated
-from recloop.learn.table import Table
+from recloop.data.posted_rows import PostedRows
+from recloop.data.prepare import PrepareResult, load, prepare
+from recloop.evaluation.table import EvaluationTable
 from recloop.models.base import check_model
+from recloop.pipeline import new_files, publish, update_steps
+from recloop.pipeline import restart as restarts
+from recloop.pipeline import training_steps as parts
+from recloop.pipeline import update_run as runs
+from recloop.pipeline.retention import tidy
+from recloop.pipeline.training_steps import report_bundle, report_data, report_features
+from recloop.pipeline.update_run import UpdateResult
+from recloop.progress import NullProgress, Progress
 from recloop.project import Project
-from recloop.retention import tidy
-from recloop.standing import logged, new_rows
-from recloop.voice import Silent, Voice, tell_bundle, tell_collected, tell_features
+from recloop.recommend.loading import has_log_rows, log_range
+from recloop.storage import locks
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """A bundle, written and registered; ``table`` is its evaluation on the test, ``run`` the name of its run folder."""
 
     bundle: Bundle
-    table: Table
+    table: EvaluationTable
     run: str
     seconds: float
 
 
 @dataclass(frozen=True)
-class Turn:
+class FirstRun:
     """What one turn did; ``seconds`` is the wall time of all."""
 
-    prepared: Prepared
+    prepared: PrepareResult
     bundle: Bundle
-    table: Table
+    table: EvaluationTable
     seconds: float
 
 
-def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> Turn:
+def first_run(project: Project, voice: Progress | None = None, verb: str = "update") -> FirstRun:
     """Prepare, learn, evaluate, bundle, and make it live: the first turn of a project.
 
     Raises:
@@ -58,18 +59,18 @@ def turn(project: Project, voice: Voice | None = None, verb: str = "update") -> 
         UserError: the log, the configuration or the model's extra does not allow it.
     """
     check_model(project.config.model.name)
-    with locks.turn_lock(project.root, verb):
+    with locks.run_lock(project.root, verb):
         begin = time.monotonic()
         prepared = collect(project, voice)
         trained = train(project, voice)
         parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first turn")
-        return Turn(prepared, trained.bundle, trained.table, time.monotonic() - begin)
+        return FirstRun(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
 def update(
-    project: Project, voice: Voice | None = None, full: bool = False, reset: bool = False, restart: bool = False
-) -> Updated:
-    """Every turn after the first: what came since becomes a candidate, and the gate decides; see `recloop.later`.
+    project: Project, voice: Progress | None = None, full: bool = False, reset: bool = False, restart: bool = False
+) -> UpdateResult:
+    """Every turn after the first: what came since becomes a candidate, and the gate decides; see `recloop.pipeline`.
 
     Settings that decide which rows there are make it a new first run, where they differ from those of live.
 
@@ -83,82 +84,82 @@ def update(
         UserError: nothing is live yet, the configuration does not allow it, or the disk has no room.
     """
     check_model(project.config.model.name)
-    with locks.turn_lock(project.root, "update"), runs.room(project):
-        clock, voice = time.monotonic(), voice or Silent()
+    with locks.run_lock(project.root, "update"), runs.explain_disk_full(project):
+        clock, voice = time.monotonic(), voice or NullProgress()
         if restarts.finish(project):
             voice.say("update", "a new first run that was interrupted is now in place")
         reason = restarts.reason(project) or ("asked for with --restart" if restart else "")
         if reason:
-            restarts.whole_files(project, restart)
+            restarts.check_files_complete(project, restart)
             return _restart(project, voice, reason, clock)
         new_files.take(project, voice)
-        run = runs.begin(project, full, reset, voice)
+        run = runs.start_or_resume(project, full, reset, voice)
         if run is None:
             tidy(project, voice)
-            live, (seq, _) = project.live_bundle_id(), new_rows(project)
+            live, (seq, _) = project.live_bundle_id(), log_range(project)
             changed = [one.key for one in restarts.differing(project)]
-            return Updated(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [], changed)
-        steps.collect(run)  # 1. what happened
-        steps.check(run)  # is it what live knows?
-        steps.enough(run)  # can it be judged?
+            return UpdateResult(seq, seq, 0, 0, 0, 0, live, "nothing", [], time.monotonic() - clock, {}, [], changed)
+        update_steps.collect(run)  # 1. what happened
+        update_steps.check_input(run)  # is it what live knows?
+        update_steps.check_size(run)  # can it be judged?
         if run.verdict == "registered":
-            steps.learn(run)  # 2-3. features, learn
-            steps.judge(run)  # 4. evaluate
+            update_steps.train_candidate(run)  # 2-3. features, learn
+            update_steps.run_gates(run)  # 4. evaluate
         if run.verdict == "registered":
-            steps.finish(run)
-        placed = place.settle(run)  # 5. bundle, and everything into place
+            update_steps.train_final(run)
+        placed = publish.publish_update(run)  # 5. bundle, and everything into place
         tidy(project, voice)
         return run.done(placed, time.monotonic() - clock)
 
 
-def _restart(project: Project, voice: Voice, reason: str, clock: float) -> Updated:
-    """A new first run in a living project: staged beside, then put in place whole; see `recloop.later.restart`."""
+def _restart(project: Project, voice: Progress, reason: str, clock: float) -> UpdateResult:
+    """A new first run in a living project: staged beside, then put in place whole; see `recloop.pipeline.restart`."""
     voice.say("update", f"a new first run ({reason})")
-    with restarts.alone(project, reason), restarts.staged(project) as stage:
+    with restarts.exclusive(project, reason), restarts.staged(project) as stage:
         prepared = collect(stage.project, voice, stage.posted)
         trained = train(stage.project, voice)
         restarts.commit(project, stage, trained.bundle.id, reason)
     report, posted = prepared.report, len(stage.posted)
     voice.say("update", f"live: {trained.bundle.id}; {posted:,} posted rows kept; bundles of the earlier data refused")
-    return Updated(
+    return UpdateResult(
         1, prepared.watermark, report.read, report.kept, report.users, report.items, trained.bundle.id, "restarted", [],
         time.monotonic() - clock, report.removed, [], [one.key for one in stage.changed],
     )  # fmt: skip
 
 
-def collect(project: Project, voice: Voice | None = None, posted: Posted | None = None) -> Prepared:
+def collect(project: Project, voice: Progress | None = None, posted: PostedRows | None = None) -> PrepareResult:
     """1. What happened: read, clean, split, write ``data/``, and the states as of its last row.
 
     Args:
         posted: Rows of an earlier generation of the data, which a new first run numbers again.
     """
-    voice = voice or Silent()
-    prepared = prepare(project, posted is None and logged(project), posted)
-    parts.follow_on(project, prepared, load(project))
-    tell_collected(voice, prepared)
+    voice = voice or NullProgress()
+    prepared = prepare(project, posted is None and has_log_rows(project), posted)
+    parts.init_log_and_snapshot(project, prepared, load(project))
+    report_data(voice, prepared)
     return prepared
 
 
-def train(project: Project, voice: Voice | None = None, model: str | None = None) -> Trained:
+def train(project: Project, voice: Progress | None = None, model: str | None = None) -> TrainResult:
     """2-5. What the model sees, what it learns, how good it is: a bundle, written and registered, and its table.
 
     Args:
         model: A shelf name or dotted path in place of ``[model]`` (its extra must then be there).
     """
-    voice = voice or Silent()
+    voice = voice or NullProgress()
     check_model(model or project.config.model.name)
     started, begin = datetime.now(UTC), time.monotonic()
     data = load(project)
     run = parts.open_run(project, started)
 
-    tables = parts.see(project, data)  # 2. features
+    tables = parts.build_tables(project, data)  # 2. features
     arrays = parts.validation_arrays(project, tables, data)
-    tell_features(voice, tables, arrays)
+    report_features(voice, tables, arrays)
 
-    learned = parts.learn(project, tables, arrays, data, run, voice, model)  # 3. learn
-    table = parts.judge(project, [learned.bundle], data, voice)  # 4. evaluate
+    learned = parts.fit_models(project, tables, arrays, data, run, voice, model)  # 3. learn
+    table = parts.evaluate_on_test(project, [learned.bundle], data, voice)  # 4. evaluate
     if project.config.train.refit:
         learned = parts.refit(project.config, learned, data, run, voice)
-    bundle = parts.keep(project, learned, table, data, run, started)  # 5. bundle
-    tell_bundle(voice, bundle)
-    return Trained(bundle, table, run.name, time.monotonic() - begin)
+    bundle = parts.save_and_register(project, learned, table, data, run, started)  # 5. bundle
+    report_bundle(voice, bundle)
+    return TrainResult(bundle, table, run.name, time.monotonic() - begin)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recloop.features.learned import LAST_SEQ, Learned
+from recloop.features.learned_range import LAST_SEQ, LearnedRange
 from recloop.json_object import JsonObject, JsonTree, without_none
 from recloop.policy import ScorerSpec
 from recloop.records import FileFacts
@@ -38,7 +38,7 @@ class TrainingRows:
     Attributes:
         cut: End of the rows, int64 microseconds UTC.
         fingerprint: Of ``data/``; empty where the rows were given in memory.
-        until_seq, held_seq: See `recloop.features.learned.Learned`; None in bundles that kept none.
+        until_seq, held_seq: See `recloop.features.learned_range.LearnedRange`; None in bundles that kept none.
         protocol: By which the log was split.
     """
 
@@ -50,9 +50,9 @@ class TrainingRows:
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedRange:
         until = LAST_SEQ if self.until_seq is None else self.until_seq
-        return Learned(until, self.cut, self.held_seq or 0)
+        return LearnedRange(until, self.cut, self.held_seq or 0)
 
     @classmethod
     def read(cls, tree: JsonObject) -> TrainingRows:
@@ -121,8 +121,8 @@ class Manifest:
 
     Attributes:
         parent: Bundle whose child it is; None: trained from scratch.
-        config: Recorded settings by dotted key (`recloop.config_changes`); None: none were recorded.
-        recipe: See `recloop.recipe`.
+        config: Recorded settings by dotted key (`recloop.pipeline.config_changes`); None: none were recorded.
+        recipe: See `recloop.pipeline.recipe`.
         recloop: Version that made it.
         bundle, format, encode_version, files: Empty until the bundle is written.
     """

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recloop import backends, release
 from recloop import bundle as bundles
-from recloop.backends import Control, Decisions, Log, snapshots
-from recloop.backends.archive import Archive
-from recloop.backends.snapshots import Snapshot
+from recloop import storage
 from recloop.bundle import Bundle
 from recloop.config import FILE, Config
 from recloop.errors import UserError
 from recloop.settings import build
+from recloop.storage import ControlStore, DecisionLog, EventLog, releases, snapshots
+from recloop.storage.archive import Archive
+from recloop.storage.snapshots import Snapshot
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Project:
     def store(self) -> Path:
         return self.root / "store"
 
-    def open_log(self, write: bool = False) -> Log:
+    def open_log(self, write: bool = False) -> EventLog:
         """Open the event log; a writer must hold `locks.writer_lock`."""
-        return backends.open_log(self.config.stores.log, self.root, write)
+        return storage.open_log(self.config.stores.log, self.root, write)
 
-    def open_decisions(self, write: bool = False) -> Decisions:
+    def open_decisions(self, write: bool = False) -> DecisionLog:
         """Open the decisions; a writer must hold `locks.writer_lock`."""
-        return backends.open_decisions(self.config.stores.decisions, self.root, write)
+        return storage.open_decisions(self.config.stores.decisions, self.root, write)
 
-    def open_control(self) -> Control:
+    def open_control(self) -> ControlStore:
         """Open the control store, which keeps no file open between calls and needs no closing."""
-        return backends.open_control(self.config.stores.control, self.root)
+        return storage.open_control(self.config.stores.control, self.root)
 
     def open_archive(self) -> Archive:
         """Open the archived events, items and users of ``data/``, which keep no file open between calls.
@@ -98,7 +98,7 @@ class Project:
 
     def live_bundle_id(self) -> str | None:
         """The id of the live bundle; None: no bundle was promoted yet."""
-        row = release.live(self.open_control())
+        row = releases.live(self.open_control())
         return None if row is None else row.bundle
 
     def load_bundle(self, bundle_id: str = "") -> Bundle:

@@ -222,7 +222,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     micros: int = 0
 
 
-def hash_share(salt: str, raw_id: str) -> float:
+def hash_unit_interval(salt: str, raw_id: str) -> float:
     """The share in [0, 1) that an id falls on under a salt: BLAKE2b, 8 bytes, of salt, a zero byte, the id.
 
     Salts in use: ``old``, ``valid``, ``window``, ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The same in every
@@ -232,9 +232,9 @@ def hash_share(salt: str, raw_id: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def is_old(user_id: str) -> bool:
+def is_holdout_user(user_id: str) -> bool:
     """Whether a user belongs to the 2 % whose events feed state and counts but never a network's loss."""
-    return hash_share("old", user_id) < 0.02
+    return hash_unit_interval("old", user_id) < 0.02
 
 
 def now() -> int:

@@ -10,23 +10,23 @@ import pytest
 from recloop import loop
 from recloop.client import serving
 from recloop.demo.replay import baskets, replay
+from recloop.monitoring.verify import verify
 from recloop.project import open_project
 from recloop.records import DAY
-from recloop.watch.parity import verify
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 
 @pytest.fixture
 def held(tmp_path: Path) -> tuple[Path, pl.DataFrame]:
     """A world whose last 20 days are not imported, after its first turn."""
-    folder = World(users=60, items=40).write(tmp_path / "shop")
-    events = World(users=60, items=40).events()
+    folder = SimulatedShop(users=60, items=40).write(tmp_path / "shop")
+    events = SimulatedShop(users=60, items=40).events()
     border = int(events["timestamp"].max()) - 20 * DAY  # type: ignore[arg-type]
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('replay = true\n[model]\nname = "covisitation"\n')
     before = pl.read_csv(folder / "events.csv", infer_schema=False)
     before.filter(pl.Series(events["timestamp"] < border)).write_csv(folder / "events.csv")
-    loop.turn(open_project(folder))
+    loop.first_run(open_project(folder))
     future = events.filter((pl.col("timestamp") >= border) & (pl.col("event_type") == "purchase"))
     return folder, future
 

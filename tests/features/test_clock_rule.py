@@ -8,16 +8,16 @@ import polars as pl
 import pytest
 
 import recloop
-from recloop.collect.clean import clean
-from recloop.collect.doctor import examine
-from recloop.collect.prepare import load, prepare
 from recloop.config import Clean, Config, Events
+from recloop.data.clean import clean
+from recloop.data.doctor import build_report
+from recloop.data.prepare import load, prepare
 from recloop.errors import UserError
 from recloop.features.clock_rule import wrong_clock
-from recloop.features.signal import Signal
+from recloop.features.labels import EventLabeler
+from recloop.ingest.writer import Writer, frame_of
 from recloop.project import open_project
 from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
-from recloop.serve.write import Writer, frame_of
 
 NOW = 1_795_010_112 * SECOND  # 2026-11-18
 YEAR_2090 = 3_786_912_000 * SECOND
@@ -43,7 +43,7 @@ def frame(stamps: list[int], received_at: int | None = NOW, users: int = 20) -> 
 def test_wrong_clock_compares_with_the_arrival(stamp: int, wrong: bool) -> None:
     assert wrong_clock(frame([stamp]), Clean()).to_list() == [wrong]
     assert wrong_clock(frame([stamp]), Clean(future="off")).to_list() == [False]
-    assert Signal(Events(), Clean()).believe(frame([stamp])).to_list() == ["clock" if wrong else None]
+    assert EventLabeler(Events(), Clean()).believe(frame([stamp])).to_list() == ["clock" if wrong else None]
 
 
 def test_wrong_clock_two_clocks_an_hour_apart_need_a_wider_range() -> None:
@@ -78,7 +78,7 @@ def test_doctor_counts_wrong_clocks_and_names_groups_used_again(tmp_path: Path) 
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,group_id\n" + "\n".join(lines) + "\n")
     (tmp_path / "recloop.toml").write_text('[data.columns]\ngroup_id = "group_id"\n')
     project = open_project(tmp_path)
-    report = examine(project)
+    report = build_report(project)
     assert report.removed == {"clock": 1}
     said = "\n".join(report.warnings)
     assert "1 rows are dated before 1970 or more than 5m after the end of the log (2026-11-18T" in said
@@ -111,7 +111,7 @@ def test_writer_judges_a_wrong_clock_without_reading_the_archive_back_to_it() ->
             return frame_of([])
 
     writer = Writer.__new__(Writer)
-    writer.archive, writer._log, writer._judge = Rows(), Rows(), (Signal(Events(), Clean()), SECOND)  # type: ignore[assignment]
+    writer.archive, writer._log, writer._judge = Rows(), Rows(), (EventLabeler(Events(), Clean()), SECOND)  # type: ignore[assignment]
     stamps = (NOW - 5 * SECOND, -62_009_366_400 * SECOND, YEAR_2090)
     events = [Event(user_id="u", item_id="i", timestamp=stamp, received_at=NOW) for stamp in stamps]
     assert writer.judge(events) == [None, "clock", "clock"]

@@ -10,9 +10,9 @@ import pytest
 
 from recloop.config import Clean, Config, Events
 from recloop.errors import UserError
-from recloop.features.dwell import KEPT, Dwell
-from recloop.features.signal import Signal
-from recloop.features.spec import Spec
+from recloop.features.dwell import KEPT, DwellPercentiles
+from recloop.features.labels import EventLabeler
+from recloop.features.spec import FeatureSpec
 from recloop.records import EVENT_SCHEMA
 from recloop.settings import build
 
@@ -29,9 +29,9 @@ def catalogue(**attributes: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame({"item_id": list(attributes), "attributes": [json.dumps(row) for row in attributes.values()]})
 
 
-def fitted() -> Dwell:
+def fitted() -> DwellPercentiles:
     """``short`` (60 s) and ``long`` (600 s) have bands of their own; ``own`` has 30 dwells, ``few`` its category."""
-    found = Dwell.fit(
+    found = DwellPercentiles.fit(
         frame(
             *dwells("short", [float(n) for n in range(1, 41)]),
             *dwells("long", [float(10 * n) for n in range(1, 41)]),
@@ -62,11 +62,11 @@ def test_without_a_duration_the_own_dwells_from_30_on_else_the_category() -> Non
 def test_what_is_no_dwell_or_has_no_band_has_no_share() -> None:
     rows = frame(*dwells("short", [20.0], "click"), *dwells("unheard", [20.0]), *dwells("short", [None, -1.0]))
     assert fitted().share(rows).to_list() == [None] * 4
-    assert Dwell.fit(frame(*dwells("short", [20.0], "click")), None) is None
+    assert DwellPercentiles.fit(frame(*dwells("short", [20.0], "click")), None) is None
 
 
 def test_a_long_dwell_is_a_positive_of_weight_2_and_a_short_one_is_nothing() -> None:
-    labelled = Signal(Events(), Clean(), fitted()).label(frame(*dwells("short", [1.0, 28.0, 29.0, 40.0])))
+    labelled = EventLabeler(Events(), Clean(), fitted()).label(frame(*dwells("short", [1.0, 28.0, 29.0, 40.0])))
     assert labelled["label"].to_list() == [0, 0, 1, 1]  # 28 s: 27.5 / 40 = .6875; 29 s: .7125
     assert labelled["weight"].to_list() == [0.0, 0.0, 2.0, 2.0]
     assert "dwell_pct" not in labelled.columns
@@ -74,16 +74,19 @@ def test_a_long_dwell_is_a_positive_of_weight_2_and_a_short_one_is_nothing() -> 
 
 def test_a_rule_of_ones_own_takes_the_place_of_the_default() -> None:
     events = Events(weights={"dwell_pct >= 0.9": 3.0}, positive=("purchase",))
-    labelled = Signal(events, Clean(), fitted()).label(frame(*dwells("short", [30.0, 39.0])))
+    labelled = EventLabeler(events, Clean(), fitted()).label(frame(*dwells("short", [30.0, 39.0])))
     assert labelled["weight"].to_list() == [0.0, 3.0]
-    assert Signal(Events(neutral=("dwell",)), Clean(), fitted()).label(frame(*dwells("short", [40.0])))["label"][0] == 0
+    assert (
+        EventLabeler(Events(neutral=("dwell",)), Clean(), fitted()).label(frame(*dwells("short", [40.0])))["label"][0]
+        == 0
+    )
 
 
 def test_dwell_alone_never_makes_a_negative() -> None:
     for events in (Events(weights={"dwell_pct < 0.1": -1.0}), Events(negative=("dwell",))):
         with pytest.raises(UserError, match="dwell alone never makes a negative"):
-            Signal(events, Clean())
-    labelled = Signal(Events(weights={"value < 3": -1.0}), Clean(), fitted()).label(
+            EventLabeler(events, Clean())
+    labelled = EventLabeler(Events(weights={"value < 3": -1.0}), Clean(), fitted()).label(
         frame(*dwells("short", [1.0]), *dwells("short", [1.0], "rating"))
     )
     assert labelled["label"].to_list() == [0, -1]
@@ -91,14 +94,14 @@ def test_dwell_alone_never_makes_a_negative() -> None:
 
 def test_frozen_in_the_spec() -> None:
     found = fitted()
-    spec = Spec.of(Config(), found)
-    assert Spec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True))) == spec
-    assert spec.state_key != Spec.of(Config()).state_key
-    assert Spec.of(build({}, environment={})).to_json().get("dwell") is None
+    spec = FeatureSpec.of(Config(), found)
+    assert FeatureSpec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True))) == spec
+    assert spec.state_key != FeatureSpec.of(Config()).state_key
+    assert FeatureSpec.of(build({}, environment={})).to_json().get("dwell") is None
 
 
 def test_many_dwells_are_kept_as_quantiles() -> None:
-    found = Dwell.fit(frame(*dwells("a", [float(n) for n in range(5000)])), None)
+    found = DwellPercentiles.fit(frame(*dwells("a", [float(n) for n in range(5000)])), None)
     assert found is not None
     assert len(found.values["item a"]) == KEPT
     assert found.share(frame(*dwells("a", [2500.0]))).to_list() == [pytest.approx(0.5, abs=0.002)]

@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recloop.features.encode import Encoded, encode, window
-from recloop.features.spec import Spec
-from recloop.features.state import States, UserState
-from recloop.features.vocab import Category, Fields, Number, Vocabulary
+from recloop.features.encode import EncodedBatch, encode, window
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateBatch, UserState
+from recloop.features.vocabulary import CategoryCodes, FieldCodes, NumericBuckets, Vocabulary
 from recloop.records import DAY, SECOND
 from recloop.settings import build
 
 NOON = 1_735_732_800 * SECOND  # Wednesday 2025-01-01T12:00:00Z
-SPEC = Spec.of(
+SPEC = FeatureSpec.of(
     build({"features": {"user": {"age": {"from": "band"}}}, "data": {"timezone": "America/New_York"}}, (), {})
 )
-FIELDS = Fields(
+FIELDS = FieldCodes(
     {
-        "user.age": Category(("18-29", "60+")),
-        "request.hour": Category(tuple(map(str, range(24)))),
-        "request.weekday": Category(tuple(map(str, range(1, 8)))),
-        "request.gap": Number((1.0, 7.0)),
+        "user.age": CategoryCodes(("18-29", "60+")),
+        "request.hour": CategoryCodes(tuple(map(str, range(24)))),
+        "request.weekday": CategoryCodes(tuple(map(str, range(1, 8)))),
+        "request.gap": NumericBuckets((1.0, 7.0)),
     }
 )
 ITEMS = Vocabulary(["b", "a", "c", "d"])
@@ -37,9 +37,9 @@ def state(*moments: tuple[int, str], dislikes: str = "", **rest: object) -> User
     return grown
 
 
-def encoded(*states: UserState, now: int = NOON) -> Encoded:
+def encoded(*states: UserState, now: int = NOON) -> EncodedBatch:
     users = [f"u{n}" for n in range(len(states))]
-    return encode(SPEC, FIELDS, ITEMS, States.of(users, states), [now] * len(states))
+    return encode(SPEC, FIELDS, ITEMS, StateBatch.of(users, states), [now] * len(states))
 
 
 def test_items_become_their_index_in_the_order_of_their_ids_and_unknown_ones_go() -> None:
@@ -63,7 +63,7 @@ def test_the_context_is_the_users_fields_then_hour_weekday_and_gap() -> None:
 
 
 def test_a_bucket_begins_at_its_edge() -> None:
-    codes = Number((1.0, 7.0)).codes([0.99, 1.0, 6.9, 7.0, None, "x", float("nan"), True])
+    codes = NumericBuckets((1.0, 7.0)).codes([0.99, 1.0, 6.9, 7.0, None, "x", float("nan"), True])
     assert codes.tolist() == [1, 2, 2, 3, 0, 0, 0, 0]
 
 
@@ -109,12 +109,12 @@ def test_a_batch_of_one_is_the_row_of_a_batch() -> None:
 
 
 def test_fields_and_spec_survive_json() -> None:
-    assert Fields.from_json(FIELDS.to_json()) == FIELDS
-    assert Spec.from_json(SPEC.to_json()) == SPEC
+    assert FieldCodes.from_json(FIELDS.to_json()) == FIELDS
+    assert FeatureSpec.from_json(SPEC.to_json()) == SPEC
     assert len(SPEC.state_key) == 8
 
 
 def test_edges_are_quantiles_of_what_was_there() -> None:
-    fields = Fields.fit(SPEC, [], [{"band": "b"}, {"band": "a"}, None, {"band": 3}], np.arange(101.0))
-    assert fields.codes["user.age"] == Category(("3", "a", "b"))
-    assert fields.codes["request.gap"] == Number(tuple(float(edge) for edge in range(10, 100, 10)))
+    fields = FieldCodes.fit(SPEC, [], [{"band": "b"}, {"band": "a"}, None, {"band": 3}], np.arange(101.0))
+    assert fields.codes["user.age"] == CategoryCodes(("3", "a", "b"))
+    assert fields.codes["request.gap"] == NumericBuckets(tuple(float(edge) for edge in range(10, 100, 10)))

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recloop.config import Burst, Clean, Events
-from recloop.features.moment import moment_stamps
-from recloop.features.signal import Signal, bursts
-from recloop.features.state import States, Timeline, UserState
-from recloop.recommend.states import fold
+from recloop.features.labels import EventLabeler, burst_mask
+from recloop.features.moments import moment_stamps
+from recloop.features.state import StateBatch, StateHistory, UserState
+from recloop.recommend.user_states import fold
 from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, USER_ID
 
 USERS = ("u", "ü", "nobody")
@@ -24,7 +24,7 @@ TYPES = (
     *("purchase", "purchase", "click", "like", "unlike", "view"),
     *("dislike", "dislike", "undislike", "skip", "impression", "unheard_of"),
 )
-SIGNAL = Signal(
+SIGNAL = EventLabeler(
     Events(
         neutral=("impression",),
         positive=("click", "like"),
@@ -87,7 +87,7 @@ def grown(believed: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> U
     return state
 
 
-def unfolded(states: States, b: int) -> tuple[Any, ...]:
+def unfolded(states: StateBatch, b: int) -> tuple[Any, ...]:
     """State b with names for codes."""
     moments = []
     for m in range(states.moment_offsets[b], states.moment_offsets[b + 1]):
@@ -178,12 +178,12 @@ def test_state_by_one_more_event_is_state_from_columns(events: Any, versions: An
     log = log_of(data.draw(st.permutations(events)))
     users = users_of(versions)
     believed = SIGNAL.label(log.filter(SIGNAL.believe(log).is_null()))
-    timeline = Timeline(moment_stamps(believed), users)
+    timeline = StateHistory(moment_stamps(believed), users)
     last = max(log[SEQ].max() or 0, 40)
     seqs = [0, *data.draw(st.lists(st.integers(0, last), max_size=4)), last + 1]
     asked = [(user, seq) for user in USERS for seq in seqs]
     columns = timeline.states([user for user, _ in asked], [seq for _, seq in asked])
-    single = States.of([user for user, _ in asked], [grown(believed, users, user, seq) for user, seq in asked])
+    single = StateBatch.of([user for user, _ in asked], [grown(believed, users, user, seq) for user, seq in asked])
     for b, (user, seq) in enumerate(asked):
         assert unfolded(single, b) == unfolded(columns, b)
         assert single.digest(b) == columns.digest(b)
@@ -218,14 +218,14 @@ def test_bursts_by_their_definition(events: Any, limit: int) -> None:
         }
         expected.append(row["event_type"] != "purchase" and len(units) >= limit)
     strong = log.with_columns(strong=pl.col("event_type") == "purchase")
-    assert bursts(strong, Burst(events=limit, seconds=1.0)).tolist() == expected
+    assert burst_mask(strong, Burst(events=limit, seconds=1.0)).tolist() == expected
 
 
 def test_ten_clicks_in_a_second_go_and_a_basket_stays() -> None:
     click = {"user_id": "u", "event_type": "click", "group_id": None, "quantity": None, "doubled": False, "gap": 1}
     clicks = [{**click, "item_id": f"i{n}", "timestamp": n * SECOND // 20} for n in range(12)]
     basket = [{**click, "item_id": f"b{n}", "timestamp": 60 * SECOND, "group_id": "basket"} for n in range(40)]
-    signal = Signal(Events(), Clean())
+    signal = EventLabeler(Events(), Clean())
     log = log_of(clicks + basket)
     rules = log.with_columns(signal.believe(log).alias(RULE)).get_column(RULE).to_list()
     assert rules == [None] * 9 + ["burst"] * 3 + [None] * 40
@@ -268,8 +268,8 @@ def test_states_until_now_hide_what_is_dated_later(events: Any, now: int) -> Non
     believed = SIGNAL.label(log_of(events))
     users = sorted(set(believed[USER_ID]))
     grown_states = [grown(believed, users_of([]), user, 10**6) for user in users]
-    seen = States.of(users, grown_states).until(np.full(len(users), now))
-    columns = Timeline(moment_stamps(believed)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
+    seen = StateBatch.of(users, grown_states).until(np.full(len(users), now))
+    columns = StateHistory(moment_stamps(believed)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
     for b, state in enumerate(grown_states):
         assert unfolded(seen, b)[1] == [moment for moment in state.view().moments if moment[0] <= now]
         assert seen.digest(b) == columns.digest(b)

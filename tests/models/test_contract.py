@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recloop.metrics import above_and_tied, one_target_expectation
-from recloop.models.base import SHELF
+from recloop.evaluation.metrics import above_and_tied, one_target_expectation
+from recloop.models.base import MODELS
 from recloop.models.covisitation import CoVisitation
 from recloop.testing import ModelContract, fit_on_world
 
@@ -72,7 +72,7 @@ class TestGRU4Rec(ModelContract):
 
 def test_the_whole_shelf_is_here() -> None:
     tried = {cls.model for cls in ModelContract.__subclasses__()}
-    assert [name for name, path in SHELF.items() if not {name, path} & tried] == []
+    assert [name for name, path in MODELS.items() if not {name, path} & tried] == []
 
 
 def test_the_contract_refuses_a_scorer_that_knows_nothing(tmp_path: Path) -> None:

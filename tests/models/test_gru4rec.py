@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from recloop.learn.export import user_graph
 from recloop.models.base import TrainData, load_model
 from recloop.models.gru4rec import GRU4Rec
+from recloop.training.export import user_graph
 
 D, HISTORY, N = 16, 12, 20
 

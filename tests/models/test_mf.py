@@ -12,11 +12,11 @@ import scipy.sparse as sp
 
 from recloop import bundle as bundles
 from recloop.errors import UserError
-from recloop.features.latent import explain, strength, unseen_gram
-from recloop.features.state import States, UserState, offsets_of
+from recloop.features.state import StateBatch, UserState, offsets_of
+from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import Negatives, TrainData, load_model
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.scorer import Factors
+from recloop.recommend.sources import FactorSource
 from recloop.records import DAY, Use
 from recloop.testing import Fitted, fit_on_world
 
@@ -40,7 +40,7 @@ def test_a_half_step_is_the_minimum() -> None:
             + l2 * (held + unseen * 12) * (x @ x)
         )
 
-    found = explain(table, unseen_gram(table, unseen), sp.csr_array(weights), l2, unseen, sp.csr_array(refused))[0]
+    found = solve_rows(table, base_gram(table, unseen), sp.csr_array(weights), l2, unseen, sp.csr_array(refused))[0]
     best = scipy.optimize.minimize(cost, np.zeros(4), tol=1e-12).x
     np.testing.assert_allclose(found, best, atol=1e-4)
 
@@ -50,11 +50,11 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit_on_world(tmp_path_factory.mktemp("mf") / "shop", "mf", ("model.dim=16", "train.refit=true"))
 
 
-def vectors(fitted: Fitted, states: States, **changes: object) -> np.ndarray:
+def vectors(fitted: Fitted, states: StateBatch, **changes: object) -> np.ndarray:
     bundle = replace(fitted.bundle, **changes)
     config = bundle.scorers["model"].config
     encoded = _encoder(fitted).encode(states, [fitted.bundle.cut + 9 * DAY] * len(states))
-    return Factors(bundle, config["l2"], config["unseen"]).users(encoded)[1]
+    return FactorSource(bundle, config["l2"], config["unseen"]).users(encoded)[1]
 
 
 def _encoder(fitted: Fitted) -> Recommender:
@@ -85,7 +85,7 @@ def test_who_acted_since_is_folded_in(fitted: Fitted) -> None:
     item = fitted.bundle.items.ids.ids[3]
     stranger = UserState()
     stranger.add(item, fitted.bundle.cut + DAY, None, Use.TARGET)
-    users = States.of([fitted.bundle.users.ids.ids[0], "nobody we know"], [stranger, stranger])  # type: ignore[union-attr]
+    users = StateBatch.of([fitted.bundle.users.ids.ids[0], "nobody we know"], [stranger, stranger])  # type: ignore[union-attr]
     own, other = vectors(fitted, users)
     np.testing.assert_array_equal(own, other)
     scores = fitted.bundle.arrays["item_vectors"] @ own
@@ -158,11 +158,11 @@ def test_who_dislikes_is_folded_in_by_what_the_table_knows(fitted: Fitted) -> No
     assert table[liked] @ found < table[liked] @ plain - 0.05
     held = one.items, one.item_offsets
     lengths = np.bincount(fitted.bundle.items.ids.lookup(one.names, len(one.names))[held[0]], minlength=len(table))
-    often = sp.csr_array(np.where(lengths, strength(lengths.astype(float)), 0)[None])
+    often = sp.csr_array(np.where(lengths, confidence(lengths.astype(float)), 0)[None])
     refused = sp.csr_array((np.ones(1), [liked], [0, 1]), shape=(1, len(table)))
     config = fitted.bundle.scorers["model"].config
-    gram = unseen_gram(table, config["unseen"])
-    expected = explain(table, gram, often, config["l2"], config["unseen"], refused)[0]
+    gram = base_gram(table, config["unseen"])
+    expected = solve_rows(table, gram, often, config["l2"], config["unseen"], refused)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

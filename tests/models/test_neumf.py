@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from recloop.errors import UserError
-from recloop.learn.export import rank_graph
 from recloop.models.base import TrainData, load_model
 from recloop.models.neumf import NeuMF
+from recloop.training.export import rank_graph
 
 D, N = 16, 20
 

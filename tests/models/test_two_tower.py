@@ -9,15 +9,15 @@ import polars as pl
 import pytest
 import torch
 
-from recloop.features.state import States, UserState
-from recloop.learn.losses import weighted
-from recloop.learn.sampled import Drawn, Scores, ss_logq
+from recloop.features.state import StateBatch, UserState
 from recloop.models.base import TrainData, load_model
 from recloop.models.two_tower import TwoTower
 from recloop.recommend.recommender import Recommender
 from recloop.records import ITEM_ID, Query
+from recloop.simulation.shop import SimulatedShop
 from recloop.testing import Fitted, fit_on_world
-from recloop.world import World
+from recloop.training.losses import weighted
+from recloop.training.sampled_losses import PairScores, SampledItems, ss_logq
 
 D, N = 16, 20
 
@@ -87,7 +87,7 @@ def test_the_loss_by_hand() -> None:
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
     torch.manual_seed(1)
-    found = weighted(ss_logq(Scores.of(vectors, items, targets, Drawn(*network.draw(targets)))), weights)
+    found = weighted(ss_logq(PairScores.of(vectors, items, targets, SampledItems(*network.draw(targets)))), weights)
     torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()
     share = np.arange(1, N + 1) / sum(range(1, N + 1))
@@ -114,7 +114,7 @@ def test_people_and_items_without_history(fitted: Fitted) -> None:
     An item that nobody took before the cut stands in that ranking too, without a row in the table.
     """
     recommender = Recommender(fitted.bundle, fitted.catalogue)
-    states = States.of(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
+    states = StateBatch.of(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
     queries = [Query(user_id=user, now=fitted.now[0], k=200) for user in states.users]
     known, unknown = recommender.recommend(states, queries)
     assert set(unknown.sources[:10]) <= {"popular", "segment"}
@@ -137,7 +137,7 @@ def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     assert recommender.attributes is not None
     ids, vectors = recommender.attributes._outside(fitted.catalogue, "")
-    world = World(seed=0).items()
+    world = SimulatedShop(seed=0).items()
     category = dict(world.select(ITEM_ID, pl.col("category")).iter_rows())
     table = fitted.bundle.arrays["item_vectors"][1:]
     shares = []
@@ -153,10 +153,10 @@ def test_lists_about_an_item(fitted: Fitted) -> None:
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     ids = fitted.bundle.items.ids
     cold = fitted.catalogue.latest("", ids)
-    category = dict(World(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
+    category = dict(SimulatedShop(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
     names = [*cold, ids.ids[0]]
     queries = [Query(user_id="", now=fitted.now[0], k=10, placement="similar", item_id=name) for name in names]
-    answers = recommender.recommend(States.of([""] * len(names), [UserState()] * len(names)), queries)
+    answers = recommender.recommend(StateBatch.of([""] * len(names), [UserState()] * len(names)), queries)
     assert all(set(answer.sources) == {"attributes"} for answer in answers[:-1])
     shares = [
         np.mean([category[item] == category[name] for item in answer.items])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from recloop.bundle import Bundle, ItemTable
-from recloop.features.spec import Spec
-from recloop.features.vocab import Fields, Vocabulary
+from recloop.features.spec import FeatureSpec
+from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.manifest import Manifest, ModelSpec, TrainingRows
 from recloop.policy import Policy, ScorerSpec
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import LADDER
 from recloop.records import Item
 from recloop.settings import build
@@ -39,7 +39,7 @@ def make_bundle() -> Callable[..., Bundle]:
     """A bundle of five items; ``weights`` of its home placement, further policy keys by name."""
 
     def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
-        spec = Spec.of(build({"features": {"request": []}, "serve": {"segment": "age"}}, (), {}))
+        spec = FeatureSpec.of(build({"features": {"request": []}, "serve": {"segment": "age"}}, (), {}))
         home = {"list": "for_you", "weights": weights, "filter": "", "k": 3}
         return Bundle(
             manifest=Manifest(
@@ -51,7 +51,7 @@ def make_bundle() -> Callable[..., Bundle]:
                 },
             ),
             spec=spec,
-            fields=Fields({}),
+            fields=FieldCodes({}),
             policy=Policy.from_json({
                 "placements": {"home": home, "cheap": {**home, "filter": "price < 3"}},
                 "filter_seen": False, "ladder": list(LADDER), **policy,
@@ -71,9 +71,9 @@ def make_bundle() -> Callable[..., Bundle]:
 
 
 @pytest.fixture
-def catalogue() -> Catalogue:
+def catalogue() -> Catalog:
     """The bundle's items, and two that it does not know."""
-    made = Catalogue.of_table(IDS, [{"price": price} for price in PRICES])
+    made = Catalog.of_table(IDS, [{"price": price} for price in PRICES])
     made.upsert(Item(item_id="figs", attributes={"price": 2.5}, seq=10))
     made.upsert(Item(item_id="grapes", attributes={"price": 9.0}, seq=11))
     return made

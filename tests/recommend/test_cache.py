@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recloop.features.state import UserState
-from recloop.features.vocab import Vocabulary
-from recloop.recommend import catalogue as catalogues
-from recloop.recommend import states as readers
+from recloop.features.vocabulary import Vocabulary
+from recloop.recommend import catalog as catalogues
+from recloop.recommend import user_states as readers
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache, state_bytes
-from recloop.recommend.catalogue import FILTER_CACHE_BYTES, Catalogue
-from recloop.recommend.states import StateReader
+from recloop.recommend.catalog import FILTER_CACHE_BYTES, Catalog
+from recloop.recommend.user_states import StateCache
 from recloop.records import Item
 
 ACTIONS = st.lists(st.tuples(st.sampled_from("gpx"), st.integers(0, 6), st.integers(0, 400)), max_size=60)
@@ -54,9 +54,9 @@ def test_byte_cache_value_above_the_limit_is_not_kept() -> None:
     assert (cache.get("large"), cache.get("small")) == (None, "a")
 
 
-def table_of(size: int) -> Catalogue:
+def table_of(size: int) -> Catalog:
     ids = [f"i{n}" for n in range(size)]
-    return Catalogue.of_table(ids, [{"price": float(n)} for n in range(size)])
+    return Catalog.of_table(ids, [{"price": float(n)} for n in range(size)])
 
 
 def test_catalogue_bundle_that_is_gone_frees_its_table() -> None:
@@ -98,7 +98,7 @@ def test_catalogue_1000_client_filters_stay_within_the_byte_bound(monkeypatch: p
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=12), st.data())
 def test_catalogue_after_any_upserts_answers_as_one_made_anew(rows: list[tuple[int, int, bool]], data: Any) -> None:
-    catalogue = Catalogue.of_table([f"i{n}" for n in range(6)], [{"price": n % 4} for n in range(6)])
+    catalogue = Catalog.of_table([f"i{n}" for n in range(6)], [{"price": n % 4} for n in range(6)])
     vocabulary = Vocabulary([f"i{n}" for n in (5, 1, 9, 3)])
     texts = ("", "price > 1", "price IS NULL", "TRUE")
     for seq, (number, price, hidden) in enumerate(rows, start=1):
@@ -142,7 +142,7 @@ class Users:
     """A log in which nobody did anything, and a count of who was asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reader = StateReader(None, None, None)  # type: ignore[arg-type]
+        self.reader = StateCache(None, None, None)  # type: ignore[arg-type]
         self.read: list[str] = []
         monkeypatch.setattr(self.reader, "_rebuild", self._rebuild)
 

@@ -9,9 +9,9 @@ import pytest
 
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
-from recloop.features.state import States, UserState
-from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.recommender import Answer, Recommender, check_golden, make_golden
+from recloop.features.state import StateBatch, UserState
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import RankedList, Recommender, check_golden, make_golden
 from recloop.records import DAY, Item, Query
 
 NOW = 1_000 * DAY
@@ -29,12 +29,12 @@ def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), a
     return state
 
 
-def ask(bundle: Bundle, catalogue: Catalogue, state: UserState, **query: Any) -> Answer:
+def ask(bundle: Bundle, catalogue: Catalog, state: UserState, **query: Any) -> RankedList:
     asked = Query(user_id="u", now=NOW, **query)
-    return Recommender(bundle, catalogue).recommend(States.of(["u"], [state]), [asked])[0]
+    return Recommender(bundle, catalogue).recommend(StateBatch.of(["u"], [state]), [asked])[0]
 
 
-def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["dates"]), (40, ["apple", "bread"]), (41, ["bread"]))
     by_count = ask(make_bundle({"history": 1.0}), catalogue, state)
     assert by_count.items == ["bread", "apple", "dates"]  # apple and dates tie: the more popular goes first
@@ -44,7 +44,7 @@ def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue
     assert set(by_age.sources) == {"history"}
 
 
-def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0}, half_life=30.0)
     moments = ((700, ["eggs"]), (460, ["dates"]), (400, ["apple"]), (10, ["bread"]))
     then = ask(bundle, catalogue, shopper(*moments), k=4).items
@@ -55,7 +55,7 @@ def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, 
     assert apart.items == ["bread", "apple", "eggs"], "weights of one user that lie 500 half-lives apart"
 
 
-def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["apple"]), (2, ["bread"]), (3, ["dates"]))
     # apple: bread .5, cheese .25; bread at half weight: cheese .25; dates lies beyond the two newest moments.
     answer = ask(make_bundle({"neighbours": 1.0}), catalogue, state)
@@ -64,7 +64,7 @@ def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalo
     assert answer.scores[2] == -1.0
 
 
-def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["apple"]))
     answer = ask(make_bundle({"history": 1.0, "neighbours": 0.5, "popular": 0.25}), catalogue, state, k=5)
     expected = {
@@ -79,7 +79,7 @@ def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: M
     assert answer.sources == ["history", "neighbours", "neighbours", "popular", "popular"]
 
 
-def test_equal_scores_stand_in_the_order_of_the_index(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_equal_scores_stand_in_the_order_of_the_index(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["eggs"]))
     answer = ask(make_bundle({"history": 1.0, "popular": 1.0}), catalogue, state, exclude=("bread", "cheese", "dates"))
     assert answer.items[:2] == ["eggs", "apple"]
@@ -88,7 +88,7 @@ def test_equal_scores_stand_in_the_order_of_the_index(make_bundle: Make, catalog
 
 
 def test_nothing_that_is_excluded_disliked_hidden_or_filtered_out_is_shown(
-    make_bundle: Make, catalogue: Catalogue
+    make_bundle: Make, catalogue: Catalog
 ) -> None:
     bundle = make_bundle({"popular": 1.0})
     assert ask(bundle, catalogue, shopper(), exclude=("apple", "nobody knows this")).items == [
@@ -103,19 +103,19 @@ def test_nothing_that_is_excluded_disliked_hidden_or_filtered_out_is_shown(
     assert ask(bundle, catalogue, shopper(), placement="cheap", filter="price > 1").items == ["bread", "figs"]
 
 
-def test_a_dislike_that_was_taken_back_is_shown_again(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_a_dislike_that_was_taken_back_is_shown_again(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper(dislikes=("apple",))
     state.add("apple", NOW + 1, None, 1)
     assert ask(make_bundle({"popular": 1.0}), catalogue, state).items[0] == "apple"
 
 
-def test_seen_items_go_where_the_policy_says_so(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_seen_items_go_where_the_policy_says_so(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "neighbours": 1.0}, filter_seen=True)
     answer = ask(bundle, catalogue, shopper((1, ["apple"]), (2, ["bread"])))
     assert answer.items == ["cheese", "dates", "eggs"]
 
 
-def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catalogue: Catalog) -> None:
     answer = ask(make_bundle({"history": 1.0}), catalogue, shopper(age="old"), k=9)
     assert answer.items == ["eggs", "dates", "apple", "bread", "cheese", "grapes", "figs"]
     assert answer.sources == ["segment"] * 2 + ["popular"] * 3 + ["latest"] * 2
@@ -123,7 +123,7 @@ def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catal
     assert ask(make_bundle({"history": 1.0}), catalogue, shopper(age="young")).sources == ["popular"] * 3
 
 
-def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "neighbours": 0.5})
     states = [
         shopper((1, ["apple"])), shopper(), shopper((3, ["bread", "dates"]), (1, ["eggs"]), dislikes=("cheese",)),
@@ -132,21 +132,21 @@ def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalo
     queries = [Query(user_id=f"u{n}", now=NOW + n, k=4) for n in range(len(states))]
     recommender = Recommender(bundle, catalogue)
     users = [query.user_id for query in queries]
-    together = recommender.recommend(States.of(users, states), queries)
+    together = recommender.recommend(StateBatch.of(users, states), queries)
     mixed = recommender.recommend(
-        States.of(users, states), [*queries[:3], Query(user_id="u3", now=NOW + 3, k=4, filter="price < 99")]
+        StateBatch.of(users, states), [*queries[:3], Query(user_id="u3", now=NOW + 3, k=4, filter="price < 99")]
     )
     for b, query in enumerate(queries):
-        alone = recommender.recommend(States.of([query.user_id], [states[b]]), [query])[0]
+        alone = recommender.recommend(StateBatch.of([query.user_id], [states[b]]), [query])[0]
         assert together[b] == alone
         assert mixed[b].slots == alone.slots
 
 
-def test_inputs_name_the_part_that_moved(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_inputs_name_the_part_that_moved(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"popular": 1.0})
     plain = ask(bundle, catalogue, shopper((1, ["apple"]))).inputs
 
-    def moved(answer: Answer) -> list[str]:
+    def moved(answer: RankedList) -> list[str]:
         return [name for name in plain if answer.inputs[name] != plain[name]]
 
     assert moved(ask(bundle, catalogue, shopper((1, ["apple"])))) == []
@@ -156,18 +156,18 @@ def test_inputs_name_the_part_that_moved(make_bundle: Make, catalogue: Catalogue
     assert moved(ask(bundle, catalogue, shopper((1, ["apple"])))) == ["catalogue"]
 
 
-def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalogue) -> None:
-    other = Catalogue()
+def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalog) -> None:
+    other = Catalog()
     for item_id in ("grapes", "figs", "eggs", "dates", "cheese", "bread", "apple"):
         other.upsert(Item(item_id=item_id, attributes={"price": 0.0}))
         item = catalogue.get(item_id)
         assert item is not None
         other.upsert(item)
     assert other.version == catalogue.version
-    table = Catalogue.of_table(["a", "b"], [{"price": 1}, {}])
+    table = Catalog.of_table(["a", "b"], [{"price": 1}, {}])
     rows = [Item(item_id="a", attributes={"price": 1}), Item(item_id="b")]
-    grown = Catalogue()
-    assert grown.version == Catalogue.of([]).version
+    grown = Catalog()
+    assert grown.version == Catalog.of([]).version
     for item in rows:
         grown.upsert(item)
     assert table.version == grown.version  # worked out at once, or as items came in
@@ -177,7 +177,7 @@ def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalogue) -> None
 
 
 def test_an_unknown_placement_and_a_filter_on_an_unknown_field_are_refused(
-    make_bundle: Make, catalogue: Catalogue
+    make_bundle: Make, catalogue: Catalog
 ) -> None:
     with pytest.raises(UserError, match=r"placement=cart.*home, cheap"):
         ask(make_bundle({"popular": 1.0}), catalogue, shopper(), placement="cart")
@@ -185,9 +185,9 @@ def test_an_unknown_placement_and_a_filter_on_an_unknown_field_are_refused(
         catalogue.check("colour = 'red'", "filter")
 
 
-def test_golden_lists_that_differ_are_refused(make_bundle: Make, catalogue: Catalogue) -> None:
+def test_golden_lists_that_differ_are_refused(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "popular": 0.5})
-    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     states = [shopper((1, ["eggs"]), dislikes=("apple",)), shopper()]
     golden = make_golden(own, ["a", "b"], states, NOW, "home", 3)
     bundle.golden.extend(golden)

@@ -13,17 +13,17 @@ from typing import Any
 
 import polars as pl
 import pytest
+from servers import inside
 
-from recloop.backends import Log, Retraction, open_log
 from recloop.config import Clean, Events
-from recloop.features.signal import Signal
+from recloop.features.labels import EventLabeler
+from recloop.ingest import writer as writing
+from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer, WriteRequest
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, RULE, Event, Item, User
-from recloop.serve import write
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.serve.write import Job, LogDownError, LogUncertainError, Writer
-from servers import inside
+from recloop.storage import EventLog, Retraction, open_log
 
 URL = "sqlite:///store/log.db"
 KEPT, NOT_KEPT, UNCERTAIN = "kept", "not kept", "uncertain"
@@ -65,9 +65,9 @@ def rows_of(name: str) -> dict[str, Any]:
     }
 
 
-def told(log: Log, settle: Callable[[list[Job], int], None], names: Sequence[str] = ("r0",)) -> list[str]:
+def told(log: EventLog, settle: Callable[[list[WriteRequest], int], None], names: Sequence[str] = ("r0",)) -> list[str]:
     """Write rows under these names and say what each request was told, then see that the writer still writes."""
-    writer = Writer(log, EmptyArchive(), Signal(Events(), Clean()), 1.0, settle)  # type: ignore[arg-type]
+    writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), 1.0, settle)  # type: ignore[arg-type]
 
     async def one(name: str) -> str:
         try:
@@ -149,10 +149,10 @@ def test_writer_a_commit_fails_and_cannot_be_read_back_the_answer_is_uncertain(
     assert log._writer is not None
     log._writer = FaultyConnection(log._writer, raising("COMMIT", after, DISK))  # type: ignore[assignment]
 
-    def unreadable(_: Log) -> int:
+    def unreadable(_: EventLog) -> int:
         raise DISK
 
-    monkeypatch.setattr(Log, "last_seq", unreadable)
+    monkeypatch.setattr(EventLog, "last_seq", unreadable)
     (answer,) = told(log, lambda *_: None)
     log.close()
     assert (answer, held(tmp_path, "r0")) == (UNCERTAIN, copies)
@@ -184,8 +184,8 @@ def test_writer_settle_fails_every_request_of_the_group_is_acknowledged(tmp_path
 # -- a fault at each line
 
 PATH: tuple[Callable[..., Any], ...] = (
-    Writer._commit, Writer._append, Log.append_items, Log.append_users, Log.append_retractions, Log.append_events,
-    Log._append, Log.newest_in, Log._counter, Log._set_counter, Writer.judge, Writer._hand_back,
+    Writer._commit, Writer._append, EventLog.append_items, EventLog.append_users, EventLog.append_retractions, EventLog.append_events,
+    EventLog._append, EventLog.newest_in, EventLog._counter, EventLog._set_counter, Writer.judge, Writer._hand_back,
 )  # fmt: skip
 CODES = {one.__code__ for one in PATH}
 """Of the writer's thread up to the hand-back; BEGIN, COMMIT and ROLLBACK fail in the table above (a trace function that
@@ -271,7 +271,7 @@ def test_service_a_commit_that_is_not_taken_in_is_seen_and_mended(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(LogDownError(), "log_unavailable"), (LogUncertainError(), "log_uncertain")]
+    ("error", "code"), [(LogUnavailableError(), "log_unavailable"), (LogUncertainError(), "log_uncertain")]
 )
 def test_post_what_the_log_says_is_what_the_client_reads(
     shop: Project, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
@@ -279,7 +279,7 @@ def test_post_what_the_log_says_is_what_the_client_reads(
     async def failing(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(write.Writer, "write", failing)
+    monkeypatch.setattr(writing.Writer, "write", failing)
 
     async def work(client: Any, _: Any) -> None:
         answer = await client.post("/v1/events", json={"user_id": "u", "item_id": "i", "event_type": "purchase"})

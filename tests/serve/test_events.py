@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from recloop.backends import open_log
-from recloop.features.stamp_text import EXPECTED, NOT_A_STAMP, OUTSIDE
+from recloop.features.timestamp_text import EXPECTED, NOT_A_STAMP, OUTSIDE
+from recloop.storage import open_log
 
 NAMES = itertools.count()
 

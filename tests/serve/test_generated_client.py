@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from servers import Server
 
 PACKAGE = "recloop_generated_client"
@@ -47,24 +46,24 @@ def test_generated_client_asks_every_route(generated: str, document: dict[str, A
     package = importlib.import_module(generated)
     models = importlib.import_module(f"{generated}.models")
     client = package.AuthenticatedClient(base_url=server.url, token=server.token)
-    event = models.EventRow("u14", "i01", "purchase", event_id="generated-1")
-    move = models.MoveRow(bundle="none", reason="a test")
+    event = models.EventIn("u14", "i01", "purchase", event_id="generated-1")
+    move = models.ReleaseRequest(bundle="none", reason="a test")
     asked: dict[str, tuple[tuple[Any, ...], dict[str, Any], int, type]] = {
-        "recommend": (("u14",), {"n": 3, "properties": "category"}, 200, models.RecommendAnswer),
-        "recommend_by_query": ((), {"user_id": "a/b"}, 200, models.RecommendAnswer),
-        "similar": (("i01",), {"n": 3}, 200, models.RecommendAnswer),
-        "post_events": ((), {"body": [event, event]}, 200, models.EventsAnswer),
-        "post_items": ((), {"body": models.ItemRow("generated")}, 200, models.ItemsAnswer),
-        "post_users": ((), {"body": models.UserRow("generated")}, 200, models.UsersAnswer),
-        "get_item": (("i01",), {}, 200, models.ItemAnswer),
-        "get_user": (("u14",), {}, 200, models.UserAnswer),
-        "health_live": ((), {}, 200, models.HealthAnswer),
-        "health_ready": ((), {}, 200, models.HealthAnswer),
-        "status": ((), {}, 200, models.StatusAnswer),
+        "recommend": (("u14",), {"n": 3, "properties": "category"}, 200, models.RecommendResponse),
+        "recommend_by_query": ((), {"user_id": "a/b"}, 200, models.RecommendResponse),
+        "similar": (("i01",), {"n": 3}, 200, models.RecommendResponse),
+        "post_events": ((), {"body": [event, event]}, 200, models.EventsResponse),
+        "post_items": ((), {"body": models.ItemIn("generated")}, 200, models.ItemsResponse),
+        "post_users": ((), {"body": models.UserIn("generated")}, 200, models.UsersResponse),
+        "get_item": (("i01",), {}, 200, models.ItemResponse),
+        "get_user": (("u14",), {}, 200, models.UserResponse),
+        "health_live": ((), {}, 200, models.HealthResponse),
+        "health_ready": ((), {}, 200, models.HealthResponse),
+        "status": ((), {}, 200, models.StatusResponse),
         "metrics": ((), {}, 200, str),
-        "promote": ((), {"body": move}, 404, models.ErrorAnswer),
-        "rollback": ((), {"body": models.MoveRow(reason="a test")}, 409, models.ErrorAnswer),
-        "refuse": ((), {"body": move}, 404, models.ErrorAnswer),
+        "promote": ((), {"body": move}, 404, models.ErrorResponse),
+        "rollback": ((), {"body": models.ReleaseRequest(reason="a test")}, 409, models.ErrorResponse),
+        "refuse": ((), {"body": move}, 404, models.ErrorResponse),
     }
     operations = {one["operationId"] for path in document["paths"].values() for one in path.values()}
     assert operations == set(asked)
@@ -74,8 +73,8 @@ def test_generated_client_asks_every_route(generated: str, document: dict[str, A
             answer = module.sync_detailed(*words, client=client, **options)
             assert answer.status_code == HTTPStatus(status), (name, answer.content)
             assert isinstance(answer.parsed, shape), name
-            if shape is models.RecommendAnswer:
-                assert all(isinstance(slot, models.SlotAnswer) for slot in answer.parsed.items)
+            if shape is models.RecommendResponse:
+                assert all(isinstance(slot, models.SlotResponse) for slot in answer.parsed.items)
                 assert answer.parsed.placement == ("similar" if name == "similar" else "home")
                 assert all(slot.score is not None and slot.source for slot in answer.parsed.items)
         recommended = importlib.import_module(f"{generated}.api.default.recommend").sync(
@@ -89,5 +88,5 @@ def test_generated_client_without_the_token_is_refused(generated: str, server: S
     client = package.AuthenticatedClient(base_url=server.url, token="wrong")
     rollback = importlib.import_module(f"{generated}.api.default.rollback")
     with client:
-        answer = rollback.sync_detailed(client=client, body=models.MoveRow(reason="a test"))
+        answer = rollback.sync_detailed(client=client, body=models.ReleaseRequest(reason="a test"))
     assert (answer.status_code, answer.parsed.error.code) == (401, "unauthorized")

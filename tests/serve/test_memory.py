@@ -12,15 +12,15 @@ from typing import Any
 
 import httpx
 import pytest
+from servers import inside
 
 from recloop import bundle as bundles
-from recloop import release
 from recloop.project import Project
 from recloop.serve.app import create
-from recloop.serve.fleet import SPARES
-from recloop.serve.follow import uncollected
+from recloop.serve.deployments import SPARES
+from recloop.serve.reload import gc_paused
 from recloop.serve.service import Service
-from servers import inside
+from recloop.storage import releases
 
 WHO: dict[str, Any] = {"by": "test", "reason": "a swap", "at": 5}
 
@@ -33,7 +33,7 @@ class Cycle:
 
 
 def test_uncollected_does_not_keep_garbage_of_meanwhile() -> None:
-    with uncollected():
+    with gc_paused():
         garbage = weakref.ref(Cycle())
         assert garbage() is not None
     assert garbage() is None
@@ -43,14 +43,14 @@ def test_uncollected_does_not_keep_garbage_of_meanwhile() -> None:
 def test_swaps_leave_no_bundle_behind(shop: Project) -> None:
     """Live, what a rollback brings back, what waits checked: the tables of all others are gone."""
     control = shop.open_control()
-    first = release.live(control).bundle  # type: ignore[union-attr]
+    first = releases.live(control).bundle  # type: ignore[union-attr]
     seen: dict[int, weakref.ref[Any]] = {}
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         for number in range(6):
             names = copies(shop, first, 1, number)
             await service.follow()
-            release.promote(control, names[0], to="live", **WHO)
+            releases.promote(control, names[0], to="live", **WHO)
             await service.follow()
             for text in ("", "price < 5"):
                 answer = await client.get("/v1/recommend/u14", params={"filter": text} if text else {})
@@ -76,7 +76,7 @@ def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
             replace(live, policy=policy), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
         )
         sha256 = bundles.manifest_hash(shop.bundles / made.id)
-        release.register(control, made.id, sha256, evidence={"gates": []}, **WHO)
+        releases.register(control, made.id, sha256, evidence={"gates": []}, **WHO)
         names.append(made.id)
     return names
 
@@ -92,7 +92,7 @@ def test_fifty_swaps_end_within_5_percent_of_the_memory_after_the_first(
     shop: Project, serving: Callable[..., Any]
 ) -> None:
     control = shop.open_control()
-    names = copies(shop, release.live(control).bundle, 50)  # type: ignore[union-attr]
+    names = copies(shop, releases.live(control).bundle, 50)  # type: ignore[union-attr]
     server = serving(shop.root)
 
     def swap(name: str) -> float:

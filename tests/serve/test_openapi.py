@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from recloop.serve import shapes
+from recloop.serve import schemas
 from recloop.serve.app import build
 
 
@@ -36,11 +36,11 @@ def test_every_route_is_in_it_and_no_other(document: dict[str, Any]) -> None:
 def test_every_name_is_defined(document: dict[str, Any]) -> None:
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert names <= set(document["components"]["schemas"])
-    assert {"EventRow", "EventsAnswer", "RecommendAnswer", "ErrorAnswer"} <= names
+    assert {"EventIn", "EventsResponse", "RecommendResponse", "ErrorResponse"} <= names
 
 
 def test_rows_say_what_they_need(document: dict[str, Any]) -> None:
-    event = document["components"]["schemas"]["EventRow"]
+    event = document["components"]["schemas"]["EventIn"]
     assert event["required"] == ["user_id", "item_id", "event_type"]
     assert event["additionalProperties"] is False
     assert event["properties"]["user_id"] == {"type": "string", "minLength": 1}
@@ -49,11 +49,11 @@ def test_rows_say_what_they_need(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("path", "shape"),
     [
-        ("/v1/recommend/u14", shapes.RecommendAnswer),
-        ("/v1/items/i01", shapes.ItemAnswer),
-        ("/v1/users/u14", shapes.UserAnswer),
-        ("/v1/status", shapes.StatusAnswer),
-        ("/v1/nothing", shapes.ErrorAnswer),
+        ("/v1/recommend/u14", schemas.RecommendResponse),
+        ("/v1/items/i01", schemas.ItemResponse),
+        ("/v1/users/u14", schemas.UserResponse),
+        ("/v1/status", schemas.StatusResponse),
+        ("/v1/nothing", schemas.ErrorResponse),
     ],
 )
 def test_an_answer_has_the_keys_of_its_shape(
@@ -74,8 +74,8 @@ def test_parameters_are_those_of_the_routes(document: dict[str, Any]) -> None:
     similar = {one["name"]: one for one in document["paths"]["/v1/items/{item_id}/similar"]["get"]["parameters"]}
     assert similar["placement"]["schema"]["default"] == "similar"
     assert "item" not in similar
-    assert document["components"]["schemas"]["RecommendAnswer"]["properties"]["items"]["items"] == {
-        "$ref": "#/components/schemas/SlotAnswer"
+    assert document["components"]["schemas"]["RecommendResponse"]["properties"]["items"]["items"] == {
+        "$ref": "#/components/schemas/SlotResponse"
     }
 
 

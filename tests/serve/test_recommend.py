@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import polars as pl
 import pytest
+from servers import Server
 
 from recloop.records import MIX_SOURCES, Decision
-from servers import Server
 
 NAMES = itertools.count()
 

@@ -12,29 +12,29 @@ import httpx
 import pytest
 
 from recloop import loop
-from recloop.browsing import Browsing
+from recloop.monitoring import verify
 from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND
-from recloop.watch import parity
-from recloop.world import START
+from recloop.simulation.browsing import BrowsingSimulator
+from recloop.simulation.shop import START
 
 COUNTING = '\n[model]\nname = "covisitation"\n[placement.home]\nmix = { neighbours = 1.0, popular = 0.25 }\n'
 DAYS = 30
 
 
 @pytest.fixture(scope="module")
-def browsing() -> Browsing:
-    return Browsing(seed=0, users=60, items=60, days=40)
+def browsing() -> BrowsingSimulator:
+    return BrowsingSimulator(seed=0, users=60, items=60, days=40)
 
 
 @pytest.fixture(scope="module")
-def shop(browsing: Browsing, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def shop(browsing: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Thirty days of it, counted and live."""
     folder = browsing.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)
     here = open_project(folder, ["serve.replay=true"])
-    loop.turn(here)
+    loop.first_run(here)
     return here
 
 
@@ -59,7 +59,7 @@ def posted(client: httpx.Client, rows: list[dict[str, Any]]) -> None:
     assert answer.json()["accepted"] == len(rows)
 
 
-def test_feedback_over_http_and_verified(browsing: Browsing, shop: Project, client: httpx.Client) -> None:
+def test_feedback_over_http_and_verified(browsing: BrowsingSimulator, shop: Project, client: httpx.Client) -> None:
     now = START + DAYS * DAY
     user = browsing.user_ids[0]
     _, shown = asked(client, user, now)
@@ -89,7 +89,7 @@ def test_feedback_over_http_and_verified(browsing: Browsing, shop: Project, clie
     assert {"click", "dwell", "purchase", "skip"} <= seen
     found = {"checked": 0}
     for _ in range(100):  # decisions are written behind the answer
-        found = parity.verify(shop, 1000)
+        found = verify.verify(shop, 1000)
         if found["checked"] == lists:
             break
         time.sleep(0.1)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from servers import Server
 
 from recloop import loop
+from recloop.monitoring import verify
 from recloop.project import Project, open_project
 from recloop.serve import offline
-from recloop.watch import parity
-from recloop.world import World
-from servers import Server
+from recloop.simulation.shop import SimulatedShop
 
 PLACEMENTS = """
 [model]
@@ -30,10 +30,10 @@ k = 3
 @pytest.fixture
 def page(tmp_path: Path) -> Project:
     """A shop with a placement of each list."""
-    folder = World(seed=0, users=60, items=80).write(tmp_path / "shop")
+    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(PLACEMENTS)
-    loop.turn(open_project(folder))
+    loop.first_run(open_project(folder))
     return open_project(folder)
 
 
@@ -71,7 +71,7 @@ def test_lists_about_an_item(page: Project, serving: Callable[..., Server]) -> N
     assert decided[mine["request_id"]].query["item"] == "i01"
     assert decided[hot["request_id"]].user_id == ""
     assert server.stop() == 0
-    found = parity.verify(page)
+    found = verify.verify(page)
     assert (found["unexplained"], found["checked"]) == (0, found["equal"])
     assert found["checked"] >= 6
 

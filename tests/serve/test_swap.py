@@ -15,29 +15,29 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from servers import PATIENCE, inside
 
 from recloop import bundle as bundles
-from recloop import release
-from recloop.backends import Control
 from recloop.bundle import Bundle, ItemTable
 from recloop.cli import run
 from recloop.config import Field, Release
-from recloop.features.vocab import Category, Fields, Vocabulary
+from recloop.features.vocabulary import CategoryCodes, FieldCodes, Vocabulary
+from recloop.monitoring.experiment_plan import EVIDENCE, Plan
+from recloop.monitoring.verify import verify
 from recloop.project import Project, open_project
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.serve import arms, fleet
+from recloop.release import assignment
+from recloop.serve import deployments
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.watch.parity import verify
-from recloop.watch.plan import EVIDENCE, Plan
-from servers import PATIENCE, inside
+from recloop.storage import ControlStore, releases
 
 WHO: dict[str, Any] = {"by": "test", "reason": "a test", "at": 5}
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
-def control_of(shop: Project) -> Control:
+def control_of(shop: Project) -> ControlStore:
     return shop.open_control()
 
 
@@ -48,19 +48,19 @@ def planned(bundle: str) -> dict[str, Any]:
 
 def child(shop: Project, number: int = 1, **changed: Any) -> str:
     """A registered bundle: live's own with other weights for its sources, and whatever else is said."""
-    live = bundles.load(shop.bundles / release.live(control_of(shop)).bundle)
+    live = bundles.load(shop.bundles / releases.live(control_of(shop)).bundle)
     home = replace(live.policy.placements["home"], weights={"popular": 1.0, "history": 0.25 * number})
     policy = live.policy.with_placement("home", home)
     made: Bundle = replace(live, **{"policy": policy, **changed})
     if "golden" not in changed:
-        own = Recommender(made, Catalogue.of_table(made.items.ids.ids, made.items.attributes))
+        own = Recommender(made, Catalog.of_table(made.items.ids.ids, made.items.attributes))
         states = [case.state for case in live.golden]
         made = replace(
             made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
         )
     made = bundles.write(made, shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
     passed: dict[str, Any] = {"gates": []}  # as `update` registers what passed
-    release.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
+    releases.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
     return made.id
 
 
@@ -75,22 +75,22 @@ def within(shop: Project) -> Callable[..., None]:
 
 
 def state(shop: Project, bundle: str) -> tuple[str, str]:
-    machine = release.machine(control_of(shop))
+    machine = releases.read_state(control_of(shop))
     return machine.state(bundle), machine.since(bundle).reason
 
 
 def test_a_registered_bundle_is_checked_then_tried_then_live(shop: Project, within: Callable[..., None]) -> None:
-    live = release.live(control_of(shop)).bundle
+    live = releases.live(control_of(shop)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         candidate = child(shop)
         assert await service.follow()
         assert not await service.follow()
         assert state(shop, candidate) == ("checked", "loaded")
-        row = release.machine(control_of(shop)).since(candidate)
+        row = releases.read_state(control_of(shop)).since(candidate)
         assert (row.by, row.evidence["golden"]) == ("recloop serve", "equal")
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
-        release.promote(control_of(shop), candidate, to="live", **WHO)
+        releases.promote(control_of(shop), candidate, to="live", **WHO)
         under_way = service.fleet
         assert await service.follow()
         assert service.fleet is not under_way
@@ -105,25 +105,27 @@ def test_a_registered_bundle_is_checked_then_tried_then_live(shop: Project, with
 def test_a_rollback_loads_nothing_but_looks_at_the_bytes(
     shop: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = release.live(control_of(shop)).bundle
+    live = releases.live(control_of(shop)).bundle
     opened: list[str] = []
-    right = fleet.open_bundle
-    monkeypatch.setattr(fleet, "open_bundle", lambda project, row: opened.append(row.bundle) or right(project, row))
+    right = deployments.open_bundle
+    monkeypatch.setattr(
+        deployments, "open_bundle", lambda project, row: opened.append(row.bundle) or right(project, row)
+    )
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         opened.clear()
         candidate = child(shop)
         await service.follow()
-        release.promote(control_of(shop), candidate, to="live", **WHO)
+        releases.promote(control_of(shop), candidate, to="live", **WHO)
         await service.follow()
         assert opened == [candidate]  # checked, then live: loaded once
-        release.rollback(control_of(shop), **WHO)
+        releases.rollback(control_of(shop), **WHO)
         await service.follow()
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
         assert opened == [candidate]
         file = shop.bundles / candidate / "policy.json"
         file.write_bytes(file.read_bytes() + b" ")
-        release.promote(control_of(shop), candidate, to="live", **WHO)
+        releases.promote(control_of(shop), candidate, to="live", **WHO)
         await service.follow()
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
         assert "policy.json" in state(shop, candidate)[1]
@@ -132,7 +134,7 @@ def test_a_rollback_loads_nothing_but_looks_at_the_bytes(
 
 
 def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within: Callable[..., None]) -> None:
-    live = release.live(control_of(shop)).bundle
+    live = releases.live(control_of(shop)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         candidate = child(shop)
@@ -219,7 +221,7 @@ def unknown_field(live: Bundle) -> dict[str, Any]:
 
 
 def unknown_user_field(live: Bundle) -> dict[str, Any]:
-    fields = Fields({**live.fields.codes, "user.city": Category(("rome",))})
+    fields = FieldCodes({**live.fields.codes, "user.city": CategoryCodes(("rome",))})
     return {"spec": replace(live.spec, user={**live.spec.user, "city": Field(**{"from": "town"})}), "fields": fields}
 
 
@@ -240,7 +242,7 @@ BAD = [
 def test_a_bundle_that_fails_is_refused_with_the_reason(
     shop: Project, within: Callable[..., None], change: Callable[[Bundle], dict[str, Any]], said: str
 ) -> None:
-    first = release.live(control_of(shop))
+    first = releases.live(control_of(shop))
     live = bundles.load(shop.bundles / first.bundle)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
@@ -257,14 +259,14 @@ def test_a_bundle_that_fails_is_refused_with_the_reason(
         assert (answer.status_code, answer.json()["error"]["field"]) == (409, "state")
 
     within(work)
-    assert release.live(control_of(shop)) == first
+    assert releases.live(control_of(shop)) == first
 
 
 @pytest.mark.parametrize(("change", "said"), BAD)
 def test_the_same_where_no_server_runs(
     shop: Project, capsys: pytest.CaptureFixture[str], change: Callable[[Bundle], dict[str, Any]], said: str
 ) -> None:
-    changed = change(bundles.load(shop.bundles / release.live(control_of(shop)).bundle))
+    changed = change(bundles.load(shop.bundles / releases.live(control_of(shop)).bundle))
     bad = child(shop, **changed)
     code = run(["-C", str(shop.root), "promote", bad, "--to", "live", "--reason", "now"])
     out, err = capsys.readouterr()
@@ -277,32 +279,32 @@ def test_the_same_where_no_server_runs(
 def test_a_live_bundle_that_does_not_load_gives_way_to_the_one_that_serves(
     shop: Project, within: Callable[..., None]
 ) -> None:
-    first = release.live(control_of(shop)).bundle
+    first = releases.live(control_of(shop)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         second = child(shop)
         await service.follow()
         file = shop.bundles / second / "serve.safetensors"
         file.write_bytes(file.read_bytes()[:-1] + b"\x00\x00")
-        release.promote(control_of(shop), second, **WHO)
+        releases.promote(control_of(shop), second, **WHO)
         await service.follow()
         answer = (await client.get("/v1/recommend/u14")).json()
         assert (answer["model_version"], answer["degraded"]) == (first, [])
         assert state(shop, second)[0] == "refused"
         assert "serve.safetensors" in state(shop, second)[1]
-        assert release.live(control_of(shop)).bundle == first
+        assert releases.live(control_of(shop)).bundle == first
 
     within(work)
 
 
 def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, within: Callable[..., None]) -> None:
-    live = release.live(control_of(shop)).bundle
+    live = releases.live(control_of(shop)).bundle
     candidate, seed = child(shop, 1), child(shop, 2)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.follow()
         for one in (candidate, seed):
-            release.promote(control_of(shop), one, to="shadow", **WHO)
+            releases.promote(control_of(shop), one, to="shadow", **WHO)
         await service.follow()
         for n in range(40):
             user = f"u{n:02}"
@@ -322,7 +324,7 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
     assert {row.bundle for row in answers.values()} == {live}
     shadows = [row for row in rows if row.role == "shadow"]
     twins = [row for row in rows if row.role == "twin"]
-    expected = {name for name, row in answers.items() if arms.in_shadow(candidate, row.user_id, 0.5)}
+    expected = {name for name, row in answers.items() if assignment.in_shadow(candidate, row.user_id, 0.5)}
     assert 5 < len(expected) < 35
     assert {row.request_id for row in shadows} == expected
     assert {row.bundle for row in shadows} == {candidate}
@@ -339,16 +341,16 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
 
 
 def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project, within: Callable[..., None]) -> None:
-    live = release.live(control_of(shop))
+    live = releases.live(control_of(shop))
     candidate, shadow = child(shop, 1), child(shop, 2)
     seen: list[dict[str, str]] = []
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.follow()
-        machine = release.machine(control_of(shop))
+        machine = releases.read_state(control_of(shop))
         if machine.state(candidate) == "checked":
-            release.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
-            release.promote(control_of(shop), shadow, to="shadow", **WHO)
+            releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
+            releases.promote(control_of(shop), shadow, to="shadow", **WHO)
             await service.follow()
         answered = {}
         for n in range(60):
@@ -360,11 +362,11 @@ def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project,
     within(work, "release.shadow=1.0")
     within(work, "release.shadow=1.0")  # after a restart, before the first look at the control store
     assert seen[0] == seen[1]
-    assert seen[0] == {u: candidate if arms.in_experiment(candidate, u, 0.5) else live.bundle for u in seen[0]}
+    assert seen[0] == {u: candidate if assignment.in_experiment(candidate, u, 0.5) else live.bundle for u in seen[0]}
     assert 15 < sum(one == candidate for one in seen[0].values()) < 45
     rows = shop.open_decisions().rows()
     tried = {row.generation for row in rows if row.role == "answer" and row.variant == "candidate"}
-    assert tried == {release.machine(control_of(shop)).since(candidate).generation}
+    assert tried == {releases.read_state(control_of(shop)).since(candidate).generation}
     shadowed = {row.user_id for row in rows if row.role == "shadow"}
     assert shadowed == {u for u, one in seen[0].items() if one == live.bundle}  # who is in the shadow, live answers
     assert verify(shop)["unexplained"] == 0
@@ -375,7 +377,7 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.follow()
-        release.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
+        releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
         await service.follow()
         service.fleet.candidate.recommender.recommend = lambda *_: 1 / 0
         for n in range(20):
@@ -386,7 +388,7 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
     rows = shop.open_decisions().rows()
     assert {(row.variant, row.bundle == candidate) for row in rows} == {("live", False)}
     drawn = {row.user_id for row in rows if row.assigned == "candidate"}
-    assert drawn == {f"u{n:02}" for n in range(20) if arms.in_experiment(candidate, f"u{n:02}", 0.5)}
+    assert drawn == {f"u{n:02}" for n in range(20) if assignment.in_experiment(candidate, f"u{n:02}", 0.5)}
     assert 0 < len(drawn) < 20
 
 
@@ -397,8 +399,8 @@ def test_service_an_edited_share_moves_no_user(shop: Project, within: Callable[.
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.follow()
-        if release.machine(control_of(shop)).state(candidate) == "checked":
-            release.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
+        if releases.read_state(control_of(shop)).state(candidate) == "checked":
+            releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
             await service.follow()
         seen.append([(await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] for n in range(30)])
 
@@ -413,7 +415,7 @@ def test_service_an_experiment_without_a_plan_answers_no_one(shop: Project, with
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.follow()
-        release.promote(control_of(shop), candidate, to="experiment", **WHO)
+        releases.promote(control_of(shop), candidate, to="experiment", **WHO)
         await service.follow()
         assert service.fleet.candidate is None
         for n in range(20):
@@ -428,7 +430,7 @@ def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., 
     words = ["-m", "recloop", "-C", str(shop.root), "promote", candidate, "--to", "live", "--reason", "swap"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert release.machine(control_of(shop)).states[candidate][0] == "live"
+    assert releases.read_state(control_of(shop)).states[candidate][0] == "live"
     checked = next(row for row in control_of(shop).releases() if row.to == "checked")
     assert (checked.bundle, checked.by) == (candidate, "recloop serve")  # it runs: it checks
     end = time.monotonic() + PATIENCE
@@ -448,8 +450,8 @@ def test_a_million_assignments_are_the_same_on_every_machine_and_every_day() -> 
     digest, inside = hashlib.sha256(), 0
     for number in range(1_000_000):
         user = f"user-{number}"
-        shadow = arms.in_shadow("b", user, 0.01)
+        shadow = assignment.in_shadow("b", user, 0.01)
         inside += shadow
-        digest.update(bytes((arms.in_experiment("b", user, 0.5), shadow)))
+        digest.update(bytes((assignment.in_experiment("b", user, 0.5), shadow)))
     assert digest.hexdigest() == ASSIGNED
     assert 9_500 < inside < 10_500

@@ -12,14 +12,33 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from recloop import shell
-from recloop.cli import deeper, look, move, start
+from recloop.cli import get_started, inspect, pipeline_steps, release, terminal
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
-    ("start", (start.init, start.update, start.serve, start.demo)),
-    ("look", (look.doctor, look.evaluate, look.recommend, look.status, look.token, look.report, look.verify)),
-    ("move", (move.promote, move.rollback, move.refuse)),
-    ("deeper", (deeper.prepare, deeper.train, deeper.ingest, deeper.quarantine, deeper.gc)),
+    ("start", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
+    (
+        "look",
+        (
+            inspect.doctor,
+            inspect.evaluate,
+            inspect.recommend,
+            inspect.status,
+            inspect.token,
+            inspect.report,
+            inspect.verify,
+        ),
+    ),
+    ("move", (release.promote, release.rollback, release.refuse)),
+    (
+        "deeper",
+        (
+            pipeline_steps.prepare,
+            pipeline_steps.train,
+            pipeline_steps.ingest,
+            pipeline_steps.quarantine,
+            pipeline_steps.gc,
+        ),
+    ),
 )
 """Panels and verbs in the order of --help."""
 
@@ -51,4 +70,4 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and give its exit code."""
-    return shell.run(app, arguments)
+    return terminal.run(app, arguments)

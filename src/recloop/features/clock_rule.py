@@ -8,7 +8,7 @@ import polars as pl
 
 from recloop.config import Clean
 from recloop.features.log_end import end_of
-from recloop.features.stamp_text import END
+from recloop.features.timestamp_text import END
 from recloop.records import RECEIVED_AT, SECOND, TIMESTAMP
 
 CLOCK: Final = "clock"

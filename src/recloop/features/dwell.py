@@ -29,14 +29,14 @@ CLIP: Final = 0.99
 
 
 @dataclass(frozen=True)
-class Dwell:
+class DwellPercentiles:
     """The frozen tables: ``bands`` names the band of an item, ``values`` its dwells, ascending and clipped."""
 
     bands: dict[str, str]
     values: dict[str, tuple[float, ...]]
 
     @classmethod
-    def fit(cls, events: pl.DataFrame, items: pl.DataFrame | None) -> Dwell | None:
+    def fit(cls, events: pl.DataFrame, items: pl.DataFrame | None) -> DwellPercentiles | None:
         """The tables over these believed rows (those before the cut); None where they hold no dwell.
 
         Args:
@@ -87,7 +87,7 @@ class Dwell:
         return {"bands": self.bands, "values": {name: list(held) for name, held in self.values.items()}}
 
     @classmethod
-    def from_json(cls, tree: JsonTree) -> Dwell:
+    def from_json(cls, tree: JsonTree) -> DwellPercentiles:
         return cls(dict(tree["bands"]), {name: tuple(held) for name, held in tree["values"].items()})
 
 

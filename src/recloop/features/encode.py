@@ -1,7 +1,7 @@
 """From a state to what a model sees: written once, over flat arrays and offsets, called by both sides.
 
 Training, evaluation, serving, shadow and verify call these functions; a request is a batch of one. What they make of a
-query is digested name by name (`Encoded.inputs`), so that a difference between two processes has a name.
+query is digested name by name (`EncodedBatch.inputs`), so that a difference between two processes has a name.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from recloop.features.spec import Spec
-from recloop.features.state import States, offsets_of
-from recloop.features.vocab import Fields, Vocabulary
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateBatch, offsets_of
+from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.records import DAY, SECOND
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedBatch:
     """B queries as a bundle sees them, flat.
 
     The history in dense ``item_ix``: items outside the table are left out first, then moments that they emptied.
-    ``context`` (B, C) holds the codes of `Spec.context`, 0 = missing; ``now`` (B,) int64 microseconds.
+    ``context`` (B, C) holds the codes of `FeatureSpec.context`, 0 = missing; ``now`` (B,) int64 microseconds.
     """
 
-    states: States
+    states: StateBatch
     moment_offsets: np.ndarray  # (B+1,) int64
     stamps: np.ndarray  # (M,) int64
     item_offsets: np.ndarray  # (M+1,) int64
@@ -70,7 +70,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Window:
+class HistoryWindow:
     """The newest whole moments of each history with at most ``history`` items in all, oldest token first, flat.
 
     ``moments`` numbers a token's moment from the newest (0) on; a newest moment that is larger than ``history`` gives
@@ -92,8 +92,8 @@ class Window:
 
 
 def encode(
-    spec: Spec, fields: Fields, vocabulary: Vocabulary, states: States, now: Sequence[int] | np.ndarray
-) -> Encoded:
+    spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch, now: Sequence[int] | np.ndarray
+) -> EncodedBatch:
     """Encode a batch of states at their queries' ``now`` (int64 microseconds); no moment later than it is in sight."""
     nows = np.asarray(now, dtype=np.int64)
     states = states.until(nows)
@@ -115,7 +115,7 @@ def encode(
     has_past = np.diff(states.moment_offsets) > 0
     last[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
     request = request_codes(spec, fields, nows, last, has_past)
-    return Encoded(
+    return EncodedBatch(
         states=states,
         moment_offsets=offsets_of(np.bincount(moment_query, minlength=len(states))),
         stamps=states.stamps[held > 0],
@@ -131,7 +131,7 @@ def encode(
 
 
 def request_codes(
-    spec: Spec, fields: Fields, now: np.ndarray, last: np.ndarray, has_past: np.ndarray
+    spec: FeatureSpec, fields: FieldCodes, now: np.ndarray, last: np.ndarray, has_past: np.ndarray
 ) -> list[np.ndarray]:
     """(B,) int32 codes of each request feature: hour and weekday of ``now`` in the spec's time zone, days since ``last``.
 
@@ -160,7 +160,7 @@ def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
 
 
 def attribute_codes(
-    side: str, spec: Spec, fields: Fields, rows: Sequence[Mapping[str, Any] | None]
+    side: str, spec: FeatureSpec, fields: FieldCodes, rows: Sequence[Mapping[str, Any] | None]
 ) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
     """(n, C) int32 codes of the item or user features of these rows, and (name, number of codes, dim) a column."""
     features = spec.item if side == "item" else spec.user
@@ -172,7 +172,7 @@ def attribute_codes(
     return (np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.int32)), described
 
 
-def window(encoded: Encoded, history: int) -> Window:
+def window(encoded: EncodedBatch, history: int) -> HistoryWindow:
     """The newest whole moments with at most ``history`` items in all."""
     sizes = np.diff(encoded.item_offsets)
     ends = encoded.row_offsets[1:]  # (B,) one past the last row of each query
@@ -186,7 +186,7 @@ def window(encoded: Encoded, history: int) -> Window:
     rows = kept[row_moment] & (place < history)
     number = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(sizes))
     counts = np.bincount(encoded.row_query[rows], minlength=len(encoded))
-    return Window(offsets_of(counts), encoded.items[rows], number[row_moment[rows]])
+    return HistoryWindow(offsets_of(counts), encoded.items[rows], number[row_moment[rows]])
 
 
 def digest(data: bytes) -> str:

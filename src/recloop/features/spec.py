@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from recloop.config import Clean, Config, Events, Field
-from recloop.features.dwell import Dwell
+from recloop.features.dwell import DwellPercentiles
 from recloop.json_object import JsonTree
 
 ENCODE_VERSION = 2
@@ -16,11 +16,11 @@ ENCODE_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Spec:
+class FeatureSpec:
     """Event classes, cleaning rules and features; equal specs encode equally.
 
     Attributes:
-        events: What an event means (`recloop.features.signal`).
+        events: What an event means (`recloop.features.labels`).
         clean: The rules by which a row is believed on arrival.
         item, user: Features by name; ``source`` is the attribute they read.
         request: Features of the query's now, in order.
@@ -39,11 +39,11 @@ class Spec:
     history: int
     timezone: str
     segment: str
-    dwell: Dwell | None = None
+    dwell: DwellPercentiles | None = None
 
     @classmethod
-    def of(cls, config: Config, dwell: Dwell | None = None) -> Spec:
-        """The spec of a configuration; ``dwell`` as `recloop.collect` found it (the manifest of ``data/``)."""
+    def of(cls, config: Config, dwell: DwellPercentiles | None = None) -> FeatureSpec:
+        """The spec of a configuration; ``dwell`` as `recloop.data` found it (the manifest of ``data/``)."""
         features = config.features
         return cls(
             events=config.events,
@@ -93,7 +93,7 @@ class Spec:
         return tree
 
     @classmethod
-    def from_json(cls, tree: JsonTree) -> Spec:
+    def from_json(cls, tree: JsonTree) -> FeatureSpec:
         return cls(
             events=Events.model_validate(tree["events"]),
             clean=Clean.model_validate(tree["clean"]),
@@ -104,5 +104,5 @@ class Spec:
             history=tree["history"],
             timezone=tree["timezone"],
             segment=tree["segment"],
-            dwell=Dwell.from_json(tree["dwell"]) if tree.get("dwell") else None,
+            dwell=DwellPercentiles.from_json(tree["dwell"]) if tree.get("dwell") else None,
         )

@@ -1,11 +1,11 @@
 """What is known of a user: the fold over believed events up to a seq, by one more event and from columns.
 
-A user's rows of one moment stamp (`recloop.features.moment`) are one moment, a set of items in the order of their ids'
+A user's rows of one moment stamp (`recloop.features.moments`) are one moment, a set of items in the order of their ids'
 bytes. A state at ``s`` holds every moment with an input, whether each item was a target there, the dislikes that still
-apply, and the attributes (definitions, section 1). What an undo took back (`recloop.features.acts`) is in no moment. It
+apply, and the attributes (definitions, section 1). What an undo took back (`recloop.features.undo`) is in no moment. It
 speaks of raw ids, so every bundle with the same event classes reads it.
 
-The two forms, `UserState.add` and `Timeline.states`, are held equal by a property-based test.
+The two forms, `UserState.add` and `StateHistory.states`, are held equal by a property-based test.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.features.acts import INPUTS, Act, ActColumns, Kind, taken_back
-from recloop.features.moment import ended, joined
-from recloop.features.signal import with_uses
+from recloop.features.labels import with_uses
+from recloop.features.moments import ended, joined
+from recloop.features.undo import INPUTS, Act, ActColumns, Kind, undone_acts
 from recloop.json_object import AttributeValues
 from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
 
@@ -148,12 +148,12 @@ class UserState(msgspec.Struct):
         return {
             (own[n][0], item, own[n][1])
             for item, own in acts.items()
-            for n in taken_back([Act(stamp, self.kinds[code]) for stamp, code in own])
+            for n in undone_acts([Act(stamp, self.kinds[code]) for stamp, code in own])
         }
 
 
 @dataclass(frozen=True)
-class States:
+class StateBatch:
     """B users' states, flat.
 
     State b owns the moments ``moment_offsets[b]:moment_offsets[b+1]``; moment m has ``stamps[m]`` and owns the items
@@ -178,7 +178,7 @@ class States:
         return len(self.users)
 
     @classmethod
-    def of(cls, users: Sequence[str], states: Sequence[UserState]) -> States:
+    def of(cls, users: Sequence[str], states: Sequence[UserState]) -> StateBatch:
         """A batch of states grown event by event."""
         views = [state.view() for state in states]
         known = {item for view in views for _, items, _ in view.moments for item in items}
@@ -199,7 +199,7 @@ class States:
             attributes=[state.attributes for state in states],
         )
 
-    def until(self, nows: np.ndarray) -> States:
+    def until(self, nows: np.ndarray) -> StateBatch:
         """The states without the moments that are dated later than each query's now; ``positives`` without their items.
 
         A dislike counts whatever its stamp: what a user wants out of the list stays out.
@@ -235,14 +235,14 @@ class States:
         return hashlib.blake2b(msgspec.json.encode(whole, order="sorted"), digest_size=4).hexdigest()
 
 
-class Timeline:
+class StateHistory:
     """A log as columns, from which the states of many users at many seqs are read at once: the other path to state."""
 
     def __init__(self, frame: pl.DataFrame, users: pl.DataFrame | None = None) -> None:
         """Sort the rows once.
 
         Args:
-            frame: Believed events with ``stamp`` and uses (`moment_stamps`, `Signal.label`).
+            frame: Believed events with ``stamp`` and uses (`moment_stamps`, `EventLabeler.label`).
             users: Versions of users: user_id, seq, attributes (JSON object text).
         """
         rows = with_uses(frame).select(USER_ID, ITEM_ID, STAMP, SEQ, USE, PAIR, WEIGHT, UNITS)
@@ -265,7 +265,7 @@ class Timeline:
         self._undone = bool((self._use == Use.UNDO).any())
         self._attributes = attribute_versions(users)
 
-    def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> States:
+    def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> StateBatch:
         """The state of user b at ``seqs[b]``: rows with ``seq <= seqs[b]`` and, where given, ``stamp < before[b]``."""
         spots, lengths = [], []
         for b, user_id in enumerate(users):
@@ -294,7 +294,7 @@ class Timeline:
         negative_offsets, negatives = self._standing(
             rows[disliked], query[disliked], held[target], owner[target], len(users)
         )
-        return States(
+        return StateBatch(
             users=list(users),
             names=self.names,
             moment_offsets=offsets_of(np.bincount(moment_owner, minlength=len(users))),

@@ -1,7 +1,7 @@
 """The contract of a model: the arrays it learns from, the two ways to learn, and the door by which it comes in.
 
 Two ends (design, section 2). *Learning*: a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed
-form) or a torch module that `recloop.learn` trains. *Serving*: the arrays and graphs of a bundle, numpy and
+form) or a torch module that `recloop.training` trains. *Serving*: the arrays and graphs of a bundle, numpy and
 onnxruntime only, so a stranger's package is needed to train and never to serve. This file imports no torch.
 """
 
@@ -20,9 +20,9 @@ import numpy as np
 import pydantic
 
 from recloop.errors import UserError
-from recloop.records import DAY, hash_share
+from recloop.records import DAY, hash_unit_interval
 
-SHELF: dict[str, str] = {
+MODELS: dict[str, str] = {
     "popular": "recloop.models.popular:Popular",
     "bought_before": "recloop.models.bought_before:BoughtBefore",
     "covisitation": "recloop.models.covisitation:CoVisitation",
@@ -51,7 +51,7 @@ class ModelConfig(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Held:
+class ValidationQueries:
     """Moments held out of training, one a user: the validation queries.
 
     ``user_ix`` (V,), ``now`` (V,) int64 microseconds, ``as_of`` (V,) the seq just before the moment's first row; targets flat: query v owns ``items[offsets[v]:offsets[v+1]]``
@@ -67,7 +67,7 @@ class Held:
     def __len__(self) -> int:
         return len(self.user_ix)
 
-    def sample(self, user_ids: Sequence[str], most: int) -> Held:
+    def sample(self, user_ids: Sequence[str], most: int) -> ValidationQueries:
         """The moments of ``most`` users (`places`)."""
         return self if len(self) <= most else self.at(self.places(user_ids, most))
 
@@ -75,15 +75,15 @@ class Held:
         """Ascending places of the moments of the ``most`` users of smallest hash("valid"); all where fewer."""
         if len(self) <= most:
             return np.arange(len(self))
-        share = np.array([hash_share("valid", user_ids[ix]) for ix in self.user_ix])
+        share = np.array([hash_unit_interval("valid", user_ids[ix]) for ix in self.user_ix])
         return np.sort(np.argsort(share, kind="stable")[:most])
 
-    def at(self, kept: np.ndarray) -> Held:
+    def at(self, kept: np.ndarray) -> ValidationQueries:
         """The moments at these places."""
         sizes = np.diff(self.offsets)[kept]
         rows = np.repeat(self.offsets[kept] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return Held(self.user_ix[kept], self.now[kept], self.as_of[kept], offsets, self.items[rows])
+        return ValidationQueries(self.user_ix[kept], self.now[kept], self.as_of[kept], offsets, self.items[rows])
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class TrainData:
     request_fields: list[tuple[str, int, int]]
     cut: int
     counts: np.ndarray  # (N+1,) int64, training targets of an item, as rows
-    held: Held | None = None
+    held: ValidationQueries | None = None
     negatives: Negatives | None = None
     targets: np.ndarray | None = None  # (E,) bool; None: every row is a target
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
@@ -207,13 +207,13 @@ class TrainData:
 
 
 @runtime_checkable
-class CountingModel(Protocol):
+class ClosedFormModel(Protocol):
     """A model in closed form: counts in, arrays out, no torch. ``source`` names what it feeds in the mix.
 
     A stranger's takes the place of ours for that source: ``popular`` gives ``popular`` (N,) item_ix in order;
     ``neighbours`` gives the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1); ``history`` gives nothing, the
     state's own counts are all of it; ``model`` gives ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D), with
-    ``l2`` and ``unseen`` in its Config: who is not in the table is folded in (`recloop.features.latent`).
+    ``l2`` and ``unseen`` in its Config: who is not in the table is folded in (`recloop.models.als`).
     """
 
     kind: ClassVar[str]
@@ -230,10 +230,10 @@ def model_class(name: str) -> Any:
     Raises:
         UserError: no such name on the shelf, no such module, no such class; torch missing for a network.
     """
-    path = SHELF.get(name, name)
+    path = MODELS.get(name, name)
     module, sep, attribute = path.partition(":")
     if not sep or not module or not attribute:
-        raise _no_such_model(name, list(SHELF))
+        raise _no_such_model(name, list(MODELS))
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -253,7 +253,7 @@ def check_model(name: str) -> None:
     Raises:
         UserError: an unknown name (with the nearest known ones), or a class that does not keep the model contract.
     """
-    if name in SHELF:
+    if name in MODELS:
         return
     try:
         found = model_class(name)
@@ -278,7 +278,7 @@ def _no_such_model(name: str, known: list[str], module: str = "") -> UserError:
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
     paths = [f"{module}:{one}" if module else one for one in near]
     nearest = f"; nearest: {', '.join(paths)}" if near else ""
-    expected = f"a class in {module}" if module else f"one of {', '.join(SHELF)} or package.module:Class"
+    expected = f"a class in {module}" if module else f"one of {', '.join(MODELS)} or package.module:Class"
     return UserError("model.name", name, expected + nearest, f'name = "{paths[0] if paths else "sasrec"}"')
 
 
@@ -304,13 +304,13 @@ def _top_level_names(module: str) -> list[str] | None:
     return names
 
 
-def is_counting(name: str) -> bool:
+def is_closed_form(name: str) -> bool:
     """Whether a model is fitted in closed form (a class with ``fit``); a network of the shelf is told by its name alone.
 
     Raises:
         UserError: no such model.
     """
-    if name in SHELF:
+    if name in MODELS:
         return name in CLOSED
     return callable(getattr(model_class(name), "fit", None))
 

@@ -15,7 +15,7 @@ class BoughtBefore:
     Age is taken at the user's newest moment, which orders items as the age at now does.
 
     Counts moments, not rows. All of it lives in the user's state, so there is nothing to fit but the half-life, which
-    is chosen on validation where it is ``auto`` (`recloop.learn.counts`).
+    is chosen on validation where it is ``auto`` (`recloop.training.baselines`).
     """
 
     class Config(ModelConfig):

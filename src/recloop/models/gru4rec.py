@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from recloop.models.base import TrainData
-from recloop.models.fields import Tables
+from recloop.models.layers import SequenceModel
 
 
-class GRU4Rec(Tables):
+class GRU4Rec(SequenceModel):
     """Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016 (arXiv 1511.06939).
 
     With one table for input and output, as the authors do since 2018 ("constrained embedding", arXiv 1706.03847). What
@@ -23,7 +23,7 @@ class GRU4Rec(Tables):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, H = ``hidden``, N items, C fields of the context.
     """
 
-    class Config(Tables.Config):
+    class Config(SequenceModel.Config):
         """``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training."""
 
         layers: int = pydantic.Field(1, ge=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pydantic
 import scipy.sparse as sp
 
-from recloop.features.latent import explain, strength, unseen_gram
+from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import ModelConfig, TrainData
 
 
@@ -18,7 +18,7 @@ class MF:
 
     Squared loss over all (user, item) pairs: 1 where the user took the item, of weight 1 + ln(weight of all times), 0
     elsewhere, of weight ``unseen``, and of as much more as the user turned it down; the formula is that of
-    `recloop.features.latent.explain`. Each half-step is exact. The last one, which makes the user table, sees what a
+    `recloop.models.als.solve_rows`. Each half-step is exact. The last one, which makes the user table, sees what a
     state knows: how often, and what is out of the list (each of weight 1). So a user whom the table does not know, or
     who did something since the cut, is folded in from the state by that very step.
 
@@ -51,7 +51,7 @@ class MF:
         owner = data.moment_user[data.row_moment]
         taught = ~np.concatenate([[True], data.old])
         taken, often = (_pairs(data, owner, data.items, weights) for weights in (data.weights, np.ones(len(owner))))
-        taken.data, often.data = strength(taken.data), strength(often.data)
+        taken.data, often.data = confidence(taken.data), confidence(often.data)
         refused, standing = _refused(data)
         teaching, refusing = _rows(taken, taught), _rows(refused, taught)
         holders, refusers = sp.csr_array(teaching.T), sp.csr_array(refusing.T)
@@ -64,8 +64,8 @@ class MF:
         return {"item_vectors": items, "user_vectors": self._solve(items, often, standing)}
 
     def _solve(self, table: np.ndarray, taken: sp.csr_array, refused: sp.csr_array) -> np.ndarray:
-        gram = unseen_gram(table, self.config.unseen)
-        return explain(table, gram, taken, self.config.l2, self.config.unseen, refused)
+        gram = base_gram(table, self.config.unseen)
+        return solve_rows(table, gram, taken, self.config.l2, self.config.unseen, refused)
 
 
 def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.ndarray) -> sp.csr_array:
@@ -85,7 +85,7 @@ def _refused(data: TrainData) -> tuple[sp.csr_array, sp.csr_array]:
         none = sp.csr_array((data.n_users + 1, data.n_items + 1))
         return none, none
     every = _pairs(data, found.user_ix, found.items, found.weights)
-    every.data = np.minimum(every.data, strength(every.data))
+    every.data = np.minimum(every.data, confidence(every.data))
     out = found.weights >= 1
     standing = _pairs(data, found.user_ix[out], found.items[out], found.weights[out])
     standing.data[:] = 1

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from recloop.errors import UserError
 from recloop.models.base import TrainData
-from recloop.models.fields import Tables
-from recloop.models.pooling import Fading
+from recloop.models.layers import SequenceModel
+from recloop.models.pooling import TimeDecayPooling
 
 EXAMINED = 2_000
 """Items with most events among which it is validated: a score for every pair of a large catalogue costs minutes."""
@@ -22,7 +22,7 @@ PRODUCT = 10.0
 """Weight of each part of the product at a start from the counts, whose vectors have a standard deviation of .1."""
 
 
-class NeuMF(Tables):
+class NeuMF(SequenceModel):
     """He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031), ranking candidates.
 
     Half of an item's vector goes to the product (GMF), half to the MLP; the last layer joins both to one logit. What a
@@ -33,7 +33,7 @@ class NeuMF(Tables):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, K candidates, R targets.
     """
 
-    class Config(Tables.Config):
+    class Config(SequenceModel.Config):
         """``hidden``: width of the MLP. ``negatives``: items drawn a step. ``dropout``: in the MLP."""
 
         hidden: int = pydantic.Field(64, ge=1)
@@ -52,7 +52,7 @@ class NeuMF(Tables):
         if dim % 2:
             raise UserError("features.dim", dim, "an even width for NeuMF's two halves", "--set features.dim=64")
         self.make_tables(data, dim)
-        self.pool = Fading()
+        self.pool = TimeDecayPooling()
         self.person = nn.Linear(dim, dim)
         self.wide, self.deep = nn.Linear(dim, self.config.hidden), nn.Linear(self.config.hidden, dim // 2)
         self.dropout = nn.Dropout(self.config.dropout)
@@ -111,7 +111,7 @@ class NeuMF(Tables):
 
         Args:
             vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,). owned: (m,) drawn rows ->
-                (R, m) bool, what each row's user took (`recloop.learn.sampled.Owned`).
+                (R, m) bool, what each row's user took (`recloop.training.sampled_losses.OwnedItems`).
         """
         drawn = torch.randint(len(items), (self.config.negatives,), device=targets.device)
         own = self.rank(vectors, items[targets][:, None])[:, 0]  # (R,)

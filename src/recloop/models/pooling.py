@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Fading(nn.Module):
+class TimeDecayPooling(nn.Module):
     """Mean over tokens of weight e^(-r age), age in moments, r > 0 learned; without a token: 0.
 
     Shapes: B windows, T tokens, M moments, D width.

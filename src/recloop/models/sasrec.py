@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from recloop.errors import UserError
 from recloop.models.base import TrainData
-from recloop.models.fields import Tables, embedding
+from recloop.models.layers import SequenceModel, embedding
 
 
-class SASRec(Tables):
+class SASRec(SequenceModel):
     """Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv 1808.09781), over moments.
 
     The paper's blocks: x + Dropout(Attention(LayerNorm(x))), then x + Dropout(FFN(LayerNorm(x))) with a point-wise
@@ -26,7 +26,7 @@ class SASRec(Tables):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context.
     """
 
-    class Config(Tables.Config):
+    class Config(SequenceModel.Config):
         """``blocks`` of attention with ``heads`` each (heads divide ``features.dim``). ``dropout``: share dropped in
         training.
         """

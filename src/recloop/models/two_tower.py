@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recloop.models.base import TrainData
-from recloop.models.fields import Tables
-from recloop.models.pooling import Fading
+from recloop.models.layers import SequenceModel
+from recloop.models.pooling import TimeDecayPooling
 
 COOLEST = 0.01
 """The temperature is not learned below this."""
 
 
-class TwoTower(Tables):
+class TwoTower(SequenceModel):
     """Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019.
 
     The item's tower: its own row + its fields, then an MLP. The user's: the mean of the history's item vectors, older
@@ -31,7 +31,7 @@ class TwoTower(Tables):
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """
 
-    class Config(Tables.Config):
+    class Config(SequenceModel.Config):
         """``hidden``: width of the MLPs. ``uniform``: items drawn a step as negatives beside the batch's own targets.
         ``alone``: share of items and windows that do with attributes in training. ``dropout``: inside the MLPs.
         """
@@ -47,7 +47,7 @@ class TwoTower(Tables):
         """Make the tables and both MLPs: N items, the fields of items, users and requests."""
         self.make_tables(data, dim)
         self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
-        self.pool = Fading()
+        self.pool = TimeDecayPooling()
         self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
         self.share: Tensor  # (N,) of the training targets, as they are drawn
         share = torch.from_numpy(data.target_share()[1:].astype(np.float32))
@@ -100,7 +100,7 @@ class TwoTower(Tables):
         """The negatives of a step, (m,): the R targets of its batch and ``uniform`` drawn ones; and m q_j of each.
 
         m q_j = R share_j + M / N for M uniform draws of N items: never in-batch alone, which would punish what is popular.
-        Items of the user's own history are masked afterwards (`recloop.learn.sampled.Owned`): most targets of a window
+        Items of the user's own history are masked afterwards (`recloop.training.sampled_losses.OwnedItems`): most targets of a window
         are negatives of the other rows of the same window otherwise.
         """
         size = len(self.share)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recloop.features.encode import Encoded, digest
-from recloop.features.vocab import Vocabulary
-from recloop.recommend.catalogue import Catalogue
+from recloop.features.encode import EncodedBatch, digest
+from recloop.features.vocabulary import Vocabulary
+from recloop.recommend.catalog import Catalog
 from recloop.records import Query
 
 
 @dataclass(frozen=True)
-class Allowed:
+class CandidateMask:
     """For B queries: one mask over the table for all, and the banned items of each.
 
     ``mask`` (N+1,) bool; query b may not show the table items ``banned[b]`` (ascending item_ix) nor the raw ids
@@ -32,14 +32,14 @@ class Allowed:
         return digest(packed + "\0".join(sorted(self.banned_ids[b])).encode())
 
 
-def allow(
-    catalogue: Catalogue,
+def candidate_mask(
+    catalogue: Catalog,
     vocabulary: Vocabulary,
-    encoded: Encoded,
+    encoded: EncodedBatch,
     queries: Sequence[Query],
     filters: tuple[str, str],
     filter_seen: bool,
-) -> Allowed:
+) -> CandidateMask:
     """Evaluate the filters of queries that share a placement and a condition.
 
     Args:
@@ -62,4 +62,4 @@ def allow(
         whole = np.unique(np.concatenate(parts)) if sum(map(len, parts)) else parts[0]
         banned.append(whole[whole > 0])
         banned_ids.append(ids)
-    return Allowed(catalogue.mask(text, vocabulary), banned, banned_ids, text)
+    return CandidateMask(catalogue.mask(text, vocabulary), banned, banned_ids, text)

@@ -15,17 +15,17 @@ import numpy as np
 
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError, UserError
-from recloop.features.encode import Encoded, digest, encode
-from recloop.features.state import States, UserState
+from recloop.features.encode import EncodedBatch, digest, encode
+from recloop.features.state import StateBatch, UserState
 from recloop.policy import Placement
-from recloop.recommend import similar
-from recloop.recommend.attributes import Attributes
-from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.filters import Allowed, allow
-from recloop.recommend.ladder import fill, newest
-from recloop.recommend.mix import Fused, fuse
-from recloop.recommend.recall import Recalled
-from recloop.recommend.scorer import make_scorers
+from recloop.recommend import similar_items
+from recloop.recommend.attribute_towers import AttributeTowers
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.fallback import fill_fallback, newest
+from recloop.recommend.filters import CandidateMask, candidate_mask
+from recloop.recommend.fusion import FusedTopK, fuse
+from recloop.recommend.sources import make_sources
+from recloop.recommend.top_k import TopK
 from recloop.records import MIX_SOURCES, Query, Slot
 
 LADDER = ("attributes", "segment", "popular", "latest")
@@ -34,7 +34,7 @@ CLOSE = 1e-5
 
 
 @dataclass(frozen=True)
-class Answer:
+class RankedList:
     """One list. ``inputs``: 8 hex a name of what it was made from, in the order in which a difference is looked for."""
 
     slots: list[Slot]
@@ -58,12 +58,12 @@ class Answer:
 class Recommender:
     """A bundle over a catalogue. ``threads`` are those of the user graph (one a request)."""
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, catalogue: Catalog, threads: int = 1) -> None:
         self.bundle = bundle
         self.catalogue = catalogue
-        self.scorers = make_scorers(bundle, threads)
-        self.attributes = Attributes(bundle) if "item.onnx" in bundle.graphs else None
-        self._similar = similar.Similar(bundle, self.attributes)
+        self.scorers = make_sources(bundle, threads)
+        self.attributes = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
+        self._similar = similar_items.SimilarItems(bundle, self.attributes)
 
     @cached_property
     def _by_age(self) -> np.ndarray:
@@ -78,8 +78,8 @@ class Recommender:
             UserError: the bundle has no such placement.
         """
         placements = self.bundle.policy.placements
-        if name not in placements and name == similar.LIST:
-            return similar.PLACEMENT
+        if name not in placements and name == similar_items.LIST:
+            return similar_items.PLACEMENT
         if name not in placements:
             raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
         return placements[name]
@@ -90,13 +90,13 @@ class Recommender:
         Raises:
             UserError: the bundle has no such placement, or the list is about an item and none is named.
         """
-        about = self.placement(query.placement).list == similar.LIST
+        about = self.placement(query.placement).list == similar_items.LIST
         if about and not query.item_id:
             expected = f"the item that a list of the placement {query.placement} is about"
             raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
         return query if about or not query.item_id else msgspec.structs.replace(query, item_id="")
 
-    def recommend(self, states: States, queries: Sequence[Query], with_inputs: bool = True) -> list[Answer]:
+    def recommend(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True) -> list[RankedList]:
         """The list of each query, from the state of the same place in ``states``.
 
         Queries that share placement, k and filter are worked on together.
@@ -104,12 +104,12 @@ class Recommender:
         groups = {(query.placement, query.k, query.filter) for query in queries}
         if len(groups) == 1:
             return self._together(states, queries, with_inputs)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
             answers[b] = self._together(one_state(states, b), [query], with_inputs)[0]
         return [answers[b] for b in range(len(queries))]
 
-    def _together(self, states: States, queries: Sequence[Query], with_inputs: bool) -> list[Answer]:
+    def _together(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool) -> list[RankedList]:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.allowed(encoded, queries, placement)
@@ -119,33 +119,33 @@ class Recommender:
             return answers
         return [replace(answer, inputs=self.inputs(encoded, allowed, b)) for b, answer in enumerate(answers)]
 
-    def encode(self, states: States, now: Sequence[int] | np.ndarray) -> Encoded:
+    def encode(self, states: StateBatch, now: Sequence[int] | np.ndarray) -> EncodedBatch:
         """The states as this bundle sees them at each query's now."""
         return encode(self.bundle.spec, self.bundle.fields, self.bundle.items.ids, states, now)
 
-    def allowed(self, encoded: Encoded, queries: Sequence[Query], placement: Placement) -> Allowed:
+    def allowed(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
         """What queries of this placement and one filter may show."""
         conditions = (placement.filter, queries[0].filter)
         seen = self.bundle.policy.filter_seen
-        if placement.list == similar.LIST:  # an item is no answer to what is like it
+        if placement.list == similar_items.LIST:  # an item is no answer to what is like it
             queries = [msgspec.structs.replace(one, exclude=(*one.exclude, one.item_id)) for one in queries]
-        return allow(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
+        return candidate_mask(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
 
     def fused(
-        self, encoded: Encoded, allowed: Allowed, queries: Sequence[Query], placement: Placement, k: int
-    ) -> Fused:
+        self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
+    ) -> FusedTopK:
         """The best k of the mix, for queries of this placement: by state, or by the item that they are about."""
         weights = placement.weights
         if placement.list == "latest":
-            return Fused.empty(len(queries), k)
-        if placement.list == similar.LIST:
+            return FusedTopK.empty(len(queries), k)
+        if placement.list == similar_items.LIST:
             found = self._similar.recall([query.item_id for query in queries], allowed, weights)
             return fuse(found, {source: weights.get(source) or 1.0 for source in found}, k)
         return fuse(self.recall(encoded, allowed, weights), weights, k, placement.fusion_constant)
 
     def recall(
-        self, encoded: Encoded, allowed: Allowed, sources: Sequence[str] | Mapping[str, float]
-    ) -> dict[str, Recalled]:
+        self, encoded: EncodedBatch, allowed: CandidateMask, sources: Sequence[str] | Mapping[str, float]
+    ) -> dict[str, TopK]:
         """The top 200 of each source that the bundle holds; of a mapping, those with a weight above 0."""
         asked = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
         made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
@@ -153,13 +153,13 @@ class Recommender:
 
     def answers(
         self,
-        encoded: Encoded,
-        allowed: Allowed,
-        fused: Fused,
+        encoded: EncodedBatch,
+        allowed: CandidateMask,
+        fused: FusedTopK,
         queries: Sequence[Query],
         placement: Placement,
         rungs: Sequence[str] | None = None,
-    ) -> list[Answer]:
+    ) -> list[RankedList]:
         """Fused items as slots, free ones filled by the ladder; ladder slots score -1, -2, ... in their order."""
         ids = self.bundle.items.ids.ids
         if rungs is None:
@@ -178,19 +178,19 @@ class Recommender:
                 )
             ]
             if found < k:
-                more = fill(
+                more = fill_fallback(
                     self.bundle, self.catalogue, allowed, b, [slot.item_id for slot in slots], k - found,
                     encoded.states.attributes[b], rungs, self._own(encoded, allowed, b, query, placement),
                 )  # fmt: skip
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
-            answers.append(Answer(slots, {}, int(encoded.states.positives[b]), k))
+            answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k))
         return answers
 
     def _own(
-        self, encoded: Encoded, allowed: Allowed, b: int, query: Query, placement: Placement
+        self, encoded: EncodedBatch, allowed: CandidateMask, b: int, query: Query, placement: Placement
     ) -> dict[str, Callable[[], Iterator[str]]]:
         """The rungs of the ladder that hang on the query: what is like its item or its person by attributes, all by age."""
-        if placement.list == similar.LIST:
+        if placement.list == similar_items.LIST:
             return {"attributes": partial(self._similar.described, self.catalogue, query.item_id, allowed, b)}
         own: dict[str, Callable[[], Iterator[str]]] = {"attributes": lambda: iter(())}
         if self.attributes is not None:
@@ -199,7 +199,7 @@ class Recommender:
             own["latest"] = partial(newest, self.bundle, self._by_age, self.catalogue, allowed, b)
         return own
 
-    def inputs(self, encoded: Encoded, allowed: Allowed, b: int) -> dict[str, str]:
+    def inputs(self, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> dict[str, str]:
         """8 hex a name: state, catalogue, now, filters, then each feature."""
         return {
             "state": encoded.states.digest(b),
@@ -210,7 +210,7 @@ class Recommender:
         }
 
 
-def one_state(states: States, b: int) -> States:
+def one_state(states: StateBatch, b: int) -> StateBatch:
     """State b as a batch of one, with the names that it uses alone: those of many are costly to look up."""
     moments = slice(states.moment_offsets[b], states.moment_offsets[b + 1])
     low, high = states.item_offsets[moments.start], states.item_offsets[moments.stop]
@@ -218,7 +218,7 @@ def one_state(states: States, b: int) -> States:
     codes = np.concatenate([states.items[low:high], states.negatives[negatives]])
     used, codes = np.unique(codes, return_inverse=True)
     codes = codes.astype(np.int32)
-    return States(
+    return StateBatch(
         users=[states.users[b]],
         names=states.names[used],
         moment_offsets=states.moment_offsets[b : b + 2] - moments.start,
@@ -240,7 +240,7 @@ def make_golden(
     cases = []
     for user_id, state in zip(users, states, strict=True):
         query = Query(user_id=user_id, now=now, k=k, placement=placement)
-        answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
+        answer = recommender.recommend(StateBatch.of([user_id], [state]), [query], with_inputs=False)[0]
         cases.append(GoldenCase(state=state, now=now, placement=placement, k=k, ids=answer.items, scores=answer.scores))
     return cases
 
@@ -251,10 +251,10 @@ def check_golden(bundle: Bundle) -> None:
     Raises:
         BundleError: ids that differ, or scores by more than 1e-5.
     """
-    own = Recommender(bundle, Catalogue.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
         query = Query(user_id="golden", now=case.now, k=case.k, placement=case.placement)
-        answer = own.recommend(States.of(["golden"], [case.state]), [query], with_inputs=False)[0]
+        answer = own.recommend(StateBatch.of(["golden"], [case.state]), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case.scores) and np.allclose(
             answer.scores, case.scores, rtol=0, atol=CLOSE
         )

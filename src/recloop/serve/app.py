@@ -19,17 +19,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from recloop.backends import locks
+from recloop.ingest.parse import BadRequest
 from recloop.project import Project
 from recloop.records import now
-from recloop.serve import admin, follow, openapi, parameters, process
-from recloop.serve.asked import Asked
-from recloop.serve.door import Door, answer, problem_response
-from recloop.serve.guard import Guard
-from recloop.serve.parameters import only
-from recloop.serve.posted import Posted
+from recloop.serve import admin_routes, openapi, query_parameters, reload, server
+from recloop.serve.access import AccessMiddleware
+from recloop.serve.event_routes import WriteRoutes
+from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
+from recloop.serve.query_parameters import only
+from recloop.serve.recommend_routes import RecommendRoutes
+from recloop.serve.schemas import HealthResponse, HttpError, StatusResponse
 from recloop.serve.service import Clock, Service
-from recloop.serve.shapes import HealthAnswer, HttpError, StatusAnswer
+from recloop.storage import locks
 
 
 def create(project: Project, clock: Clock = now) -> Starlette:
@@ -65,11 +66,11 @@ def run(
     """
     serve = project.config.serve
     host, port = serve.host if host is None else host, serve.port if port is None else port
-    process.check_host(host)
+    server.check_host(host)
     with ExitStack() as stack:
         lock = stack.enter_context(locks.writer_lock(project.root))
-        listening = stack.enter_context(process.listen(host, port))
-        with follow.uncollected():
+        listening = stack.enter_context(server.listen(host, port))
+        with reload.gc_paused():
             service = Service(project, locked=True)
         stack.callback(service.close)
         if tamper is not None:
@@ -77,9 +78,9 @@ def run(
         app = build(service, host)
         if dress is not None:
             dress(app, service)
-        note = process.token_line(listening, service.token, app.state.console)
-        lock.note(url=process.address(listening))
-        process.serve(app, listening, process.ready_line(listening, service.arm.bundle, json), note)
+        note = server.token_line(listening, service.token, app.state.console)
+        lock.note(url=server.address(listening))
+        server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note)
 
 
 def build(service: Service, host: str = "") -> Starlette:
@@ -87,7 +88,7 @@ def build(service: Service, host: str = "") -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(follow.forever(service))
+        following = asyncio.create_task(reload.poll_forever(service))
         try:
             yield
         finally:
@@ -96,16 +97,16 @@ def build(service: Service, host: str = "") -> Starlette:
                 await following
             await run_in_threadpool(service.close)
 
-    asked, posted, handlers = Asked(service), Posted(service), Handlers(service)
+    asked, posted, handlers = RecommendRoutes(service), WriteRoutes(service), StatusRoutes(service)
     get, post = ["GET"], ["POST"]
     app = Starlette(
         routes=[
-            Route("/v1/recommend", only(asked.recommend, parameters.RECOMMEND_BY_QUERY), methods=get),
-            Route("/v1/recommend/{user_id:path}", only(asked.recommend, parameters.RECOMMEND), methods=get),
+            Route("/v1/recommend", only(asked.recommend, query_parameters.RECOMMEND_BY_QUERY), methods=get),
+            Route("/v1/recommend/{user_id:path}", only(asked.recommend, query_parameters.RECOMMEND), methods=get),
             Route("/v1/events", only(posted.post_events), methods=post),
             Route("/v1/items", only(posted.post_items), methods=post),
             Route("/v1/users", only(posted.post_users), methods=post),
-            Route("/v1/items/{item_id:path}/similar", only(asked.similar, parameters.SIMILAR), methods=get),
+            Route("/v1/items/{item_id:path}/similar", only(asked.similar, query_parameters.SIMILAR), methods=get),
             Route("/v1/items/{item_id:path}", only(asked.get_item), methods=get),
             Route("/v1/users/{user_id:path}", only(asked.get_user), methods=get),
             Route("/v1/health/live", only(handlers.live), methods=get),
@@ -113,21 +114,21 @@ def build(service: Service, host: str = "") -> Starlette:
             Route("/v1/status", only(handlers.status), methods=get),
             Route("/metrics", only(handlers.metrics), methods=get),
             Route("/openapi.json", only(handlers.openapi), methods=get),
-            *admin.routes(service),
+            *admin_routes.admin_routes(service),
         ],
-        exception_handlers={HTTPException: _http_exception, HttpError: _http_error},
+        exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.add_middleware(Guard, service=service, host=host)
-    app.add_middleware(Door)
+    app.add_middleware(AccessMiddleware, service=service, host=host)
+    app.add_middleware(RequestMiddleware)
     app.state.service = service
     app.state.draining = False
     app.state.console = False  # its mount says otherwise
     return app
 
 
-class Handlers:
+class StatusRoutes:
     """How the service is doing: one method a route."""
 
     def __init__(self, service: Service) -> None:
@@ -135,17 +136,21 @@ class Handlers:
         self._openapi = msgspec.json.encode(openapi.document())
 
     async def live(self, _: Request) -> Response:
-        return answer(HealthAnswer("live"))
+        return json_response(HealthResponse("live"))
 
     async def ready(self, request: Request) -> Response:
         if request.app.state.draining:
-            return answer(HealthAnswer("draining", "this process is ending"), 503)
+            return json_response(HealthResponse("draining", "this process is ending"), 503)
         reason = self._service.ready()
-        return answer(HealthAnswer("not ready", reason), 503) if reason else answer(HealthAnswer("ready"))
+        return (
+            json_response(HealthResponse("not ready", reason), 503)
+            if reason
+            else json_response(HealthResponse("ready"))
+        )
 
     async def status(self, _: Request) -> Response:
         table = await run_in_threadpool(self._service.table)
-        return answer(msgspec.convert(table, StatusAnswer))
+        return json_response(msgspec.convert(table, StatusResponse))
 
     async def metrics(self, _: Request) -> Response:
         return Response(await run_in_threadpool(self._service.metrics), media_type="text/plain; version=0.0.4")
@@ -165,3 +170,8 @@ async def _http_exception(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HttpError)
     return problem_response(error)
+
+
+async def _bad_request(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, BadRequest)
+    return problem_response(HttpError(error.status, error.code, error.message, error.field, error.expected))

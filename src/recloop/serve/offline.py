@@ -8,18 +8,18 @@ from string import Formatter
 import msgspec
 import rich.table
 
-from recloop import standing
 from recloop.errors import UserError
-from recloop.features.signal import Signal
-from recloop.features.state import States
+from recloop.features.labels import EventLabeler
+from recloop.features.state import StateBatch
 from recloop.json_object import JsonTree
 from recloop.project import Project
-from recloop.recommend.catalogue import Catalogue
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.states import Retracted, StateReader
+from recloop.recommend.user_states import RetractionIndex, StateCache
 from recloop.records import Query, now
-from recloop.serve.arms import LIVE
-from recloop.serve.replies import reply
+from recloop.release.assignment import LIVE
+from recloop.serve.response import build_response
 
 OWN = ("item_id", "score", "source", "reason")
 
@@ -40,15 +40,15 @@ def recommend(
         raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
     if not user_id:
         raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
-    standing.whole(project)
+    loading.whole(project)
     loaded = project.load_bundle(bundle)
     archive = project.open_archive()
     with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
-        catalogue = Catalogue.of([archive.items(), log.items(until=as_of)])
+        catalogue = Catalog.of([archive.items(), log.items(until=as_of)])
         with project.open_snapshot(archive.watermark, loaded.spec.state_key) as snapshot:
-            signal = Signal.of(loaded.spec)
-            state = StateReader(log, snapshot, signal, Retracted(archive, log)).read(user_id, as_of)
+            signal = EventLabeler.of(loaded.spec)
+            state = StateCache(log, snapshot, signal, RetractionIndex(archive, log)).read(user_id, as_of)
     query = Query(
         user_id=user_id,
         now=now(),
@@ -60,8 +60,8 @@ def recommend(
     )
     recommender = Recommender(loaded, catalogue)
     query = recommender.asked(query)
-    answer = recommender.recommend(States.of([user_id], [state]), [query], with_inputs=False)[0]
-    made: JsonTree = msgspec.to_builtins(reply(query, answer, catalogue, loaded.id, LIVE, []))
+    answer = recommender.recommend(StateBatch.of([user_id], [state]), [query], with_inputs=False)[0]
+    made: JsonTree = msgspec.to_builtins(build_response(query, answer, catalogue, loaded.id, LIVE, []))
     return made
 
 

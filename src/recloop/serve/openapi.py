@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from recloop import __version__
+from recloop.ingest import parse
+from recloop.ingest.parse import NDJSON
 from recloop.json_object import JsonTree
-from recloop.serve import parameters, shapes
-from recloop.serve.bodies import NDJSON
-from recloop.serve.parameters import Parameter
+from recloop.serve import query_parameters
+from recloop.serve import schemas as messages
+from recloop.serve.query_parameters import Parameter
 
 ID = {"type": "string", "minLength": 1}
 ERRORS = {
@@ -37,11 +39,15 @@ VERBS = {
 def document() -> JsonTree:
     """The whole document, OpenAPI 3.1."""
     _, schemas = msgspec.json.schema_components(
-        [shape for shape in vars(shapes).values() if isinstance(shape, type) and issubclass(shape, msgspec.Struct)],
+        [
+            shape
+            for shape in (*vars(parse).values(), *vars(messages).values())
+            if isinstance(shape, type) and issubclass(shape, msgspec.Struct)
+        ],
         ref_template="#/components/schemas/{name}",
     )
-    schemas["RecommendAnswer"]["properties"]["items"]["items"] = {"$ref": "#/components/schemas/SlotAnswer"}
-    schemas["SlotAnswer"]["additionalProperties"] = True  # what ?properties= asked for
+    schemas["RecommendResponse"]["properties"]["items"]["items"] = {"$ref": "#/components/schemas/SlotResponse"}
+    schemas["SlotResponse"]["additionalProperties"] = True  # what ?properties= asked for
     return {
         "openapi": "3.1.0",
         "info": {
@@ -60,19 +66,28 @@ def document() -> JsonTree:
 def _paths() -> dict[str, JsonTree]:
     listed = "A list for a user, known or not"
     return {
-        "/v1/recommend/{user_id}": _get("recommend", listed, "RecommendAnswer", parameters.RECOMMEND, path="user_id"),
-        "/v1/recommend": _get("recommend_by_query", listed, "RecommendAnswer", parameters.RECOMMEND_BY_QUERY),
-        "/v1/events": _rows("post_events", "Events; durable when answered", "EventRow", "EventsAnswer"),
-        "/v1/items": _rows("post_items", "Items; in force at the next request", "ItemRow", "ItemsAnswer"),
-        "/v1/users": _rows("post_users", "Users; in force at the next request", "UserRow", "UsersAnswer"),
-        "/v1/items/{item_id}": _get("get_item", "An item as it is now", "ItemAnswer", path="item_id", errors=("404",)),
-        "/v1/items/{item_id}/similar": _get(
-            "similar", "A list about an item", "RecommendAnswer", parameters.SIMILAR, path="item_id", errors=("404",)
+        "/v1/recommend/{user_id}": _get(
+            "recommend", listed, "RecommendResponse", query_parameters.RECOMMEND, path="user_id"
         ),
-        "/v1/users/{user_id}": _get("get_user", "A user as known now", "UserAnswer", path="user_id", errors=("404",)),
-        "/v1/health/live": _get("health_live", "This process runs", "HealthAnswer"),
+        "/v1/recommend": _get("recommend_by_query", listed, "RecommendResponse", query_parameters.RECOMMEND_BY_QUERY),
+        "/v1/events": _rows("post_events", "Events; durable when answered", "EventIn", "EventsResponse"),
+        "/v1/items": _rows("post_items", "Items; in force at the next request", "ItemIn", "ItemsResponse"),
+        "/v1/users": _rows("post_users", "Users; in force at the next request", "UserIn", "UsersResponse"),
+        "/v1/items/{item_id}": _get(
+            "get_item", "An item as it is now", "ItemResponse", path="item_id", errors=("404",)
+        ),
+        "/v1/items/{item_id}/similar": _get(
+            "similar",
+            "A list about an item",
+            "RecommendResponse",
+            query_parameters.SIMILAR,
+            path="item_id",
+            errors=("404",),
+        ),
+        "/v1/users/{user_id}": _get("get_user", "A user as known now", "UserResponse", path="user_id", errors=("404",)),
+        "/v1/health/live": _get("health_live", "This process runs", "HealthResponse"),
         "/v1/health/ready": _ready(),
-        "/v1/status": _get("status", "What is live, since when, and how its lists are", "StatusAnswer"),
+        "/v1/status": _get("status", "What is live, since when, and how its lists are", "StatusResponse"),
         "/metrics": _metrics(),
         **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERBS.items()},
     }
@@ -82,7 +97,7 @@ def _get(
     name: str,
     summary: str,
     answer: str,
-    query: tuple[Parameter, ...] = parameters.NONE,
+    query: tuple[Parameter, ...] = query_parameters.NONE,
     path: str = "",
     errors: tuple[str, ...] = (),
 ) -> JsonTree:
@@ -105,8 +120,8 @@ def _get(
 
 
 def _ready() -> JsonTree:
-    made = _get("health_ready", "This process answers", "HealthAnswer")
-    made["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthAnswer")
+    made = _get("health_ready", "This process answers", "HealthResponse")
+    made["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthResponse")
     return made
 
 
@@ -142,14 +157,14 @@ def _move(verb: str, summary: str) -> JsonTree:
             "operationId": verb,
             "summary": summary,
             "security": [{TOKEN: []}],
-            "requestBody": {"required": True, "content": _content("MoveRow")},
-            "responses": {"200": _response(summary, "MoveAnswer"), **_errors("401", "404", "409", "413", "415")},
+            "requestBody": {"required": True, "content": _content("ReleaseRequest")},
+            "responses": {"200": _response(summary, "ReleaseResponse"), **_errors("401", "404", "409", "413", "415")},
         }
     }
 
 
 def _errors(*statuses: str) -> JsonTree:
-    return {status: _response(ERRORS[status], "ErrorAnswer") for status in sorted({*ALWAYS, *statuses})}
+    return {status: _response(ERRORS[status], "ErrorResponse") for status in sorted({*ALWAYS, *statuses})}
 
 
 def _response(text: str, answer: str) -> JsonTree:

@@ -14,28 +14,28 @@ from contextlib import ExitStack
 
 import polars as pl
 
-from recloop import admin_token, release, standing
-from recloop.backends import inbox, locks
-from recloop.backends.archive import Archive
 from recloop.bundle import Bundle
 from recloop.errors import UserError
-from recloop.features.signal import Signal
-from recloop.features.state import States, UserState
+from recloop.features.labels import EventLabeler
+from recloop.features.state import StateBatch, UserState
+from recloop.ingest.writer import Writer, WriteRequest, burst_seconds
 from recloop.json_object import JsonTree
+from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
 from recloop.project import Project
-from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.recommender import Answer, Recommender
-from recloop.recommend.states import StateReader
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.user_states import StateCache
 from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, now
-from recloop.serve import arms
-from recloop.serve.behind import Behind
-from recloop.serve.fleet import Fleet, Loaded, Loader
-from recloop.serve.follow import Follower
-from recloop.serve.known import Known, Stored
-from recloop.serve.replies import reply
-from recloop.serve.shapes import RecommendAnswer
-from recloop.serve.write import Job, Writer, look_back
-from recloop.watch.pulse import Look, Pulse, Windows, exposition
+from recloop.release import assignment
+from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
+from recloop.serve.reload import Reloader
+from recloop.serve.response import build_response
+from recloop.serve.schemas import RecommendResponse
+from recloop.serve.shadow import ShadowQueue
+from recloop.serve.state_registry import StateRegistry, StateSource
+from recloop.storage import admin_token, inbox, locks, releases
+from recloop.storage.archive import Archive
 
 LOGGER = logging.getLogger(__name__)
 
@@ -74,28 +74,32 @@ class Service:
 
     def _open(self) -> None:
         project = self.project
-        standing.whole(project)
+        loading.whole(project)
         self.archive = project.open_archive()
         self.token = admin_token.ensure(project.root)
         self.control = project.open_control()
         self.log = self._stack.enter_context(project.open_log(write=True))
         self.log.start_at(self.archive.watermark)
-        inbox.take(self.control, self.log)
+        inbox.apply_inbox(self.control, self.log)
         self.as_of = self.log.last_seq()
         self.unsettled: int | None = None
-        self.catalogue = Catalogue.of([self.archive.items(), self.log.items()])
-        loader = Loader(project, self.control, self.catalogue, self.clock)
+        self.catalogue = Catalog.of([self.archive.items(), self.log.items()])
+        loader = DeploymentLoader(project, self.control, self.catalogue, self.clock)
         self.fleet = loader.first()
-        self.known = Known(project, self.archive, self.log)
+        self.known = StateRegistry(project, self.archive, self.log)
         self._stack.callback(lambda: self.known.close())  # noqa: PLW0108 the one in use by then
         self.known.keep(self.known.open(one.bundle.spec for one in self.fleet.every))
-        self._follower = Follower(self, loader)
+        self._follower = Reloader(self, loader)
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
-        self.pulse = Pulse(project)
-        self.behind = Behind(self._list, self.decisions)
+        self.pulse = HealthCache(project)
+        self.behind = ShadowQueue(self._list, self.decisions)
         self._stack.callback(self.behind.rehearse)
         self.writer = Writer(
-            self.log, self.archive, Signal.of(self.bundle.spec), look_back(self.bundle.spec.clean), self._settle
+            self.log,
+            self.archive,
+            EventLabeler.of(self.bundle.spec),
+            burst_seconds(self.bundle.spec.clean),
+            self._settle,
         )
         self._stack.callback(self.writer.close)
 
@@ -112,11 +116,11 @@ class Service:
         return self.fleet.live.bundle
 
     @property
-    def arm(self) -> arms.Arm:
+    def arm(self) -> assignment.Arm:
         return self.fleet.live.arm
 
     @property
-    def states(self) -> StateReader:
+    def states(self) -> StateCache:
         return self.known.of(self.bundle.spec).reader
 
     @property
@@ -137,7 +141,7 @@ class Service:
         session_id: str | None = None,
         anonymous_id: str | None = None,
         client_request_id: str | None = None,
-    ) -> tuple[Answer, Decision]:
+    ) -> tuple[RankedList, Decision]:
         """Answer a query from the newest state, and put the decision down behind the answer.
 
         Args:
@@ -198,26 +202,26 @@ class Service:
             fleet.shadows
             and query.user_id
             and not degraded
-            and arms.shadowing(query.user_id, arm, fleet.shadows[0].arm.bundle, share.shadow)
+            and assignment.shadowing(query.user_id, arm, fleet.shadows[0].arm.bundle, share.shadow)
         ):
             self.behind.add(query, decision, fleet)
         return answer, decision
 
-    def look(self, query: Query) -> tuple[Answer, arms.Arm]:
+    def look(self, query: Query) -> tuple[RankedList, assignment.Arm]:
         """The list that a query would get now, and the arm that it falls into; nothing is written down."""
         arm = self._arm(query.user_id)
-        served = self.fleet.candidate if arm.variant == arms.CANDIDATE else self.fleet.live
+        served = self.fleet.candidate if arm.variant == assignment.CANDIDATE else self.fleet.live
         return self._list(served or self.fleet.live, query, set())[0], arm
 
-    def _arm(self, user_id: str) -> arms.Arm:
+    def _arm(self, user_id: str) -> assignment.Arm:
         if not user_id:  # a list about an item, for nobody in particular: no unit of an experiment
             return self.fleet.live.arm
         candidate = self.fleet.candidate and self.fleet.candidate.arm
-        return arms.choose(user_id, self.fleet.live.arm, candidate)
+        return assignment.assign(user_id, self.fleet.live.arm, candidate)
 
-    def reply(self, query: Query, answer: Answer, decision: Decision) -> RecommendAnswer:
+    def reply(self, query: Query, answer: RankedList, decision: Decision) -> RecommendResponse:
         """An answer as the client gets it."""
-        return reply(query, answer, self.catalogue, decision.bundle, decision.variant, decision.degraded)
+        return build_response(query, answer, self.catalogue, decision.bundle, decision.variant, decision.degraded)
 
     def user_state(self, user_id: str) -> UserState:
         """What is known of a user now."""
@@ -235,7 +239,7 @@ class Service:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
         last_seq, watermark = self.as_of, self.archive.watermark
         return {
-            **standing.marked(self.project, release.table(self.control)),
+            **loading.marked(self.project, releases.release_table(self.control)),
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": self.degraded,
@@ -254,7 +258,7 @@ class Service:
         found: Windows = self.health()["health"]
         return found
 
-    def _seen(self) -> Look | None:
+    def _seen(self) -> HealthSummary | None:
         try:
             return self.pulse.look(self.bundle, self.clock())
         except sqlite3.Error:
@@ -277,25 +281,27 @@ class Service:
         return "" if self.fleet.live.ready() else "the golden query got no list"
 
     async def follow(self) -> bool:
-        """Take up what other processes did (see `recloop.serve.follow`); whether another fleet serves."""
+        """Take up what other processes did (see `recloop.serve.reload`); whether another fleet serves."""
         return await self._follower.follow()
 
-    def switch(self, fleet: Fleet, known: Mapping[str, Stored]) -> None:
+    def switch(self, fleet: Deployments, known: Mapping[str, StateSource]) -> None:
         """Serve this fleet from the next request on; on the loop."""
         self.behind.rehearse()
         fleet.warm(self.fleet)
         self.known.keep(known)
         self.fleet = fleet
-        self.writer.judge_by(Signal.of(self.bundle.spec), look_back(self.bundle.spec.clean))
+        self.writer.judge_by(EventLabeler.of(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
 
-    def go_on_from(self, archive: Archive, known: Known) -> None:
+    def go_on_from(self, archive: Archive, known: StateRegistry) -> None:
         """What an update archived is read there, and states go on from its snapshots; on the loop."""
         self.behind.rehearse()
         before, self.known = self.known, known
         before.close()
         self.archive = self.writer.archive = archive
 
-    def _list(self, served: Loaded, query: Query, degraded: set[str], seq: int | None = None) -> tuple[Answer, int]:
+    def _list(
+        self, served: Deployment, query: Query, degraded: set[str], seq: int | None = None
+    ) -> tuple[RankedList, int]:
         """A bundle's list for a query, and the seq that it knew: ``seq``, else the newest.
 
         Raises:
@@ -304,12 +310,12 @@ class Service:
         spec = served.bundle.spec
         state, as_of = self.known.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
         try:
-            return served.recommender.recommend(States.of([query.user_id], [state]), [query])[0], as_of
+            return served.recommender.recommend(StateBatch.of([query.user_id], [state]), [query])[0], as_of
         except pl.exceptions.PolarsError as error:  # it parses, but compares a text with a number
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
 
-    def _settle(self, jobs: list[Job], seq: int) -> None:
+    def _settle(self, jobs: list[WriteRequest], seq: int) -> None:
         """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on.
 
         The rows are on the disk, so an error here undoes nothing: every cached state is dropped and the follower
@@ -323,7 +329,7 @@ class Service:
             self.unsettled = self.as_of if self.unsettled is None else self.unsettled
         self.as_of = seq
 
-    def mend(self, known: Known, items: Sequence[Item]) -> None:
+    def mend(self, known: StateRegistry, items: Sequence[Item]) -> None:
         """Put in place what a failed `_settle` left out; on the loop.
 
         Args:
@@ -337,7 +343,7 @@ class Service:
                 self.catalogue.upsert(item)
         self.unsettled = None
 
-    def _take_in(self, jobs: list[Job], seq: int) -> None:
+    def _take_in(self, jobs: list[WriteRequest], seq: int) -> None:
         touched: set[str] = set()
         for job in jobs:
             touched.update(event.user_id for event in job.events)

@@ -16,23 +16,23 @@ import pytest
 from recloop import bundle as bundles
 from recloop import loop
 from recloop.bundle import Bundle
-from recloop.collect.prepare import load
-from recloop.features.state import States, Timeline, UserState
-from recloop.models.base import SHELF
+from recloop.data.prepare import load
+from recloop.features.state import StateBatch, StateHistory, UserState
+from recloop.models.base import MODELS
 from recloop.project import Project, open_project
-from recloop.recommend.catalogue import Catalogue
-from recloop.recommend.mix import fuse
-from recloop.recommend.recommender import CLOSE, Answer, Recommender
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.fusion import fuse
+from recloop.recommend.recommender import CLOSE, RankedList, Recommender
 from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query, Use
-from recloop.world import World
+from recloop.simulation.shop import SimulatedShop
 
 ALONE = ("popular",)
 """The ladder of one source: its own list, then Popular."""
 
 
 @functools.cache
-def _world() -> World:
-    return World(seed=0)
+def _world() -> SimulatedShop:
+    return SimulatedShop(seed=0)
 
 
 @dataclass(frozen=True)
@@ -46,31 +46,31 @@ class Fitted:
     project: Project
     bundle: Bundle
     source: str
-    timeline: Timeline
-    catalogue: Catalogue
+    timeline: StateHistory
+    catalogue: Catalog
     users: list[str]
     now: list[int]
     as_of: list[int]
     targets: list[set[str]]
 
-    def states(self, questions: Sequence[int]) -> States:
+    def states(self, questions: Sequence[int]) -> StateBatch:
         """The states of these questions, from columns."""
         chosen = [(self.users[q], self.as_of[q], self.now[q]) for q in questions]
         users, seqs, now = (list(column) for column in zip(*chosen, strict=True))
         return self.timeline.states(users, seqs, now)
 
-    def ask(self, questions: Sequence[int], k: int = 10, exclude: tuple[str, ...] = ()) -> list[Answer]:
+    def ask(self, questions: Sequence[int], k: int = 10, exclude: tuple[str, ...] = ()) -> list[RankedList]:
         """The lists of these questions as one batch."""
         return self.answers(self.states(questions), [self.now[q] for q in questions], k, exclude)
 
     def answers(
         self,
-        states: States,
+        states: StateBatch,
         now: Sequence[int],
         k: int = 10,
         exclude: tuple[str, ...] = (),
         bundle: Bundle | None = None,
-    ) -> list[Answer]:
+    ) -> list[RankedList]:
         """The lists of the model's source alone, then Popular, by the steps of `Recommender.recommend`."""
         recommender = Recommender(bundle or self.bundle, self.catalogue)
         queries = [
@@ -114,8 +114,8 @@ def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle
         project=project,
         bundle=bundle,
         source=_source(bundle, model),
-        timeline=Timeline(data.events, data.users),
-        catalogue=Catalogue.of([data.items]),
+        timeline=StateHistory(data.events, data.users),
+        catalogue=Catalog.of([data.items]),
         users=first[USER_ID].to_list(),
         now=first[STAMP].to_list(),
         as_of=first[SEQ].to_list(),
@@ -124,13 +124,13 @@ def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle
 
 
 def _source(bundle: Bundle, model: str) -> str:
-    names = {model, *(name for name, path in SHELF.items() if path == model)}
+    names = {model, *(name for name, path in MODELS.items() if path == model)}
     found = [source for source, settings in bundle.scorers.items() if settings.model in names]
     assert found, f"no scorer of the bundle names {model}: {bundle.scorers}"
     return found[0]
 
 
-def assert_same(one: Answer, other: Answer) -> None:
+def assert_same(one: RankedList, other: RankedList) -> None:
     """Equal lists: scores within 1e-5; ids may swap only between scores that close."""
     assert len(one.items) == len(other.items)
     np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=CLOSE)
@@ -163,15 +163,15 @@ class ModelContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def answers(cls, fitted: Fitted) -> list[Answer]:
+    def answers(cls, fitted: Fitted) -> list[RankedList]:
         return fitted.ask(range(len(fitted.users)))
 
-    def test_finds_the_right_items(self, fitted: Fitted, answers: list[Answer]) -> None:
+    def test_finds_the_right_items(self, fitted: Fitted, answers: list[RankedList]) -> None:
         """Recall@10 of the next basket, against the 10/N of a constant or random scorer."""
         hits = [len(set(a.items) & held) / len(held) for a, held in zip(answers, fitted.targets, strict=True)]
         assert np.mean(hits) > self.better * 10 / len(fitted.bundle.items)
 
-    def test_lists_what_users_like_by_the_truth(self, fitted: Fitted, answers: list[Answer]) -> None:
+    def test_lists_what_users_like_by_the_truth(self, fitted: Fitted, answers: list[RankedList]) -> None:
         world = _world()
         place = {item_id: ix for ix, item_id in enumerate(world.item_ids)}
         shares = []
@@ -180,11 +180,11 @@ class ModelContract:
             shares.append(np.mean([share[place[item]] for item in answer.items]))
         assert np.mean(shares) > self.liked
 
-    def test_batch_equals_single(self, fitted: Fitted, answers: list[Answer]) -> None:
+    def test_batch_equals_single(self, fitted: Fitted, answers: list[RankedList]) -> None:
         for q in range(0, len(answers), max(1, len(answers) // 12)):
             assert_same(answers[q], fitted.ask([q])[0])
 
-    def test_company_in_the_batch_changes_nothing(self, fitted: Fitted, answers: list[Answer]) -> None:
+    def test_company_in_the_batch_changes_nothing(self, fitted: Fitted, answers: list[RankedList]) -> None:
         """The same questions in another order, beside users with no history at all."""
         order = np.random.default_rng(0).permutation(len(answers)).tolist()
         users = [fitted.users[q] for q in order] + ["nobody", "nobody else"]
@@ -194,7 +194,7 @@ class ModelContract:
         for place, q in enumerate(order):
             assert_same(answers[q], mixed[place])
 
-    def test_saved_and_loaded_answers_alike(self, fitted: Fitted, answers: list[Answer], tmp_path: Path) -> None:
+    def test_saved_and_loaded_answers_alike(self, fitted: Fitted, answers: list[RankedList], tmp_path: Path) -> None:
         folder = tmp_path / fitted.bundle.id
         shutil.copytree(fitted.project.bundles / fitted.bundle.id, folder)
         again = fitted.answers(fitted.states(range(len(answers))), fitted.now, bundle=bundles.load(folder))
@@ -202,7 +202,7 @@ class ModelContract:
 
     def test_an_unseen_user_gets_a_list(self, fitted: Fitted) -> None:
         attributes = [None, {}, {"age": "30-44"}, {"age": "unheard of"}, {"something": [1, None]}]
-        states = States.of([f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes])
+        states = StateBatch.of([f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes])
         for answer in fitted.answers(states, fitted.now[:1] * 5):
             assert len(answer.slots) == 10
             assert np.isfinite(answer.scores).all()
@@ -210,7 +210,7 @@ class ModelContract:
     def test_a_user_of_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
         stranger = UserState()
         stranger.add("an item of another shop", fitted.now[0] - DAY, None, Use.TARGET)
-        answer = fitted.answers(States.of(["u"], [stranger]), fitted.now[:1])[0]
+        answer = fitted.answers(StateBatch.of(["u"], [stranger]), fitted.now[:1])[0]
         assert len(answer.slots) == 10
 
     @pytest.mark.parametrize("k", [1, 10, 100])
@@ -229,14 +229,16 @@ class ModelContract:
         assert len(set(items)) == len(items)
         assert set(fitted.bundle.items.ids.ids) - set(items) == disliked & set(fitted.bundle.items.ids.ids)
 
-    def test_what_is_excluded_is_not_listed_and_the_rest_moves_up(self, fitted: Fitted, answers: list[Answer]) -> None:
+    def test_what_is_excluded_is_not_listed_and_the_rest_moves_up(
+        self, fitted: Fitted, answers: list[RankedList]
+    ) -> None:
         out = tuple(answers[0].items[:3])
         again = fitted.ask(range(20), exclude=out)
         assert all(not set(out) & set(answer.items) for answer in again)
         assert again[0].items[:7] == answers[0].items[3:]
 
     def test_order_inside_a_moment_carries_nothing(
-        self, fitted: Fitted, answers: list[Answer], tmp_path_factory: pytest.TempPathFactory
+        self, fitted: Fitted, answers: list[RankedList], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         """The log with the rows of each basket shuffled gives the same lists, training included."""
         other = fit_on_world(tmp_path_factory.mktemp("shuffled") / "shop", self.model, self.settings, shuffle=7)

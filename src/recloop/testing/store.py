@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from recloop.backends import Control, Decisions, Log, open_control, open_decisions, open_log
-from recloop.backends.control import Moved
 from recloop.json_object import JsonTree
 from recloop.records import Decision, Event, Item, User
+from recloop.storage import ControlStore, DecisionLog, EventLog, open_control, open_decisions, open_log
+from recloop.storage.control import ReleaseConflict
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Stores:
 
     root: Path
     urls: tuple[str, str, str]
-    opened: list[Log | Decisions] = field(default_factory=list)
+    opened: list[EventLog | DecisionLog] = field(default_factory=list)
 
-    def log(self, write: bool = True) -> Log:
+    def log(self, write: bool = True) -> EventLog:
         self.opened.append(open_log(self.urls[0], self.root, write))
         return self.opened[-1]  # type: ignore[return-value]
 
-    def decisions(self, write: bool = True) -> Decisions:
+    def decisions(self, write: bool = True) -> DecisionLog:
         self.opened.append(open_decisions(self.urls[1], self.root, write))
         return self.opened[-1]  # type: ignore[return-value]
 
-    def control(self) -> Control:
+    def control(self) -> ControlStore:
         return open_control(self.urls[2], self.root)
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class StoreContract:
         control = stores.control()
         first = control.move("b", "00", "", "registered", **_move(0, {"gate": [1, 0.5]}))
         assert first.generation == 1
-        with pytest.raises(Moved):
+        with pytest.raises(ReleaseConflict):
             control.move("c", "11", "", "registered", **_move(0))
         assert stores.control().releases() == [first]
         assert first.evidence == {"gate": [1, 0.5]}
@@ -191,7 +191,7 @@ class StoreContract:
         def mover(name: str) -> None:
             try:
                 stores.control().move(name, "00", "", "registered", **_move(1))
-            except Moved:
+            except ReleaseConflict:
                 return
             moved.append(name)
 

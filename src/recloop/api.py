@@ -1,0 +1,366 @@
+"""The Python face: fit on a frame, recommend from it, save it as a bundle; or open a project folder.
+
+rec = recloop.fit(events)                       # pandas, Polars or Arrow; the same kind comes out
+rec.recommend(["u1", "u2"], k=10)
+shop = recloop.open("shop"); shop.update(); shop.evaluate()
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import polars as pl
+
+from recloop import __version__, loop, progress
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.data import rejected_rows
+from recloop.data.clean import clean
+from recloop.data.frames import as_polars, named, objects, settings_of, table_of
+from recloop.data.read import parse_events
+from recloop.data.split import LEAVE_ONE_OUT, SplitFrames, split
+from recloop.errors import UserError
+from recloop.evaluation.evaluate import evaluate
+from recloop.evaluation.table import EvaluationTable
+from recloop.features.clock_rule import received_by
+from recloop.features.dwell import DwellPercentiles
+from recloop.features.labels import EventLabeler
+from recloop.features.log_end import end_of
+from recloop.features.moments import moment_stamps, number_moments
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateBatch, StateHistory, UserState
+from recloop.json_object import JsonTree
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
+from recloop.models.base import is_closed_form
+from recloop.pipeline import training_steps
+from recloop.pipeline.training_steps import COUNTS, THREADS, train_window, with_network
+from recloop.project import Project, open_project
+from recloop.recommend import loading
+from recloop.recommend import similar_items as similar
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.fusion import fuse
+from recloop.recommend.recommender import Recommender, check_golden, make_golden
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, max_int, now
+from recloop.serve import offline
+from recloop.settings import build
+from recloop.storage.event_log import object_text
+from recloop.training import baselines
+from recloop.training.dataset import make_tables, train_data, validation_data
+from recloop.training.fit import fit_network
+
+
+@dataclass(frozen=True)
+class FittedData:
+    """What a `FittedRecommender` knows: labelled events, versions of items and users, the split it was fitted on.
+
+    ``dwell`` is what a dwell is long compared with.
+    """
+
+    events: pl.DataFrame
+    items: pl.DataFrame | None
+    users: pl.DataFrame | None
+    parts: SplitFrames | None
+    dwell: DwellPercentiles | None = None
+
+    @property
+    def test(self) -> pl.DataFrame:
+        assert self.parts is not None
+        return self.parts.test
+
+
+def fit(
+    events: Any, items: Any = None, users: Any = None, model: str = "covisitation",
+    config: Mapping[str, Any] | None = None,
+) -> FittedRecommender:  # fmt: skip
+    """Learn from a log in memory.
+
+    Args:
+        events: A frame with user_id, item_id, timestamp, and where there are any event_type, value, quantity,
+            group_id, event_id; other names by ``config["data"]["columns"]``.
+        items, users: Frames with item_id / user_id and attributes.
+        model: ``popular``, ``bought_before``, ``covisitation``; a network of the shelf or ``package.module:Class``
+            (``recloop[train]``); or ``auto``: the counting models mixed by validation.
+        config: Tables of recloop.toml as a mapping.
+
+    Raises:
+        UserError: a column, a value or a setting that does not fit.
+    """
+    frame = as_polars(events)
+    settings = settings_of(frame, config or {})
+    catalogue = objects(items, ITEM_ID, 0)
+    people = objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
+    first = sum(len(part) for part in (catalogue, people) if part is not None)
+    raw = parse_events([table_of(frame, "events")], settings.data)
+    too_many = rejected_rows.excess(raw.rejects, raw.read, settings.clean.max_rejected)
+    if too_many is not None:
+        raise too_many
+    cleaned = clean(raw.frame, settings, first, catalogue)
+    if cleaned.excessive:
+        raise cleaned.excessive[0]
+    rows = FittedData(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split), cleaned.dwell)
+    return FittedRecommender(_learned(settings, rows, model), rows, settings, nw.get_native_namespace(events).__name__)
+
+
+def load(path: str | Path, events: Any = None) -> FittedRecommender:
+    """A saved bundle: every byte and its golden lists checked; numpy and onnxruntime are enough.
+
+    Args:
+        events: The log that users' states are read from; without it everybody is new.
+    """
+    bundle = bundles.load(Path(path))
+    check_golden(bundle)
+    spec = bundle.spec
+    empty = pl.DataFrame(schema={**EVENT_SCHEMA})
+    settings = build({"events": spec.to_json()["events"], "clean": spec.clean.model_dump(mode="json"),
+                      "data": {"timezone": spec.timezone}}, (), {})  # fmt: skip
+    catalogue = bundle.items
+    items = pl.DataFrame(
+        {ITEM_ID: catalogue.ids.ids, "attributes": [object_text(row) for row in catalogue.attributes]}
+    ).with_columns(
+        pl.lit(0, pl.Int64).alias(SEQ), pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
+    )
+    labelled = _labelled(EventLabeler.of(spec), empty, empty)
+    native = "polars" if events is None else nw.get_native_namespace(events).__name__
+    made = FittedRecommender(bundle, FittedData(labelled, items, None, None), settings, native)
+    if events is not None:
+        made.observe(events)
+    return made
+
+
+class FittedRecommender:
+    """A bundle over a log in memory. ``observe`` moves states on; weights stand still."""
+
+    def __init__(self, bundle: Bundle, rows: FittedData, config: Config, native: str) -> None:
+        self.bundle = bundle
+        self._rows, self._config, self._native = rows, config, native
+        self._signal = EventLabeler.of(bundle.spec)
+        self._recommender = Recommender(bundle, Catalog.of([rows.items]), THREADS)
+        self._timeline = StateHistory(rows.events, rows.users)
+
+    def recommend(
+        self, users: Sequence[str], k: int = 10, filter_viewed: bool | None = None,
+        items_to_recommend: Sequence[str] | None = None, now: int | None = None,
+    ) -> Any:  # fmt: skip
+        """Lists as a frame: user_id, item_id, score, rank, source.
+
+        Args:
+            filter_viewed: Leave out what a user had before; None: the project's ``split.filter_seen``.
+            items_to_recommend: Show nothing else.
+            now: int64 microseconds UTC; None: just after the newest believed event (wrong clocks are not believed).
+
+        Raises:
+            UserError: ``k`` outside 1 to 1000.
+        """
+        _check_k(k)
+        users = [str(user) for user in users]
+        events = self._rows.events
+        newest = max_int(events[SEQ])
+        moment = max_int(events[TIMESTAMP]) + 1 if now is None else now
+        recommender = self._recommender
+        if filter_viewed is not None:
+            recommender = self._with_seen(filter_viewed)
+        name = self.bundle.default_placement
+        placement = recommender.placement(name)
+        queries = [Query(user_id=user, now=moment, k=k, placement=name) for user in users]
+        encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
+        allowed = recommender.allowed(encoded, queries, placement)
+        rungs = None
+        if items_to_recommend is not None:
+            shown = np.zeros_like(allowed.mask)
+            shown[self.bundle.items.ids.lookup(map(str, items_to_recommend))] = True
+            allowed = replace(allowed, mask=allowed.mask & shown)
+            rungs = ("segment", "popular")
+        recalled = recommender.recall(encoded, allowed, placement.weights)
+        fused = fuse(recalled, placement.weights, k, placement.fusion_constant)
+        answers = recommender.answers(encoded, allowed, fused, queries, placement, rungs)
+        rows = [
+            (query.user_id, slot.item_id, slot.score, rank, slot.source)
+            for query, answer in zip(queries, answers, strict=True)
+            for rank, slot in enumerate(answer.slots, 1)
+        ]
+        schema = {USER_ID: pl.String, ITEM_ID: pl.String, "score": pl.Float64, "rank": pl.Int64, "source": pl.String}
+        return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
+
+    def similar_items(self, items: Sequence[str], k: int = 10) -> Any:
+        """Items like each item, as ``GET /v1/items/{id}/similar`` lists them: item_id, similar_id, score, rank, source.
+
+        Raises:
+            UserError: an item that the bundle's table and the catalogue do not know, or ``k`` outside 1 to 1000.
+        """
+        _check_k(k)
+        ids = [str(item) for item in items]
+        for item in ids:
+            if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
+                expected = "an item with a positive before the cut, or of the catalogue"
+                raise UserError("item_id", item, expected, "rec.recommend(...)")
+        queries = [Query(user_id="", now=self.bundle.cut, k=k, placement=similar.LIST, item_id=item) for item in ids]
+        states = StateBatch.of([""] * len(ids), [UserState()] * len(ids))
+        rows = [
+            (query.item_id, slot.item_id, slot.score, rank, slot.source)
+            for query, answer in zip(queries, self._recommender.recommend(states, queries, False), strict=True)
+            for rank, slot in enumerate(answer.slots, 1)
+        ]
+        schema = {
+            ITEM_ID: pl.String,
+            "similar_id": pl.String,
+            "score": pl.Float64,
+            "rank": pl.Int64,
+            "source": pl.String,
+        }
+        return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
+
+    def observe(self, more: Any) -> None:
+        """Further events, judged as on arrival: states move on, weights do not.
+
+        A stamp is compared with this machine's clock, or with the end of all rows where that is later.
+        """
+        frame = as_polars(more)
+        fresh = parse_events(
+            [table_of(frame, "events")], settings_of(frame, {"data": named(self._config.data, frame)}).data
+        ).frame
+        old = self._rows.events
+        last = max_int(old[SEQ])
+        fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
+        end = end_of(pl.concat([old.select(TIMESTAMP, USER_ID), fresh.select(TIMESTAMP, USER_ID)]))
+        fresh = received_by(fresh, max(end, now()))
+        believed = fresh.filter(self._signal.believe(fresh, old.select(*EVENT_SCHEMA)).is_null())
+        self._rows = replace(self._rows, events=_labelled(self._signal, old.select(*EVENT_SCHEMA), believed))
+        self._timeline = StateHistory(self._rows.events, self._rows.users)
+
+    def evaluate(self, protocol: str = "temporal") -> EvaluationTable:
+        """The table on the part of the log that was held back; draws itself in a notebook.
+
+        Args:
+            protocol: The one of ``config["split"]["protocol"]``, by which the log was split.
+
+        Raises:
+            UserError: the bundle was loaded, so nothing was held back; a protocol of a later version.
+        """
+        if self._rows.parts is None:
+            raise UserError("evaluate", "a loaded bundle", "the log it was fitted on", "recloop.fit(events).evaluate()")
+        if protocol != self._config.split.protocol:
+            expected = f"{self._config.split.protocol}, as the log was split when it was fitted"
+            raise UserError("split.protocol", protocol, expected, 'recloop.fit(events, config={"split": {...}})')
+        config = build({**self._config.model_dump(mode="json", by_alias=True)}, [f"split.protocol={protocol}"], {})
+        return evaluate([self.bundle], self._rows, Catalog.of([self._rows.items]), config, {}, THREADS)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the bundle as a folder of its own.
+
+        Raises:
+            UserError: something is there already.
+        """
+        target = Path(path)
+        if target.exists():
+            raise UserError("path", target, "a path where nothing is yet", "another path")
+        own = Recommender(self.bundle, Catalog.of_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
+        golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+            written = bundles.write(replace(self.bundle, golden=golden), Path(beside), datetime.now(UTC))
+            shutil.move(Path(beside) / written.id, target)
+        return target
+
+    def _with_seen(self, filter_seen: bool) -> Recommender:
+        policy = replace(self.bundle.policy, filter_seen=filter_seen)
+        return Recommender(replace(self.bundle, policy=policy), self._recommender.catalogue, THREADS)
+
+    def _given(self, frame: pl.DataFrame) -> Any:
+        """The kind of frame that came in."""
+        if self._native == "pandas":
+            return frame.to_pandas()
+        return frame.to_arrow() if self._native == "pyarrow" else frame
+
+
+def _check_k(k: int) -> None:
+    if not 1 <= k <= 1000:
+        raise UserError("k", k, "a whole number from 1 to 1000", "rec.recommend(users, k=10)")
+
+
+def _learned(config: Config, rows: FittedData, model: str) -> Bundle:
+    parts = rows.parts
+    assert parts is not None
+    before = pl.concat([parts.train, parts.valid]).sort(SEQ)
+    tables = make_tables(FeatureSpec.of(config, rows.dwell), before, parts.cut, rows.items, rows.users)
+    temporal = config.split.protocol != LEAVE_ONE_OUT
+    arrays = validation_data(tables, parts.train, parts.valid, None, temporal)
+    network_wanted = model != "auto" and not is_closed_form(model)
+    options = config.model.options if model == config.model.name else {}
+    made, scorers = baselines.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
+    manifest = Manifest(
+        recloop=__version__,
+        model=ModelSpec(COUNTS, {}),
+        data=TrainingRows(
+            cut=parts.cut,
+            until_seq=max_int(before[SEQ]),
+            held_seq=0,
+            protocol=config.split.protocol,
+        ),
+        train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
+    )
+    bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
+    if network_wanted:
+        with tempfile.TemporaryDirectory() as run:
+            network = fit_network(model, options, arrays, config, Path(run), config.train.budget_seconds)
+        bundle = with_network(bundle, network)
+    bundle, _ = baselines.choose_half_life_and_weights(
+        bundle, config, arrays, tables, StateHistory(before, rows.users), THREADS
+    )
+    if arrays.history is not None:
+        whole, start = train_data(tables, before, None), arrays.cut
+        bundle = baselines.refitted(bundle, whole, tables, options)
+        if network_wanted:
+            with tempfile.TemporaryDirectory() as run:
+                bundle = with_network(bundle, train_window(config, network, whole, start, bundle, Path(run)))
+    if model == "auto":
+        return bundle
+    source = next(source for source, scorer in bundle.scorers.items() if scorer.model == model)
+    alone = {source: 1.0}
+    placements = {name: replace(placement, weights=alone) for name, placement in bundle.policy.placements.items()}
+    return replace(bundle, policy=replace(bundle.policy, placements=placements))
+
+
+def _labelled(signal: EventLabeler, old: pl.DataFrame, fresh: pl.DataFrame) -> pl.DataFrame:
+    whole = pl.concat([old.select(*EVENT_SCHEMA), fresh.select(*EVENT_SCHEMA)])
+    return number_moments(moment_stamps(signal.label(whole)))
+
+
+def open_folder(folder: str | Path = ".", **settings: Any) -> ProjectFolder:
+    """A project folder; ``settings`` beat recloop.toml, written ``serve__port=9000``."""
+    sets = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    return ProjectFolder(open_project(folder, sets))
+
+
+class ProjectFolder:
+    """A project folder from Python: what the verbs of the command line do."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+
+    def update(self) -> str:
+        """One turn: the id of the bundle that it made live (the first) or registered; live's where none was let in."""
+        live = self.project.live_bundle_id()
+        if live is None:
+            return loop.first_run(self.project).bundle.id
+        return loop.update(self.project).bundle or live
+
+    def evaluate(self, *bundle_ids: str) -> EvaluationTable:
+        """The table of these bundles, of the live one without an id."""
+        return training_steps.evaluate_bundles(self.project, list(bundle_ids), progress.NullProgress())
+
+    def recommend(self, user_id: str, k: int | None = None, placement: str = "home") -> JsonTree:
+        """The service's answer without the service; ``k`` None: the placement's own."""
+        return offline.recommend(self.project, user_id, k, placement)
+
+    def status(self) -> JsonTree:
+        """What is live, what is tried, since when."""
+        return loading.status(self.project)

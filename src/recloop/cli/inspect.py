@@ -1,0 +1,148 @@
+"""Verbs that look: at the log, at models, at a list, at what is live and what was answered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from recloop.cli.terminal import CliContext, Json, out, plain, print_json, project
+from recloop.progress import ConsoleProgress
+
+
+def doctor(
+    signals: Annotated[
+        bool, typer.Option("--signals", help="each rule of [events]: its events, five examples")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read the log and judge it; write nothing."""
+    from recloop.data import doctor as collected
+    from recloop.data import label_report as asked
+
+    if signals:
+        found = asked.examine_signals(project())
+        if as_json:
+            print_json({**collected.build_report(project()).to_json(), **found.to_json()})
+        else:
+            out.print(asked.render(found))
+        return
+    report = collected.build_report(project())
+    if as_json:
+        print_json(report.to_json())
+    else:
+        out.print(collected.render(report))
+
+
+def evaluate(
+    bundles: Annotated[list[str] | None, typer.Argument(metavar="[BUNDLE]...")] = None,
+    protocol: Annotated[str, typer.Option(help="beats split.protocol")] = "",
+    as_json: Json = False,
+) -> None:
+    """One table: counting rows, models, and the list as served."""
+    from recloop.pipeline import training_steps
+
+    if protocol:
+        CliContext.sets = (*CliContext.sets, f"split.protocol={protocol}")
+    table = training_steps.evaluate_bundles(project(), bundles or [], ConsoleProgress())
+    if as_json:
+        print_json(table.to_json())
+    else:
+        out.print(table.render())
+
+
+def recommend(
+    user: str,
+    k: Annotated[int | None, typer.Option("-k", help="how many, 1 to 1000 (default: the placement's)")] = None,
+    placement: Annotated[str, typer.Option(help="where on the page")] = "home",
+    bundle: Annotated[str, typer.Option(help="another bundle than the live one")] = "",
+    item: Annotated[str, typer.Option(help="what a list about an item is about (placement similar)")] = "",
+    as_json: Json = False,
+) -> None:
+    """The service's answer without the service; logs nothing."""
+    from recloop.serve import offline
+
+    answer = offline.recommend(project(), user, k, placement, bundle, item)
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(offline.render(answer))
+
+
+def status(as_json: Json = False) -> None:
+    """What is live, what is tried, since when."""
+    from recloop.monitoring import experiment
+    from recloop.monitoring.shadow_requirement import shadow_requirement
+    from recloop.recommend import loading
+    from recloop.release.transitions import SHADOWED
+
+    here = project()
+    found = loading.status(here)
+    tried, problem = experiment.current_or_problem(here)
+    need = None if found["shadow"] is None else shadow_requirement(here, found["shadow"], SHADOWED)
+    if as_json:
+        print_json({**found, "verdict": tried and tried.to_json(), "shadow_requirement": need and need.to_json()})
+        return
+    plain(f"live: {found['live'] or 'nothing yet; next: recloop update'}")
+    plain(f"generation {found['generation']}, last seq {found['last_seq']}, learned up to seq {found['watermark']}")
+    for row in found["bundles"]:
+        plain(f"  {row['state']:<11} {row['bundle']}  {row['reason']}")
+    if need is not None:
+        plain(f"shadow: {need}")
+    for line in tried.lines() if tried else filter(None, [problem]):
+        plain(line)
+
+
+def token(
+    new: Annotated[bool, typer.Option("--new", help="replace it; in force when serve starts again")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the admin token of this project."""
+    from recloop.storage import admin_token
+
+    root = project().root
+    found = admin_token.renew(root) if new else admin_token.ensure(root)
+    if as_json:
+        print_json({"token": found})
+    else:
+        plain(found)
+
+
+def report(
+    start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="last moment, ISO 8601")] = "",
+    file: Annotated[str, typer.Option("--out", help="where to write the page")] = "",
+    as_json: Json = False,
+) -> None:
+    """One HTML page: the last evaluation, and the health of what was shown."""
+    from recloop.monitoring import report as page
+
+    done = page.write(project(), start, end, file)
+    if as_json:
+        print_json(done)
+    else:
+        plain(f"wrote {done['path']} over {done['requests']} requests")
+
+
+def verify(
+    last: Annotated[int, typer.Option(min=1, help="how many of the newest decisions")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Rebuild logged decisions from the log by the other path; exit 1 on any unexplained difference."""
+    from recloop.monitoring import verify as verification
+    from recloop.records import now
+
+    here = project()
+    found = verification.verify(here, last)
+    verification.save_result(here, found, now())
+    if as_json:
+        print_json(found)
+    else:
+        line = "{checked} decisions checked: {equal} equal, {late} late, {unexplained} unexplained"
+        if found["earlier"]:
+            line += ", {earlier} of an earlier generation of the data"
+        plain(line.format(**found) + f"; largest score difference {found['max_score_diff']:.2g}")
+        for one in found["differences"][:10]:
+            plain(f"  {one['request_id']}: {one['name']} was {one['was']}, is {one['is']}")
+    if found["unexplained"]:
+        raise typer.Exit(1)

@@ -1,0 +1,119 @@
+"""Verbs that go deeper: one chapter of a turn by itself, and rows into the log without HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from recloop.cli.terminal import Json, out, plain, print_json, project
+from recloop.progress import ConsoleProgress
+
+
+def prepare(as_json: Json = False) -> None:
+    """Read, clean and split the log into data/."""
+    from recloop import loop
+    from recloop.data import doctor as collected
+    from recloop.storage import locks
+
+    here = project()
+    with locks.run_lock(here.root, "prepare"):
+        made = loop.collect(here, ConsoleProgress())
+    if as_json:
+        sizes = {"train": made.train, "valid": made.valid, "test": made.test}
+        print_json({**made.report.to_json(), "fingerprint": made.fingerprint, "cut": made.cut, **sizes})
+    else:
+        out.print(collected.render(made.report))
+
+
+def train(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="a model in place of [model]")] = "",
+    as_json: Json = False,
+) -> None:
+    """Fit a model on data/, write a bundle and register it."""
+    from recloop import loop
+    from recloop.recommend import loading
+    from recloop.storage import locks
+
+    here = project()
+    with locks.run_lock(here.root, "train"):
+        made = loop.train(here, ConsoleProgress(), loading.resolve_model(here, name))
+    if as_json:
+        print_json(
+            {
+                "bundle": made.bundle.id,
+                "run": made.run,
+                "epochs": made.bundle.manifest.train.epochs,
+                "seconds": round(made.seconds, 2),
+                "metrics": made.bundle.metrics,
+            }
+        )
+    else:
+        out.print(made.table.render())
+        plain(f"registered: {made.bundle.id}; next: recloop promote {made.bundle.id}")
+
+
+def quarantine(
+    where: Annotated[str, typer.Option(metavar="CONDITION", help="SQL over an event's fields")],
+    reason: Annotated[str, typer.Option(help="why; kept with the rows")],
+    start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="end of the time, ISO 8601, not included")] = "",
+    restore: Annotated[bool, typer.Option("--restore", help="bring back what a quarantine took out")] = False,
+    force: Annotated[bool, typer.Option("--force", help="take out more than clean.max_removed")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take rows out of states and training, or bring them back."""
+    from recloop.pipeline import quarantine as rows
+
+    done = rows.quarantine(project(), where, reason, start, end, restore, force)
+    if as_json:
+        print_json(done.to_json())
+        return
+    verb = "brought back" if restore else "taken out"
+    others = "not in quarantine" if restore else "out already"
+    plain(f"{done.new:,} rows {verb} of {done.matched:,} that match ({done.already:,} {others})")
+    if not done.new:
+        return
+    types = ", ".join(f"{name} {count:,}" for name, count in done.types.items())
+    plain(f"  {done.share:.2%} of {done.rows:,} rows, {done.users:,} users ({done.user_share:.2%}): {types}")
+    for row in done.samples:
+        plain("  " + " ".join(f"{name}={value}" for name, value in row.items()))
+    if done.waiting:
+        plain(f"  {done.waiting:,} rows wait for the running service, which takes them up within a second")
+    plain("next: recloop update")
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="remove nothing, print what would go")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove bundles, runs and rows that [retention] does not keep."""
+    from recloop.pipeline import retention
+    from recloop.storage import locks
+
+    here = project()
+    with locks.run_lock(here.root, "gc"):
+        done = retention.collect(here, dry_run)
+    if as_json:
+        print_json(done.to_json())
+        return
+    for line in done.lines:
+        plain(line)
+
+
+def ingest(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; -: JSON lines from stdin")],
+    url: Annotated[str, typer.Option(help="post to this running service, such as http://127.0.0.1:8088")] = "",
+    as_json: Json = False,
+) -> None:
+    """Rows into the log as if posted; safe to repeat where they carry an event_id."""
+    from recloop.ingest import bulk as arrivals
+
+    taken = arrivals.ingest(project(), file, url, ConsoleProgress())
+    if as_json:
+        print_json(taken.to_json())
+    else:
+        said = ", ".join(f"{count:,} {status}" for status, count in taken.to_json().items())
+        plain(f"{said} ({taken.seconds:.1f} s); next: recloop update")
+    if not taken.whole:
+        raise typer.Exit(1)

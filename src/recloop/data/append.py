@@ -1,0 +1,224 @@
+"""What came since the watermark, appended: the log's new rows judged, put beside the archive, and the whole split anew.
+
+Causal rules were decided when a row arrived and stand in its ``rule``. Retrospective ones are asked here, and take rows
+that serving believes: a repeat that came without an event_id (`duplicates`), what led to a burst before its tenth row
+(`burst`). They are in no split; they stay in the archive, because states held them since they arrived, and leave the
+states by a retraction with a seq of its own, which the caller hands to the log (`AppendResult.taken_back`).
+
+Everything is written into a folder of the caller's; `publish` renames it into ``data/``, the manifest last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from recloop import __version__
+from recloop.config import Clean, Config
+from recloop.data.atomic_folder import AtomicFolder
+from recloop.data.clean import QUARANTINED, duplicate_rows
+from recloop.data.label_report import RuleCount, counted
+from recloop.data.prepare import SPLITS, split_hash
+from recloop.data.split import SplitFrames, holdout_rows
+from recloop.features.labels import EventLabeler
+from recloop.features.learned_range import LearnedRange, NewWindow, window_of
+from recloop.features.moments import moment_stamps, number_moments
+from recloop.files import move, replace_json
+from recloop.project import Project
+from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID, FileFacts
+from recloop.storage import EventLog
+from recloop.storage.archive import Archive
+from recloop.storage.data_manifest import MANIFEST, DataManifest, UpdateRecord, WindowLoss
+
+
+@dataclass(frozen=True)
+class AppendResult:
+    """What one update read: the numbers of ``recloop update --json``, and the moments that it tests.
+
+    ``cut``, ``held_seq``, ``late``, ``fresh`` are those of `recloop.features.learned_range.NewWindow`.
+
+    ``signals``: what each rule of ``[events]`` makes of the new believed rows (`recloop.data.label_report.counted`).
+    ``taken_back`` holds (seq, rule) of the believed rows that a retrospective rule takes now and no retraction took yet.
+    """
+
+    read: int
+    kept: int
+    removed: dict[str, int]
+    new_users: int
+    new_items: int
+    cut: int
+    held_seq: int
+    late: int
+    fresh: int
+    positives: int
+    signals: list[RuleCount]
+    taken_back: list[tuple[int, str]]
+
+
+def append(
+    project: Project,
+    log: EventLog,
+    until: int,
+    learned: LearnedRange,
+    signal: EventLabeler,
+    target: Path,
+    out: Sequence[int] = (),
+) -> AppendResult:
+    """Write ``data/`` as it will be into ``target``: the new files, and the manifest that names them all.
+
+    Args:
+        until: The last seq to take.
+        learned: What live has learned: every other moment is new.
+        signal: Of the spec that the candidate will have.
+        out: Rows that were taken back before.
+        target: A folder of its own, made anew.
+    """
+    archive = project.open_archive()
+    after = archive.watermark
+    rows = log.events(after=after, until=until)
+    fresh = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    old = archive.events()
+    believed = pl.concat([old, fresh]).filter(~pl.col(SEQ).is_in(pl.Series(out, dtype=pl.Int64).implode()))
+    back = retracted_rows(believed, rows, project.config.clean, signal)
+    labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(list(back))))))
+    window = window_of(labelled, learned)
+    parts = split_at(labelled, window, project.config)
+    removed = Counter(rows[RULE].drop_nulls().to_list()) + Counter(rule for seq, rule in back.items() if seq > after)
+    made = AppendResult(
+        read=len(rows),
+        kept=len(rows) - removed.total(),
+        removed=dict(sorted(removed.items())),
+        new_users=len(set(fresh[USER_ID]) - set(old[USER_ID].unique())),
+        new_items=len(set(fresh[ITEM_ID]) - set(old[ITEM_ID].unique())),
+        cut=window.cut,
+        held_seq=window.held_seq,
+        late=window.late,
+        fresh=window.fresh,
+        positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
+        signals=counted(signal, fresh),
+        taken_back=sorted(back.items()),
+    )
+    _write(project, archive, log, rows, fresh, parts, made, until, target)
+    return made
+
+
+def retracted_rows(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> dict[int, str]:
+    """The believed rows that a retrospective rule takes, by seq.
+
+    Args:
+        believed: All of them, in the order of their seq.
+        rows: What is new, with the ``rule`` of what was not believed.
+        signal: Says which rows never count for the burst rule.
+    """
+    again = duplicate_rows(believed).to_list() if clean.duplicates == "exact" else []
+    return dict.fromkeys(again, "duplicates") | dict.fromkeys(rows_before_burst(believed, rows, clean, signal), "burst")
+
+
+def rows_before_burst(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> list[int]:
+    """The believed rows of bursts: those in (stamp - seconds, stamp] of one of ``rows`` that the causal rule took.
+
+    The rule takes the tenth row of a second and what follows, because nobody knew before; what never counts for it
+    (a target that weighs as much as a purchase) is no part of a burst here either.
+    """
+    caught = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
+    if clean.burst == "off" or not len(caught):
+        return []
+    own = believed.filter(pl.col(USER_ID).is_in(caught[USER_ID].unique().implode()))
+    hurried = own.select(SEQ).with_columns(signal.acts(own)).filter(~pl.col("strong"))
+    near = hurried.select(SEQ, USER_ID, TIMESTAMP).join(caught, on=USER_ID)
+    before = pl.col("caught") - pl.col(TIMESTAMP)
+    return near.filter((before >= 0) & (before < round(clean.burst.seconds * SECOND)))[SEQ].unique().sort().to_list()
+
+
+def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> SplitFrames:
+    """The moments that a window tests, and train and validation of everything else."""
+    marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
+    past, test = (marked.filter(where).drop("tested") for where in (~pl.col("tested"), pl.col("tested")))
+    held = holdout_rows(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
+    keys = [USER_ID, STAMP]
+    valid = past.join(held, on=keys, how="semi", maintain_order="left")
+    return SplitFrames(past.join(held, on=keys, how="anti", maintain_order="left"), valid, test, window.cut)
+
+
+def _write(
+    project: Project, archive: Archive, log: EventLog, rows: pl.DataFrame, fresh: pl.DataFrame, parts: SplitFrames,
+    made: AppendResult, until: int, target: Path,
+) -> None:  # fmt: skip
+    shutil.rmtree(target, ignore_errors=True)
+    files, after = AtomicFolder(target), archive.watermark
+    try:
+        date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
+        days = fresh.with_columns(date).partition_by("date", as_dict=True, include_key=False)
+        for (day,), own in sorted(days.items()):
+            files.table(f"archive/date={day}/events-{after + 1}-{until}.parquet", own)
+        for name, frame in zip(SPLITS, parts[:3], strict=True):
+            files.table(f"split/{name}.parquet", frame)
+        for name, before, since in (
+            ("items", archive.items(), log.items(after, until)),
+            ("users", archive.users(), log.users(after, until)),
+        ):
+            if len(since):
+                files.table(f"{name}.parquet", since if before is None else pl.concat([before, since]))
+        taken = rows.filter(pl.col(RULE).is_not_null()).select(*QUARANTINED)
+        if len(taken):
+            files.table("quarantine.parquet", pl.concat([archive.quarantine(), taken]))
+        files.wait()
+        files.manifest(_manifest(project, archive.manifest, files.written, parts, made, until).to_json())
+    finally:
+        files.close()
+
+
+def _manifest(
+    project: Project,
+    old: DataManifest,
+    written: Mapping[str, FileFacts],
+    parts: SplitFrames,
+    made: AppendResult,
+    until: int,
+) -> DataManifest:
+    before = old.counts
+    counts = replace(
+        before,
+        read=before.read + made.read,
+        kept=before.kept + made.kept,
+        removed={
+            rule: before.removed.get(rule, 0) + made.removed.get(rule, 0)
+            for rule in sorted({*before.removed, *made.removed})
+        },
+        **{name: len(frame) for name, frame in zip(SPLITS, parts[:3], strict=True)},
+    )
+    return replace(
+        old,
+        code=__version__,
+        cut=made.cut,
+        held_seq=made.held_seq,
+        watermark=until,
+        split_hash=split_hash(written),
+        counts=counts,
+        files={**old.files, **written},
+        config=project.config.model_dump(mode="json", by_alias=True),
+        updates=(*old.updates, UpdateRecord(old.watermark + 1, until, made.read, made.kept)),
+    )
+
+
+def publish_data(staged: Path, data: Path, windows: tuple[WindowLoss, ...]) -> None:
+    """Rename what `append` wrote into ``data/``, the manifest last; done again after a kill, it goes on where it ended.
+
+    Args:
+        windows: Losses of the earlier windows, for the next input check.
+    """
+    for table in sorted(staged.rglob("*.parquet")):
+        move(table, data / table.relative_to(staged))
+    manifest = staged / MANIFEST
+    if not manifest.exists():
+        return
+    whole = replace(DataManifest.read(staged), windows=windows)
+    if (data / MANIFEST).exists():  # files may have been read while this run was interrupted
+        whole = replace(whole, sources=DataManifest.read(data).sources)
+    replace_json(data / MANIFEST, whole.to_json())
+    manifest.unlink()

@@ -1,0 +1,92 @@
+"""The catalogue and the users: an id and everything else as one JSON object, numbers as numbers."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+
+from recloop.data.numbers import read_numbers
+from recloop.data.tables import Table
+from recloop.json_object import JsonTree
+from recloop.storage.event_log import object_text
+
+NUMBER: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
+"""Texts that say the same as a number: ``01``, ``+1`` and ``1e5`` are codes, not numbers."""
+
+
+def typed_columns(table: Table) -> pl.DataFrame:
+    """A CSV's text columns with numbers as numbers and true / false as such; empty texts are null."""
+    columns = []
+    for column in table.frame.iter_columns():
+        text = pl.select(pl.when(column.str.strip_chars() != "").then(column)).to_series().alias(column.name)
+        columns.append(_typed(text, table.separator))
+    return pl.DataFrame(columns)
+
+
+def _typed(text: pl.Series, separator: str) -> pl.Series:
+    present = text.drop_nulls()
+    if not len(present):
+        return text
+    if present.str.to_lowercase().is_in(["true", "false"]).all():
+        return (text.str.to_lowercase() == "true").alias(text.name)
+    if present.str.contains(NUMBER).all():
+        if present.str.contains(".", literal=True).any():
+            return text.cast(pl.Float64)
+        whole = text.cast(pl.Int64, strict=False)
+        return whole if whole.null_count() == text.null_count() else text
+    if separator != "," and present.str.contains(r"^-?[\d.]*\d(,\d+)?$").all():
+        numbers, wrong, how = read_numbers(text, separator)
+        if how and not wrong.any():
+            return numbers.alias(text.name)
+    return text
+
+
+def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
+    """Every row but its id as a JSON object: keys sorted, missing values left out."""
+    return [
+        object_text({name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None})
+        for row in rows
+    ]
+
+
+def object_texts(column: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """A column of JSON objects (texts, or structs) as compact texts, null where empty; and which rows hold none."""
+    texts: list[str | None] = []
+    wrong: list[bool] = []
+    for raw in column.to_list():
+        made = None if raw is None or raw == "" else _object(raw)
+        texts.append(made)
+        wrong.append(made is None and raw is not None and raw != "")
+    return pl.Series(column.name, texts, dtype=pl.String), pl.Series(wrong, dtype=pl.Boolean)
+
+
+def _object(raw: Any) -> str | None:
+    try:
+        value = msgspec.json.decode(raw) if isinstance(raw, str) else _plain(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return object_text(value) if isinstance(value, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it, None where it says nothing."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value)

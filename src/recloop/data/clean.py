@@ -1,0 +1,283 @@
+"""Number the rows, judge them, and keep what is believed: causal rules as on arrival, then those that need the whole log.
+
+Every row that could be read gets a ``seq``, the removed ones too: they go to the quarantine with the rule that took them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+import polars as pl
+
+from recloop.config import Config
+from recloop.data.posted_rows import PostedRows
+from recloop.data.rejected_rows import rounded_up
+from recloop.data.split import cut_of
+from recloop.errors import UserError
+from recloop.features.clock_rule import received_by_end
+from recloop.features.dwell import DWELL, DWELL_PCT, DwellPercentiles
+from recloop.features.labels import EventLabeler, matcher
+from recloop.features.moments import moment_stamps, number_moments
+from recloop.records import (
+    CONTENT,
+    EVENT_ID,
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    FILE_ROW,
+    GROUP_ID,
+    ITEM_ID,
+    LABEL,
+    MOMENT,
+    PAIR,
+    QUANTITY,
+    RULE,
+    SEQ,
+    STAMP,
+    TIMESTAMP,
+    UNITS,
+    USE,
+    USER_ID,
+    VALUE,
+    WEIGHT,
+    iso,
+)
+
+LABELLED: Final = {
+    **EVENT_SCHEMA,
+    STAMP: pl.Int64,
+    LABEL: pl.Int8,
+    WEIGHT: pl.Float32,
+    USE: pl.Int8,
+    PAIR: pl.String,
+    UNITS: pl.Float64,
+    MOMENT: pl.Int32,
+}
+QUARANTINED: Final = {**EVENT_SCHEMA, RULE: pl.String}
+
+
+class CleaningRule(NamedTuple):
+    """A rule of cleaning: what it removes, when it is decided, the setting that turns it off."""
+
+    name: str
+    reason: str
+    kind: Literal["causal", "retrospective"]
+    off: str
+
+
+RULES: Final = (
+    CleaningRule("event_id", "an event_id that an earlier row carries", "causal", 'data.columns.event_id=""'),
+    CleaningRule(
+        "clock",
+        "stamps before 1970, or more than clean.future after the row's arrival (in a file: after its end)",
+        "causal",
+        'clean.future="off"',
+    ),
+    CleaningRule("keep", "rows that clean.keep does not let through", "causal", 'clean.keep=""'),
+    CleaningRule("burst", "more rows of a user at once than a person makes", "causal", 'clean.burst="off"'),
+    CleaningRule("duplicates", "a row that says the same as an earlier one", "retrospective", 'clean.duplicates="off"'),
+    CleaningRule("k_core", "users and items with fewer positives than split.k_core", "retrospective", "split.k_core=1"),
+)
+"""In the order in which they are asked; the first that takes a row names it."""
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """The judged log.
+
+    Attributes:
+        believed: LABELLED, in the order of seq.
+        quarantine: QUARANTINED, in the order of seq.
+        removed: Rows by rule, in the order of `RULES`, rules that took none left out.
+        watermark: The last seq given.
+        dwell: What a dwell is long compared with: the believed ones before the cut.
+        excessive: What `excess` says of the rules that took more than ``clean.max_removed``.
+    """
+
+    believed: pl.DataFrame
+    quarantine: pl.DataFrame
+    removed: dict[str, int]
+    watermark: int
+    excessive: tuple[UserError, ...]
+    dwell: DwellPercentiles | None = None
+
+
+def clean(
+    frame: pl.DataFrame,
+    config: Config,
+    after: int = 0,
+    items: pl.DataFrame | None = None,
+    posted: PostedRows | None = None,
+) -> CleanResult:
+    """Judge a log.
+
+    Args:
+        frame: EVENT_SCHEMA without seq, in the order of file and row.
+        config: ``[events]``, ``[clean]`` and ``[split]`` of it.
+        after: The last seq already given, to items and users.
+        items: The catalogue: durations and categories of the items that people dwell on.
+        posted: Rows of an earlier generation of the data, numbered after ``frame``'s.
+
+    Returns:
+        What `CleanResult` holds; a rule that took too much is in ``excessive`` and the caller stops or warns.
+    """
+    signal = EventLabeler(config.events, config.clean)
+    _check_conditions(config)
+    numbered = (
+        received_by_end(frame)
+        .sort(TIMESTAMP, maintain_order=True)
+        .select(pl.int_range(after + 1, after + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
+    )
+    imported = after + len(numbered)
+    if posted is not None:
+        numbered = pl.concat([numbered, posted.events.select(numbered.columns)])
+    rule = _judge(numbered, signal, config)
+    if posted is not None:
+        rule = _withdrawn(numbered, rule, posted)
+    taken = rule.is_not_null()
+    kept = numbered.filter(~taken)
+    dwell = None
+    if (kept[EVENT_TYPE] == DWELL).any():
+        early = kept.filter(pl.col(TIMESTAMP) < cut_of(kept, config.split.quantile))
+        dwell = DwellPercentiles.fit(early, items)
+    kept = EventLabeler(config.events, config.clean, dwell).label(kept)
+    if config.split.k_core > 1:
+        thin = _outside_core(kept, config.split.k_core)
+        core = pl.DataFrame({SEQ: kept[SEQ].filter(thin)}, schema={SEQ: pl.Int64}).with_columns(core=pl.lit("k_core"))
+        rule = numbered.select(SEQ).join(core, on=SEQ, how="left", maintain_order="left")["core"].fill_null(rule)
+        taken = rule.is_not_null()
+        kept = kept.filter(~thin)
+    believed = number_moments(row_stamps(kept) if config.split.ties == "row" else moment_stamps(kept))
+    quarantine = numbered.with_columns(rule.alias(RULE)).filter(taken)
+    counts = dict(quarantine.group_by(RULE).len().iter_rows())
+    removed = {info.name: counts[info.name] for info in RULES if info.name in counts}
+    return CleanResult(
+        believed=believed.select(*LABELLED),
+        quarantine=quarantine.select(*QUARANTINED),
+        removed=removed,
+        watermark=imported if posted is None else max(imported, posted.last_seq),
+        excessive=tuple(_excess(quarantine, imported, imported - after, config)),
+        dwell=dwell,
+    )
+
+
+def _check_conditions(config: Config) -> None:
+    """Refuse a condition that compares a text with a number before a row is asked."""
+    texts = [
+        (text, f"events.{name}")
+        for name in ("undo", "weights", "neutral", "negative", "history", "positive")
+        for text in getattr(config.events, name)
+    ]
+    if config.clean.keep.strip():
+        texts.append((config.clean.keep, "clean.keep"))
+    empty = pl.DataFrame(schema={**EVENT_SCHEMA, DWELL_PCT: pl.Float64})
+    for text, key in texts:
+        try:
+            empty.with_columns(matcher(text, key).alias("passes"))
+        except pl.exceptions.PolarsError as error:
+            expected = f"numbers compared with numbers, texts with texts ({str(error).splitlines()[0]})"
+            raise UserError(key, text, expected, f"mend {key} in recloop.toml") from None
+
+
+def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.Series:
+    """The rule that takes each row, or null. Believed as on arrival, where a doubled event_id never enters the log."""
+    again = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
+    if again.any():
+        fresh = numbered.filter(~again)
+        believed = fresh.select(SEQ).with_columns(signal.believe(fresh).alias(RULE))
+        joined = numbered.select(SEQ).join(believed, on=SEQ, how="left", maintain_order="left")[RULE]
+        rule = pl.select(pl.when(again).then(pl.lit("event_id")).otherwise(joined)).to_series()
+    else:
+        rule = signal.believe(numbered)
+    if config.clean.duplicates == "exact":
+        again = duplicate_rows(numbered.filter(rule.is_null()))
+        if len(again):
+            rule = pl.select(
+                pl.when(numbered[SEQ].is_in(again.implode())).then(pl.lit("duplicates")).otherwise(rule)
+            ).to_series()
+    return rule.alias(RULE)
+
+
+def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> pl.Series:
+    """The rules with those that stay with a posted row, or with a row of the import, from an earlier generation."""
+    own = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
+    rows = numbered.with_columns(rule.alias(RULE)).join(own, on=SEQ, how="left", maintain_order="left")
+    of_import = posted.withdrawn.rename({RULE: "by_hand"}).with_columns(file_id(EVENT_ID)).unique(CONTENT)
+    rows = rows.with_columns(file_id(EVENT_ID)).join(
+        of_import, on=CONTENT, how="left", nulls_equal=True, maintain_order="left"
+    )
+    return rows.select(pl.coalesce("stays", "by_hand", RULE).alias(RULE)).to_series()
+
+
+def file_id(name: str) -> pl.Expr:
+    """An event_id as its sender gave it: null where it was made from the number of a file's row."""
+    return pl.when(~pl.col(name).str.starts_with(FILE_ROW)).then(name).alias(name)
+
+
+def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
+    """The seq of each row that says exactly what an earlier one says; ``rows`` stand in the order of their seq."""
+    rows = rows.with_columns(file_id(EVENT_ID))
+    # Cheap first: rows that share even these three are few.
+    near = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
+    return near.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
+
+
+def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
+    """``ties = "row"``: every row a moment of its own, in the order of the file (only to reproduce published tables).
+
+    Rows of one stamp follow each other by a microsecond.
+    """
+    number = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
+    rows = believed.sort(SEQ).with_columns(number.alias("number"))
+    # s(i) = max(t(i), s(i-1) + 1), written as a running maximum.
+    stamp = (pl.col(TIMESTAMP) - pl.col("number")).cum_max().over(USER_ID) + pl.col("number")
+    return rows.with_columns(stamp.alias(STAMP)).drop("number")
+
+
+def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
+    """(n,) Boolean: rows of users or items with fewer than k positive rows, until all that stay have k."""
+    rows = labelled.select(USER_ID, ITEM_ID, LABEL).with_row_index("row")
+    size = len(rows) + 1
+    while len(rows) < size:
+        size = len(rows)
+        for side in (USER_ID, ITEM_ID):
+            rows = rows.filter((pl.col(LABEL) > 0).sum().over(side) >= k)
+    return ~pl.int_range(len(labelled), eager=True, dtype=pl.UInt32).is_in(rows["row"].implode())
+
+
+def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Config) -> list[UserError]:
+    """`excess` over the import alone: posted rows were judged one by one when they came."""
+    own = quarantine.filter(pl.col(SEQ) <= imported)
+    return excessive_rules(own, dict(own.group_by(RULE).len().iter_rows()), readable, config.clean.max_removed)
+
+
+def excessive_rules(
+    quarantine: pl.DataFrame, removed: dict[str, int], readable: int, allowed: float
+) -> list[UserError]:
+    """An error for each rule that took more than ``clean.max_removed`` of the rows; k_core is asked for, so exempt."""
+    found = []
+    for info in RULES:
+        count = removed.get(info.name, 0)
+        if info.name == "k_core" or count <= allowed * readable:
+            continue
+        share = count / readable
+        samples = quarantine.filter(pl.col(RULE) == info.name).head(3)
+        error = UserError(
+            f"rule {info.name}",
+            f"{share:.1%} of the rows ({count:,} of {readable:,})",
+            f"at most {allowed:.1%} (clean.max_removed); it removes {info.reason}",
+            f"--set clean.max_removed={rounded_up(share)} or --set '{info.off}'",
+            tuple(described(row) for row in samples.iter_rows(named=True)),
+        )
+        found.append(error)
+    return found
+
+
+def described(row: dict[str, object]) -> str:
+    """A row of the log in one line of a message."""
+    parts = [
+        f"{name}={row[name]!r}"
+        for name in (USER_ID, ITEM_ID, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID)
+        if row[name] is not None
+    ]
+    return f"  {iso(int(str(row[TIMESTAMP])))}  {'  '.join(parts)}"

@@ -1,0 +1,314 @@
+"""Judge a log and say so in numbers and sentences; ``recloop doctor`` writes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+import rich.console
+import rich.table
+import rich.text
+
+from recloop.config import Config
+from recloop.data import rejected_rows
+from recloop.data.clean import CleanResult, clean
+from recloop.data.read import EntityTable, RawEvents, read_events, read_items, read_users
+from recloop.data.split import split
+from recloop.errors import UserError
+from recloop.features.clock_rule import CLOCK
+from recloop.features.labels import EventLabeler, class_of, with_uses
+from recloop.features.moments import reused_groups
+from recloop.json_object import JsonTree
+from recloop.project import Project
+from recloop.records import (
+    DAY,
+    EVENT_TYPE,
+    GROUP_ID,
+    ITEM_ID,
+    LABEL,
+    SECOND,
+    STAMP,
+    TIMESTAMP,
+    USE,
+    USER_ID,
+    iso,
+    max_int,
+)
+
+SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word
+HEAVY_USER: Final = 0.05  # of all rows: a till or a crawler rather than a person
+SAFE_SQLITE: Final = (3, 51, 3)
+
+
+@dataclass(frozen=True)
+class Span:
+    """First and last stamp of a log in ISO 8601, and the days between; None: there are no rows."""
+
+    first: str | None
+    last: str | None
+    days: float
+
+
+@dataclass(frozen=True)
+class TypeRows:
+    """Rows of one event type, and their label: -1, 0, 1 or ``mixed``."""
+
+    rows: int
+    label: int | str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of a log: ``read = kept + sum(removed) + rejected``.
+
+    ``span`` holds the first and last stamp and the days between; ``repeats`` is the share of positive rows whose user
+    had the item before (in an earlier row).
+    """
+
+    read: int
+    kept: int
+    removed: dict[str, int]
+    rejected: int
+    users: int
+    items: int
+    moments: int
+    span: Span
+    repeats: float
+    warnings: tuple[str, ...]
+    info: str = ""
+    event_types: dict[str, TypeRows] = field(default_factory=dict)
+    event_classes: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> JsonTree:
+        """The keys of ``recloop doctor --json``."""
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "removed": dict(self.removed),
+            "rejected": self.rejected,
+            "users": self.users,
+            "items": self.items,
+            "moments": self.moments,
+            "span": vars(self.span),
+            "repeats": self.repeats,
+            "warnings": list(self.warnings),
+            "info": self.info,
+            "event_types": {name: vars(facts) for name, facts in self.event_types.items()},
+            "event_classes": dict(self.event_classes),
+        }
+
+
+def build_report(project: Project) -> Report:
+    """Read and judge the log of a project; a rule that takes too much, or a log that cannot be split, is a warning here."""
+    config = project.config
+    raw, items, users = read_events(project), read_items(project), read_users(project)
+    after = sum(len(table.frame) for table in (items, users) if table is not None)
+    cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
+    found = report(raw, cleaned, items, users, config)
+    unread = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
+    stops = [str(error) for error in (unread, *cleaned.excessive) if error is not None]
+    try:
+        split(cleaned.believed, config.split)
+    except UserError as error:
+        stops.append(str(error))
+    if sqlite3.sqlite_version_info < SAFE_SQLITE:
+        stops.append(
+            f"SQLite {sqlite3.sqlite_version}: before 3.51.3 two writers can damage a log; recloop writes with one alone"
+        )
+    return Report(**{**vars(found), "warnings": (*stops, *found.warnings)})
+
+
+def report(
+    raw: RawEvents, cleaned: CleanResult, items: EntityTable | None, users: EntityTable | None, config: Config
+) -> Report:
+    """The numbers of a judged log."""
+    believed = cleaned.believed
+    positive = believed.filter(pl.col(LABEL) > 0)
+    pairs = positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item() if len(positive) else 0
+    first, last = believed[TIMESTAMP].min(), believed[TIMESTAMP].max()
+    span = Span(None, None, 0.0)
+    if isinstance(first, int) and isinstance(last, int):
+        span = Span(iso(first), iso(last), round((last - first) / DAY, 2))
+    kinds = (
+        believed.group_by(EVENT_TYPE)
+        .agg(pl.len().alias("rows"), pl.col(LABEL).min().alias("low"), pl.col(LABEL).max().alias("high"))
+        .sort(["rows", EVENT_TYPE], descending=[True, False])
+    )
+    repeats = 1 - pairs / len(positive) if len(positive) else 0.0
+    return Report(
+        read=raw.read,
+        kept=len(believed),
+        removed=cleaned.removed,
+        rejected=len(raw.rejects),
+        users=believed[USER_ID].n_unique(),
+        items=believed[ITEM_ID].n_unique(),
+        moments=believed.select(pl.struct(USER_ID, STAMP).n_unique()).item() if len(believed) else 0,
+        span=span,
+        repeats=round(repeats, 4),
+        warnings=tuple(_warnings(raw, cleaned, items, users, config, repeats)),
+        info=raw.info,
+        event_types={
+            name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in kinds.iter_rows()
+        },
+        event_classes=_classes(believed),
+    )
+
+
+def _classes(believed: pl.DataFrame) -> dict[str, str]:
+    """What rows of each event type are to the models, in one word; ``by condition`` where they differ."""
+    found: dict[str, str] = {}
+    for name, use, label in with_uses(believed).select(EVENT_TYPE, USE, LABEL).unique().iter_rows():
+        word = class_of(use, label)
+        found[name] = word if found.setdefault(name, word) == word else "by condition"
+    return found
+
+
+def _warnings(
+    raw: RawEvents,
+    cleaned: CleanResult,
+    items: EntityTable | None,
+    users: EntityTable | None,
+    config: Config,
+    repeats: float,
+) -> list[str]:
+    believed, columns = cleaned.believed, config.data.columns
+    found: list[str] = []
+    if raw.rejects:
+        reasons = Counter(row.reason for row in raw.rejects).most_common(3)
+        listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+        found.append(f"{_percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
+    for table, what in ((items, ITEM_ID), (users, USER_ID)):
+        if table is not None and table.rejects:
+            found.append(f"{len(table.rejects):,} rows of {table.sources[0].name} have no {what} and were left out")
+        if table is not None and (doubled := len(table.frame) - table.frame[what].n_unique()):
+            where = table.sources[0].name if table.sources else "the posted rows"
+            found.append(f"{doubled:,} rows of {where} repeat a {what}: the last one counts")
+    if wrong := cleaned.removed.get(CLOCK):
+        end = iso(max_int(believed[TIMESTAMP])) if len(believed) else "unknown"
+        found.append(
+            f"{wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}): "
+            "wrong clocks; they are quarantined by the rule clock"
+        )
+    if not len(believed):
+        return [*found, "no row is believed"]
+    found += _stamps(believed, config)
+    found += _rows(believed, config, repeats)
+    if items is not None:
+        found += _catalogue(believed, items)
+    if not columns.event_id:
+        found.append("no event_id: an import cannot be repeated safely; set data.columns.event_id if a column has one")
+    return found
+
+
+def _stamps(believed: pl.DataFrame, config: Config) -> list[str]:
+    found = []
+    shared = believed.select(pl.struct(USER_ID, TIMESTAMP).is_duplicated().mean()).item()
+    grouped = config.data.columns.group_id
+    if grouped and shared > 0:
+        found.append(f"{_percent(shared)} of rows share their stamp with others: baskets, grouped by {grouped}")
+    elif shared >= SHARED_STAMPS:
+        found.append(
+            f"{_percent(shared)} of rows share their stamp with others of the same user: baskets? They count as one moment; "
+            "if a column names the basket, set data.columns.group_id"
+        )
+    if len(reused := reused_groups(believed)):
+        samples = ", ".join(repr(group) for group in reused[GROUP_ID].unique(maintain_order=True).head(3))
+        found.append(
+            f"{len(reused):,} groups ({config.data.columns.group_id}) span more than a day, such as {samples}: "
+            "a number used again starts a new moment"
+        )
+    coarse = timestamp_resolution(believed[TIMESTAMP])
+    if coarse and config.clean.burst != "off":
+        found.append(f'stamps are no finer than a {coarse}: the burst rule cannot judge them; set clean.burst = "off"')
+    if believed[TIMESTAMP].n_unique() == 1:
+        found.append(f"all rows have one stamp, {iso(int(believed[TIMESTAMP][0]))}: nothing can be told apart in time")
+    return found
+
+
+def timestamp_resolution(stamps: pl.Series) -> str:
+    """How coarse stamps are: ``day``, ``hour``, ``minute``, or "" where seconds count."""
+    for name, seconds in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if (
+            len(stamps)
+            and (stamps % (seconds * SECOND) == stamps[0] % (seconds * SECOND)).all()
+            and stamps.n_unique() > 1
+        ):
+            return name
+    return ""
+
+
+def _rows(believed: pl.DataFrame, config: Config, repeats: float) -> list[str]:
+    found = []
+    size = len(believed)
+    if believed[USER_ID].n_unique() == 1:
+        found.append("one user only: nothing can be learned from what others did")
+    if believed[ITEM_ID].n_unique() == 1:
+        found.append("one item only: there is nothing to choose between")
+    per_user = believed.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
+    heaviest, most = per_user.row(0)
+    if len(per_user) >= 2 / HEAVY_USER and most > HEAVY_USER * size:
+        found.append(f"user {heaviest!r} has {_percent(most / size)} of all rows: a till, a test or a crawler?")
+    single = believed.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
+    if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
+        found.append(f"{_percent(single)} of users have one moment only: their next one cannot be tested")
+    found += [
+        f"event type {name!r} ({rows:,} rows) is in no rule of [events]: neutral"
+        for name, rows in _unnamed(believed, config)
+    ]
+    if not (believed[LABEL] > 0).any():
+        found.append("no row is positive: see [events]")
+    if repeats >= 0.1 and config.split.filter_seen:
+        found.append(f"{_percent(repeats)} of rows are repeats, and split.filter_seen = true can never name one")
+    if repeats == 0 and not config.split.filter_seen and size > 1:
+        found.append("nobody has an item twice: split.filter_seen = true would keep seen items out of the lists")
+    return found
+
+
+def _unnamed(believed: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
+    """Event types whose rows no rule names: neutral for want of a rule."""
+    rest = EventLabeler(config.events, config.clean).explain(believed).filter(pl.col("by").is_null())
+    counts = rest.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
+    return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]
+
+
+def _catalogue(believed: pl.DataFrame, items: EntityTable) -> list[str]:
+    known = items.frame[ITEM_ID].unique()
+    rows = believed.select((~pl.col(ITEM_ID).is_in(known.implode())).mean()).item()
+    if rows:
+        missing = believed.filter(~pl.col(ITEM_ID).is_in(known.implode()))[ITEM_ID].n_unique()
+        return [
+            f"{missing:,} items of the log ({_percent(rows)} of rows) are not in {items.sources[0].name if items.sources else 'the catalog'}"
+        ]
+    return []
+
+
+def _percent(share: float) -> str:
+    return "under 0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
+
+
+def render(found: Report) -> rich.console.Group:
+    """A report as people read it."""
+    table = rich.table.Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("read", f"{found.read:,}", "rows")
+    table.add_row("kept", f"{found.kept:,}", "")
+    for rule, rows in found.removed.items():
+        table.add_row("removed", f"{rows:,}", f"by {rule}")
+    table.add_row("rejected", f"{found.rejected:,}", "could not be read" if found.rejected else "")
+    table.add_row("users", f"{found.users:,}", "")
+    table.add_row("items", f"{found.items:,}", "")
+    table.add_row("moments", f"{found.moments:,}", "what one user did at once")
+    table.add_row("span", f"{found.span.days:,.0f} days", f"{found.span.first} .. {found.span.last}")
+    table.add_row("repeats", _percent(found.repeats), "of positive rows: the user had the item before")
+    if len(found.event_types) > 1:
+        for name, facts in found.event_types.items():
+            table.add_row("type", f"{facts.rows:,}", f"{name}: {found.event_classes[name]}")
+    lines: Sequence[Any] = [rich.text.Text(found.info), table]
+    warnings = [rich.text.Text(f"! {warning}", style="yellow") for warning in found.warnings]
+    return rich.console.Group(*lines, *warnings)

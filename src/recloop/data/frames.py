@@ -1,0 +1,77 @@
+"""A log in memory: any eager frame as the table that a file gives, its settings, its catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import polars as pl
+
+from recloop.config import Config, Data
+from recloop.data.attributes import attribute_texts
+from recloop.data.read import OPTIONAL, as_ids
+from recloop.data.sources import InputFile
+from recloop.data.tables import Table
+from recloop.errors import UserError
+from recloop.json_object import JsonTree
+from recloop.records import SEQ
+from recloop.settings import build
+
+
+def as_polars(frame: Any) -> pl.DataFrame:
+    """Any eager frame as Polars.
+
+    Raises:
+        UserError: it is no frame.
+    """
+    try:
+        made: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
+    except TypeError:
+        expected = "a frame of pandas, Polars or Arrow"
+        raise UserError("events", type(frame).__name__, expected, "recloop.fit(polars.read_csv(FILE))") from None
+    return made
+
+
+def settings_of(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
+    """The configuration with the optional columns that the frame has."""
+    tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
+    data = dict(tree.get("data", {}))
+    columns = dict(data.get("columns", {}))
+    for name in OPTIONAL:
+        if name in frame.columns:
+            columns.setdefault(name, name)
+    data["columns"] = columns
+    return build({**tree, "data": data}, (), {})
+
+
+def named(data: Data, frame: pl.DataFrame) -> JsonTree:
+    """The columns as configured; an optional one that this frame has not is left out."""
+    columns = {
+        ours: theirs
+        for ours, theirs in data.columns.model_dump().items()
+        if theirs and (ours not in OPTIONAL or theirs in frame.columns)
+    }
+    return {"columns": columns, "timezone": data.timezone, "time_unit": data.time_unit}
+
+
+def table_of(frame: pl.DataFrame, name: str) -> Table:
+    """A frame as the table of a file of this name."""
+    source = InputFile(name, Path(name), name)
+    return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
+
+
+def objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
+    """Versions of items or users: every column but the id is an attribute."""
+    if frame is None:
+        return None
+    rows = as_polars(frame)
+    if key not in rows.columns:
+        raise UserError("column", key, f"one of the frame's columns ({', '.join(rows.columns)})", "rename it")
+    ids = as_ids(rows[key], table_of(rows, key), key)
+    attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
+    size = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
+    return pl.DataFrame({key: ids, SEQ: size, "attributes": attributes}).with_columns(
+        pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
+    )

@@ -1,0 +1,153 @@
+"""What each rule of ``[events]`` makes of the log: how many events, what they count, five of them to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+import rich.console
+import rich.table
+import rich.text
+
+from recloop.data.clean import clean, described
+from recloop.data.read import read_events, read_items, read_users
+from recloop.features.dwell import DWELL, DWELL_PCT
+from recloop.features.labels import CLASSES, EventLabeler
+from recloop.json_object import JsonTree
+from recloop.project import Project
+from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_unit_interval, iso
+
+EXAMPLES: Final = 5
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """One rule and what it decides; ``examples`` are rows of the log, spread over it by a hash of their seq."""
+
+    rule: str
+    key: str
+    means: str
+    weight: float
+    events: int
+    examples: list[JsonTree]
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class RuleCount:
+    """How many rows one rule decides; ``weight`` is signed. A type that no rule names has a row of its own."""
+
+    rule: str
+    means: str
+    weight: float
+    events: int
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.means}, weight {self.weight:+g}, {self.events:,} rows"
+
+
+@dataclass(frozen=True)
+class RuleReport:
+    """Every rule in the order in which it is asked, the types that none names, and what is odd about it."""
+
+    rules: list[LabelCount]
+    unnamed: dict[str, int]
+    dwells: dict[str, int]
+    warnings: list[str]
+
+    def to_json(self) -> JsonTree:
+        """``signals``, ``unnamed``, ``dwells``, ``signal_warnings``: what ``doctor --signals`` adds to the doctor's keys."""
+        rules = [{name: value for name, value in vars(found).items() if name != "lines"} for found in self.rules]
+        return {
+            "signals": rules, "unnamed": self.unnamed, "dwells": self.dwells, "signal_warnings": self.warnings,
+        }  # fmt: skip
+
+
+def examine_signals(project: Project) -> RuleReport:
+    """Ask the rules of a project of every believed row of its log."""
+    config = project.config
+    raw, items, users = read_events(project), read_items(project), read_users(project)
+    after = sum(len(table.frame) for table in (items, users) if table is not None)
+    cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
+    signal = EventLabeler(config.events, config.clean, cleaned.dwell)
+    rows = signal.explain(cleaned.believed)
+    counts = dict(rows.group_by("by").len().iter_rows())
+    found = []
+    for place, rule in enumerate(signal.rules):
+        chosen = _spread(rows.filter(pl.col("by") == place)) if place in counts else rows.clear()
+        found.append(
+            LabelCount(
+                rule=rule.text, key=rule.key, means=rule.means, weight=rule.label * rule.weight,
+                events=counts.get(place, 0), examples=[_plain(row) for row in chosen.iter_rows(named=True)],
+                lines=[described(row) for row in chosen.iter_rows(named=True)],
+            )
+        )  # fmt: skip
+    rest = (
+        rows.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
+    )
+    unnamed = {str(name): int(size) for name, size in rest.iter_rows()}
+    dwells = rows.filter(pl.col(EVENT_TYPE) == DWELL)
+    banded = int(dwells[DWELL_PCT].is_not_null().sum())
+    bands = 0 if cleaned.dwell is None else len(cleaned.dwell.values)
+    warnings = [
+        f"{one.rule!r} ({one.key}) names no event of this log: a misspelt type, or an earlier rule takes its rows"
+        for one in found
+        if not one.events and one.key.startswith("events.weights.")
+    ]
+    warnings += [
+        f"event type {name!r} ({size:,} rows) is in no rule of [events]: neutral" for name, size in unnamed.items()
+    ]
+    if len(dwells) > banded:
+        warnings.append(
+            f"{len(dwells) - banded:,} of {len(dwells):,} dwells cannot be compared: no item attribute duration or "
+            "category with 30 dwells before the cut; they are neutral"
+        )
+    return RuleReport(found, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
+
+
+def counted(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
+    """How many rows each rule decides; types that none names last."""
+    explained = signal.explain(rows)
+    counts = dict(explained.group_by("by").len().iter_rows())
+    named = [
+        RuleCount(rule.text, rule.means, rule.label * rule.weight, counts[place])
+        for place, rule in enumerate(signal.rules)
+        if place in counts
+    ]
+    rest = explained.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort(EVENT_TYPE)
+    return named + [RuleCount(kind, CLASSES[0], 0.0, size) for kind, size in rest.iter_rows()]
+
+
+def _spread(rows: pl.DataFrame) -> pl.DataFrame:
+    """Five rows from all over the log, the same for the same log; few rows are hashed, whatever the log's size."""
+    near = rows.gather_every(max(1, len(rows) // (20 * EXAMPLES)))
+    share = pl.Series([hash_unit_interval("signals", str(seq)) for seq in near[SEQ]], dtype=pl.Float64)
+    return near.with_columns(share.alias("share")).sort("share").head(EXAMPLES).sort(SEQ)
+
+
+def _plain(row: JsonTree) -> JsonTree:
+    names = (SEQ, USER_ID, ITEM_ID, EVENT_TYPE, VALUE, DWELL_PCT)
+    return {name: row[name] for name in names if row[name] is not None} | {TIMESTAMP: iso(row[TIMESTAMP])}
+
+
+def render(signals: RuleReport) -> rich.console.Group:
+    """Rules with their events as people read them."""
+    table = rich.table.Table(box=None, pad_edge=False)
+    table.add_column("rule", style="bold")
+    table.add_column("means")
+    table.add_column("weight", justify="right")
+    table.add_column("events", justify="right")
+    table.add_column("from", style="dim")
+    for found in signals.rules:
+        table.add_row(
+            rich.text.Text(found.rule), found.means, f"{found.weight:+g}" if found.weight else "", f"{found.events:,}",
+            "weights" if found.key.startswith("events.weights.") else found.key.removeprefix("events."),
+        )  # fmt: skip
+    parts: list[Any] = [table]
+    for found in signals.rules:
+        if found.lines:
+            parts.append(rich.text.Text(f"\n{found.rule}: {found.means}", style="bold"))
+            parts += [rich.text.Text(line) for line in found.lines]
+    parts += [rich.text.Text(f"! {warning}", style="yellow") for warning in signals.warnings]
+    return rich.console.Group(*parts)

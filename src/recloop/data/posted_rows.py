@@ -1,0 +1,92 @@
+"""Posted rows of a project: rows after the import, collected so that a new first run can number them again.
+
+They live in log.db and, once an update has archived them, in ``data/``. A row that was read from a file of
+``data.events`` after the import is not among them: the new import reads that file again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import polars as pl
+
+from recloop.records import CONTENT, EVENT_ID, EVENT_SCHEMA, FILE_ROW, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, max_int
+from recloop.storage import EventLog
+from recloop.storage.archive import Archive
+from recloop.storage.event_log import RESTORED, out_at
+
+REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
+"""Rules that a new first run decides again; any other rule (a withdrawal by hand) stays with its row."""
+
+
+@dataclass(frozen=True)
+class PostedRows:
+    """Rows after the import, each frame in the order of seq.
+
+    Attributes:
+        events: EVENT_SCHEMA and ``rule``, which is null unless a rule took the row for good.
+        items, users: ITEM_SCHEMA, USER_SCHEMA.
+        withdrawn: CONTENT and ``rule`` of rows of the import that were withdrawn by hand.
+    """
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    users: pl.DataFrame
+    withdrawn: pl.DataFrame
+
+    @classmethod
+    def gather(cls, archive: Archive, log: EventLog) -> PostedRows:
+        """Every posted row of a project."""
+        after, imported = archive.watermark, archive.manifest.imported_until
+        archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
+        schema = [*EVENT_SCHEMA, RULE]
+        taken = archive.quarantine().filter(pl.col(SEQ) > imported)
+        events = pl.concat([archived.select(schema), taken.select(schema), log.events(after=after).select(schema)])
+        rows = log.retractions()
+        out = out_at(rows)
+        back = {row.of_seq: row.rule for row in rows if row.of_seq in out and row.rule not in {*REJUDGED, RESTORED}}
+        by_hand = pl.DataFrame({SEQ: list(back), "by_hand": list(back.values())}, {SEQ: pl.Int64, "by_hand": pl.String})
+        kept_rule = pl.when(~pl.col(RULE).is_in(REJUDGED)).then(RULE)
+        events = (
+            events.unique(SEQ)
+            .join(by_hand, on=SEQ, how="left")
+            .with_columns(pl.coalesce("by_hand", kept_rule).alias(RULE))
+            .filter(~pl.col(EVENT_ID).str.starts_with(FILE_ROW).fill_null(False))
+            .select(schema)
+            .sort(SEQ)
+        )
+        withdrawn = archive.events().filter(pl.col(SEQ) <= imported).join(by_hand, on=SEQ).rename({"by_hand": RULE})
+        return cls(
+            events,
+            _later(archive.items(), log.items(after), ITEM_SCHEMA, imported),
+            _later(archive.users(), log.users(after), USER_SCHEMA, imported),
+            withdrawn.select(*CONTENT, RULE).unique(maintain_order=True),
+        )
+
+    def __len__(self) -> int:
+        return len(self.events) + len(self.items) + len(self.users)
+
+    @property
+    def last_seq(self) -> int:
+        """The newest number among them; 0: there is no row."""
+        return max((max_int(frame[SEQ]) for frame in (self.events, self.items, self.users)), default=0)
+
+    def numbered_after(self, seq: int) -> PostedRows:
+        """The same rows numbered from ``seq + 1``, in the order in which they came."""
+        frames = self.events, self.items, self.users
+        old = pl.concat([frame[SEQ] for frame in frames]).sort()
+        numbers = pl.DataFrame({SEQ: old, "new": pl.int_range(seq + 1, seq + 1 + len(old), dtype=pl.Int64, eager=True)})
+        events, items, users = (
+            frame.join(numbers, on=SEQ, how="left", maintain_order="left")
+            .with_columns(pl.col("new").alias(SEQ))
+            .drop("new")
+            for frame in frames
+        )
+        return replace(self, events=events, items=items, users=users)
+
+
+def _later(archived: pl.DataFrame | None, logged: pl.DataFrame, schema: Iterable[str], imported: int) -> pl.DataFrame:
+    parts = [logged] if archived is None else [archived.filter(pl.col(SEQ) > imported), logged]
+    return pl.concat([part.select(*schema) for part in parts]).unique(SEQ).sort(SEQ)

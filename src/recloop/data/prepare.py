@@ -1,0 +1,265 @@
+"""Write ``data/``: the judged and split log, byte-identical for equal input and settings; and read it back.
+
+Everything is written beside (``data.tmp``), flushed to the disk, and renamed into place; the manifest comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+import pyarrow.parquet
+
+from recloop import __version__
+from recloop.data import new_files, rejected_rows
+from recloop.data.atomic_folder import AtomicFolder
+from recloop.data.clean import CleanResult, clean
+from recloop.data.doctor import Report, report
+from recloop.data.posted_rows import PostedRows
+from recloop.data.read import EntityTable, read_events, read_items, read_users
+from recloop.data.rejected_rows import RejectedRow
+from recloop.data.sources import find, fingerprint
+from recloop.data.split import SplitFrames, split
+from recloop.errors import UserError
+from recloop.features.dwell import DwellPercentiles
+from recloop.files import recover_folder, swap_folder
+from recloop.project import Project
+from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP, FileFacts
+from recloop.storage.data_manifest import DataManifest, FileRecord, RowCounts
+
+FORMAT: Final = 2  # the split has use, pair and units
+SPLITS: Final = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What `prepare` wrote: the doctor's numbers, the cut (us), the watermark (seq), the rows of each part."""
+
+    report: Report
+    fingerprint: str
+    cut: int
+    watermark: int
+    train: int
+    valid: int
+    test: int
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """``data/`` as later chapters see it: labelled frames by seq, versions of items and users, the manifest."""
+
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+    items: pl.DataFrame | None
+    users: pl.DataFrame | None
+    manifest: DataManifest
+
+    @property
+    def dwell(self) -> DwellPercentiles | None:
+        """What a dwell is long compared with, as it was when the rows were labelled."""
+        tree = self.manifest.dwell
+        return None if tree is None else DwellPercentiles.from_json(dict(tree))
+
+    @cached_property
+    def events(self) -> pl.DataFrame:
+        """All believed events, labelled, in the order of seq."""
+        return pl.concat([self.train, self.valid, self.test]).sort(SEQ)
+
+
+def prepare(project: Project, logged: bool = False, posted: PostedRows | None = None) -> PrepareResult:
+    """Read, clean and split the log of a project into ``data/``; the caller holds the turn's lock.
+
+    Args:
+        project: The project.
+        logged: log.db or decisions.db holds a row: then only the import they go on from may be prepared again.
+        posted: Rows of an earlier generation of the data, to be numbered after the import.
+
+    Raises:
+        UserError: whatever is wrong with the log or the settings; ``data/`` then stays as it was.
+    """
+    config = project.config
+    recover_folder(project.data)
+    sources = [
+        source
+        for key, text in (
+            ("data.events", config.data.events),
+            ("data.items", config.data.items),
+            ("data.users", config.data.users),
+        )
+        if text
+        for source in find(project.sources, text, key)
+    ]
+    print_ = fingerprint(config.data, sources)
+    if logged:
+        _same_import(project, print_)
+    files = new_files.records_of([source for source in sources if source.key == "data.events"])
+    catalogs = new_files.records_of([source for source in sources if source.key != "data.events"])
+    raw, items, users = read_events(project), read_items(project), read_users(project)
+    read_files = new_files.with_rows(files, raw)
+    too_many = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
+    if too_many is not None:
+        raise too_many
+    items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
+    after = sum(len(table.frame) for table in (items, users) if table is not None)
+    imported = after + len(raw.frame)
+    if posted is not None:
+        posted = posted.numbered_after(imported)
+        raw = replace(raw, read=raw.read + len(posted.events))
+        items, users = _with_posted(items, posted.items), _with_posted(users, posted.users)
+    cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
+    if cleaned.excessive:
+        raise cleaned.excessive[0]
+    parts = split(cleaned.believed, config.split)
+    found = report(raw, cleaned, items, users, config)
+    rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
+    _write(project, cleaned, parts, items, users, rejects, found, print_, imported, read_files, catalogs)
+    return PrepareResult(
+        report=found,
+        fingerprint=print_,
+        cut=parts.cut,
+        watermark=cleaned.watermark,
+        train=len(parts.train),
+        valid=len(parts.valid),
+        test=len(parts.test),
+    )
+
+
+def load(project: Project) -> PreparedData:
+    """``data/`` of a project; every page's checksum is read with it.
+
+    Raises:
+        UserError: nothing was prepared yet, or a file is damaged or of a newer version.
+    """
+    recover_folder(project.data)
+    return read(project.data)
+
+
+def read(data: Path, behind: Path | None = None) -> PreparedData:
+    """A folder as `load` reads it; a table that is not in it is that of the folder ``behind``."""
+    manifest = DataManifest.read(data)
+    if manifest.format != FORMAT:
+        raise UserError("data", manifest.format, f"format {FORMAT} of data/", "recloop prepare")
+    train, valid, test = (_table(data / "split" / f"{name}.parquet") for name in SPLITS)
+    items, users = (
+        _table(_whichever(data, behind, f"{name}.parquet")) if f"{name}.parquet" in manifest.files else None
+        for name in ("items", "users")
+    )
+    return PreparedData(train, valid, test, items, users, manifest)
+
+
+def split_hash(written: Mapping[str, FileFacts]) -> str:
+    """SHA-256 over the hashes of the three split files."""
+    return hashlib.sha256("".join(written[f"split/{name}.parquet"].sha256 for name in SPLITS).encode()).hexdigest()
+
+
+def _whichever(data: Path, behind: Path | None, name: str) -> Path:
+    return data / name if behind is None or (data / name).exists() else behind / name
+
+
+def _same_import(project: Project, print_: str) -> None:
+    try:
+        known = DataManifest.read(project.data).fingerprint
+    except UserError:
+        known = "lost"
+    if known != print_:
+        raise UserError(
+            "data.events", f"{project.config.data.events} ({print_[:8]})",
+            f"the import that log.db goes on from ({known[:8]}): the stores of this folder hold rows after it",
+            "recloop update (it reads new files), recloop update --restart, or a new folder",
+        )  # fmt: skip
+
+
+def _numbered(table: EntityTable | None, after: int) -> EntityTable | None:
+    if table is None:
+        return None
+    seq = pl.int_range(after + 1, after + 1 + len(table.frame), dtype=pl.Int64, eager=True)
+    return EntityTable(table.frame.with_columns(seq.alias(SEQ)), table.rejects, table.sources)
+
+
+def _with_posted(table: EntityTable | None, posted: pl.DataFrame) -> EntityTable | None:
+    if not len(posted):
+        return table
+    if table is None:
+        return EntityTable(posted, [], ())
+    return replace(table, frame=pl.concat([table.frame, posted.select(table.frame.columns)]))
+
+
+# -- writing
+
+
+def _write(
+    project: Project,
+    cleaned: CleanResult,
+    parts: SplitFrames,
+    items: EntityTable | None,
+    users: EntityTable | None,
+    rejects: list[RejectedRow],
+    found: Report,
+    print_: str,
+    imported: int,
+    read_files: list[FileRecord],
+    catalogs: list[FileRecord],
+) -> None:
+    target = project.data
+    beside = target.with_name(target.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    files = AtomicFolder(beside)
+    try:
+        date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
+        days = cleaned.believed.select(*EVENT_SCHEMA, date).partition_by("date", as_dict=True, include_key=False)
+        for (day,), rows in sorted(days.items()):
+            files.table(f"archive/date={day}/events.parquet", rows)
+        for name, frame in zip(SPLITS, parts[:3], strict=True):
+            files.table(f"split/{name}.parquet", frame)
+        if items is not None:
+            files.table("items.parquet", items.frame)
+        if users is not None:
+            files.table("users.parquet", users.frame)
+        files.table("quarantine.parquet", cleaned.quarantine)
+        files.lines("rejects.jsonl", rejects)
+        files.wait()
+        manifest = DataManifest(
+            format=FORMAT,
+            code=__version__,
+            fingerprint=print_,
+            cut=parts.cut,
+            watermark=cleaned.watermark,
+            imported=imported,
+            sources=tuple(read_files),
+            catalogs=tuple(catalogs),
+            split_hash=split_hash(files.written),
+            counts=RowCounts(
+                read=found.read,
+                kept=found.kept,
+                removed=found.removed,
+                rejected=found.rejected,
+                train=len(parts.train),
+                valid=len(parts.valid),
+                test=len(parts.test),
+            ),
+            report=found.to_json(),
+            dwell=None if cleaned.dwell is None else cleaned.dwell.to_json(),
+            files=files.written,
+            config=project.config.model_dump(mode="json", by_alias=True),
+        )
+        files.manifest(manifest.to_json())
+        swap_folder(beside, target)
+    finally:
+        files.close()
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        frame = pl.from_arrow(pyarrow.parquet.read_table(path, page_checksum_verification=True))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError("data", path, f"a whole file ({error})", "recloop prepare") from None
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,308 @@
+"""Read the log, the catalogue and the users of a project: every row is in the frame or in the rejects, with its reason."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import polars as pl
+
+from recloop.config import Columns, Data
+from recloop.data.attributes import attribute_texts, object_texts, typed_columns
+from recloop.data.numbers import read_numbers
+from recloop.data.rejected_rows import RejectedRow
+from recloop.data.sources import InputFile, find
+from recloop.data.tables import Table, read_objects, read_table
+from recloop.data.timestamps import ParsedTimestamps, parse_timestamps
+from recloop.errors import UserError
+from recloop.json_object import JsonTree
+from recloop.project import Project
+from recloop.records import (
+    CONTEXT,
+    DEFAULT_EVENT_TYPE,
+    EVENT_ID,
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    FILE_ROW,
+    GROUP_ID,
+    ITEM_ID,
+    ITEM_SCHEMA,
+    QUANTITY,
+    RECEIVED_AT,
+    SEQ,
+    TIMESTAMP,
+    USER_ID,
+    USER_SCHEMA,
+    VALUE,
+)
+
+REQUIRED: Final = (USER_ID, ITEM_ID, TIMESTAMP)
+RAW_SCHEMA: Final = {name: kind for name, kind in EVENT_SCHEMA.items() if name != SEQ}
+OPTIONAL: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
+
+
+@dataclass(frozen=True)
+class RawEvents:
+    """The log as read.
+
+    Attributes:
+        frame: EVENT_SCHEMA without seq, in the order of file and row.
+        rejects: Every row that cannot be read.
+        read: Rows in the files: ``len(frame) + len(rejects)``.
+        info: How it was read, one line: files, encoding, stamps.
+        sources: The files.
+        rows: Rows read by name of file.
+    """
+
+    frame: pl.DataFrame
+    rejects: list[RejectedRow]
+    read: int
+    info: str
+    sources: tuple[InputFile, ...]
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """Items or users as read: ``frame`` has ITEM_SCHEMA / USER_SCHEMA with seq 0, in file order."""
+
+    frame: pl.DataFrame
+    rejects: list[RejectedRow]
+    sources: tuple[InputFile, ...]
+
+
+def read_events(project: Project) -> RawEvents:
+    """Read the files of ``data.events``.
+
+    Raises:
+        UserError: no file, no rows, no such column, stamps that cannot be told apart, a column without one number.
+    """
+    data = project.config.data
+    sources = find(project.sources, data.events, "data.events")
+    return parse_events([read_table(source, data.encoding, wanted(data.columns)) for source in sources], data)
+
+
+def wanted(columns: Columns) -> list[str]:
+    """The columns of the user's file that an event is made of."""
+    return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
+
+
+def parse_events(
+    tables: Sequence[Table],
+    data: Data,
+    also: Sequence[str] = (),
+    since: Mapping[str, int] | None = None,
+    day_first: bool | None = None,
+) -> RawEvents:
+    """Events from tables that were read; see `read_events`.
+
+    Args:
+        also: Further columns of EVENT_SCHEMA, taken under our own names where a table has them.
+        since: Files that come after the import: by name the rows to skip (default: none). A row without an event_id
+            gets one from its file and number; a file without one readable row is no error.
+        day_first: Whether 01/02/2025 is the first of February, where earlier files have shown it.
+    """
+    skip = since or {}
+    counts = {
+        table.source.name: len(table.frame) + len(table.broken) - skip.get(table.source.name, 0) for table in tables
+    }
+    records = sum(counts.values())
+    rows = sum(len(table.frame) for table in tables)
+    key = tables[0].source.key
+    names = ", ".join(table.source.name for table in tables[:3])
+    for table in tables:
+        _has_columns(table, data.columns)
+    if since is None and not records:
+        raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
+    if since is None and not rows:
+        reason = next(iter(tables[0].broken.values()))
+        raise UserError(key, names, f"rows that can be read; all {records:,} are broken: {reason}", "mend the file")
+    tables = [table for table in tables if len(table.frame) or table.broken]
+    stamps = parse_timestamps(tables, data.columns.timestamp, data, day_first)
+    frames, rejects, decimals = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
+    for table, stamp in zip(tables, stamps, strict=True):
+        frame, reasons, how = _events(table, stamp, data, also)
+        decimals = decimals or how
+        readable, first_record = reasons.is_null(), skip.get(table.source.name, 0)
+        if since is not None:
+            numbers = pl.Series(table.record_of(range(len(frame))), dtype=pl.Int64)
+            made = pl.lit(f"{FILE_ROW}{table.source.name}:") + (numbers + 1).cast(pl.String)
+            frame = frame.with_columns(pl.coalesce(EVENT_ID, made).alias(EVENT_ID))
+            readable &= numbers >= first_record
+        frames.append(frame.filter(readable))
+        rejects += _rejects(table, reasons, first_record)
+    frame = pl.concat(frames)
+    if since is None and not len(frame):
+        first = rejects[0]
+        raise UserError(
+            key, names, f"rows that can be read; all {records:,} were rejected, first: {first.reason}",
+            "set [data.columns]", tuple(f"{row.place}: {row.raw}" for row in rejects[:3]),
+        )  # fmt: skip
+    ways = sorted({table.how for table in tables})
+    written = sorted({stamp.how for stamp in stamps})
+    files = names if len(tables) <= 3 else f"{len(tables)} files, {tables[0].source.name} .. {tables[-1].source.name}"
+    info = f"{files}: {'; '.join(ways)}; stamps: {'; '.join(written)}" + (f"; {decimals}" if decimals else "")
+    return RawEvents(frame, rejects, records, info, tuple(table.source for table in tables), counts)
+
+
+def _events(
+    table: Table, stamps: ParsedTimestamps, data: Data, also: Sequence[str]
+) -> tuple[pl.DataFrame, pl.Series, str]:
+    """The rows of one file, the reason (or null) of each, and how decimals are written."""
+    given = {ours: table.frame[name] for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(data.columns, ours))}
+    ids: dict[str, pl.Series] = {
+        name: as_ids(given[name], table, name)
+        for name in (USER_ID, ITEM_ID, GROUP_ID, EVENT_ID, EVENT_TYPE)
+        if name in given
+    }
+    size = len(table.frame)
+    reasons = pl.Series([None], dtype=pl.String).new_from_index(0, size)
+    for name in (USER_ID, ITEM_ID):
+        reasons = _because(reasons, ids[name].is_null(), f"no {name}")
+    reasons = pl.select(pl.coalesce(reasons, stamps.reasons)).to_series()
+    numbers, how = {}, ""
+    for name in (VALUE, QUANTITY):
+        if name in given:
+            numbers[name], wrong, written = read_numbers(given[name], table.separator)
+            how = how or written
+            if len(wrong) and bool((wrong | given[name].is_null()).all()) and wrong.any():
+                value = given[name].drop_nulls().cast(pl.String)[0]
+                raise UserError(
+                    f"data.columns.{name} ({given[name].name})", value, "numbers", f"set data.columns.{name}"
+                )
+            reasons = _because(reasons, wrong, f"{name}: not a number")
+    for name in (name for name in also if name in table.frame.columns):
+        if name == CONTEXT:
+            ids[name], wrong = object_texts(table.frame[name])
+            reasons = _because(reasons, wrong, f"{name}: not a JSON object")
+        else:
+            ids[name] = as_ids(table.frame[name], table, name)
+    built = {
+        name: pl.Series([None], dtype=kind).new_from_index(0, size)
+        for name, kind in EVENT_SCHEMA.items()
+        if name != SEQ
+    }
+    built |= ids | numbers | {TIMESTAMP: stamps.values, RECEIVED_AT: stamps.values}
+    built[EVENT_TYPE] = built[EVENT_TYPE].fill_null(DEFAULT_EVENT_TYPE)
+    frame = pl.DataFrame({name: column.rename(name) for name, column in built.items()})
+    return frame, reasons, how
+
+
+def _because(reasons: pl.Series, wrong: pl.Series, text: str) -> pl.Series:
+    return pl.select(pl.when(reasons.is_null() & wrong).then(pl.lit(text)).otherwise(reasons)).to_series()
+
+
+def as_ids(column: pl.Series, table: Table, ours: str) -> pl.Series:
+    """Ids as text, kept exactly; missing (null, empty, blanks alone) is null. Whole numbers become their decimal text.
+
+    Raises:
+        UserError: fractions, which no id is.
+    """
+    if column.dtype.is_float():
+        present = column.fill_nan(None)
+        whole = present.cast(pl.Int64, strict=False)
+        if whole.null_count() > present.null_count() or (present != whole.cast(pl.Float64)).any():
+            odd = present.filter(present != present.round()).head(1).to_list()
+            value = odd[0] if odd else str(column.dtype)
+            raise UserError(
+                f"data.columns.{ours} ({column.name})", value, "texts or whole numbers", f"set data.columns.{ours}"
+            )
+        column = whole
+    if column.dtype == pl.Binary:
+        column = column.cast(pl.String, strict=False)
+    if column.dtype.is_nested():
+        raise UserError(
+            f"data.columns.{ours} ({column.name})", column.dtype, f"one text or number a row in {table.source.name}",
+            f"set data.columns.{ours}",
+        )  # fmt: skip
+    text = column.cast(pl.String)
+    return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series()
+
+
+def _has_columns(table: Table, columns: Columns) -> None:
+    for ours in (*REQUIRED, *OPTIONAL):
+        name = getattr(columns, ours)
+        if not name and ours in REQUIRED:
+            raise UserError(
+                f"data.columns.{ours}", "", f"the name of a column of {table.source.name}", "recloop init FILE"
+            )
+        if name and name not in table.frame.columns:
+            no_such_column(table, f"data.columns.{ours}", name)
+
+
+def no_such_column(table: Table, key: str, name: str) -> None:
+    """Refuse a column that a file lacks, naming the nearest it has."""
+    lower = {column.lower(): column for column in table.columns}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
+    has = ", ".join(table.columns[:20]) or "no column"
+    nearest = f"; nearest: {lower[near[0]]}" if near else ""
+    headless = "; is the header missing?" if any(column.strip().isdigit() for column in table.columns) else ""
+    raise UserError(
+        key, name, f"a column of {table.source.name}{nearest} (it has {has}{headless})",
+        f'--set {key}="{lower[near[0]]}"' if near else f"set {key}",
+    )  # fmt: skip
+
+
+def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedRow]:
+    """The rejects of one file in the order of its rows from record ``first`` on, the broken records among them."""
+    rows = reasons.is_not_null().arg_true().to_list()
+    why = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
+    records = sorted(record for record in why if record >= first)
+    return [
+        RejectedRow(table.source.name, line, why[record], raw)
+        for record, (line, raw) in zip(records, table.located(records), strict=True)
+    ]
+
+
+def read_items(project: Project) -> EntityTable | None:
+    """Read the files of ``data.items``; None when not configured."""
+    data = project.config.data
+    return _catalogued(project, data.items, "data.items", ITEM_ID, data.columns.item_id)
+
+
+def read_users(project: Project) -> EntityTable | None:
+    """Read the files of ``data.users``; None when not configured."""
+    data = project.config.data
+    return _catalogued(project, data.users, "data.users", USER_ID, data.columns.user_id)
+
+
+def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> EntityTable | None:
+    if not text:
+        return None
+    schema = ITEM_SCHEMA if ours == ITEM_ID else USER_SCHEMA
+    sources = find(project.sources, text, key)
+    frames, rejects = [], []
+    for source in sources:
+        table, rows = read_rows(source, project.config.data.encoding)
+        if name not in table.columns:
+            no_such_column(table, f"data.columns.{ours}", name)
+        ids = as_ids(table.frame[name], table, ours)
+        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {ours}"))).to_series()
+        rejects += _rejects(table, reasons)
+        frames.append(
+            pl.DataFrame(
+                {ours: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
+            )
+        )
+    frame = pl.concat(frames)
+    if not len(frame.drop_nulls(ours)):
+        raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
+    # An import has no arrival: its versions are as old as time, so that equal files give equal bytes.
+    fixed = {
+        SEQ: pl.lit(0, pl.Int64),
+        RECEIVED_AT: pl.lit(0, pl.Int64),
+        "hidden": pl.lit(False),
+        "deleted": pl.lit(False),
+    }
+    frame = frame.drop_nulls(ours).with_columns(**{k: v for k, v in fixed.items() if k in schema}).select(*schema)
+    return EntityTable(frame, rejects, tuple(sources))
+
+
+def read_rows(source: InputFile, encoding: str) -> tuple[Table, list[JsonTree]]:
+    """A file with every row as an object whose numbers are numbers."""
+    if source.kind == "csv":
+        table = read_table(source, encoding)
+        return table, typed_columns(table).to_dicts()
+    return read_objects(source, encoding)

@@ -1,0 +1,239 @@
+"""Which files a setting names, how their bytes are packed and encoded, and the fingerprint of them all.
+
+What a file is, is seen from its bytes, not from its name: Parquet, JSON lines or CSV; gzip or zstd around it; UTF-8,
+GB18030, cp1252 or UTF-16 inside. Text in another encoding is re-coded in a stream, never lossy.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from recloop.config import Data
+from recloop.errors import UserError
+
+SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+PACKED: Final = {".gz": "gzip", ".zst": "zstd"}
+MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+FOREIGN: Final = {
+    b"PK\x03\x04": "a zip or Excel file",
+    b"SQLite": "an SQLite database",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
+}
+MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+BLOCK: Final = 1 << 22
+FORMATS: Final = "csv, jsonl or parquet (also .gz, .zst)"
+
+Kind = Literal["csv", "jsonl", "parquet"]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of the log, the catalogue or the users.
+
+    Attributes:
+        key: The setting that names it: ``data.events``.
+        path: Where it lies.
+        name: How messages, rejects and the fingerprint call it: the path from the project folder.
+    """
+
+    key: str
+    path: Path
+    name: str
+
+    @property
+    def packing(self) -> str | None:
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        return next((packing for magic, packing in MAGIC.items() if start.startswith(magic)), None)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The unpacked bytes."""
+        with self.stream() as stream:
+            try:
+                while block := stream.read(BLOCK):
+                    yield block
+            except (OSError, EOFError, ValueError) as error:
+                raise UserError(
+                    self.key, self.name, f"a whole {self.packing} file ({error})", "pack it again"
+                ) from None
+
+    def stream(self) -> Any:
+        """The unpacked bytes as an Arrow stream."""
+        return pa.input_stream(str(self.path), compression=self.packing)
+
+    def head(self, size: int = 1 << 16) -> bytes:
+        for block in self.blocks():
+            return block[:size]
+        return b""
+
+    @property
+    def kind(self) -> Kind:
+        head = self.head()
+        if head[:4] == b"PAR1":
+            return "parquet"
+        for magic, what in FOREIGN.items():
+            if head.startswith(magic):
+                raise UserError(self.key, self.name, f"{FORMATS}; this is {what}", "export the table as CSV in UTF-8")
+        text = head.decode("utf-16" if encoding_mark(head) == "utf-16" else "latin-1", "ignore").lstrip(
+            "\ufeffï»¿ \r\n\t"
+        )
+        if text.startswith("["):
+            raise UserError(
+                self.key, self.name, "one JSON object a line; this is a JSON array", "jq -c '.[]' FILE > FILE.jsonl"
+            )
+        return "jsonl" if text.startswith("{") else "csv"
+
+
+def find(root: Path, text: str, key: str) -> list[InputFile]:
+    """The files that a setting names: a file, a glob or a folder; sorted by their bytes.
+
+    Raises:
+        UserError: nothing is there (the nearest name beside it is given), or it is empty.
+    """
+    path = Path(text).expanduser()
+    whole = root / path
+    if whole.is_dir():
+        paths = [file for file in whole.rglob("*") if file.is_file() and _is_table(file, whole)]
+        if not paths:
+            raise UserError(key, text, f"a folder with {FORMATS}", f"set {key} to a file")
+    elif whole.is_file():
+        paths = [whole]
+    else:
+        paths = _globbed(root, text)
+        if not paths:
+            mend = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
+            raise UserError(key, text, f"a file, glob or folder that exists{_beside(whole)}", mend)
+    sources = [InputFile(key, file, file.as_posix() if path.is_absolute() else _name(root, file)) for file in paths]
+    sources.sort(key=lambda source: source.name.encode())
+    for source in sources:
+        if source.path.stat().st_size == 0 and len(sources) == 1:
+            raise UserError(key, text, f"rows; the file is empty (0 bytes); {FORMATS} with a header", f"set {key}")
+    return [source for source in sources if source.path.stat().st_size] or sources
+
+
+def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
+    """SHA-256 over ``[data]`` and the files' bytes by path: equal input and settings, equal fingerprint."""
+    digest = hashlib.sha256()
+    settings = data.model_dump(mode="json")
+    digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    for source in sources:
+        with source.path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"\n{source.key}\0{source.name}\0{content}".encode())
+    return digest.hexdigest()
+
+
+def encoding_mark(head: bytes) -> str | None:
+    """The encoding that the first bytes give away: a byte order mark, or the zero bytes of UTF-16 without one."""
+    for mark, name in MARKS:
+        if head.startswith(mark):
+            return name
+    if len(head) >= 4 and head[: len(head) // 2 * 2][1::2].count(0) > len(head) * 0.2:
+        return "utf-16-le"
+    if len(head) >= 4 and head[0::2].count(0) > len(head) * 0.2:
+        return "utf-16-be"
+    return None
+
+
+def encoding_of(source: InputFile, configured: str = "auto") -> str:
+    """The encoding of a text file: the configured one, else the first that reads every byte.
+
+    Asked in this order: byte order mark, UTF-8, GB18030, cp1252, UTF-16. GB18030 reads most of what is cp1252 too, so
+    it must also look like Chinese: two bytes a character, both high, for most of them.
+
+    Raises:
+        UserError: not one of them reads the whole file, or the configured one does not.
+    """
+    mark = encoding_mark(source.head())
+    if configured != "auto":
+        if configured == "utf-16":
+            configured = mark if mark and mark.startswith("utf-16") else "utf-16-le"
+        broken = _first_broken(source, configured)
+        if broken is not None:
+            raise UserError(
+                "data.encoding", configured, f"the encoding of {source.name} (it breaks at byte {broken:,})",
+                '--set data.encoding="auto"',
+            )  # fmt: skip
+        return configured
+    if mark is not None:
+        if _first_broken(source, mark) is None:
+            return mark
+    elif _first_broken(source, "utf-8") is None:
+        return "utf-8"
+    elif _first_broken(source, "gb18030") is None and _looks_chinese(source):
+        return "gb18030"
+    elif _first_broken(source, "cp1252") is None:
+        return "cp1252"
+    elif _first_broken(source, "gb18030") is None:
+        return "gb18030"
+    raise UserError(
+        "data.encoding", "auto", f"UTF-8, GB18030, cp1252 or UTF-16; no one of them reads all of {source.name}",
+        "iconv -f ENCODING -t UTF-8 FILE > NEW",
+    )  # fmt: skip
+
+
+def _first_broken(source: InputFile, encoding: str) -> int | None:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    done = 0
+    try:
+        for block in source.blocks():
+            decoder.decode(block)
+            done += len(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return done + error.start
+    return None
+
+
+def _looks_chinese(source: InputFile) -> bool:
+    """Whether most characters above ASCII are pairs of two high bytes, the zone of common Chinese characters."""
+    common = other = 0
+    for block in source.blocks():
+        pairs = re.findall(rb"[\x81-\xfe][\x30-\x39\x40-\x7e\x80-\xfe]", block)
+        common += sum(pair[0] >= 0xA1 and pair[1] >= 0xA1 for pair in pairs)
+        other += sum(pair[0] < 0xA1 or pair[1] < 0xA1 for pair in pairs)
+        if common + other > 100_000:
+            break
+    return common > other
+
+
+def _is_table(file: Path, folder: Path) -> bool:
+    if any(part.startswith((".", "_")) for part in file.relative_to(folder).parts):
+        return False
+    suffixes = file.suffixes
+    return bool(suffixes) and (suffixes[-1] if suffixes[-1] not in PACKED else "".join(suffixes[-2:-1])) in SUFFIXES
+
+
+def _globbed(root: Path, text: str) -> list[Path]:
+    if not any(sign in text for sign in "*?["):
+        return []
+    path = Path(text).expanduser()
+    base, pattern = (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (root, text)
+    return [file for file in base.glob(pattern) if file.is_file() and not file.name.startswith(".")]
+
+
+def _beside(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"; there is no folder {folder}"
+    near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=1, cutoff=0.5)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def _name(root: Path, file: Path) -> str:
+    return Path(os.path.relpath(file.resolve(), root.resolve())).as_posix()

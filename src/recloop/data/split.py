@@ -1,0 +1,146 @@
+"""Cut the believed log in time: what is learned from, what chooses (validation), what tests (definitions, section 2).
+
+The cut is the stamp of event floor(quantile * n), counted from 0 in (timestamp, seq) order. Before it lies what has an
+earlier *moment* stamp, so no moment is torn apart; shuffling the rows inside moments changes no query. Leave-one-out
+is the papers' way, for comparison with their tables: each user's last row is the test, the one before it validation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import polars as pl
+
+from recloop.config import Split
+from recloop.errors import UserError
+from recloop.features.log_end import end_of
+from recloop.features.undo import without_undone
+from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, Use, hash_unit_interval, is_holdout_user
+
+
+class SplitFrames(NamedTuple):
+    """A split log: three labelled frames in the order of seq, and the cut between the first two and the last."""
+
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+    cut: int
+
+
+LEAVE_ONE_OUT = "leave-one-out"
+VALIDATION = 0.1
+"""Share of the moments before the cut among whose time the validation moments lie."""
+LEAST_POSITIVES = 3
+"""Of a user under leave-one-out: one to learn from, one that chooses, one that tests."""
+
+
+def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
+    """Split a labelled log by ``split.protocol``.
+
+    Raises:
+        UserError: the protocol does not fit the other settings of ``[split]``, or the log allows no such split.
+    """
+    labelled = labelled.sort(SEQ)
+    if not len(labelled):
+        raise UserError(
+            "data.events", "0 believed rows", "rows that the rules of [clean] let through", "recloop doctor"
+        )
+    return leave_one_out(labelled, config) if config.protocol == LEAVE_ONE_OUT else temporal(labelled, config)
+
+
+def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
+    """Each user's last positive is the test, the one before it validation, the rest training (row order is real).
+
+    A user with fewer than three positives is training alone, as in the papers' code. Nothing lies before a common
+    instant here: the cut stands behind the last row, and a bundle of this split is only evaluated on it.
+
+    Raises:
+        UserError: moments of several rows, repeats in the lists, or nobody with three positives.
+    """
+    if config.ties != "row" or not config.filter_seen:
+        is_ = f"{config.protocol} with ties={config.ties} and filter_seen={str(config.filter_seen).lower()}"
+        expected = 'ties="row" and filter_seen=true beside it: what the published tables did'
+        raise UserError("split.protocol", is_, expected, "--set split.ties=row --set split.filter_seen=true")
+    positive = labelled.filter(pl.col(LABEL) > 0).select(SEQ, USER_ID)
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
+    behind = positive.with_columns((pl.len().over(USER_ID) - 1 - place).alias("behind"), n=pl.len().over(USER_ID))
+    able = behind.filter(pl.col("n") >= LEAST_POSITIVES)
+    if not len(able):
+        raise UserError("split.protocol", config.protocol, "a user with three positive rows", "recloop doctor")
+    test, valid = (
+        labelled.filter(pl.col(SEQ).is_in(able.filter(pl.col("behind") == n)[SEQ].implode())) for n in (0, 1)
+    )
+    taken = pl.concat([test[SEQ], valid[SEQ]])
+    train = labelled.filter(~pl.col(SEQ).is_in(taken.implode()))
+    return SplitFrames(train, valid, test, end_of(labelled, STAMP) + 1)
+
+
+def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
+    """Split at one instant, the same for everybody.
+
+    Validation is a later time than what is learned before it, as the test is: the last moment, at or after the
+    validation start (`validation_start`), of the users of smallest hash("valid") with two moments or more before the
+    cut, ``validation_users`` of them and half of all users at most, never one of hash("old") < 2 %. Moments here are
+    those with a positive: nothing else is asked for.
+
+    Raises:
+        UserError: everything happened at one instant, or nothing positive happened before the cut.
+    """
+    cut = cut_of(labelled, config.quantile)
+    before = pl.col(STAMP) < cut
+    test = labelled.filter(~before)
+    past = labelled.filter(before)
+    if not len(past):
+        first = labelled[TIMESTAMP].min()
+        raise UserError(
+            "split.quantile", config.quantile,
+            f"rows before the cut; all {len(labelled):,} rows lie at or after it"
+            + (" (all happened at one instant)" if first == labelled[TIMESTAMP].max() else "")
+            + ", and a split in time needs rows at two instants or more",
+            "a longer log, or a look at data.columns.timestamp",
+        )  # fmt: skip
+    if not (past[LABEL] > 0).any():
+        raise UserError(
+            "events",
+            "no row is positive: see [events]" if not (labelled[LABEL] > 0).any() else "no positive row before the cut",
+            f"a target among the {len(past):,} rows before the cut",
+            "recloop doctor --signals, then name a type under events.positive",
+        )
+    held = holdout_rows(past, config.validation_users, labelled[USER_ID].n_unique() // 2)
+    keys = [USER_ID, STAMP]
+    valid = past.join(held, on=keys, how="semi", maintain_order="left")
+    train = past.join(held, on=keys, how="anti", maintain_order="left")
+    return SplitFrames(train, valid, test, cut)
+
+
+def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
+    """The stamp of event floor(quantile * n) in (timestamp, seq) order."""
+    place = math.floor(quantile * len(labelled))
+    return int(labelled.sort(TIMESTAMP, SEQ)[TIMESTAMP][min(place, len(labelled) - 1)])
+
+
+def validation_start(stamps: pl.Series) -> int:
+    """The stamp from which on the last `VALIDATION` of these moments lie; never the first stamp of all."""
+    distinct = stamps.unique().sort()
+    if len(distinct) < 2:
+        return int(distinct[0]) + 1 if len(distinct) else 0
+    place = math.floor((1 - VALIDATION) * len(stamps))
+    return max(int(stamps.sort()[place]), int(distinct[1]))
+
+
+def holdout_rows(past: pl.DataFrame, most: int, half: int) -> pl.DataFrame:
+    """user_id and stamp of the moments held out for validation."""
+    rows = without_undone(past)
+    moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
+    last = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
+    seen = rows.filter(pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])).select(
+        USER_ID, pl.col(STAMP).alias("seen")
+    )
+    before = last.join(seen.unique(), on=USER_ID).filter(pl.col("seen") <= pl.col(STAMP)).group_by(USER_ID)
+    last = last.join(before.agg(pl.len().alias("moments")), on=USER_ID)
+    late = pl.col(STAMP) >= validation_start(moments[STAMP])
+    able = last.filter((pl.col("moments") >= 2) & late)[USER_ID].sort().to_list()
+    chosen = sorted((hash_unit_interval("valid", user_id), user_id) for user_id in able if not is_holdout_user(user_id))
+    users = [user_id for _, user_id in chosen[: min(most, half)]]
+    return last.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)

@@ -1,0 +1,284 @@
+"""One file as a table of text columns, every row either in it or known as broken, with its line and its bytes.
+
+CSV and JSON lines are read as text and nothing else: an id ``01``, ``1e5`` or ``null`` stays what it is. Parquet keeps
+its types. Where a row went wrong, a second pass over the file finds its line and its raw text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from recloop.data.sources import InputFile, Kind, encoding_of
+from recloop.errors import UserError, printable
+from recloop.json_object import JsonTree
+
+SEPARATORS: Final = (",", ";", "\t", "|")
+BLOCK: Final = 1 << 24  # a row must fit into one
+SPOKEN: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file that have the shape of a row.
+
+    Attributes:
+        frame: CSV and JSON lines: String columns (missing: null, or "" in CSV). Parquet: its own types.
+        columns: All columns of the file, read or not.
+        broken: Reason by number of record (from 0, over all records) for those that are not in ``frame``.
+    """
+
+    source: InputFile
+    kind: Kind
+    encoding: str
+    separator: str
+    columns: tuple[str, ...]
+    frame: pl.DataFrame
+    broken: dict[int, str]
+
+    @property
+    def how(self) -> str:
+        """How the file was read, for the first line of every report."""
+        if self.kind == "parquet":
+            return "parquet"
+        recoded = self.encoding if self.encoding == "utf-8" else f"{self.encoding}, re-coded to utf-8"
+        return f"csv ({SPOKEN[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
+
+    def record_of(self, rows: Sequence[int]) -> list[int]:
+        """The numbers of the records that are these rows of ``frame``: broken ones stand between them."""
+        broken = sorted(self.broken)
+        numbers, passed = [], 0
+        for row in sorted(rows):
+            while passed < len(broken) and broken[passed] <= row + passed:
+                passed += 1
+            numbers.append(row + passed)
+        return numbers
+
+    def line_of(self, row: int) -> int:
+        """The line (the row, in Parquet) of a row of ``frame``."""
+        return self.located(self.record_of([row]))[0][0]
+
+    def located(self, records: Iterable[int]) -> list[tuple[int, str]]:
+        """Line and raw text of records, ascending by number."""
+        wanted = sorted(records)
+        if not wanted:
+            return []
+        if self.kind == "parquet":
+            rows = self.frame[wanted]
+            return [(number + 1, _json(row)) for number, row in zip(wanted, rows.to_dicts(), strict=True)]
+        lines = _csv_lines(self) if self.kind == "csv" else _json_lines(self.source, self.encoding)
+        found, place = [], 0
+        for number, (line, raw, _) in enumerate(lines):
+            if number == wanted[place]:
+                found.append((line, raw))
+                place += 1
+                if place == len(wanted):
+                    break
+        return found
+
+
+def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] | None = None) -> Table:
+    """Read one file.
+
+    Args:
+        source: The file.
+        encoding: As ``data.encoding``.
+        names: The columns wanted; those the file lacks are left to the caller. None: all.
+
+    Raises:
+        UserError: no text, no header, a quote that is never closed, a damaged file.
+    """
+    kind = source.kind
+    if kind == "parquet":
+        return _parquet(source, names)
+    text = encoding_of(source, encoding)
+    return _csv(source, text, names) if kind == "csv" else _jsonl(source, text, names)
+
+
+def read_objects(source: InputFile, encoding: str = "auto") -> tuple[Table, list[JsonTree]]:
+    """A JSON lines or Parquet file with every row as an object of its own types."""
+    if source.kind == "jsonl":
+        text = encoding_of(source, encoding)
+        objects = [value for _, _, value in _json_lines(source, text) if isinstance(value, dict)]
+        return _jsonl(source, text, None), objects
+    table = read_table(source, encoding)
+    return table, table.frame.to_dicts()
+
+
+# -- CSV
+
+
+def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table:
+    separator, header, lines = _header(source, encoding)
+    columns = _distinct(source, header, names)
+    broken: list[str] = []
+
+    def keep(row: pyarrow.csv.InvalidRow) -> str:
+        broken.append(row.text)
+        return "skip"
+
+    try:
+        arrow = pyarrow.csv.read_csv(
+            _recoded(source, encoding),
+            pyarrow.csv.ReadOptions(column_names=columns, skip_rows=lines, block_size=BLOCK),
+            pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=keep),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=False,
+                include_columns=None if names is None else [name for name in columns if name in set(names)],
+            ),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        raise UserError(source.key, source.name, f"a CSV file ({error})", "look for a quote never closed") from None
+    frame = _framed(arrow)
+    table = Table(source, "csv", encoding, separator, tuple(columns), frame, {})
+    if not broken and sum(block.count(b'"') for block in source.blocks()) % 2 == 0:
+        return table
+    reasons: dict[int, str] = {}
+    line, raw = 1, ""
+    for number, (line, raw, fields) in enumerate(_csv_lines(table)):
+        if len(fields) != len(columns):
+            reasons[number] = f"expected {len(columns)} fields, found {len(fields)}"
+            _closed(source, line, raw)
+    _closed(source, line, raw)
+    return Table(source, "csv", encoding, separator, tuple(columns), frame, reasons)
+
+
+def _closed(source: InputFile, line: int, raw: str) -> None:
+    """Refuse a record that ran on because a quote was never closed; asked of odd records and of the last."""
+    if raw.count('"') % 2 and "\n" in raw.strip():
+        expected = f"quotes that close: one is opened in line {line} and swallows lines"
+        raise UserError(source.key, source.name, expected, f"mend line {line}", (printable(raw),))
+
+
+def _header(source: InputFile, encoding: str) -> tuple[str, list[str], int]:
+    """The separator, the names, and the number of lines they take."""
+    head = source.head(1 << 20).decode(encoding, "ignore").lstrip("\ufeff")
+    best: tuple[str, list[str], int] | None = None
+    for separator in SEPARATORS:
+        reader = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
+        names = next((row for row in reader if row), None)
+        if names is not None and (best is None or len(names) > len(best[1])):
+            best = (separator, names, reader.line_num)
+    if best is None:
+        raise UserError(source.key, source.name, "a header and rows; the file has none", f"set {source.key}")
+    return best
+
+
+def _distinct(source: InputFile, header: Sequence[str], names: Sequence[str] | None) -> list[str]:
+    """The header with doubled names told apart; a doubled name that is wanted is refused."""
+    columns: list[str] = []
+    for name in header:
+        if name in columns and names is not None and name in names:
+            raise UserError("column", name, f"one column of this name in {source.name}, found several", "rename one")
+        new, number = name, 2
+        while new in columns:
+            new, number = f"{name}_{number}", number + 1
+        columns.append(new)
+    return columns
+
+
+def _recoded(source: InputFile, encoding: str) -> Any:
+    stream = source.stream()
+    return stream if encoding == "utf-8" else pa.transcoding_input_stream(stream, encoding, "utf-8")
+
+
+def _text(source: InputFile, encoding: str) -> io.TextIOWrapper:
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    return io.TextIOWrapper(io.BufferedReader(source.stream()), codec, newline="")
+
+
+def _csv_lines(table: Table) -> Iterator[tuple[int, str, list[str]]]:
+    """Every record after the header: the line it begins in, its raw text, its fields."""
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        with _text(table.source, table.encoding) as text:
+            for line in text:
+                taken.append(line)
+                yield line
+
+    reader = csv.reader(lines(), delimiter=table.separator)
+    start, named = 1, False
+    for fields in reader:
+        raw, line = "".join(taken).rstrip("\r\n"), start
+        taken.clear()
+        start = reader.line_num + 1
+        if not fields:
+            continue
+        if named:
+            yield line, raw, fields
+        named = True
+
+
+def _framed(arrow: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(arrow)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+# -- JSON lines
+
+
+def _json_lines(source: InputFile, encoding: str) -> Iterator[tuple[int, str, Any]]:
+    """Every line that is not blank: its number, its raw text, its value (an Exception where it is not JSON)."""
+    decoder = msgspec.json.Decoder()
+    with _text(source, encoding) as text:
+        for line, raw in enumerate(text, 1):
+            raw = raw.strip("\ufeff\r\n\t ")  # noqa: PLW2901
+            if raw:
+                try:
+                    yield line, raw, decoder.decode(raw)
+                except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                    yield line, raw, error
+
+
+def _jsonl(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table:
+    objects: list[JsonTree] = []
+    broken: dict[int, str] = {}
+    known: dict[str, None] = {}
+    for number, (_, _, value) in enumerate(_json_lines(source, encoding)):
+        if isinstance(value, dict):
+            objects.append(value)
+            known.update(dict.fromkeys(value))
+        else:
+            broken[number] = f"not JSON: {value}" if isinstance(value, Exception) else "not a JSON object"
+    wanted = [name for name in known if names is None or name in set(names)]
+    columns = {name: pl.Series([json_text(row.get(name)) for row in objects], dtype=pl.String) for name in wanted}
+    return Table(source, "jsonl", encoding, "", tuple(known), pl.DataFrame(columns), broken)
+
+
+def json_text(value: Any) -> str | None:
+    """A JSON value as the text it is: ``1`` and ``"1"`` are the same id, ``1.5`` stays ``1.5``."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, int | float) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value, order="deterministic").decode()
+
+
+# -- Parquet
+
+
+def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
+    try:
+        data: Any = source.path if source.packing is None else pa.BufferReader(b"".join(source.blocks()))
+        columns = tuple(pyarrow.parquet.read_schema(data).names)
+        wanted = None if names is None else [name for name in columns if name in set(names)]
+        frame = _framed(pyarrow.parquet.read_table(data, columns=wanted))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(source.key, source.name, f"a whole Parquet file ({error})", "write the file again") from None
+    return Table(source, "parquet", "", "", columns, frame, {})

@@ -1,0 +1,349 @@
+"""Stamps as logs write them, to int64 microseconds UTC: numbers since 1970 in any unit, ISO 8601, day or month first.
+
+The unit is recognised from the size of the numbers, day and month from a day above 12; what cannot be told apart, or is
+written in two ways in one file, is refused with the row, never guessed. One value alone is read by the same rules in
+`recloop.features.timestamp_text`; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from recloop.config import Data
+from recloop.data.tables import Table
+from recloop.errors import UserError
+from recloop.features.timestamp_text import (
+    COMPACT,
+    DAY_NUMBER,
+    DAY_NUMBERS,
+    END,
+    EXPECTED,
+    FACTORS,
+    FIRST,
+    LAST,
+    NOT_A_STAMP,
+    NUMBER,
+    OLDEST_CLEAR,
+    OUTSIDE,
+    YEAR_FIRST,
+    YEAR_LAST,
+)
+from recloop.records import DAY, SECOND
+
+SPOKEN: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "iso": "ISO 8601"}
+
+
+@dataclass(frozen=True)
+class ParsedTimestamps:
+    """The stamps of one file: ``values`` int64 microseconds or null, then ``reasons`` says why; ``how`` they are written."""
+
+    values: pl.Series
+    reasons: pl.Series
+    how: str
+
+
+@dataclass(frozen=True)
+class _TimestampColumn:
+    """One file's column, sorted into numbers and texts."""
+
+    table: Table
+    text: pl.Series
+    numeric: pl.Series  # (n,) Boolean
+    parts: pl.DataFrame  # a b c H M S f pm z, null where no text stamp stands
+    day_last: pl.Series  # (n,) Boolean: the year stands at the end, so day and month need a decision
+
+
+def parse_timestamps(
+    tables: Sequence[Table], name: str, data: Data, known_order: bool | None = None
+) -> list[ParsedTimestamps]:
+    """The stamps of all files of a log; day and month are decided over all of them.
+
+    Args:
+        known_order: Whether the day came first in earlier files of this log; None: these files must show it.
+
+    Raises:
+        UserError: two units or two ways of writing in one file, day and month that cannot be told apart, no stamp at all.
+    """
+    written = [_sort(table, name) if table.frame.schema[name] == pl.String else None for table in tables]
+    day_first = known_order
+    if day_first is None:
+        day_first = _day_first([part for part in written if part is not None and part.day_last.any()], name)
+    read = []
+    for table, part in zip(tables, written, strict=True):
+        if part is None:
+            read.append(_typed(table, name, data))
+        else:
+            read.append(_texts(part, name, data, day_first))
+    if tables and known_order is None and all(stamps.values.null_count() == len(stamps.values) for stamps in read):
+        samples = [v for table in tables for v in table.frame[name].cast(pl.String).drop_nulls().head(1).to_list()]
+        value = samples[0] if samples else ""
+        raise UserError(
+            f"data.columns.timestamp ({name})", value, EXPECTED, "set data.columns.timestamp or data.time_unit"
+        )
+    return read
+
+
+# -- numbers
+
+
+def _typed(table: Table, name: str, data: Data) -> ParsedTimestamps:
+    column = table.frame[name]
+    if column.dtype.is_temporal() and column.dtype in (pl.Date, pl.Datetime):
+        zone = getattr(column.dtype, "time_zone", None)
+        micros = column.cast(pl.Datetime("us", zone)).to_physical()
+        if zone is None:
+            micros = _local(micros, data.timezone)
+        how = f"datetimes in {zone or data.timezone}"
+        return _judged(micros, column.is_not_null(), how)
+    if column.dtype.is_integer() or column.dtype.is_float():
+        whole = column.cast(pl.Int64).cast(pl.String) if column.dtype.is_integer() else None
+        if whole is not None and _is_compact(table, name, whole, data.time_unit):
+            part = _sort(Table(table.source, table.kind, "", "", table.columns, whole.to_frame(name), {}), name)
+            return _texts(part, name, data, None)
+        unit = _unit(table, column.cast(pl.Float64), data.time_unit, name)
+        return _numbers(column, unit, data.time_unit)
+    raise UserError(f"data.columns.timestamp ({name})", column.dtype, EXPECTED, "set data.columns.timestamp")
+
+
+def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
+    """Numbers since 1970; whole ones exactly, fractions to the nearest microsecond; day numbers are none."""
+    value = column.cast(pl.Float64, strict=False)
+    fits = (value * FACTORS[unit]).is_between(FIRST, LAST)
+    inside = pl.select(pl.when(fits).then(column)).to_series()
+    exact = inside.cast(pl.Int64, strict=False) if column.dtype == pl.String or column.dtype.is_integer() else None
+    near = (inside.cast(pl.Float64, strict=False) * FACTORS[unit]).round().cast(pl.Int64, strict=False)
+    if exact is not None:
+        scaled = exact // 1000 if unit == "ns" else exact * int(FACTORS[unit])
+        near = pl.select(pl.coalesce(scaled, near)).to_series()
+    present = column.is_not_null()
+    stamps = _judged(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_finite().fill_null(False)))
+    if configured in FACTORS or not _are_day_numbers(value):
+        return stamps
+    reasons = pl.select(pl.when(value.is_not_null()).then(pl.lit(DAY_NUMBER)).otherwise(stamps.reasons)).to_series()
+    return ParsedTimestamps(stamps.values.clear(len(stamps.values)), reasons, stamps.how)
+
+
+def _are_day_numbers(value: pl.Series) -> bool:
+    """Whether numbers are days since 1899-12-30, as spreadsheets export a time: 46027.35."""
+    seen = value.drop_nulls()
+    inside = (seen >= DAY_NUMBERS[0]) & (seen < DAY_NUMBERS[1])
+    return bool(len(seen) and inside.all() and (seen != seen.floor()).any())
+
+
+def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
+    """The unit of a file's numbers, from their size: the years 1973 to 2100 do not overlap between units."""
+    seen = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
+    for unit, factor in FACTORS.items():
+        fits = (value.abs() * factor >= OLDEST_CLEAR * SECOND) & (value.abs() * factor < END * SECOND)
+        seen = pl.select(pl.when(fits).then(pl.lit(unit)).otherwise(seen)).to_series()
+    units = seen.drop_nulls()
+    if len(units):
+        first, odd = units[0], (seen != units[0]).fill_null(False).arg_true()
+        if len(odd):
+            other = int(odd[0])
+            at = int(seen.is_not_null().arg_true()[0])
+            raise UserError(
+                f"data.columns.timestamp ({name})", _plain(value[other]),
+                f"one unit in {table.source.name}: line {table.line_of(other)} is in {SPOKEN[seen[other]]}, "
+                f"line {table.line_of(at)} in {SPOKEN[first]}", "write all stamps in one unit",
+            )  # fmt: skip
+        if configured == "auto":
+            return str(first)
+    return "s" if configured in ("auto", "iso") else configured
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
+# -- texts
+
+
+def _sort(table: Table, name: str) -> _TimestampColumn:
+    text = table.frame[name].str.strip_chars()
+    text = pl.select(pl.when(text != "").then(text)).to_series().alias(name)
+    numeric = text.str.contains(NUMBER).fill_null(False)
+    if numeric.all() or (numeric | text.is_null()).all():
+        empty = text.new_from_index(0, 0) if len(text) else text
+        parts = pl.DataFrame({key: pl.Series([None] * len(empty), dtype=pl.String) for key in _PARTS})
+        return _TimestampColumn(table, text, numeric, parts, pl.Series([], dtype=pl.Boolean))
+    first = text.str.extract_groups(YEAR_FIRST).struct.unnest()
+    year_first = first["a"].is_not_null()
+    day_last = pl.Series([False]).new_from_index(0, len(text))
+    if not (year_first | numeric | text.is_null()).all():
+        last = text.str.extract_groups(YEAR_LAST).struct.unnest()
+        day_last = last["a"].is_not_null()
+        first = first.select(pl.when(year_first).then(first[key]).otherwise(last[key]).alias(key) for key in _PARTS)
+    return _TimestampColumn(table, text, numeric, first, day_last)
+
+
+_PARTS: Final = ("a", "b", "c", "H", "M", "S", "f", "pm", "z")
+
+
+def _day_first(written: Sequence[_TimestampColumn], name: str) -> bool | None:
+    """Whether 01/02/2025 is the first of February: some day above 12 decides, for all files; None: not needed."""
+    if not written:
+        return None
+    proofs: dict[bool, tuple[_TimestampColumn, int]] = {}
+    for part in written:
+        for key, is_day_first in (("a", True), ("b", False)):
+            above = ((part.parts[key].cast(pl.Int32) > 12) & part.day_last).fill_null(False).arg_true()
+            if len(above):
+                proofs.setdefault(is_day_first, (part, int(above[0])))
+    if len(proofs) == 1:
+        return next(iter(proofs))
+    if proofs:
+        rows = [f"line {p.table.line_of(row)} of {p.table.source.name} ({p.text[row]})" for p, row in proofs.values()]
+        raise UserError(
+            f"data.columns.timestamp ({name})", proofs[False][0].text[proofs[False][1]],
+            f"one order of day and month: {rows[0]} is day first, {rows[1]} is month first" if True in proofs else "",
+            "write dates as 2025-12-31",
+        )  # fmt: skip
+    part = written[0]
+    row = int(part.day_last.arg_true()[0])
+    a, b, year = (part.parts[key][row] for key in ("a", "b", "c"))
+    raise UserError(
+        f"data.columns.timestamp ({name})", part.text[row],
+        f"a day above 12 somewhere, to tell {year}-{b:0>2}-{a:0>2} (day first) from {year}-{a:0>2}-{b:0>2} (month first)",
+        f"write dates as {year}-{b:0>2}-{a:0>2}",
+    )  # fmt: skip
+
+
+def _is_compact(table: Table, name: str, text: pl.Series, unit: str) -> bool:
+    """Whether all digits are dates, 20250131 or 20250131134500, because ``data.time_unit = "iso"`` says so.
+
+    Raises:
+        UserError: they might be, and no unit is configured.
+    """
+    if unit not in ("auto", "iso") or not looks_compact(text):
+        return False
+    if unit == "auto":
+        sample = text.drop_nulls()[0]
+        raise UserError(
+            f"data.columns.timestamp ({name})", sample,
+            f"data.time_unit for {table.source.name}: digits that are a date ({sample[:4]}-{sample[4:6]}-{sample[6:8]}) or a number",
+            'time_unit = "iso" (a date) or "s", "ms", "us" (a number) under [data]',
+        )  # fmt: skip
+    return True
+
+
+def looks_compact(column: pl.Series) -> bool:
+    """Whether all of a column reads as 20250131 or 20250131134500."""
+    if not (column.dtype == pl.String or column.dtype.is_integer()):
+        return False
+    seen = column.cast(pl.String).str.strip_chars().drop_nulls()
+    seen = seen.filter(seen != "")
+    return len(seen) > 0 and bool(seen.str.contains(COMPACT).all())
+
+
+def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None) -> ParsedTimestamps:
+    table, text = part.table, part.text
+    if part.numeric.any() and _is_compact(table, name, text, data.time_unit):
+        digits = text.str.replace(
+            r"^(\d{4})(\d{2})(\d{2})(\d{2})?(\d{2})?(\d{2})?$", "${1}-${2}-${3}T${4}:${5}:${6}"
+        ).str.strip_chars_end(":T")
+        return _composed(digits.str.extract_groups(YEAR_FIRST).struct.unnest(), None, digits, data, False)
+    numbers = pl.select(pl.when(part.numeric).then(text)).to_series()
+    dated = part.parts["a"].is_not_null() if len(part.parts) == len(text) else part.numeric.new_from_index(0, 0)
+    if part.numeric.any() and not (len(dated) and dated.any()):
+        if data.time_unit == "iso":
+            return _judged(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), "ISO 8601")
+        unit = _unit(table, numbers.cast(pl.Float64), data.time_unit, name)
+        stamps = _numbers(numbers, unit, data.time_unit)
+        reasons = pl.select(pl.when(part.numeric).then(stamps.reasons).otherwise(_none_of(text))).to_series()
+        return ParsedTimestamps(stamps.values, reasons, stamps.how)
+    if part.numeric.any():
+        row = int(part.numeric.arg_true()[0])
+        other = int(dated.arg_true()[0])
+        raise UserError(
+            f"data.columns.timestamp ({name})", text[row],
+            f"one way of writing in {table.source.name}: line {table.line_of(row)} is a number, "
+            f"line {table.line_of(other)} is {text[other]!r}", "write all stamps in one way",
+        )  # fmt: skip
+    if data.time_unit not in ("auto", "iso"):
+        return _judged(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), SPOKEN[data.time_unit])
+    return _composed(part.parts, part.day_last, text, data, bool(day_first))
+
+
+def _composed(
+    parts: pl.DataFrame, day_last: pl.Series | None, text: pl.Series, data: Data, day_first: bool
+) -> ParsedTimestamps:
+    """Microseconds from years, months, days and clocks; days that no month has are null."""
+    number = {key: pl.col(key).cast(pl.Int64, strict=False) for key in ("a", "b", "c", "H", "M", "S")}
+    last = pl.lit(False) if day_last is None else pl.lit(day_last)
+    year = pl.when(last).then(number["c"]).otherwise(number["a"])
+    month = pl.when(last).then(number["b"] if day_first else number["a"]).otherwise(number["b"])
+    day = pl.when(last).then(number["a"] if day_first else number["b"]).otherwise(number["c"])
+    half = pl.col("pm").str.to_lowercase().str.slice(0, 1)
+    hour = number["H"].fill_null(0)
+    hour = (
+        pl.when(half.is_null())
+        .then(hour)
+        .when(hour.is_between(1, 12))
+        .then(hour % 12 + (half == "p") * 12)
+        .otherwise(99)
+    )
+    leap = ((year % 4 == 0) & (year % 100 != 0)) | (year % 400 == 0)
+    longest = pl.when(month == 2).then(28 + leap.cast(pl.Int64)).when(month.is_in([4, 6, 9, 11])).then(30).otherwise(31)
+    zone = pl.col("z").str.replace_all(":", "", literal=True)
+    sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
+    minutes = zone.str.slice(1, 2).cast(pl.Int64, strict=False) * 60 + zone.str.slice(3, 2).cast(
+        pl.Int64, strict=False
+    ).fill_null(0)
+    frame = parts.select(
+        year.alias("y"), month.alias("m"), day.alias("d"), hour.alias("h"),
+        number["M"].fill_null(0).alias("min"), number["S"].fill_null(0).alias("sec"),
+        pl.col("f").str.pad_end(9, "0").str.slice(0, 6).cast(pl.Int64, strict=False).fill_null(0).alias("frac"),
+        longest.alias("longest"), (sign * minutes.fill_null(0)).alias("offset"), pl.col("z").is_not_null().alias("zoned"),
+    )  # fmt: skip
+    valid = (
+        pl.col("m").is_between(1, 12) & pl.col("d").is_between(1, pl.col("longest"))
+        & (pl.col("h") < 24) & (pl.col("min") < 60) & (pl.col("sec") < 60)
+    )  # fmt: skip
+    # Days since 1970 of a civil date: years counted from March, so that the leap day is the last of its year.
+    y = pl.col("y") - (pl.col("m") <= 2).cast(pl.Int64)
+    era_day = 365 * y + y // 4 - y // 100 + y // 400
+    month_day = (153 * (pl.col("m") + pl.when(pl.col("m") > 2).then(-3).otherwise(9)) + 2) // 5 + pl.col("d") - 1
+    clock = (pl.col("h") * 3600 + (pl.col("min") - pl.col("offset")) * 60 + pl.col("sec")) * SECOND + pl.col("frac")
+    micros = pl.when(valid).then((era_day + month_day - 719_468) * DAY + clock)
+    values = frame.select(micros.alias("micros"), "zoned")
+    if data.timezone != "UTC" and not values["zoned"].all():
+        there = _local(values["micros"], data.timezone)
+        values = values.with_columns(pl.when("zoned").then("micros").otherwise(there).alias("micros"))
+    zoned = values["zoned"].any()
+    how = "ISO 8601" if day_last is None or not day_last.any() else ("day first" if day_first else "month first")
+    return _judged(
+        values["micros"], text.is_not_null(), f"{how}, {'zone as given, else ' if zoned else ''}{data.timezone}"
+    )
+
+
+def _local(micros: pl.Series, timezone: str) -> pl.Series:
+    """Microseconds of a clock on the wall, in UTC: of an hour that comes twice the first, of one that never came null."""
+    if timezone == "UTC":
+        return micros.cast(pl.Int64)
+    there = micros.cast(pl.Int64).cast(pl.Datetime("us"))
+    return there.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").to_physical()
+
+
+def _none_of(text: pl.Series) -> pl.Series:
+    """Why a text among numbers is no stamp."""
+    missing = text.is_null()
+    return pl.select(pl.when(missing).then(pl.lit("no timestamp")).otherwise(pl.lit(NOT_A_STAMP))).to_series()
+
+
+def _judged(values: pl.Series, present: pl.Series, how: str, readable: pl.Series | None = None) -> ParsedTimestamps:
+    """Values of the years 1 to 9999, and the reason of every row that has none."""
+    values = values.cast(pl.Int64)
+    inside = values.is_between(FIRST, LAST)
+    known = values.is_not_null() if readable is None else readable
+    reasons = pl.select(
+        pl.when(~present).then(pl.lit("no timestamp"))
+        .when(inside.fill_null(False)).then(None)
+        .when(known.fill_null(False)).then(pl.lit(OUTSIDE))
+        .otherwise(pl.lit(NOT_A_STAMP))
+    ).to_series()  # fmt: skip
+    return ParsedTimestamps(pl.select(pl.when(inside).then(values)).to_series(), reasons, how)

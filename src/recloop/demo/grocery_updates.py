@@ -1,0 +1,135 @@
+"""The demo's updates: as a child process, once more with another seed, and on a copy whose rows were poisoned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recloop import bundle
+from recloop.data.label_report import RuleCount
+from recloop.json_object import JsonTree
+from recloop.project import Project
+from recloop.records import now
+from recloop.release.gate import GateResult
+from recloop.storage import releases
+from recloop.storage.data_manifest import DataManifest
+
+SHORT = ("--set", "train.budget=15s")
+"""An update of the demo trains so long at most, once before its gate and once after."""
+
+Tell = Callable[[str], None]
+
+
+def update(root: Path, *words: str) -> tuple[JsonTree, str]:
+    """``recloop update`` as a child: its JSON, and its last line of stderr."""
+    done = subprocess.run(_command(root, *words), capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines()
+    return json.loads(done.stdout) if done.stdout else {}, lines[-1] if lines else ""
+
+
+def _command(root: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "recloop", "-C", str(root), "update", *words, "--json"]
+
+
+def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each gate of an update's JSON as a person reads it."""
+    return [GateResult.of(one).line() for one in gates]
+
+
+def rule_lines(signals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each rule of ``[events]`` made of the rows (`recloop.data.label_report.counted`)."""
+    return [str(RuleCount(**count)) for count in signals]
+
+
+@contextmanager
+def copied(root: Path, name: str) -> Iterator[Path]:
+    """The folder as it stands, its databases by SQLite's own backup: the server goes on writing meanwhile."""
+    copy = root / name
+    shutil.rmtree(copy, ignore_errors=True)
+    left = shutil.ignore_patterns(
+        "poisoned", "reseeded", "reports", "runs", "*.lock", "*.db", "*-wal", "*-shm", "decisions.taken"
+    )
+    try:
+        shutil.copytree(root, copy, ignore=left)
+        for file in (root / "store").glob("*.db"):
+            with (
+                closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
+                closing(sqlite3.connect(copy / "store" / file.name)) as target,
+            ):
+                source.backup(target)
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+@contextmanager
+def another_seed(copy: Path) -> Iterator[subprocess.Popen[str]]:
+    """The same update with another seed, begun on a copy while other things are done."""
+    words = _command(copy, *SHORT, "--set", "train.seed=1")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Tell) -> str | None:
+    """The bundle of the other seed, registered here with its gates as evidence; None: its gate said no."""
+    text, _ = begun.communicate()
+    done = json.loads(text) if text else {}
+    if done.get("verdict") != "registered":
+        tell(f"the same update with another seed: {done.get('verdict', 'failed')}, so the shadow has no noise floor")
+        return None
+    name = str(done["bundle"])
+    target = project.bundles / name
+    shutil.move(copy / "bundles" / name, target)
+    control = project.open_control()
+    releases.register(
+        control, name, bundle.manifest_hash(target), by="recloop demo", reason="the same update, another seed",
+        at=now(), evidence={"gates": done["gates"]},
+    )  # fmt: skip
+    tell(f"the same update with another seed, to be the shadow's noise floor: {name}")
+    return name
+
+
+def poison(copy: Path, tell: Tell) -> None:
+    """The same update on a copy whose new rows have their items shuffled: held by the input check, then by the gate."""
+    _shuffle_items(copy / "store" / "log.db", _watermark(copy))
+    before = _bytes_of(copy)
+    for words, what in (
+        ((), "with the input check"),
+        (("--set", "update.input_check=false", *SHORT), "with that check off"),
+    ):
+        done, last = update(copy, *words)
+        tell(f"poisoned copy, {what}: {done.get('verdict', last)}")
+        for line in gate_lines(done.get("gates", [])):
+            tell(f"  {line}")
+    same = _bytes_of(copy) == before
+    tell(f"live, vocabulary, state and watermark byte for byte what they were: {'yes' if same else 'NO'}")
+
+
+def _watermark(root: Path) -> int:
+    return DataManifest.read(root / "data").watermark
+
+
+def _shuffle_items(log: Path, watermark: int) -> None:
+    with closing(sqlite3.connect(log)) as store, store:
+        rows = store.execute("SELECT seq, item_id FROM events WHERE seq > ? ORDER BY seq", (watermark,)).fetchall()
+        items = np.random.default_rng(0).permutation([item for _, item in rows])
+        store.executemany(
+            "UPDATE events SET item_id = ? WHERE seq = ?", [(str(i), s) for (s, _), i in zip(rows, items, strict=True)]
+        )
+
+
+def _bytes_of(root: Path) -> dict[str, bytes]:
+    files = [root / "data" / "manifest.json", root / "store" / "control.db", *sorted(root.glob("bundles/*/*.json"))]
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}

@@ -1,0 +1,63 @@
+"""How the demo tells what it does: step by step, a numbered heading a chapter; and the folder that it may write over."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from recloop.errors import UserError
+from recloop.json_object import JsonTree
+from recloop.progress import Progress
+
+MARK = "# The demo of recloop."
+
+
+class DemoNarrator:
+    """Prints the demo step by step, a numbered heading a chapter, and remembers what each said for ``--json``."""
+
+    def __init__(self, voice: Progress, out: rich.console.Console) -> None:
+        self.steps: list[JsonTree] = []
+        self._voice, self._out = voice, out
+        self._begin = time.monotonic()
+
+    def say(self, chapter: str, line: str) -> None:
+        """A line of a chapter; another chapter than the last one begins a step."""
+        if not self.steps or self.steps[-1]["name"] != chapter:
+            self.end()
+            self.steps.append({"name": chapter, "seconds": 0.0, "out": []})
+            self._begin = time.monotonic()
+            self._out.print(f"\n[bold]{len(self.steps)}. {chapter}[/]", highlight=False)
+        self.steps[-1]["out"].append(line)
+        self._out.print(f"   {line}", markup=False, highlight=False, emoji=False)
+
+    def show(self, chapter: str, drawn: Any) -> None:  # noqa: ARG002 - it stands where the chapter stands
+        """Something that draws itself: the table, the doctor's report."""
+        self._out.print(drawn)
+
+    def bar(self, chapter: str, done: int, total: int) -> None:
+        self._voice.bar(chapter, done, total)
+
+    def end(self) -> None:
+        """The seconds of the step that is over."""
+        if self.steps:
+            self.steps[-1]["seconds"] = round(time.monotonic() - self._begin, 2)
+            self._out.print(f"   [dim]{self.steps[-1]['seconds']:.1f} s[/]", highlight=False)
+
+
+def fresh_folder(folder: Path) -> Path:
+    """The folder, empty: an earlier demo in it is removed.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    config = folder / "recloop.toml"
+    if folder.exists() and any(folder.iterdir()):
+        if not config.exists() or not config.read_text("utf-8").startswith(MARK):
+            raise UserError("--dir", folder, "an empty folder, or one of an earlier demo", "recloop demo --dir NEW")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,294 @@
+"""The demo on the seeded world: people browse over HTTP, a harmful candidate is stopped, a better one promoted, the truth beside.
+
+Nothing is downloaded and no torch is needed. World, seed and plan are fixed here. The luck of an answer hangs on the name
+that the service gives the request, the users of an arm on the name of the bundle, which holds the time of day: so the
+truth is that of the seed, and every run is another draw of what an experiment sees. Run: ``recloop demo --world``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import rich.console
+
+from recloop import loop
+from recloop.client import Client, serving
+from recloop.data.label_report import counted
+from recloop.demo.grocery_days import release_rows
+from recloop.demo.grocery_updates import gate_lines, rule_lines
+from recloop.demo.narrator import MARK, DemoNarrator, fresh_folder
+from recloop.demo.simulated_users import SimulatedUsers, SimulationTotals
+from recloop.demo.true_effect import compared
+from recloop.features.labels import EventLabeler
+from recloop.json_object import JsonTree
+from recloop.monitoring import verify
+from recloop.monitoring.experiment_verdict import Verdict
+from recloop.pipeline import promotion
+from recloop.progress import NullProgress, Progress
+from recloop.project import Project, open_project
+from recloop.records import DAY
+from recloop.simulation.browsing import BrowsingSimulator
+from recloop.simulation.shop import START
+from recloop.storage import locks
+
+WORLD: Final = {"seed": 0, "users": 1000, "items": 300, "days": 60, "demand": 3.0}
+LOG: Final = 30
+"""Days that the log holds when the demo begins."""
+FIRST, TRIED, AFTER = 2, 6, 1
+"""Days before the update; of each experiment (its last users need a day until their outcome is closed); after all."""
+RULE: Final = "price >= 6"
+CAMPAIGN: Final = "category = 'garden'"
+WANTED: Final = "the garden week is wanted"
+
+TOML: Final = """\
+{mark} {words}; written by `recloop demo --world`.
+{project}replay = true                  # requests carry their own time
+[model]
+name = "covisitation"          # counting models alone: no torch, and seconds
+[placement.home]
+filter = "{rule}"         # the shop's own rule: only what pays
+mix = {{ history = 0.25, neighbours = 1.0 }}
+[release]
+shadow = 0.4                   # 1 % by default: the demo's days are few
+refresh = "manual"             # each bundle of this story is moved by name
+plan = {{ users = 400, looks = 2 }}   # 4,000 users by default
+"""
+
+
+@dataclass
+class SimulationContext:
+    """What the chapters work with."""
+
+    world: BrowsingSimulator
+    project: Project
+    client: Client
+    people: SimulatedUsers
+    shown: DemoNarrator
+    day: float = LOG
+
+    def say(self, chapter: str, line: str) -> None:
+        self.shown.say(chapter, line)
+
+    def live(self, days: float, chapter: str) -> SimulationTotals:
+        """Let some days go by, and say so; the moves that follow carry their end as their time."""
+        done = self.people.live(self.day, self.day + days)
+        self.say(
+            chapter,
+            f"days {self.day + 1:g}-{self.day + days:g}: {done.visits:,} visits, {sum(done.rows.values()):,} rows posted"
+            f" ({counts(done.rows)}), {done.new_users} new users, {done.new_items} new items, {done.seconds:.0f} s",
+        )
+        self.day += days
+        self.client.now = START + int(self.day * DAY)
+        return done
+
+    def compared(self, chapter: str, bundle: str) -> Verdict:
+        """The two arms of a bundle's experiment, with the truth beside; kept in ``reports/``."""
+        time.sleep(0.3)  # decisions are written behind the answers
+        found, known, lines = compared(self.world, self.project, bundle)
+        for line in lines:
+            self.say(chapter, line)
+        file = self.project.reports / f"experiment-{bundle}.json"
+        tree = found.to_json()
+        for name, one in known.items():
+            tree["metrics"][name]["truth"] = vars(one)
+        file.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
+        return found
+
+    def move(self, bundle: str, to: str = "") -> JsonTree:
+        """``POST /v1/admin/promote``, never with a reason: each step has to be earned.
+
+        Raises:
+            RuntimeError: status and message, where it is not.
+        """
+        try:
+            return self.client.post("/v1/admin/promote", {"bundle": bundle, "to": to})
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{error.code} {json.load(error)['error']['message']}") from None
+
+
+def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
+    """The whole story in ``folder``; what each step said, and the files that it left.
+
+    Raises:
+        UserError: the folder holds something else.
+        AssertionError: something did not come out as this demo says it does.
+    """
+    begin = time.monotonic()
+    shown = DemoNarrator(voice, out)
+    world = BrowsingSimulator(**WORLD)  # type: ignore[arg-type]
+    project = write_project(folder, world, shown)
+    loop.first_run(project, shown, "demo")
+    signal = EventLabeler.of(project.load_bundle().spec)
+    for count in counted(signal, project.open_archive().events()):
+        shown.say("signals", str(count))
+    campaign, free = candidates(project, shown)
+    shown.say("browse", f"recloop serve: a list for everybody, of what costs 6 or more ({RULE})")
+    with serving(project.root) as client:
+        client.now = START + LOG * DAY
+        people = SimulatedUsers(world, client.url)
+        try:
+            stage = SimulationContext(world, project, client, people, shown)
+            first = stage.live(FIRST, "browse")
+            stage.say("browse", f"newcomers' first lists are filled by {counts(first.newcomers)}")
+            keep_learning(stage)
+            whole = [first, harmful(stage, campaign), better(stage, free), released(stage, first)]
+        finally:
+            people.close()
+    prove(project, whole, shown)
+    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and "archive" not in path.parts]
+    shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left {len(files)} files in {folder}")
+    for words in ("status", "doctor --signals", "report", "serve"):
+        shown.say("files", f"next: recloop -C {folder} {words}")
+    shown.end()
+    return {"steps": shown.steps, "files": files}
+
+
+def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -> Project:
+    """The first days of the world as a project, in a folder of our own.
+
+    Raises:
+        UserError: the folder holds something that is no earlier demo.
+    """
+    world.write(fresh_folder(folder), LOG)
+    config = folder / "recloop.toml"
+    words = f"A seeded world: {', '.join(f'{name} {value:g}' for name, value in WORLD.items())}"
+    text = TOML.format(mark=MARK, words=words, project=config.read_text("utf-8"), rule=RULE)
+    config.write_text(text, "utf-8")
+    now = START + LOG * DAY
+    then, today = (np.array([world.utility(user, at) for user in world.user_ids]) for at in (START, now))
+    alike = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(then, today, strict=True)])
+    on_sale = world.on_sale(now)
+    shown.say("the world", words)
+    shown.say("the world", f"{LOG} days as a log: {len(world.users(now))} users, {on_sale.sum()} items; others arrive")
+    shown.say("the world", f"tastes drift: today's correlate {alike:.2f} with those of the first day")
+    shown.say("the world", f"bait: {np.mean(world.bait[on_sale]):.0%} of the items draw clicks that nobody enjoys")
+    return open_project(folder)
+
+
+def trained(project: Project, rule: str) -> str:
+    """A bundle over ``data/`` with another rule for its lists: ``recloop train --set placement.home.filter=...``."""
+    here = open_project(project.root, [f"placement.home.filter={json.dumps(rule)}"])
+    with locks.run_lock(project.root, "train"):
+        return loop.train(here, NullProgress()).bundle.id
+
+
+def candidates(project: Project, shown: DemoNarrator) -> list[str]:
+    """Two bundles over the same arrays with other rules, and their gates; both go into the shadow."""
+    made = []
+    shown.say("candidates", "two more bundles over the arrays of live, each with another rule")
+    for rule, words, reason in ((CAMPAIGN, "a garden week", WANTED), ("", "everybody sees what they like", "")):
+        bundle = trained(project, rule)
+        shown.say("candidates", f"recloop train --set placement.home.filter={json.dumps(rule)}: {bundle}, {words}")
+        evidence = promotion.promote(project, bundle, "shadow", reason, at=START + LOG * DAY)["evidence"]
+        for line in gate_lines(evidence["gates"]):
+            shown.say("candidates", f"  {line}")
+        said = "recloop promote --to shadow"
+        if "not_earned" in evidence:  # somebody insists, and the row says what they go ahead of
+            said += f" --reason {reason!r}, ahead of {'; '.join(evidence['not_earned'])}"
+        shown.say("candidates", said)
+        made.append(bundle)
+    return made
+
+
+def keep_learning(stage: SimulationContext) -> None:
+    """One update over what came: the candidate and its gates."""
+    stage.say("keep learning", "recloop update: what came since becomes a child of live, under the same rule")
+    made = loop.update(stage.project, NullProgress())
+    stage.say(
+        "keep learning",
+        f"{made.read:,} rows since seq {made.from_seq:,}, {made.kept:,} kept, {made.new_users} new users, "
+        f"{made.new_items} new items, {made.seconds:.0f} s: {made.verdict} {made.bundle or ''}",
+    )
+    for line in rule_lines(made.signals):
+        stage.say("keep learning", line)
+    for line in gate_lines(made.gates):
+        stage.say("gate", line)
+
+
+def harmful(stage: SimulationContext, campaign: str) -> SimulationTotals:
+    """The campaign gets half of the users, is found harmful, refused its promotion, and taken out."""
+    chapter = "a harmful candidate"
+    stage.move(campaign, "experiment")
+    stage.say(chapter, f"{campaign} has earned its experiment in the shadow: half of the users see the garden alone")
+    done = stage.live(TRIED, chapter)
+    found = stage.compared(chapter, campaign)
+    try:
+        stage.move(campaign)
+    except RuntimeError as error:
+        stage.say(chapter, f"POST /v1/admin/promote: {error}")
+    else:
+        raise AssertionError(f"{campaign} became live: {found.verdict}")
+    if found.verdict != "worse":
+        raise AssertionError(f"the harm was not told: {found.why}")
+    stage.client.post("/v1/admin/refuse", {"bundle": campaign, "reason": found.why})
+    stage.say(chapter, f"{campaign} is refused")
+    return done
+
+
+def better(stage: SimulationContext, free: str) -> SimulationTotals:
+    """The bundle without a rule gets half of the users, is found better, and earns its promotion."""
+    chapter = "a better candidate"
+    stage.move(free, "experiment")
+    stage.say(
+        chapter,
+        f"{free} has earned its experiment in the shadow, meanwhile; half of the users see lists without a rule",
+    )
+    done = stage.live(TRIED, chapter)
+    found = stage.compared(chapter, free)
+    if found.verdict != "better":
+        raise AssertionError(f"the gain was not told: {found.why}")
+    moved = stage.move(free)
+    stage.say(chapter, f"POST /v1/admin/promote without a reason: {moved['from']} -> {moved['to']}, earned by")
+    earned = moved["evidence"]
+    stage.say(
+        chapter,
+        f"{earned['shadowed']} requests in the shadow ({earned['twins_that_differ']} twins differ), users "
+        f"{earned['users']}, verdict {earned['verdict']}",
+    )
+    return done
+
+
+def released(stage: SimulationContext, first: SimulationTotals) -> SimulationTotals:
+    """A day with the better bundle, and every move of every bundle."""
+    chapter = "released"
+    stage.say(chapter, "a day with the better bundle")
+    after = stage.live(AFTER, chapter)
+    for name, one in (("before", first), ("after", after)):
+        stage.say(
+            chapter,
+            f"{name}: a list brings {one.clicks / one.visits:.2f} clicks and a click at all with "
+            f"{one.hits / one.visits:.1%}, by the truth of {one.visits} lists shown",
+        )
+    stage.say(chapter, f"newcomers' first lists are filled by {counts(after.newcomers) or 'nobody: none came'}")
+    for row in release_rows(stage.project):
+        stage.say(chapter, row)
+    return after
+
+
+def prove(project: Project, whole: list[SimulationTotals], shown: DemoNarrator) -> None:
+    """Nothing disliked was shown again, and every decision is rebuilt."""
+    lists, again = sum(one.after_dislike for one in whole), sum(one.shown_again for one in whole)
+    shown.say("verify", f"{lists:,} lists for people who had disliked something: {again} disliked items in them")
+    begin = time.monotonic()
+    found = verify.verify(project, 1_000_000)
+    shown.say(
+        "verify",
+        "{checked:,} decisions: {equal:,} equal, {late} late, {unexplained} unexplained".format(**found)
+        + f", largest score difference {found['max_score_diff']:.1g}, in {time.monotonic() - begin:.0f} s",
+    )
+    if found["unexplained"]:
+        raise AssertionError(f"verify found {found['differences'][0]}")
+    if again:
+        raise AssertionError(f"{again} disliked items were shown again")
+
+
+def counts(found: Mapping[str, int]) -> str:
+    """Names with their counts, the largest first."""
+    return ", ".join(f"{value:,} {name}" for name, value in sorted(found.items(), key=lambda one: (-one[1], one[0])))

@@ -1,0 +1,137 @@
+"""The true difference of an experiment's two arms: both lists of the same requests, judged by the world that answers them.
+
+An experiment compares people who got one list with others who got the other. Here every request of everybody who entered
+is asked both ways: the list that was shown, and the one that the other arm's bundle makes from the very same state (as
+`recloop verify` rebuilds it). `BrowsingSimulator.expected` says what each brings on average, so their difference over the
+requests of the first 24 hours is what the experiment's interval is for, without its luck and without its draw of people.
+What a first list does to the state that a second one starts from, within these hours, stays as it was shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recloop.monitoring import experiment
+from recloop.monitoring.attribution import OUTCOME
+from recloop.monitoring.experiment_verdict import Measured, Verdict
+from recloop.monitoring.verify import DecisionReplayer
+from recloop.project import Project
+from recloop.records import Decision, Query
+from recloop.release.assignment import LIVE
+from recloop.simulation.browsing import BrowsingSimulator
+
+METRICS: Final = {"hit_rate": "hit", "clicks_per_request": "click"}
+"""Metrics of an experiment whose truth the world knows, and its name for each."""
+
+
+@dataclass(frozen=True)
+class TrueEffect:
+    """A metric's mean over the requests under either bundle, by the world."""
+
+    live: float
+    candidate: float
+    requests: int
+
+    @property
+    def delta(self) -> float:
+        return self.candidate - self.live
+
+
+def compared(
+    world: BrowsingSimulator, project: Project, bundle: str
+) -> tuple[Verdict, dict[str, TrueEffect], list[str]]:
+    """An experiment's verdict, the truth behind its metrics, and both as lines.
+
+    An interval of 95 % misses one time in twenty, by its making; the confidence sequence, wider so that it may be
+    looked at any time, has to hold the truth.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    found = experiment.analyze(project, bundle)
+    known = truth(world, project, found)
+    users, ratio, plan = found.users, found.sample_ratio, found.plan
+    lines = [
+        f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}",
+        f"{users.live} users of live, {users.candidate} of the candidate, {users.waiting} wait for their 24 hours",
+        f"sample ratio e = {ratio.e:.3g}, alarm above 1000: {'ALARM' if ratio.alarm else 'none'}",
+    ]
+    for name, one in found.metrics.items():
+        lines.append(
+            f"{one.kind} {name}: live {one.live:.4g}, candidate {one.candidate:.4g}, difference "
+            f"{one.delta:+.4g} ({one.low:+.4g} to {one.high:+.4g})"
+        )
+        if name in known:
+            lines.append(f"  the truth: {truth_line(known[name], one)}")
+    lines.append(f"verdict: {found.verdict}: {found.why}")
+    for name in METRICS:
+        one = found.metrics[name]
+        if one.sequence_low is None or one.sequence_high is None:
+            raise AssertionError(f"{name}: too few users for the confidence sequence")
+        if not one.sequence_low <= known[name].delta <= one.sequence_high:
+            raise AssertionError(f"{name}: the truth {known[name].delta:+.4g} lies outside of the confidence sequence")
+    return found, known, lines
+
+
+def truth_line(known: TrueEffect, one: Measured) -> str:
+    """A true difference, and which intervals hold it."""
+    inside = _holds(one.low, known.delta, one.high)
+    always = _holds(one.sequence_low, known.delta, one.sequence_high)
+    return (
+        f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists of the same {known.requests} requests): "
+        f"{'inside' if inside else 'OUTSIDE'} the interval, {'inside' if always else 'OUTSIDE'} the confidence sequence "
+        f"({_signed(one.sequence_low)} to {_signed(one.sequence_high)})"
+    )
+
+
+def _holds(low: float | None, value: float, high: float | None) -> bool:
+    return low is not None and high is not None and low <= value <= high
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.4g}"
+
+
+def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[str, TrueEffect]:
+    """The truth behind each metric of `METRICS`.
+
+    Args:
+        found: Of `recloop.monitoring.experiment.analyze`.
+    """
+    with project.open_decisions() as store, project.open_log() as log:
+        rows = [one for one in store.rows(since=found.since, until=found.until) if one.role == "answer"]
+        asked = sorted(entered(rows, found.now), key=lambda one: one.as_of)
+        live = next(one.bundle for one in asked if one.variant == LIVE)
+        rebuilder = DecisionReplayer(project, log, asked)
+        values = {name: np.zeros((len(asked), 2)) for name in METRICS}
+        for number, one in enumerate(asked):
+            shown, other = (0, live) if one.bundle == found.bundle else (1, found.bundle)
+            lists = {1 - shown: one.items, shown: _list(rebuilder, one, other)}
+            for side, items in lists.items():
+                expected = world.expected(one.user_id, items, one.at)
+                for name, ours in METRICS.items():
+                    values[name][number, side] = expected[ours]
+    means = {name: table.mean(axis=0) for name, table in values.items()}
+    return {name: TrueEffect(float(one[0]), float(one[1]), len(asked)) for name, one in means.items()}
+
+
+def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
+    """The requests that count: of the 24 hours after each user's first, where these are over by ``now``."""
+    first: dict[str, int] = {}
+    for one in sorted(decisions, key=lambda one: one.at):
+        first.setdefault(one.user_id, one.at)
+    return [one for one in decisions if one.at < first[one.user_id] + OUTCOME <= now]
+
+
+def _list(rebuilder: DecisionReplayer, decision: Decision, bundle: str) -> list[str]:
+    """What another bundle would have answered."""
+    recommender, states = rebuilder.view(decision, bundle)
+    query = Query(
+        user_id=decision.user_id, now=decision.at, k=decision.k, placement=decision.placement,
+        request_id=decision.request_id,
+    )  # fmt: skip
+    return recommender.recommend(states, [query], with_inputs=False)[0].items

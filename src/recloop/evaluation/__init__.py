@@ -1,0 +1,1 @@
+"""Measure a bundle: metrics, queries, intervals, comparison with baselines."""

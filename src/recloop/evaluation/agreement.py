@@ -1,0 +1,137 @@
+"""How far two bundles agree on one request: overlap, rank-biased overlap, tau-b, percentile (definitions, section 6).
+
+Each formula stands in its function's docstring with its source; a ranking is what a bundle thinks before any rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop.features.state import StateBatch
+from recloop.features.vocabulary import Vocabulary
+from recloop.recommend.filters import candidate_mask
+from recloop.recommend.recommender import Recommender
+from recloop.recommend.top_k import DEPTH
+from recloop.records import MIX_SOURCES, Decision, Query
+
+K: Final = 10
+TOP: Final = 100
+PERSISTENCE: Final = 0.9
+SLOTS: Final = 5
+"""Fewest slots of a list whose order says something."""
+MEASURES: Final = ("overlap@10", "rbo", "tau_b", "percentile")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A bundle's whole opinion on one request, before rules: the top 100 ids, and the mix's score of every item."""
+
+    top: list[str]
+    scores: NDArray[np.float64]  # (N+1,); 0 where no source recalled the item; row 0: an item the table lacks
+    vocabulary: Vocabulary
+
+    def of(self, items: Sequence[str]) -> NDArray[np.float64]:
+        """The scores of these items; one that the table lacks stands behind all."""
+        found: NDArray[np.float64] = self.scores[self.vocabulary.lookup(items)]
+        return found
+
+
+def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision) -> Ranking:
+    """What a bundle thinks of a decision's request: its mix over all that its sources recalled.
+
+    No condition, exclusion or filter of seen items acts; what nobody may see (hidden, disliked) stays out.
+    """
+    query = Query(
+        user_id=decision.user_id, now=decision.at, placement=decision.placement, item_id=decision.query.get("item", "")
+    )
+    encoded = recommender.encode(states, [decision.at])
+    table = recommender.bundle.items.ids
+    allowed = candidate_mask(recommender.catalogue, table, encoded, [query], ("", ""), False)
+    placement = recommender.placement(decision.placement)
+    fused = recommender.fused(encoded, allowed, [query], placement, min(len(table), DEPTH * len(MIX_SOURCES)))
+    items, found = fused.items[0], int(np.count_nonzero(fused.items[0]))
+    scores = np.zeros(len(table) + 1)
+    scores[0] = -np.inf
+    scores[items[:found]] = fused.scores[0, :found]
+    return Ranking([table.ids[ix - 1] for ix in items[: min(found, TOP)]], scores, table)
+
+
+def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking) -> dict[str, float]:
+    """Every number of `MEASURES` for one request; what a list is too short for is NaN.
+
+    Args:
+        answer: What live answered. other: What the other bundle would have.
+        opinion: The other's ranking. own: Live's.
+    """
+    shown = answer.items[:K]
+    scores = opinion.of(shown)
+    return {
+        "overlap@10": overlap(shown, other.items[:K]),
+        "rbo": rbo(own.top, opinion.top),
+        "tau_b": tau_b(scores) if len(shown) >= SLOTS else math.nan,
+        "percentile": mean_percentile(opinion.scores[1:], scores) if shown else math.nan,
+    }
+
+
+def overlap(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """|A and B| / the longer of both (10 where both are full); two empty lists agree."""
+    longest = max(len(first), len(second))
+    return len(set(first) & set(second)) / longest if longest else 1.0
+
+
+def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSISTENCE) -> float:
+    """RBO_ext of two rankings of s <= l items (Webber, Moffat, Zobel, "A similarity measure for indefinite rankings", 2010, equation 32).
+
+    With X_d the overlap of the first d places: (1-p)/p * (sum over d = 1..l of X_d / d * p^d
+    + sum over d = s+1..l of X_s (d - s) / (s d) * p^d) + ((X_l - X_s) / l + X_s / s) * p^l.
+    Two empty rankings agree; an empty one beside another does not.
+    """
+    short, long = sorted((first, second), key=len)
+    s, l = len(short), len(long)  # noqa: E741 the names of the equation
+    if not s:
+        return 1.0 if not l else 0.0
+    seen: tuple[set[Any], set[Any]] = set(), set()
+    common, at_s, total = 0, 0, 0.0
+    for d in range(1, l + 1):
+        a, b = long[d - 1], short[d - 1] if d <= s else None
+        common += (a in seen[1]) + (d <= s and b in seen[0]) + (d <= s and a == b)
+        seen[0].add(a)
+        if d <= s:
+            seen[1].add(b)
+            at_s = common
+        total += common / d * p**d
+        if d > s:
+            total += at_s * (d - s) / (s * d) * p**d
+    return (1 - p) / p * total + ((common - at_s) / l + at_s / s) * p**l
+
+
+def tau_b(scores: NDArray[np.float64]) -> float:
+    """Kendall's tau-b between the order of a list and another's scores of its items, ties counted; NaN: all tie.
+
+    (with - against) / sqrt(pairs * (pairs that do not tie)); in numpy, as scipy.stats takes a second to import.
+    """
+    if len(scores) < 2 or (scores == scores[0]).all():
+        return math.nan
+    first, second = np.triu_indices(len(scores), 1)
+    with_it = int((scores[first] > scores[second]).sum())
+    against = int((scores[first] < scores[second]).sum())
+    return (with_it - against) / math.sqrt(len(first) * (with_it + against))  # the order of a list has no ties
+
+
+def mean_percentile(catalogue: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    """Mean over items of 1 - (g + (t-1)/2) / (N-1): 1 is the first of the catalogue, .5 what chance would give.
+
+    With g items of the catalogue scored strictly higher and t tied with it, itself included; an item that the
+    catalogue lacks (-inf) is behind all of it: 0.
+    """
+    ordered = np.sort(catalogue)
+    below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
+    above, tied = len(ordered) - upto, np.maximum(1, upto - below)
+    value = 1.0 - (above + (tied - 1) / 2) / max(1, len(ordered) - 1)
+    return float(np.clip(value, 0.0, 1.0).mean())

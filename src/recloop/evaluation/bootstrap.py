@@ -1,0 +1,141 @@
+"""How sure a number is: means over users, their intervals by resampling, paired differences, several at once.
+
+Formulas are those of ``docs/definitions.md`` (sections 2 and 9), each with a test computed by hand. U users, C columns;
+NaN is a value that a user does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop.evaluation.metrics import Floats
+from recloop.json_object import JsonTree
+
+DRAWS: Final = 2_000
+
+
+def user_means(values: NDArray[Any], users: NDArray[Any], n_users: int) -> Floats:
+    """(U, C) mean over each user's own queries of (Q, C) values; NaN queries do not count, a user of none is NaN."""
+    known = ~np.isnan(values)
+    out = np.full((n_users, values.shape[1]), np.nan)
+    for c in range(values.shape[1]):
+        rows = known[:, c]
+        count = np.bincount(users[rows], minlength=n_users)
+        total = np.bincount(users[rows], weights=values[rows, c], minlength=n_users)
+        out[count > 0, c] = total[count > 0] / count[count > 0]
+    return out
+
+
+def mean_over_users(values: Floats) -> Floats:
+    """(C,) mean of (U, C) over the users that have a value; NaN where none has."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean
+
+
+def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
+    """(draws, C) means of (U, C) over users drawn with replacement, the same users for every column.
+
+    Each draw takes U of the U users (bootstrap over users, since a user's queries are not independent); a column's
+    mean is over the drawn users that have a value in it. One draw serves all columns, so the difference of two
+    columns is a paired difference. Memory: 32 MiB of weights at a time, whatever U.
+    """
+    n_users, columns = values.shape
+    if n_users == 0:
+        return np.full((draws, columns), np.nan)
+    random = np.random.default_rng(seed)
+    known = (~np.isnan(values)).astype(np.float32)
+    filled = np.nan_to_num(values).astype(np.float32)
+    out = np.empty((draws, columns))
+    step = max(1, min(draws, 2**23 // n_users))
+    for start in range(0, draws, step):
+        weights = np.stack(
+            [
+                np.bincount(random.integers(0, n_users, n_users), minlength=n_users)
+                for _ in range(min(step, draws - start))
+            ]
+        ).astype(np.float32)  # (step, U)
+        count = weights @ known
+        out[start : start + step] = np.where(count > 0, (weights @ filled) / np.maximum(count, 1.0), np.nan)
+    return out
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """Six decimals: what the resampling supports, and the same text whatever the order of the sums."""
+        return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high)}
+
+
+def plain(value: float) -> float | None:
+    """A number for JSON: six decimals, NaN as null."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def estimate(value: float, samples: Floats) -> Estimate:
+    """The value with the 2.5 and 97.5 percentiles of its resampled means."""
+    known = samples[~np.isnan(samples)]
+    if not len(known):
+        return Estimate(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(known, (0.025, 0.975))
+    return Estimate(float(value), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two means over the same users; ``relative`` is to the second one."""
+
+    absolute: Estimate
+    relative: Estimate
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of the difference says: more, less, or cannot tell."""
+        if self.absolute.low > 0:
+            return "more"
+        return "less" if self.absolute.high < 0 else "cannot tell"
+
+    def to_json(self) -> JsonTree:
+        return {**self.absolute.to_json(), "relative": self.relative.to_json(), "p": plain(self.p)}
+
+
+def difference(first: Floats, second: Floats, seed: int, draws: int = DRAWS) -> Difference:
+    """Paired difference of two (U,) columns over the users that have both.
+
+    value = mean(first - second); relative = mean(first) / mean(second) - 1; intervals by `resample`;
+    p = two-sided bootstrap, 2 * min((1 + draws <= 0) / (1 + draws), (1 + draws >= 0) / (1 + draws)), at most 1.
+    """
+    both = ~(np.isnan(first) | np.isnan(second))
+    pair = np.column_stack([first[both] - second[both], first[both], second[both]])
+    means, samples = mean_over_users(pair), resample(pair, seed, draws)
+    apart = samples[:, 0]
+    p = 2.0 * min(1 + int((apart <= 0).sum()), 1 + int((apart >= 0).sum())) / (1 + draws)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, ratios = means[1] / means[2] - 1.0, samples[:, 1] / samples[:, 2] - 1.0
+    finite = ratios[np.isfinite(ratios)]
+    relative = estimate(float(ratio) if np.isfinite(ratio) else float("nan"), finite)
+    return Difference(estimate(float(means[0]), apart), relative, min(1.0, p) if both.any() else float("nan"))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of m p-values: sorted ascending, p'(i) = max over j <= i of min(1, (m-j+1) p(j))."""
+    order = np.argsort(p, kind="stable")
+    adjusted, highest = [0.0] * len(p), 0.0
+    for j, position in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - j) * float(p[position])))
+        adjusted[position] = highest
+    return adjusted

@@ -1,0 +1,348 @@
+"""One table: each source of a bundle alone and the list as served, asked every test moment through `recommend`.
+
+A query stands just before a test moment: the state is what had arrived and happened before it, ``now`` is its stamp,
+the targets are the distinct items with a positive in it (design, section 5). Bundles stand still, states grow. One
+recall serves all rows of the table; the lists are those that serving would give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.evaluation import metrics
+from recloop.evaluation.leave_one_out import TargetRanks
+from recloop.evaluation.queries import Queries, make_queries
+from recloop.evaluation.table import (
+    SLICES,
+    EvaluationProtocol,
+    EvaluationTable,
+    Example,
+    QueryMetrics,
+    TrainingNote,
+    make_table,
+)
+from recloop.features.encode import EncodedBatch
+from recloop.features.state import StateBatch, StateHistory
+from recloop.models.base import SOURCE_OF
+from recloop.policy import RRF
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.fusion import fuse
+from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.top_k import DEPTH, TopK
+from recloop.records import Query
+
+CHUNK = 256
+"""Queries worked on at once: bounds the memory whatever the size of the test."""
+EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Quantiles of history length at which the report shows a household."""
+ONE = "leave-one-out"
+"""The protocol whose queries have one target each."""
+ALONE = ("popular",)
+"""The ladder of a row of one source: its own list, then Popular (definitions, section 2b)."""
+
+Progress = Callable[[int, int], None]
+
+
+class Split(Protocol):
+    """What is evaluated on: labelled frames with ``stamp``; `recloop.data` loads one from ``data/``."""
+
+    @property
+    def test(self) -> pl.DataFrame: ...
+    @property
+    def events(self) -> pl.DataFrame: ...
+    @property
+    def users(self) -> pl.DataFrame | None: ...
+
+
+def evaluate(
+    bundles: Sequence[Bundle],
+    data: Split,
+    catalogue: Catalog,
+    config: Config,
+    facts: Mapping[str, Any],
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> EvaluationTable:
+    """The table of these bundles: counting rows of the first one, each one's network alone, each one as served.
+
+    Args:
+        bundles: The first one gives the counting rows. None of them may have been fitted on a test moment.
+        data: The split; states are read from all its events.
+        catalogue: What placements' filters are asked of.
+        config: ``split``, ``evaluate`` and ``train.seed`` are read.
+        facts: Goes into the table's protocol: ``split_hash``, ``fingerprint``.
+        threads: Of the user graph.
+        progress: Called with (queries done, queries in all).
+
+    Raises:
+        UserError: no test moment; a bundle that has seen the test (``train.refit``); scores that are no numbers.
+    """
+    queries = make_queries(data.test, config.split.targets)
+    if not len(queries):
+        raise UserError("test moments", 0, "a moment with a positive after the cut", "a log of a longer time")
+    for bundle in bundles:
+        _unseen(bundle, queries, config.split.protocol)
+    timeline = StateHistory(data.events, data.users)
+    codes = {name: code for code, name in enumerate(timeline.names)}
+    wanted = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
+    tests = [
+        _BundleEvaluation(bundle, catalogue, config, queries, counting=number == 0, threads=threads)
+        for number, bundle in enumerate(bundles)
+    ]
+    repeat = np.zeros(len(wanted), dtype=bool)
+    positives = np.zeros(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), CHUNK):
+        span = slice(start, min(start + CHUNK, len(queries)))
+        states = timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
+        flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
+        repeat[flat] = _had(states, wanted[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
+        positives[span] = states.positives
+        for test in tests:
+            test.ask(states, span)
+        if progress is not None:
+            progress(span.stop, len(queries))
+    examples = _examples(tests[0], queries, positives, timeline)
+    rows = [row for test in tests for row in test.rows(repeat)]
+    protocol = EvaluationProtocol(
+        name=config.split.protocol,
+        split_hash=facts.get("split_hash", ""),
+        fingerprint=facts.get("fingerprint", ""),
+        targets=config.split.targets,
+        filter_seen=bundles[0].policy.filter_seen,
+        ties=config.split.ties,
+        k=config.evaluate.k,
+        seed=config.train.seed,
+        moments=len(queries),
+        users=len(set(queries.users)),
+        items=len(bundles[0].items),
+        wanted=len(queries.targets),
+        unknown=len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
+    )
+    return make_table(protocol, rows, queries.users, positives, examples)
+
+
+def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
+    """Refuse a bundle that was fitted on test moments: its numbers would be those of its memory."""
+    learned = bundle.manifest.data.protocol or "temporal"
+    if ONE in {learned, protocol}:
+        seen = learned != protocol
+    else:
+        seen = not bundle.learned.is_new(queries.as_of + 1, queries.now).all()
+    if seen or bundle.manifest.train.refit:
+        raise UserError(
+            "bundle", bundle.id or "refit", "one whose cut lies before the test (this one was fitted on it too)",
+            "recloop evaluate BUNDLE, with the one from before the refit",
+        )  # fmt: skip
+
+
+def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(T,) whether the item of each target was a target in the state of its query: a repeat."""
+    row_offsets = states.item_offsets[states.moment_offsets]
+    held = np.zeros(len(states.names), dtype=bool)
+    found = np.zeros(len(wanted), dtype=bool)
+    for b in range(len(states)):
+        rows, targets = slice(row_offsets[b], row_offsets[b + 1]), slice(offsets[b], offsets[b + 1])
+        items = states.items[rows][states.targets[rows]]
+        held[items] = True
+        found[targets] = held[wanted[targets]]
+        held[items] = False
+    return found
+
+
+class _BundleEvaluation:
+    """One bundle under test: its lists for every row, and what they cost."""
+
+    def __init__(
+        self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, counting: bool, threads: int
+    ) -> None:
+        _finite(bundle)
+        self.bundle, self.queries = bundle, queries
+        self.ks = list(config.evaluate.k)
+        self.recommender = Recommender(bundle, catalogue, threads)
+        self.placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
+        network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
+        sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if counting else []
+        names = {source: bundle.scorers[source].model for source in sources}
+        self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
+        self.settings = self.recommender.placement(self.placement)
+        served = self.settings.weights
+        self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
+        self.weights: dict[str, Mapping[str, float]] = {name: {source: 1.0} for source, name in self.names.items()}
+        self.weights["served"] = served
+        self.lists = {name: np.zeros((len(queries), max(self.ks)), dtype=np.int64) for name in self.weights}
+        self.places = (
+            {name: TargetRanks.of(len(queries)) for name in self.weights} if config.split.protocol == ONE else {}
+        )
+        self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
+        self.seconds = dict.fromkeys(self.weights, 0.0)
+        # Items that a served list may hold and the table does not know get numbers behind it.
+        self.beyond: dict[str, int] = {}
+
+    def ask(self, states: StateBatch, span: slice) -> None:
+        """Answer these queries in every row."""
+        k = max(self.ks)
+        now = self.queries.now[span]
+        asked = [
+            Query(user_id=user, now=stamp, k=k, placement=self.placement)
+            for user, stamp in zip(self.queries.users[span], now.tolist(), strict=True)
+        ]
+        clock = _Clock()
+        encoded = self.recommender.encode(states, now)
+        allowed = self.recommender.allowed(encoded, asked, self.settings)
+        shared = clock.lap()
+        recalled: dict[str, TopK] = {}
+        recall_seconds: dict[str, float] = {}
+        for source in self.sources:
+            recalled |= self.recommender.recall(encoded, allowed, [source])
+            recall_seconds[source] = clock.lap()
+        if "model" in recalled:
+            _scored(self.bundle, encoded, allowed, recalled["model"])
+        for name, weights in self.weights.items():
+            mine = {source: found for source, found in recalled.items() if weights.get(source, 0.0) > 0}
+            rungs = None if name == "served" else ALONE
+            constant = self.settings.fusion_constant if name == "served" else RRF
+            fused = fuse(mine or recalled, weights, DEPTH if self.places else k, constant)
+            answers = self.recommender.answers(encoded, allowed, fused, asked, self.settings, rungs)
+            self._keep(name, span, answers)
+            if self.places:
+                kind = self._kind(name)
+                found = recalled["model"] if kind == "network" else fused
+                self.places[name].find(span, self._targets(span), found, self.lists[name][span], kind == "counting")
+            self.seconds[name] += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
+
+    def _keep(self, name: str, span: slice, answers: Sequence[RankedList]) -> None:
+        index = self.bundle.items.ids.index
+        lists = self.lists[name][span]
+        for row, answer in enumerate(answers):
+            for place, item_id in enumerate(answer.items):
+                known = index(item_id)
+                if not known:
+                    known = self.beyond.setdefault(item_id, len(self.bundle.items) + 1 + len(self.beyond))
+                lists[row, place] = known
+
+    def _targets(self, span: slice) -> NDArray[np.int64]:
+        """The targets in the table's numbers, and behind it those that a served list held (the ladder's `latest`)."""
+        wanted = self.wanted[span].copy()
+        raw = self.queries.targets[span]
+        for number in np.flatnonzero(wanted == 0):
+            wanted[number] = self.beyond.get(raw[number], 0)
+        return wanted
+
+    def rows(self, repeat: NDArray[np.bool_]) -> list[QueryMetrics]:
+        """The rows of this bundle: every value of every query, by slice."""
+        known = self.wanted > 0
+        wanted = self._targets(slice(None))
+        masks = {"all": np.ones(len(wanted), dtype=bool), "warm": known, "repeat": repeat, "explore": ~repeat}
+        parts = {name: metrics.keep_targets(wanted, self.queries.offsets, masks[name]) for name in SLICES}
+        tail = np.concatenate([[False], self.bundle.items.tail, np.ones(len(self.beyond), dtype=bool)])
+        made = []
+        for name, lists in self.lists.items():
+            values = {
+                (part, f"{metric}@{k}"): value
+                for part, (targets, offsets) in parts.items()
+                for k in self.ks
+                for metric, value in (
+                    self.places[name].values(k, masks[part])
+                    if self.places
+                    else metrics.ranking(lists, targets, offsets, k)
+                ).items()
+            }
+            counts = np.bincount(lists[:, : self.ks[0]].ravel(), minlength=len(tail))
+            counts[0] = 0
+            made.append(
+                QueryMetrics(
+                    model=name,
+                    bundle=self.bundle.id,
+                    kind=self._kind(name),
+                    values=values,
+                    coverage=metrics.coverage(counts, len(self.bundle.items)),
+                    entropy=metrics.entropy(counts, len(self.bundle.items)),
+                    long_tail_share=metrics.long_tail_share(counts, tail),
+                    seconds=self.seconds[name],
+                    trained=self._trained(name),
+                )
+            )
+        return made
+
+    def _trained(self, name: str) -> TrainingNote | None:
+        """Training of the network behind a row, if one is."""
+        if "model" not in self.weights[name] or self.weights[name]["model"] <= 0:
+            return None
+        return TrainingNote.of(self.bundle.manifest.train)
+
+    def _kind(self, name: str) -> Literal["counting", "network", "served"]:
+        if name == "served":
+            return "served"
+        return "network" if name == self.names.get("model") else "counting"
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+
+def _finite(bundle: Bundle) -> None:
+    for name, array in bundle.arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(
+                f"array {name}", "NaN or infinite", "finite numbers", "recloop train, with a smaller train.lr"
+            )
+
+
+def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found: TopK) -> None:
+    """Refuse a network that gave a user with a history no score at all: NaN is above and below nothing."""
+    asked = np.diff(encoded.row_offsets) > 0
+    room = int(allowed.mask.sum())
+    asked &= np.array([len(banned) < room for banned in allowed.banned])
+    if np.isnan(found.scores).any() or (asked & (found.items[:, 0] == 0)).any():
+        raise UserError(
+            "scores", "NaN", f"a number for every item from {bundle.manifest.model.name}",
+            "recloop train, with a smaller train.lr",
+        )  # fmt: skip
+
+
+def _examples(
+    test: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
+) -> list[Example]:
+    """The served lists of five households, one at each of `EXAMPLES`: their last query, what they then took."""
+    last = np.append(np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1)
+    order = last[np.argsort(positives[last], kind="stable")]
+    chosen = sorted({int(order[int(share * (len(order) - 1))]) for share in EXAMPLES}, key=lambda q: (positives[q], q))
+    users = [queries.users[q] for q in chosen]
+    states = timeline.states(users, queries.as_of[chosen].tolist(), queries.now[chosen].tolist())
+    asked = [
+        Query(user_id=user, now=int(queries.now[q]), placement=test.placement)
+        for user, q in zip(users, chosen, strict=True)
+    ]
+    answers = test.recommender.recommend(states, asked, with_inputs=False)
+    examples = []
+    for b, (q, answer) in enumerate(zip(chosen, answers, strict=True)):
+        newest = range(states.moment_offsets[b + 1] - 1, states.moment_offsets[b] - 1, -1)[:3]
+        history = [
+            (int(states.stamps[m]), _names(states, states.item_offsets[m], states.item_offsets[m + 1])) for m in newest
+        ]
+        took = queries.targets[queries.offsets[q] : queries.offsets[q + 1]]
+        slots = [(slot.item_id, slot.score, slot.source) for slot in answer.slots]
+        examples.append(Example(users[b], int(queries.now[q]), int(positives[q]), history, slots, took))
+    return examples
+
+
+def _names(states: StateBatch, low: int, high: int) -> list[str]:
+    names: list[str] = states.names[states.items[low:high]].tolist()
+    return names

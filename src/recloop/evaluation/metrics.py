@@ -1,0 +1,231 @@
+"""Every number defined once: ranking quality, and the health of what is shown; how sure a mean is: `recloop.evaluation.bootstrap`.
+
+Formulas are those of ``docs/definitions.md`` (sections 2 and 3), each in its function's docstring, each with a test
+computed by hand. Everything works on flat arrays: Q queries, K places, U users, N items; an ``item_ix`` of 0 is no
+item. A value that cannot be computed (a query without a target, a share of nothing) is NaN, never a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+RANKING: Final = ("Recall", "NDCG", "HR", "MRR")
+LN2: Final = float(np.log(2.0))
+
+
+# ---- ranking quality ------------------------------------------------------------------------------------------------
+
+
+def ranking(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any], k: int) -> dict[str, Floats]:
+    """Quality of each list against its several targets, counted on the list as it stands.
+
+    With hit(r) = 1 when place r holds a target, T targets and K = k:
+    HR@K = 1 if any hit in r <= K; Recall@K = hits / T; MRR@K = 1 / r of the first hit, 0 without one;
+    NDCG@K = sum of hit(r) / log2(r + 1) over r <= K, divided by the sum of 1 / log2(r + 1) over r <= min(K, T).
+
+    Args:
+        lists: (Q, at least K) item_ix, 0 where a list ends early.
+        targets: flat distinct item_ix; 0 is a target that no list can hold (it stays in T).
+        offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
+        k: places that count; a list shorter than k has misses there.
+
+    Returns:
+        (Q,) for each name of `RANKING`; NaN where a query has no target.
+    """
+    hits = _hits(np.asarray(lists)[:, :k], np.asarray(targets), np.asarray(offsets))  # (Q, K)
+    places = hits.shape[1]
+    gain = 1.0 / np.log2(np.arange(2, k + 2))
+    total = np.diff(np.asarray(offsets)).astype(np.float64)
+    total[total == 0] = np.nan
+    found = hits.any(axis=1)
+    first = np.where(found, hits.argmax(axis=1) + 1, 1) if places else np.ones(len(hits))
+    none = np.where(np.isnan(total), np.nan, 0.0)
+    best = ideal_gain(np.diff(np.asarray(offsets)), k)
+    return {
+        "Recall": hits.sum(axis=1) / total,
+        "NDCG": none + (hits @ gain[:places]) / np.where(best > 0, best, 1.0),
+        "HR": none + found,
+        "MRR": none + found / first,
+    }
+
+
+def ideal_gain(total: NDArray[Any], k: int) -> Floats:
+    """Sum of 1 / log2(r + 1) over r <= min(K, T): what NDCG@K divides by, T targets."""
+    sums = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
+    ideal: Floats = sums[np.minimum(total, k)]
+    return ideal
+
+
+def _hits(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.bool_]:
+    """(Q, K) whether a place holds one of its query's targets."""
+    width = int(max(lists.max(initial=0), targets.max(initial=0))) + 1
+    owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+    wanted = (owner * width + targets)[targets > 0]
+    shown = np.arange(len(lists), dtype=np.int64)[:, None] * width + lists
+    hit: NDArray[np.bool_] = np.isin(shown, wanted) & (lists > 0)
+    return hit
+
+
+def keep_targets(targets: NDArray[Any], offsets: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Any, NDArray[Any]]:
+    """The targets under a mask, with their offsets: how a slice (warm, repeat, explore) is counted."""
+    kept = np.concatenate([[0], np.cumsum(mask)])
+    return targets[mask], kept[offsets]
+
+
+def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str, Floats]:
+    """Quality of one target in a full ranking, in expectation over random breaks of ties.
+
+    With g items scored strictly higher than the target and t items tied with it, itself included:
+    HR@K = Recall@K = clip((K - g) / t, 0, 1); NDCG@K = 1/t * sum over r = g+1 .. min(g+t, K) of 1 / log2(r + 1);
+    MRR@K the same with 1 / r; no term: 0. (McSherry & Najork, "Computing information retrieval performance measures
+    efficiently in the presence of tied scores", ECIR 2008.)
+    """
+    above, tied = np.asarray(g, dtype=np.int64), np.asarray(t, dtype=np.int64)
+    if (tied < 1).any() or (above < 0).any():
+        raise ValueError("a target is tied with itself at least (t >= 1), and g counts items (g >= 0)")
+    rank = np.arange(1, k + 1)
+    until, since = np.minimum(above + tied, k), np.minimum(above, k)
+
+    def mean_of(terms: Floats) -> Floats:
+        sums = np.concatenate([[0.0], np.cumsum(terms)])
+        value: Floats = (sums[until] - sums[since]) / tied
+        return value
+
+    hit = np.clip((k - above) / tied, 0.0, 1.0)
+    return {"Recall": hit, "NDCG": mean_of(1.0 / np.log2(rank + 1)), "HR": hit, "MRR": mean_of(1.0 / rank)}
+
+
+def above_and_tied(scores: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The g and t of `one_target_expectation`: (Q, N) scores, the (Q,) column of each query's target.
+
+    Raises:
+        ValueError: a score is NaN: it is neither above nor below anything, so the ranking means nothing.
+    """
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN: the ranking means nothing")
+    own = np.take_along_axis(scores, target[:, None], axis=1)
+    return (scores > own).sum(axis=1), (scores == own).sum(axis=1)
+
+
+# ---- health of what is shown ----------------------------------------------------------------------------------------
+
+
+def entropy_bits(counts: NDArray[Any]) -> float:
+    """H = -sum (n_i/n) log2(n_i/n) + (d-1) / (2 n ln 2), in bits: Miller-Madow's correction for few slots.
+
+    Args:
+        counts: n_i, slots of each item shown; zeros may stand in it. n is their sum, d the items shown.
+    """
+    shown = np.asarray(counts, dtype=np.float64)
+    shown = shown[shown > 0]
+    if not len(shown):
+        return float("nan")
+    n = float(shown.sum())
+    share = shown / n
+    return float(-(share * np.log2(share)).sum() + (len(shown) - 1) / (2.0 * n * LN2))
+
+
+def entropy(counts: NDArray[Any], n_items: int) -> float:
+    """H / log2 N, cut to 1: how evenly the slots fall on the N items that could be shown; a catalogue of one: 0."""
+    bits = entropy_bits(counts)
+    if np.isnan(bits) or n_items <= 1:
+        return bits if np.isnan(bits) else 0.0
+    return min(1.0, bits / float(np.log2(n_items)))
+
+
+def effective_items(counts: NDArray[Any]) -> float:
+    """2^H: the number of equally shown items that would be as varied."""
+    return float(2.0 ** entropy_bits(counts))
+
+
+def coverage(counts: NDArray[Any], n_items: int) -> float:
+    """Share d / N of the items that could be shown that were; cut to 1 (an item shown may have been hidden since)."""
+    shown = int((np.asarray(counts) > 0).sum())
+    return min(1.0, shown / n_items) if shown and n_items else float("nan")
+
+
+def gini(counts: NDArray[Any], n_items: int) -> float:
+    """Sum over i = 1..N of (2i - N - 1) n_(i) / (N n), n_(i) ascending, items never shown included: 0 is even."""
+    shown = np.sort(np.asarray(counts, dtype=np.float64)[np.asarray(counts) > 0])
+    if not len(shown):
+        return float("nan")
+    total = max(n_items, len(shown))
+    place = np.arange(total - len(shown) + 1, total + 1)
+    return float(((2 * place - total - 1) * shown).sum() / (total * shown.sum()))
+
+
+def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
+    """Slots of tail items / n. Of the reference window's events the same function gives the tail's share there.
+
+    Args:
+        counts: n_i of each item, zeros may stand in it.
+        tail: whether that item is of the tail: outside the ceil(.2 N) with most positive events in the 90 days before
+            the bundle's cut; an item without an event is tail.
+    """
+    n = float(np.asarray(counts).sum())
+    return float(np.asarray(counts)[tail].sum()) / n if n else float("nan")
+
+
+def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> float:
+    """Mean over slots of -log2((c_i + 1) / (C + N)), c_i the item's events in the reference window, C their sum there.
+
+    Args:
+        counts: n_i, slots of each item.
+        reference: c_i of the same items, 0 for one that the window does not know; C is taken over `reference`, so it
+            holds every item of the window.
+        n_items: N.
+    """
+    n, total = float(np.asarray(counts).sum()), float(np.asarray(reference).sum())
+    if not n:
+        return float("nan")
+    surprise = -np.log2((np.asarray(reference, dtype=np.float64) + 1.0) / (total + n_items))
+    return float((np.asarray(counts) * surprise).sum() / n)
+
+
+def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArray[Any]) -> float:
+    """Distinct cold users with a decision whose list is personal, divided by distinct cold users with a decision.
+
+    A decision's list is personal when half or more of its slots have a covering source (`records.COVERING`:
+    ``model``, ``neighbours``, ``attributes``, ``history``). No cold user: NaN, not 1.
+
+    Args:
+        users: (Q,) a number for each decision's user.
+        cold: (Q,) fewer than 5 believed positives in state at the request.
+        covering: (Q,) share of the decision's slots with a covering source.
+    """
+    among = np.unique(users[cold])
+    if not len(among):
+        return float("nan")
+    return len(np.unique(users[cold & (covering >= 0.5)])) / len(among)
+
+
+def equal_n(
+    groups: Mapping[str, NDArray[Any]], number: Callable[[NDArray[Any]], float], seed: int = 0, draws: int = 20
+) -> dict[str, float]:
+    """A number of each group's slots at equal n: a small arm looks less diverse for no reason.
+
+    n = the smallest group's slots; 20 seeded draws of n slots without replacement from each group, the mean of
+    ``number`` over them. A group without a slot is NaN and does not set n.
+
+    Args:
+        groups: name -> (slots,) item numbers shown.
+        number: takes the counts by item number, up to the highest number of any group, such as
+            ``lambda counts: entropy(counts, N)``.
+    """
+    sizes = [len(slots) for slots in groups.values() if len(slots)]
+    n, width = min(sizes, default=0), max((int(slots.max()) + 1 for slots in groups.values() if len(slots)), default=0)
+    out = {}
+    for name, slots in groups.items():
+        random = np.random.default_rng(seed)
+        chosen = (
+            [np.bincount(random.choice(slots, n, replace=False), minlength=width) for _ in range(draws)]
+            if len(slots)
+            else []
+        )
+        out[name] = float(np.mean([number(counts) for counts in chosen])) if chosen else float("nan")
+    return out

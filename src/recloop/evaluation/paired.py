@@ -1,0 +1,184 @@
+"""Two bundles asked the same queries through the recommender that serves: what the gate of an update looks at.
+
+`ask` gives one bundle's lists, with what was hit and who filled the slots; `windows` and `lost` are the live bundle's
+own loss before anything is trained (definitions, section 7).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop.bundle import Bundle
+from recloop.evaluation import metrics
+from recloop.evaluation.queries import Queries
+from recloop.features.state import StateBatch, StateHistory
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import Recommender, one_state
+from recloop.records import COLD_POSITIVES, COVERING, Query
+from recloop.storage.data_manifest import WindowLoss
+
+
+class LossEstimate(NamedTuple):
+    """Live's loss over the queries of one window.
+
+    Attributes:
+        loss: -ln of the mean NDCG@10, in nats.
+        queries: How many with a target.
+        spread: Standard deviation of a query's NDCG@10 over their mean; the loss then has the standard error
+            spread / sqrt(queries).
+    """
+
+    loss: float
+    queries: int
+    spread: float
+
+    @classmethod
+    def of(cls, record: WindowLoss) -> LossEstimate:
+        """The window of one entry of ``windows`` in ``data/manifest.json``; of an earlier version's, an empty one."""
+        return cls(record.loss, record.queries or 0, record.spread or 0.0)
+
+
+K = 10
+CHUNK = 256
+MOST = 4_000
+"""Queries that are asked at most, spread evenly over all of them."""
+WINDOWS = 10
+"""Windows that earlier queries are cut into at least: fewer give a band too wide to hold anything."""
+TIMED = 200
+FLOOR = 1e-4
+"""An NDCG below this loses as much as this."""
+
+
+@dataclass(frozen=True)
+class QueryResults:
+    """The answers of one bundle to Q queries.
+
+    Attributes:
+        lists: Raw ids, at most 10 a query.
+        ndcg, repeat, explore: (Q,) NDCG@10 over all targets, over those the user had before, over the others; NaN
+            where there are none.
+        cold: (Q,) fewer than 5 positives in state. covering: (Q,) share of the slots with a personal source.
+    """
+
+    users: NDArray[np.str_]
+    lists: list[list[str]]
+    ndcg: NDArray[np.float64]
+    repeat: NDArray[np.float64]
+    explore: NDArray[np.float64]
+    cold: NDArray[np.bool_]
+    covering: NDArray[np.float64]
+
+    @property
+    def cold_coverage(self) -> float:
+        """Share of cold users with a personal list; NaN where nobody was cold."""
+        _, numbers = np.unique(self.users, return_inverse=True)
+        return metrics.cold_coverage(numbers, self.cold, self.covering)
+
+
+def take(queries: Queries, chosen: NDArray[np.int64]) -> Queries:
+    """Some of these queries, in the order given."""
+    spans = [range(queries.offsets[q], queries.offsets[q + 1]) for q in chosen]
+    return Queries(
+        users=[queries.users[q] for q in chosen],
+        as_of=queries.as_of[chosen],
+        now=queries.now[chosen],
+        offsets=np.concatenate([[0], np.cumsum([len(span) for span in spans])]).astype(np.int64),
+        targets=[queries.targets[place] for span in spans for place in span],
+    )
+
+
+def subsample(queries: Queries, most: int = MOST) -> Queries:
+    """At most so many queries, spread evenly."""
+    if len(queries) <= most:
+        return queries
+    return take(queries, np.linspace(0, len(queries) - 1, most).astype(np.int64))
+
+
+def answer(
+    bundle: Bundle, queries: Queries, timeline: StateHistory, catalogue: Catalog, threads: int = 1
+) -> QueryResults:
+    """The lists of the first placement that is for a person, each from the state just before its moment."""
+    recommender = Recommender(bundle, catalogue, threads)
+    placement = _placement(bundle)
+    lists: list[list[str]] = []
+    covering, cold, had = np.zeros(len(queries)), np.zeros(len(queries), dtype=bool), []
+    for start in range(0, len(queries), CHUNK):
+        span = slice(start, min(start + CHUNK, len(queries)))
+        states = _states(timeline, queries, span)
+        asked = [
+            Query(user_id=user, now=int(now), placement=placement, k=K)
+            for user, now in zip(queries.users[span], queries.now[span], strict=True)
+        ]
+        for b, answer in enumerate(recommender.recommend(states, asked, with_inputs=False)):
+            q = start + b
+            lists.append(answer.items)
+            covering[q] = np.mean([source in COVERING for source in answer.sources]) if answer.slots else 0.0
+            cold[q] = answer.positives < COLD_POSITIVES
+            held = _held(states, b)
+            had += [raw in held for raw in queries.targets[queries.offsets[q] : queries.offsets[q + 1]]]
+    code = {raw: number for number, raw in enumerate(dict.fromkeys(queries.targets), start=1)}
+    shown = np.array([[code.get(raw, len(code) + 1) for raw in one] + [0] * (K - len(one)) for one in lists])
+    wanted, own = np.array([code[raw] for raw in queries.targets], dtype=np.int64), np.array(had, dtype=bool)
+    numbers = {
+        name: metrics.ranking(shown.reshape(-1, K), *metrics.keep_targets(wanted, queries.offsets, mask), K)["NDCG"]
+        for name, mask in (("ndcg", np.ones(len(own), dtype=bool)), ("repeat", own), ("explore", ~own))
+    }
+    return QueryResults(np.array(queries.users, dtype=np.str_), lists, cold=cold, covering=covering, **numbers)
+
+
+def latency(
+    bundles: tuple[Bundle, Bundle], queries: Queries, timeline: StateHistory, catalogue: Catalog
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds of each bundle for the same queries, one at a time and in turns, as the service answers them.
+
+    The fastest of three goes each: what a busy machine adds is no bundle's own.
+    """
+    some = subsample(queries, TIMED)
+    states = _states(timeline, some, slice(0, len(some)))
+    made = [Recommender(bundle, catalogue) for bundle in bundles]
+    seconds = np.full((2, len(some)), np.inf)
+    for b in range(len(some)):
+        state = one_state(states, b)
+        for side in (0, 1, 1, 0, 0, 1):
+            query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), k=K)
+            begin = time.perf_counter()
+            made[side].recommend(state, [query], with_inputs=False)
+            seconds[side, b] = min(seconds[side, b], time.perf_counter() - begin)
+    return seconds[0], seconds[1]
+
+
+def windows(queries: Queries, count: int, size: int) -> list[Queries]:
+    """The newest ``count`` windows of ``size`` queries each, oldest first; fewer and smaller where there are few."""
+    order = np.lexsort((np.array(queries.users), queries.now))
+    size = max(1, min(size, len(order) // WINDOWS))
+    starts = range(len(order) - size, -1, -size)
+    return [take(queries, order[start : start + size]) for start in [*starts][:count][::-1]]
+
+
+def window_loss(ndcg: NDArray[np.float64]) -> LossEstimate:
+    """A bundle's loss over a window: -ln of the mean NDCG@10 of the lists it serves; NaN without a query."""
+    known = ndcg[~np.isnan(ndcg)]
+    if not len(known):
+        return LossEstimate(float("nan"), 0, 0.0)
+    mean = max(FLOOR, float(known.mean()))
+    return LossEstimate(float(-np.log(mean)), len(known), float(known.std()) / mean)
+
+
+def _placement(bundle: Bundle) -> str:
+    personal = (name for name, placement in bundle.policy.placements.items() if placement.list == "for_you")
+    return next(personal, bundle.default_placement)
+
+
+def _states(timeline: StateHistory, queries: Queries, span: slice) -> StateBatch:
+    return timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
+
+
+def _held(states: StateBatch, b: int) -> set[str]:
+    rows = states.item_offsets[states.moment_offsets[[b, b + 1]]]
+    own = slice(rows[0], rows[1])
+    return set(states.names[states.items[own][states.targets[own]]].tolist())

@@ -1,0 +1,393 @@
+"""The table of an evaluation: values of queries in, means over users with paired intervals out, as JSON and as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from recloop.evaluation import bootstrap, metrics
+from recloop.evaluation.bootstrap import Difference, Estimate
+from recloop.evaluation.metrics import Floats
+from recloop.files import replace_file
+from recloop.json_object import JsonTree
+from recloop.manifest import Training
+
+SLICES: Final = ("all", "warm", "repeat", "explore")
+LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Lower ends of the buckets of history length, in believed positives of the state."""
+FILE: Final = "evaluation.json"
+
+Kind = Literal["counting", "network", "served"]
+
+
+@dataclass(frozen=True)
+class TrainingNote:
+    """Training behind a row: whole epochs, steps, steps of a whole epoch; ``warm``: on top of a parent's weights."""
+
+    epochs: int
+    steps: int
+    steps_per_epoch: int
+    warm: bool = False
+
+    @classmethod
+    def of(cls, training: Training) -> TrainingNote | None:
+        """From a manifest's ``train``; None where no network was trained, or by a version that kept no steps."""
+        if not training.steps_per_epoch:
+            return None
+        epochs, steps = training.epochs or 0, training.steps or 0
+        return cls(epochs, steps, training.steps_per_epoch, warm=training.mode == "warm")
+
+    @property
+    def note(self) -> str:
+        """``not trained: N steps`` for less than one epoch from scratch; empty for more."""
+        return "" if self.warm or self.epochs >= 1 else f"not trained: {self.steps:,} steps"
+
+    def __str__(self) -> str:
+        return self.note or f"{self.epochs} epoch{'s' * (self.epochs != 1)}, {self.steps:,} steps"
+
+
+@dataclass(frozen=True)
+class QueryMetrics:
+    """One row before it is averaged: ``values[slice, "NDCG@10"]`` (Q,), NaN where a query has no target there."""
+
+    model: str
+    bundle: str
+    kind: Kind
+    values: Mapping[tuple[str, str], Floats]
+    coverage: float
+    entropy: float
+    long_tail_share: float
+    seconds: float
+    trained: TrainingNote | None = None  # of a network's row and of the list that is served with it
+
+
+@dataclass(frozen=True)
+class Example:
+    """One household as the report shows it: its newest moments, the served list, what it then took."""
+
+    user_id: str
+    now: int
+    positives: int
+    history: list[tuple[int, list[str]]]
+    slots: list[tuple[str, float, str]]
+    took: list[str]
+
+    def to_json(self) -> JsonTree:
+        return {
+            "user_id": self.user_id,
+            "now": self.now,
+            "positives": self.positives,
+            "history": [{"stamp": stamp, "items": items} for stamp, items in self.history],
+            "list": [
+                {"item_id": item_id, "score": round(score, 6), "source": source, "taken": item_id in self.took}
+                for item_id, score, source in self.slots
+            ],
+            "took": len(self.took),
+        }
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of the table: an estimate for each (slice, metric)."""
+
+    row: QueryMetrics
+    estimates: Mapping[tuple[str, str], Estimate]
+
+    def to_json(self, repeats: bool) -> JsonTree:
+        inside: dict[str, JsonTree] = {part: {} for part in SLICES}
+        for (part, name), estimate in self.estimates.items():
+            inside[part][name] = estimate.to_json()
+        out: JsonTree = {"model": self.row.model, "bundle": self.row.bundle, **inside["all"]}
+        out["warm"] = inside["warm"]
+        out["repeat"] = inside["repeat"] if repeats else None
+        out["explore"] = inside["explore"] if repeats else None
+        out |= {name: bootstrap.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
+        out["seconds"] = round(self.row.seconds, 3)
+        trained = self.row.trained
+        out |= {"epochs": None, "steps": None, "note": ""}
+        if trained is not None:
+            out |= {"epochs": trained.epochs, "steps": trained.steps, "note": trained.note}
+        return out
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """A row against the best counting row: NDCG at the first k, paired over users; ``p`` after Holm."""
+
+    label: str
+    model: str
+    bundle: str
+    kind: Kind
+    base: str
+    difference: Difference
+    p: float
+
+    def to_json(self) -> JsonTree:
+        return {
+            "model": self.model,
+            "bundle": self.bundle,
+            "against": self.base,
+            **self.difference.to_json(),
+            "p_holm": self.p,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How a table was made.
+
+    Attributes:
+        name, targets, filter_seen, ties: ``split.protocol`` and the other settings of ``[split]``.
+        split_hash, fingerprint: Of ``data/``; empty where the rows were given in memory.
+        k: Cut-offs of the metrics. seed: of the intervals.
+        moments, users, items: Queries, their users, and the items that are ranked.
+        wanted, unknown: Targets, and those of them that were not in the catalog before the cut.
+    """
+
+    name: str
+    split_hash: str
+    fingerprint: str
+    targets: str
+    filter_seen: bool
+    ties: str
+    k: tuple[int, ...]
+    seed: int
+    moments: int
+    users: int
+    items: int
+    wanted: int
+    unknown: int
+
+    def to_json(self) -> JsonTree:
+        return {**vars(self), "k": [*self.k]}
+
+
+@dataclass(frozen=True)
+class LengthBucket:
+    """NDCG at the first k of every row, over the queries whose state holds ``first`` to ``last`` positives."""
+
+    first: int
+    last: int | None
+    moments: int
+    users: int
+    rows: Mapping[str, Estimate]
+
+    def to_json(self) -> JsonTree:
+        rows = {label: estimate.to_json() for label, estimate in self.rows.items()}
+        return {"from": self.first, "to": self.last, "moments": self.moments, "users": self.users, "rows": rows}
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """A finished evaluation."""
+
+    protocol: EvaluationProtocol
+    rows: list[TableRow]
+    compared: list[BaselineComparison]
+    lengths: list[LengthBucket]
+    examples: list[Example]
+    repeats: bool
+
+    @property
+    def sentence(self) -> str:
+        """What the networks, and the mix, add to the best counting row, whatever it is."""
+        name = f"NDCG@{self.protocol.k[0]}"
+        if not self.compared:
+            return f"No counting row stands in this table, so nothing is said of what {name} the rows add to one."
+        base = self.compared[0].base
+        value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
+        parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
+        lead = "" if any(one.kind == "network" for one in self.compared) else "No network stands in this table; "
+        users = self.protocol.users
+        over = "one user: no interval" if users == 1 else f"paired over {users:,} users"
+        text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
+        return f"{text[0].upper()}{text[1:]}{self._zeros()}"
+
+    def _zeros(self) -> str:
+        """Why a table is all zeros; empty: it is not."""
+        values = [one.value for row in self.rows for one in row.estimates.values()]
+        if any(value > 0 for value in values):
+            return ""
+        wanted, unknown = self.protocol.wanted, self.protocol.unknown
+        if unknown:
+            return f" Every row is 0: {unknown:,} of {wanted:,} targets were not in the catalog before the cut."
+        return f" Every row is 0: no list holds one of the {wanted:,} targets." if wanted else ""
+
+    def to_json(self) -> JsonTree:
+        """The keys of the interface, and beside them what the report draws."""
+        return {
+            "protocol": self.protocol.to_json(),
+            "rows": [row.to_json(self.repeats) for row in self.rows],
+            "sentence": self.sentence,
+            "differences": [one.to_json() for one in self.compared],
+            "lengths": [bucket.to_json() for bucket in self.lengths],
+            "examples": [example.to_json() for example in self.examples],
+        }
+
+    def bundle_metrics(self) -> JsonTree:
+        """What a bundle keeps: protocol and rows, without ``bundle`` and ``seconds``, which a rerun would change."""
+        tree = self.to_json()
+        rows = [
+            {name: value for name, value in row.items() if name not in {"bundle", "seconds"}} for row in tree["rows"]
+        ]
+        return {"protocol": self.protocol.to_json(), "rows": rows, "sentence": self.sentence}
+
+    def named(self, bundle: str) -> EvaluationTable:
+        """The same table once the bundle that was evaluated in memory has its id."""
+
+        def name(old: str) -> str:
+            return old or bundle
+
+        return replace(
+            self,
+            rows=[replace(one, row=replace(one.row, bundle=name(one.row.bundle))) for one in self.rows],
+            compared=[replace(one, bundle=name(one.bundle)) for one in self.compared],
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Replace ``evaluation.json`` atomically and return its path."""
+        target = folder / FILE
+        replace_file(target, json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return target
+
+    def render(self) -> Group:
+        """The table as a terminal shows it: one for each k, best values bold, intervals beside them."""
+        parts: list[Any] = [self._drawn(k) for k in self.protocol.k]
+        return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
+
+    def _drawn(self, k: int) -> RichTable:
+        drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        drawn.add_column("model", no_wrap=True)
+        columns = [("all", f"{name}@{k}", f"{name}@{k}") for name in metrics.RANKING]
+        headline = f"NDCG@{k}"
+        columns += [(part, headline, part) for part in SLICES[1:] if self.repeats or part == "warm"]
+        for part, _, title in columns:
+            drawn.add_column(title if part == "all" else f"{title}\n{headline}", justify="right")
+        for title in ("coverage", "entropy", "tail", "seconds"):
+            drawn.add_column(title, justify="right")
+        best = {
+            (part, name): max(round(row.estimates[part, name].value, 4) for row in self.rows)
+            for part, name, _ in columns
+        }
+        for row in self.rows:
+            cells = []
+            for part, name, _ in columns:
+                estimate = row.estimates[part, name]
+                style = "bold" if round(estimate.value, 4) == best[part, name] else ""
+                cell = Text(number(estimate.value), style=style)
+                if part == "all":
+                    cell.append(f"\n{number(estimate.low)}-{number(estimate.high)}", style="dim")
+                cells.append(cell)
+            own = row.row
+            health = [number(value, 3) for value in (own.coverage, own.entropy, own.long_tail_share)]
+            head = Text(own.model)
+            if own.trained is not None:
+                head.append(f"\n{own.trained}", style="bold" if own.trained.note else "dim")
+            drawn.add_row(head, *cells, *health, f"{own.seconds:.1f}")
+        return drawn
+
+
+def make_table(
+    protocol: EvaluationProtocol,
+    rows: Sequence[QueryMetrics],
+    users: Sequence[str],
+    positives: NDArray[np.int64],
+    examples: Sequence[Example],
+) -> EvaluationTable:
+    """Average over each user's queries, then over users; intervals by resampling users, the same for every column.
+
+    Args:
+        users: (Q,) each query's user.
+        positives: (Q,) believed positives in its state.
+    """
+    names, code = np.unique(np.array(users, dtype=object), return_inverse=True)
+    keys = list(rows[0].values)
+    headline = ("all", f"NDCG@{protocol.k[0]}")
+    bucket = np.searchsorted(np.array(LENGTHS), positives, side="right") - 1
+    held = np.unique(bucket)
+    columns = [row.values[key] for row in rows for key in keys]
+    columns += [np.where(bucket == one, row.values[headline], np.nan) for row in rows for one in held]
+    by_user = bootstrap.user_means(np.column_stack(columns), code, len(names))  # (U, C)
+    means, samples = bootstrap.mean_over_users(by_user), bootstrap.resample(by_user, protocol.seed)
+    several = (~np.isnan(by_user)).sum(axis=0) > 1  # one user has no interval
+    samples = np.where(several, samples, np.nan)
+    made = [bootstrap.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
+    scored = [TableRow(row, dict(zip(keys, made[r * len(keys) :], strict=False))) for r, row in enumerate(rows)]
+    start = len(rows) * len(keys)
+    models = [row.model for row in rows]
+    labels = [row.model if models.count(row.model) == 1 else f"{row.model} of {row.bundle}" for row in rows]
+    lengths = [
+        LengthBucket(
+            first=LENGTHS[one],
+            last=LENGTHS[one + 1] - 1 if one + 1 < len(LENGTHS) else None,
+            moments=int((bucket == one).sum()),
+            users=len(np.unique(code[bucket == one])),
+            rows={label: made[start + r * len(held) + h] for r, label in enumerate(labels)},
+        )
+        for h, one in enumerate(held)
+    ]
+    place = [r * len(keys) + keys.index(headline) for r in range(len(rows))]
+    compared = _compare(rows, labels, by_user[:, place], protocol.seed)
+    repeats = not np.isnan(rows[0].values["repeat", headline[1]]).all()
+    return EvaluationTable(protocol, scored, compared, lengths, list(examples), repeats)
+
+
+def _compare(
+    rows: Sequence[QueryMetrics], labels: Sequence[str], headline: Floats, seed: int
+) -> list[BaselineComparison]:
+    """Every network and served row against the counting row with the best mean of (U, rows) ``headline``."""
+    counting = [r for r, row in enumerate(rows) if row.kind == "counting"]
+    if not counting:
+        return []
+    means = bootstrap.mean_over_users(headline)
+    base = max(counting, key=lambda r: float(means[r]))
+    others = [r for r in range(len(rows)) if r not in counting]
+    found = [bootstrap.difference(headline[:, r], headline[:, base], seed) for r in others]
+    adjusted = bootstrap.holm([one.p for one in found])
+    return [
+        BaselineComparison(labels[r], rows[r].model, rows[r].bundle, rows[r].kind, rows[base].model, one, round(p, 6))
+        for r, one, p in zip(others, found, adjusted, strict=True)
+    ]
+
+
+def _said(one: BaselineComparison) -> str:
+    estimate, relative = one.difference.absolute, one.difference.relative
+    verb = {"more": "adds", "less": "loses", "cannot tell": "is inconclusive:"}[one.difference.verdict]
+    size = estimate.value if one.difference.verdict != "less" else -estimate.value
+    share = "" if np.isnan(relative.value) else f", {relative.value:+.1%}"
+    who = f"{one.label} alone" if one.kind == "network" else one.label.replace("served", "the list as served", 1)
+    if estimate.low == estimate.high or np.isnan(estimate.low):  # one user, or users who do not differ
+        return f"{who}: difference {estimate.value:+.4f}{share}"
+    return (
+        f"{who} {verb} {size:{'+' if one.difference.verdict == 'cannot tell' else ''}.4f} "
+        f"(95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
+    )
+
+
+def protocol_line(protocol: EvaluationProtocol) -> str:
+    """The protocol in one line."""
+    return (
+        f"{protocol.name}, targets {protocol.targets}, full ranking of {protocol.items:,} items, "
+        f"{protocol.moments:,} moments of {protocol.users:,} users, filter_seen {str(protocol.filter_seen).lower()}, "
+        f"ties {protocol.ties}, k {', '.join(map(str, protocol.k))}, seed {protocol.seed}, "
+        f"split {protocol.split_hash[:8]}, data {protocol.fingerprint[:8]}; "
+        f"95 % intervals over users, resampled {bootstrap.DRAWS:,} times"
+    )
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A share as a table shows it: ``.1234``, a dash for none."""
+    if np.isnan(value):
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text

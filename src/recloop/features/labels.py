@@ -1,0 +1,324 @@
+"""What an event means and whether it is believed: the one judgement for training, state and the write path.
+
+An event's *label* and *use* come from ``[events]``: rules are asked in the order undo, weights, neutral, negative,
+history, positive, and the first match decides (definitions, section 5). The use (`records.Use`) keeps three things
+apart: what a model sees (input), what it predicts (target), what leaves the list (suppression). An event is *believed* unless a causal rule takes it, a rule that needs
+nothing but the rows of its user learned before it: so the same function runs in ``prepare`` and on arrival.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from recloop import conditions
+from recloop.config import FILE, Burst, Clean, Events
+from recloop.errors import UserError
+from recloop.features.clock_rule import CLOCK, wrong_clock
+from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, DwellPercentiles
+from recloop.features.spec import FeatureSpec
+from recloop.records import (
+    ANY_TARGET,
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    GROUP_ID,
+    LABEL,
+    PAIR,
+    QUANTITY,
+    SECOND,
+    TIMESTAMP,
+    UNITS,
+    USE,
+    USER_ID,
+    WEIGHT,
+    Use,
+)
+
+CONDITION_COLUMNS = {
+    name: EVENT_SCHEMA[name]
+    for name in (
+        "event_type", "value", "quantity", "group_id", "placement", "user_id", "item_id", "timestamp", "session_id",
+    )
+} | {DWELL_PCT: pl.Float64()}  # fmt: skip
+"""Fields of an event that a condition may name, and their types."""
+
+TYPE = re.compile(r"[\w.:-]+")
+"""An entry of ``[events]`` that is an event type; anything else is a condition."""
+
+KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
+"""Those of ``clean.keep``: belief is decided before a dwell is compared with others."""
+
+STRONG_WEIGHT = 5.0
+"""A target that weighs this or more is a purchase: the burst rule leaves it alone, since a checkout writes many rows."""
+
+
+CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
+"""Words for a label."""
+
+
+def class_of(use: int, label: int) -> str:
+    """The class of an event in one word: ``input``, ``undo``, else that of its label."""
+    return Use(use).name.lower() if use in {Use.INPUT, Use.UNDO} else CLASSES[label]
+
+
+def matcher(text: str, key: str) -> pl.Expr:
+    """The test of one entry of ``[events]``: ``*``, an event type, or a condition over the row's fields."""
+    if text == "*":
+        return pl.lit(True)
+    if TYPE.fullmatch(text):
+        return pl.col(EVENT_TYPE) == text
+    return conditions.parse(text, CONDITION_COLUMNS, key).expr
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """One entry of ``[events]``, or the default for a long dwell: what it asks and what a match means.
+
+    ``pair``: of an undo, the event type that it takes back, or "*".
+    """
+
+    text: str
+    key: str
+    label: int
+    weight: float
+    expr: pl.Expr
+    use: Use
+    pair: str = ""
+
+    @property
+    def means(self) -> str:
+        """The class in one word."""
+        return class_of(self.use, self.label)
+
+
+class EventLabeler:
+    """The event classes and causal rules of one spec, compiled once.
+
+    Args:
+        dwell: What a dwell is long compared with; without it no dwell is long.
+
+    Raises:
+        UserError: a condition that does not parse or names a field that an event has not; a negative dwell.
+    """
+
+    def __init__(self, events: Events, clean: Clean, dwell: DwellPercentiles | None = None) -> None:
+        self._clean, self._dwell = clean, dwell
+        self._keep = conditions.parse(clean.keep, KEEP_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
+        self.rules = _rules(events)
+        self._first, self._meanings = _first_match(self.rules), _meanings(self.rules)
+        looked = [matcher(text, "events.history").fill_null(False) for text in events.history]
+        self._has_history = bool(looked)
+        self._looked = pl.any_horizontal(looked) if looked else pl.lit(False)
+        self._pairs = set(events.undo.values())
+
+    @classmethod
+    def of(cls, spec: FeatureSpec) -> EventLabeler:
+        """What events mean to the bundles of a spec."""
+        return cls(spec.events, spec.clean, spec.dwell)
+
+    def label(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with ``label`` (-1, 0, 1), ``weight``, ``use``, ``pair``, ``units``; a type that no rule names is neutral."""
+        return self._with_meaning(self._decided(frame)).drop("by", "looked", DWELL_PCT)
+
+    def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """`label`, with ``dwell_pct`` and the number of the rule that decides (``by``, a place in ``rules``), null where none does."""
+        none = pl.col("by") == len(self.rules)
+        labelled = self._with_meaning(self._decided(frame)).drop("looked")
+        return labelled.with_columns(pl.when(none).then(None).otherwise(pl.col("by")).alias("by"))
+
+    def _decided(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with ``dwell_pct``, ``by`` (the first rule that matches, else ``len(rules)``) and ``looked``."""
+        return frame.with_columns(self._share(frame)).with_columns(
+            self._first.alias("by"), self._looked.alias("looked")
+        )
+
+    def _with_meaning(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The decided frame with what its rules mean; a target that ``events.history`` names too is an input."""
+        meant = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
+        if self._has_history:
+            looked = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
+            meant = meant.with_columns(
+                pl.when(looked).then(pl.lit(value, pl.Int8)).otherwise(pl.col(name)).alias(name)
+                for name, value in ((USE, int(Use.INPUT)), (LABEL, 0))
+            )
+        if not self._pairs:
+            return meant.with_columns(pl.lit(1.0).alias(UNITS))
+        return meant.with_columns(self._pair(), self._units())
+
+    def _pair(self) -> pl.Expr:
+        """The type of what an undo names; of the undo itself, what it takes back."""
+        named = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) & (pl.col(USE) != int(Use.UNDO))
+        return pl.when(named).then(pl.col(EVENT_TYPE)).otherwise(pl.col(PAIR)).alias(PAIR)
+
+    def _units(self) -> pl.Expr:
+        """The quantity where the row takes back or can be taken back, 1 where there is none."""
+        able = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) | (pl.col(USE) == int(Use.UNDO))
+        if ANY_TARGET in self._pairs:
+            able |= pl.col(USE) == int(Use.TARGET)
+        counted = able & pl.col(QUANTITY).is_finite() & (pl.col(QUANTITY) != 0)
+        return pl.when(counted).then(pl.col(QUANTITY).abs()).otherwise(1.0).alias(UNITS)
+
+    def _share(self, frame: pl.DataFrame) -> pl.Series:
+        """``dwell_pct`` of each row."""
+        if self._dwell is None:
+            return pl.Series(DWELL_PCT, [None], dtype=pl.Float64).new_from_index(0, len(frame))
+        return self._dwell.share(frame)
+
+    def believe(self, frame: pl.DataFrame, earlier: pl.DataFrame | None = None) -> pl.Series:
+        """The causal rule that takes each row, or null: the row is believed.
+
+        Args:
+            frame: Rows in the order of their seq.
+            earlier: Rows of the same users with smaller seq (on arrival: those of the last seconds are enough).
+        """
+        rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
+        before = 0 if earlier is None else len(earlier)
+        burst = self._clean.burst
+        if burst != "off" and before + len(frame) >= burst.events:  # fewer rows are no burst
+            rows = frame if earlier is None or not before else pl.concat([earlier, frame], how="diagonal")
+            hurried = burst_mask(self.acts(rows), burst)[before:]
+            rule = pl.select(
+                pl.when(pl.Series(hurried)).then(pl.lit("burst")).otherwise(rule).alias("rule")
+            ).to_series()
+        if self._keep is not None and len(frame):
+            kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series()
+            if len(kept) != len(frame):  # a condition without a column is one value for all rows
+                kept = pl.Series([bool(kept[0])] * len(frame))
+            rule = pl.select(pl.when(kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
+        wrong = self.wrong_clock(frame)
+        return pl.select(pl.when(wrong).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
+
+    def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
+        """(n,) Boolean: the rows that the rule ``clock`` takes, whatever came before them."""
+        return wrong_clock(frame, self._clean)
+
+    def acts(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the burst rule looks at: user_id, timestamp, group_id, and ``strong``, a target of `STRONG_WEIGHT`."""
+        strong = (pl.col(LABEL) > 0) & (pl.col(WEIGHT) >= STRONG_WEIGHT)
+        return self.label(frame).select(USER_ID, TIMESTAMP, GROUP_ID, strong.alias("strong"))
+
+
+def _rules(events: Events) -> tuple[LabelRule, ...]:
+    """In the order in which they are asked; a long dwell is positive where no rule speaks of dwells."""
+    found = [
+        LabelRule(text, f"events.undo.{text}", 0, 0.0, matcher(text, f"events.undo.{text}"), Use.UNDO, pair)
+        for text, pair in events.undo.items()
+    ]
+    for text, weight in events.weights.items():
+        key, label = f"events.weights.{text}", int(np.sign(weight))
+        use = Use.INPUT if label > 0 and text in events.history else use_of(label, abs(weight))
+        found.append(LabelRule(text, key, label, abs(weight), matcher(text, key), use))
+    named = (*events.weights, *events.neutral, *events.negative, *events.history, *events.positive)
+    if not any(_on_dwell(text) for text in named):
+        dwell = pl.col(EVENT_TYPE) == DWELL
+        long = f"{DWELL_PCT} >= {LONG}"
+        found += [
+            LabelRule(long, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG), Use.TARGET),
+            LabelRule(DWELL, "default", 0, 0.0, dwell, Use.NONE),
+        ]
+    for name, label in (("neutral", 0), ("negative", -1), ("history", 1), ("positive", 1)):
+        key = f"events.{name}"
+        use = Use.INPUT if name == "history" else use_of(label, 1.0)
+        found += [
+            LabelRule(text, key, label, float(abs(label)), matcher(text, key), use) for text in getattr(events, name)
+        ]
+    for rule in found:
+        if rule.label < 0 and _on_dwell(rule.text):
+            expected = "a weight of 0 or more: dwell alone never makes a negative"
+            raise UserError(rule.key, rule.text, expected, f"remove it from [events] in {FILE}")
+    return tuple(found)
+
+
+def use_of(label: int, weight: float) -> Use:
+    """The use of a label without ``history``: a negative of less than weight 1 (a skip) teaches and hides nothing."""
+    return Use.NONE if label < 0 and weight < 1 else Use(label)
+
+
+def with_uses(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with ``use``, ``pair`` and ``units``, from ``label`` and ``weight`` where a row has none."""
+    if all(name in frame.columns and not frame[name].null_count() for name in (WEIGHT, USE, PAIR, UNITS)):
+        return frame
+    skip = (pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1) if WEIGHT in frame.columns else pl.lit(False)
+    plain = {
+        WEIGHT: pl.lit(1.0, pl.Float32),
+        USE: pl.when(skip).then(int(Use.NONE)).otherwise(pl.col(LABEL)).cast(pl.Int8),
+        PAIR: pl.lit(""),
+        UNITS: pl.lit(1.0),
+    }
+    return frame.with_columns(
+        (pl.col(name).fill_null(value) if name in frame.columns else value).alias(name) for name, value in plain.items()
+    )
+
+
+def _on_dwell(text: str) -> bool:
+    if TYPE.fullmatch(text):
+        return text == DWELL
+    return re.search(rf"\b({DWELL}|{DWELL_PCT})\b", text) is not None
+
+
+def _first_match(found: tuple[LabelRule, ...]) -> pl.Expr:
+    """The place of the first rule that matches a row, ``len(found)`` where none does."""
+    by = pl.lit(len(found), dtype=pl.Int32)
+    for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is asked last
+        matched = rule.expr.fill_null(False)
+        if rule.label < 0:  # a condition on values alone may meet a dwell: it is left to the rules after it
+            matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
+        by = pl.when(matched).then(pl.lit(place, dtype=pl.Int32)).otherwise(by)
+    return by
+
+
+def _meanings(found: tuple[LabelRule, ...]) -> pl.DataFrame:
+    """``label``, ``weight``, ``use``, ``pair`` of each rule, and last of a row that no rule names."""
+    rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in found]
+    schema = {LABEL: pl.Int8, WEIGHT: pl.Float32, USE: pl.Int8, PAIR: pl.String}
+    return pl.DataFrame([*rows, (0, 0.0, int(Use.NONE), "")], schema=schema, orient="row")
+
+
+def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
+    """(n,) bool: rows with which ``burst.events`` acts of their user, learned so far, lie in (stamp - seconds, stamp].
+
+    An act is a group_id, or a stamp of rows without one: what carries one stamp was done at once, whatever its number
+    of rows. ``rows`` stand in the order of their seq, and their stamps may come in any order; where there is a Boolean
+    column ``strong``, its rows neither count nor are taken. Near-linear in the number of rows.
+    """
+    taken = np.zeros(len(rows), dtype=bool)
+    width = round(burst.seconds * SECOND)
+    rows = rows.with_row_index("at")
+    if "strong" in rows.columns:
+        rows = rows.filter(~pl.col("strong"))
+    if not len(rows):
+        return taken
+    loose = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).alias("loose")
+    key = [USER_ID, GROUP_ID, "loose"]
+    rows = rows.with_columns(loose)
+    numbers = rows.select(key).unique().with_row_index("act")
+    rows = rows.join(numbers, on=key, how="left", nulls_equal=True).sort(USER_ID, TIMESTAMP, "at")
+    at, stamps = rows["at"].to_numpy(), rows[TIMESTAMP].to_numpy()
+    users = rows[USER_ID].rle_id().to_numpy()
+    # The first row of an act at a stamp stands for it: it was learned before its other rows there.
+    is_first = rows.select(pl.struct("act", TIMESTAMP).is_first_distinct()).to_series().to_numpy()
+    firsts_until = np.cumsum(is_first)  # up to and with each place, in (user, stamp) order
+    change = np.flatnonzero((np.diff(users) != 0) | (np.diff(stamps) != 0))
+    ends = np.append(change, len(stamps) - 1)
+    end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last place with the same user and stamp
+    # Necessary: `events` acts at or before the stamp within the window, in whatever order they arrived.
+    first = np.flatnonzero(is_first)
+    lead = firsts_until[end_of] - burst.events  # the act that must still lie in the window
+    place = first[np.maximum(lead, 0)]
+    within = (lead >= 0) & (users[place] == users) & (stamps[place] > stamps - width)
+    acts = rows["act"].to_numpy()[first].tolist()
+    act_at, act_user, act_stamp = (column[first].tolist() for column in (at, users, stamps))
+    for spot in np.flatnonzero(within).tolist():  # rare: here the order of arrival decides
+        known: set[int] = set()
+        number = int(firsts_until[end_of[spot]]) - 1
+        while number >= 0 and act_user[number] == users[spot] and act_stamp[number] > stamps[spot] - width:
+            if act_at[number] <= at[spot]:
+                known.add(acts[number])
+                if len(known) == burst.events:
+                    taken[at[spot]] = True
+                    break
+            number -= 1
+    return taken

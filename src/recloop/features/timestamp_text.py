@@ -1,0 +1,136 @@
+"""A stamp as one value: a number since 1970 in any unit, or a date; the rules that files and posted rows share."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from recloop.config import Data
+from recloop.records import SECOND
+
+END: Final = 4_133_980_800
+"""2101-01-01 in seconds: the end of what an import takes for a time."""
+OLDEST_CLEAR: Final = 100_000_000
+"""1973 in seconds: a smaller number of seconds might be one of milliseconds."""
+FIRST: Final = -62_135_596_800 * SECOND
+"""0001-01-01 in microseconds."""
+LAST: Final = 253_402_300_800 * SECOND - 1
+"""The last microsecond of the year 9999."""
+FACTORS: Final = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+"""Microseconds of one unit."""
+DAY_NUMBERS: Final = (20_000, 80_000)
+"""Days since 1899-12-30 of the years 1954 to 2119: how spreadsheets write a time."""
+
+NUMBER: Final = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
+COMPACT: Final = r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
+CLOCK: Final = (
+    r"(?:[T ]\s*(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?\s*(?P<pm>[AaPp]\.?[Mm]\.?)?"
+    r"\s*(?P<z>Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?"
+)
+YEAR_FIRST: Final = r"^(?P<a>\d{4})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{1,2})" + CLOCK + "$"
+YEAR_LAST: Final = r"^(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{4})" + CLOCK + "$"
+
+EXPECTED: Final = "ISO 8601 (2025-02-01T13:45:00Z), or seconds, milliseconds or microseconds since 1970"
+NOT_A_STAMP: Final = "timestamp: not a stamp"
+OUTSIDE: Final = "timestamp outside the years 1 to 9999"
+DAY_NUMBER: Final = "timestamp: a day number of a spreadsheet; write it as ISO 8601"
+AMBIGUOUS: Final = "timestamp: digits that are a date or a number; write a date as 2025-01-31"
+
+
+def parse_timestamp(value: str | float, data: Data) -> int:
+    """int64 microseconds UTC of one value, by the rules by which a file of this value alone is read.
+
+    A number's unit is known from its size (the years 1973 to 2100 do not overlap between units); a smaller one is in
+    ``data.time_unit``, else in seconds. Digits are never a date. A date without a zone is of ``data.timezone``: of an hour
+    that comes twice the first, an hour that never came is refused.
+
+    Raises:
+        ValueError: it is no stamp; the message says why.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if not re.fullmatch(NUMBER, text):
+            return _date(text, data)
+        value = int(text) if text.lstrip("+-").isdigit() else float(text)
+    return _number(value, data)
+
+
+def _number(value: float, data: Data) -> int:
+    declared = data.time_unit in FACTORS
+    if not declared and isinstance(value, int) and re.fullmatch(COMPACT, str(value)):
+        raise ValueError(AMBIGUOUS)
+    if not abs(value) < float("inf"):  # NaN is not either
+        raise ValueError(NOT_A_STAMP)
+    if abs(value) > LAST * 1000:
+        raise ValueError(OUTSIDE)
+    unit = clear_unit(value)
+    if unit is None:
+        unit = data.time_unit if declared else "s"
+        if not declared and value != int(value) and DAY_NUMBERS[0] <= value < DAY_NUMBERS[1]:
+            raise ValueError(DAY_NUMBER)
+    if isinstance(value, int):
+        return _inside(value // 1000 if unit == "ns" else value * int(FACTORS[unit]))
+    return _inside(round(value * FACTORS[unit]))
+
+
+def clear_unit(value: float) -> str | None:
+    """The unit in which a number is of the years 1973 to 2100 (or as long before 1970); None: in none."""
+    for unit, factor in FACTORS.items():
+        if OLDEST_CLEAR * SECOND <= abs(value) * factor < END * SECOND:
+            return unit
+    return None
+
+
+def _inside(micros: int) -> int:
+    if not FIRST <= micros <= LAST:
+        raise ValueError(OUTSIDE)
+    return micros
+
+
+def _date(text: str, data: Data) -> int:
+    """Microseconds of a date with or without a clock and a zone."""
+    found = re.fullmatch(YEAR_FIRST, text)
+    if found:
+        year, month, day = (int(found[name]) for name in "abc")
+    else:
+        found = re.fullmatch(YEAR_LAST, text)
+        if not found:
+            raise ValueError(NOT_A_STAMP)
+        first, second, year = (int(found[name]) for name in "abc")
+        if first <= 12 and second <= 12:
+            raise ValueError(f"timestamp: day and month of {text} cannot be told apart; write dates as 2025-12-31")
+        day, month = (first, second) if first > 12 else (second, first)
+    hour = int(found["H"] or 0)
+    if half := (found["pm"] or "").lower()[:1]:
+        if not 1 <= hour <= 12:
+            raise ValueError(NOT_A_STAMP)
+        hour = hour % 12 + (half == "p") * 12
+    micros = int((found["f"] or "").ljust(9, "0")[:6])
+    try:
+        local = datetime(year, month, day, hour, int(found["M"] or 0), int(found["S"] or 0), micros)  # noqa: DTZ001 - its zone follows
+    except ValueError:
+        raise ValueError(NOT_A_STAMP) from None
+    since = local.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    whole = (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
+    return _inside(whole - _offset(found["z"], local, data.timezone) * SECOND)
+
+
+def _offset(zone: str | None, local: datetime, timezone: str) -> int:
+    """Seconds that a wall clock is ahead of UTC, by the zone that is written, else by the project's."""
+    if zone is not None:
+        digits = zone.replace(":", "")
+        if not digits[1:].isdigit():
+            return 0
+        minutes = int(digits[1:3]) * 60 + int(digits[3:] or 0)
+        return (-60 if digits[0] == "-" else 60) * minutes
+    if timezone == "UTC":
+        return 0
+    there = ZoneInfo(timezone)
+    before, after = (there.utcoffset(local.replace(fold=fold)) for fold in (0, 1))
+    assert before is not None
+    assert after is not None
+    if before < after:  # the clocks went forward over it
+        raise ValueError(NOT_A_STAMP)
+    return int(before.total_seconds())

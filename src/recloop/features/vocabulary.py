@@ -1,0 +1,164 @@
+"""Vocabularies of ids and of field values: which index a raw value has; index 0 is always unknown or missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from recloop.features.spec import FeatureSpec
+from recloop.json_object import JsonTree
+
+BUCKETS = 10
+"""Quantile buckets of a number (fewer where values repeat)."""
+HOURS, WEEKDAYS = 24, 7
+
+
+class Vocabulary:
+    """Raw ids in the order of their dense index, which counts from 1."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = list(ids)
+        self._index = {raw: ix for ix, raw in enumerate(self.ids, start=1)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index(self, raw: str) -> int:
+        """The dense index of an id, 0 where the table does not know it."""
+        return self._index.get(raw, 0)
+
+    def lookup(self, raws: Iterable[str], size: int = -1) -> np.ndarray:
+        """(n,) int32 indices, 0 where unknown."""
+        get = self._index.get
+        return np.fromiter((get(raw, 0) for raw in raws), dtype=np.int32, count=size)
+
+
+@dataclass(frozen=True)
+class CategoryCodes:
+    """Text values in the order of their code, from 1."""
+
+    values: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.values) + 1
+
+    def codes(self, raws: Iterable[Any]) -> np.ndarray:
+        """(n,) int32; 0 for a missing or unknown value."""
+        index = self._index
+        return np.array([0 if raw is None else index.get(as_text(raw), 0) for raw in raws], dtype=np.int32)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {value: code for code, value in enumerate(self.values, start=1)}
+
+    def to_json(self) -> JsonTree:
+        return {"kind": "category", "values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class NumericBuckets:
+    """Bucket edges, ascending: code 1 below the first edge, one more at and above each."""
+
+    edges: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.edges) + 2
+
+    def codes(self, raws: Iterable[Any]) -> np.ndarray:
+        """(n,) int32; 0 for a missing value or one that is no number."""
+        values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
+        found = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
+        return np.where(np.isnan(values), 0, found).astype(np.int32)
+
+    def to_json(self) -> JsonTree:
+        return {"kind": "number", "edges": list(self.edges)}
+
+
+Codes = CategoryCodes | NumericBuckets
+
+
+@dataclass(frozen=True)
+class FieldCodes:
+    """The codes of every feature by name (``item.price``, ``user.age``, ``request.gap``): fields.json."""
+
+    codes: dict[str, Codes]
+
+    def size(self, name: str) -> int:
+        """Number of codes of a feature, 0 = missing included."""
+        return self.codes[name].size
+
+    def to_json(self) -> JsonTree:
+        return {name: codes.to_json() for name, codes in self.codes.items()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> FieldCodes:
+        made: dict[str, Codes] = {}
+        for name, entry in tree.items():
+            if entry["kind"] == "category":
+                made[name] = CategoryCodes(tuple(entry["values"]))
+            else:
+                made[name] = NumericBuckets(tuple(float(edge) for edge in entry["edges"]))
+        return cls(made)
+
+    @classmethod
+    def fit(
+        cls,
+        spec: FeatureSpec,
+        items: Sequence[Mapping[str, Any] | None],
+        users: Sequence[Mapping[str, Any] | None],
+        gaps: np.ndarray,
+    ) -> FieldCodes:
+        """Learn values and edges from what was there before the cut.
+
+        Args:
+            items, users: Attributes of the items and users of the table.
+            gaps: Days between a user's neighbouring moments.
+        """
+        codes: dict[str, Codes] = {}
+        for side, fields, rows in (("item", spec.item, items), ("user", spec.user, users)):
+            for name, field in fields.items():
+                raws = [None if row is None else row.get(field.source or name) for row in rows]
+                codes[f"{side}.{name}"] = _category(raws) if field.kind == "category" else _number(raws)
+        for name in spec.request:
+            if name == "hour":
+                codes["request.hour"] = CategoryCodes(tuple(str(hour) for hour in range(HOURS)))
+            elif name == "weekday":
+                codes["request.weekday"] = CategoryCodes(tuple(str(day) for day in range(1, WEEKDAYS + 1)))
+            else:
+                codes["request.gap"] = _number(gaps.tolist())
+        return cls(codes)
+
+
+def as_text(raw: Any) -> str:
+    """A category's value as text; what is no text is written as JSON, so 1 and "1" are the same value."""
+    return raw if isinstance(raw, str) else json.dumps(raw, sort_keys=True)
+
+
+def as_number(raw: Any) -> float:
+    """A number, or NaN for what is none."""
+    if raw is None or isinstance(raw, bool):
+        return float("nan")
+    try:
+        return float(raw)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _category(raws: Iterable[Any]) -> CategoryCodes:
+    return CategoryCodes(tuple(sorted({as_text(raw) for raw in raws if raw is not None})))
+
+
+def _number(raws: Iterable[Any]) -> NumericBuckets:
+    values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return NumericBuckets(())
+    edges = np.unique(np.quantile(values, np.arange(1, BUCKETS) / BUCKETS))
+    return NumericBuckets(tuple(float(edge) for edge in edges))

@@ -1,0 +1,1 @@
+"""Write events into the log: parse, number, apply causal rules, commit."""

@@ -1,0 +1,307 @@
+"""``recloop ingest``: rows from a file or from stdin into the log, by the way in that posted rows take.
+
+Without a server the command holds the writer's lock and writes the log itself, through the very thread that judges and
+commits for the service; with ``--url`` it posts to a service that runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import sys
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from recloop.client import Client, iso
+from recloop.config import Columns, Data
+from recloop.data.rejected_rows import GUESTS
+from recloop.errors import Locked, UserError
+from recloop.features.labels import EventLabeler
+from recloop.ingest import parse
+from recloop.ingest.file_rows import read_arrivals
+from recloop.ingest.parse import Rejected
+from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer, burst_seconds
+from recloop.json_object import JsonTree
+from recloop.progress import ConsoleProgress
+from recloop.project import Project
+from recloop.recommend import loading
+from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event, now
+from recloop.storage import locks
+
+STDIN: Final = "-"
+STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
+BATCH: Final = 50_000  # rows of one commit
+CHUNK: Final = 1 << 22  # bytes of stdin that are judged together at most; less where no more is there yet
+BODY: Final = 4_000_000  # bytes of a posted body, below the service's 5 MiB
+TRIES: Final = 10  # of a post that the service has no room for, a second apart
+SHOWN: Final = 100  # lines about rows that were not kept; all are counted
+
+
+class RejectedRow(NamedTuple):
+    """A row that cannot be kept: where it stands, why, and what it says."""
+
+    place: str
+    reason: str
+    raw: str
+
+
+class Batch(NamedTuple):
+    """Rows that are events, and rows that are none; ``share`` of all rows that are done with it (0: not known)."""
+
+    events: list[Event]
+    wrong: list[RejectedRow]
+    share: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """What became of an event: its status, and the reason where the service gave one."""
+
+    status: str
+    reason: str | None = None
+
+
+Sink = Callable[[list[Event]], Sequence[Outcome]]
+"""Keeps events durably; what became of each, in order."""
+
+
+@dataclass
+class IngestResult:
+    """What became of the rows, by status: the keys of ``recloop ingest --json``; ``seconds`` it took.
+
+    ``guests``: rejected rows that name no user.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    guests: int = 0
+    shown: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, int]:
+        return {status: self.counts[status] for status in STATUSES}
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row of a user is in the log now: none rejected, none in conflict with an earlier one."""
+        return self.counts["rejected"] == self.guests and not self.counts["conflict"]
+
+
+def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> IngestResult:
+    """Take in the rows of a file (``-``: JSON lines from stdin); the rows that were not kept are told, with the reason.
+
+    A file is read whole before the first row is kept, so a mistake in it leaves the log as it was. Rows with an event_id
+    can be sent again: they are counted as duplicates.
+
+    Args:
+        url: Of a running service, to post to; empty: write the log of this folder.
+
+    Raises:
+        UserError: no such file, no column of that name, no live bundle to judge by, no service at ``url``.
+        Locked: a service (or another writer) has this folder.
+    """
+    begin, taken = time.monotonic(), IngestResult()
+    with ExitStack() as stack:
+        keep = into_service(url, stack) if url else into_log(project, file, stack)
+        for batch in _lines(project) if file == STDIN else _file(project, file):
+            outcomes = keep(batch.events) if batch.events else ()
+            wrong = list(batch.wrong)
+            for event, outcome in zip(batch.events, outcomes, strict=True):
+                taken.counts[outcome.status] += 1
+                if outcome.status in {"rejected", "conflict"}:
+                    reason = outcome.reason or "its event_id came before with other content"
+                    wrong.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
+            taken.counts["rejected"] += len(batch.wrong)
+            taken.guests += sum(row.reason == GUESTS for row in batch.wrong)
+            _tell(teller, taken, wrong)
+            if batch.share:
+                teller.bar("ingest", round(batch.share * 1000), 1000)
+    if taken.shown > SHOWN:
+        teller.say("ingest", f"... and {taken.shown - SHOWN:,} more rows that were not kept")
+    taken.seconds = time.monotonic() - begin
+    return taken
+
+
+def _tell(teller: ConsoleProgress, taken: IngestResult, wrong: Sequence[RejectedRow]) -> None:
+    for one in wrong[: max(0, SHOWN - taken.shown)]:
+        teller.say("ingest", f"{one.place}: {one.reason}: {one.raw[:300]}")
+    taken.shown += len(wrong)
+
+
+# -- rows
+
+
+def _file(project: Project, file: str) -> Iterator[Batch]:
+    raw = read_arrivals(project.root, file, project.config.data)
+    yield Batch([], [RejectedRow(row.place, row.reason, row.raw) for row in raw.rejects])
+    received_at = now()
+    rows = raw.frame.drop(RECEIVED_AT)
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        events = [Event(received_at=received_at, **row) for row in part.iter_rows(named=True)]
+        yield Batch(events, [], (start + len(part)) / len(rows))
+
+
+def _lines(project: Project) -> Iterator[Batch]:
+    """Stdin, judged as far as it has come: rows as ``POST /v1/events`` takes them, or named as in ``[data.columns]``."""
+    passed, rest, ended = 0, b"", False
+    while not ended:
+        text, ended = _read()
+        *lines, rest = (rest + text + b"\n" * ended).split(b"\n")
+        numbered = [(number, line) for number, line in enumerate(lines, passed + 1) if line.strip()]
+        passed += len(lines)
+        for start in range(0, len(numbered), BATCH):
+            yield _judged(numbered[start : start + BATCH], project.config.data)
+
+
+def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
+    """Numbered lines as events, each checked as a posted row is."""
+    batch, received_at = Batch([], []), now()
+    for start in range(0, len(numbered), parse.ROWS):
+        part = numbered[start : start + parse.ROWS]
+        rows = parse.parse_rows(b"\n".join(line for _, line in part), parse.NDJSON[0])
+        for (number, line), row in zip(part, rows, strict=True):
+            event = parse.check_event(_named(row, data.columns), received_at, data)
+            if isinstance(event, Rejected):
+                reason = GUESTS if _is_guest(row) else event.reason
+                batch.wrong.append(RejectedRow(f"stdin:{number}", reason, line.decode("utf-8", "replace").strip()))
+            else:
+                batch.events.append(event)
+    return batch
+
+
+def _is_guest(row: Any) -> bool:
+    """Whether a row names no user: nobody's mistake, and nothing to learn from."""
+    return isinstance(row, dict) and not str(row.get("user_id") or "").strip()
+
+
+def _read() -> tuple[bytes, bool]:
+    """What stdin holds now, CHUNK bytes of it or a little more, and whether it has ended; waits where there is nothing yet."""
+    stdin, text = sys.stdin.fileno(), b""
+    while len(text) < CHUNK:
+        part = os.read(stdin, CHUNK)
+        if not part:
+            return text, True
+        text += part
+        if not select.select([stdin], [], [], 0)[0]:
+            break
+    return text, False
+
+
+def _named(row: Any, columns: Columns) -> Any:
+    """A row with our names in place of the project's own; without a column of types every row is an interaction."""
+    if not isinstance(row, dict):
+        return row
+    for ours, theirs in columns:
+        if theirs and ours not in row and theirs in row:
+            row[ours] = row.pop(theirs)
+    if not columns.event_type:
+        row.setdefault("event_type", DEFAULT_EVENT_TYPE)
+    return row
+
+
+def _text(event: Event) -> str:
+    return json.dumps(_row(event), ensure_ascii=False)
+
+
+def _row(event: Event) -> JsonTree:
+    """An event as a client posts it; a stamp that its sender left out is left out again."""
+    row = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not None}
+    for name in (SEQ, RULE, RECEIVED_AT):
+        row.pop(name, None)
+    if event.timestamp == event.received_at:
+        row.pop("timestamp")
+    else:
+        row["timestamp"] = iso(event.timestamp)
+    if event.context is not None:
+        row["context"] = json.loads(event.context)
+    return row
+
+
+# -- where they go
+
+
+def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
+    """The log of this folder, through the writer of the service."""
+    try:
+        stack.enter_context(locks.writer_lock(project.root, "ingest"))
+    except Locked as held:
+        serve = project.config.serve
+        mend = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
+        raise Locked(held.lock, held.holder, f"{mend} (posts to the service that runs)") from None
+    loading.whole(project)
+    spec = project.load_bundle().spec
+    archive = project.open_archive()
+    log = stack.enter_context(project.open_log(write=True))
+    log.start_at(archive.watermark)
+    writer = Writer(log, archive, EventLabeler.of(spec), burst_seconds(spec.clean), lambda _jobs, _seq: None)
+    stack.callback(writer.close)
+    runner = stack.enter_context(asyncio.Runner())
+
+    def keep(events: list[Event]) -> Sequence[Outcome]:
+        try:
+            job = runner.run(writer.write(events=events))
+        except (LogUnavailableError, LogUncertainError):
+            raise UserError(
+                "stores.log", project.config.stores.log, "a disk that takes rows",
+                f"make room, then the same again: recloop ingest {file} (rows with an event_id count once)",
+            ) from None  # fmt: skip
+        return [Outcome(receipt.status) for receipt in job.receipts]
+
+    return keep
+
+
+def into_service(url: str, stack: ExitStack) -> Sink:
+    """A running service, as many rows a post as it takes."""
+    try:
+        client = stack.enter_context(closing(Client(url.rstrip("/"))))
+    except ValueError as error:
+        raise UserError("--url", url, f"the address of a service ({error})", "recloop serve") from None
+
+    def keep(events: list[Event]) -> Sequence[Outcome]:
+        outcomes: list[Outcome] = []
+        for rows in _bodies([_row(event) for event in events]):
+            answer = _post(client, rows)
+            outcomes += [Outcome(row["status"], row["reason"]) for row in answer["rows"]]
+        return outcomes
+
+    return keep
+
+
+def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:
+    """Rows in parts that one body may hold."""
+    part: list[JsonTree] = []
+    size = 0
+    for row in rows:
+        weight = len(json.dumps(row)) + 2
+        if part and (len(part) == parse.ROWS or size + weight > BODY):
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += weight
+    if part:
+        yield part
+
+
+def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
+    said = ""
+    for _ in range(TRIES):
+        try:
+            return client.post("/v1/events", rows)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode("utf-8", "replace")[:300]
+            if error.code != 503:
+                raise UserError(
+                    "--url", client.url, f"a service that takes rows ({error.code}: {said})", "recloop serve"
+                ) from None
+        except (OSError, ValueError) as error:
+            raise UserError("--url", client.url, f"a running service ({error})", "recloop serve") from None
+        time.sleep(1)
+    raise UserError("--url", client.url, f"a service with room for rows ({said})", "the same again, later")

@@ -1,0 +1,218 @@
+"""Parse posted rows: what is refused whole, and what is one rejected row among others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from recloop.config import Data
+from recloop.features.timestamp_text import EXPECTED, parse_timestamp
+from recloop.json_object import AttributeValues, JsonTree
+from recloop.records import Event, Item, User
+from recloop.storage.event_log import object_text
+
+ROWS = 1_000
+DEPTH = 32  # levels of attributes and context
+NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
+NAMES = "user_id", "item_id", "event_id"
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+"""An id or a name: a string with something in it, never parsed."""
+
+
+class EventIn(msgspec.Struct, forbid_unknown_fields=True):
+    """One event of ``POST /v1/events``; ``timestamp``: see `recloop.features.timestamp_text`; without one, the arrival."""
+
+    user_id: Text
+    item_id: Text
+    event_type: Text
+    timestamp: str | int | float | None = None
+    value: float | None = None
+    quantity: float | None = None
+    group_id: Text | None = None
+    event_id: Text | None = None
+    session_id: Text | None = None
+    anonymous_id: Text | None = None
+    placement: Text | None = None
+    request_id: Text | None = None
+    context: JsonTree | None = None
+
+
+class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
+    """One item of ``POST /v1/items``: attributes replaced whole."""
+
+    item_id: Text
+    attributes: AttributeValues = {}
+    hidden: bool = False
+
+
+class UserIn(msgspec.Struct, forbid_unknown_fields=True):
+    """One user of ``POST /v1/users``: attributes replaced whole."""
+
+    user_id: Text
+    attributes: AttributeValues = {}
+
+
+Row = TypeVar("Row", EventIn, ItemIn, UserIn)
+
+
+class BadRequest(Exception):
+    """Rows that are refused whole; ``status`` is the HTTP status of the answer."""
+
+    def __init__(
+        self, status: int, code: str, message: str, field: str | None = None, expected: str | None = None
+    ) -> None:
+        super().__init__(code)
+        self.status, self.code, self.message, self.field, self.expected = status, code, message, field, expected
+
+
+class Rejected(msgspec.Struct):
+    """A row that is answered and not kept; ``ids`` are those of it that are text."""
+
+    ids: dict[str, str]
+    reason: str
+
+
+def parse_rows(body: bytes, content_type: str) -> list[Any]:
+    """The rows of a body: an object, an array, or NDJSON; a line of NDJSON that is no JSON is a `Rejected`.
+
+    NDJSON is known by its content type, or by a first line that is a whole object with another line after it.
+
+    Raises:
+        BadRequest: 400 for what is not JSON, 422 for neither object nor array, or for more than 1,000 rows.
+    """
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    if content_type.partition(";")[0].strip().lower() in NDJSON:
+        rows = [_line(line) for line in _check_row_count(lines)]
+    else:
+        try:
+            whole = _decode(body)
+        except ValueError as error:
+            if len(lines) < 2 or not isinstance(_line(lines[0]), dict):
+                raise BadRequest(
+                    400, "not_json", f"the body is not JSON: {error}", "body", "JSON in UTF-8, without NaN or Infinity"
+                ) from None
+            rows = [_line(line) for line in _check_row_count(lines)]
+        else:
+            rows = _check_row_count(whole) if isinstance(whole, list) else [whole]
+            if not isinstance(whole, list | dict):
+                raise BadRequest(422, "not_rows", "the body is neither an object nor an array", "body", "rows")
+    return rows
+
+
+def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
+    """The event of a row, or why it is none."""
+    row = _convert_row(raw, EventIn)
+    if isinstance(row, Rejected):
+        return row
+    try:
+        stamp = received_at if row.timestamp is None else parse_timestamp(row.timestamp, data)
+    except ValueError as error:
+        told = str(row.timestamp)[:60]
+        return Rejected(_ids(raw), f"timestamp={told}: expected {EXPECTED}; {error}")
+    return Event(
+        user_id=row.user_id,
+        item_id=row.item_id,
+        timestamp=stamp,
+        received_at=received_at,
+        event_type=row.event_type,
+        value=row.value,
+        quantity=row.quantity,
+        group_id=row.group_id,
+        event_id=row.event_id,
+        anonymous_id=row.anonymous_id,
+        session_id=row.session_id,
+        placement=row.placement,
+        request_id=row.request_id,
+        context=None if row.context is None else object_text(row.context),
+    )
+
+
+def check_item(raw: Any, received_at: int) -> Item | Rejected:
+    """The version of an item of a row, or why it is none."""
+    row = _convert_row(raw, ItemIn)
+    if isinstance(row, Rejected):
+        return row
+    return Item(item_id=row.item_id, attributes=row.attributes, hidden=row.hidden, received_at=received_at)
+
+
+def check_user(raw: Any, received_at: int) -> User | Rejected:
+    """The version of a user of a row, or why it is none."""
+    row = _convert_row(raw, UserIn)
+    if isinstance(row, Rejected):
+        return row
+    return User(user_id=row.user_id, attributes=row.attributes, received_at=received_at)
+
+
+def timestamp_or_none(given: str, data: Data) -> int | None:
+    """Microseconds of a stamp as `parse_timestamp` reads it; None where it is none."""
+    try:
+        return parse_timestamp(given, data)
+    except ValueError:
+        return None
+
+
+def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
+    if isinstance(raw, Rejected):
+        return raw
+    try:
+        row = msgspec.convert(raw, shape)
+    except msgspec.ValidationError as error:
+        return Rejected(_ids(raw), _reason(str(error)))
+    except OverflowError:
+        return Rejected(_ids(raw), "a number is too large")
+    if not _storable(raw.get("context", raw.get("attributes"))):
+        return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits, and no more than {DEPTH} levels")
+    return row
+
+
+def _ids(raw: Any) -> dict[str, str]:
+    return {name: raw[name] for name in NAMES if isinstance(raw.get(name), str)} if isinstance(raw, dict) else {}
+
+
+def _check_row_count(rows: Sequence[Any]) -> list[Any]:
+    if len(rows) > ROWS:
+        raise BadRequest(422, "too_many_rows", f"{len(rows)} rows in one request", "body", f"at most {ROWS} rows")
+    return list(rows)
+
+
+def _line(line: bytes) -> Any:
+    try:
+        return _decode(line)
+    except ValueError as error:
+        return Rejected({}, f"not JSON: {error}")
+
+
+def _decode(data: bytes) -> Any:
+    """JSON of bytes.
+
+    Raises:
+        ValueError: it is none, is no UTF-8, holds a lone surrogate, a number out of range, or nests too deep.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
+def _storable(tree: Any, depth: int = 0) -> bool:
+    """Whether every reader of the log can hold it."""
+    if isinstance(tree, int):
+        return -(2**63) <= tree < 2**64
+    if isinstance(tree, dict | list):
+        parts = tree.values() if isinstance(tree, dict) else tree
+        return depth < DEPTH and all(_storable(part, depth + 1) for part in parts)
+    return True
+
+
+def _reason(message: str) -> str:
+    """The sentence of msgspec with the field in front: ``user_id: expected `str`, got `int```."""
+    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
+    if found:
+        return f"{found[2]}: {found[1][0].lower()}{found[1][1:]}"
+    return message[0].lower() + message[1:]

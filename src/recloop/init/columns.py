@@ -1,0 +1,258 @@
+"""Which column of a stranger's file is which: by name, by what stands in it, by the ids of the other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import polars as pl
+
+from recloop.data.numbers import read_numbers
+from recloop.features.timestamp_text import COMPACT, NUMBER, YEAR_FIRST, YEAR_LAST
+from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
+
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    USER_ID: (
+        "userid", "user", "customerid", "customer", "custid", "customernumber", "householdid", "household", "memberid",
+        "member", "clientid", "client", "accountid", "account", "visitorid", "visitor", "shopperid", "shopper",
+        "buyerid", "buyer", "reviewerid", "readerid", "subscriberid", "uid", "kundennummer", "kundenid", "kunde",
+        "用户id", "用户", "会员id", "会员", "email", "customeremail", "emailaddress", "deviceid", "cookieid", "cookie", "sessionid",
+    ),
+    ITEM_ID: (
+        "itemid", "item", "productid", "product", "sku", "skuid", "stockcode", "articleid", "article", "artikelnummer",
+        "artikel", "goodsid", "asin", "parentasin", "isbn", "movieid", "movie", "trackid", "track", "songid", "song",
+        "bookid", "book", "videoid", "video", "newsid", "contentid", "content", "offerid", "adid", "businessid",
+        "商品id", "商品", "iid",
+    ),
+    TIMESTAMP: (
+        "timestamp", "transactiontimestamp", "eventtime", "eventtimestamp", "datetime", "ts", "time", "createdat",
+        "occurredat", "invoicedate", "orderdate", "purchasedate", "purchasetime", "orderedat", "transactiondate",
+        "transactiontime", "unixreviewtime", "reviewtime", "date", "tdat", "day", "zeit", "zeitstempel", "datum",
+        "bestelldatum", "时间", "日期",
+    ),
+    GROUP_ID: (
+        "groupid", "basketid", "basket", "invoiceid", "invoiceno", "invoicenumber", "invoice", "orderid", "orderno",
+        "ordernumber", "order", "transactionid", "receiptid", "receipt", "ticketid", "cartid", "bonid", "bon",
+        "bestellnummer", "rechnung", "订单id", "订单", "impressionid", "pageviewid", "slateid",
+    ),
+    EVENT_TYPE: (
+        "eventtype", "eventname", "event", "action", "actiontype", "behavior", "behaviour", "behaviortype",
+        "behaviourtype", "interactiontype", "activity", "type", "verb",
+    ),
+    VALUE: (
+        "value", "rating", "stars", "score", "overall", "salesvalue", "amount", "revenue", "sales", "total", "price",
+        "unitprice", "preis", "betrag",
+    ),
+    QUANTITY: ("quantity", "qty", "units", "menge", "anzahl", "count", "数量"),
+    EVENT_ID: ("eventid", "eventuuid", "uuid", "id", "rowid", "transactionid"),
+}  # fmt: skip
+"""Names by column of ours, likeliest first, without case, spaces and signs."""
+
+INSIDE: Final[Mapping[str, str]] = {
+    USER_ID: r"(user|customer|household|member|visitor|shopper).*(id|no|number|key)$",
+    ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$|sku$",
+    TIMESTAMP: r"timestamp|datetime|date$|time$",
+}
+"""What a name may hold where none is known."""
+
+ORDERS: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
+"""Columns that number a user's rows: an order where there is no time."""
+
+OUTCOMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
+"""Columns of 0 and 1: shown, and was it taken."""
+
+TITLES: Final = (
+    "name", "title", "productname", "itemname", "producttitle", "movietitle", "description", "productdescription",
+    "articlename", "label", "bezeichnung", "名称", "标题",
+)  # fmt: skip
+"""Columns that people read."""
+
+MANY_TYPES: Final = 50
+HALF_EMPTY: Final = 0.1
+"""From this share of empty rows on a column loses against a fuller one of a known name."""
+FEW_ROWS: Final = 50
+"""Below so many rows a column of items may well hold each item once."""
+SAMPLE: Final = 2_000
+
+
+class ColumnGuess(NamedTuple):
+    """A column found ("" none) and why."""
+
+    name: str
+    why: str
+
+
+def normalize_name(name: str) -> str:
+    """A name without case, spaces and signs: ``Customer ID`` and ``customer_id`` are one."""
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequence[str]]) -> dict[str, ColumnGuess]:
+    """The columns of an event log.
+
+    Args:
+        frame: The rows, or many of them.
+        separator: Of the file, for decimal commas.
+        others: Columns of the items file by ``item_id``, of the users file by ``user_id``: a shared id column is one.
+
+    Returns:
+        By column of ours; "" where none was found.
+    """
+    found: dict[str, ColumnGuess] = {}
+
+    def free() -> list[str]:
+        taken = {guessed.name for guessed in found.values()}
+        return [name for name in frame.columns if name not in taken]
+
+    for ours in (USER_ID, ITEM_ID):
+        found[ours] = _id(ours, free(), frame, others.get(ours, ()))
+    found[TIMESTAMP] = _time(free(), frame)
+    found[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: _types(frame[name]))
+    found[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, found[USER_ID].name))
+    found[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
+    for ours in (QUANTITY, VALUE):
+        found[ours] = _first(ours, free(), lambda name: _numeric(frame[name], separator))
+    if not found[VALUE].name:
+        outcome = next((n for n in free() if normalize_name(n) in OUTCOMES and _is_outcome(frame[n], separator)), "")
+        found[VALUE] = (
+            ColumnGuess(outcome, "0 and 1: what was shown, and whether it was taken") if outcome else found[VALUE]
+        )
+    return found
+
+
+def _id(ours: str, names: Sequence[str], frame: pl.DataFrame, other: Sequence[str]) -> ColumnGuess:
+    shared = [name for name in names if name in other]
+    for name in _ranked(ours, shared):
+        return ColumnGuess(name, "its name, and the other file has it too")
+    known = [name for name in _ranked(ours, names) if _missing(frame[name]) < 1]
+    known = known or [
+        name for name in names if re.search(INSIDE[ours], normalize_name(name)) and _missing(frame[name]) < 1
+    ]
+    if known:
+        return _fullest(ours, known, frame)
+    if len(shared) == 1:
+        return ColumnGuess(shared[0], "the other file has it too")
+    return ColumnGuess("", "no column has such a name")
+
+
+def _fullest(ours: str, names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
+    """The first of these columns, unless it is half-empty, or an item that never repeats, and another one is not."""
+
+    def poor(name: str) -> tuple[bool, bool]:
+        unique = ours == ITEM_ID and len(frame) >= FEW_ROWS and frame[name].n_unique() == len(frame)
+        return _missing(frame[name]) > HALF_EMPTY, unique
+
+    best = min(names, key=poor)
+    if best == names[0]:
+        return ColumnGuess(best, "its name")
+    why = "never repeats" if poor(names[0])[1] else f"is empty in {_missing(frame[names[0]]):.1%} of the rows"
+    return ColumnGuess(best, f"its name; {names[0]} {why}")
+
+
+def _time(names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
+    likely = [
+        *_ranked(TIMESTAMP, names),
+        *(name for name in names if re.search(INSIDE[TIMESTAMP], normalize_name(name))),
+    ]
+    likely = [name for name in dict.fromkeys(likely) if _holds_stamps(frame[name])]
+    if likely:
+        # A half-empty column of the better name loses against a full one.
+        return ColumnGuess(
+            min(likely, key=lambda name: _missing(frame[name]) > HALF_EMPTY), "its name, and stamps stand in it"
+        )
+    for name in names:
+        if frame.schema[name] in (pl.Date, pl.Datetime):
+            return ColumnGuess(name, "it holds dates")
+    for name in names:
+        if normalize_name(name) in ORDERS and _holds_stamps(frame[name]):
+            return ColumnGuess(name, "no time; it numbers the rows, read as seconds")
+    return ColumnGuess("", "no column has such a name and holds stamps")
+
+
+def _first(ours: str, names: Sequence[str], fits: object) -> ColumnGuess:
+    assert callable(fits)
+    for name in _ranked(ours, names):
+        if fits(name):
+            return ColumnGuess(name, "its name")
+    return ColumnGuess("", "no such column")
+
+
+def _ranked(ours: str, names: Iterable[str]) -> list[str]:
+    known = {name: rank for rank, name in enumerate(NAMES[ours])}
+    return sorted(
+        (name for name in names if normalize_name(name) in known), key=lambda name: known[normalize_name(name)]
+    )
+
+
+def _missing(column: pl.Series) -> float:
+    empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
+    return _mean(empty)
+
+
+def is_blank(column: pl.Series) -> bool:
+    """Whether no row of a column holds a value."""
+    return _missing(column) == 1
+
+
+def holds_several(name: str, column: pl.Series) -> bool:
+    """Whether a column named like items holds lists of them: a comma, a semicolon or a bar in a third of its cells."""
+    if column.dtype != pl.String or not re.search(r"item|product|article|goods", normalize_name(name)):
+        return False
+    return _mean(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
+
+
+def _holds_stamps(column: pl.Series) -> bool:
+    if column.dtype in (pl.Date, pl.Datetime) or column.dtype.is_integer() or column.dtype.is_float():
+        return column.null_count() < len(column)
+    if column.dtype != pl.String:
+        return False
+    seen = column.drop_nulls().head(SAMPLE).str.strip_chars()
+    seen = seen.filter(seen != "")
+    shapes = [seen.str.contains(shape) for shape in (NUMBER, COMPACT, YEAR_FIRST, YEAR_LAST)]
+    fits = shapes[0] | shapes[1] | shapes[2] | shapes[3]
+    return len(seen) > 0 and _mean(fits) >= 0.9
+
+
+def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
+    """Whether a column groups rows: several rows share a value, nearly always rows of one user."""
+    if not user:
+        return False
+    rows = frame.select(name, user).filter(pl.col(name).cast(pl.String).fill_null("") != "")
+    values = rows[name].n_unique()
+    if values <= 1 or values > 0.95 * len(rows):
+        return False
+    pairs = rows.select(pl.struct(name, user).n_unique()).item()
+    return bool(pairs <= 1.05 * values + 1)
+
+
+def _types(column: pl.Series) -> bool:
+    """Whether a column holds few different values; one value is a type too."""
+    return _missing(column) < 1 and column.n_unique() <= MANY_TYPES
+
+
+def _unique(column: pl.Series) -> bool:
+    return _missing(column) == 0 and column.n_unique() == len(column) > 1
+
+
+def _numeric(column: pl.Series, separator: str) -> bool:
+    if column.dtype.is_numeric():
+        return True
+    if column.dtype != pl.String:
+        return False
+    numbers, wrong, _ = read_numbers(column.head(SAMPLE * 10), separator)
+    return numbers.null_count() < len(numbers) and _mean(wrong) < 0.02
+
+
+def _is_outcome(column: pl.Series, separator: str) -> bool:
+    if not _numeric(column, separator):
+        return False
+    numbers = column if column.dtype.is_numeric() else read_numbers(column, separator)[0]
+    return set(numbers.drop_nulls().unique().to_list()) == {0, 1}
+
+
+def _mean(column: pl.Series) -> float:
+    """The mean of numbers, or the share of true values; 0 for an empty column."""
+    mean = column.mean()
+    assert mean is None or isinstance(mean, float)
+    return mean or 0.0

@@ -1,0 +1,410 @@
+"""``recloop init``: read a log once, guess what it means, and write it down as a commented recloop.toml."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from recloop.config import FILE, Clean, Columns, Config, Data, Events
+from recloop.data import rejected_rows
+from recloop.data.clean import RULES, CleanResult, clean
+from recloop.data.doctor import timestamp_resolution
+from recloop.data.read import RawEvents, parse_events, read_rows
+from recloop.data.sources import InputFile, find
+from recloop.data.split import split
+from recloop.data.tables import Table, read_table
+from recloop.data.timestamps import looks_compact
+from recloop.errors import UserError
+from recloop.files import replace_file
+from recloop.init.columns import NAMES, OUTCOMES, ColumnGuess, guess_columns, holds_several, is_blank, normalize_name
+from recloop.init.event_names import Meaning, meaning_of, partner
+from recloop.init.features import Side, choose_fields, choose_title, title_columns
+from recloop.init.template import config_text
+from recloop.json_object import JsonTree
+from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
+from recloop.settings import build
+
+FEW_REPEATS: Final = 0.05
+"""Below this share of repeats a list should not show what was seen."""
+PURCHASE_WEIGHT: Final = 5.0
+STRONG_WEIGHT: Final = 3.0
+WEAK_WEIGHT: Final = 1.0
+"""What `init` writes for a purchase, for a cart or a like, and for a look."""
+LEAST_STRONG: Final = 0.01
+"""From this share of rows on, strong types alone are the targets, and looks are history."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One setting that was guessed, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What `update` would make of the rows; ``removed`` by rule, ``reasons`` of those rejected as one text."""
+
+    read: int
+    kept: int
+    removed: Mapping[str, int]
+    rejected: int
+    reasons: str
+
+
+@dataclass(frozen=True)
+class InitResult:
+    """What `init` found and wrote.
+
+    Attributes:
+        columns: Ours = theirs, "" where the file has none.
+        time_unit: s, ms, us, iso (auto: another).
+        scenario: collaborative, content or sequential.
+        toml: The text of recloop.toml.
+        next: The command that goes on from here.
+        keep: Settings of ``next`` as lines of recloop.toml; empty: it has none.
+    """
+
+    columns: dict[str, str]
+    time_unit: str
+    scenario: str
+    guesses: tuple[Decision, ...]
+    toml: str
+    rows: RowCounts
+    next: str = "recloop update"
+    keep: str = ""
+
+    def to_json(self) -> JsonTree:
+        """The keys of ``recloop init --json``."""
+        return {
+            "columns": dict(self.columns),
+            "time_unit": self.time_unit,
+            "scenario": self.scenario,
+            "guesses": [vars(guess) for guess in self.guesses],
+            "rows": vars(self.rows),
+            "next": self.next,
+        }
+
+
+def init(
+    file: str, items: str = "", users: str = "", root: Path | str = ".", yes: bool = False, force: bool = False
+) -> InitResult:
+    """Read a log, guess, and write ``recloop.toml`` into ``root``.
+
+    Args:
+        file, items, users: Files, globs or folders, from the project folder or from here.
+        root: The project folder, made where it does not exist.
+        yes: Never ask; without it asks where stdin is a terminal.
+        force: Write over a recloop.toml.
+
+    Raises:
+        UserError: recloop.toml is there already, a file cannot be read, no column is the user, the item or the time.
+    """
+    folder = Path(root)
+    if (folder / FILE).exists() and not force:
+        raise UserError("file", folder / FILE, "no recloop.toml in this folder yet", f"recloop init {file} --force")
+    guess = inspect_log(folder, file, items, users, ask=not yes and sys.stdin.isatty())
+    replace_file(folder / FILE, guess.toml)
+    return guess
+
+
+def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: bool = False) -> InitResult:
+    """The guess without writing it."""
+    paths = [_from(folder, text, key) for text, key in ((file, "FILE"), (items, "--items"), (users, "--users"))]
+    tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
+    catalogue = _side(folder, paths[1], "--items")
+    people = _side(folder, paths[2], "--users")
+    said: list[Decision] = []
+
+    def say(key: str, value: Any, why: str) -> None:
+        said.append(Decision(key, value, why))
+
+    columns = _columns(tables, catalogue, people, ask)
+    for ours, guessed in columns.items():
+        say(f"data.columns.{ours}", guessed.name, guessed.why)
+    names = {ours: guessed.name for ours, guessed in columns.items()}
+    title = choose_title(catalogue, names[ITEM_ID])
+    say("data.columns.name", title.name, title.why)
+    names["name"] = title.name
+    stamps = [table.frame[names[TIMESTAMP]] for table in tables if len(table.frame)]
+    dates = bool(stamps) and all(
+        looks_compact(column) for column in stamps
+    )  # 20250131: a log with such numbers has dates
+    data = Data(
+        events=paths[0], items=paths[1], users=paths[2], columns=Columns(**names), time_unit="iso" if dates else "auto"
+    )
+    raw = parse_events(tables, data)
+    unit = _unit(raw)
+    say("data.time_unit", unit, raw.info.partition("stamps: ")[2])
+    events = _events(raw.frame, names)
+    if events[0].weights:
+        say("events.weights", dict(events[0].weights), events[1])
+    for key, value, why in (
+        ("positive", events[0].positive, events[1]),
+        ("history", events[0].history, "models see it, no list is measured by it"),
+        ("negative", events[0].negative, "leaves the list until a later positive"),
+        ("neutral", events[0].neutral, "kept, and used for nothing else"),
+    ):
+        if value:
+            say(f"events.{key}", list(value), why)
+    say(
+        "events.undo",
+        dict(events[0].undo),
+        "takes back what its user did with the item; a quantity below 0 is a return",
+    )
+    coarse = timestamp_resolution(raw.frame[TIMESTAMP])
+    burst = Clean(burst="off") if coarse else Clean()
+    why = f"stamps are no finer than a {coarse}: rows of one stamp are no burst" if coarse else "stamps are fine enough"
+    say("clean.burst", "off" if coarse else {"events": 10, "seconds": 1}, why)
+    cleaned = clean(raw.frame, Config(data=data, events=events[0], clean=burst))
+    remedies = _remedies(raw, cleaned, coarse)
+    for setting, why in remedies.items():
+        say("update would stop", setting, why)
+    repeats = _repeats(cleaned)
+    say("split.filter_seen", repeats < FEW_REPEATS, f"{repeats * 100:.1f} % of positive rows are repeats")
+    item_fields = choose_fields(catalogue, names[ITEM_ID], title_columns(title.name))
+    user_fields = choose_fields(people, names[USER_ID], set())
+    for side, fields in (("item", item_fields), ("user", user_fields)):
+        for name, field in fields.items():
+            say(f"features.{side}.{name}", field["from"], field["why"])
+    segment = next((f["from"] for f in user_fields.values() if f["kind"] == "category" and f["values"] <= 20), "")
+    if segment:
+        say("serve.segment", segment, "users who share it have popular items of their own")
+    scenario, reason = _scenario(cleaned, repeats, bool(item_fields or user_fields))
+    say("scenario", scenario, reason)
+    text = config_text(
+        data=data.model_copy(update={"time_unit": unit}),
+        info=raw.info,
+        events=events,
+        coarse=coarse,
+        repeats=repeats,
+        fields={"item": item_fields, "user": user_fields},
+        segment=segment,
+        scenario=(scenario, reason),
+        rated=normalize_name(names[VALUE]) in {"rating", "stars", "score", "overall"},
+    )
+    build(tomllib.loads(text), environment={})
+    reasons = rejected_rows.reasons(raw.rejects)
+    rows = RowCounts(raw.read, len(cleaned.believed), cleaned.removed, len(raw.rejects), reasons)
+    command = " ".join(["recloop update", *(f"--set {shlex.quote(setting)}" for setting in remedies)])
+    keep = "; ".join(setting.partition(".")[2].replace("=", " = ") for setting in remedies)
+    try:
+        split(cleaned.believed, Config().split)
+    except UserError:
+        command, keep = "recloop doctor", ""
+    return InitResult(names, unit, scenario, tuple(said), text, rows, command, keep)
+
+
+def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, str]:
+    """What lets `update` go on where it would stop: the likeliest setting for each cause, and why; empty: it goes on."""
+    found: dict[str, str] = {}
+    unread = rejected_rows.excess(raw.rejects, raw.read, Clean().max_rejected)
+    if unread is not None:
+        share = rejected_rows.rounded_up(len(raw.rejects) / raw.read)
+        found[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected_rows.helps(raw.rejects)}"
+    largest, whys = 0.0, list[str]()
+    for error in cleaned.excessive:
+        rule = error.name.removeprefix("rule ")
+        if rule == "duplicates" and coarse:
+            why = f"stamps are no finer than a {coarse}: an equal row is another event, not a repeat"
+            found['clean.duplicates="off"'] = f"{error.name}: {error.value}; {why}"
+            continue
+        off = next(info.off for info in RULES if info.name == rule)
+        largest = max(largest, cleaned.removed[rule] / (raw.read - len(raw.rejects)))
+        other = "" if rule == "keep" else f"; or {off}"  # without it a return would be a purchase
+        whys.append(f"{error.name}: {error.value}{other}")
+    if whys:
+        found[f"clean.max_removed={rejected_rows.rounded_up(largest)}"] = "; ".join(whys)
+    return found
+
+
+def _from(folder: Path, text: str, key: str) -> str:
+    """A path as the file in ``folder`` will say it: as given where it leads somewhere from there, else absolute."""
+    if not text or Path(text).is_absolute():
+        return text
+    try:
+        find(folder, text, key)
+    except UserError:
+        here = Path.cwd() / text
+        if here.exists():
+            return here.as_posix()
+    return text
+
+
+def _side(folder: Path, text: str, key: str) -> Side | None:
+    if not text:
+        return None
+    sources: list[InputFile] = find(folder, text, key)
+    table, rows = read_rows(sources[0], "auto")
+    for source in sources[1:]:
+        rows += read_rows(source, "auto")[1]
+    return table, rows
+
+
+# -- columns
+
+
+def _columns(tables: Sequence[Table], catalogue: Side | None, people: Side | None, ask: bool) -> dict[str, ColumnGuess]:
+    first = tables[0]
+    frame = first.frame if len(tables) == 1 else pl.concat([t.frame for t in tables], how="diagonal_relaxed")
+    if not len(frame):
+        raise UserError("FILE", first.source.name, "rows under the header, found none", "recloop init FILE")
+    others = {
+        ITEM_ID: [] if catalogue is None else list(catalogue[0].columns),
+        USER_ID: [] if people is None else list(people[0].columns),
+    }
+    found = guess_columns(frame, first.separator or ",", others)
+    if ask:
+        for ours in (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "group_id"):
+            found[ours] = _asked(ours, found[ours], frame.columns)
+    for ours, what in ((USER_ID, "who"), (ITEM_ID, "what"), (TIMESTAMP, "when")):
+        if not found[ours].name:
+            held = [name for name in frame.columns if not is_blank(frame[name])]
+            expected, fix = f"a column that says {what}; {first.source.name} has {', '.join(held)}", ""
+            several = next((name for name in held if ours == ITEM_ID and holds_several(name, frame[name])), "")
+            if several:
+                expected += f"; {several} holds several items in a cell"
+                fix = "export the orders with one row per item"
+            raise UserError(
+                f"data.columns.{ours}", "", expected,
+                fix or f"rename that column to {ours} (known names: {', '.join(NAMES[ours][:5])} ...)",
+            )  # fmt: skip
+    for ours, other, flag in ((ITEM_ID, catalogue, "--items"), (USER_ID, people, "--users")):
+        if other is not None and found[ours].name not in other[0].columns:
+            near = difflib.get_close_matches(found[ours].name, other[0].columns, n=1, cutoff=0.0)[0]
+            raise UserError(
+                flag, other[0].source.name, f"the id column {found[ours].name} of the log; nearest: {near}",
+                f"rename {near} to {found[ours].name}",
+            )  # fmt: skip
+    return found
+
+
+def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess:
+    """Ask on the terminal; Enter keeps the guess, ``-`` means none."""
+    while True:
+        sys.stderr.write(f"{ours} [{guessed.name or '-'}] ({guessed.why}): ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline().strip()
+        if not answer:
+            return guessed
+        if answer == "-":
+            return ColumnGuess("", "you said so")
+        if answer in names:
+            return ColumnGuess(answer, "you said so")
+        near = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
+        sys.stderr.write(f"  no column {answer}; nearest: {near[0]}\n")
+
+
+# -- what it means
+
+
+def _unit(raw: RawEvents) -> str:
+    """The time unit as ``data.time_unit`` spells it."""
+    how = raw.info.partition("stamps: ")[2]
+    for word, unit in (("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "auto"), ("seconds", "s")):
+        if how.startswith(word):
+            return unit if ";" not in how else "auto"
+    return "iso"
+
+
+def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
+    """What the types that stand in the log mean, by their names."""
+    if not names[EVENT_TYPE]:
+        if normalize_name(names[VALUE]) in OUTCOMES:
+            events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
+            return events, f"{names[VALUE]} is 0 or 1: shown and not taken is neutral"
+        return Events(), "no event types: every row is positive"
+    counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
+    return _of_types(dict(counts.iter_rows()))
+
+
+def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
+    """``[events]`` for types with these numbers of rows, the most frequent first, and why."""
+    kinds: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
+    for name in counts:
+        kinds[meaning_of(name)].append(name)
+    undo, unpaired = _undo(kinds, list(counts))
+    bought, wanted, looked = kinds[Meaning.PURCHASE], kinds[Meaning.STRONG], kinds[Meaning.WEAK]
+    strong = sum(counts[name] for name in bought + wanted)
+    weighed = [(name, PURCHASE_WEIGHT) for name in bought] + [(name, STRONG_WEIGHT) for name in wanted]
+    positive: list[str] = []
+    history: list[str] = []
+    neutral = kinds[Meaning.SHOWN] + unpaired + kinds[Meaning.OTHER]
+    why = "by their names"
+    if strong >= LEAST_STRONG * sum(counts.values()) and looked:
+        weighed += [(name, WEAK_WEIGHT) for name in looked]
+        history = looked
+        why = f"{(bought + wanted)[0]} is what to predict; {looked[0]} is history that the models see"
+    elif looked:
+        weighed += [(name, WEAK_WEIGHT) for name in looked]
+        why = "looking is the strongest sign here"
+    if not weighed and kinds[Meaning.OTHER]:
+        positive, neutral = kinds[Meaning.OTHER], kinds[Meaning.SHOWN] + unpaired
+        why = "types of unknown meaning count as positive: look at them"
+    elif not weighed:
+        why = "no type is positive: name one"
+    elif not bought and not history:  # one weight for all is none
+        positive, weighed = [name for name, _ in weighed], []
+    texts = [tuple(map(_text, names)) for names in (positive, kinds[Meaning.NEGATIVE], neutral, history)]
+    weights = {_text(name): weight for name, weight in weighed}
+    return Events(
+        positive=texts[0], negative=texts[1], neutral=texts[2], history=texts[3], weights=weights, undo=undo
+    ), why
+
+
+def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
+    """``events.undo``, and the types that take back what the log does not hold: they mean nothing."""
+    undo, unpaired = dict(Events().undo), []
+    for meaning in (Meaning.RETURN, Meaning.UNDO):
+        for name in kinds[meaning]:
+            taken = partner(name, meaning, types) or (ANY_TARGET if meaning is Meaning.RETURN else "")
+            if taken:
+                undo[_text(name)] = taken
+            else:
+                unpaired.append(name)
+    return undo, unpaired
+
+
+def _text(name: str) -> str:
+    """A type as an entry of ``[events]``: the bare word, or a condition where it holds spaces or signs."""
+    if re.fullmatch(r"[\w.:-]+", name):
+        return name
+    quoted = name.replace("'", "''")
+    return f"event_type = '{quoted}'"
+
+
+def _repeats(cleaned: CleanResult) -> float:
+    positive = cleaned.believed.filter(pl.col(LABEL) > 0)
+    if not len(positive):
+        return 0.0
+    return 1.0 - float(positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item()) / len(positive)
+
+
+def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[str, str]:
+    positive = cleaned.believed.filter(pl.col(LABEL) > 0)
+    moments = positive.group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP].median()
+    many = float(moments) if isinstance(moments, int | float) else 0.0
+    own = (
+        float(positive.select((~pl.struct(USER_ID, STAMP).is_duplicated()).mean()).item() or 0.0)
+        if len(positive)
+        else 0.0
+    )
+    facts = (
+        f"median of {many:g} moments a user, {own * 100:.0f} % of rows alone in theirs, {repeats * 100:.0f} % repeats"
+    )
+    if many >= 5 and own >= 0.5 and repeats < FEW_REPEATS:
+        return "sequential", f"one thing after another, rarely twice: {facts}"
+    if attributes:
+        return "content", f"attributes are there to carry what few events cannot: {facts}"
+    return "collaborative", f"users, items and baskets, no attributes: {facts}"

@@ -1,0 +1,113 @@
+"""Features and titles of a catalogue or of users: which of their columns a model can use, and what people read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any, Final
+
+from recloop.data.tables import Table
+from recloop.init.columns import TITLES, ColumnGuess, normalize_name
+from recloop.json_object import JsonTree
+
+MANY_VALUES: Final = 1_000
+FEATURES: Final = 8
+"""A side's features at most; the rest can be added by hand."""
+
+Side = tuple[Table, list[JsonTree]]
+"""An items or users file: the table, and its rows as objects."""
+
+
+def choose_title(catalogue: Side | None, key: str) -> ColumnGuess:
+    """The column that people read, or a template of the text that tells items apart best."""
+    if catalogue is None:
+        return ColumnGuess("", "no items file")
+    table, rows = catalogue
+    for known in TITLES:
+        for name in table.columns:
+            if normalize_name(name) == known and name != key:
+                return ColumnGuess(name, "its name")
+    texts = {
+        name: [text if isinstance(text := row.get(name), str) else None for row in rows]
+        for name in table.columns
+        if name != key and any(isinstance(row.get(name), str) for row in rows) and not _links(rows, name)
+    }
+    wordy = {name: len(set(values)) for name, values in texts.items() if _words(values)}
+    if not wordy or max(wordy.values()) < 3:
+        return ColumnGuess("", "no text tells items apart")
+    best = max(wordy, key=lambda name: wordy[name])
+    pairs = {name: len(set(zip(texts[best], values, strict=True))) for name, values in texts.items() if name != best}
+    more = max(pairs, key=lambda name: pairs[name], default="")
+    if more and pairs[more] > 1.2 * wordy[best]:
+        return ColumnGuess(f"{{{best}}}, {{{more}}}", "no name; these two tell items apart best")
+    return ColumnGuess(f"{{{best}}}", "no name; this text tells items apart best")
+
+
+def _links(rows: list[JsonTree], name: str) -> bool:
+    return any("://" in str(row.get(name)) for row in rows[:100])
+
+
+def _words(values: list[Any]) -> bool:
+    """Whether a column holds words rather than sizes and codes: most of its signs are letters."""
+    texts = [value for value in values if isinstance(value, str)]
+    letters = sum(sum(sign.isalpha() for sign in text) for text in texts)
+    return bool(texts) and letters > 0.6 * sum(map(len, texts))
+
+
+def title_columns(title: str) -> set[str]:
+    """The columns of a title: a template's text still tells items apart, so its columns stay features."""
+    return set() if "{" in title else {title}
+
+
+def choose_fields(side: Side | None, key: str, leave: set[str]) -> dict[str, JsonTree]:
+    """Features of the columns of an items or users file, by name."""
+    if side is None:
+        return {}
+    table, rows = side
+    found: list[tuple[float, JsonTree]] = []
+    for name in table.columns:
+        if name == key or name in leave or normalize_name(name) in TITLES:
+            continue
+        field = _field(name, [row.get(name) for row in rows])
+        if field is not None:
+            found.append((field["missing"], field))
+    chosen = [field for _, field in sorted(found, key=lambda entry: entry[0])[:FEATURES]]
+    order = {name: place for place, name in enumerate(table.columns)}
+    chosen.sort(key=lambda field: order[field["from"]])
+    named: dict[str, JsonTree] = {}
+    for field in chosen:
+        named[_name(field["from"], named)] = field
+    return named
+
+
+def _field(name: str, values: list[Any]) -> JsonTree | None:
+    present = [value for value in values if value is not None and value != ""]
+    missing = 1 - len(present) / max(1, len(values))
+    if missing > 0.9 or not present or any(isinstance(value, list | dict) for value in present):
+        return None
+    distinct = len({str(value) for value in present})
+    near_unique = distinct > 0.5 * len(present) and distinct > 20
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
+    is_code = re.search(r"(id|code|zip|plz|no|number)$", normalize_name(name)) is not None
+    if numbers and not is_code and distinct > (30 if all(isinstance(value, int) for value in present) else 10):
+        return {"kind": "number", "from": name, "dim": 8, "missing": missing, "values": distinct,
+                "why": f"{distinct:,} different numbers: buckets"}  # fmt: skip
+    if (
+        distinct < 2
+        or distinct > MANY_VALUES
+        or near_unique
+        or not all(isinstance(v, str | int | float) for v in present)
+    ):
+        return None
+    dim = 4 if distinct <= 10 else 8 if distinct <= 100 else 16
+    return {"kind": "category", "from": name, "dim": dim, "missing": missing, "values": distinct,
+            "why": f"{distinct:,} different values"}  # fmt: skip
+
+
+def _name(column: str, taken: Collection[str]) -> str:
+    """A column as a name of a feature: small letters, digits, underscores, its own."""
+    plainly = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or "field"
+    name, number = plainly, 2
+    while name in taken:
+        name, number = f"{plainly}_{number}", number + 1
+    return name

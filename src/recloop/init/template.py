@@ -1,0 +1,185 @@
+"""The text of a recloop.toml as `init` writes it: every guess with its reason, every key a newcomer turns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from recloop.config import Data, Events
+
+HEAD = """\
+# recloop: settings of this folder, guessed by `recloop init`; read them once, change what is wrong.
+# read: {info}
+# next: recloop update      (learn and make a list)      then: recloop serve
+# what the log looks like: recloop doctor                every key: docs/interface.md, section 4
+
+[data]
+events = {events}
+items = {items}
+users = {users}
+encoding = "auto"                 # auto | utf-8 | gb18030 | cp1252 | utf-16
+time_unit = {time_unit:<21} # auto | s | ms | us | iso
+timezone = "UTC"                  # of stamps that carry none
+
+[data.columns]                    # ours = theirs; "" where the file has none
+"""
+
+COLUMNS = {
+    "user_id": "who",
+    "item_id": "what",
+    "timestamp": "when",
+    "event_type": "empty: every row is `interaction`",
+    "value": "a rating, a price, seconds",
+    "quantity": "",
+    "group_id": "basket, invoice, order: what happened at once; never a visit",
+    "event_id": "without it an import cannot be repeated safely",
+    "name": 'what people read; a template: "{brand}, {size}"',
+}
+
+EVENTS = """
+[events]                          # {why}
+neutral = {neutral}
+positive = {positive}
+negative = {negative}
+weights = {weights}
+history = {history:<21} # what a model sees, and never a target: looks
+undo = {undo}   # takes back the newest event of that type; "*": the heaviest target
+"""
+
+RATED = """\
+# a low rating is a positive too, as in most published tables; to learn from liking alone:
+# positive = ["value >= 4"]
+"""
+
+CLEAN = """
+[clean]
+duplicates = "exact"              # exact | off
+{burst}
+keep = "quantity IS NULL OR quantity <> 0"   # a condition over a row: SQL
+max_removed = 0.05                # a rule that would take more stops, and shows what it would take
+max_rejected = 0.05               # more rows than this that cannot be read (no user, no stamp) stop, with the reasons
+
+[split]
+quantile = 0.9                    # the last tenth of the log is the test
+targets = "successive"            # next | successive | last
+filter_seen = {filter_seen:<5}               # {repeats}
+
+[features]
+dim = 64
+history = 200                     # newest items that a sequence model is fed
+request = ["hour", "weekday", "gap"]
+"""
+
+TAIL = """
+[model]
+name = "sasrec"                   # needs recloop[train]; without it the counting models alone are fitted
+# scenario: {scenario}
+# {reason}
+
+[train]
+budget = "10m"                    # training seconds of the network
+
+[placement.home]
+list = "for_you"                  # for_you | popular
+mix = "auto"                      # weights of the sources chosen on validation
+filter = ""                       # a condition over item fields
+k = 10
+
+[serve]
+host = "127.0.0.1"
+port = 8088
+segment = {segment}
+"""
+
+
+def config_text(
+    data: Data,
+    info: str,
+    events: tuple[Events, str],
+    coarse: str,
+    repeats: float,
+    fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    segment: str,
+    scenario: tuple[str, str],
+    rated: bool,
+) -> str:
+    """The whole file.
+
+    Args:
+        data: ``[data]`` as guessed.
+        info: How the log was read.
+        events: ``[events]`` and why.
+        coarse: Grain of the stamps where the burst rule is off, else "".
+        repeats: Share of positive rows that are repeats.
+        fields: By side and name: kind, from, dim, why.
+        segment: ``serve.segment``.
+        scenario: Its name and why.
+        rated: ``value`` is a rating and every row a positive.
+    """
+    parts = [
+        HEAD.format(
+            info=_line(info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
+            time_unit=_text(data.time_unit),
+        ),
+        *(_column(ours, getattr(data.columns, ours), why) for ours, why in COLUMNS.items()),
+        EVENTS.format(
+            why=_line(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
+            negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
+            undo=_table(events[0].undo),
+        ),
+        RATED if rated and events[0].positive == ("*",) else "",
+    ]  # fmt: skip
+    burst = "burst = { events = 10, seconds = 1 }   # more rows of one user at once than a person makes"
+    if coarse:
+        burst = f'burst = "off"                     # stamps are no finer than a {coarse}'
+    seen = "never show what was had" if repeats < 0.05 else "what was had may be shown again"
+    parts.append(
+        CLEAN.format(
+            burst=burst,
+            filter_seen="true" if repeats < 0.05 else "false",
+            repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen}",
+        )
+    )
+    for side, named in fields.items():
+        for name, field in named.items():
+            parts.append(f"\n[features.{side}.{_key(name)}]".ljust(35) + f"# {field['why']}\n")
+            parts.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
+    parts.append(TAIL.format(scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment)))
+    return "".join(parts)
+
+
+def _column(ours: str, theirs: str, why: str) -> str:
+    line = f"{ours} = {_text(theirs)}"
+    return f"{line:<33} # {why}\n" if why else f"{line}\n"
+
+
+def _segment(segment: str) -> str:
+    return f"{_text(segment):<23} # a user field: popular among users who share it"
+
+
+def _text(value: str) -> str:
+    """A TOML string: JSON's escapes are TOML's, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _list(values: tuple[str, ...]) -> str:
+    return "[" + ", ".join(_text(value) for value in values) + "]"
+
+
+def _table(rules: Mapping[str, float | str]) -> str:
+    """An inline table: {"view" = 1, ...}."""
+    parts = [
+        f"{_key(text)} = {_text(value) if isinstance(value, str) else f'{value:g}'}" for text, value in rules.items()
+    ]
+    return "{ " + ", ".join(parts) + " }" if parts else "{}"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _line(text: str) -> str:
+    """One line for a comment: TOML allows no control characters there."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,293 @@
+"""The experiment: two arms, users at random, and what they did with the lists they got (definitions, section 9).
+
+    found = experiment.compare(project)     # the verdict of the newest experiment
+
+Users are analysed in the arm they were drawn into, whichever bundle answered. Planned looks decide, and between them the
+confidence sequence alone. Outcomes are defined in `recloop.monitoring.attribution`, formulas in `recloop.monitoring.statistics`, the order
+of the verdict in `recloop.monitoring.experiment_verdict`, the plan in `recloop.monitoring.experiment_plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from recloop.errors import UserError
+from recloop.evaluation.bootstrap import holm, plain
+from recloop.features.labels import EventLabeler
+from recloop.monitoring.attribution import ARMS, BEFORE, user_outcomes
+from recloop.monitoring.experiment_plan import EVIDENCE, REFRESH, Plan
+from recloop.monitoring.experiment_verdict import (
+    Arms,
+    Finding,
+    InterimAnalysis,
+    Kind,
+    Measured,
+    SampleRatio,
+    Verdict,
+    decide,
+)
+from recloop.monitoring.statistics import ALARM, Effect, Floats, effect, sample_ratio, sequential_bounds
+from recloop.project import Project
+from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, RULE, TIMESTAMP
+from recloop.storage import releases
+from recloop.storage.control import ReleaseRow
+
+
+@dataclass(frozen=True)
+class ExperimentMetric:
+    """One number of the table: ``top`` a user, divided by ``bottom`` where it is a ratio; ``better`` -1: less is.
+
+    A guardrail is broken when all of its confidence sequence is a loss of more than ``slack``: relative to live, or in the
+    metric's unit where ``absolute``. Where ``proof``, a good verdict needs all of the sequence within the slack.
+    """
+
+    name: str
+    kind: Kind
+    top: str
+    bottom: str | None = None
+    better: int = 1
+    slack: float = 0.0
+    absolute: bool = False
+    proof: bool = False
+
+
+METRICS: Final = (
+    ExperimentMetric("hit_rate", "secondary", "hits", "requests"),
+    ExperimentMetric("clicks_per_request", "secondary", "clicks", "requests"),
+    ExperimentMetric("positives_from_lists", "secondary", "positives"),
+    ExperimentMetric("value_from_lists", "secondary", "value"),
+    ExperimentMetric("positives", "guardrail", "all_positives"),
+    ExperimentMetric("dislikes", "guardrail", "dislikes", better=-1),
+    ExperimentMetric("micros_per_request", "guardrail", "micros", "requests", better=-1, slack=0.2),
+    ExperimentMetric(
+        "unanswered", "guardrail", "unanswered", "requests", better=-1, slack=0.01, absolute=True, proof=True
+    ),
+)
+"""The plan names the primary one. ``hit_rate``: requests with an event credited to their list; ``positives`` counts those that
+no list is credited with too; ``unanswered``: requests that the candidate could not answer, so that live did."""
+GUARDRAILS: Final = sum(metric.kind == "guardrail" for metric in METRICS)
+
+
+class Period(NamedTuple):
+    """One experiment: the bundle in it, the row that put this bundle there, its plan, its end (None: it runs)."""
+
+    bundle: str
+    row: ReleaseRow
+    plan: Plan
+    until: int | None
+
+
+def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Verdict:
+    """The state of a bundle's experiment.
+
+    Args:
+        bundle: The candidate; empty: the one that entered an experiment last.
+        now: int64 microseconds; None: the newest decision or row received.
+
+    Raises:
+        UserError: this bundle was never in an experiment, or its row holds no plan.
+        BundleError: its bytes are no longer what was registered.
+    """
+    control = project.open_control()
+    bundle, _, plan, until = period(control.releases(), bundle)
+    own = project.load_bundle(bundle)
+    with project.open_decisions() as store, project.open_log() as log:
+        first = reads_since(plan)
+        decisions = [one for one in store.rows(since=first, until=until) if one.role == "answer"]
+        newest = store.rows(last=1)
+        archive = project.open_archive()
+        later = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+        rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= first)
+    if now is None:
+        now = max([plan.since, *(one.at for one in newest), *later[RECEIVED_AT].to_list()])
+    now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
+    users = user_outcomes(decisions, EventLabeler.of(own.spec).label(rows), plan.since, now)
+    differs = plan.differences(project.config.release)
+    return evaluate(users, plan, bundle=bundle, until=until, now=now, differs=differs)
+
+
+def current(project: Project) -> Verdict | None:
+    """The verdict of the experiment that runs now; None: there is none.
+
+    Raises:
+        As `compare`.
+    """
+    tried = releases.read_state(project.open_control()).rows_in("experiment")
+    return analyze(project, tried[0].bundle) if tried else None
+
+
+def reads_since(plan: Plan) -> int:
+    """The first moment (int64 microseconds) whose decisions and rows an experiment reads: those before its start serve CUPED."""
+    return plan.since - BEFORE - DAY
+
+
+def current_or_problem(project: Project) -> tuple[Verdict | None, str]:
+    """`current`, or the error that leaves no verdict; None and empty: no experiment runs."""
+    try:
+        return current(project), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
+    """A bundle's newest experiment.
+
+    Raises:
+        UserError: there was none, or its row holds no plan.
+    """
+    began = [row for row in rows if row.to == "experiment" and bundle in {"", row.bundle}]
+    if not began:
+        try_ = "recloop promote BUNDLE --to experiment"
+        raise UserError("bundle", bundle or "none", "a bundle that is or was in an experiment", try_)
+    plan = Plan.from_row(began[-1])
+    # A refresh of the candidate carries the plan on, so the experiment has one row for each of its bundles.
+    own = [row for row in rows if row.to == "experiment" and row.evidence.get(EVIDENCE) == plan.to_evidence()]
+    names, newest = {row.bundle for row in own}, own[-1]
+    ended = [
+        row.at
+        for row in rows
+        if row.generation > own[0].generation
+        and (_moves_live(row) or (row.bundle in names and row.generation > newest.generation))
+    ]
+    return Period(newest.bundle, newest, plan, min(ended, default=None))
+
+
+def _moves_live(row: ReleaseRow) -> bool:
+    """Whether another recipe became live, so that the arms are not what they were; a refresh of live does not end anything."""
+    return row.to == "live" and not row.evidence.get(REFRESH)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Outcomes as columns, one number a user, in the order of entering: each (U,)."""
+
+    treated: np.ndarray
+    columns: dict[str, Floats]
+
+    @classmethod
+    def of(cls, entered: pl.DataFrame) -> Table:
+        """The columns that `METRICS` name, of `outcomes`."""
+        names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
+        columns = {
+            name: entered[name].to_numpy().astype(np.float64)
+            for own in sorted(names)
+            for name in (own, f"before_{own}")
+        }
+        return cls((entered["arm"] == "candidate").to_numpy(), columns)
+
+    def first(self, users: int) -> Table:
+        """The first users to enter."""
+        return Table(self.treated[:users], {name: values[:users] for name, values in self.columns.items()})
+
+    @property
+    def arms(self) -> Arms:
+        """Users of each arm."""
+        treated = int(self.treated.sum())
+        return Arms(live=len(self.treated) - treated, candidate=treated)
+
+
+def evaluate(
+    users: pl.DataFrame,
+    plan: Plan,
+    *,
+    bundle: str = "",
+    until: int | None = None,
+    now: int = 0,
+    differs: Sequence[str] = (),
+) -> Verdict:
+    """The verdict over the table of `outcomes`; without a closed outcome in either arm it is ``running``."""
+    counts = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
+    e = sample_ratio([counts[arm] for arm in ARMS], [1 - plan.share, plan.share])
+    ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > ALARM)
+    table = Table.of(users.filter(~pl.col("waiting")))
+    arms = table.arms
+    both = bool(arms.live and arms.candidate)
+    metrics = measured(table, plan) if both else {}
+    looks = interim_analyses(table, plan) if both else []
+    found: Finding = decide(plan, ratio, metrics, looks)
+    return Verdict(
+        bundle=bundle, since=plan.since, until=until, now=now, plan=plan, differs=list(differs),
+        users=Arms(arms.live, arms.candidate, int(users["waiting"].sum())), sample_ratio=ratio, metrics=metrics,
+        looks=looks, **msgspec.structs.asdict(found),
+    )  # fmt: skip
+
+
+def measured(table: Table, plan: Plan) -> dict[str, Measured]:
+    """Each metric that this log has, over all users so far; secondary ones with Holm's p."""
+    found: dict[str, Measured] = {}
+    for metric in METRICS:
+        if table.columns[metric.top].any():
+            kind: Kind = "primary" if metric.name == plan.metric else metric.kind
+            found[metric.name] = _measured(measure(table, metric), metric, kind, plan)
+    secondary = [name for name, one in found.items() if one.kind == "secondary"]
+    adjusted = holm([1.0 if (p := found[name].p) is None else p for name in secondary])
+    for name, p in zip(secondary, adjusted, strict=True):
+        found[name] = msgspec.structs.replace(found[name], p_holm=plain(p))
+    return found
+
+
+def _measured(one: Effect, metric: ExperimentMetric, kind: Kind, plan: Plan) -> Measured:
+    alpha = plan.alpha / GUARDRAILS if kind == "guardrail" else plan.alpha
+    low, high = one.interval(alpha)
+    always_low, always_high = one.sequence(alpha, plan.users)
+    base = abs(one.live) or math.nan
+    return Measured(
+        kind=kind, better="higher" if metric.better > 0 else "lower", live=plain(one.live),
+        candidate=plain(one.candidate), delta=plain(one.delta), se=plain(one.se), low=plain(low), high=plain(high),
+        p=plain(one.p), relative=plain(one.delta / base), relative_low=plain(low / base),
+        relative_high=plain(high / base), sequence_low=plain(always_low), sequence_high=plain(always_high),
+        reduction=plain(one.reduction),
+        worse=one.is_worse(metric.better, metric.slack, metric.absolute, alpha, plan.users),
+        unproven=metric.proof and not one.is_within(metric.better, metric.slack, metric.absolute, alpha, plan.users),
+    )  # fmt: skip
+
+
+def measure(table: Table, metric: ExperimentMetric) -> Effect:
+    """The effect on one metric, with CUPED by the same number of the 14 days before."""
+    columns = table.columns
+    past = columns[f"before_{metric.top}"]
+    if metric.bottom is not None:
+        bottom = columns[f"before_{metric.bottom}"]
+        past = np.divide(past, bottom, out=np.full(len(past), math.nan), where=bottom > 0)
+    elif metric.top in {"positives", "value"}:  # credited to a list: who saw none has no past of it
+        past = np.where(columns["before_requests"] > 0, past, math.nan)
+    bottoms = None if metric.bottom is None else columns[metric.bottom]
+    return effect(columns[metric.top], table.treated, bottoms, past)
+
+
+def analysis_sizes(plan: Plan) -> list[int]:
+    """Users at each planned look."""
+    return [math.ceil(plan.users * (j + 1) / plan.looks) for j in range(plan.looks)]
+
+
+def interim_analyses(table: Table, plan: Plan) -> list[InterimAnalysis]:
+    """The planned looks that are due: look j is over the first j / looks of the planned users to enter.
+
+    A look depends on these users alone, so it is the same whenever it is taken.
+    """
+    metric = next(one for one in METRICS if one.name == plan.metric)
+    sizes = analysis_sizes(plan)
+    found = []
+    for size, bound in zip(
+        sizes, sequential_bounds(tuple(size / plan.users for size in sizes), plan.alpha), strict=True
+    ):
+        first = table.first(size)
+        arms = first.arms
+        if arms.live + arms.candidate < size or not (arms.live and arms.candidate):
+            break
+        one = measure(first, metric)
+        reach = bound * one.se
+        found.append(
+            InterimAnalysis(
+                users=size, share=size / plan.users, live=one.live, delta=one.delta, low=one.delta - reach,
+                high=one.delta + reach, z=plain(one.z), bound=bound, crossed=abs(one.z) > bound,
+            )
+        )  # fmt: skip
+    return found

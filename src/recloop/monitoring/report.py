@@ -1,0 +1,311 @@
+"""The report: one self-contained HTML page of the last evaluation and the health of what was shown.
+
+    recloop report --from 2025-06-01 --out june.html
+
+The page asks nothing of any other host, prints, follows the reader's dark mode, and is the same bytes for the same
+evaluation, decisions and catalogue.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from recloop.errors import UserError
+from recloop.features.vocabulary import as_text
+from recloop.files import replace_file
+from recloop.json_object import JsonTree
+from recloop.manifest import Manifest
+from recloop.monitoring import experiment
+from recloop.monitoring.experiment_verdict import Verdict
+from recloop.monitoring.summary import summarize
+from recloop.project import Project
+from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision, utc_minute
+
+FILE = "report.html"
+KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
+SHOWN_ITEMS = 8  # of one moment of a household; the rest is counted
+
+DEFINITIONS = {
+    "events": "Believed events received in that time which name an answered request.",
+    "requests": "Answered requests in the window; twins and shadows were shown to nobody and are left out.",
+    "slots": "Places of the answered lists, exploration included: n.",
+    "entropy": "H / log2 N, cut to 1: how evenly the slots fall on the N items that could be shown; "
+    "H = -sum (n_i/n) log2 (n_i/n) + (d-1)/(2 n ln 2), d = distinct items shown (Miller-Madow).",
+    "effective_items": "2^H: so many items, shown equally often, would be as varied.",
+    "coverage": "d / N: distinct items shown among those that could be.",
+    "gini": "0: every item equally often; 1: one item alone. Items never shown are included.",
+    "long_tail_share": "Slots of items outside the fifth with most positive events in the 90 days before the cut.",
+    "reference_tail_share": "The tail's share of the positive events of those 90 days.",
+    "tail_ratio": "Long-tail share divided by the tail's share of events: above 1, the tail is shown more than it sells.",
+    "new_item_share": "Slots of items that had no positive event before the cut.",
+    "novelty": "Mean over slots of -log2((c_i + 1) / (C + N)), c_i the item's events in the 90 days before the cut.",
+    "cold_coverage": "Of the users with fewer than 5 positives at a request, those with a list in which half or more of "
+    "the slots came from model, neighbours, attributes or history.",
+    "cold_users": "Distinct users with a request when they had fewer than 5 positives.",
+}
+TITLES = {
+    "events": "events", "requests": "requests", "slots": "slots", "entropy": "entropy", "effective_items": "effective items",
+    "coverage": "coverage", "gini": "Gini", "long_tail_share": "long-tail share", "reference_tail_share": "tail's share of events",
+    "tail_ratio": "tail ratio", "new_item_share": "new items", "novelty": "novelty (bits)",
+    "cold_coverage": "cold-start coverage", "cold_users": "cold users",
+}  # fmt: skip
+METRICS = {
+    "Recall": "targets found in the first K, of all targets",
+    "NDCG": "targets found, each by 1/log2(place + 1), divided by the best possible",
+    "HR": "moments with at least one target in the first K",
+    "MRR": "1 / place of the first target found, 0 without one",
+}
+COLORS = ("served", "network", "bought_before", "covisitation", "popular")
+MARKERS = {"served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v"}
+INK = "#010203"
+"""Drawn in this colour, then replaced by ``currentColor``: the plot follows the page into the dark."""
+
+
+def write(project: Project, start: str = "", end: str = "", file: str = "") -> JsonTree:
+    """Write the page of a project; the keys of ``recloop report --json``.
+
+    Args:
+        start, end: ISO 8601; decisions from ``start`` to ``end``, both included; empty: all.
+        file: Where to; empty: ``reports/report.html``.
+
+    Raises:
+        UserError: nothing is live yet; a stamp that is none.
+    """
+    since, until = stamp("--from", start), stamp("--to", end)
+    seen = summarize(project, since, until, learned=_learned(project))
+    naming = project.config.data.columns.name
+
+    def name(item_id: str) -> str:
+        item = seen.catalogue.get(item_id)
+        return readable(naming, item.attributes if item else {}, item_id)
+
+    tried, _ = experiment.current_or_problem(project)
+    html = render(
+        _evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven, tried
+    )
+    target = Path(file) if file else project.reports / FILE
+    replace_file(target, html)
+    return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}, "verify": seen.proven}
+
+
+def render(
+    evaluation: Mapping[str, Any] | None,
+    numbers: Mapping[str, Any],
+    manifest: Manifest,
+    name: Callable[[str], str],
+    window: str,
+    proven: Mapping[str, int] | None = None,
+    tried: Verdict | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        evaluation: The content of ``evaluation.json``; None: not there.
+        numbers: What `recloop.monitoring.health.health` gave.
+        manifest: Of the live bundle.
+        name: What a person reads in place of an item_id.
+        window: The time of the decisions, as a phrase.
+        proven: The last `recloop verify`; None: it never ran.
+        tried: The experiment that runs; None: there is none.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share, "utc_minute": utc_minute, "amount": amount}
+    page = environment.get_template(FILE)
+    return page.render(
+        evaluation=evaluation,
+        tables=[] if evaluation is None else _tables(evaluation),
+        plot=None if evaluation is None or not evaluation["lengths"] else plot(evaluation["lengths"]),
+        evaluated=[] if evaluation is None else evaluated(evaluation),
+        numbers=numbers,
+        manifest=manifest,
+        name=name,
+        window=window,
+        proven=proven,
+        tried=tried,
+        definitions=DEFINITIONS,
+        titles=TITLES,
+        metrics=METRICS,
+        shown_items=SHOWN_ITEMS,
+    )
+
+
+def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
+    """The bundles whose table this is, in the order of its rows."""
+    return list(dict.fromkeys(row["bundle"] for row in evaluation["rows"] if row["bundle"]))
+
+
+def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
+    """NDCG by history length, a line a row, 95 % intervals: an SVG without colours of its own."""
+    rows = list(lengths[0]["rows"])
+    kinds = [_kind(row) for row in rows]
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "recloop",
+        "font.family": "sans-serif",
+        "font.size": 10,
+    }
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+            found = [(x, one["rows"][row]) for x, one in enumerate(lengths) if one["rows"][row]["value"] is not None]
+            place = np.array([x for x, _ in found]) + (number - (len(rows) - 1) / 2) * 0.12
+            value = np.array([one["value"] for _, one in found])
+            ends = [[one["value"] if one[end] is None else one[end] for end in ("low", "high")] for _, one in found]
+            reach = np.abs(np.array(ends).reshape(-1, 2).T - value)
+            color = f"#0000{16 + COLORS.index(kind):02x}"
+            axes.errorbar(
+                place, value, yerr=reach, color=color, ecolor=color, marker=MARKERS[kind], markersize=5, linewidth=1.4,
+                elinewidth=1, capsize=2, label=row,
+            )  # fmt: skip
+        axes.set_xticks(range(len(lengths)), [f"{_bucket(one)}\n{one['moments']:,}" for one in lengths])
+        axes.set_xlabel("positives in the state (below: moments)")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, ncols=min(5, len(rows)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for number, kind in enumerate(COLORS):
+        svg = svg.replace(f"#0000{16 + number:02x}", f"var(--{kind})")
+    svg = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" role="img" aria-labelledby="plot-title">',
+        svg,
+        count=1,
+    )
+    return Markup(svg)  # noqa: S704 drawn by matplotlib, which escapes the labels
+
+
+def readable(template: str, attributes: Mapping[str, Any], item_id: str) -> str:
+    """What people read for an item: ``data.columns.name``, an attribute or a template over attributes; else its id.
+
+    ``"{product_type}, {package_size}"`` leaves out what the item lacks, and the signs before it.
+    """
+    if "{" not in template:
+        found = attributes.get(template) if template else None
+        return item_id if found is None or found == "" else as_text(found)
+    text, had = "", False
+    for literal, field, _, _ in Formatter().parse(template):
+        if field is None:  # what follows the last attribute, such as its closing bracket
+            text += literal if had else ""
+            continue
+        value = attributes.get(field)
+        had = value is not None and value != ""
+        if had:
+            text += (literal if text or literal.strip(" ,;/-") else "") + as_text(value)
+    return text.strip() or item_id
+
+
+def stamp(key: str, text: str) -> int | None:
+    """ISO 8601 as int64 microseconds UTC; no zone: UTC; empty: None."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(
+            key, text, "ISO 8601, such as 2025-06-01T12:00:00Z", f"recloop report {key} 2025-06-01"
+        ) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp()) * SECOND + moment.microsecond
+
+
+def share(value: float | None, digits: int = 4) -> str:
+    """A share as a table shows it: ``.1234``; a dash for none."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def amount(value: float | None) -> str:
+    """A count or a large number with its thousands apart."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
+
+
+def _tables(evaluation: Mapping[str, Any]) -> list[JsonTree]:
+    """A table for each k: columns with their best value, rows with their label."""
+    rows, made = evaluation["rows"], []
+    models = [row["model"] for row in rows]
+    labels = [row["model"] if models.count(row["model"]) == 1 else f"{row['model']} {row['bundle']}" for row in rows]
+    parts = [part for part in ("warm", "repeat", "explore") if rows and rows[0][part] is not None]
+    for k in evaluation["protocol"]["k"]:
+        columns = [("", f"{name}@{k}") for name in METRICS] + [(part, f"NDCG@{k}") for part in parts]
+
+        def value(row: Mapping[str, Any], column: tuple[str, str]) -> dict[str, float | None]:
+            found: dict[str, float | None] = (row[column[0]] if column[0] else row)[column[1]]
+            return found
+
+        cells = [[value(row, column) for column in columns] for row in rows]
+        best = [max((one[c]["value"] or 0.0 for one in cells), default=0.0) for c in range(len(columns))]
+        lines = [
+            {
+                "label": label,
+                "row": row,
+                "kind": _kind(row["model"]),
+                "cells": [
+                    {**one, "best": one["value"] is not None and share(one["value"]) == share(top)}
+                    for one, top in zip(line, best, strict=True)
+                ],
+            }
+            for label, row, line in zip(labels, rows, cells, strict=True)
+        ]
+        made.append({"k": k, "columns": columns, "lines": lines})
+    return made
+
+
+def _kind(row: str) -> str:
+    name = row.partition(" ")[0]
+    return name if name in COLORS else "network"
+
+
+def _bucket(one: Mapping[str, Any]) -> str:
+    if one["to"] is None:
+        return f"{one['from']:,}+"
+    return f"{one['from']:,}" if one["from"] == one["to"] else f"{one['from']:,}-{one['to']:,}"
+
+
+def _evaluation(project: Project) -> JsonTree | None:
+    file = project.reports / "evaluation.json"
+    if not file.exists():
+        return None
+    found: JsonTree = json.loads(file.read_text("utf-8"))
+    return found
+
+
+def _learned(project: Project) -> pl.DataFrame | None:
+    """The labelled rows that ``prepare`` left, of which the reference window takes its own."""
+    files = [project.data / "split" / f"{part}.parquet" for part in ("train", "valid", "test")]
+    if not all(file.exists() for file in files):
+        return None
+    return pl.concat([pl.read_parquet(file, columns=[ITEM_ID, STAMP, LABEL]) for file in files])
+
+
+def _window(decisions: Sequence[Decision]) -> str:
+    stamps = [one.at for one in decisions if one.role == "answer"]
+    return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this time"

@@ -1,0 +1,217 @@
+"""The shadow: what a candidate would have answered, beside what live did answer, on the very same requests.
+
+    found = shadow.compare(project, bundle)      # from the decisions of role answer, shadow and twin
+    shadow.draw(found, "shadow.svg")             # each measure with its interval, the noise floor beside it
+
+Two twins stand beside the candidate: live itself, which must agree exactly, and the same update with another seed,
+whose agreement is the noise floor: no candidate can be told from live by less. Agreement is evidence, never a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import msgspec
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from recloop.errors import UserError
+from recloop.evaluation import agreement, bootstrap
+from recloop.evaluation.agreement import MEASURES
+from recloop.features.vocabulary import as_text
+from recloop.monitoring.health import Exposures, HealthReference, compute, reference
+from recloop.monitoring.verify import DecisionReplayer
+from recloop.project import Project
+from recloop.records import COLD_POSITIVES, Decision
+
+MOST: Final = 2_000
+"""Shadowed requests that are looked at, the newest."""
+FARTHEST: Final = 5
+FLOOR: Final = "seed"
+"""The twin of another seed, in a report."""
+
+Name = Callable[[str], str]
+
+
+def shadow_report(
+    project: Project, bundle: str = "", since: int | None = None, until: int | None = None, name: Name = str
+) -> dict[str, Any]:
+    """How a candidate compares with live over the requests that both scored.
+
+    Args:
+        bundle: The candidate; empty: the one that was shadowed last.
+        since, until: ``since`` <= at < ``until``, int64 microseconds.
+        name: What a person reads in place of an item_id.
+
+    Returns:
+        ``live``, ``candidate``, ``requests``, ``users``, ``from``, ``to``; ``agreement`` and ``noise`` {measure: {value,
+        low, high}} (None: no twin of another seed), ``segments`` {by: {segment: {requests, measure: ...}}}, ``twin``
+        {requests, different, first}, ``shown`` {live, candidate: health}, ``latency`` {live, candidate (median
+        microseconds), ratio}, ``disagree`` (the five requests of least agreement).
+
+    Raises:
+        UserError: this bundle was never shadowed in that time.
+        BundleError: one of the bundles is no longer what was registered.
+    """
+    with project.open_decisions() as store:
+        rows = store.rows(since=since, until=until)
+    answers = {row.request_id: row for row in rows if row.role == "answer"}
+    beside = [row for row in rows if row.role != "answer" and row.request_id in answers]
+    tried = [row for row in beside if row.role == "shadow" and bundle in {"", row.bundle}]
+    if not tried:
+        raise UserError("bundle", bundle or "none", "a bundle that was shadowed", "recloop promote BUNDLE --to shadow")
+    bundle = tried[-1].bundle
+    tried = [row for row in tried if row.bundle == bundle][-MOST:]
+    asked = {row.request_id for row in tried}
+    twins = [row for row in beside if row.role == "twin" and row.request_id in asked]
+    own = [row for row in twins if row.bundle == answers[row.request_id].bundle]
+    seeds = [row for row in twins if row.bundle != answers[row.request_id].bundle]
+    with project.open_log() as log:
+        rebuilder = DecisionReplayer(project, log, [answers[row.request_id] for row in tried])
+        numbers, segments, live = _numbers(project, rebuilder, answers, [*tried, *seeds])
+        against = reference(live, log.items(until=max(row.as_of for row in tried))["item_id"])
+    first = [answers[row.request_id] for row in tried]
+    users = [row.user_id for row in first]
+    table = numbers[: len(tried)]
+    return {
+        "live": live.id,
+        "candidate": bundle,
+        "requests": len(tried),
+        "users": len(set(users)),
+        "from": min(row.at for row in first),
+        "to": max(row.at for row in first),
+        "agreement": estimates(table, users),
+        "noise": estimates(numbers[len(tried) :], [row.user_id for row in seeds]) if seeds else None,
+        "segments": by_segment(table, users, segments[: len(tried)]),
+        "twin": self_check([(answers[row.request_id], row) for row in own]),
+        "shown": {"live": _health(first, against), "candidate": _health(tried, against)},
+        "latency": latency(first, tried),
+        "disagree": [
+            {
+                "request_id": first[q].request_id,
+                "user_id": first[q].user_id,
+                "at": first[q].at,
+                **{m: bootstrap.plain(table[q, column]) for column, m in enumerate(MEASURES)},
+                "live": [name(item) for item in first[q].items[: agreement.K]],
+                "candidate": [name(item) for item in tried[q].items[: agreement.K]],
+            }
+            for q in largest_disagreements(table)
+        ],
+    }
+
+
+def _numbers(
+    project: Project, rebuilder: DecisionReplayer, answers: Mapping[str, Decision], others: Sequence[Decision]
+) -> tuple[NDArray[np.float64], list[dict[str, str]], Any]:
+    """(Q, measures) agreement of each row with live's answer, the segments of each request, and the newest live bundle."""
+    numbers = np.full((len(others), len(MEASURES)), np.nan)
+    segments: list[dict[str, str]] = [{} for _ in others]
+    live = None
+    field = project.config.serve.segment
+    for place in sorted(range(len(others)), key=lambda place: answers[others[place].request_id].as_of):
+        other = others[place]
+        answer = answers[other.request_id]
+        serving, states = rebuilder.view(answer)
+        own = agreement.ranking_of(serving, states, answer)
+        opinion = agreement.ranking_of(*rebuilder.view(answer, other.bundle), answer)
+        found = agreement.agreement(answer, other, opinion, own)
+        numbers[place] = [found[name] for name in MEASURES]
+        segments[place] = {
+            "history": "cold" if answer.positives < COLD_POSITIVES else "known",
+            "placement": answer.placement,
+        }
+        if field:
+            value = (states.attributes[0] or {}).get(field)
+            segments[place][field] = "unknown" if value is None else as_text(value)
+        live = serving.bundle
+    return numbers, segments, live
+
+
+def estimates(numbers: NDArray[np.float64], users: Sequence[str], seed: int = 0) -> dict[str, dict[str, float | None]]:
+    """{measure: {value, low, high}}: each user's mean first, then over users; 95 % bootstrap over users."""
+    ids, codes = np.unique(np.array(users, dtype=object).astype(str), return_inverse=True)
+    means = bootstrap.user_means(numbers, codes, len(ids))
+    value, samples = bootstrap.mean_over_users(means), bootstrap.resample(means, seed)
+    return {
+        name: bootstrap.estimate(float(value[column]), samples[:, column]).to_json()
+        for column, name in enumerate(MEASURES)
+    }
+
+
+def by_segment(
+    numbers: NDArray[np.float64], users: Sequence[str], segments: Sequence[Mapping[str, str]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{by: {segment: {requests, measure: {value, low, high}}}}."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for by in dict.fromkeys(key for one in segments for key in one):
+        for value in sorted({one[by] for one in segments}):
+            mine = [q for q, one in enumerate(segments) if one[by] == value]
+            out.setdefault(by, {})[value] = {
+                "requests": len(mine),
+                **estimates(numbers[mine], [users[q] for q in mine]),
+            }
+    return out
+
+
+def self_check(pairs: Sequence[tuple[Decision, Decision]]) -> dict[str, Any]:
+    """Live beside its own twin: the same items, scores and sources, to the last bit; ``first`` is one that is not."""
+    different = [
+        answer.request_id
+        for answer, twin in pairs
+        if (answer.items, answer.scores, answer.sources) != (twin.items, twin.scores, twin.sources)
+    ]
+    return {"requests": len(pairs), "different": len(different), "first": different[0] if different else None}
+
+
+def largest_disagreements(numbers: NDArray[np.float64]) -> list[int]:
+    """The five requests that disagree most: least overlap@10, then least RBO, then the order in which they came."""
+    order = np.lexsort((numbers[:, MEASURES.index("rbo")], numbers[:, MEASURES.index("overlap@10")]))
+    return [int(q) for q in order[:FARTHEST]]
+
+
+def latency(answers: Sequence[Decision], others: Sequence[Decision]) -> dict[str, float | None]:
+    """Median microseconds of both, and the median of their ratio request by request."""
+    live = np.array([max(1, row.micros) for row in answers], dtype=np.float64)
+    other = np.array([row.micros for row in others], dtype=np.float64)
+    return {
+        "live": bootstrap.plain(float(np.median(live))),
+        "candidate": bootstrap.plain(float(np.median(other))),
+        "ratio": bootstrap.plain(float(np.median(other / live))),
+    }
+
+
+def _health(rows: Sequence[Decision], against: HealthReference) -> dict[str, Any]:
+    answered = [msgspec.structs.replace(row, role="answer") for row in rows]
+    return compute(Exposures.of(answered, against), against)
+
+
+def plot(found: Mapping[str, Any], file: Path | str) -> None:
+    """The picture of a comparison: each measure with its 95 % interval, the noise floor in grey beside it."""
+    with mpl.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "recloop"}):
+        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        for offset, color, label, numbers in (
+            (-0.12, "#1f5fa8", f"candidate, {found['requests']:,} requests", found["agreement"]),
+            (0.12, "#8a8a8a", "live again, another seed (noise floor)", found["noise"]),
+        ):
+            if numbers is None:
+                continue
+            known = [(y, numbers[m]) for y, m in enumerate(MEASURES) if numbers[m]["value"] is not None]
+            value = np.array([one["value"] for _, one in known])
+            ends = np.array([[one["low"], one["high"]] for _, one in known]).T
+            axes.errorbar(
+                value, [y + offset for y, _ in known], xerr=np.abs(ends - value), fmt="o", color=color, capsize=3,
+                markersize=5, label=label,
+            )  # fmt: skip
+        axes.axvline(1.0, color="#cccccc", linewidth=1, zorder=0)
+        axes.set_yticks(range(len(MEASURES)), MEASURES)
+        axes.set_ylim(len(MEASURES) - 0.5, -0.5)
+        axes.set_xlim(right=1.03)
+        axes.set_xlabel("1 = live and the other are of one mind")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower center", ncols=2, bbox_to_anchor=(0.45, 1.0))
+        figure.savefig(file, metadata={"Date": None} if str(file).endswith(".svg") else None, dpi=160)

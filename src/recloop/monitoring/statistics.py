@@ -1,0 +1,239 @@
+"""The statistics of an experiment over users: effects, CUPED, planned looks, a confidence sequence, sample ratio (definitions, 9).
+
+Every function is pure, works on one number a user, and is tested against known answers and by simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln, ndtr, ndtri  # scipy.stats would take a second more of every start of the service
+
+ALPHA: Final = 0.05
+FEWEST: Final = 200
+"""Users an arm before the confidence sequence may be read: it rests on a normal limit."""
+TUNED: Final = 5_000
+"""n*: the number of users at which the confidence sequence is narrowest."""
+ALARM: Final = 1_000.0
+GRID: Final = 801
+HALVINGS: Final = 45
+"""Of [0, 12], to the last digits of a bound."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The difference of two arms, candidate - live, in the unit of the metric.
+
+    Attributes:
+        live, candidate: The mean (or pooled ratio) of each arm, as it is, before CUPED.
+        delta, se: The difference (after CUPED) and its standard error.
+        n_live, n_candidate: Users of each arm.
+        reduction: Share of the variance that CUPED took away; 0 without it.
+    """
+
+    live: float
+    candidate: float
+    delta: float
+    se: float
+    n_live: int
+    n_candidate: int
+    reduction: float = 0.0
+
+    @property
+    def z(self) -> float:
+        """Delta / se; NaN where nothing varies."""
+        return self.delta / self.se if self.se > 0 else math.nan
+
+    @property
+    def p(self) -> float:
+        """Two-sided, by the normal limit."""
+        return float(2 * ndtr(-abs(self.z)))
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Delta +- z(1 - alpha/2) * se: for one look at a time fixed before."""
+        reach = float(ndtri(1 - alpha / 2)) * self.se
+        return self.delta - reach, self.delta + reach
+
+    def sequence(self, alpha: float = ALPHA, tuned: float = TUNED) -> tuple[float, float]:
+        """An interval that may be looked at any time: see `half_width`; NaN below 200 users an arm."""
+        if min(self.n_live, self.n_candidate) < FEWEST:
+            return math.nan, math.nan
+        reach = half_width(self.se, self.n_live + self.n_candidate, alpha, tuned)
+        return self.delta - reach, self.delta + reach
+
+    def is_worse(self, better: int, slack: float, absolute: bool, alpha: float, tuned: float) -> bool:
+        """Whether all of the confidence sequence is a loss of more than ``slack``; False below 200 users an arm.
+
+        Args:
+            better: 1 where more is better, -1 where less is.
+            slack: Relative to live, or in the unit of the metric where ``absolute``.
+        """
+        low, high = self.sequence(alpha, tuned)
+        most = high if better > 0 else -low
+        return most < -(slack if absolute else slack * abs(self.live))
+
+    def is_within(self, better: int, slack: float, absolute: bool, alpha: float, tuned: float) -> bool:
+        """Whether all of the confidence sequence lies within ``slack``; False below 200 users an arm. Arguments: `is_worse`."""
+        low, high = self.sequence(alpha, tuned)
+        least = low if better > 0 else -high
+        return least >= -(slack if absolute else slack * abs(self.live))
+
+
+def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Floats | None = None) -> Effect:
+    """The effect on the mean of y, or on the ratio sum(y) / sum(n), with CUPED where x is given.
+
+    A ratio is linearised: L = y - R * n with R pooled over both arms; each arm's mean of L divided by its mean of n is
+    its ratio less R, so the difference of these is that of the ratios. CUPED: V - theta * (X - mean X), theta =
+    cov(V, X) / var(X) pooled, a missing X is the mean. The standard error is that of two independent means.
+
+    Args:
+        y: (U,) outcome of each user.
+        treated: (U,) whether the user is of the candidate's arm.
+        n: (U,) what a ratio divides by; None: a mean over users.
+        x: (U,) the same outcome before the experiment; NaN where there was none.
+
+    Raises:
+        ValueError: an arm without a user.
+    """
+    if not treated.any() or treated.all():
+        raise ValueError("an arm has no user: there is nothing to compare")
+    arms = (~treated, treated)
+    if n is None:
+        values, shown = y.astype(np.float64), [float(y[arm].mean()) for arm in arms]
+    else:
+        ratio = y.sum() / n.sum() if n.sum() else 0.0
+        values, shown = (y - ratio * n).astype(np.float64), []
+        for arm in arms:
+            per = float(n[arm].mean())
+            shown.append(float(y[arm].sum() / n[arm].sum()) if per else math.nan)
+            values[arm] = values[arm] / per if per else math.nan
+    before = _variance(values, arms)
+    if x is not None:
+        values = cuped(values, x, arms)
+    after = _variance(values, arms)
+    reduction = 1.0 - after / before if before > 0 else 0.0
+    delta = float(values[treated].mean() - values[~treated].mean())
+    return Effect(shown[0], shown[1], delta, math.sqrt(after), int((~treated).sum()), int(treated.sum()), reduction)
+
+
+def _variance(values: Floats, arms: Sequence[NDArray[np.bool_]]) -> float:
+    """Variance of the difference of two independent means; an arm of one user has none to show: 0."""
+    return sum(float(values[arm].var(ddof=1)) / int(arm.sum()) for arm in arms if arm.sum() > 1)
+
+
+def cuped(values: Floats, x: Floats, arms: Sequence[NDArray[np.bool_]] = ()) -> Floats:
+    """V - theta * (X - mean X), theta = cov(V, X) / var(X); a missing X is the mean, so it moves nothing.
+
+    Args:
+        arms: theta is pooled over the arms: each one's deviations from its own mean of V count, so that the effect itself
+            is not taken for covariance.
+    """
+    known = ~np.isnan(x)
+    if not known.any():
+        return values
+    filled = np.where(known, x, x[known].mean())
+    apart = filled - filled.mean()
+    spread = float(apart @ apart)
+    if spread <= 0:
+        return values
+    centred = values.copy()
+    for arm in arms:
+        centred[arm] -= values[arm].mean()
+    out: Floats = values - float(apart @ centred) / spread * apart
+    return out
+
+
+def half_width(se: float, n: int, alpha: float = ALPHA, tuned: float = TUNED) -> float:
+    """Half the width: s sqrt(n) * sqrt(2 (n rho^2 + 1) / (n rho)^2 * ln(sqrt(n rho^2 + 1) / alpha)), s the standard error of delta.
+
+    rho^2 = (-2 ln a + ln(1 - 2 ln a)) / n* (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, "Time-uniform central limit
+    theory and asymptotic confidence sequences", 2021; GrowthBook's "sequential").
+    """
+    rho2 = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / tuned
+    grown = n * rho2 + 1
+    return se * math.sqrt(n) * math.sqrt(2 * grown / (n * n * rho2) * math.log(math.sqrt(grown) / alpha))
+
+
+def alpha_spent(t: float, alpha: float = ALPHA) -> float:
+    """The error that may be spent by information t: 4 - 4 Phi(z(1 - alpha/4) / sqrt(t)), two-sided.
+
+    Lan and DeMets' function of the shape of O'Brien and Fleming's bounds, each side with alpha / 2 (Biometrika 1983).
+    """
+    if t <= 0:
+        return 0.0
+    return float(4 * ndtr(-ndtri(1 - alpha / 4) / math.sqrt(min(1.0, t))))
+
+
+@lru_cache(maxsize=64)
+def sequential_bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
+    """The z that each planned look must pass, so that all looks together err with alpha at most.
+
+    Between looks the score B(t) is a Brownian motion; its density inside the bounds is carried from look to look on a
+    grid (Armitage, McPherson, Rowe, 1969), and each bound is where what leaves is what may be spent.
+
+    Args:
+        times: Rising shares of the planned information, the last at most 1.
+    """
+    if any(b <= a for a, b in zip([0.0, *times], times, strict=False)) or (times and times[-1] > 1 + 1e-9):
+        raise ValueError("looks lie at rising shares of the plan, above 0 and at most 1")
+    found: list[float] = []
+    grid, density, before = np.zeros(1), np.ones(1), 0.0
+    for t in times:
+        budget = alpha_spent(t, alpha) - (alpha_spent(before, alpha) if before else 0.0)
+        step = math.sqrt(t - before)
+        z, above = 0.0, 12.0
+        for _ in range(HALVINGS):
+            middle = (z + above) / 2
+            z, above = (middle, above) if _excess(middle, t, step, grid, density, budget) > 0 else (z, middle)
+        found.append(z)
+        # What stays inside, on the grid of the next look; weights of Simpson's rule are part of the density.
+        edge = z * math.sqrt(t)
+        inside = np.linspace(-edge, edge, GRID)
+        weights = np.full(GRID, 2.0)
+        weights[1::2] = 4.0
+        weights[[0, -1]] = 1.0
+        weights *= (inside[1] - inside[0]) / 3
+        density = weights * (_normal((inside[:, None] - grid) / step) @ density) / step
+        grid, before = inside, t
+    return tuple(found)
+
+
+def _normal(x: Floats) -> Floats:
+    """The density of the standard normal."""
+    density: Floats = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return density
+
+
+def _excess(z: float, t: float, step: float, grid: Floats, density: Floats, budget: float) -> float:
+    """What leaves the bounds +-z at this look, less what may be spent."""
+    edge = z * math.sqrt(t)
+    leaves = ndtr((grid - edge) / step) + ndtr((-edge - grid) / step)
+    return float(density @ leaves) - budget
+
+
+def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
+    """The e of the multinomial e-process against "the arms get these shares": alarm above 1,000, at any look.
+
+    e = Gamma(A) / Gamma(A + n) * product of Gamma(a_i + n_i) / (Gamma(a_i) theta_i^n_i), Dirichlet(1, ..., 1) as the
+    alternative, A = sum of a (Lindon, Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022). Under the right
+    shares it exceeds 1,000 at any time with probability 1/1,000 at most.
+    """
+    n, theta = np.asarray(counts, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    if (theta <= 0).any() or abs(theta.sum() - 1) > 1e-9:
+        raise ValueError("shares are above 0 and sum to 1")
+    prior = np.ones(len(n))
+    log_e = (
+        gammaln(prior.sum())
+        - gammaln(prior.sum() + n.sum())
+        + (gammaln(prior + n) - gammaln(prior)).sum()
+        - (n * np.log(theta)).sum()
+    )
+    return float(np.exp(min(700.0, log_e)))

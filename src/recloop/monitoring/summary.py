@@ -1,0 +1,199 @@
+"""How a project's lists are now: one look at its stores that status, `/metrics`, the report and the console share.
+
+look(project).numbers["day"]["live"]["home"]["entropy"]
+curl http://127.0.0.1:8088/metrics         # recloop_entropy{window="day",variant="live",placement="home"} 0.83
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from recloop.bundle import Bundle
+from recloop.monitoring.health import WINDOWS, health, reference
+from recloop.monitoring.verify import last_result
+from recloop.project import Project
+from recloop.recommend.catalog import Catalog
+from recloop.records import ITEM_ID, RECEIVED_AT, SECOND, Decision
+
+FRESH: Final = 10.0
+"""Seconds for which a look is given again: a scrape and a page at the same time cost one."""
+WEEK: Final = WINDOWS["week"]
+
+Windows = dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+GAUGES: Final = {
+    "entropy": "How evenly the slots fall on the items that could be shown: H / log2 N",
+    "effective_items": "2^H: so many items, shown equally often, would be as varied",
+    "coverage": "Distinct items shown of those that could be",
+    "gini": "0: every item equally often; 1: one item alone",
+    "long_tail_share": "Slots of items outside the most popular fifth",
+    "new_item_share": "Slots of items that had no positive event before the cut",
+    "cold_coverage": "Of the users with fewer than 5 positives, those with a personal list",
+    "requests": "Answered requests in the window",
+    "users": "Distinct users in the window",
+    "events": "Events received in the window that name an answer of this variant and placement",
+}
+"""Of a window, by variant and placement; the formulas are those of `recloop.evaluation.metrics`."""
+
+EXPOSED: Final = {"requests": "window_requests", "users": "window_users", "events": "window_events"}
+"""Names that differ there: ``recloop_requests_total`` counts all that was ever answered."""
+PROVEN: Final = {
+    "at": "When `recloop verify` ran last, in seconds since 1970", "checked": "Decisions that it rebuilt",
+    "unexplained": "Those of them that differ, unexplained",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HealthSummary:
+    """What one look saw: ``numbers`` of `recloop.monitoring.health.health`, and what they were counted from.
+
+    Attributes:
+        received: The believed events of the windows, by window, whatever they name.
+        proven: ``at``, ``checked``, ``unexplained`` of the last `recloop verify`; None: it never ran.
+    """
+
+    numbers: dict[str, Any]
+    decisions: list[Decision]
+    bundle: Bundle
+    catalogue: Catalog
+    totals: dict[tuple[str, str], int]
+    received: dict[str, int]
+    proven: dict[str, int] | None
+
+    @property
+    def windows(self) -> Windows:
+        """``hour``, ``day``, ``week`` -> variant -> placement -> numbers: the key ``health`` of ``GET /v1/status``."""
+        return {name: self.numbers[name] for name in WINDOWS}
+
+
+def summarize(
+    project: Project,
+    since: int | None = None,
+    until: int | None = None,
+    bundle: Bundle | None = None,
+    learned: pl.DataFrame | None = None,
+) -> HealthSummary:
+    """Read the answers and measure them.
+
+    Args:
+        since, until: Answers with ``since`` <= at <= ``until`` count, and the windows end at ``until``; None: at the newest.
+        bundle: The live one, where it is loaded already.
+        learned: Labelled rows for the reference window; without: no novelty, no tail ratio.
+
+    Raises:
+        UserError: nothing is live yet. BundleError: the live bundle is no longer what was registered.
+    """
+    if bundle is None:
+        bundle = project.load_bundle()
+    with project.open_log() as log, project.open_decisions() as store:
+        posted = log.items()
+        decisions = store.rows(since=since, until=None if until is None else until + 1)
+        totals = store.totals()
+        end = until if until is not None else max((one.at for one in decisions if one.role == "answer"), default=0)
+        received = log.received(end - WEEK if since is None else min(since, end - WEEK), end)
+    if until is not None:
+        posted = posted.filter(pl.col(RECEIVED_AT) <= until)
+    catalogue = Catalog.of([project.open_archive().items(), posted])
+    hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
+    numbers = health(decisions, reference(bundle, posted[ITEM_ID], hidden, learned), until, received)
+    counts = {name: sum(at > end - length for at, _ in received) for name, length in WINDOWS.items()}
+    return HealthSummary(numbers, decisions, bundle, catalogue, totals, counts, last_result(project))
+
+
+class HealthCache:
+    """The look of a running service, taken again when it is older than `FRESH` seconds; any thread may ask."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._lock = threading.Lock()
+        self._seen: tuple[float, str, HealthSummary] | None = None
+
+    def look(self, bundle: Bundle, now: int) -> HealthSummary:
+        """The last week's answers, the windows ending ``now``; where requests are replayed, at the newest of them.
+
+        Args:
+            bundle: What is live in this process.
+        """
+        with self._lock:
+            if self._seen is not None:
+                taken, name, seen = self._seen
+                if name == bundle.id and time.monotonic() - taken < FRESH:
+                    return seen
+            until = None if self._project.config.serve.replay else now
+            begin = time.monotonic()
+            seen = summarize(self._project, None if until is None else until - WEEK, until, bundle)
+            self._seen = begin, bundle.id, seen
+            return seen
+
+
+def exposition(seen: HealthSummary | None, process: Mapping[str, float]) -> bytes:
+    """The text that Prometheus reads; labels name windows, variants, placements and sources, never a person or an item.
+
+    Args:
+        seen: What the look saw; None: the decisions cannot be read.
+        process: Further numbers of the process by name; one that ends in ``_total`` only grows.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Families([*_own(process), *([] if seen is None else _families(seen))]))
+    return generate_latest(registry)
+
+
+class _Families:
+    """Families made already, as a registry asks for them."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _families(seen: HealthSummary) -> Iterable[Metric]:
+    groups = [
+        ((window, variant, placement), numbers)
+        for window, variants in seen.windows.items()
+        for variant, placements in variants.items()
+        for placement, numbers in placements.items()
+    ]
+    labels = ("window", "variant", "placement")
+    for name, said in GAUGES.items():
+        family = GaugeMetricFamily(f"recloop_{EXPOSED.get(name, name)}", said, labels=labels)
+        for group, numbers in groups:
+            if numbers[name] is not None:  # not known is no sample, and never 0
+                family.add_metric(group, numbers[name])
+        yield family
+    shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
+    slow = GaugeMetricFamily("recloop_latency_seconds", "From a request to its list", labels=(*labels, "quantile"))
+    for group, numbers in groups:
+        for source, share in numbers["sources"].items():
+            shares.add_metric((*group, source), share)
+        for quantile, name in (("0.5", "p50"), ("0.99", "p99")):
+            if numbers["latency_ms"][name] is not None:
+                slow.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
+    yield shares
+    yield slow
+    answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
+    for pair, count in sorted(seen.totals.items()):
+        answered.add_metric(pair, count)
+    yield answered
+    came = GaugeMetricFamily("recloop_events", "Believed events received in the window", labels=labels[:1])
+    for window, count in seen.received.items():
+        came.add_metric((window,), count)
+    yield came
+    for name, value in (seen.proven or {}).items():
+        scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
+        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", PROVEN[name], value=value / scale)
+
+
+def _own(process: Mapping[str, float]) -> Iterable[Metric]:
+    for name, value in process.items():
+        made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        yield made(f"recloop_{name.removesuffix('_total')}", name.replace("_", " "), value=value)

@@ -1,0 +1,271 @@
+"""Verify: every logged decision rebuilt from the log by the other path, and the first thing that differs named.
+
+Serving reads a user's state event by event, through a snapshot and a cache. Here it comes from columns: archive and
+log, no snapshot, no cache; then the same `encode` and the same recommender of the decision's bundle, over the catalogue
+as of the decision's ``as_of``, one query at a time as the service did. What the service was fed (``inputs``), the ids
+and the scores must be the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from recloop.errors import RecloopError
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import moment_stamps
+from recloop.features.state import StateBatch, StateHistory
+from recloop.files import replace_json
+from recloop.json_object import JsonTree
+from recloop.project import Project
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import CLOSE, RankedList, Recommender, one_state
+from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
+from recloop.storage import EventLog, Retraction, releases
+from recloop.storage.event_log import out_at
+
+FILE = "verify.json"
+SHOWN = 100
+"""Differences that are listed; all are counted."""
+
+
+class Mismatch(NamedTuple):
+    """The first thing in which a decision and its rebuilding differ."""
+
+    name: str
+    was: str
+    now: str
+
+
+@dataclass
+class VerificationResult:
+    """The counts of one verification: the keys of ``recloop verify --json``."""
+
+    checked: int = 0
+    equal: int = 0
+    late: int = 0
+    unexplained: int = 0
+    earlier: int = 0
+    removed: int = 0
+    max_score_diff: float = 0.0
+    differences: list[dict[str, str]] = field(default_factory=list)
+
+
+def verify(project: Project, last: int = 1000) -> JsonTree:
+    """Rebuild the newest decisions; equal, late or unexplained.
+
+    ``earlier``: answered before a new first run, from data that are no longer there; they cannot be rebuilt.
+
+    ``removed``: answered by a bundle that ``[retention]`` has removed since; it cannot be asked again.
+
+    ``late``: equal once the log's rows received after the decision are left out. A swap between scores closer than
+    1e-5 is equal; ``inputs`` count, whatever the mix weighs.
+
+    Args:
+        last: How many decisions.
+    """
+    with project.open_decisions() as store:
+        decisions = store.rows(last=last)
+    since = releases.data_since(project.open_control())
+    found = VerificationResult(checked=len(decisions))
+    decisions = [decision for decision in decisions if decision.generation >= since]
+    found.earlier = found.checked - len(decisions)
+    gone = loading.removed(project)
+    found.removed = sum(decision.bundle in gone for decision in decisions)
+    decisions = [decision for decision in decisions if decision.bundle not in gone]
+    if decisions:
+        with project.open_log() as log:
+            _compare_all(found, decisions, DecisionReplayer(project, log, decisions))
+    return vars(found)
+
+
+def save_result(project: Project, found: Mapping[str, Any], at: int) -> None:
+    """Write a result into ``reports/verify.json``, by rename: health shows the last one.
+
+    Args:
+        at: int64 microseconds.
+    """
+    tree = {"at": at, **{name: value for name, value in found.items() if name != "differences"}}
+    replace_json(project.reports / FILE, tree)
+
+
+def last_result(project: Project) -> dict[str, int] | None:
+    """``at``, ``checked`` and ``unexplained`` of the last result that was kept; None: there is none."""
+    try:
+        tree = json.loads((project.reports / FILE).read_text("utf-8"))
+        return {name: int(tree[name]) for name in ("at", "checked", "unexplained")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebuilder: DecisionReplayer) -> None:
+    for decision in sorted(decisions, key=lambda row: row.as_of):
+        try:
+            answer = rebuilder.answer(decision)
+            difference = compare(decision, answer)
+            if len(answer.scores) == len(decision.scores) and answer.scores:
+                gap = float(np.abs(np.subtract(decision.scores, answer.scores)).max())
+                found.max_score_diff = max(found.max_score_diff, gap)
+            if (
+                difference is not None
+                and rebuilder.has_late(decision)
+                and compare(decision, rebuilder.answer_without_late(decision)) is None
+            ):
+                found.late += 1
+                continue
+        except RecloopError as error:  # its bundle is gone, or no longer what was registered
+            difference = Mismatch("bundle", decision.bundle, str(error))
+        if difference is None:
+            found.equal += 1
+            continue
+        found.unexplained += 1
+        if len(found.differences) < SHOWN:
+            name, was, now = difference
+            found.differences.append({"request_id": decision.request_id, "name": name, "was": was, "is": now})
+
+
+def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
+    """The first difference: of the inputs in the order in which they are made, then the ids, then the scores."""
+    for name in [*answer.inputs, *(name for name in decision.inputs if name not in answer.inputs)]:
+        was, now = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
+        if was != now:
+            return Mismatch(name, was, now)
+    if len(decision.items) != len(answer.items):
+        return Mismatch("ids", f"{len(decision.items)} ids", f"{len(answer.items)} ids")
+    scores = dict(zip(answer.items, answer.scores, strict=True))
+    edge = answer.scores[-1] if answer.scores else 0.0
+    for place, (was, now) in enumerate(zip(decision.items, answer.items, strict=True)):
+        # A neighbour that closes may stand here instead; one that closes with the last may have stayed outside.
+        if was != now and abs(scores.get(was, edge) - decision.scores[place]) >= CLOSE:
+            return Mismatch("ids", was, now)
+    for was_score, score in zip(decision.scores, answer.scores, strict=True):
+        if abs(was_score - score) >= CLOSE:
+            return Mismatch("scores", repr(was_score), repr(score))
+    return None
+
+
+class DecisionReplayer:
+    """Answers decisions again, from columns; they must come in the order of ``as_of``."""
+
+    def __init__(self, project: Project, log: EventLog, decisions: Sequence[Decision]) -> None:
+        self._project = project
+        archive = project.open_archive()
+        # Rows that an update put into the archive came in by the log: each is new from its own seq on.
+        first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
+        first = min(first, archive.watermark)
+        users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
+        named = pl.col(USER_ID).is_in(users)
+        later = (
+            log.events(after=archive.watermark, until=until)
+            .filter(named & pl.col(RULE).is_null())
+            .select(*EVENT_SCHEMA)
+        )
+        self._old_events, self._new_events = _cut(archive.events().filter(named), later, first)
+        old_users, later = archive.users(), log.users(archive.watermark, until).filter(named)
+        self._old_users, self._new_users = _cut(None if old_users is None else old_users.filter(named), later, first)
+        self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, until), first)
+        self._retracted = self._taken_back(log, until)
+        self._catalogue = Catalog.of([self._old_items])
+        self._items_seen = 0
+        self._recommenders: dict[str, Recommender] = {}
+        self._timelines: dict[tuple[str, str, frozenset[int]], StateHistory] = {}
+
+    def answer(self, decision: Decision) -> RankedList:
+        """The answer to a decision's query, from the state and the catalogue as of its ``as_of``."""
+        recommender, states = self.view(decision)
+        return recommender.recommend(states, [_query(decision)])[0]
+
+    def view(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
+        """What a decision stood on: the state of its user as of its ``as_of``, and a recommender over the catalogue then.
+
+        Args:
+            bundle: Whose recommender, and whose meaning of an event; empty: the decision's own.
+        """
+        recommender = self._recommender(bundle or decision.bundle)
+        out = self._out(decision)
+        # Of who had a row taken back the rows are others for each number of retractions; of everybody else the same.
+        key = recommender.bundle.spec.state_key, decision.user_id if out else "", out
+        if key not in self._timelines:
+            own = pl.col(USER_ID) == decision.user_id if out else pl.lit(value=True)
+            self._timelines[key] = self._timeline(recommender, self._new_events.filter(own), self._new_users, out)
+        while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
+            self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
+            self._items_seen += 1
+        return recommender, one_state(self._timelines[key].states([decision.user_id], [decision.as_of]), 0)
+
+    def has_late(self, decision: Decision) -> bool:
+        """Whether a row that its state or catalogue knows was received after the decision."""
+        known = (pl.col(RECEIVED_AT) > decision.at) & (pl.col(SEQ) <= decision.as_of)
+        own = known & (pl.col(USER_ID) == decision.user_id)
+        rows = (self._new_items.filter(known), self._new_events.filter(own), self._new_users.filter(own))
+        return any(map(len, rows))
+
+    def answer_without_late(self, decision: Decision) -> RankedList:
+        """The same without the rows of the log that were received after the decision."""
+        in_time = pl.col(RECEIVED_AT) <= decision.at
+        served = self._recommender(decision.bundle)
+        items = self._new_items.filter(in_time)
+        recommender = Recommender(served.bundle, Catalog.of([self._old_items, items], decision.as_of))
+        own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
+        timeline = self._timeline(recommender, own, self._new_users.filter(in_time), self._out(decision))
+        states = one_state(timeline.states([decision.user_id], [decision.as_of]), 0)
+        return recommender.recommend(states, [_query(decision)])[0]
+
+    def _recommender(self, name: str) -> Recommender:
+        if name not in self._recommenders:
+            self._recommenders[name] = Recommender(self._project.load_bundle(name), self._catalogue)
+        return self._recommenders[name]
+
+    def _taken_back(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:
+        """The retractions up to a seq of the users asked for."""
+        rows = pl.concat([self._old_events, self._new_events])
+        back: dict[int, list[Retraction]] = {}
+        for row in log.retractions(until=until):
+            back.setdefault(row.of_seq, []).append(row)
+        seqs = pl.Series(list(back), dtype=pl.Int64).implode()
+        found: dict[str, list[Retraction]] = {}
+        for user_id, seq in rows.filter(pl.col(SEQ).is_in(seqs)).select(USER_ID, SEQ).iter_rows():
+            found.setdefault(user_id, []).extend(back[seq])
+        return found
+
+    def _out(self, decision: Decision) -> frozenset[int]:
+        """Events of a decision's user that were taken back when it was made."""
+        return frozenset(out_at(self._retracted.get(decision.user_id, ()), decision.as_of))
+
+    def _timeline(
+        self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, out: frozenset[int]
+    ) -> StateHistory:
+        spec = recommender.bundle.spec
+        rows = pl.concat([self._old_events, new_events])
+        rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(out), dtype=pl.Int64).implode()))
+        users = pl.concat([self._old_users, new_users])
+        return StateHistory(moment_stamps(EventLabeler.of(spec).label(rows)), users)
+
+
+def _cut(archived: pl.DataFrame | None, later: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Archive and log as rows up to a seq and rows after it."""
+    rows = later if archived is None else pl.concat([archived, later])
+    return rows.filter(pl.col(SEQ) <= seq), rows.filter(pl.col(SEQ) > seq).sort(SEQ)
+
+
+def _query(decision: Decision) -> Query:
+    return Query(
+        user_id=decision.user_id,
+        now=decision.at,
+        k=decision.k,
+        placement=decision.placement,
+        exclude=tuple(decision.query.get("exclude", ())),
+        filter=decision.query.get("filter", ""),
+        request_id=decision.request_id,
+        item_id=decision.query.get("item", ""),
+    )
+
+
+def _item(row: JsonTree) -> Item:
+    return Item(**{**row, "attributes": json.loads(row["attributes"])})

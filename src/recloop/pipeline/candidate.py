@@ -1,0 +1,138 @@
+"""A child of a bundle: its table begins with the parent's, its codes and mix are the parent's, its weights go on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.features.learned_range import LearnedRange
+from recloop.models.base import is_closed_form
+from recloop.pipeline import training_steps
+from recloop.pipeline.update_run import UpdateRun
+from recloop.policy import Policy, ScorerSpec, custom_scorers
+from recloop.records import STAMP
+from recloop.training import baselines
+from recloop.training.dataset import make_tables, train_data
+from recloop.training.fit import fit_network
+from recloop.training.warm_start import RATE, WarmStartState, select_targets
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A warm start: the weights to begin with, and what their bundle has learned: every other position is new."""
+
+    state: Mapping[str, np.ndarray]
+    learned: LearnedRange
+
+
+def build_child(
+    run: UpdateRun, parent: Bundle, rows: pl.DataFrame, cut: int, held_seq: int, start: WarmStart | None, folder: Path
+) -> Bundle:
+    """A child over these rows: its table begins with the parent's, its codes and its mix are the parent's.
+
+    Args:
+        cut: Where its windows end (tail, replay), int64 microseconds.
+        held_seq: The first seq of the moments that are held back of it.
+        start: Weights of the parent; None: a network is trained from scratch with the epochs that the parent found.
+    """
+    config, data = run.config, run.data
+    begin = time.monotonic()
+    tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
+    arrays = train_data(tables, rows, None, training_steps.clicked_lists(run.project, rows))
+    trained = has_network(parent)
+    scorers = {source: spec for source, spec in parent.scorers.items() if source != "model" or not trained}
+    custom = next(iter(custom_scorers(scorers)), None)
+    name = "" if custom is None else custom.model
+    options = _options(config, custom)
+    made, _ = baselines.fit_counts(arrays, tables, name, options, baselines.half_lives_of(scorers))
+    manifest = training_steps.base_manifest(config, tables, data, rows, held_seq)
+    bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
+    if trained:
+        warm = None
+        if start is not None:
+            chosen = select_targets(arrays, start.learned, config.update.replay, run.seed)
+            warm = WarmStartState(start.state, chosen, RATE, made)
+        epochs = 1 if warm is not None else parent.manifest.train.repeated_epochs
+        settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+        budget = config.train.budget_seconds if warm is not None else training_steps.REFIT_SECONDS
+        model = parent.manifest.model
+        network = fit_network(model.name, model.config, arrays, settings, folder, budget, not sys.stderr.isatty(), warm)
+        bundle = training_steps.with_network(bundle, network)
+        run.voice.say(
+            "learn", f"{network.name}: {network.metrics.step} steps, {int(warm.chosen.sum()) if warm else 'all'} "
+            f"positions in {time.monotonic() - begin:.0f} s",
+        )  # fmt: skip
+    return tag_child(run, replace(bundle, policy=_policy(config, parent, bundle)), "full" if run.full else "warm")
+
+
+def _options(config: Config, custom: ScorerSpec | None) -> Mapping[str, Any]:
+    """Options of the parent's closed-form model: those it keeps, else those of the configuration where it names it."""
+    if custom is None:
+        return {}
+    if custom.config is not None:
+        return custom.config
+    return config.model.options if custom.model == config.model.name else {}
+
+
+def has_network(bundle: Bundle) -> bool:
+    """Whether the source ``model`` is a trained network, not one in closed form."""
+    return "model" in bundle.scorers and not is_closed_form(bundle.scorers["model"].model)
+
+
+def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:
+    """The bundle as a child of live, trained ``warm`` or ``full``."""
+    training = replace(bundle.manifest.train, mode=mode, optimizer="reset" if run.reset else None)
+    manifest = replace(bundle.manifest, parent=run.live.id, train=training, recipe=run.recipe)
+    return replace(bundle, manifest=manifest)
+
+
+def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
+    """The configuration's placements; a mix that was found by validation stays the parent's."""
+    placements = dict(drafted.policy.placements)
+    for name, placement in drafted.policy.placements.items():
+        before = parent.policy.placements.get(name)
+        if before is not None and before.list == placement.list and config.placement[name].mix == "auto":
+            placements[name] = replace(placement, weights=before.weights, rrf=before.rrf)
+    return replace(drafted.policy, placements=placements)
+
+
+def write(run: UpdateRun, bundle: Bundle, folder: Path) -> Bundle:
+    """Golden lists, and the bundle in a folder of the run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = run.data.events.filter(pl.col(STAMP) < bundle.cut)
+    return bundles.write(training_steps.with_golden(bundle, rows), folder, run.journal.started)
+
+
+def load_candidate(run: UpdateRun) -> Bundle:
+    """candidate', as `learn` wrote it."""
+    return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
+
+
+def load_train_state(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, np.ndarray]:
+    """Weights and optimizer state of a bundle with a network, for a warm start.
+
+    Args:
+        reset: The weights alone: the optimizer begins anew.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not has_network(bundle):
+        return {}
+    if "train.safetensors" not in bundle.manifest.files:
+        raise UserError("bundle", bundle.id, "one with train.safetensors, to start from", "recloop update --full")
+    state = bundles.load_train(folder / bundle.id)
+    return {name: array for name, array in state.items() if not reset or name.startswith("network.")}

@@ -1,0 +1,100 @@
+"""Compare recloop.toml with the settings of a bundle, and say what each changed key asks of the next update.
+
+    [data], [clean], how [split] cuts                     a new first run: the rows themselves change
+    [events], [features], [model], [counts], [train], ..  a full retrain on the same rows, judged by the gate
+    [placement], train.seed                               the next bundle takes it up; nothing is trained for it alone
+
+Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.budget`` shape no bundle and are not compared.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from recloop.config import Config
+from recloop.json_object import JsonTree
+
+COMPARED: Final = (
+    "data", "events", "clean", "split", "features", "model", "counts", "train", "placement",
+)  # fmt: skip
+"""Sections of recloop.toml that a bundle records."""
+IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "train.budget", "data.columns.name")
+ROWS: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
+"""Keys (or beginnings of keys) that decide which rows there are, and how they are split."""
+LATER: Final = ("placement.", "train.seed")
+"""Keys for which alone nothing is trained."""
+
+
+class Effect(enum.Enum):
+    """What a changed key asks of the next update."""
+
+    RESTART = "a new first run"
+    RETRAIN = "a full retrain"
+    NEXT = "taken up by the next bundle"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that differs; ``was`` or ``now`` is None where the key is absent."""
+
+    key: str
+    was: Any
+    now: Any
+
+    @property
+    def effect(self) -> Effect:
+        if self.key.startswith(ROWS):
+            return Effect.RESTART
+        return Effect.NEXT if self.key.startswith(LATER) else Effect.RETRAIN
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.was)} -> {_shown(self.now)}"
+
+
+def recorded(config: Config) -> JsonTree:
+    """The compared settings by their dotted key, as a bundle's manifest keeps them."""
+    tree = config.model_dump(mode="json", by_alias=True, include={*COMPARED})
+    tree["events"]["weights"] = [list(pair) for pair in config.events.weights.items()]  # their order decides
+    found = dict(_leaves(tree, ""))
+    found["serve.segment"] = config.serve.segment
+    return {key: value for key, value in sorted(found.items()) if key not in IGNORED}
+
+
+def changed_keys(config: Config, before: Mapping[str, Any] | None) -> list[Change]:
+    """Every compared key in which the settings differ from those that a bundle's manifest records.
+
+    Args:
+        before: ``config`` of the manifest; None, of a bundle that records no settings, gives no changes.
+    """
+    if before is None:
+        return []
+    now = recorded(config)
+    defaults = recorded(Config())  # a key that is newer than the bundle had its default then
+    keys = sorted({*before, *now})
+    pairs = [(key, before.get(key, defaults.get(key)), now.get(key)) for key in keys if key not in IGNORED]
+    return [Change(key, was, new) for key, was, new in pairs if was != new]
+
+
+def with_effect(changes: Sequence[Change], *effects: Effect) -> list[Change]:
+    """Those with one of these effects."""
+    return [change for change in changes if change.effect in effects]
+
+
+def list_changes(changes: Sequence[Change]) -> str:
+    """The changes in one line."""
+    return "; ".join(map(str, changes))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else '""' if value == "" else str(value)

@@ -1,0 +1,153 @@
+"""What the gate of an update looks at, and what a child keeps of it: its window beside its parents', its table.
+
+The windows of a lineage travel in its bundles: a child's ``window.parquet`` holds the numbers of its own *new* and of up
+to five before it, taken over from live's. So they are moved with the bundle, and lie where the next update finds them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.errors import BundleError
+from recloop.evaluation import paired
+from recloop.evaluation.evaluate import evaluate
+from recloop.evaluation.paired import QueryResults
+from recloop.evaluation.queries import Queries, make_queries
+from recloop.files import replacing
+from recloop.json_object import JsonTree
+from recloop.pipeline import training_steps
+from recloop.pipeline.journal import Journal
+from recloop.pipeline.update_run import UpdateRun
+from recloop.recommend.recommender import check_golden
+from recloop.records import DAY, STAMP, USER_ID, hash_unit_interval, is_holdout_user
+from recloop.release import gate
+from recloop.release.gate import GateResult, PairedScores
+
+OLD_DAYS = 90
+OVERLAPPED = 200
+"""Queries whose lists before and after the last quarter are compared."""
+
+
+WINDOW: Final = {
+    "to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64, "recipe": pl.String,
+}  # fmt: skip
+"""A query of a window: the last seq of the window, hash("window") of the user, NDCG@10 of candidate' and of live, the recipe of candidate'."""
+
+
+class EvaluationSplit(NamedTuple):
+    """What a table is made over: some test moments, everybody's states."""
+
+    test: pl.DataFrame
+    events: pl.DataFrame
+    users: pl.DataFrame | None
+
+
+def compared(ours: QueryResults, lives: QueryResults, part: str = "ndcg") -> PairedScores:
+    """A number of both bundles over the same queries; a user is a hash here, so that no bundle holds ids for it."""
+    users = np.array([hash_unit_interval("window", user) for user in ours.users.tolist()])
+    return PairedScores(users, getattr(ours, part), getattr(lives, part))
+
+
+def inherited_windows(run: UpdateRun) -> pl.DataFrame:
+    """The windows of live and of its parents, the oldest first; none for a full turn, whose weights have no parent."""
+    found = None if run.full else bundles.load_window(run.project.bundles / run.live.id)
+    if found is None or "recipe" not in found.columns:  # written before recipes were kept: pooled with nothing
+        return pl.DataFrame(schema=WINDOW)
+    return found
+
+
+def window_scores(windows: pl.DataFrame, recipe: str) -> list[PairedScores]:
+    """Each window of a lineage that was judged with this recipe, the oldest first."""
+    parts = windows.filter(pl.col("recipe") == recipe).partition_by("to_seq", maintain_order=True)
+    return [PairedScores(*(part[name].to_numpy() for name in ("user", "candidate", "live"))) for part in parts]
+
+
+def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe: str) -> None:
+    """This window behind the newest of its lineage, in the run's folder."""
+    columns = {
+        "to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live,
+        "recipe": [recipe] * len(new),
+    }  # fmt: skip
+    seqs = windows["to_seq"].unique().sort().tail(gate.POOLED - 1)
+    frame = pl.concat([windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW)])
+    with replacing(run.folder / "candidate" / "window.parquet") as file:
+        frame.write_parquet(file)
+
+
+def judged_before(run: UpdateRun) -> int:
+    """Queries of the window that an earlier update judged beside the same live bundle and left waiting; 0: none did."""
+    for journal in Journal.ended(run.project.runs):
+        if any(journal.head.get(key) != run.journal.head[key] for key in ("live", "mode", "settings")):
+            return 0
+        if journal.verdict == "waiting" and journal.has("judge"):
+            return int(journal.facts("judge").get("window_queries", 0))
+    return 0
+
+
+def load_window(run: UpdateRun) -> pl.DataFrame:
+    """What `save_window` left."""
+    return pl.read_parquet(run.folder / "candidate" / "window.parquet")
+
+
+def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
+    """The table over *new*, by candidate', for the child's metrics.json; empty where the window asks nothing.
+
+    The child itself has learned these rows, so its own numbers on them would be those of its memory.
+    """
+    data = run.data
+    new = paired.subsample(make_queries(data.test, "successive"))
+    if not len(new):
+        return {}
+    asked = pl.DataFrame({USER_ID: new.users, STAMP: new.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
+    test = EvaluationSplit(data.test.join(asked, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
+    facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
+    table = evaluate([candidate], test, run.world[1], run.config, facts, training_steps.THREADS)
+    made = table.bundle_metrics()
+    window = {"from_seq": run.learned.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
+    return {**made, "protocol": {**made["protocol"], "set": "new", "window": window}}
+
+
+def holdout_queries(run: UpdateRun) -> Queries:
+    """Moments of the *old* users in the 90 days before live's cut: both have counted them, no loss has seen them.
+
+    Rows that arrived since are left out, however old: only the candidate has counted them.
+    """
+    span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
+    counted = span & run.learned.rows
+    return paired.subsample(make_queries(run.data.events.filter(counted & holdout_rows(run.data.events)), "successive"))
+
+
+def holdout_rows(events: pl.DataFrame) -> pl.Expr:
+    """Rows of the *old* users, whom no loss has seen."""
+    users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user)]
+    return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
+
+
+def broken_golden(bundle: Bundle) -> int:
+    """1 where a golden list is not what the bundle answers, else 0."""
+    try:
+        check_golden(bundle)
+    except BundleError:
+        return 1
+    return 0
+
+
+def final_evidence(run: UpdateRun, candidate: Bundle, written: Bundle) -> list[GateResult]:
+    """What the last quarter may not have broken."""
+    broken = broken_golden(bundles.load(run.folder / "bundles" / written.id))
+    lists: list[Sequence[Sequence[str]]] = [[], []]
+    if not run.full:
+        timeline, catalogue = run.world
+        some = paired.subsample(make_queries(run.data.test, "successive"), OVERLAPPED)
+        if len(some):
+            lists = [paired.answer(bundle, some, timeline, catalogue).lists for bundle in (written, candidate)]
+    logged = run.folder / "rest" / "log.jsonl"
+    losses = [json.loads(line)["loss"] for line in logged.read_text("utf-8").splitlines()] if logged.exists() else []
+    return gate.final_gates(losses, broken, lists[0], lists[1])

@@ -1,0 +1,138 @@
+"""The gate of a bundle that `train` made, run when it is promoted: beside live, on what neither of the two has learned.
+
+`train` holds back what lies after its cut (unless it refits), live may have learned just that. So *new* are the moments
+that both have not: held back from both, or arrived after both were fitted. Where there are none, the *old* users'
+moments after the candidate's cut stand in: no loss has seen them, but live has counted them. Where there are none of
+these either, the gate says ``weak`` and judges by what needs no targets: latency, cold coverage, parity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from recloop.bundle import Bundle
+from recloop.data.clean import duplicate_rows
+from recloop.evaluation import paired
+from recloop.evaluation.paired import QueryResults
+from recloop.evaluation.queries import Queries, make_queries
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import moment_stamps
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateHistory
+from recloop.json_object import JsonTree
+from recloop.monitoring import verify
+from recloop.pipeline import training_steps
+from recloop.pipeline.evidence import broken_golden, compared, holdout_rows
+from recloop.progress import NullProgress, Progress
+from recloop.project import Project
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
+from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
+from recloop.release import gate, transitions
+from recloop.release.gate import GateInputs, GateResult
+from recloop.storage.event_log import out_at
+
+
+def promote(
+    project: Project, bundle: str, to: str = "", reason: str = "", voice: Progress | None = None, at: int = 0
+) -> JsonTree:
+    """Move a registered bundle on, after its gate where that has not run; see `recloop.release.transitions.promote`.
+
+    Raises:
+        UserError, BundleError, Refused: as `moves.promote` has it, a gate that says no among them.
+    """
+    control = project.open_control()
+    transitions.validate(project, control, bundle, to)
+    gates = None
+    if transitions.needs_gate(control, bundle):
+        voice = voice or NullProgress()
+        found = run_promotion_gates(project, project.load_bundle(bundle), project.load_bundle())
+        for one in found:
+            voice.say("gate", one.line())
+        gates = gate.trees(found)
+    return transitions.promote(project, bundle, to, reason, at=at, gates=gates)
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Every believed row there is, archived or not, and what a list is made from besides."""
+
+    rows: pl.DataFrame
+    users: pl.DataFrame | None
+    catalogue: Catalog
+
+    @classmethod
+    def of(cls, project: Project) -> EvaluationData:
+        """Rows that were taken back, and repeats that an update would take back, are left out."""
+        archive = project.open_archive()
+        with project.open_log() as log:
+            fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+            out = pl.Series(sorted(out_at(log.retractions())), dtype=pl.Int64)
+            users, items = log.users(after=archive.watermark), [archive.items(), log.items(after=archive.watermark)]
+        rows = pl.concat([archive.events(), fresh]).filter(~pl.col(SEQ).is_in(out.implode()))
+        if project.config.clean.duplicates == "exact":
+            rows = rows.filter(~pl.col(SEQ).is_in(duplicate_rows(rows).implode()))
+        known = archive.users()
+        return cls(rows, users if known is None else pl.concat([known, users]), Catalog.of(items))
+
+    def labelled(self, spec: FeatureSpec) -> pl.DataFrame:
+        """The rows as a spec means them, with the stamp of their moment."""
+        return moment_stamps(EventLabeler.of(spec).label(self.rows))
+
+
+@dataclass(frozen=True)
+class BundleUnderTest:
+    """One of the two bundles over that ground."""
+
+    bundle: Bundle
+    ground: EvaluationData
+
+    @cached_property
+    def timeline(self) -> StateHistory:
+        return StateHistory(self.ground.labelled(self.bundle.spec), self.ground.users)
+
+    @property
+    def unseen(self) -> pl.Expr:
+        """Rows of the moments of which this bundle has learned nothing."""
+        return self.bundle.learned.new_moments
+
+    def ask(self, queries: Queries) -> QueryResults:
+        return paired.answer(self.bundle, queries, self.timeline, self.ground.catalogue, training_steps.THREADS)
+
+
+def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> list[GateResult]:
+    """The gates of a bundle beside live, in the order in which they are read; golden lists and finite weights at last."""
+    ground = EvaluationData.of(project)
+    ours, lives = BundleUnderTest(candidate, ground), BundleUnderTest(live, ground)
+    events = ground.labelled(candidate.spec)
+    new = paired.subsample(make_queries(events.filter(ours.unseen & lives.unseen), "successive"))
+    old = paired.subsample(make_queries(events.filter(ours.unseen & holdout_rows(events)), "successive"))
+    newest = paired.subsample(make_queries(events.sort(STAMP).tail(paired.MOST), "successive"), paired.TIMED)
+    targets = next((one for one in (new, old) if len(one)), None)
+    asked = newest if targets is None else targets
+    mine, theirs = ours.ask(asked), lives.ask(asked)
+    pairs = compared(mine, theirs)
+    none = pairs.where(mine.cold & ~mine.cold)
+    slices = {"repeat": compared(mine, theirs, "repeat"), "explore": compared(mine, theirs, "explore")}
+    evidence = GateInputs(
+        new=pairs if targets is new else none,
+        old=pairs if targets is old else None,
+        slices={} if targets is None else {"cold": pairs.where(mine.cold), **slices},
+        parity=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
+        latency=paired.latency((candidate, live), asked, ours.timeline, ground.catalogue) if len(asked) else None,
+        cold_coverage=(mine.cold_coverage, theirs.cold_coverage),
+    )
+    return [
+        *gate.before_a_trial(gate.evaluate_gates(evidence, project.config.release.gates, project.config.train.seed)),
+        gate.at_most("golden", broken_golden(candidate), 0, "golden queries that differ"),
+        gate.at_most("finite", _not_finite(candidate), 0, "arrays with a number that is not finite"),
+    ]
+
+
+def _not_finite(bundle: Bundle) -> int:
+    floats = (array for array in bundle.arrays.values() if np.issubdtype(array.dtype, np.floating))
+    return sum(not np.isfinite(array).all() for array in floats)

@@ -1,0 +1,87 @@
+"""Into place: after a pass snapshot, bundle, release row and data are renamed in, the watermark last; else nothing moves."""
+
+from __future__ import annotations
+
+import msgspec
+
+from recloop import bundle as bundles
+from recloop.data.append import publish_data
+from recloop.errors import Locked
+from recloop.features.labels import EventLabeler
+from recloop.files import move
+from recloop.pipeline.refresh import release_refresh
+from recloop.pipeline.update_run import UpdateRun
+from recloop.recommend.user_states import snapshot_at
+from recloop.records import now
+from recloop.release.gate import trees
+from recloop.storage import ControlStore, Retraction, inbox, locks, releases, snapshots
+from recloop.storage.data_manifest import WindowLoss
+
+
+def publish_update(run: UpdateRun) -> tuple[str, str] | None:
+    """6. After a pass everything is renamed into place, the watermark last, and a refresh is released; else nothing moves.
+
+    Returns:
+        The new bundle's id and its state; None: none was let in.
+    """
+    verdict = run.verdict
+    if verdict != "registered":
+        run.journal.close(verdict)
+        return None
+    name = str(run.journal.facts("finish")["bundle"])
+    if not run.journal.has("publish"):
+        _snapshots(run)
+        run.journal.done("publish")
+    made, target = run.folder / "bundles" / name, run.project.bundles / name
+    move(made, target)
+    control = run.project.open_control()
+    if name not in {row.bundle for row in control.releases()}:
+        sha256 = bundles.manifest_hash(target)
+        releases.register(
+            control, name, sha256, by="recloop update", reason="passed its gate", at=now(),
+            evidence={"gates": trees(run.gates)},
+        )  # fmt: skip
+    windows = msgspec.convert(run.journal.facts("check")["windows"], tuple[WindowLoss, ...])
+    publish_data(run.folder / "data", run.project.data, windows)
+    _submit_retractions(run, control)
+    _apply_without_server(run, control)
+    state = release_refresh(run, name)
+    run.journal.close(verdict)
+    return name, state
+
+
+def _snapshots(run: UpdateRun) -> None:
+    """Every user's state as of the new watermark, for each meaning of events in use, before the manifest names it."""
+    archive = run.project.open_archive()
+    with run.project.open_log() as log:
+        for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
+            path = run.project.snapshot_file(run.until, spec.state_key)
+            before = run.project.snapshot_file(run.watermark, spec.state_key)
+            if path.exists():
+                continue
+            stored = snapshots.current(before)
+            try:
+                states = snapshot_at(run.until, archive, log, EventLabeler.of(spec), stored)
+                snapshots.write(path, states, run.until, spec.state_key)
+            finally:
+                if stored is not None:
+                    stored.close()
+
+
+def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
+    """What a retrospective rule took goes to the one writer of the log; handed again after a kill, it is there once."""
+    taken = run.journal.facts("collect")["taken_back"]
+    if taken:
+        control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
+        run.voice.say("collect", f"{len(taken):,} rows that serving believed are taken back")
+
+
+def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:
+    """Where no server runs: the log takes what was handed, and the snapshots of earlier watermarks go."""
+    try:
+        with locks.writer_lock(run.project.root, "update"):
+            with run.project.open_log(write=True) as log:
+                inbox.apply_inbox(control, log)
+            snapshots.forget(run.project.store, run.until)
+    except Locked:
+        return

@@ -1,0 +1,65 @@
+"""Release a refresh: a child of the live bundle's own recipe that passed its gate replaces it by `release.refresh`.
+
+    gate      it becomes live at once                                  (the default)
+    shadow    it enters the shadow; a person moves it on
+    manual    it stays registered
+
+It stays registered, too, where the gate had nothing to compare, while a bundle is in the experiment (both arms stay as
+they are), and after a rollback, until a person has promoted a bundle again.
+"""
+
+from __future__ import annotations
+
+from recloop import bundle as bundles
+from recloop.errors import RecloopError
+from recloop.pipeline.recipe import is_refresh
+from recloop.pipeline.update_run import UpdateRun
+from recloop.recommend import loading
+from recloop.records import now
+from recloop.release import transitions
+from recloop.release.gate import trees
+from recloop.storage import ControlStore, releases
+
+BY = "recloop update"
+
+
+def release_refresh(run: UpdateRun, bundle: str) -> str:
+    """Move a registered child on where it is a refresh; the state that it has then. Done again after a kill, it moves once."""
+    control = run.project.open_control()
+    mode = run.config.release.refresh
+    manifest = bundles.check(run.project.bundles / bundle)
+    if not is_refresh(manifest, run.live.manifest):
+        run.voice.say("release", f"{bundle} has another recipe than {run.live.id}: shadow and experiment come first")
+    elif mode != "manual":
+        why = _reason_to_stay(run, control)
+        if why:
+            run.voice.say("release", f"{bundle} stays registered: {why}")
+        else:
+            _move(run, control, bundle, "live" if mode == "gate" else "shadow")
+    return releases.read_state(control).state(bundle)
+
+
+def _reason_to_stay(run: UpdateRun, control: ControlStore) -> str:
+    """Why a refresh is not moved on; empty: it is."""
+    machine = releases.read_state(control)
+    tried = machine.rows_in("experiment")
+    if not machine.lives or machine.lives[-1] != run.live.id:
+        return "another bundle became live meanwhile"
+    if tried:
+        return f"{tried[0].bundle} is in the experiment, and its arms stay as they are"
+    if releases.ROLLED_BACK in machine.since(run.live.id).evidence:
+        return "live was rolled back to; promote a bundle to go on"
+    new = next(gate for gate in run.gates if gate.name == "new")
+    return "its gate had nothing to compare" if new.value is None else ""
+
+
+def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.Target) -> None:
+    try:
+        machine = transitions.validate(run.project, control, bundle, target, BY)
+        loading.verify_hash(run.project, machine.since(bundle))
+        releases.promote(
+            control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: its recipe, past its gate",
+            at=now(), evidence={"gates": trees(run.gates), "refresh_of": run.live.id},
+        )  # fmt: skip
+    except RecloopError as error:
+        run.voice.say("release", f"{bundle} was not moved to {target}: {error}")

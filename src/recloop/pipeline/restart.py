@@ -1,0 +1,216 @@
+"""A new first run in a living project: other rows, no parent, the posted log kept; staged beside, then put in place.
+
+    stage    a folder of its own inside ``runs/``: data, log, bundle, evaluation are made there; the project is untouched
+    commit   ``store/restart.json`` names the stage: from here on `finish` completes the swap, also after a kill
+    finish   bundle, log, data and snapshots renamed into place, the release rows written, the stage removed
+
+Every seq is given anew, so decisions answered before are of an earlier generation of the data: `verify` counts them
+as ``earlier``. Bundles of the earlier data are refused: they rank items, and read events, that are no longer there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from recloop import bundle as bundles
+from recloop.data import new_files
+from recloop.data.posted_rows import PostedRows
+from recloop.errors import Locked, Refused, UserError
+from recloop.files import move, recover_folder, replace_json, swap_folder, sync_folder
+from recloop.json_object import JsonTree
+from recloop.pipeline import config_changes
+from recloop.pipeline.config_changes import Change, Effect
+from recloop.project import Project
+from recloop.recommend import loading
+from recloop.records import now
+from recloop.storage import ControlStore, inbox, locks, releases
+
+MARK: Final = loading.RESTART
+STAGE: Final = ".restart"
+EVIDENCE: Final = releases.RESTARTED
+BY: Final = "recloop update"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The project as it will be, in a folder of its own; ``posted`` rows go into its data, ``changed`` is why."""
+
+    project: Project
+    posted: PostedRows
+    changed: list[Change]
+
+
+def differing(project: Project) -> list[Change]:
+    """Keys of recloop.toml that differ from the settings of the live bundle."""
+    return config_changes.changed_keys(project.config, project.load_bundle().manifest.config)
+
+
+def reason(project: Project) -> str:
+    """Why the next update must be a new first run; empty: it need not."""
+    manifest = project.load_bundle().manifest
+    changed = config_changes.with_effect(config_changes.changed_keys(project.config, manifest.config), Effect.RESTART)
+    if changed:
+        return f"recloop.toml changed since {manifest.bundle}: {config_changes.list_changes(changed)}"
+    if loading.manifest(project).fingerprint != manifest.data.fingerprint:
+        return f"data/ was prepared from other files or settings than {manifest.bundle}"
+    return ""
+
+
+def check_files_complete(project: Project, asked: bool) -> None:
+    """See that every file that was read is still there: a new first run reads all of them again.
+
+    Args:
+        asked: The person asked for the new first run, and so goes on without the rows of files that are gone.
+
+    Raises:
+        UserError: files are gone that ``data.events``, unchanged, has read before.
+    """
+    if asked or any(change.key == "data.events" for change in differing(project)):
+        return
+    gone = new_files.missing(project, loading.manifest(project))
+    if gone:
+        raise UserError(
+            "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
+            "every file that was read before: a new first run reads them all again",
+            "put them back, or recloop update --restart (it goes on without their rows)",
+        )  # fmt: skip
+
+
+def changed_files(project: Project) -> bool:
+    """Whether the content of a file that was read has changed: then a new first run must be asked for."""
+    try:
+        new_files.look(project, loading.manifest(project))
+    except UserError:
+        return True
+    return False
+
+
+def consequences(project: Project) -> list[str]:
+    """What the next update makes of this recloop.toml, for the person who has just written it."""
+    live, why = project.load_bundle(), reason(project)
+    if not why and changed_files(project):
+        why = "a file that was read has changed; ask for it with --restart"
+    if not why:
+        return [f"{live.id} stays live: it was made with the same data"]
+    with project.open_log() as log:
+        posted = len(PostedRows.gather(project.open_archive(), log))
+    before = str((live.manifest.config or {}).get("data.events", "its files"))
+    return [
+        f"this folder lives: {live.id} was made from {before}; the next recloop update is a new first run ({why})",
+        f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",
+        "it refuses every bundle of the earlier data; for another shop use a new folder",
+    ]
+
+
+@contextmanager
+def exclusive(project: Project, reason: str) -> Iterator[None]:
+    """Hold the writer's lock: a new first run replaces the log, which no server may have open meanwhile.
+
+    Raises:
+        Locked: a server runs; the message says what changed.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.writer_lock(project.root, "update"))
+        except Locked as held:
+            fix = f"stop it, recloop update, start it again (a new first run replaces the log: {reason})"
+            raise Locked(held.lock, held.holder, fix) from None
+        yield
+
+
+@contextmanager
+def staged(project: Project) -> Iterator[Staged]:
+    """A stage that is removed again unless it was committed."""
+    try:
+        yield stage(project)
+    finally:
+        if not (project.store / MARK).exists():
+            shutil.rmtree(project.root / STAGE, ignore_errors=True)
+
+
+def stage(project: Project) -> Staged:
+    """Open an empty stage and gather the posted rows; the caller holds both locks."""
+    target = project.root / STAGE
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "store").mkdir(parents=True)
+    recover_folder(project.data)
+    decisions = project.store / "decisions.db"
+    if decisions.exists():  # what was shown in answered lists is training data
+        (target / "store" / "decisions.db").symlink_to(decisions.resolve())
+    with project.open_log(write=True) as log:
+        inbox.apply_inbox(project.open_control(), log)
+        posted = PostedRows.gather(project.open_archive(), log)
+    return Staged(Project(target, project.config, base=project.sources), posted, differing(project))
+
+
+def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
+    """Name the finished stage, then put it in place."""
+    tree = {"bundle": bundle, "reason": reason, "posted": len(staged.posted)}
+    tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
+    replace_json(project.store / MARK, tree)
+    finish(project)
+
+
+def finish(project: Project) -> bool:
+    """Complete a committed restart; whether there was one. Every step may be done again after a kill."""
+    mark = project.store / MARK
+    if not mark.exists():
+        return False
+    tree: JsonTree = json.loads(mark.read_text("utf-8"))
+    staged = project.root / STAGE
+    move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
+    _replace_log(staged / "store", project.store)
+    recover_folder(project.data)
+    if (staged / "data").exists():
+        swap_folder(staged / "data", project.data)
+    for name in tree["snapshots"]:
+        move(staged / "store" / name, project.store / name)
+    for old in project.store.glob("snapshots-*.db"):
+        if old.name not in tree["snapshots"]:
+            old.unlink()
+    _release(project.open_control(), project, tree)
+    move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
+    for run in sorted((staged / "runs").glob("*")):
+        move(run, project.runs / run.name)
+    shutil.rmtree(staged, ignore_errors=True)
+    mark.unlink()
+    sync_folder(mark.parent)
+    return True
+
+
+def _replace_log(staged: Path, store: Path) -> None:
+    """The new log in place of the old one, whose rows are all in the new data."""
+    if not (staged / "log.db").exists():
+        return
+    for name in ("log.db-wal", "log.db-shm"):
+        (store / name).unlink(missing_ok=True)
+    for name in ("log.db-wal", "log.db"):
+        move(staged / name, store / name)
+
+
+def _release(control: ControlStore, project: Project, tree: JsonTree) -> None:
+    """The new bundle live, every other one refused: it was made from data that are no longer there."""
+    name, reason = str(tree["bundle"]), f"new first run: {tree['reason']}"
+    found, at = releases.read_state(control), now()
+    if name not in found.states:
+        sha256 = bundles.manifest_hash(project.bundles / name)
+        releases.register(control, name, sha256, by=BY, reason=reason, at=at)
+        found = releases.read_state(control)
+    if found.states[name][0] == "registered":
+        releases.checked(control, name, by=BY, reason=reason, at=at)
+    if (releases.read_state(control).lives or [""])[-1] != name:
+        releases.promote(
+            control, name, to="live", by=BY, reason=reason, at=at, evidence={EVIDENCE: {"posted": tree["posted"]}}
+        )
+    for bundle, (state, _) in releases.read_state(control).states.items():
+        if bundle != name and state != "refused":
+            try:
+                releases.refuse(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=at)
+            except Refused:  # another process refused it meanwhile
+                continue

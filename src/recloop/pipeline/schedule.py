@@ -1,0 +1,120 @@
+"""Repeat an update at an interval until it is told to stop, or a gate says no (`recloop update --every 1h`)."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple, Protocol
+
+from recloop.errors import Locked
+from recloop.pipeline.journal import Journal
+from recloop.project import Project
+from recloop.release.gate import GateResult
+from recloop.storage import locks
+
+
+class Ended(NamedTuple):
+    """Why a loop ended: its exit code (0 told to stop, 1 a gate said no, 2 and 70 as an update has them), the reason, its updates."""
+
+    code: int
+    reason: str
+    updates: int
+
+
+class Clock(Protocol):
+    """Time as the loop sees it, in seconds."""
+
+    def now(self) -> float: ...
+    def wait(self, seconds: float) -> bool: ...  # False: told to stop
+
+
+class WallClock:
+    """The machine's own time."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return True
+
+
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+def repeat(
+    update: Callable[[], int], interval: float, clock: Clock, say: Callable[[str], None], reason: Callable[[int], str]
+) -> Ended:
+    """Run updates one after the other, ``interval`` seconds from start to start; one that takes longer delays the next.
+
+    Args:
+        update: One update; its exit code. 0 goes on; 3 (another run or a server holds a lock) is skipped; any other ends the loop.
+        reason: What an exit code that ends the loop means here.
+    """
+    updates = 0
+    while True:
+        begin = clock.now()
+        code = update()
+        updates += 1
+        if code == Locked.exit_code:
+            say("skipped: a lock is held, as the message above says")
+        elif code != 0:
+            return Ended(code, reason(code), updates)
+        if not clock.wait(max(0.0, interval - (clock.now() - begin))):
+            return Ended(0, "told to stop", updates)
+
+
+def run(project: Project, command: Sequence[str], interval: float, say: Callable[[str], None]) -> Ended:
+    """Repeat a command line as a child process, so that each update begins with fresh memory.
+
+    SIGTERM ends the child and the loop with exit code 0; an update that was interrupted goes on at the next start.
+
+    Raises:
+        Locked: another loop repeats updates in this project.
+    """
+    with locks.every_lock(project.root), _terminable():
+        children: list[subprocess.Popen[bytes]] = []
+
+        def update() -> int:
+            children.append(subprocess.Popen(command))
+            return children[-1].wait()
+
+        def reason(code: int) -> str:
+            return last_reason(project) if code == 1 else f"the update ended with exit code {code}"
+
+        try:
+            return repeat(update, interval, WallClock(), say, reason)
+        except Terminated:
+            for child in children[-1:]:
+                child.terminate()
+                child.wait()
+            return Ended(0, "told to stop by SIGTERM", len(children))
+
+
+def last_reason(project: Project) -> str:
+    """Why the newest update let no bundle in."""
+    journal = next(iter(Journal.ended(project.runs)), None)
+    if journal is None:
+        return "no update ran"
+    facts = [journal.facts(step) for step in ("check", "enough", "judge", "finish") if journal.has(step)]
+    failed = [gate for one in facts for gate in map(GateResult.of, one["gates"]) if not gate.ok and not gate.waits]
+    return f"{journal.verdict}: {'; '.join(one.reason for one in failed)}"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the main thread."""
+
+    def told(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,402 @@
+"""The parts of a turn that join two chapters: each reads what one left and calls the next."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from recloop import __version__
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.data.doctor import render
+from recloop.data.prepare import PreparedData, PrepareResult, load
+from recloop.data.split import LEAVE_ONE_OUT
+from recloop.errors import UserError
+from recloop.evaluation.evaluate import evaluate
+from recloop.evaluation.table import EvaluationTable
+from recloop.features.learned_range import nothing_held
+from recloop.features.log_end import end_of
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateHistory, UserState
+from recloop.files import replace_json
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
+from recloop.models.base import TrainData, is_closed_form
+from recloop.pipeline import config_changes
+from recloop.pipeline.recipe import recipe_of
+from recloop.policy import ScorerSpec, custom_scorers
+from recloop.progress import Progress
+from recloop.project import Project
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.user_states import fold, full_snapshot
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_unit_interval, max_int, now, utc_minute
+from recloop.settings import dump
+from recloop.storage import locks, releases, snapshots
+from recloop.training import baselines
+from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
+from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
+from recloop.training.negatives import slots_of
+from recloop.training.warm_start import RATE, WarmStartState, with_replay
+
+COUNTS = "counts"
+"""Name of a bundle without a network."""
+GOLDEN = 5
+EXTRA = ("torch", "lightning", "onnx", "onnxscript")
+THREADS = 2
+REFIT_SECONDS = 7 * 86_400.0
+"""A refit is bounded by its epochs; this only ends one that went astray."""
+
+
+@dataclass(frozen=True)
+class FittedBundle:
+    """A bundle in memory, not yet measured; ``network`` is None where counting models are all there is."""
+
+    bundle: Bundle
+    arrays: TrainData
+    network: TrainedNetwork | None
+    chosen: baselines.Chosen
+
+
+def clicked_lists(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
+    """The slots of the lists in which somebody clicked, as they were answered; None where no row names a request."""
+    asked = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
+    if not asked:
+        return None
+    with project.open_decisions() as decisions:
+        return slots_of(decisions.answered(asked))
+
+
+def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: PreparedData) -> None:
+    """Let log.db go on after the import, and write every user's state as of its last row."""
+    with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
+        log.start_at(prepared.watermark)
+    key = FeatureSpec.of(project.config, data.dwell).state_key
+    path = project.snapshot_file(prepared.watermark, key)
+    snapshots.write(path, full_snapshot(data.events, data.users), prepared.watermark, key)
+    for old in project.store.glob("snapshots-*.db"):
+        if old != path:
+            old.unlink()
+
+
+def open_run(project: Project, started: datetime) -> Path:
+    """A folder of its own for this run, with the whole configuration in it."""
+    run = project.runs / started.strftime("%Y%m%dT%H%M%S%fZ")
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(dump(project.config), "utf-8")
+    return run
+
+
+def validation_arrays(project: Project, tables: ItemUserTables, data: PreparedData) -> TrainData:
+    """The arrays on which half-lives, epochs and the mix are chosen."""
+    temporal = project.config.split.protocol != LEAVE_ONE_OUT
+    return validation_data(tables, data.train, data.valid, clicked_lists(project, data.train), temporal)
+
+
+def build_tables(project: Project, data: PreparedData) -> ItemUserTables:
+    """The tables over what was there before the cut."""
+    before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
+    return make_tables(FeatureSpec.of(project.config, data.dwell), before, data.manifest.cut, data.items, data.users)
+
+
+def fit_models(
+    project: Project,
+    tables: ItemUserTables,
+    arrays: TrainData,
+    data: PreparedData,
+    run: Path,
+    voice: Progress,
+    model: str | None,
+) -> FittedBundle:
+    """Counting models first, then the network within ``train.budget`` training seconds, then the mix on validation.
+
+    Under a temporal protocol all of it is first fitted on what lies before the validation moments; with the half-lives
+    and the mix found, the counts are fitted on everything before the cut and the network learns the rest in one pass.
+    """
+    config, begin = project.config, time.monotonic()
+    name = model or config.model.name
+    missing = [package for package in EXTRA if not _installed(package)] if model is None else []
+    wanted = not _counting(name, bool(missing))
+    options = config.model.options if model in {None, config.model.name} else {}
+    voice.say(
+        "learn",
+        f"counting models, then {f'{name} for {config.train.budget} of training at most' if wanted else 'nothing more'}",
+    )
+    past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
+    made, scorers = baselines.fit_counts(arrays, tables, "" if wanted else name, options)
+    asked = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
+    held_seq = data.manifest.held_seq or 0
+    manifest = replace(base_manifest(config, tables, data, past, held_seq), recipe=recipe_of(asked))
+    draft = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
+    counted = ", ".join(scorer.model for scorer in scorers.values())
+    voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
+    network = None
+    if wanted and missing:
+        voice.say("learn", f'no {name}: it needs {missing[0]}; pip install "recloop[train]" adds it to the mix')
+    elif wanted and not has_sequences(arrays):
+        voice.say("learn", f"no {name}: nobody comes back in this log, there is no next moment to learn from")
+    elif wanted:
+        budget = config.train.budget_seconds
+        network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
+        draft = with_network(draft, network)
+        voice.say(
+            "learn",
+            f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
+        )
+    bundle, chosen = baselines.choose_half_life_and_weights(
+        draft, config, arrays, tables, StateHistory(past, data.users), THREADS
+    )
+    voice.say("learn", _mix_line(config, chosen))
+    if arrays.history is None:
+        return FittedBundle(bundle, arrays, network, chosen)
+    whole = train_data(tables, past, None, clicked_lists(project, past))
+    bundle = baselines.refitted(bundle, whole, tables, options)
+    if network is not None:
+        network = train_window(config, network, whole, arrays.cut, bundle, run)
+        bundle = replace(bundle, arrays={**bundle.arrays, **network.arrays})
+        bundle = with_network(bundle, network)
+    return FittedBundle(bundle, whole, network, chosen)
+
+
+def train_window(
+    config: Config, network: TrainedNetwork, whole: TrainData, start: int, bundle: Bundle, run: Path
+) -> TrainedNetwork:
+    """The network after one pass over the moments from the validation start on, as an update learns a window.
+
+    Args:
+        network: Trained on what lies before ``start``; its facts and its measured NDCG are kept.
+        whole: All rows before the cut. bundle: With the counts over them.
+    """
+    fresh = whole.stamps >= start
+    chosen = with_replay(whole, fresh, config.update.replay, config.train.seed)
+    train = config.train.model_copy(update={"epochs": 1})
+    again = fit_network(
+        network.name, network.config, whole, config.model_copy(update={"train": train}), run / "window",
+        config.train.budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, RATE, bundle.arrays),
+    )  # fmt: skip
+    metrics = replace(network.metrics, window_steps=again.steps, window_seconds=round(again.seconds, 2))
+    return replace(
+        again, epochs=network.epochs, steps=network.steps, steps_per_epoch=network.steps_per_epoch,
+        stopped=network.stopped, seconds=network.seconds + again.seconds, metrics=metrics,
+    )  # fmt: skip
+
+
+def _counting(name: str, extra_missing: bool) -> bool:
+    """Whether a model needs no network; one that cannot be looked at because torch is missing is taken for a network."""
+    try:
+        return is_closed_form(name)
+    except UserError:
+        if extra_missing:
+            return False
+        raise
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
+    """The bundle with a network's vectors and graph beside the counts, as the source ``model``."""
+    others = tuple(sorted(set(bundle.scorers) - {"model"}))
+    own = ScorerSpec("model", network.name, network.kind, of=others if network.kind == "rank" else None)
+    placements = {
+        name: replace(placement, weights={"model": 1.0, **placement.weights})
+        if placement.list == "for_you" and set(placement.weights) == set(bundle.scorers)
+        else placement
+        for name, placement in bundle.policy.placements.items()
+    }
+    manifest = replace(
+        bundle.manifest,
+        scorers={**bundle.scorers, "model": own},
+        model=ModelSpec(network.name, network.config),
+        train=network.training(bundle.manifest.train),
+    )
+    return replace(
+        bundle,
+        manifest=manifest,
+        policy=replace(bundle.policy, placements=placements),
+        arrays={**bundle.arrays, **network.arrays},
+        graphs={
+            **bundle.graphs,
+            "rank.onnx" if network.kind == "rank" else "user.onnx": network.graph,
+            **({"item.onnx": network.item_graph} if network.item_graph else {}),
+        },
+        train=network.train_state,
+    )
+
+
+def evaluate_on_test(
+    project: Project, candidates: Sequence[Bundle], data: PreparedData, voice: Progress
+) -> EvaluationTable:
+    """The table of these bundles on the test, through the recommender that serves."""
+    prepared = data.manifest.protocol
+    if project.config.split.protocol != prepared:
+        expected = f"{prepared}, as data/ was split and the bundle was fitted"
+        how = f"recloop prepare, then train, with split.protocol={project.config.split.protocol} in a folder of its own"
+        raise UserError("split.protocol", project.config.split.protocol, expected, how)
+    facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
+    table = evaluate(
+        candidates, data, Catalog.of([data.items]), project.config, facts, THREADS,
+        lambda done, total: voice.bar("evaluate", done, total),
+    )  # fmt: skip
+    voice.show("evaluate", table.render())
+    voice.say("evaluate", table.sentence)
+    return table
+
+
+def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, voice: Progress) -> FittedBundle:
+    """Once more on all rows, with the epochs, half-life and mix found; such a bundle is not scored on them."""
+    cut = end_of(data.events, STAMP) + 1
+    tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
+    arrays = train_data(tables, data.events, None)
+    scorers = learned.bundle.scorers
+    custom = [] if learned.network else custom_scorers(scorers)
+    name = custom[0].model if custom else ""
+    made, _ = baselines.fit_counts(arrays, tables, name, config.model.options, baselines.half_lives_of(scorers))
+    manifest = base_manifest(config, tables, data, data.events, nothing_held(data.events))
+    manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
+    bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
+    network = None
+    if learned.network is not None:
+        again = config.train.model_copy(update={"epochs": learned.bundle.manifest.train.repeated_epochs})
+        network = fit_network(
+            learned.network.name, learned.network.config, arrays, config.model_copy(update={"train": again}),
+            run / "refit", REFIT_SECONDS,
+        )  # fmt: skip
+        bundle = with_network(bundle, network)
+    voice.say("learn", f"refit on all {len(data.events):,} rows: its numbers are those of the fit before the cut")
+    return FittedBundle(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
+
+
+def save_and_register(
+    project: Project, learned: FittedBundle, table: EvaluationTable, data: PreparedData, run: Path, started: datetime
+) -> Bundle:
+    """Golden lists, the folder with its hash, and its row in the control store."""
+    bundle = replace(learned.bundle, metrics=table.bundle_metrics())
+    bundle = with_golden(bundle, data.events.filter(pl.col(STAMP) < bundle.cut))
+    project.bundles.mkdir(parents=True, exist_ok=True)
+    control = project.open_control()
+    taken = {row.bundle for row in control.releases()}
+    bundle = bundles.write(bundle, project.bundles, started)
+    while bundle.id in taken:  # the same content, trained in the same second: a name of its own, a second later
+        started += timedelta(seconds=1)
+        bundle = bundles.write(bundle, project.bundles, started)
+    trained = None if learned.network is None else learned.network.metrics.to_json()
+    replace_json(
+        run / "metrics.json",
+        {"bundle": bundle.id, "chosen": learned.chosen.to_json(), "network": trained, **bundle.metrics},
+    )
+    table.named(bundle.id).save(project.reports)
+    sha256 = bundles.manifest_hash(project.bundles / bundle.id)
+    releases.register(control, bundle.id, sha256, by="recloop train", reason="trained", at=now())
+    return bundle
+
+
+def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
+    """The bundle with its golden cases: states of four users over these labelled rows, and one of nobody."""
+    known = rows.filter(pl.col(LABEL) > 0)[USER_ID].unique().to_list()
+    users = sorted(known, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN - 1]
+    states = [UserState() for _ in range(len(users) + 1)]
+    for user, state in zip(users, states, strict=False):
+        fold(state, rows.filter(pl.col(USER_ID) == user))
+    own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    return replace(
+        bundle, golden=make_golden(own, [*users, "nobody"], states, bundle.cut, bundle.default_placement, 10)
+    )
+
+
+def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
+    """Promote a registered bundle to live."""
+    control = project.open_control()
+    releases.promote(control, bundle.id, to="live", by=by, reason=reason, at=now())
+
+
+def evaluate_bundles(project: Project, names: Sequence[str], voice: Progress) -> EvaluationTable:
+    """The table of these bundles (the live one without a name), written to ``reports/evaluation.json``."""
+    asked = [project.load_bundle(name) for name in names or [""]]
+    table = evaluate_on_test(project, asked, load(project), voice)
+    table.save(project.reports)
+    return table
+
+
+def base_manifest(
+    config: Config, tables: ItemUserTables, data: PreparedData, rows: pl.DataFrame, held_seq: int
+) -> Manifest:
+    """What a bundle over these tables says of itself before a network is in it.
+
+    Args:
+        rows: What it is fitted on.
+        held_seq: The first seq of the moments that were held back of them, see `recloop.features.learned_range.LearnedRange`.
+    """
+    until = max_int(rows[SEQ])
+    return Manifest(
+        recloop=__version__,
+        model=ModelSpec(COUNTS, {}),
+        data=TrainingRows(
+            fingerprint=data.manifest.fingerprint,
+            cut=tables.cut,
+            until_seq=until,
+            held_seq=held_seq,
+            protocol=config.split.protocol,
+        ),
+        config=config_changes.recorded(config),
+        train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
+        recipe=recipe_of(config),
+    )
+
+
+def _mix_line(config: Config, chosen: baselines.Chosen) -> str:
+    """How the sources of ``home`` are weighed, for a person."""
+    home, moments = config.placement["home"].mix, chosen.validation_moments
+    mix = None if chosen.mixed is None else chosen.mixed.weights
+    if home != "auto":
+        instead = f" (validation would have chosen {_weights(mix)})" if mix else ""
+        return f"mix as configured: {_weights(home)}{instead}"
+    if mix is None:
+        return "no validation moments: all sources weigh 1" if not moments else "all sources weigh 1"
+    return f"mix on {moments:,} validation moments: {_weights(mix)}"
+
+
+def _weights(mix: Mapping[Any, float]) -> str:
+    return ", ".join(f"{source} {weight:g}" for source, weight in mix.items() if weight > 0)
+
+
+def report_data(voice: Progress, prepared: PrepareResult) -> None:
+    """The doctor's first line, and where the cut fell."""
+    report = prepared.report
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
+    voice.say(
+        "collect",
+        f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
+    )
+    voice.show("collect", render(report))
+    voice.say(
+        "collect",
+        f"cut at {utc_minute(prepared.cut)}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
+    )
+
+
+def report_features(voice: Progress, tables: ItemUserTables, arrays: TrainData) -> None:
+    """What the model sees, in one line."""
+    names = ", ".join(tables.fields.codes) or "ids alone"
+    voice.say(
+        "features",
+        f"{arrays.n_users:,} users, {arrays.n_items:,} items, {len(arrays.stamps):,} moments, {len(arrays.items):,} rows; {names}",
+    )
+
+
+def report_bundle(voice: Progress, bundle: Bundle) -> None:
+    """The bundle's name and size."""
+    size = sum(facts.bytes for facts in bundle.manifest.files.values())
+    voice.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")

@@ -1,0 +1,290 @@
+"""A run of an update: what it was begun with, how far it is, and that a killed one goes on."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.data.prepare import PreparedData, read
+from recloop.errors import BundleError, UserError
+from recloop.features.labels import EventLabeler
+from recloop.features.learned_range import LearnedRange, NewWindow
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateHistory
+from recloop.json_object import JsonTree
+from recloop.pipeline import config_changes, training_steps
+from recloop.pipeline.config_changes import Change, Effect
+from recloop.pipeline.journal import Journal
+from recloop.pipeline.recipe import child_recipe, recipe_of
+from recloop.progress import Progress
+from recloop.project import Project
+from recloop.recommend import loading
+from recloop.recommend.catalog import Catalog
+from recloop.release import gate
+from recloop.release.gate import GateResult
+from recloop.settings import dump
+from recloop.storage import releases
+
+RETROSPECTIVE = frozenset({"duplicates", "burst"})
+"""The rules by which an update takes rows back itself."""
+CAME = ("read", "kept", "removed", "signals", "new_users", "new_items")
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What a later turn did: ``verdict`` is registered, waiting, refused, held, restarted or nothing; ``bundle`` None: none was let in.
+
+    ``state``: of a bundle that was let in: ``live`` where a refresh replaced its parent, ``shadow``, ``registered``.
+
+    ``changed``: keys of recloop.toml that differ from live's settings. ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
+    """
+
+    from_seq: int
+    to_seq: int
+    read: int
+    kept: int
+    new_users: int
+    new_items: int
+    bundle: str | None
+    verdict: str
+    gates: list[JsonTree]
+    seconds: float
+    removed: dict[str, int]
+    signals: list[JsonTree]
+    changed: list[str] = field(default_factory=list)
+    state: str | None = None
+
+    @property
+    def failed(self) -> list[JsonTree]:
+        """The gates that said no."""
+        return [one for one in self.gates if not one["ok"] and not one.get("waits")]
+
+    @property
+    def reason(self) -> str:
+        """Why no bundle was let in: each gate that said no, or that waits for more rows."""
+        gates = [GateResult.of(one) for one in self.gates]
+        stopping = [one for one in gates if not one.ok and not one.waits] or [one for one in gates if one.waits]
+        return "; ".join(one.reason for one in stopping)
+
+
+@dataclass
+class UpdateRun:
+    """One update under way.
+
+    Attributes:
+        full: Train from scratch instead of from live's weights.
+        reset: Start from live's weights with a fresh optimizer.
+        spec: Of the candidate.
+    """
+
+    project: Project
+    journal: Journal
+    live: Bundle
+    spec: FeatureSpec
+    full: bool
+    reset: bool
+    voice: Progress
+    seed: int
+    changed: list[Change] = field(default_factory=list)
+    loaded: PreparedData | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> Config:
+        return self.project.config
+
+    @property
+    def folder(self) -> Path:
+        return self.journal.folder
+
+    @property
+    def until(self) -> int:
+        return int(self.journal.head["to_seq"])
+
+    @property
+    def watermark(self) -> int:
+        return int(self.journal.head["from_seq"]) - 1
+
+    @property
+    def learned(self) -> LearnedRange:
+        """What live has learned."""
+        return self.live.learned
+
+    @property
+    def window(self) -> NewWindow:
+        """The moments that this update tests, as `collect` chose them."""
+        facts = self.journal.facts("collect")
+        return NewWindow(*(int(facts[name]) for name in ("cut", "held_seq", "late", "fresh")))
+
+    @property
+    def recipe(self) -> str:
+        """Of the child."""
+        return recipe_of(self.config) if self.full else child_recipe(self.config, self.live.manifest)
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether the child has the recipe of live: then its gate alone decides, else shadow and experiment do."""
+        return self.recipe == self.live.manifest.recipe
+
+    @property
+    def data(self) -> PreparedData:
+        """``data/`` as `collect` wrote it."""
+        if self.loaded is None:
+            self.loaded = read(self.folder / "data", self.project.data)
+        return self.loaded
+
+    @cached_property
+    def world(self) -> tuple[StateHistory, Catalog]:
+        """The states and the catalogue that every question of this run is asked from."""
+        return StateHistory(self.data.events, self.data.users), Catalog.of([self.data.items])
+
+    @property
+    def gates(self) -> list[GateResult]:
+        """Every gate so far, in its order."""
+        steps = [self.journal.facts(step) for step in ("check", "enough", "judge", "finish") if self.journal.has(step)]
+        return [GateResult.of(tree) for facts in steps for tree in facts["gates"]]
+
+    @property
+    def verdict(self) -> str:
+        """By the gates so far."""
+        return gate.verdict(self.gates)
+
+    def done(self, placed: tuple[str, str] | None, seconds: float) -> UpdateResult:
+        """What came of it; ``placed``: the bundle that was let in, and its state."""
+        bundle, state = placed or (None, None)
+        came = {name: self.journal.facts("collect")[name] for name in CAME}
+        return UpdateResult(
+            self.watermark + 1,
+            self.until,
+            **came,
+            bundle=bundle,
+            verdict=self.verdict,
+            gates=gate.trees(self.gates),
+            seconds=seconds,
+            changed=[one.key for one in self.changed],
+            state=state,
+        )
+
+
+def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) -> UpdateRun | None:
+    """The run that was killed, where everything stands as it did, else a new one; None: nothing is new.
+
+    Raises:
+        UserError: features or events changed since live was trained, or a protocol that knows no later turn.
+    """
+    config = project.config
+    if config.split.protocol != "temporal":
+        raise UserError(
+            "split.protocol", config.split.protocol, "temporal: a log that goes on", "recloop train, then evaluate"
+        )
+    EventLabeler(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
+    live = project.load_bundle()
+    changed = config_changes.changed_keys(config, live.manifest.config)
+    retrain = config_changes.with_effect(changed, Effect.RETRAIN)
+    asked, full = full, full or config.update.mode == "full" or bool(retrain)
+    if full and reset:
+        expected = "a warm start: a full turn takes over no optimizer"
+        raise UserError("--reset-optimizer", "with a full turn", expected, "recloop update --full")
+    watermark, last = loading.log_range(project)
+    settings = hashlib.sha256(dump(config).encode()).hexdigest()
+    mode = "full" if full else "reset" if reset else "warm"
+    head = {
+        "from_seq": watermark + 1,
+        "live": live.id,
+        "mode": mode,
+        "settings": settings,
+        "out": _quarantined(project),
+    }
+    journal = Journal.unfinished(project.runs)
+    if journal is not None and not journal.has("publish"):
+        then = {key: value for key, value in journal.head.items() if key != "to_seq"}
+        if then != head:
+            journal.close("left")
+            journal = None
+    if journal is None:
+        new = last > watermark + _by_updates(project, watermark)
+        if not new and not retrain and not (asked and changed):
+            return None
+        if not new and waiting_reason(project, config, live.id):
+            return None
+        started = datetime.now(UTC)
+        journal = Journal.begin(training_steps.open_run(project, started), started, {**head, "to_seq": last})
+    else:
+        voice.say("update", f"run {journal.folder.name} goes on: {mode}, up to seq {last:,}")
+    spec = FeatureSpec.of(config, live.spec.dwell)
+    if not full and spec.to_json() != live.spec.to_json():  # a bundle that records no settings
+        journal.close("left")
+        differ = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
+        expected = f"what {live.id} was trained with (changed: {', '.join(differ)})"
+        raise UserError("recloop.toml", "changed", expected, "recloop update --full")
+    if retrain:
+        voice.say(
+            "update", f"recloop.toml changed since {live.id}: a full retrain ({config_changes.list_changes(retrain)})"
+        )
+    return UpdateRun(project, journal, live, spec, full, reset, voice, config.train.seed, changed)
+
+
+def waiting_reason(project: Project, config: Config, live: str) -> str:
+    """A child of live that has the present settings, knows every row and may yet be promoted; empty: there is none."""
+    found = releases.read_state(project.open_control())
+    for bundle, (state, _) in reversed(found.states.items()):
+        if state not in {"registered", "checked", "shadow", "experiment"}:
+            continue
+        try:
+            manifest = bundles.check(project.bundles / bundle, found.hashes[bundle])
+        except BundleError:
+            continue
+        if (
+            manifest.parent == live
+            and manifest.config is not None
+            and not config_changes.changed_keys(config, manifest.config)
+        ):
+            return bundle
+    return ""
+
+
+def _by_updates(project: Project, watermark: int) -> int:
+    """How many rows after the watermark an update took back by its own rules: they ask for no turn of their own."""
+    with project.open_log() as log:
+        return sum(row.rule in RETROSPECTIVE for row in log.retractions(after=watermark))
+
+
+def _quarantined(project: Project) -> int:
+    """How often a person took rows out or brought them back: a run that was begun before is not gone on with."""
+    with project.open_log() as log:
+        rows = [
+            *log.retractions(),
+            *(one.retraction for one in project.open_control().handed()),
+        ]
+    return sum(row.rule not in RETROSPECTIVE for row in rows)
+
+
+@contextmanager
+def explain_disk_full(project: Project) -> Iterator[None]:
+    """A disk that is full ends the run with one message; what was done stays in its folder and goes on next time.
+
+    Raises:
+        UserError: a write failed for want of room.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError, SafetensorError) as error:
+        text = str(error)
+        told = ("disk", *(os.strerror(code) for code in FULL))  # SQLite's: "database or disk is full"
+        if getattr(error, "errno", None) not in FULL and not any(one in text for one in told):
+            raise
+        expected = f"room for the run ({text.splitlines()[0]})"
+        raise UserError("disk", project.root, expected, "free some space, then recloop update again") from None

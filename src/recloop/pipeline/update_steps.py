@@ -1,0 +1,226 @@
+"""The steps of a later turn, in their order; each writes into the run's folder and is named in the journal when whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from recloop.data.append import append
+from recloop.evaluation import paired
+from recloop.evaluation.paired import LossEstimate
+from recloop.evaluation.queries import Queries, make_queries
+from recloop.features.labels import EventLabeler
+from recloop.features.learned_range import FIRST_SEQ, nothing_held
+from recloop.features.log_end import end_of
+from recloop.monitoring import verify
+from recloop.pipeline import training_steps
+from recloop.pipeline.candidate import WarmStart, build_child, load_candidate, load_train_state, tag_child, write
+from recloop.pipeline.evidence import (
+    candidate_table,
+    compared,
+    final_evidence,
+    holdout_queries,
+    inherited_windows,
+    judged_before,
+    load_window,
+    save_window,
+    window_scores,
+)
+from recloop.pipeline.update_run import UpdateRun
+from recloop.recommend import loading
+from recloop.records import SEQ, STAMP
+from recloop.release import gate, input_check
+from recloop.release.gate import GateInputs, GateResult
+from recloop.storage.data_manifest import WindowLoss
+from recloop.storage.event_log import out_at
+from recloop.training.dataset import make_tables
+
+CHECKED = 300
+"""Queries of a window of the input check at most."""
+NOTHING_FRESH = (
+    "weak: nothing to judge: no moment with a positive is dated after what live has learned; the rows are learned"
+)
+
+
+def collect(run: UpdateRun) -> None:
+    """1. What happened since: judged rows, archive and split as they will be, in the run's folder."""
+    if run.journal.has("collect"):
+        return
+    with run.project.open_log() as log:
+        waiting = run.project.open_control().handed()
+        out = sorted(out_at([*log.retractions(), *(row.retraction for row in waiting)]))
+        made = append(run.project, log, run.until, run.learned, EventLabeler.of(run.spec), run.folder / "data", out)
+    run.journal.done("collect", **msgspec.to_builtins(made))
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
+    run.voice.say(
+        "collect",
+        f"seq {run.watermark + 1:,} to {run.until:,}: {made.read:,} rows = {made.kept:,} kept + {removed} removed; "
+        f"{made.new_users:,} new users, {made.new_items:,} new items",
+    )
+    if made.late:
+        run.voice.say(
+            "collect",
+            f"{made.late:,} of {made.late + made.fresh:,} new moments are dated before what live has learned: "
+            "they are learned and never judged",
+        )
+    rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
+    run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
+
+
+def check_input(run: UpdateRun) -> None:
+    """2. Live's own loss on what came, against its earlier windows: out of band holds the window."""
+    if run.journal.has("check"):
+        return
+    events = run.data.events
+    own, parents = _known_windows(run)
+    # What live has not learned, dated after what it has: of late rows it knows what came next.
+    events = events.filter(run.learned.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
+    came = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
+    if not run.config.update.input_check or not len(came):
+        why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
+        run.journal.done(
+            "check",
+            windows=_json_of(parents + own),
+            gates=gate.trees([GateResult(gate.INPUT, None, 0.0, True, note=why)]),
+        )
+        return
+    before = make_queries(events.filter(pl.col("first") <= run.watermark), "successive")
+    came = paired.subsample(came, CHECKED)
+    past = paired.windows(before, input_check.WINDOWS, len(came)) if len(before) else []
+    windows = [_window(run, one, run.watermark) for one in past]
+    if len(windows) < input_check.FEWEST:
+        windows = own + windows
+    inherited = len(windows) < input_check.FEWEST  # a child that has just replaced its parent has no windows of its own
+    if inherited:
+        windows = parents + windows
+    incoming = _window(run, came, run.until)
+    found = input_check.input_check(LossEstimate.of(incoming), [LossEstimate.of(one) for one in windows])
+    if inherited and parents and not found.weak:
+        found = replace(found, note=f"the windows of its parents count: {found.note}")
+    if (incoming.queries or 0) >= input_check.QUERIES:
+        windows = [*windows, incoming]
+    kept = _json_of(windows[-input_check.WINDOWS :])
+    run.journal.done("check", windows=kept, gates=gate.trees([found]))
+    run.voice.say("check", found.line())
+
+
+def _json_of(windows: Sequence[WindowLoss]) -> list[Any]:
+    return [window.to_json() for window in windows]
+
+
+def _known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
+    """The earlier windows of the live bundle, and those of its parents; another recipe's are neither."""
+    known = [window for window in run.data.manifest.windows or () if window.queries is not None]
+    line = loading.lineage(run.project, run.live)
+    own = [window for window in known if window.bundle == run.live.id]
+    return own, [window for window in known if window.bundle in line]
+
+
+def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
+    """Live's own loss over these queries, as ``data/manifest.json`` keeps it."""
+    lost = paired.window_loss(paired.answer(run.live, queries, *run.world).ndcg)
+    return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread)
+
+
+def check_size(run: UpdateRun) -> None:
+    """Whether the window holds enough to judge: nothing is trained for a verdict that could only wait."""
+    if run.journal.has("enough"):
+        return
+    users = np.array(make_queries(run.data.test, "successive").users)
+    late_alone = not len(users) and run.window.late > 0
+    found = None
+    if run.refreshes and not late_alone:
+        found = gate.enough(users, judged_before(run), run.config.release.gates)
+    run.journal.done("enough", gates=gate.trees([found] if found else []))
+    if found is not None:
+        run.voice.say("check", found.line())
+
+
+def train_candidate(run: UpdateRun) -> None:
+    """3. candidate': live and everything that came but the moments that are tested."""
+    if run.journal.has("learn"):
+        return
+    data, window = run.data, run.window
+    before = pl.concat([data.train, data.valid]).sort(SEQ)
+    if run.full:
+        tables = make_tables(run.spec, before, window.cut, data.items, data.users, run.live.items.ids.ids)
+        arrays = training_steps.validation_arrays(run.project, tables, data)
+        learned = training_steps.fit_models(run.project, tables, arrays, data, run.folder, run.voice, None)
+        candidate = tag_child(run, learned.bundle, "full")
+    else:
+        weights = load_train_state(run.live, run.project.bundles, run.reset)
+        candidate = build_child(
+            run, run.live, before, window.cut, window.held_seq, WarmStart(weights, run.learned), run.folder
+        )
+    written = write(run, candidate, run.folder / "candidate")
+    run.journal.done("learn", bundle=written.id)
+
+
+def run_gates(run: UpdateRun) -> None:
+    """4. candidate' beside live, by the recommender that serves, on what neither has learned: *new* and *old*."""
+    if run.journal.has("judge"):
+        return
+    candidate, window = load_candidate(run), run.window
+    recipe = str(candidate.manifest.recipe)
+    timeline, catalogue = run.world
+    asked = make_queries(run.data.test, "successive")
+    new = paired.subsample(asked)
+    ours, lives = (
+        paired.answer(bundle, new, timeline, catalogue, training_steps.THREADS) for bundle in (candidate, run.live)
+    )
+    pairs, old = compared(ours, lives), holdout_queries(run)
+    forgotten = None
+    if len(old):
+        mine, theirs = (
+            paired.answer(bundle, old, timeline, catalogue, training_steps.THREADS) for bundle in (candidate, run.live)
+        )
+        forgotten = compared(mine, theirs)
+    windows = inherited_windows(run)
+    decided = loading.has_decisions(run.project)
+    evidence = GateInputs(
+        new=pairs,
+        earlier=window_scores(windows, recipe),
+        old=forgotten,
+        slices={
+            "cold": pairs.where(ours.cold),
+            "repeat": compared(ours, lives, "repeat"),
+            "explore": compared(ours, lives, "explore"),
+        },
+        parity=verify.verify(run.project)["unexplained"] if decided else None,
+        latency=paired.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,
+        cold_coverage=(ours.cold_coverage, lives.cold_coverage),
+        cold_users=len(np.unique(ours.users[ours.cold])),
+    )
+    found = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
+    if not run.refreshes:
+        found = gate.before_a_trial(found)
+    if not len(new):
+        found = [replace(one, note=NOTHING_FRESH) if one.name == "new" else one for one in found]
+    save_window(run, pairs, windows, recipe)
+    facts = {
+        "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "old_queries": len(old),
+    }  # fmt: skip
+    run.journal.done("judge", gates=gate.trees(found), **facts)
+    for one in found:
+        run.voice.say("gate", one.line())
+
+
+def train_final(run: UpdateRun) -> None:
+    """5. The last quarter learned by the same recipe: the bundle that is let in."""
+    if run.journal.has("finish"):
+        return
+    candidate, data = load_candidate(run), run.data
+    cut = end_of(data.events, STAMP) + 1
+    start = None if run.full else WarmStart(load_train_state(candidate, run.folder / "candidate"), candidate.learned)
+    grown = build_child(run, candidate, data.events, cut, nothing_held(data.events), start, run.folder / "rest")
+    grown = replace(grown, metrics=candidate_table(run, candidate), window=load_window(run))
+    written = write(run, grown, run.folder / "bundles")
+    found = final_evidence(run, candidate, written)
+    run.journal.done("finish", bundle=written.id, gates=gate.trees(found))
+    for one in found:
+        run.voice.say("gate", one.line())

@@ -1,0 +1,53 @@
+"""Report the progress of a run: the protocol, a null object, and the console's implementation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final, Protocol
+
+import rich.console
+import rich.progress
+
+STDERR: Final = rich.console.Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 132)
+
+
+class Progress(Protocol):
+    """Who is told what came out of each step, and how far a long one is."""
+
+    def say(self, chapter: str, line: str) -> None: ...
+    def show(self, chapter: str, drawn: Any) -> None: ...
+    def bar(self, chapter: str, done: int, total: int) -> None: ...
+
+
+class NullProgress:
+    """Tells nobody."""
+
+    def say(self, chapter: str, line: str) -> None: ...
+    def show(self, chapter: str, drawn: Any) -> None: ...
+    def bar(self, chapter: str, done: int, total: int) -> None: ...
+
+
+class ConsoleProgress:
+    """Tells on stderr what came out of each step; a bar where a terminal watches a long one."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+
+    def say(self, chapter: str, line: str) -> None:
+        STDERR.print(f"[bold]{chapter:>9}[/]  ", end="")
+        STDERR.print(line, markup=False, emoji=False)
+
+    def show(self, chapter: str, drawn: Any) -> None:
+        if chapter != "evaluate":  # verbs put the table on stdout
+            STDERR.print(drawn)
+
+    def bar(self, chapter: str, done: int, total: int) -> None:
+        if self._progress is None:
+            self._progress = rich.progress.Progress(console=STDERR, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(f"{chapter:>9}", total=total)
+        self._progress.update(self._task, completed=done, total=total)
+        if done >= total:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,96 @@
+"""The ladder's ``attributes``: what a tower says of people and items that have no history, by their fields alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from recloop.bundle import Bundle
+from recloop.features.encode import EncodedBatch, attribute_codes
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.sources import session
+from recloop.recommend.top_k import DEPTH
+
+USER_FIELD = "user."
+
+
+class AttributeTowers:
+    """A bundle's towers. Cold items of the catalogue, which the item table does not know, stand in the same ranking."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._user, self._item = (session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
+        self._inputs = {given.name for given in self._user.get_inputs()}
+        self._bundle, self._items = bundle, bundle.arrays["item_vectors"]
+        self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
+
+    def best(self, catalogue: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Raw ids for query b, best first; none for a person of whom no field is known. Ties: table, then id bytes."""
+        own = [n for n, name in enumerate(encoded.context_names) if name.startswith(USER_FIELD)]
+        if not encoded.context[b, own].any():
+            return
+        yield from self._near(self._person(encoded.context[b : b + 1]), catalogue, allowed, b)
+
+    def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Raw ids near an item for query b, best first; of an item without a row and without a known field none."""
+        item_ix = self._bundle.items.ids.index(item_id)
+        if item_ix:
+            yield from self._near(self._items[item_ix], catalogue, allowed, b)
+            return
+        item = catalogue.get(item_id)
+        codes, _ = attribute_codes(
+            "item", self._bundle.spec, self._bundle.fields, [None if item is None else item.attributes]
+        )
+        if codes.any():
+            vector = self._item.run(None, {"codes": codes.astype(np.int64)})[0][0]
+            yield from self._near(vector, catalogue, allowed, b)
+
+    def _near(self, vector: np.ndarray, catalogue: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Raw ids by their product with a vector (D,)."""
+        cold_ids, cold = self._outside(catalogue, allowed.text)
+        yield from ranked(self._items @ vector, allowed, b, self._bundle.items.ids.ids, cold_ids, cold @ vector)
+
+    def _person(self, context: np.ndarray) -> np.ndarray:
+        dim = self._items.shape[1]
+        feeds = {
+            "history": np.zeros((1, 1, dim), np.float32),
+            "moments": np.zeros((1, 1), np.int64),
+            "mask": np.zeros((1, 1), bool),
+            "context": context.astype(np.int64),
+        }
+        vector: np.ndarray = self._user.run(None, {name: feeds[name] for name in self._inputs})[0][0]
+        return vector
+
+    def _outside(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
+        """Shown items that pass a condition and have no row, ids ascending, and their vectors (n, D)."""
+        key = (catalogue.version, text)
+        if self._cold is None or self._cold[0] != key:
+            ids = sorted(catalogue.latest(text, self._bundle.items.ids))
+            found = [catalogue.get(item_id) for item_id in ids]
+            rows = [None if item is None else item.attributes for item in found]
+            codes, _ = attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)
+            told = np.asarray(codes.any(axis=1))
+            vectors = np.zeros((0, self._items.shape[1]), np.float32)
+            if told.any():
+                vectors = self._item.run(None, {"codes": codes[told].astype(np.int64)})[0]
+            self._cold = (key, [ids[place] for place in np.flatnonzero(told)], vectors)
+        return self._cold[1], self._cold[2]
+
+
+def ranked(
+    scores: np.ndarray, allowed: CandidateMask, b: int, ids: Sequence[str], cold_ids: Sequence[str], cold: np.ndarray
+) -> Iterator[str]:
+    """The best of a table and of items without a row that query b may show, in one ranking; ties: table, then id bytes.
+
+    Args:
+        scores: (N+1,) of the table, -inf: not at all. ids: Of its rows.
+        cold: (n,) scores of ``cold_ids``, which ascend.
+    """
+    whole = np.concatenate([scores, cold])
+    whole[: len(scores)][~allowed.mask] = -np.inf
+    whole[allowed.banned[b]] = -np.inf
+    for place in np.lexsort((np.arange(len(whole)), -whole))[:DEPTH].tolist():
+        if whole[place] == -np.inf:
+            return
+        yield ids[place - 1] if place < len(scores) else cold_ids[place - len(scores)]

@@ -1,0 +1,239 @@
+"""The catalogue: every item's attributes as of a seq, and which items a condition lets through."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from recloop import conditions
+from recloop.features.vocabulary import Vocabulary, as_text
+from recloop.recommend.cache import ENTRY_BYTES, ByteCache
+from recloop.records import ITEM_ID, SEQ, Item
+
+FILTER_CACHE_BYTES = 64 * 2**20
+"""Memory of what is kept for conditions that were asked before, of all bundles together; then the oldest of it goes."""
+
+Kept = TypeVar("Kept")
+
+
+class _View:
+    """A catalogue as one table sees it: which place in it each item of the table has, and what conditions let through.
+
+    Attributes:
+        rows: (N,) int32 place of each item in the catalogue, -1 where the catalogue does not have it.
+        masks, latest: What `Catalog.mask` and `Catalog.latest` gave, by condition.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+        self.masks: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)
+        self.latest: ByteCache[str, list[str]] = ByteCache(FILTER_CACHE_BYTES)
+
+    @property
+    def bytes(self) -> int:
+        return self.masks.bytes + self.latest.bytes
+
+    def add(self, item_ix: int, place: int) -> None:
+        """The catalogue has a new item."""
+        if item_ix:
+            self.rows[item_ix - 1] = place
+
+    def clear(self) -> None:
+        self.masks.clear()
+        self.latest.clear()
+
+
+class Catalog:
+    """Items by raw id. Its ``version`` is the same however the items came in, one by one or from columns."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, Item] = {}
+        self._first_seq: dict[str, int] = {}
+        self._out: set[str] = set()  # hidden or deleted
+        self._sum: int | None = None  # of the weights of all items; None: not worked out yet
+        self._frame: pl.DataFrame | None = None
+        self._passing: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)  # bits of `_passes`, by condition
+        self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view goes with its bundle
+
+    @classmethod
+    def of(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalog:
+        """The catalogue as of a seq, from frames of versions (item_id, seq, attributes, hidden, deleted)."""
+        catalogue = cls()
+        for frame in frames:
+            if frame is None:
+                continue
+            rows = frame.sort(SEQ)
+            if until is not None:
+                rows = rows.filter(pl.col(SEQ) <= until)
+            for item_id, seq, text, hidden, deleted in rows.select(
+                ITEM_ID, SEQ, "attributes", "hidden", "deleted"
+            ).iter_rows():
+                catalogue.upsert(
+                    Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
+                )
+        catalogue._weighed()  # once, here, not at the first request
+        return catalogue
+
+    @classmethod
+    def of_table(cls, ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> Catalog:
+        """A bundle's own catalogue: the items of its table, none hidden."""
+        catalogue = cls()
+        rows = zip(ids, attributes, strict=True)
+        catalogue._items = {item_id: Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows}
+        catalogue._first_seq = dict.fromkeys(catalogue._items, 0)
+        return catalogue
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._items
+
+    def get(self, item_id: str) -> Item | None:
+        return self._items.get(item_id)
+
+    def first_seq(self, item_id: str) -> int:
+        """The seq of an item's first version; 0 for an item without one."""
+        return self._first_seq.get(item_id, 0)
+
+    def upsert(self, item: Item) -> None:
+        """A new version of an item, in force at once; attributes are replaced whole."""
+        old = self._items.get(item.item_id)
+        if self._sum is not None:
+            self._sum = (self._sum + _weight(item) - (0 if old is None else _weight(old))) % 2**64
+        self._items[item.item_id] = item
+        if old is None:
+            for vocabulary, view in self._views.items():
+                view.add(vocabulary.index(item.item_id), len(self._items) - 1)
+        self._first_seq.setdefault(item.item_id, item.seq)
+        if item.hidden or item.deleted:
+            self._out.add(item.item_id)
+        else:
+            self._out.discard(item.item_id)
+        self._forget()
+
+    @property
+    def version(self) -> str:
+        """8 hex of all items as they are now."""
+        return f"{self._weighed():016x}"[:8]
+
+    @property
+    def fields(self) -> set[str]:
+        """The attributes that some item has."""
+        return set().union(*(item.attributes for item in self._items.values()))
+
+    @property
+    def columns(self) -> list[str]:
+        """Fields that a condition may name: item_id and every attribute that some item has."""
+        return self._table().columns
+
+    def check(self, text: str, key: str) -> None:
+        """Refuse a condition that does not parse or names a field that no item has (UserError)."""
+        if text.strip():
+            conditions.parse(text, self._table().schema, key)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes kept for conditions; at most `FILTER_CACHE_BYTES`."""
+        return self._passing.bytes + sum(view.bytes for view in self._views.values())
+
+    def mask(self, text: str, vocabulary: Vocabulary) -> np.ndarray:
+        """(N+1,) bool: items of a table that are shown and pass a condition; row 0 is False."""
+        view = self._view(vocabulary)
+        mask = view.masks.get(text)
+        if mask is None:
+            mask = np.ones(len(vocabulary) + 1, dtype=bool)
+            if text.strip():
+                known = view.rows >= 0
+                mask[1:] = known
+                mask[1:][known] = self._passes(text)[view.rows[known]]
+            for item_id in self._out:
+                mask[vocabulary.index(item_id)] = False
+            mask[0] = False
+            self._keep(view.masks, text, mask, mask.nbytes)
+        return mask
+
+    def latest(self, text: str, vocabulary: Vocabulary) -> list[str]:
+        """Shown items that pass a condition and that the table does not know: newest first, ties by id bytes."""
+        view = self._view(vocabulary)
+        latest = view.latest.get(text)
+        if latest is None:
+            fresh = self._passes(text).copy()
+            fresh[view.rows[view.rows >= 0]] = False
+            latest = sorted(compress(self._items, fresh), key=lambda item_id: (-self._first_seq[item_id], item_id))
+            self._keep(view.latest, text, latest, sys.getsizeof(latest))
+        return latest
+
+    def _passes(self, text: str) -> np.ndarray:
+        """(n,) bool by place in the catalogue: the item is shown and passes a condition."""
+        packed = self._passing.get(text)
+        if packed is not None:
+            return np.unpackbits(packed, count=len(self._items)).view(bool)
+        passes = np.array([item_id not in self._out for item_id in self._items], dtype=bool)
+        if text.strip():
+            table = self._table()
+            rule = conditions.parse(text, table.schema, "filter")
+            passes &= table.select(rule.expr.fill_null(False)).to_series().to_numpy()  # a constant holds for all
+        packed = np.packbits(passes)
+        self._keep(self._passing, text, packed, packed.nbytes)
+        return passes
+
+    def _view(self, vocabulary: Vocabulary) -> _View:
+        view = self._views.get(vocabulary)
+        if view is None:
+            places = {item_id: place for place, item_id in enumerate(self._items)}
+            rows = np.fromiter((places.get(item_id, -1) for item_id in vocabulary.ids), np.int32, len(vocabulary))
+            view = self._views[vocabulary] = _View(rows)
+        return view
+
+    def _keep(self, cache: ByteCache[str, Kept], text: str, value: Kept, size: int) -> None:
+        """Keep what was worked out for a condition; conditions come from clients, so the oldest of the most makes room."""
+        size += sys.getsizeof(text)
+        while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
+            caches = [self._passing, *(one for view in self._views.values() for one in (view.masks, view.latest))]
+            max(caches, key=lambda one: one.bytes).drop_oldest()
+        cache.put(text, value, size)
+
+    def _weighed(self) -> int:
+        if self._sum is None:
+            self._sum = sum(_weight(item) for item in self._items.values()) % 2**64
+        return self._sum
+
+    def _forget(self) -> None:
+        """Something of an item has changed: no answer to a condition is good any more."""
+        self._frame = None
+        self._passing.clear()
+        for view in self._views.values():
+            view.clear()
+
+    def _table(self) -> pl.DataFrame:
+        """Every item's attributes as columns, for conditions; mixed types become text."""
+        if self._frame is None:
+            names = sorted({name for item in self._items.values() for name in item.attributes} - {ITEM_ID})
+            columns = {ITEM_ID: pl.Series(list(self._items), dtype=pl.String)}
+            for name in names:
+                columns[name] = _column([item.attributes.get(name) for item in self._items.values()])
+            self._frame = pl.DataFrame(columns)
+        return self._frame
+
+
+def _weight(item: Item) -> int:
+    text = msgspec.json.encode([item.item_id, item.attributes, item.hidden, item.deleted], order="sorted")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _column(values: list[Any]) -> pl.Series:
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, bool) for value in present):
+        return pl.Series(values, dtype=pl.Boolean)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return pl.Series([None if value is None else float(value) for value in values], dtype=pl.Float64)
+    return pl.Series([None if value is None else as_text(value) for value in values], dtype=pl.String)

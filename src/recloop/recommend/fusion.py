@@ -1,0 +1,66 @@
+"""The mix: weighted reciprocal rank fusion of what the sources recalled (definitions, section 2b)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from recloop.policy import RRF
+from recloop.recommend.top_k import TopK
+from recloop.records import MIX_SOURCES
+
+
+@dataclass(frozen=True)
+class FusedTopK:
+    """(B, k) items of the mix: item_ix (0: no more), float32 scores falling, number of the source in MIX_SOURCES."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    sources: np.ndarray
+
+    @classmethod
+    def empty(cls, size: int, k: int) -> FusedTopK:
+        """Nothing for each of ``size`` queries."""
+        return cls(
+            np.zeros((size, k), np.int32), np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
+        )
+
+
+def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, constant: float = RRF) -> FusedTopK:
+    """Fuse the sources; ties by item_ix; a slot's source is the one that gave it the largest share.
+
+    Args:
+        k: Items a list. constant: added to each rank (`RRF`).
+    """
+    size = next(iter(recalled.values())).items.shape[0]
+    fused = FusedTopK.empty(size, k)
+    rows, items, shares, sources = [], [], [], []
+    for number, source in enumerate(MIX_SOURCES):
+        if source in recalled and weights.get(source, 0.0) > 0:
+            row, place = np.nonzero(recalled[source].items)
+            rows.append(row)
+            items.append(recalled[source].items[row, place])
+            shares.append(weights[source] / (constant + 1.0 + place))
+            sources.append(np.full(len(row), number, dtype=np.int8))
+    if not sum(map(len, rows)):
+        return fused
+    row, item = np.concatenate(rows), np.concatenate(items).astype(np.int64)
+    share, source_number = np.concatenate(shares), np.concatenate(sources)
+    # One order for everything: by query and item, the largest share first (its source names the slot).
+    order = np.lexsort((source_number, -share, row * (item.max() + 1) + item))
+    row, item, share, source_number = row[order], item[order], share[order], source_number[order]
+    first = np.ones(len(row), dtype=bool)
+    first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+    total = np.add.reduceat(share, np.flatnonzero(first)).astype(np.float32)
+    row, item, source_number = row[first], item[first], source_number[first]
+    order = np.lexsort((item, -total, row))
+    row = row[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = place < k
+    target = (row[kept], place[kept])
+    fused.items[target] = item[order][kept]
+    fused.scores[target] = total[order][kept]
+    fused.sources[target] = source_number[order][kept]
+    return fused

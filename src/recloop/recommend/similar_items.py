@@ -1,0 +1,116 @@
+"""Lists about an item: what lies near its vector, what people took after it, what has its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import scipy.sparse as sp
+
+from recloop.bundle import Bundle
+from recloop.features.encode import attribute_codes
+from recloop.policy import Placement
+from recloop.recommend.attribute_towers import AttributeTowers, ranked
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.sources import popularity_rank
+from recloop.recommend.top_k import TopK, best_row, best_sparse
+
+LIST: Final = "similar"
+SOURCES: Final = ("model", "neighbours")
+"""What a list about an item is mixed of: the cosine of item vectors, and the item's row of co-visitation."""
+PLACEMENT: Final = Placement(list=LIST, weights=dict.fromkeys(SOURCES, 1.0), filter="", k=10)
+"""The placement `similar` of a bundle that brings none of that name."""
+
+
+class SimilarItems:
+    """What a bundle knows of items that are like an item."""
+
+    def __init__(self, bundle: Bundle, towers: AttributeTowers | None) -> None:
+        self._bundle, self._towers = bundle, towers
+        self._described = _AttributeNeighbours(bundle)
+
+    def recall(self, item_ids: Sequence[str], allowed: CandidateMask, weights: Mapping[str, float]) -> dict[str, TopK]:
+        """The top 200 of each source for the item of each query; nothing for one without a row."""
+        item_ix = self._bundle.items.ids.lookup(item_ids, len(item_ids))
+        made = {}
+        if weights.get("model", 0) > 0 and "item_vectors" in self._bundle.arrays:
+            made["model"] = self._near(item_ix, allowed)
+        if weights.get("neighbours", 0) > 0 or not made:
+            made["neighbours"] = self._after(item_ix, allowed)
+        return made
+
+    def described(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Raw ids of items described like this one, best first: by the towers of a bundle that has them, else by fields."""
+        if self._towers is not None:
+            return self._towers.like(catalogue, item_id, allowed, b)
+        return self._described.like(catalogue, item_id, allowed, b)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """(N+1,) of the item vectors; never 0."""
+        lengths: np.ndarray = np.maximum(np.linalg.norm(self._bundle.arrays["item_vectors"], axis=1), 1e-12)
+        return lengths
+
+    def _near(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
+        """By cosine; each query alone, so a score does not depend on its company."""
+        vectors, recalled = self._bundle.arrays["item_vectors"], TopK.empty(len(item_ix))
+        for b in np.flatnonzero(item_ix).tolist():
+            own = item_ix[b]
+            cosine = vectors @ vectors[own] / (self._lengths * self._lengths[own])  # (N+1,)
+            items, scores = best_row(cosine, allowed, b)
+            recalled.items[b, : len(items)], recalled.scores[b, : len(items)] = items, scores
+        return recalled
+
+    def _after(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
+        """By the stored rows of co-visitation."""
+        arrays = self._bundle.arrays
+        spans = [slice(arrays["neighbours.indptr"][ix], arrays["neighbours.indptr"][ix + 1]) for ix in item_ix.tolist()]
+        offsets = np.cumsum([0, *(span.stop - span.start for span in spans)])
+        ids = np.concatenate([arrays["neighbours.ids"][span] for span in spans])
+        weights = np.concatenate([arrays["neighbours.weights"][span] for span in spans])
+        rows = sp.csr_array((weights, ids, offsets), shape=(len(spans), len(self._bundle.items) + 1))
+        return best_sparse(rows, allowed, popularity_rank(arrays["popular"]))
+
+
+class _AttributeNeighbours:
+    """Attribute neighbours without a tower: as many fields with the same code as possible, popular items first."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
+
+    def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Raw ids, best first; none where no field of the item is known."""
+        bundle, item = self._bundle, catalogue.get(item_id)
+        own_ix = bundle.items.ids.index(item_id)
+        attributes = item.attributes if item is not None else bundle.items.attributes[own_ix - 1] if own_ix else None
+        own = self._codes([attributes])[0]  # (C,)
+        if not own.any():
+            return iter(())
+        same = ((self._table == own) & (own > 0)).sum(axis=1)  # (N+1,)
+        place = popularity_rank(bundle.arrays["popular"]) / (len(same) + 1)  # below 1: it decides between equals
+        cold_ids, cold = self._outside(catalogue, allowed.text)
+        cold_same = ((cold == own) & (own > 0)).sum(axis=1)
+        scores = np.where(same > 0, same - place, -np.inf)
+        behind = np.where(cold_same > 0, cold_same - 1.0, -np.inf)
+        return ranked(scores, allowed, b, bundle.items.ids.ids, cold_ids, behind)
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(N+1, C) codes of the table's items; row 0 is missing throughout."""
+        return self._codes([None, *self._bundle.items.attributes])
+
+    def _codes(self, rows: Sequence[Mapping[str, Any] | None]) -> np.ndarray:
+        return attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)[0]
+
+    def _outside(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
+        """Shown items that pass a condition and have no row, ids ascending, and their codes (n, C)."""
+        key = (catalogue.version, text)
+        if self._cold is None or self._cold[0] != key:
+            ids = sorted(catalogue.latest(text, self._bundle.items.ids))
+            found = [catalogue.get(item_id) for item_id in ids]
+            self._cold = (key, ids, self._codes([None if item is None else item.attributes for item in found]))
+        return self._cold[1], self._cold[2]

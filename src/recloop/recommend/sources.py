@@ -1,0 +1,261 @@
+"""A bundle's scorers: what each source thinks of a batch of queries, numpy and onnxruntime only.
+
+Four kinds (design, section 2): ``vectors`` (a user graph or a table of users over an item table), ``neighbours`` (stored rows summed over
+the newest moments), ``counts`` (the state's own counts, popular lists), ``rank`` (scores what others recalled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+import scipy.sparse as sp
+
+from recloop.bundle import Bundle
+from recloop.errors import BundleError
+from recloop.features.encode import EncodedBatch, window
+from recloop.models.als import base_gram, confidence, solve_rows
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.top_k import TopK, best_dense, best_listed, best_sparse
+from recloop.records import DAY
+
+MOST_HALVINGS = 1000.0
+"""An act this many half-lives older than the newest one weighs as little as an older one: 2^-1000 is above 0 still."""
+INPUT_SHARE = 0.2
+"""What a moment that only looked at an item counts in ``history``: a view weighs 1 where a purchase weighs 5."""
+TOGETHER = 32
+"""Windows that the user graph sees at once."""
+
+
+class Source(Protocol):
+    """What a source must do: the best items of each query after the filters."""
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        """(B, DEPTH) items and scores, falling."""
+        ...
+
+
+class PopularSource:
+    """``popular``: one list for everybody."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._order = bundle.arrays["popular"]
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        return best_listed(self._order, len(encoded), allowed)
+
+
+class HistorySource:
+    """``history``: what the user's own moments hold, each weighed by its age at the user's newest moment.
+
+    A moment in which the item was a target counts 1, one in which it was an input alone `INPUT_SHARE`.
+    Age at the newest moment orders items as age at now does, and a log of any age keeps weights above 0.
+    """
+
+    def __init__(self, bundle: Bundle, half_life: float | None) -> None:
+        self._size = len(bundle.items) + 1
+        self._rank = popularity_rank(bundle.arrays["popular"])
+        self._half_life = half_life
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
+        newest = encoded.stamps[encoded.moment_offsets[1:][moment_query] - 1]
+        weight = age_weights(newest - encoded.stamps, self._half_life)
+        rows = weight[encoded.row_moment] * np.where(encoded.targets, 1.0, INPUT_SHARE)
+        scores = sp.csr_array((rows, encoded.items, encoded.row_offsets), shape=(len(encoded), self._size))
+        scores.sum_duplicates()
+        mantissa, exponent = np.frexp(scores.data)  # equal to 24 bits is equal, as in float32, at any size
+        scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)
+        return best_sparse(scores, allowed, self._rank)
+
+
+class CoVisitationSource:
+    """``neighbours``: the stored rows of the newest moments' items, summed."""
+
+    def __init__(self, bundle: Bundle, recent: tuple[float, ...]) -> None:
+        size = len(bundle.items) + 1
+        arrays = bundle.arrays
+        self._rank = popularity_rank(arrays["popular"])
+        self._recent = np.array(recent)
+        self._rows = sp.csr_array(
+            (arrays["neighbours.weights"].astype(np.float64), arrays["neighbours.ids"], arrays["neighbours.indptr"]),
+            shape=(size, size),
+        )
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
+        age = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(encoded.stamps))  # 0 = newest
+        weight = np.where(age < len(self._recent), self._recent[np.minimum(age, len(self._recent) - 1)], 0.0)
+        rows = weight[encoded.row_moment]
+        kept = rows > 0
+        history = sp.csr_array(
+            (rows[kept], (encoded.row_query[kept], encoded.items[kept])), shape=(len(encoded), self._rows.shape[0])
+        )
+        scores = sp.csr_array(history @ self._rows)
+        scores.data = scores.data.astype(np.float32)
+        return best_sparse(scores, allowed, self._rank)
+
+
+class EmbeddingSource:
+    """``model``: the user graph's vector against the item table; a user without history gets nothing."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._items = bundle.arrays["item_vectors"]
+        self._history = bundle.spec.history
+        self._session = session(bundle.graphs["user.onnx"], threads)
+        self._inputs = {given.name for given in self._session.get_inputs()}
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        owners, users = self.users(encoded)
+        return best_dense(self._items, users, owners, len(encoded), allowed)
+
+    def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
+        """The queries that have a history, (b,), and their vectors, (b, D) float32.
+
+        Windows of like length run together, `TOGETHER` at a time: little padding, and the attention stays in the cache.
+        """
+        items, moments, mask = window(encoded, self._history).padded()
+        lengths = mask.sum(axis=1)
+        owners = np.flatnonzero(lengths)
+        order = owners[np.argsort(lengths[owners], kind="stable")]
+        vectors = np.zeros((len(encoded), self._items.shape[1]), dtype=np.float32)
+        for start in range(0, len(order), TOGETHER):
+            rows = order[start : start + TOGETHER]
+            width = slice(0, lengths[rows[-1]])
+            feeds = {
+                "history": self._items[items[rows, width]],
+                "moments": moments[rows, width],
+                "mask": mask[rows, width],
+                "context": encoded.context[rows].astype(np.int64),
+            }
+            vectors[rows] = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+        if not np.isfinite(vectors).all():
+            raise BundleError(
+                "user.onnx", "NaN or infinite", "finite user vectors", "recloop train, with a smaller train.lr"
+            )
+        return owners, vectors[owners]
+
+
+class FactorSource:
+    """``model`` of a factorisation: the user's own vector where nothing happened since it was learned, else folded in.
+
+    Folding in is the exact half-step of learning (`recloop.models.als`), on how often the history holds an item,
+    and on what the user has out of the list; who has something there is always folded in.
+    """
+
+    def __init__(self, bundle: Bundle, l2: float, unseen: float) -> None:
+        assert bundle.users is not None
+        self._items, self._users = bundle.arrays["item_vectors"], bundle.arrays["user_vectors"]
+        self._known, self._cut = bundle.users, bundle.cut
+        self._l2, self._unseen = l2, unseen
+        self._gram = base_gram(self._items, unseen)
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        owners, users = self.users(encoded)
+        return best_dense(self._items, users, owners, len(encoded), allowed)
+
+    def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
+        """The queries that have a history, (b,), and their vectors, (b, D) float32."""
+        sizes = np.diff(encoded.row_offsets)
+        owners = np.flatnonzero(sizes)
+        user_ix = self._known.ids.lookup(encoded.states.users, len(encoded))[owners]
+        newest = encoded.stamps[encoded.moment_offsets[1:][owners] - 1]
+        stands = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
+        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not say when they came
+        vectors = self._users[np.where(stands, user_ix, 0)]
+        if not stands.all():
+            once = np.ones(len(encoded.items))
+            shape = (len(encoded), len(self._items))
+            history = sp.csr_array((once, encoded.items, encoded.row_offsets), shape=shape)[owners[~stands]]
+            history.sum_duplicates()
+            history.data = confidence(history.data)
+            ones = np.ones(len(encoded.negatives))
+            refused = sp.csr_array((ones, encoded.negatives, encoded.negative_offsets), shape=shape)[owners[~stands]]
+            vectors[~stands] = solve_rows(self._items, self._gram, history, self._l2, self._unseen, refused)
+        return owners, vectors
+
+
+class RerankSource:
+    """``model`` of a network that fills no index: its order of what the other sources recalled.
+
+    Each query is scored alone, so its list does not depend on its company.
+    """
+
+    def __init__(self, bundle: Bundle, others: Mapping[str, Source], threads: int = 1) -> None:
+        self._items, self._history = bundle.arrays["item_vectors"], bundle.spec.history
+        self._others = others
+        self._session = session(bundle.graphs["rank.onnx"], threads)
+        self._inputs = {given.name for given in self._session.get_inputs()}
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+        found = [scorer.best(encoded, allowed).items for scorer in self._others.values()]
+        items, moments, mask = window(encoded, self._history).padded()
+        recalled = TopK.empty(len(encoded))
+        for b in np.flatnonzero(mask.any(axis=1)).tolist():
+            candidates = np.unique(np.concatenate([source[b] for source in found]))
+            candidates = candidates[candidates > 0]
+            if not len(candidates):
+                continue
+            width = slice(0, int(mask[b].sum()))
+            feeds = {
+                "history": self._items[items[b : b + 1, width]],
+                "moments": moments[b : b + 1, width],
+                "mask": mask[b : b + 1, width],
+                "context": encoded.context[b : b + 1].astype(np.int64),
+                "candidates": self._items[candidates][None],
+            }
+            scores = self._session.run(None, {name: feeds[name] for name in self._inputs})[0][0]
+            if not np.isfinite(scores).all():
+                raise BundleError(
+                    "rank.onnx", "NaN or infinite", "finite scores", "recloop train, with a smaller train.lr"
+                )
+            order = np.lexsort((candidates, -scores))[: recalled.items.shape[1]]
+            recalled.items[b, : len(order)], recalled.scores[b, : len(order)] = candidates[order], scores[order]
+        return recalled
+
+
+def session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
+    """A graph, ready to run on so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
+    """The scorers that a bundle holds, by source."""
+    made: dict[str, Source] = {}
+    for source, spec in bundle.scorers.items():
+        if source == "popular":
+            made[source] = PopularSource(bundle)
+        elif source == "history":
+            made[source] = HistorySource(bundle, spec.half_life)
+        elif source == "neighbours":
+            made[source] = CoVisitationSource(bundle, spec.recent or ())
+        elif bundle.users is not None:
+            options = spec.config or {}
+            made[source] = FactorSource(bundle, options["l2"], options["unseen"])
+        elif spec.kind != "rank":
+            made[source] = EmbeddingSource(bundle, threads)
+    for source, spec in bundle.scorers.items():
+        if spec.kind == "rank":
+            made[source] = RerankSource(bundle, {name: made[name] for name in spec.of or ()}, threads)
+    return made
+
+
+def popularity_rank(order: np.ndarray) -> np.ndarray:
+    """(N+1,) the place of each item in the popular list; row 0 comes last."""
+    rank = np.full(len(order) + 1, len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
+
+
+def age_weights(age: np.ndarray, half_life: float | None) -> np.ndarray:
+    """(M,) float64 weight of each moment, above 0; ``age`` in microseconds, ``half_life`` in days, None: 1 for all."""
+    if half_life is None:
+        return np.ones(len(age))
+    halvings = np.minimum(np.maximum(age, 0) / (half_life * DAY), MOST_HALVINGS)
+    return np.asarray(np.exp2(-halvings))

@@ -1,0 +1,125 @@
+"""The best items of one source, for a batch: exact, no approximate index (design, section 7, "vectors")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from recloop.recommend.filters import CandidateMask
+
+DEPTH = 200
+"""Items that a source offers to the mix."""
+SPARED = 20
+"""Up to one item in this many left out, the whole table is scored: cheaper than a copy of what stays."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """(B, n) best items of one source: ``items`` item_ix (0: no more), ``scores`` float32 (-inf there), falling."""
+
+    items: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def empty(cls, size: int, depth: int = DEPTH) -> TopK:
+        return cls(np.zeros((size, depth), dtype=np.int32), np.full((size, depth), -np.inf, dtype=np.float32))
+
+
+def best_dense(
+    vectors: np.ndarray, users: np.ndarray, owners: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH
+) -> TopK:
+    """Largest inner products of user vectors with the allowed rows of the item table; ties by item_ix.
+
+    Args:
+        vectors: (N+1, D) float32 item table, row 0 pads.
+        users: (b, D) float32 vectors of the queries ``owners`` (b,); the other of the ``size`` queries get nothing.
+    """
+    recalled = TopK.empty(size, depth)
+    if not len(users):
+        return recalled
+    columns = np.flatnonzero(allowed.mask)
+    few_out = (len(allowed.mask) - len(columns)) * SPARED < len(allowed.mask)
+    if few_out:  # score all but the padding row, then take the few out
+        columns, table = np.arange(1, len(vectors)), vectors[1:]
+    else:  # compress first: many -inf make the partition slow
+        table = vectors[columns]
+    out = np.flatnonzero(~allowed.mask[1:]) if few_out else np.zeros(0, dtype=np.int64)
+    scores = users @ table.T
+    for row, owner in enumerate(owners):
+        banned = np.searchsorted(columns, allowed.banned[owner])
+        hit = banned < len(columns)
+        hit[hit] = columns[banned[hit]] == allowed.banned[owner][hit]
+        scores[row, banned[hit]] = -np.inf
+        scores[row, out] = -np.inf
+        place = _top(scores[row], min(depth, len(columns)))
+        place = place[scores[row, place] > -np.inf]
+        # A float32 product depends on its company in the batch: what is kept is scored again, alone.
+        alone = table[place] @ users[row]
+        order = np.lexsort((columns[place], -alone))
+        recalled.items[owner, : len(place)] = columns[place][order]
+        recalled.scores[owner, : len(place)] = alone[order]
+    return recalled
+
+
+def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
+    """The best allowed items of query b by its (N+1,) scores: item_ix and scores, falling, ties by item_ix."""
+    columns = np.flatnonzero(allowed.mask)
+    columns = columns[~np.isin(columns, allowed.banned[b], assume_unique=True)]
+    kept = scores[columns]
+    place = _top(kept, min(depth, len(columns))) if len(columns) else columns
+    order = np.lexsort((columns[place], -kept[place]))
+    return columns[place][order], kept[place][order]
+
+
+def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, depth: int = DEPTH) -> TopK:
+    """Largest positive entries of each row, ties by ``rank`` (N+1,), the place in training popularity.
+
+    Entries are compared in their own precision; the scores that come back are float32.
+    """
+    recalled = TopK.empty(scores.shape[0], depth)
+    for row in range(scores.shape[0]):
+        span = slice(scores.indptr[row], scores.indptr[row + 1])
+        items, values = scores.indices[span], scores.data[span]
+        keep = allowed.mask[items] & (values > 0)
+        if len(allowed.banned[row]):
+            keep &= ~np.isin(items, allowed.banned[row])
+        items, values = items[keep], values[keep]
+        if len(items) > depth:
+            border = np.partition(values, len(values) - depth)[len(values) - depth]
+            inside = values >= border  # all that tie at the border: the rank decides between them
+            items, values = items[inside], values[inside]
+        order = np.lexsort((rank[items], -values))[:depth]
+        recalled.items[row, : len(order)] = items[order]
+        recalled.scores[row, : len(order)] = values[order]
+    return recalled
+
+
+def best_listed(order: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
+    """The first allowed items of one list for everybody, scored by their place."""
+    recalled = TopK.empty(size, depth)
+    shown = order[allowed.mask[order]]
+    for row in range(size):
+        banned = allowed.banned[row]
+        first = shown[: depth + len(banned)]
+        if len(banned):
+            first = first[~np.isin(first, banned)]
+        first = first[:depth]
+        recalled.items[row, : len(first)] = first
+        recalled.scores[row, : len(first)] = 1.0 / np.arange(1, len(first) + 1)
+    return recalled
+
+
+def _top(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Places of the ``depth`` largest scores, all that tie with the last of them included."""
+    if depth >= len(scores):
+        return np.arange(len(scores))
+    border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+    if border == -np.inf:
+        return np.flatnonzero(scores > border)
+    places = np.flatnonzero(scores >= border)
+    if len(places) > depth:  # ties at the border: the smaller index stays
+        above = places[scores[places] > border]
+        places = np.concatenate([above, places[scores[places] == border][: depth - len(above)]])
+    return places

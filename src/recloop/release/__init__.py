@@ -1,0 +1,1 @@
+"""Decide whether a bundle may go live: gates, requirements, assignment, transitions."""

@@ -1,0 +1,268 @@
+"""The moves that a person asks for, by verb or over HTTP: promote, rollback, refuse, and what must be earned before.
+
+A bundle that `update` registered has passed its gate; one that `train` registered has not, and no move beside a live
+bundle is made before it ran: `recloop promote` runs it (`recloop.pipeline.promotion`), a server, which trains nothing, does not.
+A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer (and live
+again, with the same list), the experiment by users of both arms whose outcome is closed and by evidence of no harm: a loss above
+the plan's margin is ruled out (`recloop.monitoring.experiment_verdict`). Without ``to`` a bundle goes live only where both were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recloop.errors import BundleError, Locked, Refused, UserError
+from recloop.json_object import JsonTree
+from recloop.monitoring import experiment
+from recloop.monitoring.experiment_plan import EVIDENCE, Plan
+from recloop.monitoring.experiment_verdict import Verdict
+from recloop.monitoring.shadow_requirement import shadow_requirement
+from recloop.project import Project
+from recloop.recommend.loading import check_servable, open_bundle, verify_hash
+from recloop.records import now
+from recloop.release.assignment import CANDIDATE, LIVE
+from recloop.storage import ControlStore, locks, releases
+from recloop.storage.control import ReleaseRow
+
+AT_THE_DOOR = ("registered", "checked")
+"""States in which a bundle's gate is asked: who was let past it, for a reason, is asked for the steps alone."""
+SHADOWED = 100
+"""Requests that a bundle has scored in the shadow before the experiment is earned."""
+USERS = 200
+"""Users of each arm whose outcome is closed before live is earned (definitions, section 9: n >= 200 an arm)."""
+PATIENCE = 60.0
+"""Seconds that a running server is given to check a bundle."""
+
+
+def validate(project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "") -> releases.ReleaseState:
+    """See that a move can be: the bundle is known and checked, the machine knows the move; the machine as it is then.
+
+    Raises:
+        UserError: no such bundle or state, an experiment whose plan gives an arm too few users.
+        Refused: it failed its check, or the machine knows no such move.
+    """
+    target = _target(bundle, to)
+    _share(project, target)
+    machine = releases.read_state(control)
+    if machine.state(bundle) == "registered":
+        _check(project, control, machine.since(bundle), by or _who("promote"))
+        machine = releases.read_state(control)
+    releases.allowed(machine, bundle, target)
+    return machine
+
+
+def needs_gate(control: ControlStore, bundle: str) -> bool:
+    """Whether a bundle stands at the door, beside a live one, and no row of it holds the numbers of a gate."""
+    machine = releases.read_state(control)
+    return bool(machine.lives) and machine.state(bundle) in AT_THE_DOOR and _gates(control, bundle) is None
+
+
+def promote(
+    project: Project,
+    bundle: str,
+    to: str = "",
+    reason: str = "",
+    by: str = "",
+    at: int = 0,
+    gates: Sequence[Mapping[str, Any]] | None = None,
+) -> JsonTree:
+    """Move a registered bundle on: to ``to``, or to live where it has earned both steps on the way.
+
+    Args:
+        by: Who asks; empty: this command line.
+        at: int64 microseconds; 0: the machine's clock.
+        gates: The gate that was run for this move, for the row's evidence; None: it ran before, or it has to.
+
+    Raises:
+        UserError: no such bundle or state, an experiment whose plan gives an arm too few users.
+        BundleError: its bytes are no longer those that were checked.
+        Refused: it failed its check or its gate, its gate has not run, a step is not earned, the machine knows no such
+            move, somebody was faster.
+    """
+    control = project.open_control()
+    by, target, at = by or _who("promote"), _target(bundle, to), at or now()
+    machine = validate(project, control, bundle, target, by)
+    if gates is None and needs_gate(control, bundle):
+        how = f"{bundle} was trained, not updated to; `recloop promote {bundle} --to {target}` runs its gate"
+        raise Refused("gate", "not run", "passed", how)
+    verify_hash(project, machine.since(bundle))
+    missing, earned = _unmet_requirements(project, machine, bundle, target)
+    if target == "experiment":
+        earned[EVIDENCE] = Plan.of(project.config.release, bundle, at).to_evidence()
+    if gates is not None:
+        earned["gates"] = list(gates)
+    if machine.state(bundle) in AT_THE_DOOR:
+        judged = gates if gates is not None else _gates(control, bundle) or []
+        missing = [*_failed(judged), *missing]
+    if missing and not (to and reason):
+        first = missing[0]
+        how = f"{first.reason}; to go ahead of it: recloop promote {bundle} --to {target} --reason WHY"
+        raise Refused(first.gate, first.number, first.threshold, how)
+    if missing:
+        earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
+    return _result(releases.promote(control, bundle, to=target, by=by, reason=reason, at=at, evidence=earned))
+
+
+def _target(bundle: str, to: str) -> releases.Target:
+    for target in releases.TARGETS:
+        if target == (to or "live"):
+            return target
+    raise UserError("--to", to, f"one of {', '.join(releases.TARGETS)}", f"recloop promote {bundle} --to shadow")
+
+
+def _gates(control: ControlStore, bundle: str) -> list[JsonTree] | None:
+    """The gate of a bundle that ran last; None: none did."""
+    rows = (row for row in reversed(control.releases()) if row.bundle == bundle)
+    return next((row.evidence["gates"] for row in rows if "gates" in row.evidence), None)
+
+
+def _failed(gates: Sequence[Mapping[str, Any]]) -> list[Refused]:
+    return [
+        Refused(f"gate {one['name']}", one["value"], one["threshold"], one.get("note") or "its gate says no")
+        for one in gates
+        if not one["ok"]
+    ]
+
+
+def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> JsonTree:
+    """Bring back the bundle that was live before, after a look at its bytes.
+
+    Raises:
+        Refused: there was none, or somebody was faster. BundleError: it may not be served any more; nothing moved.
+    """
+    control = project.open_control()
+    before = releases.lives(control)[1:2]
+    if before:
+        verify_hash(project, before[0])
+    return _result(releases.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
+
+
+def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> JsonTree:
+    """Take a bundle out for good.
+
+    Raises:
+        UserError: no such bundle, or no reason. Refused: it is live, refused already, or somebody was faster.
+    """
+    if not reason.strip():
+        raise UserError("--reason", reason, "why this bundle is refused", f"recloop refuse {bundle} --reason WHY")
+    control = project.open_control()
+    return _result(releases.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=at or now()))
+
+
+def _result(row: ReleaseRow) -> JsonTree:
+    return {
+        "bundle": row.bundle, "from": row.from_, "to": row.to, "generation": row.generation, "evidence": row.evidence,
+    }  # fmt: skip
+
+
+def _who(verb: str) -> str:
+    try:
+        return f"recloop {verb} ({getpass.getuser()})"
+    except (KeyError, OSError, ImportError):  # a process whose user has no name
+        return f"recloop {verb}"
+
+
+def _share(project: Project, target: str) -> None:
+    """An arm, or a shadow, that no user falls into decides nothing."""
+    settings = project.config.release
+    if target == "experiment":
+        Plan.of(settings, "", 0)
+    if target == "shadow" and settings.shadow == 0:
+        raise UserError("release.shadow", 0.0, "a share above 0", "edit release.shadow in recloop.toml")
+
+
+def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
+    """See that a registered bundle is checked: by the server that runs in this folder, else here.
+
+    Raises:
+        Refused: it may not be served, and is refused for good by now.
+    """
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            with locks.writer_lock(project.root, "promote"):
+                _check_here(project, control, row, by)
+                return
+        except Locked:
+            time.sleep(0.1)
+        state, since = releases.read_state(control).states[row.bundle]
+        if state == "refused":
+            raise Refused("check", "failed", "passed", since.reason)
+        if state != "registered":
+            return
+    raise Refused("state", "registered", "checked", f"the server has not checked it within {PATIENCE:.0f} s; try again")
+
+
+def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
+    live = project.load_bundle() if releases.live(control) else None
+    try:
+        evidence = check_servable(project, open_bundle(project, row), live)
+    except BundleError as error:
+        releases.refuse(control, row.bundle, by=by, reason=str(error), at=now())
+        raise Refused("check", "failed", "passed", str(error)) from None
+    releases.checked(control, row.bundle, by=by, reason="loaded", at=now(), evidence=evidence)
+
+
+def _unmet_requirements(
+    project: Project, machine: releases.ReleaseState, bundle: str, target: str
+) -> tuple[list[Refused], JsonTree]:
+    """The steps on the way to ``target`` that are missing, and the numbers of those that were looked at."""
+    state = machine.state(bundle)
+    if target == "shadow" and machine.lives:
+        return [], {"golden": "equal", "shadow_requirement": shadow_requirement(project, bundle, SHADOWED).to_json()}
+    if target == "shadow" or state == "retired" or not machine.lives:
+        return [], {"golden": "equal"}
+    with project.open_decisions() as store:
+        shadowed, differ = store.shadowed(bundle), store.twins_that_differ(bundle)
+    numbers: JsonTree = {"golden": "equal", "shadowed": shadowed, "twins_that_differ": differ}
+    missing = []
+    if state == releases.ROLLED_BACK:
+        missing.append(
+            Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and taken back")
+        )
+    if shadowed < SHADOWED:
+        need = shadow_requirement(project, bundle, SHADOWED)
+        missing.append(Refused("shadow requests", shadowed, SHADOWED, f"the step shadow is not earned: {need}"))
+    if differ:
+        missing.append(Refused("twins that differ", differ, 0, "live does not agree with itself: recloop verify"))
+    if target == "live":
+        missing += _experiment(project, bundle, numbers)
+    return missing, numbers
+
+
+def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refused]:
+    """What the experiment lacks: users in an arm, or evidence of no harm."""
+    try:
+        found = experiment.analyze(project, bundle)
+    except UserError as error:  # it was in none, or its row holds no plan
+        users: dict[str, int] = dict.fromkeys((LIVE, CANDIDATE), 0)
+        numbers.update(users=users, verdict="none")
+        return [Refused(f"users in the arm {LIVE}", 0, USERS, f"the step experiment is not earned: {error}")]
+    users = {LIVE: found.users.live, CANDIDATE: found.users.candidate}
+    numbers.update(_evidence(found), users=users)
+    fewest = min(users, key=lambda arm: users[arm])
+    if users[fewest] < USERS:
+        why = f"the step experiment is not earned: {found.why}"
+        return [Refused(f"users in the arm {fewest}", users[fewest], USERS, why)]
+    if not found.no_harm:
+        threshold = f"a loss above {found.plan.margin:.2g} of {found.plan.metric} ruled out"
+        return [Refused("experiment", found.verdict, threshold, found.why)]
+    return []
+
+
+def _evidence(found: Verdict) -> JsonTree:
+    """The verdict in the evidence of a move to live."""
+    numbers: JsonTree = {
+        "verdict": found.verdict, "decided_by": found.decided_by, "why": found.why, "no_harm": found.no_harm,
+    }  # fmt: skip
+    primary = found.metrics.get(found.plan.metric)
+    if primary is not None:
+        numbers[found.plan.metric] = {
+            "live": primary.live, "candidate": primary.candidate, "low": primary.sequence_low, "high": primary.sequence_high,
+        }  # fmt: skip
+    if found.differs:
+        numbers["differs"] = found.differs
+    return numbers

@@ -1,0 +1,169 @@
+"""Middleware that decides whether a request is answered: Host, Origin, content type, admin token.
+
+A loopback address is no authentication: every page that a browser on this machine opens can send requests to it, and
+after DNS rebinding such a page even reads the answers. So a request must name a known Host, must not come from a page
+of another origin, writes must have a content type that a plain form cannot send, and admin routes and the console need
+the admin token. No ``X-Forwarded-*`` or ``Forwarded`` header is read.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from recloop.ingest.parse import NDJSON
+from recloop.serve.login import LOGIN, Login, login_page, private
+from recloop.serve.schemas import HttpError
+
+if TYPE_CHECKING:
+    from recloop.serve.service import Service
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+"""Names that are always answered, with any port."""
+WRITES = frozenset(name.encode() for name in ("application/json", *NDJSON))
+"""Content types of a POST. A page of another origin cannot send them without a preflight, which is refused."""
+API, ADMIN = "/v1/", "/v1/admin/"
+ROOT = ("", "/")
+CONSOLE = "/_nicegui"
+"""Prefix of the console's scripts and of its socket."""
+
+
+class AccessMiddleware:
+    """ASGI middleware inside `RequestMiddleware`, which gives its refusals their shape.
+
+    Args:
+        service: Gives ``serve.hosts`` and the admin token.
+        host: The address that is listened on; answered beside `LOCAL_HOSTS` and ``serve.hosts``.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, host: str = "") -> None:
+        self._app = app
+        self._configured = frozenset(host_name(name).encode() for name in service.project.config.serve.hosts)
+        own = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
+        self._hosts = self._configured.union(own)
+        self._token = service.token.encode()
+        self._login = Login(service.token)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # neither the API nor the console uses one
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, head = scope["path"], Head(scope["headers"])
+        self._check_host(head)
+        self._check_origin(head)
+        if path.startswith(API):
+            if scope["method"] == "POST" and head.content_type not in WRITES:
+                raise _not_a_write(head)
+            if path.startswith(ADMIN):
+                self._check_token(head)
+        elif scope["app"].state.console and (path in ROOT or path == LOGIN or path.startswith(CONSOLE)):
+            await self._console(scope, receive, private(send), head)
+            return
+        await self._app(scope, receive, send)
+
+    def _check_host(self, head: Head) -> None:
+        if len(head.hosts) != 1:
+            raise HttpError(
+                400, "bad_host", f"the request has {len(head.hosts)} Host headers; expected one", "Host", "one Host header"
+            )  # fmt: skip
+        if name_of(head.hosts[0]) not in self._hosts:
+            shown, known = _shown(head.hosts[0]), ", ".join(sorted(name.decode() for name in self._hosts))
+            message = f"Host {shown} is not answered; add it to serve.hosts in recloop.toml"
+            raise HttpError(421, "unknown_host", message, "Host", f"one of {known}")
+
+    def _check_origin(self, head: Head) -> None:
+        """Refuse what a page of another origin sends; programs send neither header.
+
+        Pages of ``serve.hosts`` are not foreign. A request without Origin (an image, a frame, a link) says by
+        Sec-Fetch-Site whose page asked; only a link that opens a page of its own is followed.
+        """
+        if head.origin is None:
+            if head.site in {b"cross-site", b"same-site"} and head.destination != b"document":
+                raise _foreign("Sec-Fetch-Site", head.site)
+            return
+        authority = head.origin.partition(b"://")[2]
+        if authority != head.hosts[0].lower() and name_of(authority) not in self._configured:
+            raise _foreign("Origin", head.origin)
+
+    def _check_token(self, head: Head) -> None:
+        kind, _, token = head.authorization.partition(b" ")
+        if kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token):
+            return
+        message = "the admin token is missing or wrong; recloop token shows it"
+        error = HttpError(401, "unauthorized", message, "Authorization", "Authorization: Bearer TOKEN")
+        error.headers["WWW-Authenticate"] = "Bearer"
+        raise error
+
+    async def _console(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
+        """The console for who has its cookie or the token, else the login form."""
+        if scope["path"] in ROOT or scope["path"] == LOGIN:
+            response = await self._login.answer(Request(scope, receive))
+            if response is None and not self._login.known(head.cookies) and not head.authorization:
+                response = login_page("")
+            if response is not None:
+                await response(scope, receive, send)
+                return
+        if not self._login.known(head.cookies):
+            self._check_token(head)
+        await self._app(scope, receive, send)
+
+
+class Head:
+    """The headers that decide, from one pass over a request's."""
+
+    __slots__ = ("authorization", "content_type", "cookies", "destination", "hosts", "origin", "site")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.hosts: list[bytes] = []
+        self.origin: bytes | None = None
+        self.content_type = self.authorization = self.site = self.destination = b""
+        self.cookies: list[bytes] = []
+        for name, value in headers:
+            if name == b"host":
+                self.hosts.append(value.strip())
+            elif name == b"origin":
+                self.origin = value.strip().lower() if self.origin is None else b"more than one"
+            elif name == b"content-type":
+                kind = value.partition(b";")[0].strip().lower()
+                self.content_type = b"more than one" if self.content_type else kind
+            elif name == b"authorization":
+                self.authorization = value.strip()
+            elif name == b"cookie":
+                self.cookies += [part.strip() for part in value.split(b";")]
+            elif name == b"sec-fetch-site":
+                self.site = value.strip().lower()
+            elif name == b"sec-fetch-dest":
+                self.destination = value.strip().lower()
+
+
+def host_name(host: str) -> str:
+    """An address as it is written in a Host header."""
+    return f"[{host}]".lower() if ":" in host and not host.startswith("[") else host.lower()
+
+
+def name_of(authority: bytes) -> bytes:
+    """The name of ``NAME[:PORT]`` in lower case; a malformed one is returned whole and equals no name."""
+    name, colon, port = authority.lower().rpartition(b":")
+    return name if colon and port.isdigit() else authority.lower()
+
+
+def _shown(value: bytes) -> str:
+    return value.decode("latin-1")[:100] or "(empty)"
+
+
+def _foreign(name: str, value: bytes) -> HttpError:
+    message = f"{name} {_shown(value)} is another origin; add its host to serve.hosts in recloop.toml"
+    return HttpError(403, "foreign_origin", message, name, "a request of the same origin, or of a program")
+
+
+def _not_a_write(head: Head) -> HttpError:
+    expected = f"application/json, or {NDJSON[0]} for one object a line"
+    message = f"Content-Type is {_shown(head.content_type)}; expected {expected}"
+    return HttpError(415, "not_json", message, "Content-Type", expected)

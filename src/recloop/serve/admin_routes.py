@@ -1,0 +1,74 @@
+"""The moves of the release machine over HTTP: the same functions as the verbs, the same result, taken up at once."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from recloop.errors import BundleError, Refused, UserError
+from recloop.ingest import parse
+from recloop.json_object import JsonTree
+from recloop.release import transitions
+from recloop.serve import request as request_parts
+from recloop.serve.query_parameters import only
+from recloop.serve.schemas import HttpError, ReleaseRequest, ReleaseResponse
+from recloop.serve.service import Service
+
+
+def admin_routes(service: Service) -> list[Route]:
+    """``/v1/admin/promote``, ``rollback``, ``refuse``."""
+    verbs = ("promote", "rollback", "refuse")
+    return [Route(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), methods=["POST"]) for verb in verbs]
+
+
+class AdminRoutes:
+    """One verb."""
+
+    def __init__(self, service: Service, verb: str) -> None:
+        self._service, self._verb = service, verb
+
+    async def move(self, request: Request) -> Response:
+        """One move, in force when it is answered; `AccessMiddleware` has asked for the admin token."""
+        asked = await _asked(request)
+        try:
+            done = await run_in_threadpool(self._move, asked, self._at(request))
+        except BundleError as error:
+            raise HttpError(409, "bad_bundle", str(error), "bundle", error.expected) from None
+        except UserError as error:
+            field = error.name.removeprefix("--")
+            status = 404 if field == "bundle" else 422
+            raise HttpError(status, f"bad_{field}", str(error), field, error.expected) from None
+        except Refused as error:
+            raise HttpError(409, "refused", str(error), error.gate, str(error.threshold)) from None
+        await self._service.follow()
+        return Response(msgspec.json.encode(msgspec.convert(done, ReleaseResponse)), media_type="application/json")
+
+    def _move(self, asked: ReleaseRequest, at: int) -> JsonTree:
+        project, by = self._service.project, f"POST /v1/admin/{self._verb}"
+        if self._verb == "rollback":
+            return transitions.rollback(project, asked.reason, by, at)
+        if self._verb == "refuse":
+            return transitions.refuse(project, asked.bundle, asked.reason, by, at)
+        return transitions.promote(project, asked.bundle, asked.to, asked.reason, by, at)
+
+    def _at(self, request: Request) -> int:
+        """When the move is made: the time that a replayed request carries, so that decisions and moves share a clock."""
+        told = request.headers.get("x-recloop-now", "")
+        config = self._service.project.config
+        replayed = parse.timestamp_or_none(told, config.data) if told and config.serve.replay else None
+        return self._service.clock() if replayed is None else replayed
+
+
+async def _asked(request: Request) -> ReleaseRequest:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HttpError(415, "not_json", "a move is asked for in JSON", "Content-Type", "application/json")
+    body = await request_parts.read_body(request) or b"{}"
+    try:
+        return msgspec.json.decode(body, type=ReleaseRequest)
+    except msgspec.ValidationError as error:
+        raise HttpError(422, "bad_body", str(error), "body", "{bundle, to, reason}, each a text") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HttpError(400, "not_json", f"the body is not JSON: {error}", "body", "{bundle, to, reason}") from None

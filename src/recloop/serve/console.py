@@ -1,0 +1,193 @@
+"""The console at `/`: is it well, what is live and tried and how it compares, the release table, moves, one person.
+
+One page on the service's own port; every file of it comes from the installed packages, nothing from another host. Who
+composes the service gives a `ConsoleBackend`; the page only shows what the desk says and asks it for moves. It stands at once;
+what takes longer (the comparisons) comes when it is ready.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
+
+os.environ.setdefault("MATPLOTLIB", "false")  # NiceGUI would import it at every start; the page draws nothing with it
+from nicegui import core, ui
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Match, Mount
+from starlette.types import Scope
+
+from recloop.errors import RecloopError, Refused
+from recloop.json_object import JsonTree
+from recloop.monitoring.experiment_verdict import Verdict
+from recloop.monitoring.summary import Windows
+from recloop.serve import console_panels
+
+ITS: Final = "/_nicegui"
+"""Where the page keeps its scripts and its socket."""
+STYLE: Final = """
+body { font-variant-numeric: tabular-nums }
+.q-table th, .q-table td { padding: 4px 12px }
+.q-table th { opacity: .65 }
+.q-table td.wide { white-space: normal; min-width: 14rem }
+.boxed { max-width: 100%; min-width: 0 }
+.q-loading-bar { display: none }
+"""
+SHADOW, EXPERIMENT, LIVE, EARNED = "shadow", "experiment", "live", "earned"
+TARGETS: Final = {
+    SHADOW: "shadow", EXPERIMENT: "experiment", EARNED: "live, if both steps are earned", LIVE: "live, whatever is earned",
+}  # fmt: skip
+
+Compared = TypeVar("Compared")
+
+
+class ConsoleBackend(Protocol):
+    """What the page asks of the service; what is not awaited reads files, so the page calls it in a thread."""
+
+    def status(self) -> JsonTree: ...
+    def moves(self) -> list[JsonTree]: ...
+    def windows(self) -> Windows: ...
+    def shadow(self, bundle: str) -> JsonTree: ...  # raises RecloopError: nothing to compare yet
+    def experiment(self, bundle: str) -> Verdict: ...  # the same
+    async def promote(self, bundle: str, to: str, reason: str) -> JsonTree: ...
+    async def rollback(self, reason: str) -> JsonTree: ...
+    async def person(self, user_id: str) -> JsonTree: ...
+
+
+class _FallthroughMount(Mount):
+    """The page's mount, behind the service's own routes: those keep their answers and their errors."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope.get("path", "")
+        if path not in {"", "/"} and not path.startswith(ITS):
+            return Match.NONE, {}  # the service's 404, not a page
+        return super().matches(scope)
+
+
+def mount(app: Starlette, desk: ConsoleBackend) -> None:
+    """Put the page at `/`."""
+
+    async def page() -> None:
+        await _Page(desk).build()
+
+    ui.run_with(app, root=page, title="recloop", dark=None, reconnect_timeout=10, show_welcome_message=False)  # type: ignore[arg-type]
+    core.app.config.socket_io_js_transports = ["polling"]  # the service takes no web sockets: the page asks for none
+    app.state.console = True  # the service's guard asks for the admin token
+    app.router.routes[-1] = _FallthroughMount("/", app=core.app)
+
+
+class _Page:
+    """One visitor's page."""
+
+    def __init__(self, desk: ConsoleBackend) -> None:
+        self._desk = desk
+        self._looks = 0
+
+    async def build(self) -> None:
+        ui.add_css(STYLE)
+        with ui.column().classes("w-full max-w-6xl mx-auto gap-4 p-2 sm:p-4"):
+            ui.label("recloop").classes("text-2xl font-bold")
+            self._now = ui.column().classes("boxed w-full gap-4")
+            self._tried = ui.column().classes("boxed w-full gap-4")
+            self._releases = ui.column().classes("boxed w-full gap-4").props("data-testid=releases")
+            with ui.card().classes("boxed w-full"):
+                self._build_move()
+            with ui.card().classes("boxed w-full"):
+                ui.label("One person").classes("text-lg font-bold")
+                with ui.row().classes("items-end gap-4"):
+                    self._user = ui.input("user_id").props("data-testid=user").on("keydown.enter", self._show_person)
+                    ui.button("show", on_click=self._show_person).props("data-testid=show")
+                self._person = ui.column().classes("boxed w-full gap-2")
+        await ui.context.client.connected()  # the visitor sees the frame; what follows may take its time
+        await self._refresh()
+
+    def _build_move(self) -> None:
+        ui.label("Move").classes("text-lg font-bold")
+        with ui.row().classes("w-full items-end gap-4"):
+            self._bundle = ui.select([], label="bundle").classes("w-80 max-w-full").props("data-testid=bundle")
+            self._to = ui.select(TARGETS, value=SHADOW, label="to").classes("w-64 max-w-full").props("data-testid=to")
+            self._reason = ui.input("reason, kept with the move").classes("grow").props("data-testid=reason")
+            ui.button("promote", on_click=self._promote).props("data-testid=promote")
+            ui.button("rollback", on_click=self._rollback, color="negative").props("data-testid=rollback")
+        self._said = ui.column().classes("boxed w-full").props("data-testid=said")
+
+    async def _refresh(self) -> None:
+        """Show all of it anew; a look that a later one overtakes (a move, meanwhile) ends where it stands."""
+        self._looks += 1
+        look = self._looks
+        status, windows, moves = await run_in_threadpool(
+            lambda: (self._desk.status(), self._desk.windows(), self._desk.moves())
+        )
+        if look != self._looks:
+            return
+        names = [one["bundle"] for one in status["bundles"]]
+        self._bundle.set_options(names, value=self._bundle.value or status[SHADOW] or status[EXPERIMENT] or names[-1])
+        self._now.clear()
+        with self._now:
+            console_panels.standing(status)
+            console_panels.health(windows)
+        self._releases.clear()
+        with self._releases:
+            console_panels.releases(moves)
+        self._tried.clear()
+        if status[SHADOW] and look == self._looks:
+            await self._compare(SHADOW, status[SHADOW], self._desk.shadow, console_panels.shadow)
+        if status[EXPERIMENT] and look == self._looks:
+            await self._compare(EXPERIMENT, status[EXPERIMENT], self._desk.experiment, console_panels.experiment)
+
+    async def _compare(
+        self, state: str, bundle: str, ask: Callable[[str], Compared], show: Callable[[Compared], None]
+    ) -> None:
+        with self._tried, ui.column().classes("boxed w-full gap-2").props(f"data-testid=tried-{state}"):
+            ui.label(f"In the {state}: {bundle}").classes("text-lg font-bold break-all")
+            waiting = ui.label("comparing ...")
+            found, why = await run_in_threadpool(_asked, ask, bundle)
+            if waiting.is_deleted:
+                return  # the visitor left, or looks anew
+            if found is None:
+                waiting.text = f"nothing to compare yet: {why}"
+                return
+            waiting.delete()
+            show(found)
+
+    async def _promote(self) -> None:
+        bundle, to, reason = self._bundle.value, self._to.value, self._reason.value
+        await self._move(lambda: self._desk.promote(bundle, "" if to == EARNED else to, reason))
+
+    async def _rollback(self) -> None:
+        reason = self._reason.value
+        await self._move(lambda: self._desk.rollback(reason))
+
+    async def _move(self, move: Callable[[], Awaitable[JsonTree]]) -> None:
+        self._said.clear()
+        with self._said:
+            if not self._reason.value.strip():
+                ui.label("a reason is kept with every move: say why").classes("text-negative")
+                return
+            try:
+                done = await move()
+            except Refused as error:
+                console_panels.refused(error)
+                return
+            except RecloopError as error:
+                ui.label(str(error)).classes("text-negative break-words")
+                return
+            ui.label(f"{done['bundle']}: {done['from']} -> {done['to']}").classes("text-positive break-all")
+        self._reason.value = ""
+        await self._refresh()
+
+    async def _show_person(self) -> None:
+        if not self._user.value:
+            return
+        found = await self._desk.person(self._user.value)
+        self._person.clear()
+        with self._person:
+            console_panels.person(found)
+
+
+def _asked(ask: Callable[[str], Compared], bundle: str) -> tuple[Compared | None, str]:
+    try:
+        return ask(bundle), ""
+    except RecloopError as error:
+        return None, str(error)

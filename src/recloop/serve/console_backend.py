@@ -1,0 +1,89 @@
+"""What the console shows and does, over a running service; and what stands at `/` where the console is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
+
+from recloop.json_object import JsonTree
+from recloop.monitoring import experiment, shadow_report
+from recloop.monitoring.experiment_verdict import Verdict
+from recloop.monitoring.report import readable
+from recloop.monitoring.summary import Windows
+from recloop.records import Query
+from recloop.release import transitions
+from recloop.serve.service import Service
+
+HINT = """<!doctype html><meta charset="utf-8"><title>recloop</title>
+<p>recloop answers under <a href="/openapi.json">/v1</a>. The console is not installed: <code>pip install "recloop[console]"</code>"""
+NEWEST = 20
+BY = "console"
+
+
+def install_hint(app: Starlette, _: Service) -> None:
+    """Say at `/` how to install the console."""
+
+    async def page(_: Request) -> HTMLResponse:
+        return HTMLResponse(HINT)
+
+    app.router.routes.append(Route("/", page, methods=["GET"]))
+
+
+class ServiceConsoleBackend:
+    """A `recloop.serve.console.ConsoleBackend`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def status(self) -> JsonTree:
+        return self._service.table()
+
+    def moves(self) -> list[JsonTree]:
+        rows = self._service.control.releases()
+        return [{**row._asdict(), "from": row.from_} for row in rows]
+
+    def windows(self) -> Windows:
+        return self._service.windows()
+
+    def shadow(self, bundle: str) -> JsonTree:
+        return shadow_report.shadow_report(self._service.project, bundle)
+
+    def experiment(self, bundle: str) -> Verdict:
+        return experiment.analyze(self._service.project, bundle)
+
+    async def promote(self, bundle: str, to: str, reason: str) -> JsonTree:
+        return await self._move(transitions.promote, bundle, to, reason)
+
+    async def rollback(self, reason: str) -> JsonTree:
+        return await self._move(transitions.rollback, reason)
+
+    async def _move(self, verb: Callable[..., JsonTree], *asked: str) -> JsonTree:
+        """A move, in force when it is answered."""
+        done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
+        await self._service.follow()
+        return done
+
+    async def person(self, user_id: str) -> JsonTree:
+        """``facts`` (one line), ``list`` [(place, name, source, score)], ``history`` [(at, name)]; states are read on the loop, as answers are."""
+        state = self._service.user_state(user_id)
+        answer, arm = self._service.look(Query(user_id=user_id, now=self._service.clock()))
+        view = state.view()
+        past = [(stamp, self._name(item)) for stamp, items, _ in reversed(view.moments[-NEWEST:]) for item in items]
+        fields = "".join(f", {name} {value}" for name, value in (state.attributes or {}).items())
+        return {
+            "facts": f"{user_id}: {view.positives:,} events in the history{fields}; answered by {arm.variant} ({arm.bundle})",
+            "history": past[:NEWEST],
+            "list": [
+                (place, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")
+                for place, slot in enumerate(answer.slots, 1)
+            ],
+        }
+
+    def _name(self, item_id: str) -> str:
+        item = self._service.catalogue.get(item_id)
+        return readable(self._service.project.config.data.columns.name, item.attributes if item else {}, item_id)

@@ -1,0 +1,92 @@
+"""What is posted: events, items, users; checked row by row, written by the one writer, answered when it is durable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from recloop.ingest import parse
+from recloop.ingest.parse import Rejected
+from recloop.records import ITEM_ID, USER_ID
+from recloop.serve import request as request_parts
+from recloop.serve.middleware import json_response
+from recloop.serve.request import request_time
+from recloop.serve.schemas import EventResult, EventsResponse, ItemResult, ItemsResponse, UserResult, UsersResponse
+from recloop.serve.service import Service
+from recloop.storage.event_log import Receipt
+
+REPEATED = {
+    "duplicate": "this event_id came before",
+    "conflict": "this event_id came before with other content",
+}
+QUARANTINED = {
+    "burst": "rule burst: too many rows of this user within a moment",
+    "clock": "rule clock: the timestamp is before 1970, or more than clean.future ahead of the time of arrival",
+    "keep": "rule keep: the row does not meet clean.keep",
+}
+
+
+class WriteRoutes:
+    """One method a route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def post_events(self, request: Request) -> Response:
+        now, rows = await self._rows(request)
+        checked = [parse.check_event(row, now, self._service.project.config.data) for row in rows]
+        events = [event for event in checked if not isinstance(event, Rejected)]
+        receipts = iter((await self._service.writer.write(events=events)).receipts if events else ())
+        results = []
+        for event in checked:
+            if isinstance(event, Rejected):
+                results.append(EventResult(event.ids.get("event_id"), "rejected", event.reason))
+            else:
+                receipt = next(receipts)
+                results.append(EventResult(event.event_id, receipt.status, _reason(receipt)))
+        counts = Counter[str](result.status for result in results)
+        names = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
+        made = EventsResponse(**{name: counts[name] for name in names}, rows=results)
+        mixed = made.conflict + made.quarantined + made.rejected > 0
+        return json_response(made, 207 if mixed else 200)
+
+    async def post_items(self, request: Request) -> Response:
+        now, rows = await self._rows(request)
+        checked = [parse.check_item(row, now) for row in rows]
+        if items := [item for item in checked if not isinstance(item, Rejected)]:
+            await self._service.writer.write(items=items)
+        return _upserted(ItemsResponse, ItemResult, checked, ITEM_ID)
+
+    async def post_users(self, request: Request) -> Response:
+        now, rows = await self._rows(request)
+        checked = [parse.check_user(row, now) for row in rows]
+        if users := [user for user in checked if not isinstance(user, Rejected)]:
+            await self._service.writer.write(users=users)
+        return _upserted(UsersResponse, UserResult, checked, USER_ID)
+
+    async def _rows(self, request: Request) -> tuple[int, list[Any]]:
+        body = await request_parts.read_body(request)
+        now = request_time(request, self._service.project, self._service.clock)
+        return now, parse.parse_rows(body, request.headers.get("content-type", ""))
+
+
+def _upserted(made: type[Any], result: type[Any], checked: Sequence[Any], key: str) -> Response:
+    """The answer to rows of items or users, each kept or rejected; 207 where one was rejected."""
+    results = [
+        result(one.ids.get(key), "rejected", one.reason)
+        if isinstance(one, Rejected)
+        else result(getattr(one, key), "accepted")
+        for one in checked
+    ]
+    rejected = sum(isinstance(one, Rejected) for one in checked)
+    return json_response(made(len(checked) - rejected, rejected, results), 207 if rejected else 200)
+
+
+def _reason(receipt: Receipt) -> str | None:
+    if receipt.status == "quarantined":
+        return QUARANTINED.get(receipt.rule or "", f"rule {receipt.rule}")
+    return REPEATED.get(receipt.status)

@@ -1,0 +1,129 @@
+"""What is asked: a list for a user, an item, a user; each a few lines from the request to `Service` and back."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from recloop.errors import UserError
+from recloop.recommend import similar_items
+from recloop.records import Query, iso
+from recloop.serve.middleware import json_response
+from recloop.serve.query_parameters import MOST_ITEMS
+from recloop.serve.request import request_time
+from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperature, UserResponse, unprocessable
+from recloop.serve.service import Service
+
+LAST_EVENTS = 20
+
+
+class RecommendRoutes:
+    """One method a route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def recommend(self, request: Request) -> Response:
+        given = request.query_params
+        user_id = request.path_params.get("user_id", given.get("user_id", ""))
+        if not user_id:
+            raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
+        return self._listed(request, self._query(request, user_id, "home", given.get("item", "")))
+
+    async def similar(self, request: Request) -> Response:
+        """A list about an item: for the user of ``?user_id=``, else for nobody in particular."""
+        item_id, service = request.path_params["item_id"], self._service
+        if not await self._heard_of(item_id):
+            raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
+        query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST, item_id)
+        placement = service.bundle.policy.placements.get(query.placement)
+        if placement is not None and placement.list != similar_items.LIST:
+            raise unprocessable("placement", query.placement, "a placement whose list is similar")
+        return self._listed(request, query)
+
+    def _listed(self, request: Request, query: Query) -> Response:
+        started, given = time.perf_counter(), request.query_params
+        try:
+            query = self._service.recommender.asked(query)
+            made, decision = self._service.recommend(
+                query,
+                started=started,
+                session_id=given.get("session_id"),
+                anonymous_id=given.get("anonymous_id"),
+                client_request_id=request.state.client_request_id,
+            )
+        except UserError as error:
+            raise unprocessable(error.name, str(error.value), error.expected) from None
+        response = json_response(self._service.reply(query, made, decision))
+        if self._service.behind:
+            response.background = BackgroundTask(self._rehearse)
+        return response
+
+    async def _rehearse(self) -> None:
+        """Behind an answer that is on its way: on the loop, as of the same seq."""
+        self._service.behind.rehearse()
+
+    async def get_item(self, request: Request) -> Response:
+        item_id = request.path_params["item_id"]
+        service = self._service
+        item = service.catalogue.get(item_id)
+        hot = service.bundle.items.ids.index(item_id) > 0
+        if not await self._heard_of(item_id):
+            raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
+        warm = item is not None and bool(item.attributes)
+        state: Temperature = "hot" if hot else "warm" if warm else "cold"
+        attributes, hidden = ({}, False) if item is None else (item.attributes, item.hidden)
+        return json_response(ItemResponse(item_id, attributes, hidden, state))
+
+    async def _heard_of(self, item_id: str) -> bool:
+        service = self._service
+        known = service.catalogue.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
+        return known or await run_in_threadpool(service.heard_of_item, item_id)
+
+    async def get_user(self, request: Request) -> Response:
+        user_id = request.path_params["user_id"]
+        state = self._service.user_state(user_id)
+        view = state.view()
+        heard = state.moments or state.groups or state.attributes is not None
+        if not heard and not await run_in_threadpool(self._service.heard_of_user, user_id):
+            raise HttpError(404, "not_found", "no event and no attributes name this user", "user_id")
+        past = [
+            PastEvent(item, iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items
+        ]
+        return json_response(
+            UserResponse(
+                user_id=user_id,
+                attributes=state.attributes or {},
+                state="hot" if view.moments else "warm" if state.attributes else "cold",
+                events=view.positives,
+                last_events=past[:LAST_EVENTS],
+            )
+        )
+
+    def _query(self, request: Request, user_id: str, placement: str, item_id: str) -> Query:
+        """What was asked; ``placement``: where the request names none."""
+        given = request.query_params
+        n = given.get("n")
+        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST_ITEMS):
+            raise unprocessable("n", n, f"a whole number from 1 to {MOST_ITEMS}")
+        return Query(
+            user_id=user_id,
+            now=request_time(request, self._service.project, self._service.clock),
+            k=int(n) if n else 0,
+            placement=given.get("placement", placement),
+            exclude=_names(given.getlist("exclude")),
+            filter=given.get("filter", "").strip(),
+            properties=_names(given.getlist("properties")),
+            request_id=request.state.request_id,
+            item_id=item_id,
+        )
+
+
+def _names(values: list[str]) -> tuple[str, ...]:
+    """``a,b`` and ``a`` beside ``b``: the names, in order, each once."""
+    return tuple(dict.fromkeys(part for value in values for part in value.split(",") if part))

@@ -1,0 +1,1 @@
+"""Seeded shops and shoppers with a known truth, for tests and demos."""

@@ -1,0 +1,311 @@
+"""The seeded world as it browses: people who answer a list with clicks, dwells, skips, dislikes, by a known truth.
+
+Where `recloop.simulation.shop.SimulatedShop` is a shop's finished year, this one acts: given a list it says what its user does with it,
+so a service can be tried on people who react, and the true difference between two lists is known in closed form.
+Tastes drift, people and items arrive over time, and some items are *bait*: they draw clicks that nobody enjoys.
+
+    world = Browsing(seed=0)
+    world.write("shop", days=60)                          # the log of the shop's own lists, a project like any other
+    for now, user_id in world.visits(60, 61):             # then, over HTTP:
+        items = ask(user_id)
+        post(world.respond(user_id, items, now, request_id))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from recloop import records
+from recloop.json_object import JsonTree
+from recloop.records import DAY, SECOND, iso
+from recloop.simulation.shop import AGES, CATEGORIES, KINDS, START, pick
+
+SLOTS: Final = 10  # of the shop's own lists
+EXAMINED: Final = 0.6  # slot k (from 0) is looked at with probability (k + 1) ** -EXAMINED
+BAIT: Final = 0.1  # share of items that draw clicks beyond their worth
+LATE_USERS: Final = 0.2  # share of users that arrive after the first third of the days
+LATE_ITEMS: Final = 0.15  # the same of items
+TYPES: Final = ("click", "dwell", "purchase", "skip", "dislike")
+
+PROJECT: Final = """\
+# The seeded world that browses, as a project like any other.
+[data]
+events = "events.csv"
+items = "items.csv"
+users = "users.csv"
+[data.columns]
+event_type = "event_type"
+value = "value"
+group_id = "group_id"
+event_id = "event_id"
+name = "name"
+[events]
+neutral = ["impression"]
+positive = []
+negative = ["hide"]
+weights = { purchase = 5, click = 1, skip = -0.5, dislike = -1 }
+[features]
+dim = 32
+history = 50
+[features.item.category]
+from = "category"
+dim = 8
+[features.user.age]
+from = "age"
+dim = 4
+[train]
+budget = "60s"
+[serve]
+segment = "age"
+"""
+
+
+class BrowsingSimulator:
+    """People, items, and what the first make of the second; the same for the same arguments.
+
+    Args:
+        seed: Of everything that is drawn.
+        users, items: Their numbers, those that arrive late included.
+        days: Over which tastes drift and newcomers arrive.
+        drift: How far a taste turns over these days: 0 not at all, 1 into another of the same strength.
+        demand: What an item must be worth for every second look at it to be a click.
+    """
+
+    def __init__(
+        self, seed: int = 0, users: int = 400, items: int = 300, days: int = 90, drift: float = 0.5, demand: float = 1.5
+    ) -> None:
+        self.seed, self.days, self.drift, self.demand = seed, days, drift, demand
+        self.user_ids = [f"u{n:0{len(str(users))}d}" for n in range(1, users + 1)]
+        self.item_ids = [f"i{n:0{len(str(items))}d}" for n in range(1, items + 1)]
+        self._user_ix = {user_id: ix for ix, user_id in enumerate(self.user_ids)}
+        self._item_ix = {item_id: ix for ix, item_id in enumerate(self.item_ids)}
+        draw = np.random.default_rng([seed, 0])
+        kinds = len(CATEGORIES)
+        self._category = draw.integers(0, kinds, items)
+        self._quality = draw.normal(0, 1, items)
+        self.bait = draw.random(items) < BAIT  # (items,) bool
+        self._bait = 1.8 * self.bait
+        self._duration = np.round(np.exp(draw.normal(4.5, 0.8, items)))  # seconds; the median is a minute and a half
+        self._price = np.round(np.exp(draw.normal(1.2, 0.5, items)), 2)
+        self._launch = _arrivals(draw, items, LATE_ITEMS, days)
+        self._age = draw.integers(0, len(AGES), users)
+        self._arrival = _arrivals(draw, users, LATE_USERS, days)
+        group = draw.normal(0, 0.7, (len(AGES), kinds))
+        self._taste = group[self._age] + draw.normal(0, 0.8, (users, kinds))  # at the first day
+        self._later = group[self._age] + draw.normal(0, 0.8, (users, kinds))  # what it turns into
+        self._own = draw.normal(0, 0.8, (users, items))
+        self._rate = draw.gamma(3, 1 / 15, users)  # visits a day
+
+    def utility(self, user_id: str, now: int) -> np.ndarray:
+        """(items,) what each item is worth to a user at a moment, by the truth, in the order of `item_ids`."""
+        user = self._user_ix[user_id]
+        turn = self.drift * np.pi / 2 * min(1.0, max(0.0, (now - START) / (self.days * DAY)))
+        taste = np.cos(turn) * self._taste[user] + np.sin(turn) * self._later[user]
+        worth: np.ndarray = 1.3 * taste[self._category] + 0.6 * self._quality + self._own[user]
+        return worth
+
+    def on_sale(self, now: int) -> np.ndarray:
+        """(items,) bool: launched by then."""
+        there: np.ndarray = self._launch <= now
+        return there
+
+    def enjoyment(self, user_id: str, now: int) -> np.ndarray:
+        """(items,) in (0, 1): the chance that a user is glad of an item; bait adds nothing to it. The truth to rank by."""
+        return _sigmoid(1.5 * (self.utility(user_id, now) - self.demand))
+
+    def expected(self, user_id: str, items: Sequence[str], now: int) -> dict[str, float]:
+        """Clicks and purchases that a list brings on average, and the chance of any click at all (``hit``).
+
+        The exact expectation of what `respond` draws: slots are answered independently.
+        """
+        ix = [self._item_ix[item] for item in items]
+        chances = self._chances(user_id, now)
+        clicks = _looked(len(ix)) * chances["click"][ix]
+        return {
+            "click": float(clicks.sum()),
+            "purchase": float((clicks * chances["purchase"][ix]).sum()),
+            "hit": float(1 - np.prod(1 - clicks)),
+        }
+
+    def _chances(self, user_id: str, now: int) -> dict[str, np.ndarray]:
+        """Of an item looked at: click; of a click: purchase; of no click: skip, and else dislike."""
+        worth = self.utility(user_id, now)
+        return {
+            "click": _sigmoid(1.5 * (worth - self.demand) + self._bait),
+            "purchase": _sigmoid(worth - 2.5),
+            "skip": 0.4 * _sigmoid(-worth),
+            "dislike": 0.2 * _sigmoid(-1.5 * (worth + 2.0)),
+        }
+
+    def visits(self, first_day: float, last_day: float) -> Iterator[tuple[int, str]]:
+        """(now, user_id) of every visit in these days, in the order of time."""
+        found = []
+        for ix, user_id in enumerate(self.user_ids):
+            draw = np.random.default_rng([self.seed, 1, ix])
+            stamp = float(self._arrival[ix] - START) / DAY + float(draw.random()) / self._rate[ix]
+            while stamp < last_day:
+                if stamp >= first_day:
+                    found.append((START + int(stamp * DAY), user_id))
+                stamp += 0.02 + float(draw.exponential(1 / self._rate[ix]))  # half an hour at least
+        return iter(sorted(found))
+
+    def respond(self, user_id: str, items: Sequence[str], now: int, request_id: str) -> list[JsonTree]:
+        """What a user does with a list: rows as ``POST /v1/events`` takes them, in the order of time.
+
+        The same for the same arguments; one list and another are answered with the same luck, slot by slot.
+        """
+        draw = self._draw(2, user_id, request_id)
+        luck, noise = draw.random((len(items), 4)), draw.normal(size=len(items))
+        looked, chances = _looked(len(items)), self._chances(user_id, now)
+        worth = self.utility(user_id, now)
+        rows: list[tuple[str, str, float | None]] = []
+        bought: list[str] = []
+        for slot, item in enumerate(items):
+            ix = self._item_ix[item]
+            if luck[slot, 0] >= looked[slot]:
+                continue
+            if luck[slot, 1] < chances["click"][ix]:
+                rows += [("click", item, None), ("dwell", item, self._seconds(ix, worth[ix], noise[slot]))]
+                if luck[slot, 2] < chances["purchase"][ix]:
+                    bought.append(item)
+            elif luck[slot, 2] < chances["skip"][ix]:
+                rows.append(("skip", item, None))
+            elif luck[slot, 3] < chances["dislike"][ix]:
+                rows.append(("dislike", item, None))
+        return self._events(user_id, rows, bought, now, request_id)
+
+    def search(self, user_id: str, now: int, request_id: str, but: Collection[str] = ()) -> list[JsonTree]:
+        """What a user finds without a list: one item or more by their own utility, looked at and perhaps bought.
+
+        Args:
+            but: Items that nobody has to look for, because a list has shown them.
+        """
+        draw = self._draw(3, user_id, request_id)
+        worth, chances = self.utility(user_id, now), self._chances(user_id, now)
+        there = self.on_sale(now)
+        there[[self._item_ix[item] for item in but]] = False
+        found = pick(draw, np.where(there, worth, -np.inf), 1 + int(draw.poisson(0.3)))
+        rows: list[tuple[str, str, float | None]] = []
+        bought = []
+        for ix in found.tolist():
+            item = self.item_ids[ix]
+            rows += [("click", item, None), ("dwell", item, self._seconds(ix, worth[ix], float(draw.normal())))]
+            if draw.random() < chances["purchase"][ix]:
+                bought.append(item)
+        return self._events(user_id, rows, bought, now, request_id)
+
+    def shop_list(self, user_id: str, now: int) -> list[str]:
+        """The list that the shop showed before it had a recommender: what sells, shuffled a good deal."""
+        draw = self._draw(4, user_id, str(now))
+        pull = np.where(self.on_sale(now), 0.7 * self._quality + 0.5 * self._bait, -np.inf)
+        return [self.item_ids[ix] for ix in pick(draw, pull, SLOTS)]
+
+    def _seconds(self, ix: int, worth: float, noise: float) -> float:
+        """How long somebody stays with an item: a share of its duration that rises with its worth."""
+        return round(float(self._duration[ix] * _sigmoid(np.array(1.2 * (worth - 1.0) + 0.7 * noise))), 1)
+
+    def _events(
+        self, user_id: str, rows: list[tuple[str, str, float | None]], bought: list[str], now: int, request_id: str
+    ) -> list[JsonTree]:
+        """Rows with stamps five seconds apart, what was bought as one basket at the end.
+
+        A dwell carries the stamp of the click whose look it measures, so both are one moment.
+        """
+        events = []
+        stamp = now
+        for place, (kind, item, value) in enumerate([*rows, *(("purchase", item, None) for item in bought)]):
+            stamp += 5 * SECOND * (kind != "dwell" and place <= len(rows))
+            event: JsonTree = {
+                "event_id": f"{request_id}-{place}", "user_id": user_id, "item_id": item, "event_type": kind,
+                "timestamp": iso(stamp // SECOND * SECOND), "request_id": request_id,
+            }  # fmt: skip
+            if value is not None:
+                event["value"] = value
+            if kind == "purchase":
+                event["value"] = float(self._price[self._item_ix[item]])
+                event["group_id"] = f"b-{request_id}"
+            events.append(event)
+        return events
+
+    def _draw(self, purpose: int, user_id: str, name: str) -> np.random.Generator:
+        digest = hashlib.blake2b(f"{user_id}\0{name}".encode(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, purpose, int.from_bytes(digest, "big")])
+
+    def events(self, days: float | None = None) -> pl.DataFrame:
+        """The log of these days under the shop's own lists: event_id, user_id, item_id, timestamp, event_type, value, group_id."""
+        rows: list[JsonTree] = []
+        for number, (now, user_id) in enumerate(self.visits(0, self.days if days is None else days)):
+            shown = f"v{number:06d}"
+            rows += self.respond(user_id, self.shop_list(user_id, now), now, shown)
+            rows += self.search(user_id, now + 300 * SECOND, f"s{number:06d}")
+        names = ("event_id", "user_id", "item_id", "timestamp", "event_type", "value", "group_id")
+        schema = {name: pl.String if name == "timestamp" else records.EVENT_SCHEMA[name] for name in names}
+        frame = pl.DataFrame([{name: row.get(name) for name in names} for row in rows], schema=schema)
+        return frame.sort("timestamp", maintain_order=True)
+
+    def items(self, now: int | None = None) -> pl.DataFrame:
+        """The catalogue, by default of the last day: item_id, name, category, price, duration (seconds)."""
+        frame = pl.DataFrame(
+            {
+                records.ITEM_ID: self.item_ids,
+                "name": [f"{KINDS[ix % len(KINDS)]} {CATEGORIES[c]} {ix + 1}" for ix, c in enumerate(self._category)],
+                "category": [CATEGORIES[c] for c in self._category],
+                "price": self._price,
+                "duration": self._duration,
+            }
+        )
+        return frame.filter(pl.Series(self.on_sale(START + self.days * DAY if now is None else now)))
+
+    def users(self, now: int | None = None) -> pl.DataFrame:
+        """The people who have arrived, by default by the last day: user_id, age."""
+        frame = pl.DataFrame({records.USER_ID: self.user_ids, "age": [AGES[age] for age in self._age]})
+        return frame.filter(pl.Series(self._arrival <= (START + self.days * DAY if now is None else now)))
+
+    def arrivals(self, first_day: float, last_day: float) -> tuple[list[JsonTree], list[JsonTree]]:
+        """Items launched and users arrived in these days, as ``POST /v1/items`` and ``/v1/users`` take them."""
+        low, high = START + int(first_day * DAY), START + int(last_day * DAY)
+        bodies = []
+        for key, ids, frame, stamps in (
+            (records.ITEM_ID, self.item_ids, self.items, self._launch),
+            (records.USER_ID, self.user_ids, self.users, self._arrival),
+        ):
+            new = {ids[ix] for ix in np.flatnonzero((stamps > low) & (stamps <= high))}
+            rows = frame().filter(pl.col(key).is_in(new)).iter_rows(named=True)
+            bodies.append([{key: row.pop(key), "attributes": row} for row in rows])
+        return bodies[0], bodies[1]
+
+    def write(self, folder: Path | str, days: float | None = None) -> Path:
+        """Write the first days as a project: events.csv, items.csv, users.csv, recloop.toml. Gives the folder back."""
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        now = START + int((self.days if days is None else days) * DAY)
+        self.events(days).write_csv(root / "events.csv")
+        self.items(now).write_csv(root / "items.csv")
+        self.users(now).write_csv(root / "users.csv")
+        (root / "recloop.toml").write_text(PROJECT, "utf-8")
+        return root
+
+
+def _arrivals(draw: np.random.Generator, size: int, late: float, days: int) -> np.ndarray:
+    """(size,) int64 stamps: most are there from the start, ``late`` of them come after the first third of the days."""
+    stamps = np.full(size, START, dtype=np.int64)
+    chosen = draw.choice(size, int(late * size), replace=False)
+    stamps[chosen] = START + (draw.uniform(1 / 3, 1.0, len(chosen)) * days * DAY).astype(np.int64)
+    return stamps
+
+
+def _looked(slots: int) -> np.ndarray:
+    """(slots,) the chance that each slot is looked at."""
+    chance: np.ndarray = (np.arange(slots) + 1.0) ** -EXAMINED
+    return chance
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    value: np.ndarray = 1 / (1 + np.exp(-x))
+    return value

@@ -1,0 +1,157 @@
+"""The import's rows where they live, in ``data/``: read whole for a proof, by event_id and by user for the write path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from recloop.errors import UserError
+from recloop.records import EPOCH, EVENT_ID, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
+from recloop.storage.data_manifest import DataManifest
+
+
+class Archive:
+    """``data/`` as `prepare` (or an update) left it; never written here.
+
+    An update may append while this one is open: rows past the watermark that it was opened with stay out of sight.
+
+    Raises:
+        UserError: nothing was prepared yet.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.manifest = DataManifest.read(data)
+        self._hashes: np.ndarray | None = None
+        self._last: int | None = None
+
+    @property
+    def watermark(self) -> int:
+        """The last seq that the import took."""
+        return self.manifest.watermark
+
+    def events(self) -> pl.DataFrame:
+        """Every believed event, in the order of seq: EVENT_SCHEMA."""
+        return self._believed().collect().sort(SEQ)
+
+    def items(self) -> pl.DataFrame | None:
+        """Every version of every item; None where there is none."""
+        return self._table("items.parquet")
+
+    def users(self) -> pl.DataFrame | None:
+        """Every version of every user; None where there is none."""
+        return self._table("users.parquet")
+
+    def quarantine(self) -> pl.DataFrame:
+        """The rows that a rule took, in the order of seq: EVENT_SCHEMA + rule."""
+        return self._quarantined().collect().sort(SEQ)
+
+    def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
+        """The events of the import that carry one of these event_ids; of several the first."""
+        if self._hashes is None:  # 8 bytes an id in memory; the rows themselves stay where they are
+            ids = self._all().select(EVENT_ID).drop_nulls().collect().to_series()
+            self._hashes = np.unique(ids.hash(0).to_numpy())
+        asked = pl.Series(event_ids, dtype=pl.String)
+        if not len(self._hashes) or not len(asked):
+            return {}
+        hashes = asked.hash(0).to_numpy()
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        wanted = asked.filter(pl.Series(self._hashes[places] == hashes))
+        if not len(wanted):
+            return {}
+        rows = self._all().filter(pl.col(EVENT_ID).is_in(wanted.implode())).collect().sort(SEQ, descending=True)
+        events = (Event(**row) for row in rows.iter_rows(named=True))
+        return {event.event_id: event for event in events if event.event_id is not None}
+
+    def owners(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Whose events have these numbers, by number."""
+        named = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
+        return dict(self._all().filter(named).select(SEQ, USER_ID).collect().iter_rows())
+
+    def of(self, users: Sequence[str]) -> pl.DataFrame:
+        """Every believed event of these users, in the order of seq: EVENT_SCHEMA."""
+        named = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
+        return self._believed().filter(named).collect().sort(SEQ)
+
+    def matching(self, condition: pl.Expr) -> pl.DataFrame:
+        """Every believed event that meets a condition, in the order of seq: EVENT_SCHEMA."""
+        return self._believed().filter(condition).collect().sort(SEQ)
+
+    def quarantined(self, condition: pl.Expr) -> pl.DataFrame:
+        """Every quarantined row that meets a condition, in the order of seq: EVENT_SCHEMA + rule."""
+        return self._quarantined().filter(condition).collect().sort(SEQ)
+
+    def users_of(self, condition: pl.Expr) -> pl.Series:
+        """The users of the believed events that meet a condition, each once."""
+        return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
+
+    def count(self, condition: pl.Expr | None = None) -> int:
+        """How many believed events there are, or meet a condition."""
+        rows = self._believed() if condition is None else self._believed().filter(condition)
+        return int(rows.select(pl.len()).collect().item())
+
+    def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
+        """Rows of these users, quarantined ones too, with ``after`` < stamp <= ``until``, by seq: EVENT_SCHEMA + rule."""
+        if self._last is None:
+            quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(TIMESTAMP)
+            known = pl.concat([self._believed().select(TIMESTAMP), quarantined])
+            self._last = known.select(pl.col(TIMESTAMP).max()).collect().item() or 0
+        schema = {**EVENT_SCHEMA, RULE: pl.String}
+        if after >= self._last:
+            return pl.DataFrame(schema=schema)
+        named = pl.Series(list(users), dtype=pl.String).implode()
+        inside = pl.col(USER_ID).is_in(named) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
+        first, last = _day(after, -1), _day(until, 1)  # whichever time zone cut the days
+        files = [file for day, held in self._days().items() if first <= day <= last for file in held]
+        parts = [self._quarantined().filter(inside)]
+        if files:
+            parts.append(self._scan(files).filter(inside).with_columns(pl.lit(None, pl.String).alias(RULE)))
+        return pl.concat(parts).collect().sort(SEQ)
+
+    def heard_of(self, column: str, raw_id: str) -> bool:
+        """Whether some event of the import has this id in that column."""
+        return not self._all().filter(pl.col(column) == raw_id).head(1).collect().is_empty()
+
+    def _days(self) -> dict[str, list[Path]]:
+        folders = sorted((self.data / "archive").glob("date=*"))
+        return {folder.name.removeprefix("date="): sorted(folder.glob("*.parquet")) for folder in folders}
+
+    def _believed(self) -> pl.LazyFrame:
+        return self._scan([file for files in self._days().values() for file in files])
+
+    def _quarantined(self) -> pl.LazyFrame:
+        file = self.data / "quarantine.parquet"
+        schema = {**EVENT_SCHEMA, RULE: pl.String}
+        if not file.exists():
+            return pl.LazyFrame(schema=schema)
+        return pl.scan_parquet(file).select(*schema).filter(pl.col(SEQ) <= self.watermark)
+
+    def _all(self) -> pl.LazyFrame:
+        return pl.concat([self._believed(), self._quarantined().select(*EVENT_SCHEMA)])
+
+    def _scan(self, files: list[Path]) -> pl.LazyFrame:
+        if not files:
+            return pl.LazyFrame(schema=EVENT_SCHEMA)
+        rows = pl.scan_parquet(files, hive_partitioning=False).select(*EVENT_SCHEMA)
+        return rows.filter(pl.col(SEQ) <= self.watermark)
+
+    def _table(self, name: str) -> pl.DataFrame | None:
+        file = self.data / name
+        if not file.exists():
+            return None
+        try:
+            return pl.read_parquet(file).filter(pl.col(SEQ) <= self.watermark)
+        except pl.exceptions.PolarsError as error:
+            raise UserError("data", file, f"a whole file ({error})", "recloop prepare") from None
+
+
+def _day(stamp: int, more: int) -> str:
+    """The UTC day of a stamp and ``more`` days, as the folders are named."""
+    try:
+        return f"{EPOCH + timedelta(days=more, microseconds=stamp):%Y-%m-%d}"
+    except OverflowError:
+        return "0000-00-00" if stamp < 0 else "9999-99-99"

@@ -1,0 +1,184 @@
+"""Typed record of ``data/manifest.json``: the prepared log, its files, and what each update added.
+
+Parsed when ``data/`` is opened. Keys that this version does not know are kept in ``other_keys`` and written back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from recloop.errors import UserError
+from recloop.json_object import JsonObject, JsonTree, without_none
+from recloop.records import FileFacts
+
+MANIFEST: Final = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One input file as it was read: its name from the project folder, its content, its rows and those rejected."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows that were read, and what became of them; ``removed`` by rule."""
+
+    read: int
+    kept: int
+    removed: Mapping[str, int]
+    rejected: int
+    train: int
+    valid: int
+    test: int
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """The rows that one update added."""
+
+    from_seq: int
+    to_seq: int
+    read: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class WindowLoss:
+    """The live bundle's loss on the window of one update, see `recloop.evaluation.paired.LossEstimate`.
+
+    Records of earlier versions have no ``bundle`` or no ``queries`` and ``spread``.
+    """
+
+    to_seq: int
+    loss: float
+    bundle: str | None = None
+    queries: int | None = None
+    spread: float | None = None
+
+    def to_json(self) -> JsonTree:
+        return without_none(**vars(self))
+
+
+@dataclass(frozen=True)
+class DataManifest:
+    """What ``data/`` holds.
+
+    Attributes:
+        code: Version of recloop that wrote it last.
+        fingerprint: Of the imported files and the settings that read them.
+        cut: Start of the test, int64 microseconds UTC. held_seq: first seq of the held-back moments; None: none.
+        watermark: Last seq in ``data/``. imported: last seq of the import; None: not recorded by an earlier version.
+        sources, catalogs: Files of ``data.events``, and of ``data.items`` and ``data.users``, as they were read.
+        report: The doctor's numbers. dwell: see `recloop.features.dwell`. config: the settings, all of them.
+        files: Of ``data/``, by path.
+    """
+
+    fingerprint: str
+    cut: int
+    watermark: int
+    split_hash: str
+    counts: RowCounts
+    config: Mapping[str, Any]
+    files: Mapping[str, FileFacts]
+    format: int | None = None
+    code: str = ""
+    held_seq: int | None = None
+    imported: int | None = None
+    sources: tuple[FileRecord, ...] = ()
+    catalogs: tuple[FileRecord, ...] = ()
+    updates: tuple[UpdateRecord, ...] = ()
+    windows: tuple[WindowLoss, ...] | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    dwell: Mapping[str, Any] | None = None
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def protocol(self) -> str:
+        """``split.protocol`` of the settings."""
+        return str(self.config["split"]["protocol"])
+
+    @property
+    def imported_until(self) -> int:
+        """The last seq of the import: what is after it was posted."""
+        if self.imported is not None:
+            return self.imported
+        return self.updates[0].from_seq - 1 if self.updates else self.watermark
+
+    @classmethod
+    def read(cls, folder: Path) -> DataManifest:
+        """The manifest in a folder.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        file = folder / MANIFEST
+        try:
+            tree = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            raise UserError("data", file, "a prepared log", "recloop update") from None
+        except ValueError as error:
+            raise UserError("data", file, f"a whole manifest ({error})", "recloop prepare") from None
+        return cls.from_json(tree)
+
+    @classmethod
+    def from_json(cls, tree: Any) -> DataManifest:
+        """Parse ``data/manifest.json``.
+
+        Raises:
+            UserError: a key is missing or has another type.
+        """
+        manifest = JsonObject(tree, f"data/{MANIFEST}", UserError, "recloop prepare")
+        return cls(
+            format=manifest.optional("format", int),
+            code=manifest.optional("code", str) or "",
+            fingerprint=manifest.required("fingerprint", str),
+            cut=manifest.required("cut", int),
+            held_seq=manifest.optional("held_seq", int),
+            watermark=manifest.required("watermark", int),
+            imported=manifest.optional("imported", int),
+            sources=manifest.optional("sources", tuple[FileRecord, ...]) or (),
+            catalogs=manifest.optional("catalogs", tuple[FileRecord, ...]) or (),
+            updates=manifest.optional("updates", tuple[UpdateRecord, ...]) or (),
+            windows=manifest.optional("windows", tuple[WindowLoss, ...]),
+            split_hash=manifest.required("split_hash", str),
+            counts=manifest.required("counts", RowCounts),
+            report=manifest.optional("report", JsonTree) or {},
+            dwell=manifest.optional("dwell", JsonTree),
+            files=manifest.required("files", dict[str, FileFacts]),
+            config=manifest.required("config", JsonTree),
+            other_keys=manifest.unread,
+        )
+
+    def to_json(self) -> JsonTree:
+        return {
+            **self.other_keys,
+            "code": self.code,
+            "fingerprint": self.fingerprint,
+            "cut": self.cut,
+            "watermark": self.watermark,
+            "sources": [asdict(record) for record in self.sources],
+            "catalogs": [asdict(record) for record in self.catalogs],
+            "split_hash": self.split_hash,
+            "counts": {**vars(self.counts), "removed": dict(self.counts.removed)},
+            "report": dict(self.report),
+            "files": {name: asdict(facts) for name, facts in self.files.items()},
+            "config": dict(self.config),
+            **without_none(
+                format=self.format,
+                held_seq=self.held_seq,
+                imported=self.imported,
+                dwell=None if self.dwell is None else dict(self.dwell),
+                updates=[asdict(update) for update in self.updates] or None,
+                windows=None if self.windows is None else [window.to_json() for window in self.windows],
+            ),
+        }

@@ -1,0 +1,320 @@
+"""What was answered: a buffer behind the answers, written by one thread, every row that is lost counted.
+
+A request never waits for the disk: a row joins the buffer, the writer thread commits every 200 ms or 1,000 rows
+(``synchronous=NORMAL``). A full buffer drops the row and counts it; a row whose key is there already is left out and
+counted. A counter in a memory-mapped file beside the store outlives a killed process, so the next one knows how many
+rows its end took.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from recloop.records import Decision
+from recloop.storage.sqlite import ReaderPool, Store, give_back, open_writer, transaction
+
+SCHEMA = 3
+EVERY_SECONDS = 0.2
+BATCH = 1_000
+ROOM = 50_000  # rows that wait at most
+
+REMOVED = """
+CREATE TABLE removed (
+    variant TEXT NOT NULL, placement TEXT NOT NULL, answers INTEGER NOT NULL, PRIMARY KEY (variant, placement))"""
+SCRIPT = f"""
+CREATE TABLE decisions (
+    n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL,
+    as_of INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL, variant TEXT NOT NULL,
+    placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL, scores TEXT NOT NULL,
+    sources TEXT NOT NULL, propensities TEXT, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
+    positives INTEGER NOT NULL, inputs TEXT NOT NULL, micros INTEGER NOT NULL, client_request_id TEXT,
+    assigned TEXT NOT NULL DEFAULT 'live', UNIQUE (request_id, role, bundle));
+CREATE INDEX decisions_at ON decisions (at);
+CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
+    lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
+INSERT INTO counts VALUES (1, 0, 0, 0, 0);
+{REMOVED}"""
+MIGRATIONS = {
+    1: """
+ALTER TABLE decisions ADD COLUMN client_request_id TEXT;
+ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
+UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
+ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
+    2: REMOVED,
+}
+"""Of schema 1 the arm drawn is not known where the candidate failed: such a row stays with the arm that answered."""
+AS_OF_SCHEMA_1 = {
+    "client_request_id": "NULL",
+    "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
+}
+
+PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL")
+COLUMNS = Decision.__struct_fields__
+JSON_COLUMNS = {"query", "items", "scores", "sources", "propensities", "degraded", "inputs"}
+INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+class DecisionLog(Store):
+    """decisions.db; see `recloop.storage.open_decisions`.
+
+    Attributes:
+        dropped: Rows that found the buffer full since this process opened the store.
+        lost: Rows that ends of earlier processes took with them, all told.
+        repeated: Rows that were left out since this process opened the store, because their key was there already.
+        failing: The last commit failed; its rows wait for the next one.
+    """
+
+    def __init__(self, file: Path, write: bool) -> None:
+        self.file = file
+        self.dropped = self.lost = self.repeated = 0
+        self.failing = False
+        self._buffer: list[Decision] = []
+        self._wake = threading.Condition()
+        self._urgent = self._closing = False
+        self._thread: threading.Thread | None = None
+        if write:
+            writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
+            self._taken = _MappedCounter(file.with_suffix(".taken"))
+            self._take_stock(writer)
+            self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
+        self._readers = ReaderPool(file, SCHEMA, SCRIPT)
+        self._columns = _readable(self._readers.get())
+        if self._thread is not None:
+            self._thread.start()
+        else:
+            self.lost = int(self._readers.get().execute("SELECT lost FROM counts").fetchone()[0])
+
+    def put(self, decision: Decision) -> bool:
+        """Take a row without waiting; False: the buffer is full and the row was dropped and counted.
+
+        A row whose (request_id, role, bundle) is there already is left out when it is written, and counted as ``repeated``.
+        """
+        with self._wake:
+            self._taken.add(1)
+            if len(self._buffer) >= ROOM:
+                self.dropped += 1
+                return False
+            self._buffer.append(decision)
+            if len(self._buffer) == 1 or len(self._buffer) >= BATCH:
+                self._wake.notify_all()
+        return True
+
+    @property
+    def full(self) -> bool:
+        """The next row would be dropped."""
+        return len(self._buffer) >= ROOM
+
+    def flush(self, seconds: float = 10.0) -> bool:
+        """Wait until every row taken so far is committed; False: the time ran out, or the disk refuses."""
+        with self._wake:
+            self._urgent = True
+            self._wake.notify_all()
+            return self._wake.wait_for(lambda: not self._buffer, seconds)
+
+    def close(self) -> None:
+        """Commit what waits and end the thread."""
+        if self._thread is not None:
+            with self._wake:
+                self._closing = True
+                self._wake.notify_all()
+            self._thread.join(10.0)
+            self._thread = None
+            self._taken.close()
+        self._readers.close()
+
+    def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
+        """Rows in the order in which they were taken: the ``last`` ones, those with ``since`` <= at < ``until``."""
+        tests = [(text, stamp) for text, stamp in (("at >= ?", since), ("at < ?", until)) if stamp is not None]
+        where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
+        limit = "" if last is None else f"LIMIT {int(last)}"
+        found = self._readers.get().execute(
+            f"SELECT {self._columns} FROM decisions {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests]
+        )
+        return [_decision(row) for row in found][::-1]
+
+    def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
+        """The answers to these requests, those that are kept."""
+        for start in range(0, len(request_ids), BATCH):
+            part = request_ids[start : start + BATCH]
+            asked = f"""SELECT {self._columns} FROM decisions WHERE role = 'answer'
+                AND request_id IN ({", ".join("?" * len(part))}) ORDER BY n"""
+            for row in self._readers.get().execute(asked, part):
+                yield _decision(row)
+
+    def traffic(self, micros: int) -> tuple[int, int, int]:
+        """Answers of the last ``micros`` microseconds back from the newest one: how many, the first stamp, the last."""
+        asked = """SELECT count(*), min(at), max(at) FROM decisions
+            WHERE role = 'answer' AND at > (SELECT max(at) FROM decisions WHERE role = 'answer') - ?"""
+        count, first, last = self._readers.get().execute(asked, (micros,)).fetchone()
+        return int(count), int(first or 0), int(last or 0)
+
+    def shadowed(self, bundle: str) -> int:
+        """Requests that a bundle has scored in the shadow."""
+        asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
+        return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
+
+    def twins_that_differ(self, bundle: str) -> int:
+        """Requests that a bundle scored in the shadow and that live, asked again, answered with another list."""
+        asked = """SELECT count(*) FROM decisions AS shadow
+            JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
+            JOIN decisions AS twin ON twin.request_id = shadow.request_id AND twin.role = 'twin'
+                AND twin.bundle = answer.bundle
+            WHERE shadow.role = 'shadow' AND shadow.bundle = ? AND (twin.items, twin.scores) <> (answer.items, answer.scores)"""
+        return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
+
+    def totals(self) -> dict[tuple[str, str], int]:
+        """Answers ever given, by (variant, placement)."""
+        connection = self._readers.get()
+        text = "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
+        totals = {(variant, placement): int(count) for variant, placement, count in connection.execute(text)}
+        if int(connection.execute("PRAGMA user_version").fetchone()[0]) in {1, 2}:  # as it was before any was removed
+            return totals
+        for variant, placement, count in connection.execute("SELECT variant, placement, answers FROM removed"):
+            totals[variant, placement] = totals.get((variant, placement), 0) + int(count)
+        return totals
+
+    def newest_at(self) -> int | None:
+        """The newest ``at`` of an answer; None: there is none."""
+        found = self._readers.get().execute("SELECT max(at) FROM decisions").fetchone()[0]
+        return None if found is None else int(found)
+
+    def count_before(self, at: int) -> tuple[int, int]:
+        """How many rows there are before a stamp, and in all."""
+        text = "SELECT (SELECT count(*) FROM decisions WHERE at < ?), (SELECT count(*) FROM decisions)"
+        before, whole = self._readers.get().execute(text, (at,)).fetchone()
+        return int(before), int(whole)
+
+    def is_empty(self) -> bool:
+        """Whether no decision was ever written."""
+        return self._readers.get().execute("SELECT 1 FROM decisions LIMIT 1").fetchone() is None
+
+    def _take_stock(self, writer: sqlite3.Connection) -> None:
+        """Rows taken by earlier processes and never settled went with them."""
+        settled, lost = writer.execute("SELECT settled, lost FROM counts").fetchone()
+        missing = max(0, self._taken.value - settled)
+        self.lost = lost + missing
+        settled += missing
+        self._taken.set(settled)  # the machine itself may have lost the counter's page
+        writer.execute("UPDATE counts SET settled = ?, lost = ?", (settled, self.lost))
+
+    def _run(self, writer: sqlite3.Connection) -> None:
+        counted = 0  # of `dropped`, what the store knows
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._buffer or self._closing or self._urgent)
+                if not self._urgent:
+                    self._wake.wait_for(
+                        lambda: len(self._buffer) >= BATCH or self._closing or self._urgent, EVERY_SECONDS
+                    )
+                batch = self._buffer[:BATCH]
+                dropped, ending = self.dropped, self._closing
+            try:
+                if batch or dropped > counted:
+                    with transaction(writer):
+                        written = writer.executemany(INSERT, [_row(decision) for decision in batch]).rowcount
+                        repeated = len(batch) - max(0, written)
+                        writer.execute(
+                            "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
+                            (len(batch) + dropped - counted, dropped - counted, repeated),
+                        )
+                    self.repeated += repeated
+                counted, self.failing = dropped, False
+            except sqlite3.Error:
+                self.failing = True
+            with self._wake:
+                if not self.failing:
+                    del self._buffer[: len(batch)]
+                if not self._buffer or self.failing:
+                    self._urgent = False
+                self._wake.notify_all()
+                if ending and (self.failing or not self._buffer):
+                    writer.close()
+                    return
+                if self.failing:
+                    self._wake.wait(EVERY_SECONDS)  # a full disk is asked again, not hammered
+
+
+def remove_before(file: Path, at: int) -> int:
+    """Delete the decisions of before a stamp and return their room to the disk; how many they were.
+
+    Any process may: a transaction is short, and a service that writes meanwhile waits for it. `DecisionLog.totals` still
+    counts them.
+    """
+    writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
+    removed = 0
+    try:
+        while True:
+            with transaction(writer):
+                rows = writer.execute("SELECT n FROM decisions WHERE at < ? LIMIT ?", (at, BATCH)).fetchall()
+                named = f"n IN ({', '.join(str(n) for (n,) in rows)})"
+                writer.execute(
+                    f"""INSERT INTO removed SELECT variant, placement, count(*) FROM decisions
+                    WHERE role = 'answer' AND {named} GROUP BY variant, placement
+                    ON CONFLICT (variant, placement) DO UPDATE SET answers = answers + excluded.answers"""
+                )
+                writer.execute(f"DELETE FROM decisions WHERE {named}")
+            removed += len(rows)
+            if len(rows) < BATCH:
+                break
+        give_back(writer)
+    finally:
+        writer.close()
+    return removed
+
+
+class _MappedCounter:
+    """Eight bytes of a file, mapped: what this process adds is in the kernel's hands, whatever ends the process."""
+
+    def __init__(self, file: Path) -> None:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if os.fstat(handle).st_size != 8:
+                os.ftruncate(handle, 8)
+            self._bytes = mmap.mmap(handle, 8)
+        finally:
+            os.close(handle)
+        self.value = int.from_bytes(self._bytes[:8], "little")
+
+    def add(self, n: int) -> None:
+        self.set(self.value + n)
+
+    def set(self, value: int) -> None:
+        self.value = value
+        self._bytes[:8] = value.to_bytes(8, "little")
+
+    def close(self) -> None:
+        self._bytes.close()
+
+
+def _row(decision: Decision) -> tuple[Any, ...]:
+    values = []
+    for name in COLUMNS:
+        value = getattr(decision, name)
+        if name in JSON_COLUMNS and value is not None:
+            value = msgspec.json.encode(value).decode()
+        values.append(value)
+    return tuple(values)
+
+
+def _readable(connection: sqlite3.Connection) -> str:
+    """The columns of a decision as this file can give them; one of schema 1 is read before its server migrates it."""
+    old = int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1
+    return ", ".join(
+        f"{AS_OF_SCHEMA_1[name]} AS {name}" if old and name in AS_OF_SCHEMA_1 else name for name in COLUMNS
+    )
+
+
+def _decision(row: Sequence[Any]) -> Decision:
+    values = dict(zip(COLUMNS, row, strict=True))
+    for name in JSON_COLUMNS:
+        if values[name] is not None:
+            values[name] = msgspec.json.decode(values[name])
+    return Decision(**values)

@@ -1,0 +1,91 @@
+"""Snapshots of states: each user's bytes as of one seq, written whole, renamed into place, read-only from then on."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from recloop.errors import UserError
+from recloop.files import replacing
+from recloop.storage.sqlite import Store, open_reader, transaction
+
+SCHEMA = 3  # 2: a group_id that is used again or ended starts a new moment; 3: acts, with use, pair, weight, units
+SCRIPT = """
+CREATE TABLE facts (seq INTEGER NOT NULL, key TEXT NOT NULL);
+CREATE TABLE states (user_id TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID"""
+
+
+def name(seq: int, key: str) -> str:
+    """The file name of the snapshot as of ``seq`` for states of event classes ``key`` (8 hex)."""
+    return f"snapshots-{seq}-{key}.db"
+
+
+def forget(store: Path, watermark: int) -> None:
+    """Remove the files of earlier watermarks; who still reads one keeps what it has opened."""
+    for file in store.glob("snapshots-*.db"):
+        if int(file.name.split("-")[1]) < watermark:
+            file.unlink(missing_ok=True)
+
+
+def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -> None:
+    """Write every user's state beside ``path``, make it durable, rename it into place."""
+    with replacing(path) as beside:
+        connection = sqlite3.connect(beside, isolation_level=None)
+        try:
+            # The file is nobody's until it is renamed, so no journal is needed; fsync follows once, whole.
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")
+            with transaction(connection):
+                for statement in SCRIPT.split(";"):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO facts VALUES (?, ?)", (seq, key))
+                connection.executemany("INSERT INTO states VALUES (?, ?)", states)
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        finally:
+            connection.close()
+
+
+def current(path: Path) -> Snapshot | None:
+    """A snapshot opened for reading; None where there is none, or one of an earlier schema, which is made anew."""
+    try:
+        return Snapshot(path)
+    except UserError:
+        return None
+
+
+class Snapshot(Store):
+    """A snapshot opened for reading; ``seq`` and ``key`` are what it was written with.
+
+    Raises:
+        UserError: no such file, or none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise UserError("snapshot", path, "a file that `recloop prepare` wrote", "recloop prepare")
+        self.path = path
+        self._connection = open_reader(path, SCHEMA, SCRIPT, immutable=True)
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found != SCHEMA:
+            self._connection.close()
+            raise UserError("snapshot", f"schema {found}", f"schema {SCHEMA}", "recloop serve, which writes it anew")
+        row = self._connection.execute("SELECT seq, key FROM facts").fetchone()
+        if row is None:
+            self._connection.close()
+            raise UserError("snapshot", path, "a whole snapshot", "recloop prepare")
+        self.seq, self.key = int(row[0]), str(row[1])
+
+    def get(self, user_id: str) -> bytes | None:
+        """The bytes of one user's state; None for who had none."""
+        row = self._connection.execute("SELECT state FROM states WHERE user_id = ?", (user_id,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        yield from self._connection.execute("SELECT user_id, state FROM states ORDER BY user_id")
+
+    def __len__(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM states").fetchone()[0])
+
+    def close(self) -> None:
+        self._connection.close()

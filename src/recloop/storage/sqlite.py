@@ -1,0 +1,202 @@
+"""How a SQLite file is found, opened and versioned: one writing connection, every other one read-only."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from recloop.errors import UserError
+from recloop.files import sync_folder
+
+BUSY_SECONDS = 10.0
+INCREMENTAL = 2
+"""``PRAGMA auto_vacuum`` of a file that can give free pages back by steps."""
+WORTHWHILE_BYTES = 1_000_000
+"""Free space for which a file is written anew."""
+
+
+class Store(ABC):
+    """A store that ``with`` closes at the end of its block; an owner that lives long calls ``close`` itself."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files of the store; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def locate(key: str, url: str, root: Path) -> Path:
+    """The file of a store's URL: ``sqlite:///store/log.db`` lies in the project, ``sqlite:////srv/log.db`` anywhere.
+
+    Raises:
+        UserError: another scheme; PostgreSQL and Redis come with a later version.
+    """
+    scheme, sep, path = url.partition(":///")
+    if scheme != "sqlite" or not sep or not path:
+        raise UserError(key, url, "sqlite:///PATH", f'--set {key}="sqlite:///store/{key.rpartition(".")[2]}.db"')
+    return root / path
+
+
+def open_writer(
+    file: Path, version: int, script: str, pragmas: tuple[str, ...], migrations: Mapping[int, str] | None = None
+) -> sqlite3.Connection:
+    """A writing connection to a file, which is made with its folder when it is not there yet.
+
+    Args:
+        migrations: For an older version, the statements that make it the next one; all are run, in their order.
+
+    Raises:
+        UserError: no SQLite file, one that a newer recloop wrote, or one too old.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        found = _version(connection, file, version)
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+        if found == 0:
+            with transaction(connection):
+                if _version(connection, file, version) == 0:  # another process may have been first
+                    for statement in script.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {version}")
+            sync_folder(file.parent)
+        elif found < version:
+            _migrate(connection, file, version, migrations or {})
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, file: Path, version: int, migrations: Mapping[int, str]) -> None:
+    with transaction(connection):
+        for found in range(_version(connection, file, version), version):  # another process may have been first
+            if found not in migrations:
+                expected = f"schema {min(migrations, default=version)} or newer"
+                raise UserError(file.name, f"schema {found}", expected, "an earlier recloop, which migrates it")
+            for statement in migrations[found].split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {found + 1}")
+
+
+def open_reader(file: Path, version: int, script: str, immutable: bool = False) -> sqlite3.Connection:
+    """A read-only connection; a file that is not there yet reads as an empty store."""
+    if file.exists():
+        query = "?mode=ro&immutable=1" if immutable else "?mode=ro"
+        address = f"file:{quote(str(file.absolute()))}{query}"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            found = _version(connection, file, version)
+        except BaseException:
+            connection.close()
+            raise
+        if found:
+            return connection
+        connection.close()  # made by a writer that has not come to its tables yet
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.executescript(script)
+    return connection
+
+
+def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
+    """The schema version found, 0 for a new file.
+
+    Raises:
+        UserError: no SQLite file, or one that a newer recloop wrote.
+    """
+    try:
+        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise UserError(file.name, file, f"a SQLite file ({error})", f"restore {file} from a backup") from None
+    if found > version:
+        raise UserError(file.name, f"schema {found}", f"schema {version} or older", "pip install --upgrade recloop")
+    return found
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, taking the write lock at once; an error rolls back.
+
+    An error while committing leaves open whether the rows were kept: the caller reads them back.
+    """
+    if connection.in_transaction:  # an earlier rollback failed
+        connection.execute("ROLLBACK")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def give_back(connection: sqlite3.Connection) -> None:
+    """Return free pages of a file to the disk.
+
+    A file made with ``auto_vacuum = INCREMENTAL`` gives them back by steps; an older one is written anew where at least
+    a quarter of it, and a megabyte, is free, and goes by steps from then on.
+    """
+
+    def asked(name: str) -> int:
+        return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+    free, pages = asked("freelist_count"), asked("page_count")
+    if asked("auto_vacuum") == INCREMENTAL:
+        while free and (left := _step(connection)) < free:
+            free = left
+    elif 4 * free >= pages and free * asked("page_size") >= WORTHWHILE_BYTES:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _step(connection: sqlite3.Connection) -> int:
+    """Give back some free pages; how many are left."""
+    connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def bytes_of(file: Path) -> int:
+    """The bytes of a SQLite file with its write-ahead log."""
+    files = (file, file.with_name(f"{file.name}-wal"))
+    return sum(one.stat().st_size for one in files if one.exists())
+
+
+class ReaderPool:
+    """Read-only connections to one file, one a thread."""
+
+    def __init__(self, file: Path, version: int, script: str) -> None:
+        self._file, self._version, self._script = file, version, script
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self.get()  # a file that cannot be read is refused when it is opened
+
+    def get(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._local.connection = open_reader(self._file, self._version, self._script)
+            self._all.append(found)
+        return found
+
+    def close(self) -> None:
+        while self._all:
+            self._all.pop().close()
+        self._local = threading.local()

@@ -1,0 +1,293 @@
+"""The counting half of a bundle: popular lists, co-visitation rows, half-lives and mixes by validation; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from recloop.bundle import Bundle, ItemTable, UserTable
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.features.state import StateHistory
+from recloop.features.vocabulary import as_text
+from recloop.json_object import JsonTree
+from recloop.manifest import Manifest, ModelSpec
+from recloop.models.base import SOURCE_OF, TrainData, is_closed_form, load_model
+from recloop.models.covisitation import RECENT
+from recloop.policy import FADING, Placement, Policy, ScorerSpec, custom_scorers
+from recloop.recommend import similar_items
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.fallback import segment_lists
+from recloop.recommend.recommender import LADDER, Recommender
+from recloop.recommend.top_k import TopK
+from recloop.records import DAY, MIX_SOURCES, Query
+from recloop.training.dataset import ItemUserTables
+from recloop.training.fusion_weights import Mixed, choose_mix, mix_or_single
+
+HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
+"""Days that ``counts.half_life = "auto"`` tries; None: every moment counts the same."""
+SEGMENT_LENGTH = 1000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What validation chose: half-lives in days by source, and the mix; ``mixed`` None: no moments were held back."""
+
+    validation_moments: int
+    half_life: Mapping[str, float | None]
+    mixed: Mixed | None = None
+
+    def to_json(self) -> JsonTree:
+        """``chosen`` of the metrics.json of a run."""
+        tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
+        if self.mixed is not None:
+            tree |= {
+                "validation_ndcg": {**self.mixed.alone, "mix": self.mixed.ndcg},
+                "mix": self.mixed.weights,
+                "rrf": self.mixed.constant,
+                "best_mix": self.mixed.best,
+                "gain": None if self.mixed.gain is None else self.mixed.gain.to_json(),
+            }
+        return tree
+
+
+def fit_counts(
+    data: TrainData,
+    tables: ItemUserTables,
+    other: str = "",
+    options: Mapping[str, Any] | None = None,
+    half_lives: Mapping[str, float | None] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
+    """Arrays and scorers of the counting models.
+
+    Args:
+        other: A closed-form model by dotted path; it takes the place of ours for the source that it feeds.
+        options: Of that model.
+        half_lives: Days by source (`half_lives_of`); none where `tune` chooses them later.
+    """
+    days = {source: (half_lives or {}).get(source) for source in FADING}
+    models: dict[str, tuple[str, Any]] = {
+        source: (name, load_model(name, {} if source == "history" else {"half_life": days[source]}))
+        for name, source in SOURCE_OF.items()
+    }
+    if other and other not in SOURCE_OF:
+        model = load_model(other, options or {})
+        if model.source not in {*models, "model"}:
+            expected = f"a source that serving knows in closed form: {', '.join([*models, 'model'])}"
+            raise UserError(f"{other}.source", model.source, expected, "mend the class")
+        models[model.source] = (other, model)
+    arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
+    arrays |= _segments(data, tables, days["popular"])
+    scorers = {
+        source: ScorerSpec(
+            source=source,
+            model=name,
+            kind=model.kind,
+            config=model.config.model_dump(mode="json") if source == "model" else None,
+            half_life=days.get(source),
+            recent=tuple(getattr(model.config, "recent", RECENT)) if source == "neighbours" else None,
+        )
+        for source, (name, model) in sorted(models.items())
+    }
+    return arrays, scorers
+
+
+def draft_bundle(
+    config: Config,
+    tables: ItemUserTables,
+    data: TrainData,
+    arrays: dict[str, np.ndarray],
+    scorers: Mapping[str, ScorerSpec],
+    manifest: Manifest,
+) -> Bundle:
+    """A bundle in memory, its mixes not yet chosen: every source weighs 1."""
+    placements = {
+        name: Placement(
+            list=section.list,
+            weights=_start(section.list, section.mix, scorers),
+            filter=section.filter,
+            k=section.k,
+        )
+        for name, section in config.placement.items()
+    }
+    closed = scorers.get("model")
+    if closed is not None and closed.config is not None:
+        manifest = replace(manifest, model=ModelSpec(closed.model, closed.config))
+    return Bundle(
+        manifest=replace(manifest, scorers=dict(scorers)),
+        spec=tables.spec,
+        fields=tables.fields,
+        policy=Policy(placements, config.split.filter_seen, LADDER),
+        items=ItemTable(
+            ids=tables.items,
+            count=data.counts[1:],
+            tail=tables.tail,
+            first_seq=tables.first_seq,
+            attributes=[row or {} for row in tables.item_attributes],
+        ),
+        users=_user_table(tables, data, arrays),
+        arrays=arrays,
+    )
+
+
+def choose_half_life_and_weights(
+    bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory, threads: int = 1
+) -> tuple[Bundle, Chosen]:
+    """The half-lives and the mixes, chosen by NDCG@10 on the validation moments; what was chosen, for the log.
+
+    Args:
+        data: What the bundle's models were fitted on (`recloop.training.dataset.validation_data`).
+        past: Timeline of the rows before the cut, validation moments included: each query sees what came before it.
+    """
+    whole = data.held
+    few = np.zeros(0, np.int64) if whole is None else whole.places(data.user_ids, config.split.validation_users)
+    if whole is not None and len(few):
+        data = replace(data, held=whole.at(few))
+    for source in FADING:
+        bundle = _choose_half_life(bundle, source, config, data, tables, past)
+    half_lives = half_lives_of(bundle.scorers)
+    if whole is None:
+        return bundle, Chosen(len(few), half_lives)
+    recalled = _recalled(bundle, replace(data, held=whole), past, list(bundle.scorers), threads)
+    lists = {source: found.items for source, found in recalled.items()}
+    mixed = mix_or_single(lists, whole.items, whole.offsets, config.train.seed, few)
+    placements = {
+        name: replace(placement, weights=mixed.weights, rrf=mixed.constant)
+        if _choose_weights(config, name)
+        else placement
+        for name, placement in bundle.policy.placements.items()
+    }
+    return replace(bundle, policy=replace(bundle.policy, placements=placements)), Chosen(len(few), half_lives, mixed)
+
+
+def refitted(
+    bundle: Bundle, data: TrainData, tables: ItemUserTables, options: Mapping[str, Any] | None = None
+) -> Bundle:
+    """The bundle with its counting models fitted on these rows, by the half-lives that it holds.
+
+    Args:
+        data: All rows before the cut, validation moments included.
+        options: Of a closed-form model by dotted path that the bundle's counting models hold.
+    """
+    made, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
+    items = replace(bundle.items, count=data.counts[1:])
+    return replace(bundle, arrays={**bundle.arrays, **made}, items=items, users=_user_table(tables, data, made))
+
+
+def closed_form(scorers: Mapping[str, ScorerSpec]) -> str:
+    """The closed-form model that takes the place of ours for its source; empty where none does."""
+    return next((scorer.model for scorer in custom_scorers(scorers) if is_closed_form(scorer.model)), "")
+
+
+def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
+    """Days by source, as a bundle holds them."""
+    return {source: scorers[source].half_life for source in FADING if source in scorers}
+
+
+def _choose_half_life(
+    bundle: Bundle, source: str, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
+) -> Bundle:
+    """The bundle with the best half-life of one source; on a tie the first of `HALF_LIVES`.
+
+    Popular and Co-visitation are not asked for one that is longer than the log: it would change little and cost a fit.
+    """
+    days = config.counts.half_life
+    if bundle.scorers[source].model not in SOURCE_OF:
+        return bundle  # somebody's own model
+    if days != "auto":
+        return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
+    if data.held is None:
+        return bundle
+    span = (data.cut - int(data.stamps.min())) / DAY if len(data.stamps) else 0.0
+    tried = [one for one in HALF_LIVES if one is None or source == "history" or one <= span]
+    best: tuple[float, Bundle] | None = None
+    for half_life in tried if len(tried) > 1 else []:
+        candidate = _with_half_life(bundle, source, half_life, data, tables)
+        own = _recalled(candidate, data, past, [source])[source]
+        _, ndcg = choose_mix({source: own.items}, data.held.items, data.held.offsets)
+        if best is None or ndcg > best[0]:
+            best = (ndcg, candidate)
+    return bundle if best is None else best[1]
+
+
+def _with_half_life(
+    bundle: Bundle, source: str, half_life: float | None, data: TrainData, tables: ItemUserTables
+) -> Bundle:
+    """The bundle with another half-life of one source, its arrays fitted anew where they depend on it."""
+    if bundle.scorers[source].half_life == half_life:
+        return bundle
+    scorers = {**bundle.scorers, source: replace(bundle.scorers[source], half_life=half_life)}
+    arrays = dict(bundle.arrays)
+    if source != "history":
+        model = load_model(bundle.scorers[source].model, {"half_life": half_life})
+        arrays |= model.fit(data)
+    if source == "popular":
+        arrays |= _segments(data, tables, half_life)
+    return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays)
+
+
+def _segments(data: TrainData, tables: ItemUserTables, half_life: float | None) -> dict[str, np.ndarray]:
+    """Popular lists of the values of ``serve.segment``; none where it is not set."""
+    if not tables.spec.segment:
+        return {}
+    values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
+    segments = [None if value is None else as_text(value) for value in values]
+    row_user, weights = data.moment_user[data.row_moment], data.decay(half_life)[data.row_moment]
+    own = data.target_rows
+    return segment_lists(segments, row_user[own], data.items[own], weights[own], data.n_items + 1, SEGMENT_LENGTH)
+
+
+def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:
+    if "user_vectors" not in arrays:
+        return None
+    return UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
+
+
+def _recalled(
+    bundle: Bundle, data: TrainData, past: StateHistory, sources: list[str], threads: int = 1, chunk: int = 256
+) -> dict[str, TopK]:
+    """The top 200 of each source for every validation query."""
+    held = data.held
+    assert held is not None
+    table = bundle.items
+    recommender = Recommender(bundle, Catalog.of_table(table.ids.ids, table.attributes), threads)
+    name = bundle.default_placement
+    placement = recommender.placement(name)
+    parts = []
+    for start in range(0, len(held), chunk):
+        span = slice(start, start + chunk)
+        users = [data.user_ids[ix] for ix in held.user_ix[span]]
+        states = past.states(users, held.as_of[span].tolist(), held.now[span].tolist())
+        encoded = recommender.encode(states, held.now[span])
+        queries = [
+            Query(user_id=user, now=int(now), placement=name) for user, now in zip(users, held.now[span], strict=True)
+        ]
+        parts.append(recommender.recall(encoded, recommender.allowed(encoded, queries, placement), sources))
+    return {
+        source: TopK(
+            np.concatenate([part[source].items for part in parts]),
+            np.concatenate([part[source].scores for part in parts]),
+        )
+        for source in sources
+    }
+
+
+def _choose_weights(config: Config, name: str) -> bool:
+    return config.placement[name].list == "for_you" and config.placement[name].mix == "auto"
+
+
+def _start(kind: str, mix: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
+    if kind == "popular":
+        return {"popular": 1.0}
+    if kind == "latest":
+        return {}
+    if kind == similar_items.LIST and mix == "auto":
+        return dict(similar_items.PLACEMENT.weights)
+    if mix == "auto":
+        return {source: 1.0 for source in MIX_SOURCES if source in scorers}
+    # A network comes after the counts: its weight waits for it.
+    held = {*scorers, "model"}
+    return {source: float(mix[source]) for source in MIX_SOURCES if mix.get(source) and source in held}

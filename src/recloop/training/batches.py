@@ -1,0 +1,296 @@
+"""From training moments to batches: windows of whole moments, drawn targets, groups of one length, padded tensors.
+
+A window is a run of a user's moments with at most ``history`` items; the vector that ends its moment t predicts moment
+t + 1, which for the window's newest moment lies behind it (definitions, section 2b). Everything is flat arrays; no
+Python work a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from recloop.features.encode import request_codes
+from recloop.features.state import offsets_of
+from recloop.models.base import TrainData, ValidationQueries
+from recloop.training.negatives import NegativesByMoment
+
+TOKENS = 2_800
+"""Tokens a step, padding included: small steps learn more a second than large ones (docs/decisions.md)."""
+
+
+class Batch(NamedTuple):
+    """B windows of T tokens in M moments, right-padded; moments are numbered from the newest, 0.
+
+    ``targets`` (B, M): the item that the end of moment m has to find, 0 where the window has no such moment.
+    """
+
+    items: Tensor  # (B, T) int64 item_ix, 0 pads
+    moments: Tensor  # (B, T) int64
+    mask: Tensor  # (B, T) bool
+    arrived: Tensor | None  # (B, T, T) bool; None: all had
+    context: Tensor  # (B, M, C) int64
+    targets: Tensor  # (B, M) int64
+    weights: Tensor  # (B, M) float32
+    refused: Tensor | None = None  # (K, 3) int64: window, moment from the newest, item_ix that its end turned down
+    refusals: Tensor | None = None  # (K,) float32: their weights
+    users: Tensor | None = None  # (B,) int64 user_ix of each window
+
+
+@dataclass(frozen=True)
+class HistoryWindows:
+    """W windows: each the moments ``starts[w]:stops[w]`` of one user."""
+
+    starts: np.ndarray
+    stops: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, chosen: np.ndarray) -> HistoryWindows:
+        return HistoryWindows(self.starts[chosen], self.stops[chosen])
+
+
+class SequenceDataset:
+    """The rows that windows are made of: each moment's first ``history`` items by id bytes, as flat arrays.
+
+    Args:
+        chosen: (M,) bool, the moments that are targets, the others are context alone; None: all.
+    """
+
+    def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
+        if data.targets is not None:  # a moment that holds inputs alone is history: it is never asked for
+            chosen = data.asked if chosen is None else chosen & data.asked
+        self.data, self.history, self.chosen = data, history, chosen
+        moment = data.row_moment
+        place = np.arange(len(moment)) - data.moment_offsets[moment]
+        kept = place < history
+        self.items, self.seqs, self.moment = data.items[kept].astype(np.int64), data.seqs[kept], moment[kept]
+        self.offsets = offsets_of(np.minimum(np.diff(data.moment_offsets), history))  # (M+1,)
+        starts = data.moment_offsets[:-1]
+        self.known = np.maximum.reduceat(data.seqs, starts) if len(starts) else data.seqs  # (M,) largest of a moment
+        self.user = data.moment_user
+        neighbours = self.user[1:] == self.user[:-1]
+        self.late = bool((np.diff(self.known) < 0)[neighbours].any())
+
+    def training(self, which: str = "all") -> HistoryWindows:
+        """Each user's moments but the newest (a target only), newest first, cut into windows; none of ``old`` users.
+
+        Args:
+            which: ``all`` windows or the ``last`` of each user (``train.windows``).
+        """
+        first, stop = self.data.user_offsets[:-1], self.data.user_offsets[1:] - 1
+        active = (stop > first) & ~self.data.old
+        first, stop = first[active], stop[active]
+        starts, stops = [], []
+        while len(stop):
+            start = self._reach(first, stop)
+            starts.append(start)
+            stops.append(stop)
+            if which == "last":
+                break
+            more = start > first
+            first, stop = first[more], start[more]
+        if not starts:
+            return HistoryWindows(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return self._asked(HistoryWindows(np.concatenate(starts), np.concatenate(stops)))
+
+    def _asked(self, windows: HistoryWindows) -> HistoryWindows:
+        """Those windows that hold a target, each ending where its last one begins."""
+        if self.chosen is None:
+            return windows
+        places = np.append(np.flatnonzero(self.chosen), len(self.chosen) + 1)
+        last = places[np.searchsorted(places, windows.stops, side="right") - 1]  # the newest target at or before stop
+        held = last > windows.starts
+        held &= last <= windows.stops
+        return HistoryWindows(windows.starts[held], np.minimum(windows.stops, last)[held])
+
+    def newest(self, users: np.ndarray) -> HistoryWindows:
+        """The newest window of each user (who has a moment): what serving would be fed."""
+        first, stop = self.data.user_offsets[users], self.data.user_offsets[users + 1]
+        return HistoryWindows(self._reach(first, stop), stop)
+
+    def _reach(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """The earliest start at or after ``first`` with at most ``history`` items up to ``stop``."""
+        start = np.searchsorted(self.offsets, self.offsets[stop] - self.history, side="left")
+        reached: np.ndarray = np.maximum(start, first)
+        return reached
+
+    def lengths(self, windows: HistoryWindows) -> np.ndarray:
+        """(W,) tokens of each window."""
+        lengths: np.ndarray = self.offsets[windows.stops] - self.offsets[windows.starts]
+        return lengths
+
+    def draw(self, seed: int, epoch: int) -> np.ndarray:
+        """(M,) for each moment the row of one of its targets, drawn anew for each epoch; of inputs alone: any row."""
+        share = np.random.default_rng([seed, epoch]).random(len(self.data.stamps))
+        offsets = self.data.moment_offsets
+        rows: np.ndarray = offsets[:-1] + (share * np.diff(offsets)).astype(np.int64)
+        if self.data.targets is not None:
+            places = np.flatnonzero(self.data.targets)
+            before = np.concatenate([[0], np.cumsum(self.data.targets)])[offsets]  # (M+1,) targets before each moment
+            asked = np.diff(before) > 0
+            rows[asked] = places[(before[:-1] + (share * np.diff(before)).astype(np.int64))[asked]]
+        return rows
+
+    def tokens(self, windows: HistoryWindows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Right-padded (B, T): rows of ``items`` (0 where padded), moments from the newest (0 where padded), mask."""
+        lengths = self.lengths(windows)
+        step = np.arange(lengths.max(initial=1))
+        mask = step < lengths[:, None]
+        rows = np.where(mask, self.offsets[windows.starts][:, None] + step, 0)
+        moments = np.where(mask, windows.stops[:, None] - 1 - self.moment[rows], 0)
+        return rows, moments, mask
+
+    def batch(self, windows: HistoryWindows, drawn: np.ndarray) -> Batch:
+        """The windows as tensors, with the targets drawn for this epoch (`draw`)."""
+        rows, moments, mask = self.tokens(windows)
+        held = windows.stops - windows.starts
+        number = np.arange(held.max(initial=1))
+        predicted = number < held[:, None]  # (B, M)
+        target = np.where(predicted, windows.stops[:, None] - number, 0)  # (B, M) the moment that follows moment m
+        if self.chosen is not None:
+            predicted &= self.chosen[target]
+        arrived = None
+        if self.late:
+            known = self.known[self.moment[rows]]  # (B, T)
+            arrived = torch.from_numpy(self.seqs[rows][:, None, :] <= known[:, :, None])
+        refused, refusals = self._refused(windows)
+        return Batch(
+            items=torch.from_numpy(np.where(mask, self.items[rows], 0)),
+            moments=torch.from_numpy(moments),
+            mask=torch.from_numpy(mask),
+            arrived=arrived,
+            context=torch.from_numpy(self.context[target]),
+            targets=torch.from_numpy(np.where(predicted, self.data.items[drawn[target]], 0).astype(np.int64)),
+            weights=torch.from_numpy(np.where(predicted, self.data.weights[drawn[target]], 0).astype(np.float32)),
+            refused=refused,
+            refusals=refusals,
+            users=torch.from_numpy(self.user[windows.starts].astype(np.int64)),
+        )
+
+    def targeted(self, windows: HistoryWindows) -> np.ndarray:
+        """(M,) bool: the moments that these windows predict."""
+        steps = np.zeros(len(self.data.stamps) + 2, dtype=np.int64)
+        np.add.at(steps, windows.starts + 1, 1)
+        np.add.at(steps, windows.stops + 1, -1)
+        held: np.ndarray = np.cumsum(steps)[: len(self.data.stamps)] > 0
+        return held if self.chosen is None else held & self.chosen
+
+    @cached_property
+    def anchored(self) -> NegativesByMoment | None:
+        """What was turned down after each moment."""
+        return None if self.data.negatives is None else NegativesByMoment(self.data)
+
+    def _refused(self, windows: HistoryWindows) -> tuple[Tensor | None, Tensor | None]:
+        if self.anchored is None:
+            return None, None
+        window, row = self.anchored.of(windows.starts, windows.stops)
+        if self.chosen is not None:  # asked beside the target that follows their moment, or not at all
+            asked = self.chosen[self.anchored.moment[row] + 1]
+            window, row = window[asked], row[asked]
+        if not len(row):
+            return None, None
+        moment = windows.stops[window] - 1 - self.anchored.moment[row]
+        refused = np.stack([window, moment, self.anchored.items[row]], axis=1).astype(np.int64)
+        return torch.from_numpy(refused), torch.from_numpy(self.anchored.weights[row])
+
+    def queries(self, users: np.ndarray, now: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What serving would be fed for these users at ``now``: items (B, T), moments, mask, context (B, C)."""
+        windows = self.newest(users)
+        rows, moments, mask = self.tokens(windows)
+        context = self._context(users, now, self.data.stamps[windows.stops - 1], np.ones(len(users), dtype=bool))
+        items = np.where(mask, self.items[rows], 0)
+        return torch.from_numpy(items), torch.from_numpy(moments), torch.from_numpy(mask), torch.from_numpy(context)
+
+    @cached_property
+    def context(self) -> np.ndarray:
+        """(M, C) int64 codes at each moment as a target."""
+        stamps = self.data.stamps
+        last = np.concatenate([[0], stamps[:-1]])
+        has_past = np.concatenate([[False], self.user[1:] == self.user[:-1]])[: len(stamps)]
+        return self._context(self.user, stamps, last[: len(stamps)], has_past)
+
+    def _context(self, users: np.ndarray, now: np.ndarray, last: np.ndarray, has_past: np.ndarray) -> np.ndarray:
+        """(n, C) int64 codes: user fields, then request fields, by the function that serving calls."""
+        columns = list(self.data.user_codes[users].T)
+        if self.data.request_fields:
+            spec, fields = self.data.extras["spec"], self.data.extras["fields"]
+            columns += request_codes(spec, fields, now, last, has_past)
+        return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((len(users), 0), dtype=np.int64)
+
+
+def history_before(data: TrainData, held: ValidationQueries) -> TrainData:
+    """What was known of the held-out users just before their moments; everybody else has no row."""
+    as_of = np.full(data.n_users, -1, dtype=np.int64)
+    as_of[held.user_ix] = held.as_of
+    moment = data.row_moment
+    kept = data.seqs <= as_of[data.moment_user[moment]]
+    sizes = np.bincount(moment[kept], minlength=len(data.stamps))
+    return replace(
+        data,
+        user_offsets=offsets_of(np.bincount(data.moment_user[sizes > 0], minlength=data.n_users)),
+        moment_offsets=offsets_of(sizes[sizes > 0]),
+        stamps=data.stamps[sizes > 0],
+        items=data.items[kept],
+        seqs=data.seqs[kept],
+        weights=data.weights[kept],
+        targets=None if data.targets is None else data.targets[kept],
+    )
+
+
+class LengthBucketSampler(Sampler[np.ndarray]):
+    """The windows of each step: groups of like length with at most ``tokens`` tokens, in a new order each epoch."""
+
+    def __init__(self, lengths: np.ndarray, seed: int, tokens: int = TOKENS) -> None:
+        self.lengths, self.seed, self.tokens = lengths, seed, tokens
+        self.epoch = 0
+        self.bounds = _bounds(np.sort(lengths), tokens)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([self.seed, self.epoch, 1])
+        order = rng.permutation(len(self.lengths))
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        for step in rng.permutation(len(self)):
+            yield order[self.bounds[step] : self.bounds[step + 1]]
+
+
+def _bounds(lengths: np.ndarray, tokens: int) -> np.ndarray:
+    """Cuts of ascending lengths into the fewest runs with (windows x longest window) <= tokens, one window at least."""
+    bounds = [0]
+    while bounds[-1] < len(lengths):
+        start = bounds[-1]
+        near = lengths[start : start + max(1, tokens // max(1, int(lengths[start])))]
+        area = near * np.arange(1, len(near) + 1)
+        bounds.append(start + max(1, int(np.searchsorted(area, tokens, side="right"))))
+    return np.array(bounds, dtype=np.int64)
+
+
+class EpochDataset(Dataset[Batch]):
+    """The batches of an epoch: indexed by the windows of a step, as `LengthBucketSampler` deals them."""
+
+    def __init__(
+        self, sequences: SequenceDataset, windows: HistoryWindows, seed: int, steps: LengthBucketSampler
+    ) -> None:
+        self.sequences, self.windows, self.seed, self.steps = sequences, windows, seed, steps
+        self._drawn: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, chosen: np.ndarray) -> Batch:
+        epoch = self.steps.epoch
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, self.sequences.draw(self.seed, epoch))
+        return self.sequences.batch(self.windows[chosen], self._drawn[1])

@@ -1,0 +1,249 @@
+"""The training rows as flat arrays, and the tables that a bundle is built on, from the columns of a split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from recloop.features.encode import attribute_codes
+from recloop.features.labels import with_uses
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateHistory, offsets_of
+from recloop.features.undo import without_undone
+from recloop.features.vocabulary import FieldCodes, Vocabulary
+from recloop.json_object import AttributeValues
+from recloop.models.base import TrainData, ValidationQueries
+from recloop.records import (
+    DAY,
+    ITEM_ID,
+    LABEL,
+    PAIR,
+    SEQ,
+    STAMP,
+    UNITS,
+    USE,
+    USER_ID,
+    WEIGHT,
+    Use,
+    is_holdout_user,
+    max_int,
+)
+from recloop.training.negatives import negatives
+
+TAIL_DAYS = 90
+HEAD_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class ItemUserTables:
+    """What is known before the cut: the items a bundle can rank, the users, and the codes of their fields."""
+
+    spec: FeatureSpec
+    fields: FieldCodes
+    items: Vocabulary
+    users: Vocabulary
+    item_attributes: list[AttributeValues | None]
+    user_attributes: list[AttributeValues | None]
+    first_seq: np.ndarray  # (N,) int64
+    tail: np.ndarray  # (N,) bool
+    cut: int
+
+
+def make_tables(
+    spec: FeatureSpec,
+    before: pl.DataFrame,
+    cut: int,
+    items: pl.DataFrame | None,
+    users: pl.DataFrame | None,
+    parent: Sequence[str] = (),
+    fields: FieldCodes | None = None,
+) -> ItemUserTables:
+    """Tables over the inputs before the cut, targets included.
+
+    Items stand in the order of (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(.2 N) with
+    most positives in the 90 days before the cut, ties by id bytes (definitions, section 1).
+
+    Args:
+        before: Labelled rows before the cut, the held-out moments included.
+        items, users: Versions of the catalogue (id, seq, attributes).
+        parent: Items of the bundle that this one is a child of, in their order: the table begins with them.
+        fields: The parent's codes, kept as they are; None: learned anew.
+    """
+    known = _inputs(before)
+    last_seq = max_int(before[SEQ])
+    table = (
+        known.group_by(ITEM_ID)
+        .agg(
+            pl.col(STAMP).min(),
+            pl.col(SEQ).min(),
+            ((pl.col(STAMP) >= cut - TAIL_DAYS * DAY) & (pl.col(USE) == Use.TARGET)).sum().alias("recent"),
+        )
+        .sort(STAMP, ITEM_ID)
+    )
+    if parent:
+        table = _begin_with(parent, table)
+    head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
+    tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
+    item_ids = table[ITEM_ID].to_list()
+    user_ids = known[USER_ID].unique().sort().to_list()
+    item_attributes = _newest(items, ITEM_ID, item_ids, last_seq)
+    user_attributes = _newest(users, USER_ID, user_ids, last_seq)
+    if fields is None:
+        stamps = known.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
+        gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
+        fields = FieldCodes.fit(spec, item_attributes, user_attributes, gaps)
+    return ItemUserTables(
+        spec=spec,
+        fields=fields,
+        items=Vocabulary(item_ids),
+        users=Vocabulary(user_ids),
+        item_attributes=item_attributes,
+        user_attributes=user_attributes,
+        first_seq=table[SEQ].to_numpy(),
+        tail=tail,
+        cut=cut,
+    )
+
+
+def _begin_with(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
+    """The parent's items in their order, then the new ones in theirs; one that has no positive any more keeps its row."""
+    first = pl.DataFrame({ITEM_ID: parent}, schema={ITEM_ID: pl.String}).join(
+        table, on=ITEM_ID, how="left", maintain_order="left"
+    )
+    new = table.join(first, on=ITEM_ID, how="anti", maintain_order="left")
+    return pl.concat([first, new]).with_columns(pl.col(STAMP, SEQ, "recent").fill_null(0))
+
+
+def train_data(
+    tables: ItemUserTables, train: pl.DataFrame, held: pl.DataFrame | None, shown: pl.DataFrame | None = None
+) -> TrainData:
+    """The flat arrays that every model learns from.
+
+    Args:
+        train: Labelled rows to learn from.
+        held: Labelled rows of the validation moments, one moment a user; in no count.
+        shown: Slots of the lists that the rows speak of (`recloop.training.negatives.slots_of`).
+    """
+    train, held = _settled(train, held)
+    train = _in_tables(tables, train)
+    held = None if held is None else _in_tables(tables, held)
+    known = train.filter(is_input())
+    positive = known.filter(pl.col(USE) == Use.TARGET)
+    rows = (
+        known.group_by(USER_ID, STAMP, ITEM_ID)
+        .agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), (pl.col(USE) == Use.TARGET).any())
+        .sort(USER_ID, STAMP, ITEM_ID)
+    )
+    user_ix = tables.users.lookup(rows[USER_ID], len(rows)) - 1
+    items = tables.items.lookup(rows[ITEM_ID], len(rows))
+    stamps = rows[STAMP].to_numpy()
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
+    row_moment = np.cumsum(new) - 1
+    counts = np.bincount(tables.items.lookup(positive[ITEM_ID], len(positive)), minlength=len(tables.items) + 1)
+    user_codes, user_fields = attribute_codes("user", tables.spec, tables.fields, tables.user_attributes)
+    item_codes, item_fields = attribute_codes("item", tables.spec, tables.fields, [None, *tables.item_attributes])
+    return TrainData(
+        item_ids=tables.items.ids,
+        user_ids=tables.users.ids,
+        user_offsets=offsets_of(np.bincount(user_ix[new], minlength=len(tables.users))),
+        moment_offsets=offsets_of(np.bincount(row_moment)),
+        stamps=stamps[new],
+        items=items,
+        seqs=rows[SEQ].to_numpy(),
+        weights=rows[WEIGHT].to_numpy(),
+        old=np.array([is_holdout_user(user_id) for user_id in tables.users.ids], dtype=bool),
+        user_codes=user_codes,
+        item_codes=item_codes,
+        user_fields=user_fields,
+        item_fields=item_fields,
+        request_fields=[(f"request.{name}", tables.fields.size(f"request.{name}"), 8) for name in tables.spec.request],
+        cut=tables.cut,
+        counts=counts,
+        held=None if held is None or not len(held) else _held(tables, held),
+        negatives=negatives(tables.items, tables.users, train, shown),
+        targets=None if rows[USE].all() else rows[USE].to_numpy(),
+        extras={"spec": tables.spec, "fields": tables.fields},
+    )
+
+
+def validation_data(
+    tables: ItemUserTables, train: pl.DataFrame, valid: pl.DataFrame, shown: pl.DataFrame | None, temporal: bool
+) -> TrainData:
+    """What models are chosen on: under a temporal protocol only rows before the first validation moment teach.
+
+    Args:
+        train, valid: Labelled rows before the cut; ``valid`` holds the validation moments, ``train`` all others.
+        temporal: False for leave-one-out, whose validation rows have no common start.
+    """
+    whole = train_data(tables, train, valid, shown)
+    if not temporal or whole.held is None:
+        return whole
+    start = int(whole.held.now.min())
+    early = train_data(tables, train.filter(pl.col(STAMP) < start), valid, shown)
+    return replace(early, cut=start, history=whole)
+
+
+def is_input() -> pl.Expr:
+    """Rows that a model sees: targets, and inputs alone."""
+    return pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])
+
+
+def _inputs(rows: pl.DataFrame) -> pl.DataFrame:
+    """The inputs of labelled rows, without what an undo among them took back."""
+    return without_undone(rows).filter(is_input())
+
+
+def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Both settled together: what came back after a held-out moment stands in the rows to learn from."""
+    if held is None or not len(held):
+        return without_undone(train), held
+    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT]
+    columns += [name for name in (USE, PAIR, UNITS) if name in train.columns and name in held.columns]
+    both = without_undone(pl.concat([train.select(columns), held.select(columns)])).select(SEQ, LABEL, WEIGHT, USE)
+    bare = [frame.drop(LABEL, WEIGHT, USE, strict=False) for frame in (train, held)]
+    first, second = (frame.join(both, on=SEQ, how="left", maintain_order="left") for frame in bare)
+    return first, second
+
+
+def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose user and item have an index; a purchase that was returned after these rows has none."""
+    users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
+    return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
+
+
+def _held(tables: ItemUserTables, held: pl.DataFrame) -> ValidationQueries:
+    moments = (
+        held.filter(pl.col(LABEL) > 0)
+        .group_by(USER_ID, STAMP)
+        .agg(pl.col(ITEM_ID).unique().sort(), pl.col(SEQ).min())
+        .sort(USER_ID, STAMP)
+    )
+    sizes = moments[ITEM_ID].list.len().to_numpy()
+    flat = moments[ITEM_ID].explode()
+    return ValidationQueries(
+        user_ix=tables.users.lookup(moments[USER_ID], len(moments)) - 1,
+        now=moments[STAMP].to_numpy(),
+        as_of=moments[SEQ].to_numpy() - 1,
+        offsets=offsets_of(sizes),
+        items=tables.items.lookup(flat, len(flat)),
+    )
+
+
+def timeline(frames: list[pl.DataFrame], users: pl.DataFrame | None) -> StateHistory:
+    """The states of everybody over these labelled rows."""
+    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT, USE, PAIR, UNITS]
+    return StateHistory(pl.concat([with_uses(frame).select(columns) for frame in frames]), users)
+
+
+def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[AttributeValues | None]:
+    """Attributes of each id by its newest version up to a seq, None where there is none."""
+    if frame is None or not len(frame):
+        return [None] * len(ids)
+    newest = frame.filter(pl.col(SEQ) <= until).sort(SEQ).unique(key, keep="last")
+    texts = dict(newest.select(key, "attributes").iter_rows())
+    return [json.loads(texts[raw]) if raw in texts else None for raw in ids]

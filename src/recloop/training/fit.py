@@ -1,0 +1,182 @@
+"""Fit a network: its options, its run folder, its training, its export; torch is loaded only when this is asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.json_object import JsonTree, without_none
+from recloop.manifest import Training
+from recloop.models.base import TrainData, load_model
+from recloop.settings import dump
+from recloop.training.warm_start import WarmStartState
+
+
+@dataclass(frozen=True)
+class Look:
+    """One examination of the weights: at the end of an epoch, or after a tenth of the budget."""
+
+    at: Literal["epoch", "tenth"]
+    epoch: int
+    step: int
+    seconds: float
+    ndcg: float | None
+
+    def to_json(self) -> JsonTree:
+        return {"NDCG@10" if name == "ndcg" else name: value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class FitMetrics:
+    """What the metrics.json of a run says of a network.
+
+    Attributes:
+        ndcg: NDCG@10 of the kept weights on the validation moments; None: there were none.
+        epochs, step: Of the kept weights. look_seconds: spent on examinations, not on training.
+        window_steps, window_seconds: Of the pass over the last moments before the cut; None: there was no such pass.
+    """
+
+    loss: str
+    ndcg: float | None
+    epochs: int
+    step: int
+    steps_per_epoch: int
+    stopped: str
+    seconds: float
+    look_seconds: float
+    tokens_per_second: int
+    looks: Sequence[Look]
+    window_steps: int | None = None
+    window_seconds: float | None = None
+
+    def to_json(self) -> JsonTree:
+        fields = {"NDCG@10" if name == "ndcg" else name: value for name, value in vars(self).items()}
+        window = {name: fields.pop(name) for name in ("window_steps", "window_seconds")}
+        return {**fields, "looks": [look.to_json() for look in self.looks], **without_none(**window)}
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network as arrays and bytes.
+
+    Attributes:
+        name, config: Of the model, options filled in.
+        arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx. item_graph: item.onnx of a
+            network that describes items without a row; empty for others. kind: ``rank``: graph is rank.onnx.
+        train_state: Weights and optimizer state for a warm start, for train.safetensors.
+        epochs, steps: Whole epochs and steps behind the kept weights. steps_per_epoch: steps of a whole one.
+        stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
+        metrics: What the run measured.
+    """
+
+    name: str
+    config: JsonTree
+    arrays: dict[str, np.ndarray]
+    graph: bytes
+    train_state: dict[str, np.ndarray]
+    epochs: int
+    steps: int
+    steps_per_epoch: int
+    stopped: str
+    seconds: float
+    metrics: FitMetrics
+    item_graph: bytes = b""
+    kind: str = "vectors"
+
+    def training(self, before: Training) -> Training:
+        """What the bundle's manifest says of the training; what the network does not know stays as before."""
+        return replace(
+            before,
+            epochs=self.epochs,
+            steps=self.steps,
+            steps_per_epoch=self.steps_per_epoch,
+            stopped=self.stopped,
+        )
+
+    @property
+    def validation(self) -> float:
+        """NDCG@10 on the validation moments."""
+        return float("nan") if self.metrics.ndcg is None else self.metrics.ndcg
+
+
+def has_sequences(data: TrainData) -> bool:
+    """Whether there is anything to learn from: a user with two moments who is not held back (``old``)."""
+    return bool(((np.diff(data.user_offsets) > 1) & ~data.old).any())
+
+
+def fit_network(
+    name: str,
+    options: Mapping[str, Any],
+    data: TrainData,
+    config: Config,
+    run_folder: Path,
+    budget_seconds: float,
+    quiet: bool = False,
+    warm: WarmStartState | None = None,
+) -> TrainedNetwork:
+    """Train a network of the shelf (or ``package.module:Class``) within a budget of training seconds, and export it.
+
+    ``run_folder`` gets config.toml, log.jsonl (a line a step), metrics.json and checkpoint/.
+
+    Args:
+        warm: Start from a parent's weights and learn its chosen positions alone, at its share of the rate.
+
+    Raises:
+        UserError: an unknown option or loss; torch missing; no network; nobody has two moments.
+    """
+    started = time.monotonic()
+    network = load_model(name, options)
+    if getattr(network, "inputs", None) != "sequence":
+        raise UserError("model.name", name, 'a network with inputs = "sequence"', 'name = "sasrec"')
+    if not has_sequences(data):
+        raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
+    # Torch takes seconds to load and is not there at all without the extra `train`.
+    from recloop.training.export import item_graph, item_vectors, rank_graph, user_graph
+    from recloop.training.trainer import train
+    from recloop.training.validation import train_state
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / "config.toml").write_text(dump(config), "utf-8")
+    learner, watch = train(network, data, config, run_folder, budget_seconds, quiet, warm)
+    kept, trained = watch.kept, watch.seconds
+    vectors = item_vectors(network, learner.item_codes)
+    n_context = len(data.user_fields) + len(data.request_fields)
+    described = hasattr(network, "described") and bool(data.item_fields)
+    kind = str(getattr(network, "kind", "vectors"))
+    graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
+    metrics = FitMetrics(
+        loss=learner.criterion.name,
+        ndcg=kept.ndcg if watch.examination else None,
+        epochs=kept.epoch,
+        step=kept.step,
+        steps_per_epoch=watch.steps_per_epoch,
+        stopped=watch.stopped,
+        seconds=round(trained, 2),
+        look_seconds=round(watch.looking, 2),
+        tokens_per_second=round(watch.tokens / trained),
+        looks=watch.looks,
+    )
+    (run_folder / "metrics.json").write_text(json.dumps(metrics.to_json(), indent=1) + "\n", "utf-8")
+    return TrainedNetwork(
+        name=name,
+        config=network.config.model_dump(mode="json"),
+        arrays={"item_vectors": vectors},
+        graph=graph,
+        kind=kind,
+        item_graph=item_graph(network, len(data.item_fields)) if described else b"",
+        train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
+        epochs=kept.epoch,
+        steps=kept.step,
+        steps_per_epoch=watch.steps_per_epoch,
+        stopped=watch.stopped,
+        seconds=time.monotonic() - started,
+        metrics=metrics,
+    )

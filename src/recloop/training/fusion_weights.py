@@ -1,0 +1,187 @@
+"""The weights of a mix, chosen on the validation moments: every grid point scored, the best one kept.
+
+A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i)) (definitions,
+section 2b). Lists do not change when all weights are scaled, so only grid points whose largest weight is 1 are scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop.evaluation import bootstrap, metrics
+from recloop.evaluation.bootstrap import Estimate
+from recloop.policy import RRF
+from recloop.records import MIX_SOURCES
+
+GRID = (0.0, 0.25, 0.5, 1.0)
+CHUNK = 128  # queries at a time: about 100 MiB with four sources of 200
+CONSTANTS = (60, 20, 5, 1)
+"""Constants of the fusion that are tried; on a tie the first."""
+SAME = 1e-12  # two NDCG closer than this are a tie
+
+
+def choose_mix(
+    recalled: Mapping[str, NDArray[Any]],
+    targets: NDArray[Any],
+    offsets: NDArray[Any],
+    k: int = 10,
+    constant: float = RRF,
+) -> tuple[dict[str, float], float]:
+    """The weights from {0, .25, .5, 1} with the best NDCG@k over the queries, and that NDCG.
+
+    On a tie: fewer sources, then larger weights in the order model, history, neighbours, popular. Without a query
+    that has a target: all 1, and NaN.
+
+    Args:
+        recalled: source -> (Q, R) item_ix, best first, 0 where a list ends early; the same queries for all.
+        targets: flat distinct item_ix, 0 for one that the table does not know (it stays in the ideal).
+        offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
+        k: places that count. constant: of the fusion.
+    """
+    sources = [source for source in MIX_SOURCES if source in recalled]
+    asked = np.flatnonzero(np.diff(offsets) > 0)
+    if not len(asked) or not sources:
+        return dict.fromkeys(sources, 1.0), float("nan")
+    points = grid(len(sources))
+    means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k, constant).mean(axis=1)
+    best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid stands in the order that breaks ties
+    return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The weights that serve, and why.
+
+    Attributes:
+        weights: Of every source. constant: of the fusion. ndcg: of these two on validation.
+        best: The weights with the best NDCG of the grid. alone: NDCG of each source. single: the best of them.
+        gain: NDCG of ``best`` less that of ``single``, paired over users; None where ``best`` is one source.
+    """
+
+    weights: dict[str, float]
+    constant: float
+    ndcg: float
+    best: dict[str, float]
+    alone: dict[str, float]
+    single: str
+    gain: Estimate | None
+
+
+def mix_or_single(
+    recalled: Mapping[str, NDArray[Any]],
+    targets: NDArray[Any],
+    offsets: NDArray[Any],
+    seed: int,
+    few: NDArray[np.int64] | None = None,
+    k: int = 10,
+) -> Mixed:
+    """The mix with the best NDCG@k where it is surely better than the best single source, else that source.
+
+    Surely: the lower end of the paired 95 % interval over users lies above 0. Queries are one a user.
+
+    Args:
+        recalled, targets, offsets, k: As in `choose_mix`. seed: of the interval.
+        few: Queries on which the grid is searched; the interval is that of all. None: all.
+    """
+    places = np.arange(len(offsets) - 1) if few is None else few
+    some = {source: found[places] for source, found in recalled.items()}
+    mine = [targets[offsets[q] : offsets[q + 1]] for q in places]
+    wanted = np.concatenate(mine) if mine else targets[:0]
+    ends = np.concatenate([[0], np.cumsum([len(one) for one in mine], dtype=np.int64)])
+    tried = [(*choose_mix(some, wanted, ends, k, constant), constant) for constant in CONSTANTS]
+    best, ndcg, constant = max(tried, key=lambda one: one[1])  # on a tie the first; NaN without a query
+    alone = {source: choose_mix({source: some[source]}, wanted, ends, k)[1] for source in best}
+    if not alone or np.isnan(ndcg):
+        return Mixed(best, RRF, ndcg, best, alone, "", None)
+    single = max(alone, key=lambda source: alone[source])  # on a tie the first of MIX_SOURCES
+    only = {source: float(source == single) for source in best}
+    if sum(weight > 0 for weight in best.values()) == 1:
+        return Mixed(best, RRF, ndcg, best, alone, single, None)
+    points = np.array([list(best.values()), list(only.values())])
+    values = _ndcg([recalled[source] for source in best], targets, offsets, points, k, constant)  # (2, Q)
+    gain = bootstrap.difference(values[0], values[1], seed).absolute
+    if gain.low > 0:
+        return Mixed(best, constant, ndcg, best, alone, single, gain)
+    return Mixed(only, RRF, alone[single], best, alone, single, gain)
+
+
+def grid(sources: int) -> NDArray[np.float64]:
+    """(G, sources) weights whose largest is 1, in the order in which ties are broken."""
+    points = [point for point in itertools.product(sorted(GRID, reverse=True), repeat=sources) if max(point) == 1.0]
+    points.sort(key=lambda point: (sum(w > 0 for w in point), [-w for w in point]))
+    return np.array(points)
+
+
+def _ndcg(
+    lists: Sequence[NDArray[Any]],
+    targets: NDArray[Any],
+    offsets: NDArray[Any],
+    points: NDArray[np.float64],
+    k: int,
+    constant: float,
+) -> NDArray[np.float64]:
+    """(G, Q) NDCG@k at each grid point of the queries that have a target."""
+    asked = np.flatnonzero(np.diff(offsets) > 0)
+    parts = []
+    for start in range(0, len(asked), CHUNK):
+        rows = asked[start : start + CHUNK]
+        mine = [targets[offsets[q] : offsets[q + 1]] for q in rows]
+        parts.append(_ndcg_of([one[rows] for one in lists], mine, points, k, constant))
+    return np.concatenate(parts, axis=1)
+
+
+def _ndcg_of(
+    lists: Sequence[NDArray[Any]],
+    targets: Sequence[NDArray[Any]],
+    points: NDArray[np.float64],
+    k: int,
+    constant: float,
+) -> NDArray[np.float64]:
+    """(G, Q) NDCG@k of these queries at each grid point."""
+    candidates, shares = _union(lists, constant)  # (Q, C) ascending, (S, Q, C)
+    owner = np.repeat(np.arange(len(targets)), [len(one) for one in targets])
+    wanted = np.concatenate(targets)
+    place = (candidates[owner] < wanted[:, None]).sum(axis=1)
+    inside = (wanted > 0) & (candidates[owner, np.minimum(place, candidates.shape[1] - 1)] == wanted)
+    rows, place = owner[inside], place[inside]  # the other targets nobody recalled: they count in the ideal alone
+    earlier = np.arange(candidates.shape[1]) < place[:, None]  # (T, C) smaller index: goes first on a tie
+    ideal = metrics.ideal_gain(np.array([len(one) for one in targets]), k)
+    values = np.empty((len(points), len(targets)))
+    for number, weights in enumerate(points):
+        total = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)
+        score = np.asarray(total, dtype=np.float32)  # (Q, C) ties as `recloop.recommend.fusion.fuse` sees them
+        rivals = score[rows]  # (T, C)
+        own = rivals[np.arange(len(rows)), place][:, None]
+        above = (rivals > own).sum(axis=1) + ((rivals == own) & earlier).sum(axis=1)
+        hit = (above < k) & (own[:, 0] > 0)  # a source of weight 0 recalls nothing
+        gain = hit / np.log2(above + 2.0) / ideal[rows]
+        values[number] = np.bincount(rows, weights=gain, minlength=len(targets))
+    return values
+
+
+def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The items of each query's lists in the order of their index, and 1 / (constant + rank) in each list, 0 outside it.
+
+    Returns:
+        (Q, C) items ascending, filled up with the largest integer; (S, Q, C).
+    """
+    stacked = np.concatenate(lists, axis=1).astype(np.int64)  # (Q, S * R)
+    order = np.argsort(stacked, axis=1, kind="stable")
+    ascending = np.take_along_axis(stacked, order, axis=1)
+    new = np.ones_like(ascending, dtype=bool)
+    new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    slot = np.cumsum(new, axis=1) - 1  # (Q, S * R) which candidate each entry is
+    row = np.arange(len(stacked))[:, None]
+    candidates = np.full((len(stacked), int(slot.max(initial=0)) + 1), np.iinfo(np.int64).max)
+    candidates[row, slot] = ascending
+    starts = np.cumsum([0, *(one.shape[1] for one in lists)])
+    source = np.searchsorted(starts, order, side="right") - 1
+    shares = np.zeros((len(lists), *candidates.shape))
+    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (constant + 1 + order - starts[source]), 0.0)
+    return candidates, shares

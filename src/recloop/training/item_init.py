@@ -1,0 +1,61 @@
+"""Where an item table starts: a truncated SVD of how much more often than chance items stand near one another."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import svds
+
+from recloop.models.base import TrainData
+from recloop.models.covisitation import LAGS
+
+CORE = 2048
+"""Items with most events that span the space; every other item is placed among them by its own row of counts."""
+SPREAD = 0.1
+"""Standard deviation of the table."""
+
+
+def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:
+    """(N+1, D) float32: U sqrt(S) of the positive log PMI of co-visitation, scaled to a standard deviation of .1.
+
+    Counts are those of `recloop.models.covisitation`, in both directions: c(a, b) + c(b, a). PMI(a, b) =
+    ln(c(a, b) total / (c(a) c(b))), what is negative is 0. The SVD is taken among the ``CORE`` items with most
+    events; the row of any other item is projected on it. Noise of a tenth of the spread tells apart the items that
+    have no neighbour.
+    """
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(scale=SPREAD / 10, size=(data.n_items + 1, dim)).astype(np.float32)
+    core = np.sort(np.argsort(-data.counts[1:], kind="stable")[:CORE]) + 1
+    pmi = _positive_pmi(data, core)
+    rank = min(dim, len(core) - 1)
+    if rank < 1 or not pmi.nnz:
+        return vectors
+    _, s, vt = svds(pmi[core], k=rank, v0=np.ones(len(core), dtype=np.float32))
+    kept = s > s.max() * 1e-5
+    placed = pmi @ (vt[kept].T / np.sqrt(s[kept]))  # (N+1, rank): U sqrt(S) where the row is in the core
+    vectors[:, : kept.sum()] += placed * (SPREAD / placed.std())
+    vectors[0] = 0
+    return vectors
+
+
+def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
+    """(N+1, core) float32."""
+    shape = (len(data.stamps), data.n_items + 1)
+    held = sp.csr_array((np.ones(len(data.items), np.float32), data.items, data.moment_offsets), shape=shape)
+    counts = sp.csr_array(held.T) @ sp.csr_array(_around(data.moment_user) @ held[:, core])
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    chance = rows[row] / max(rows.sum(), 1) * columns[counts.indices]
+    counts.data = np.maximum(np.log(counts.data / chance), 0).astype(np.float32)
+    counts.eliminate_zeros()
+    return counts
+
+
+def _around(user: np.ndarray) -> sp.csr_array:
+    """(M, M) weight of each moment of the same user that lies 1 to 8 moments before or after."""
+    parts = []
+    for lag, weight in enumerate(LAGS, start=1):
+        near = np.flatnonzero(user[lag:] == user[:-lag])
+        parts.append(sp.coo_array((np.full(len(near), weight, np.float32), (near, near + lag)), shape=(len(user),) * 2))
+    after = sp.csr_array(sum(parts[1:], parts[0]))
+    return sp.csr_array(after + after.T)

@@ -1,0 +1,201 @@
+"""What a prediction costs: each loss of the definitions, from vectors and the item table to one number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recloop.config import Train
+from recloop.errors import UserError
+from recloop.models.base import TrainData
+from recloop.training import sampled_losses
+from recloop.training.sampled_losses import NegativeSampler, OwnedItems, PairScores, SampledItems
+
+CHUNK = 4_000_000
+"""Scores held at a time (16 MB): a full softmax over 65,116 items would else fill gigabytes."""
+
+MANY = 100_000
+"""Items above which ``auto`` draws negatives (docs/decisions.md has the seconds of a step on both sides)."""
+
+Each = Callable[[PairScores], Tensor]
+SAMPLED: dict[str, tuple[Each, Each, bool]] = {
+    "ss": (sampled_losses.ss, sampled_losses.softmax_refused, False),
+    "ss_logq": (sampled_losses.ss_logq, sampled_losses.softmax_refused, True),
+    "ss_refined": (sampled_losses.ss_refined, sampled_losses.softmax_refused, True),
+    "gbce": (sampled_losses.gbce, sampled_losses.bce_refused, False),
+    "bce": (sampled_losses.bce, sampled_losses.bce_refused, False),
+    "bpr": (sampled_losses.bpr, sampled_losses.bpr_refused, False),
+}
+"""By name: what a target costs, what an item turned down costs, and whether q may differ from uniform."""
+UNTAKEN = frozenset({"bce", "bpr"})
+"""Losses whose negatives are items that the user did not take, as their papers say (definitions, section 4).
+
+The others stand for a sum over all items but the target, so nothing else may be masked in random draws.
+"""
+
+
+class LossRows(NamedTuple):
+    """R vectors, each asked for one item: its target, or what its user turned down."""
+
+    vectors: Tensor  # (R, D)
+    items: Tensor  # (R,) int64 rows of the item table
+    weights: Tensor  # (R,) float32
+
+
+class Criterion:
+    """A loss by its name in ``train.loss``, for a network: ``auto`` is what the network names, else ``ce``, else above
+    `MANY` items ``ss_refined``.
+
+    A network without an inner product (NeuMF) brings ``loss`` and ``refused`` of its own, as `cross_entropy` and
+    `rejected_item_loss`; ``sampled_loss`` instead of ``loss`` takes one more argument, the rows' `OwnedItems`. One that draws in its
+    own way (Two-Tower) brings ``draw(targets) -> (ids, m q_j)``; its draws may hold the user's own items, which are
+    masked.
+
+    Raises:
+        UserError: a loss that the network cannot be trained by.
+    """
+
+    def __init__(self, network: Any, data: TrainData, settings: Train) -> None:
+        own = getattr(network, "sampled_loss", None) or getattr(network, "loss", None)
+        auto = getattr(network, "auto", None) or ("ss_refined" if data.n_items > MANY else "ce")
+        self.name: str = auto if settings.loss == "auto" else settings.loss
+        if own is not None and self.name != auto:
+            expected = f"auto or {auto}: {type(network).__name__} has a loss of its own"
+            raise UserError("train.loss", settings.loss, expected, "--set train.loss=auto")
+        self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self.masks_owned = self.samples = hasattr(network, "sampled_loss")
+        if own is not None or self.name == "ce":
+            self.told: Callable[..., Tensor] = own or cross_entropy
+            self.refused = getattr(network, "refused", None) or rejected_item_loss
+            return
+        self.told, self.refused, corrected = SAMPLED[self.name]
+        self.draw = getattr(network, "draw", None) if corrected else None
+        self.masks_owned = self.draw is not None or self.name in UNTAKEN
+        if self.draw is None:
+            self.draw = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
+
+    def __call__(
+        self, items: Tensor, told: LossRows, refused: LossRows | None, owned: OwnedItems | None = None
+    ) -> Tensor:
+        """Sum of w loss / sum of w over targets and what was turned down together; items (N, D).
+
+        Args:
+            owned: Of the rows in ``told``; needed where ``masks_owned``.
+        """
+        if self.samples:
+            loss: Tensor = self.told(told.vectors, items, told.items, told.weights, owned)
+            drawn = None
+        else:
+            drawn = None if self.draw is None else SampledItems(*self.draw(told.items))
+            loss = self._mean(self.told, items, told, drawn, owned if self.masks_owned else None)
+        if refused is None:
+            return loss
+        share = refused.weights.sum() / (told.weights.sum() + refused.weights.sum())
+        return (1 - share) * loss + share * self._mean(self.refused, items, refused, drawn)
+
+    @staticmethod
+    def _mean(
+        loss: Any, items: Tensor, rows: LossRows, drawn: SampledItems | None, owned: OwnedItems | None = None
+    ) -> Tensor:
+        vectors, own, weights = rows
+        if drawn is None:
+            mean: Tensor = loss(vectors, items, own, weights)
+            return mean
+        return weighted(loss(PairScores.of(vectors, items, own, drawn, owned)), weights)
+
+
+def weighted(each: Tensor, weights: Tensor) -> Tensor:
+    """Sum of w each / sum of w, both (R,)."""
+    return (weights * each).sum() / weights.sum()
+
+
+def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """``ce``, the full softmax: sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item.
+
+    The gradient is made in the same pass, a few rows of scores at a time, so memory stays the same for any catalogue.
+
+    Args:
+        vectors: (R, D). items: (N, D). targets: (R,) int64 rows of ``items``. weights: (R,).
+    """
+    loss: Tensor = _FullSoftmax.apply(vectors, items, targets, weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def rejected_item_loss(vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
+    """What a dislike or a skip costs in the softmax family: sum of w softplus(s_d - ln Z) / sum of w.
+
+    Z = sum of e^s over the other items; so softplus(s_d - ln Z) = -ln(1 - p_d), finite for every score.
+
+    Args:
+        vectors: (K, D). items: (N, D), N > 1. rejected: (K,) int64 rows of ``items``. weights: (K,).
+    """
+    loss: Tensor = _RejectedItemLoss.apply(vectors, items, rejected, weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _RejectedItemLoss(torch.autograd.Function):
+    """As `_FullSoftmax`, chunk by chunk: with p = sigmoid(s_d - ln Z), ds_d = w p and ds_j = -w p e^s_j / Z."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
+        share = weights / weights.sum()  # (K,)
+        to_vectors, to_items = torch.empty_like(vectors), torch.zeros_like(items)
+        loss = vectors.new_zeros(())
+        rows = max(1, CHUNK // len(items))
+        for start in range(0, len(vectors), rows):
+            part = slice(start, start + rows)
+            own, item, w = vectors[part], rejected[part, None], share[part]  # (rows, D), (rows, 1), (rows,)
+            scores = own @ items.T  # (rows, N)
+            margin = scores.gather(1, item)[:, 0]
+            scores.scatter_(1, item, -torch.inf)
+            margin = margin - scores.logsumexp(1)
+            loss += (w * F.softplus(margin)).sum()
+            pull = (w * margin.sigmoid())[:, None]  # (rows, 1)
+            slopes = scores.softmax(1).mul_(-pull).scatter_(1, item, pull)
+            to_vectors[part] = slopes @ items
+            to_items.addmm_(slopes.T, own)
+        ctx.save_for_backward(to_vectors, to_items)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        to_vectors, to_items = ctx.saved_tensors
+        return grad * to_vectors, grad * to_items, None, None
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Scores, their softmax and both gradients, chunk by chunk; each chunk of scores is overwritten in place."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        share = weights / weights.sum()  # (R,)
+        to_vectors = torch.empty_like(vectors)
+        to_items = torch.zeros_like(items)
+        loss = vectors.new_zeros(())
+        rows = max(1, CHUNK // len(items))
+        scratch = vectors.new_empty(min(rows, len(vectors)), len(items))  # made once: fresh pages cost more than exp
+        for start in range(0, len(vectors), rows):
+            part = slice(start, start + rows)
+            own, target, w = vectors[part], items[targets[part]], share[part]  # (rows, D), (rows, D), (rows,)
+            scores = torch.mm(own, items.T, out=scratch[: len(own)])  # (rows, N)
+            top = scores.amax(1)
+            powers = scores.sub_(top[:, None]).exp_()
+            total = powers.sum(1)
+            loss += (w * (total.log() + top - (own * target).sum(1))).sum()
+            scale = (w / total)[:, None]
+            to_vectors[part] = scale * (powers @ items) - w[:, None] * target
+            to_items.addmm_(powers.T, scale * own)
+        to_items.index_add_(0, targets, share[:, None] * vectors, alpha=-1)
+        ctx.save_for_backward(to_vectors, to_items)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        to_vectors, to_items = ctx.saved_tensors
+        return grad * to_vectors, grad * to_items, None, None

@@ -1,0 +1,237 @@
+"""The one Lightning module, and the run that trains it: a step, its optimizer, the same numbers again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from recloop.config import Config, Train
+from recloop.errors import UserError
+from recloop.models.base import TrainData
+from recloop.training.batches import Batch, EpochDataset, LengthBucketSampler, SequenceDataset
+from recloop.training.item_init import init_item_embeddings
+from recloop.training.losses import Criterion, LossRows
+from recloop.training.sampled_losses import OwnedItems
+from recloop.training.validation import TrainingCallback, ValidationSet
+from recloop.training.warm_start import STEPS, WarmStartState, grow_moments, grow_parameter, is_table, waits_for_row
+
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What cuBLAS needs for the same numbers again; read when its first handle is made, so it is set before any CUDA call."""
+CLIP = 1.0  # largest norm of a step's gradient
+DECAY = 0.01  # of matrices; tables, biases and norms are not decayed
+
+
+class Learner(lightning.LightningModule):
+    """A network of the shelf or a stranger's, its loss and its optimizer.
+
+    What a network brings: ``inputs = "sequence"``, a frozen ``Config``, ``build(data, dim, history)`` for its tables,
+    ``items(codes) -> (N+1, D)``, ``users(history, moments, mask, context) -> (B, D)`` for serving and
+    ``ends(history, moments, mask, context, arrived) -> (B, M, D)``, a vector a moment, for training; with
+    ``Config.start = "counts"`` also ``start(vectors)``. `recloop.models.sasrec` shows each with its shapes.
+    """
+
+    def __init__(
+        self, network: nn.Module, data: TrainData, settings: Train, warm: WarmStartState | None = None
+    ) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.warm = warm
+        self.criterion = Criterion(network, data, settings)
+        self.lr = settings.lr * (1.0 if warm is None else warm.rate)
+        self.item_codes: Tensor
+        self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)
+        self.owned: Tensor  # (P,) int64, as `TrainData.owned`
+        pairs = data.owned() if self.criterion.masks_owned else np.zeros(0, np.int64)
+        self.register_buffer("owned", torch.from_numpy(pairs), persistent=False)
+
+    def vectors(self) -> Tensor:
+        """(N+1, D) the item vectors as they are now."""
+        vectors: Tensor = self.network.items(self.item_codes)
+        return vectors
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The loss of every moment end of the batch that has a next moment, and of what was turned down there."""
+        table = self.vectors()  # (N+1, D)
+        history = F.embedding(batch.items, table)  # (B, T, D)
+        ends = self.network.ends(history, batch.moments, batch.mask, batch.context, batch.arrived)  # (B, M, D)
+        told = batch.targets > 0  # (B, M)
+        targets = LossRows(ends[told], batch.targets[told] - 1, batch.weights[told])
+        refused = None
+        if batch.refused is not None and batch.refusals is not None:
+            window, moment, item = batch.refused.unbind(1)
+            refused = LossRows(ends[window, moment], item - 1, batch.refusals)
+        owned = None
+        if self.criterion.masks_owned and batch.users is not None:
+            owned = OwnedItems(self.owned, batch.users, told.nonzero()[:, 0], len(table) - 1)
+        return self.criterion(table[1:], targets, refused, owned)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; only the matrices between layers decay. A warm start goes on with the parent's moments."""
+        layers = [m for m in self.network.modules() if isinstance(m, nn.Linear | nn.RNNBase)]
+        inner = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
+        decayed = [p for p in self.network.parameters() if id(p) in inner]
+        free = [p for p in self.network.parameters() if id(p) not in inner]
+        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, fused=True)
+        if self.warm is None:
+            return optimizer
+        restore_moments(optimizer, self.network, self.warm)
+        rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / STEPS))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rising, "interval": "step"}}
+
+
+def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -> None:
+    """The parent's weights, grown; rows that a new item has not earned yet are 0 and get no gradient.
+
+    Raises:
+        UserError: a network of another shape than the parent's.
+    """
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            try:
+                old = warm.state[f"network.{name}"]
+                made = grow_parameter(name, old, parameter.numpy(force=True), data, warm.counted)
+            except (KeyError, ValueError) as error:
+                expected = f"the network that the parent is ({error})"
+                raise UserError("model", type(network).__name__, expected, "recloop update --full") from None
+            parameter.copy_(torch.from_numpy(made))
+            if is_table(made, data) and (locked := waits_for_row(data, old)).any():
+                free = torch.from_numpy(~locked)[:, None]
+                parameter.register_hook(partial(_only, free))  # type: ignore[no-untyped-call]
+
+
+def _only(free: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the rows that may move."""
+    return gradient * free.to(gradient.device)
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, network: nn.Module, warm: WarmStartState) -> None:
+    """The parent's optimizer state; new rows begin with m = 0 and v = the column mean."""
+    for name, parameter in network.named_parameters():
+        state = {key: warm.state.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        if all(array is not None for array in state.values()):
+            optimizer.state[parameter] = {
+                key: torch.from_numpy(np.array(grow_moments(key, array, len(parameter)))).to(parameter.device)
+                for key, array in state.items()
+                if array is not None
+            }
+
+
+def train(
+    network: Any,
+    data: TrainData,
+    config: Config,
+    folder: Path,
+    budget: float,
+    quiet: bool,
+    warm: WarmStartState | None = None,
+) -> tuple[Learner, TrainingCallback]:
+    """Train a network on the training moments until patience, epochs or budget end; the learner holds the kept weights.
+
+    Args:
+        network: A module of the shelf or a stranger's, not yet built.
+        budget: Training seconds, from the first batch on, without looks at the validation moments.
+        warm: The parent's weights, and the positions to learn; the rate is its share of ``train.lr``.
+    """
+    settings = config.train
+    sequences = SequenceDataset(data, config.features.history, None if warm is None else warm.chosen)
+    windows = sequences.training(settings.windows)
+    data = replace(data, targeted=sequences.targeted(windows))
+    with deterministic(settings.seed), quiet_lightning():
+        network.build(data, config.features.dim, config.features.history)
+        if warm is not None:
+            restore_weights(network, data, warm)
+        elif getattr(network.config, "start", "") == "counts":
+            network.start(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
+        steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
+        held = data.held
+        seen = config.split.filter_seen
+        examination = ValidationSet(data, held, config.features.history, seen) if held is not None else None
+        learner = Learner(network, data, settings, warm)
+        watch = TrainingCallback(examination or None, folder, settings.patience, budget, not quiet)
+        trainer = lightning.Trainer(
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            max_epochs=settings.epochs,
+            min_epochs=0,
+            gradient_clip_val=CLIP,
+            callbacks=[watch],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        loader = DataLoader(EpochDataset(sequences, windows, settings.seed, steps), sampler=steps, batch_size=None)
+        try:
+            if len(windows):
+                _interruptible(lambda: trainer.fit(learner, loader))
+            else:
+                watch.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
+        finally:
+            watch.close()
+    network.load_state_dict(watch.kept.weights)
+    learner.eval()
+    return learner, watch
+
+
+def _interruptible(run: Callable[[], None]) -> None:
+    """Run; Ctrl-C stays a KeyboardInterrupt, which Lightning would make an exit with 1."""
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+@contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """The same numbers again on the same machine and thread count; the caller's random state is left alone.
+
+    On a GPU an operation that has no deterministic form warns instead of ending the run: numbers may then differ in
+    their last digits.
+    """
+    os.environ.setdefault(*CUBLAS)
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        memory.fill_uninitialized_memory = False  # a fifth of a step, and nothing here reads it
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=warned)
+            memory.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning without its advice: what it tells is about loaders and loggers that we do not use."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are arrays in memory
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning asks torch so
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,240 @@
+"""Looks at the validation moments while a network trains: the number, the weights kept, the log, when to stop."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recloop.errors import UserError
+from recloop.evaluation import metrics
+from recloop.files import replacing
+from recloop.models.base import TrainData, ValidationQueries
+from recloop.training.batches import SequenceDataset, history_before
+from recloop.training.fit import Look
+
+K = 10
+TENTHS = 10
+QUERIES = 128  # validation queries scored at a time
+MAX_USERS = 1024
+"""Users of a look at most: those of smallest hash("valid")."""
+LOOK_SHARE = 0.1
+"""Looks at tenths of the budget are skipped while all looks took a larger share of the training seconds."""
+
+Stopped = Literal["patience", "epochs", "budget"]
+
+
+class ValidationSet:
+    """NDCG@10 on the validation moments of at most `MAX_USERS` users, full ranking, mean over these users."""
+
+    def __init__(self, data: TrainData, held: ValidationQueries, history: int, filter_seen: bool) -> None:
+        held = held.sample(data.user_ids, MAX_USERS)
+        data = history_before(data.history or data, held)
+        known = np.diff(data.user_offsets)[held.user_ix] > 0  # without a history a network gives no score
+        self.users = held.user_ix[known]
+        sizes = np.diff(held.offsets)
+        self.targets = held.items[np.repeat(known, sizes)]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes[known])])
+        self.queries = SequenceDataset(data, history).queries(self.users, held.now[known])
+        self.seen = self._seen(data) if filter_seen else None
+
+    def _seen(self, data: TrainData) -> tuple[np.ndarray, np.ndarray]:
+        """(query, item_ix) of everything in the users' histories."""
+        rows = data.moment_offsets[data.user_offsets]
+        low, high = rows[self.users], rows[self.users + 1]
+        query = np.repeat(np.arange(len(self.users)), high - low)
+        place = np.arange(len(query)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+        return query, data.items[low[query] + place]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @torch.no_grad()
+    def score(self, learner: Any) -> float:
+        """The number for the weights as they are; leaves mode and random state alone."""
+        training = learner.training
+        learner.eval()
+        table = learner.vectors()  # (N+1, D)
+        lists = [self._top(learner, table, slice(i, i + QUERIES)) for i in range(0, len(self), QUERIES)]
+        learner.train(training)
+        return float(metrics.ranking(np.concatenate(lists), self.targets, self.offsets, K)["NDCG"].mean())
+
+    def _top(self, learner: Any, table: Tensor, part: slice) -> np.ndarray:
+        items, moments, mask, context = (tensor[part].to(table.device) for tensor in self.queries)
+        users = learner.network.users(table[items], moments, mask, context)  # (b, D)
+        own = getattr(learner.network, "scores", None)  # of a network that is no inner product
+        scores = users @ table.T if own is None else own(users, table)  # (b, N+1)
+        scores[:, 0] = -torch.inf
+        if self.seen is not None:
+            query, item = self.seen
+            own = (query >= part.start) & (query < part.stop)
+            scores[query[own] - part.start, item[own]] = -torch.inf
+        top = scores.topk(min(K, scores.shape[1] - 1))
+        return torch.where(top.values > -torch.inf, top.indices, 0).cpu().numpy()
+
+
+@dataclass
+class BestWeights:
+    """The best weights of one kind of look, with the optimizer's state at that moment."""
+
+    ndcg: float = -1.0
+    epoch: int = 0  # whole epochs
+    step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingCallback(lightning.Callback):
+    """Looks at the validation moments, keeps the best weights, writes the log, says when to stop.
+
+    After each epoch: patience counts these, and a run that stops by itself keeps the best of them. At each tenth of
+    the budget: only a run that the budget stops may keep those. The budget counts training seconds from the first
+    batch on; looks are off this clock. A run whose looks took as long as its budget ends with the epoch.
+    """
+
+    def __init__(
+        self, examination: ValidationSet | None, folder: Path, patience: int, budget: float, bar: bool
+    ) -> None:
+        self.examination, self.patience, self.budget = examination, patience, budget
+        self.started = time.monotonic()
+        self.looking = 0.0
+        """Seconds spent in looks."""
+        self.steps_per_epoch = 0
+        self.log_file = (folder / "log.jsonl").open("w", encoding="utf-8")
+        self.checkpoint = folder / "checkpoint"
+        self.by_epoch, self.by_time = BestWeights(), BestWeights()
+        self.tenth = 1
+        self.last_look = -1
+        self.stopped: Stopped = "epochs"
+        self.looks: list[Look] = []
+        self.tokens = 0
+        self.bar: tqdm[Any] | None = tqdm(file=sys.stderr, unit="step", leave=False, disable=None) if bar else None
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds so far."""
+        return time.monotonic() - self.started - self.looking
+
+    @property
+    def kept(self) -> BestWeights:
+        """The weights that this run keeps."""
+        return self.by_time if self.stopped == "budget" else self.by_epoch
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
+        self.started = time.monotonic()
+        self.steps_per_epoch = int(trainer.num_training_batches)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
+        if self.bar is not None:
+            self.bar.reset(total=trainer.num_training_batches)
+            self.bar.set_description(f"epoch {trainer.current_epoch + 1}")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        loss = float(outputs["loss"])
+        if not np.isfinite(loss):
+            raise UserError("train.lr", pl_module.lr, "a rate at which the loss stays finite", "--set train.lr=3e-4")
+        self.tokens += int(batch.mask.sum())
+        row = {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "loss": round(loss, 6),
+            "seconds": round(self.seconds, 3),
+        }
+        self.log_file.write(json.dumps(row) + "\n")
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.3f}" + self._best(), refresh=False)
+            self.bar.update()
+        if self.seconds >= self.budget * self.tenth / TENTHS:
+            self.tenth = int(self.seconds / self.budget * TENTHS) + 1
+            if self.looking <= LOOK_SHARE * self.seconds:
+                self._look(trainer, pl_module, "tenth")
+        if self.seconds >= self.budget:
+            self.stopped = "budget"
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.stopped == "budget" and self.last_batch_cut(trainer):
+            return
+        self._look(trainer, pl_module, "epoch")
+        if self.looking >= self.budget:
+            self.stopped = "budget"
+            trainer.should_stop = True
+        elif self.examination and trainer.current_epoch + 1 - self.by_epoch.epoch >= self.patience:
+            self.stopped = "patience"
+            trainer.should_stop = True
+
+    @staticmethod
+    def last_batch_cut(trainer: Any) -> bool:
+        """Whether the epoch ended before its last step."""
+        return int(trainer.fit_loop.epoch_loop.batch_progress.current.completed) < int(trainer.num_training_batches)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.stopped == "budget" and self.last_look < trainer.global_step:
+            self._look(trainer, pl_module, "tenth")
+
+    def _look(self, trainer: Any, learner: Any, at: Literal["epoch", "tenth"]) -> None:
+        """Examine the weights; without validation moments the newest are the best."""
+        self.last_look = trainer.global_step
+        self.log_file.flush()
+        seconds, begin = self.seconds, time.monotonic()
+        ndcg = self.examination.score(learner) if self.examination else None
+        step = int(trainer.global_step)
+        self.looks.append(Look(at, trainer.current_epoch + 1, step, round(seconds, 2), ndcg))
+        self.keep(learner, trainer.optimizers[0], ndcg, step // self.steps_per_epoch, step, at)
+        self.looking += time.monotonic() - begin
+
+    def keep(
+        self,
+        learner: Any,
+        optimizer: torch.optim.Optimizer,
+        ndcg: float | None,
+        epoch: int,
+        step: int,
+        at: Literal["epoch", "tenth"] = "epoch",
+    ) -> None:
+        """Keep the weights as they are where they are the best yet."""
+        for kept in (self.by_time, self.by_epoch)[: 2 if at == "epoch" else 1]:
+            if ndcg is None or ndcg > kept.ndcg:
+                kept.ndcg, kept.epoch, kept.step = ndcg or 0.0, epoch, step
+                kept.weights = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+                kept.optimizer = moments_of(optimizer, learner.network)
+                self._write(kept)
+
+    def _write(self, kept: BestWeights) -> None:
+        """The kept weights and the optimizer's state, written beside and renamed: safetensors, no pickle."""
+        with replacing(self.checkpoint / "train.safetensors") as file:
+            save_file(train_state(kept), file)
+
+    def _best(self) -> str:
+        return f", validation NDCG@10 {self.by_time.ndcg:.4f}" if self.by_time.ndcg >= 0 else ""
+
+    def close(self) -> None:
+        """End the log and the bar."""
+        self.log_file.close()
+        if self.bar is not None:
+            self.bar.close()
+
+
+def train_state(kept: BestWeights) -> dict[str, Tensor]:
+    """``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``: what a warm start needs."""
+    named = {f"network.{name}": tensor for name, tensor in kept.weights.items()} | kept.optimizer
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def moments_of(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """Copies of AdamW's state by the parameter's name."""
+    copies = {}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            copies[f"{key}.{name}"] = torch.as_tensor(value).clone()
+    return copies

@@ -1,0 +1,64 @@
+"""What an update takes back of rows that were believed on arrival: the first of a burst, a repeat without an event_id."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from recloop.config import Clean, Events
+from recloop.data.append import retracted_rows, rows_before_burst
+from recloop.features.labels import EventLabeler
+from recloop.records import EVENT_SCHEMA, RULE, SECOND
+
+START = 1_000 * SECOND
+SIGNAL = EventLabeler(Events(weights={"purchase": 5}), Clean())
+
+
+def frame(rows: list[tuple[int, str, int, str, str | None]]) -> pl.DataFrame:
+    """Rows of (seq, user, microseconds after the start, event type, rule)."""
+    columns = {"seq": [], "user_id": [], "timestamp": [], "event_type": [], RULE: []}  # type: dict[str, list[object]]
+    for seq, user, at, kind, rule in rows:
+        for name, value in zip(columns, (seq, user, START + at, kind, rule), strict=True):
+            columns[name].append(value)
+    made = pl.DataFrame(columns, schema_overrides={RULE: pl.String})
+    missing = [pl.lit(None, kind).alias(name) for name, kind in EVENT_SCHEMA.items() if name not in made.columns]
+    return made.with_columns(*missing).with_columns(pl.concat_str(pl.lit("i"), "seq").alias("item_id"))
+
+
+def believed(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+
+
+def test_what_led_to_a_burst_lies_within_its_seconds_and_is_its_users_alone() -> None:
+    rows = frame(
+        [
+            (1, "ann", 0, "click", None),  # a second and a bit before the row that was taken: not of that second
+            (2, "ann", 100_001, "click", None),
+            (3, "bob", 500_000, "click", None),
+            (4, "ann", 600_000, "purchase", None),  # a checkout is no burst
+            (5, "ann", 1_100_000, "click", "burst"),
+            (6, "ann", 1_100_001, "click", None),  # after it
+            (7, "bob", 1_100_000, "click", "keep"),
+        ]
+    )
+    assert rows_before_burst(believed(rows), rows, Clean(), SIGNAL) == [2]
+    edge = rows.with_columns(
+        pl.when(pl.col("seq") == 2).then(START + 100_000).otherwise("timestamp").alias("timestamp")
+    )
+    assert rows_before_burst(believed(edge), edge, Clean(), SIGNAL) == [], (
+        "the window is open at its start, as on arrival"
+    )
+    assert rows_before_burst(believed(rows), rows, Clean(burst="off"), SIGNAL) == []
+    assert rows_before_burst(believed(rows), rows.filter(pl.col("seq") > 5), Clean(), SIGNAL) == []
+
+
+def test_a_row_archived_before_may_be_of_a_burst_that_is_new() -> None:
+    rows = frame([(1, "ann", 0, "click", None), (2, "ann", 10, "click", "burst")])
+    assert rows_before_burst(believed(rows), rows.filter(pl.col("seq") == 2), Clean(), SIGNAL) == [1]
+
+
+def test_a_repeat_is_taken_by_the_first_rule_that_names_it() -> None:
+    rows = frame([(1, "ann", 0, "click", None), (2, "ann", 0, "click", None), (3, "ann", 5, "click", "burst")])
+    rows = rows.with_columns(item_id=pl.lit("i"))
+    assert retracted_rows(believed(rows), rows, Clean(), SIGNAL) == {1: "burst", 2: "burst"}
+    assert retracted_rows(believed(rows), rows.head(2), Clean(), SIGNAL) == {2: "duplicates"}
+    assert retracted_rows(believed(rows), rows.head(2), Clean(duplicates="off"), SIGNAL) == {}

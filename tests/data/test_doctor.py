@@ -1,0 +1,146 @@
+"""The doctor's numbers add up, and its sentences come when they are due and not otherwise."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import rich.console
+
+from recloop.data.doctor import Report, Span, TypeRows, build_report, render, timestamp_resolution
+from recloop.project import Project, open_project
+from recloop.records import SECOND
+
+Shop = Callable[..., Project]
+HEAD = "user_id,item_id,timestamp,kind,qty,basket\n"
+KIND, QTY, BASKET = ('data.columns.event_type="kind"', 'data.columns.quantity="qty"', 'data.columns.group_id="basket"')
+
+
+def said(report: Report) -> str:
+    return "\n".join(report.warnings)
+
+
+def rows(n: int = 100) -> str:
+    """Rows of 10 users, a basket of two at a time, to the second; one row in ten repeats the user's first item."""
+    lines = []
+    for k in range(n):
+        basket = k // 2
+        stamp = f"2025-01-{1 + basket // 12 % 28:02}T{basket % 12 + 8:02}:00:{k // 2 % 60:02}"
+        item = 0 if k % 10 == 9 else k
+        lines.append(f"u{basket % 10},i{item},{stamp},buy,1,b{basket}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_numbers_add_up_and_are_those_of_the_log(shop: Shop) -> None:
+    log = HEAD + rows() + ",i,2025-01-01,buy,1,\nu1,i1,2025-01-02T03:04:05,buy,0,\nu0,i0,2025-01-01T08:00:00,buy,1,b0\n"
+    report = build_report(shop(log, KIND, QTY, BASKET, "clean.max_removed=0.05"))
+    assert (report.read, report.kept, report.rejected) == (103, 100, 1)
+    assert report.removed == {"keep": 1, "duplicates": 1}
+    assert report.read == report.kept + sum(report.removed.values()) + report.rejected
+    assert (report.users, report.moments) == (10, 50)
+    assert report.items == 90  # ten of the hundred are i0, which is one of them
+    assert report.span == Span("2025-01-01T08:00:00Z", "2025-01-05T09:00:49Z", 4.04)
+    assert report.repeats == pytest.approx(0.08)  # u4 and u9 have i0 five times each: four repeats each
+    assert set(report.to_json()) >= {
+        "read", "kept", "removed", "rejected", "users", "items", "moments", "span", "repeats", "warnings",
+    }  # fmt: skip
+    assert "1.0 % of rows could not be read: no user_id (1)" in said(report)
+
+
+def test_baskets_are_named_with_their_column_or_suspected_without(shop: Shop) -> None:
+    with_group = build_report(shop(HEAD + rows(), BASKET))
+    assert "100.0 % of rows share their stamp with others: baskets, grouped by basket" in with_group.warnings
+    without = said(build_report(shop(HEAD + rows())))
+    assert "100.0 % of rows share their stamp with others of the same user: baskets?" in without
+    assert "set data.columns.group_id" in without
+
+
+def test_excess_and_an_impossible_split_are_warnings_here(shop: Shop) -> None:
+    log = HEAD + "".join(f"u{n},i,2025-01-01,buy,{n % 2},\n" for n in range(20))
+    report = build_report(shop(log, QTY))
+    assert (report.kept, report.removed) == (10, {"keep": 10})
+    assert "rule keep=50.0% of the rows (10 of 20): expected at most 5.0%" in said(report)
+    assert "all happened at one instant" in said(report)
+    assert "one item only" in said(report)
+    assert not Path(shop(log).data).exists()
+
+
+@pytest.mark.parametrize(
+    ("stamps", "coarse"),
+    [
+        (["2025-01-01", "2025-01-02"], "day"),
+        (["2025-01-01T05:00", "2025-01-01T06:00"], "hour"),
+        (["2025-01-01T05:01", "2025-01-01T06:02"], "minute"),
+        (["2025-01-01T05:01:01", "2025-01-01T06:02:00"], ""),
+        (["2025-01-01T05:01:01", "2025-01-01T06:02:01"], "minute"),  # always the same second: seconds say nothing
+        (["2025-01-01", "2025-01-01"], ""),
+    ],
+)
+def test_the_grain_of_stamps(stamps: list[str], coarse: str) -> None:
+    micros = pl.Series(stamps).str.to_datetime(time_unit="us", strict=False, format=None)
+    assert timestamp_resolution(micros.dt.timestamp("us")) == coarse
+
+
+def test_coarse_stamps_and_the_burst_rule(shop: Shop) -> None:
+    log = HEAD + "".join(f"u{n % 9},i{n},2025-01-{n % 28 + 1:02},buy,1,\n" for n in range(50))
+    assert 'no finer than a day: the burst rule cannot judge them; set clean.burst = "off"' in said(
+        build_report(shop(log))
+    )
+    assert "burst" not in said(build_report(shop(log, 'clean.burst="off"')))
+
+
+def test_types_that_no_rule_names_are_reported(shop: Shop) -> None:
+    log = HEAD + "".join(
+        f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{'buy' if n % 3 else 'look at'},1,\n" for n in range(60)
+    )
+    events = ('events.positive=["buy"]', "events.negative=[]")
+    report = build_report(shop(log, KIND, *events))
+    assert "event type 'look at' (20 rows) is in no rule of [events]: neutral" in report.warnings
+    assert report.event_types == {"buy": TypeRows(40, 1), "look at": TypeRows(20, 0)}
+    named = build_report(shop(log, KIND, *events, "events.neutral=[\"event_type = 'look at'\"]"))
+    assert "no rule of" not in said(named)
+
+
+def test_examine_views_that_are_history_are_called_input(shop: Shop) -> None:
+    kinds = ("view", "buy", "hide")
+    log = HEAD + "".join(f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{kinds[n % 3]},1,\n" for n in range(60))
+    events = ('events.positive=["buy"]', 'events.history=["view"]', 'events.negative=["hide"]')
+    report = build_report(shop(log, KIND, *events))
+    assert report.event_classes == {"view": "input", "buy": "positive", "hide": "negative"}
+    mixed = build_report(shop(log, KIND, *events, "events.weights={\"event_type = 'buy' AND item_id = 'i1'\" = -1}"))
+    assert mixed.event_classes["buy"] == "by condition"
+
+
+def test_repeats_seen_items_and_items_out_of_catalogue(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,name\n" + "".join(f"i{n},x\n" for n in range(90)) + "i1,y\n")
+    log = HEAD + "".join(
+        f"u{n % 9},i{n % 18 if n < 90 else n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(100)
+    )
+    found = said(build_report(shop(log, 'data.items="items.csv"', "split.filter_seen=true")))
+    assert "% of rows are repeats, and split.filter_seen = true can never name one" in found
+    assert "10 items of the log (10.0 % of rows) are not in items.csv" in found
+    assert "1 rows of items.csv repeat a item_id: the last one counts" in found
+
+
+def test_a_till_is_suspected(shop: Shop) -> None:
+    log = HEAD + "".join(
+        f"{'till' if n % 5 == 0 else f'u{n}'},i{n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(300)
+    )
+    assert "user 'till' has 20.0 % of all rows" in said(build_report(shop(log)))
+
+
+def test_the_rendered_report_holds_the_numbers(world_folder: Path) -> None:
+    report = build_report(open_project(world_folder))
+    console = rich.console.Console(width=100, record=True, file=io.StringIO())
+    console.print(render(report))
+    text = console.export_text()
+    assert text.startswith("events.csv: csv (commas), utf-8; stamps: ISO 8601")
+    assert f"{report.kept:,}" in text
+    assert "purchase: positive" in text
+
+
+def test_the_same_second_of_every_minute_is_a_minute() -> None:
+    assert timestamp_resolution(pl.Series([30 * SECOND, 90 * SECOND])) == "minute"

@@ -1,0 +1,191 @@
+"""``data/``: whole or not there, byte-identical, hashed, and read back as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet
+import pytest
+
+from recloop.data import prepare as module
+from recloop.data.clean import LABELLED, QUARANTINED
+from recloop.data.prepare import load, prepare
+from recloop.data.read import read_events
+from recloop.errors import UserError
+from recloop.project import Project, open_project
+from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
+
+Shop = Callable[..., Project]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def project(world_folder: Path) -> Project:
+    """The world, with a row that cannot be read and one that is quarantined."""
+    with (world_folder / "events.csv").open("a") as file:
+        file.write("x1,,i001,2025-03-01T00:00:00Z,click,,,\n")
+        file.write("x2,u001,i001,2025-03-01T00:00:00Z,purchase,1,0,\n")
+    return open_project(world_folder)
+
+
+def test_everything_is_numbered_and_everything_is_somewhere(project: Project) -> None:
+    made = prepare(project)
+    data, report = load(project), made.report
+    assert report.read == report.kept + sum(report.removed.values()) + report.rejected
+    assert (report.rejected, report.removed) == (1, {"keep": 1})
+    assert report.kept == len(data.events) == made.train + made.valid + made.test
+    assert data.items is not None
+    assert data.users is not None
+    quarantine = pl.read_parquet(project.data / "quarantine.parquet")
+    assert dict(quarantine.schema) == QUARANTINED
+    seqs = [*data.items["seq"], *data.users["seq"], *sorted([*data.events["seq"], *quarantine["seq"]])]
+    assert seqs == list(range(1, made.watermark + 1))
+    assert data.events["seq"].is_sorted()
+    by_seq = pl.concat([data.events.select("seq", "timestamp"), quarantine.select("seq", "timestamp")]).sort("seq")
+    assert by_seq["timestamp"].is_sorted()
+    (reject,) = [json.loads(line) for line in (project.data / "rejects.jsonl").read_text().splitlines()]
+    assert reject["reason"] == "no user_id"
+    assert reject["raw"] == "x1,,i001,2025-03-01T00:00:00Z,click,,,"
+
+
+def test_the_files_are_those_of_the_interface(project: Project) -> None:
+    made = prepare(project)
+    data = load(project)
+    for name, frame in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        assert dict(frame.schema) == LABELLED
+        assert len(frame) == getattr(made, name) > 0
+    assert data.items is not None
+    assert dict(data.items.schema) == ITEM_SCHEMA
+    assert data.users is not None
+    assert dict(data.users.schema) == USER_SCHEMA
+    archive = sorted((project.data / "archive").glob("date=*/*.parquet"))
+    frames = [pl.read_parquet(path, hive_partitioning=False) for path in archive]
+    assert all(dict(frame.schema) == EVENT_SCHEMA for frame in frames)
+    assert pl.concat(frames).sort("seq").equals(data.events.select(*EVENT_SCHEMA))
+    for path, frame in zip(archive, frames, strict=True):
+        days = pl.from_epoch(frame["timestamp"], time_unit="us").dt.strftime("%Y-%m-%d").unique().to_list()
+        assert [f"date={day}" for day in days] == [path.parent.name]
+    chunk = pyarrow.parquet.ParquetFile(archive[0]).metadata.row_group(0).column(0)
+    assert chunk.compression == "ZSTD"
+
+
+def test_the_manifest_hashes_every_file(project: Project) -> None:
+    made = prepare(project)
+    manifest = load(project).manifest
+    written = tree(project.data)
+    del written["manifest.json"]
+    assert {name: facts.sha256 for name, facts in manifest.files.items()} == written
+    split_hash = hashlib.sha256("".join(written[f"split/{n}.parquet"] for n in ("train", "valid", "test")).encode())
+    assert manifest.split_hash == split_hash.hexdigest()
+    assert (manifest.cut, manifest.watermark) == (made.cut, made.watermark)
+    assert manifest.fingerprint == made.fingerprint
+    assert manifest.config["data"]["events"] == "events.csv"
+
+
+def test_equal_input_gives_equal_bytes_wherever_it_lies(project: Project, tmp_path: Path) -> None:
+    prepare(project)
+    first = tree(project.data)
+    prepare(project)
+    assert tree(project.data) == first
+    shutil.copytree(project.root, tmp_path / "other", ignore=shutil.ignore_patterns("data"))
+    other = open_project(tmp_path / "other")
+    prepare(other)
+    assert tree(other.data) == first
+
+
+def test_rows_that_follow_the_cut_are_the_test(project: Project) -> None:
+    made = prepare(project)
+    data = load(project)
+    assert data.test["stamp"].min() >= made.cut  # type: ignore[operator]
+    assert data.train["stamp"].max() < made.cut  # type: ignore[operator]
+    assert data.valid["stamp"].max() < made.cut  # type: ignore[operator]
+
+
+def test_a_flipped_byte_is_seen(project: Project) -> None:
+    prepare(project)
+    path = project.data / "split" / "train.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="a whole file"):
+        load(project)
+
+
+def test_a_prepare_that_fails_leaves_what_was_there(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(project)
+    before = tree(project.root)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "swap_folder", full)
+    with pytest.raises(OSError, match="No space"):
+        prepare(project)
+    monkeypatch.undo()
+    with pytest.raises(UserError):
+        prepare(open_project(project.root, ['clean.keep="quantity > 5"']))
+    assert tree(project.root) == before
+
+
+def test_a_bad_log_leaves_nothing_behind(shop: Shop) -> None:
+    project = shop("user_id,item_id,timestamp\nu,i,2025-01-01\nv,j,2025-01-01\n")
+    before = tree(project.root)
+    with pytest.raises(UserError, match="one instant"):
+        prepare(project)
+    assert tree(project.root) == before
+    assert not project.data.exists()
+
+
+def test_a_swap_cut_in_two_is_taken_back(project: Project) -> None:
+    prepare(project)
+    before = tree(project.data)
+    project.data.rename(project.root / "data.old")
+    assert load(project).manifest.watermark > 0
+    assert tree(project.data) == before
+    assert not (project.root / "data.old").exists()
+
+
+def test_once_the_stores_hold_rows_another_import_is_refused(project: Project) -> None:
+    prepare(project)
+    prepare(project, logged=True)
+    prepare(open_project(project.root, ['clean.burst="off"']), logged=True)  # other rules, the same import
+    before = tree(project.data)
+    with (project.root / "events.csv").open("a") as file:
+        file.write("x3,u001,i001,2025-03-01T00:00:00Z,purchase,1,1,\n")
+    with pytest.raises(UserError) as caught:
+        prepare(project, logged=True)
+    assert "recloop update --restart" in caught.value.mend
+    assert tree(project.data) == before
+    prepare(project)
+
+
+def test_nothing_prepared_names_the_command(shop: Shop) -> None:
+    with pytest.raises(UserError, match="try: recloop update"):
+        load(shop(""))
+
+
+def test_one_user_or_one_item_can_be_prepared(shop: Shop) -> None:
+    head = "user_id,item_id,timestamp\n"
+    for rows in (["u,i{},2025-01-{:02}"] * 20, ["u{},i,2025-01-{:02}"] * 20):
+        log = head + "\n".join(row.format(n, n + 1) for n, row in enumerate(rows))
+        made = prepare(shop(log))
+        assert (made.train + made.valid, made.test) == (18, 2)
+        assert any(warning.startswith("one ") for warning in made.report.warnings)
+
+
+def test_the_raw_log_is_read_once_and_in_order(project: Project) -> None:
+    raw = read_events(project)
+    assert raw.read == len(raw.frame) + 1
+    assert raw.frame["event_id"].to_list()[:2] == ["e0000001", "e0000002"]

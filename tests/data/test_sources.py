@@ -1,0 +1,116 @@
+"""Which files a setting names, what their bytes are, and when two imports are the same."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from recloop.config import Data
+from recloop.data.sources import InputFile, encoding_of, find, fingerprint
+from recloop.errors import UserError
+
+HANZI = "用户,商品\n张伟,绿茶和红茶\n李娜,面包\n"
+UMLAUTS = "user_id,item_id\nZürich,Gemüsebrühe\nMüller,Käse größer\n"
+
+
+def source(path: Path, content: bytes) -> InputFile:
+    path.write_bytes(content)
+    return InputFile("data.events", path, path.name)
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (HANZI.encode(), "utf-8"),
+        (b"\xef\xbb\xbf" + HANZI.encode(), "utf-8"),
+        (HANZI.encode("gb18030"), "gb18030"),
+        (("plain,text\n" * 300_000 + "用户,茶\n").encode("gb18030"), "gb18030"),  # seen only in a later block
+        (UMLAUTS.encode("cp1252"), "cp1252"),
+        (UMLAUTS.encode("utf-16"), "utf-16"),
+        (UMLAUTS.encode("utf-16-le"), "utf-16-le"),
+        (UMLAUTS.encode("utf-16-be"), "utf-16-be"),
+        (b"plain,ascii\n1,2\n", "utf-8"),
+    ],
+)
+def test_the_encoding_is_recognised_from_the_bytes(tmp_path: Path, content: bytes, encoding: str) -> None:
+    assert encoding_of(source(tmp_path / "log.csv", content)) == encoding
+
+
+def test_a_configured_encoding_that_does_not_fit_is_refused_with_the_byte(tmp_path: Path) -> None:
+    broken = source(tmp_path / "log.csv", b"a,b\n\xff,1\n")
+    with pytest.raises(UserError, match=r"data\.encoding=utf-8: .* breaks at byte 4"):
+        encoding_of(broken, "utf-8")
+
+
+def test_bytes_of_no_encoding_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no one of them"):
+        encoding_of(source(tmp_path / "log.csv", b"a,b\n\x81\x20\xff\x20\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"a,b\n1,2\n", "csv"),
+        (b'\n  {"a": 1}\n', "jsonl"),
+        ('{"a": "ü"}'.encode("utf-16"), "jsonl"),
+        (b"PAR1....", "parquet"),
+    ],
+)
+def test_what_a_file_is_is_seen_from_its_bytes(tmp_path: Path, content: bytes, kind: str) -> None:
+    assert source(tmp_path / "log.txt", content).kind == kind
+
+
+def test_packed_files_are_unpacked_whatever_their_name(tmp_path: Path) -> None:
+    assert source(tmp_path / "a", gzip.compress(b"a,b\n")).head() == b"a,b\n"
+    assert source(tmp_path / "b", pa.compress(b"a,b\n", codec="zstd", asbytes=True)).head() == b"a,b\n"
+
+
+def test_a_cut_gzip_is_refused(tmp_path: Path) -> None:
+    cut = source(tmp_path / "log.csv.gz", gzip.compress(b"a,b\n" * 1000)[:-9])
+    with pytest.raises(UserError, match="whole gzip file"):
+        list(cut.blocks())
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04xx", "Excel"), (b"[{}]", "JSON array")])
+def test_foreign_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _ = source(tmp_path / "log.xlsx", content).kind
+
+
+def test_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "days"
+    (folder / "b").mkdir(parents=True)
+    for name in ("2.csv", "10.csv", "b/1.jsonl.gz", ".hidden.csv", "_SUCCESS", "notes.md"):
+        (folder / name).write_text("x")
+    assert [s.name for s in find(tmp_path, "days", "data.events")] == ["days/10.csv", "days/2.csv", "days/b/1.jsonl.gz"]
+    assert [s.name for s in find(tmp_path, "days/*.csv", "data.events")] == ["days/10.csv", "days/2.csv"]
+    assert [s.name for s in find(tmp_path, str(folder / "2.csv"), "data.events")] == [(folder / "2.csv").as_posix()]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lgo.csv", "nearest: log.csv"),
+        ("no/log.csv", "there is no folder"),
+        ("*.parquet", "exists"),
+        ("empty", "a folder with"),
+    ],
+)
+def test_nothing_there_says_what_is_nearest(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "log.csv").write_text("a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=said) as caught:
+        find(tmp_path, text, "data.events")
+    assert caught.value.name == "data.events"
+
+
+def test_the_fingerprint_is_of_settings_bytes_and_paths(tmp_path: Path) -> None:
+    log = source(tmp_path / "log.csv", b"a,b\n")
+    same = fingerprint(Data(), [log])
+    assert fingerprint(Data(), [log]) == same
+    assert fingerprint(Data(timezone="Europe/Berlin"), [log]) != same
+    assert fingerprint(Data(), [InputFile("data.events", log.path, "other.csv")]) != same
+    assert fingerprint(Data(), [source(tmp_path / "log.csv", b"a,c\n")]) != same

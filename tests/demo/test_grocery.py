@@ -1,0 +1,84 @@
+"""The demo: its prices, its folder, and (slow) the whole loop on the grocery chain's year."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recloop.client import iso
+from recloop.demo.grocery_project import priced, write_project
+from recloop.demo.narrator import MARK
+from recloop.errors import UserError
+from recloop.project import open_project
+
+
+def test_a_price_is_the_median_before_the_cut() -> None:
+    products = pl.DataFrame({"product_id": [2, 1, 3], "brand": ["b", "a", "c"]})
+    rows = [(1, 10, 1, 2, 3.0), (2, 20, 1, 1, 4.0), (3, 30, 1, 0, 9.0), (4, 40, 2, 4, 2.0), (5, 50, 1, 1, 100.0)]
+    purchases = pl.DataFrame(
+        [
+            (household, basket, product, quantity, value, datetime(2017, 1, household, tzinfo=UTC).replace(tzinfo=None))
+            for household, basket, product, quantity, value in rows
+        ],
+        schema=["household_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"],
+        orient="row",
+    )
+    made = priced(products, purchases, 0.8)
+    # Of four rows with a quantity the cut is the stamp of the fourth: 100 lies behind it; 3 / 2 and 4 give 2.75.
+    assert made["product_id"].to_list() == [2, 1, 3]
+    assert made["price"].to_list() == [0.5, 2.75, None]
+
+
+def test_the_demo_writes_over_a_demo_and_over_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="--dir"):
+        write_project(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+    project = write_project(tmp_path / "demo")
+    assert project.file.read_text("utf-8").startswith(MARK)
+    assert open_project(tmp_path / "demo").config.data.columns.group_id == "basket_id"
+    (tmp_path / "demo" / "data").mkdir()
+    write_project(tmp_path / "demo")
+    assert not (tmp_path / "demo" / "data").exists()
+
+
+def test_stamps_as_requests_carry_them() -> None:
+    assert iso(1_514_764_800_000_001) == "2018-01-01T00:00:00.000001+00:00"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_demo(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "recloop", "demo", "--dir", str(tmp_path / "demo"), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    shown = json.loads(done.stdout)
+    said = {step["name"]: " ".join(step["out"]) for step in shown["steps"]}
+    assert list(said) == [
+        "collect", "features", "learn", "evaluate", "bundle", "serve", "watch",
+        "keep learning", "gate", "shadow", "experiment", "release", "verify", "files",
+    ]  # fmt: skip
+    assert "1,411,279 rows read = 1,402,756 kept + keep 8,523 removed + 0 rejected" in said["collect"]
+    assert "the disliked one is gone" in said["serve"]
+    assert "10 items from segment" in said["serve"]
+    assert "10 items from popular" in said["serve"]
+    assert re.search(r"305 checked, 305 equal, 0 late, 0 unexplained", said["watch"])
+    assert re.search(r"verify finds [1-9]\d* of 30, named request\.gap", said["watch"])
+    assert "exit 2" in said["watch"]
+    assert re.search(r"recloop update: [\d,]+ rows .*: registered", said["keep learning"])
+    assert "poisoned copy, with the input check: held" in said["gate"]
+    assert "poisoned copy, with that check off: refused" in said["gate"]
+    assert "byte for byte what they were: yes" in said["gate"]
+    assert re.search(r"twin of live itself: 0 of [1-9]\d* differ", said["shadow"])
+    assert re.search(r"overlap@10: .* noise floor", said["shadow"])
+    assert "this measures prediction, not effect" in said["experiment"]
+    assert re.search(r"-> live .*POST /v1/admin/rollback", said["release"])
+    assert re.search(r"[1-9],\d+ decisions: .* 0 late, 0 unexplained", said["verify"])
+    for name in ("report.html", "evaluation.json", "log.jsonl", "manifest.json", "shadow.svg"):
+        assert any(path.endswith(name) for path in shown["files"])

@@ -1,0 +1,549 @@
+"""Tests of the evaluator: queries, every row against a slow recount, what may change no number, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from recloop.bundle import Bundle
+from recloop.config import Config
+from recloop.data.split import split
+from recloop.errors import UserError
+from recloop.evaluation import evaluate as module
+from recloop.evaluation.evaluate import evaluate
+from recloop.evaluation.metrics import RANKING
+from recloop.evaluation.queries import make_queries
+from recloop.evaluation.table import (
+    LENGTHS,
+    EvaluationProtocol,
+    EvaluationTable,
+    QueryMetrics,
+    TrainingNote,
+    make_table,
+)
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import moment_stamps, number_moments
+from recloop.features.spec import FeatureSpec
+from recloop.features.state import StateHistory
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import Recommender
+from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
+from recloop.settings import build
+from recloop.simulation.shop import SimulatedShop
+from recloop.training.baselines import draft_bundle, fit_counts
+from recloop.training.dataset import make_tables, train_data, validation_data
+
+CONFIG = build(
+    {
+        "events": {"neutral": ["click"], "positive": ["purchase"], "negative": ["dislike"]},
+        "evaluate": {"k": [5, 10]},
+        "features": {"request": []},
+        "split": {"validation_users": 60},
+    },
+    (),
+    {},
+)
+FACTS = {"split_hash": "a" * 64, "fingerprint": "b" * 64}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A split as `recloop.data` gives it."""
+
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+    cut: int
+    users: None = None
+
+    @property
+    def events(self) -> pl.DataFrame:
+        return pl.concat([self.train, self.valid, self.test])
+
+
+def numbered(frame: pl.DataFrame, config: Config = CONFIG) -> pl.DataFrame:
+    """Rows as the log numbers them, labelled, with their moments."""
+    frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(SEQ))
+    missing = [pl.lit(None, dtype=kind).alias(name) for name, kind in EVENT_SCHEMA.items() if name not in frame.columns]
+    frame = frame.with_columns(missing)
+    labelled = EventLabeler(config.events, config.clean).label(frame.select(list(EVENT_SCHEMA)))
+    return number_moments(moment_stamps(labelled))
+
+
+def cut(frame: pl.DataFrame, config: Config = CONFIG) -> Data:
+    parts = split(numbered(frame, config), config.split)
+    return Data(parts.train, parts.valid, parts.test, parts.cut)
+
+
+def fitted(data: Data, weights: dict[str, float] | None = None, config: Config = CONFIG) -> Bundle:
+    """A bundle of counting models with a mix that is given."""
+    tables = make_tables(FeatureSpec.of(config), pl.concat([data.train, data.valid]), data.cut, None, None)
+    arrays = train_data(tables, data.train, data.valid)
+    made, scorers = fit_counts(arrays, tables)
+    manifest = Manifest(ModelSpec("counts", {}), TrainingRows(data.cut))
+    bundle = draft_bundle(config, tables, arrays, made, scorers, manifest)
+    home = replace(bundle.policy.placements["home"], weights=weights or {"history": 1.0, "neighbours": 0.5})
+    return replace(bundle, policy=replace(bundle.policy, placements={"home": home}))
+
+
+def tabled(data: Data, bundle: Bundle, config: Config = CONFIG) -> EvaluationTable:
+    return evaluate([bundle], data, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes), config, FACTS)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return cut(SimulatedShop(seed=0, users=120, items=80).events())
+
+
+@pytest.fixture(scope="module")
+def bundle(data: Data) -> Bundle:
+    return fitted(data)
+
+
+@pytest.fixture(scope="module")
+def table(data: Data, bundle: Bundle) -> EvaluationTable:
+    return tabled(data, bundle)
+
+
+def numbers(table: EvaluationTable) -> dict[str, Any]:
+    """All of a table but the time it took."""
+    tree = table.to_json()
+    for row in tree["rows"]:
+        row.pop("seconds")
+    return tree
+
+
+# ---- queries --------------------------------------------------------------------------------------------------------
+
+
+def log(*rows: tuple[str, str, int, str, str | None]) -> pl.DataFrame:
+    schema = [USER_ID, ITEM_ID, "timestamp", EVENT_TYPE, GROUP_ID]
+    return numbered(pl.DataFrame(rows, schema=schema, orient="row"))
+
+
+def test_queries_of_next_successive_and_last() -> None:
+    test = log(
+        ("u1", "a", 10, "purchase", "g1"),
+        ("u2", "z", 11, "dislike", None),  # a moment without a positive asks nothing
+        ("u1", "b", 12, "purchase", "g1"),  # a late row of the basket: its stamp is 10
+        ("u1", "a", 20, "purchase", None),
+        ("u1", "a", 20, "purchase", None),
+        ("u1", "c", 20, "click", None),
+        ("u3", "c", 21, "purchase", None),
+    )
+    found = make_queries(test, "successive")
+    assert found.users == ["u1", "u1", "u3"]
+    assert found.now.tolist() == [10, 20, 21]
+    assert found.as_of.tolist() == [0, 3, 6]  # the newest seq before any row of the moment, whatever the row means
+    assert found.offsets.tolist() == [0, 2, 3, 4]
+    assert found.targets == ["a", "b", "a", "c"]  # distinct, in the order of id bytes
+    assert make_queries(test, "next").now.tolist() == [10, 21]
+    with pytest.raises(UserError, match=r"split\.targets=last: expected moments of one item"):
+        make_queries(test, "last")
+    single = test.filter(pl.col(STAMP) > 10)
+    assert make_queries(single, "last").now.tolist() == [20, 21]
+
+
+def test_a_late_row_of_another_basket_is_not_in_sight() -> None:
+    rows = log(
+        ("u1", "a", 5, "purchase", None),
+        ("u1", "b", 50, "purchase", None),  # the query
+        ("u1", "c", 6, "purchase", None),  # happened before it, arrived after it
+    )
+    found = make_queries(rows.filter(pl.col(STAMP) == 50), "next")
+    states = StateHistory(rows).states(found.users, found.as_of.tolist(), found.now.tolist())
+    assert states.names[states.items].tolist() == ["a"]
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def recount(
+    data: Data, bundle: Bundle, ranked: dict[tuple[str, int], list[str]], k: int
+) -> dict[str, dict[str, float]]:
+    """Every metric of every slice again, one query at a time with sets and sums."""
+    events = data.events.filter(pl.col(LABEL) > 0)
+    known = set(bundle.items.ids.ids)
+    taken: dict[tuple[str, int], set[str]] = {}
+    for user, item, stamp in events.select(USER_ID, ITEM_ID, STAMP).iter_rows():
+        taken.setdefault((user, stamp), set()).add(item)
+    per_user: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for user, stamp in {
+        (user, stamp) for user, stamp in data.test.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).iter_rows()
+    }:
+        targets = taken[user, stamp]
+        before = set().union(*(items for (u, s), items in taken.items() if u == user and s < stamp))
+        slices = {"all": targets, "warm": targets & known, "repeat": targets & before, "explore": targets - before}
+        for part, wanted in slices.items():
+            if not wanted:
+                continue
+            hits = [place for place, item in enumerate(ranked[user, stamp][:k], 1) if item in wanted]
+            ideal = sum(1 / log2(place + 1) for place in range(1, min(k, len(wanted)) + 1))
+            values = {
+                "HR": float(bool(hits)), "Recall": len(hits) / len(wanted), "MRR": 1 / hits[0] if hits else 0.0,
+                "NDCG": sum(1 / log2(place + 1) for place in hits) / ideal,
+            }  # fmt: skip
+            for name, value in values.items():
+                per_user.setdefault((part, name), {}).setdefault(user, []).append(value)
+    return {
+        part: {name: float(np.mean([np.mean(own) for own in per_user[part, name].values()])) for name in RANKING}
+        for part in ("all", "warm", "repeat", "explore")
+    }
+
+
+def slow_lists(data: Data, bundle: Bundle, source: str) -> dict[tuple[str, int], list[str]]:
+    """Popular and bought-before by dictionaries."""
+    order = sorted(
+        range(len(bundle.items)), key=lambda ix: (-int(bundle.items.count[ix]), ix)
+    )  # the popular list: training positives, ties by index
+    popular = [bundle.items.ids.ids[ix] for ix in order]
+    baskets: dict[str, dict[int, set[str]]] = {}
+    for user, item, stamp in data.events.filter(pl.col(LABEL) > 0).select(USER_ID, ITEM_ID, STAMP).iter_rows():
+        baskets.setdefault(user, {}).setdefault(stamp, set()).add(item)
+    disliked = [tuple(row) for row in data.events.filter(pl.col(LABEL) < 0).select(USER_ID, ITEM_ID, STAMP).iter_rows()]
+    lists = {}
+    for user, stamp in data.test.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique().iter_rows():
+        past = {when: items for when, items in baskets[user].items() if when < stamp}
+        banned = {
+            item
+            for who, item, when in disliked
+            if who == user and when < stamp and not any(item in items for later, items in past.items() if later > when)
+        }
+        counts: dict[str, int] = {}
+        for items in past.values():
+            for item in items:
+                counts[item] = counts.get(item, 0) + 1
+        own = [
+            item
+            for item in sorted(counts, key=lambda item: (-counts[item], popular.index(item) if item in popular else 0))
+            if item in popular
+        ]
+        made = (own if source == "history" else []) + popular
+        lists[user, stamp] = list(dict.fromkeys(item for item in made if item not in banned))
+    return lists
+
+
+@pytest.mark.parametrize(("model", "source"), [("popular", "popular"), ("bought_before", "history")])
+def test_a_row_equals_a_slow_recount(
+    data: Data, bundle: Bundle, table: EvaluationTable, model: str, source: str
+) -> None:
+    row = next(row for row in table.rows if row.row.model == model)
+    for k in (5, 10):
+        slow = recount(data, bundle, slow_lists(data, bundle, source), k)
+        for part, values in slow.items():
+            for name, value in values.items():
+                assert row.estimates[part, f"{name}@{k}"].value == pytest.approx(value, abs=1e-9), (part, name, k)
+
+
+def test_the_served_row_is_what_recommend_gives(data: Data, bundle: Bundle, table: EvaluationTable) -> None:
+    asked = make_queries(data.test, "successive")
+    recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    timeline = StateHistory(data.events)
+    ranked = {}
+    for q, user in enumerate(asked.users):  # one at a time, as the service does
+        now = int(asked.now[q])
+        states = timeline.states([user], [int(asked.as_of[q])], [now])
+        answer = recommender.recommend(states, [Query(user_id=user, now=now, k=10)], with_inputs=False)[0]
+        ranked[user, now] = answer.items
+    slow = recount(data, bundle, ranked, 10)
+    served = next(row for row in table.rows if row.row.model == "served")
+    for part, values in slow.items():
+        for name, value in values.items():
+            assert served.estimates[part, f"{name}@10"].value == pytest.approx(value, abs=1e-9)
+    shown = {item for items in ranked.values() for item in items[:5]}  # coverage is of the first k
+    assert served.row.coverage == pytest.approx(len(shown) / len(bundle.items))
+
+
+def test_unseen_targets_are_misses_in_all_and_dropped_in_warm(
+    data: Data, bundle: Bundle, table: EvaluationTable
+) -> None:
+    unseen = set(make_queries(data.test, "successive").targets) - set(bundle.items.ids.ids)
+    assert unseen  # the world launches items after the cut
+    for row in table.rows:
+        assert row.estimates["warm", "Recall@10"].value > row.estimates["all", "Recall@10"].value
+
+
+def test_shuffling_rows_inside_moments_changes_no_number(data: Data, table: EvaluationTable) -> None:
+    events = data.events.sort(SEQ)
+    order = np.random.default_rng(5).permutation(len(events))
+    shuffled = events.with_columns(pl.Series("order", order)).sort("timestamp", "order")
+    assert shuffled[ITEM_ID].to_list() != events[ITEM_ID].to_list()
+    again = cut(shuffled.select([name for name in EVENT_SCHEMA if name != SEQ]))
+    assert again.cut == data.cut
+    assert numbers(tabled(again, fitted(again))) == numbers(table)
+
+
+def test_chunks_change_no_number(
+    data: Data, bundle: Bundle, table: EvaluationTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 7)
+    assert numbers(tabled(data, bundle)) == numbers(table)
+
+
+def test_progress_is_told(data: Data, bundle: Bundle) -> None:
+    told: list[tuple[int, int]] = []
+    catalogue = Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes)
+    evaluate([bundle], data, catalogue, CONFIG, FACTS, progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] == len(make_queries(data.test, "successive"))
+
+
+def test_without_repeats_those_slices_are_null() -> None:
+    rows = [(f"u{u}", f"i{(u + m) % 12}", 1_000 * m + u, "purchase", None) for m in range(6) for u in range(8)]
+    frame = pl.DataFrame(rows, schema=[USER_ID, ITEM_ID, "timestamp", EVENT_TYPE, GROUP_ID], orient="row")
+    made = cut(frame)
+    tree = tabled(made, fitted(made)).to_json()
+    assert [(row["repeat"], row["explore"]) for row in tree["rows"]] == [(None, None)] * 4
+    assert tree["rows"][0]["warm"]["NDCG@10"]["value"] is not None
+
+
+# ---- what the table says --------------------------------------------------------------------------------------------
+
+
+def test_json_has_the_keys_of_the_interface(table: EvaluationTable, tmp_path: Path) -> None:
+    tree = json.loads(json.dumps(table.to_json(), allow_nan=False))
+    assert {"name", "split_hash", "targets", "filter_seen", "ties", "k", "seed"} <= set(tree["protocol"])
+    assert [row["model"] for row in tree["rows"]] == ["popular", "bought_before", "covisitation", "served"]
+    names = {f"{name}@{k}" for name in ("HR", "Recall", "NDCG", "MRR") for k in (5, 10)}
+    health = {"coverage", "entropy", "long_tail_share"}
+    for row in tree["rows"]:
+        assert (
+            set(row)
+            == {"model", "bundle", "warm", "repeat", "explore", "seconds", "epochs", "steps", "note"} | names | health
+        )
+        for part in ("warm", "repeat", "explore"):
+            assert set(row[part]) == names
+        for name in names:
+            assert set(row[name]) == {"value", "low", "high"}
+            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
+    assert len(tree["examples"]) == 5
+    assert sum(one["moments"] for one in tree["lengths"]) == tree["protocol"]["moments"]
+    path = table.save(tmp_path / "reports")
+    assert path.name == "evaluation.json"
+    assert json.loads(path.read_text("utf-8")) == tree
+    assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
+
+
+def test_a_bundle_keeps_what_a_rerun_gives_again(table: EvaluationTable) -> None:
+    kept = table.bundle_metrics()
+    assert all("bundle" not in row and "seconds" not in row for row in kept["rows"])
+    named = table.named("counts-20250101T000000Z-00000000")
+    assert {row["bundle"] for row in named.to_json()["rows"]} == {"counts-20250101T000000Z-00000000"}
+    assert named.bundle_metrics() == kept
+
+
+def test_the_examples_show_what_was_known_and_what_was_then_taken(data: Data, table: EvaluationTable) -> None:
+    for one in table.examples:
+        took = data.test.filter((pl.col(USER_ID) == one.user_id) & (pl.col(STAMP) == one.now) & (pl.col(LABEL) > 0))
+        assert set(one.took) == set(took[ITEM_ID])
+        assert len(one.slots) == 10
+        assert all(stamp < one.now for stamp, _ in one.history)
+        assert one.history == sorted(one.history, reverse=True)
+    assert [one.positives for one in table.examples] == sorted(one.positives for one in table.examples)
+
+
+def made_up_protocol(users: int) -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="temporal", split_hash="", fingerprint="", targets="next", filter_seen=False, ties="moment", k=(10,),
+        seed=0, moments=users, users=users, items=9, wanted=0, unknown=0,
+    )  # fmt: skip
+
+
+def made_up(gain: float, kind: str = "network", base: float = 0.2) -> EvaluationTable:
+    """A table of 400 users whose network row is ``gain`` above the counting row."""
+    random = np.random.default_rng(1)
+    own = random.normal(base, 0.05, 400)
+    lists = {"popular": own / 2, "covisitation": own, "sasrec": own + gain + random.normal(0, 0.02, 400)}
+
+    def row(name: str, values: np.ndarray) -> QueryMetrics:
+        held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
+        return QueryMetrics(name, "b", kind if name == "sasrec" else "counting", held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
+
+    protocol = made_up_protocol(400)
+    rows = [row(name, values) for name, values in lists.items()]
+    return make_table(protocol, rows, [f"u{n}" for n in range(400)], np.arange(400), [])
+
+
+def test_the_sentence_says_what_the_network_adds_whatever_it_is() -> None:
+    more = made_up(0.01).sentence
+    assert "against covisitation, the best counting row (NDCG@10 0." in more[0].lower() + more[1:]
+    assert "sasrec alone adds 0.0" in more
+    assert "paired over 400 users" in more
+    assert "sasrec alone loses 0.0" in made_up(-0.01).sentence
+    assert "sasrec alone is inconclusive: " in made_up(0.0).sentence
+    assert made_up(0.01, kind="served").sentence.startswith("No network stands in this table; against covisitation")
+
+
+def test_sentence_table_of_zeros_explains_itself_and_one_user_has_no_interval() -> None:
+    def row(name: str, values: np.ndarray) -> QueryMetrics:
+        held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
+        kind = "served" if name == "served" else "counting"
+        return QueryMetrics(name, "b", kind, held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
+
+    protocol = replace(made_up_protocol(22), wanted=22, unknown=22)
+    zeros = [row("popular", np.zeros(22)), row("served", np.zeros(22))]
+    made = make_table(protocol, zeros, [f"u{n}" for n in range(22)], np.zeros(22, dtype=np.int64), [])
+    assert made.sentence.endswith("Every row is 0: 22 of 22 targets were not in the catalog before the cut.")
+    assert "the list as served: difference +0.0000" in made.sentence
+    one = [row("popular", np.full(3, 0.5)), row("served", np.full(3, 0.2))]
+    made = make_table(replace(protocol, users=1), one, ["ann"] * 3, np.zeros(3, dtype=np.int64), [])
+    assert made.sentence.endswith("(one user: no interval).")
+    assert made.to_json()["rows"][0]["NDCG@10"] == {"value": 0.5, "low": None, "high": None}
+
+
+def test_every_row_is_compared_with_the_best_counting_row(table: EvaluationTable) -> None:
+    best = max(table.rows[:3], key=lambda row: row.estimates["all", "NDCG@5"].value)
+    assert [(one.model, one.base) for one in table.compared] == [("served", best.row.model)]
+    served = table.rows[-1].estimates["all", "NDCG@5"].value
+    gap = served - best.estimates["all", "NDCG@5"].value
+    assert table.compared[0].difference.absolute.value == pytest.approx(gap)
+
+
+def test_lengths_are_buckets_of_positives_in_the_state(table: EvaluationTable) -> None:
+    for one in table.lengths:
+        assert one.first in LENGTHS
+        assert one.last is None or one.last + 1 in LENGTHS
+        assert set(one.rows) == {"popular", "bought_before", "covisitation", "served"}
+    first = made_up(0.0).lengths
+    assert [(one.first, one.last, one.moments) for one in first[:3]] == [(0, 0, 1), (1, 4, 4), (5, 9, 5)]
+    assert sum(one.moments for one in first) == 400
+
+
+def test_two_bundles_stand_in_one_table(data: Data, bundle: Bundle) -> None:
+    first = replace(bundle, manifest=replace(bundle.manifest, bundle="counts-a"))
+    other = fitted(data, {"popular": 1.0})
+    other = replace(other, manifest=replace(other.manifest, bundle="counts-b"))
+    catalogue = Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes)
+    both = evaluate([first, other], data, catalogue, CONFIG, FACTS)
+    assert [(row.row.model, row.row.bundle) for row in both.rows[3:]] == [
+        ("served", "counts-a"),
+        ("served", "counts-b"),
+    ]
+    popular, served = both.rows[0], both.rows[4]
+    assert served.estimates["all", "NDCG@10"].to_json() == popular.estimates["all", "NDCG@10"].to_json()
+    assert set(both.lengths[0].rows) >= {"served of counts-a", "served of counts-b"}
+    assert "the list as served of counts-b loses" in both.sentence
+
+
+def test_the_table_is_drawn(table: EvaluationTable, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    Console(width=160).print(table.render())
+    drawn = capsys.readouterr().out
+    for text in (
+        "Recall@10",
+        "NDCG@5",
+        "bought_before",
+        "served",
+        "temporal",
+        "filter_seen false",
+        "ties moment",
+        "aaaaaaaa",
+    ):
+        assert text in drawn
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_that_has_seen_the_test_is_not_scored_on_it(data: Data, bundle: Bundle) -> None:
+    first = int(make_queries(data.test, "successive").now.min())
+    later = replace(bundle, manifest=replace(bundle.manifest, data=TrainingRows(first + 1)))
+    with pytest.raises(UserError, match="whose cut lies before the test"):
+        tabled(data, later)
+    refitted = replace(bundle, manifest=replace(bundle.manifest, train=Training(refit=True)))
+    with pytest.raises(UserError, match="whose cut lies before the test"):
+        tabled(data, refitted)
+
+
+def test_nan_anywhere_stops(data: Data, bundle: Bundle) -> None:
+    weights = bundle.arrays["neighbours.weights"].copy()
+    weights[3] = np.nan
+    broken = replace(bundle, arrays={**bundle.arrays, "neighbours.weights": weights})
+    with pytest.raises(UserError, match="NaN or infinite: expected finite numbers"):
+        tabled(data, broken)
+
+
+def test_a_network_that_gives_no_number_is_refused(data: Data, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user vector of NaN ranks nothing: the recall comes back empty for somebody with a history."""
+    from recloop.recommend import sources
+
+    class Broken(sources.PopularSource):
+        def best(self, encoded: Any, allowed: Any) -> Any:
+            found = super().best(encoded, allowed)
+            found.items[::2] = 0
+            return found
+
+    def made(bundle: Bundle, threads: int = 1) -> dict[str, Any]:
+        return {"popular": sources.PopularSource(bundle), "model": Broken(bundle)}
+
+    monkeypatch.setattr("recloop.recommend.recommender.make_sources", made)
+    with pytest.raises(UserError, match="scores=NaN"):
+        tabled(data, bundle)
+
+
+def test_no_test_moment_is_said(data: Data, bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="test moments=0"):
+        tabled(replace(data, test=data.test.clear()), bundle)
+
+
+def test_evaluating_loads_no_torch() -> None:
+    code = "import sys, recloop.evaluation.evaluate, recloop.training.fusion_weights; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "note", "text"),
+    [
+        (Training(epochs=0, steps=11, steps_per_epoch=351), "not trained: 11 steps", "not trained: 11 steps"),
+        (Training(epochs=3, steps=1367, steps_per_epoch=351), "", "3 epochs, 1,367 steps"),
+        (Training(epochs=0, steps=11, steps_per_epoch=351, mode="warm"), "", "0 epochs, 11 steps"),
+    ],
+)
+def test_trained_of_less_than_an_epoch_says_not_trained(train: Training, note: str, text: str) -> None:
+    trained = TrainingNote.of(train)
+    assert trained is not None
+    assert (trained.note, str(trained)) == (note, text)
+    assert TrainingNote.of(Training(epochs=0)) is None, "no network"
+
+
+def test_evaluate_row_of_an_untrained_network_carries_the_note(table: EvaluationTable) -> None:
+    scored = replace(table.rows[-1], row=replace(table.rows[-1].row, trained=TrainingNote(0, 11, 351)))
+    row = replace(table, rows=[*table.rows[:-1], scored]).to_json()["rows"][-1]
+    assert (row["epochs"], row["steps"], row["note"]) == (0, 11, "not trained: 11 steps")
+    first = table.to_json()["rows"][0]
+    assert (first["epochs"], first["steps"], first["note"]) == (None, None, "")
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(replace(table, rows=[*table.rows[:-1], scored]).render())
+    assert "not trained: 11 steps" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_validation_data_is_taught_by_earlier_rows_alone(data: Data) -> None:
+    """No row at or after the first validation moment teaches; looks still read the whole past of a user."""
+    tables = make_tables(FeatureSpec.of(CONFIG), pl.concat([data.train, data.valid]), data.cut, None, None)
+    found = validation_data(tables, data.train, data.valid, None, temporal=True)
+    whole = train_data(tables, data.train, data.valid)
+    assert found.held is not None
+    assert whole.held is not None
+    start = int(found.held.now.min())
+    assert len(found.stamps) < len(whole.stamps)
+    assert found.stamps.max() < start <= whole.stamps.max()
+    assert found.cut == start
+    assert found.counts.sum() == len(data.train.filter((pl.col(LABEL) > 0) & (pl.col(STAMP) < start)))
+    assert found.history is not None
+    np.testing.assert_array_equal(found.history.seqs, whole.seqs)
+    np.testing.assert_array_equal(found.held.items, whole.held.items)
+    alone = validation_data(tables, data.train, data.valid, None, temporal=False)
+    assert alone.history is None
+    np.testing.assert_array_equal(alone.seqs, whole.seqs)

@@ -1,0 +1,226 @@
+"""``recloop ingest``: what a file and stdin leave in the log, beside a service and without one."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from servers import Server
+
+from recloop import loop
+from recloop.cli import run
+from recloop.project import Project
+from recloop.recommend.loading import manifest
+from recloop.storage import open_log
+
+ROWS = [
+    {"user_id": "u01", "item_id": "i01", "event_type": "purchase", "timestamp": "2026-01-02T10:00:00Z", "event_id": "n1",
+     "group_id": "b1", "quantity": 2.0, "value": 9.5},
+    {"user_id": "u01", "item_id": "i02", "event_type": "purchase", "timestamp": "2026-01-02T10:00:00Z", "event_id": "n2",
+     "group_id": "b1"},
+    {"user_id": "fresh", "item_id": "i03", "event_type": "click", "timestamp": "2026-01-01T09:00:00.250000Z",
+     "event_id": "n3"},
+    {"user_id": "fresh", "item_id": "i04", "event_type": "purchase", "timestamp": "2026-01-03", "event_id": "n4",
+     "quantity": 0.0},
+]  # fmt: skip
+COUNTS = {"accepted": 3, "duplicate": 0, "conflict": 0, "quarantined": 1, "rejected": 0}
+"""Of ROWS: the last one has no quantity, which ``clean.keep`` takes."""
+
+
+def ingest(root: Path, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """One command; in a process of its own where it reads stdin."""
+    arguments = ["-C", str(root), "ingest", *words, "--json"]
+    if stdin is not None:
+        command = [sys.executable, "-m", "recloop", *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def counts(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, int]:
+    assert done.returncode == code, done.stderr
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def logged(root: Path) -> list[dict[str, Any]]:
+    """The rows of the log but for what the moment of their arrival says."""
+    log = open_log("sqlite:///store/log.db", root)
+    rows = log.events().drop("received_at").to_dicts()
+    log.close()
+    return rows
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_a_file_leaves_in_the_log_what_posting_it_leaves(
+    shop: Project, turned: Path, tmp_path: Path, serving: Callable[..., Server]
+) -> None:
+    pl.DataFrame(ROWS).write_csv(tmp_path / "new.csv")
+    assert counts(ingest(shop.root, str(tmp_path / "new.csv"))) == COUNTS
+    twin = shutil.copytree(turned, tmp_path / "twin")
+    server = serving(twin)
+    by_time = sorted(ROWS, key=lambda row: str(row["timestamp"]))  # a file's rows come in the order of their time
+    assert server.client.post("/v1/events", json=by_time).json()["accepted"] == 3
+    assert server.stop() == 0
+    mine = logged(shop.root)
+    assert mine == logged(twin)
+    assert [row["event_id"] for row in mine] == ["n3", "n1", "n2", "n4"]
+    assert [row["rule"] for row in mine] == [None, None, None, "keep"]
+    assert mine[0]["seq"] == manifest(shop).watermark + 1
+
+
+def test_sent_again_nothing_counts_twice(shop: Project, tmp_path: Path) -> None:
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "new.parquet")
+    assert counts(ingest(shop.root, str(tmp_path / "new.parquet"))) == COUNTS
+    again = counts(ingest(shop.root, str(tmp_path / "new.parquet")))
+    assert again == {**COUNTS, "accepted": 0, "quarantined": 0, "duplicate": 4}
+    other = ingest(shop.root, "-", stdin=lines([{**ROWS[0], "item_id": "i09"}]))
+    assert counts(other, 1) == {**dict.fromkeys(COUNTS, 0), "conflict": 1}
+    assert "event_id=n1: its event_id came before with other content" in other.stderr
+
+
+def test_rows_that_cannot_be_read_are_listed_and_the_rest_is_kept(shop: Project, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text(
+        "user_id,item_id,event_type,timestamp,event_id,group_id,value,quantity\n"
+        "u01,i01,click,2026-01-01T00:00:00Z,a1,,,\n"
+        ",i01,click,2026-01-01T00:00:00Z,a2,,,\n"
+        "u02,i01,click,soon,a3,,,\n"
+        "u02,i01,click\n"
+    )
+    done = ingest(shop.root, str(tmp_path / "new.csv"))
+    assert counts(done, 1) == {**dict.fromkeys(COUNTS, 0), "accepted": 1, "rejected": 3}
+    told = " ".join(done.stderr.split())
+    assert "new.csv:3: no user_id: ,i01,click" in told
+    assert "new.csv:4: timestamp: not a stamp: u02,i01,click,soon" in told
+    assert "new.csv:5: expected 8 fields, found 3" in told
+
+
+def test_columns_by_their_mapped_names_or_by_ours(shop: Project, tmp_path: Path) -> None:
+    mapped = ("--set", 'data.columns.user_id="customer"', "--set", 'data.columns.item_id="sku"')
+    theirs = [{"customer": "k1", "sku": "i01", "event_type": "click", "timestamp": 1767225600, "event_id": "m1"}]
+    (tmp_path / "a.jsonl").write_text(lines(theirs))
+    ours = [{**ROWS[0], "session_id": "s1", "request_id": "r1", "placement": "home", "context": {"b": 1, "a": [2]}}]
+    (tmp_path / "b.jsonl").write_text(lines(ours))
+    rest = ("--set", 'data.columns.value=""', "--set", 'data.columns.quantity=""', "--set", 'data.columns.group_id=""')
+    assert counts(ingest(shop.root, *mapped, *rest, str(tmp_path / "a.jsonl")))["accepted"] == 1
+    assert counts(ingest(shop.root, *mapped, str(tmp_path / "b.jsonl")))["accepted"] == 1
+    first, second = logged(shop.root)
+    assert (first["user_id"], first["item_id"], first["timestamp"]) == ("k1", "i01", 1767225600_000000)
+    assert (second["user_id"], second["session_id"], second["request_id"], second["placement"]) == (
+        "u01",
+        "s1",
+        "r1",
+        "home",
+    )
+    assert second["context"] == '{"a":[2],"b":1}'
+    assert (second["group_id"], second["quantity"]) == ("b1", 2.0)
+
+
+def test_a_context_that_is_no_object_is_one_rejected_row(shop: Project, tmp_path: Path) -> None:
+    pl.DataFrame(
+        [{**row, "context": text} for row, text in zip(ROWS, ['{"x":1}', "[1]", "{", ""], strict=True)]
+    ).write_csv(tmp_path / "new.csv")
+    done = ingest(shop.root, str(tmp_path / "new.csv"))
+    assert counts(done, 1) == {**COUNTS, "accepted": 1, "rejected": 2}
+    assert done.stderr.count("context: not a JSON object") == 2
+
+
+def test_stdin_is_judged_row_by_row_as_a_post_is(shop: Project) -> None:
+    text = (
+        lines(ROWS[:2])
+        + "\n{broken\n"
+        + lines([{"user_id": "u01", "item_id": 7, "event_type": "click"}])
+        + lines(ROWS[2:3])
+    )
+    done = ingest(shop.root, "-", stdin=text.rstrip("\n"))
+    assert counts(done, 1) == {**dict.fromkeys(COUNTS, 0), "accepted": 3, "rejected": 2}
+    told = " ".join(done.stderr.split())
+    assert "stdin:4: not JSON" in told
+    assert "stdin:5: item_id: expected `str`, got `int`" in told
+    assert [row["event_id"] for row in logged(shop.root)] == ["n1", "n2", "n3"]
+    assert counts(ingest(shop.root, "-", stdin="")) == dict.fromkeys(COUNTS, 0)
+
+
+def test_beside_a_service_it_posts_or_names_the_holder(
+    shop: Project, serving: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serving(shop.root)
+    file = tmp_path / "new.csv"
+    pl.DataFrame(ROWS).write_csv(file)
+    held = ingest(shop.root, str(file))
+    assert (held.returncode, held.stdout) == (3, "")
+    last = held.stderr.splitlines()[-1]
+    assert "store/writer.lock is held by `recloop serve`" in last
+    assert f"try: recloop ingest {file} --url http://127.0.0.1:8088" in last
+    many = [
+        {**ROWS[0], "event_id": f"x{n}", "item_id": f"i{n % 80:02d}", "timestamp": 1767225600 + 60 * n}
+        for n in range(1500)
+    ]
+    assert counts(ingest(shop.root, "-", "--url", server.url, stdin=lines(many)))["accepted"] == 1500
+    assert counts(ingest(shop.root, str(file), "--url", server.url)) == COUNTS
+    assert counts(ingest(shop.root, str(file), "--url", server.url))["duplicate"] == 4
+    known = server.client.get("/v1/users/fresh").json()
+    assert known["state"] == "cold"  # a click is no positive there, but the service has heard of the user
+    unstamped = [{key: value for key, value in ROWS[0].items() if key != "timestamp"} | {"event_id": "late"}]
+    for status in ("accepted", "duplicate"):
+        assert counts(ingest(shop.root, "-", "--url", server.url, stdin=lines(unstamped)))[status] == 1
+
+
+def test_update_takes_what_was_ingested(shop: Project, tmp_path: Path) -> None:
+    log = pl.read_csv(shop.root / "events.csv", schema_overrides={"event_id": pl.String})
+    later = log.tail(400).with_columns(
+        pl.format("again-{}", "event_id").alias("event_id"), pl.format("b-{}", "group_id").alias("group_id"),
+        pl.col("timestamp").str.to_datetime("%Y-%m-%dT%H:%M:%SZ").dt.offset_by("60d").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )  # fmt: skip
+    later.write_csv(tmp_path / "later.csv")
+    taken = counts(ingest(shop.root, str(tmp_path / "later.csv")))
+    assert taken["accepted"] + taken["quarantined"] == 400
+    assert loop.update(shop).read == 400
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nothing.csv",), "FILE=nothing.csv: expected a file"),
+        (("empty.csv",), "FILE=empty.csv: expected rows"),
+        (("other.csv",), "data.columns.user_id=user_id: expected a column of other.csv"),
+        (("broken.csv",), "data.columns.timestamp (timestamp)=: expected ISO 8601"),
+        (("good.csv", "--url", "http://127.0.0.1:9"), "--url=http://127.0.0.1:9: expected a running service"),
+        (("good.csv", "--url", "http://shop:port"), "--url=http://shop:port: expected the address of a service"),
+        ((), "Missing argument"),
+    ],
+)
+def test_a_mistake_leaves_the_log_as_it_was(shop: Project, words: tuple[str, ...], said: str) -> None:
+    (shop.root / "empty.csv").touch()
+    (shop.root / "other.csv").write_text("who,what\na,b\n")
+    (shop.root / "broken.csv").write_text(
+        "user_id,item_id,event_type,timestamp,value,quantity,group_id,event_id\n,,,,,,,\n"
+    )
+    pl.DataFrame(ROWS).write_csv(shop.root / "good.csv")
+    done = ingest(shop.root, *words)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert said in last
+    assert "; try: " in last
+    assert "Traceback" not in done.stderr
+    assert logged(shop.root) == []
+
+
+def test_without_a_live_bundle_there_is_nothing_to_judge_by(world_folder: Path) -> None:
+    done = ingest(world_folder, "events.csv")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("try: recloop update")

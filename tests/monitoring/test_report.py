@@ -1,0 +1,245 @@
+"""Tests of the page: whole, self-contained, escaped, the same bytes again, and its numbers those of health."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from recloop import loop
+from recloop.bundle import load
+from recloop.errors import UserError
+from recloop.features.state import StateBatch, UserState
+from recloop.monitoring import report
+from recloop.monitoring.experiment_plan import EVIDENCE, Plan
+from recloop.project import Project, open_project
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import Recommender
+from recloop.records import DAY, SECOND, Decision, Item, Query, utc_minute
+from recloop.simulation.shop import START, SimulatedShop
+from recloop.storage import locks, releases
+
+VOID = {"meta", "br", "path", "use", "rect"}
+HOSTILE = '<script>alert("x")</script> & \u8336'
+NOW = START + 200 * DAY
+
+
+class Tags(HTMLParser):
+    """Collects the tags that stand open, and every attribute that could ask another host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.asked: list[str] = []
+        self.count: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.asked += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "data", "action"}]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A world with a live bundle, a hostile name in its catalogue, and 40 logged answers an hour apart."""
+    folder = SimulatedShop(seed=0, users=120, items=80).write(tmp_path_factory.mktemp("shop"))
+    project = open_project(folder, ['model.name="popular"'])
+    made = loop.first_run(project)
+    shown = made.table.examples[0].slots[0][0]
+    with locks.writer_lock(project.root, "test"):
+        log = project.open_log(write=True)
+        log.append_items([Item(item_id=shown, attributes={"name": HOSTILE, "category": "tea"}, received_at=NOW)])
+        log.close()
+        recommender = Recommender(
+            made.bundle, Catalog.of_table(made.bundle.items.ids.ids, made.bundle.items.attributes)
+        )
+        decisions = project.open_decisions(write=True)
+        for number in range(40):
+            query = Query(user_id=f"new{number}", now=NOW)
+            answer = recommender.recommend(StateBatch.of([query.user_id], [UserState()]), [query])[0]
+            at = NOW + number * 3600 * SECOND
+            decisions.put(
+                Decision(
+                    request_id=f"r{number}", role="answer", user_id=query.user_id, at=at, as_of=1, bundle=made.bundle.id,
+                    generation=1, variant="live", placement="home", k=10, query={}, items=answer.items,
+                    scores=answer.scores, sources=answer.sources, positives=answer.positives, inputs=answer.inputs,
+                )
+            )  # fmt: skip
+        decisions.close()
+    return project
+
+
+@pytest.fixture(scope="module")
+def page(project: Project) -> str:
+    done = report.write(project)
+    return Path(done["path"]).read_text("utf-8")
+
+
+def test_keys_path_and_numbers(project: Project, tmp_path: Path) -> None:
+    done = report.write(project)
+    assert set(done) == {"path", *report.KEYS, "verify"}
+    assert done["path"] == str(project.reports / "report.html")
+    assert [file.name for file in project.reports.iterdir() if file.name.startswith(".")] == []
+    # Forty strangers got the popular list: ten items of the table, nothing personal.
+    bundle = load(next(project.bundles.iterdir()))
+    assert done["requests"] == 40
+    assert done["coverage"] == pytest.approx(10 / len(bundle.items), abs=1e-6)
+    assert done["cold_coverage"] == 0.0
+    elsewhere = tmp_path / "deep" / "page.html"
+    assert report.write(project, file=str(elsewhere))["path"] == str(elsewhere)
+    assert elsewhere.exists()
+
+
+def test_from_and_to_bound_the_window(project: Project, tmp_path: Path) -> None:
+    file = str(tmp_path / "page.html")
+    stamps = [(NOW + number * 3600 * SECOND) / SECOND for number in (0, 3, 7)]
+    texts = [utc_minute(int(stamp * SECOND)).replace(" ", "T") + ":00Z" for stamp in stamps]
+    assert report.write(project, start=texts[1], end=texts[2], file=file)["requests"] == 5
+    assert report.write(project, end=texts[0].removesuffix("Z"), file=file)["requests"] == 1
+    none = report.write(project, start="2031-01-01", file=file)
+    assert (none["requests"], none["entropy"], none["cold_coverage"]) == (0, None, None)
+    assert "No request was answered in this time" in Path(file).read_text("utf-8")
+    with pytest.raises(UserError, match="--from=yesterday: expected ISO 8601"):
+        report.write(project, start="yesterday", file=file)
+
+
+def test_the_page_is_whole_and_asks_nobody(page: str) -> None:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert all(asked.startswith("#") for asked in tags.asked)
+    assert tags.count["svg"] == 1
+    assert tags.count["article"] == 5
+    assert "script" not in tags.count
+    links = set(re.findall(r"https?://[^\s\"'<)]+", page))
+    assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not addresses
+    assert "url(http" not in page
+    assert "@import" not in page
+
+
+def test_names_are_escaped(page: str) -> None:
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; \u8336" in page
+
+
+def test_what_the_page_says(page: str, project: Project) -> None:
+    table = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
+    for text in (
+        "<html lang=\"en\">", table["rows"][0]["bundle"], table["protocol"]["split_hash"][:8], "filter_seen false",
+        "bought_before", "served", "Recall@10", "NDCG@10 by length of history", "cold-start coverage", "Miller-Madow",
+        "prefers-color-scheme: dark", "@media print", "Five lists", "popular 100.0 %",
+    ):  # fmt: skip
+        assert text in page, text
+    assert table["sentence"].split("(")[0] in page
+    for row in table["rows"]:
+        assert report.share(row["NDCG@10"]["value"]) in page
+    best = max(row["NDCG@10"]["value"] for row in table["rows"])
+    assert f'class="best">{report.share(best)}' in page
+
+
+def test_write_with_a_running_experiment_shows_its_verdict_and_plan(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.root, tmp_path / "shop")
+    here = open_project(tmp_path / "shop")
+    control = here.open_control()
+    live = releases.live(control)
+    assert live is not None
+    plan = Plan.of(here.config.release, live.bundle, NOW).to_evidence()
+    control.move(live.bundle, live.sha256, "live", "experiment", by="t", reason="", evidence={EVIDENCE: plan},
+                 expected_generation=live.generation, at=NOW)  # fmt: skip
+    html = Path(report.write(here)["path"]).read_text("utf-8")
+    assert f"Experiment of {live.bundle}" in html
+    assert (
+        "<b>invalid</b>: the arms did not get their shares of the users" in html
+    )  # all 40 users were answered by live
+    assert "hit_rate over 4,000 users, 4 looks, margin 0.01" in html
+
+
+def test_the_same_bytes_again(page: str, project: Project, tmp_path: Path) -> None:
+    file = tmp_path / "again.html"
+    report.write(project, file=str(file))
+    assert file.read_text("utf-8") == page
+
+
+def test_without_an_evaluation_the_page_says_so(project: Project, tmp_path: Path) -> None:
+    held = project.reports / "evaluation.json"
+    aside = held.rename(tmp_path / "aside.json")
+    try:
+        report.write(project, file=str(tmp_path / "page.html"))
+    finally:
+        aside.rename(held)
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "No evaluation was written yet" in page
+    assert "<svg" not in page
+
+
+def test_nothing_live_is_the_users_mistake(tmp_path: Path) -> None:
+    empty = open_project(SimulatedShop(seed=0, users=20, items=20).write(tmp_path / "empty"))
+    with pytest.raises(UserError, match="bundle=none live yet: expected a live bundle; try: recloop update"):
+        report.write(empty)
+    assert not (tmp_path / "empty" / "reports").exists()
+
+
+def test_the_bundle_is_the_live_one(project: Project, page: str) -> None:
+    row = releases.live(project.open_control())
+    assert row is not None
+    assert f"Live bundle <code>{row.bundle}</code>" in page
+
+
+def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project) -> None:
+    """A table of another bundle never stands under the name of the live one."""
+    live = report.summarize(project).bundle.id
+    assert f"Table, chart and lists of <code>{live}</code> (live)." in page
+    assert f"by <code>{live}</code> (live): 40." in page
+    seen = report.summarize(project)
+    found = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
+    for row in found["rows"]:
+        row["bundle"] = "counts-other"
+    other = report.render(found, seen.numbers, replace(seen.bundle.manifest, bundle="now-live"), str, "today")
+    assert "Table, chart and lists of <code>counts-other</code>, not of the live bundle" in other
+    assert f"by <code>{live}</code>: 40." in other
+
+
+def test_the_plot_has_no_colours_dates_or_ids_of_its_own() -> None:
+    rows = {"popular": {"value": 0.1, "low": 0.05, "high": 0.2}, "sasrec": {"value": None, "low": None, "high": None}}
+    lengths = [
+        {"from": 0, "to": 0, "moments": 3, "users": 2, "rows": rows},
+        {"from": 1000, "to": None, "moments": 1500, "users": 9, "rows": {**rows, "sasrec": rows["popular"]}},
+    ]
+    svg = str(report.plot(lengths))
+    assert svg == str(report.plot(lengths))
+    assert svg.startswith('<svg viewBox="')
+    assert "aria-labelledby" in svg
+    for text in ("currentColor", "var(--popular)", "var(--network)", "1,000+", "1,500"):
+        assert text in svg
+    for text in ("<metadata", "#010203", "#0000", "matplotlib.org", "<?xml"):
+        assert text not in svg
+
+
+def test_readable_names() -> None:
+    row = {"product_type": "COLA", "package_size": "2 LTR", "count": 3, "empty": ""}
+    assert report.readable("{product_type}, {package_size}", row, "7") == "COLA, 2 LTR"
+    assert report.readable("{product_type}, {package_size}", {"package_size": "2 LTR"}, "7") == "2 LTR"
+    assert report.readable("{product_type}, {package_size}", {"product_type": "COLA"}, "7") == "COLA"
+    assert report.readable("{product_type} ({count})", row, "7") == "COLA (3)"
+    assert report.readable("{product_type} ({count})", {"product_type": "COLA"}, "7") == "COLA"
+    assert report.readable("{product_type}", {}, "7") == "7"
+    assert report.readable("product_type", row, "7") == "COLA"
+    assert report.readable("empty", row, "7") == "7"
+    assert report.readable("count", row, "7") == "3"
+    assert report.readable("", row, "7") == "7"

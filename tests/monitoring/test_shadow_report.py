@@ -1,0 +1,178 @@
+"""The shadow: a candidate, live's own twin and a twin of another seed, beside live over the same logged requests."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+
+from recloop import bundle as bundles
+from recloop import loop
+from recloop.bundle import Bundle
+from recloop.errors import UserError
+from recloop.features.labels import EventLabeler
+from recloop.features.state import StateBatch, UserState, attribute_versions
+from recloop.monitoring import shadow_report
+from recloop.monitoring.verify import verify
+from recloop.project import Project, open_project
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import Recommender
+from recloop.recommend.user_states import fold
+from recloop.records import SECOND, Decision, Query
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import releases
+
+CONFIG = """
+[model]
+name = "covisitation"
+[placement.home]
+mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+"""
+START = 1_752_000_000 * SECOND
+MIXES = {
+    "candidate": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
+    "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
+}
+PLANTED = 3  # a request whose twin is not what it should be
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A project with two children of its live bundle, 40 requests, and what each would have answered."""
+    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("shadow") / "shop")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write(CONFIG)
+    project = open_project(folder)
+    live = loop.first_run(project).bundle
+    control = project.open_control()
+    children = {}
+    for number, (name, weights) in enumerate(MIXES.items()):
+        home = replace(live.policy.placements["home"], weights=weights)
+        policy = live.policy.with_placement("home", home)
+        child = bundles.write(replace(live, policy=policy), project.bundles, datetime(2025, 7, 1 + number, tzinfo=UTC))
+        sha256 = bundles.manifest_hash(project.bundles / child.id)
+        releases.register(control, child.id, sha256, by="test", reason="a child", at=START)
+        children[name] = child
+    write_decisions(project, live, children)
+    return folder, {name: child.id for name, child in children.items()} | {"live": live.id}
+
+
+def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle]) -> None:
+    """40 requests of 30 users: live's answer, the candidate in the shadow, live's own twin and the one of a seed."""
+    archive = project.open_archive()
+    catalogue = Catalog.of([archive.items()])
+    labelled = EventLabeler(live.spec.events, live.spec.clean).label(archive.events())
+    attributes = attribute_versions(archive.users())
+    store = project.open_decisions(write=True)
+    for number in range(40):
+        user = f"u{1 + number % 30:02}"
+        state = UserState(attributes=attributes[user][-1][1])
+        fold(state, labelled.filter(pl.col("user_id") == user))
+        for role, bundle in (
+            ("answer", live), ("twin", live), ("shadow", children["candidate"]), ("twin", children["seed"])
+        ):  # fmt: skip
+            query = Query(user_id=user, now=START + number * SECOND, k=10)
+            got = Recommender(bundle, catalogue).recommend(StateBatch.of([user], [state]), [query])[0]
+            store.put(
+                Decision(
+                    request_id=f"r{number}",
+                    role=role,
+                    user_id=user,
+                    at=query.now,
+                    as_of=archive.watermark,
+                    bundle=bundle.id,
+                    generation=2,
+                    variant="live",
+                    placement="home",
+                    k=10,
+                    query={},
+                    items=got.items,
+                    scores=got.scores,
+                    sources=got.sources,
+                    positives=got.positives,
+                    inputs=got.inputs,
+                    micros=100 if bundle is live else 200,
+                )
+            )
+    assert store.flush()
+    store.close()
+
+
+@pytest.fixture
+def shop(turned: tuple[Path, dict[str, str]], tmp_path: Path) -> tuple[Project, dict[str, str]]:
+    shutil.copytree(turned[0], tmp_path / "shop")
+    return open_project(tmp_path / "shop"), turned[1]
+
+
+def test_the_whole_comparison(shop: tuple[Project, dict[str, str]], tmp_path: Path) -> None:
+    project, ids = shop
+    found = shadow_report.shadow_report(project)
+    assert (found["live"], found["candidate"]) == (ids["live"], ids["candidate"])
+    assert (found["requests"], found["users"]) == (40, 30)
+    assert (found["from"], found["to"]) == (START, START + 39 * SECOND)
+    assert found["twin"] == {"requests": 40, "different": 0, "first": None}
+    # The other weights move more than another seed would: this candidate is not live by another name.
+    for measure in ("overlap@10", "rbo", "tau_b"):
+        assert found["agreement"][measure]["high"] < found["noise"][measure]["low"], measure
+    assert found["noise"]["tau_b"]["value"] > 0.5
+    assert found["latency"]["ratio"] == pytest.approx(2.0)
+    assert found["shown"]["live"]["requests"] == found["shown"]["candidate"]["requests"] == 40
+    assert found["shown"]["candidate"]["entropy"] < found["shown"]["live"]["entropy"]  # popular lists are all alike
+    assert set(found["segments"]) == {"history", "placement", "age"}
+    assert found["segments"]["placement"]["home"]["requests"] == 40
+    assert sum(one["requests"] for one in found["segments"]["age"].values()) == 40
+    overlaps = [one["overlap@10"] for one in found["disagree"]]
+    assert len(overlaps) == 5
+    assert overlaps == sorted(overlaps)
+    for name in ("shadow.svg", "shadow.png"):
+        shadow_report.plot(found, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 4_000
+    assert verify(project)["unexplained"] == 0
+
+
+def test_names_and_numbers_of_one_request(shop: tuple[Project, dict[str, str]]) -> None:
+    project, ids = shop
+    found = shadow_report.shadow_report(
+        project, ids["candidate"], START + 7 * SECOND, START + 8 * SECOND, lambda item: f"<{item}>"
+    )
+    assert found["requests"] == 1
+    store = project.open_decisions()
+    rows = {(row.role, row.bundle): row for row in store.rows() if row.request_id == "r7"}
+    store.close()
+    live, other = rows["answer", ids["live"]], rows["shadow", ids["candidate"]]
+    one = found["disagree"][0]
+    assert one["live"] == [f"<{item}>" for item in live.items]
+    assert one["overlap@10"] == pytest.approx(len(set(live.items) & set(other.items)) / 10)
+    assert found["agreement"]["overlap@10"]["value"] == one["overlap@10"]
+
+
+def test_a_twin_that_differs_is_named(shop: tuple[Project, dict[str, str]]) -> None:
+    project, _ = shop
+    store = project.open_decisions()
+    rows = store.rows()
+    store.close()
+    pairs = [(row, row) for row in rows if row.role == "answer"]
+    planted = msgspec.structs.replace(pairs[PLANTED][0], scores=[s + 1e-7 for s in pairs[PLANTED][0].scores])
+    pairs[PLANTED] = (pairs[PLANTED][0], planted)
+    assert shadow_report.self_check(pairs) == {"requests": 40, "different": 1, "first": pairs[PLANTED][0].request_id}
+
+
+def test_nothing_was_shadowed(shop: tuple[Project, dict[str, str]]) -> None:
+    project, ids = shop
+    with pytest.raises(UserError, match="a bundle that was shadowed"):
+        shadow_report.shadow_report(project, ids["live"])
+    with pytest.raises(UserError, match="none"):
+        shadow_report.shadow_report(project, until=START)
+
+
+def test_intervals_are_clustered_by_user() -> None:
+    """One user's thousand requests are one user: the interval is as wide as that of two."""
+    numbers = np.vstack([np.tile([1.0] * 4, (1_000, 1)), [[0.0] * 4]])
+    found = shadow_report.estimates(numbers, ["loud"] * 1_000 + ["quiet"])["rbo"]
+    assert found == {"value": 0.5, "low": 0.0, "high": 1.0}

@@ -1,0 +1,176 @@
+"""One look, many readers: status, /metrics and the report show the same numbers of the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from prometheus_client.parser import text_string_to_metric_families
+
+from recloop.monitoring import report, summary, verify
+from recloop.project import Project
+from recloop.records import DAY, SECOND
+from recloop.serve import console_backend
+from recloop.serve.app import create
+from recloop.serve.service import Service
+
+NOW = 1_752_000_000 * SECOND
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
+    """Two days ago 30 answers, within the hour 20 at home and 5 in the cart; then status and /metrics, as they answer."""
+    clock = Clock()
+    app = create(shop, clock=clock)
+    service: Service = app.state.service
+
+    async def whole() -> tuple[dict[str, Any], str]:
+        async with servers.local(app) as client:
+            for at, placement, users in (
+                (NOW - 2 * DAY, "home", 30),
+                (NOW - 60 * SECOND, "home", 20),
+                (NOW, "cart", 5),
+            ):
+                clock.now = at
+                for number in range(users):
+                    asked = await client.get(f"/v1/recommend/u{number + 1:02}", params={"placement": placement})
+                    assert asked.status_code == 200
+            answer = await client.get("/v1/recommend/nobody", headers={"X-Request-Id": "theirs"})
+            named = answer.json()["request_id"]
+            rows = [
+                {
+                    "user_id": "u01",
+                    "item_id": "i01",
+                    "event_type": "purchase",
+                    "request_id": request,
+                    "event_id": str(n),
+                }
+                for n, request in enumerate([named, named, "theirs", None])
+            ]
+            assert (await client.post("/v1/events", json=rows)).json()["accepted"] == 4
+            assert service.decisions.flush()
+            status, metrics = await client.get("/v1/status"), await client.get("/metrics")
+            assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+            return status.json(), metrics.text
+
+    try:
+        return *asyncio.run(whole()), service
+    finally:
+        service.close()
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_status_metrics_report_and_page_are_of_one_mind(shop: Project, tmp_path: Path) -> None:
+    panels = pytest.importorskip("recloop.serve.console_panels", reason="needs recloop[console]", exc_type=ImportError)
+    verify.save_result(shop, {"checked": 7, "unexplained": 1, "equal": 6, "differences": []}, NOW)
+    status, text, service = played(shop)
+    health = status["health"]
+    assert {name: one["live"]["home"]["events"] for name, one in health.items()} == {"hour": 2, "day": 2, "week": 2}
+    assert health["hour"]["live"]["cart"]["events"] == 0
+    assert status["events"] == {"hour": 4, "day": 4, "week": 4}
+    assert status["verify"] == {"at": NOW, "checked": 7, "unexplained": 1}
+    assert set(health) == {"hour", "day", "week"}
+    assert {name: one["live"]["home"]["requests"] for name, one in health.items()} == {
+        "hour": 21,
+        "day": 21,
+        "week": 51,
+    }
+    assert health["hour"]["live"]["cart"]["requests"] == 5
+    found = samples(text)
+    for window, variants in health.items():
+        for placement, numbers in variants["live"].items():
+            labels = frozenset({"window": window, "variant": "live", "placement": placement}.items())
+            for name in ("entropy", "long_tail_share", "cold_coverage", "coverage", "gini", "effective_items"):
+                if numbers[name] is None:
+                    assert (f"recloop_{name}", labels) not in found
+                else:
+                    assert found[f"recloop_{name}", labels] == numbers[name], (window, placement, name)
+            assert found["recloop_window_requests", labels] == numbers["requests"]
+            assert found["recloop_window_events", labels] == numbers["events"]
+            slow = labels | {("quantile", "0.99")}
+            assert found["recloop_latency_seconds", slow] == numbers["latency_ms"]["p99"] / 1_000
+        assert found["recloop_events", frozenset({("window", window)})] == status["events"][window]
+    proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
+    assert proven == [NOW / SECOND, 7, 1]
+    assert console_backend.ServiceConsoleBackend(service).windows() == health  # what the console draws
+    assert panels.proof(status["verify"]) == "verify: 1 of 7 differ unexplained, 2025-07-08 18:40 UTC"
+    home = frozenset({"variant": "live", "placement": "home"}.items())
+    assert found["recloop_requests_total", home] == 51
+    # The report over the last hour has the same numbers; the windows of its own page are those of status.
+    seen = summary.summarize(shop, until=NOW)
+    for window, variants in health.items():
+        for placement, numbers in variants["live"].items():
+            assert {name: seen.windows[window]["live"][placement][name] for name in numbers} == numbers
+    hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
+    told = report.write(shop, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
+    whole = summary.summarize(shop, NOW - 3_600 * SECOND, NOW).numbers["whole"]
+    assert {key: told[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
+    assert (told["requests"], told["events"], told["verify"]) == (26, 2, status["verify"])
+    assert "1 of 7 decisions differ unexplained" in (tmp_path / "page.html").read_text("utf-8")
+    assert panels.proof(None) == "verify: not run yet"
+
+
+def test_no_id_in_any_label(shop: Project) -> None:
+    _, text, _ = played(shop)
+    labels = {
+        (name, value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        for name, value in sample.labels.items()
+    }
+    assert {name for name, _ in labels} == {"window", "variant", "placement", "source", "quantile"}
+    assert {value for name, value in labels if name == "variant"} == {"live"}
+    assert "u01" not in text
+    assert "i01" not in text
+
+
+def test_quiet_hours_are_quiet(shop: Project) -> None:
+    """Windows end now, not at the last answer: a shop that nobody asks shows it."""
+    _, _, service = played(shop)
+    late = summary.HealthCache(shop).look(service.bundle, NOW + 3 * DAY)
+    assert late.windows["day"] == {}
+    assert late.windows["week"]["live"]["home"]["requests"] == 51
+    replaying = shop.config.model_copy(update={"serve": shop.config.serve.model_copy(update={"replay": True})})
+    again = summary.HealthCache(Project(shop.root, replaying)).look(service.bundle, NOW + 300 * DAY)
+    assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay has its own time: its newest answer
+
+
+def test_a_look_is_given_again_for_a_while(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, service = played(shop)
+    own = summary.HealthCache(shop)
+    first = own.look(service.bundle, NOW)
+    assert own.look(service.bundle, NOW + DAY) is first
+    monkeypatch.setattr(summary, "FRESH", 0.0)
+    assert own.look(service.bundle, NOW + DAY) is not first
+
+
+def test_unreadable_decisions_do_not_silence_status(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    app = create(shop, clock=Clock())
+    service: Service = app.state.service
+    monkeypatch.setattr(summary, "summarize", broken)
+    try:
+        assert service.windows() == {}
+        assert (service.table()["health"], service.table()["verify"]) == ({}, None)
+        assert b"recloop_generation" in service.metrics()
+    finally:
+        service.close()

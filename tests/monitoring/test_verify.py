@@ -1,0 +1,285 @@
+"""Verify: what the service answered is what the log says it should have, and every planted skew is named."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from servers import inside
+
+from recloop.features.vocabulary import CategoryCodes
+from recloop.monitoring.verify import compare, verify
+from recloop.project import Project
+from recloop.recommend.recommender import RankedList
+from recloop.records import SECOND, Decision, Slot
+from recloop.serve.app import create
+from recloop.serve.service import Service
+
+START = 1_752_000_000 * SECOND  # a few days after the world's last row
+
+Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
+
+
+class Clock:
+    """Moves on by a minute a look."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        self.now += 60 * SECOND
+        return self.now
+
+
+@pytest.fixture
+def play(shop: Project) -> Callable[[Work], None]:
+    """Runs requests against a service of this process; the decisions are on the disk when it is back."""
+
+    def run(work: Work) -> None:
+        inside(create(shop, clock=Clock()), work)
+
+    return run
+
+
+async def ask(client: httpx.AsyncClient, user: str, **query: Any) -> list[str]:
+    answer = await client.get(f"/v1/recommend/{user}", params=query)
+    assert answer.status_code == 200, answer.text
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+async def post(client: httpx.AsyncClient, path: str, body: Any) -> None:
+    assert (await client.post(path, json=body)).status_code in {200, 207}
+
+
+async def lively(client: httpx.AsyncClient, service: Service, actions: int = 250) -> None:
+    """Whatever a shop's day may bring, drawn by a seed: late rows, dislikes, new items, filters, strangers."""
+    draw = random.Random(7)
+    users = [f"u{n:02}" for n in range(0, 60, 4)] + ["stranger", "a/b", "名"]
+    items = [f"i{n:02}" for n in range(1, 80)] + ["new-1", "new-2"]
+    for number in range(actions):
+        user = draw.choice(users)
+        kind = draw.random()
+        if kind < 0.35:
+            group = draw.choice([None, f"g{draw.randrange(8)}"])
+            stamp = draw.choice([None, START / SECOND - draw.randrange(200 * 86_400)])
+            rows = [
+                {"user_id": user, "item_id": item, "event_type": draw.choice(["purchase", "purchase", "dislike", "click"]),
+                 "group_id": group, "timestamp": stamp, "event_id": f"e{number}-{item}"}
+                for item in draw.sample(items, draw.randint(1, 4))
+            ]  # fmt: skip
+            await post(client, "/v1/events", rows)
+        elif kind < 0.42:
+            attributes = {"category": draw.choice(["tea", "pets"]), "price": draw.randint(1, 9)}
+            await post(
+                client,
+                "/v1/items",
+                {"item_id": draw.choice(items), "attributes": attributes, "hidden": draw.random() < 0.3},
+            )
+        elif kind < 0.5:
+            await post(client, "/v1/users", {"user_id": user, "attributes": {"age": draw.choice(["18-29", "60+"])}})
+        else:
+            query = {
+                "n": draw.choice([1, 5, 10, 60]),
+                "placement": draw.choice(["home", "home", "cart"]),
+                "exclude": ",".join(draw.sample(items, draw.randint(0, 3))),
+                "filter": draw.choice(["", "", "price < 6", "category = 'tea' OR price > 7"]),
+            }
+            await ask(client, user.replace("/", "%2F"), **query)
+    assert service.decisions.flush()
+
+
+def test_a_days_decisions_are_rebuilt_exactly(shop: Project, play: Any) -> None:
+    play(lively)
+    found = verify(shop)
+    assert list(found) == [
+        "checked",
+        "equal",
+        "late",
+        "unexplained",
+        "earlier",
+        "removed",
+        "max_score_diff",
+        "differences",
+    ]
+    assert found["checked"] > 100
+    assert found["differences"] == []
+    assert (found["equal"], found["late"], found["unexplained"]) == (found["checked"], 0, 0)
+    assert found["max_score_diff"] == 0.0
+    assert verify(shop, last=7)["checked"] == 7
+
+
+def test_no_decision_yet(shop: Project) -> None:
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"], found["differences"]) == (0, 0, [])
+
+
+def move_an_edge(service: Service) -> None:
+    codes = service.bundle.fields.codes["request.gap"]
+    object.__setattr__(codes, "edges", tuple(edge * 50 for edge in codes.edges))
+
+
+def change(service: Service, name: str, **settings: Any) -> None:
+    placements = service.bundle.policy.placements
+    assert isinstance(placements, dict)
+    placements[name] = replace(placements[name], **settings)
+
+
+def drop_a_filter(service: Service) -> None:
+    change(service, "cart", filter="")
+
+
+def shift_an_hour(service: Service) -> None:
+    right = service.recommender.recommend
+
+    def late(states: Any, queries: Any, *rest: Any) -> Any:
+        moved = [msgspec.structs.replace(query, now=query.now + 3600 * SECOND) for query in queries]
+        return right(states, moved, *rest)
+
+    service.recommender.recommend = late  # type: ignore[method-assign]
+
+
+def keep_old_states(service: Service) -> None:
+    service.states.drop = lambda *_: None  # type: ignore[method-assign]
+
+
+def change_an_attribute(service: Service) -> None:
+    item = service.catalogue.get("i01")
+    assert item is not None
+    service.catalogue.upsert(msgspec.structs.replace(item, attributes={**item.attributes, "price": 99.0}))
+
+
+def swap_two_ages(service: Service) -> None:
+    ages = service.bundle.fields.codes["user.age"]
+    assert isinstance(ages, CategoryCodes)
+    service.bundle.fields.codes["user.age"] = CategoryCodes(ages.values[1:] + ages.values[:1])
+
+
+def forget_an_item(service: Service) -> None:
+    index = service.bundle.items.ids._index
+    service.bundle.items.ids._index = {name: ix for name, ix in index.items() if ix != 1}  # type: ignore[misc]
+
+
+def weigh_otherwise(service: Service) -> None:
+    weights = service.bundle.policy.placements["home"].weights
+    change(service, "home", weights={**weights, "popular": 0.5})
+
+
+SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [
+    (move_an_edge, {"request.gap"}),
+    (drop_a_filter, {"filters"}),
+    (shift_an_hour, {"now", "state"}),  # what is dated within that hour is in sight too early
+    (keep_old_states, {"state"}),
+    (change_an_attribute, {"catalogue"}),
+    (swap_two_ages, {"user.age"}),
+    (forget_an_item, {"history", "filters"}),
+    (weigh_otherwise, {"ids", "scores"}),
+]
+
+
+@pytest.mark.parametrize(("skew", "names"), SKEWS, ids=[skew.__name__ for skew, _ in SKEWS])
+def test_a_skew_in_the_services_memory_is_found_and_named(
+    shop: Project, play: Any, skew: Callable[[Service], None], names: set[str]
+) -> None:
+    before: list[str] = []
+
+    async def honest(client: httpx.AsyncClient, service: Service) -> None:
+        await lively(client, service, 40)
+        before.extend(row.request_id for row in service.decisions.rows())
+
+    play(honest)
+    assert verify(shop)["unexplained"] == 0
+
+    async def skewed(client: httpx.AsyncClient, service: Service) -> None:
+        skew(service)
+        await lively(client, service, 80)
+
+    play(skewed)
+    found = verify(shop)
+    assert found["unexplained"] == len(found["differences"]) > 0
+    assert {difference["name"] for difference in found["differences"]} <= names
+    assert not {difference["request_id"] for difference in found["differences"]} & set(before)
+    assert all(difference["was"] != difference["is"] for difference in found["differences"])
+
+
+def test_rows_that_came_late_explain_a_difference(shop: Project, play: Any) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await ask(client, "u14")
+        late = {"user_id": "u14", "item_id": "i05", "event_type": "purchase", "timestamp": "2025-01-01"}
+        await post(client, "/v1/events", late)  # dated before the answer: a later one would be in no list of that time
+        service.decisions.flush()
+        (row,) = service.decisions.rows()
+        # As a store would leave it whose numbers become visible out of order.
+        service.decisions.put(msgspec.structs.replace(row, request_id="late", as_of=service.as_of))
+        service.decisions.put(
+            msgspec.structs.replace(row, request_id="wrong", as_of=service.as_of, items=row.items[::-1])
+        )
+
+    play(work)
+    found = verify(shop)
+    assert (found["checked"], found["equal"], found["late"], found["unexplained"]) == (3, 1, 1, 1)
+    assert found["differences"][0]["request_id"] == "wrong"
+
+
+def test_a_bundle_that_changed_or_went_is_no_proof(shop: Project, play: Any) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await ask(client, "u14")
+
+    play(work)
+    (bundle,) = shop.bundles.iterdir()
+    (bundle / "policy.json").write_text("{}")
+    found = verify(shop)
+    assert (found["unexplained"], found["differences"][0]["name"]) == (1, "bundle")
+    shutil.rmtree(bundle)
+    assert verify(shop)["differences"][0]["was"] == bundle.name
+
+
+def decision(items: str, scores: list[float], **inputs: str) -> Decision:
+    return Decision(
+        request_id="r", role="answer", user_id="u", at=0, as_of=0, bundle="b", generation=1, variant="live",
+        placement="home", k=len(items), query={}, items=list(items), scores=scores, sources=["model"] * len(items),
+        inputs=inputs,
+    )  # fmt: skip
+
+
+def answer(items: str, scores: list[float], **inputs: str) -> RankedList:
+    return RankedList([Slot(item, score, "model") for item, score in zip(items, scores, strict=True)], inputs, 0)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "name"),
+    [
+        (decision("abc", [3, 2, 1]), answer("abc", [3, 2, 1]), None),
+        (decision("abc", [3, 2, 2 - 5e-6]), answer("acb", [3, 2, 2 - 5e-6]), None),  # a swap between close scores
+        (decision("abc", [3, 2, 1]), answer("acb", [3, 2, 1]), "ids"),
+        (decision("abc", [3, 2, 1]), answer("abd", [3, 2, 1 + 5e-6]), None),  # a close one stood outside
+        (decision("abc", [3, 2, 1]), answer("dbc", [3, 2, 1]), "ids"),
+        (decision("abc", [3, 2, 1]), answer("abc", [3, 2 + 2e-5, 1]), "scores"),
+        (decision("abc", [3, 2, 1]), answer("ab", [3, 2]), "ids"),
+        (decision("", []), answer("", []), None),
+        (decision("a", [1], state="x", now="y"), answer("b", [2], state="x", now="z"), "now"),
+        (decision("a", [1], state="x", now="y"), answer("a", [1], state="z", now="z"), "state"),
+        (decision("a", [1], state="x"), answer("a", [1], state="x", more="y"), "more"),
+        (decision("a", [1], state="x", more="y"), answer("a", [1], state="x"), "more"),
+    ],
+)
+def test_what_counts_as_equal(was: Decision, now: RankedList, name: str | None) -> None:
+    found = compare(was, now)
+    assert (found and found.name) == name
+
+
+def test_verify_reads_and_leaves_nothing(shop: Project, play: Any) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await ask(client, "u14")
+
+    play(work)
+    before = {path: path.stat().st_mtime_ns for path in shop.root.rglob("*") if path.is_file() and "-" not in path.name}
+    verify(shop)
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before
+    assert len(shop.open_decisions().rows()) == 1

@@ -1,0 +1,159 @@
+"""The gate of a bundle that `train` made: run by the verb, beside live, on what neither has learned; never by a server."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+import servers
+
+from recloop import bundle as bundles
+from recloop import loop
+from recloop.errors import Refused, UserError
+from recloop.pipeline import evidence, promotion
+from recloop.project import Project
+from recloop.records import DAY, Event
+from recloop.release import transitions
+from recloop.serve.app import create
+from recloop.storage import releases
+
+WHO = {"by": "test", "reason": "a test", "at": 5}
+
+
+def control_of(shop: Project) -> Any:
+    return shop.open_control()
+
+
+def gates(evidence: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in evidence["gates"]}
+
+
+def positives_after(shop: Project, cut: int) -> set[tuple[str, int]]:
+    """(user, stamp) of the moments with a purchase from a cut on: what the gate has to ask."""
+    rows = pl.read_parquet(shop.data / "split" / "test.parquet")
+    assert rows["stamp"].min() >= cut  # type: ignore[operator]
+    return set(rows.filter(pl.col("label") > 0).select("user_id", "stamp").iter_rows())
+
+
+def test_promote_runs_the_gate_of_a_trained_bundle_and_keeps_its_numbers(
+    shop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = loop.train(shop, model="covisitation").bundle
+    with pytest.raises(Refused, match=rf"gate=not run, threshold passed: .*`recloop promote {same.id} --to shadow`"):
+        transitions.promote(shop, same.id, "shadow", "with a reason it is not run either")
+    asked: list[int] = []
+    right = promotion.BundleUnderTest.ask
+    monkeypatch.setattr(
+        promotion.BundleUnderTest, "ask", lambda self, queries: asked.append(len(queries)) or right(self, queries)
+    )
+    moved = promotion.promote(shop, same.id, "shadow")
+    assert asked == [len(positives_after(shop, same.cut))] * 2  # candidate and live, every moment of the test
+    found = gates(moved["evidence"])
+    assert list(found) == [
+        "new", "slice_drop:cold", "slice_drop:repeat", "slice_drop:explore", "latency", "cold_coverage_drop", "golden",
+        "finite",
+    ]  # fmt: skip
+    assert all(one["ok"] for one in found.values())
+    assert found["new"]["value"] == 0  # the very same lists
+    assert releases.read_state(control_of(shop)).since(same.id).evidence["gates"] == moved["evidence"]["gates"]
+    with pytest.raises(Refused, match="shadow requests=0, threshold 100"):  # the gate stands in the table by now
+        transitions.promote(shop, same.id, "experiment")
+    assert len(asked) == 2
+
+
+def test_a_gate_that_says_no_moves_nothing_unless_a_person_goes_ahead_of_it(shop: Project) -> None:
+    settings = shop.config.placement["home"].model_copy(update={"mix": {"popular": 1.0}})
+    other = Project(shop.root, shop.config.model_copy(update={"placement": {"home": settings}}))
+    worse = loop.train(other, model="popular").bundle
+    before = control_of(shop).generation()
+    with pytest.raises(
+        Refused, match=r"gate slice_drop:repeat=-0\.\d+, threshold -0\.1: .*to go ahead of it: recloop promote"
+    ):
+        promotion.promote(shop, worse.id)
+    machine = releases.read_state(control_of(shop))
+    assert (machine.state(worse.id), machine.generation) == ("checked", before + 1)
+    moved = promotion.promote(shop, worse.id, "shadow", "to see what happens")
+    assert moved["to"] == "shadow"
+    assert moved["evidence"]["not_earned"][0].startswith("gate slice_drop:repeat=-0.")
+    assert "shadow and experiment decide" in gates(moved["evidence"])["new"]["note"]
+    with pytest.raises(Refused, match="shadow requests=0"):  # who was let past the gate is asked for the steps alone
+        transitions.promote(shop, worse.id, "experiment")
+    with pytest.raises(UserError, match="bundle=nothing"):
+        promotion.promote(shop, "nothing")
+
+
+def test_over_http_it_is_said_which_command_runs_the_gate(shop: Project) -> None:
+    trained = loop.train(shop, model="covisitation").bundle.id
+    app = create(shop)
+
+    async def ask() -> httpx.Response:
+        async with servers.local(app) as client:
+            await app.state.service.follow()
+            body = {"bundle": trained, "to": "live", "reason": "I want it"}
+            return await client.post("/v1/admin/promote", json=body)
+
+    try:
+        answer = asyncio.run(ask())
+    finally:
+        app.state.service.close()
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (409, "refused", "gate")
+    assert f"`recloop promote {trained} --to live` runs its gate" in error["message"]
+
+
+def learned_everything(shop: Project) -> None:
+    """Live is a bundle that has learned every row there is, as an update leaves one."""
+    live = shop.load_bundle()
+    events = shop.open_archive().events()
+    data = replace(live.manifest.data, cut=events["timestamp"].max() + 1, until_seq=events["seq"].max())
+    made = bundles.write(
+        replace(live, manifest=replace(live.manifest, data=data)), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    control, sha256 = control_of(shop), bundles.manifest_hash(shop.bundles / made.id)
+    releases.register(control, made.id, sha256, evidence={"gates": []}, **WHO)
+    releases.checked(control, made.id, **WHO)
+    releases.promote(control, made.id, **WHO)
+
+
+def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = loop.train(shop, model="covisitation").bundle
+    learned_everything(shop)
+    live = shop.load_bundle()
+    test = positives_after(shop, candidate.cut)
+    asked: list[set[tuple[str, int]]] = []
+    right = promotion.BundleUnderTest.ask
+
+    def ask(self: promotion.BundleUnderTest, queries: Any) -> Any:
+        asked.append(set(zip(queries.users, queries.now.tolist(), strict=True)))
+        return right(self, queries)
+
+    monkeypatch.setattr(promotion.BundleUnderTest, "ask", ask)
+    monkeypatch.setattr(evidence, "is_holdout_user", lambda user: user < "u2")
+    found = {one.name: one for one in promotion.run_promotion_gates(shop, candidate, live)}
+    assert asked[0] == asked[1] == {(user, stamp) for user, stamp in test if user < "u2"}
+    assert found["new"].note == "weak: nothing to compare"
+    assert found["forgetting"].value is not None
+    monkeypatch.setattr(
+        evidence, "is_holdout_user", lambda _: False
+    )  # nobody: nothing to compare at all, and it is said
+    found = {one.name: one for one in promotion.run_promotion_gates(shop, candidate, live)}
+    assert all(one.ok for one in found.values())
+    assert list(found) == ["new", "latency", "cold_coverage_drop", "golden", "finite"]
+    assert found["new"].note == "weak: nothing to compare"
+    assert found["latency"].value is not None
+    archive = shop.open_archive()
+    log = shop.open_log(write=True)
+    log.start_at(archive.watermark)
+    late = archive.events()["timestamp"].max() + DAY  # type: ignore[operator]
+    rows = [("u03", "i01", late), ("u03", "i02", late), ("u05", "i03", late + 1)]
+    made = [Event(user_id=u, item_id=i, timestamp=t, event_type="purchase", received_at=t) for u, i, t in rows]
+    log.append_events([*made, made[0]])  # a repeat that an update would take back: one moment all the same
+    log.close()
+    asked.clear()
+    promotion.run_promotion_gates(shop, candidate, live)
+    assert asked[0] == asked[1] == {("u03", late), ("u05", late + 1)}

@@ -1,0 +1,135 @@
+"""Rows taken out and brought back by a person: what a condition meets, what states hold, what verify says."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from servers import inside
+
+from recloop.cli import run
+from recloop.errors import Refused, UserError
+from recloop.features.labels import EventLabeler
+from recloop.monitoring import verify
+from recloop.pipeline.quarantine import quarantine
+from recloop.project import Project
+from recloop.recommend import loading
+from recloop.recommend.user_states import RetractionIndex, StateCache, full_snapshot, snapshot_at
+from recloop.records import SEQ
+from recloop.serve.app import create
+from recloop.serve.reload import poll_forever
+from recloop.serve.service import Service
+from recloop.storage import snapshots
+
+
+def test_quarantine_a_condition_that_matches_everything_is_refused_without_force(shop: Project) -> None:
+    with pytest.raises(Refused, match=r"share of all rows=1\.0000, threshold 0\.05"):
+        quarantine(shop, "user_id IS NOT NULL", "all of it")
+    assert shop.open_control().handed() == []
+    done = quarantine(shop, "user_id IS NOT NULL", "all of it", force=True)
+    assert (done.new, done.share, done.user_share) == (done.rows, 1.0, 1.0)
+
+
+def test_quarantine_nothing_matches_ends_well_and_says_so(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'nobody'", "--reason", "none"]
+    assert run(words) == 0
+    assert capsys.readouterr().out == "0 rows taken out of 0 that match (0 out already)\n"
+
+
+def test_quarantine_twice_says_0_new_rows(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'u01'", "--reason", "a bot"]
+    assert run(words) == 0
+    first = capsys.readouterr().out
+    assert "users (" in first
+    assert "purchase" in first
+    assert run(words) == 0
+    assert capsys.readouterr().out.startswith("0 rows taken out of ")
+    log = shop.open_log()
+    rules = {row.rule for row in log.retractions()}
+    log.close()
+    assert rules == {"quarantine"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"where": "users = 'u01'"}, "nearest to users: user_id"),
+        ({"where": "user_id = 'u01'; DROP TABLE events"}, "one condition"),
+        ({"start": "yesterday"}, "--from=yesterday: expected ISO 8601"),
+        ({"reason": " "}, "--reason"),
+    ],
+)
+def test_quarantine_a_wrong_argument_is_named(shop: Project, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        quarantine(shop, **{"where": "user_id = 'u01'", "reason": "a bot", **more})
+
+
+def test_quarantine_from_and_to_bound_the_time(shop: Project) -> None:
+    stamps = shop.open_archive().events()["timestamp"].sort()
+    middle = stamps[len(stamps) // 2]
+    start = datetime.fromtimestamp(middle / 1e6, UTC).isoformat()
+    late = quarantine(shop, "TRUE", "late", start=start, force=True)
+    early = quarantine(shop, "TRUE", "early", end=start, force=True)
+    assert late.new + early.new == len(stamps)
+    assert late.new == int((stamps >= middle).sum())
+
+
+def test_quarantine_and_restore_leave_each_state_as_it_was_at_its_seq(shop: Project) -> None:
+    """Reader (through the snapshot), whole fold and columns agree at every seq; nothing of the past changes."""
+    user = "u01"
+    item = shop.open_archive().of([user])["item_id"][0]
+    where = f"user_id = '{user}' AND item_id = '{item}'"
+    seqs = [loading.log_range(shop)[1]]
+    for restore in (False, True, False, True):
+        quarantine(shop, where, "again", restore=restore)
+        seqs.append(loading.log_range(shop)[1])
+    assert len(set(seqs)) == 5
+    archive, log = shop.open_archive(), shop.open_log()
+    signal = EventLabeler.of(shop.load_bundle().spec)
+    (file,) = shop.store.glob("snapshots-*.db")
+    snapshot = snapshots.Snapshot(file)
+    reader = StateCache(log, snapshot, signal, RetractionIndex(archive, log))
+    whole = dict(full_snapshot(signal.label(archive.events()), archive.users()))
+    rows = archive.events()
+    part = rows.filter((rows["user_id"] != user) | (rows["item_id"] != item))
+    without = dict(full_snapshot(signal.label(part), archive.users()))
+    for place, seq in enumerate(seqs):
+        expected = whole if place % 2 == 0 else without
+        assert msgspec.msgpack.encode(reader.read(user, seq)) == expected[user], place
+        assert dict(snapshot_at(seq, archive, log, signal)) == expected
+        assert dict(snapshot_at(seq, archive, log, signal, snapshot)) == expected
+        reader.forget()
+    snapshot.close()
+    log.close()
+
+
+def test_quarantine_beside_a_running_service_is_taken_up_and_verified(shop: Project) -> None:
+    app = create(shop, clock=lambda: 1_800_000_000_000_000)
+
+    async def work(client: Any, service: Service) -> None:
+        following = asyncio.create_task(poll_forever(service))
+
+        async def asked() -> tuple[int, list[str]]:
+            answer = (await client.get("/v1/recommend/u01", params={"n": 5})).json()
+            known = (await client.get("/v1/users/u01")).json()["events"]
+            return known, [slot["item_id"] for slot in answer["items"]]
+
+        before = await asked()
+        done = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")
+        assert (done.new > 0, done.waiting) == (True, 0)
+        assert (await asked())[0] == 0
+        assert (await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")).new == 0
+        back = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a person", restore=True)
+        assert back.new == done.new
+        assert await asked() == before
+        following.cancel()
+
+    inside(app, work)
+    found = verify.verify(shop)
+    assert (found["unexplained"], found["late"], found["checked"]) == (0, 0, 3), found["differences"]
+    log = shop.open_log()
+    assert set(shop.open_archive().events()[SEQ]) >= {row.of_seq for row in log.retractions()}
+    log.close()

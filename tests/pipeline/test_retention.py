@@ -1,0 +1,267 @@
+"""[retention]: what goes, what never does, and that an hourly loop of updates keeps its folder bounded."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+from arriving import post
+from servers import inside
+
+from recloop import loop
+from recloop.cli import run
+from recloop.monitoring import verify
+from recloop.monitoring.experiment_plan import EVIDENCE, Plan
+from recloop.pipeline import retention
+from recloop.project import Project, open_project
+from recloop.recommend import loading
+from recloop.records import DAY, SECOND
+from recloop.release import transitions
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.storage import open_decisions, releases
+from recloop.storage import trim as trimming
+from recloop.storage.decisions import remove_before
+from recloop.testing.store import some_decision, some_event
+
+HOUR = 3_600 * SECOND
+SETS = (
+    "release.gates.margin=9",
+    "release.gates.min_users=1",
+    "release.gates.min_queries=1",
+    "release.refresh=manual",
+    "release.gates.latency=99",
+    "release.gates.min_users=1",
+    "release.gates.min_queries=1",
+    "release.refresh=manual",
+    "update.input_check=false",
+    "retention.bundles=2",
+    "retention.runs=3",
+)
+URLS = ("sqlite:///store/log.db", "sqlite:///store/decisions.db")
+
+
+def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
+    """Purchases of one hour after the last row of the log, of items that no list holds: nothing to compare, so no update waits."""
+    start = 1_751_800_000 * SECOND + hour * HOUR
+    return pl.DataFrame(
+        {
+            "user_id": [f"u{1 + (hour + n) % 50:02}" for n in range(count)],
+            "item_id": [f"new-{hour}-{n}" for n in range(count)],
+            "timestamp": [start + n * 20 * SECOND for n in range(count)],
+            "event_type": ["purchase"] * count,
+            "event_id": [f"h{hour}-{n}" for n in range(count)],
+        }
+    ).with_columns(pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity"))
+
+
+def answer_some(shop: Project, hour: int, count: int = 40) -> None:
+    """Decisions of one hour, by the live bundle."""
+    store = shop.open_decisions(write=True)
+    at, live = 1_751_800_000 * SECOND + hour * HOUR, shop.live_bundle_id() or ""
+    for n in range(count):
+        store.put(some_decision(f"h{hour}-{n}", at=at + n, bundle=live))
+    store.close()
+
+
+def ask_some(shop: Project, hour: int, count: int = 10) -> None:
+    """Lists of one hour, answered by the live bundle."""
+    at = 1_751_800_000 * SECOND + hour * HOUR + HOUR // 2
+
+    async def work(client: Any, _: Service) -> None:
+        for n in range(count):
+            assert (await client.get(f"/v1/recommend/u{1 + n:02}")).status_code == 200
+
+    inside(create(shop, clock=lambda: at), work)
+
+
+def files(shop: Project) -> list[str]:
+    """Everything in the folder but locks and what SQLite keeps beside an open file."""
+    return sorted(str(f) for f in shop.root.rglob("*") if not f.name.endswith((".lock", "-shm", "-wal")))
+
+
+def counted(file: Path, table: str) -> int:
+    connection = sqlite3.connect(file)
+    (found,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    connection.close()
+    return int(found)
+
+
+@pytest.mark.parametrize("hours", [6, pytest.param(100, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))])
+def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Project, hours: int) -> None:
+    shop = open_project(
+        shop.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']
+    )
+    sizes: list[dict[str, int]] = []
+    for hour in range(hours):
+        ask_some(shop, hour)
+        post(shop, hourly_rows(shop, hour))
+        made = loop.update(shop)
+        assert made.verdict == "registered", made.gates
+        transitions.promote(shop, made.bundle or "", "live", "hourly")
+        sizes.append(
+            {
+                "bundles": len(list(shop.bundles.iterdir())),
+                "runs": len(list(shop.runs.iterdir())),
+                "decisions": counted(shop.store / "decisions.db", "decisions"),
+                "events": counted(shop.store / "log.db", "events"),
+                "bytes": sum(
+                    f.stat().st_size for kind in ("bundles", "runs", "store") for f in (shop.root / kind).rglob("*")
+                ),
+            }
+        )
+    assert max(one["bundles"] for one in sizes) <= 4  # live, two before it, and the one that this update made
+    assert max(one["runs"] for one in sizes) <= 3
+    assert max(one["decisions"] for one in sizes) <= 5 * 10
+    assert max(one["events"] for one in sizes) <= 5 * 30
+    middle = max(one["bytes"] for one in sizes[hours // 3 : 2 * hours // 3])
+    assert max(one["bytes"] for one in sizes[2 * hours // 3 :]) < 1.5 * middle
+    states = {row["bundle"]: row for row in loading.status(shop)["bundles"]}
+    assert sum(row["removed"] for row in states.values()) == len(states) - sizes[-1]["bundles"]
+    transitions.rollback(shop, "back")
+    log = shop.open_log()
+    again = hourly_rows(shop, 0)
+    known = shop.open_archive().known(again["event_id"].to_list())
+    assert len(known) == len(again), "rows that left the log are duplicates all the same"
+    assert log.last_seq() == shop.open_archive().watermark
+    log.close()
+    found = verify.verify(shop)
+    assert (found["unexplained"], found["removed"] > 0, found["equal"] > 0) == (0, True, True)
+
+
+def test_gc_dry_run_removes_nothing_and_gc_what_it_said(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = open_project(shop.root, SETS)
+    for hour in range(4):
+        (shop.runs / f"2020010{hour}T000000000000Z").mkdir(parents=True)
+        (shop.runs / f"2020010{hour}T000000000000Z" / "log.jsonl").write_text("x" * 1_000)
+    answer_some(shop, 0, 3_000)
+    answer_some(shop, 24 * 31, 10)
+    before = files(shop)
+    sets = [word for one in SETS for word in ("--set", one)]
+    assert run(["-C", str(shop.root), *sets, "gc", "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert files(shop) == before
+    assert (said["dry_run"], said["freed"]["decisions"]["count"], said["freed"]["runs"]["count"]) == (True, 3_000, 2)
+    assert run(["-C", str(shop.root), *sets, "gc", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["dry_run"], done["freed"]["decisions"]["count"]) == (False, 3_000)
+    assert done["runs"] == said["runs"] == ["20200100T000000000000Z", "20200101T000000000000Z"]
+    assert done["bytes"] == sum(one["bytes"] for one in done["freed"].values())
+    assert done["freed"]["decisions"]["bytes"] > 3_000 * 100, "the room is given back"
+    assert run(["-C", str(shop.root), *sets, "gc"]) == 0
+    assert "decisions: 0 (0.0 MB)" in capsys.readouterr().out
+
+
+def test_decisions_that_are_removed_are_counted_on(tmp_path: Path) -> None:
+    store = open_decisions(URLS[1], tmp_path, write=True)
+    for n in range(2_500):
+        store.put(some_decision(f"r{n}", at=n, placement="home" if n % 2 else "cart"))
+    store.flush()
+    totals = store.totals()
+    assert remove_before(store.file, 2_400) == 2_400  # while this process writes
+    store.put(some_decision("late", at=3_000))
+    store.flush()
+    assert (len(store.rows()), store.rows()[0].at) == (101, 2_400)
+    assert store.totals() == {**totals, ("live", "home"): totals["live", "home"] + 1}
+    assert remove_before(store.file, 2_400) == 0
+    store.close()
+
+
+def test_collect_in_the_shadow_keeps_the_decisions_since_its_start(shop: Project) -> None:
+    control = shop.open_control()
+    live = releases.read_state(control).lives[-1]
+    sha256 = releases.read_state(control).hashes[live]
+    who: dict[str, Any] = {"by": "test", "reason": "tried"}
+    releases.register(control, "tried", sha256, at=5 * DAY, **who)
+    releases.checked(control, "tried", at=5 * DAY, **who)
+    releases.promote(control, "tried", to="shadow", at=5 * DAY, **who)
+    store = shop.open_decisions(write=True)
+    for day in (1, 4, 6, 100):
+        store.put(some_decision(f"day{day}", at=day * DAY))
+    store.close()
+    assert retention.collect(shop).freed["decisions"].count == 2
+    store = shop.open_decisions()
+    assert [row.request_id for row in store.rows()] == ["day6", "day100"]
+    store.close()
+
+
+def test_collect_in_an_experiment_keeps_the_decisions_of_the_two_weeks_before_it(shop: Project) -> None:
+    control = shop.open_control()
+    live = releases.read_state(control).lives[-1]
+    sha256 = releases.read_state(control).hashes[live]
+    who: dict[str, Any] = {"by": "test", "reason": "tried", "at": 40 * DAY}
+    plan = Plan.of(shop.config.release, "tried", 40 * DAY).to_evidence()
+    releases.register(control, "tried", sha256, **who)
+    releases.checked(control, "tried", **who)
+    releases.promote(control, "tried", to="experiment", evidence={EVIDENCE: plan}, **who)
+    store = shop.open_decisions(write=True)
+    for day in (10, 26, 41, 100):
+        store.put(some_decision(f"day{day}", at=day * DAY))
+    store.close()
+    assert retention.collect(shop).freed["decisions"].count == 1
+    store = shop.open_decisions()
+    assert [row.request_id for row in store.rows()] == ["day26", "day41", "day100"]
+    store.close()
+
+
+def test_trim_a_row_that_the_archive_does_not_hold_as_it_is_stays(shop: Project) -> None:
+    post(shop, hourly_rows(shop, 0, 40))
+    made = loop.update(open_project(shop.root, SETS))
+    assert made.verdict == "registered"
+    log = shop.open_log(write=True)
+    archive = shop.open_archive()
+    with log.commit() as writer:  # a row changed by hand, one that no archive has
+        writer.execute("UPDATE events SET item_id = 'other' WHERE seq = ?", (made.from_seq,))
+        writer.execute("UPDATE events SET seq = 1 WHERE seq = ?", (made.from_seq + 1,))
+    late = msgspec.structs.replace(some_event("i01"), received_at=1_751_800_000 * SECOND + 90 * DAY)
+    log.append_events([late])
+    assert trimming.trim(log, archive, 8 * 86_400, dry_run=True) == (38, 2)
+    assert trimming.trim(log, archive, 8 * 86_400) == (38, 2)
+    assert log.events()["seq"].to_list() == [1, made.from_seq, made.to_seq + 1]
+    log.close()
+
+
+def test_trim_beside_a_server_is_the_servers_and_repeated_rows_are_duplicates(shop: Project) -> None:
+    sets = (*SETS, 'retention.log="1h"', 'model.name="covisitation"')
+    shop = open_project(shop.root, [*sets, "serve.replay=true"])
+    app = create(shop)
+    rows = [
+        {name: value for name, value in row.items() if value is not None and name != "timestamp"}
+        for row in hourly_rows(shop, 0, 20).iter_rows(named=True)
+    ]
+
+    async def work(client: Any, service: Service) -> None:
+        early, later = ({"X-Recloop-Now": f"2025-07-0{day}T00:00:00Z"} for day in (8, 9))
+        assert (await client.post("/v1/events", json=rows, headers=early)).json()["accepted"] == 20
+        fresh = {"user_id": "u01", "item_id": "i02", "event_type": "purchase", "event_id": "fresh"}
+        assert (await client.post("/v1/events", json=fresh, headers=later)).status_code == 200
+        before = (await client.get("/v1/users/u05")).json()
+        made = loop.update(shop)
+        assert made.verdict == "registered", made.failed
+        assert counted(shop.store / "log.db", "events") == 21, "the service alone deletes rows of its log"
+        await service.follow()
+        assert counted(shop.store / "log.db", "events") == 1
+        assert (await client.get("/v1/users/u05")).json() == before
+        answer = (await client.post("/v1/events", json=rows, headers=early)).json()
+        assert (answer["duplicate"], answer["accepted"]) == (20, 0)
+
+    inside(app, work)
+    assert loading.has_log_rows(shop)
+
+
+def test_logged_an_empty_log_whose_rows_are_archived_still_bars_another_import(shop: Project) -> None:
+    post(shop, hourly_rows(shop, 0, 40))
+    done = loop.update(open_project(shop.root, SETS))
+    assert done.verdict == "registered", done.gates
+    log = shop.open_log(write=True)
+    log.delete_events(log.events()["seq"].to_list())
+    assert log.is_empty()
+    log.start_at(shop.open_archive().watermark)
+    assert log.last_seq() == shop.open_archive().watermark
+    log.close()
+    assert loading.has_log_rows(shop)

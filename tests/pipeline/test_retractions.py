@@ -1,0 +1,127 @@
+"""What a retrospective rule takes of rows that serving believes: out of states by a retraction, explained by verify."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+from arriving import die_after, post
+from servers import PATIENCE, Server
+
+from recloop import loop
+from recloop.data.prepare import load
+from recloop.features.labels import EventLabeler
+from recloop.monitoring import verify
+from recloop.project import Project, open_project
+from recloop.recommend import loading
+from recloop.recommend.user_states import full_snapshot
+from recloop.storage import Retraction, snapshots
+
+MORNING = "2025-07-05T10:00:00.{:02d}Z"
+"""After the last row of the shop's log."""
+LOOSE = ("release.gates.margin=9", "release.gates.min_users=1", "release.gates.min_queries=1", "release.refresh=manual")
+"""Whether a child is better is not asked here."""
+
+
+def taken(project: Project) -> list[Retraction]:
+    with project.open_log() as log:
+        return log.retractions()
+
+
+def states(project: Project) -> dict[str, bytes]:
+    """The snapshot of the watermark, and that it is the only one."""
+    (file,) = project.store.glob("snapshots-*.db")
+    stored = snapshots.Snapshot(file)
+    try:
+        return dict(stored)
+    finally:
+        stored.close()
+
+
+def folded(project: Project, until: int) -> dict[str, bytes]:
+    """Every state from archive and retractions alone."""
+    archive = project.open_archive()
+    out = [row.of_seq for row in taken(project) if row.seq <= until]
+    rows = archive.events().filter(~pl.col("seq").is_in(out))
+    return dict(full_snapshot(EventLabeler.of(project.load_bundle().spec).label(rows), archive.users()))
+
+
+def test_a_burst_and_a_repeat_leave_the_states_of_a_running_service(
+    shop: Project, serving: Callable[..., Server]
+) -> None:
+    server = serving(shop.root)
+    shop = open_project(shop.root, LOOSE)
+
+    def asked(user: str) -> list[str]:
+        answer = server.client.get(f"/v1/recommend/{user}").json()
+        return [slot["item_id"] for slot in answer["items"]]
+
+    before = asked("u01")
+    hurried = [
+        {"user_id": "u01", "item_id": item, "event_type": "dislike", "timestamp": MORNING.format(n)}
+        for n, item in enumerate(before)
+    ]
+    again = {"user_id": "u02", "item_id": before[0], "event_type": "purchase", "timestamp": MORNING.format(0)}
+    answer = server.client.post("/v1/events", json=[*hurried, again, again]).json()
+    assert (answer["accepted"], answer["quarantined"]) == (11, 1), "the tenth of a second is one too many"
+    assert not set(asked("u01")) & set(before[:9]), "nine dislikes are believed: nobody knew"
+    asked("u02")
+    first = loading.log_range(shop)[0] + 1
+    done = loop.update(shop)
+    assert done.verdict == "registered", done.reason
+    assert (done.read, done.kept) == (12, 1)
+    expected = [(seq, "burst") for seq in range(first, first + 9)] + [(first + 11, "duplicates")]
+    deadline = time.monotonic() + PATIENCE
+    while len(taken(shop)) < len(expected) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sorted((row.of_seq, row.rule) for row in taken(shop)) == expected
+    assert shop.open_control().handed() == []
+    assert set(asked("u01")) == set(before), "they were nobody's taste"
+    asked("u02")
+    server.decided()
+    learned = load(shop).events["seq"].to_list()
+    assert not set(learned) & {seq for seq, _ in expected}
+    assert first + 10 in learned
+    assert set(shop.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, "believed when they came"
+    assert loop.update(shop).verdict == "nothing", "what only takes rows back asks for no turn"
+    purchase = {**again, "timestamp": MORNING.format(50), "item_id": before[1]}
+    assert server.client.post("/v1/events", json=purchase).json()["accepted"] == 1
+    later = loop.update(shop)
+    assert later.verdict == "registered", later.failed
+    assert (later.read, later.kept) == (1, 1)
+    assert len(taken(shop)) == len(expected), "handed once"
+    asked("u01"), asked("u02")
+    server.decided()
+    assert server.stop() == 0
+    found = verify.verify(shop)
+    assert found["unexplained"] == 0, found["differences"]
+    snapshots.forget(shop.store, later.to_seq)
+    assert states(shop) == folded(shop, later.to_seq)
+
+
+def test_where_no_server_runs_the_update_takes_them_itself_once_whatever_is_killed(
+    shop: Project, tmp_path: Path
+) -> None:
+    row = {"user_id": "u01", "item_id": "i01", "event_type": "purchase", "timestamp": 1_752_000_000_000_000}
+    rows = pl.DataFrame([row] * 3, schema_overrides={"timestamp": pl.Int64}).with_columns(
+        pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity")
+    )
+    post(shop, rows)
+    shop = open_project(shop.root, LOOSE)
+    other = open_project(shutil.copytree(shop.root, tmp_path / "other"), LOOSE)
+    first = loading.log_range(shop)[0] + 1
+    done = loop.update(shop)
+    assert done.verdict == "registered", done.reason
+    expected = [
+        Retraction(first + 1, "duplicates", done.to_seq + 1),
+        Retraction(first + 2, "duplicates", done.to_seq + 2),
+    ]
+    assert taken(shop) == expected
+    die_after("publish", other, LOOSE)
+    assert loop.update(other).verdict == "registered"
+    assert taken(other) == expected
+    assert loop.update(other).verdict == "nothing"
+    assert states(other) == states(shop) == folded(shop, done.to_seq), "the retractions came after this watermark"

@@ -1,0 +1,460 @@
+"""A later turn on the world: what it learns and moves, what it refuses, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from arriving import STEPS, die_after, post
+
+from recloop import bundle as bundles
+from recloop import loop
+from recloop.data.prepare import load
+from recloop.errors import Refused
+from recloop.features.labels import EventLabeler
+from recloop.monitoring import verify
+from recloop.pipeline.evidence import window_scores
+from recloop.pipeline.quarantine import quarantine
+from recloop.project import Project, open_project
+from recloop.recommend import loading
+from recloop.recommend.recommender import check_golden
+from recloop.recommend.user_states import full_snapshot
+from recloop.records import DAY, Item, User, now
+from recloop.release import gate as gate_rules
+from recloop.release import transitions
+from recloop.release.gate import non_inferiority
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import locks, releases, snapshots
+
+REFRESH = ('model.name="covisitation"',)
+COUNTS = (*REFRESH, 'release.refresh="manual"')
+PATIENT = "release.gates.latency=100"  # a busy machine is not what is tested
+SETS = [word for one in COUNTS for word in ("--set", one)]
+KEPT = 0.85
+
+Later = Callable[..., Project]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
+    """A project after its first turn over most of the world's log, and the rest of it."""
+    world = SimulatedShop(seed=0)
+    folder = world.write(tmp_path_factory.mktemp("update") / "shop")
+    whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})
+    kept = int(KEPT * len(whole))
+    whole[:kept].write_csv(folder / "events.csv")
+    loop.first_run(open_project(folder, COUNTS))
+    return folder, world.events()[kept:]
+
+
+@pytest.fixture
+def later(first: tuple[Path, pl.DataFrame], tmp_path: Path) -> Later:
+    """``later(rows, ...)``: a copy of that project with these rows (default: the rest) in its log."""
+
+    def make(rows: pl.DataFrame | None = None, *sets: str) -> Project:
+        folder = shutil.copytree(first[0], tmp_path / f"shop{len(list(tmp_path.iterdir()))}")
+        project = open_project(folder, [*COUNTS, *sets])
+        post(project, first[1] if rows is None else rows)
+        return project
+
+    return make
+
+
+def moved(project: Project) -> dict[str, tuple[int, bytes]]:
+    """Everything outside ``runs/`` and the locks, byte for byte."""
+    files = [*project.data.rglob("*"), *project.bundles.rglob("*"), *project.store.glob("snapshots-*")]
+    return {str(f.relative_to(project.root)): (f.stat().st_size, f.read_bytes()) for f in files if f.is_file()}
+
+
+def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    project = later()
+    log = project.open_log(write=True)
+    log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
+    log.append_users([User(user_id="u-new", attributes={"age": "18-29"}, received_at=1)])
+    log.close()
+    live = project.load_bundle()
+    before = project.open_archive()
+    done = loop.update(project)
+    assert done.verdict == "registered", done.reason
+    assert done.bundle is not None
+    assert (done.from_seq, done.read, done.kept) == (before.watermark + 1, len(first[1]), len(first[1]))
+    assert done.new_items > 0
+    status = loading.status(project)
+    assert status["live"] == live.id
+    assert status["watermark"] == status["last_seq"] == done.to_seq
+    child = project.load_bundle(done.bundle)
+    check_golden(child)
+    assert child.manifest.parent == live.id
+    assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
+    assert len(child.items) > len(live.items)
+    assert child.items.count.sum() > live.items.count.sum()
+    assert child.policy.placements == live.policy.placements
+    assert set(child.metrics) == set(live.metrics)
+    assert [row["model"] for row in child.metrics["rows"]] == [row["model"] for row in live.metrics["rows"]]
+    protocol = child.metrics["protocol"]
+    assert set(protocol) - set(live.metrics["protocol"]) == {"set", "window"}
+    assert (protocol["name"], protocol["set"], protocol["window"]["to_seq"]) == ("temporal", "new", done.to_seq)
+    assert 0 < child.metrics["rows"][-1]["NDCG@10"]["value"] < 1
+    whole = project.open_archive()
+    assert whole.watermark == done.to_seq
+    assert len(whole.events()) == len(before.events()) + done.kept
+    assert "tea-9" in set(load(project).items["item_id"])  # type: ignore[index]
+    assert len(load(project).events) == len(whole.events())
+    assert not list(project.runs.glob("*/data"))
+
+
+def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
+    project = later()
+    done = loop.update(project)
+    files = [path.name for path in project.store.glob("snapshots-*.db")]
+    spec = project.load_bundle().spec
+    assert files == [snapshots.name(done.to_seq, spec.state_key)]
+    archive = project.open_archive()
+    whole = dict(full_snapshot(EventLabeler.of(spec).label(archive.events()), archive.users()))
+    stored = snapshots.Snapshot(project.store / files[0])
+    assert dict(stored) == whole
+    stored.close()
+
+
+def test_nothing_new(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    project = later(first[1][:0])
+    done = loop.update(project)
+    assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", project.live_bundle_id(), 0, [])
+
+
+def test_a_second_update_goes_on_from_the_first(
+    later: Later, first: tuple[Path, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # so that an open window is pooled however wide it is
+    half, few = len(first[1]) // 2, 600
+    project = later(first[1][:half])
+    one = loop.update(project)
+    assert one.bundle is not None
+    transitions.promote(project, one.bundle, "live", "tried")
+    post(project, first[1][half : half + few])
+    project = open_project(project.root, [*COUNTS, "release.gates.margin=0.0001"])  # so narrow that it stays open
+    two = loop.update(project)
+    assert two.verdict == "registered", two.reason
+    assert two.from_seq == one.to_seq + 1
+    child = project.load_bundle(two.bundle or "")
+    assert child.manifest.parent == one.bundle
+    assert child.items.ids.ids[: len(project.load_bundle().items)] == project.load_bundle().items.ids.ids
+    windows = json.loads((project.data / "manifest.json").read_text())["windows"]
+    assert [window["to_seq"] for window in windows][-2:] == [one.to_seq, two.to_seq]
+    checked = next(gate for gate in two.gates if gate["name"] == "input")
+    assert checked["note"].endswith(f"{len(windows) - 1} earlier windows"), "the windows of the first check are there"
+    carried = bundles.load_window(project.bundles / (two.bundle or ""))
+    assert carried is not None
+    assert carried["to_seq"].unique(maintain_order=True).to_list() == [one.to_seq, two.to_seq]
+    before = bundles.load_window(project.bundles / one.bundle)
+    assert before is not None
+    assert carried.filter(pl.col("to_seq") == one.to_seq).equals(before)
+    new = next(gate for gate in two.gates if gate["name"] == "new")
+    assert "pooled with 1 earlier windows of the same recipe" in new["note"], new
+    windows_of = window_scores(carried, child.manifest.recipe)
+    assert window_scores(carried, "another recipe") == []
+    pooled = non_inferiority(windows_of[1], windows_of[:1], project.config.release.gates)
+    assert pooled.to_json().items() <= new.items()
+
+
+def dated_back(rows: pl.DataFrame, days: int) -> pl.DataFrame:
+    """The rows as a till's export of an earlier year brings them: with stamps and ids of their own."""
+    own = (pl.concat_str(pl.lit("late-"), name).alias(name) for name in ("event_id", "group_id"))
+    return rows.with_columns(pl.col("timestamp") - days * DAY, *own)
+
+
+def test_update_late_rows_among_fresh_ones_are_learned_and_only_fresh_ones_judged(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """400 rows dated back, in the middle of what came: once the cut lay before them, and live was judged by its memory."""
+    rows = first[1]
+    late = dated_back(rows.filter(pl.col("event_type") == "purchase").head(400), 700)
+    project = later(pl.concat([rows[:900], late, rows[900:]]), PATIENT)
+    live = project.load_bundle()
+    done = loop.update(project)
+    assert done.verdict == "registered", done.failed
+    data, child = load(project), project.load_bundle(done.bundle or "")
+    assert data.test["stamp"].min() >= live.cut  # type: ignore[operator]
+    assert not data.test.filter(live.learned.rows | pl.col("event_id").str.starts_with("late-")).height
+    assert data.events.filter(pl.col("event_id").str.starts_with("late-")).height == 400
+    assert data.events.filter(child.learned.rows).height == data.events.height, "nothing is left unlearned"
+    assert child.items.count.sum() > live.items.count.sum()
+    assert child.cut == data.events["stamp"].max() + 1  # type: ignore[operator]
+
+
+def test_update_whole_window_late_is_learned_and_says_that_nothing_was_judged(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """A bundle of a first turn holds a test of its own; after a child has learned that, only late rows are new."""
+    project = later(first[1][:1500], PATIENT)
+    one = loop.update(project)
+    assert one.bundle is not None, one.failed
+    transitions.promote(project, one.bundle, "live", "tried")
+    late = dated_back(first[1].filter(pl.col("event_type") == "purchase").head(400), 700)
+    post(project, late)
+    done = loop.update(project)
+    assert done.verdict == "registered", done.failed
+    note = {gate["name"]: gate.get("note", "") for gate in done.gates}
+    assert note["new"].startswith("weak: nothing to judge")
+    assert note["input"].startswith("weak")
+    child, live = project.load_bundle(done.bundle or ""), project.load_bundle()
+    assert child.cut == live.cut
+    assert child.items.count.sum() > live.items.count.sum()
+    assert load(project).events.filter(~child.learned.rows).height == 0
+    assert load(project).test.height == 0
+
+
+def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    """The world is small: its windows are held only where live's loss leaves a band that its earlier windows give."""
+    rng = np.random.default_rng(0)
+    poisoned = first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy())))
+    project = later(poisoned)
+    before = moved(project)
+    done = loop.update(project)
+    assert (done.verdict, done.bundle) == ("held", None)
+    assert [one["name"] for one in done.failed] == ["input"]
+    assert moved(project) == before
+    assert loading.log_range(project)[0] < loading.log_range(project)[1], "its rows are read again"
+    unchecked = open_project(project.root, [*COUNTS, "update.input_check=false"])
+    judged = loop.update(unchecked)
+    assert judged.from_seq == done.from_seq
+    assert {"new", "forgetting"} <= {one["name"] for one in judged.gates}
+
+
+def test_quarantine_of_a_poisoned_window_lets_the_next_update_go_on(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """Poisoned rows hold every later window; taken out, the candidate learns what it learns where they never came."""
+    rest, rng = first[1], np.random.default_rng(0)
+    shuffled = pl.Series("item_id", rng.permutation(rest["item_id"].to_numpy()))
+    poisoned = rest.with_columns(shuffled, pl.lit("broken").alias("placement"), pl.col("event_id") + "-p")
+    few, wide = rest[: len(rest) // 3], "release.gates.margin=9"  # whether so few rows make it better is not asked
+    project, clean = later(poisoned, wide), later(few, wide)
+    post(project, few)
+    assert loop.update(project).verdict == "held", "good rows behind them do not help"
+    with pytest.raises(Refused, match=r"share of all rows=0\.1\d+, threshold 0\.05: .* rows .* --force"):
+        quarantine(project, "placement = 'broken'", "shuffled items")
+    done = quarantine(project, "placement = 'broken'", "shuffled items", force=True)
+    assert (done.matched, done.new, done.waiting) == (len(rest), len(rest), 0)
+    assert (done.users, sum(done.types.values()), len(done.samples)) == (rest["user_id"].n_unique(), len(rest), 5)
+    again = quarantine(project, "placement = 'broken'", "shuffled items")
+    assert (again.matched, again.already, again.new) == (len(rest), len(rest), 0)
+    made, expected = loop.update(project), loop.update(clean)
+    assert (made.verdict, expected.verdict) == ("registered", "registered")
+    ours, theirs = (one.load_bundle(done.bundle or "") for one, done in ((project, made), (clean, expected)))
+    assert ours.items.ids.ids == theirs.items.ids.ids
+    assert all(np.array_equal(ours.arrays[name], array) for name, array in theirs.arrays.items())
+
+
+@pytest.mark.slow
+def test_quarantine_restored_rows_are_learned_by_the_next_update(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    rows = first[1].with_columns(pl.lit("suspect").alias("placement"))
+    project = later(rows, "update.input_check=false", "release.gates.margin=9")
+    quarantine(project, "placement = 'suspect'", "bots", force=True)
+    post(project, first[1][:30].with_columns(pl.col("event_id") + "-again"))
+    made = loop.update(project)
+    assert made.verdict == "registered", made.failed
+    taken = range(made.from_seq, made.from_seq + len(rows))
+    assert set(load(project).events["seq"]).isdisjoint(taken)
+    restored = quarantine(project, "placement = 'suspect'", "people after all", restore=True)
+    assert (restored.new, restored.restore) == (len(rows), True)
+    assert quarantine(project, "placement = 'suspect'", "twice", restore=True).new == 0
+    back = loop.update(project)
+    assert back.verdict == "registered", back.failed
+    assert set(load(project).events["seq"]).issuperset(taken)
+
+
+def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    rows = first[1]
+    project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.margin=0.2"])
+    parent = project.load_bundle()
+    one = loop.update(project)
+    assert (one.verdict, one.state) == ("registered", "live"), one.reason
+    assert project.live_bundle_id() == one.bundle
+    assert project.load_bundle().manifest.recipe == parent.manifest.recipe
+    row = releases.lives(project.open_control())[0]
+    assert (row.by, row.evidence["refresh_of"]) == ("recloop update", parent.id)
+    transitions.rollback(project, "a person does not like it")
+    post(project, rows[900:])
+    two = loop.update(project)
+    assert (two.verdict, two.state) == ("registered", "registered"), two.reason
+    assert project.live_bundle_id() == parent.id
+
+
+def test_update_child_of_another_recipe_is_tried_first(later: Later) -> None:
+    sets = [*REFRESH, "release.gates.margin=0.2", "placement.home.mix={popular=1.0,history=1.0}"]
+    project = open_project(later().root, sets)
+    live = project.live_bundle_id()
+    done = loop.update(project)
+    assert (done.verdict, done.state) == ("registered", "registered"), done.reason
+    assert project.live_bundle_id() == live
+
+
+def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    """One posted row, then twelve neutral ones: what the first run has not learned is judged, and it is not refused."""
+    neutral = first[1][1:13].with_columns(pl.lit("impression").alias("event_type"))
+    project = later(first[1][:1])
+    for more in (neutral[:0], neutral):
+        post(project, more)
+        done = loop.update(project)
+        assert done.verdict in {"registered", "waiting", "nothing"}, done.reason
+
+
+def test_update_inconclusive_window_is_judged_again_when_it_has_grown(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    project = later(first[1][:900], "release.gates.margin=0.0001")
+    one = loop.update(project)
+    assert one.verdict == "waiting", one.reason
+    assert "inconclusive, this window" in one.reason
+    again = loop.update(project)
+    assert "judged again at" in again.reason, again.reason
+    wider = open_project(project.root, [*COUNTS, "release.gates.margin=0.5"])
+    assert loop.update(wider).verdict == "registered", "another margin is another question"
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(one, marks=() if one == STEPS[-1] else pytest.mark.slow) for one in STEPS]
+)
+def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
+    project, other = later(), later()
+    whole = loop.update(other)
+    die_after(step, project, COUNTS)
+    done = loop.update(project)
+    assert done.verdict == "registered", done.reason
+    assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "the content's hash"
+    assert (project.data / "manifest.json").read_bytes() == (other.data / "manifest.json").read_bytes()
+    assert loop.update(project).verdict == "nothing"
+    assert [row["state"] for row in loading.status(project)["bundles"]] == ["live", "registered"]
+
+
+def test_two_updates_at_once(later: Later) -> None:
+    project = later()
+    with locks.run_lock(project.root, "update"):
+        second = subprocess.run(
+            [sys.executable, "-m", "recloop", "-C", str(project.root), "update"], capture_output=True, text=True
+        )
+    assert second.returncode == 3
+    assert "recloop update" in second.stderr
+    assert str(os.getpid()) in second.stderr
+
+
+def test_a_disk_without_room_leaves_nothing_half_written(later: Later) -> None:
+    project = later()
+    before = moved(project)
+    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update"]
+    full = subprocess.run(
+        verb,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)),
+    )
+    assert full.returncode == 2, full.stderr
+    assert full.stdout == ""
+    assert "error: disk=" in full.stderr.splitlines()[-1]
+    assert moved(project) == before
+    assert loop.update(project).verdict == "registered"
+
+
+def test_a_log_with_one_user(tmp_path: Path) -> None:
+    rows = [
+        f"e{day},ann,i{day % 3 + 1},2025-01-{day:02d}T10:00:00Z,purchase" for day in range(1, 21)
+    ]  # one basket a day
+    (tmp_path / "log.csv").write_text("event_id,user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
+    toml = '[data]\nevents = "log.csv"\n[data.columns]\nevent_id = "event_id"\nevent_type = "event_type"\n'
+    (tmp_path / "recloop.toml").write_text(toml)
+    project = open_project(tmp_path, COUNTS)
+    loop.first_run(project)
+    day = 86_400_000_000
+    start = 1_737_540_000_000_000
+    rows_later = pl.DataFrame(
+        {
+            "event_id": [f"l{n}" for n in range(8)],
+            "user_id": ["ann"] * 8,
+            "item_id": [f"i{n % 4 + 1}" for n in range(8)],
+            "timestamp": [start + n * day for n in range(8)],
+            "event_type": ["purchase"] * 8,
+            "group_id": [None] * 8,
+            "quantity": [None] * 8,
+            "value": [None] * 8,
+            "session_id": [None] * 8,
+            "placement": [None] * 8,
+        },
+        schema_overrides={"group_id": pl.String, "quantity": pl.Float64, "value": pl.Float64, "session_id": pl.String,
+                          "placement": pl.String},
+    )  # fmt: skip
+    post(project, rows_later)
+    done = loop.update(project)
+    assert done.verdict == "waiting"
+    assert "too few to judge" in done.reason
+    assert all(one["value"] is None or np.isfinite(one["value"]) for one in done.gates)
+
+
+def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
+    project = later(None, "features.request=['hour']")
+    done = loop.update(project)
+    assert done.changed == ["features.request"]
+    assert done.verdict in {"registered", "refused"}
+    if done.bundle:
+        child = project.load_bundle(done.bundle)
+        assert child.manifest.train.mode == "full"
+        assert child.spec.request == ("hour",)
+
+
+def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None:
+    project = later()
+    from recloop.records import Query
+    from recloop.serve.service import Service
+
+    service = Service(project)
+    try:
+        for user in ("u001", "u002", "u003"):
+            query = Query(user_id=user, now=now(), request_id=f"r-{user}")
+            service.recommend(query, started=time.perf_counter())
+        done = loop.update(project)
+        assert done.verdict == "registered", done.reason
+        assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server reads the old one"
+        query = Query(user_id="u004", now=now(), request_id="r-u004")
+        assert service.recommend(query, started=time.perf_counter())[0].items
+    finally:
+        service.close()
+    found = verify.verify(project)
+    assert (found["checked"], found["unexplained"]) == (4, 0)
+    again = Service(project)
+    query = Query(user_id="u001", now=now(), request_id="r-again")
+    again.recommend(query, started=time.perf_counter())
+    again.close()
+    assert verify.verify(project)["unexplained"] == 0
+    assert bundles.manifest_hash(project.bundles / (done.bundle or ""))
+
+
+@pytest.mark.slow
+def test_the_command_line_says_held_with_exit_1_and_ends_a_loop(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    rng = np.random.default_rng(0)
+    project = later(first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy()))))
+    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update", "--json"]
+    held = subprocess.run(verb, capture_output=True, text=True)
+    tree = json.loads(held.stdout)
+    assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "held", None)
+    keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals changed state"
+    assert list(tree) == keys.split()
+    assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
+    assert sum(tree["removed"].values()) + sum(one["events"] for one in tree["signals"]) == tree["read"]
+    again = subprocess.run([*verb, "--every", "1s"], capture_output=True, text=True)
+    assert again.returncode == 1, "a gate that says no ends the loop"
+    assert json.loads(again.stdout)["verdict"] == "held"
+    assert "stopped: held: input=" in again.stderr.splitlines()[-1]

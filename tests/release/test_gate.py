@@ -1,0 +1,300 @@
+"""Tests of the gate: each decision by hand, each gate at both sides of its threshold, power and false alarms by draw."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from recloop.config import Gates
+from recloop.release import gate
+from recloop.release.gate import GateInputs, GateResult, PairedScores
+
+
+def pairs(live: list[float] | np.ndarray, candidate: list[float] | np.ndarray) -> PairedScores:
+    live, candidate = np.asarray(live, dtype=float), np.asarray(candidate, dtype=float)
+    return PairedScores(np.array([f"u{n}" for n in range(len(live))]), candidate, live)
+
+
+def shifted(ratio: float, noise: float, users: int, seed: int = 0) -> PairedScores:
+    """Users with a live number around .2, the candidate's ``ratio`` times that, plus noise of that size."""
+    random = np.random.default_rng(seed)
+    live = random.uniform(0.1, 0.3, users)
+    return pairs(live, live * ratio + random.normal(0, noise, users))
+
+
+def test_d_by_hand_is_clustered_by_user() -> None:
+    # u1: (.2 + .4) / 2 = .3 against .2; u2: .1 against .2; means .2 against .2, so d = 0 whatever the three rows say.
+    found = gate.relative_difference(
+        PairedScores(np.array(["a", "a", "b"]), np.array([0.2, 0.4, 0.1]), np.array([0.2] * 3))
+    )
+    assert found.relative.value == pytest.approx(0.0, abs=1e-12)
+    # The bootstrap over two users has the means .3, .2 and .1: d of +50 %, 0 and -50 %.
+    assert (found.relative.low, found.relative.high) == pytest.approx((-0.5, 0.5), abs=1e-6)
+    constant = gate.relative_difference(pairs([0.2] * 9, [0.19] * 9))
+    assert (constant.relative.low, constant.relative.value, constant.relative.high) == pytest.approx(
+        [-0.05] * 3, abs=1e-6
+    )
+
+
+def test_both_sides_stand_beside_their_difference() -> None:
+    # u1: (.2 + .4) / 2 = .3 against .2; u2: .1 against .1; u3 has no number of its own. Ten such groups of users.
+    users = np.array([f"{name}{n}" for n in range(10) for name in "aabc"])
+    ours, lives = [0.2, 0.4, 0.1, 0.9] * 10, [0.2, 0.2, 0.1, math.nan] * 10
+    found = gate.non_inferiority(PairedScores(users, np.array(ours), np.array(lives)), (), Gates())
+    assert (found.candidate, found.live, found.value) == pytest.approx((0.2, 0.15, 1 / 3))
+    assert "(NDCG@10 0.2000, live 0.1500)" in found.line()
+    assert gate.at_most("parity", 0, 0).candidate is None
+
+
+def test_three_answers() -> None:
+    passed = gate.non_inferiority(shifted(1.0, 0.001, 400), (), Gates())
+    assert passed.ok
+    assert not passed.weak
+    assert passed.low is not None
+    assert passed.low > -0.03
+    refused = gate.non_inferiority(shifted(0.9, 0.001, 400), (), Gates())
+    assert not refused.ok
+    assert refused.high is not None
+    assert refused.high < 0
+    small_but_sure = gate.non_inferiority(
+        shifted(0.985, 0.0005, 400), (), Gates()
+    )  # inside the margin, though surely below 0
+    assert small_but_sure.ok
+    assert not small_but_sure.weak
+    weak = gate.non_inferiority(shifted(1.0, 0.04, 60, seed=3), (), Gates())
+    assert weak.ok
+    assert weak.weak
+    assert weak.low is not None
+    assert weak.low < -0.03
+    assert weak.detectable is not None
+    assert 0.03 < weak.detectable <= gate.WIDTH_FACTOR * 0.03
+
+
+def test_no_loss_detectable_above_three_margins_is_inconclusive_and_waits() -> None:
+    """A candidate in a small shop: -0.35 % [-17.5, +17.4] could not have seen a loss of 25 %: it does not pass."""
+    wide = gate.non_inferiority(shifted(1.0, 0.1, 60), (), Gates())
+    assert wide.detectable is not None
+    assert wide.detectable > gate.WIDTH_FACTOR * 0.03
+    assert (wide.ok, wide.waits, wide.weak) == (False, True, False)
+    assert "inconclusive" in wide.note
+    assert gate.verdict([wide]) == "waiting"
+    assert wide.line().startswith("wait new: ")
+    assert GateResult.of(json.loads(json.dumps(wide.to_json()))).waits
+
+
+def test_no_loss_small_certain_loss_inside_the_margin_is_not_refused() -> None:
+    """-2.3 % [-5.0, -0.4] is a loss that the margin allows: hourly updates would else stop for each of them."""
+    found = gate.non_inferiority(shifted(0.977, 0.02, 100, seed=1), (), Gates())
+    assert found.high is not None
+    assert found.high < 0
+    assert found.ok
+
+
+def test_no_loss_narrow_window_below_the_margin_waits_until_the_loss_is_certain() -> None:
+    unsure = gate.non_inferiority(shifted(0.96, 0.045, 80, seed=2), (), Gates())
+    assert unsure.value is not None
+    assert unsure.value < -0.03
+    assert unsure.waits
+    certain = gate.non_inferiority(shifted(0.9, 0.045, 160, seed=2), (), Gates())
+    assert (certain.ok, certain.waits) == (False, False)
+    assert "certainly worse" in certain.note
+    assert certain.reason.startswith("new=-0.1")
+    assert certain.reason.endswith("certainly worse, this window")
+
+
+def test_no_loss_few_queries_or_users_waits() -> None:
+    rows = PairedScores(np.array(["a"] * 60), np.full(60, 0.1), np.full(60, 0.2))
+    for few in (pairs([0.2], [0.0]), rows, shifted(0.5, 0.001, gate.MIN_QUERIES - 1)):
+        found = gate.non_inferiority(few, (), Gates())
+        assert (found.ok, found.waits, found.value) == (False, True, None)
+        assert "too few to judge" in found.reason
+    assert not gate.non_inferiority(shifted(0.5, 0.001, gate.MIN_QUERIES), (), Gates()).waits
+
+
+def test_before_a_trial_nothing_waits() -> None:
+    wide = gate.non_inferiority(shifted(1.0, 0.1, 60), (), Gates())
+    few = gate.non_inferiority(pairs([0.2], [0.0]), (), Gates())
+    lost = gate.non_inferiority(shifted(0.8, 0.1, 60), (), Gates())
+    assert wide.waits
+    assert few.waits
+    assert lost.waits
+    assert [(one.ok, one.weak, one.waits) for one in gate.before_a_trial([wide, few, lost])] == [
+        (True, True, False), (True, True, False), (False, False, False),
+    ]  # fmt: skip
+
+
+def test_enough_before_training_says_too_few_or_no_growth() -> None:
+    users = np.array([f"u{n}" for n in range(100)])
+    few = gate.enough(users[:10], 0, Gates())
+    assert few is not None
+    assert few.waits
+    assert few.reason == "new: too few to judge: 10 queries of 10 users, 30 of 20 needed"
+    assert gate.enough(users, 0, Gates()) is None
+    assert gate.enough(users, 80, Gates()) is None
+    same = gate.enough(users, 81, Gates())
+    assert same is not None
+    assert same.reason == "new: inconclusive at 81 queries: judged again at 102, now 100"
+
+
+def test_no_loss_open_window_is_pooled_with_six_windows_of_the_recipe() -> None:
+    open_ = shifted(1.0, 0.04, 60, seed=3)
+    assert gate.non_inferiority(open_, (), Gates()).weak
+    earlier = [shifted(1.0, 0.01, 2_000, seed=n) for n in range(1, 9)]
+    pooled = gate.non_inferiority(open_, earlier, Gates())
+    assert pooled.ok
+    assert not pooled.weak
+    assert pooled.note.startswith("pooled with 6 earlier windows of the same recipe")
+    losing = [shifted(0.8, 0.01, 2_000, seed=n) for n in range(1, 3)]
+    assert not gate.non_inferiority(open_, losing, Gates()).ok
+    # Only what the newest six say counts, and a window that is decided is not pooled at all.
+    assert gate.non_inferiority(open_, [*losing, *earlier[:6]], Gates()).ok
+    assert gate.non_inferiority(shifted(1.0, 0.001, 400), losing, Gates()).ok
+
+
+def test_no_loss_good_earlier_windows_never_pass_a_window_that_lost() -> None:
+    earlier = [shifted(1.0, 0.01, 2_000, seed=n) for n in range(1, 7)]
+    for lost in (shifted(0.9, 0.1, 60), shifted(0.95, 0.05, 60)):
+        assert not gate.non_inferiority(lost, earlier, Gates()).ok
+
+
+def test_judge_numbers_over_few_queries_refuse_nothing() -> None:
+    slow = np.full(gate.MIN_QUERIES - 1, 2.0)
+    few = GateInputs(new=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=10)
+    assert [(one.name, one.ok, one.weak) for one in gate.evaluate_gates(few, Gates())][1:] == [
+        ("latency", True, True), ("cold_coverage_drop", True, True),
+    ]  # fmt: skip
+    slow = np.full(gate.MIN_QUERIES, 2.0)
+    many = GateInputs(new=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=20)
+    assert [one.ok for one in gate.evaluate_gates(many, Gates())][1:] == [False, False]
+
+
+@pytest.mark.parametrize(("seconds", "ok"), [(0.0099, True), (0.0101, False)])
+def test_judge_a_slower_candidate_is_refused_only_where_it_is_slow(seconds: float, ok: bool) -> None:
+    own = np.full(gate.MIN_QUERIES, seconds)
+    found = gate.evaluate_gates(GateInputs(new=shifted(1.0, 0.001, 200), latency=(own, own / 3)), Gates())[-1]
+    assert (found.name, found.ok, found.weak) == ("latency", ok, ok)
+
+
+def test_nothing_to_compare_and_nan() -> None:
+    empty = PairedScores(np.array([], dtype=object), np.array([]), np.array([]))
+    for nothing in (empty, pairs([math.nan], [math.nan]), pairs([0.0, 0.0], [0.0, 0.0])):
+        found = gate.non_inferiority(nothing, (), Gates())
+        assert (found.value, found.ok, found.weak) == (None, True, True)
+    assert not gate.non_inferiority(pairs([0.2, 0.3], [0.2, math.nan]), (), Gates()).ok
+
+
+def test_detectable_by_hand() -> None:
+    """A normal interval of +-1.96 se: the loss seen 80 % of the time is 2.8016 se."""
+    found = gate.non_inferiority(shifted(1.0, 0.02, 500), (), Gates(margin=0.5))
+    assert found.low is not None
+    assert found.high is not None
+    se = (found.high - found.low) / (2 * 1.959964)
+    assert found.detectable == pytest.approx(2.801585 * se, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_detectable_keeps_its_word() -> None:
+    """A candidate that loses exactly the detectable share is seen to lose in about 80 of 100 draws."""
+    loss = gate.minimum_detectable(gate.relative_difference(shifted(1.0, 0.04, 300, seed=99)))
+    seen = [gate.relative_difference(shifted(1 - loss, 0.04, 300, seed=n)).relative.high < 0 for n in range(150)]
+    assert 0.70 <= np.mean(seen) <= 0.90
+
+
+def test_slices_and_forgetting_are_decided_by_the_upper_end() -> None:
+    noisy = pairs([0.2] * 4, [0.02, 0.1, 0.1, 0.4])  # d = -22 %, upper end above 0: too few to say
+    assert gate.no_slice_collapse("slice_drop:cold", noisy, 0.1).ok
+    sure = pairs([0.2] * 50, [0.17] * 50)
+    found = gate.no_slice_collapse("slice_drop:cold", sure, 0.1)
+    assert (found.ok, found.value, found.threshold) == (False, pytest.approx(-0.15), -0.1)
+    assert gate.no_slice_collapse("slice_drop:cold", pairs([0.2] * 50, [0.185] * 50), 0.1).ok
+    nobody = gate.no_slice_collapse("slice_drop:cold", PairedScores(np.array([]), np.array([]), np.array([])), 0.1)
+    assert nobody.ok
+    assert nobody.weak
+
+
+def test_a_slice_of_few_users_refuses_nothing() -> None:
+    """Its bootstrap is too narrow: a single user gives [-1, -1]."""
+    lost = gate.no_slice_collapse("slice_drop:cold", pairs([0.5], [0.0]), 0.1)
+    assert (lost.ok, lost.weak, lost.value, lost.high) == (True, True, -1.0, -1.0)
+    assert lost.note == "weak: something found for 1 users, too few to judge"
+    most = pairs([0.2] * (gate.MIN_USERS - 1), [0.1] * (gate.MIN_USERS - 1))
+    assert gate.no_slice_collapse("forgetting", most, 0.03).weak
+    enough = pairs([0.2] * gate.MIN_USERS, [0.1] * gate.MIN_USERS)
+    assert not gate.no_slice_collapse("forgetting", enough, 0.03).ok
+    rows = PairedScores(np.array(["a"] * 60), np.full(60, 0.1), np.full(60, 0.2))
+    assert gate.no_slice_collapse("forgetting", rows, 0.03).weak, "users count, not their queries"
+    empty = pairs([0.2] * (gate.MIN_USERS - 1) + [math.nan] * 99, [0.1] * (gate.MIN_USERS + 98))
+    assert not gate.no_slice_collapse("forgetting", empty, 0.03).weak, "the candidate found something for them"
+    nothing = pairs([0.2] * 3 + [0.0] * 97, [0.0] * 100)
+    found = gate.no_slice_collapse("slice_drop:explore", nothing, 0.1)
+    assert (found.value, found.high, found.ok, found.weak) == (-1.0, -1.0, True, True), "three finds of 100 users"
+
+
+def test_so_many_users_are_enough_for_the_interval_to_keep_its_word() -> None:
+    """Lists that hold the target of one user in five, the candidate's by chance as often: how often it is refused."""
+    random = np.random.default_rng(0)
+
+    def refused(users: int) -> float:
+        found = 0
+        for seed in range(100):
+            live, ours = (random.random((2, users)) < 0.2) * random.uniform(0.3, 1, (2, users))
+            found += not gate.relative_difference(pairs(live, ours), seed).relative.high > -0.1
+        return found / 100
+
+    assert refused(round(gate.MIN_USERS / (1 - 0.8**2))) < 0.06  # who gets something of either
+
+
+def test_judge_reads_every_threshold() -> None:
+    fine = shifted(1.0, 0.001, 200)
+    evidence = GateInputs(
+        new=fine, old=fine, slices={"cold": fine, "explore": fine}, parity=0,
+        latency=(np.repeat([1.0, 1.2, 9.0], 10), np.ones(30)), cold_coverage=(0.70, 0.75),
+    )  # fmt: skip
+    gates = gate.evaluate_gates(evidence, Gates())
+    names = ["new", "forgetting", "slice_drop:cold", "slice_drop:explore", "parity", "latency", "cold_coverage_drop"]
+    assert [one.name for one in gates] == names
+    assert [one.ok for one in gates] == [True] * 7  # a median of 1.2 and a drop of .05 are not above
+    assert gate.verdict(gates) == "registered"
+    worse = GateInputs(new=fine, parity=1, latency=(np.full(30, 1.3), np.ones(30)), cold_coverage=(0.69, 0.75))
+    assert [one.ok for one in gate.evaluate_gates(worse, Gates())] == [True, False, False, False]
+    assert gate.verdict(gate.evaluate_gates(worse, Gates())) == "refused"
+    assert [one.ok for one in gate.evaluate_gates(worse, Gates(parity=1, latency=1.3, cold_coverage_drop=0.1))] == [
+        True
+    ] * 4
+
+
+def test_settled() -> None:
+    lists = [[str(n) for n in range(10)]] * gate.MIN_QUERIES
+    two_new = [[str(n) for n in range(2, 12)]] * gate.MIN_QUERIES
+    assert [one.ok for one in gate.final_gates([0.5, 0.4], 0, lists, two_new)] == [True, True, True]  # overlap .8
+    three_new = [[str(n) for n in range(3, 13)]] * gate.MIN_QUERIES
+    assert [one.ok for one in gate.final_gates([0.5, math.nan], 1, lists, three_new)] == [False, False, False]
+    assert gate.final_gates([], 0, lists[:1], three_new[:1])[-1].weak, "one query refuses nothing"
+
+
+def test_verdict() -> None:
+    yes, no, held = (
+        GateResult("new", 0.0, -0.03, True),
+        GateResult("new", -0.1, -0.03, False),
+        GateResult("input", 9.0, 3.0, False),
+    )
+    assert gate.verdict([yes]) == "registered"
+    assert gate.verdict([yes, no]) == "refused"
+    assert gate.verdict([no, held]) == "held"
+
+
+def test_what_is_told() -> None:
+    found = gate.non_inferiority(shifted(1.0, 0.001, 400), (), Gates())
+    tree = found.to_json()
+    names = {"name", "value", "threshold", "ok", "detectable", "low", "high", "note", "candidate", "live"}
+    assert names == set(tree)
+    assert "value" in gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json()
+    json.dumps(gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json(), allow_nan=False)
+    assert found.line().startswith("pass new: ")
+    assert "could have seen a loss of 0." in found.line()
+    assert GateResult.of(json.loads(json.dumps(tree))).line() == found.line()
+    unbounded = {"threshold": None, **gate.at_most("latency", 1.0, math.inf).to_json()}
+    assert GateResult.of(unbounded).line() == "pass latency: 1, no threshold"

@@ -1,0 +1,314 @@
+"""The console in a real browser: what it shows, moves by click, what is refused, and no request to another host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from recloop import bundle as bundles
+from recloop.bundle import Bundle
+from recloop.monitoring import experiment, shadow_report
+from recloop.project import Project, open_project
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import Recommender, make_golden
+from recloop.records import SECOND
+from recloop.release import assignment
+from recloop.storage import releases
+
+CHROMIUM = Path("/usr/bin/chromium")
+WAIT = 60_000
+HOUR = 3_600
+STRANGERS = 20
+MIXES = {
+    "tried": {"history": 1.0, "neighbours": 1.0, "popular": 0.5},
+    "beside": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
+    "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
+}
+PICTURE = "RECLOOP_PICTURES"
+"""The folder that `make pictures` wants the page's picture in; without it a test run writes nothing into the checkout."""
+
+
+@dataclass
+class Shop:
+    """A server over a shop with one bundle live, one in the experiment, two in the shadow."""
+
+    server: servers.Server
+    project: Project
+    live: str
+    tried: str
+    beside: str
+    seed: str
+
+
+def child(project: Project, live: Bundle, number: int, weights: dict[str, float]) -> str:
+    """A registered bundle: live's own with other weights for its sources."""
+    home = replace(live.policy.placements["home"], weights=weights)
+    policy = live.policy.with_placement("home", home)
+    made = replace(live, policy=policy)
+    own = Recommender(made, Catalog.of_table(made.items.ids.ids, made.items.attributes))
+    states = [case.state for case in live.golden]
+    golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
+    made = bundles.write(replace(made, golden=golden), project.bundles, datetime(2025, 7, number, tzinfo=UTC))
+    control = project.open_control()
+    sha256 = bundles.manifest_hash(project.bundles / made.id)
+    who: dict[str, Any] = {"by": "a test", "reason": "other weights", "at": 1_751_328_000_000_000}
+    releases.register(control, made.id, sha256, evidence={"gates": []}, **who)  # as what passed its gate
+    return made.id
+
+
+def lived(server: servers.Server, tried: str, begin: int) -> None:
+    """Two days: everybody asks, who got the candidate's list buys from it more often; then a day goes by."""
+    for hour in (1, 3):
+        for number in range(1, 61):
+            user = f"u{number:02}"
+            told = {"X-Recloop-Now": datetime.fromtimestamp(begin + hour * HOUR + number, UTC).isoformat()}
+            answer = server.client.get(f"/v1/recommend/{user}", headers=told)
+            assert answer.status_code == 200, answer.text
+            often = 2 if assignment.in_experiment(tried, user, 0.5) else 4
+            if (number + hour) % often == 0:
+                row = {
+                    "user_id": user, "item_id": answer.json()["items"][0]["item_id"], "event_type": "purchase",
+                    "event_id": f"{user}-{hour}", "request_id": answer.json()["request_id"],
+                }  # fmt: skip
+                posted = server.client.post("/v1/events", json=row, headers=told)
+                assert posted.json()["accepted"] == 1, posted.text
+    told = {"X-Recloop-Now": datetime.fromtimestamp(begin + 30 * HOUR, UTC).isoformat()}
+    for number in range(STRANGERS):
+        assert server.client.get(f"/v1/recommend/stranger-{number}", headers=told).status_code == 200
+    server.decided(**told)
+
+
+@pytest.fixture(scope="module")
+def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """That shop, with the decisions of both trials written."""
+    folder = shutil.copytree(turned, tmp_path_factory.mktemp("console") / "shop")
+    project = open_project(folder)
+    control = project.open_control()
+    live = bundles.load(project.bundles / releases.live(control).bundle)  # type: ignore[union-attr]
+    names = {name: child(project, live, number, weights) for number, (name, weights) in enumerate(MIXES.items(), 1)}
+    words = ("--set", "serve.replay=true", "--set", "release.shadow=1.0")
+    server = servers.start(folder, *words, program=("-m", "recloop"))
+    try:
+        for name, to in (("tried", "experiment"), ("beside", "shadow"), ("seed", "shadow")):
+            body = {"bundle": names[name], "to": to, "reason": f"a try of {name}"}
+            moved = server.client.post("/v1/admin/promote", json=body)
+            assert moved.status_code == 200, moved.text
+        since = releases.read_state(control).since(names["tried"]).at
+        lived(server, names["tried"], since // SECOND)
+        yield Shop(server, project, live.id, **names)
+        assert server.stop() == 0
+    finally:
+        server.close()
+    assert server.errors.read_text() == f"token {server.token} console={server.url}/?token={server.token}\n"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip("needs /usr/bin/chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
+    """``opened(width, height, color_scheme=...)``: the page, in a context of its own; a request to another host fails the test."""
+    own = (shop.server.url, shop.server.url.replace("http", "ws"), "data:", "blob:")
+
+    @contextmanager
+    def page(width: int = 1180, height: int = 1300, **options: Any) -> Iterator[Page]:
+        asked: list[str] = []
+        complained: list[str] = []
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        made = context.new_page()
+        made.set_default_timeout(WAIT)
+        made.on("request", lambda one: asked.append(one.url))
+        made.on("websocket", lambda one: asked.append(one.url))
+        made.on("pageerror", lambda error: complained.append(str(error)))
+        made.goto(f"{shop.server.url}/?token={shop.server.token}")
+        expect(made.get_by_test_id("live")).to_be_visible(timeout=WAIT)
+        yield made
+        context.close()
+        assert asked
+        assert [url for url in asked if not url.startswith(own)] == []
+        assert complained == []
+
+    return page
+
+
+def text(page: Page, name: str) -> str:
+    return " ".join(page.get_by_test_id(name).inner_text().split())
+
+
+def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> None:
+    with opened() as page:
+        expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
+        assert text(page, "live") == f"live: {shop.live}"
+        assert text(page, "well") == "well"
+        assert text(page, "verify") == "verify: not run yet"
+        status = shop.server.client.get("/v1/status").json()
+        health = status["health"]["week"]["candidate"]["home"]
+        row = " ".join(page.locator("tr", has_text="week").filter(has_text="candidate").inner_text().split())
+        assert row == (
+            f"week candidate home {health['requests']} {health['events']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
+            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} % {shop.tried}"
+        )
+        compared, agreed = shadow_report.shadow_report(shop.project), text(page, "tried-shadow")
+        assert compared["candidate"] == shop.beside
+        assert f"In the shadow: {shop.beside}" in agreed
+        asked = compared["requests"]
+        assert f"{asked} requests of {compared['users']} users" in agreed
+        assert f"Live, asked again {asked} times, gave the same list each time" in agreed
+        for measure in ("overlap@10", "tau_b"):
+            for side in ("agreement", "noise"):
+                one = compared[side][measure]
+                assert f"{one['value']:.3f} {one['low']:.3f} to {one['high']:.3f}" in agreed, (measure, side)
+        measured, said = experiment.analyze(shop.project), text(page, "tried-experiment")
+        assert f"In the experiment: {shop.tried}" in said
+        assert f"{measured.verdict}: {measured.why}" in said
+        assert "Plan, fixed at the start: hit_rate over 4,000 users, 4 looks, 50% of the users, margin 0.01." in said
+        assert "No harm above the margin: not shown." in said
+        rate = measured.metrics["hit_rate"]
+        assert rate.delta > 0
+        # fewer than 200 users an arm: no confidence sequence yet
+        assert f"hit rate primary {rate.live:.3f} {rate.candidate:.3f} {rate.delta:+.3f} -" in said
+        counts = measured.sample_ratio.counts
+        assert counts["live"] + counts["candidate"] == 60 + STRANGERS + 1
+        assert f"Sample ratio: {counts['live']} to {counts['candidate']} where 50% to 50% was asked for" in said
+        assert "alarm above 1,000: none" in said
+        moves = page.get_by_test_id("releases").locator("tbody tr")
+        assert moves.count() == status["generation"]
+        newest = " ".join(moves.first.inner_text().split())
+        assert newest.startswith(f"{status['generation']} 20")
+        assert f"{shop.seed} checked shadow POST /v1/admin/promote a try of seed" in newest
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (390, "dark")])
+def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
+    shop: Shop, opened: Any, tmp_path: Path, width: int, scheme: str
+) -> None:
+    with opened(width, 900, color_scheme=scheme) as page:
+        expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
+        page.get_by_test_id("user").fill("u05")
+        page.get_by_test_id("show").click()
+        expect(page.get_by_test_id("history")).to_be_visible(timeout=WAIT)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll in their own boxes
+        assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark")
+        file = tmp_path / "console.png"
+        page.screenshot(path=str(file), full_page=True)
+        assert file.stat().st_size > 20_000
+        if wanted := os.environ.get(PICTURE):
+            shutil.copy(file, Path(wanted) / ("console.png" if scheme == "light" else "console-phone.png"))
+
+
+def test_one_person_and_the_source_of_each_item(shop: Shop, opened: Any) -> None:
+    """What the person would get from the arm that they fall into, as the service answers it."""
+    with opened() as page:
+        for user in ("u05", "u06", "u07", "u08", "stranger"):
+            arm = "candidate" if assignment.in_experiment(shop.tried, user, 0.5) else "live"
+            page.get_by_test_id("user").fill(user)
+            page.get_by_test_id("user").press("Enter")
+            known = shop.server.client.get(f"/v1/users/{user}")
+            events = known.json()["events"] if known.status_code == 200 else 0
+            facts = page.get_by_test_id("facts")
+            bundle = shop.tried if arm == "candidate" else shop.live
+            expect(facts).to_contain_text(f"{user}: {events} events in the history", timeout=WAIT)
+            assert f"answered by {arm} ({bundle})" in facts.inner_text()
+            answer = shop.server.client.get(f"/v1/recommend/{user}", params={"properties": "name"}).json()
+            assert answer["variant"] == arm
+            rows = [row.split("\t")[:3] for row in page.get_by_test_id("list").locator("tbody tr").all_inner_texts()]
+            assert rows == [[str(place), item["name"], item["source"]] for place, item in enumerate(answer["items"], 1)]
+            history = page.get_by_test_id("history").locator("tbody tr")
+            assert history.count() == min(20, events)
+
+
+def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
+    status = lambda: shop.server.client.get("/v1/status").json()  # noqa: E731
+
+    def choose(page: Page, name: str, option: str) -> None:
+        page.get_by_test_id(name).click()
+        page.get_by_role("option", name=option, exact=True).click()
+
+    with opened() as page:
+        before = status()
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_text("a reason is kept with every move: say why")).to_be_visible(timeout=WAIT)
+        page.get_by_test_id("reason").fill("it looks good")
+        choose(page, "bundle", shop.tried)
+        choose(page, "to", "live, if both steps are earned")
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_test_id("refused")).to_be_visible(timeout=WAIT)
+        said = text(page, "refused")
+        assert "shadow requests 0 100 the step shadow is not earned" in said
+        page.get_by_test_id("rollback").click()
+        expect(page.get_by_test_id("refused")).to_contain_text("earlier live bundles", timeout=WAIT)
+        assert "earlier live bundles 0 1 nothing to go back to" in text(page, "refused")
+        choose(page, "to", "live, whatever is earned")
+        choose(page, "bundle", shop.live)
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_test_id("refused")).to_contain_text("state", timeout=WAIT)
+        assert f"{shop.live} is live" in text(page, "refused")
+        assert {key: status()[key] for key in ("live", "generation")} == {
+            key: before[key] for key in ("live", "generation")
+        }
+        choose(page, "bundle", shop.tried)
+        page.get_by_test_id("promote").click()
+        expect(page.get_by_test_id("live")).to_have_text(f"live: {shop.tried}", timeout=WAIT)
+        assert status()["live"] == shop.tried
+        assert shop.server.client.get("/v1/recommend/u05").json()["model_version"] == shop.tried
+        page.get_by_test_id("reason").fill("it was better before")
+        page.get_by_test_id("rollback").click()
+        expect(page.get_by_test_id("live")).to_have_text(f"live: {shop.live}", timeout=WAIT)
+        assert shop.server.client.get("/v1/recommend/u05").json()["model_version"] == shop.live
+        rows = [one for one in status()["bundles"] if one["bundle"] in {shop.live, shop.tried}]
+        assert {one["state"]: one["reason"] for one in rows} == {
+            "live": "it was better before", "rolled_back": "it was better before",
+        }  # fmt: skip
+        moves = page.get_by_test_id("releases")
+        expect(moves).to_contain_text("it looks good", timeout=WAIT)
+        expect(moves).to_contain_text("console")
+
+
+def test_the_service_keeps_its_own_answers(shop: Shop) -> None:
+    client = shop.server.client
+    assert client.post("/v1/status", json={}).status_code == 405
+    assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+    assert client.get("/metrics").text.startswith("# HELP recloop_")
+
+
+def test_without_the_extra_the_root_says_how(turned: Path, tmp_path: Path, serving: Callable[..., Any]) -> None:
+    """A server in whose process NiceGUI cannot be imported."""
+    server = serving(shutil.copytree(turned, tmp_path / "shop"), program=servers.WITHOUT_CONSOLE)
+    page = server.client.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'pip install "recloop[console]"' in page.text
+    assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
+
+
+def test_without_the_token_there_is_a_form_and_with_it_the_page(shop: Shop, browser: Browser) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    assert page.goto(shop.server.url).status == 401  # type: ignore[union-attr]
+    page.get_by_label("admin token").fill("wrong")
+    page.get_by_role("button").click()
+    expect(page.get_by_text("This is not the admin token.")).to_be_visible(timeout=WAIT)
+    page.get_by_label("admin token").fill(shop.server.token)
+    page.get_by_role("button").click()
+    expect(page.get_by_test_id("live")).to_be_visible(timeout=WAIT)
+    assert page.url == f"{shop.server.url}/"
+    context.close()

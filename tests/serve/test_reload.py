@@ -1,0 +1,207 @@
+"""What other processes do is taken up by a running service: rows that an update takes back, and what it published."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import polars as pl
+from servers import inside
+
+from recloop.features.labels import EventLabeler
+from recloop.monitoring.verify import verify
+from recloop.project import Project
+from recloop.recommend.user_states import RetractionIndex, StateCache, snapshot_at
+from recloop.records import SECOND
+from recloop.serve import offline
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.storage import Retraction, snapshots
+
+START = 1_752_000_000 * SECOND  # a few days after the world's last row
+USER = "u14"
+Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
+
+
+def within(shop: Project, work: Work) -> None:
+    """Requests against a service of this process, which looks around when it is told to; its clock moves a second a look."""
+    stamps = iter(range(START, START + 10_000 * SECOND, SECOND))
+    inside(create(shop, clock=lambda: next(stamps)), work)
+
+
+def control_of(shop: Project) -> Any:
+    return shop.open_control()
+
+
+async def ask(client: httpx.AsyncClient, user: str = USER) -> list[str]:
+    answer = await client.get(f"/v1/recommend/{user}")
+    assert answer.status_code == 200, answer.text
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+async def buy(client: httpx.AsyncClient, item_id: str, user: str = USER) -> None:
+    row = {"user_id": user, "item_id": item_id, "event_type": "purchase", "timestamp": START / SECOND}
+    assert (await client.post("/v1/events", json=row)).json()["accepted"] == 1
+
+
+async def known(client: httpx.AsyncClient) -> int:
+    return int((await client.get(f"/v1/users/{USER}")).json()["events"])
+
+
+def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> None:
+    """One row that arrived since the import, one inside the snapshot, one of nobody; before, between and after, verified."""
+    control = control_of(shop)
+    archived = shop.open_archive().of([USER])
+    bought = archived.filter(pl.col("event_type") == "purchase")
+    (first,) = bought["seq"].head(1)
+    last: list[list[str]] = []
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        await ask(client)
+        await buy(client, "i05")
+        await buy(client, "i05")  # without an event_id: a retry counts twice until an update sees it
+        before, later = await known(client), service.as_of
+        assert before == len(bought) + 2
+        await ask(client)
+        control.hand([Retraction(later, "duplicates")], "recloop update", START)
+        assert await known(client) == before  # in force when it is in the log
+        await service.follow()
+        assert (await known(client), service.as_of, control.handed()) == (before - 1, later + 1, [])
+        await ask(client)
+        control.hand([Retraction(first, "burst"), Retraction(10**9, "burst")], "recloop update", START)
+        await service.follow()
+        assert await known(client) == before - 2
+        await ask(client)
+        await buy(client, "i06")
+        assert await known(client) == before - 1
+        last.append(await ask(client))
+        assert len(service.log.retractions()) == 3
+        reader = service.known.of(service.bundle.spec).reader
+        assert reader.read(USER, later).positives == before  # as of a seq before: as it was
+
+    within(shop, work)
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"], found["late"], found["differences"]) == (5, 0, 0, [])
+
+    async def again(client: httpx.AsyncClient, service: Service) -> None:
+        assert await known(client) == len(bought) + 1
+        assert await ask(client) == last[0]
+
+    within(shop, again)
+    assert verify(shop)["unexplained"] == 0
+    told = offline.recommend(shop, USER)
+    assert [item["item_id"] for item in told["items"]] == last[0]
+
+
+def test_verify_finds_a_service_that_forgot_a_retraction(shop: Project) -> None:
+    (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+
+    async def skewed(client: httpx.AsyncClient, service: Service) -> None:
+        control_of(shop).hand([Retraction(first, "burst")], "test", START)
+        service.known.retracted.put = lambda _: set()  # type: ignore[method-assign]
+        await service.follow()
+        await ask(client)
+
+    within(shop, skewed)
+    found = verify(shop)
+    assert (found["unexplained"], found["differences"][0]["name"]) == (1, "state")
+
+
+def test_what_was_handed_while_no_server_ran_is_taken_at_the_start(shop: Project) -> None:
+    (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+    control_of(shop).hand([Retraction(first, "burst")], "recloop update", START)
+    log = shop.open_log(write=True)
+    log.start_at(shop.open_archive().watermark)
+    log.append_retractions([Retraction(first, "burst")])  # killed before it was marked as taken
+    log.close()
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        assert control_of(shop).handed() == []
+        assert len(service.log.retractions()) == 1
+        await ask(client)
+
+    within(shop, work)
+    assert verify(shop)["unexplained"] == 0
+
+
+def test_a_snapshot_moved_on_over_retractions_is_the_fold_of_what_is_left(shop: Project) -> None:
+    archive = shop.open_archive()
+    events = archive.events()
+    alone = events.group_by("user_id").agg(pl.col("seq")).sort(pl.col("seq").list.len())
+    everything = alone["seq"][0].to_list()  # of a user with few rows: all of them, so that nothing is left
+    log = shop.open_log(write=True)
+    log.start_at(archive.watermark)
+    log.append_retractions([Retraction(seq, "crawler") for seq in [*everything, events["seq"][40], events["seq"][41]]])
+    signal = EventLabeler(shop.config.events, shop.config.clean)
+    (path,) = shop.store.glob("snapshots-*.db")
+    stored = snapshots.Snapshot(path)
+    on = dict(snapshot_at(log.last_seq(), archive, log, signal, stored))
+    whole = dict(snapshot_at(log.last_seq(), archive, log, signal))
+    left = {user: state for user, state in on.items() if user in whole}
+    assert left == whole
+    retracted, emptied = RetractionIndex(archive, log), alone["user_id"][0]
+    assert StateCache(log, stored, signal, retracted).read(emptied, log.last_seq()).positives == 0
+    assert (
+        StateCache(log, stored, signal, retracted).read(emptied, archive.watermark).positives
+        == events.filter((pl.col("user_id") == emptied) & (pl.col("event_type") == "purchase")).height
+    )
+    assert stored.get(events["user_id"][40]) != on[events["user_id"][40]]
+    stored.close()
+    log.close()
+
+
+def test_a_server_goes_on_from_what_an_update_published(shop: Project, serving: Any) -> None:
+    """A real server, a real ``recloop update`` beside it: new watermark, new snapshots, equal lists, proven decisions."""
+    server = serving(shop.root, "--set", "serve.replay=true")
+    rows = [
+        {"user_id": row["user_id"], "item_id": row["item_id"], "event_type": row["event_type"], "event_id": f"n{n}",
+         "group_id": row["group_id"] and f"again-{row['group_id']}", "timestamp": row["timestamp"] / SECOND + 40 * 86_400}
+        for n, row in enumerate(shop.open_archive().events().tail(400).iter_rows(named=True))
+    ]  # fmt: skip
+    now = {"X-Recloop-Now": "2025-09-01T00:00:00Z"}
+    assert server.client.post("/v1/events", json=rows, headers=now).json()["rejected"] == 0
+    people = sorted({row["user_id"] for row in rows})[:5]
+
+    def lists() -> list[Any]:
+        return [server.client.get(f"/v1/recommend/{user}", headers=now).json()["items"] for user in people]
+
+    before = lists()
+    loose = "release.gates={margin=9.0,min_users=1,min_queries=1,slice_drop=9.0,parity=0,latency=99.0,cold_coverage_drop=1.0}"
+    words = [
+        "-m",
+        "recloop",
+        "-C",
+        str(shop.root),
+        "--set",
+        loose,
+        "--set",
+        "update.input_check=false",
+        "--set",
+        "release.refresh=manual",
+        "update",
+    ]
+    done = subprocess.run([sys.executable, *words, "--json"], capture_output=True, text=True)
+    made = json.loads(done.stdout)
+    assert made["verdict"] == "registered", made
+    end = time.monotonic() + 60
+    while (status := server.client.get("/v1/status").json())["watermark"] != made["to_seq"]:
+        assert time.monotonic() < end, status
+        time.sleep(0.1)
+    while {int(file.name.split("-")[1]) for file in shop.store.glob("snapshots-*.db")} != {made["to_seq"]}:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert lists() == before  # the same bundle, the same states, from other files
+    again = server.client.post("/v1/events", json=rows[:3], headers=now).json()
+    assert again["duplicate"] == 3
+    row = {"user_id": people[0], "item_id": "i05", "event_type": "purchase", "event_id": "after"}
+    assert server.client.post("/v1/events", json=row, headers=now).json()["accepted"] == 1
+    lists()
+    server.decided()
+    assert server.stop() == 0
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"]) == (16, 0)

@@ -1,0 +1,361 @@
+"""The server as a process: its first line, its locks, its end, and what a kill may not take."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from servers import PATIENCE, command
+
+from recloop import bundle as bundles
+from recloop.cli import run
+from recloop.monitoring.verify import verify
+from recloop.project import Project
+from recloop.records import RULE, USER_ID
+from recloop.serve.service import Service
+from recloop.storage import releases
+
+Serving = Callable[..., Any]
+Captured = pytest.CaptureFixture[str]
+
+
+def refused(words: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused_here(capsys: Captured, shop: Project, *words: str) -> tuple[int, str, str]:
+    """`recloop serve` in this process, for what is refused before it answers: exit code, stdout, stderr."""
+    code = run(["-C", str(shop.root), "serve", *words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_first_line_as_json(shop: Project) -> None:
+    with subprocess.Popen(command(shop.root, "--port", "0", "--json"), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert set(line) == {"ready", "bundle"}
+        assert httpx.get(line["ready"] + "/v1/health/ready").status_code == 200
+        assert line["bundle"] == releases.live(shop.open_control()).bundle
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stdout.read() == ""
+
+
+def test_a_second_server_names_the_first(shop: Project, serving: Serving) -> None:
+    first = serving(shop.root)
+    code, out, err = refused(command(shop.root, "--port", "0"))
+    assert (code, out) == (3, "")
+    assert f"store/writer.lock is held by `recloop serve` (process {first.process.pid}, since 20" in err
+    assert first.client.get("/v1/health/ready").status_code == 200
+
+
+def test_a_port_that_is_taken(shop: Project) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, out, err = refused(command(shop.root, "--port", str(port)))
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"error: port={port}: expected a free port (which is taken); try: recloop serve --port 0"
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])
+def test_without_keys_only_loopback(shop: Project, host: str, capsys: Captured) -> None:
+    code, _, err = refused_here(capsys, shop, "--host", host, "--port", "0")
+    assert code == 2
+    assert f"error: serve.host={host}: expected a loopback address" in err
+
+
+def test_only_one_worker(shop: Project, capsys: Captured) -> None:
+    code, _, err = refused_here(capsys, shop, "--workers", "2")
+    assert code == 2
+    assert "error: --workers=2: expected 1" in err
+
+
+def test_nothing_live_yet(shop: Project, capsys: Captured) -> None:
+    (shop.store / "control.db").unlink()
+    code, _, err = refused_here(capsys, shop, "--port", "0")
+    assert code == 2
+    assert err.splitlines()[-1] == "error: bundle=none live yet: expected a live bundle; try: recloop update"
+
+
+def damage(shop: Project, name: str) -> Path:
+    file = shop.bundles / name / "serve.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def second_bundle(shop: Project) -> str:
+    """Another live bundle, made of the first one's bytes."""
+    control = shop.open_control()
+    first = bundles.load(shop.bundles / releases.live(control).bundle)
+    made = bundles.write(replace(first, metrics={"again": 1}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC))
+    who = {"by": "test", "reason": "newer", "at": 5}
+    releases.register(control, made.id, bundles.manifest_hash(shop.bundles / made.id), **who)
+    releases.checked(control, made.id, **who)
+    releases.promote(control, made.id, **who)
+    return made.id
+
+
+def test_a_damaged_bundle_gives_way_to_the_one_before(shop: Project, serving: Serving) -> None:
+    first = releases.live(shop.open_control())
+    second = second_bundle(shop)
+    file = damage(shop, second)
+    server = serving(shop.root)
+    assert server.bundle == first.bundle
+    answer = server.client.get("/v1/recommend/u14", headers={"X-Request-Id": "d"}).json()
+    assert (answer["model_version"], answer["degraded"]) == (first.bundle, ["bundle"])
+    assert server.client.get("/v1/status").json()["degraded"] == ["bundle"]
+    assert str(file) in server.errors.read_text()
+    server.stop()
+    (row,) = shop.open_decisions().rows()
+    assert (row.bundle, row.generation, row.degraded) == (first.bundle, first.generation, ["bundle"])
+
+
+@pytest.mark.parametrize("how", ["flip", "missing", "extra", "link"])
+def test_no_bundle_that_loads(shop: Project, how: str, capsys: Captured) -> None:
+    name = releases.live(shop.open_control()).bundle
+    file = shop.bundles / name / "serve.safetensors"
+    if how == "flip":
+        damage(shop, name)
+    elif how == "missing":
+        file.unlink()
+    elif how == "extra":
+        file = file.with_name("more.bin")
+        file.write_text("x")
+    else:
+        shutil.move(file, shop.root / "elsewhere")
+        file.symlink_to(shop.root / "elsewhere")
+    code, out, err = refused_here(capsys, shop, "--port", "0")
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: bundle file=")
+    assert file.name in last
+    assert ("SHA-256" in last) == (how == "flip")
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_lost_snapshot_is_made_again(shop: Project, serving: Serving) -> None:
+    (snapshot,) = shop.store.glob("snapshots-*.db")
+    server = serving(shop.root)
+    known = server.client.get("/v1/users/u14").json()
+    assert known["events"] > 0
+    assert server.stop() == 0
+    before = snapshot.read_bytes()
+    snapshot.unlink()
+    server = serving(shop.root)
+    assert server.client.get("/v1/users/u14").json() == known
+    assert server.stop() == 0
+    for broken in (b"no database", before[:5000]):
+        snapshot.write_bytes(broken)
+        service = Service(shop)
+        try:
+            state = service.user_state("u14")
+        finally:
+            service.close()
+        assert (state.positives, state.attributes) == (known["events"], known["attributes"])
+        assert snapshot.read_bytes() != broken
+
+
+def test_no_log_names_a_user(shop: Project, serving: Serving) -> None:
+    server = serving(shop.root)
+    secret = "secret-user-7391"
+    server.client.get(f"/v1/recommend/{secret}")
+    server.client.get(f"/v1/users/{secret}")
+    server.client.post("/v1/events", json={"user_id": secret, "item_id": "i01", "event_type": "purchase"})
+    server.client.post("/v1/events", content=secret, headers={"Content-Type": "application/json"})
+    server.client.get(f"/v1/recommend/{secret}", params={"filter": f"x = '{secret}'"})
+    with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port or 80)) as raw:
+        raw.sendall(f"nonsense {secret}\r\n\r\n".encode())
+        raw.recv(100)
+    assert server.stop() == 0
+    assert server.process.stdout.read() == ""
+    assert secret not in server.errors.read_text()
+
+
+def test_what_was_written_outlives_a_stop(shop: Project, serving: Serving) -> None:
+    server = serving(shop.root)
+    rows = [{"user_id": "v", "item_id": f"i{n:02}", "event_type": "purchase", "group_id": "g"} for n in range(1, 6)]
+    assert server.client.post("/v1/events", json=rows).status_code == 200
+    server.client.post("/v1/items", json={"item_id": "made", "attributes": {"price": 3}})
+    server.client.post("/v1/users", json={"user_id": "v", "attributes": {"age": "60+"}})
+    before = server.client.get("/v1/recommend/v").json()
+    assert server.stop() == 0
+    decisions = shop.open_decisions()
+    assert [row.user_id for row in decisions.rows()] == ["v"]  # the buffer was written at the end
+    assert decisions.lost == 0
+    decisions.close()
+    server = serving(shop.root)
+    after = server.client.get("/v1/recommend/v").json()
+    assert after["items"] == before["items"]
+    assert server.client.get("/v1/users/v").json()["attributes"] == {"age": "60+"}
+    assert server.client.get("/v1/items/made").json()["attributes"] == {"price": 3}
+
+
+def test_a_stop_loses_no_request(shop: Project, serving: Serving) -> None:
+    """Every request on a connection that the server took is answered; the last answer on it says: close."""
+    server = serving(shop.root)
+    failed: list[str] = []
+    answered = [0] * 4
+
+    def ask_on(number: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+            while True:
+                try:
+                    answer = client.get("/v1/recommend/u14", params={"n": 3})
+                except httpx.HTTPError as error:
+                    failed.append(repr(error))
+                    return
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+                answered[number] += 1
+                if answer.headers.get("connection") == "close":
+                    return
+
+    threads = [threading.Thread(target=ask_on, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while min(answered) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.stop() == 0
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert failed == []
+    assert min(answered) > 3
+    decisions = shop.open_decisions()
+    assert len(decisions.rows()) == sum(answered)
+    decisions.close()
+
+
+def test_answers_between_writes_are_proven_by_the_log(shop: Project, serving: Serving) -> None:
+    """Readers and writers of the same few users at once: each decision's ``as_of`` is what its list really knew."""
+    server = serving(shop.root)
+    failed: list[str] = []
+
+    def shop_on(number: int) -> None:
+        draw = random.Random(number)
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+            for step in range(60):
+                user = draw.choice(["u14", "u20", "fresh"])
+                if draw.random() < 0.5:
+                    answer = client.get(f"/v1/recommend/{user}", params={"n": 8})
+                elif draw.random() < 0.8:
+                    rows = [
+                        {"user_id": user, "item_id": f"i{draw.randint(1, 79):02}", "event_type": "purchase",
+                         "group_id": f"{number}-{step}", "event_id": f"{number}-{step}-{n}"}
+                        for n in range(draw.randint(1, 3))
+                    ]  # fmt: skip
+                    answer = client.post("/v1/events", json=rows)
+                elif draw.random() < 0.5:
+                    answer = client.post("/v1/users", json={"user_id": user, "attributes": {"age": f"{step}"}})
+                else:
+                    item = {"item_id": f"i{draw.randint(1, 79):02}", "attributes": {"price": step}}
+                    answer = client.post("/v1/items", json=item)
+                if answer.status_code not in {200, 207}:  # 207: ten acts of a user within a second are a burst
+                    failed.append(answer.text)
+
+    threads = [threading.Thread(target=shop_on, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE)
+    assert failed == []
+    assert server.stop() == 0
+    found = verify(shop)
+    assert found["checked"] > 100
+    assert (found["unexplained"], found["late"], found["differences"]) == (0, 0, [])
+
+
+class Poster(threading.Thread):
+    """Posts events until the server is gone; keeps what was sent and what was acknowledged."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__()
+        self.url, self.user = url, name
+        self.sent: list[str] = []
+        self.acknowledged: list[str] = []
+
+    def run(self) -> None:
+        generator = random.Random(self.user)
+        with httpx.Client(base_url=self.url, timeout=PATIENCE) as client:
+            while True:
+                rows = [
+                    {"event_id": f"{self.user}-{len(self.sent) + n}", "user_id": self.user, "item_id": f"i{n:02}",
+                     "event_type": "purchase", "group_id": f"g{len(self.sent)}"}
+                    for n in range(generator.randint(1, 4))
+                ]  # fmt: skip
+                self.sent += [row["event_id"] for row in rows]
+                try:
+                    answer = client.post("/v1/events", json=rows)
+                except httpx.HTTPError:
+                    return
+                assert answer.status_code in {200, 207}, answer.text  # 207: ten acts within a second are a burst
+                self.acknowledged += [row["event_id"] for row in answer.json()["rows"]]
+
+
+def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
+    generator = random.Random(0)
+    posters: list[Poster] = []
+    for start in range(times):
+        server = serving(shop.root)
+        now = [Poster(server.url, f"k{start}-{n}") for n in range(3)]
+        for poster in now:
+            poster.start()
+        deadline = time.monotonic() + PATIENCE
+        while not all(poster.acknowledged for poster in now) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, 0.3))
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+        for poster in now:
+            poster.join(PATIENCE)
+        posters += now
+    log = shop.open_log()
+    kept = log.events()
+    assert kept["seq"].n_unique() == len(kept)
+    assert kept["seq"].max() == log.last_seq()
+    log.close()
+    counts = dict(kept.group_by("event_id").len().iter_rows())
+    acknowledged = [event_id for poster in posters for event_id in poster.acknowledged]
+    assert len(acknowledged) > 3 * times
+    assert {event_id: counts.get(event_id, 0) for event_id in acknowledged if counts.get(event_id, 0) != 1} == {}
+    sent = {event_id for poster in posters for event_id in poster.sent}
+    assert set(counts) <= sent
+    server = serving(shop.root)  # and a client that sends its last ones again is told that they are there
+    last = posters[-1]
+    names = ("event_id", "user_id", "item_id", "event_type", "group_id")
+    rows = kept.filter(kept[USER_ID] == last.user).select(names).to_dicts()
+    answer = server.client.post("/v1/events", json=rows[-1000:])
+    assert answer.json()["duplicate"] == len(rows[-1000:])
+    believed = kept.filter((kept[USER_ID] == last.user) & kept[RULE].is_null())
+    assert server.client.get(f"/v1/users/{last.user}").json()["events"] == len(believed)
+
+
+def test_a_kill_takes_no_acknowledged_event(shop: Project, serving: Serving) -> None:
+    kill_again_and_again(shop, serving, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills_take_no_acknowledged_event(shop: Project, serving: Serving) -> None:
+    kill_again_and_again(shop, serving, 50)

@@ -1,0 +1,222 @@
+"""What must be earned before a move, and what a shop's clocks and clients may do to the service meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import servers
+from msgspec import structs
+
+from recloop import bundle as bundles
+from recloop.errors import Refused
+from recloop.monitoring import experiment
+from recloop.monitoring.experiment_verdict import Arms
+from recloop.monitoring.verify import verify
+from recloop.project import Project, open_project
+from recloop.records import DAY, SECOND
+from recloop.release import transitions
+from recloop.serve.app import create
+from recloop.storage import ControlStore, releases
+from recloop.storage.control import ReleaseConflict
+
+WHO = {"by": "test", "reason": "a test", "at": 5}
+START = 1_752_000_000 * SECOND  # a few days after the world's last row
+
+
+def control_of(shop: Project) -> ControlStore:
+    return shop.open_control()
+
+
+def child(shop: Project, number: int = 1) -> str:
+    """A registered bundle of live's own bytes, but for its metrics."""
+    live = bundles.load(shop.bundles / releases.live(control_of(shop)).bundle)
+    made = bundles.write(replace(live, metrics={"n": number}), shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
+    passed: dict[str, Any] = {"gates": []}  # as `update` registers what passed
+    releases.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
+    return made.id
+
+
+def play(shop: Project, work: Callable[..., Any], clock: Callable[[], int], *settings: str) -> None:
+    app = create(open_project(shop.root, settings), clock=clock)
+
+    async def whole() -> None:
+        async with servers.local(app) as client:
+            await app.state.service.follow()
+            await work(client, app.state.service)
+
+    try:
+        asyncio.run(whole())
+    finally:
+        app.state.service.close()
+
+
+def ticking(step: int = SECOND) -> Callable[[], int]:
+    stamps: Iterator[int] = iter(START + n * step for n in range(100_000))
+    return lambda: next(stamps)
+
+
+async def ask_all(client: httpx.AsyncClient, _: Any) -> None:
+    for n in range(12):
+        assert (await client.get(f"/v1/recommend/u{n:02}", headers={"X-Request-Id": f"r{n}"})).status_code == 200
+
+
+def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = child(shop)
+    moved = transitions.promote(shop, bundle, "shadow")
+    assert (moved["from"], moved["to"], moved["evidence"]["golden"]) == ("checked", "shadow", "equal")
+    assert moved["evidence"]["shadow_requirement"]["needed"] == 100
+    with pytest.raises(
+        Refused, match=r"shadow requests=0, threshold 100: the step shadow is not earned: .*; to go ahead"
+    ):
+        transitions.promote(shop, bundle, "experiment")
+    play(shop, ask_all, ticking(), "release.shadow=1.0")
+    with pytest.raises(Refused, match="shadow requests=12, threshold 100"):
+        transitions.promote(shop, bundle)
+    monkeypatch.setattr(transitions, "SHADOWED", 12)
+    with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the step experiment is not earned"):
+        transitions.promote(shop, bundle)
+    moved = transitions.promote(shop, bundle, "experiment")
+    plan = moved["evidence"].pop("experiment")
+    assert plan == {
+        "share": 0.5, "metric": "hit_rate", "users": 4_000, "looks": 4, "margin": 0.01, "alpha": 0.05, "salt": bundle,
+        "since": releases.read_state(control_of(shop)).since(bundle).at,
+    }  # fmt: skip
+    assert moved["evidence"] == {"golden": "equal", "shadowed": 12, "twins_that_differ": 0}
+    monkeypatch.setattr(transitions, "USERS", 1)
+    with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty: no user's 24 hours are over
+        transitions.promote(shop, bundle)
+    seen = experiment.analyze(shop, bundle)
+    found = structs.replace(seen, users=Arms(3, 2), verdict="worse", why="harm")
+    monkeypatch.setattr(transitions.experiment, "analyze", lambda *_: found)
+    with pytest.raises(Refused, match=r"experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out: harm"):
+        transitions.promote(shop, bundle)
+    found = structs.replace(found, verdict="inconclusive", why="no evidence")
+    with pytest.raises(Refused, match=r"experiment=inconclusive, .*: no evidence; to go ahead of it"):
+        transitions.promote(shop, bundle)
+    found = structs.replace(found, no_harm=True)
+    moved = transitions.promote(shop, bundle)
+    assert (moved["from"], moved["to"]) == ("experiment", "live")
+    assert moved["evidence"]["users"] == {"live": 3, "candidate": 2}
+    assert "not_earned" not in moved["evidence"]
+    first = next(row.bundle for row in control_of(shop).releases() if row.to == "live")
+    transitions.rollback(shop, "to see")
+    with pytest.raises(Refused, match="state=rolled_back"):  # a person may say otherwise, and why
+        transitions.promote(shop, bundle)
+    assert transitions.promote(shop, bundle, "live", "it was the network")["evidence"]["not_earned"]
+    assert transitions.promote(shop, first)["from"] == "retired"  # it was live before: that is earned
+
+
+def test_a_twin_that_differs_stops_the_way(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = child(shop)
+    transitions.promote(shop, bundle, "shadow")
+    monkeypatch.setattr(transitions, "SHADOWED", 1)
+
+    async def skewed(client: httpx.AsyncClient, service: Any) -> None:
+        right, calls = service.recommender.recommend, iter(range(1000))
+        backwards = lambda answer: replace(answer, slots=answer.slots[::-1])  # noqa: E731
+        service.recommender.recommend = lambda *words: [
+            backwards(one) if next(calls) % 2 else one for one in right(*words)
+        ]
+        await ask_all(client, service)
+
+    play(shop, skewed, ticking(), "release.shadow=1.0")
+    with pytest.raises(Refused, match="twins that differ=12, threshold 0: live does not agree with itself"):
+        transitions.promote(shop, bundle, "experiment")
+
+
+def test_of_two_movers_at_once_one_wins_and_the_other_is_told_who(shop: Project) -> None:
+    names = [child(shop, n) for n in (1, 2)]
+    for name in names:
+        transitions.promote(shop, name, "shadow")
+    before = control_of(shop).generation()
+    gate, outcomes = threading.Barrier(2), []
+
+    def move(name: str) -> None:
+        control = control_of(shop)
+        looked = control.releases()
+        control.releases = lambda: looked  # type: ignore[method-assign]
+        gate.wait()
+        try:
+            outcomes.append(releases.promote(control, name, **{**WHO, "by": f"mover of {name}"}))
+        except ReleaseConflict as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=move, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    (won,) = [one for one in outcomes if not isinstance(one, ReleaseConflict)]
+    (lost,) = [one for one in outcomes if isinstance(one, ReleaseConflict)]
+    assert releases.live(control_of(shop)) == won
+    assert won.generation == control_of(shop).generation() == before + 1
+    assert f"mover of {won.bundle} moved {won.bundle} to live" in str(lost)
+
+
+def test_post_event_dated_tomorrow_is_quarantined_and_one_minute_ahead_waits_for_its_time(shop: Project) -> None:
+    """A client's stamp is not a clock: tomorrow is in no state; within clean.future a moment is seen from its stamp on."""
+
+    async def work(client: httpx.AsyncClient, _: Any) -> None:
+        row = {"user_id": "early", "event_type": "purchase", "item_id": "i05", "event_id": "t"}
+        for stamp in ((START + DAY) / SECOND, -1, "0005-01-01T00:00:00Z", "9999-12-31T00:00:00Z"):
+            wrong = await client.post("/v1/events", json={**row, "timestamp": stamp, "event_id": str(stamp)})
+            assert (wrong.status_code, wrong.json()["quarantined"]) == (207, 1), stamp
+            assert wrong.json()["rows"][0]["reason"].startswith("rule clock")
+        listed = (await client.get("/v1/recommend/early")).json()
+        assert not any(item["source"] == "history" for item in listed["items"])
+        ahead = {**row, "item_id": "i06", "event_id": "u", "timestamp": (START + 60 * SECOND) / SECOND}
+        assert (await client.post("/v1/events", json=ahead)).json()["accepted"] == 1
+        listed = (await client.get("/v1/recommend/early")).json()
+        assert not any(item["source"] == "history" for item in listed["items"]), "its time has not come"
+        offset[0] = 60 * SECOND
+        listed = (await client.get("/v1/recommend/early")).json()
+        assert any(item["source"] == "history" and item["item_id"] == "i06" for item in listed["items"])
+
+    tick, offset = ticking(), [0]
+    play(shop, work, lambda: tick() + offset[0])
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"]) == (3, 0)
+
+
+def test_a_clock_that_goes_back(shop: Project) -> None:
+    """What was learned is ordered by seq: an hour that comes twice changes no state and loses no row."""
+    stamps = iter([*(START + n * SECOND for n in range(6)), *(START - DAY + n * SECOND for n in range(100))])
+
+    async def work(client: httpx.AsyncClient, service: Any) -> None:
+        for n in range(6):
+            row = {"user_id": "back", "event_type": "purchase", "item_id": f"i{n:02}", "event_id": f"b{n}"}
+            assert (await client.post("/v1/events", json=row)).json()["accepted"] == 1
+            answer = await client.get("/v1/recommend/back")
+            assert (answer.status_code, len(answer.json()["items"])) == (200, 10)
+        assert (await client.get("/v1/users/back")).json()["events"] == 6
+        moved = await client.post("/v1/admin/rollback", json={})
+        assert moved.status_code == 409
+        assert service.as_of == service.log.last_seq()
+
+    play(shop, work, lambda: next(stamps))
+    found = verify(shop)
+    assert (found["checked"], found["unexplained"]) == (6, 0)
+
+
+def test_decisions_asked_twice_under_one_client_id_are_all_kept(shop: Project) -> None:
+    bundle = child(shop)
+    transitions.promote(shop, bundle, "shadow")
+
+    async def work(client: httpx.AsyncClient, _: Any) -> None:
+        await ask_all(client, None)
+        await ask_all(client, None)
+
+    play(shop, work, ticking(), "release.shadow=1.0")
+    store = shop.open_decisions()
+    rows = store.rows()
+    assert store.lost == store.dropped == 0
+    store.close()
+    assert len(rows) == len({(row.request_id, row.role, row.bundle) for row in rows}) == 2 * 12 * 3
+    assert {row.client_request_id for row in rows} == {f"r{n}" for n in range(12)}

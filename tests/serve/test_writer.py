@@ -1,0 +1,226 @@
+"""The way in, inside one process: group commits, acknowledgements after the disk, and a disk that refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import servers
+
+from recloop.errors import Locked
+from recloop.ingest import writer
+from recloop.project import Project
+from recloop.records import Event
+from recloop.serve.app import create
+from recloop.serve.service import Service
+from recloop.storage import event_log as log_module
+
+
+@pytest.fixture
+def app(shop: Project) -> Iterator[Any]:
+    app = create(shop, clock=lambda: 1_800_000_000_000_000)
+    yield app
+    app.state.service.close()
+
+
+def within(app: Any, work: Callable[[httpx.AsyncClient, Service], Awaitable[None]]) -> None:
+    """Run a coroutine beside the application, on its event loop."""
+
+    async def whole() -> None:
+        async with servers.local(app) as client:
+            await work(client, app.state.service)
+
+    asyncio.run(whole())
+
+
+def row(user: str, item: str = "i01", **more: Any) -> dict[str, Any]:
+    return {"user_id": user, "item_id": item, "event_type": "purchase", **more}
+
+
+def test_requests_that_wait_share_one_commit(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits: list[int] = []
+    queued = threading.Event()
+    append = log_module.EventLog.append_events
+
+    def once_all_wait(self: Any, events: Any, *rest: Any) -> Any:
+        commits.append(len(events))
+        assert queued.wait(60)  # the disk is busy until every other request stands in the queue
+        return append(self, events, *rest)
+
+    def all_stand_in(waiting: Any) -> None:
+        while sum(commits) + waiting.qsize() < 40:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(log_module.EventLog, "append_events", once_all_wait)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        before = service.as_of
+        posts = [asyncio.create_task(client.post("/v1/events", json=row(f"u{n}"))) for n in range(40)]
+        await asyncio.to_thread(all_stand_in, service.writer._queue)
+        queued.set()
+        assert {(await post).status_code for post in posts} == {200}
+        assert service.as_of == before + 40
+
+    within(app, work)
+    assert sum(commits) == 40
+    assert len(commits) <= 2  # what stood there when the disk was free, then all that queued meanwhile
+
+
+def test_an_answer_waits_for_the_disk_and_the_loop_does_not(app: Any, shop: Project) -> None:
+    other = sqlite3.connect(shop.store / "log.db", isolation_level=None)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        other.execute("BEGIN IMMEDIATE")  # the disk, busy
+        posted = asyncio.create_task(client.post("/v1/events", json=row("waits")))
+        for _ in range(5):
+            assert (await client.get("/v1/recommend/waits")).status_code == 200
+        assert not posted.done()  # had the loop waited for the disk, it would be over by now, refused
+        assert service.user_state("waits").positives == 0
+        other.execute("COMMIT")
+        assert (await posted).status_code == 200
+        assert service.user_state("waits").positives == 1
+
+    within(app, work)
+    other.close()
+
+
+def test_a_disk_that_refuses_is_said_and_nothing_is_kept(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = log_module.EventLog.append_events
+
+    def full(*_: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        before = service.as_of
+        monkeypatch.setattr(log_module.EventLog, "append_events", full)
+        answer = await client.post("/v1/events", json=row("x"))
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "log_unavailable"
+        assert answer.headers["retry-after"] == "1"
+        listed = (await client.get("/v1/recommend/x")).json()
+        assert listed["degraded"] == ["log"]
+        assert len(listed["items"]) == 10
+        assert service.as_of == before
+        monkeypatch.setattr(log_module.EventLog, "append_events", append)
+        assert (await client.post("/v1/events", json=row("x"))).status_code == 200
+        assert (await client.get("/v1/recommend/x")).json()["degraded"] == []
+
+    within(app, work)
+
+
+def test_a_log_that_cannot_be_read_still_gives_a_list(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        expected = (await client.get("/v1/recommend/u14")).json()
+        monkeypatch.setattr(
+            log_module.EventLog, "events", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("io"))
+        )
+        service.states.drop(["u14"], service.as_of)
+        listed = (await client.get("/v1/recommend/u14")).json()
+        assert listed["degraded"] == ["log"]
+        assert listed["items"] == expected["items"]  # from the snapshot
+        monkeypatch.setattr(
+            service.known.of(service.bundle.spec).snapshot,
+            "get",
+            lambda _: (_ for _ in ()).throw(sqlite3.OperationalError("io")),
+        )
+        listed = (await client.get("/v1/recommend/u14")).json()
+        assert listed["degraded"] == ["log", "snapshot"]
+        assert len(listed["items"]) == 10
+
+    within(app, work)
+
+
+def test_too_many_waiting_rows_are_sent_away(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_PENDING_ROWS", 3)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        answer = await client.post("/v1/events", json=[row("x", f"i{n}") for n in range(4)])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
+        assert (await client.post("/v1/events", json=row("x"))).status_code == 200
+
+    within(app, work)
+
+
+def test_one_request_that_fails_takes_no_other_with_it(
+    app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = writer.Writer.judge
+
+    def picky(self: Any, events: Any) -> Any:
+        if any(event.user_id == "poison-user" for event in events):
+            raise ZeroDivisionError("poison-user")
+        return judge(self, events)
+
+    monkeypatch.setattr(writer.Writer, "judge", picky)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        users = ["a", "b", "poison-user", "c"]
+        answers = await asyncio.gather(*[client.post("/v1/events", json=row(user)) for user in users])
+        assert [answer.status_code for answer in answers] == [200, 200, 500, 200]
+        assert answers[2].json()["error"]["code"] == "internal_error"
+        assert [service.user_state(user).positives for user in users] == [1, 1, 0, 1]
+
+    within(app, work)
+    assert "ZeroDivisionError at" in caplog.text
+    assert "poison-user" not in caplog.text
+
+
+def test_a_client_that_hangs_up_takes_nothing_back(app: Any) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        task = asyncio.create_task(service.writer.write(events=[Event(user_id="gone", item_id="i01", timestamp=1)]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await client.post("/v1/events", json=row("other"))
+        assert len(service.log.events("gone")) == 1
+
+    within(app, work)
+
+
+def test_items_and_users_share_the_commit_and_its_numbers(app: Any) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        before = service.as_of
+        await asyncio.gather(
+            client.post("/v1/items", json={"item_id": "n1", "attributes": {"category": "tea"}}),
+            client.post("/v1/users", json={"user_id": "m", "attributes": {"age": "60+"}}),
+            client.post("/v1/events", json=row("m", "n1")),
+        )
+        assert service.as_of == before + 3
+        assert service.log.last_seq() == service.as_of
+        state = service.user_state("m")
+        assert (state.positives, state.attributes) == (1, {"age": "60+"})
+        assert service.catalogue.get("n1").attributes == {"category": "tea"}
+
+    within(app, work)
+
+
+def test_an_application_holds_the_folder(app: Any, shop: Project) -> None:
+    with pytest.raises(Locked, match="held by `recloop serve`"):
+        create(shop)
+    app.state.service.close()
+    create(shop).state.service.close()
+
+
+@pytest.mark.parametrize("banned", [("torch", "lightning", "onnx"), ()])
+def test_serving_needs_no_torch(banned: tuple[str, ...]) -> None:
+    """In a process where importing torch raises; and with torch there, it stays outside."""
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name in {banned!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+for name in ("recloop.serve.offline", "recloop.monitoring.verify", "recloop.serve.app"):
+    __import__(name)
+    loaded = [one for one in ("torch", "lightning") if sys.modules.get(one) is not None]
+    assert not loaded, (name, loaded)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,73 @@
+"""The seeded world: the same for a seed, shaped like a shop's log, with a truth that its own log follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from recloop.project import open_project
+from recloop.simulation.shop import START, SimulatedShop
+
+
+def test_the_same_seed_gives_the_same_world(world: SimulatedShop) -> None:
+    again, other = SimulatedShop(seed=0), SimulatedShop(seed=1)
+    assert again.events().equals(world.events())
+    assert again.items().equals(world.items())
+    assert again.users().equals(world.users())
+    assert not other.events().equals(world.events())
+
+
+def test_a_basket_has_one_stamp_and_no_item_twice(world: SimulatedShop) -> None:
+    baskets = world.events().filter(pl.col("event_type") == "purchase").group_by("user_id", "group_id")
+    shape = baskets.agg(
+        stamps=pl.col("timestamp").n_unique(), twice=pl.col("item_id").is_duplicated().any(), rows=pl.len()
+    )
+    assert shape["stamps"].max() == 1
+    assert not shape["twice"].any()
+    assert shape["rows"].max() > 3
+
+
+def test_small_but_enough(world: SimulatedShop) -> None:
+    events = world.events()
+    assert 9_000 < events.height < 15_000
+    assert events["timestamp"].is_sorted()
+    assert events["event_id"].n_unique() == events.height
+    assert set(events["event_type"]) == {"click", "purchase", "dislike"}
+    silent = set(world.users()["user_id"]) - set(events["user_id"])
+    assert len(silent) == 9
+    assert events["timestamp"].min() >= START
+
+
+def test_late_items_are_bought_only_after_their_launch(world: SimulatedShop) -> None:
+    events = world.events().filter(pl.col("event_type") == "purchase")
+    first = events.group_by("item_id").agg(pl.col("timestamp").min())
+    cold = first.filter(pl.col("timestamp") >= START + int(0.9 * world.days) * 86_400_000_000)
+    assert cold.height >= 5
+
+
+def test_purchases_follow_the_truth(world: SimulatedShop) -> None:
+    """A bought item stands far above the middle of its buyer's own utility; a disliked one far below."""
+    ix = {item: n for n, item in enumerate(world.item_ids)}
+    ranks: dict[str, list[float]] = {"purchase": [], "dislike": []}
+    order = {user: world.utility(user).argsort().argsort() / len(ix) for user in world.user_ids}
+    for user, item, kind in world.events().select("user_id", "item_id", "event_type").iter_rows():
+        if kind in ranks:
+            ranks[kind].append(float(order[user][ix[item]]))
+    assert np.mean(ranks["purchase"]) > 0.75
+    assert np.mean(ranks["dislike"]) < 0.3
+
+
+def test_best_is_the_largest_utility(world: SimulatedShop) -> None:
+    user = world.user_ids[7]
+    assert world.utility(user)[world.item_ids.index(world.best(user))] == world.utility(user).max()
+
+
+def test_written_as_a_project(world: SimulatedShop, tmp_path: Path) -> None:
+    project = open_project(world.write(tmp_path / "shop"))
+    events = pl.read_csv(project.root / project.config.data.events)
+    assert events.height == world.events().height
+    assert events["timestamp"][0] == "2025-01-06T16:36:00Z"
+    assert pl.read_csv(project.root / project.config.data.items)["item_id"].to_list() == world.item_ids
+    assert {path.name for path in project.root.iterdir()} == {"events.csv", "items.csv", "users.csv", "recloop.toml"}

@@ -1,0 +1,184 @@
+"""Decisions: behind the answer, the first row of a request stays, every lost row is counted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from recloop.records import Decision
+from recloop.storage import DecisionLog, open_decisions
+from recloop.storage import decisions as module
+
+URL = "sqlite:///store/decisions.db"
+
+
+def decision(request_id: str = "r", **more: object) -> Decision:
+    values: dict[str, object] = {
+        "request_id": request_id, "role": "answer", "user_id": "u", "at": 10, "as_of": 3, "bundle": "counts-1",
+        "generation": 1, "variant": "live", "placement": "home", "k": 2, "query": {"exclude": ["x"], "filter": ""},
+        "items": ["a", "b"], "scores": [0.1, 1 / 3], "sources": ["history", "popular"], "degraded": ["log"],
+        "inputs": {"state": "0a1b2c3d"}, "positives": 4, "micros": 900,
+    }  # fmt: skip
+    return Decision(**(values | more))
+
+
+@pytest.fixture
+def decisions(tmp_path: Path) -> Iterator[DecisionLog]:
+    decisions = open_decisions(URL, tmp_path, write=True)
+    yield decisions
+    decisions.close()
+
+
+def test_rows_come_back_as_they_were_taken(decisions: DecisionLog) -> None:
+    rows = [decision(str(n), at=n, propensities=[0.5, 1.0] if n else None) for n in range(5)]
+    for row in rows:
+        assert decisions.put(row)
+    assert decisions.flush()
+    assert decisions.rows() == rows
+    assert decisions.rows(last=2) == rows[-2:]
+    assert decisions.rows(since=1, until=3) == rows[1:3]
+
+
+def until(met: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Whether it comes true, however slow the machine is."""
+    end = time.monotonic() + seconds
+    while not met():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_a_row_is_written_though_nobody_asks_for_it(decisions: DecisionLog) -> None:
+    decisions.put(decision())
+    assert until(lambda: len(decisions.rows()) == 1)
+
+
+def test_the_first_row_of_a_request_stays(decisions: DecisionLog) -> None:
+    decisions.put(decision("r", k=1))
+    decisions.put(decision("r", k=2))
+    decisions.put(decision("r", k=3, role="shadow"))
+    decisions.put(decision("r", k=4, bundle="other"))
+    decisions.flush()
+    assert [row.k for row in decisions.rows()] == [1, 3, 4]
+
+
+def test_decisions_a_repeated_key_is_left_out_and_counted(decisions: DecisionLog, tmp_path: Path) -> None:
+    for _ in range(4):
+        decisions.put(decision("r"))
+    decisions.put(decision("s"))
+    decisions.flush()
+    assert (len(decisions.rows()), decisions.repeated, decisions.dropped) == (2, 3, 0)
+    kept = sqlite3.connect(tmp_path / "store" / "decisions.db")
+    assert kept.execute("SELECT settled, repeated FROM counts").fetchone() == (5, 3)
+    kept.close()
+
+
+def test_decisions_the_same_client_id_a_thousand_times_is_a_thousand_rows(decisions: DecisionLog) -> None:
+    for n in range(1_000):
+        decisions.put(decision(f"ours-{n}", client_request_id="page-view-7"))
+    decisions.flush()
+    rows = decisions.rows()
+    assert len({row.request_id for row in rows}) == 1_000
+    assert {row.client_request_id for row in rows} == {"page-view-7"}
+    assert (decisions.repeated, decisions.dropped) == (0, 0)
+
+
+SCHEMA_1 = """
+CREATE TABLE decisions (
+    n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL,
+    as_of INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL, variant TEXT NOT NULL,
+    placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL, scores TEXT NOT NULL,
+    sources TEXT NOT NULL, propensities TEXT, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
+    positives INTEGER NOT NULL, inputs TEXT NOT NULL, micros INTEGER NOT NULL, UNIQUE (request_id, role, bundle));
+CREATE INDEX decisions_at ON decisions (at);
+CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
+    lost INTEGER NOT NULL);
+INSERT INTO counts VALUES (1, 3, 0, 0);
+PRAGMA user_version = 1"""
+
+
+def test_decisions_of_schema_1_are_read_as_they_are_and_migrated_by_a_writer(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    old = sqlite3.connect(tmp_path / "store" / "decisions.db", isolation_level=None)
+    old.executescript(SCHEMA_1)
+    for request, role, variant in (("a", "answer", "live"), ("b", "answer", "candidate"), ("a", "shadow", "shadow")):
+        old.execute(
+            "INSERT INTO decisions VALUES (NULL, ?, ?, 'u', 1, 1, 'b', 1, ?, 'home', 1, '{}', '[]', '[]', '[]', NULL, "
+            "'[]', NULL, NULL, 0, '{}', 0)",
+            (request, role, variant),
+        )
+    old.close()
+    expected = [("a", "answer", "live"), ("b", "answer", "candidate"), ("a", "shadow", "live")]
+    reader = open_decisions(URL, tmp_path)
+    assert [(row.request_id, row.role, row.assigned) for row in reader.rows()] == expected
+    writer = open_decisions(URL, tmp_path, write=True)
+    writer.put(decision("c", client_request_id="theirs", assigned="candidate"))
+    writer.flush()
+    rows = writer.rows()
+    assert [(row.request_id, row.role, row.assigned) for row in rows] == [*expected, ("c", "answer", "candidate")]
+    assert [row.client_request_id for row in rows] == [None, None, None, "theirs"]
+    writer.close()
+    reader.close()
+
+
+def test_a_full_buffer_drops_and_counts(
+    decisions: DecisionLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "ROOM", 0)
+    assert not decisions.put(decision("lost"))
+    assert decisions.dropped == 1
+    monkeypatch.setattr(module, "ROOM", 10)
+    decisions.put(decision("kept"))
+    decisions.close()
+    again = open_decisions(URL, tmp_path, write=True)
+    assert [row.request_id for row in again.rows()] == ["kept"]
+    assert again.lost == 0  # dropped is another thing than lost
+    again.close()
+
+
+def test_a_disk_that_refuses_keeps_the_rows_and_tries_again(decisions: DecisionLog, tmp_path: Path) -> None:
+    decisions.flush()
+    other = sqlite3.connect(tmp_path / "store" / "decisions.db", isolation_level=None)
+    other.execute("ALTER TABLE counts RENAME TO hidden")
+    decisions.put(decision())
+    assert not decisions.flush(0.1)
+    assert until(lambda: decisions.failing)
+    other.execute("ALTER TABLE hidden RENAME TO counts")
+    other.close()
+    assert decisions.flush(60.0)
+    assert not decisions.failing
+    assert len(decisions.rows()) == 1
+
+
+def _answer_and_die(root: Path) -> None:
+    module.EVERY_SECONDS = 60.0  # nothing of the second part is written by itself
+    decisions = open_decisions(URL, root, write=True)
+    for n in range(5):
+        decisions.put(decision(f"kept{n}"))
+    decisions.flush()
+    for n in range(3):
+        decisions.put(decision(f"gone{n}"))
+    os.kill(os.getpid(), 9)
+
+
+def test_what_a_kill_takes_is_counted(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=_answer_and_die, args=(tmp_path,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -9
+    for _ in range(2):  # counted once, whatever happens later
+        decisions = open_decisions(URL, tmp_path, write=True)
+        assert [row.request_id for row in decisions.rows()] == [f"kept{n}" for n in range(5)]
+        assert decisions.lost == 3
+        decisions.close()
+    reader = open_decisions(URL, tmp_path)
+    assert reader.lost == 3
+    assert not reader.is_empty()
+    reader.close()

@@ -1,0 +1,195 @@
+"""The log: numbers, retries, one transaction for all kinds of rows, readers beside the writer, versions."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recloop.errors import UserError
+from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, Event, Item, User
+from recloop.storage import EventLog, open_log
+
+URL = "sqlite:///store/log.db"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EventLog]:
+    log = open_log(URL, tmp_path, write=True)
+    yield log
+    log.close()
+
+
+def event(item_id: str = "i", user_id: str = "u", **more: object) -> Event:
+    return Event(**{"user_id": user_id, "item_id": item_id, "timestamp": 1, "received_at": 5, **more})
+
+
+def test_numbers_go_on_after_the_import_and_run_over_all_kinds_of_rows(log: EventLog) -> None:
+    log.start_at(100)
+    assert log.last_seq() == 100
+    assert log.is_empty()
+    assert [r.seq for r in log.append_events([event("a"), event("b")])] == [101, 102]
+    assert log.append_items([Item(item_id="a", attributes={"z": 1, "b": "x"}, hidden=True)])[0].seq == 103
+    assert log.append_users([User(user_id="u", attributes={"age": "30-44"})])[0].seq == 104
+    assert log.append_events([event("c")])[0].seq == 105
+    assert log.last_seq() == 105
+    assert not log.is_empty()
+    events = log.events()
+    assert events.schema == {**EVENT_SCHEMA, "rule": pl.String}
+    assert events["seq"].to_list() == [101, 102, 105]
+    assert log.items().schema == ITEM_SCHEMA
+    assert log.items().row(0) == ("a", 103, 0, '{"b":"x","z":1}', True, False)
+    assert log.users().schema == USER_SCHEMA
+
+
+def test_the_import_may_be_numbered_anew_only_while_nothing_came_since(log: EventLog) -> None:
+    log.start_at(100)
+    log.start_at(40)
+    assert log.last_seq() == 40
+    log.append_events([event()])
+    log.start_at(40)  # what a server does at each start
+    with pytest.raises(UserError, match="watermark=90: expected at most 41"):
+        log.start_at(90)
+    assert log.last_seq() == 41
+
+
+def test_every_field_of_an_event_comes_back(log: EventLog) -> None:
+    full = event(
+        seq=1, value=2.5, quantity=3.0, group_id="g", event_id="e", anonymous_id="an", session_id="s", placement="p",
+        request_id="r", context='{"a":1}', event_type="purchase",
+    )  # fmt: skip
+    log.append_events([full])
+    row = log.events().row(0, named=True)
+    assert Event(**row) == full
+
+
+def test_a_retry_is_a_duplicate_and_other_content_a_conflict(log: EventLog) -> None:
+    first = event(event_id="e1", value=2.0)
+    got = log.append_events([first, event(event_id="e1", value=2.0), event(event_id="e1", value=3.0), event()])
+    assert [(r.status, r.seq) for r in got] == [("accepted", 1), ("duplicate", 1), ("conflict", 1), ("accepted", 2)]
+    again = log.append_events([event(event_id="e1", value=2.0, received_at=99), event(), event("x", event_id="e1")])
+    assert [(r.status, r.seq) for r in again] == [("duplicate", 1), ("accepted", 3), ("conflict", 1)]
+    assert log.events()["value"].to_list() == [2.0, None, None]
+
+
+def test_a_retry_without_a_stamp_is_a_duplicate_whenever_it_arrives(log: EventLog) -> None:
+    log.append_events([event(event_id="e", timestamp=5, received_at=5)])
+    assert log.append_events([event(event_id="e", timestamp=9, received_at=9)])[0].status == "duplicate"
+    assert log.append_events([event(event_id="e", timestamp=8, received_at=9)])[0].status == "conflict"
+
+
+def test_an_event_of_the_import_is_known_by_its_event_id(log: EventLog) -> None:
+    log.start_at(10)
+    imported = {"old": event(event_id="old", seq=7)}
+    got = log.append_events(
+        [event(event_id="old"), event("other", event_id="old"), event(event_id="new")],
+        known=lambda ids: {name: imported[name] for name in ids if name in imported},
+    )
+    assert [(r.status, r.seq) for r in got] == [("duplicate", 7), ("conflict", 7), ("accepted", 11)]
+
+
+def test_a_judge_sees_only_new_rows_with_their_numbers(log: EventLog) -> None:
+    seen: list[int] = []
+
+    def judge(events: list[Event]) -> list[str | None]:
+        seen.extend(e.seq for e in events)
+        return ["burst" if e.item_id == "bad" else None for e in events]
+
+    log.append_events([event(event_id="e")])
+    got = log.append_events([event(event_id="e"), event("bad"), event("good")], judge)
+    assert [(r.status, r.rule) for r in got] == [("duplicate", None), ("quarantined", "burst"), ("accepted", None)]
+    assert seen == [2, 3]
+    assert log.events()["rule"].to_list() == [None, "burst", None]
+
+
+def test_one_transaction_holds_all_or_nothing(log: EventLog) -> None:
+    def half() -> None:
+        with log.commit():
+            log.append_events([event()])
+            log.append_users([User(user_id="u")])
+            raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        half()
+    assert log.last_seq() == 0
+    assert log.is_empty()
+    with log.commit():
+        log.append_events([event()])
+        assert log.last_seq() == 0  # a reader sees nothing before the commit
+        assert log.recent(["u"], since=0)["seq"].to_list() == [1]  # the writer's own judgement does
+    assert log.last_seq() == 1
+
+
+def test_reads_by_user_and_by_number(log: EventLog) -> None:
+    log.append_events([event("a", "u"), event("b", "v"), event("c", "u"), event("d", "u", timestamp=50)])
+    assert log.events("u")["item_id"].to_list() == ["a", "c", "d"]
+    assert log.events("u", after=1, until=3)["item_id"].to_list() == ["c"]
+    assert log.events(until=2)["item_id"].to_list() == ["a", "b"]
+    assert log.events("nobody").schema == log.events().schema
+    assert log.recent(["u", "v"], since=1)["item_id"].to_list() == ["d"]
+    assert log.heard_of("item_id", "b")
+    assert not log.heard_of("item_id", "z")
+    assert log.heard_of("user_id", "v")
+    assert not log.heard_of("user_id", "w")
+
+
+def test_long_reads_come_in_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recloop.storage.event_log.SLICE", 7)
+    log.append_events([event(str(n)) for n in range(21)])
+    assert log.events()["item_id"].to_list() == [str(n) for n in range(21)]
+    assert len(log.events(after=3, until=20)) == 17
+
+
+def test_readers_in_other_threads_see_what_is_committed(log: EventLog, tmp_path: Path) -> None:
+    beside = open_log(URL, tmp_path)
+    log.append_events([event()])
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(beside.last_seq()))
+    thread.start()
+    thread.join()
+    assert seen == [1]
+    with pytest.raises(RuntimeError, match="opened for reading"):
+        beside.append_events([event()])
+    beside.close()
+
+
+def test_the_file_is_a_durable_wal(log: EventLog, tmp_path: Path) -> None:
+    log.append_events([event()])
+    with log.commit() as writer:
+        assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+def test_a_store_that_is_not_there_reads_as_empty(tmp_path: Path) -> None:
+    log = open_log(URL, tmp_path)
+    assert log.last_seq() == 0
+    assert log.events().is_empty()
+    assert not (tmp_path / "store").exists()
+    log.close()
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    open_log(URL, tmp_path, write=True).close()
+    connection = sqlite3.connect(tmp_path / "store" / "log.db")
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    for write in (True, False):
+        with pytest.raises(UserError, match=r"log\.db=schema 2: expected schema 1 or older; try: pip install"):
+            open_log(URL, tmp_path, write=write)
+
+
+def test_what_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "log.db").write_text("a text file, longer than the header of a database, twice over\n" * 4)
+    with pytest.raises(UserError, match="expected a SQLite file"):
+        open_log(URL, tmp_path, write=True)
+
+
+@pytest.mark.parametrize("url", ["postgresql://host/db", "store/log.db", "sqlite:///"])
+def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stores.log=.*expected sqlite:///PATH"):
+        open_log(url, tmp_path)

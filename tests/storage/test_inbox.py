@@ -1,0 +1,121 @@
+"""Retractions on their way: handed in by any process, taken by the log's one writer, there once however often they come."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from recloop.errors import UserError
+from recloop.records import Event
+from recloop.storage import Retraction, open_control, open_log
+from recloop.storage.control import PendingRetraction
+from recloop.storage.event_log import RESTORED, out_at
+
+URL = "sqlite:///store/control.db"
+MOVE = {"by": "test", "reason": "because", "evidence": {}, "at": 7}
+OLD = """
+CREATE TABLE releases (
+    generation INTEGER PRIMARY KEY, at INTEGER NOT NULL, bundle TEXT NOT NULL, sha256 TEXT NOT NULL,
+    "from" TEXT NOT NULL, "to" TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL);
+INSERT INTO releases VALUES (1, 7, 'b', 'ab', '', 'registered', 'test', 'because', '{}');
+PRAGMA user_version = 1"""
+
+
+def test_what_is_handed_waits_until_it_is_taken(tmp_path: Path) -> None:
+    control = open_control(URL, tmp_path)
+    assert control.handed() == []
+    assert not (tmp_path / "store").exists()  # a look makes nothing
+    control.hand([Retraction(5, "duplicates"), Retraction(3, "burst")], "recloop update", 11)
+    open_control(URL, tmp_path).hand([Retraction(5, "crawler"), Retraction(9, "crawler")], "again", 12)
+    waiting = control.handed()
+    assert waiting == [
+        PendingRetraction(1, 5, "duplicates", "recloop update", 11),
+        PendingRetraction(2, 3, "burst", "recloop update", 11),
+        PendingRetraction(waiting[2].id, 9, "crawler", "again", 12),
+    ]
+    assert waiting[0].retraction == Retraction(5, "duplicates")
+    control.taken([waiting[0].id, waiting[2].id])
+    assert [one.of_seq for one in control.handed()] == [3]
+    control.hand([Retraction(5, "duplicates")], "recloop update", 13)  # an update that goes on after a kill
+    assert [one.of_seq for one in control.handed()] == [3]
+
+
+def test_an_older_control_store_is_read_and_then_migrated(tmp_path: Path) -> None:
+    file = tmp_path / "store" / "control.db"
+    file.parent.mkdir()
+    connection = sqlite3.connect(file)
+    connection.executescript(OLD)
+    connection.close()
+    before = file.read_bytes()
+    control = open_control(URL, tmp_path)
+    assert [row.bundle for row in control.releases()] == ["b"]
+    assert control.handed() == []
+    assert file.read_bytes() == before  # who only reads changes nothing
+    control.move("b", "ab", "registered", "live", expected_generation=1, **MOVE)
+    control.hand([Retraction(5, "duplicates")], "x", 1)
+    assert (control.generation(), [one.of_seq for one in control.handed()]) == (2, [5])
+    connection = sqlite3.connect(file)
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    connection.close()
+    newer = tmp_path / "newer"
+    shutil.copytree(tmp_path / "store", newer / "store")
+    connection = sqlite3.connect(newer / "store" / "control.db")
+    connection.execute("PRAGMA user_version = 4")
+    connection.close()
+    with pytest.raises(UserError, match="schema 4: expected schema 3 or older"):
+        open_control(URL, newer)
+
+
+def test_a_retraction_takes_a_number_and_is_there_once(tmp_path: Path) -> None:
+    log = open_log("sqlite:///store/log.db", tmp_path, write=True)
+    log.start_at(10)
+    log.append_events([Event(user_id="u", item_id="a", timestamp=1), Event(user_id="v", item_id="a", timestamp=1)])
+    kept = log.append_retractions([Retraction(11, "duplicates"), Retraction(4, "burst"), Retraction(11, "burst")])
+    assert kept == [Retraction(11, "duplicates", 13), Retraction(4, "burst", 14)]
+    assert log.append_retractions([Retraction(4, "duplicates"), Retraction(12, "burst")]) == [
+        Retraction(12, "burst", 15)
+    ]
+    assert log.last_seq() == 15
+    assert log.retractions(after=13) == [Retraction(4, "burst", 14), Retraction(12, "burst", 15)]
+    assert log.retractions(until=13) == kept[:1]
+    assert log.owners([11, 4, 12]) == {11: "u", 12: "v"}  # 4 is a row of the import
+    log.close()
+
+
+def test_control_of_schema_2_keeps_its_inbox_and_takes_restorations(tmp_path: Path) -> None:
+    file = tmp_path / "store" / "control.db"
+    file.parent.mkdir()
+    connection = sqlite3.connect(file)
+    connection.executescript(
+        OLD.replace("user_version = 1", "user_version = 2")
+        + """;
+        CREATE TABLE inbox (
+            id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL UNIQUE, rule TEXT NOT NULL, "by" TEXT NOT NULL,
+            at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0);
+        INSERT INTO inbox VALUES (4, 7, 'duplicates', 'recloop update', 11, 1), (5, 8, 'burst', 'recloop update', 11, 0)"""
+    )
+    connection.close()
+    control = open_control(URL, tmp_path)
+    assert [one.of_seq for one in control.handed()] == [8]
+    assert control.hand([Retraction(7, "burst"), Retraction(7, RESTORED), Retraction(8, RESTORED)], "x", 1, "why") == 2
+    assert [(one.id, one.of_seq, one.rule) for one in control.handed()] == [
+        (5, 8, "burst"), (6, 7, RESTORED), (7, 8, RESTORED)
+    ]  # fmt: skip
+
+
+def test_retractions_and_restorations_follow_one_another_and_each_state_stays(tmp_path: Path) -> None:
+    log = open_log("sqlite:///store/log.db", tmp_path, write=True)
+    log.append_events([Event(user_id="u", item_id=f"i{n}", timestamp=n) for n in range(3)])
+    kept = log.append_retractions(
+        [Retraction(1, "quarantine"), Retraction(1, "burst"), Retraction(2, RESTORED), Retraction(1, RESTORED)]
+    )
+    assert [(row.of_seq, row.rule, row.seq) for row in kept] == [(1, "quarantine", 4), (1, RESTORED, 5)]
+    assert log.append_retractions([Retraction(1, RESTORED)]) == []
+    log.append_retractions([Retraction(1, "quarantine"), Retraction(3, "quarantine")])
+    rows = log.retractions()
+    log.close()
+    assert [out_at(rows, seq) for seq in range(3, 8)] == [set(), {1}, set(), {1}, {1, 3}]
+    assert out_at(rows) == {1, 3}

@@ -1,0 +1,48 @@
+"""Rows into a project's log as the server would have put them, and an update that dies after one of its steps."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import polars as pl
+
+from recloop.features.labels import EventLabeler
+from recloop.project import Project
+from recloop.records import Event
+
+STEPS = ("collect", "check", "learn", "judge", "finish", "publish")
+"""Of an update, in their order."""
+KILL = """
+import os, signal, sys
+from recloop.pipeline.journal import Journal
+from recloop.cli import run
+done = Journal.done
+def dying(self, step, **facts):
+    done(self, step, **facts)
+    if step == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.done = dying
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def post(project: Project, rows: pl.DataFrame) -> None:
+    """Judge and number rows (columns of an Event), each received at its own stamp."""
+    with project.open_log(write=True) as log:
+        taken = EventLabeler(project.config.events, project.config.clean).believe(rows).to_list()
+        events = [
+            Event(**{name: value for name, value in row.items() if value is not None}, received_at=row["timestamp"])
+            for row in rows.iter_rows(named=True)
+        ]
+        log.append_events(events, judge=lambda fresh: taken[: len(fresh)])
+
+
+def die_after(step: str, project: Project, sets: Sequence[str]) -> None:
+    """``recloop update`` in a process that kill -9 ends once that step is whole."""
+    words = [word for one in sets for word in ("--set", one)]
+    verb = [sys.executable, "-c", KILL, step, "-C", str(project.root), *words, "update", "--json"]
+    killed = subprocess.run(verb, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr

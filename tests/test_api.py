@@ -1,0 +1,121 @@
+"""The Python face: any frame in, the same kind out; states move on, weights do not; saved and loaded alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import recloop
+from recloop.errors import UserError
+from recloop.simulation.shop import SimulatedShop
+
+CONFIG = {"events": {"positive": ["purchase"], "neutral": ["click"]}}
+
+
+@pytest.fixture(scope="module")
+def world() -> SimulatedShop:
+    return SimulatedShop(users=60, items=40)
+
+
+@pytest.fixture(scope="module")
+def rec(world: SimulatedShop) -> recloop.FittedRecommender:
+    return recloop.fit(world.events(), world.items(), world.users(), config=CONFIG)
+
+
+def test_the_kind_of_frame_that_goes_in_comes_out(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
+    expected = rec.recommend(["u01", "new"], k=4)
+    assert isinstance(expected, pl.DataFrame)
+    assert expected.columns == ["user_id", "item_id", "score", "rank", "source"]
+    assert expected["rank"].to_list() == [1, 2, 3, 4] * 2
+    for frame, kind in ((world.events().to_pandas(), pd.DataFrame), (world.events().to_arrow(), pa.Table)):
+        found = recloop.fit(frame, config=CONFIG).recommend(["u01", "new"], k=4)
+        assert isinstance(found, kind)
+        assert pl.DataFrame(found)["item_id"].to_list() == expected["item_id"].to_list()
+
+
+def test_filter_viewed_and_items_to_recommend(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
+    had = set(world.events().filter((pl.col("user_id") == "u01") & (pl.col("event_type") == "purchase"))["item_id"])
+    assert had & set(rec.recommend(["u01"], k=40)["item_id"])
+    assert not had & set(rec.recommend(["u01"], k=40, filter_viewed=True)["item_id"])
+    assert set(rec.recommend(["u01", "new"], items_to_recommend=["i01", "i02"])["item_id"]) == {"i01", "i02"}
+
+
+def test_observe_moves_the_state_and_not_the_weights(world: SimulatedShop) -> None:
+    rec = recloop.fit(world.events(), config=CONFIG)
+    rows = rec.bundle.arrays["neighbours.weights"].copy()
+    assert set(rec.recommend(["new"])["source"]) == {"popular"}
+    rec.observe(
+        pl.DataFrame({"user_id": ["new"], "item_id": ["i01"], "timestamp": ["2025-09-01"], "event_type": ["purchase"]})
+    )
+    assert rec.recommend(["new"], k=3)["source"].to_list() == ["neighbours"] * 3
+    assert (rec.bundle.arrays["neighbours.weights"] == rows).all()
+
+
+def test_similar_items_are_rows_of_covisitation_filled_by_popular(rec: recloop.FittedRecommender) -> None:
+    found = rec.similar_items(["i01", "i02"], k=39)
+    assert found["item_id"].to_list() == ["i01"] * 39 + ["i02"] * 39
+    assert found["rank"].to_list() == [*range(1, 40)] * 2
+    mine = found.filter(pl.col("item_id") == "i01")
+    assert mine["score"].is_sorted(descending=True)
+    assert "i01" not in mine["similar_id"].to_list()
+    arrays, own = rec.bundle.arrays, rec.bundle.items.ids.index("i01")
+    span = slice(arrays["neighbours.indptr"][own], arrays["neighbours.indptr"][own + 1])
+    row = {rec.bundle.items.ids.ids[ix - 1] for ix in arrays["neighbours.ids"][span].tolist()} - {"i01"}
+    assert set(mine.filter(pl.col("source") == "neighbours")["similar_id"]) == row
+    assert set(mine["source"]) <= {"neighbours", "popular", "latest"}
+    assert rec.similar_items(["i02"], k=39).equals(found.filter(pl.col("item_id") == "i02"))
+    with pytest.raises(UserError, match="item_id=nothing"):
+        rec.similar_items(["nothing"])
+
+
+def test_saved_and_loaded_lists_are_the_same(
+    world: SimulatedShop, rec: recloop.FittedRecommender, tmp_path: Path
+) -> None:
+    path = rec.save(tmp_path / "bundle")
+    loaded = recloop.load(path, events=world.events())
+    users = world.user_ids[:20]
+    assert loaded.recommend(users).equals(rec.recommend(users))
+    with pytest.raises(UserError, match="nothing is yet"):
+        rec.save(path)
+    with pytest.raises(UserError, match="loaded bundle"):
+        loaded.evaluate()
+
+
+def test_evaluate_gives_the_table(rec: recloop.FittedRecommender) -> None:
+    table = rec.evaluate()
+    assert [row.row.model for row in table.rows] == ["popular", "bought_before", "covisitation", "served"]
+    with pytest.raises(UserError, match=r"split\.protocol"):
+        rec.evaluate("leave-one-out")
+
+
+def test_auto_mixes_the_counting_models(world: SimulatedShop) -> None:
+    weights = recloop.fit(world.events(), model="auto", config=CONFIG).bundle.policy.placements["home"].weights
+    assert weights["history"] == 1.0
+
+
+def test_mistakes_are_named(world: SimulatedShop) -> None:
+    with pytest.raises(UserError, match="a frame of pandas, Polars or Arrow"):
+        recloop.fit([1, 2, 3])
+    with pytest.raises(UserError, match=r"item_id.*nearest"):
+        recloop.fit(world.events().rename({"item_id": "sku"}))
+    with pytest.raises(UserError, match=r"model\.name=nothing"):
+        recloop.fit(world.events(), model="nothing")
+    with pytest.raises(AttributeError, match="fit, load, open"):
+        _ = recloop.nothing
+
+
+def test_a_project_from_python(world: SimulatedShop, tmp_path: Path) -> None:
+    shop = recloop.open(world.write(tmp_path / "shop"), model__name="popular")
+    live = shop.update()
+    assert shop.update() == live == shop.status()["live"]
+    assert len(shop.recommend("u01")["items"]) == 10
+    assert shop.evaluate().rows[-1].row.model == "served"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in recloop.__all__:
+        assert getattr(recloop, name) is not None

@@ -1,0 +1,59 @@
+"""The training arrays of a log with returns."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from recloop.config import Config
+from recloop.features.labels import EventLabeler
+from recloop.features.spec import FeatureSpec
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.training.dataset import make_tables, train_data, validation_data
+
+CONFIG = Config.model_validate(
+    {"data": {"events": "e.csv"}, "events": {"positive": ["purchase"], "undo": {"refund": "purchase"}}}
+)
+
+
+def labelled(*rows: tuple[str, str, str, int]) -> pl.DataFrame:
+    """Rows (user, item, type, stamp), each a moment of its own, with their labels."""
+    columns = {
+        USER_ID: [row[0] for row in rows],
+        ITEM_ID: [row[1] for row in rows],
+        "event_type": [row[2] for row in rows],
+        TIMESTAMP: [row[3] for row in rows],
+        SEQ: range(1, len(rows) + 1),
+    }
+    frame = pl.DataFrame(columns).with_columns(
+        pl.lit(None, kind).alias(name) for name, kind in EVENT_SCHEMA.items() if name not in columns
+    )
+    return EventLabeler(CONFIG.events, CONFIG.clean).label(frame).with_columns(pl.col(TIMESTAMP).alias(STAMP))
+
+
+def test_validation_data_purchase_returned_after_the_validation_start_is_in_no_array() -> None:
+    rows = labelled(
+        ("ann", "returned", "purchase", 10),
+        ("bob", "kept", "purchase", 20),
+        ("eve", "kept", "purchase", 25),
+        ("bob", "other", "purchase", 30),  # bob's validation moment
+        ("eve", "other", "purchase", 35),
+        ("ann", "returned", "refund", 40),
+    )
+    valid = rows.filter(pl.col(STAMP) == 30)
+    train = rows.filter(pl.col(STAMP) != 30)
+    tables = make_tables(FeatureSpec.of(CONFIG), rows, 100, None, None)
+    assert (tables.users.ids, tables.items.ids) == (["bob", "eve"], ["kept", "other"])
+    arrays = validation_data(tables, train, valid, None, temporal=True)
+    assert arrays.user_offsets.tolist() == [0, 1, 2]
+    assert [tables.items.ids[ix - 1] for ix in arrays.items] == ["kept", "kept"]
+    assert arrays.counts.tolist() == [0, 2, 0]
+
+
+def test_train_data_held_moment_returned_later_is_no_validation_moment() -> None:
+    rows = labelled(
+        ("ann", "returned", "purchase", 30), ("bob", "kept", "purchase", 20), ("ann", "returned", "refund", 40)
+    )  # fmt: skip
+    tables = make_tables(FeatureSpec.of(CONFIG), rows, 100, None, None)
+    arrays = train_data(tables, rows.filter(pl.col(STAMP) == 20), rows.filter(pl.col(STAMP) == 30))
+    assert arrays.held is None or not len(arrays.held.user_ix)
+    assert arrays.user_offsets.tolist() == [0, 1]

@@ -1,0 +1,119 @@
+"""The exported graph answers as torch does, for any batch and length, from bytes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from recloop.models.base import TrainData, load_model
+from recloop.models.sasrec import SASRec
+from recloop.training.export import INPUTS, OUTPUT, item_vectors, user_graph
+
+D, HISTORY = 16, 200
+Arrays = Callable[..., TrainData]
+
+
+def built(arrays: Arrays, context: int) -> SASRec:
+    torch.manual_seed(1)
+    codes = np.full((1, context), 3, np.int32)
+    network: SASRec = load_model("sasrec", {})
+    network.build(arrays([[[1]]], 500, user_codes=codes), D, HISTORY)
+    return network.eval()
+
+
+def session(graph: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def query(batch: int, time: int, context: int) -> dict[str, np.ndarray]:
+    """Ragged windows: moments of 1 to 3 items, oldest first, at least one token a row, the longest fills T."""
+    rng = np.random.default_rng(batch * 1000 + time)
+    lengths = np.maximum(1, rng.integers(0, time + 1, batch))
+    lengths[0] = time
+    mask = np.arange(time) < lengths[:, None]
+    moments = np.zeros((batch, time), np.int64)
+    for row, length in enumerate(lengths):
+        moment = np.cumsum(rng.random(length) < 0.6)
+        moments[row, :length] = moment[-1] - moment
+    history = rng.normal(size=(batch, time, D)).astype(np.float32)
+    return dict(zip(INPUTS, (history, moments, mask, rng.integers(0, 4, (batch, context))), strict=True))
+
+
+@pytest.fixture(scope="module")
+def exported(arrays: Arrays) -> tuple[SASRec, bytes]:
+    network = built(arrays, context=2)
+    return network, user_graph(network, D, 2)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("time", [1, 2, 50, 200])
+def test_the_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, time: int) -> None:
+    network, graph = exported
+    asked = query(batch, time, 2)
+    (answer,) = session(graph).run([OUTPUT], asked)
+    with torch.no_grad():
+        expected = network.users(*(torch.from_numpy(asked[name]) for name in INPUTS))
+    assert answer.shape == (batch, D)
+    np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_padding_and_company_change_nothing_in_the_graph(exported: tuple[SASRec, bytes]) -> None:
+    run = session(exported[1])
+    asked = query(5, 40, 2)
+    (together,) = run.run([OUTPUT], asked)
+    for row in range(5):
+        length = int(asked["mask"][row].sum())
+        one = {name: value[row : row + 1, :length] for name, value in asked.items() if name != "context"}
+        (alone,) = run.run([OUTPUT], one | {"context": asked["context"][row : row + 1]})
+        np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
+
+
+def test_the_graph_is_whole_and_holds_no_item_table(exported: tuple[SASRec, bytes]) -> None:
+    _, graph = exported
+    model = onnx.load_from_string(graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.name for entry in model.graph.input] == list(INPUTS)
+    assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in model.graph.initializer)
+    sizes = {tuple(weight.dims) for weight in model.graph.initializer}
+    assert (HISTORY, D) in sizes  # the positions are inside
+    assert not any(501 in size for size in sizes)  # the items are not
+
+
+def test_a_spec_without_context_keeps_the_input(arrays: Arrays) -> None:
+    """A request is encoded with C = 0 columns then, and the graph takes them."""
+    network = built(arrays, context=0)
+    run = session(user_graph(network, D, 0))
+    assert [entry.name for entry in run.get_inputs()] == list(INPUTS)
+    asked = query(3, 20, 0)
+    (answer,) = run.run([OUTPUT], asked)
+    with torch.no_grad():
+        expected = network.users(*(torch.from_numpy(asked[name]) for name in INPUTS))
+    np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_item_vectors_pad_with_zeros(arrays: Arrays) -> None:
+    network = built(arrays, context=0)
+    vectors = item_vectors(network, torch.zeros(501, 0, dtype=torch.int64))
+    assert vectors.dtype == np.float32
+    assert not vectors[0].any()
+    np.testing.assert_array_equal(vectors[1:], network.table.weight.detach().numpy()[1:])
+
+
+def test_a_graph_does_not_say_where_it_was_made(exported: tuple[SASRec, bytes], arrays: Arrays) -> None:
+    """The exporter leaves the trace of each call at its node: folders of this machine, in a hash that others compare."""
+    _, graph = exported
+    for word in (b".py", b"/src/", b"site-packages", b"stack_trace"):
+        assert word not in graph, word
+    model = onnx.load_model_from_string(graph)
+    onnx.checker.check_model(model)
+    assert "Loop" not in {node.op_type for node in model.graph.node}, "its outputs come in an order by hash"
+    origin = {"network": built(arrays, 2)}
+    exec("from recloop.training.export import user_graph\n\n\ngraph = user_graph(network, 16, 2)", origin)
+    assert origin["graph"] == graph, "called from elsewhere"

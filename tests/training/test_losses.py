@@ -1,0 +1,144 @@
+"""Losses against torch's own and against each other: values, gradients, weights, chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody reads
+
+from recloop.config import Train
+from recloop.errors import UserError
+from recloop.models.base import TrainData, load_model
+from recloop.settings import build
+from recloop.training import losses, sampled_losses
+
+Arrays = Callable[..., TrainData]
+R, N, D = 13, 40, 8
+
+
+def drawn(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    vectors = torch.randn(R, D, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
+    return vectors, items, torch.randint(0, N, (R,)), torch.rand(R, dtype=torch.float64) + 0.1
+
+
+def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(loss * 3, leaves)  # the factor: what stands before the loss must reach the gradient
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
+def test_ce_is_the_weighted_cross_entropy_of_torch(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    vectors, items, targets, weights = drawn()
+    ours = losses.cross_entropy(vectors, items, targets, weights)
+    each = F.cross_entropy(vectors @ items.T, targets, reduction="none")
+    theirs = (weights * each).sum() / weights.sum()
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(gradients(ours, vectors, items), gradients(theirs, vectors, items), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_equal_weights_are_the_plain_mean() -> None:
+    vectors, items, targets, _ = drawn()
+    ours = losses.cross_entropy(vectors, items, targets, torch.full((R,), 5.0, dtype=torch.float64))
+    torch.testing.assert_close(ours, F.cross_entropy(vectors @ items.T, targets))
+
+
+def test_a_weight_of_zero_takes_the_row_out() -> None:
+    vectors, items, targets, weights = drawn()
+    weights[4] = 0
+    ours = losses.cross_entropy(vectors, items, targets, weights)
+    to_vectors, _ = gradients(ours, vectors, items)
+    rest = torch.arange(R) != 4
+    torch.testing.assert_close(ours, losses.cross_entropy(vectors[rest], items, targets[rest], weights[rest]))
+    assert torch.all(to_vectors[4] == 0)
+
+
+def test_large_scores_stay_finite() -> None:
+    vectors, items, targets, weights = (tensor.float() for tensor in drawn())
+    large = (vectors * 1e4).detach().requires_grad_()
+    loss = losses.cross_entropy(large, items, targets.long(), weights)
+    (gradient,) = torch.autograd.grad(loss, large)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def data_of(n_items: int, arrays: Arrays) -> TrainData:
+    return arrays([[[1], [2]], [[1], [1]]], n_items)
+
+
+def test_auto_is_the_full_softmax_up_to_a_hundred_thousand_items(arrays: Arrays) -> None:
+    network = load_model("sasrec", {})
+    small, large = data_of(100_000, arrays), data_of(100_001, arrays)
+    assert losses.Criterion(network, small, Train()).told is losses.cross_entropy
+    assert losses.Criterion(network, large, Train()).told is sampled_losses.ss_refined
+    assert losses.Criterion(network, large, Train(loss="ce")).name == "ce"
+    for name, (told, refused, _) in losses.SAMPLED.items():
+        found = losses.Criterion(network, small, Train.model_validate({"loss": name}))
+        assert (found.name, found.told, found.refused) == (name, told, refused)
+
+
+def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Arrays) -> None:
+    data = data_of(30, arrays)
+    towers = load_model("two_tower", {})
+    assert losses.Criterion(towers, data, Train()).name == "ss_logq"
+    assert losses.Criterion(towers, data, Train(loss="ss_refined")).draw == towers.draw
+    assert losses.Criterion(towers, data, Train(loss="bpr")).draw != towers.draw  # q is uniform there
+    assert losses.Criterion(towers, data, Train(loss="ce")).draw is None
+    neumf = load_model("neumf", {})
+    assert losses.Criterion(neumf, data, Train(loss="bce")).told == neumf.sampled_loss
+    with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or bce: NeuMF .*try: --set train\.loss=auto"):
+        losses.Criterion(neumf, data, Train(loss="bpr"))
+
+
+def test_an_unknown_loss_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"train\.loss=ss_log: expected 'auto'.* or 'bpr'; nearest: ss_logq; try: mend"):
+        build({"train": {"loss": "ss_log"}}, environment={})
+
+
+def test_targets_and_what_was_turned_down_are_weighed_together(arrays: Arrays) -> None:
+    """Weights 1 and 3 of targets, 2 of a dislike: a sixth, a half, a third of their losses."""
+    criterion = losses.Criterion(load_model("sasrec", {}), data_of(N, arrays), Train())
+    vectors, items, own, _ = drawn()
+    told = losses.LossRows(vectors[:2], own[:2], torch.tensor([1.0, 3.0], dtype=torch.float64))
+    refused = losses.LossRows(vectors[2:3], own[2:3], torch.tensor([2.0], dtype=torch.float64))
+    p = (vectors @ items.T).softmax(1)[torch.arange(R), own]
+    expected = (-p[0].log() - 3 * p[1].log() - 2 * torch.log1p(-p[2])) / 6
+    torch.testing.assert_close(criterion(items, told, refused), expected)
+    torch.testing.assert_close(criterion(items, told, None), (-p[0].log() - 3 * p[1].log()) / 4)
+
+
+def test_a_dislike_by_hand() -> None:
+    """Scores 2, 1, 0, the first disliked at weight 3, the last at weight 1: -ln(1 - p), weighed."""
+    vectors, items = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[2.0], [1.0], [0.0]], dtype=torch.float64)
+    loss = losses.rejected_item_loss(
+        vectors, items, torch.tensor([0, 2]), torch.tensor([3.0, 1.0], dtype=torch.float64)
+    )
+    e = math.e
+    first, last = math.log(1 + e**2 / (e + 1)), math.log(1 + 1 / (e**2 + e))
+    assert float(loss) == pytest.approx((3 * first + last) / 4, abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
+def test_a_dislike_is_minus_the_log_of_what_is_left(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    vectors, items, rejected, weights = drawn()
+    ours = losses.rejected_item_loss(vectors, items, rejected, weights)
+    p = (vectors @ items.T).softmax(1)[torch.arange(R), rejected]
+    theirs = -(weights * torch.log1p(-p)).sum() / weights.sum()
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(gradients(ours, vectors, items), gradients(theirs, vectors, items), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_dislike_stays_finite_where_its_item_has_all_the_score() -> None:
+    vectors, items, rejected, weights = (tensor.float() for tensor in drawn())
+    large = (vectors * 1e4).detach().requires_grad_()
+    loss = losses.rejected_item_loss(large, items, rejected.long(), weights)
+    (gradient,) = torch.autograd.grad(loss, large)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()

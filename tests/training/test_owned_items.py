@@ -1,0 +1,155 @@
+"""Negatives of a user: none is something that the user took, and q is how often an item is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recloop.config import Config
+from recloop.models.base import TrainData, load_model
+from recloop.training.batches import EpochDataset, LengthBucketSampler, SequenceDataset
+from recloop.training.sampled_losses import OwnedItems
+from recloop.training.trainer import Learner, deterministic
+
+Arrays = Callable[..., TrainData]
+HISTORY = 8
+
+
+def baskets(arrays: Arrays, users: int = 40, items: int = 12, old: tuple[int, ...] = ()) -> TrainData:
+    """Users of 3 to 9 moments of 1 to 4 items; item 1 lies in large baskets alone."""
+    rng = np.random.default_rng(0)
+    histories = []
+    for _ in range(users):
+        moments = []
+        for _ in range(rng.integers(3, 10)):
+            basket = 2 + rng.choice(items - 1, rng.integers(1, 5), replace=False)
+            moments.append(sorted({1, *basket.tolist()} if len(basket) == 4 else basket.tolist()))
+        histories.append(moments)
+    return arrays(histories, items, old=old)
+
+
+@pytest.mark.parametrize("which", ["all", "last"])
+def test_target_share_equals_the_frequency_of_drawn_targets(arrays: Arrays, which: str) -> None:
+    """Over 400 epochs of baskets, with users held back: each item is drawn as a target as often as q says."""
+    data = baskets(arrays, old=(0, 3, 4))
+    sequences = SequenceDataset(data, HISTORY)
+    windows = sequences.training(which)
+    data = replace(data, targeted=sequences.targeted(windows))
+    steps = LengthBucketSampler(sequences.lengths(windows), 0, tokens=64)
+    epoch, seen = EpochDataset(sequences, windows, 0, steps), np.zeros(data.n_items + 1)
+    for number in range(400):
+        steps.set_epoch(number)
+        for chosen in steps:
+            seen += np.bincount(epoch[chosen].targets.numpy().ravel(), minlength=data.n_items + 1)
+    seen[0] = 0
+    share, drawn = data.target_share(), seen / seen.sum()
+    assert share.sum() == pytest.approx(1)
+    assert np.abs(drawn - share).max() < 0.004
+    counted = data.counts / data.counts.sum()
+    assert np.abs(counted - share).max() > 0.02, (
+        "shares of rows are something else: an item of large baskets is drawn less"
+    )
+
+
+def test_two_tower_expects_what_it_draws(arrays: Arrays) -> None:
+    """M q_j of a step against how often the step's ids hold j, over 2,000 steps of the same size."""
+    data = baskets(arrays, users=60)
+    share = data.target_share()[1:]
+    network = load_model("two_tower", {"uniform": 6})
+    with deterministic(0):
+        network.build(data, 8, HISTORY)
+        seen, rng = np.zeros(data.n_items), np.random.default_rng(1)
+        for _ in range(2000):
+            targets = torch.from_numpy(rng.choice(data.n_items, 10, p=share))
+            ids, _ = network.draw(targets)
+            seen += np.bincount(ids.numpy(), minlength=data.n_items)
+        everything = torch.arange(data.n_items)
+        ids, expected = network.draw(everything)
+    mean = dict(zip(ids.tolist(), expected.tolist(), strict=True))  # of a step of N targets and 6 uniform ones
+    found = np.array([(mean[j] - 6 / data.n_items) / data.n_items * 10 + 6 / data.n_items for j in range(data.n_items)])
+    np.testing.assert_allclose(seen / 2000, found, atol=0.06)
+
+
+def test_owned_marks_what_the_user_of_a_row_took(arrays: Arrays) -> None:
+    data = arrays([[[1], [2, 3]], [[3], [4]], [[5]]], 5)
+    pairs = torch.from_numpy(data.owned())
+    owned = OwnedItems(pairs, users=torch.tensor([1, 0]), window=torch.tensor([0, 0, 1]), size=5)
+    ids = torch.tensor([0, 2, 3, 4])  # items 1, 3, 4, 5
+    assert owned(ids).tolist() == [[False, True, True, False], [False, True, True, False], [True, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "masked"),
+    [
+        ("two_tower", "auto", True),
+        ("two_tower", "ss_refined", True),
+        ("sasrec", "bce", True),
+        ("sasrec", "bpr", True),
+        ("neumf", "auto", True),
+        ("sasrec", "ss", False),
+        ("sasrec", "gbce", False),
+        ("sasrec", "ss_logq", False),
+    ],
+)
+def test_loss_gives_the_users_own_items_no_gradient_where_it_masks_them(
+    arrays: Arrays, name: str, loss: str, masked: bool
+) -> None:
+    """A step of one user: a taken item that is neither in sight nor a target moves in the losses that do not mask it."""
+    data = arrays([[[1], [2], [3]], [[4], [5], [6]]], 6)
+    extra = {"uniform": 256} if name == "two_tower" else {"negatives": 256} if name == "neumf" else {}
+    config = Config.model_validate({"train": {"loss": loss, "negatives": 256}})
+    with deterministic(0):
+        network = load_model(name, {"dropout": 0.0, **extra, **({"alone": 0.0} if name == "two_tower" else {})})
+        network.build(data, 8, HISTORY)
+        learner = Learner(network, data, config.train)
+        if network.__class__.__name__ == "NeuMF":
+            network.start(torch.randn(7, 8))
+        sequences = SequenceDataset(data, HISTORY)
+        windows = sequences.training()
+        batch = sequences.batch(windows[np.array([0])], sequences.draw(0, 0))
+        batch = batch._replace(targets=torch.where(batch.targets == 3, 2, batch.targets))  # item 3 is no target here
+        table = learner.vectors().detach().requires_grad_()
+        learner.vectors = lambda: table  # type: ignore[method-assign]
+        learner.training_step(batch, 0).backward()
+    assert table.grad is not None
+    assert bool((table.grad[3] != 0).any()) is not masked, "item 3 is the user's own"
+    assert (table.grad[5] != 0).any(), "item 5 is another user's"
+
+
+def test_two_tower_learns_tastes_better_without_own_items_as_negatives(arrays: Arrays) -> None:
+    """Users of one taste each: own items as negatives push a taste apart, as each row's target is every other's negative."""
+    rng = np.random.default_rng(0)
+    tastes = rng.integers(20, size=200)
+    histories = [[[int(t * 25 + 1 + i)] for i in rng.choice(25, 8, replace=False)] for t in tastes]
+    data = arrays(histories, 500)
+
+    def cosine_inside(mask: bool) -> float:
+        with deterministic(0):
+            network = load_model("two_tower", {"start": "random", "dropout": 0.0})
+            network.build(data, 16, HISTORY)
+            sequences = SequenceDataset(data, HISTORY)
+            windows = sequences.training()
+            steps = LengthBucketSampler(sequences.lengths(windows), 0, tokens=140)
+            epoch, learner = EpochDataset(sequences, windows, 0, steps), Learner(network, data, Config().train)
+            if not mask:
+                learner.criterion.masks_owned = False
+            optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+            for number in range(10):
+                steps.set_epoch(number)
+                for chosen in steps:
+                    loss = learner.training_step(epoch[chosen], 0)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            with torch.no_grad():
+                vectors = learner.eval().vectors()[1:].numpy().reshape(20, 25, -1)
+        centres = vectors.mean(axis=1)
+        return float((centres**2).sum(axis=1).mean() - centres.mean(axis=0) @ centres.mean(axis=0))
+
+    masked, plain = cosine_inside(mask=True), cosine_inside(mask=False)
+    print(f"inside a taste: masked {masked:.3f}, not masked {plain:.3f}")
+    assert masked > plain
