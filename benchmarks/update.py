@@ -212,7 +212,7 @@ def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFr
     start = project.open_archive().watermark + 1
     rows = rows.with_columns(*empty).with_columns(pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias(SEQ))
     rows = rows.select(pl.col(name).cast(kind) for name, kind in EVENT_SCHEMA.items())
-    rows = rows.filter(EventLabeler(project.config.events, project.config.clean).believe(rows).is_null())
+    rows = rows.filter(EventLabeler(project.config.events, project.config.clean).causal_rule(rows).is_null())
     begin = int(rows[TIMESTAMP].min())  # type: ignore[arg-type]
     middle, end = begin + days * DAY, begin + 2 * days * DAY
     return rows.filter(pl.col(TIMESTAMP) < middle), rows.filter(pl.col(TIMESTAMP).is_between(middle, end, "left"))

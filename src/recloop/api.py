@@ -232,7 +232,7 @@ class FittedRecommender:
         fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())
         end = end_of(pl.concat([old.select(TIMESTAMP, USER_ID), fresh.select(TIMESTAMP, USER_ID)]))
         fresh = received_by(fresh, max(end, now()))
-        believed = fresh.filter(self._signal.believe(fresh, old.select(*EVENT_SCHEMA)).is_null())
+        believed = fresh.filter(self._signal.causal_rule(fresh, old.select(*EVENT_SCHEMA)).is_null())
         self._rows = replace(self._rows, events=_labelled(self._signal, old.select(*EVENT_SCHEMA), believed))
         self._timeline = StateHistory(self._rows.events, self._rows.users)
 

@@ -255,17 +255,17 @@ def _users(path: Path) -> UserTable:
 
 def check(path: Path, sha256: str | None = None) -> Manifest:
     """The manifest of a bundle whose every file is there, whole and nothing else; see `load`."""
-    mend = "recloop update --full, or copy the bundle again"
+    fix = "recloop update --full, or copy the bundle again"
     if not path.is_dir() or path.is_symlink():
         raise BundleError("bundle", path, "a bundle folder", "recloop status")
     found = {entry.name: entry for entry in path.iterdir()}
     for entry in sorted(found.values()):
         if entry.is_symlink() or not entry.is_file():
-            raise BundleError("bundle file", entry, "a plain file, no link and no folder", mend)
+            raise BundleError("bundle file", entry, "a plain file, no link and no folder", fix)
     if MANIFEST not in found:
-        raise BundleError("bundle file", path / MANIFEST, "to be there", mend)
+        raise BundleError("bundle file", path / MANIFEST, "to be there", fix)
     if sha256 is not None and _sha256(path / MANIFEST) != sha256:
-        raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", mend)
+        raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", fix)
     tree = _read_json(path / MANIFEST)
     if tree.get("format") != FORMAT:
         raise BundleError("format", tree.get("format"), f"{FORMAT}", "upgrade recloop")
@@ -274,15 +274,15 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
     manifest = Manifest.from_json(tree)
     listed = set(manifest.files)
     for name in sorted(listed - set(found)):
-        raise BundleError("bundle file", path / name, "to be there (it is missing)", mend)
+        raise BundleError("bundle file", path / name, "to be there (it is missing)", fix)
     for name in sorted(set(found) - listed - {MANIFEST}):
-        raise BundleError("bundle file", path / name, "not to be there (the manifest does not list it)", mend)
+        raise BundleError("bundle file", path / name, "not to be there (the manifest does not list it)", fix)
     for name in sorted(manifest.files):
         sha256 = manifest.files[name].sha256
         if _sha256(found[name]) != sha256:
-            raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", mend)
+            raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", fix)
     if not manifest.bundle.endswith(content_hash(tree)):
-        raise BundleError("bundle", manifest.bundle, f"a name that ends in {content_hash(tree)}", mend)
+        raise BundleError("bundle", manifest.bundle, f"a name that ends in {content_hash(tree)}", fix)
     return manifest
 
 

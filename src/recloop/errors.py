@@ -34,15 +34,15 @@ class UserError(RecloopError):
         name: What is wrong: a key, a column, a file, an argument.
         value: The value found there.
         expected: What was expected instead.
-        mend: The command (or edit) that mends it.
+        fix: The command or edit that corrects it.
         samples: Rows to show above the message.
     """
 
     exit_code = 2
 
-    def __init__(self, name: str, value: Any, expected: str, mend: str = "", samples: tuple[str, ...] = ()) -> None:
-        self.name, self.value, self.expected, self.mend, self.samples = name, value, expected, mend, samples
-        super().__init__(f"{name}={printable(value)}: expected {expected}" + (f"; try: {mend}" if mend else ""))
+    def __init__(self, name: str, value: Any, expected: str, fix: str = "", samples: tuple[str, ...] = ()) -> None:
+        self.name, self.value, self.expected, self.fix, self.samples = name, value, expected, fix, samples
+        super().__init__(f"{name}={printable(value)}: expected {expected}" + (f"; try: {fix}" if fix else ""))
 
 
 class BundleError(UserError):
@@ -62,10 +62,10 @@ class Refused(RecloopError):
 
 
 class Locked(RecloopError):
-    """Another run holds the lock of this folder; ``mend``: what to do about it."""
+    """Another run holds the lock of this folder; ``fix``: what to do about it."""
 
     exit_code = 3
 
-    def __init__(self, lock: str, holder: str, mend: str = "wait for it to end, or end it") -> None:
+    def __init__(self, lock: str, holder: str, fix: str = "wait for it to end, or end it") -> None:
         self.lock, self.holder = lock, holder
-        super().__init__(f"{lock} is held by {holder}; try: {mend}")
+        super().__init__(f"{lock} is held by {holder}; try: {fix}")

@@ -79,7 +79,7 @@ def test_causal_rules_are_those_of_arrival() -> None:
     arrived = {
         seq: rule
         for n, seq in enumerate(numbered["seq"])
-        if (rule := signal.believe(numbered[n : n + 1], numbered[:n])[0]) is not None
+        if (rule := signal.causal_rule(numbered[n : n + 1], numbered[:n])[0]) is not None
     }
     assert arrived == dict(cleaned.quarantine.select("seq", "rule").iter_rows())
     assert set(arrived.values()) == {"keep", "burst"}
@@ -90,8 +90,8 @@ def test_a_rule_that_takes_too_much_says_so_with_rows_and_key() -> None:
     (error,) = clean(frame, config()).excessive
     assert error.name == "rule keep"
     assert "10.0% of the rows (10 of 100)" in str(error)
-    assert "clean.max_removed=0.11" in error.mend
-    assert "clean.keep=" in error.mend
+    assert "clean.max_removed=0.11" in error.fix
+    assert "clean.keep=" in error.fix
     assert len(error.samples) == 3
     assert "quantity=0.0" in error.samples[0]
     assert clean(frame, config("clean.max_removed=0.11")).excessive == ()

@@ -166,7 +166,7 @@ def test_once_the_stores_hold_rows_another_import_is_refused(project: Project) -
         file.write("x3,u001,i001,2025-03-01T00:00:00Z,purchase,1,1,\n")
     with pytest.raises(UserError) as caught:
         prepare(project, logged=True)
-    assert "recloop update --restart" in caught.value.mend
+    assert "recloop update --restart" in caught.value.fix
     assert tree(project.data) == before
     prepare(project)
 

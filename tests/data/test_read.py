@@ -76,7 +76,7 @@ def test_a_log_that_cannot_be_used_is_refused(shop: Shop, log: str | None, said:
     with pytest.raises(UserError) as caught:
         read_events(shop(log))
     assert said in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_column_without_one_number_is_refused(shop: Shop) -> None:

@@ -86,7 +86,7 @@ def test_prepare_stops_above_max_rejected(rows: Rows, guests: int, stops: bool) 
 
 def test_excess_names_what_helps_against_each_reason() -> None:
     def said(reason: str) -> str:
-        return excess([RejectedRow("f", 2, reason, "x")] * 10, 20, 0.05).mend  # type: ignore[union-attr]
+        return excess([RejectedRow("f", 2, reason, "x")] * 10, 20, 0.05).fix  # type: ignore[union-attr]
 
     assert "guests" in said("no user_id")
     assert "data.columns.item_id to a fuller column" in said("no item_id")
@@ -159,7 +159,7 @@ def test_init_refuses_a_column_that_holds_several_items(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("Date,Customer,Product(s),Blank\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match="Product\\(s\\) holds several items in a cell") as refused:
         init(str(tmp_path / "log.csv"), root=tmp_path, yes=True)
-    assert "one row per item" in refused.value.mend
+    assert "one row per item" in refused.value.fix
     assert "Blank" not in str(refused.value)
 
 

@@ -43,7 +43,7 @@ def frame(stamps: list[int], received_at: int | None = NOW, users: int = 20) -> 
 def test_wrong_clock_compares_with_the_arrival(stamp: int, wrong: bool) -> None:
     assert wrong_clock(frame([stamp]), Clean()).to_list() == [wrong]
     assert wrong_clock(frame([stamp]), Clean(future="off")).to_list() == [False]
-    assert EventLabeler(Events(), Clean()).believe(frame([stamp])).to_list() == ["clock" if wrong else None]
+    assert EventLabeler(Events(), Clean()).causal_rule(frame([stamp])).to_list() == ["clock" if wrong else None]
 
 
 def test_wrong_clock_two_clocks_an_hour_apart_need_a_wider_range() -> None:

@@ -99,35 +99,37 @@ def test_a_condition_on_a_field_that_events_have_not_is_refused_by_name() -> Non
 
 def test_the_tenth_click_of_a_second_goes_and_the_nine_before_it_stay() -> None:
     rows = frame([{"timestamp": n * SECOND // 20} for n in range(12)])
-    assert EventLabeler(Events(), Clean()).believe(rows).to_list() == [None] * 9 + ["burst"] * 3
+    assert EventLabeler(Events(), Clean()).causal_rule(rows).to_list() == [None] * 9 + ["burst"] * 3
 
 
 def test_bursts_a_whole_second_before_lies_outside() -> None:
     rows = frame([{"timestamp": 0}, *({"timestamp": SECOND + n} for n in range(9))])
-    assert EventLabeler(Events(), Clean()).believe(rows).null_count() == 10
+    assert EventLabeler(Events(), Clean()).causal_rule(rows).null_count() == 10
 
 
 @pytest.mark.parametrize("kind", ["interaction", "transaction", "buy", "click"])
 def test_bursts_rows_of_one_stamp_are_one_act(kind: str) -> None:
     order = frame([{"timestamp": 0, "event_type": kind, "item_id": f"i{n}"} for n in range(14)])
     signal = EventLabeler(Events(), Clean())
-    assert signal.believe(order).null_count() == 14
-    assert [signal.believe(order[n : n + 1], order[:n])[0] for n in range(14)] == [None] * 14, "on arrival too"
+    assert signal.causal_rule(order).null_count() == 14
+    assert [signal.causal_rule(order[n : n + 1], order[:n])[0] for n in range(14)] == [None] * 14, "on arrival too"
     acts = frame([{"timestamp": n * SECOND // 20, "item_id": f"i{row}"} for n in range(12) for row in range(3)])
-    assert signal.believe(acts).to_list() == [None] * 27 + ["burst"] * 9, "the tenth act goes with all its rows"
+    assert signal.causal_rule(acts).to_list() == [None] * 27 + ["burst"] * 9, "the tenth act goes with all its rows"
 
 
 def test_bursts_a_strong_type_neither_counts_nor_is_taken() -> None:
     rows = frame([{"timestamp": n * SECOND // 40, "event_type": ("sale", "click")[n % 2]} for n in range(30)])
-    named = EventLabeler(Events(weights={"sale": 5.0, "click": 1.0}), Clean()).believe(rows).to_list()
+    named = EventLabeler(Events(weights={"sale": 5.0, "click": 1.0}), Clean()).causal_rule(rows).to_list()
     assert named == ["burst" if n % 2 and n >= 19 else None for n in range(30)]
-    assert EventLabeler(Events(), Clean()).believe(rows).to_list() == [None] * 9 + ["burst"] * 21, "no name is special"
+    assert EventLabeler(Events(), Clean()).causal_rule(rows).to_list() == [None] * 9 + ["burst"] * 21, (
+        "no name is special"
+    )
 
 
 def test_bursts_a_basket_counts_once() -> None:
     basket = [{"group_id": "b", "timestamp": n} for n in range(30)]
     clicks = [{"timestamp": SECOND // 2 + n} for n in range(9)]
-    taken = EventLabeler(Events(), Clean()).believe(frame([*basket, *clicks]))
+    taken = EventLabeler(Events(), Clean()).causal_rule(frame([*basket, *clicks]))
     assert taken.to_list() == [None] * 38 + ["burst"], "the basket and nine clicks are ten"
 
 
@@ -149,15 +151,17 @@ def test_a_late_row_is_judged_by_what_was_learned_before_it() -> None:
 def test_judged_at_arrival_as_in_one_batch() -> None:
     rows = frame([{"timestamp": n * SECOND // 20, "user_id": "uv"[n % 2]} for n in range(40)])
     signal = EventLabeler(Events(), Clean())
-    one_by_one = [signal.believe(rows[n : n + 1], rows[:n])[0] for n in range(len(rows))]
-    assert one_by_one == signal.believe(rows).to_list()
+    one_by_one = [signal.causal_rule(rows[n : n + 1], rows[:n])[0] for n in range(len(rows))]
+    assert one_by_one == signal.causal_rule(rows).to_list()
     assert one_by_one.count("burst") == 22
 
 
 def test_keep_goes_before_burst_and_an_unknown_quantity_stays() -> None:
     rows = frame([{"quantity": 0.0}, {"quantity": -2.0}, {"quantity": None}, {"quantity": 1.0}])
-    assert EventLabeler(Events(), Clean()).believe(rows).to_list() == ["keep", None, None, None], "below 0 is a return"
+    assert EventLabeler(Events(), Clean()).causal_rule(rows).to_list() == ["keep", None, None, None], (
+        "below 0 is a return"
+    )
     old = Clean(keep="quantity IS NULL OR quantity > 0")
-    assert EventLabeler(Events(), old).believe(rows).to_list() == ["keep", "keep", None, None]
-    assert EventLabeler(Events(), Clean(keep="")).believe(rows).null_count() == 4
-    assert EventLabeler(Events(), Clean(keep="1 = 1")).believe(rows).null_count() == 4
+    assert EventLabeler(Events(), old).causal_rule(rows).to_list() == ["keep", "keep", None, None]
+    assert EventLabeler(Events(), Clean(keep="")).causal_rule(rows).null_count() == 4
+    assert EventLabeler(Events(), Clean(keep="1 = 1")).causal_rule(rows).null_count() == 4

@@ -177,7 +177,7 @@ def take_back(done: dict[tuple[str, int, str], float], item: str, until: int, ba
 def test_state_by_one_more_event_is_state_from_columns(events: Any, versions: Any, data: st.DataObject) -> None:
     log = log_of(data.draw(st.permutations(events)))
     users = users_of(versions)
-    believed = SIGNAL.label(log.filter(SIGNAL.believe(log).is_null()))
+    believed = SIGNAL.label(log.filter(SIGNAL.causal_rule(log).is_null()))
     timeline = StateHistory(moment_stamps(believed), users)
     last = max(log[SEQ].max() or 0, 40)
     seqs = [0, *data.draw(st.lists(st.integers(0, last), max_size=4)), last + 1]
@@ -196,10 +196,10 @@ def test_state_by_one_more_event_is_state_from_columns(events: Any, versions: An
 def test_belief_on_arrival_is_belief_in_the_log(events: Any, split: int) -> None:
     """Judged one by one, in two halves, or all at once: the same rule takes the same rows."""
     log = log_of(events)
-    whole = SIGNAL.believe(log).to_list()
-    arrived = [SIGNAL.believe(log[n : n + 1], log[:n])[0] for n in range(log.height)]
+    whole = SIGNAL.causal_rule(log).to_list()
+    arrived = [SIGNAL.causal_rule(log[n : n + 1], log[:n])[0] for n in range(log.height)]
     assert arrived == whole
-    halves = [*SIGNAL.believe(log[:split]), *SIGNAL.believe(log[split:], log[:split])]
+    halves = [*SIGNAL.causal_rule(log[:split]), *SIGNAL.causal_rule(log[split:], log[:split])]
     assert halves == whole
 
 
@@ -227,7 +227,7 @@ def test_ten_clicks_in_a_second_go_and_a_basket_stays() -> None:
     basket = [{**click, "item_id": f"b{n}", "timestamp": 60 * SECOND, "group_id": "basket"} for n in range(40)]
     signal = EventLabeler(Events(), Clean())
     log = log_of(clicks + basket)
-    rules = log.with_columns(signal.believe(log).alias(RULE)).get_column(RULE).to_list()
+    rules = log.with_columns(signal.causal_rule(log).alias(RULE)).get_column(RULE).to_list()
     assert rules == [None] * 9 + ["burst"] * 3 + [None] * 40
 
 

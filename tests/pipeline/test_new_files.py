@@ -258,7 +258,7 @@ def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> 
     before = (project.data / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=r"005\.csv") as refused:
         loop.update(project)
-    assert "recloop update --restart" in refused.value.mend
+    assert "recloop update --restart" in refused.value.fix
     assert (project.data / "manifest.json").read_bytes() == before
     assert loop.update(project, restart=True).verdict == "restarted"
 

@@ -185,7 +185,7 @@ def test_writer_settle_fails_every_request_of_the_group_is_acknowledged(tmp_path
 
 PATH: tuple[Callable[..., Any], ...] = (
     Writer._commit, Writer._append, EventLog.append_items, EventLog.append_users, EventLog.append_retractions, EventLog.append_events,
-    EventLog._append, EventLog.newest_in, EventLog._counter, EventLog._set_counter, Writer.judge, Writer._hand_back,
+    EventLog._append, EventLog.newest_in, EventLog._counter, EventLog._set_counter, Writer.judge, Writer._deliver,
 )  # fmt: skip
 CODES = {one.__code__ for one in PATH}
 """Of the writer's thread up to the hand-back; BEGIN, COMMIT and ROLLBACK fail in the table above (a trace function that
@@ -223,7 +223,7 @@ def traced() -> Iterator[None]:
 def test_writer_a_fault_at_each_line_the_answer_is_what_the_disk_holds(tmp_path: Path) -> None:
     log = open_log(URL, tmp_path, write=True)
     log._writer.execute("PRAGMA synchronous = OFF")  # type: ignore[union-attr]
-    outside = ("Writer._commit", "Writer._hand_back")  # where a bug of ours may leave nothing to read back
+    outside = ("Writer._commit", "Writer._deliver")  # where a bug of ours may leave nothing to read back
 
     def attempt(at: int) -> AtLine:
         tracer, name = AtLine(at, DISK if at % 2 else RuntimeError("a bug")), f"line-{at}"
@@ -240,7 +240,7 @@ def test_writer_a_fault_at_each_line_the_answer_is_what_the_disk_holds(tmp_path:
     assert lines > 80
     reached = [attempt(at).where for at in range(lines)]
     log.close()
-    assert any(where.startswith("Writer._hand_back") for where in reached)
+    assert any(where.startswith("Writer._deliver") for where in reached)
 
 
 def test_service_a_commit_that_is_not_taken_in_is_seen_and_mended(

@@ -77,10 +77,10 @@ def test_rows_near_a_stamp_come_by_user_the_quarantined_too(archive: Archive) ->
 
 
 def test_whom_and_what_it_has_heard_of(archive: Archive) -> None:
-    assert archive.heard_of("item_id", "i4")
-    assert archive.heard_of("item_id", "i8")
-    assert not archive.heard_of("item_id", "u")
-    assert archive.heard_of("user_id", "v")
+    assert archive.has_id("item_id", "i4")
+    assert archive.has_id("item_id", "i8")
+    assert not archive.has_id("item_id", "u")
+    assert archive.has_id("user_id", "v")
 
 
 def test_nothing_prepared_yet(tmp_path: Path) -> None:

@@ -131,10 +131,10 @@ def test_reads_by_user_and_by_number(log: EventLog) -> None:
     assert log.events(until=2)["item_id"].to_list() == ["a", "b"]
     assert log.events("nobody").schema == log.events().schema
     assert log.recent(["u", "v"], since=1)["item_id"].to_list() == ["d"]
-    assert log.heard_of("item_id", "b")
-    assert not log.heard_of("item_id", "z")
-    assert log.heard_of("user_id", "v")
-    assert not log.heard_of("user_id", "w")
+    assert log.has_id("item_id", "b")
+    assert not log.has_id("item_id", "z")
+    assert log.has_id("user_id", "v")
+    assert not log.has_id("user_id", "w")
 
 
 def test_long_reads_come_in_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ sys.exit(run(sys.argv[2:]))
 def post(project: Project, rows: pl.DataFrame) -> None:
     """Judge and number rows (columns of an Event), each received at its own stamp."""
     with project.open_log(write=True) as log:
-        taken = EventLabeler(project.config.events, project.config.clean).believe(rows).to_list()
+        taken = EventLabeler(project.config.events, project.config.clean).causal_rule(rows).to_list()
         events = [
             Event(**{name: value for name, value in row.items() if value is not None}, received_at=row["timestamp"])
             for row in rows.iter_rows(named=True)

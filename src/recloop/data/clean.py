@@ -184,11 +184,11 @@ def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.S
     again = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
     if again.any():
         fresh = numbered.filter(~again)
-        believed = fresh.select(SEQ).with_columns(signal.believe(fresh).alias(RULE))
+        believed = fresh.select(SEQ).with_columns(signal.causal_rule(fresh).alias(RULE))
         joined = numbered.select(SEQ).join(believed, on=SEQ, how="left", maintain_order="left")[RULE]
         rule = pl.select(pl.when(again).then(pl.lit("event_id")).otherwise(joined)).to_series()
     else:
-        rule = signal.believe(numbered)
+        rule = signal.causal_rule(numbered)
     if config.clean.duplicates == "exact":
         again = duplicate_rows(numbered.filter(rule.is_null()))
         if len(again):

@@ -116,8 +116,8 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
     else:
         paths = _globbed(root, text)
         if not paths:
-            mend = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
-            raise UserError(key, text, f"a file, glob or folder that exists{_beside(whole)}", mend)
+            fix = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
+            raise UserError(key, text, f"a file, glob or folder that exists{_beside(whole)}", fix)
     sources = [InputFile(key, file, file.as_posix() if path.is_absolute() else _name(root, file)) for file in paths]
     sources.sort(key=lambda source: source.name.encode())
     for source in sources:

@@ -167,7 +167,7 @@ class EventLabeler:
             return pl.Series(DWELL_PCT, [None], dtype=pl.Float64).new_from_index(0, len(frame))
         return self._dwell.share(frame)
 
-    def believe(self, frame: pl.DataFrame, earlier: pl.DataFrame | None = None) -> pl.Series:
+    def causal_rule(self, frame: pl.DataFrame, earlier: pl.DataFrame | None = None) -> pl.Series:
         """The causal rule that takes each row, or null: the row is believed.
 
         Args:

@@ -234,8 +234,8 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
         stack.enter_context(locks.writer_lock(project.root, "ingest"))
     except Locked as held:
         serve = project.config.serve
-        mend = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
-        raise Locked(held.lock, held.holder, f"{mend} (posts to the service that runs)") from None
+        fix = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
+        raise Locked(held.lock, held.holder, f"{fix} (posts to the service that runs)") from None
     loading.whole(project)
     spec = project.load_bundle().spec
     archive = project.open_archive()

@@ -133,7 +133,7 @@ class Writer:
                 self._commit(group)
             except Exception as error:  # noqa: BLE001 - the thread lives on, and no request waits for ever
                 LOGGER.error("the writer failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
-                self._hand_back(group, 0, LogUncertainError())
+                self._deliver(group, 0, LogUncertainError())
 
     def _commit(self, group: list[WriteRequest]) -> None:
         """Append and commit a group, and hand back what became of it: the answer says what the disk holds."""
@@ -154,7 +154,7 @@ class Writer:
         for job in group:
             job.receipts = receipts[place : place + len(job.events)]
             place += len(job.events)
-        self._hand_back(group, newest or 0, None)
+        self._deliver(group, newest or 0, None)
 
     def _append(self, group: list[WriteRequest]) -> list[Receipt]:
         """The rows of a group, numbered inside the open commit; the receipts of its events, in their order."""
@@ -182,14 +182,14 @@ class Writer:
         """Nothing of this group is on the disk, or nobody can say: one request alone is told, of several each is tried."""
         if uncertain or isinstance(error, sqlite3.Error):
             self.failing = True
-            self._hand_back(group, 0, LogUncertainError() if uncertain else LogUnavailableError())
+            self._deliver(group, 0, LogUncertainError() if uncertain else LogUnavailableError())
         elif len(group) > 1:
             for job in group:
                 self._commit([job])
         else:
-            self._hand_back(group, 0, error)
+            self._deliver(group, 0, error)
 
-    def _hand_back(self, group: list[WriteRequest], seq: int, error: Exception | None) -> None:
+    def _deliver(self, group: list[WriteRequest], seq: int, error: Exception | None) -> None:
         """Tell the requests of a group, on their event loop, what became of them."""
 
         def on_loop() -> None:
@@ -210,7 +210,7 @@ class Writer:
                 raise
             LOGGER.warning("%d requests ended before they were answered", len(group))
 
-    def judge_by(self, signal: EventLabeler, burst_seconds: float) -> None:
+    def set_labeler(self, signal: EventLabeler, burst_seconds: float) -> None:
         """Another bundle is live: from the next commit on its rules decide what is believed."""
         self._judge = signal, round(burst_seconds * SECOND)
 
@@ -223,7 +223,7 @@ class Writer:
         after, until = min(stamps) - width, max(stamps)  # a stamp of the year 5 asks for no row of the archive
         earlier = [self.archive.between(users, after, until), self._log.recent(users, after)]
         known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # what an update archived stands in the log as well
-        rules: list[str | None] = signal.believe(frame, known).to_list()
+        rules: list[str | None] = signal.causal_rule(frame, known).to_list()
         return rules
 
 

@@ -81,8 +81,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         try:
             return msgspec.convert(found, cls)
         except msgspec.ValidationError as error:
-            mend = f"recloop refuse {row.bundle} --reason 'plan of another version'"
-            raise UserError("experiment", row.bundle, f"a plan that this version reads ({error})", mend) from None
+            fix = f"recloop refuse {row.bundle} --reason 'plan of another version'"
+            raise UserError("experiment", row.bundle, f"a plan that this version reads ({error})", fix) from None
 
     def to_evidence(self) -> JsonTree:
         """The plan as JSON, for the release row."""

@@ -103,13 +103,13 @@ class Recommender:
         """
         groups = {(query.placement, query.k, query.filter) for query in queries}
         if len(groups) == 1:
-            return self._together(states, queries, with_inputs)
+            return self._recommend_batch(states, queries, with_inputs)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
-            answers[b] = self._together(one_state(states, b), [query], with_inputs)[0]
+            answers[b] = self._recommend_batch(one_state(states, b), [query], with_inputs)[0]
         return [answers[b] for b in range(len(queries))]
 
-    def _together(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool) -> list[RankedList]:
+    def _recommend_batch(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool) -> list[RankedList]:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.allowed(encoded, queries, placement)

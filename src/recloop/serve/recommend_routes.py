@@ -66,7 +66,7 @@ class RecommendRoutes:
 
     async def _rehearse(self) -> None:
         """Behind an answer that is on its way: on the loop, as of the same seq."""
-        self._service.behind.rehearse()
+        self._service.behind.drain()
 
     async def get_item(self, request: Request) -> Response:
         item_id = request.path_params["item_id"]
@@ -83,14 +83,14 @@ class RecommendRoutes:
     async def _heard_of(self, item_id: str) -> bool:
         service = self._service
         known = service.catalogue.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
-        return known or await run_in_threadpool(service.heard_of_item, item_id)
+        return known or await run_in_threadpool(service.item_exists, item_id)
 
     async def get_user(self, request: Request) -> Response:
         user_id = request.path_params["user_id"]
         state = self._service.user_state(user_id)
         view = state.view()
         heard = state.moments or state.groups or state.attributes is not None
-        if not heard and not await run_in_threadpool(self._service.heard_of_user, user_id):
+        if not heard and not await run_in_threadpool(self._service.user_exists, user_id):
             raise HttpError(404, "not_found", "no event and no attributes name this user", "user_id")
         past = [
             PastEvent(item, iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items

@@ -100,7 +100,7 @@ class Reloader:
         archive = await run_in_threadpool(Archive, service.project.data)
         if archive.watermark > service.archive.watermark:
             specs = [one.bundle.spec for one in service.fleet.every]
-            service.go_on_from(archive, await run_in_threadpool(service.known.reopened, archive, specs))
+            service.use_archive(archive, await run_in_threadpool(service.known.reopened, archive, specs))
             await run_in_threadpool(forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp
@@ -113,7 +113,7 @@ class Reloader:
         specs = [one.bundle.spec for one in service.fleet.every]
         known = await run_in_threadpool(service.known.reopened, service.archive, specs)
         rows = await run_in_threadpool(service.log.items, since)
-        service.mend(
+        service.repair(
             known,
             [
                 Item(**{**row, "attributes": msgspec.json.decode(row["attributes"])})

@@ -93,7 +93,7 @@ class Service:
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
         self.pulse = HealthCache(project)
         self.behind = ShadowQueue(self._list, self.decisions)
-        self._stack.callback(self.behind.rehearse)
+        self._stack.callback(self.behind.drain)
         self.writer = Writer(
             self.log,
             self.archive,
@@ -227,13 +227,13 @@ class Service:
         """What is known of a user now."""
         return self.known.state(self.bundle.spec, user_id, self.as_of, set())[0]
 
-    def heard_of_item(self, item_id: str) -> bool:
+    def item_exists(self, item_id: str) -> bool:
         """Whether any event names this item; reads files, so never on the event loop."""
-        return self.log.heard_of(ITEM_ID, item_id) or self.archive.heard_of(ITEM_ID, item_id)
+        return self.log.has_id(ITEM_ID, item_id) or self.archive.has_id(ITEM_ID, item_id)
 
-    def heard_of_user(self, user_id: str) -> bool:
+    def user_exists(self, user_id: str) -> bool:
         """Whether any event names this user; reads files, so never on the event loop."""
-        return self.log.heard_of(USER_ID, user_id) or self.archive.heard_of(USER_ID, user_id)
+        return self.log.has_id(USER_ID, user_id) or self.archive.has_id(USER_ID, user_id)
 
     def table(self) -> JsonTree:
         """``GET /v1/status``; opens the control store, so never on the event loop."""
@@ -286,15 +286,15 @@ class Service:
 
     def switch(self, fleet: Deployments, known: Mapping[str, StateSource]) -> None:
         """Serve this fleet from the next request on; on the loop."""
-        self.behind.rehearse()
+        self.behind.drain()
         fleet.warm(self.fleet)
         self.known.keep(known)
         self.fleet = fleet
-        self.writer.judge_by(EventLabeler.of(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
+        self.writer.set_labeler(EventLabeler.of(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
 
-    def go_on_from(self, archive: Archive, known: StateRegistry) -> None:
+    def use_archive(self, archive: Archive, known: StateRegistry) -> None:
         """What an update archived is read there, and states go on from its snapshots; on the loop."""
-        self.behind.rehearse()
+        self.behind.drain()
         before, self.known = self.known, known
         before.close()
         self.archive = self.writer.archive = archive
@@ -319,7 +319,7 @@ class Service:
         """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on.
 
         The rows are on the disk, so an error here undoes nothing: every cached state is dropped and the follower
-        reads the rest anew (`mend`).
+        reads the rest anew (`repair`).
         """
         try:
             self._take_in(jobs, seq)
@@ -329,14 +329,14 @@ class Service:
             self.unsettled = self.as_of if self.unsettled is None else self.unsettled
         self.as_of = seq
 
-    def mend(self, known: StateRegistry, items: Sequence[Item]) -> None:
+    def repair(self, known: StateRegistry, items: Sequence[Item]) -> None:
         """Put in place what a failed `_settle` left out; on the loop.
 
         Args:
             known: Made anew from snapshots and log.
             items: Versions after `unsettled`, in the order of their seq.
         """
-        self.go_on_from(self.archive, known)
+        self.use_archive(self.archive, known)
         for item in items:
             present = self.catalogue.get(item.item_id)
             if present is None or present.seq < item.seq:
@@ -349,7 +349,7 @@ class Service:
             touched.update(event.user_id for event in job.events)
             touched.update(user.user_id for user in job.kept_users)
             touched |= self.known.retract(job.kept_retractions)
-        self.behind.rehearse()
+        self.behind.drain()
         self.known.drop(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)

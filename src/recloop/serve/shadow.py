@@ -43,7 +43,7 @@ class ShadowQueue:
         """Remember an answer of this fleet."""
         self._waiting.append((query, decision, fleet))
 
-    def rehearse(self) -> None:
+    def drain(self) -> None:
         """Score what waits: called behind each answer, and before anything changes what that answer was made from."""
         while self._waiting:
             query, decision, fleet = self._waiting.popleft()

@@ -112,7 +112,7 @@ class Archive:
             parts.append(self._scan(files).filter(inside).with_columns(pl.lit(None, pl.String).alias(RULE)))
         return pl.concat(parts).collect().sort(SEQ)
 
-    def heard_of(self, column: str, raw_id: str) -> bool:
+    def has_id(self, column: str, raw_id: str) -> bool:
         """Whether some event of the import has this id in that column."""
         return not self._all().filter(pl.col(column) == raw_id).head(1).collect().is_empty()
 

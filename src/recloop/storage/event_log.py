@@ -293,7 +293,7 @@ class EventLog(Store):
             ).fetchall()
         return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row").sort(SEQ)
 
-    def heard_of(self, column: str, raw_id: str) -> bool:
+    def has_id(self, column: str, raw_id: str) -> bool:
         """Whether some event has this id in that column."""
         found = self._readers.get().execute(f"SELECT 1 FROM events WHERE {column} = ? LIMIT 1", (raw_id,))
         return found.fetchone() is not None

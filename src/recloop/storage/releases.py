@@ -240,8 +240,8 @@ def allowed(found: ReleaseState, bundle: str, to: str) -> None:
     state = found.state(bundle)
     first = state == "registered" and to == "live" and not found.lives
     if state not in FROM[to] and not first:
-        mend = f"{bundle} is live; roll back first" if to == "refused" and state == "live" else f"{bundle} is {state}"
-        raise Refused("state", state, f"one of {', '.join(FROM[to])}", mend)
+        fix = f"{bundle} is live; roll back first" if to == "refused" and state == "live" else f"{bundle} is {state}"
+        raise Refused("state", state, f"one of {', '.join(FROM[to])}", fix)
     tried = found.rows_in("experiment")
     if to == "experiment" and tried:
         raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or refuse that one first")
