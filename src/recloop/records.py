@@ -38,8 +38,6 @@ USE: Final = "use"  # a member of Use
 PAIR: Final = "pair"  # of an undo: the event type that it takes back, or "*"; else the type, where an undo names it
 UNITS: Final = "units"  # the quantity of a row that can be taken back, or that takes back; 1 where it has none
 MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
-ITEM_IX: Final = "item_ix"
-USER_IX: Final = "user_ix"
 
 DEFAULT_EVENT_TYPE: Final = "interaction"
 SECOND: Final = 1_000_000  # microseconds
@@ -94,7 +92,6 @@ COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
 """Sources that count as personal for cold-start coverage."""
 COLD_POSITIVES: Final = 5
 """A user with fewer believed inputs (targets included) in state is cold."""
-DEGRADED: Final = ("bundle", "log", "snapshot", "decisions")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import numpy as np
 import polars as pl
 
 from recloop.features.encode import attribute_codes
-from recloop.features.labels import with_uses
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory, offsets_of
+from recloop.features.state import offsets_of
 from recloop.features.undo import without_undone
 from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.json_object import AttributeValues
@@ -232,12 +231,6 @@ def _held(tables: ItemUserTables, held: pl.DataFrame) -> ValidationQueries:
         offsets=offsets_of(sizes),
         items=tables.items.lookup(flat, len(flat)),
     )
-
-
-def timeline(frames: list[pl.DataFrame], users: pl.DataFrame | None) -> StateHistory:
-    """The states of everybody over these labelled rows."""
-    columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT, USE, PAIR, UNITS]
-    return StateHistory(pl.concat([with_uses(frame).select(columns) for frame in frames]), users)
 
 
 def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[AttributeValues | None]:
