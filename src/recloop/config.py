@@ -1,6 +1,7 @@
 """recloop.toml as one frozen tree: every key with its type, bounds and default.
 
-The tree reads like the file; how it is filled is `recloop.settings`. It imports no torch.
+The tree reads like the file; how it is filled is `recloop.settings`. It imports no torch. The docstring below a key is its
+description in docs/reference/config.md.
 """
 
 from __future__ import annotations
@@ -29,24 +30,40 @@ class Columns(Section):
     """Ours = theirs; an empty name: the file has no such column."""
 
     user_id: str = "user_id"
+    """Column with the user's id."""
     item_id: str = "item_id"
+    """Column with the item's id."""
     timestamp: str = "timestamp"
+    """Column with the time of the event."""
     event_type: str = ""
+    """Column with the event type; without it every row is `interaction`."""
     value: str = ""
+    """Column with a number that the event carries, such as a rating or a price."""
     quantity: str = ""
+    """Column with the number of units."""
     group_id: str = ""
+    """Column with the basket, invoice or order that joins rows which happened at once; not a visit."""
     event_id: str = ""
+    """Column with a unique id of the event; without it an import cannot be repeated safely."""
     name: str = ""
+    """Column or template that people read as the item's name, such as `"{product_type}, {package_size}"`."""
 
 
 class Data(Section):
     events: str = "log.csv"
+    """File, glob or folder with the events: CSV, JSONL or Parquet, also as .gz or .zst."""
     items: str = ""
+    """File with the catalog, or empty; its id column is named as in `data.columns.item_id`."""
     users: str = ""
+    """File with attributes of users, or empty."""
     encoding: Literal["auto", "utf-8", "gb18030", "cp1252", "utf-16"] = "auto"
+    """Text encoding of the files."""
     time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
+    """Unit of timestamps; digits such as 20250131 are read as dates with `"iso"` alone."""
     timezone: str = "UTC"
+    """Time zone of timestamps that carry none."""
     columns: Columns = Columns()
+    """Names of the columns in the files."""
 
     @pydantic.field_validator("timezone")
     @classmethod
@@ -62,13 +79,17 @@ class Events(Section):
     """What an event means: types or conditions, asked in the order weights, neutral, negative, positive."""
 
     neutral: tuple[str, ...] = ("impression",)
+    """Types or conditions of rows that are kept and are neither target nor history."""
     positive: tuple[str, ...] = ("*",)
+    """Types or conditions of rows that a model learns to predict."""
     negative: tuple[str, ...] = ("dislike", "hide")
-    weights: dict[str, float] = {}  # above 0 positive, below 0 negative, 0 neutral; in the order of the file
-    history: tuple[str, ...] = ()  # input and not target
-    undo: dict[str, str] = {
-        "quantity < 0": "*"
-    }  # takes back the newest earlier event of that type; * the heaviest target
+    """Types or conditions that take an item out of the user's lists until a later positive event."""
+    weights: dict[str, float] = {}
+    """Weight of a type or condition: above 0 positive, below 0 negative, 0 neutral; the first match decides."""
+    history: tuple[str, ...] = ()
+    """Types or conditions of rows that are model input and not targets."""
+    undo: dict[str, str] = {"quantity < 0": "*"}
+    """Type or condition of a return = the event type that it takes back; `*`: the heaviest target."""
 
     @pydantic.field_validator("undo", mode="before")
     @classmethod
@@ -96,16 +117,24 @@ class Events(Section):
 
 class Burst(Section):
     events: int = pydantic.Field(10, ge=2)
+    """Number of acts of one user within the window that marks a burst."""
     seconds: float = pydantic.Field(1.0, gt=0)
+    """Length of the window in seconds."""
 
 
 class Clean(Section):
     duplicates: Literal["exact", "off"] = "exact"
+    """Whether exact repetitions of a row are removed."""
     burst: Burst | Literal["off"] = Burst()
+    """Rule that removes rows of a user who acts faster than a person can; `"off"` disables it."""
     keep: str = "quantity IS NULL OR quantity <> 0"
-    future: str = "5m"  # a stamp further ahead of its arrival, or before 1970, is a wrong clock's; "off"
+    """Condition that a row must meet to be kept; empty: every row."""
+    future: str = "5m"
+    """How far a timestamp may lie ahead of its arrival before the row is quarantined; `"off"` disables it."""
     max_removed: float = pydantic.Field(0.05, ge=0, le=1)
+    """Largest share of rows that one cleaning rule may remove before the run stops."""
     max_rejected: float = pydantic.Field(0.05, ge=0, le=1)
+    """Largest share of unreadable rows before the run stops."""
 
     @pydantic.field_validator("future")
     @classmethod
@@ -122,12 +151,19 @@ class Clean(Section):
 
 class Split(Section):
     protocol: Literal["temporal", "leave-one-out", "sampled-99"] = "temporal"
+    """How the log is split into train, validation and test."""
     quantile: float = pydantic.Field(0.9, gt=0, lt=1)
+    """Share of the events that lies before the temporal cut."""
     targets: Literal["next", "successive", "last"] = "successive"
+    """Which events after the cut are predicted: each user's next one, every successive one, or the last."""
     ties: Literal["moment", "row"] = "moment"
+    """Whether events with one timestamp form a moment, or the order of rows counts."""
     k_core: int = pydantic.Field(1, ge=1)
+    """Users and items with fewer events than this are left out of the split."""
     validation_users: int = pydantic.Field(1024, ge=0)
+    """Largest number of validation users that choose half-lives, epochs and weights; 0: no validation."""
     filter_seen: bool = False
+    """Whether items that the user already has in their history are left out of lists."""
 
 
 class Field(Section):
@@ -135,16 +171,24 @@ class Field(Section):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     kind: Literal["category", "number", "categories", "vector"] = "category"
+    """How the attribute is encoded: a vocabulary (`category`) or quantile buckets (`number`)."""
     source: str = pydantic.Field("", alias="from")
+    """Name of the attribute in the catalog or user file; empty: the name of the feature."""
     dim: int = pydantic.Field(16, ge=1)
+    """Size of the embedding."""
 
 
 class Features(Section):
     dim: int = pydantic.Field(64, ge=1)
+    """Size of item and user vectors."""
     history: int = pydantic.Field(200, ge=1)
+    """Newest items of a user's history that a sequence model reads, in whole moments."""
     request: tuple[Literal["hour", "weekday", "gap"], ...] = ("hour", "weekday", "gap")
+    """Features of the time of a request, in `data.timezone`."""
     item: dict[str, Field] = {}
+    """Features of items, one table each."""
     user: dict[str, Field] = {}
+    """Features of users, one table each."""
 
 
 class Model(pydantic.BaseModel):
@@ -152,6 +196,7 @@ class Model(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="allow")
     name: str = "sasrec"
+    """Built-in model or `package.module:Class`; other keys of the table are the model's own options."""
 
     @property
     def options(self) -> JsonTree:
@@ -159,19 +204,29 @@ class Model(pydantic.BaseModel):
 
 
 class Counts(Section):
-    half_life: Literal["auto", "none"] | Annotated[float, pydantic.Field(gt=0)] = "auto"  # days
+    half_life: Literal["auto", "none"] | Annotated[float, pydantic.Field(gt=0)] = "auto"
+    """Half-life of counts in days; `auto` chooses it on validation, `none` weighs every moment equally."""
 
 
 class Train(Section):
     loss: Literal["auto", "ce", "ss_refined", "ss", "ss_logq", "gbce", "bce", "bpr"] = "auto"
+    """Training loss; `auto` chooses by model and catalog size."""
     negatives: int = pydantic.Field(256, ge=1)
+    """Items drawn per step as negatives, shared by the targets of the step."""
     windows: Literal["all", "last"] = "all"
+    """Whether every window of a user's history is a training sequence, or the last one alone."""
     lr: float = pydantic.Field(1e-3, gt=0)
+    """Learning rate."""
     epochs: int = pydantic.Field(100, ge=1)
+    """Largest number of epochs."""
     patience: int = pydantic.Field(3, ge=1)
+    """Epochs without improvement on validation after which training stops."""
     refit: bool = False
+    """Whether the model is trained once more on all rows with the number of epochs found."""
     budget: str = "10m"
+    """Training time of the network, from its first batch."""
     seed: int = pydantic.Field(0, ge=0)
+    """Seed of every random choice in training."""
 
     @pydantic.field_validator("budget")
     @classmethod
@@ -186,18 +241,24 @@ class Train(Section):
 
 class Placement(Section):
     list: Literal["for_you", "popular", "similar", "latest", "together", "again", "trending"] = "for_you"
+    """Kind of list that the placement shows."""
     mix: Literal["auto"] | dict[Literal["model", "history", "neighbours", "popular"], float] = "auto"
+    """Weight of each source in the fusion; `auto` chooses weights on validation."""
     filter: str = ""
+    """Condition over item attributes that every listed item meets; empty: none."""
     k: int = pydantic.Field(10, ge=1, le=1000)
+    """Length of the list when a request names none."""
 
 
 class Evaluate(Section):
     k: tuple[Annotated[int, pydantic.Field(ge=1, le=1000)], ...] = pydantic.Field((10,), min_length=1)
+    """Cut-offs of the metrics."""
     baselines: tuple[Literal["popular", "bought_before", "covisitation"], ...] = (
         "popular",
         "bought_before",
         "covisitation",
     )
+    """Baselines in the evaluation table."""
 
 
 HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
@@ -205,11 +266,17 @@ HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 class Serve(Section):
     host: str = "127.0.0.1"
+    """Address that the service binds to."""
     port: int = pydantic.Field(8088, ge=0, le=65535)
+    """Port that the service listens on; 0: any free port."""
     hosts: tuple[str, ...] = ()
+    """Further host names that a request may name in its `Host` header, without scheme and port."""
     segment: str = ""
-    keys: str = ""  # [later]
+    """User attribute whose value selects a segment's own popular list; empty: one list for all."""
+    keys: str = ""
+    """Reserved for a file of API keys; must be empty."""
     replay: bool = False
+    """Whether a request may set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
 
     @pydantic.field_validator("hosts")
     @classmethod
@@ -222,52 +289,80 @@ class Serve(Section):
 
 class Stores(Section):
     log: str = "sqlite:///store/log.db"
+    """Address of the event log."""
     decisions: str = "sqlite:///store/decisions.db"
+    """Address of the decision log."""
     control: str = "sqlite:///store/control.db"
+    """Address of the release history."""
 
 
 class Gates(Section):
     margin: float = pydantic.Field(0.03, ge=0)
-    min_users: int = pydantic.Field(20, ge=1)  # over fewer users or queries `new` waits for more rows
+    """Largest relative loss of NDCG@10 that a candidate may have and still pass."""
+    min_users: int = pydantic.Field(20, ge=1)
+    """Fewest users in the gate's window; with fewer the gate waits for more rows."""
     min_queries: int = pydantic.Field(30, ge=1)
+    """Fewest queries in the gate's window; with fewer the gate waits for more rows."""
     slice_drop: float = pydantic.Field(0.1, ge=0)
+    """Largest relative loss of NDCG@10 in a slice."""
     parity: int = pydantic.Field(0, ge=0)
+    """Largest number of unexplained differences between served and rebuilt lists."""
     latency: float = pydantic.Field(1.2, gt=0)
+    """Largest ratio of the candidate's latency to that of the live bundle."""
     cold_coverage_drop: float = pydantic.Field(0.05, ge=0)
+    """Largest loss of cold-start user coverage."""
 
 
 class ExperimentPlan(Section):
     """The plan of the next experiment; the release row that starts it keeps it."""
 
     metric: Literal["hit_rate", "clicks_per_request", "positives_from_lists", "value_from_lists"] = "hit_rate"
-    users: int = pydantic.Field(4000, ge=1)  # of both arms, at the last look
+    """Primary metric of the experiment."""
+    users: int = pydantic.Field(4000, ge=1)
+    """Users of both arms at the last interim analysis."""
     looks: int = pydantic.Field(4, ge=1, le=50)
-    margin: float = pydantic.Field(0.01, gt=0, lt=1)  # largest relative loss that counts as no harm
+    """Number of interim analyses."""
+    margin: float = pydantic.Field(0.01, gt=0, lt=1)
+    """Largest relative loss that counts as no harm."""
     alpha: float = pydantic.Field(0.05, gt=0, lt=0.5)
+    """Error rate of the experiment."""
 
 
 class Release(Section):
     shadow: float = pydantic.Field(0.01, ge=0, le=1)
+    """Share of users whose requests a bundle in the shadow answers as well."""
     experiment: float = pydantic.Field(0.5, ge=0, le=1)
+    """Share of users that the next experiment assigns to the candidate."""
     plan: ExperimentPlan = ExperimentPlan()
-    refresh: Literal["gate", "shadow", "manual"] = "gate"  # of a child with live's recipe that passed its gate
-    auto: bool = False  # [later]
+    """Plan of the next experiment."""
+    refresh: Literal["gate", "shadow", "manual"] = "gate"
+    """How a retrained bundle with the recipe of the live one replaces it after its gate."""
+    auto: bool = False
+    """Reserved for unattended releases; must be false."""
     gates: Gates = Gates()
+    """Thresholds of the gate."""
 
 
 class Update(Section):
-    replay: float = pydantic.Field(1.0, ge=0, le=100)  # old positions per new position
+    replay: float = pydantic.Field(1.0, ge=0, le=100)
+    """Old training positions per new position in an update."""
     mode: Literal["warm", "full"] = "warm"
-    input_check: bool = True  # false: what came is learned from whatever live's loss on it says
+    """Whether an update starts from the live bundle's weights or trains from scratch."""
+    input_check: bool = True
+    """Whether new rows on which the live bundle does unusually badly stop the update."""
 
 
 class Retention(Section):
     """What is kept; `recloop update` and `recloop gc` remove the rest. Ages are measured from the newest row."""
 
-    bundles: int = pydantic.Field(5, ge=1)  # the newest ones, and as many before the live one for rollback
-    runs: int = pydantic.Field(20, ge=1)  # the newest finished ones
+    bundles: int = pydantic.Field(5, ge=1)
+    """Newest bundles to keep, and as many before the live one."""
+    runs: int = pydantic.Field(20, ge=1)
+    """Newest finished training runs to keep."""
     decisions: str = "30d"
-    log: str = "8d"  # rows of log.db that data/ holds
+    """Age after which decisions are removed."""
+    log: str = "8d"
+    """Age after which rows of the event log that `data/` holds are removed."""
 
     @property
     def decision_seconds(self) -> float:
@@ -282,20 +377,35 @@ class Config(Section):
     """The whole file."""
 
     data: Data = Data()
+    """Input files and their columns."""
     events: Events = Events()
+    """Meaning of events: types or conditions."""
     clean: Clean = Clean()
+    """Cleaning rules."""
     split: Split = Split()
+    """Split into train, validation and test."""
     features: Features = Features()
+    """Features of items, users and requests."""
     model: Model = Model()
+    """Model to train."""
     counts: Counts = Counts()
+    """Counting models."""
     train: Train = Train()
+    """Training of networks."""
     placement: dict[str, Placement] = {"home": Placement()}
+    """Placements by name; `home` always exists."""
     evaluate: Evaluate = Evaluate()
+    """Offline evaluation."""
     serve: Serve = Serve()
+    """HTTP service."""
     stores: Stores = Stores()
+    """Addresses of the stores."""
     release: Release = Release()
+    """Releases, experiments and gates."""
     update: Update = Update()
+    """Retraining."""
     retention: Retention = Retention()
+    """What is kept; ages are measured from the newest row."""
 
     @pydantic.field_validator("placement")
     @classmethod
