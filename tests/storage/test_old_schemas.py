@@ -1,0 +1,61 @@
+"""Stores and a bundle as an earlier program wrote them: read with the rows that were written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recloop import bundle as bundles
+from recloop.storage.control import ControlStore
+from recloop.storage.decisions import DecisionLog
+from recloop.storage.event_log import EventLog
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(params=["read only", "written"])
+def write(request: pytest.FixtureRequest) -> bool:
+    """Whether the store is opened for writing, which migrates it."""
+    return request.param == "written"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the project folder of schema 3: 20 users, 15 items, 3 decisions, 2 events, 1 retraction."""
+    return shutil.copytree(FIXTURES / "schema-3", tmp_path / "shop")
+
+
+def test_decisions_of_schema_3_keep_their_rows(folder: Path, write: bool) -> None:
+    with DecisionLog(folder / "store" / "decisions.db", write) as decisions:
+        rows = sorted(decisions.rows(), key=lambda row: row.user_id or "")
+    assert [row.user_id for row in rows] == ["new", "u01", "u02"]
+    assert [row.request_id for row in rows] == ["c-new", "c-u01", "c-u02"]
+    assert {(row.role, row.variant, row.placement) for row in rows} == {("answer", "live", "home")}
+    assert [len(row.items) for row in rows] == [3, 3, 3]
+
+
+def test_log_of_schema_1_keeps_its_events_and_retractions(folder: Path, write: bool) -> None:
+    with EventLog(folder / "store" / "log.db", write) as log:
+        events = log.events()
+        retractions = log.retractions()
+    assert events.select("seq", "user_id", "item_id", "event_id", "group_id").rows() == [
+        (659, "u01", "i01", "e1", None),
+        (660, "u02", "i02", "e2", "g"),
+    ]
+    assert [row.rule for row in retractions] == ["burst"]
+
+
+def test_control_of_schema_3_keeps_its_releases_and_inbox(folder: Path) -> None:
+    control = ControlStore(folder / "store" / "control.db")
+    assert [row.to for row in control.releases()] == ["registered", "live"]
+    assert [row.rule for row in control.handed()] == ["keep"]
+
+
+def test_bundle_of_before_the_new_names_loads_with_its_hash(folder: Path) -> None:
+    release = ControlStore(folder / "store" / "control.db").releases()[-1]
+    bundle = bundles.load(folder / "bundles" / release.bundle, release.sha256)
+    assert len(bundle.items) == 15
+    assert set(bundle.policy.placements) == {"home"}
+    assert bundle.spec.request == ("hour", "weekday", "gap")
