@@ -24,7 +24,7 @@ shelf: $(VENV)/.demo
 	$(BIN)/python benchmarks/shelf.py
 
 # The fast tests; docs, borders, import contracts and the anchors run in `make check`.
-IN_CHECK := tests/test_docs.py tests/test_interface.py tests/test_imports.py tests/evaluation/test_anchor.py
+IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/evaluation/test_anchor.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
@@ -50,6 +50,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 	$(BIN)/python tests/support/readme_tree.py --write
+	$(BIN)/python docs/generate.py --write
 
 clean:
 	rm -rf $(VENV) recloop-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

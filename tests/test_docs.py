@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import generate
 import pydantic
 import pytest
 import readme_tree
@@ -70,6 +71,10 @@ def test_the_guide_is_executed() -> None:
 def test_the_tree_of_the_readme_is_the_tree() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert readme_tree.block() in text, "run: python tests/support/readme_tree.py --write"
+
+
+def test_reference_tree_is_as_generated() -> None:
+    assert generate.stale() == [], f"run: {generate.COMMAND}"
 
 
 def sources() -> Iterator[Path]:

@@ -49,6 +49,15 @@ PROVEN: Final = {
     "at": "When `recloop verify` ran last, in seconds since 1970", "checked": "Decisions that it rebuilt",
     "unexplained": "Those of them that differ, unexplained",
 }  # fmt: skip
+PROCESS_METRICS: Final = {
+    "generation": "Generation of the releases that this process serves",
+    "last_seq": "Last seq that this process has read",
+    "degraded": "Number of parts that are missing from answers",
+    "decisions_dropped_total": "Decisions that found the buffer full",
+    "decisions_lost_total": "Decisions that ended processes took with them",
+    "decisions_repeated_total": "Decisions left out because their key existed",
+}
+"""Numbers of the process itself, without labels."""
 
 
 @dataclass(frozen=True)
@@ -196,4 +205,4 @@ def _families(seen: HealthSummary) -> Iterable[Metric]:
 def _own(process: Mapping[str, float]) -> Iterable[Metric]:
     for name, value in process.items():
         made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-        yield made(f"recloop_{name.removesuffix('_total')}", name.replace("_", " "), value=value)
+        yield made(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)

@@ -1,0 +1,451 @@
+"""Generate docs/reference from the code: config, commands, REST, bundle, stores, metrics; ``--write`` writes the pages.
+
+Sentences that the code does not carry are in ``descriptions.toml``. Without ``--write`` the pages are compared, and the
+exit code is 1 where one of them is stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sqlite3
+import sys
+import tomllib
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+
+import pydantic
+import typer
+from annotated_types import Ge, Gt, Le, Lt
+from prometheus_client.parser import text_string_to_metric_families
+
+from recloop import config, errors
+from recloop.cli import app, terminal
+from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
+from recloop.monitoring import summary
+from recloop.policy import Placement, Policy, ScorerSpec
+from recloop.serve import openapi
+from recloop.storage import control, decisions, event_log, snapshots
+
+DOCS: Final = Path(__file__).resolve().parent
+FOLDER: Final = DOCS / "reference"
+DESCRIPTIONS: Final[dict[str, Any]] = tomllib.loads((DOCS / "descriptions.toml").read_text("utf-8"))
+COMMAND: Final = "python docs/generate.py --write"
+BOUNDS: Final = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
+STORES: Final = {
+    "log.db": event_log.SCRIPT,
+    "decisions.db": decisions.SCRIPT,
+    "control.db": control.SCRIPT,
+    "snapshots-SEQ-STATE8.db": snapshots.SCRIPT,
+}
+RECORDS: Final[Mapping[str, type[Any]]] = {
+    "manifest.json": Manifest,
+    "manifest.json: model": ModelSpec,
+    "manifest.json: data": TrainingRows,
+    "manifest.json: train": Training,
+    "manifest.json: scorers.SOURCE": ScorerSpec,
+    "policy.json": Policy,
+    "policy.json: placements.NAME": Placement,
+}
+VALUES: Final = {"int": "NUMBER", "int range": "NUMBER", "float": "NUMBER"}
+"""Names of an option's value by its type; any other is text."""
+NOT_IN_JSON: Final = {"other_keys", "source"}
+"""Fields of a record that are not keys of its JSON: keys of later versions, and the name that a record is filed under."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines] + [""]
+
+
+def described(*path: str) -> str:
+    """The sentence of ``descriptions.toml`` at a path.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    node: Any = DESCRIPTIONS
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(node, str):
+        sys.exit(f"docs/descriptions.toml: no sentence for {' / '.join(path)}; add one under [{'.'.join(path[:-1])}]")
+    return node
+
+
+def page(title: str, lines: Iterable[str]) -> str:
+    """A whole page under its title."""
+    return "\n".join([f"# {title}", "", f"<!-- generated: {COMMAND} -->", "", *lines]).rstrip() + "\n"
+
+
+def first_sentence(text: str | None) -> str:
+    """The first paragraph of a docstring, on one line, with plain code marks."""
+    return " ".join((text or "").split("\n\n")[0].split()).replace("``", "`")
+
+
+# ---- config.md
+
+
+def config_descriptions() -> dict[tuple[str, str], str]:
+    """The docstring below each field of config.py, by class and field."""
+    found = {}
+    for node in ast.parse(inspect.getsource(config)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    assert isinstance(field.target, ast.Name)
+                    found[node.name, field.target.id] = str(ast.literal_eval(text.value))
+    return found
+
+
+def config_page() -> str:
+    """Every key of recloop.toml by table."""
+    lines = [
+        "Every key of `recloop.toml` with its type and default. `--set a.b=c` overrides `RECLOOP_A__B`, which overrides the file.",
+        "An unknown key is refused and the nearest known one is named. A condition is SQL over the fields of a row.",
+        "What happens when a setting changes in a living project: [stability](../stability.md#a-changed-recloop-toml).",
+        "",
+    ]
+    return page("Configuration", [*lines, *_section(config.Config, "", config_descriptions())])
+
+
+def _section(section: type[pydantic.BaseModel], prefix: str, texts: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    rows, inner = [], []
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        text = texts.get((section.__name__, name))
+        if text is None:
+            sys.exit(f"src/recloop/config.py: no docstring below {section.__name__}.{name}; write one sentence")
+        child, placeholder = _child(field.annotation)
+        if child is not None:
+            inner.append((child, f"{prefix}{key}{placeholder}.", text))
+        if child is None or not isinstance(field.default, pydantic.BaseModel | dict):
+            rows.append((f"`{key}`", _type(field.annotation, field.metadata), f"`{_toml(field.default)}`", text))
+    if rows:
+        yield from table(("key", "type", "default", "meaning"), rows)
+    for child, path, text in inner:
+        yield from (f"## `[{path.rstrip('.')}]`", "", text, "")
+        yield from _section(child, path, texts)
+
+
+def _child(annotation: Any) -> tuple[type[pydantic.BaseModel] | None, str]:
+    """The table that a key holds, if any, and what its name adds to the path."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation, ""
+    if get_origin(annotation) is dict and isinstance(get_args(annotation)[1], type):
+        value = get_args(annotation)[1]
+        return (value, ".NAME") if issubclass(value, pydantic.BaseModel) else (None, "")
+    for choice in get_args(annotation) if get_origin(annotation) is not tuple else ():
+        if isinstance(choice, type) and issubclass(choice, pydantic.BaseModel):
+            return choice, ""
+    return None, ""
+
+
+def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """A type as a reader of TOML names it, with its bounds."""
+    if hasattr(annotation, "__metadata__"):
+        return _type(annotation.__origin__, [m for item in annotation.__metadata__ for m in _constraints(item)])
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"table of {_type(arguments[1])}"
+    if origin is not None:
+        return " or ".join(_type(choice) for choice in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return "table"
+    name = {str: "text", int: "integer", float: "number", bool: "true or false"}[annotation]
+    limits = [
+        f"{word} {getattr(item, attribute):g}"
+        for kind, attribute, word in BOUNDS
+        for item in metadata
+        if isinstance(item, kind)
+    ]
+    return ", ".join([name, *limits])
+
+
+def _constraints(item: Any) -> list[Any]:
+    return list(item.metadata) if hasattr(item, "metadata") else [item]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, pydantic.BaseModel):
+        return _toml(value.model_dump())
+    if isinstance(value, dict):
+        inside = ", ".join(
+            f"{key if key.isidentifier() else _toml(key)} = {_toml(item)}" for key, item in value.items()
+        )
+        return f"{{ {inside} }}" if inside else "{}"
+    return f"{value:g}" if isinstance(value, float) and value != int(value) else str(value)
+
+
+# ---- cli.md
+
+
+def commands() -> dict[str, Any]:
+    """Every verb of the command line; typer brings its own copy of click, so they have no public type."""
+    group: Any = typer.main.get_command(app)
+    return {name: command for name, command in group.commands.items() if not command.hidden}
+
+
+def exit_codes() -> list[tuple[str, str]]:
+    """Exit codes with what each one means, from the exception tree."""
+    by_code = {0: "Done; also where nothing was new.", terminal.INTERRUPTED: "Interrupted."}
+    for error in (errors.RecloopError, *errors.RecloopError.__subclasses__()):
+        by_code[error.exit_code] = described("exit_codes", error.__name__)
+    return [(str(code), by_code[code]) for code in sorted(by_code)]
+
+
+def cli_page() -> str:
+    """Every verb by help panel."""
+    lines = [
+        "Run in the project folder, or with `-C DIR`. `--set KEY=VALUE` overrides one setting and may be repeated.",
+        "Both stand before or after the verb. Results are written to stdout, progress and errors to stderr.",
+        "With `--json` stdout is exactly one JSON object; its keys are listed in [stability](../stability.md).",
+        "",
+        "## Exit codes",
+        "",
+        *table(("code", "meaning"), exit_codes()),
+    ]
+    panel = ""
+    for name, command in commands().items():
+        here = str(getattr(command, "rich_help_panel", "") or "")
+        if here != panel:
+            panel = here
+            lines += [f"## {panel[:1].upper()}{panel[1:]}", ""]
+        lines += _command(name, command)
+    return page("Command line", lines)
+
+
+def _command(name: str, command: Any) -> list[str]:
+    shown = [one for one in command.params if not one.hidden and one.name != "help"]
+    arguments = [f" {_metavar(one)}" for one in shown if one.param_type_name == "argument"]
+    rows = [_parameter(one) for one in shown]
+    lines = [f"### `recloop {name}{''.join(arguments)}`", "", first_sentence(command.help), ""]
+    return [*lines, *table(("argument", "meaning", "default"), rows)]
+
+
+def _metavar(argument: Any) -> str:
+    return str(argument.metavar or argument.name).upper()
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    if parameter.param_type_name == "argument":
+        return f"`{_metavar(parameter)}`", parameter.help or "", "required" if parameter.required else ""
+    value = "" if parameter.is_flag else f" {parameter.metavar or VALUES.get(parameter.type.name, 'TEXT')}"
+    unset = parameter.default is None or parameter.default is False or not str(parameter.default)
+    default = "required" if parameter.required else "" if unset else f"`{parameter.default}`"
+    return f"`{', '.join(parameter.opts)}{value}`", parameter.help or "", default
+
+
+# ---- rest.md
+
+
+def rest_page() -> str:
+    """Every route, then every schema."""
+    document = openapi.document()
+    lines = [
+        "JSON over HTTP, generated from the OpenAPI document that the service answers at `/openapi.json`.",
+        "Limits, hosts and tokens: [stability](../stability.md#rest).",
+        "",
+    ]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            lines += _operation(f"{method.upper()} {path}", operation)
+    lines += ["## Schemas", ""]
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        lines += _schema(name, schema)
+    return page("REST", lines)
+
+
+def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
+    lines = [f"## `{title}`", "", f"{operation['summary']}.", ""]
+    if operation.get("security"):
+        lines += ["Needs the admin token (`Authorization: Bearer TOKEN`).", ""]
+    parameters = [
+        (f"`{one['name']}`", one["in"], _schema_type(one["schema"]), "yes" if one.get("required") else "", one.get("description", ""))
+        for one in operation.get("parameters", [])
+    ]  # fmt: skip
+    lines += table(("parameter", "in", "type", "required", "meaning"), parameters) if parameters else []
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        lines += [f"Body (`{kind}`): {_schema_type(content['schema'])}.", ""]
+    responses = [
+        (status, response["description"], ", ".join(_schema_type(c["schema"]) for c in response["content"].values()))
+        for status, response in operation["responses"].items()
+    ]
+    return lines + table(("status", "meaning", "body"), responses)
+
+
+def _schema(name: str, schema: Mapping[str, Any]) -> list[str]:
+    required = set(schema.get("required", ()))
+    rows = [
+        (f"`{key}`", _schema_type(inner), "yes" if key in required else "")
+        for key, inner in schema.get("properties", {}).items()
+    ]
+    text = first_sentence(schema.get("description"))
+    return [f"### {name}", "", *([text, ""] if text else []), *table(("field", "type", "always"), rows)]
+
+
+def _schema_type(schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})" if name else "text"
+    if "anyOf" in schema or "oneOf" in schema:
+        return " or ".join(dict.fromkeys(_schema_type(inner) for inner in schema.get("anyOf", schema.get("oneOf"))))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"list of {_schema_type(schema.get('items', {}))}"
+    names = {"string": "text", "object": "object", "boolean": "true or false"}
+    limits = [
+        f"{word} {schema[key]}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in schema
+    ]
+    return ", ".join([names.get(str(kind), str(kind)), *limits])
+
+
+# ---- bundle.md
+
+
+def bundle_page() -> str:
+    """Files of a bundle and keys of its records."""
+    lines = [
+        "A bundle is a folder that holds everything which decides a list. It is written once and never changed.",
+        "Its name is `MODEL-YYYYMMDDTHHMMSSZ-HASH8`; rules for reading and refusing one: [stability](../stability.md#bundles).",
+        "",
+        "## Files",
+        "",
+        *table(("file", "content"), ((f"`{name}`", text) for name, text in DESCRIPTIONS["bundle"]["files"].items())),
+    ]
+    for title, record in RECORDS.items():
+        rows = [
+            (f"`{field.name}`", described("bundle", record.__name__, field.name), _annotation(field.type))
+            for field in dataclasses.fields(record)
+            if field.name not in NOT_IN_JSON
+        ]
+        lines += [f"## `{title}`", "", *table(("key", "meaning", "type"), rows)]
+    return page("Bundle", lines)
+
+
+def _annotation(kind: Any) -> str:
+    """A field's type as text, without what JSON does not tell apart."""
+    text = str(kind).replace("Mapping[str, Any]", "object").replace("Mapping[str, ", "object of [")
+    return f"`{text.replace('object of [', 'object[').replace(' | None', '?')}`"
+
+
+# ---- stores.md
+
+
+def tables(script: str) -> Iterator[tuple[str, list[tuple[str, str, bool]]]]:
+    """Tables of a store with (column, type, may be null), read from the database that its script makes."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(script)
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid").fetchall()
+        for (name,) in names:
+            columns = connection.execute(f"PRAGMA table_info({name})").fetchall()
+            yield name, [(column[1], column[2], not column[3] and not column[5]) for column in columns]
+    finally:
+        connection.close()
+
+
+def stores_page() -> str:
+    """Every table and column."""
+    lines = [
+        "Stores are SQLite files in `store/`. Timestamps are int64 microseconds UTC; ids are text and never parsed.",
+        "Rows are never changed; what counts and in which order: [stability](../stability.md#stores).",
+        "",
+    ]
+    for store, script in STORES.items():
+        lines += [f"## `{store}`", ""]
+        for name, columns in tables(script):
+            rows = [
+                (f"`{column}`", kind.lower() + (", optional" if optional else ""), described("stores", name, column))
+                for column, kind, optional in columns
+            ]
+            lines += [
+                f"### {name}",
+                "",
+                described("stores", name, "_"),
+                "",
+                *table(("column", "type", "meaning"), rows),
+            ]
+    return page("Stores", lines)
+
+
+# ---- metrics.md
+
+
+def metric_families() -> list[tuple[str, str, str, str]]:
+    """(name, type, labels, help) of every family of ``GET /metrics``, from an exposition with one sample each."""
+    numbers: dict[str, Any] = dict.fromkeys(summary.GAUGES, 1.0)
+    numbers |= {"sources": {"model": 1.0}, "latency_ms": {"p50": 1.0, "p99": 1.0}}
+    seen = types.SimpleNamespace(
+        windows={"day": {"live": {"home": numbers}}},
+        totals={("live", "home"): 1},
+        received={"day": 1},
+        proven=dict.fromkeys(summary.PROVEN, 1),
+    )
+    text = summary.exposition(seen, dict.fromkeys(summary.PROCESS_METRICS, 0.0)).decode()  # type: ignore[arg-type]
+    rows = []
+    for family in text_string_to_metric_families(text):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in family.samples[0].labels)
+        rows.append((f"`{name}`", family.type, labels, family.documentation))
+    return rows
+
+
+def metrics_page() -> str:
+    """Every Prometheus metric."""
+    lines = [
+        "Prometheus reads these at `GET /metrics`. No label holds an id of a user or an item.",
+        "Formulas: [definitions](../definitions.md).",
+        "",
+        *table(("name", "type", "labels", "meaning"), metric_families()),
+    ]
+    return page("Metrics", lines)
+
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "bundle.md": bundle_page,
+    "cli.md": cli_page,
+    "config.md": config_page,
+    "metrics.md": metrics_page,
+    "rest.md": rest_page,
+    "stores.md": stores_page,
+}
+
+
+def stale() -> list[str]:
+    """Names of pages that differ from what the code says."""
+    return [
+        name
+        for name, build in PAGES.items()
+        if not (FOLDER / name).exists() or (FOLDER / name).read_text("utf-8") != build()
+    ]
+
+
+def write() -> None:
+    """Write every page."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, build in PAGES.items():
+        (FOLDER / name).write_text(build(), "utf-8")
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        write()
+    elif old := stale():
+        sys.exit(f"stale: {', '.join(old)}; run: {COMMAND}")
