@@ -24,7 +24,7 @@ from recloop.config import Config
 from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+) run[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -119,6 +119,12 @@ def test_links_inside_the_docs_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_decisions_index_links_every_file() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text("utf-8")
+    assert [file.name for file in folder.glob("2*.md") if f"]({file.name})" not in index] == []
 
 
 def test_no_page_names_a_place_of_this_machine() -> None:

@@ -152,7 +152,7 @@ def test_the_mean_gradient_of_ss_refined_is_that_of_the_full_softmax() -> None:
 
 @pytest.mark.slow
 def test_the_mean_gradients_of_all() -> None:
-    """The table of docs/decisions.md: ``pytest -s -m slow tests/training/test_sampled_losses.py -k gradients``."""
+    """The table of docs/decisions/: ``pytest -s -m slow tests/training/test_sampled_losses.py -k gradients``."""
     for m in (256, 32):
         errors = {name: mean_gradient(name, m) for name in NAMES}
         for name, (error, direction) in errors.items():

@@ -23,7 +23,7 @@ from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.negatives import NegativesByMoment
 
 TOKENS = 2_800
-"""Tokens a step, padding included: small steps learn more a second than large ones (docs/decisions.md)."""
+"""Tokens a step, padding included: small steps learn more a second than large ones (docs/decisions/)."""
 
 
 class Batch(NamedTuple):

@@ -19,7 +19,7 @@ CHUNK = 4_000_000
 """Scores held at a time (16 MB): a full softmax over 65,116 items would else fill gigabytes."""
 
 MANY = 100_000
-"""Items above which ``auto`` draws negatives (docs/decisions.md has the seconds of a step on both sides)."""
+"""Items above which ``auto`` draws negatives (docs/decisions/ has the seconds of a step on both sides)."""
 
 Each = Callable[[PairScores], Tensor]
 SAMPLED: dict[str, tuple[Each, Each, bool]] = {
