@@ -1,4 +1,4 @@
-"""docs/interface.md, executed: its config is the default, its verbs, keys, files, stores, bundle and routes are there."""
+"""The contract of docs/stability.md and docs/reference: defaults, JSON keys, exit codes, files, stores, bundle, routes."""
 
 from __future__ import annotations
 
@@ -28,18 +28,13 @@ from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "interface.md").read_text("utf-8")
-
-
-def section(number: int) -> str:
-    """One section of the document."""
-    return TEXT.split(f"\n## {number}. ")[1].split("\n## ")[0]
+DOCS = ROOT / "docs"
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The rows of a section's table, cell by cell."""
-    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """The rows of the tables of a text, cell by cell, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def keys_in(listed: str) -> set[str]:
@@ -50,20 +45,21 @@ def keys_in(listed: str) -> set[str]:
     return set(re.findall(r"[a-z_]+", flat))
 
 
-# ---- section 4: the configuration
+# ---- the configuration
 
 
-def test_the_config_block_is_the_default() -> None:
-    """Every key of the block holds its default; the one example, a feature of items, is a feature of items."""
-    block = section(4).split("```toml\n")[1].split("```")[0]
-    tree = tomllib.loads(block)
-    example = tree["features"].pop("item")
-    assert build(tree, environment={}) == Config()
-    department = build({"features": {"item": example}}, environment={}).features.item["department"]
-    assert (department.kind, department.source, department.dim) == ("category", "department", 16)
+def test_defaults_of_the_config_page_are_the_defaults() -> None:
+    """Every key of a table with a fixed name, written as the page says, builds the default configuration."""
+    lines: list[str] = []
+    for part in (DOCS / "reference" / "config.md").read_text("utf-8").split("\n## `[")[1:]:
+        path = part.partition("]`")[0]
+        if not path.endswith(".NAME"):
+            lines += [f"[{path}]", *(f"{row[0].strip('`')} = {row[2].strip('`')}" for row in rows_of(part))]
+    assert len(lines) > 80
+    assert build(tomllib.loads("\n".join(lines)), environment={}) == Config()
 
 
-# ---- section 2: the command line
+# ---- the command line
 
 
 class Ran(NamedTuple):
@@ -114,7 +110,6 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
     for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest", "quarantine", "gc"):
-        assert f"`{verb}" in section(2)
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 
 
@@ -128,9 +123,11 @@ INGEST = "accepted duplicate conflict quarantined rejected"
 REPLY = "request_id model_version variant placement degraded items"
 
 
-def test_the_keys_above_are_the_documents() -> None:
-    for listed in (UPDATE, DOCTOR, STATUS, REPORT, VERIFY, INIT, INGEST):
-        assert f"`{listed.split(' (')[0]}" in section(2) or f"`{listed}`" in section(2), listed
+def test_the_keys_above_are_documented() -> None:
+    rows = dict(row[:2] for row in rows_of((DOCS / "stability.md").read_text("utf-8")) if len(row) == 2)
+    verbs = {"update": UPDATE, "doctor": DOCTOR, "status": STATUS, "report": REPORT, "verify": VERIFY, "init": INIT}
+    for verb, listed in {**verbs, "ingest": INGEST, "recommend": REPLY}.items():
+        assert keys_in(listed) <= keys_in(rows[f"`{verb}`"]), verb
 
 
 def test_update_first_and_nothing_new(shop: Path) -> None:
@@ -239,7 +236,7 @@ def test_a_mistake_says_what_is_wrong_and_what_to_do(shop: Path, arguments: tupl
     assert "Traceback" not in done.err
 
 
-# ---- sections 3, 5, 6: files
+# ---- files
 
 
 def test_ingest_counts(shop: Path) -> None:
@@ -292,14 +289,9 @@ def columns(file: Path, table: str) -> set[str]:
 
 
 def test_the_stores(service: str, shop: Path) -> None:
-    """Each table with the columns of section 5, once the service has run."""
-    listed = {cells[0]: cells[1] for cells in rows_of(section(5))[1:]}
+    """Each table with its columns, once the service has run; docs/reference/stores.md lists them."""
     log = shop / "store" / "log.db"
-    events = [
-        part.strip(" ?").partition(" ")[0].strip("?") for part in listed["log: events"].split(" (filled")[0].split(",")
-    ]
-    assert len(events) == 16
-    assert columns(log, "events") >= set(events)
+    assert columns(log, "events") == {*records.EVENT_SCHEMA, records.RULE}
     assert columns(log, "items") >= {"seq", "item_id", "received_at", "attributes", "hidden", "deleted"}
     assert columns(log, "users") >= {"seq", "user_id", "received_at", "attributes", "deleted"}
     assert columns(log, "retractions") == {"seq", "of_seq", "rule"}
@@ -308,7 +300,6 @@ def test_the_stores(service: str, shop: Path) -> None:
         "propensities degraded session_id anonymous_id client_request_id assigned positives inputs micros"
     )
     assert columns(shop / "store" / "decisions.db", "decisions") >= decision
-    assert all(re.search(rf"\b{name}\b", listed["decisions"]) for name in decision)
     releases = keys_in("generation at bundle from to by reason evidence") | {"sha256"}
     assert columns(shop / "store" / "control.db", "releases") >= releases
 
@@ -322,7 +313,8 @@ def test_a_bundle(shop: Path) -> None:
         "format", "bundle", "parent", "recloop", "encode_version", "model", "scorers", "data", "train", "files",
     }  # fmt: skip
     assert set(manifest) >= listed
-    assert all(re.search(rf"\b{name}\b", section(6)) for name in listed)
+    page = (DOCS / "reference" / "bundle.md").read_text("utf-8")
+    assert [name for name in (*listed, *manifest["files"]) if f"`{name}`" not in page] == []
     plain = {key: value for key, value in manifest.items() if key != "bundle"}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert re.fullmatch(r"counts-\d{8}T\d{6}Z-[0-9a-f]{8}", bundle)
@@ -338,7 +330,7 @@ def test_a_bundle(shop: Path) -> None:
     assert set(table.columns) >= {"item_ix", "item_id", "count", "tail", "fields", "first_seq"}
 
 
-# ---- section 7: REST
+# ---- REST
 
 
 @pytest.fixture(scope="module")
@@ -388,6 +380,15 @@ def test_routes_and_their_keys(service: str) -> None:
     assert ask(f"{service}/v1/health/ready")[0] == 200
     code, status = ask(f"{service}/v1/status")
     assert (code, set(status) >= keys_in(STATUS) | {"degraded"}) == (200, True)
+
+
+def test_metrics_page_names_every_metric(service: str) -> None:
+    assert ask(f"{service}/v1/recommend/u001")[0] == 200
+    with urllib.request.urlopen(f"{service}/metrics", timeout=60) as answer:
+        names = set(re.findall(r"^# TYPE (\w+)", answer.read().decode(), re.MULTILINE))
+    page = (DOCS / "reference" / "metrics.md").read_text("utf-8")
+    assert len(names) > 15
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize(
