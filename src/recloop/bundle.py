@@ -1,7 +1,7 @@
 """A bundle's bytes: one folder, one hash, that decides the list whole: write, hash, check, load; numpy only.
 
 What was measured is what is served: weights, vocabularies, feature spec, mix, rules and placements lie in one folder
-whose manifest holds the SHA-256 of every file (interface, section 6). Nothing in it is executed when it is loaded:
+whose manifest holds the SHA-256 of every file (docs/reference/bundle.md). Nothing in it is executed when it is loaded:
 JSON, Parquet, safetensors, ONNX; no pickle.
 """
 

@@ -24,7 +24,7 @@ from recloop.storage.snapshots import Snapshot
 
 @dataclass(frozen=True)
 class Project:
-    """A project folder and its configuration (interface, section 3).
+    """A project folder and its configuration (docs/stability.md, a project folder).
 
     Attributes:
         root: The folder with ``recloop.toml``.

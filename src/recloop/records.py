@@ -188,7 +188,7 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One answered request, one row of decisions.db (interface, section 5).
+    """One answered request, one row of decisions.db (docs/reference/stores.md).
 
     ``request_id`` is the service's own: one for each answer, never the client's. ``variant`` and ``bundle`` say what
     answered; ``assigned`` says which arm the user was drawn into, so it differs where a candidate failed.

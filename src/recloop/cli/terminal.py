@@ -68,7 +68,7 @@ def print_json(tree: Any) -> None:
 
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run one command line and give its exit code; see the interface, section 2."""
+    """Run one command line and give its exit code; see docs/reference/cli.md."""
     try:
         code = app(_take_place(list(arguments)), prog_name="recloop", standalone_mode=False)
         sys.stdout.flush()

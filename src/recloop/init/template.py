@@ -13,7 +13,7 @@ HEAD = """\
 # recloop: settings of this folder, guessed by `recloop init`; read them once, change what is wrong.
 # read: {info}
 # next: recloop update      (learn and make a list)      then: recloop serve
-# what the log looks like: recloop doctor                every key: docs/interface.md, section 4
+# what the log looks like: recloop doctor                every key: docs/reference/config.md
 
 [data]
 events = {events}

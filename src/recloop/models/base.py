@@ -267,9 +267,7 @@ def check_model(name: str) -> None:
         return
     config = getattr(found, "Config", None)
     if not (isinstance(found, type) and isinstance(config, type) and issubclass(config, pydantic.BaseModel)):
-        expected = (
-            "a model: a class with a Config (pydantic) and `fit`, or a torch module (docs/interface.md, section 8)"
-        )
+        expected = "a model: a class with a Config (pydantic) and `fit`, or a torch module (docs/stability.md, Python)"
         raise UserError("model.name", name, expected, 'name = "sasrec"')
 
 
