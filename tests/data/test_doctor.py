@@ -63,8 +63,8 @@ def test_excess_and_an_impossible_split_are_warnings_here(shop: Shop) -> None:
     report = build_report(shop(log, QTY))
     assert (report.kept, report.removed) == (10, {"keep": 10})
     assert "rule keep=50.0% of the rows (10 of 20): expected at most 5.0%" in said(report)
-    assert "all happened at one instant" in said(report)
-    assert "one item only" in said(report)
+    assert "all have one instant" in said(report)
+    assert "only one item" in said(report)
     assert not Path(shop(log).data).exists()
 
 
@@ -120,7 +120,7 @@ def test_repeats_seen_items_and_items_out_of_catalogue(shop: Shop, tmp_path: Pat
         f"u{n % 9},i{n % 18 if n < 90 else n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(100)
     )
     found = said(build_report(shop(log, 'data.items="items.csv"', "split.filter_seen=true")))
-    assert "% of rows are repeats, and split.filter_seen = true can never name one" in found
+    assert "% of rows are repeats, which split.filter_seen = true never recommends" in found
     assert "10 items of the log (10.0 % of rows) are not in items.csv" in found
     assert "1 rows of items.csv repeat a item_id: the last one counts" in found
 

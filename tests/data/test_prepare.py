@@ -182,7 +182,7 @@ def test_one_user_or_one_item_can_be_prepared(shop: Shop) -> None:
         log = head + "\n".join(row.format(n, n + 1) for n, row in enumerate(rows))
         made = prepare(shop(log))
         assert (made.train + made.valid, made.test) == (18, 2)
-        assert any(warning.startswith("one ") for warning in made.report.warnings)
+        assert any(warning.startswith("only one ") for warning in made.report.warnings)
 
 
 def test_the_raw_log_is_read_once_and_in_order(project: Project) -> None:

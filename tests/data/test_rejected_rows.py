@@ -89,7 +89,7 @@ def test_excess_names_what_helps_against_each_reason() -> None:
         return excess([RejectedRow("f", 2, reason, "x")] * 10, 20, 0.05).fix  # type: ignore[union-attr]
 
     assert "guests" in said("no user_id")
-    assert "data.columns.item_id to a fuller column" in said("no item_id")
+    assert "data.columns.item_id to a column with fewer gaps" in said("no item_id")
     assert "data.time_unit" in said("timestamp: not a stamp")
     assert "data.time_unit" in said("timestamp outside 1970..2100")
     assert 'data.columns.quantity=""' in said("quantity: not a number")

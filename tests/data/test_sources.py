@@ -41,12 +41,12 @@ def test_the_encoding_is_recognised_from_the_bytes(tmp_path: Path, content: byte
 
 def test_a_configured_encoding_that_does_not_fit_is_refused_with_the_byte(tmp_path: Path) -> None:
     broken = source(tmp_path / "log.csv", b"a,b\n\xff,1\n")
-    with pytest.raises(UserError, match=r"data\.encoding=utf-8: .* breaks at byte 4"):
+    with pytest.raises(UserError, match=r"data\.encoding=utf-8: .*decoding fails at byte 4"):
         encoding_of(broken, "utf-8")
 
 
 def test_bytes_of_no_encoding_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no one of them"):
+    with pytest.raises(UserError, match="none of them"):
         encoding_of(source(tmp_path / "log.csv", b"a,b\n\x81\x20\xff\x20\n"))
 
 

@@ -41,7 +41,7 @@ def test_the_separator_is_the_headers(tmp_path: Path, separator: str) -> None:
 
 
 def test_an_open_quote_is_refused_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="opened in line 3 and swallows lines") as caught:
+    with pytest.raises(UserError, match="opened in line 3 is never closed") as caught:
         table(tmp_path / "a.csv", 'a,b\n1,2\n3,"four\n5,6\n7,8\n')
     assert "four" in caught.value.samples[0]
 

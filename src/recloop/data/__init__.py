@@ -1,1 +1,1 @@
-"""Chapter 1, what happened: read the log, judge it, clean it, split it, write ``data/``."""
+"""Chapter 1, data: read, check, clean and split the log, and write ``data/``."""

@@ -1,11 +1,11 @@
-"""What came since the watermark, appended: the log's new rows judged, put beside the archive, and the whole split anew.
+"""Append the log's rows after the watermark to ``data/`` and split the log anew.
 
-Causal rules were decided when a row arrived and stand in its ``rule``. Retrospective ones are asked here, and take rows
-that serving believes: a repeat that came without an event_id (`duplicates`), what led to a burst before its tenth row
-(`burst`). They are in no split; they stay in the archive, because states held them since they arrived, and leave the
-states by a retraction with a seq of its own, which the caller hands to the log (`AppendResult.taken_back`).
+Causal rules were decided when a row arrived; its ``rule`` names the one that removed it. Retrospective rules run here
+and remove rows that serving accepted: repeats without an event_id (`duplicates`) and the rows of a burst before its
+tenth (`burst`). Such rows are in none of the splits. They stay in the archive, because states contained them, and leave
+the states by a retraction with its own seq, which the caller appends to the log (`AppendResult.taken_back`).
 
-Everything is written into a folder of the caller's; `publish` renames it into ``data/``, the manifest last.
+Everything is written into a staged folder; `publish_data` renames it into ``data/``, the manifest last.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from recloop.storage.data_manifest import MANIFEST, DataManifest, UpdateRecord, 
 
 @dataclass(frozen=True)
 class AppendResult:
-    """What one update read: the numbers of ``recloop update --json``, and the moments that it tests.
+    """Row counts of one update, as in ``recloop update --json``, and its test window.
 
     ``cut``, ``held_seq``, ``late``, ``fresh`` are those of `recloop.features.learned_range.NewWindow`.
 
-    ``signals``: what each rule of ``[events]`` makes of the new believed rows (`recloop.data.label_report.counted`).
-    ``taken_back`` holds (seq, rule) of the believed rows that a retrospective rule takes now and no retraction took yet.
+    ``signals``: rows decided by each rule of ``[events]`` among the new valid rows (`recloop.data.label_report.counted`).
+    ``taken_back``: (seq, rule) of the valid rows that a retrospective rule removes and that are not yet retracted.
     """
 
     read: int
@@ -69,14 +69,14 @@ def append(
     target: Path,
     out: Sequence[int] = (),
 ) -> AppendResult:
-    """Write ``data/`` as it will be into ``target``: the new files, and the manifest that names them all.
+    """Write the next version of ``data/`` into ``target``: new files and a full manifest.
 
     Args:
-        until: The last seq to take.
-        learned: What live has learned: every other moment is new.
-        signal: Of the spec that the candidate will have.
-        out: Rows that were taken back before.
-        target: A folder of its own, made anew.
+        until: The last seq to append.
+        learned: The moments that the live bundle has learned; every other moment is new.
+        signal: The labeler of the candidate's spec.
+        out: The seq of rows that were retracted before.
+        target: The staged folder; deleted and created anew.
     """
     archive = project.open_archive()
     after = archive.watermark
@@ -108,22 +108,22 @@ def append(
 
 
 def retracted_rows(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> dict[int, str]:
-    """The believed rows that a retrospective rule takes, by seq.
+    """Valid rows that a retrospective rule removes: rule by seq.
 
     Args:
-        believed: All of them, in the order of their seq.
-        rows: What is new, with the ``rule`` of what was not believed.
-        signal: Says which rows never count for the burst rule.
+        believed: All valid rows, in the order of their seq.
+        rows: The new rows; ``rule`` names the causal rule that removed a row.
+        signal: The labeler; it marks the rows that never count for the burst rule.
     """
     again = duplicate_rows(believed).to_list() if clean.duplicates == "exact" else []
     return dict.fromkeys(again, "duplicates") | dict.fromkeys(rows_before_burst(believed, rows, clean, signal), "burst")
 
 
 def rows_before_burst(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> list[int]:
-    """The believed rows of bursts: those in (stamp - seconds, stamp] of one of ``rows`` that the causal rule took.
+    """Valid rows of bursts: the seq of those before the row that revealed the burst.
 
-    The rule takes the tenth row of a second and what follows, because nobody knew before; what never counts for it
-    (a target that weighs as much as a purchase) is no part of a burst here either.
+    The causal rule removes the tenth row of a second and the later ones. This one adds the rows in
+    (stamp - seconds, stamp] of each removed row. Targets that weigh as much as a purchase never belong to a burst.
     """
     caught = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
     if clean.burst == "off" or not len(caught):
@@ -136,7 +136,7 @@ def rows_before_burst(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, 
 
 
 def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> SplitFrames:
-    """The moments that a window tests, and train and validation of everything else."""
+    """Split the labelled log: the moments of a window are the test, the others train and valid."""
     marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
     past, test = (marked.filter(where).drop("tested") for where in (~pl.col("tested"), pl.col("tested")))
     held = holdout_rows(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
@@ -207,7 +207,9 @@ def _manifest(
 
 
 def publish_data(staged: Path, data: Path, windows: tuple[WindowLoss, ...]) -> None:
-    """Rename what `append` wrote into ``data/``, the manifest last; done again after a kill, it goes on where it ended.
+    """Rename the files of `append` into ``data/``, the manifest last.
+
+    A call after a crash continues the interrupted one.
 
     Args:
         windows: Losses of the earlier windows, for the next input check.

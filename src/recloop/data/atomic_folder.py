@@ -1,4 +1,4 @@
-"""A staged folder of tables and lines: each file is flushed to the disk and hashed, the manifest comes last."""
+"""A staged folder of tables and lines: files are synced and hashed, the manifest last."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from recloop.storage.data_manifest import MANIFEST
 
 
 class AtomicFolder:
-    """Files written beside, each flushed to the disk, with its hash and size.
+    """Writer of a staged folder: files are synced to disk, with hash and size.
 
-    A log of many years is thousands of small files, and each waits for the disk: several wait at once.
+    A log of many years is thousands of small files that each wait for the disk, so several are written at once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class AtomicFolder:
         )
 
     def wait(self) -> None:
-        """Until every file is on the disk, then every folder."""
+        """Wait until every file is on disk, then sync every folder."""
         self.written = {name: job.result() for name, job in self._jobs.items()}
         folders = [path for path in self.folder.rglob("*") if path.is_dir()]
         list(self._pool.map(sync_folder, folders))
@@ -49,7 +49,7 @@ class AtomicFolder:
         self._pool.shutdown(cancel_futures=True)
 
     def manifest(self, tree: Mapping[str, Any]) -> None:
-        """The manifest, last and by rename: a folder without it is not whole."""
+        """Write the manifest, last and by rename: a folder without it is incomplete."""
         replace_json(self.folder / MANIFEST, tree)
 
     def _put(self, name: str, content: Callable[[], Any]) -> FileFacts:

@@ -1,4 +1,4 @@
-"""The catalogue and the users: an id and everything else as one JSON object, numbers as numbers."""
+"""Item and user attributes: every column but the id as one typed JSON object."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from recloop.json_object import JsonTree
 from recloop.storage.event_log import object_text
 
 NUMBER: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
-"""Texts that say the same as a number: ``01``, ``+1`` and ``1e5`` are codes, not numbers."""
+"""Canonical number texts; ``01``, ``+1`` and ``1e5`` are codes, not numbers."""
 
 
 def typed_columns(table: Table) -> pl.DataFrame:
-    """A CSV's text columns with numbers as numbers and true / false as such; empty texts are null."""
+    """Convert a CSV's text columns to numbers and booleans; empty texts become null."""
     columns = []
     for column in table.frame.iter_columns():
         text = pl.select(pl.when(column.str.strip_chars() != "").then(column)).to_series().alias(column.name)
@@ -47,7 +47,7 @@ def _typed(text: pl.Series, separator: str) -> pl.Series:
 
 
 def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
-    """Every row but its id as a JSON object: keys sorted, missing values left out."""
+    """JSON object of every row without its id: keys sorted, missing values left out."""
     return [
         object_text({name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None})
         for row in rows
@@ -55,7 +55,10 @@ def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
 
 
 def object_texts(column: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """A column of JSON objects (texts, or structs) as compact texts, null where empty; and which rows hold none."""
+    """Compact JSON texts of a column of objects, and the rows that are not objects.
+
+    The column holds texts or structs; an empty value becomes null.
+    """
     texts: list[str | None] = []
     wrong: list[bool] = []
     for raw in column.to_list():
@@ -74,7 +77,7 @@ def _object(raw: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it, None where it says nothing."""
+    """A value as a JSON type; None if it is missing."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):

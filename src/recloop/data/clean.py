@@ -1,6 +1,7 @@
-"""Number the rows, judge them, and keep what is believed: causal rules as on arrival, then those that need the whole log.
+"""Cleaning rules: number the rows, quarantine invalid ones and keep the valid.
 
-Every row that could be read gets a ``seq``, the removed ones too: they go to the quarantine with the rule that took them.
+Causal rules run as on arrival, then the retrospective ones, which need the whole log. Every readable row gets a
+``seq``, also a removed one: it goes to the quarantine with the name of its rule.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ QUARANTINED: Final = {**EVENT_SCHEMA, RULE: pl.String}
 
 
 class CleaningRule(NamedTuple):
-    """A rule of cleaning: what it removes, when it is decided, the setting that turns it off."""
+    """A cleaning rule: the rows it removes, when it is decided, how to disable it."""
 
     name: str
     reason: str
@@ -66,32 +67,32 @@ class CleaningRule(NamedTuple):
 
 
 RULES: Final = (
-    CleaningRule("event_id", "an event_id that an earlier row carries", "causal", 'data.columns.event_id=""'),
+    CleaningRule("event_id", "rows whose event_id an earlier row has", "causal", 'data.columns.event_id=""'),
     CleaningRule(
         "clock",
         "stamps before 1970, or more than clean.future after the row's arrival (in a file: after its end)",
         "causal",
         'clean.future="off"',
     ),
-    CleaningRule("keep", "rows that clean.keep does not let through", "causal", 'clean.keep=""'),
-    CleaningRule("burst", "more rows of a user at once than a person makes", "causal", 'clean.burst="off"'),
-    CleaningRule("duplicates", "a row that says the same as an earlier one", "retrospective", 'clean.duplicates="off"'),
+    CleaningRule("keep", "rows that do not meet clean.keep", "causal", 'clean.keep=""'),
+    CleaningRule("burst", "more rows of a user at once than a person produces", "causal", 'clean.burst="off"'),
+    CleaningRule("duplicates", "rows equal to an earlier row", "retrospective", 'clean.duplicates="off"'),
     CleaningRule("k_core", "users and items with fewer positives than split.k_core", "retrospective", "split.k_core=1"),
 )
-"""In the order in which they are asked; the first that takes a row names it."""
+"""Evaluation order; the first rule that matches a row removes it."""
 
 
 @dataclass(frozen=True)
 class CleanResult:
-    """The judged log.
+    """Cleaned log: valid rows, quarantine and counts by rule.
 
     Attributes:
         believed: LABELLED, in the order of seq.
         quarantine: QUARANTINED, in the order of seq.
-        removed: Rows by rule, in the order of `RULES`, rules that took none left out.
-        watermark: The last seq given.
-        dwell: What a dwell is long compared with: the believed ones before the cut.
-        excessive: What `excess` says of the rules that took more than ``clean.max_removed``.
+        removed: Rows by rule, in the order of `RULES`; rules without rows are left out.
+        watermark: The last seq assigned.
+        dwell: Dwell percentiles of the valid rows before the cut.
+        excessive: An error for each rule that removed more than ``clean.max_removed``.
     """
 
     believed: pl.DataFrame
@@ -109,17 +110,17 @@ def clean(
     items: pl.DataFrame | None = None,
     posted: PostedRows | None = None,
 ) -> CleanResult:
-    """Judge a log.
+    """Apply the cleaning rules to a log.
 
     Args:
         frame: EVENT_SCHEMA without seq, in the order of file and row.
-        config: ``[events]``, ``[clean]`` and ``[split]`` of it.
-        after: The last seq already given, to items and users.
-        items: The catalogue: durations and categories of the items that people dwell on.
+        config: The configuration; ``[events]``, ``[clean]`` and ``[split]`` are read.
+        after: The last seq already assigned to items and users.
+        items: The catalog: durations and categories of items with dwells.
         posted: Rows of an earlier generation of the data, numbered after ``frame``'s.
 
     Returns:
-        What `CleanResult` holds; a rule that took too much is in ``excessive`` and the caller stops or warns.
+        The `CleanResult`; if ``excessive`` is not empty the caller stops or warns.
     """
     signal = EventLabeler(config.events, config.clean)
     _check_conditions(config)
@@ -162,7 +163,7 @@ def clean(
 
 
 def _check_conditions(config: Config) -> None:
-    """Refuse a condition that compares a text with a number before a row is asked."""
+    """Reject a condition that compares a text with a number before any row is read."""
     texts = [
         (text, f"events.{name}")
         for name in ("undo", "weights", "neutral", "negative", "history", "positive")
@@ -176,11 +177,14 @@ def _check_conditions(config: Config) -> None:
             empty.with_columns(matcher(text, key).alias("passes"))
         except pl.exceptions.PolarsError as error:
             expected = f"numbers compared with numbers, texts with texts ({str(error).splitlines()[0]})"
-            raise UserError(key, text, expected, f"mend {key} in recloop.toml") from None
+            raise UserError(key, text, expected, f"correct {key} in recloop.toml") from None
 
 
 def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.Series:
-    """The rule that takes each row, or null. Believed as on arrival, where a doubled event_id never enters the log."""
+    """The rule that removes each row, or null.
+
+    Causal rules see what they see on arrival: a repeated event_id never enters the log.
+    """
     again = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
     if again.any():
         fresh = numbered.filter(~again)
@@ -199,7 +203,7 @@ def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.S
 
 
 def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> pl.Series:
-    """The rules with those that stay with a posted row, or with a row of the import, from an earlier generation."""
+    """Add the rules that rows keep from an earlier generation of the data."""
     own = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
     rows = numbered.with_columns(rule.alias(RULE)).join(own, on=SEQ, how="left", maintain_order="left")
     of_import = posted.withdrawn.rename({RULE: "by_hand"}).with_columns(file_id(EVENT_ID)).unique(CONTENT)
@@ -210,20 +214,22 @@ def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> p
 
 
 def file_id(name: str) -> pl.Expr:
-    """An event_id as its sender gave it: null where it was made from the number of a file's row."""
+    """The event_id as its sender set it; null if it was generated from a file's row number."""
     return pl.when(~pl.col(name).str.starts_with(FILE_ROW)).then(name).alias(name)
 
 
 def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
-    """The seq of each row that says exactly what an earlier one says; ``rows`` stand in the order of their seq."""
+    """The seq of each row equal to an earlier one; ``rows`` are in the order of seq."""
     rows = rows.with_columns(file_id(EVENT_ID))
-    # Cheap first: rows that share even these three are few.
+    # cheap test first: few rows share even these three columns
     near = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
     return near.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
 
 
 def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
-    """``ties = "row"``: every row a moment of its own, in the order of the file (only to reproduce published tables).
+    """Give every row its own moment, in file order (``ties = "row"``).
+
+    Only for reproducing published tables.
 
     Rows of one stamp follow each other by a microsecond.
     """
@@ -235,7 +241,7 @@ def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
 
 
 def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
-    """(n,) Boolean: rows of users or items with fewer than k positive rows, until all that stay have k."""
+    """(n,) Boolean: rows outside the k-core of users and items, by positive rows."""
     rows = labelled.select(USER_ID, ITEM_ID, LABEL).with_row_index("row")
     size = len(rows) + 1
     while len(rows) < size:
@@ -246,7 +252,7 @@ def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
 
 
 def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Config) -> list[UserError]:
-    """`excess` over the import alone: posted rows were judged one by one when they came."""
+    """`excess` over the import alone: posted rows were checked on arrival."""
     own = quarantine.filter(pl.col(SEQ) <= imported)
     return excessive_rules(own, dict(own.group_by(RULE).len().iter_rows()), readable, config.clean.max_removed)
 
@@ -254,7 +260,10 @@ def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Conf
 def excessive_rules(
     quarantine: pl.DataFrame, removed: dict[str, int], readable: int, allowed: float
 ) -> list[UserError]:
-    """An error for each rule that took more than ``clean.max_removed`` of the rows; k_core is asked for, so exempt."""
+    """An error for each rule that removed more than ``clean.max_removed`` of the rows.
+
+    ``k_core`` is exempt.
+    """
     found = []
     for info in RULES:
         count = removed.get(info.name, 0)
@@ -274,7 +283,7 @@ def excessive_rules(
 
 
 def described(row: dict[str, object]) -> str:
-    """A row of the log in one line of a message."""
+    """One row of the log as a line of a message."""
     parts = [
         f"{name}={row[name]!r}"
         for name in (USER_ID, ITEM_ID, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID)

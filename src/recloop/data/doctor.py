@@ -1,4 +1,4 @@
-"""Judge a log and say so in numbers and sentences; ``recloop doctor`` writes nothing."""
+"""Report of a log's quality for ``recloop doctor``: counts and warnings; read-only."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from recloop.records import (
     max_int,
 )
 
-SHARED_STAMPS: Final = 0.1  # from this share of rows on, rows of one stamp are worth a word
-HEAVY_USER: Final = 0.05  # of all rows: a till or a crawler rather than a person
+SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
+HEAVY_USER: Final = 0.05  # of all rows; above it a checkout or a crawler is likely
 SAFE_SQLITE: Final = (3, 51, 3)
 
 
 @dataclass(frozen=True)
 class Span:
-    """First and last stamp of a log in ISO 8601, and the days between; None: there are no rows."""
+    """First and last stamp of a log in ISO 8601, and the days between; None without rows."""
 
     first: str | None
     last: str | None
@@ -55,7 +55,7 @@ class Span:
 
 @dataclass(frozen=True)
 class TypeRows:
-    """Rows of one event type, and their label: -1, 0, 1 or ``mixed``."""
+    """Rows and label of one event type; the label is -1, 0, 1 or ``mixed``."""
 
     rows: int
     label: int | str
@@ -63,7 +63,7 @@ class TypeRows:
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of a log: ``read = kept + sum(removed) + rejected``.
+    """Numbers of a log: ``read = kept + sum(removed) + rejected``.
 
     ``span`` holds the first and last stamp and the days between; ``repeats`` is the share of positive rows whose user
     had the item before (in an earlier row).
@@ -84,7 +84,7 @@ class Report:
     event_classes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> JsonTree:
-        """The keys of ``recloop doctor --json``."""
+        """JSON object with the keys of ``recloop doctor --json``."""
         return {
             "read": self.read,
             "kept": self.kept,
@@ -103,7 +103,10 @@ class Report:
 
 
 def build_report(project: Project) -> Report:
-    """Read and judge the log of a project; a rule that takes too much, or a log that cannot be split, is a warning here."""
+    """Read and clean the log of a project and report on it.
+
+    A rule that removes too much and a log that cannot be split are warnings here.
+    """
     config = project.config
     raw, items, users = read_events(project), read_items(project), read_users(project)
     after = sum(len(table.frame) for table in (items, users) if table is not None)
@@ -117,7 +120,7 @@ def build_report(project: Project) -> Report:
         stops.append(str(error))
     if sqlite3.sqlite_version_info < SAFE_SQLITE:
         stops.append(
-            f"SQLite {sqlite3.sqlite_version}: before 3.51.3 two writers can damage a log; recloop writes with one alone"
+            f"SQLite {sqlite3.sqlite_version}: before 3.51.3 two writers can corrupt a database; recloop uses one writer"
         )
     return Report(**{**vars(found), "warnings": (*stops, *found.warnings)})
 
@@ -125,7 +128,7 @@ def build_report(project: Project) -> Report:
 def report(
     raw: RawEvents, cleaned: CleanResult, items: EntityTable | None, users: EntityTable | None, config: Config
 ) -> Report:
-    """The numbers of a judged log."""
+    """Report of a cleaned log."""
     believed = cleaned.believed
     positive = believed.filter(pl.col(LABEL) > 0)
     pairs = positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item() if len(positive) else 0
@@ -159,7 +162,7 @@ def report(
 
 
 def _classes(believed: pl.DataFrame) -> dict[str, str]:
-    """What rows of each event type are to the models, in one word; ``by condition`` where they differ."""
+    """Class of each event type's rows; ``by condition`` if they differ."""
     found: dict[str, str] = {}
     for name, use, label in with_uses(believed).select(EVENT_TYPE, USE, LABEL).unique().iter_rows():
         word = class_of(use, label)
@@ -194,7 +197,7 @@ def _warnings(
             "wrong clocks; they are quarantined by the rule clock"
         )
     if not len(believed):
-        return [*found, "no row is believed"]
+        return [*found, "no valid row is left"]
     found += _stamps(believed, config)
     found += _rows(believed, config, repeats)
     if items is not None:
@@ -219,18 +222,18 @@ def _stamps(believed: pl.DataFrame, config: Config) -> list[str]:
         samples = ", ".join(repr(group) for group in reused[GROUP_ID].unique(maintain_order=True).head(3))
         found.append(
             f"{len(reused):,} groups ({config.data.columns.group_id}) span more than a day, such as {samples}: "
-            "a number used again starts a new moment"
+            "a reused group id starts a new moment"
         )
     coarse = timestamp_resolution(believed[TIMESTAMP])
     if coarse and config.clean.burst != "off":
         found.append(f'stamps are no finer than a {coarse}: the burst rule cannot judge them; set clean.burst = "off"')
     if believed[TIMESTAMP].n_unique() == 1:
-        found.append(f"all rows have one stamp, {iso(int(believed[TIMESTAMP][0]))}: nothing can be told apart in time")
+        found.append(f"all rows have one stamp, {iso(int(believed[TIMESTAMP][0]))}: rows cannot be ordered in time")
     return found
 
 
 def timestamp_resolution(stamps: pl.Series) -> str:
-    """How coarse stamps are: ``day``, ``hour``, ``minute``, or "" where seconds count."""
+    """Resolution of stamps: ``day``, ``hour``, ``minute``, or "" for seconds or finer."""
     for name, seconds in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if (
             len(stamps)
@@ -245,16 +248,18 @@ def _rows(believed: pl.DataFrame, config: Config, repeats: float) -> list[str]:
     found = []
     size = len(believed)
     if believed[USER_ID].n_unique() == 1:
-        found.append("one user only: nothing can be learned from what others did")
+        found.append("only one user: collaborative models cannot learn")
     if believed[ITEM_ID].n_unique() == 1:
-        found.append("one item only: there is nothing to choose between")
+        found.append("only one item: there is nothing to rank")
     per_user = believed.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
     heaviest, most = per_user.row(0)
     if len(per_user) >= 2 / HEAVY_USER and most > HEAVY_USER * size:
-        found.append(f"user {heaviest!r} has {_percent(most / size)} of all rows: a till, a test or a crawler?")
+        found.append(
+            f"user {heaviest!r} has {_percent(most / size)} of all rows: a checkout account, a test or a crawler?"
+        )
     single = believed.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
     if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
-        found.append(f"{_percent(single)} of users have one moment only: their next one cannot be tested")
+        found.append(f"{_percent(single)} of users have only one moment and cannot be tested")
     found += [
         f"event type {name!r} ({rows:,} rows) is in no rule of [events]: neutral"
         for name, rows in _unnamed(believed, config)
@@ -262,14 +267,14 @@ def _rows(believed: pl.DataFrame, config: Config, repeats: float) -> list[str]:
     if not (believed[LABEL] > 0).any():
         found.append("no row is positive: see [events]")
     if repeats >= 0.1 and config.split.filter_seen:
-        found.append(f"{_percent(repeats)} of rows are repeats, and split.filter_seen = true can never name one")
+        found.append(f"{_percent(repeats)} of rows are repeats, which split.filter_seen = true never recommends")
     if repeats == 0 and not config.split.filter_seen and size > 1:
-        found.append("nobody has an item twice: split.filter_seen = true would keep seen items out of the lists")
+        found.append("no user repeats an item: split.filter_seen = true would keep seen items out of the lists")
     return found
 
 
 def _unnamed(believed: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
-    """Event types whose rows no rule names: neutral for want of a rule."""
+    """Event types without a rule, which makes their rows neutral."""
     rest = EventLabeler(config.events, config.clean).explain(believed).filter(pl.col("by").is_null())
     counts = rest.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
     return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]
@@ -291,7 +296,7 @@ def _percent(share: float) -> str:
 
 
 def render(found: Report) -> rich.console.Group:
-    """A report as people read it."""
+    """Render a report for the terminal."""
     table = rich.table.Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -303,7 +308,7 @@ def render(found: Report) -> rich.console.Group:
     table.add_row("rejected", f"{found.rejected:,}", "could not be read" if found.rejected else "")
     table.add_row("users", f"{found.users:,}", "")
     table.add_row("items", f"{found.items:,}", "")
-    table.add_row("moments", f"{found.moments:,}", "what one user did at once")
+    table.add_row("moments", f"{found.moments:,}", "rows of one user at one time")
     table.add_row("span", f"{found.span.days:,.0f} days", f"{found.span.first} .. {found.span.last}")
     table.add_row("repeats", _percent(found.repeats), "of positive rows: the user had the item before")
     if len(found.event_types) > 1:

@@ -1,4 +1,4 @@
-"""A log in memory: any eager frame as the table that a file gives, its settings, its catalogue."""
+"""In-memory logs: convert data frames to tables, settings and catalog rows."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from recloop.settings import build
 
 
 def as_polars(frame: Any) -> pl.DataFrame:
-    """Any eager frame as Polars.
+    """Convert an eager data frame to Polars.
 
     Raises:
-        UserError: it is no frame.
+        UserError: the object is not a data frame.
     """
     try:
         made: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
     except TypeError:
-        expected = "a frame of pandas, Polars or Arrow"
+        expected = "a data frame of pandas, Polars or Arrow"
         raise UserError("events", type(frame).__name__, expected, "recloop.fit(polars.read_csv(FILE))") from None
     return made
 
 
 def settings_of(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
-    """The configuration with the optional columns that the frame has."""
+    """Configuration with the optional columns that the frame has."""
     tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     data = dict(tree.get("data", {}))
     columns = dict(data.get("columns", {}))
@@ -47,7 +47,7 @@ def settings_of(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
 
 
 def named(data: Data, frame: pl.DataFrame) -> JsonTree:
-    """The columns as configured; an optional one that this frame has not is left out."""
+    """Configured columns without the optional ones that the frame lacks."""
     columns = {
         ours: theirs
         for ours, theirs in data.columns.model_dump().items()
@@ -57,13 +57,13 @@ def named(data: Data, frame: pl.DataFrame) -> JsonTree:
 
 
 def table_of(frame: pl.DataFrame, name: str) -> Table:
-    """A frame as the table of a file of this name."""
+    """Wrap a frame as the table of a file of this name."""
     source = InputFile(name, Path(name), name)
     return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
 
 
 def objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
-    """Versions of items or users: every column but the id is an attribute."""
+    """Versions of items or users; every column but the id becomes an attribute."""
     if frame is None:
         return None
     rows = as_polars(frame)

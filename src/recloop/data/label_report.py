@@ -1,4 +1,4 @@
-"""What each rule of ``[events]`` makes of the log: how many events, what they count, five of them to look at."""
+"""Report of the label rules in ``[events]``: events, weight and examples per rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES: Final = 5
 
 @dataclass(frozen=True)
 class LabelCount:
-    """One rule and what it decides; ``examples`` are rows of the log, spread over it by a hash of their seq."""
+    """One rule with its events; ``examples`` are sampled by a hash of their seq."""
 
     rule: str
     key: str
@@ -36,7 +36,10 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class RuleCount:
-    """How many rows one rule decides; ``weight`` is signed. A type that no rule names has a row of its own."""
+    """Number of rows that one rule decides; ``weight`` is signed.
+
+    An event type without a rule has its own record.
+    """
 
     rule: str
     means: str
@@ -49,7 +52,7 @@ class RuleCount:
 
 @dataclass(frozen=True)
 class RuleReport:
-    """Every rule in the order in which it is asked, the types that none names, and what is odd about it."""
+    """Rules in evaluation order, event types without a rule, and warnings."""
 
     rules: list[LabelCount]
     unnamed: dict[str, int]
@@ -57,7 +60,10 @@ class RuleReport:
     warnings: list[str]
 
     def to_json(self) -> JsonTree:
-        """``signals``, ``unnamed``, ``dwells``, ``signal_warnings``: what ``doctor --signals`` adds to the doctor's keys."""
+        """JSON object that ``doctor --signals`` adds to the report.
+
+        Keys: ``signals``, ``unnamed``, ``dwells``, ``signal_warnings``.
+        """
         rules = [{name: value for name, value in vars(found).items() if name != "lines"} for found in self.rules]
         return {
             "signals": rules, "unnamed": self.unnamed, "dwells": self.dwells, "signal_warnings": self.warnings,
@@ -65,7 +71,7 @@ class RuleReport:
 
 
 def examine_signals(project: Project) -> RuleReport:
-    """Ask the rules of a project of every believed row of its log."""
+    """Apply the rules of a project to every valid row of its log."""
     config = project.config
     raw, items, users = read_events(project), read_items(project), read_users(project)
     after = sum(len(table.frame) for table in (items, users) if table is not None)
@@ -91,7 +97,7 @@ def examine_signals(project: Project) -> RuleReport:
     banded = int(dwells[DWELL_PCT].is_not_null().sum())
     bands = 0 if cleaned.dwell is None else len(cleaned.dwell.values)
     warnings = [
-        f"{one.rule!r} ({one.key}) names no event of this log: a misspelt type, or an earlier rule takes its rows"
+        f"{one.rule!r} ({one.key}) matches no event of this log: the type is misspelled, or an earlier rule matches first"
         for one in found
         if not one.events and one.key.startswith("events.weights.")
     ]
@@ -107,7 +113,7 @@ def examine_signals(project: Project) -> RuleReport:
 
 
 def counted(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
-    """How many rows each rule decides; types that none names last."""
+    """Count the rows that each rule decides; types without a rule come last."""
     explained = signal.explain(rows)
     counts = dict(explained.group_by("by").len().iter_rows())
     named = [
@@ -120,7 +126,7 @@ def counted(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
 
 
 def _spread(rows: pl.DataFrame) -> pl.DataFrame:
-    """Five rows from all over the log, the same for the same log; few rows are hashed, whatever the log's size."""
+    """Deterministic sample of five rows, spread over the log; few rows are hashed."""
     near = rows.gather_every(max(1, len(rows) // (20 * EXAMPLES)))
     share = pl.Series([hash_unit_interval("signals", str(seq)) for seq in near[SEQ]], dtype=pl.Float64)
     return near.with_columns(share.alias("share")).sort("share").head(EXAMPLES).sort(SEQ)
@@ -132,7 +138,7 @@ def _plain(row: JsonTree) -> JsonTree:
 
 
 def render(signals: RuleReport) -> rich.console.Group:
-    """Rules with their events as people read them."""
+    """Render the rules with their events for the terminal."""
     table = rich.table.Table(box=None, pad_edge=False)
     table.add_column("rule", style="bold")
     table.add_column("means")

@@ -1,7 +1,7 @@
-"""Files of ``data.events`` that are new or have grown since they were read, each found by the hash of its content.
+"""New and grown files of ``data.events``, identified by content hash.
 
-``data/manifest.json`` keeps one record a file (`FileRecord`). A file is read once, also under another name; one that
-has grown is read from the row on at which it ended before; one whose old content changed is refused.
+``data/manifest.json`` keeps one `FileRecord` per file. A file is read once, also under another name. A grown file is
+read from its first new row on; a file whose old content changed is an error.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ REJECTS: Final = "rejects.jsonl"
 
 @dataclass(frozen=True)
 class NewFiles:
-    """What the next update has to read: ``since`` gives the rows of each file that were read before.
+    """Files that the next update has to read.
 
     Attributes:
         sources: New and grown files.
-        records: One a file, new, grown or renamed; ``rows`` and ``rejected`` are those of before.
+        since: Rows already read, by file name.
+        records: New, grown and renamed files; ``rows`` and ``rejected`` count what was read before.
     """
 
     sources: list[InputFile]
@@ -43,12 +44,12 @@ class NewFiles:
 
 
 def records_of(sources: Sequence[InputFile]) -> list[FileRecord]:
-    """The content of files, taken before they are read: a file that grows meanwhile is found as grown later."""
+    """Hash files before they are read, so that one that grows meanwhile is found later."""
     return [_record(source) for source in sources]
 
 
 def with_rows(records: Sequence[FileRecord], raw: RawEvents) -> list[FileRecord]:
-    """The records with the rows that were read of each file, added to those of before."""
+    """Add the rows that were read to the file records."""
     rejected: dict[str, int] = {}
     for row in raw.rejects:
         rejected[row.file] = rejected.get(row.file, 0) + 1
@@ -59,15 +60,15 @@ def with_rows(records: Sequence[FileRecord], raw: RawEvents) -> list[FileRecord]
 
 
 def known(manifest: DataManifest) -> dict[str, FileRecord]:
-    """The files that were read, by name; empty for data of a version that kept no records."""
+    """Files already read, by name; empty for data of a version without file records."""
     return {record.name: record for record in manifest.sources}
 
 
 def look(project: Project, manifest: DataManifest) -> NewFiles:
-    """Compare the files of ``data.events`` with those that were read.
+    """Compare the files of ``data.events`` with those already read.
 
     Raises:
-        UserError: the content of a file that was read has changed.
+        UserError: the old content of a file has changed.
     """
     before = known(manifest)
     if not before:
@@ -76,17 +77,17 @@ def look(project: Project, manifest: DataManifest) -> NewFiles:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:  # every file is gone; their rows are in data/
         return NewFiles([], {}, [])
-    contents = {one.sha256: one for one in before.values()}
+    contents = {record.sha256: record for record in before.values()}
     found, changed = NewFiles([], {}, []), list[str]()
     for source in sources:
         old = before.get(source.name)
         if old is None:
             record = _record(source)
-            twin = contents.get(record.sha256)
-            if twin is None:
+            same = contents.get(record.sha256)
+            if same is None:
                 found.sources.append(source)
                 contents[record.sha256] = record
-            found.records.append(record if twin is None else replace(record, rows=twin.rows, rejected=twin.rejected))
+            found.records.append(record if same is None else replace(record, rows=same.rows, rejected=same.rejected))
             continue
         record, grown = _grown(source, old)
         if record.sha256 == old.sha256:
@@ -100,14 +101,14 @@ def look(project: Project, manifest: DataManifest) -> NewFiles:
     if changed:
         raise UserError(
             "data.events", ", ".join(changed[:5]) + (" ..." if len(changed) > 5 else ""),
-            "content that begins as it did when it was read: rows may be added at the end, never changed",
-            "put the old content back, or recloop update --restart (all files are read again, posted rows are kept)",
+            "unchanged old content (rows may only be added at the end)",
+            "restore the old content, or recloop update --restart (all files are read again, posted rows are kept)",
         )  # fmt: skip
     return found
 
 
 def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
-    """Files of ``data.items`` and ``data.users`` whose content is not what was read; only a new first run reads them."""
+    """Changed files of ``data.items`` and ``data.users``, which only a new first run reads."""
     before = {record.name: record.sha256 for record in manifest.catalogs}
     found = []
     for key, text in (("data.items", project.config.data.items), ("data.users", project.config.data.users)):
@@ -120,22 +121,22 @@ def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
 
 
 def missing(project: Project, manifest: DataManifest) -> list[str]:
-    """Files that were read and that ``data.events`` no longer finds, neither by name nor by content."""
+    """Files already read that ``data.events`` no longer finds by name or content."""
     before = known(manifest)
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:
         return sorted(before)
     names = {source.name for source in sources}
-    lost = [one for one in before.values() if one.name not in names]
+    lost = [record for record in before.values() if record.name not in names]
     contents = {_record(source).sha256 for source in sources if source.name not in before} if lost else set[str]()
-    return sorted(one.name for one in lost if one.sha256 not in contents)
+    return sorted(record.name for record in lost if record.sha256 not in contents)
 
 
 def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> RawEvents:
-    """The rows of new and grown files in the order of file and row, each with an event_id of its own.
+    """Read the new rows in the order of file and row, each with its own event_id.
 
-    Stamps whose day and month cannot be told apart are read as those of the import were.
+    Stamps with an ambiguous order of day and month are read in the order of the import.
     """
     data = project.config.data
     tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new.sources]
@@ -145,7 +146,7 @@ def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> RawEven
 
 
 def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:
-    """Write the records into ``data/manifest.json``, by rename, after the rejected rows."""
+    """Append the rejected rows, then replace ``data/manifest.json`` with the new records."""
     file = project.data / MANIFEST
     manifest = DataManifest.read(project.data)
     records_by_name = {**known(manifest), **{record.name: record for record in records}}
@@ -170,7 +171,7 @@ def _record(source: InputFile) -> FileRecord:
 
 
 def _grown(source: InputFile, old: FileRecord) -> tuple[FileRecord, bool]:
-    """A file's present content, and whether it begins with the old one and goes on in a new line."""
+    """Record of a file, and whether it is the old content plus new lines."""
     size = source.path.stat().st_size
     if size < old.bytes:
         return _record(source), False
@@ -182,7 +183,7 @@ def _grown(source: InputFile, old: FileRecord) -> tuple[FileRecord, bool]:
 
 
 def _hashed(path: Path, size: int, part: int = 0) -> tuple[str, str, bytes]:
-    """SHA-256 of the first ``size`` bytes, that of the first ``part``, and the two bytes about its end."""
+    """SHA-256 of the first ``size`` and first ``part`` bytes, and the bytes at the edge."""
     digest, prefix, edge = hashlib.sha256(), hashlib.sha256().hexdigest(), b""
     with path.open("rb") as file:
         for end in (part, size):

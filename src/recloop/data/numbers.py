@@ -1,4 +1,4 @@
-"""Texts to numbers as people write them: decimal points, decimal commas, thousands; what is no number is said."""
+"""Number parsing: decimal points, decimal commas and thousands separators."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PLAIN: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl.Series, str]:
-    """A column as float64.
+    """Parse a column as float64.
 
-    In a file separated by semicolons, tabs or bars a comma is a decimal comma; in one separated by commas ``1,234`` is
-    a thousand and ``3,50`` a decimal comma.
+    In a file separated by semicolons, tabs or bars a comma is a decimal comma. In one separated by commas ``1,234``
+    has a thousands separator and ``3,50`` a decimal comma.
 
     Returns:
-        The numbers, (n,) Boolean: a value stands there and is no number, and how decimals are written ("" as usual).
+        The numbers; (n,) Boolean, true where a value is not a number; the decimal style ("" for points).
     """
     if column.dtype != pl.String:
         numbers = column.cast(pl.Float64, strict=False).fill_nan(None)

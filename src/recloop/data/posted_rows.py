@@ -1,6 +1,6 @@
-"""Posted rows of a project: rows after the import, collected so that a new first run can number them again.
+"""Posted rows of a project, collected so that a new first run can renumber them.
 
-They live in log.db and, once an update has archived them, in ``data/``. A row that was read from a file of
+They are in log.db and, once an update has archived them, in ``data/``. A row that was read from a file of
 ``data.events`` after the import is not among them: the new import reads that file again.
 """
 
@@ -18,7 +18,7 @@ from recloop.storage.archive import Archive
 from recloop.storage.event_log import RESTORED, out_at
 
 REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
-"""Rules that a new first run decides again; any other rule (a withdrawal by hand) stays with its row."""
+"""Rules that a new first run applies again; rows keep any other rule (a manual withdrawal)."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class PostedRows:
     """Rows after the import, each frame in the order of seq.
 
     Attributes:
-        events: EVENT_SCHEMA and ``rule``, which is null unless a rule took the row for good.
+        events: EVENT_SCHEMA and ``rule``, which is null unless a rule removed the row for good.
         items, users: ITEM_SCHEMA, USER_SCHEMA.
-        withdrawn: CONTENT and ``rule`` of rows of the import that were withdrawn by hand.
+        withdrawn: CONTENT and ``rule`` of rows of the import that were withdrawn manually.
     """
 
     events: pl.DataFrame
@@ -38,7 +38,7 @@ class PostedRows:
 
     @classmethod
     def gather(cls, archive: Archive, log: EventLog) -> PostedRows:
-        """Every posted row of a project."""
+        """Collect every posted row of a project."""
         after, imported = archive.watermark, archive.manifest.imported_until
         archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
         schema = [*EVENT_SCHEMA, RULE]
@@ -70,11 +70,11 @@ class PostedRows:
 
     @property
     def last_seq(self) -> int:
-        """The newest number among them; 0: there is no row."""
+        """The largest seq; 0 without rows."""
         return max((max_int(frame[SEQ]) for frame in (self.events, self.items, self.users)), default=0)
 
     def numbered_after(self, seq: int) -> PostedRows:
-        """The same rows numbered from ``seq + 1``, in the order in which they came."""
+        """The same rows numbered from ``seq + 1``, in order of arrival."""
         frames = self.events, self.items, self.users
         old = pl.concat([frame[SEQ] for frame in frames]).sort()
         numbers = pl.DataFrame({SEQ: old, "new": pl.int_range(seq + 1, seq + 1 + len(old), dtype=pl.Int64, eager=True)})

@@ -1,6 +1,7 @@
-"""Write ``data/``: the judged and split log, byte-identical for equal input and settings; and read it back.
+"""Write and read ``data/``, the cleaned and split log.
 
-Everything is written beside (``data.tmp``), flushed to the disk, and renamed into place; the manifest comes last.
+The output is byte-identical for equal input and settings. Files are written into ``data.tmp``, synced to disk and
+renamed; the manifest is written last.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SPLITS: Final = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What `prepare` wrote: the doctor's numbers, the cut (us), the watermark (seq), the rows of each part."""
+    """Result of `prepare`: report, cut (us), watermark (seq) and rows of each split."""
 
     report: Report
     fingerprint: str
@@ -52,7 +53,7 @@ class PrepareResult:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """``data/`` as later chapters see it: labelled frames by seq, versions of items and users, the manifest."""
+    """``data/`` in memory: labelled splits by seq, item and user versions, manifest."""
 
     train: pl.DataFrame
     valid: pl.DataFrame
@@ -63,26 +64,28 @@ class PreparedData:
 
     @property
     def dwell(self) -> DwellPercentiles | None:
-        """What a dwell is long compared with, as it was when the rows were labelled."""
+        """Dwell percentiles with which the rows were labelled."""
         tree = self.manifest.dwell
         return None if tree is None else DwellPercentiles.from_json(dict(tree))
 
     @cached_property
     def events(self) -> pl.DataFrame:
-        """All believed events, labelled, in the order of seq."""
+        """All valid events, labelled, in the order of seq."""
         return pl.concat([self.train, self.valid, self.test]).sort(SEQ)
 
 
 def prepare(project: Project, logged: bool = False, posted: PostedRows | None = None) -> PrepareResult:
-    """Read, clean and split the log of a project into ``data/``; the caller holds the turn's lock.
+    """Read, clean and split the log of a project into ``data/``.
+
+    The caller holds the run's lock.
 
     Args:
         project: The project.
-        logged: log.db or decisions.db holds a row: then only the import they go on from may be prepared again.
+        logged: True if log.db or decisions.db holds rows; then only the same import may be prepared again.
         posted: Rows of an earlier generation of the data, to be numbered after the import.
 
     Raises:
-        UserError: whatever is wrong with the log or the settings; ``data/`` then stays as it was.
+        UserError: the log or a setting is invalid; ``data/`` stays unchanged.
     """
     config = project.config
     recover_folder(project.data)
@@ -132,17 +135,17 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
 
 
 def load(project: Project) -> PreparedData:
-    """``data/`` of a project; every page's checksum is read with it.
+    """Read ``data/`` of a project and verify every page's checksum.
 
     Raises:
-        UserError: nothing was prepared yet, or a file is damaged or of a newer version.
+        UserError: ``data/`` does not exist yet, or a file is damaged or of another format.
     """
     recover_folder(project.data)
     return read(project.data)
 
 
 def read(data: Path, behind: Path | None = None) -> PreparedData:
-    """A folder as `load` reads it; a table that is not in it is that of the folder ``behind``."""
+    """Read a data folder; missing item and user tables are read from ``behind``."""
     manifest = DataManifest.read(data)
     if manifest.format != FORMAT:
         raise UserError("data", manifest.format, f"format {FORMAT} of data/", "recloop prepare")
@@ -171,7 +174,7 @@ def _same_import(project: Project, print_: str) -> None:
     if known != print_:
         raise UserError(
             "data.events", f"{project.config.data.events} ({print_[:8]})",
-            f"the import that log.db goes on from ({known[:8]}): the stores of this folder hold rows after it",
+            f"the import that log.db continues ({known[:8]}): the stores of this folder hold later rows",
             "recloop update (it reads new files), recloop update --restart, or a new folder",
         )  # fmt: skip
 

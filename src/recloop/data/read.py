@@ -1,4 +1,4 @@
-"""Read the log, the catalogue and the users of a project: every row is in the frame or in the rejects, with its reason."""
+"""Readers of a project's events, items and users; unreadable rows become rejects."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ OPTIONAL: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
 
 @dataclass(frozen=True)
 class RawEvents:
-    """The log as read.
+    """Events as read from files, before cleaning.
 
     Attributes:
         frame: EVENT_SCHEMA without seq, in the order of file and row.
         rejects: Every row that cannot be read.
         read: Rows in the files: ``len(frame) + len(rejects)``.
-        info: How it was read, one line: files, encoding, stamps.
+        info: One line on files, encoding and stamp format.
         sources: The files.
-        rows: Rows read by name of file.
+        rows: Rows read by file name.
     """
 
     frame: pl.DataFrame
@@ -77,7 +77,7 @@ def read_events(project: Project) -> RawEvents:
     """Read the files of ``data.events``.
 
     Raises:
-        UserError: no file, no rows, no such column, stamps that cannot be told apart, a column without one number.
+        UserError: no file, no rows, an unknown column, ambiguous stamps, a column without any number.
     """
     data = project.config.data
     sources = find(project.sources, data.events, "data.events")
@@ -85,7 +85,7 @@ def read_events(project: Project) -> RawEvents:
 
 
 def wanted(columns: Columns) -> list[str]:
-    """The columns of the user's file that an event is made of."""
+    """Columns of the user's file that an event is read from."""
     return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
 
 
@@ -96,13 +96,13 @@ def parse_events(
     since: Mapping[str, int] | None = None,
     day_first: bool | None = None,
 ) -> RawEvents:
-    """Events from tables that were read; see `read_events`.
+    """Parse the events of tables; see `read_events`.
 
     Args:
-        also: Further columns of EVENT_SCHEMA, taken under our own names where a table has them.
-        since: Files that come after the import: by name the rows to skip (default: none). A row without an event_id
-            gets one from its file and number; a file without one readable row is no error.
-        day_first: Whether 01/02/2025 is the first of February, where earlier files have shown it.
+        also: Further columns of EVENT_SCHEMA, read under our own names where a table has them.
+        since: Rows to skip by file name, for files read after the import (default: none). A row without an event_id
+            gets one from its file and number; a file without a readable row is allowed.
+        day_first: Whether 01/02/2025 is the first of February, if earlier files have shown it.
     """
     skip = since or {}
     counts = {
@@ -118,7 +118,7 @@ def parse_events(
         raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
     if since is None and not rows:
         reason = next(iter(tables[0].broken.values()))
-        raise UserError(key, names, f"rows that can be read; all {records:,} are broken: {reason}", "mend the file")
+        raise UserError(key, names, f"rows that can be read; all {records:,} are broken: {reason}", "correct the file")
     tables = [table for table in tables if len(table.frame) or table.broken]
     stamps = parse_timestamps(tables, data.columns.timestamp, data, day_first)
     frames, rejects, decimals = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
@@ -150,7 +150,7 @@ def parse_events(
 def _events(
     table: Table, stamps: ParsedTimestamps, data: Data, also: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.Series, str]:
-    """The rows of one file, the reason (or null) of each, and how decimals are written."""
+    """Rows of one file, the reject reason of each (or null), and the decimal style."""
     given = {ours: table.frame[name] for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(data.columns, ours))}
     ids: dict[str, pl.Series] = {
         name: as_ids(given[name], table, name)
@@ -195,10 +195,12 @@ def _because(reasons: pl.Series, wrong: pl.Series, text: str) -> pl.Series:
 
 
 def as_ids(column: pl.Series, table: Table, ours: str) -> pl.Series:
-    """Ids as text, kept exactly; missing (null, empty, blanks alone) is null. Whole numbers become their decimal text.
+    """Convert ids to text; missing ones (null, empty, blank) become null.
+
+    Texts are kept exactly; whole numbers become their decimal text.
 
     Raises:
-        UserError: fractions, which no id is.
+        UserError: an id is a fraction.
     """
     if column.dtype.is_float():
         present = column.fill_nan(None)
@@ -233,7 +235,7 @@ def _has_columns(table: Table, columns: Columns) -> None:
 
 
 def no_such_column(table: Table, key: str, name: str) -> None:
-    """Refuse a column that a file lacks, naming the nearest it has."""
+    """Raise the error for a column that a file lacks, with the nearest name it has."""
     lower = {column.lower(): column for column in table.columns}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     has = ", ".join(table.columns[:20]) or "no column"
@@ -246,7 +248,7 @@ def no_such_column(table: Table, key: str, name: str) -> None:
 
 
 def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedRow]:
-    """The rejects of one file in the order of its rows from record ``first`` on, the broken records among them."""
+    """Rejected and broken rows of one file in row order, from record ``first`` on."""
     rows = reasons.is_not_null().arg_true().to_list()
     why = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
     records = sorted(record for record in why if record >= first)
@@ -289,7 +291,7 @@ def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> 
     frame = pl.concat(frames)
     if not len(frame.drop_nulls(ours)):
         raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
-    # An import has no arrival: its versions are as old as time, so that equal files give equal bytes.
+    # imported versions get stamp 0 instead of an arrival time, so that equal files give equal bytes
     fixed = {
         SEQ: pl.lit(0, pl.Int64),
         RECEIVED_AT: pl.lit(0, pl.Int64),
@@ -301,7 +303,7 @@ def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> 
 
 
 def read_rows(source: InputFile, encoding: str) -> tuple[Table, list[JsonTree]]:
-    """A file with every row as an object whose numbers are numbers."""
+    """Read a file with every row as an object of typed values."""
     if source.kind == "csv":
         table = read_table(source, encoding)
         return table, typed_columns(table).to_dicts()

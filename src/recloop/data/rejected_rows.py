@@ -1,4 +1,4 @@
-"""Rows that cannot be read: how many a first run accepts, why they were rejected, and what would help."""
+"""Rejected rows: the record, the limit ``clean.max_rejected``, reasons and fixes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from recloop.errors import UserError
 
 GUESTS: Final = "no user_id"
-"""The reason of a row without a user: a guest's, which teaches nothing and is nobody's mistake."""
+"""Reason of a row without a user: an anonymous visit, which is not an error."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class RejectedRow:
 
     @property
     def place(self) -> str:
-        """File and line."""
+        """File and line as ``FILE:LINE`` text."""
         return f"{self.file}:{self.line}"
 
 
 def reasons(rejects: Sequence[RejectedRow], most: int = 3) -> str:
-    """The commonest reasons with their counts: ``no user_id (336), timestamp: not a stamp (2)``."""
+    """Most common reasons with counts: ``no user_id (336), timestamp: not a stamp (2)``."""
     counted = Counter(row.reason for row in rejects).most_common(most)
     return ", ".join(f"{reason} ({count:,})" for reason, count in counted)
 
 
 def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserError | None:
-    """The error of a log of which more than ``clean.max_rejected`` cannot be read; None: it is within the limit."""
+    """Error if more than ``clean.max_rejected`` of the rows are rejected, else None."""
     if not rejects or len(rejects) <= allowed * read:
         return None
     share = len(rejects) / read
@@ -44,26 +44,26 @@ def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserErr
         "rejected",
         f"{share:.1%} of the rows ({len(rejects):,} of {read:,}): {reasons(rejects)}",
         f"at most {allowed:.1%} (clean.max_rejected)",
-        f"recloop update {limit}, where these rows may be left out; {helps(rejects)}",
+        f"recloop update {limit} to leave these rows out; {helps(rejects)}",
         tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
     )
 
 
 def helps(rejects: Sequence[RejectedRow]) -> str:
-    """What else helps against the commonest reason."""
+    """Fix for the most common reason."""
     reason = Counter(row.reason for row in rejects).most_common(1)[0][0]
     if reason == GUESTS:
-        return "rows without a user are guests, else set data.columns.user_id to a fuller column"
+        return "rows without a user are guests; otherwise set data.columns.user_id to a column with fewer gaps"
     if reason.startswith("no "):
-        return f"else set data.columns.{reason[3:]} to a fuller column"
+        return f"otherwise set data.columns.{reason[3:]} to a column with fewer gaps"
     name = reason.partition(":")[0]
     if name == "timestamp" or reason.startswith("timestamp"):
-        return "else set data.columns.timestamp or data.time_unit"
+        return "otherwise set data.columns.timestamp or data.time_unit"
     if name in {"value", "quantity"}:
-        return f'else set data.columns.{name}=""'
-    return "else correct these lines of the file"
+        return f'otherwise set data.columns.{name}=""'
+    return "otherwise correct these lines of the file"
 
 
 def rounded_up(share: float) -> float:
-    """The share as the next whole per cent above it."""
+    """Round a share up to the next whole percent."""
     return min(1.0, (int(share * 100) + 1) / 100)

@@ -1,7 +1,7 @@
-"""Which files a setting names, how their bytes are packed and encoded, and the fingerprint of them all.
+"""Input files: find by setting, detect format and encoding, fingerprint.
 
-What a file is, is seen from its bytes, not from its name: Parquet, JSON lines or CSV; gzip or zstd around it; UTF-8,
-GB18030, cp1252 or UTF-16 inside. Text in another encoding is re-coded in a stream, never lossy.
+The format is detected from the bytes, not from the file name: Parquet, JSON lines or CSV; gzip or zstd around it;
+UTF-8, GB18030, cp1252 or UTF-16 inside. Text in another encoding is transcoded in a stream without loss.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Kind = Literal["csv", "jsonl", "parquet"]
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the log, the catalogue or the users.
+    """One input file of events, items or users.
 
     Attributes:
         key: The setting that names it: ``data.events``.
-        path: Where it lies.
-        name: How messages, rejects and the fingerprint call it: the path from the project folder.
+        path: Path on disk.
+        name: Path from the project folder, as used in messages, rejects and the fingerprint.
     """
 
     key: str
@@ -62,7 +62,7 @@ class InputFile:
         return next((packing for magic, packing in MAGIC.items() if start.startswith(magic)), None)
 
     def blocks(self) -> Iterator[bytes]:
-        """The unpacked bytes."""
+        """Yield the unpacked bytes."""
         with self.stream() as stream:
             try:
                 while block := stream.read(BLOCK):
@@ -100,10 +100,10 @@ class InputFile:
 
 
 def find(root: Path, text: str, key: str) -> list[InputFile]:
-    """The files that a setting names: a file, a glob or a folder; sorted by their bytes.
+    """Find the files of a setting (a file, glob or folder), sorted by the bytes of the path.
 
     Raises:
-        UserError: nothing is there (the nearest name beside it is given), or it is empty.
+        UserError: the path does not exist (the error names the nearest one), or the file is empty.
     """
     path = Path(text).expanduser()
     whole = root / path
@@ -127,7 +127,7 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
 
 
 def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
-    """SHA-256 over ``[data]`` and the files' bytes by path: equal input and settings, equal fingerprint."""
+    """SHA-256 over ``[data]`` and the files' bytes by path."""
     digest = hashlib.sha256()
     settings = data.model_dump(mode="json")
     digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
@@ -139,7 +139,7 @@ def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
 
 
 def encoding_mark(head: bytes) -> str | None:
-    """The encoding that the first bytes give away: a byte order mark, or the zero bytes of UTF-16 without one."""
+    """Encoding shown by the first bytes: a byte order mark, or zero bytes of UTF-16."""
     for mark, name in MARKS:
         if head.startswith(mark):
             return name
@@ -151,13 +151,13 @@ def encoding_mark(head: bytes) -> str | None:
 
 
 def encoding_of(source: InputFile, configured: str = "auto") -> str:
-    """The encoding of a text file: the configured one, else the first that reads every byte.
+    """Encoding of a text file: the configured one, else the first that decodes all.
 
-    Asked in this order: byte order mark, UTF-8, GB18030, cp1252, UTF-16. GB18030 reads most of what is cp1252 too, so
-    it must also look like Chinese: two bytes a character, both high, for most of them.
+    Order: byte order mark, UTF-8, GB18030, cp1252, UTF-16. GB18030 also decodes most cp1252 texts, so the text must
+    look Chinese too: most characters above ASCII are pairs of high bytes.
 
     Raises:
-        UserError: not one of them reads the whole file, or the configured one does not.
+        UserError: none of them decodes the whole file, or the configured one does not.
     """
     mark = encoding_mark(source.head())
     if configured != "auto":
@@ -166,7 +166,7 @@ def encoding_of(source: InputFile, configured: str = "auto") -> str:
         broken = _first_broken(source, configured)
         if broken is not None:
             raise UserError(
-                "data.encoding", configured, f"the encoding of {source.name} (it breaks at byte {broken:,})",
+                "data.encoding", configured, f"the encoding of {source.name} (decoding fails at byte {broken:,})",
                 '--set data.encoding="auto"',
             )  # fmt: skip
         return configured
@@ -182,7 +182,7 @@ def encoding_of(source: InputFile, configured: str = "auto") -> str:
     elif _first_broken(source, "gb18030") is None:
         return "gb18030"
     raise UserError(
-        "data.encoding", "auto", f"UTF-8, GB18030, cp1252 or UTF-16; no one of them reads all of {source.name}",
+        "data.encoding", "auto", f"UTF-8, GB18030, cp1252 or UTF-16; none of them decodes all of {source.name}",
         "iconv -f ENCODING -t UTF-8 FILE > NEW",
     )  # fmt: skip
 
@@ -201,7 +201,7 @@ def _first_broken(source: InputFile, encoding: str) -> int | None:
 
 
 def _looks_chinese(source: InputFile) -> bool:
-    """Whether most characters above ASCII are pairs of two high bytes, the zone of common Chinese characters."""
+    """True if most characters above ASCII are pairs of high bytes (common Chinese)."""
     common = other = 0
     for block in source.blocks():
         pairs = re.findall(rb"[\x81-\xfe][\x30-\x39\x40-\x7e\x80-\xfe]", block)

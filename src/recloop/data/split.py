@@ -1,8 +1,9 @@
-"""Cut the believed log in time: what is learned from, what chooses (validation), what tests (definitions, section 2).
+"""Split the valid log into train, validation and test (definitions, section 2).
 
-The cut is the stamp of event floor(quantile * n), counted from 0 in (timestamp, seq) order. Before it lies what has an
-earlier *moment* stamp, so no moment is torn apart; shuffling the rows inside moments changes no query. Leave-one-out
-is the papers' way, for comparison with their tables: each user's last row is the test, the one before it validation.
+The cut is the stamp of event floor(quantile * n), counted from 0 in (timestamp, seq) order. Rows with an earlier
+*moment* stamp lie before it, so moments stay whole; the order of rows inside a moment does not affect queries.
+Leave-one-out is the protocol of the papers, for comparison with their tables: each user's last row is the test, the
+one before it validation.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, Use, has
 
 
 class SplitFrames(NamedTuple):
-    """A split log: three labelled frames in the order of seq, and the cut between the first two and the last."""
+    """Three labelled frames in the order of seq, and the cut before the test."""
 
     train: pl.DataFrame
     valid: pl.DataFrame
@@ -30,37 +31,35 @@ class SplitFrames(NamedTuple):
 
 LEAVE_ONE_OUT = "leave-one-out"
 VALIDATION = 0.1
-"""Share of the moments before the cut among whose time the validation moments lie."""
+"""Share of the moments before the cut that the validation period covers."""
 LEAST_POSITIVES = 3
-"""Of a user under leave-one-out: one to learn from, one that chooses, one that tests."""
+"""Minimum per user under leave-one-out: one each for train, validation and test."""
 
 
 def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     """Split a labelled log by ``split.protocol``.
 
     Raises:
-        UserError: the protocol does not fit the other settings of ``[split]``, or the log allows no such split.
+        UserError: the protocol does not fit the other settings of ``[split]``, or the log cannot be split so.
     """
     labelled = labelled.sort(SEQ)
     if not len(labelled):
-        raise UserError(
-            "data.events", "0 believed rows", "rows that the rules of [clean] let through", "recloop doctor"
-        )
+        raise UserError("data.events", "0 valid rows", "rows that pass the rules of [clean]", "recloop doctor")
     return leave_one_out(labelled, config) if config.protocol == LEAVE_ONE_OUT else temporal(labelled, config)
 
 
 def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
-    """Each user's last positive is the test, the one before it validation, the rest training (row order is real).
+    """Split each user: last positive test, the one before validation, the rest training.
 
-    A user with fewer than three positives is training alone, as in the papers' code. Nothing lies before a common
-    instant here: the cut stands behind the last row, and a bundle of this split is only evaluated on it.
+    Row order is time order. A user with fewer than three positives is only in training, as in the papers' code. There
+    is not a common instant: the cut lies after the last row, and a bundle of this split is only evaluated on it.
 
     Raises:
-        UserError: moments of several rows, repeats in the lists, or nobody with three positives.
+        UserError: moments of several rows, repeats in the lists, or no user has three positives.
     """
     if config.ties != "row" or not config.filter_seen:
         is_ = f"{config.protocol} with ties={config.ties} and filter_seen={str(config.filter_seen).lower()}"
-        expected = 'ties="row" and filter_seen=true beside it: what the published tables did'
+        expected = 'ties="row" and filter_seen=true, as in the published tables'
         raise UserError("split.protocol", is_, expected, "--set split.ties=row --set split.filter_seen=true")
     positive = labelled.filter(pl.col(LABEL) > 0).select(SEQ, USER_ID)
     place = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
@@ -77,15 +76,15 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 
 
 def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
-    """Split at one instant, the same for everybody.
+    """Split all users at one instant.
 
-    Validation is a later time than what is learned before it, as the test is: the last moment, at or after the
-    validation start (`validation_start`), of the users of smallest hash("valid") with two moments or more before the
-    cut, ``validation_users`` of them and half of all users at most, never one of hash("old") < 2 %. Moments here are
-    those with a positive: nothing else is asked for.
+    Validation is later than the training before it, as the test is. It holds the last moment, at or after
+    `validation_start`, of the users with the smallest hash("valid") and at least two moments before the cut. At most
+    ``validation_users`` and half of all users are chosen, none with hash("old") < 2 %. Only moments with a positive
+    count here.
 
     Raises:
-        UserError: everything happened at one instant, or nothing positive happened before the cut.
+        UserError: all rows have one instant, or no positive row lies before the cut.
     """
     cut = cut_of(labelled, config.quantile)
     before = pl.col(STAMP) < cut
@@ -96,9 +95,9 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
         raise UserError(
             "split.quantile", config.quantile,
             f"rows before the cut; all {len(labelled):,} rows lie at or after it"
-            + (" (all happened at one instant)" if first == labelled[TIMESTAMP].max() else "")
-            + ", and a split in time needs rows at two instants or more",
-            "a longer log, or a look at data.columns.timestamp",
+            + (" (all have one instant)" if first == labelled[TIMESTAMP].max() else "")
+            + ", and a temporal split needs rows at two instants or more",
+            "use a longer log, or check data.columns.timestamp",
         )  # fmt: skip
     if not (past[LABEL] > 0).any():
         raise UserError(
@@ -115,13 +114,13 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 
 
 def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
-    """The stamp of event floor(quantile * n) in (timestamp, seq) order."""
+    """Stamp of event floor(quantile * n) in (timestamp, seq) order."""
     place = math.floor(quantile * len(labelled))
     return int(labelled.sort(TIMESTAMP, SEQ)[TIMESTAMP][min(place, len(labelled) - 1)])
 
 
 def validation_start(stamps: pl.Series) -> int:
-    """The stamp from which on the last `VALIDATION` of these moments lie; never the first stamp of all."""
+    """Stamp from which the last `VALIDATION` of these moments lie; never the first stamp."""
     distinct = stamps.unique().sort()
     if len(distinct) < 2:
         return int(distinct[0]) + 1 if len(distinct) else 0
@@ -130,7 +129,7 @@ def validation_start(stamps: pl.Series) -> int:
 
 
 def holdout_rows(past: pl.DataFrame, most: int, half: int) -> pl.DataFrame:
-    """user_id and stamp of the moments held out for validation."""
+    """User_id and stamp of the moments held out for validation."""
     rows = without_undone(past)
     moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
     last = moments.group_by(USER_ID).agg(pl.col(STAMP).max())

@@ -1,7 +1,7 @@
-"""One file as a table of text columns, every row either in it or known as broken, with its line and its bytes.
+"""Reader of one file as a table of text columns with a record of its broken rows.
 
-CSV and JSON lines are read as text and nothing else: an id ``01``, ``1e5`` or ``null`` stays what it is. Parquet keeps
-its types. Where a row went wrong, a second pass over the file finds its line and its raw text.
+CSV and JSON lines are read only as text: an id ``01``, ``1e5`` or ``null`` stays as written. Parquet keeps its types.
+For broken rows a second pass over the file finds the line and the raw text.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SPOKEN: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one file that have the shape of a row.
+    """Well-formed rows of one file, and the reasons of the broken ones.
 
     Attributes:
         frame: CSV and JSON lines: String columns (missing: null, or "" in CSV). Parquet: its own types.
         columns: All columns of the file, read or not.
-        broken: Reason by number of record (from 0, over all records) for those that are not in ``frame``.
+        broken: Reason by record number (from 0, over all records) for records that are not in ``frame``.
     """
 
     source: InputFile
@@ -47,14 +47,14 @@ class Table:
 
     @property
     def how(self) -> str:
-        """How the file was read, for the first line of every report."""
+        """Format and encoding as text, for the first line of every report."""
         if self.kind == "parquet":
             return "parquet"
         recoded = self.encoding if self.encoding == "utf-8" else f"{self.encoding}, re-coded to utf-8"
         return f"csv ({SPOKEN[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
 
     def record_of(self, rows: Sequence[int]) -> list[int]:
-        """The numbers of the records that are these rows of ``frame``: broken ones stand between them."""
+        """Record numbers of rows of ``frame``; broken records lie between them."""
         broken = sorted(self.broken)
         numbers, passed = [], 0
         for row in sorted(rows):
@@ -64,11 +64,11 @@ class Table:
         return numbers
 
     def line_of(self, row: int) -> int:
-        """The line (the row, in Parquet) of a row of ``frame``."""
+        """Line number (row number in Parquet) of a row of ``frame``."""
         return self.located(self.record_of([row]))[0][0]
 
     def located(self, records: Iterable[int]) -> list[tuple[int, str]]:
-        """Line and raw text of records, ascending by number."""
+        """Find line and raw text of records, in ascending order."""
         wanted = sorted(records)
         if not wanted:
             return []
@@ -92,10 +92,10 @@ def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] |
     Args:
         source: The file.
         encoding: As ``data.encoding``.
-        names: The columns wanted; those the file lacks are left to the caller. None: all.
+        names: The columns to read; the caller handles those that the file lacks. None reads all.
 
     Raises:
-        UserError: no text, no header, a quote that is never closed, a damaged file.
+        UserError: no text, no header, an unclosed quote, a damaged file.
     """
     kind = source.kind
     if kind == "parquet":
@@ -105,7 +105,7 @@ def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] |
 
 
 def read_objects(source: InputFile, encoding: str = "auto") -> tuple[Table, list[JsonTree]]:
-    """A JSON lines or Parquet file with every row as an object of its own types."""
+    """Read a JSON lines or Parquet file with every row as an object of its own types."""
     if source.kind == "jsonl":
         text = encoding_of(source, encoding)
         objects = [value for _, _, value in _json_lines(source, text) if isinstance(value, dict)]
@@ -138,7 +138,7 @@ def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table
             ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        raise UserError(source.key, source.name, f"a CSV file ({error})", "look for a quote never closed") from None
+        raise UserError(source.key, source.name, f"a CSV file ({error})", "look for an unclosed quote") from None
     frame = _framed(arrow)
     table = Table(source, "csv", encoding, separator, tuple(columns), frame, {})
     if not broken and sum(block.count(b'"') for block in source.blocks()) % 2 == 0:
@@ -154,14 +154,14 @@ def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table
 
 
 def _closed(source: InputFile, line: int, raw: str) -> None:
-    """Refuse a record that ran on because a quote was never closed; asked of odd records and of the last."""
+    """Reject a record with an unclosed quote; called for odd records and the last one."""
     if raw.count('"') % 2 and "\n" in raw.strip():
-        expected = f"quotes that close: one is opened in line {line} and swallows lines"
-        raise UserError(source.key, source.name, expected, f"mend line {line}", (printable(raw),))
+        expected = f"closed quotes; one opened in line {line} is never closed"
+        raise UserError(source.key, source.name, expected, f"correct line {line}", (printable(raw),))
 
 
 def _header(source: InputFile, encoding: str) -> tuple[str, list[str], int]:
-    """The separator, the names, and the number of lines they take."""
+    """Separator, column names, and number of header lines."""
     head = source.head(1 << 20).decode(encoding, "ignore").lstrip("\ufeff")
     best: tuple[str, list[str], int] | None = None
     for separator in SEPARATORS:
@@ -175,7 +175,7 @@ def _header(source: InputFile, encoding: str) -> tuple[str, list[str], int]:
 
 
 def _distinct(source: InputFile, header: Sequence[str], names: Sequence[str] | None) -> list[str]:
-    """The header with doubled names told apart; a doubled name that is wanted is refused."""
+    """Header with unique names; a repeated name among the wanted ones is an error."""
     columns: list[str] = []
     for name in header:
         if name in columns and names is not None and name in names:
@@ -198,7 +198,7 @@ def _text(source: InputFile, encoding: str) -> io.TextIOWrapper:
 
 
 def _csv_lines(table: Table) -> Iterator[tuple[int, str, list[str]]]:
-    """Every record after the header: the line it begins in, its raw text, its fields."""
+    """Yield first line, raw text and fields of every record after the header."""
     taken: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -230,7 +230,10 @@ def _framed(arrow: pa.Table) -> pl.DataFrame:
 
 
 def _json_lines(source: InputFile, encoding: str) -> Iterator[tuple[int, str, Any]]:
-    """Every line that is not blank: its number, its raw text, its value (an Exception where it is not JSON)."""
+    """Yield number, raw text and value of every line that is not blank.
+
+    The value of a line that is not JSON is the exception.
+    """
     decoder = msgspec.json.Decoder()
     with _text(source, encoding) as text:
         for line, raw in enumerate(text, 1):
@@ -258,7 +261,7 @@ def _jsonl(source: InputFile, encoding: str, names: Sequence[str] | None) -> Tab
 
 
 def json_text(value: Any) -> str | None:
-    """A JSON value as the text it is: ``1`` and ``"1"`` are the same id, ``1.5`` stays ``1.5``."""
+    """Text of a JSON value: ``1`` and ``"1"`` are the same id, ``1.5`` stays ``1.5``."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):

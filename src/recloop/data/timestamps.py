@@ -1,8 +1,9 @@
-"""Stamps as logs write them, to int64 microseconds UTC: numbers since 1970 in any unit, ISO 8601, day or month first.
+"""Timestamp parsing for whole columns: text and numbers to int64 microseconds UTC.
 
-The unit is recognised from the size of the numbers, day and month from a day above 12; what cannot be told apart, or is
-written in two ways in one file, is refused with the row, never guessed. One value alone is read by the same rules in
-`recloop.features.timestamp_text`; a test holds the two equal.
+Accepted are numbers since 1970 in any unit, ISO 8601, and dates with day or month first. The unit is detected from the
+size of the numbers, day and month from a day above 12. Ambiguous columns and mixed formats in one file are errors that
+name the row; nothing is guessed. `recloop.features.timestamp_text` parses single values by the same rules; a test
+compares both.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ SPOKEN: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns
 
 @dataclass(frozen=True)
 class ParsedTimestamps:
-    """The stamps of one file: ``values`` int64 microseconds or null, then ``reasons`` says why; ``how`` they are written."""
+    """Stamps of one file.
+
+    Attributes:
+        values: int64 microseconds, null where a value cannot be read.
+        reasons: Reject reason of a row that has no stamp, else null.
+        how: The format in words.
+    """
 
     values: pl.Series
     reasons: pl.Series
@@ -48,25 +55,25 @@ class ParsedTimestamps:
 
 @dataclass(frozen=True)
 class _TimestampColumn:
-    """One file's column, sorted into numbers and texts."""
+    """Timestamp column of one file, separated into numbers and texts."""
 
     table: Table
     text: pl.Series
     numeric: pl.Series  # (n,) Boolean
-    parts: pl.DataFrame  # a b c H M S f pm z, null where no text stamp stands
-    day_last: pl.Series  # (n,) Boolean: the year stands at the end, so day and month need a decision
+    parts: pl.DataFrame  # a b c H M S f pm z, null for rows that are not text stamps
+    day_last: pl.Series  # (n,) Boolean: the year is last, so the order of day and month is open
 
 
 def parse_timestamps(
     tables: Sequence[Table], name: str, data: Data, known_order: bool | None = None
 ) -> list[ParsedTimestamps]:
-    """The stamps of all files of a log; day and month are decided over all of them.
+    """Parse the stamps of all files of a log; all files share one order of day and month.
 
     Args:
-        known_order: Whether the day came first in earlier files of this log; None: these files must show it.
+        known_order: Whether the day is first in earlier files of this log; None: these files must show it.
 
     Raises:
-        UserError: two units or two ways of writing in one file, day and month that cannot be told apart, no stamp at all.
+        UserError: two units or formats in one file, an ambiguous order of day and month, or no stamp at all.
     """
     written = [_sort(table, name) if table.frame.schema[name] == pl.String else None for table in tables]
     day_first = known_order
@@ -110,7 +117,10 @@ def _typed(table: Table, name: str, data: Data) -> ParsedTimestamps:
 
 
 def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
-    """Numbers since 1970; whole ones exactly, fractions to the nearest microsecond; day numbers are none."""
+    """Parse numbers since 1970: whole ones exactly, fractions to the nearest microsecond.
+
+    Day numbers are rejected.
+    """
     value = column.cast(pl.Float64, strict=False)
     fits = (value * FACTORS[unit]).is_between(FIRST, LAST)
     inside = pl.select(pl.when(fits).then(column)).to_series()
@@ -128,14 +138,14 @@ def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
 
 
 def _are_day_numbers(value: pl.Series) -> bool:
-    """Whether numbers are days since 1899-12-30, as spreadsheets export a time: 46027.35."""
+    """True if numbers are spreadsheet days since 1899-12-30, such as 46027.35."""
     seen = value.drop_nulls()
     inside = (seen >= DAY_NUMBERS[0]) & (seen < DAY_NUMBERS[1])
     return bool(len(seen) and inside.all() and (seen != seen.floor()).any())
 
 
 def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
-    """The unit of a file's numbers, from their size: the years 1973 to 2100 do not overlap between units."""
+    """Unit of a file's numbers by size; the years 1973 to 2100 do not overlap between units."""
     seen = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
     for unit, factor in FACTORS.items():
         fits = (value.abs() * factor >= OLDEST_CLEAR * SECOND) & (value.abs() * factor < END * SECOND)
@@ -185,7 +195,7 @@ _PARTS: Final = ("a", "b", "c", "H", "M", "S", "f", "pm", "z")
 
 
 def _day_first(written: Sequence[_TimestampColumn], name: str) -> bool | None:
-    """Whether 01/02/2025 is the first of February: some day above 12 decides, for all files; None: not needed."""
+    """True if the day is first, decided for all files by a day above 12; None: not needed."""
     if not written:
         return None
     proofs: dict[bool, tuple[_TimestampColumn, int]] = {}
@@ -208,16 +218,16 @@ def _day_first(written: Sequence[_TimestampColumn], name: str) -> bool | None:
     a, b, year = (part.parts[key][row] for key in ("a", "b", "c"))
     raise UserError(
         f"data.columns.timestamp ({name})", part.text[row],
-        f"a day above 12 somewhere, to tell {year}-{b:0>2}-{a:0>2} (day first) from {year}-{a:0>2}-{b:0>2} (month first)",
+        f"a day above 12, to decide between {year}-{b:0>2}-{a:0>2} (day first) and {year}-{a:0>2}-{b:0>2} (month first)",
         f"write dates as {year}-{b:0>2}-{a:0>2}",
     )  # fmt: skip
 
 
 def _is_compact(table: Table, name: str, text: pl.Series, unit: str) -> bool:
-    """Whether all digits are dates, 20250131 or 20250131134500, because ``data.time_unit = "iso"`` says so.
+    """True if digits such as 20250131 or 20250131134500 are dates by ``data.time_unit``.
 
     Raises:
-        UserError: they might be, and no unit is configured.
+        UserError: the digits may be dates or numbers and no unit is configured.
     """
     if unit not in ("auto", "iso") or not looks_compact(text):
         return False
@@ -232,7 +242,7 @@ def _is_compact(table: Table, name: str, text: pl.Series, unit: str) -> bool:
 
 
 def looks_compact(column: pl.Series) -> bool:
-    """Whether all of a column reads as 20250131 or 20250131134500."""
+    """True if all values have the form 20250131 or 20250131134500."""
     if not (column.dtype == pl.String or column.dtype.is_integer()):
         return False
     seen = column.cast(pl.String).str.strip_chars().drop_nulls()
@@ -261,8 +271,8 @@ def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None
         other = int(dated.arg_true()[0])
         raise UserError(
             f"data.columns.timestamp ({name})", text[row],
-            f"one way of writing in {table.source.name}: line {table.line_of(row)} is a number, "
-            f"line {table.line_of(other)} is {text[other]!r}", "write all stamps in one way",
+            f"one format in {table.source.name}: line {table.line_of(row)} is a number, "
+            f"line {table.line_of(other)} is {text[other]!r}", "write all stamps in one format",
         )  # fmt: skip
     if data.time_unit not in ("auto", "iso"):
         return _judged(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), SPOKEN[data.time_unit])
@@ -272,7 +282,7 @@ def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None
 def _composed(
     parts: pl.DataFrame, day_last: pl.Series | None, text: pl.Series, data: Data, day_first: bool
 ) -> ParsedTimestamps:
-    """Microseconds from years, months, days and clocks; days that no month has are null."""
+    """Compose microseconds from date and clock parts; invalid dates are null."""
     number = {key: pl.col(key).cast(pl.Int64, strict=False) for key in ("a", "b", "c", "H", "M", "S")}
     last = pl.lit(False) if day_last is None else pl.lit(day_last)
     year = pl.when(last).then(number["c"]).otherwise(number["a"])
@@ -304,7 +314,7 @@ def _composed(
         pl.col("m").is_between(1, 12) & pl.col("d").is_between(1, pl.col("longest"))
         & (pl.col("h") < 24) & (pl.col("min") < 60) & (pl.col("sec") < 60)
     )  # fmt: skip
-    # Days since 1970 of a civil date: years counted from March, so that the leap day is the last of its year.
+    # days since 1970: years start in March, so that the leap day is the last day of its year
     y = pl.col("y") - (pl.col("m") <= 2).cast(pl.Int64)
     era_day = 365 * y + y // 4 - y // 100 + y // 400
     month_day = (153 * (pl.col("m") + pl.when(pl.col("m") > 2).then(-3).otherwise(9)) + 2) // 5 + pl.col("d") - 1
@@ -322,7 +332,7 @@ def _composed(
 
 
 def _local(micros: pl.Series, timezone: str) -> pl.Series:
-    """Microseconds of a clock on the wall, in UTC: of an hour that comes twice the first, of one that never came null."""
+    """Convert local time to UTC microseconds: the first of an ambiguous hour, null for a skipped one."""
     if timezone == "UTC":
         return micros.cast(pl.Int64)
     there = micros.cast(pl.Int64).cast(pl.Datetime("us"))
@@ -330,13 +340,13 @@ def _local(micros: pl.Series, timezone: str) -> pl.Series:
 
 
 def _none_of(text: pl.Series) -> pl.Series:
-    """Why a text among numbers is no stamp."""
+    """Reject reason of each text among numbers."""
     missing = text.is_null()
     return pl.select(pl.when(missing).then(pl.lit("no timestamp")).otherwise(pl.lit(NOT_A_STAMP))).to_series()
 
 
 def _judged(values: pl.Series, present: pl.Series, how: str, readable: pl.Series | None = None) -> ParsedTimestamps:
-    """Values of the years 1 to 9999, and the reason of every row that has none."""
+    """Keep values of the years 1 to 9999, and give every other row its reject reason."""
     values = values.cast(pl.Int64)
     inside = values.is_between(FIRST, LAST)
     known = values.is_not_null() if readable is None else readable
