@@ -114,6 +114,6 @@ def test_writer_judges_a_wrong_clock_without_reading_the_archive_back_to_it() ->
     writer.archive, writer._log, writer._judge = Rows(), Rows(), (EventLabeler(Events(), Clean()), SECOND)  # type: ignore[assignment]
     stamps = (NOW - 5 * SECOND, -62_009_366_400 * SECOND, YEAR_2090)
     events = [Event(user_id="u", item_id="i", timestamp=stamp, received_at=NOW) for stamp in stamps]
-    assert writer.judge(events) == [None, "clock", "clock"]
-    assert writer.judge(events[1:]) == ["clock", "clock"]
+    assert writer.causal_rules(events) == [None, "clock", "clock"]
+    assert writer.causal_rules(events[1:]) == ["clock", "clock"]
     assert asked == [(NOW - 6 * SECOND, NOW - 5 * SECOND), (NOW - SECOND, NOW)]

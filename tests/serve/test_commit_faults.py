@@ -65,9 +65,11 @@ def rows_of(name: str) -> dict[str, Any]:
     }
 
 
-def told(log: EventLog, settle: Callable[[list[WriteRequest], int], None], names: Sequence[str] = ("r0",)) -> list[str]:
+def told(
+    log: EventLog, after_commit: Callable[[list[WriteRequest], int], None], names: Sequence[str] = ("r0",)
+) -> list[str]:
     """Write rows under these names and say what each request was told, then see that the writer still writes."""
-    writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), 1.0, settle)  # type: ignore[arg-type]
+    writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), 1.0, after_commit)  # type: ignore[arg-type]
 
     async def one(name: str) -> str:
         try:
@@ -169,14 +171,14 @@ def test_writer_a_failed_rollback_stops_no_later_request(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [DISK, RuntimeError("a bug")], ids=["disk", "bug"])
-def test_writer_settle_fails_every_request_of_the_group_is_acknowledged(tmp_path: Path, error: Exception) -> None:
+def test_writer_after_commit_fails_every_request_of_the_group_is_acknowledged(tmp_path: Path, error: Exception) -> None:
     log, left = open_log(URL, tmp_path, write=True), [1]
 
-    def settle(*_: Any) -> None:
+    def after_commit(*_: Any) -> None:
         if left.pop() if left else 0:
             raise error
 
-    assert told(log, settle, names=("r0", "r1", "r2")) == [KEPT] * 3
+    assert told(log, after_commit, names=("r0", "r1", "r2")) == [KEPT] * 3
     log.close()
     assert [held(tmp_path, f"r{n}") for n in range(3)] == [1, 1, 1]
 
@@ -184,8 +186,9 @@ def test_writer_settle_fails_every_request_of_the_group_is_acknowledged(tmp_path
 # -- a fault at each line
 
 PATH: tuple[Callable[..., Any], ...] = (
-    Writer._commit, Writer._append, EventLog.append_items, EventLog.append_users, EventLog.append_retractions, EventLog.append_events,
-    EventLog._append, EventLog.newest_in, EventLog._counter, EventLog._set_counter, Writer.judge, Writer._deliver,
+    Writer._commit, Writer._append, EventLog.append_items, EventLog.append_users, EventLog.append_retractions, Writer._append_events,
+    EventLog.find_duplicates, EventLog.insert_events, EventLog._append, EventLog.newest_in, EventLog._counter,
+    EventLog._set_counter, Writer.causal_rules, Writer._deliver,
 )  # fmt: skip
 CODES = {one.__code__ for one in PATH}
 """Of the writer's thread up to the hand-back; BEGIN, COMMIT and ROLLBACK fail in the table above (a trace function that

@@ -48,7 +48,7 @@ def row(user: str, item: str = "i01", **more: Any) -> dict[str, Any]:
 def test_requests_that_wait_share_one_commit(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[int] = []
     queued = threading.Event()
-    append = log_module.EventLog.append_events
+    append = log_module.EventLog.insert_events
 
     def once_all_wait(self: Any, events: Any, *rest: Any) -> Any:
         commits.append(len(events))
@@ -59,7 +59,7 @@ def test_requests_that_wait_share_one_commit(app: Any, monkeypatch: pytest.Monke
         while sum(commits) + waiting.qsize() < 40:
             time.sleep(0.01)
 
-    monkeypatch.setattr(log_module.EventLog, "append_events", once_all_wait)
+    monkeypatch.setattr(log_module.EventLog, "insert_events", once_all_wait)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         before = service.as_of
@@ -93,14 +93,14 @@ def test_an_answer_waits_for_the_disk_and_the_loop_does_not(app: Any, shop: Proj
 
 
 def test_a_disk_that_refuses_is_said_and_nothing_is_kept(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = log_module.EventLog.append_events
+    append = log_module.EventLog.insert_events
 
     def full(*_: Any) -> Any:
         raise sqlite3.OperationalError("database or disk is full")
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         before = service.as_of
-        monkeypatch.setattr(log_module.EventLog, "append_events", full)
+        monkeypatch.setattr(log_module.EventLog, "insert_events", full)
         answer = await client.post("/v1/events", json=row("x"))
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "log_unavailable"
@@ -109,7 +109,7 @@ def test_a_disk_that_refuses_is_said_and_nothing_is_kept(app: Any, monkeypatch: 
         assert listed["degraded"] == ["log"]
         assert len(listed["items"]) == 10
         assert service.as_of == before
-        monkeypatch.setattr(log_module.EventLog, "append_events", append)
+        monkeypatch.setattr(log_module.EventLog, "insert_events", append)
         assert (await client.post("/v1/events", json=row("x"))).status_code == 200
         assert (await client.get("/v1/recommend/x")).json()["degraded"] == []
 
@@ -152,14 +152,14 @@ def test_too_many_waiting_rows_are_sent_away(app: Any, monkeypatch: pytest.Monke
 def test_one_request_that_fails_takes_no_other_with_it(
     app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge = writer.Writer.judge
+    causal_rules = writer.Writer.causal_rules
 
     def picky(self: Any, events: Any) -> Any:
         if any(event.user_id == "poison-user" for event in events):
             raise ZeroDivisionError("poison-user")
-        return judge(self, events)
+        return causal_rules(self, events)
 
-    monkeypatch.setattr(writer.Writer, "judge", picky)
+    monkeypatch.setattr(writer.Writer, "causal_rules", picky)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         users = ["a", "b", "poison-user", "c"]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -82,28 +83,34 @@ def test_a_retry_without_a_stamp_is_a_duplicate_whenever_it_arrives(log: EventLo
     assert log.append_events([event(event_id="e", timestamp=8, received_at=9)])[0].status == "conflict"
 
 
-def test_an_event_of_the_import_is_known_by_its_event_id(log: EventLog) -> None:
+def test_find_duplicates_imported_event_id_is_a_repeat(log: EventLog) -> None:
     log.start_at(10)
-    imported = {"old": event(event_id="old", seq=7)}
-    got = log.append_events(
-        [event(event_id="old"), event("other", event_id="old"), event(event_id="new")],
-        known=lambda ids: {name: imported[name] for name in ids if name in imported},
-    )
+    arrived = [event(event_id="old"), event("other", event_id="old"), event(event_id="new")]
+    with log.commit():
+        arrivals = log.find_duplicates(arrived, {"old": event(event_id="old", seq=7)})
+        got = arrivals.receipts(log.insert_events(arrivals.new))
     assert [(r.status, r.seq) for r in got] == [("duplicate", 7), ("conflict", 7), ("accepted", 11)]
 
 
-def test_a_judge_sees_only_new_rows_with_their_numbers(log: EventLog) -> None:
-    seen: list[int] = []
-
-    def judge(events: list[Event]) -> list[str | None]:
-        seen.extend(e.seq for e in events)
-        return ["burst" if e.item_id == "bad" else None for e in events]
-
+def test_find_duplicates_gives_new_rows_alone_with_their_numbers(log: EventLog) -> None:
     log.append_events([event(event_id="e")])
-    got = log.append_events([event(event_id="e"), event("bad"), event("good")], judge)
+    with log.commit():
+        arrivals = log.find_duplicates([event(event_id="e"), event("bad"), event("good")], {})
+        assert [row.seq for row in arrivals.new] == [2, 3]
+        ruled = [msgspec.structs.replace(row, rule="burst" if row.item_id == "bad" else None) for row in arrivals.new]
+        got = arrivals.receipts(log.insert_events(ruled))
     assert [(r.status, r.rule) for r in got] == [("duplicate", None), ("quarantined", "burst"), ("accepted", None)]
-    assert seen == [2, 3]
     assert log.events()["rule"].to_list() == [None, "burst", None]
+
+
+def test_insert_events_after_other_rows_were_appended_raises(log: EventLog) -> None:
+    with log.commit():
+        arrivals = log.find_duplicates([event()], {})
+    log.append_users([User(user_id="u")])
+    with pytest.raises(RuntimeError, match="do not follow seq 1"):
+        log.insert_events(arrivals.new)
+    assert log.last_seq() == 1
+    assert log.events().is_empty()
 
 
 def test_one_transaction_holds_all_or_nothing(log: EventLog) -> None:

@@ -34,10 +34,14 @@ def post(project: Project, rows: pl.DataFrame) -> None:
     with project.open_log(write=True) as log:
         taken = EventLabeler(project.config.events, project.config.clean).causal_rule(rows).to_list()
         events = [
-            Event(**{name: value for name, value in row.items() if value is not None}, received_at=row["timestamp"])
-            for row in rows.iter_rows(named=True)
+            Event(
+                **{name: value for name, value in row.items() if value is not None},
+                received_at=row["timestamp"],
+                rule=rule,
+            )
+            for row, rule in zip(rows.iter_rows(named=True), taken, strict=True)
         ]
-        log.append_events(events, judge=lambda fresh: taken[: len(fresh)])
+        log.append_events(events)
 
 
 def die_after(step: str, project: Project, sets: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""The way in: judge -> commit -> drop the cached state -> acknowledge; what is acknowledged is on the disk.
+"""Group commits of the event log, acknowledged once durable.
 
-One thread writes the log. It takes whatever queued while the last fsync ran, judges it and commits it in one
-transaction (a group commit without a timer), then hands the receipts back to the event loop, which never waits for a
-disk.
+A commit: find duplicates, apply causal rules, insert, commit, `after_commit`, acknowledge.
+One thread writes the log. It commits all requests that queued during the last fsync in one transaction (a group commit
+without a timer), then hands the receipts to the event loop, which never waits for a disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import polars as pl
 
 from recloop.config import Clean
@@ -22,7 +23,7 @@ from recloop.features.labels import EventLabeler
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SECOND, SEQ, TIMESTAMP, Event, Item, User
 from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
-from recloop.storage.event_log import Receipt
+from recloop.storage.event_log import Receipt, event_ids
 
 LOGGER = logging.getLogger(__name__)
 MAX_COMMIT_ROWS = 5_000  # rows of one commit at most
@@ -66,8 +67,8 @@ class Writer:
         log: Opened for writing.
         archive: What was archived: its event_ids are known, its rows count for the causal rules.
         signal: Judges what is believed.
-        settle: Called on the event loop after a commit, before its requests are acknowledged: with the jobs and the
-            newest seq. The rows are kept by then, so an error of it is logged and the requests are acknowledged.
+        after_commit: Called on the event loop after a commit, before its requests are acknowledged: with the jobs and
+            the newest seq. The rows are kept by then, so an error of it is logged and the requests are acknowledged.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Writer:
         archive: Archive,
         signal: EventLabeler,
         burst_seconds: float,
-        settle: Callable[[list[WriteRequest], int], None],
+        after_commit: Callable[[list[WriteRequest], int], None],
     ) -> None:
-        self._log, self.archive, self._settle = log, archive, settle
+        self._log, self.archive, self._after_commit = log, archive, after_commit
         self._judge = signal, round(burst_seconds * SECOND)
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._waiting = 0  # rows; touched by the event loop's thread alone
@@ -163,7 +164,17 @@ class Writer:
             job.kept_users = self._log.append_users(job.users) if job.users else []
             job.kept_retractions = self._log.append_retractions(job.retractions) if job.retractions else []
         events = [event for job in group for event in job.events]
-        return self._log.append_events(events, self.judge, self.archive.known) if events else []
+        return self._append_events(events) if events else []
+
+    def _append_events(self, events: list[Event]) -> list[Receipt]:
+        """Find duplicates, apply the causal rules to the new events, insert these; inside the open commit."""
+        ids = event_ids(events)
+        arrivals = self._log.find_duplicates(events, self.archive.known(ids) if ids else {})
+        if not arrivals.new:
+            return arrivals.receipts([])
+        rules = self.causal_rules(arrivals.new)
+        ruled = [msgspec.structs.replace(event, rule=rule) for event, rule in zip(arrivals.new, rules, strict=True)]
+        return arrivals.receipts(self._log.insert_events(ruled))
 
     def _is_kept(self, newest: int | None) -> bool | None:
         """Whether a commit that raised is on the disk; None: the log cannot be read.
@@ -196,7 +207,7 @@ class Writer:
             try:
                 self._waiting -= sum(map(len, group))
                 if error is None:
-                    self._settle(group, seq)
+                    self._after_commit(group, seq)
             except Exception as failed:  # noqa: BLE001 - the rows are kept, whatever comes after
                 LOGGER.error("after a commit: %s", type(failed).__name__)  # noqa: TRY400 - its text may name a user
             finally:
@@ -214,7 +225,7 @@ class Writer:
         """Another bundle is live: from the next commit on its rules decide what is believed."""
         self._judge = signal, round(burst_seconds * SECOND)
 
-    def judge(self, events: Sequence[Event]) -> list[str | None]:
+    def causal_rules(self, events: Sequence[Event]) -> list[str | None]:
         """The causal rule that takes each new event, given all its user's rows of smaller seq."""
         signal, width = self._judge
         frame = frame_of(events)

@@ -99,7 +99,7 @@ class Service:
             self.archive,
             EventLabeler.of(self.bundle.spec),
             burst_seconds(self.bundle.spec.clean),
-            self._settle,
+            self._after_commit,
         )
         self._stack.callback(self.writer.close)
 
@@ -315,14 +315,14 @@ class Service:
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
 
-    def _settle(self, jobs: list[WriteRequest], seq: int) -> None:
+    def _after_commit(self, jobs: list[WriteRequest], seq: int) -> None:
         """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on.
 
         The rows are on the disk, so an error here undoes nothing: every cached state is dropped and the follower
         reads the rest anew (`repair`).
         """
         try:
-            self._take_in(jobs, seq)
+            self._apply_commit(jobs, seq)
         except Exception as error:  # noqa: BLE001 - whatever fails, the rows are kept and must be seen
             LOGGER.error("a commit was not taken in: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             self.known.forget()
@@ -330,7 +330,7 @@ class Service:
         self.as_of = seq
 
     def repair(self, known: StateRegistry, items: Sequence[Item]) -> None:
-        """Put in place what a failed `_settle` left out; on the loop.
+        """Put in place what a failed `_after_commit` left out; on the loop.
 
         Args:
             known: Made anew from snapshots and log.
@@ -343,7 +343,7 @@ class Service:
                 self.catalogue.upsert(item)
         self.unsettled = None
 
-    def _take_in(self, jobs: list[WriteRequest], seq: int) -> None:
+    def _apply_commit(self, jobs: list[WriteRequest], seq: int) -> None:
         touched: set[str] = set()
         for job in jobs:
             touched.update(event.user_id for event in job.events)

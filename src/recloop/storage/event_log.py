@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -52,8 +52,6 @@ CONTENT = tuple(
 T = TypeVar("T")
 Row = TypeVar("Row", Item, User, "Retraction")
 Status = Literal["accepted", "duplicate", "conflict", "quarantined"]
-Judge = Callable[[Sequence[Event]], Sequence[str | None]]
-Known = Callable[[Sequence[str]], Mapping[str, Event]]
 
 
 class Receipt(NamedTuple):
@@ -62,6 +60,19 @@ class Receipt(NamedTuple):
     status: Status
     seq: int
     rule: str | None
+
+
+class Arrivals(NamedTuple):
+    """Events as they arrived: the new ones, numbered, and the receipts of repeats by their position."""
+
+    new: list[Event]
+    repeats: dict[int, Receipt]
+
+    def receipts(self, inserted: Sequence[Receipt]) -> list[Receipt]:
+        """The receipts of all events in the order of arrival, given those of the new ones."""
+        remaining = iter(inserted)
+        total = len(self.new) + len(self.repeats)
+        return [self.repeats.get(position) or next(remaining) for position in range(total)]
 
 
 RESTORED = "restored"
@@ -133,51 +144,59 @@ class EventLog(Store):
             finally:
                 self._depth = 0
 
-    def append_events(
-        self, events: Sequence[Event], judge: Judge | None = None, known: Known | None = None
-    ) -> list[Receipt]:
-        """Number and keep these events, durably once the outermost `commit` ends.
-
-        An event_id that was seen before is a ``duplicate``, with other content a ``conflict``; neither is kept. A
-        stamp that the client left out counts as equal (both rows then carry their arrival).
+    def append_events(self, events: Sequence[Event]) -> list[Receipt]:
+        """Number and keep these events, durably once the outermost `commit` ends; a repeat is not kept.
 
         Args:
             events: In the order of their arrival; ``seq`` is ignored, ``rule`` filled means quarantined.
-            judge: Given the new ones with their seq, gives the rule that takes each, or None.
-            known: Given event_ids, gives the events of the import that carry them.
+        """
+        with self.commit():
+            arrivals = self.find_duplicates(events, {})
+            return arrivals.receipts(self.insert_events(arrivals.new))
+
+    def find_duplicates(self, events: Sequence[Event], imported: Mapping[str, Event]) -> Arrivals:
+        """Separate new events, numbered, from repeats of an event_id; inside the `commit` that inserts them.
+
+        A repeat with equal content is a ``duplicate``, with other content a ``conflict``. A stamp that the client left
+        out counts as equal (both rows then carry their arrival).
+
+        Args:
+            events: In the order of their arrival; ``seq`` is ignored.
+            imported: Events of the import by event_id.
         """
         with self.commit() as writer:
-            ids = list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
-            earlier = dict(known(ids)) if known and ids else {}
-            earlier |= self._by_event_id(writer, ids)
+            first_by_id = {**imported, **self._by_event_id(writer, event_ids(events))}
             seq = self._counter(writer)
-            places: list[tuple[Literal["new", "duplicate", "conflict"], int]] = []
-            fresh: list[Event] = []
-            for event in events:
-                first = earlier.get(event.event_id) if event.event_id is not None else None
-                if first is not None:
-                    places.append(("duplicate" if same_content(first, event) else "conflict", first.seq))
-                    continue
-                places.append(("new", len(fresh)))
-                fresh.append(msgspec.structs.replace(event, seq=seq + len(fresh) + 1))
-                if event.event_id is not None:
-                    earlier[event.event_id] = fresh[-1]
-            if judge is not None and fresh:
-                rules = judge(fresh)
-                fresh = [msgspec.structs.replace(e, rule=rule) for e, rule in zip(fresh, rules, strict=True)]
+        new: list[Event] = []
+        repeats: dict[int, Receipt] = {}
+        for position, event in enumerate(events):
+            first = first_by_id.get(event.event_id) if event.event_id is not None else None
+            if first is not None:
+                status: Status = "duplicate" if same_content(first, event) else "conflict"
+                repeats[position] = Receipt(status, first.seq, None)
+                continue
+            seq += 1
+            new.append(msgspec.structs.replace(event, seq=seq))
+            if event.event_id is not None:
+                first_by_id[event.event_id] = new[-1]
+        return Arrivals(new, repeats)
+
+    def insert_events(self, events: Sequence[Event]) -> list[Receipt]:
+        """Keep new events under the numbers of `find_duplicates`; ``rule`` filled means quarantined.
+
+        Raises:
+            RuntimeError: the numbers do not follow the newest one, so rows were appended in between.
+        """
+        with self.commit() as writer:
+            seq = self._counter(writer)
+            if any(event.seq != expected for expected, event in enumerate(events, seq + 1)):
+                raise RuntimeError(f"events of {self.file.name} do not follow seq {seq}")
             writer.executemany(
                 f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})",
-                [tuple(getattr(event, name) for name in EVENT_COLUMNS) for event in fresh],
+                [tuple(getattr(event, name) for name in EVENT_COLUMNS) for event in events],
             )
-            self._set_counter(writer, seq + len(fresh))
-        receipts = []
-        for kind, place in places:
-            if kind == "new":
-                event = fresh[place]
-                receipts.append(Receipt("quarantined" if event.rule else "accepted", event.seq, event.rule))
-            else:
-                receipts.append(Receipt(kind, place, None))
-        return receipts
+            self._set_counter(writer, seq + len(events))
+        return [Receipt("quarantined" if event.rule else "accepted", event.seq, event.rule) for event in events]
 
     def append_items(self, items: Sequence[Item]) -> list[Item]:
         """Number and keep these versions of items; the rows as kept."""
@@ -380,6 +399,11 @@ class EventLog(Store):
                 if event.event_id is not None:
                     found[event.event_id] = event
         return found
+
+
+def event_ids(events: Iterable[Event]) -> list[str]:
+    """The distinct event_ids of these events, in the order of arrival."""
+    return list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
 
 
 def same_content(first: Event, again: Event) -> bool:
