@@ -1,12 +1,14 @@
-"""An answer as the client gets it: each slot with its reason, and the properties asked for."""
+"""An answer as the client gets it, and the decision that records it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from recloop.json_object import JsonTree
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList
-from recloop.records import Query
+from recloop.records import Decision, Query
+from recloop.release.assignment import Arm
 from recloop.serve.schemas import RecommendResponse
 
 REASONS: Mapping[str, str] = {
@@ -41,3 +43,56 @@ def build_response(
         own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": reasons[slot.source]}
         items.append({**own, **{name: attributes.get(name) for name in query.properties if name not in own}})
     return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items)
+
+
+def build_decision(
+    query: Query,
+    answer: RankedList,
+    arm: Arm,
+    *,
+    as_of: int,
+    degraded: list[str],
+    assigned: str,
+    latency_us: int,
+    session_id: str | None,
+    anonymous_id: str | None,
+    client_request_id: str | None,
+) -> Decision:
+    """The decision of role ``answer`` that records an answered query.
+
+    Args:
+        arm: The arm that answered; ``assigned`` is the variant that the user was assigned to.
+        as_of: The newest seq that the answer knew.
+    """
+    asked: JsonTree = {
+        "exclude": list(query.exclude),
+        "filter": query.filter,
+        "properties": list(query.properties),
+        "context": {},
+    }
+    if query.item_id:
+        asked["item"] = query.item_id
+    return Decision(
+        request_id=query.request_id,
+        role="answer",
+        user_id=query.user_id,
+        at=query.now,
+        as_of=as_of,
+        bundle=arm.bundle,
+        generation=arm.generation,
+        variant=arm.variant,
+        placement=query.placement,
+        k=answer.k,
+        query=asked,
+        items=answer.items,
+        scores=answer.scores,
+        sources=answer.sources,
+        degraded=degraded,
+        session_id=session_id,
+        anonymous_id=anonymous_id,
+        client_request_id=client_request_id,
+        assigned=assigned,
+        positives=answer.positives,
+        inputs=answer.inputs,
+        micros=latency_us,
+    )

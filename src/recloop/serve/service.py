@@ -30,7 +30,7 @@ from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, now
 from recloop.release import assignment
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.reload import Reloader
-from recloop.serve.response import build_response
+from recloop.serve.response import build_decision, build_response
 from recloop.serve.schemas import RecommendResponse
 from recloop.serve.shadow import ShadowQueue
 from recloop.serve.state_registry import StateRegistry, StateSource
@@ -152,72 +152,58 @@ class Service:
         Raises:
             UserError: no such placement, or a filter that does not parse.
         """
-        fleet, share = self.fleet, self.project.config.release
-        assigned = arm = self._arm(query.user_id)
+        assigned = self._assign(query.user_id)
         self.recommender.placement(query.placement)
         if query.filter:
             self.catalogue.check(query.filter, "filter")
         degraded = set(self.degraded)
-        answer = None
-        if fleet.candidate is not None and arm is fleet.candidate.arm:
-            try:
-                answer, as_of = self._list(fleet.candidate, query, degraded)
-            except Exception as error:  # noqa: BLE001 - whatever a candidate does, its users get a list
-                LOGGER.warning("bundle %s gave no list: %s", arm.bundle, type(error).__name__)
-                arm = fleet.live.arm
-        if answer is None:
-            answer, as_of = self._list(fleet.live, query, degraded)
-        decision = Decision(
-            request_id=query.request_id,
-            role="answer",
-            user_id=query.user_id,
-            at=query.now,
+        deployment, answer, as_of = self._answer(assigned, query, degraded)
+        decision = build_decision(
+            query,
+            answer,
+            deployment.arm,
             as_of=as_of,
-            bundle=arm.bundle,
-            generation=arm.generation,
-            variant=arm.variant,
-            placement=query.placement,
-            k=answer.k,
-            query={
-                "exclude": list(query.exclude),
-                "filter": query.filter,
-                "properties": list(query.properties),
-                "context": {},
-                **({"item": query.item_id} if query.item_id else {}),
-            },
-            items=answer.items,
-            scores=answer.scores,
-            sources=answer.sources,
             degraded=sorted(degraded),
+            assigned=assigned.arm.variant,
+            latency_us=round((time.perf_counter() - started) * 1e6),
             session_id=session_id,
             anonymous_id=anonymous_id,
             client_request_id=client_request_id,
-            assigned=assigned.variant,
-            positives=answer.positives,
-            inputs=answer.inputs,
-            micros=round((time.perf_counter() - started) * 1e6),
         )
         self.decisions.put(decision)
-        if (
-            fleet.shadows
-            and query.user_id
-            and not degraded
-            and assignment.shadowing(query.user_id, arm, fleet.shadows[0].arm.bundle, share.shadow)
-        ):
-            self.behind.add(query, decision, fleet)
+        if not degraded and self._is_shadowed(query.user_id, deployment.arm):
+            self.behind.add(query, decision, self.fleet)
         return answer, decision
 
     def look(self, query: Query) -> tuple[RankedList, assignment.Arm]:
-        """The list that a query would get now, and the arm that it falls into; nothing is written down."""
-        arm = self._arm(query.user_id)
-        served = self.fleet.candidate if arm.variant == assignment.CANDIDATE else self.fleet.live
-        return self._list(served or self.fleet.live, query, set())[0], arm
+        """The list that a query would get now, and its arm; nothing is recorded."""
+        deployment = self._assign(query.user_id)
+        return self._list(deployment, query, set())[0], deployment.arm
 
-    def _arm(self, user_id: str) -> assignment.Arm:
-        if not user_id:  # a list about an item, for nobody in particular: no unit of an experiment
-            return self.fleet.live.arm
-        candidate = self.fleet.candidate and self.fleet.candidate.arm
-        return assignment.assign(user_id, self.fleet.live.arm, candidate)
+    def _assign(self, user_id: str) -> Deployment:
+        """The deployment that a user is assigned to; live for a list about an item, which has no user."""
+        live, candidate = self.fleet.live, self.fleet.candidate
+        if not user_id or candidate is None:
+            return live
+        arm = assignment.assign(user_id, live.arm, candidate.arm)
+        return candidate if arm is candidate.arm else live
+
+    def _answer(self, assigned: Deployment, query: Query, degraded: set[str]) -> tuple[Deployment, RankedList, int]:
+        """The list of the assigned deployment, or of live where a candidate fails; who answered, list, seq."""
+        live = self.fleet.live
+        if assigned is not live:
+            try:
+                return assigned, *self._list(assigned, query, degraded)
+            except Exception as error:  # noqa: BLE001 - whatever a candidate does, its users get a list
+                LOGGER.warning("bundle %s gave no list: %s", assigned.arm.bundle, type(error).__name__)
+        return live, *self._list(live, query, degraded)
+
+    def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
+        """Whether the shadow bundles score a request of this user again."""
+        if not self.fleet.shadows or not user_id:
+            return False
+        shadow = self.fleet.shadows[0].arm.bundle
+        return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow)
 
     def reply(self, query: Query, answer: RankedList, decision: Decision) -> RecommendResponse:
         """An answer as the client gets it."""
