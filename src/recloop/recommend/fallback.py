@@ -1,15 +1,20 @@
-"""The ladder: what fills the slots that the mix left free, so that no list is ever empty."""
+"""The fallback: stages that fill the slots that the mix left free, so that no list is ever empty."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from recloop.bundle import Bundle
+from recloop.features.encode import EncodedBatch
 from recloop.features.vocabulary import as_text
+from recloop.recommend import similar_items
+from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 
@@ -17,76 +22,135 @@ SEGMENT = "segment."
 """Prefix of the arrays that hold a segment's popular list: ``segment.VALUE``."""
 
 
+@dataclass(frozen=True)
+class FallbackQuery:
+    """Query ``b`` of a batch, as the stages of the fallback see it.
+
+    Attributes:
+        item_id: The item that a list about an item is about.
+        list: The kind of list of the placement.
+    """
+
+    encoded: EncodedBatch
+    allowed: CandidateMask
+    b: int
+    item_id: str
+    list: str
+
+    @cached_property
+    def banned(self) -> set[int]:
+        """The item_ix that this query may not show."""
+        return set(self.allowed.banned[self.b].tolist())
+
+
+class FallbackStage(Protocol):
+    """One stage of the fallback; its name in the policy is the source of the slots it fills."""
+
+    def items(self, query: FallbackQuery) -> Iterator[str]:
+        """Raw ids for a query, best first; the same filters as the mix, duplicates allowed."""
+        ...
+
+
+class AttributesStage:
+    """Items with attributes like the query's item, or that fit the user's fields."""
+
+    def __init__(self, catalogue: Catalog, towers: AttributeTowers | None, similar: similar_items.SimilarItems) -> None:
+        self._catalogue, self._towers, self._similar = catalogue, towers, similar
+
+    def items(self, query: FallbackQuery) -> Iterator[str]:
+        if query.list == similar_items.LIST:
+            return self._similar.described(self._catalogue, query.item_id, query.allowed, query.b)
+        if self._towers is None:
+            return iter(())
+        return self._towers.best(self._catalogue, query.encoded, query.allowed, query.b)
+
+
+class SegmentStage:
+    """The popular items of the user's segment; none for a user without one."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def items(self, query: FallbackQuery) -> Iterator[str]:
+        attributes = query.encoded.states.attributes[query.b] or {}
+        value = attributes.get(self._bundle.spec.segment)
+        order = None if value is None else self._bundle.arrays.get(SEGMENT + as_text(value))
+        if order is not None:
+            yield from _shown(self._bundle, order, query)
+
+
+class PopularStage:
+    """The popular items of all users."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def items(self, query: FallbackQuery) -> Iterator[str]:
+        return _shown(self._bundle, self._bundle.arrays["popular"], query)
+
+
+class LatestStage:
+    """The newest items: in a list of the latest all of them, else those that the item table does not hold."""
+
+    def __init__(self, bundle: Bundle, catalogue: Catalog) -> None:
+        self._bundle, self._catalogue = bundle, catalogue
+
+    def items(self, query: FallbackQuery) -> Iterator[str]:
+        if query.list == "latest":
+            return self._all(query)
+        return iter(self._catalogue.latest(query.allowed.text, self._bundle.items.ids))
+
+    def _all(self, query: FallbackQuery) -> Iterator[str]:
+        """All items, newest first: of the table by the first positive, else by the seq of the first version.
+
+        Ties: the table first, by item_ix, then id bytes.
+        """
+        ids, first_seq, mask = self._bundle.items.ids, self._bundle.items.first_seq, query.allowed.mask
+        table = (
+            (-int(first_seq[row]), 0, row, ids.ids[row])
+            for row in map(int, self._newest_rows)
+            if mask[row + 1] and row + 1 not in query.banned
+        )
+        outside = (
+            (-self._catalogue.first_seq(item_id), 1, rank, item_id)
+            for rank, item_id in enumerate(self._catalogue.latest(query.allowed.text, ids))
+        )
+        for *_, item_id in heapq.merge(table, outside):
+            yield item_id
+
+    @cached_property
+    def _newest_rows(self) -> np.ndarray:
+        """(N,) rows of the item table by falling first seq, ties by item_ix."""
+        order: np.ndarray = np.argsort(-self._bundle.items.first_seq, kind="stable")
+        return order
+
+
 def fill_fallback(
-    bundle: Bundle,
-    catalogue: Catalog,
-    allowed: CandidateMask,
-    b: int,
-    taken: list[str],
-    free: int,
-    attributes: Mapping[str, Any] | None,
-    rungs: Sequence[str],
-    own: Mapping[str, Callable[[], Iterator[str]]],
+    stages: Iterable[tuple[str, FallbackStage]], query: FallbackQuery, taken: Iterable[str], free: int
 ) -> list[tuple[str, str]]:
-    """(item_id, source) of the next ``free`` slots of query b: each rung after the same filters, nothing twice.
+    """(item_id, source) of the next ``free`` slots: stage by stage, no item twice.
 
     Args:
-        own: What a rung has for this query, best first, in place of the bundle's; asked only where it is reached.
+        stages: Name and stage, in their order; a stage is asked only where it is reached.
     """
     slots: list[tuple[str, str]] = []
-    shown = set(taken) | allowed.banned_ids[b]
-    for rung in rungs:
-        found = own[rung]() if rung in own else _stage(rung, bundle, catalogue, allowed, b, attributes)
-        for item_id in found:
+    shown = {*taken} | query.allowed.banned_ids[query.b]
+    for source, stage in stages:
+        for item_id in stage.items(query):
             if len(slots) == free:
                 return slots
             if item_id not in shown:
                 shown.add(item_id)
-                slots.append((item_id, rung))
+                slots.append((item_id, source))
     return slots
 
 
-def newest(bundle: Bundle, order: np.ndarray, catalogue: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
-    """All that query b may show, newest first: of the table by its first positive, else by the first version's seq.
-
-    Ties: the table first, by item_ix, then id bytes.
-
-    Args:
-        order: (N,) places in the table by falling first seq, ties by item_ix.
-    """
-    first, mask = bundle.items.first_seq, allowed.mask
-    banned = set(allowed.banned[b].tolist())
-    table = (
-        (-int(first[place]), 0, place, bundle.items.ids.ids[place])
-        for place in map(int, order)
-        if mask[place + 1] and place + 1 not in banned
-    )
-    fresh = (
-        (-catalogue.first_seq(item_id), 1, place, item_id)
-        for place, item_id in enumerate(catalogue.latest(allowed.text, bundle.items.ids))
-    )
-    for *_, item_id in heapq.merge(table, fresh):
-        yield item_id
-
-
-def _stage(
-    rung: str, bundle: Bundle, catalogue: Catalog, allowed: CandidateMask, b: int, attributes: Mapping[str, Any] | None
-) -> Iterator[str]:
-    if rung == "latest":
-        yield from catalogue.latest(allowed.text, bundle.items.ids)
-        return
-    if rung == "segment":
-        value = (attributes or {}).get(bundle.spec.segment)
-        order = None if value is None else bundle.arrays.get(SEGMENT + as_text(value))
-    else:
-        order = bundle.arrays["popular"]
-    if order is None:
-        return
-    banned = set(allowed.banned[b].tolist())
-    ids = bundle.items.ids.ids
-    for item_ix in order[allowed.mask[order]] if not allowed.mask[1:].all() else order:
-        if int(item_ix) not in banned:
-            yield ids[item_ix - 1]
+def _shown(bundle: Bundle, order: np.ndarray, query: FallbackQuery) -> Iterator[str]:
+    """The items of a list of item_ix that a query may show."""
+    mask = query.allowed.mask
+    for item_ix in order if mask[1:].all() else order[mask[order]]:
+        if int(item_ix) not in query.banned:
+            yield bundle.items.ids.ids[item_ix - 1]
 
 
 def segment_lists(

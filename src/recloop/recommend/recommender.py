@@ -6,9 +6,8 @@ as of that seq, now, query): nothing here reads a clock, draws a number or count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 
 import msgspec
 import numpy as np
@@ -21,7 +20,15 @@ from recloop.policy import Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.fallback import fill_fallback, newest
+from recloop.recommend.fallback import (
+    AttributesStage,
+    FallbackQuery,
+    FallbackStage,
+    LatestStage,
+    PopularStage,
+    SegmentStage,
+    fill_fallback,
+)
 from recloop.recommend.filters import CandidateMask, candidate_mask
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.sources import make_sources
@@ -64,12 +71,12 @@ class Recommender:
         self.scorers = make_sources(bundle, threads)
         self.attributes = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
         self._similar = similar_items.SimilarItems(bundle, self.attributes)
-
-    @cached_property
-    def _by_age(self) -> np.ndarray:
-        """(N,) places in the item table by falling first seq, ties by item_ix."""
-        order: np.ndarray = np.argsort(-self.bundle.items.first_seq, kind="stable")
-        return order
+        self._stages: dict[str, FallbackStage] = {
+            "attributes": AttributesStage(catalogue, self.attributes, self._similar),
+            "segment": SegmentStage(bundle),
+            "popular": PopularStage(bundle),
+            "latest": LatestStage(bundle, catalogue),
+        }
 
     def placement(self, name: str) -> Placement:
         """The settings of a placement; lists about an item have one of their own, `similar`, in every bundle.
@@ -160,10 +167,11 @@ class Recommender:
         placement: Placement,
         rungs: Sequence[str] | None = None,
     ) -> list[RankedList]:
-        """Fused items as slots, free ones filled by the ladder; ladder slots score -1, -2, ... in their order."""
+        """Fused items as slots, free ones filled by the fallback, whose slots score -1, -2, ... in their order."""
         ids = self.bundle.items.ids.ids
         if rungs is None:
             rungs = ("latest",) if placement.list == "latest" else self.bundle.policy.ladder
+        stages = [(name, self._stages[name]) for name in rungs]
         answers = []
         for b, query in enumerate(queries):
             k = query.k or placement.k
@@ -178,26 +186,11 @@ class Recommender:
                 )
             ]
             if found < k:
-                more = fill_fallback(
-                    self.bundle, self.catalogue, allowed, b, [slot.item_id for slot in slots], k - found,
-                    encoded.states.attributes[b], rungs, self._own(encoded, allowed, b, query, placement),
-                )  # fmt: skip
+                unfilled = FallbackQuery(encoded, allowed, b, query.item_id, placement.list)
+                more = fill_fallback(stages, unfilled, (slot.item_id for slot in slots), k - found)
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k))
         return answers
-
-    def _own(
-        self, encoded: EncodedBatch, allowed: CandidateMask, b: int, query: Query, placement: Placement
-    ) -> dict[str, Callable[[], Iterator[str]]]:
-        """The rungs of the ladder that hang on the query: what is like its item or its person by attributes, all by age."""
-        if placement.list == similar_items.LIST:
-            return {"attributes": partial(self._similar.described, self.catalogue, query.item_id, allowed, b)}
-        own: dict[str, Callable[[], Iterator[str]]] = {"attributes": lambda: iter(())}
-        if self.attributes is not None:
-            own["attributes"] = partial(self.attributes.best, self.catalogue, encoded, allowed, b)
-        if placement.list == "latest":
-            own["latest"] = partial(newest, self.bundle, self._by_age, self.catalogue, allowed, b)
-        return own
 
     def inputs(self, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> dict[str, str]:
         """8 hex a name: state, catalogue, now, filters, then each feature."""
