@@ -1,4 +1,7 @@
-"""Into place: after a pass snapshot, bundle, release row and data are renamed in, the watermark last; else nothing moves."""
+"""Step 6 of an update: publish its files.
+
+After passed gates snapshot, bundle, release row and data are moved in, the watermark last; else nothing moves.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from recloop.storage.data_manifest import WindowLoss
 
 
 def publish_update(run: UpdateRun) -> tuple[str, str] | None:
-    """6. After a pass everything is renamed into place, the watermark last, and a refresh is released; else nothing moves.
+    """6. Publish a passed update, the watermark last, and release a refresh; else move nothing.
 
     Returns:
         The new bundle's id and its state; None: none was let in.

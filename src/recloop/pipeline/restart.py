@@ -21,11 +21,14 @@ from typing import Final
 from recloop import bundle as bundles
 from recloop.data import new_files
 from recloop.data.posted_rows import PostedRows
+from recloop.data.prepare import PrepareResult
 from recloop.errors import Locked, Refused, UserError
 from recloop.files import move, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.json_object import JsonTree
 from recloop.pipeline import config_changes
 from recloop.pipeline.config_changes import Change, Effect
+from recloop.pipeline.update_run import UpdateResult
+from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.records import now
@@ -155,6 +158,22 @@ def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
     tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
     replace_json(project.store / MARK, tree)
     finish(project)
+
+
+def result(staged: Staged, prepared: PrepareResult, bundle: str, voice: Progress, seconds: float) -> UpdateResult:
+    """The result of a new first run that was committed, reported and returned."""
+    report = prepared.report
+    voice.say("update", f"live: {bundle}; {len(staged.posted):,} posted rows kept; bundles of the earlier data refused")
+    return UpdateResult(
+        1, prepared.watermark, report.read, report.kept, report.users, report.items, bundle, "restarted", [], seconds,
+        report.removed, [], [change.key for change in staged.changed],
+    )  # fmt: skip
+
+
+def finish_interrupted(project: Project, voice: Progress) -> None:
+    """Put a committed new first run in place that was interrupted, and say so."""
+    if finish(project):
+        voice.say("update", "a new first run that was interrupted is now in place")
 
 
 def finish(project: Project) -> bool:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -177,6 +177,13 @@ class UpdateRun:
             changed=[one.key for one in self.changed],
             state=state,
         )
+
+
+def nothing_new(project: Project, changed: Sequence[Change], seconds: float) -> UpdateResult:
+    """The result of an update without new rows: live stays."""
+    seq, _ = loading.log_range(project)
+    keys = [change.key for change in changed]
+    return UpdateResult(seq, seq, 0, 0, 0, 0, project.live_bundle_id(), "nothing", [], seconds, {}, [], keys)
 
 
 def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) -> UpdateRun | None:

@@ -1,4 +1,4 @@
-"""The steps of a later turn, in their order; each writes into the run's folder and is named in the journal when whole."""
+"""Steps 1 to 5 of an update; each writes into the run's folder, then its name into the journal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOTHING_FRESH = (
 
 
 def collect(run: UpdateRun) -> None:
-    """1. What happened since: judged rows, archive and split as they will be, in the run's folder."""
+    """1. Collect the rows since the last update: labelled rows, archive and split, in the run's folder."""
     if run.journal.has("collect"):
         return
     with run.project.open_log() as log:
@@ -72,8 +72,14 @@ def collect(run: UpdateRun) -> None:
     run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
 
 
+def check(run: UpdateRun) -> None:
+    """2. Check whether the new rows resemble earlier ones, and whether they suffice for the gates."""
+    check_input(run)
+    check_size(run)
+
+
 def check_input(run: UpdateRun) -> None:
-    """2. Live's own loss on what came, against its earlier windows: out of band holds the window."""
+    """Compare live's own loss on the new rows with its earlier windows; outside the band the window is held."""
     if run.journal.has("check"):
         return
     events = run.data.events
@@ -128,7 +134,7 @@ def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
 
 
 def check_size(run: UpdateRun) -> None:
-    """Whether the window holds enough to judge: nothing is trained for a verdict that could only wait."""
+    """Check whether the window holds enough queries for the gates; else the update waits and trains nothing."""
     if run.journal.has("enough"):
         return
     users = np.array(make_queries(run.data.test, "successive").users)
@@ -142,7 +148,7 @@ def check_size(run: UpdateRun) -> None:
 
 
 def train_candidate(run: UpdateRun) -> None:
-    """3. candidate': live and everything that came but the moments that are tested."""
+    """3. Train the candidate: live and all new rows except the moments of the test."""
     if run.journal.has("learn"):
         return
     data, window = run.data, run.window
@@ -162,7 +168,7 @@ def train_candidate(run: UpdateRun) -> None:
 
 
 def run_gates(run: UpdateRun) -> None:
-    """4. candidate' beside live, by the recommender that serves, on what neither has learned: *new* and *old*."""
+    """4. Run the gates: candidate and live on moments that neither has learned, *new* and *old*."""
     if run.journal.has("judge"):
         return
     candidate, window = load_candidate(run), run.window
@@ -211,7 +217,7 @@ def run_gates(run: UpdateRun) -> None:
 
 
 def train_final(run: UpdateRun) -> None:
-    """5. The last quarter learned by the same recipe: the bundle that is let in."""
+    """5. Train the final bundle: the candidate learns the moments of the test by the same recipe."""
     if run.journal.has("finish"):
         return
     candidate, data = load_candidate(run), run.data
