@@ -10,6 +10,7 @@ whose agreement is the noise floor: no candidate can be told from live by less. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,51 +58,88 @@ def shadow_report(
         UserError: this bundle was never shadowed in that time.
         BundleError: one of the bundles is no longer what was registered.
     """
+    shadowed = _shadowed_requests(project, bundle, since, until)
+    others = [*shadowed.candidate, *shadowed.other_seed]
+    with project.open_log() as log:
+        replayer = DecisionReplayer(project, log, shadowed.live)
+        numbers, segments, live = _numbers(project, replayer, shadowed.answers, others)
+        newest = max(row.as_of for row in shadowed.candidate)
+        against = reference(live, log.items(until=newest)["item_id"])
+    requests = len(shadowed.candidate)
+    table, noise = numbers[:requests], numbers[requests:]
+    users = [row.user_id for row in shadowed.live]
+    return {
+        "live": live.id,
+        "candidate": shadowed.candidate[-1].bundle,
+        "requests": requests,
+        "users": len(set(users)),
+        "from": min(row.at for row in shadowed.live),
+        "to": max(row.at for row in shadowed.live),
+        "agreement": estimates(table, users),
+        "noise": estimates(noise, [row.user_id for row in shadowed.other_seed]) if shadowed.other_seed else None,
+        "segments": by_segment(table, users, segments[:requests]),
+        "twin": self_check([(shadowed.answers[row.request_id], row) for row in shadowed.replicas]),
+        "shown": {"live": _health(shadowed.live, against), "candidate": _health(shadowed.candidate, against)},
+        "latency": latency(shadowed.live, shadowed.candidate),
+        "disagree": _disagreements(shadowed, table, name),
+    }
+
+
+@dataclass(frozen=True)
+class _ShadowedRequests:
+    """The decisions behind a report; ``live`` and ``candidate`` are parallel, request by request.
+
+    Attributes:
+        answers: What was answered, by request_id.
+        replicas: Live, scored again by the same bundle.
+        other_seed: Live, scored again by the same update with another seed.
+    """
+
+    answers: Mapping[str, Decision]
+    live: list[Decision]
+    candidate: list[Decision]
+    replicas: list[Decision]
+    other_seed: list[Decision]
+
+
+def _shadowed_requests(project: Project, bundle: str, since: int | None, until: int | None) -> _ShadowedRequests:
+    """The newest requests that a candidate scored in the shadow; an empty ``bundle``: the one shadowed last.
+
+    Raises:
+        UserError: this bundle was never shadowed in that time.
+    """
     with project.open_decisions() as store:
         rows = store.rows(since=since, until=until)
     answers = {row.request_id: row for row in rows if row.role == "answer"}
     beside = [row for row in rows if row.role != "answer" and row.request_id in answers]
-    tried = [row for row in beside if row.role == "shadow" and bundle in {"", row.bundle}]
-    if not tried:
+    shadows = [row for row in beside if row.role == "shadow" and bundle in {"", row.bundle}]
+    if not shadows:
         raise UserError("bundle", bundle or "none", "a bundle that was shadowed", "recloop promote BUNDLE --to shadow")
-    bundle = tried[-1].bundle
-    tried = [row for row in tried if row.bundle == bundle][-MOST:]
-    asked = {row.request_id for row in tried}
-    twins = [row for row in beside if row.role == "twin" and row.request_id in asked]
-    own = [row for row in twins if row.bundle == answers[row.request_id].bundle]
-    seeds = [row for row in twins if row.bundle != answers[row.request_id].bundle]
-    with project.open_log() as log:
-        rebuilder = DecisionReplayer(project, log, [answers[row.request_id] for row in tried])
-        numbers, segments, live = _numbers(project, rebuilder, answers, [*tried, *seeds])
-        against = reference(live, log.items(until=max(row.as_of for row in tried))["item_id"])
-    first = [answers[row.request_id] for row in tried]
-    users = [row.user_id for row in first]
-    table = numbers[: len(tried)]
-    return {
-        "live": live.id,
-        "candidate": bundle,
-        "requests": len(tried),
-        "users": len(set(users)),
-        "from": min(row.at for row in first),
-        "to": max(row.at for row in first),
-        "agreement": estimates(table, users),
-        "noise": estimates(numbers[len(tried) :], [row.user_id for row in seeds]) if seeds else None,
-        "segments": by_segment(table, users, segments[: len(tried)]),
-        "twin": self_check([(answers[row.request_id], row) for row in own]),
-        "shown": {"live": _health(first, against), "candidate": _health(tried, against)},
-        "latency": latency(first, tried),
-        "disagree": [
-            {
-                "request_id": first[q].request_id,
-                "user_id": first[q].user_id,
-                "at": first[q].at,
-                **{m: bootstrap.plain(table[q, column]) for column, m in enumerate(MEASURES)},
-                "live": [name(item) for item in first[q].items[: agreement.K]],
-                "candidate": [name(item) for item in tried[q].items[: agreement.K]],
-            }
-            for q in largest_disagreements(table)
-        ],
-    }
+    candidate = [row for row in shadows if row.bundle == shadows[-1].bundle][-MOST:]
+    scored = {row.request_id for row in candidate}
+    twins = [row for row in beside if row.role == "twin" and row.request_id in scored]
+    return _ShadowedRequests(
+        answers,
+        live=[answers[row.request_id] for row in candidate],
+        candidate=candidate,
+        replicas=[row for row in twins if row.bundle == answers[row.request_id].bundle],
+        other_seed=[row for row in twins if row.bundle != answers[row.request_id].bundle],
+    )
+
+
+def _disagreements(shadowed: _ShadowedRequests, table: NDArray[np.float64], name: Name) -> list[dict[str, Any]]:
+    """Both lists of the requests that disagree most, and their measures; ``table`` is (Q, measures)."""
+    return [
+        {
+            "request_id": shadowed.live[q].request_id,
+            "user_id": shadowed.live[q].user_id,
+            "at": shadowed.live[q].at,
+            **{measure: bootstrap.plain(table[q, column]) for column, measure in enumerate(MEASURES)},
+            "live": [name(item) for item in shadowed.live[q].items[: agreement.K]],
+            "candidate": [name(item) for item in shadowed.candidate[q].items[: agreement.K]],
+        }
+        for q in largest_disagreements(table)
+    ]
 
 
 def _numbers(
