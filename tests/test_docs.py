@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
 
 def test_reference_tree_is_as_generated() -> None:
     assert generate.stale() == [], f"run: {generate.COMMAND}"
+
+
+def test_architecture_lists_the_import_layers() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    layers = [re.sub(r"[()]", "", layer) for layer in project["tool"]["importlinter"]["contracts"][0]["layers"]]
+    assert "\n".join(layers) in (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("### Files and hops")[0]
+    named = re.findall(r"`([a-z_/]+\.py)`", text)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / "src" / "recloop" / name).is_file()] == []
 
 
 def sources() -> Iterator[Path]:
