@@ -208,7 +208,7 @@ def test_users_held_back_give_no_gradient(arrays: Arrays, tmp_path: Path) -> Non
 def test_nobody_with_two_moments_is_said(arrays: Arrays, tmp_path: Path) -> None:
     alone = arrays([[[1, 2]], [[3]], []], 3)
     assert not has_sequences(alone)
-    with pytest.raises(UserError, match=r"model\.name=sasrec: expected a log in which somebody comes back"):
+    with pytest.raises(UserError, match=r"model\.name=sasrec: expected a log with a user who has two moments"):
         fit_network("sasrec", {}, alone, settings(), tmp_path / "run", 600)
     assert not (tmp_path / "run").exists()
 

@@ -74,12 +74,12 @@ def data_of(n_items: int, arrays: Arrays) -> TrainData:
 def test_auto_is_the_full_softmax_up_to_a_hundred_thousand_items(arrays: Arrays) -> None:
     network = load_model("sasrec", {})
     small, large = data_of(100_000, arrays), data_of(100_001, arrays)
-    assert losses.Criterion(network, small, Train()).told is losses.cross_entropy
-    assert losses.Criterion(network, large, Train()).told is sampled_losses.ss_refined
+    assert losses.Criterion(network, small, Train()).target_loss is losses.cross_entropy
+    assert losses.Criterion(network, large, Train()).target_loss is sampled_losses.ss_refined
     assert losses.Criterion(network, large, Train(loss="ce")).name == "ce"
     for name, (told, refused, _) in losses.SAMPLED.items():
         found = losses.Criterion(network, small, Train.model_validate({"loss": name}))
-        assert (found.name, found.told, found.refused) == (name, told, refused)
+        assert (found.name, found.target_loss, found.refused) == (name, told, refused)
 
 
 def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Arrays) -> None:
@@ -90,7 +90,7 @@ def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Array
     assert losses.Criterion(towers, data, Train(loss="bpr")).draw != towers.draw  # q is uniform there
     assert losses.Criterion(towers, data, Train(loss="ce")).draw is None
     neumf = load_model("neumf", {})
-    assert losses.Criterion(neumf, data, Train(loss="bce")).told == neumf.sampled_loss
+    assert losses.Criterion(neumf, data, Train(loss="bce")).target_loss == neumf.sampled_loss
     with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or bce: NeuMF .*try: --set train\.loss=auto"):
         losses.Criterion(neumf, data, Train(loss="bpr"))
 

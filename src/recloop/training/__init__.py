@@ -1,1 +1,1 @@
-"""From events to a bundle: batches, losses, fitting, export, evaluation."""
+"""Training: arrays, batches, losses, fitting and export."""

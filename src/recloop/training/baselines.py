@@ -1,4 +1,4 @@
-"""The counting half of a bundle: popular lists, co-visitation rows, half-lives and mixes by validation; no torch."""
+"""Fit the closed-form models of a bundle; choose half-lives and fusion weights."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import Mixed, choose_mix, mix_or_single
 
 HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
-"""Days that ``counts.half_life = "auto"`` tries; None: every moment counts the same."""
+"""Half-lives in days that ``counts.half_life = "auto"`` tries; None: no decay."""
 SEGMENT_LENGTH = 1000
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What validation chose: half-lives in days by source, and the mix; ``mixed`` None: no moments were held back."""
+    """Settings chosen on the validation moments.
+
+    Attributes:
+        half_life: Days by source; None: no decay.
+        mixed: The fusion weights; None without validation moments.
+    """
 
     validation_moments: int
     half_life: Mapping[str, float | None]
     mixed: Mixed | None = None
 
     def to_json(self) -> JsonTree:
-        """``chosen`` of the metrics.json of a run."""
+        """Return the ``chosen`` section of a run's metrics.json."""
         tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
         if self.mixed is not None:
             tree |= {
@@ -61,12 +66,12 @@ def fit_counts(
     options: Mapping[str, Any] | None = None,
     half_lives: Mapping[str, float | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
-    """Arrays and scorers of the counting models.
+    """Fit the closed-form models and return their arrays and scorers.
 
     Args:
-        other: A closed-form model by dotted path; it takes the place of ours for the source that it feeds.
-        options: Of that model.
-        half_lives: Days by source (`half_lives_of`); none where `tune` chooses them later.
+        other: A closed-form model by dotted path; it replaces the built-in model of its source.
+        options: The options of that model.
+        half_lives: Days by source (`half_lives_of`); None if `choose_half_life_and_weights` sets them later.
     """
     days = {source: (half_lives or {}).get(source) for source in FADING}
     models: dict[str, tuple[str, Any]] = {
@@ -76,8 +81,8 @@ def fit_counts(
     if other and other not in SOURCE_OF:
         model = load_model(other, options or {})
         if model.source not in {*models, "model"}:
-            expected = f"a source that serving knows in closed form: {', '.join([*models, 'model'])}"
-            raise UserError(f"{other}.source", model.source, expected, "mend the class")
+            expected = f"one of the closed-form sources: {', '.join([*models, 'model'])}"
+            raise UserError(f"{other}.source", model.source, expected, "correct `source` in the class")
         models[model.source] = (other, model)
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
     arrays |= _segments(data, tables, days["popular"])
@@ -103,7 +108,7 @@ def draft_bundle(
     scorers: Mapping[str, ScorerSpec],
     manifest: Manifest,
 ) -> Bundle:
-    """A bundle in memory, its mixes not yet chosen: every source weighs 1."""
+    """Build a bundle in memory with weight 1 for every source of an ``auto`` mix."""
     placements = {
         name: Placement(
             list=section.list,
@@ -136,11 +141,11 @@ def draft_bundle(
 def choose_half_life_and_weights(
     bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory, threads: int = 1
 ) -> tuple[Bundle, Chosen]:
-    """The half-lives and the mixes, chosen by NDCG@10 on the validation moments; what was chosen, for the log.
+    """Choose half-lives and fusion weights by NDCG@10 on the validation moments.
 
     Args:
-        data: What the bundle's models were fitted on (`recloop.training.dataset.validation_data`).
-        past: Timeline of the rows before the cut, validation moments included: each query sees what came before it.
+        data: The rows that the bundle's models were fitted on (`recloop.training.dataset.validation_data`).
+        past: Timeline of the rows before the cut, validation moments included; each query sees earlier rows only.
     """
     whole = data.held
     few = np.zeros(0, np.int64) if whole is None else whole.places(data.user_ids, config.split.validation_users)
@@ -166,11 +171,11 @@ def choose_half_life_and_weights(
 def refitted(
     bundle: Bundle, data: TrainData, tables: ItemUserTables, options: Mapping[str, Any] | None = None
 ) -> Bundle:
-    """The bundle with its counting models fitted on these rows, by the half-lives that it holds.
+    """Refit the closed-form models of a bundle with the half-lives that it holds.
 
     Args:
         data: All rows before the cut, validation moments included.
-        options: Of a closed-form model by dotted path that the bundle's counting models hold.
+        options: The options of the bundle's closed-form model by dotted path, if it has one.
     """
     made, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
     items = replace(bundle.items, count=data.counts[1:])
@@ -178,25 +183,25 @@ def refitted(
 
 
 def closed_form(scorers: Mapping[str, ScorerSpec]) -> str:
-    """The closed-form model that takes the place of ours for its source; empty where none does."""
+    """Return the custom model that replaces a built-in one; empty without one."""
     return next((scorer.model for scorer in custom_scorers(scorers) if is_closed_form(scorer.model)), "")
 
 
 def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
-    """Days by source, as a bundle holds them."""
+    """Return the half-life in days of each source of a bundle."""
     return {source: scorers[source].half_life for source in FADING if source in scorers}
 
 
 def _choose_half_life(
     bundle: Bundle, source: str, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
 ) -> Bundle:
-    """The bundle with the best half-life of one source; on a tie the first of `HALF_LIVES`.
+    """Choose the best half-life of one source; on a tie the first of `HALF_LIVES`.
 
-    Popular and Co-visitation are not asked for one that is longer than the log: it would change little and cost a fit.
+    Popular and Co-visitation skip half-lives longer than the log: they would change little and cost a fit.
     """
     days = config.counts.half_life
     if bundle.scorers[source].model not in SOURCE_OF:
-        return bundle  # somebody's own model
+        return bundle  # a custom model decides by itself
     if days != "auto":
         return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
     if data.held is None:
@@ -216,7 +221,7 @@ def _choose_half_life(
 def _with_half_life(
     bundle: Bundle, source: str, half_life: float | None, data: TrainData, tables: ItemUserTables
 ) -> Bundle:
-    """The bundle with another half-life of one source, its arrays fitted anew where they depend on it."""
+    """Set the half-life of one source and refit the arrays that depend on it."""
     if bundle.scorers[source].half_life == half_life:
         return bundle
     scorers = {**bundle.scorers, source: replace(bundle.scorers[source], half_life=half_life)}
@@ -230,7 +235,7 @@ def _with_half_life(
 
 
 def _segments(data: TrainData, tables: ItemUserTables, half_life: float | None) -> dict[str, np.ndarray]:
-    """Popular lists of the values of ``serve.segment``; none where it is not set."""
+    """Compute popular lists per ``serve.segment`` value; empty if it is not set."""
     if not tables.spec.segment:
         return {}
     values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
@@ -249,7 +254,7 @@ def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np
 def _recalled(
     bundle: Bundle, data: TrainData, past: StateHistory, sources: list[str], threads: int = 1, chunk: int = 256
 ) -> dict[str, TopK]:
-    """The top 200 of each source for every validation query."""
+    """Return the top 200 of each source for every validation query."""
     held = data.held
     assert held is not None
     table = bundle.items
@@ -288,6 +293,6 @@ def _start(kind: str, mix: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, 
         return dict(similar_items.PLACEMENT.weights)
     if mix == "auto":
         return {source: 1.0 for source in MIX_SOURCES if source in scorers}
-    # A network comes after the counts: its weight waits for it.
+    # The network is trained after the closed-form models, so its weight is kept.
     held = {*scorers, "model"}
     return {source: float(mix[source]) for source in MIX_SOURCES if mix.get(source) and source in held}

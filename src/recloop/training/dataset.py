@@ -1,4 +1,4 @@
-"""The training rows as flat arrays, and the tables that a bundle is built on, from the columns of a split."""
+"""Build the training arrays and the item and user tables from a split."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEAD_SHARE = 0.2
 
 @dataclass(frozen=True)
 class ItemUserTables:
-    """What is known before the cut: the items a bundle can rank, the users, and the codes of their fields."""
+    """Items that a bundle can rank, users, and field codes, all known before the cut."""
 
     spec: FeatureSpec
     fields: FieldCodes
@@ -61,16 +61,16 @@ def make_tables(
     parent: Sequence[str] = (),
     fields: FieldCodes | None = None,
 ) -> ItemUserTables:
-    """Tables over the inputs before the cut, targets included.
+    """Build the item and user tables over the inputs before the cut, targets included.
 
-    Items stand in the order of (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(.2 N) with
+    Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
     most positives in the 90 days before the cut, ties by id bytes (definitions, section 1).
 
     Args:
         before: Labelled rows before the cut, the held-out moments included.
-        items, users: Versions of the catalogue (id, seq, attributes).
-        parent: Items of the bundle that this one is a child of, in their order: the table begins with them.
-        fields: The parent's codes, kept as they are; None: learned anew.
+        items, users: Versions of the catalog (id, seq, attributes).
+        parent: Items of the parent bundle in their order; the table begins with them.
+        fields: The parent's codes, kept unchanged; None: learn them from these rows.
     """
     known = _inputs(before)
     last_seq = max_int(before[SEQ])
@@ -109,7 +109,7 @@ def make_tables(
 
 
 def _begin_with(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
-    """The parent's items in their order, then the new ones in theirs; one that has no positive any more keeps its row."""
+    """Order the parent's items first, then new ones; every parent item keeps its row."""
     first = pl.DataFrame({ITEM_ID: parent}, schema={ITEM_ID: pl.String}).join(
         table, on=ITEM_ID, how="left", maintain_order="left"
     )
@@ -120,12 +120,12 @@ def _begin_with(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
 def train_data(
     tables: ItemUserTables, train: pl.DataFrame, held: pl.DataFrame | None, shown: pl.DataFrame | None = None
 ) -> TrainData:
-    """The flat arrays that every model learns from.
+    """Build the flat arrays that every model learns from.
 
     Args:
         train: Labelled rows to learn from.
-        held: Labelled rows of the validation moments, one moment a user; in no count.
-        shown: Slots of the lists that the rows speak of (`recloop.training.negatives.slots_of`).
+        held: Labelled rows of the validation moments, one moment per user; excluded from all counts.
+        shown: Slots of the lists that the rows refer to (`recloop.training.negatives.slots_of`).
     """
     train, held = _settled(train, held)
     train = _in_tables(tables, train)
@@ -173,7 +173,9 @@ def train_data(
 def validation_data(
     tables: ItemUserTables, train: pl.DataFrame, valid: pl.DataFrame, shown: pl.DataFrame | None, temporal: bool
 ) -> TrainData:
-    """What models are chosen on: under a temporal protocol only rows before the first validation moment teach.
+    """Build the arrays for model selection on the validation moments.
+
+    Under a temporal protocol, only rows before the first validation moment are training rows.
 
     Args:
         train, valid: Labelled rows before the cut; ``valid`` holds the validation moments, ``train`` all others.
@@ -188,17 +190,17 @@ def validation_data(
 
 
 def is_input() -> pl.Expr:
-    """Rows that a model sees: targets, and inputs alone."""
+    """Select the rows that a model reads: targets and input-only rows."""
     return pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])
 
 
 def _inputs(rows: pl.DataFrame) -> pl.DataFrame:
-    """The inputs of labelled rows, without what an undo among them took back."""
+    """Return the inputs of labelled rows without undone ones."""
     return without_undone(rows).filter(is_input())
 
 
 def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Both settled together: what came back after a held-out moment stands in the rows to learn from."""
+    """Resolve undos over both frames; a training row may undo a held-out moment."""
     if held is None or not len(held):
         return without_undone(train), held
     columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT]
@@ -210,7 +212,7 @@ def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFra
 
 
 def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose user and item have an index; a purchase that was returned after these rows has none."""
+    """Keep rows whose user and item have an index; later returned purchases have none."""
     users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
     return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
 
@@ -234,7 +236,7 @@ def _held(tables: ItemUserTables, held: pl.DataFrame) -> ValidationQueries:
 
 
 def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[AttributeValues | None]:
-    """Attributes of each id by its newest version up to a seq, None where there is none."""
+    """Return the attributes of each id's newest version up to a seq; None without one."""
     if frame is None or not len(frame):
         return [None] * len(ids)
     newest = frame.filter(pl.col(SEQ) <= until).sort(SEQ).unique(key, keep="last")

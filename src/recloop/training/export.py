@@ -1,4 +1,4 @@
-"""A trained network as what serving reads: the item table as an array, the user side as an ONNX graph beside it."""
+"""Export a trained network: item vectors as an array, user side as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUTPUT = "vectors"
 
 
 class _Users(nn.Module):
-    """The serving face of a network: its ``users`` as ``forward``."""
+    """Expose a network's ``users`` as ``forward``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Users(nn.Module):
 
 
 def item_vectors(network: Any, codes: Tensor) -> np.ndarray:
-    """(N+1, D) float32, row 0 = 0."""
+    """Return the item vectors, (N+1, D) float32, row 0 = 0."""
     with torch.no_grad():
         vectors: np.ndarray = network.items(codes).cpu().numpy().astype(np.float32)
     vectors[0] = 0
@@ -37,9 +37,10 @@ def item_vectors(network: Any, codes: Tensor) -> np.ndarray:
 
 
 def user_graph(network: Any, dim: int, n_context: int) -> bytes:
-    """``user.onnx``: history (B, T, D) f32, moments (B, T) i64, mask (B, T) bool, context (B, C) i64 -> vectors (B, D).
+    """Export ``user.onnx``, the graph from a history to user vectors.
 
-    Any B and T; every weight inside the file, the item table outside.
+    Inputs: history (B, T, D) f32, moments (B, T) i64, mask (B, T) bool, context (B, C) i64. Output: vectors (B, D).
+    B and T are dynamic. The file holds every weight except the item table.
     """
     example, shapes = _example(dim, n_context)
     return _export(_Users(network), example, shapes, list(INPUTS))
@@ -57,7 +58,7 @@ def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[i
 
 
 class _Ranks(nn.Module):
-    """A network that scores candidates, as ``forward``."""
+    """Expose a network's candidate scores as ``forward``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -70,14 +71,14 @@ class _Ranks(nn.Module):
 
 
 def rank_graph(network: Any, dim: int, n_context: int) -> bytes:
-    """``rank.onnx``: the inputs of user.onnx and candidates (B, K, D) f32 -> scores (B, K)."""
+    """Export ``rank.onnx``: user.onnx inputs, candidates (B, K, D) -> scores (B, K)."""
     example, shapes = _example(dim, n_context)
     candidates = {0: torch.export.Dim("B"), 1: torch.export.Dim("K")}
     return _export(_Ranks(network), (*example, torch.zeros(2, 4, dim)), (*shapes, candidates), [*INPUTS, "candidates"])
 
 
 class _Described(nn.Module):
-    """A network's ``described`` as ``forward``."""
+    """Expose a network's ``described`` as ``forward``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class _Described(nn.Module):
 
 
 def item_graph(network: Any, n_fields: int) -> bytes:
-    """``item.onnx``: codes (n, Ci) i64 -> vectors (n, D) of items without a row, of a network that describes them."""
+    """Export ``item.onnx``: codes (n, Ci) -> vectors (n, D) of items without a row."""
     return _export(
         _Described(network), (torch.zeros(2, n_fields, dtype=torch.int64),), ({0: torch.export.Dim("n")},), ["codes"]
     )
@@ -115,9 +116,9 @@ def _export(face: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], 
 
 
 def _forget_origin(message: Any) -> None:
-    """Take out, at every depth of a protobuf, what tells where it was made: each node carries the trace of its call.
+    """Remove the call traces that each node of a protobuf carries.
 
-    With it the bytes, and so a bundle's hash, would differ by the folder that recloop is installed in, and name it.
+    They contain the installation folder, so the bytes and the bundle's hash would differ between machines.
     """
     for field, value in message.ListFields():
         if field.name in {"doc_string", "metadata_props"}:
@@ -129,16 +130,18 @@ def _forget_origin(message: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's own remarks about its internals, kept off stderr."""
+    """Keep the exporter's internal warnings off stderr."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # One size stands in several inputs, and its second name is dropped: what we asked for.
+            # Several inputs share a size; the exporter drops its second name, as intended.
             warnings.filterwarnings("ignore", message=".*The axis name: . will not be used.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch.export of itself
+            warnings.filterwarnings(
+                "ignore", message=".*LeafSpec.*", category=FutureWarning
+            )  # raised inside torch.export
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,4 +1,4 @@
-"""Fit a network: its options, its run folder, its training, its export; torch is loaded only when this is asked for."""
+"""Fit and export a network in a run folder; torch is imported on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recloop.training.warm_start import WarmStartState
 
 @dataclass(frozen=True)
 class Look:
-    """One examination of the weights: at the end of an epoch, or after a tenth of the budget."""
+    """One validation of the weights, at an epoch's end or after a tenth of the budget."""
 
     at: Literal["epoch", "tenth"]
     epoch: int
@@ -36,12 +36,12 @@ class Look:
 
 @dataclass(frozen=True)
 class FitMetrics:
-    """What the metrics.json of a run says of a network.
+    """Network section of a run's metrics.json.
 
     Attributes:
-        ndcg: NDCG@10 of the kept weights on the validation moments; None: there were none.
-        epochs, step: Of the kept weights. look_seconds: spent on examinations, not on training.
-        window_steps, window_seconds: Of the pass over the last moments before the cut; None: there was no such pass.
+        ndcg: NDCG@10 of the kept weights on the validation moments; None without validation moments.
+        epochs, step: Position of the kept weights. look_seconds: time spent on validation, not on training.
+        window_steps, window_seconds: Size of the pass over the last moments before the cut; None without one.
     """
 
     loss: str
@@ -65,16 +65,16 @@ class FitMetrics:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network as arrays and bytes.
+    """Trained network as arrays and bytes.
 
     Attributes:
-        name, config: Of the model, options filled in.
+        name, config: Name and full options of the model.
         arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx. item_graph: item.onnx of a
             network that describes items without a row; empty for others. kind: ``rank``: graph is rank.onnx.
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
-        epochs, steps: Whole epochs and steps behind the kept weights. steps_per_epoch: steps of a whole one.
+        epochs, steps: Whole epochs and steps until the kept weights. steps_per_epoch: steps of a whole epoch.
         stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
-        metrics: What the run measured.
+        metrics: Measurements of the run.
     """
 
     name: str
@@ -92,7 +92,7 @@ class TrainedNetwork:
     kind: str = "vectors"
 
     def training(self, before: Training) -> Training:
-        """What the bundle's manifest says of the training; what the network does not know stays as before."""
+        """Update the manifest's training section; fields unknown here keep their values."""
         return replace(
             before,
             epochs=self.epochs,
@@ -103,12 +103,12 @@ class TrainedNetwork:
 
     @property
     def validation(self) -> float:
-        """NDCG@10 on the validation moments."""
+        """Return NDCG@10 on the validation moments."""
         return float("nan") if self.metrics.ndcg is None else self.metrics.ndcg
 
 
 def has_sequences(data: TrainData) -> bool:
-    """Whether there is anything to learn from: a user with two moments who is not held back (``old``)."""
+    """Return whether a user outside the ``old`` holdout has two moments."""
     return bool(((np.diff(data.user_offsets) > 1) & ~data.old).any())
 
 
@@ -122,23 +122,24 @@ def fit_network(
     quiet: bool = False,
     warm: WarmStartState | None = None,
 ) -> TrainedNetwork:
-    """Train a network of the shelf (or ``package.module:Class``) within a budget of training seconds, and export it.
+    """Train a network within a budget of training seconds and export it.
 
-    ``run_folder`` gets config.toml, log.jsonl (a line a step), metrics.json and checkpoint/.
+    ``run_folder`` receives config.toml, log.jsonl (one line per step), metrics.json and checkpoint/.
 
     Args:
-        warm: Start from a parent's weights and learn its chosen positions alone, at its share of the rate.
+        name: A built-in network or ``package.module:Class``.
+        warm: Start from a parent's weights and learn only the chosen positions, at a share of the rate.
 
     Raises:
-        UserError: an unknown option or loss; torch missing; no network; nobody has two moments.
+        UserError: unknown option or loss, torch missing, not a network, or no user with two moments.
     """
     started = time.monotonic()
     network = load_model(name, options)
     if getattr(network, "inputs", None) != "sequence":
         raise UserError("model.name", name, 'a network with inputs = "sequence"', 'name = "sasrec"')
     if not has_sequences(data):
-        raise UserError("model.name", name, "a log in which somebody comes back", "recloop train popular")
-    # Torch takes seconds to load and is not there at all without the extra `train`.
+        raise UserError("model.name", name, "a log with a user who has two moments", "recloop train popular")
+    # torch takes seconds to import and is missing without the extra `train`.
     from recloop.training.export import item_graph, item_vectors, rank_graph, user_graph
     from recloop.training.trainer import train
     from recloop.training.validation import train_state

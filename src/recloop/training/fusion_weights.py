@@ -1,4 +1,4 @@
-"""The weights of a mix, chosen on the validation moments: every grid point scored, the best one kept.
+"""Choose fusion weights by grid search on the validation moments.
 
 A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i)) (definitions,
 section 2b). Lists do not change when all weights are scaled, so only grid points whose largest weight is 1 are scored.
@@ -22,7 +22,7 @@ from recloop.records import MIX_SOURCES
 GRID = (0.0, 0.25, 0.5, 1.0)
 CHUNK = 128  # queries at a time: about 100 MiB with four sources of 200
 CONSTANTS = (60, 20, 5, 1)
-"""Constants of the fusion that are tried; on a tie the first."""
+"""Fusion constants to try; on a tie the first."""
 SAME = 1e-12  # two NDCG closer than this are a tie
 
 
@@ -33,16 +33,16 @@ def choose_mix(
     k: int = 10,
     constant: float = RRF,
 ) -> tuple[dict[str, float], float]:
-    """The weights from {0, .25, .5, 1} with the best NDCG@k over the queries, and that NDCG.
+    """Return the weights with the best NDCG@k over the queries, and that NDCG.
 
-    On a tie: fewer sources, then larger weights in the order model, history, neighbours, popular. Without a query
-    that has a target: all 1, and NaN.
+    The grid is {0, 0.25, 0.5, 1} for each source. On a tie: fewer sources, then larger weights in the order model,
+    history, neighbours, popular. Without a query that has a target: all 1, and NaN.
 
     Args:
         recalled: source -> (Q, R) item_ix, best first, 0 where a list ends early; the same queries for all.
-        targets: flat distinct item_ix, 0 for one that the table does not know (it stays in the ideal).
+        targets: flat distinct item_ix, 0 for items outside the table (they count in the ideal).
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
-        k: places that count. constant: of the fusion.
+        k: ranks that count. constant: the fusion constant.
     """
     sources = [source for source in MIX_SOURCES if source in recalled]
     asked = np.flatnonzero(np.diff(offsets) > 0)
@@ -50,18 +50,18 @@ def choose_mix(
         return dict.fromkeys(sources, 1.0), float("nan")
     points = grid(len(sources))
     means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k, constant).mean(axis=1)
-    best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid stands in the order that breaks ties
+    best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid's order breaks ties
     return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """The weights that serve, and why.
+    """Chosen fusion weights and the numbers of the choice.
 
     Attributes:
-        weights: Of every source. constant: of the fusion. ndcg: of these two on validation.
-        best: The weights with the best NDCG of the grid. alone: NDCG of each source. single: the best of them.
-        gain: NDCG of ``best`` less that of ``single``, paired over users; None where ``best`` is one source.
+        weights: Weight of every source. constant: the fusion constant. ndcg: their NDCG on validation.
+        best: The weights with the best NDCG of the grid. alone: NDCG of each source. single: the best source.
+        gain: NDCG of ``best`` less that of ``single``, paired over users; None if ``best`` has one source.
     """
 
     weights: dict[str, float]
@@ -81,13 +81,13 @@ def mix_or_single(
     few: NDArray[np.int64] | None = None,
     k: int = 10,
 ) -> Mixed:
-    """The mix with the best NDCG@k where it is surely better than the best single source, else that source.
+    """Return the best mix if significantly better than the best source, else that one.
 
-    Surely: the lower end of the paired 95 % interval over users lies above 0. Queries are one a user.
+    Significant: the lower end of the paired 95 % CI over users is above 0. Each user has one query.
 
     Args:
-        recalled, targets, offsets, k: As in `choose_mix`. seed: of the interval.
-        few: Queries on which the grid is searched; the interval is that of all. None: all.
+        recalled, targets, offsets, k: As in `choose_mix`. seed: seed of the interval.
+        few: Queries of the grid search; the interval always covers all queries. None: all.
     """
     places = np.arange(len(offsets) - 1) if few is None else few
     some = {source: found[places] for source, found in recalled.items()}
@@ -112,7 +112,7 @@ def mix_or_single(
 
 
 def grid(sources: int) -> NDArray[np.float64]:
-    """(G, sources) weights whose largest is 1, in the order in which ties are broken."""
+    """Return (G, sources) weights whose largest is 1, in tie-breaking order."""
     points = [point for point in itertools.product(sorted(GRID, reverse=True), repeat=sources) if max(point) == 1.0]
     points.sort(key=lambda point: (sum(w > 0 for w in point), [-w for w in point]))
     return np.array(points)
@@ -126,7 +126,7 @@ def _ndcg(
     k: int,
     constant: float,
 ) -> NDArray[np.float64]:
-    """(G, Q) NDCG@k at each grid point of the queries that have a target."""
+    """Return (G, Q) NDCG@k at each grid point, for the queries that have a target."""
     asked = np.flatnonzero(np.diff(offsets) > 0)
     parts = []
     for start in range(0, len(asked), CHUNK):
@@ -143,14 +143,14 @@ def _ndcg_of(
     k: int,
     constant: float,
 ) -> NDArray[np.float64]:
-    """(G, Q) NDCG@k of these queries at each grid point."""
+    """Return (G, Q) NDCG@k of one chunk of queries at each grid point."""
     candidates, shares = _union(lists, constant)  # (Q, C) ascending, (S, Q, C)
     owner = np.repeat(np.arange(len(targets)), [len(one) for one in targets])
     wanted = np.concatenate(targets)
     place = (candidates[owner] < wanted[:, None]).sum(axis=1)
     inside = (wanted > 0) & (candidates[owner, np.minimum(place, candidates.shape[1] - 1)] == wanted)
-    rows, place = owner[inside], place[inside]  # the other targets nobody recalled: they count in the ideal alone
-    earlier = np.arange(candidates.shape[1]) < place[:, None]  # (T, C) smaller index: goes first on a tie
+    rows, place = owner[inside], place[inside]  # targets that no source recalled count only in the ideal
+    earlier = np.arange(candidates.shape[1]) < place[:, None]  # (T, C) a smaller index wins a tie
     ideal = metrics.ideal_gain(np.array([len(one) for one in targets]), k)
     values = np.empty((len(points), len(targets)))
     for number, weights in enumerate(points):
@@ -166,10 +166,10 @@ def _ndcg_of(
 
 
 def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The items of each query's lists in the order of their index, and 1 / (constant + rank) in each list, 0 outside it.
+    """Merge each query's lists; return each item's 1 / (constant + rank) per list.
 
     Returns:
-        (Q, C) items ascending, filled up with the largest integer; (S, Q, C).
+        (Q, C) items ascending, padded with the largest integer; (S, Q, C) shares, 0 outside a list.
     """
     stacked = np.concatenate(lists, axis=1).astype(np.int64)  # (Q, S * R)
     order = np.argsort(stacked, axis=1, kind="stable")

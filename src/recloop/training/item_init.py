@@ -1,4 +1,4 @@
-"""Where an item table starts: a truncated SVD of how much more often than chance items stand near one another."""
+"""Initialize item embeddings: truncated SVD of positive PMI of co-visitation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from recloop.models.base import TrainData
 from recloop.models.covisitation import LAGS
 
 CORE = 2048
-"""Items with most events that span the space; every other item is placed among them by its own row of counts."""
+"""Number of items with most events whose SVD spans the space; other items are projected on it."""
 SPREAD = 0.1
 """Standard deviation of the table."""
 
 
 def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:
-    """(N+1, D) float32: U sqrt(S) of the positive log PMI of co-visitation, scaled to a standard deviation of .1.
+    """Return initial item vectors, (N+1, D) float32: U sqrt(S) of the positive PMI.
 
-    Counts are those of `recloop.models.covisitation`, in both directions: c(a, b) + c(b, a). PMI(a, b) =
-    ln(c(a, b) total / (c(a) c(b))), what is negative is 0. The SVD is taken among the ``CORE`` items with most
-    events; the row of any other item is projected on it. Noise of a tenth of the spread tells apart the items that
-    have no neighbour.
+    The standard deviation is scaled to `SPREAD`. Counts are those of `recloop.models.covisitation`, in both
+    directions: c(a, b) + c(b, a). PMI(a, b) = ln(c(a, b) total / (c(a) c(b))), with negative values set to 0. The SVD
+    uses the ``CORE`` items with most events; every other row is projected on it. Noise of a tenth of the spread
+    separates items that have no neighbour.
     """
     rng = np.random.default_rng(seed)
     vectors = rng.normal(scale=SPREAD / 10, size=(data.n_items + 1, dim)).astype(np.float32)
@@ -39,7 +39,7 @@ def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:
 
 
 def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
-    """(N+1, core) float32."""
+    """Return the positive PMI of every item with the core items, (N+1, core) float32."""
     shape = (len(data.stamps), data.n_items + 1)
     held = sp.csr_array((np.ones(len(data.items), np.float32), data.items, data.moment_offsets), shape=shape)
     counts = sp.csr_array(held.T) @ sp.csr_array(_around(data.moment_user) @ held[:, core])
@@ -52,7 +52,7 @@ def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
 
 
 def _around(user: np.ndarray) -> sp.csr_array:
-    """(M, M) weight of each moment of the same user that lies 1 to 8 moments before or after."""
+    """Return (M, M) weights between moments of one user at most 8 moments apart."""
     parts = []
     for lag, weight in enumerate(LAGS, start=1):
         near = np.flatnonzero(user[lag:] == user[:-lag])

@@ -1,4 +1,4 @@
-"""What a prediction costs: each loss of the definitions, from vectors and the item table to one number."""
+"""Training losses over item embeddings: full softmax and sampled variants."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recloop.training import sampled_losses
 from recloop.training.sampled_losses import NegativeSampler, OwnedItems, PairScores, SampledItems
 
 CHUNK = 4_000_000
-"""Scores held at a time (16 MB): a full softmax over 65,116 items would else fill gigabytes."""
+"""Scores in memory at a time (16 MB); a full softmax over 65,116 items would need gigabytes."""
 
 MANY = 100_000
-"""Items above which ``auto`` draws negatives (docs/decisions/ has the seconds of a step on both sides)."""
+"""Catalog size above which ``auto`` samples negatives (timings in docs/decisions/)."""
 
 Each = Callable[[PairScores], Tensor]
 SAMPLED: dict[str, tuple[Each, Each, bool]] = {
@@ -30,16 +30,16 @@ SAMPLED: dict[str, tuple[Each, Each, bool]] = {
     "bce": (sampled_losses.bce, sampled_losses.bce_refused, False),
     "bpr": (sampled_losses.bpr, sampled_losses.bpr_refused, False),
 }
-"""By name: what a target costs, what an item turned down costs, and whether q may differ from uniform."""
+"""By name: loss of a target, loss of a rejected item, and whether q may differ from uniform."""
 UNTAKEN = frozenset({"bce", "bpr"})
-"""Losses whose negatives are items that the user did not take, as their papers say (definitions, section 4).
+"""Losses whose negatives exclude the user's own items, as in their papers (definitions, section 4).
 
-The others stand for a sum over all items but the target, so nothing else may be masked in random draws.
+The other losses estimate a sum over all items but the target, so only the target is masked in random draws.
 """
 
 
 class LossRows(NamedTuple):
-    """R vectors, each asked for one item: its target, or what its user turned down."""
+    """R vectors, each with one item: its target or a rejected item."""
 
     vectors: Tensor  # (R, D)
     items: Tensor  # (R,) int64 rows of the item table
@@ -47,16 +47,16 @@ class LossRows(NamedTuple):
 
 
 class Criterion:
-    """A loss by its name in ``train.loss``, for a network: ``auto`` is what the network names, else ``ce``, else above
-    `MANY` items ``ss_refined``.
+    """Loss of a network by its name in ``train.loss``.
 
-    A network without an inner product (NeuMF) brings ``loss`` and ``refused`` of its own, as `cross_entropy` and
-    `rejected_item_loss`; ``sampled_loss`` instead of ``loss`` takes one more argument, the rows' `OwnedItems`. One that draws in its
-    own way (Two-Tower) brings ``draw(targets) -> (ids, m q_j)``; its draws may hold the user's own items, which are
-    masked.
+    ``auto`` is the network's own choice if it has one, else ``ce``, or ``ss_refined`` above `MANY` items.
+    A network without an inner product (NeuMF) defines ``loss`` and ``refused`` like `cross_entropy` and
+    `rejected_item_loss`. Alternatively it defines ``sampled_loss``, whose additional argument is the rows'
+    `OwnedItems`. A network with its own sampler (Two-Tower) defines ``draw(targets) -> (ids, m q_j)``; draws that are
+    the user's own items are masked.
 
     Raises:
-        UserError: a loss that the network cannot be trained by.
+        UserError: the network does not support the loss.
     """
 
     def __init__(self, network: Any, data: TrainData, settings: Train) -> None:
@@ -69,32 +69,32 @@ class Criterion:
         self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self.masks_owned = self.samples = hasattr(network, "sampled_loss")
         if own is not None or self.name == "ce":
-            self.told: Callable[..., Tensor] = own or cross_entropy
+            self.target_loss: Callable[..., Tensor] = own or cross_entropy
             self.refused = getattr(network, "refused", None) or rejected_item_loss
             return
-        self.told, self.refused, corrected = SAMPLED[self.name]
+        self.target_loss, self.refused, corrected = SAMPLED[self.name]
         self.draw = getattr(network, "draw", None) if corrected else None
         self.masks_owned = self.draw is not None or self.name in UNTAKEN
         if self.draw is None:
             self.draw = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
 
     def __call__(
-        self, items: Tensor, told: LossRows, refused: LossRows | None, owned: OwnedItems | None = None
+        self, items: Tensor, targets: LossRows, refused: LossRows | None, owned: OwnedItems | None = None
     ) -> Tensor:
-        """Sum of w loss / sum of w over targets and what was turned down together; items (N, D).
+        """Return the weighted mean loss over targets and rejected items; items (N, D).
 
         Args:
-            owned: Of the rows in ``told``; needed where ``masks_owned``.
+            owned: The owned items of the target rows; required if ``masks_owned``.
         """
         if self.samples:
-            loss: Tensor = self.told(told.vectors, items, told.items, told.weights, owned)
+            loss: Tensor = self.target_loss(targets.vectors, items, targets.items, targets.weights, owned)
             drawn = None
         else:
-            drawn = None if self.draw is None else SampledItems(*self.draw(told.items))
-            loss = self._mean(self.told, items, told, drawn, owned if self.masks_owned else None)
+            drawn = None if self.draw is None else SampledItems(*self.draw(targets.items))
+            loss = self._mean(self.target_loss, items, targets, drawn, owned if self.masks_owned else None)
         if refused is None:
             return loss
-        share = refused.weights.sum() / (told.weights.sum() + refused.weights.sum())
+        share = refused.weights.sum() / (targets.weights.sum() + refused.weights.sum())
         return (1 - share) * loss + share * self._mean(self.refused, items, refused, drawn)
 
     @staticmethod
@@ -109,14 +109,15 @@ class Criterion:
 
 
 def weighted(each: Tensor, weights: Tensor) -> Tensor:
-    """Sum of w each / sum of w, both (R,)."""
+    """Return sum of w each / sum of w, both (R,)."""
     return (weights * each).sum() / weights.sum()
 
 
 def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """``ce``, the full softmax: sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item.
+    """Return the full-softmax cross-entropy (``ce``).
 
-    The gradient is made in the same pass, a few rows of scores at a time, so memory stays the same for any catalogue.
+    Sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item. The gradient is computed in
+    the same pass, a few rows of scores at a time, so memory does not grow with the catalog.
 
     Args:
         vectors: (R, D). items: (N, D). targets: (R,) int64 rows of ``items``. weights: (R,).
@@ -126,9 +127,10 @@ def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tens
 
 
 def rejected_item_loss(vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
-    """What a dislike or a skip costs in the softmax family: sum of w softplus(s_d - ln Z) / sum of w.
+    """Return the softmax loss of disliked or skipped items.
 
-    Z = sum of e^s over the other items; so softplus(s_d - ln Z) = -ln(1 - p_d), finite for every score.
+    Sum of w softplus(s_d - ln Z) / sum of w, with Z = sum of e^s over the other items. So softplus(s_d - ln Z) =
+    -ln(1 - p_d), finite for every score.
 
     Args:
         vectors: (K, D). items: (N, D), N > 1. rejected: (K,) int64 rows of ``items``. weights: (K,).
@@ -138,7 +140,10 @@ def rejected_item_loss(vectors: Tensor, items: Tensor, rejected: Tensor, weights
 
 
 class _RejectedItemLoss(torch.autograd.Function):
-    """As `_FullSoftmax`, chunk by chunk: with p = sigmoid(s_d - ln Z), ds_d = w p and ds_j = -w p e^s_j / Z."""
+    """Rejected-item loss and gradients, chunk by chunk like `_FullSoftmax`.
+
+    With p = sigmoid(s_d - ln Z): ds_d = w p and ds_j = -w p e^s_j / Z.
+    """
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
@@ -169,7 +174,7 @@ class _RejectedItemLoss(torch.autograd.Function):
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Scores, their softmax and both gradients, chunk by chunk; each chunk of scores is overwritten in place."""
+    """Cross-entropy and both gradients, chunk by chunk, with one reused score buffer."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -178,7 +183,9 @@ class _FullSoftmax(torch.autograd.Function):
         to_items = torch.zeros_like(items)
         loss = vectors.new_zeros(())
         rows = max(1, CHUNK // len(items))
-        scratch = vectors.new_empty(min(rows, len(vectors)), len(items))  # made once: fresh pages cost more than exp
+        scratch = vectors.new_empty(
+            min(rows, len(vectors)), len(items)
+        )  # allocated once: fresh pages cost more than exp
         for start in range(0, len(vectors), rows):
             part = slice(start, start + rows)
             own, target, w = vectors[part], items[targets[part]], share[part]  # (rows, D), (rows, D), (rows,)

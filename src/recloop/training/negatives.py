@@ -1,7 +1,7 @@
-"""What people turned down, as training rows: dislikes, skips, and what they passed over in a list they clicked in.
+"""Negative training rows: dislikes, skips, and items skipped above a click.
 
-A negative teaches by a loss term of its own (`recloop.training.losses`), at the vector that the user had just before: it is
-added to the other items of the softmax, never in their place.
+A negative has its own loss term (`recloop.training.losses`) at the user's vector just before it. The term is added to
+the softmax loss and does not replace the softmax's other items.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ IMPRESSION: Final = "impression"
 CLICK: Final = "click"
 SLOT: Final = "slot"
 SHOWN_WEIGHT: Final = 0.1
-"""Weight of a shown item that was passed over: weak, and small for recall (definitions, section 5)."""
+"""Weight of a shown item that the user skipped (definitions, section 5)."""
 
 
 def negatives(
     items: Vocabulary, users: Vocabulary, train: pl.DataFrame, shown: pl.DataFrame | None = None
 ) -> Negatives | None:
-    """The negative rows of a split: one a (user, moment, item), with its largest weight; None where there is none.
+    """Return a split's negative rows, one per (user, moment, item); None without any.
 
-    A negative that a later positive took back teaches nothing, as it hides nothing.
+    Each row has the largest weight of its group. A negative is ignored if a later positive retracts it.
 
     Args:
-        items, users: Of the tables; rows of others are left out.
+        items, users: Vocabularies of the tables; rows of other ids are dropped.
         train: Labelled rows.
         shown: As for `skipped_above_click`.
     """
@@ -61,14 +61,14 @@ def negatives(
 
 
 def skipped_above_click(rows: pl.DataFrame, shown: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Shown above the last click of the same request and not taken (Joachims et al., SIGIR 2005): weak negatives.
+    """Return weak negatives: items shown above a request's last click but not taken.
 
-    Below the last click, and in requests without one, nothing is learned.
+    Source: Joachims et al., SIGIR 2005. Items below the last click and requests without a click are ignored.
 
     Args:
         rows: Labelled rows; those with a request_id count.
-        shown: request_id, user_id, item_id, slot (from 0) of answered lists (`slots_of`); where a request is not among
-            them, its impressions in their order stand for it.
+        shown: request_id, user_id, item_id, slot (from 0) of answered lists (`slots_of`). A request without such rows
+            uses its impressions in their order.
 
     Returns:
         user_id, item_id, stamp, seq, weight: the stamp and the seq of the request's newest click.
@@ -85,26 +85,26 @@ def skipped_above_click(rows: pl.DataFrame, shown: pl.DataFrame | None = None) -
     clicks = taken.join(slots, on=one).group_by(request)
     last = clicks.agg(pl.col(SLOT).max().alias("last"), pl.col(SEQ).max(), pl.col(STAMP).max())
     above = slots.join(last, on=request).filter(pl.col(SLOT) < pl.col("last"))
-    refused = rows.filter(pl.col(LABEL) < 0).select(one)  # said already, and louder
+    refused = rows.filter(pl.col(LABEL) < 0).select(one)  # already stronger negatives
     above = above.join(pl.concat([taken.select(one), refused]), on=one, how="anti")
     weight = pl.lit(SHOWN_WEIGHT, dtype=pl.Float32).alias(WEIGHT)
     return above.select(USER_ID, ITEM_ID, STAMP, SEQ, weight).sort(SEQ, ITEM_ID)
 
 
 def slots_of(decisions: Iterable[Decision]) -> pl.DataFrame:
-    """The slots of answered lists: request_id, user_id, item_id, slot from 0."""
+    """Return the slots of answered lists: request_id, user_id, item_id, slot from 0."""
     rows = [
-        (one.request_id, one.user_id, item, slot)
-        for one in decisions
-        if one.role == "answer"
-        for slot, item in enumerate(one.items)
+        (decision.request_id, decision.user_id, item, slot)
+        for decision in decisions
+        if decision.role == "answer"
+        for slot, item in enumerate(decision.items)
     ]
     schema = {REQUEST_ID: pl.String, USER_ID: pl.String, ITEM_ID: pl.String, SLOT: pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 class NegativesByMoment:
-    """Negatives by the moment whose end they are asked of: the user's last one strictly before, that an input is.
+    """Negatives by the moment that scores them: the user's last input moment before.
 
     Moment m owns ``offsets[m]:offsets[m+1]`` of ``items`` and ``weights``.
     """
@@ -113,7 +113,7 @@ class NegativesByMoment:
         found = data.negatives
         assert found is not None
         moments = len(data.stamps)
-        # One order over moments and negatives: by user, stamp, negatives first, so that only earlier moments count.
+        # Sort by user, stamp, negatives first, so that only earlier moments count.
         user = np.concatenate([data.moment_user, found.user_ix])
         stamp = np.concatenate([data.stamps, found.stamps])
         is_moment = np.arange(len(user)) < moments
@@ -121,11 +121,11 @@ class NegativesByMoment:
         before = np.empty(len(user), dtype=np.int64)
         before[order] = np.cumsum(is_moment[order])
         anchor = before[moments:] - 1
-        # A user's newest moment is a target alone; what came after it is asked of the one before.
+        # A user's newest moment is only a target; later negatives use the moment before it.
         anchor = np.minimum(anchor, data.user_offsets[found.user_ix + 1] - 2)
         kept = anchor >= data.user_offsets[found.user_ix]
         known = np.maximum.reduceat(data.seqs, data.moment_offsets[:-1])
-        kept &= known[np.maximum(anchor, 0)] < found.seqs  # what had not arrived was no part of the vector
+        kept &= known[np.maximum(anchor, 0)] < found.seqs  # the vector contains only rows that had arrived
         anchor = anchor[kept]
         order = np.argsort(anchor, kind="stable")
         self.moment = anchor[order]
@@ -134,7 +134,7 @@ class NegativesByMoment:
         self.offsets = offsets_of(np.bincount(anchor, minlength=moments))
 
     def of(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Windows and rows of ``items`` that lie in them: (K,) number of the window, (K,) row."""
+        """Return the negatives of each window: (K,) window number, (K,) row of ``items``."""
         low, high = self.offsets[starts], self.offsets[stops]
         window = np.repeat(np.arange(len(starts)), high - low)
         ends = np.cumsum(high - low)

@@ -1,4 +1,4 @@
-"""The one Lightning module, and the run that trains it: a step, its optimizer, the same numbers again."""
+"""The Lightning module and its training run: step, optimizer, determinism."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ from recloop.training.validation import TrainingCallback, ValidationSet
 from recloop.training.warm_start import STEPS, WarmStartState, grow_moments, grow_parameter, is_table, waits_for_row
 
 CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""What cuBLAS needs for the same numbers again; read when its first handle is made, so it is set before any CUDA call."""
+"""Setting for deterministic cuBLAS; set before any CUDA call, since the first handle reads it."""
 CLIP = 1.0  # largest norm of a step's gradient
-DECAY = 0.01  # of matrices; tables, biases and norms are not decayed
+DECAY = 0.01  # weight decay of matrices; tables, biases and norms have none
 
 
 class Learner(lightning.LightningModule):
-    """A network of the shelf or a stranger's, its loss and its optimizer.
+    """Lightning module of a built-in or custom network, its loss and its optimizer.
 
-    What a network brings: ``inputs = "sequence"``, a frozen ``Config``, ``build(data, dim, history)`` for its tables,
-    ``items(codes) -> (N+1, D)``, ``users(history, moments, mask, context) -> (B, D)`` for serving and
-    ``ends(history, moments, mask, context, arrived) -> (B, M, D)``, a vector a moment, for training; with
-    ``Config.start = "counts"`` also ``start(vectors)``. `recloop.models.sasrec` shows each with its shapes.
+    A network defines:
+        ``inputs = "sequence"`` and a frozen ``Config``;
+        ``build(data, dim, history)``, which creates its tables;
+        ``items(codes) -> (N+1, D)``;
+        ``users(history, moments, mask, context) -> (B, D)`` for serving;
+        ``ends(history, moments, mask, context, arrived) -> (B, M, D)``, one vector per moment, for training;
+        ``start(vectors)`` with ``Config.start = "counts"``.
+    `recloop.models.sasrec` shows each with its shapes.
     """
 
     def __init__(
@@ -59,12 +63,12 @@ class Learner(lightning.LightningModule):
         self.register_buffer("owned", torch.from_numpy(pairs), persistent=False)
 
     def vectors(self) -> Tensor:
-        """(N+1, D) the item vectors as they are now."""
+        """Return the current item vectors, (N+1, D)."""
         vectors: Tensor = self.network.items(self.item_codes)
         return vectors
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """The loss of every moment end of the batch that has a next moment, and of what was turned down there."""
+        """Return the loss over moment ends with a next moment and over rejected items."""
         table = self.vectors()  # (N+1, D)
         history = F.embedding(batch.items, table)  # (B, T, D)
         ends = self.network.ends(history, batch.moments, batch.mask, batch.context, batch.arrived)  # (B, M, D)
@@ -80,7 +84,7 @@ class Learner(lightning.LightningModule):
         return self.criterion(table[1:], targets, refused, owned)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; only the matrices between layers decay. A warm start goes on with the parent's moments."""
+        """Build AdamW with decay for matrices; a warm start restores the parent's state."""
         layers = [m for m in self.network.modules() if isinstance(m, nn.Linear | nn.RNNBase)]
         inner = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
         decayed = [p for p in self.network.parameters() if id(p) in inner]
@@ -95,10 +99,12 @@ class Learner(lightning.LightningModule):
 
 
 def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -> None:
-    """The parent's weights, grown; rows that a new item has not earned yet are 0 and get no gradient.
+    """Load the parent's weights, grown to the new tables.
+
+    Rows of new items with too few events are 0 and get no gradient.
 
     Raises:
-        UserError: a network of another shape than the parent's.
+        UserError: the network's shape differs from the parent's.
     """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -106,7 +112,7 @@ def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -
                 old = warm.state[f"network.{name}"]
                 made = grow_parameter(name, old, parameter.numpy(force=True), data, warm.counted)
             except (KeyError, ValueError) as error:
-                expected = f"the network that the parent is ({error})"
+                expected = f"the parent's network ({error})"
                 raise UserError("model", type(network).__name__, expected, "recloop update --full") from None
             parameter.copy_(torch.from_numpy(made))
             if is_table(made, data) and (locked := waits_for_row(data, old)).any():
@@ -115,12 +121,12 @@ def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -
 
 
 def _only(free: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the rows that may move."""
+    """Keep the gradient of trainable rows only."""
     return gradient * free.to(gradient.device)
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, network: nn.Module, warm: WarmStartState) -> None:
-    """The parent's optimizer state; new rows begin with m = 0 and v = the column mean."""
+    """Load the parent's optimizer state; new rows start at m = 0, v = the column mean."""
     for name, parameter in network.named_parameters():
         state = {key: warm.state.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if all(array is not None for array in state.values()):
@@ -140,12 +146,12 @@ def train(
     quiet: bool,
     warm: WarmStartState | None = None,
 ) -> tuple[Learner, TrainingCallback]:
-    """Train a network on the training moments until patience, epochs or budget end; the learner holds the kept weights.
+    """Train a network until patience, epochs or budget end; return the best weights.
 
     Args:
-        network: A module of the shelf or a stranger's, not yet built.
-        budget: Training seconds, from the first batch on, without looks at the validation moments.
-        warm: The parent's weights, and the positions to learn; the rate is its share of ``train.lr``.
+        network: A built-in or custom module, not yet built.
+        budget: Training seconds from the first batch on, without validation.
+        warm: The parent's weights and the positions to learn; its rate is a share of ``train.lr``.
     """
     settings = config.train
     sequences = SequenceDataset(data, config.features.history, None if warm is None else warm.chosen)
@@ -191,7 +197,7 @@ def train(
 
 
 def _interruptible(run: Callable[[], None]) -> None:
-    """Run; Ctrl-C stays a KeyboardInterrupt, which Lightning would make an exit with 1."""
+    """Run and let Ctrl-C raise KeyboardInterrupt; Lightning would exit with 1."""
     try:
         run()
     except SystemExit as end:
@@ -202,10 +208,10 @@ def _interruptible(run: Callable[[], None]) -> None:
 
 @contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """The same numbers again on the same machine and thread count; the caller's random state is left alone.
+    """Make results reproducible on one machine and thread count.
 
-    On a GPU an operation that has no deterministic form warns instead of ending the run: numbers may then differ in
-    their last digits.
+    The caller's random state is restored. On a GPU, an operation without a deterministic implementation only warns; numbers may then differ in their last
+    digits.
     """
     os.environ.setdefault(*CUBLAS)
     memory: Any = torch.utils.deterministic
@@ -214,7 +220,7 @@ def deterministic(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-        memory.fill_uninitialized_memory = False  # a fifth of a step, and nothing here reads it
+        memory.fill_uninitialized_memory = False  # saves a fifth of a step; uninitialized memory is never read
         try:
             yield
         finally:
@@ -224,14 +230,16 @@ def deterministic(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning without its advice: what it tells is about loaders and loggers that we do not use."""
+    """Silence Lightning's advice about loaders and loggers that recloop does not use."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are arrays in memory
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning asks torch so
+            warnings.filterwarnings(
+                "ignore", message=".*LeafSpec.*", category=FutureWarning
+            )  # raised by Lightning's call into torch
             yield
     finally:
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Looks at the validation moments while a network trains: the number, the weights kept, the log, when to stop."""
+"""Validation during training: NDCG@10, the kept weights, the log, early stopping."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ K = 10
 TENTHS = 10
 QUERIES = 128  # validation queries scored at a time
 MAX_USERS = 1024
-"""Users of a look at most: those of smallest hash("valid")."""
+"""Most users of one validation: those of smallest hash("valid")."""
 LOOK_SHARE = 0.1
-"""Looks at tenths of the budget are skipped while all looks took a larger share of the training seconds."""
+"""Validations at tenths of the budget are skipped above this share of the training seconds."""
 
 Stopped = Literal["patience", "epochs", "budget"]
 
 
 class ValidationSet:
-    """NDCG@10 on the validation moments of at most `MAX_USERS` users, full ranking, mean over these users."""
+    """NDCG@10 on validation moments: full ranking, mean over at most `MAX_USERS` users."""
 
     def __init__(self, data: TrainData, held: ValidationQueries, history: int, filter_seen: bool) -> None:
         held = held.sample(data.user_ids, MAX_USERS)
         data = history_before(data.history or data, held)
-        known = np.diff(data.user_offsets)[held.user_ix] > 0  # without a history a network gives no score
+        known = np.diff(data.user_offsets)[held.user_ix] > 0  # a network cannot score an empty history
         self.users = held.user_ix[known]
         sizes = np.diff(held.offsets)
         self.targets = held.items[np.repeat(known, sizes)]
@@ -49,7 +49,7 @@ class ValidationSet:
         self.seen = self._seen(data) if filter_seen else None
 
     def _seen(self, data: TrainData) -> tuple[np.ndarray, np.ndarray]:
-        """(query, item_ix) of everything in the users' histories."""
+        """Return (query, item_ix) of all items in the users' histories."""
         rows = data.moment_offsets[data.user_offsets]
         low, high = rows[self.users], rows[self.users + 1]
         query = np.repeat(np.arange(len(self.users)), high - low)
@@ -61,7 +61,7 @@ class ValidationSet:
 
     @torch.no_grad()
     def score(self, learner: Any) -> float:
-        """The number for the weights as they are; leaves mode and random state alone."""
+        """Return the current weights' NDCG@10; mode and random state stay unchanged."""
         training = learner.training
         learner.eval()
         table = learner.vectors()  # (N+1, D)
@@ -72,7 +72,7 @@ class ValidationSet:
     def _top(self, learner: Any, table: Tensor, part: slice) -> np.ndarray:
         items, moments, mask, context = (tensor[part].to(table.device) for tensor in self.queries)
         users = learner.network.users(table[items], moments, mask, context)  # (b, D)
-        own = getattr(learner.network, "scores", None)  # of a network that is no inner product
+        own = getattr(learner.network, "scores", None)  # a network without an inner product
         scores = users @ table.T if own is None else own(users, table)  # (b, N+1)
         scores[:, 0] = -torch.inf
         if self.seen is not None:
@@ -85,7 +85,7 @@ class ValidationSet:
 
 @dataclass
 class BestWeights:
-    """The best weights of one kind of look, with the optimizer's state at that moment."""
+    """Best weights of one kind of validation, with the optimizer's state."""
 
     ndcg: float = -1.0
     epoch: int = 0  # whole epochs
@@ -95,11 +95,11 @@ class BestWeights:
 
 
 class TrainingCallback(lightning.Callback):
-    """Looks at the validation moments, keeps the best weights, writes the log, says when to stop.
+    """Lightning callback: validate, keep the best weights, write the log, stop early.
 
-    After each epoch: patience counts these, and a run that stops by itself keeps the best of them. At each tenth of
-    the budget: only a run that the budget stops may keep those. The budget counts training seconds from the first
-    batch on; looks are off this clock. A run whose looks took as long as its budget ends with the epoch.
+    After each epoch it validates for patience; a run that stops by itself keeps the best of these weights. At each
+    tenth of the budget it validates for runs that the budget stops. The budget counts training seconds from the first
+    batch on, without validation. A run whose validation took as long as its budget ends with the epoch.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class TrainingCallback(lightning.Callback):
         self.examination, self.patience, self.budget = examination, patience, budget
         self.started = time.monotonic()
         self.looking = 0.0
-        """Seconds spent in looks."""
+        """Seconds spent on validation."""
         self.steps_per_epoch = 0
         self.log_file = (folder / "log.jsonl").open("w", encoding="utf-8")
         self.checkpoint = folder / "checkpoint"
@@ -122,12 +122,12 @@ class TrainingCallback(lightning.Callback):
 
     @property
     def seconds(self) -> float:
-        """Training seconds so far."""
+        """Return the training seconds so far."""
         return time.monotonic() - self.started - self.looking
 
     @property
     def kept(self) -> BestWeights:
-        """The weights that this run keeps."""
+        """Return the weights that this run keeps."""
         return self.by_time if self.stopped == "budget" else self.by_epoch
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
@@ -175,7 +175,7 @@ class TrainingCallback(lightning.Callback):
 
     @staticmethod
     def last_batch_cut(trainer: Any) -> bool:
-        """Whether the epoch ended before its last step."""
+        """Return whether the epoch ended before its last step."""
         return int(trainer.fit_loop.epoch_loop.batch_progress.current.completed) < int(trainer.num_training_batches)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -183,7 +183,7 @@ class TrainingCallback(lightning.Callback):
             self._look(trainer, pl_module, "tenth")
 
     def _look(self, trainer: Any, learner: Any, at: Literal["epoch", "tenth"]) -> None:
-        """Examine the weights; without validation moments the newest are the best."""
+        """Validate the weights; without validation moments the newest are the best."""
         self.last_look = trainer.global_step
         self.log_file.flush()
         seconds, begin = self.seconds, time.monotonic()
@@ -202,7 +202,7 @@ class TrainingCallback(lightning.Callback):
         step: int,
         at: Literal["epoch", "tenth"] = "epoch",
     ) -> None:
-        """Keep the weights as they are where they are the best yet."""
+        """Copy the current weights if they are the best so far."""
         for kept in (self.by_time, self.by_epoch)[: 2 if at == "epoch" else 1]:
             if ndcg is None or ndcg > kept.ndcg:
                 kept.ndcg, kept.epoch, kept.step = ndcg or 0.0, epoch, step
@@ -211,7 +211,7 @@ class TrainingCallback(lightning.Callback):
                 self._write(kept)
 
     def _write(self, kept: BestWeights) -> None:
-        """The kept weights and the optimizer's state, written beside and renamed: safetensors, no pickle."""
+        """Write the kept weights and the optimizer's state atomically, as safetensors."""
         with replacing(self.checkpoint / "train.safetensors") as file:
             save_file(train_state(kept), file)
 
@@ -219,20 +219,23 @@ class TrainingCallback(lightning.Callback):
         return f", validation NDCG@10 {self.by_time.ndcg:.4f}" if self.by_time.ndcg >= 0 else ""
 
     def close(self) -> None:
-        """End the log and the bar."""
+        """Close the log and the progress bar."""
         self.log_file.close()
         if self.bar is not None:
             self.bar.close()
 
 
 def train_state(kept: BestWeights) -> dict[str, Tensor]:
-    """``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``: what a warm start needs."""
+    """Return the tensors of a warm start.
+
+    Their names: ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
+    """
     named = {f"network.{name}": tensor for name, tensor in kept.weights.items()} | kept.optimizer
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
 def moments_of(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """Copies of AdamW's state by the parameter's name."""
+    """Copy AdamW's state by parameter name."""
     copies = {}
     for name, parameter in network.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

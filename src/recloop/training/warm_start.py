@@ -1,7 +1,8 @@
-"""A warm start: which positions an update learns, and how a network grows with its tables (definitions, section 8).
+"""Warm start: select an update's target positions and grow the network's tables.
 
-A position is (user, moment as a target). New ones have a row that the parent has not learned; older ones are context, their
-loss masked, but for a replay of as many again: half from the newest 30 days, half uniform over all of them.
+Source: definitions, section 8. A position is (user, moment as a target). New positions have a row that the parent has
+not learned. Older positions are context with masked loss, except for a replay sample of the same size: half from the
+newest 30 days, half uniform over all of them.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from recloop.records import DAY
 
 RECENT = 30 * DAY
 OWN_ROW = 3
-"""Events after which a new id gets a row of its own; before, its attributes alone carry it."""
+"""Events after which a new id gets its own row; before, only its attributes represent it."""
 RATE = 0.2
-"""Of the last full run's learning rate."""
+"""Share of the last full run's learning rate."""
 STEPS = 200
-"""Steps over which the rate rises to its constant value."""
+"""Warm-up steps of the learning rate."""
 
 
 @dataclass(frozen=True)
 class WarmStartState:
-    """What a network starts from.
+    """Starting point of a warm-started network.
 
     Attributes:
         state: The parent's train.safetensors: ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
         chosen: (M,) bool, the moments that are targets; every other is context.
         rate: Share of the configured learning rate.
-        counted: The child's co-visitation rows: a new item starts among its neighbours.
+        counted: The child's co-visitation rows; they give a new item its initial row.
     """
 
     state: Mapping[str, np.ndarray]
@@ -42,11 +43,13 @@ class WarmStartState:
 
 
 def select_targets(data: TrainData, learned: LearnedRange, replay: float, seed: int) -> np.ndarray:
-    """(M,) bool: the moments in the loss, new and replayed; none of ``old`` users, none without a past.
+    """Return the moments in the loss, new and replayed, (M,) bool.
+
+    Moments of ``old`` users and moments without a past are excluded.
 
     Args:
-        learned: What the parent was fitted on: a moment is new when it was held back, or a row of it came later.
-        replay: Old positions for each new one.
+        learned: The range that the parent was fitted on. A moment is new if it was held out or has a later row.
+        replay: Number of old positions per new position.
     """
     starts = data.moment_offsets[:-1]
     first, newest = (
@@ -56,7 +59,7 @@ def select_targets(data: TrainData, learned: LearnedRange, replay: float, seed: 
 
 
 def with_replay(data: TrainData, fresh: np.ndarray, replay: float, seed: int) -> np.ndarray:
-    """(M,) bool: the ``fresh`` (M,) moments that can be targets, and ``replay`` old ones for each of them."""
+    """Add ``replay`` old moments per usable ``fresh`` (M,) moment; return (M,) bool."""
     able = data.moments_with_past()
     new: np.ndarray = able & fresh
     old = np.flatnonzero(able & ~new)
@@ -74,22 +77,22 @@ def with_replay(data: TrainData, fresh: np.ndarray, replay: float, seed: int) ->
 def grow_parameter(
     name: str, old: np.ndarray, fresh: np.ndarray, data: TrainData, counted: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """A parameter of the parent in the child's shape: its rows first, then those of the new items.
+    """Grow a parameter of the parent to the child's shape; rows of new items follow.
 
-    A new item with ``OWN_ROW`` events starts at the mean of its neighbours' rows, weighed by co-visitation; without
-    neighbours at the mean of all; with fewer events at 0. A row that is 0 in the parent was no row yet: it starts now.
+    A new item with ``OWN_ROW`` events starts at the mean of its neighbours' rows, weighted by co-visitation. Without
+    neighbours it starts at the mean of all rows; with fewer events at 0. A zero row of the parent counts as new.
 
     Args:
-        fresh: The child's parameter as it was built: its shape.
+        fresh: The child's newly built parameter, used for its shape.
         data: The child's arrays.
 
     Raises:
-        ValueError: a shape that the parent's cannot grow into.
+        ValueError: the parent's shape cannot grow into the child's.
     """
     if old.shape == fresh.shape and not is_table(old, data):
         return old
     if old.shape[1:] != fresh.shape[1:] or len(fresh) != data.n_items + 1 or len(old) > len(fresh):
-        raise ValueError(f"{name}: {old.shape} does not grow into {fresh.shape}")
+        raise ValueError(f"{name}: shape {old.shape} cannot grow to {fresh.shape}")
     made = np.zeros_like(fresh)
     made[: len(old)] = old
     owned = has_row(old, data)
@@ -109,9 +112,9 @@ def grow_parameter(
 
 
 def grow_moments(key: str, old: np.ndarray, rows: int) -> np.ndarray:
-    """An optimizer's array with rows for the new items: m = 0, v = the column mean."""
+    """Add rows for new items to an optimizer array: m = 0, v = the column mean."""
     if key == "step":
-        return old.reshape(())  # a file of arrays gives it back as one of length 1
+        return old.reshape(())  # a file stores a scalar as an array of length 1
     if len(old) == rows:
         return old
     made = np.zeros((rows, *old.shape[1:]), old.dtype)
@@ -122,19 +125,19 @@ def grow_moments(key: str, old: np.ndarray, rows: int) -> np.ndarray:
 
 
 def is_table(array: np.ndarray, data: TrainData) -> bool:
-    """Whether a parameter has a row for each item, and one that pads."""
+    """Return whether a parameter has a row for each item and a padding row."""
     return array.ndim > 1 and len(array) == data.n_items + 1
 
 
 def has_row(old: np.ndarray, data: TrainData) -> np.ndarray:
-    """(N+1,) bool: items that have a row of their own in the parent's table; one that had too few events is 0 there."""
+    """Return (N+1,) bool: items with a nonzero row in the parent's table."""
     owned = np.zeros(data.n_items + 1, dtype=bool)
     owned[1 : len(old)] = old[1:].reshape(len(old) - 1, -1).any(axis=1)
     return owned
 
 
 def waits_for_row(data: TrainData, old: np.ndarray) -> np.ndarray:
-    """(N+1,) bool: items that have no row of their own yet: none in the parent's table, and too few events for one."""
+    """Return (N+1,) bool: items without a parent row and with too few events for one."""
     none = ~has_row(old, data) & (data.events < OWN_ROW)
     none[0] = False
     return none
