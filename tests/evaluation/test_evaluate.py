@@ -382,7 +382,7 @@ def test_the_sentence_says_what_the_network_adds_whatever_it_is() -> None:
     assert "paired over 400 users" in more
     assert "sasrec alone loses 0.0" in made_up(-0.01).sentence
     assert "sasrec alone is inconclusive: " in made_up(0.0).sentence
-    assert made_up(0.01, kind="served").sentence.startswith("No network stands in this table; against covisitation")
+    assert made_up(0.01, kind="served").sentence.startswith("This table has no network; against covisitation")
 
 
 def test_sentence_table_of_zeros_explains_itself_and_one_user_has_no_interval() -> None:

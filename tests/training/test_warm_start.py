@@ -87,7 +87,7 @@ def test_a_new_row_starts_among_its_neighbours_and_0_before_three_events(arrays:
     assert made[4].tolist() == [0.5, 0.5], "no neighbour: the mean of all"
     assert made[5].tolist() == [0, 0], "not yet: its attributes alone carry it"
     assert waits_for_row(data, old).tolist() == [False, False, False, False, False, True]
-    with pytest.raises(ValueError, match="does not grow"):
+    with pytest.raises(ValueError, match="cannot grow"):
         grow_parameter("table", np.zeros((3, 3), np.float32), np.zeros((6, 2), np.float32), data, COUNTED)
 
 

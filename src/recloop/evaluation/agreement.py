@@ -1,6 +1,7 @@
-"""How far two bundles agree on one request: overlap, rank-biased overlap, tau-b, percentile (definitions, section 6).
+"""Agreement of two bundles on one request: overlap, RBO, tau-b, percentile.
 
-Each formula stands in its function's docstring with its source; a ranking is what a bundle thinks before any rule.
+Source: definitions, section 6. Each function's docstring has its formula and source. A ranking is a bundle's order
+before any rule.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ K: Final = 10
 TOP: Final = 100
 PERSISTENCE: Final = 0.9
 SLOTS: Final = 5
-"""Fewest slots of a list whose order says something."""
+"""Fewest slots of a list whose order is compared."""
 MEASURES: Final = ("overlap@10", "rbo", "tau_b", "percentile")
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A bundle's whole opinion on one request, before rules: the top 100 ids, and the mix's score of every item."""
+    """A bundle's ranking for one request before rules: top 100 ids, all mix scores."""
 
     top: list[str]
-    scores: NDArray[np.float64]  # (N+1,); 0 where no source recalled the item; row 0: an item the table lacks
+    scores: NDArray[np.float64]  # (N+1,); 0 if no source recalled the item; row 0: items outside the table
     vocabulary: Vocabulary
 
     def of(self, items: Sequence[str]) -> NDArray[np.float64]:
-        """The scores of these items; one that the table lacks stands behind all."""
+        """Return the scores of these items; items outside the table rank last."""
         found: NDArray[np.float64] = self.scores[self.vocabulary.lookup(items)]
         return found
 
 
 def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision) -> Ranking:
-    """What a bundle thinks of a decision's request: its mix over all that its sources recalled.
+    """Rank a decision's request with a bundle: its mix over all recalled items.
 
-    No condition, exclusion or filter of seen items acts; what nobody may see (hidden, disliked) stays out.
+    Conditions, exclusions and the filter of seen items are ignored. Hidden and disliked items stay excluded.
     """
     query = Query(
         user_id=decision.user_id, now=decision.at, placement=decision.placement, item_id=decision.query.get("item", "")
@@ -63,11 +64,11 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
 
 
 def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking) -> dict[str, float]:
-    """Every number of `MEASURES` for one request; what a list is too short for is NaN.
+    """Compute every number of `MEASURES` for one request; NaN if a list is too short.
 
     Args:
-        answer: What live answered. other: What the other bundle would have.
-        opinion: The other's ranking. own: Live's.
+        answer: Live's list. other: The other bundle's list.
+        opinion: The other bundle's ranking. own: Live's ranking.
     """
     shown = answer.items[:K]
     scores = opinion.of(shown)
@@ -80,17 +81,18 @@ def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking)
 
 
 def overlap(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """|A and B| / the longer of both (10 where both are full); two empty lists agree."""
+    """Return |A and B| / the longer length (10 if full); two empty lists give 1."""
     longest = max(len(first), len(second))
     return len(set(first) & set(second)) / longest if longest else 1.0
 
 
 def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSISTENCE) -> float:
-    """RBO_ext of two rankings of s <= l items (Webber, Moffat, Zobel, "A similarity measure for indefinite rankings", 2010, equation 32).
+    """Return the rank-biased overlap RBO_ext of two rankings of s <= l items.
 
-    With X_d the overlap of the first d places: (1-p)/p * (sum over d = 1..l of X_d / d * p^d
+    Source: Webber, Moffat, Zobel, "A similarity measure for indefinite rankings", 2010, equation 32.
+    With X_d the overlap of the first d ranks: (1-p)/p * (sum over d = 1..l of X_d / d * p^d
     + sum over d = s+1..l of X_s (d - s) / (s d) * p^d) + ((X_l - X_s) / l + X_s / s) * p^l.
-    Two empty rankings agree; an empty one beside another does not.
+    Two empty rankings give 1; one empty ranking gives 0.
     """
     short, long = sorted((first, second), key=len)
     s, l = len(short), len(long)  # noqa: E741 the names of the equation
@@ -112,23 +114,23 @@ def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSIS
 
 
 def tau_b(scores: NDArray[np.float64]) -> float:
-    """Kendall's tau-b between the order of a list and another's scores of its items, ties counted; NaN: all tie.
+    """Return Kendall's tau-b of a list's order and another's scores; NaN if all tie.
 
-    (with - against) / sqrt(pairs * (pairs that do not tie)); in numpy, as scipy.stats takes a second to import.
+    (with - against) / sqrt(pairs * (pairs that do not tie)). Written in numpy: scipy.stats takes a second to import.
     """
     if len(scores) < 2 or (scores == scores[0]).all():
         return math.nan
     first, second = np.triu_indices(len(scores), 1)
     with_it = int((scores[first] > scores[second]).sum())
     against = int((scores[first] < scores[second]).sum())
-    return (with_it - against) / math.sqrt(len(first) * (with_it + against))  # the order of a list has no ties
+    return (with_it - against) / math.sqrt(len(first) * (with_it + against))  # a list's order has no ties
 
 
 def mean_percentile(catalogue: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    """Mean over items of 1 - (g + (t-1)/2) / (N-1): 1 is the first of the catalogue, .5 what chance would give.
+    """Return the mean percentile of items in the catalog: 1 is first, 0.5 is chance.
 
-    With g items of the catalogue scored strictly higher and t tied with it, itself included; an item that the
-    catalogue lacks (-inf) is behind all of it: 0.
+    Mean over items of 1 - (g + (t-1)/2) / (N-1), with g catalog items scored strictly higher and t tied with it,
+    itself included. An item outside the catalog (-inf) has percentile 0.
     """
     ordered = np.sort(catalogue)
     below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")

@@ -1,7 +1,7 @@
-"""How sure a number is: means over users, their intervals by resampling, paired differences, several at once.
+"""Bootstrap over users: means, intervals, paired differences, Holm's adjustment.
 
 Formulas are those of ``docs/definitions.md`` (sections 2 and 9), each with a test computed by hand. U users, C columns;
-NaN is a value that a user does not have.
+NaN marks a missing value of a user.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DRAWS: Final = 2_000
 
 
 def user_means(values: NDArray[Any], users: NDArray[Any], n_users: int) -> Floats:
-    """(U, C) mean over each user's own queries of (Q, C) values; NaN queries do not count, a user of none is NaN."""
+    """Average (Q, C) values per user to (U, C), ignoring NaN; NaN without a value."""
     known = ~np.isnan(values)
     out = np.full((n_users, values.shape[1]), np.nan)
     for c in range(values.shape[1]):
@@ -32,7 +32,7 @@ def user_means(values: NDArray[Any], users: NDArray[Any], n_users: int) -> Float
 
 
 def mean_over_users(values: Floats) -> Floats:
-    """(C,) mean of (U, C) over the users that have a value; NaN where none has."""
+    """Average (U, C) over users with a value to (C,); NaN without any."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)
@@ -41,11 +41,11 @@ def mean_over_users(values: Floats) -> Floats:
 
 
 def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
-    """(draws, C) means of (U, C) over users drawn with replacement, the same users for every column.
+    """Return (draws, C) means of (U, C) over users drawn with replacement.
 
-    Each draw takes U of the U users (bootstrap over users, since a user's queries are not independent); a column's
-    mean is over the drawn users that have a value in it. One draw serves all columns, so the difference of two
-    columns is a paired difference. Memory: 32 MiB of weights at a time, whatever U.
+    Each draw samples U of the U users, since a user's queries are not independent. A column's mean is over the drawn
+    users that have a value in it. All columns share each draw, so the difference of two columns is a paired
+    difference. Memory: 32 MiB of weights at a time for any U.
     """
     n_users, columns = values.shape
     if n_users == 0:
@@ -69,24 +69,24 @@ def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval over users."""
+    """A mean and its 95 % CI over users."""
 
     value: float
     low: float
     high: float
 
     def to_json(self) -> dict[str, float | None]:
-        """Six decimals: what the resampling supports, and the same text whatever the order of the sums."""
+        """Return the numbers with six decimals: stable under the order of sums."""
         return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high)}
 
 
 def plain(value: float) -> float | None:
-    """A number for JSON: six decimals, NaN as null."""
+    """Return a number for JSON: six decimals, NaN as null."""
     return None if np.isnan(value) else round(float(value), 6)
 
 
 def estimate(value: float, samples: Floats) -> Estimate:
-    """The value with the 2.5 and 97.5 percentiles of its resampled means."""
+    """Return the value with the 2.5 and 97.5 percentiles of its resampled means."""
     known = samples[~np.isnan(samples)]
     if not len(known):
         return Estimate(float(value), float("nan"), float("nan"))
@@ -96,7 +96,7 @@ def estimate(value: float, samples: Floats) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of two means over the same users; ``relative`` is to the second one."""
+    """Paired difference of two means over the same users; relative to the second."""
 
     absolute: Estimate
     relative: Estimate
@@ -104,7 +104,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval of the difference says: more, less, or cannot tell."""
+        """Return the verdict of the interval: ``more``, ``less`` or ``cannot tell``."""
         if self.absolute.low > 0:
             return "more"
         return "less" if self.absolute.high < 0 else "cannot tell"
@@ -114,7 +114,7 @@ class Difference:
 
 
 def difference(first: Floats, second: Floats, seed: int, draws: int = DRAWS) -> Difference:
-    """Paired difference of two (U,) columns over the users that have both.
+    """Return the paired difference of two (U,) columns over the users that have both.
 
     value = mean(first - second); relative = mean(first) / mean(second) - 1; intervals by `resample`;
     p = two-sided bootstrap, 2 * min((1 + draws <= 0) / (1 + draws), (1 + draws >= 0) / (1 + draws)), at most 1.
@@ -132,7 +132,10 @@ def difference(first: Floats, second: Floats, seed: int, draws: int = DRAWS) -> 
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment of m p-values: sorted ascending, p'(i) = max over j <= i of min(1, (m-j+1) p(j))."""
+    """Return Holm's step-down adjustment of m p-values.
+
+    Sorted ascending, p'(i) = max over j <= i of min(1, (m-j+1) p(j)).
+    """
     order = np.argsort(p, kind="stable")
     adjusted, highest = [0.0] * len(p), 0.0
     for j, position in enumerate(order):

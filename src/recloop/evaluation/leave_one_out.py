@@ -1,7 +1,7 @@
-"""Leave-one-out's numbers: where one target stands in the ranking of a row, in expectation over random breaks of ties.
+"""Leave-one-out metrics: a target's rank in expectation over random tie-breaking.
 
-The definitions (section 2) count a table's row on the list that `recommend` gives, except where each query has one
-target: there the place is taken from the scores, so that no order of ids decides between equals.
+The definitions (section 2) measure a table's row on the list of `recommend`, except if each query has one target.
+Then the rank is computed from the scores, so the order of ids does not decide ties.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.top_k import TopK
 
 FAR = 1 << 40
-"""Items above a target that no list holds."""
+"""Count of items above a target that is in no list."""
 
 
 @dataclass(frozen=True)
 class TargetRanks:
-    """(Q,) items scored strictly higher than each query's target, and items tied with it, itself included."""
+    """Ties of each target: (Q,) items scored higher, (Q,) items tied with it and itself."""
 
     above: NDArray[np.int64]
     tied: NDArray[np.int64]
 
     @classmethod
     def of(cls, size: int) -> TargetRanks:
-        """Nothing found yet."""
+        """Start with every target missing."""
         return cls(np.full(size, FAR, dtype=np.int64), np.ones(size, dtype=np.int64))
 
     def find(
         self, span: slice, target: NDArray[Any], found: TopK | FusedTopK, lists: NDArray[Any], ordered: bool
     ) -> None:
-        """Place the targets of these queries.
+        """Record the ranks of these queries' targets.
 
         Args:
-            target: (b,) item_ix, 0 for one that no list can hold.
-            found: What the row's scores are taken from, deeper than its lists.
-            lists: (b, K) the lists shown: an item of the ladder stands there alone.
-            ordered: Equal scores have an order of their own (counting rows: training popularity, then item index).
+            target: (b,) item_ix, 0 for items outside the table.
+            found: The row's scores, deeper than its lists.
+            lists: (b, K) the lists shown; fallback items are only in these.
+            ordered: Equal scores have a defined order (closed-form rows: training popularity, then item index).
         """
         hit = (found.items == target[:, None]) & (target[:, None] > 0)  # (b, R)
         inside = hit.any(axis=1)
@@ -53,6 +53,6 @@ class TargetRanks:
         self.tied[span] = np.where(by_list | ~inside, 1, tied)
 
     def values(self, k: int, asked: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-        """(Q,) for each name of `metrics.RANKING`; NaN where the query's target is not ``asked`` for."""
+        """Return (Q,) per name of `metrics.RANKING`; NaN for targets not ``asked`` for."""
         made = metrics.one_target_expectation(self.above, self.tied, k)
         return {name: np.where(asked, value, np.nan) for name, value in made.items()}

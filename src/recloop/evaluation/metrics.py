@@ -1,8 +1,9 @@
-"""Every number defined once: ranking quality, and the health of what is shown; how sure a mean is: `recloop.evaluation.bootstrap`.
+"""Metrics: ranking quality, diversity and coverage; one formula per function.
 
 Formulas are those of ``docs/definitions.md`` (sections 2 and 3), each in its function's docstring, each with a test
-computed by hand. Everything works on flat arrays: Q queries, K places, U users, N items; an ``item_ix`` of 0 is no
-item. A value that cannot be computed (a query without a target, a share of nothing) is NaN, never a number.
+computed by hand. Intervals are in `recloop.evaluation.bootstrap`. All functions work on flat arrays: Q queries, K
+ranks, U users, N items; an ``item_ix`` of 0 is padding. A value that cannot be computed (a query without a target, a
+share of nothing) is NaN.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ LN2: Final = float(np.log(2.0))
 
 
 def ranking(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any], k: int) -> dict[str, Floats]:
-    """Quality of each list against its several targets, counted on the list as it stands.
+    """Return HR, Recall, MRR and NDCG of each list against its targets.
 
-    With hit(r) = 1 when place r holds a target, T targets and K = k:
+    With hit(r) = 1 if rank r holds a target, T targets and K = k:
     HR@K = 1 if any hit in r <= K; Recall@K = hits / T; MRR@K = 1 / r of the first hit, 0 without one;
     NDCG@K = sum of hit(r) / log2(r + 1) over r <= K, divided by the sum of 1 / log2(r + 1) over r <= min(K, T).
 
     Args:
         lists: (Q, at least K) item_ix, 0 where a list ends early.
-        targets: flat distinct item_ix; 0 is a target that no list can hold (it stays in T).
+        targets: flat distinct item_ix; 0 is a target outside the table (it counts in T).
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
-        k: places that count; a list shorter than k has misses there.
+        k: ranks that count; a list shorter than k has misses there.
 
     Returns:
-        (Q,) for each name of `RANKING`; NaN where a query has no target.
+        (Q,) for each name of `RANKING`; NaN for a query without a target.
     """
     hits = _hits(np.asarray(lists)[:, :k], np.asarray(targets), np.asarray(offsets))  # (Q, K)
     places = hits.shape[1]
@@ -55,14 +56,14 @@ def ranking(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any], k
 
 
 def ideal_gain(total: NDArray[Any], k: int) -> Floats:
-    """Sum of 1 / log2(r + 1) over r <= min(K, T): what NDCG@K divides by, T targets."""
+    """Return the ideal DCG of T targets: sum of 1 / log2(r + 1) over r <= min(K, T)."""
     sums = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
     ideal: Floats = sums[np.minimum(total, k)]
     return ideal
 
 
 def _hits(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.bool_]:
-    """(Q, K) whether a place holds one of its query's targets."""
+    """Return (Q, K) bool: the rank holds one of its query's targets."""
     width = int(max(lists.max(initial=0), targets.max(initial=0))) + 1
     owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
     wanted = (owner * width + targets)[targets > 0]
@@ -72,13 +73,13 @@ def _hits(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> 
 
 
 def keep_targets(targets: NDArray[Any], offsets: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Any, NDArray[Any]]:
-    """The targets under a mask, with their offsets: how a slice (warm, repeat, explore) is counted."""
+    """Return the targets of a slice (warm, repeat, explore) and their offsets."""
     kept = np.concatenate([[0], np.cumsum(mask)])
     return targets[mask], kept[offsets]
 
 
 def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str, Floats]:
-    """Quality of one target in a full ranking, in expectation over random breaks of ties.
+    """Return one target's metrics in expectation over random tie-breaking.
 
     With g items scored strictly higher than the target and t items tied with it, itself included:
     HR@K = Recall@K = clip((K - g) / t, 0, 1); NDCG@K = 1/t * sum over r = g+1 .. min(g+t, K) of 1 / log2(r + 1);
@@ -87,7 +88,7 @@ def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str
     """
     above, tied = np.asarray(g, dtype=np.int64), np.asarray(t, dtype=np.int64)
     if (tied < 1).any() or (above < 0).any():
-        raise ValueError("a target is tied with itself at least (t >= 1), and g counts items (g >= 0)")
+        raise ValueError("g and t: expected g >= 0 and t >= 1 (a target ties with itself)")
     rank = np.arange(1, k + 1)
     until, since = np.minimum(above + tied, k), np.minimum(above, k)
 
@@ -101,13 +102,13 @@ def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str
 
 
 def above_and_tied(scores: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The g and t of `one_target_expectation`: (Q, N) scores, the (Q,) column of each query's target.
+    """Return g and t of `one_target_expectation`: (Q, N) scores, (Q,) target columns.
 
     Raises:
-        ValueError: a score is NaN: it is neither above nor below anything, so the ranking means nothing.
+        ValueError: a score is NaN, so the ranking is undefined.
     """
     if np.isnan(scores).any():
-        raise ValueError("a score is NaN: the ranking means nothing")
+        raise ValueError("a score is NaN: the ranking is undefined")
     own = np.take_along_axis(scores, target[:, None], axis=1)
     return (scores > own).sum(axis=1), (scores == own).sum(axis=1)
 
@@ -116,10 +117,12 @@ def above_and_tied(scores: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[
 
 
 def entropy_bits(counts: NDArray[Any]) -> float:
-    """H = -sum (n_i/n) log2(n_i/n) + (d-1) / (2 n ln 2), in bits: Miller-Madow's correction for few slots.
+    """Return the entropy of the shown items in bits, with Miller-Madow's correction.
+
+    H = -sum (n_i/n) log2(n_i/n) + (d-1) / (2 n ln 2); the correction matters for few slots.
 
     Args:
-        counts: n_i, slots of each item shown; zeros may stand in it. n is their sum, d the items shown.
+        counts: n_i, slots of each item shown; zeros are allowed. n is their sum, d the number of items shown.
     """
     shown = np.asarray(counts, dtype=np.float64)
     shown = shown[shown > 0]
@@ -131,7 +134,7 @@ def entropy_bits(counts: NDArray[Any]) -> float:
 
 
 def entropy(counts: NDArray[Any], n_items: int) -> float:
-    """H / log2 N, cut to 1: how evenly the slots fall on the N items that could be shown; a catalogue of one: 0."""
+    """Return H / log2 N, at most 1: evenness over the N showable items; 0 for N = 1."""
     bits = entropy_bits(counts)
     if np.isnan(bits) or n_items <= 1:
         return bits if np.isnan(bits) else 0.0
@@ -139,18 +142,24 @@ def entropy(counts: NDArray[Any], n_items: int) -> float:
 
 
 def effective_items(counts: NDArray[Any]) -> float:
-    """2^H: the number of equally shown items that would be as varied."""
+    """Return 2^H, the number of equally shown items with the same entropy."""
     return float(2.0 ** entropy_bits(counts))
 
 
 def coverage(counts: NDArray[Any], n_items: int) -> float:
-    """Share d / N of the items that could be shown that were; cut to 1 (an item shown may have been hidden since)."""
+    """Return the share d / N of showable items that were shown.
+
+    At most 1, since an item may be hidden after it was shown.
+    """
     shown = int((np.asarray(counts) > 0).sum())
     return min(1.0, shown / n_items) if shown and n_items else float("nan")
 
 
 def gini(counts: NDArray[Any], n_items: int) -> float:
-    """Sum over i = 1..N of (2i - N - 1) n_(i) / (N n), n_(i) ascending, items never shown included: 0 is even."""
+    """Return the Gini coefficient of the slots per item; 0 is even.
+
+    Sum over i = 1..N of (2i - N - 1) n_(i) / (N n), n_(i) ascending, items never shown included.
+    """
     shown = np.sort(np.asarray(counts, dtype=np.float64)[np.asarray(counts) > 0])
     if not len(shown):
         return float("nan")
@@ -160,24 +169,26 @@ def gini(counts: NDArray[Any], n_items: int) -> float:
 
 
 def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
-    """Slots of tail items / n. Of the reference window's events the same function gives the tail's share there.
+    """Return the share of slots (or of a reference window's events) with tail items.
 
     Args:
-        counts: n_i of each item, zeros may stand in it.
-        tail: whether that item is of the tail: outside the ceil(.2 N) with most positive events in the 90 days before
-            the bundle's cut; an item without an event is tail.
+        counts: n_i of each item; zeros are allowed.
+        tail: whether the item is a tail item: outside the ceil(0.2 N) with most positive events in the 90 days before
+            the bundle's cut. An item without an event is tail.
     """
     n = float(np.asarray(counts).sum())
     return float(np.asarray(counts)[tail].sum()) / n if n else float("nan")
 
 
 def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> float:
-    """Mean over slots of -log2((c_i + 1) / (C + N)), c_i the item's events in the reference window, C their sum there.
+    """Return the mean novelty over slots: -log2((c_i + 1) / (C + N)).
+
+    c_i are the item's events in the reference window, C is their sum.
 
     Args:
         counts: n_i, slots of each item.
-        reference: c_i of the same items, 0 for one that the window does not know; C is taken over `reference`, so it
-            holds every item of the window.
+        reference: c_i of the same items, 0 for items outside the window; C is the sum of `reference`, so it must
+            hold every item of the window.
         n_items: N.
     """
     n, total = float(np.asarray(counts).sum()), float(np.asarray(reference).sum())
@@ -188,14 +199,14 @@ def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> floa
 
 
 def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArray[Any]) -> float:
-    """Distinct cold users with a decision whose list is personal, divided by distinct cold users with a decision.
+    """Return the share of cold users (with a decision) that got a personal list.
 
-    A decision's list is personal when half or more of its slots have a covering source (`records.COVERING`:
-    ``model``, ``neighbours``, ``attributes``, ``history``). No cold user: NaN, not 1.
+    A decision's list is personal if half or more of its slots have a covering source (`records.COVERING`:
+    ``model``, ``neighbours``, ``attributes``, ``history``). Without a cold user: NaN.
 
     Args:
-        users: (Q,) a number for each decision's user.
-        cold: (Q,) fewer than 5 believed positives in state at the request.
+        users: (Q,) the number of each decision's user.
+        cold: (Q,) fewer than 5 valid positives in the state at the request.
         covering: (Q,) share of the decision's slots with a covering source.
     """
     among = np.unique(users[cold])
@@ -207,10 +218,10 @@ def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArra
 def equal_n(
     groups: Mapping[str, NDArray[Any]], number: Callable[[NDArray[Any]], float], seed: int = 0, draws: int = 20
 ) -> dict[str, float]:
-    """A number of each group's slots at equal n: a small arm looks less diverse for no reason.
+    """Compute a number of each group's slots at equal n, since diversity grows with n.
 
-    n = the smallest group's slots; 20 seeded draws of n slots without replacement from each group, the mean of
-    ``number`` over them. A group without a slot is NaN and does not set n.
+    n = the smallest group's slots. The result is the mean of ``number`` over 20 seeded draws of n slots without
+    replacement from each group. A group without a slot is NaN and does not set n.
 
     Args:
         groups: name -> (slots,) item numbers shown.

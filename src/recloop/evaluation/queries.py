@@ -1,4 +1,4 @@
-"""The queries of a test: which moments are asked about, what is in sight, what was then taken."""
+"""Test queries: evaluated moments, the visible history and the targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Targets = Literal["next", "successive", "last"]
 
 @dataclass(frozen=True)
 class Queries:
-    """Q queries: user, the newest seq in sight, ``now`` (int64 microseconds), and flat target ids with offsets."""
+    """Q queries: user, newest visible seq, ``now`` in us, target ids with offsets."""
 
     users: list[str]
     as_of: NDArray[np.int64]
@@ -32,12 +32,13 @@ class Queries:
 
 
 def make_queries(test: pl.DataFrame, which: Targets) -> Queries:
-    """The queries of a test: NEXT (a user's first moment), SUCCESSIVE (every one), LAST (the last one).
+    """Build the test queries: NEXT (first moment), SUCCESSIVE (every), LAST (last).
 
-    A moment without a target is not a query, and what an undo of the test took back is not a target. Neither a row of the moment nor a later seq is in sight.
+    A moment without a target is not a query, and an undone row of the test is not a target. The moment's own rows and
+    later seqs are not visible.
 
     Raises:
-        UserError: LAST where moments hold several items: "the last item" is then the largest id of a basket.
+        UserError: LAST with moments of several items: "the last item" would be the largest id of a basket.
     """
     rows = (
         without_undone(test)

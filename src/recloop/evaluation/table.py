@@ -1,4 +1,4 @@
-"""The table of an evaluation: values of queries in, means over users with paired intervals out, as JSON and as text."""
+"""Evaluation table: means over users with paired intervals, as JSON and text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recloop.manifest import Training
 
 SLICES: Final = ("all", "warm", "repeat", "explore")
 LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Lower ends of the buckets of history length, in believed positives of the state."""
+"""Lower ends of the history-length buckets, in valid positives of the state."""
 FILE: Final = "evaluation.json"
 
 Kind = Literal["counting", "network", "served"]
@@ -32,7 +32,7 @@ Kind = Literal["counting", "network", "served"]
 
 @dataclass(frozen=True)
 class TrainingNote:
-    """Training behind a row: whole epochs, steps, steps of a whole epoch; ``warm``: on top of a parent's weights."""
+    """Training of a row: epochs, steps, steps per epoch; ``warm``: from a parent."""
 
     epochs: int
     steps: int
@@ -41,7 +41,7 @@ class TrainingNote:
 
     @classmethod
     def of(cls, training: Training) -> TrainingNote | None:
-        """From a manifest's ``train``; None where no network was trained, or by a version that kept no steps."""
+        """Read a manifest's ``train``; None without a network or recorded steps."""
         if not training.steps_per_epoch:
             return None
         epochs, steps = training.epochs or 0, training.steps or 0
@@ -49,7 +49,7 @@ class TrainingNote:
 
     @property
     def note(self) -> str:
-        """``not trained: N steps`` for less than one epoch from scratch; empty for more."""
+        """Return ``not trained: N steps`` below one epoch from scratch, else empty."""
         return "" if self.warm or self.epochs >= 1 else f"not trained: {self.steps:,} steps"
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class TrainingNote:
 
 @dataclass(frozen=True)
 class QueryMetrics:
-    """One row before it is averaged: ``values[slice, "NDCG@10"]`` (Q,), NaN where a query has no target there."""
+    """Row before averaging: ``values[slice, "NDCG@10"]`` (Q,), NaN without a target."""
 
     model: str
     bundle: str
@@ -68,12 +68,12 @@ class QueryMetrics:
     entropy: float
     long_tail_share: float
     seconds: float
-    trained: TrainingNote | None = None  # of a network's row and of the list that is served with it
+    trained: TrainingNote | None = None  # for a network's row and the served list with it
 
 
 @dataclass(frozen=True)
 class Example:
-    """One household as the report shows it: its newest moments, the served list, what it then took."""
+    """One user in the report: newest moments, served list, items taken next."""
 
     user_id: str
     now: int
@@ -98,7 +98,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of the table: an estimate for each (slice, metric)."""
+    """Table row: an estimate for each (slice, metric)."""
 
     row: QueryMetrics
     estimates: Mapping[tuple[str, str], Estimate]
@@ -122,7 +122,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A row against the best counting row: NDCG at the first k, paired over users; ``p`` after Holm."""
+    """Row against the best counting row: paired NDCG at the first k; ``p`` after Holm."""
 
     label: str
     model: str
@@ -144,14 +144,14 @@ class BaselineComparison:
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How a table was made.
+    """Protocol of a table.
 
     Attributes:
         name, targets, filter_seen, ties: ``split.protocol`` and the other settings of ``[split]``.
-        split_hash, fingerprint: Of ``data/``; empty where the rows were given in memory.
-        k: Cut-offs of the metrics. seed: of the intervals.
-        moments, users, items: Queries, their users, and the items that are ranked.
-        wanted, unknown: Targets, and those of them that were not in the catalog before the cut.
+        split_hash, fingerprint: Hashes of ``data/``; empty for rows in memory.
+        k: Cut-offs of the metrics. seed: seed of the intervals.
+        moments, users, items: Numbers of queries, of their users, and of ranked items.
+        wanted, unknown: Numbers of targets, and of targets that were not in the catalog before the cut.
     """
 
     name: str
@@ -174,7 +174,7 @@ class EvaluationProtocol:
 
 @dataclass(frozen=True)
 class LengthBucket:
-    """NDCG at the first k of every row, over the queries whose state holds ``first`` to ``last`` positives."""
+    """NDCG at the first k of each row for histories of ``first`` to ``last`` positives."""
 
     first: int
     last: int | None
@@ -189,7 +189,7 @@ class LengthBucket:
 
 @dataclass(frozen=True)
 class EvaluationTable:
-    """A finished evaluation."""
+    """Finished evaluation."""
 
     protocol: EvaluationProtocol
     rows: list[TableRow]
@@ -200,21 +200,21 @@ class EvaluationTable:
 
     @property
     def sentence(self) -> str:
-        """What the networks, and the mix, add to the best counting row, whatever it is."""
+        """Summarize the gain of the networks and the mix over the best counting row."""
         name = f"NDCG@{self.protocol.k[0]}"
         if not self.compared:
-            return f"No counting row stands in this table, so nothing is said of what {name} the rows add to one."
+            return f"This table has no counting row, so it reports no {name} gain over one."
         base = self.compared[0].base
         value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
         parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
-        lead = "" if any(one.kind == "network" for one in self.compared) else "No network stands in this table; "
+        lead = "" if any(row.kind == "network" for row in self.compared) else "This table has no network; "
         users = self.protocol.users
         over = "one user: no interval" if users == 1 else f"paired over {users:,} users"
         text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
 
     def _zeros(self) -> str:
-        """Why a table is all zeros; empty: it is not."""
+        """Explain a table of only zeros; empty for other tables."""
         values = [one.value for row in self.rows for one in row.estimates.values()]
         if any(value > 0 for value in values):
             return ""
@@ -224,7 +224,7 @@ class EvaluationTable:
         return f" Every row is 0: no list holds one of the {wanted:,} targets." if wanted else ""
 
     def to_json(self) -> JsonTree:
-        """The keys of the interface, and beside them what the report draws."""
+        """Return the keys of the interface and the data of the report."""
         return {
             "protocol": self.protocol.to_json(),
             "rows": [row.to_json(self.repeats) for row in self.rows],
@@ -235,7 +235,10 @@ class EvaluationTable:
         }
 
     def bundle_metrics(self) -> JsonTree:
-        """What a bundle keeps: protocol and rows, without ``bundle`` and ``seconds``, which a rerun would change."""
+        """Return the part that a bundle stores: protocol and rows.
+
+        ``bundle`` and ``seconds`` are left out, since a rerun would change them.
+        """
         tree = self.to_json()
         rows = [
             {name: value for name, value in row.items() if name not in {"bundle", "seconds"}} for row in tree["rows"]
@@ -243,7 +246,7 @@ class EvaluationTable:
         return {"protocol": self.protocol.to_json(), "rows": rows, "sentence": self.sentence}
 
     def named(self, bundle: str) -> EvaluationTable:
-        """The same table once the bundle that was evaluated in memory has its id."""
+        """Return the table with the id of the bundle that was evaluated in memory."""
 
         def name(old: str) -> str:
             return old or bundle
@@ -261,7 +264,7 @@ class EvaluationTable:
         return target
 
     def render(self) -> Group:
-        """The table as a terminal shows it: one for each k, best values bold, intervals beside them."""
+        """Render the table for a terminal: one per k, best values bold, with intervals."""
         parts: list[Any] = [self._drawn(k) for k in self.protocol.k]
         return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
 
@@ -304,11 +307,13 @@ def make_table(
     positives: NDArray[np.int64],
     examples: Sequence[Example],
 ) -> EvaluationTable:
-    """Average over each user's queries, then over users; intervals by resampling users, the same for every column.
+    """Average per user, then over users, with intervals by resampling users.
+
+    All columns share the resampled users.
 
     Args:
         users: (Q,) each query's user.
-        positives: (Q,) believed positives in its state.
+        positives: (Q,) valid positives in its state.
     """
     names, code = np.unique(np.array(users, dtype=object), return_inverse=True)
     keys = list(rows[0].values)
@@ -345,7 +350,7 @@ def make_table(
 def _compare(
     rows: Sequence[QueryMetrics], labels: Sequence[str], headline: Floats, seed: int
 ) -> list[BaselineComparison]:
-    """Every network and served row against the counting row with the best mean of (U, rows) ``headline``."""
+    """Compare network and served rows with the best counting row by mean ``headline``."""
     counting = [r for r, row in enumerate(rows) if row.kind == "counting"]
     if not counting:
         return []
@@ -370,23 +375,23 @@ def _said(one: BaselineComparison) -> str:
         return f"{who}: difference {estimate.value:+.4f}{share}"
     return (
         f"{who} {verb} {size:{'+' if one.difference.verdict == 'cannot tell' else ''}.4f} "
-        f"(95 % interval {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
+        f"(95 % CI {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
     )
 
 
 def protocol_line(protocol: EvaluationProtocol) -> str:
-    """The protocol in one line."""
+    """Describe the protocol in one line."""
     return (
         f"{protocol.name}, targets {protocol.targets}, full ranking of {protocol.items:,} items, "
         f"{protocol.moments:,} moments of {protocol.users:,} users, filter_seen {str(protocol.filter_seen).lower()}, "
         f"ties {protocol.ties}, k {', '.join(map(str, protocol.k))}, seed {protocol.seed}, "
         f"split {protocol.split_hash[:8]}, data {protocol.fingerprint[:8]}; "
-        f"95 % intervals over users, resampled {bootstrap.DRAWS:,} times"
+        f"95 % CI over users, resampled {bootstrap.DRAWS:,} times"
     )
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A share as a table shows it: ``.1234``, a dash for none."""
+    """Format a share for a table: ``.1234``, a dash for none."""
     if np.isnan(value):
         return "-"
     text = f"{value:.{digits}f}"

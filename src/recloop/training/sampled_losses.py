@@ -95,7 +95,7 @@ class PairScores(NamedTuple):
         return self.drawn - self.expected.log()
 
     def total(self, scores: Tensor) -> Tensor:
-        """Return (R,) ln of the sum of e^score over unmasked draws; -1e9 if all are masked."""
+        """Return (R,) ln of the sum of e^score over unmasked draws; -1e9 without any."""
         return scores.masked_fill(self.same, -1e9).logsumexp(1)  # not -inf: its gradient would be NaN
 
     def mean(self, terms: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ Stopped = Literal["patience", "epochs", "budget"]
 
 
 class ValidationSet:
-    """NDCG@10 on validation moments: full ranking, mean over at most `MAX_USERS` users."""
+    """NDCG@10 on the validation moments: full ranking, mean over `MAX_USERS` users."""
 
     def __init__(self, data: TrainData, held: ValidationQueries, history: int, filter_seen: bool) -> None:
         held = held.sample(data.user_ids, MAX_USERS)
