@@ -1,1 +1,1 @@
-"""From a state to a list: the same steps for a request, an evaluation and a proof."""
+"""Recommend: from a user state to a list, in serving and in evaluation."""

@@ -1,4 +1,4 @@
-"""The ladder's ``attributes``: what a tower says of people and items that have no history, by their fields alone."""
+"""Fallback ``attributes``: rank users and items without history by their fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USER_FIELD = "user."
 
 
 class AttributeTowers:
-    """A bundle's towers. Cold items of the catalogue, which the item table does not know, stand in the same ranking."""
+    """A bundle's towers; cold catalog items outside the item table are ranked too."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._user, self._item = (session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
@@ -26,14 +26,20 @@ class AttributeTowers:
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
 
     def best(self, catalogue: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
-        """Raw ids for query b, best first; none for a person of whom no field is known. Ties: table, then id bytes."""
+        """Return raw ids for query b, best first; empty for a user without a known field.
+
+        Ties: table, then id bytes.
+        """
         own = [n for n, name in enumerate(encoded.context_names) if name.startswith(USER_FIELD)]
         if not encoded.context[b, own].any():
             return
         yield from self._near(self._person(encoded.context[b : b + 1]), catalogue, allowed, b)
 
     def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
-        """Raw ids near an item for query b, best first; of an item without a row and without a known field none."""
+        """Return raw ids near an item for query b, best first.
+
+        Empty for an item without a row and without a known field.
+        """
         item_ix = self._bundle.items.ids.index(item_id)
         if item_ix:
             yield from self._near(self._items[item_ix], catalogue, allowed, b)
@@ -47,7 +53,7 @@ class AttributeTowers:
             yield from self._near(vector, catalogue, allowed, b)
 
     def _near(self, vector: np.ndarray, catalogue: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
-        """Raw ids by their product with a vector (D,)."""
+        """Return raw ids by their inner product with a vector (D,)."""
         cold_ids, cold = self._outside(catalogue, allowed.text)
         yield from ranked(self._items @ vector, allowed, b, self._bundle.items.ids.ids, cold_ids, cold @ vector)
 
@@ -63,7 +69,10 @@ class AttributeTowers:
         return vector
 
     def _outside(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
-        """Shown items that pass a condition and have no row, ids ascending, and their vectors (n, D)."""
+        """Return shown rowless items that pass a condition, and their vectors (n, D).
+
+        Ids ascend.
+        """
         key = (catalogue.version, text)
         if self._cold is None or self._cold[0] != key:
             ids = sorted(catalogue.latest(text, self._bundle.items.ids))
@@ -81,10 +90,12 @@ class AttributeTowers:
 def ranked(
     scores: np.ndarray, allowed: CandidateMask, b: int, ids: Sequence[str], cold_ids: Sequence[str], cold: np.ndarray
 ) -> Iterator[str]:
-    """The best of a table and of items without a row that query b may show, in one ranking; ties: table, then id bytes.
+    """Merge table items and items without a row for query b into one ranking.
+
+    Ties: table, then id bytes.
 
     Args:
-        scores: (N+1,) of the table, -inf: not at all. ids: Of its rows.
+        scores: (N+1,) scores of the table, -inf: excluded. ids: ids of its rows.
         cold: (n,) scores of ``cold_ids``, which ascend.
     """
     whole = np.concatenate([scores, cold])

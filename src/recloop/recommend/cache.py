@@ -1,4 +1,4 @@
-"""A cache bounded by bytes: the least recently used entry goes first."""
+"""Least-recently-used cache bounded by bytes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from recloop.features.state import UserState
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 ENTRY_BYTES = 200
-"""What an entry costs beside its value: two dictionary slots, the tuple around the value, its key's header."""
+"""Overhead of an entry: two dictionary slots, the tuple around the value, its key's header."""
 
 
 class ByteCache(Generic[Key, Value]):
-    """Values by key, together at most ``limit`` bytes; not for use by several threads.
+    """Values by key, at most ``limit`` bytes in total; not thread-safe.
 
     Attributes:
-        bytes: Sum of the sizes that entries were put with, and of `ENTRY_BYTES` for each.
+        bytes: Sum of the given sizes plus `ENTRY_BYTES` per entry.
     """
 
     def __init__(self, limit: int) -> None:
@@ -33,7 +33,7 @@ class ByteCache(Generic[Key, Value]):
         return key in self._entries
 
     def get(self, key: Key) -> Value | None:
-        """The value, which becomes the most recently used; None where there is none."""
+        """Return the value and mark it as most recently used; None if absent."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -41,7 +41,7 @@ class ByteCache(Generic[Key, Value]):
         return entry[0]
 
     def put(self, key: Key, value: Value, size: int) -> None:
-        """Keep a value of ``size`` bytes; one that is larger than the limit is not kept."""
+        """Store a value of ``size`` bytes; a value larger than the limit is not stored."""
         self.pop(key)
         size += ENTRY_BYTES
         if size > self.limit:
@@ -52,7 +52,7 @@ class ByteCache(Generic[Key, Value]):
         self.bytes += size
 
     def pop(self, key: Key) -> None:
-        """Drop an entry, if it is there."""
+        """Drop an entry if it exists."""
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.bytes -= entry[1]
@@ -61,7 +61,7 @@ class ByteCache(Generic[Key, Value]):
         """Drop the least recently used entry.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the cache is empty.
         """
         self.bytes -= self._entries.popitem(last=False)[1][1]
 
@@ -72,7 +72,7 @@ class ByteCache(Generic[Key, Value]):
 
 
 def state_bytes(state: UserState) -> int:
-    """Bytes of memory that a user's state takes, with everything that it alone refers to."""
+    """Return the memory of a user's state and of the objects that only it refers to."""
     size = sys.getsizeof
     lists = (size(items) + sum(map(size, items)) + size(codes) for _, items, codes in state.moments)
     moments = 128 * len(state.moments) + sum(lists) + 200 * len(state.kinds)  # 128: tuple, stamp, slot
@@ -81,7 +81,7 @@ def state_bytes(state: UserState) -> int:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of a JSON value in memory."""
+    """Return the memory of a JSON value in bytes."""
     own = sys.getsizeof(tree)
     if isinstance(tree, Mapping):
         return own + sum(tree_bytes(key) + tree_bytes(value) for key, value in tree.items())

@@ -1,4 +1,4 @@
-"""The catalogue: every item's attributes as of a seq, and which items a condition lets through."""
+"""Catalog: item attributes as of a seq, and the items that pass a condition."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.records import ITEM_ID, SEQ, Item
 
 FILTER_CACHE_BYTES = 64 * 2**20
-"""Memory of what is kept for conditions that were asked before, of all bundles together; then the oldest of it goes."""
+"""Memory limit of cached condition results of all bundles; the oldest are dropped first."""
 
 Kept = TypeVar("Kept")
 
 
 class _View:
-    """A catalogue as one table sees it: which place in it each item of the table has, and what conditions let through.
+    """Catalog rows of one item table's items, with cached condition results.
 
     Attributes:
-        rows: (N,) int32 place of each item in the catalogue, -1 where the catalogue does not have it.
-        masks, latest: What `Catalog.mask` and `Catalog.latest` gave, by condition.
+        rows: (N,) int32 catalog row of each item, -1 if the catalog lacks it.
+        masks, latest: Results of `Catalog.mask` and `Catalog.latest`, by condition.
     """
 
     def __init__(self, rows: np.ndarray) -> None:
@@ -42,7 +42,7 @@ class _View:
         return self.masks.bytes + self.latest.bytes
 
     def add(self, item_ix: int, place: int) -> None:
-        """The catalogue has a new item."""
+        """Add a new catalog item to the view."""
         if item_ix:
             self.rows[item_ix - 1] = place
 
@@ -52,20 +52,23 @@ class _View:
 
 
 class Catalog:
-    """Items by raw id. Its ``version`` is the same however the items came in, one by one or from columns."""
+    """Items by raw id; ``version`` does not depend on how the items were added."""
 
     def __init__(self) -> None:
         self._items: dict[str, Item] = {}
         self._first_seq: dict[str, int] = {}
         self._out: set[str] = set()  # hidden or deleted
-        self._sum: int | None = None  # of the weights of all items; None: not worked out yet
+        self._sum: int | None = None  # sum of all items' weights; None: not computed yet
         self._frame: pl.DataFrame | None = None
         self._passing: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)  # bits of `_passes`, by condition
-        self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view goes with its bundle
+        self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view is dropped with its bundle
 
     @classmethod
     def of(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalog:
-        """The catalogue as of a seq, from frames of versions (item_id, seq, attributes, hidden, deleted)."""
+        """Build the catalog as of a seq from frames of item versions.
+
+        Columns: item_id, seq, attributes, hidden, deleted.
+        """
         catalogue = cls()
         for frame in frames:
             if frame is None:
@@ -79,12 +82,12 @@ class Catalog:
                 catalogue.upsert(
                     Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
                 )
-        catalogue._weighed()  # once, here, not at the first request
+        catalogue._weighed()  # computed now, not at the first request
         return catalogue
 
     @classmethod
     def of_table(cls, ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> Catalog:
-        """A bundle's own catalogue: the items of its table, none hidden."""
+        """Build a catalog from a bundle's item table; no item is hidden."""
         catalogue = cls()
         rows = zip(ids, attributes, strict=True)
         catalogue._items = {item_id: Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows}
@@ -101,11 +104,11 @@ class Catalog:
         return self._items.get(item_id)
 
     def first_seq(self, item_id: str) -> int:
-        """The seq of an item's first version; 0 for an item without one."""
+        """Return the seq of an item's first version; 0 without one."""
         return self._first_seq.get(item_id, 0)
 
     def upsert(self, item: Item) -> None:
-        """A new version of an item, in force at once; attributes are replaced whole."""
+        """Apply a new version of an item at once; it replaces all attributes."""
         old = self._items.get(item.item_id)
         if self._sum is not None:
             self._sum = (self._sum + _weight(item) - (0 if old is None else _weight(old))) % 2**64
@@ -122,31 +125,31 @@ class Catalog:
 
     @property
     def version(self) -> str:
-        """8 hex of all items as they are now."""
+        """Return 8 hex digits that identify the current items."""
         return f"{self._weighed():016x}"[:8]
 
     @property
     def fields(self) -> set[str]:
-        """The attributes that some item has."""
+        """Return the attributes that at least one item has."""
         return set().union(*(item.attributes for item in self._items.values()))
 
     @property
     def columns(self) -> list[str]:
-        """Fields that a condition may name: item_id and every attribute that some item has."""
+        """Return the fields that a condition may name: item_id and all attributes."""
         return self._table().columns
 
     def check(self, text: str, key: str) -> None:
-        """Refuse a condition that does not parse or names a field that no item has (UserError)."""
+        """Raise UserError if a condition does not parse or names an unknown field."""
         if text.strip():
             conditions.parse(text, self._table().schema, key)
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes kept for conditions; at most `FILTER_CACHE_BYTES`."""
+        """Return the bytes of cached condition results, at most `FILTER_CACHE_BYTES`."""
         return self._passing.bytes + sum(view.bytes for view in self._views.values())
 
     def mask(self, text: str, vocabulary: Vocabulary) -> np.ndarray:
-        """(N+1,) bool: items of a table that are shown and pass a condition; row 0 is False."""
+        """Return (N+1,) bool: shown table items that pass a condition; row 0 is False."""
         view = self._view(vocabulary)
         mask = view.masks.get(text)
         if mask is None:
@@ -162,7 +165,10 @@ class Catalog:
         return mask
 
     def latest(self, text: str, vocabulary: Vocabulary) -> list[str]:
-        """Shown items that pass a condition and that the table does not know: newest first, ties by id bytes."""
+        """Return shown items outside the table that pass a condition, newest first.
+
+        Ties by id bytes.
+        """
         view = self._view(vocabulary)
         latest = view.latest.get(text)
         if latest is None:
@@ -173,7 +179,7 @@ class Catalog:
         return latest
 
     def _passes(self, text: str) -> np.ndarray:
-        """(n,) bool by place in the catalogue: the item is shown and passes a condition."""
+        """Return (n,) bool by catalog row: the item is shown and passes a condition."""
         packed = self._passing.get(text)
         if packed is not None:
             return np.unpackbits(packed, count=len(self._items)).view(bool)
@@ -181,7 +187,7 @@ class Catalog:
         if text.strip():
             table = self._table()
             rule = conditions.parse(text, table.schema, "filter")
-            passes &= table.select(rule.expr.fill_null(False)).to_series().to_numpy()  # a constant holds for all
+            passes &= table.select(rule.expr.fill_null(False)).to_series().to_numpy()  # a constant applies to all rows
         packed = np.packbits(passes)
         self._keep(self._passing, text, packed, packed.nbytes)
         return passes
@@ -195,7 +201,7 @@ class Catalog:
         return view
 
     def _keep(self, cache: ByteCache[str, Kept], text: str, value: Kept, size: int) -> None:
-        """Keep what was worked out for a condition; conditions come from clients, so the oldest of the most makes room."""
+        """Cache a condition's result; clients choose conditions, so the cache is bounded."""
         size += sys.getsizeof(text)
         while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
             caches = [self._passing, *(one for view in self._views.values() for one in (view.masks, view.latest))]
@@ -208,14 +214,14 @@ class Catalog:
         return self._sum
 
     def _forget(self) -> None:
-        """Something of an item has changed: no answer to a condition is good any more."""
+        """Invalidate cached condition results after an item changed."""
         self._frame = None
         self._passing.clear()
         for view in self._views.values():
             view.clear()
 
     def _table(self) -> pl.DataFrame:
-        """Every item's attributes as columns, for conditions; mixed types become text."""
+        """Return item attributes as columns for conditions; mixed types become text."""
         if self._frame is None:
             names = sorted({name for item in self._items.values() for name in item.attributes} - {ITEM_ID})
             columns = {ITEM_ID: pl.Series(list(self._items), dtype=pl.String)}

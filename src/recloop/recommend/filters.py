@@ -1,4 +1,4 @@
-"""What may not be shown: conditions on items, hidden items, exclusions, dislikes and (where set) what was seen."""
+"""Filters: conditions, hidden items, exclusions, dislikes and seen items."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from recloop.records import Query
 
 @dataclass(frozen=True)
 class CandidateMask:
-    """For B queries: one mask over the table for all, and the banned items of each.
+    """Filters of B queries: a shared table mask and the banned items of each query.
 
     ``mask`` (N+1,) bool; query b may not show the table items ``banned[b]`` (ascending item_ix) nor the raw ids
-    ``banned_ids[b]``; ``text`` is the whole condition, for items that the table does not know.
+    ``banned_ids[b]``; ``text`` is the whole condition, for items outside the table.
     """
 
     mask: np.ndarray
@@ -27,7 +27,7 @@ class CandidateMask:
     text: str
 
     def input(self, b: int) -> str:
-        """8 hex of everything that query b may not show."""
+        """Return 8 hex digits that identify the filters of query b."""
         packed = np.packbits(self.mask).tobytes() + self.banned[b].astype("<i4").tobytes()
         return digest(packed + "\0".join(sorted(self.banned_ids[b])).encode())
 
@@ -43,8 +43,8 @@ def candidate_mask(
     """Evaluate the filters of queries that share a placement and a condition.
 
     Args:
-        filters: The placement's condition and the query's own; both must pass.
-        filter_seen: Leave out every item of the history that was a target.
+        filters: The conditions of the placement and of the query; an item must pass both.
+        filter_seen: Exclude every item of the history that was a target.
     """
     text = " AND ".join(f"({part})" for part in filters if part.strip())
     states = encoded.states

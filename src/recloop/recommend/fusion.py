@@ -1,4 +1,4 @@
-"""The mix: weighted reciprocal rank fusion of what the sources recalled (definitions, section 2b)."""
+"""Weighted reciprocal rank fusion of the sources (definitions, section 2b)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from recloop.records import MIX_SOURCES
 
 @dataclass(frozen=True)
 class FusedTopK:
-    """(B, k) items of the mix: item_ix (0: no more), float32 scores falling, number of the source in MIX_SOURCES."""
+    """Fused lists (B, k): item_ix (0: no more), float32 scores, source number.
+
+    Scores descend; the source number is the index in MIX_SOURCES.
+    """
 
     items: np.ndarray
     scores: np.ndarray
@@ -22,17 +25,19 @@ class FusedTopK:
 
     @classmethod
     def empty(cls, size: int, k: int) -> FusedTopK:
-        """Nothing for each of ``size`` queries."""
+        """Return empty lists for ``size`` queries."""
         return cls(
             np.zeros((size, k), np.int32), np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
         )
 
 
 def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, constant: float = RRF) -> FusedTopK:
-    """Fuse the sources; ties by item_ix; a slot's source is the one that gave it the largest share.
+    """Fuse the sources; a slot's source is the one with the largest share.
+
+    Ties by item_ix.
 
     Args:
-        k: Items a list. constant: added to each rank (`RRF`).
+        k: Items per list. constant: added to each rank (`RRF`).
     """
     size = next(iter(recalled.values())).items.shape[0]
     fused = FusedTopK.empty(size, k)
@@ -48,7 +53,7 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
         return fused
     row, item = np.concatenate(rows), np.concatenate(items).astype(np.int64)
     share, source_number = np.concatenate(shares), np.concatenate(sources)
-    # One order for everything: by query and item, the largest share first (its source names the slot).
+    # Sort by query and item, the largest share first: its source labels the slot.
     order = np.lexsort((source_number, -share, row * (item.max() + 1) + item))
     row, item, share, source_number = row[order], item[order], share[order], source_number[order]
     first = np.ones(len(row), dtype=bool)

@@ -1,4 +1,4 @@
-"""How a project stands: what is live and tried, which bundle has which bytes, and whether one may be served."""
+"""Project status and bundle loading, with the checks before serving."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from recloop.storage.control import ReleaseRow
 from recloop.storage.data_manifest import DataManifest
 
 REMOVED = "removed.json"
-"""Of ``store/``: when `[retention]` removed which bundle."""
+"""File in ``store/``: the time at which `[retention]` removed each bundle."""
 RESTART = "restart.json"
-"""Of ``store/``: a new first run that was committed and is not yet whole in place (`recloop.pipeline.restart`)."""
+"""File in ``store/``: a committed restart that is not yet complete (`recloop.pipeline.restart`)."""
 
 
 def whole(project: Project) -> None:
-    """Refuse a project whose new first run was killed while it was put in place.
+    """Refuse a project whose restart was interrupted during its publication.
 
     Raises:
-        UserError: the swap waits for the next update, which completes it.
+        UserError: the next update must complete the restart first.
     """
     mark = project.store / RESTART
     if mark.exists():
-        raise UserError("store", mark, "a new first run that was put in place whole", "recloop update")
+        raise UserError("store", mark, "a completed restart", "recloop update")
 
 
 def log_range(project: Project) -> tuple[int, int]:
-    """The watermark of what was imported, and the last seq of the log."""
+    """Return the import's watermark and the last seq of the log."""
     watermark = manifest(project).watermark
     with project.open_log() as log:
         return watermark, max(watermark, log.last_seq())
 
 
 def has_decisions(project: Project) -> bool:
-    """Whether a list was ever answered here."""
+    """Return whether the project has ever answered a request."""
     with project.open_decisions() as decisions:
         return bool(decisions.rows(last=1))
 
 
 def has_log_rows(project: Project) -> bool:
-    """Whether log.db or decisions.db holds a row, or ``data/`` a posted one: then the import may not change under them."""
+    """Return whether served or posted rows exist, so the import must not change."""
     with project.open_log() as log:
         if not log.is_empty() or has_decisions(project):
             return True
@@ -60,7 +60,7 @@ def has_log_rows(project: Project) -> bool:
 
 
 def removed(project: Project) -> dict[str, int]:
-    """When `[retention]` removed the folder of a bundle (us), by bundle."""
+    """Return the time (us) at which `[retention]` removed each bundle's folder."""
     try:
         found: dict[str, int] = json.loads((project.store / REMOVED).read_text("utf-8"))
         return found
@@ -69,27 +69,27 @@ def removed(project: Project) -> dict[str, int]:
 
 
 def write_removed(project: Project, tree: dict[str, int]) -> None:
-    """Keep what `removed` gives, by rename."""
+    """Write the result of `removed` atomically."""
     replace_json(project.store / REMOVED, tree)
 
 
 def marked(project: Project, table: JsonTree) -> JsonTree:
-    """A release table whose bundles say whether their folder was removed (``removed``)."""
+    """Return the release table with ``removed`` set on bundles without a folder."""
     gone = removed(project)
     return {**table, "bundles": [{**row, "removed": row["bundle"] in gone} for row in table["bundles"]]}
 
 
 def manifest(project: Project) -> DataManifest:
-    """``data/manifest.json``.
+    """Read ``data/manifest.json``.
 
     Raises:
-        UserError: nothing was prepared yet.
+        UserError: the project has no prepared data.
     """
     return project.open_archive().manifest
 
 
 def status(project: Project) -> JsonTree:
-    """What is live, what is tried, since when: the keys of ``recloop status``."""
+    """Return the keys of ``recloop status``: live, shadow and experiment bundles."""
     found = marked(project, releases.release_table(project.open_control()))
     if not (project.data / "manifest.json").exists():
         return {**found, "last_seq": 0, "watermark": 0}
@@ -98,7 +98,7 @@ def status(project: Project) -> JsonTree:
 
 
 def lineage(project: Project, bundle: Bundle) -> list[str]:
-    """The parents of a bundle, the nearest first, as far as their manifests are there."""
+    """Return a bundle's parents, nearest first, as far as their manifests exist."""
     found: list[str] = []
     parent = bundle.manifest.parent
     while parent and parent not in found:
@@ -108,19 +108,19 @@ def lineage(project: Project, bundle: Bundle) -> list[str]:
 
 
 def verify_hash(project: Project, row: ReleaseRow) -> None:
-    """See that a bundle's bytes are those registered, which were checked: so they would be found as they were.
+    """Check that a bundle's bytes are the registered ones.
 
     Raises:
-        BundleError: they are not.
+        BundleError: the bytes differ.
     """
     bundles.check(project.bundles / row.bundle, row.sha256)
 
 
 def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
-    """A bundle whose bytes are those registered, whose numbers are finite, and whose golden lists agree.
+    """Load a bundle and check its bytes, finite numbers and golden lists.
 
     Raises:
-        BundleError: it may not be served.
+        BundleError: a check failed; the bundle must not be served.
     """
     bundle = bundles.load(project.bundles / row.bundle, row.sha256)
     for name, array in bundle.arrays.items():
@@ -130,20 +130,22 @@ def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
         check_golden(bundle)
     except BundleError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's bundle does, it must not end who looks at it
+    except Exception as error:  # noqa: BLE001 - a broken bundle must not end the caller
         raise BundleError("golden list", f"{type(error).__name__}: {error}", "an answer", "recloop update") from None
     return bundle
 
 
 def check_servable(project: Project, bundle: Bundle, live: Bundle | None) -> JsonTree:
-    """Check a registered bundle as serving will need it; what was found, for the row of the move to ``checked``.
+    """Check a registered bundle for serving and return the findings.
+
+    The findings are stored with the transition to ``checked``.
 
     Args:
-        bundle: As `open_bundle` gave it.
-        live: The live bundle, whose item table this one's begins with: a raw id never changes its index.
+        bundle: The result of `open_bundle`.
+        live: The live bundle; the new item table must begin with its items, so an id never changes its index.
 
     Raises:
-        BundleError: it may not be served.
+        BundleError: a check failed; the bundle must not be served.
     """
     ids = bundle.items.ids.ids
     if live is not None and list(ids[: len(live.items)]) != list(live.items.ids.ids):
@@ -155,15 +157,15 @@ def check_servable(project: Project, bundle: Bundle, live: Bundle | None) -> Jso
 
 
 def _check_fields(project: Project, bundle: Bundle) -> None:
-    """Whether some item, or some user, has each field that the bundle's features are made from.
+    """Check that an item or a user has each source field of the bundle's features.
 
     Raises:
-        BundleError: nobody has it.
+        BundleError: no item or user has the field.
     """
     archive = project.open_archive()
     with project.open_log() as log:
         asked = (
-            ("item", "the catalogue", bundle.spec.item, (archive.items(), log.items())),
+            ("item", "the catalog", bundle.spec.item, (archive.items(), log.items())),
             ("user", "the users", bundle.spec.user, (archive.users(), log.users())),
         )
     for side, whose, features, frames in asked:
@@ -176,7 +178,7 @@ def _check_fields(project: Project, bundle: Bundle) -> None:
 
 
 def _fields(frames: Iterable[pl.DataFrame | None], wanted: set[str]) -> set[str]:
-    """The attributes in these versions of items or users, read until all the wanted ones were found."""
+    """Return the attributes of these versions, read until all wanted ones are found."""
     known: set[str] = set()
     for frame in frames:
         for text in [] if frame is None else frame["attributes"]:
@@ -187,10 +189,10 @@ def _fields(frames: Iterable[pl.DataFrame | None], wanted: set[str]) -> set[str]
 
 
 def resolve_model(project: Project, name: str) -> str:
-    """The model that ``recloop train`` was asked for; a network needs its extra.
+    """Return the model that ``recloop train`` names; a network needs its extra.
 
     Raises:
-        UserError: no such model, or its extra is missing.
+        UserError: the model is unknown or its extra is missing.
     """
     wanted = name or project.config.model.name
     model_class(wanted)

@@ -1,4 +1,4 @@
-"""Lists about an item: what lies near its vector, what people took after it, what has its attributes."""
+"""Similar items: by item vector, by co-visitation and by attributes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from recloop.recommend.top_k import TopK, best_row, best_sparse
 
 LIST: Final = "similar"
 SOURCES: Final = ("model", "neighbours")
-"""What a list about an item is mixed of: the cosine of item vectors, and the item's row of co-visitation."""
+"""Sources of a similar-items list: cosine of item vectors, and the co-visitation row."""
 PLACEMENT: Final = Placement(list=LIST, weights=dict.fromkeys(SOURCES, 1.0), filter="", k=10)
-"""The placement `similar` of a bundle that brings none of that name."""
+"""Placement `similar` of a bundle that does not define one."""
 
 
 class SimilarItems:
-    """What a bundle knows of items that are like an item."""
+    """Similar items of a bundle."""
 
     def __init__(self, bundle: Bundle, towers: AttributeTowers | None) -> None:
         self._bundle, self._towers = bundle, towers
         self._described = _AttributeNeighbours(bundle)
 
     def recall(self, item_ids: Sequence[str], allowed: CandidateMask, weights: Mapping[str, float]) -> dict[str, TopK]:
-        """The top 200 of each source for the item of each query; nothing for one without a row."""
+        """Return the top 200 of each source per query item; empty for items without a row."""
         item_ix = self._bundle.items.ids.lookup(item_ids, len(item_ids))
         made = {}
         if weights.get("model", 0) > 0 and "item_vectors" in self._bundle.arrays:
@@ -43,19 +43,22 @@ class SimilarItems:
         return made
 
     def described(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
-        """Raw ids of items described like this one, best first: by the towers of a bundle that has them, else by fields."""
+        """Return raw ids of items with similar attributes, best first.
+
+        Uses the bundle's towers if it has them, else fields.
+        """
         if self._towers is not None:
             return self._towers.like(catalogue, item_id, allowed, b)
         return self._described.like(catalogue, item_id, allowed, b)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        """(N+1,) of the item vectors; never 0."""
+        """Return the norms (N+1,) of the item vectors; never 0."""
         lengths: np.ndarray = np.maximum(np.linalg.norm(self._bundle.arrays["item_vectors"], axis=1), 1e-12)
         return lengths
 
     def _near(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
-        """By cosine; each query alone, so a score does not depend on its company."""
+        """Rank by cosine; one query at a time, so scores do not depend on the batch."""
         vectors, recalled = self._bundle.arrays["item_vectors"], TopK.empty(len(item_ix))
         for b in np.flatnonzero(item_ix).tolist():
             own = item_ix[b]
@@ -65,7 +68,7 @@ class SimilarItems:
         return recalled
 
     def _after(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
-        """By the stored rows of co-visitation."""
+        """Rank by the stored co-visitation rows."""
         arrays = self._bundle.arrays
         spans = [slice(arrays["neighbours.indptr"][ix], arrays["neighbours.indptr"][ix + 1]) for ix in item_ix.tolist()]
         offsets = np.cumsum([0, *(span.stop - span.start for span in spans)])
@@ -76,14 +79,14 @@ class SimilarItems:
 
 
 class _AttributeNeighbours:
-    """Attribute neighbours without a tower: as many fields with the same code as possible, popular items first."""
+    """Attribute neighbours without towers: most equal field codes, then popularity."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
 
     def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
-        """Raw ids, best first; none where no field of the item is known."""
+        """Return raw ids, best first; empty if no field of the item is known."""
         bundle, item = self._bundle, catalogue.get(item_id)
         own_ix = bundle.items.ids.index(item_id)
         attributes = item.attributes if item is not None else bundle.items.attributes[own_ix - 1] if own_ix else None
@@ -91,7 +94,7 @@ class _AttributeNeighbours:
         if not own.any():
             return iter(())
         same = ((self._table == own) & (own > 0)).sum(axis=1)  # (N+1,)
-        place = popularity_rank(bundle.arrays["popular"]) / (len(same) + 1)  # below 1: it decides between equals
+        place = popularity_rank(bundle.arrays["popular"]) / (len(same) + 1)  # below 1: a tie-breaker
         cold_ids, cold = self._outside(catalogue, allowed.text)
         cold_same = ((cold == own) & (own > 0)).sum(axis=1)
         scores = np.where(same > 0, same - place, -np.inf)
@@ -100,14 +103,17 @@ class _AttributeNeighbours:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """(N+1, C) codes of the table's items; row 0 is missing throughout."""
+        """Return the field codes (N+1, C) of the table's items; row 0 is missing."""
         return self._codes([None, *self._bundle.items.attributes])
 
     def _codes(self, rows: Sequence[Mapping[str, Any] | None]) -> np.ndarray:
         return attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)[0]
 
     def _outside(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
-        """Shown items that pass a condition and have no row, ids ascending, and their codes (n, C)."""
+        """Return shown items without a row that pass a condition, and their codes (n, C).
+
+        Ids ascend.
+        """
         key = (catalogue.version, text)
         if self._cold is None or self._cold[0] != key:
             ids = sorted(catalogue.latest(text, self._bundle.items.ids))

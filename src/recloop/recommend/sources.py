@@ -1,7 +1,8 @@
-"""A bundle's scorers: what each source thinks of a batch of queries, numpy and onnxruntime only.
+"""Scorers of a bundle: recall of each source for a batch of queries.
 
-Four kinds (design, section 2): ``vectors`` (a user graph or a table of users over an item table), ``neighbours`` (stored rows summed over
-the newest moments), ``counts`` (the state's own counts, popular lists), ``rank`` (scores what others recalled).
+Uses numpy and onnxruntime only. Four kinds (design, section 2): ``vectors`` (a user graph or a user table over an item
+table), ``neighbours`` (stored rows summed over the newest moments), ``counts`` (the state's own counts, popular
+lists), ``rank`` (scores the items that other sources recalled).
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from recloop.recommend.top_k import TopK, best_dense, best_listed, best_sparse
 from recloop.records import DAY
 
 MOST_HALVINGS = 1000.0
-"""An act this many half-lives older than the newest one weighs as little as an older one: 2^-1000 is above 0 still."""
+"""Cap on an act's age in half-lives, so that its weight 2^-1000 stays above 0."""
 INPUT_SHARE = 0.2
-"""What a moment that only looked at an item counts in ``history``: a view weighs 1 where a purchase weighs 5."""
+"""Weight in ``history`` of a moment with only inputs: a view weighs 1, a purchase 5."""
 TOGETHER = 32
-"""Windows that the user graph sees at once."""
+"""Windows per run of the user graph."""
 
 
 class Source(Protocol):
-    """What a source must do: the best items of each query after the filters."""
+    """Protocol of a source: recall the best items of each query after the filters."""
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        """(B, DEPTH) items and scores, falling."""
+        """Return (B, DEPTH) items and scores, descending."""
         ...
 
 
 class PopularSource:
-    """``popular``: one list for everybody."""
+    """Source ``popular``: one list for all users."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._order = bundle.arrays["popular"]
@@ -48,10 +49,10 @@ class PopularSource:
 
 
 class HistorySource:
-    """``history``: what the user's own moments hold, each weighed by its age at the user's newest moment.
+    """Source ``history``: the user's own items, weighted by age.
 
-    A moment in which the item was a target counts 1, one in which it was an input alone `INPUT_SHARE`.
-    Age at the newest moment orders items as age at now does, and a log of any age keeps weights above 0.
+    A moment in which the item was a target counts 1; a moment in which it was only an input counts `INPUT_SHARE`.
+    Age is measured at the user's newest moment. This orders items as age at now does and keeps weights above 0.
     """
 
     def __init__(self, bundle: Bundle, half_life: float | None) -> None:
@@ -66,13 +67,13 @@ class HistorySource:
         rows = weight[encoded.row_moment] * np.where(encoded.targets, 1.0, INPUT_SHARE)
         scores = sp.csr_array((rows, encoded.items, encoded.row_offsets), shape=(len(encoded), self._size))
         scores.sum_duplicates()
-        mantissa, exponent = np.frexp(scores.data)  # equal to 24 bits is equal, as in float32, at any size
+        mantissa, exponent = np.frexp(scores.data)  # scores equal in 24 bits tie, as in float32, at any size
         scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)
         return best_sparse(scores, allowed, self._rank)
 
 
 class CoVisitationSource:
-    """``neighbours``: the stored rows of the newest moments' items, summed."""
+    """Source ``neighbours``: the summed stored rows of the newest moments' items."""
 
     def __init__(self, bundle: Bundle, recent: tuple[float, ...]) -> None:
         size = len(bundle.items) + 1
@@ -99,7 +100,7 @@ class CoVisitationSource:
 
 
 class EmbeddingSource:
-    """``model``: the user graph's vector against the item table; a user without history gets nothing."""
+    """Source ``model``: user-graph vectors over the item table; empty without history."""
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self._items = bundle.arrays["item_vectors"]
@@ -112,9 +113,9 @@ class EmbeddingSource:
         return best_dense(self._items, users, owners, len(encoded), allowed)
 
     def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
-        """The queries that have a history, (b,), and their vectors, (b, D) float32.
+        """Return the queries with a history, (b,), and their vectors, (b, D) float32.
 
-        Windows of like length run together, `TOGETHER` at a time: little padding, and the attention stays in the cache.
+        Windows of similar length run together, `TOGETHER` at a time: little padding, cache-sized attention.
         """
         items, moments, mask = window(encoded, self._history).padded()
         lengths = mask.sum(axis=1)
@@ -139,10 +140,10 @@ class EmbeddingSource:
 
 
 class FactorSource:
-    """``model`` of a factorisation: the user's own vector where nothing happened since it was learned, else folded in.
+    """Source ``model`` of a factorisation: the learned user vector, or fold-in.
 
-    Folding in is the exact half-step of learning (`recloop.models.als`), on how often the history holds an item,
-    and on what the user has out of the list; who has something there is always folded in.
+    A user is folded in if the state changed since training, or if it holds rejected items. Fold-in is the exact
+    half-step of training (`recloop.models.als`) on the item counts of the history and on the rejected items.
     """
 
     def __init__(self, bundle: Bundle, l2: float, unseen: float) -> None:
@@ -157,13 +158,13 @@ class FactorSource:
         return best_dense(self._items, users, owners, len(encoded), allowed)
 
     def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
-        """The queries that have a history, (b,), and their vectors, (b, D) float32."""
+        """Return the queries with a history, (b,), and their vectors, (b, D) float32."""
         sizes = np.diff(encoded.row_offsets)
         owners = np.flatnonzero(sizes)
         user_ix = self._known.ids.lookup(encoded.states.users, len(encoded))[owners]
         newest = encoded.stamps[encoded.moment_offsets[1:][owners] - 1]
         stands = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
-        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not say when they came
+        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not record their time
         vectors = self._users[np.where(stands, user_ix, 0)]
         if not stands.all():
             once = np.ones(len(encoded.items))
@@ -178,9 +179,9 @@ class FactorSource:
 
 
 class RerankSource:
-    """``model`` of a network that fills no index: its order of what the other sources recalled.
+    """Source ``model`` of a reranking network: reorders the other sources' items.
 
-    Each query is scored alone, so its list does not depend on its company.
+    Each query is scored alone, so its list does not depend on the batch.
     """
 
     def __init__(self, bundle: Bundle, others: Mapping[str, Source], threads: int = 1) -> None:
@@ -217,7 +218,7 @@ class RerankSource:
 
 
 def session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
-    """A graph, ready to run on so many threads."""
+    """Open an ONNX graph for a number of threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -226,7 +227,7 @@ def session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
 
 
 def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
-    """The scorers that a bundle holds, by source."""
+    """Return a bundle's scorers by source."""
     made: dict[str, Source] = {}
     for source, spec in bundle.scorers.items():
         if source == "popular":
@@ -247,14 +248,17 @@ def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
 
 
 def popularity_rank(order: np.ndarray) -> np.ndarray:
-    """(N+1,) the place of each item in the popular list; row 0 comes last."""
+    """Return the rank (N+1,) of each item in the popular list; row 0 is last."""
     rank = np.full(len(order) + 1, len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     return rank
 
 
 def age_weights(age: np.ndarray, half_life: float | None) -> np.ndarray:
-    """(M,) float64 weight of each moment, above 0; ``age`` in microseconds, ``half_life`` in days, None: 1 for all."""
+    """Return the weight (M,) float64 of each moment, above 0.
+
+    ``age`` in microseconds, ``half_life`` in days; None: 1 for all.
+    """
     if half_life is None:
         return np.ones(len(age))
     halvings = np.minimum(np.maximum(age, 0) / (half_life * DAY), MOST_HALVINGS)

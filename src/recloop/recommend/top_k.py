@@ -1,4 +1,4 @@
-"""The best items of one source, for a batch: exact, no approximate index (design, section 7, "vectors")."""
+"""Exact top-k items of one source for a batch (design, section 7, "vectors")."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import scipy.sparse as sp
 from recloop.recommend.filters import CandidateMask
 
 DEPTH = 200
-"""Items that a source offers to the mix."""
+"""Items that a source contributes to the mix."""
 SPARED = 20
-"""Up to one item in this many left out, the whole table is scored: cheaper than a copy of what stays."""
+"""If at most one item in this many is excluded, scoring the whole table is cheaper than a copy."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """(B, n) best items of one source: ``items`` item_ix (0: no more), ``scores`` float32 (-inf there), falling."""
+    """Best items of one source, (B, n), by descending score.
+
+    ``items`` are item_ix (0: no more), ``scores`` float32 (-inf there).
+    """
 
     items: np.ndarray
     scores: np.ndarray
@@ -30,18 +33,20 @@ class TopK:
 def best_dense(
     vectors: np.ndarray, users: np.ndarray, owners: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH
 ) -> TopK:
-    """Largest inner products of user vectors with the allowed rows of the item table; ties by item_ix.
+    """Return the largest inner products of user vectors with allowed items.
+
+    Ties by item_ix.
 
     Args:
-        vectors: (N+1, D) float32 item table, row 0 pads.
-        users: (b, D) float32 vectors of the queries ``owners`` (b,); the other of the ``size`` queries get nothing.
+        vectors: (N+1, D) float32 item table, row 0 is padding.
+        users: (b, D) float32 vectors of the queries ``owners`` (b,); other queries of the ``size`` get empty lists.
     """
     recalled = TopK.empty(size, depth)
     if not len(users):
         return recalled
     columns = np.flatnonzero(allowed.mask)
     few_out = (len(allowed.mask) - len(columns)) * SPARED < len(allowed.mask)
-    if few_out:  # score all but the padding row, then take the few out
+    if few_out:  # score all but the padding row, then mask the few
         columns, table = np.arange(1, len(vectors)), vectors[1:]
     else:  # compress first: many -inf make the partition slow
         table = vectors[columns]
@@ -55,7 +60,7 @@ def best_dense(
         scores[row, out] = -np.inf
         place = _top(scores[row], min(depth, len(columns)))
         place = place[scores[row, place] > -np.inf]
-        # A float32 product depends on its company in the batch: what is kept is scored again, alone.
+        # A float32 product depends on its batch, so the kept items are rescored alone.
         alone = table[place] @ users[row]
         order = np.lexsort((columns[place], -alone))
         recalled.items[owner, : len(place)] = columns[place][order]
@@ -64,7 +69,10 @@ def best_dense(
 
 
 def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
-    """The best allowed items of query b by its (N+1,) scores: item_ix and scores, falling, ties by item_ix."""
+    """Return the best allowed items of query b by its (N+1,) scores.
+
+    item_ix and scores, descending, ties by item_ix.
+    """
     columns = np.flatnonzero(allowed.mask)
     columns = columns[~np.isin(columns, allowed.banned[b], assume_unique=True)]
     kept = scores[columns]
@@ -74,9 +82,10 @@ def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DE
 
 
 def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, depth: int = DEPTH) -> TopK:
-    """Largest positive entries of each row, ties by ``rank`` (N+1,), the place in training popularity.
+    """Return the largest positive entries of each row, ties by ``rank`` (N+1,).
 
-    Entries are compared in their own precision; the scores that come back are float32.
+    ``rank`` is the rank in training popularity. Entries are compared in their own precision; returned scores are
+    float32.
     """
     recalled = TopK.empty(scores.shape[0], depth)
     for row in range(scores.shape[0]):
@@ -88,7 +97,7 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
         items, values = items[keep], values[keep]
         if len(items) > depth:
             border = np.partition(values, len(values) - depth)[len(values) - depth]
-            inside = values >= border  # all that tie at the border: the rank decides between them
+            inside = values >= border  # all that tie at the border; ``rank`` breaks the ties
             items, values = items[inside], values[inside]
         order = np.lexsort((rank[items], -values))[:depth]
         recalled.items[row, : len(order)] = items[order]
@@ -97,7 +106,7 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
 
 
 def best_listed(order: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-    """The first allowed items of one list for everybody, scored by their place."""
+    """Return the first allowed items of one shared list, scored by rank."""
     recalled = TopK.empty(size, depth)
     shown = order[allowed.mask[order]]
     for row in range(size):
@@ -112,7 +121,7 @@ def best_listed(order: np.ndarray, size: int, allowed: CandidateMask, depth: int
 
 
 def _top(scores: np.ndarray, depth: int) -> np.ndarray:
-    """Places of the ``depth`` largest scores, all that tie with the last of them included."""
+    """Return the indices of the ``depth`` largest scores and of ties with the last."""
     if depth >= len(scores):
         return np.arange(len(scores))
     border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
