@@ -183,6 +183,6 @@ def test_init_force_in_a_living_project_says_what_becomes_of_its_data(rows: Rows
     lines = (folder / "other.csv").read_text().splitlines()
     (folder / "other.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     code, out, err = cli(folder, "init", str(folder / "other.csv"), "--yes", "--force")
-    assert "a file that was read has changed" in out
+    assert "an imported file has changed" in out
     assert "next: recloop update --restart" in out
     assert follow(folder, out.splitlines()[-1])[0] == 0

@@ -276,7 +276,7 @@ def test_a_changed_catalog_is_said_and_a_dead_server_is_not_asked(
     with (tmp_path / "items.csv").open("a") as lines:
         lines.write("s99,blue\n")
     assert run(["-C", str(tmp_path), "update"]) == 0
-    assert "items.csv has changed since it was read" in " ".join(capsys.readouterr().err.split())
+    assert "items.csv has changed since its import" in " ".join(capsys.readouterr().err.split())
     assert len(logged(project)) == SIZE - GUESTS
 
 

@@ -46,7 +46,7 @@ def test_repeat_goes_on_after_success_and_a_lock_and_ends_with_the_reason_of_a_r
     clock = Hours()
     ended = schedule.repeat(lambda: next(codes), HOUR, clock, said.append, lambda code: f"reason of {code}")
     assert ended == (1, "reason of 1", 4)
-    assert said == ["skipped: a lock is held, as the message above says"]
+    assert said == ["skipped: a lock is held (see the message above)"]
     assert clock.waits == [HOUR] * 3
 
 

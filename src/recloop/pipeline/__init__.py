@@ -1,1 +1,1 @@
-"""Every turn after the first: what came since, a child of the live bundle, and whether it may be let in."""
+"""Pipeline: the first run, later updates, gates and retention."""

@@ -1,10 +1,10 @@
-"""Compare recloop.toml with the settings of a bundle, and say what each changed key asks of the next update.
+"""Compare recloop.toml with a bundle's settings and classify each changed key.
 
     [data], [clean], how [split] cuts                     a new first run: the rows themselves change
     [events], [features], [model], [counts], [train], ..  a full retrain on the same rows, judged by the gate
-    [placement], train.seed                               the next bundle takes it up; nothing is trained for it alone
+    [placement], train.seed                               used by the next bundle; does not start a training by itself
 
-Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.budget`` shape no bundle and are not compared.
+Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.budget`` do not change a bundle and are not compared.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ COMPARED: Final = (
 """Sections of recloop.toml that a bundle records."""
 IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "train.budget", "data.columns.name")
 ROWS: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
-"""Keys (or beginnings of keys) that decide which rows there are, and how they are split."""
+"""Keys (or prefixes of keys) that decide the rows and their split."""
 LATER: Final = ("placement.", "train.seed")
-"""Keys for which alone nothing is trained."""
+"""Keys that do not start a training by themselves."""
 
 
 class Effect(enum.Enum):
-    """What a changed key asks of the next update."""
+    """Effect of a changed key on the next update."""
 
     RESTART = "a new first run"
     RETRAIN = "a full retrain"
@@ -38,7 +38,7 @@ class Effect(enum.Enum):
 
 @dataclass(frozen=True)
 class Change:
-    """One key that differs; ``was`` or ``now`` is None where the key is absent."""
+    """A changed key; ``was`` or ``now`` is None if the key is absent."""
 
     key: str
     was: Any
@@ -55,19 +55,19 @@ class Change:
 
 
 def recorded(config: Config) -> JsonTree:
-    """The compared settings by their dotted key, as a bundle's manifest keeps them."""
+    """Return the compared settings by dotted key, as a bundle's manifest stores them."""
     tree = config.model_dump(mode="json", by_alias=True, include={*COMPARED})
-    tree["events"]["weights"] = [list(pair) for pair in config.events.weights.items()]  # their order decides
+    tree["events"]["weights"] = [list(pair) for pair in config.events.weights.items()]  # their order matters
     found = dict(_leaves(tree, ""))
     found["serve.segment"] = config.serve.segment
     return {key: value for key, value in sorted(found.items()) if key not in IGNORED}
 
 
 def changed_keys(config: Config, before: Mapping[str, Any] | None) -> list[Change]:
-    """Every compared key in which the settings differ from those that a bundle's manifest records.
+    """Return every compared key whose setting differs from a bundle's manifest.
 
     Args:
-        before: ``config`` of the manifest; None, of a bundle that records no settings, gives no changes.
+        before: ``config`` of the manifest; None (a bundle without recorded settings) gives no changes.
     """
     if before is None:
         return []
@@ -79,12 +79,12 @@ def changed_keys(config: Config, before: Mapping[str, Any] | None) -> list[Chang
 
 
 def with_effect(changes: Sequence[Change], *effects: Effect) -> list[Change]:
-    """Those with one of these effects."""
+    """Keep the changes with one of these effects."""
     return [change for change in changes if change.effect in effects]
 
 
 def list_changes(changes: Sequence[Change]) -> str:
-    """The changes in one line."""
+    """Format the changes in one line."""
     return "; ".join(map(str, changes))
 
 

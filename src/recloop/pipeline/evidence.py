@@ -1,7 +1,7 @@
-"""What the gate of an update looks at, and what a child keeps of it: its window beside its parents', its table.
+"""Gate evidence of an update: windows, tables and checks stored with the child.
 
-The windows of a lineage travel in its bundles: a child's ``window.parquet`` holds the numbers of its own *new* and of up
-to five before it, taken over from live's. So they are moved with the bundle, and lie where the next update finds them.
+A child's ``window.parquet`` holds the numbers of its own *new* window and of up to five earlier ones, copied from live.
+So the windows of a lineage move with its bundles, and the next update finds them there.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ from recloop.release.gate import GateResult, PairedScores
 
 OLD_DAYS = 90
 OVERLAPPED = 200
-"""Queries whose lists before and after the last quarter are compared."""
+"""Queries whose lists are compared before and after the last quarter."""
 
 
 WINDOW: Final = {
     "to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64, "recipe": pl.String,
 }  # fmt: skip
-"""A query of a window: the last seq of the window, hash("window") of the user, NDCG@10 of candidate' and of live, the recipe of candidate'."""
+"""Columns of a window's queries.
+
+They are the window's last seq, hash("window") of the user, NDCG@10 of candidate' and of live, and candidate's recipe.
+"""
 
 
 class EvaluationSplit(NamedTuple):
-    """What a table is made over: some test moments, everybody's states."""
+    """Test moments and user states of a table."""
 
     test: pl.DataFrame
     events: pl.DataFrame
@@ -50,27 +53,27 @@ class EvaluationSplit(NamedTuple):
 
 
 def compared(ours: QueryResults, lives: QueryResults, part: str = "ndcg") -> PairedScores:
-    """A number of both bundles over the same queries; a user is a hash here, so that no bundle holds ids for it."""
+    """A metric of both bundles over the same queries; users are hashes, not ids."""
     users = np.array([hash_unit_interval("window", user) for user in ours.users.tolist()])
     return PairedScores(users, getattr(ours, part), getattr(lives, part))
 
 
 def inherited_windows(run: UpdateRun) -> pl.DataFrame:
-    """The windows of live and of its parents, the oldest first; none for a full turn, whose weights have no parent."""
+    """Return windows of live and its parents, oldest first; none for a full retrain."""
     found = None if run.full else bundles.load_window(run.project.bundles / run.live.id)
-    if found is None or "recipe" not in found.columns:  # written before recipes were kept: pooled with nothing
+    if found is None or "recipe" not in found.columns:  # without a recipe it cannot be pooled
         return pl.DataFrame(schema=WINDOW)
     return found
 
 
 def window_scores(windows: pl.DataFrame, recipe: str) -> list[PairedScores]:
-    """Each window of a lineage that was judged with this recipe, the oldest first."""
+    """Return a lineage's windows that were judged with this recipe, oldest first."""
     parts = windows.filter(pl.col("recipe") == recipe).partition_by("to_seq", maintain_order=True)
     return [PairedScores(*(part[name].to_numpy() for name in ("user", "candidate", "live"))) for part in parts]
 
 
 def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe: str) -> None:
-    """This window behind the newest of its lineage, in the run's folder."""
+    """Write this window after the newest of its lineage into the run's folder."""
     columns = {
         "to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live,
         "recipe": [recipe] * len(new),
@@ -82,7 +85,7 @@ def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe
 
 
 def judged_before(run: UpdateRun) -> int:
-    """Queries of the window that an earlier update judged beside the same live bundle and left waiting; 0: none did."""
+    """Return the queries that an earlier, waiting update judged with the same live."""
     for journal in Journal.ended(run.project.runs):
         if any(journal.head.get(key) != run.journal.head[key] for key in ("live", "mode", "settings")):
             return 0
@@ -92,14 +95,14 @@ def judged_before(run: UpdateRun) -> int:
 
 
 def load_window(run: UpdateRun) -> pl.DataFrame:
-    """What `save_window` left."""
+    """Read the result of `save_window`."""
     return pl.read_parquet(run.folder / "candidate" / "window.parquet")
 
 
 def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
-    """The table over *new*, by candidate', for the child's metrics.json; empty where the window asks nothing.
+    """Evaluate candidate' on *new* for the child's metrics.json; {} without queries.
 
-    The child itself has learned these rows, so its own numbers on them would be those of its memory.
+    The child itself has learned these rows, so its own numbers on them would be training numbers.
     """
     data = run.data
     new = paired.subsample(make_queries(data.test, "successive"))
@@ -115,9 +118,10 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
 
 
 def holdout_queries(run: UpdateRun) -> Queries:
-    """Moments of the *old* users in the 90 days before live's cut: both have counted them, no loss has seen them.
+    """Return the *old* users' moments in the 90 days before live's cut.
 
-    Rows that arrived since are left out, however old: only the candidate has counted them.
+    Both bundles have counted them, and no loss used them. Rows that arrived later are excluded: only the candidate has
+    counted them.
     """
     span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
     counted = span & run.learned.rows
@@ -125,13 +129,13 @@ def holdout_queries(run: UpdateRun) -> Queries:
 
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:
-    """Rows of the *old* users, whom no loss has seen."""
+    """Return the rows of the *old* users, whom no loss used."""
     users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user)]
     return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
 
 
 def broken_golden(bundle: Bundle) -> int:
-    """1 where a golden list is not what the bundle answers, else 0."""
+    """Return 1 if a golden list differs from the bundle's answer, else 0."""
     try:
         check_golden(bundle)
     except BundleError:
@@ -140,7 +144,7 @@ def broken_golden(bundle: Bundle) -> int:
 
 
 def final_evidence(run: UpdateRun, candidate: Bundle, written: Bundle) -> list[GateResult]:
-    """What the last quarter may not have broken."""
+    """Return the gates that check the child after the last quarter."""
     broken = broken_golden(bundles.load(run.folder / "bundles" / written.id))
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:

@@ -1,7 +1,7 @@
-"""The journal of an update: which steps of a run are done and what they left, so that a killed run goes on.
+"""Journal of an update: finished steps and their results, to resume a killed run.
 
-A run's folder holds what its steps wrote; ``journal.json`` names the finished ones. It is written by rename after the
-step's own files are on the disk, so a step that is named is whole; one that is not is done again from its start.
+A run's folder holds the output of its steps; ``journal.json`` names the finished ones. It is written by rename after
+the step's own files are on the disk. So a named step is complete, and any other step is repeated from its start.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from recloop.json_object import JsonTree
 
 FILE = "journal.json"
 STAGED = ("data", "candidate", "bundles", "rest")
-"""Folders of a run that hold what its steps hand on; gone once it has its verdict."""
+"""Folders of a run with intermediate results; deleted once the run has a verdict."""
 
 
 class Journal:
-    """The steps of one run.
+    """Steps of one run.
 
     Attributes:
-        started: The start of the run, kept when it goes on after a kill.
-        head: What the run was begun with: seqs, live bundle, settings. A run goes on only under the same.
+        started: The start of the run, kept when it resumes after a kill.
+        head: The inputs of the run: seqs, live bundle, settings. A run resumes only with the same inputs.
     """
 
     def __init__(self, folder: Path, tree: JsonTree) -> None:
@@ -34,14 +34,14 @@ class Journal:
 
     @classmethod
     def begin(cls, folder: Path, started: datetime, head: Mapping[str, Any]) -> Journal:
-        """A new run in a folder that is there."""
+        """Start a new run in an existing folder."""
         journal = cls(folder, {"started": started.isoformat(), "head": dict(head), "steps": {}, "verdict": None})
         journal._write()
         return journal
 
     @classmethod
     def unfinished(cls, runs: Path) -> Journal | None:
-        """The newest run that has no verdict; None: all came to their end."""
+        """Return the newest run without a verdict; None if all are finished."""
         for file in sorted(runs.glob(f"*/{FILE}"), reverse=True):
             tree = json.loads(file.read_text("utf-8"))
             if tree["verdict"] is None:
@@ -50,7 +50,7 @@ class Journal:
 
     @classmethod
     def ended(cls, runs: Path) -> Iterator[Journal]:
-        """The runs that have a verdict, the newest first."""
+        """Return the runs with a verdict, newest first."""
         for file in sorted(runs.glob(f"*/{FILE}"), reverse=True):
             tree = json.loads(file.read_text("utf-8"))
             if tree["verdict"] is not None:
@@ -58,7 +58,7 @@ class Journal:
 
     @property
     def verdict(self) -> str | None:
-        """How the run ended; None: it has not."""
+        """Return the run's verdict; None if it is unfinished."""
         verdict: str | None = self._tree["verdict"]
         return verdict
 
@@ -72,21 +72,21 @@ class Journal:
         return head
 
     def has(self, step: str) -> bool:
-        """Whether a step is done."""
+        """Return whether a step is done."""
         return step in self._tree["steps"]
 
     def facts(self, step: str) -> JsonTree:
-        """What a finished step left."""
+        """Return the result of a finished step."""
         facts: JsonTree = self._tree["steps"][step]
         return facts
 
     def done(self, step: str, **facts: Any) -> None:
-        """A step is whole."""
+        """Record a step as finished."""
         self._tree["steps"][step] = facts
         self._write()
 
     def close(self, verdict: str) -> None:
-        """The run has come to its end: what its steps handed on is no longer needed."""
+        """Record the verdict and delete intermediate results."""
         self._tree["verdict"] = verdict
         self._write()
         for name in STAGED:

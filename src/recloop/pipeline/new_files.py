@@ -1,4 +1,4 @@
-"""New files of ``data.events`` into the log, by the way that posted rows take: the first step of an update."""
+"""Import new files of ``data.events`` into the log: the first step of an update."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recloop.storage.data_manifest import FileRecord
 
 @dataclass(frozen=True)
 class Read:
-    """What was read: files, rows by status, and rows that could not be read."""
+    """Result of an import: files, rows by status, and rejected rows."""
 
     files: int
     kept: int
@@ -28,17 +28,17 @@ class Read:
 
 
 def take(project: Project, voice: Progress) -> Read:
-    """Read every new or grown file once; beside a running server its rows are posted to it.
+    """Import every new or grown file once; post its rows to the server if one runs.
 
-    A file without event ids gets one a row from its name and row number, so a run that was killed may read it again.
+    Rows without event ids get ids from the file name and row number, so a resumed run may read the file again.
 
     Raises:
-        UserError: a file that was read has changed, or more rows than ``clean.max_rejected`` cannot be read.
-        Locked: another writer holds the log and takes no rows over HTTP.
+        UserError: an imported file has changed, or more rows than ``clean.max_rejected`` are unreadable.
+        Locked: another writer holds the log and does not accept rows over HTTP.
     """
     manifest = loading.manifest(project)
     for name in new_files.changed_catalogs(project, manifest):
-        voice.say("collect", f"{name} has changed since it was read: post its rows, or recloop update --restart")
+        voice.say("collect", f"{name} has changed since its import: post its rows, or recloop update --restart")
     new = new_files.look(project, manifest)
     if not new.records:
         return Read(0, 0, 0)
@@ -64,7 +64,7 @@ def _limit(
     project: Project, before: dict[str, FileRecord], records: list[FileRecord],
     rejects: list[rejected_rows.RejectedRow],
 ) -> None:  # fmt: skip
-    """The limit of a first run, over all files that were ever read: as if they had come at once."""
+    """Apply the rejection limit over all files ever imported, as a first run does."""
     every = {**before, **{one.name: one for one in records}}.values()
     rows, bad = sum(one.rows for one in every), sum(one.rejected for one in every)
     allowed = project.config.clean.max_rejected
@@ -73,7 +73,7 @@ def _limit(
         raise UserError(
             "rejected", f"{bad / rows:.1%} of the rows of all files; in the new ones {rejected_rows.reasons(rejects)}",
             f"at most {allowed:.1%} (clean.max_rejected)",
-            f"recloop update --set clean.max_rejected={share}, where these rows may be left out",
+            f"recloop update --set clean.max_rejected={share}, if these rows may be dropped",
             tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
         )  # fmt: skip
 
@@ -92,7 +92,7 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         outcomes = keep([Event(received_at=received_at, **row) for row in part.iter_rows(named=True)])
         refused = [one for one in outcomes if one.status in {"rejected", "conflict"}]
         if refused:
-            expected = f"rows that the log takes; {len(refused):,} were refused ({refused[0].reason or 'conflict'})"
+            expected = f"rows that the log accepts; {len(refused):,} were refused ({refused[0].reason or 'conflict'})"
             raise UserError("data.events", project.config.data.events, expected, "correct the file")
         kept += sum(one.status in {"accepted", "quarantined"} for one in outcomes)
     return kept

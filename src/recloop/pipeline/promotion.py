@@ -1,9 +1,9 @@
-"""The gate of a bundle that `train` made, run when it is promoted: beside live, on what neither of the two has learned.
+"""Gate at promotion of a trained bundle: compare with live on unlearned moments.
 
-`train` holds back what lies after its cut (unless it refits), live may have learned just that. So *new* are the moments
-that both have not: held back from both, or arrived after both were fitted. Where there are none, the *old* users'
-moments after the candidate's cut stand in: no loss has seen them, but live has counted them. Where there are none of
-these either, the gate says ``weak`` and judges by what needs no targets: latency, cold coverage, parity.
+`train` holds out the moments after its cut (unless it refits), and live may have learned those. So *new* are the moments
+that both have not learned: held out from both, or arrived after both were fitted. Without such moments, the *old* users'
+moments after the candidate's cut replace them: no loss used them, but live has counted them. If there are none of
+these either, the gate reports ``weak`` and uses only checks without targets: latency, cold coverage, parity.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from recloop.storage.event_log import out_at
 def promote(
     project: Project, bundle: str, to: str = "", reason: str = "", voice: Progress | None = None, at: int = 0
 ) -> JsonTree:
-    """Move a registered bundle on, after its gate where that has not run; see `recloop.release.transitions.promote`.
+    """Promote a registered bundle after its gate; the gate runs if it has not yet.
+
+    See `recloop.release.transitions.promote`.
 
     Raises:
-        UserError, BundleError, Refused: as `moves.promote` has it, a gate that says no among them.
+        UserError, BundleError, Refused: as `recloop.release.transitions.promote`; Refused also if the gate fails.
     """
     control = project.open_control()
     transitions.validate(project, control, bundle, to)
@@ -59,7 +61,7 @@ def promote(
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Every believed row there is, archived or not, and what a list is made from besides."""
+    """All valid rows, archived or not, and the other inputs of a list."""
 
     rows: pl.DataFrame
     users: pl.DataFrame | None
@@ -67,7 +69,7 @@ class EvaluationData:
 
     @classmethod
     def of(cls, project: Project) -> EvaluationData:
-        """Rows that were taken back, and repeats that an update would take back, are left out."""
+        """Read the valid rows; exclude repeats that an update would retract."""
         archive = project.open_archive()
         with project.open_log() as log:
             fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
@@ -80,13 +82,13 @@ class EvaluationData:
         return cls(rows, users if known is None else pl.concat([known, users]), Catalog.of(items))
 
     def labelled(self, spec: FeatureSpec) -> pl.DataFrame:
-        """The rows as a spec means them, with the stamp of their moment."""
+        """Label the rows by a spec and add the stamp of their moment."""
         return moment_stamps(EventLabeler.of(spec).label(self.rows))
 
 
 @dataclass(frozen=True)
 class BundleUnderTest:
-    """One of the two bundles over that ground."""
+    """One of the two compared bundles with its data."""
 
     bundle: Bundle
     ground: EvaluationData
@@ -97,7 +99,7 @@ class BundleUnderTest:
 
     @property
     def unseen(self) -> pl.Expr:
-        """Rows of the moments of which this bundle has learned nothing."""
+        """Return the rows of moments that this bundle has not learned."""
         return self.bundle.learned.new_moments
 
     def ask(self, queries: Queries) -> QueryResults:
@@ -105,7 +107,10 @@ class BundleUnderTest:
 
 
 def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> list[GateResult]:
-    """The gates of a bundle beside live, in the order in which they are read; golden lists and finite weights at last."""
+    """Return the gates of a bundle against live in reading order.
+
+    Golden lists and finite weights are last.
+    """
     ground = EvaluationData.of(project)
     ours, lives = BundleUnderTest(candidate, ground), BundleUnderTest(live, ground)
     events = ground.labelled(candidate.spec)

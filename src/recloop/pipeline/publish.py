@@ -25,7 +25,7 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
     """6. Publish a passed update, the watermark last, and release a refresh; else move nothing.
 
     Returns:
-        The new bundle's id and its state; None: none was let in.
+        The new bundle's id and its state; None if none was registered.
     """
     verdict = run.verdict
     if verdict != "registered":
@@ -54,7 +54,10 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
 
 
 def _snapshots(run: UpdateRun) -> None:
-    """Every user's state as of the new watermark, for each meaning of events in use, before the manifest names it."""
+    """Write user states at the new watermark for each event meaning in use.
+
+    The manifest names the watermark afterwards.
+    """
     archive = run.project.open_archive()
     with run.project.open_log() as log:
         for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
@@ -72,15 +75,15 @@ def _snapshots(run: UpdateRun) -> None:
 
 
 def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
-    """What a retrospective rule took goes to the one writer of the log; handed again after a kill, it is there once."""
+    """Send retractions of retrospective rules to the log's writer; idempotent."""
     taken = run.journal.facts("collect")["taken_back"]
     if taken:
         control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
-        run.voice.say("collect", f"{len(taken):,} rows that serving believed are taken back")
+        run.voice.say("collect", f"{len(taken):,} rows that serving counted are retracted")
 
 
 def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:
-    """Where no server runs: the log takes what was handed, and the snapshots of earlier watermarks go."""
+    """Without a server: apply pending retractions and delete older snapshots."""
     try:
         with locks.writer_lock(run.project.root, "update"):
             with run.project.open_log(write=True) as log:

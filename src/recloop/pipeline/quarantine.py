@@ -1,8 +1,8 @@
-"""``recloop quarantine``: rows that a person takes out of states and training, and brings back.
+"""``recloop quarantine``: exclude rows from states and training, or restore them.
 
-A row is never changed or deleted. Taking it out is a retraction with the rule ``quarantine``, bringing it back one with
-the rule ``restored``; both have a seq of their own, so a state as of any seq stays the same for ever. They go through the
-inbox of the control store: a running service numbers them within a second, without one this command does.
+A row is never changed or deleted. A quarantine is a retraction with the rule ``quarantine``; a restore is one with the
+rule ``restored``. Both have their own seq, so a state as of any seq never changes. They pass through the inbox of the
+control store. A running service assigns their seqs within a second; without one this command does.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from recloop.storage.control import ControlStore
 from recloop.storage.event_log import RESTORED, out_at
 
 QUARANTINE: Final = "quarantine"
-"""The rule of a row that a person took out."""
+"""Rule of a row that a person quarantined."""
 SAMPLES: Final = 5
 WAIT_SECONDS: Final = 5.0
-"""How long a running service is given to take the rows up before the command says that they wait."""
+"""Wait for a running service to apply the rows before they are reported as waiting."""
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """What one call found and did: the keys of ``recloop quarantine --json``.
+    """Result of one call: the keys of ``recloop quarantine --json``.
 
     Attributes:
-        matched: Believed rows that meet the condition.
-        already: Those of them that are out already (with ``restore``: that no quarantine holds).
-        new: Those that were taken out, or brought back, now.
-        rows: All believed rows that are in.
+        matched: Valid rows that meet the condition.
+        already: Matched rows that are quarantined already (with ``restore``: not quarantined).
+        new: Rows that this call quarantined or restored.
+        rows: All valid rows that are not quarantined.
         share: ``new`` / ``rows``.
         users: Users of the new rows.
-        user_share: ``users`` / all users with a believed row that is in.
+        user_share: ``users`` / all users with a valid row that is not quarantined.
         types: New rows by event type.
         samples: The first new rows.
-        waiting: Handed to a running service that has not taken them up yet.
+        waiting: Rows sent to a running service that has not applied them yet.
     """
 
     where: str
@@ -74,21 +74,21 @@ def quarantine(
     restore: bool = False,
     force: bool = False,
 ) -> Quarantined:
-    """Take the believed rows that meet a condition out of states and training, or bring them back.
+    """Quarantine the valid rows that meet a condition, or restore them.
 
     Args:
         where: A condition over the fields of an event.
-        reason: Why; kept with the rows.
+        reason: The reason, stored with the rows.
         start, end: ISO 8601; only rows with ``start`` <= timestamp < ``end``; empty: no limit.
-        restore: Bring back what a quarantine took out.
-        force: Take out more than ``clean.max_removed`` of all rows.
+        restore: Restore quarantined rows.
+        force: Quarantine more than ``clean.max_removed`` of all rows.
 
     Raises:
-        UserError: the condition or a stamp does not parse, or there is no reason.
+        UserError: the condition or a stamp does not parse, or the reason is empty.
         Refused: more than ``clean.max_removed`` of all rows meet the condition.
     """
     if not reason.strip():
-        raise UserError("--reason", reason, "why these rows are taken out or brought back", '--reason "bot on 3 May"')
+        raise UserError("--reason", reason, "the reason for this quarantine or restore", '--reason "bot on 3 May"')
     condition = _condition(where, start, end)
     control = project.open_control()
     archive = project.open_archive()
@@ -104,7 +104,7 @@ def quarantine(
     if not restore and not force and share > limit:
         counts = f"{len(chosen):,} of {rows:,} rows"
         raise Refused(
-            "share of all rows", f"{share:.4f}", limit, f"{counts} (clean.max_removed); take them out: --force"
+            "share of all rows", f"{share:.4f}", limit, f"{counts} (clean.max_removed); to quarantine them: --force"
         )
     control.hand(
         [Retraction(seq, RESTORED if restore else QUARANTINE) for seq in chosen[SEQ]],
@@ -127,7 +127,7 @@ def quarantine(
 
 
 def _condition(where: str, start: str, end: str) -> pl.Expr:
-    """Rows that meet the condition, inside the time."""
+    """Select the rows that meet the condition within the time range."""
     condition = conditions.parse(where, EVENT_SCHEMA, "--where").expr
     since, until = stamp("--from", start), stamp("--to", end)
     if since is not None:
@@ -138,7 +138,7 @@ def _condition(where: str, start: str, end: str) -> pl.Expr:
 
 
 def _matching(archive: Archive, log: EventLog, condition: pl.Expr, out: set[int]) -> tuple[pl.DataFrame, int, int]:
-    """The believed rows that meet a condition, archived or not; how many rows and users are in besides."""
+    """Return valid rows that meet a condition; counts of all rows and users."""
     fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
     matched = pl.concat([archive.matching(condition), fresh.filter(condition)])
     inside = ~pl.col(SEQ).is_in(pl.Series(sorted(out), dtype=pl.Int64).implode())
@@ -148,7 +148,7 @@ def _matching(archive: Archive, log: EventLog, condition: pl.Expr, out: set[int]
 
 
 def _sample(row: JsonTree) -> JsonTree:
-    """A row as a person reads it."""
+    """Format a row for a person."""
     return {
         SEQ: row[SEQ],
         USER_ID: row[USER_ID],
@@ -160,7 +160,7 @@ def _sample(row: JsonTree) -> JsonTree:
 
 
 def _take_up(project: Project, control: ControlStore) -> int:
-    """Number what was handed where no service runs, else wait for it; how many rows still wait."""
+    """Apply pending rows or wait for the running service; return the waiting rows."""
     try:
         with locks.writer_lock(project.root, "quarantine"), project.open_log(write=True) as log:
             inbox.apply_inbox(control, log)

@@ -1,7 +1,7 @@
-"""The recipe of a bundle: a hash over everything but the data that determines what it is and what it answers.
+"""Bundle recipe: a hash over everything except data that determines its answers.
 
-A child made by `recloop update` with the recipe of its parent is a refresh: the same thing learned from newer rows. The
-settings behind the hash are those that a manifest records (`recloop.pipeline.config_changes`), without ``[data]``.
+A child made by `recloop update` with its parent's recipe is a refresh: the same settings, trained on newer rows. The
+hash covers the settings that a manifest records (`recloop.pipeline.config_changes`), without ``[data]``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recloop.pipeline import config_changes
 
 
 def recipe_of(config: Config) -> str:
-    """SHA-256 over the recorded settings that are not ``[data]``, and over the code that reads them."""
+    """Hash the recorded settings, without ``[data]``, and the code version."""
     settings = {key: value for key, value in config_changes.recorded(config).items() if not key.startswith("data.")}
     tree = {"settings": settings, "code": _code(ENCODE_VERSION, __version__)}
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -26,10 +26,10 @@ def recipe_of(config: Config) -> str:
 
 
 def child_recipe(config: Config, parent: Manifest) -> str:
-    """The recipe of a child by these settings: the parent's where neither the settings nor the code differ.
+    """Return a child's recipe: the parent's if neither settings nor code differ.
 
     Args:
-        parent: A bundle that `recloop train NAME` made has another model than its settings; its child has too.
+        parent: The model of a `recloop train NAME` bundle differs from its settings, and so does its child's.
     """
     same_code = _code(parent.encode_version, parent.recloop or "") == _code(ENCODE_VERSION, __version__)
     differing = [
@@ -41,10 +41,10 @@ def child_recipe(config: Config, parent: Manifest) -> str:
 
 
 def is_refresh(child: Manifest, parent: Manifest) -> bool:
-    """Whether the manifest of a child names this parent, and both the same recipe."""
+    """Return whether a child's manifest names this parent and the same recipe."""
     return child.parent == parent.bundle and child.recipe is not None and child.recipe == parent.recipe
 
 
 def _code(encode_version: int | None, version: str) -> list[Any]:
-    """The code as far as it counts: the version of the encoding, and major and minor version of recloop."""
+    """Return the code version: encoding version, major and minor version of recloop."""
     return [encode_version, *version.split(".")[:2]]

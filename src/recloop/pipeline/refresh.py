@@ -1,11 +1,13 @@
-"""Release a refresh: a child of the live bundle's own recipe that passed its gate replaces it by `release.refresh`.
+"""Release a refresh: replace live by a gated child of its own recipe.
+
+The setting `release.refresh` decides how:
 
     gate      it becomes live at once                                  (the default)
-    shadow    it enters the shadow; a person moves it on
+    shadow    it becomes the shadow; a person promotes it
     manual    it stays registered
 
-It stays registered, too, where the gate had nothing to compare, while a bundle is in the experiment (both arms stay as
-they are), and after a rollback, until a person has promoted a bundle again.
+It also stays registered if the gate had nothing to compare, while a bundle is in the experiment (both arms stay
+unchanged), and after a rollback until a person promotes a bundle again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ BY = "recloop update"
 
 
 def release_refresh(run: UpdateRun, bundle: str) -> str:
-    """Move a registered child on where it is a refresh; the state that it has then. Done again after a kill, it moves once."""
+    """Promote a registered child if it is a refresh; return its state.
+
+    Repeating the call after a kill promotes only once.
+    """
     control = run.project.open_control()
     mode = run.config.release.refresh
     manifest = bundles.check(run.project.bundles / bundle)
@@ -40,15 +45,15 @@ def release_refresh(run: UpdateRun, bundle: str) -> str:
 
 
 def _reason_to_stay(run: UpdateRun, control: ControlStore) -> str:
-    """Why a refresh is not moved on; empty: it is."""
+    """Return the reason to keep a refresh registered; empty if there is none."""
     machine = releases.read_state(control)
     tried = machine.rows_in("experiment")
     if not machine.lives or machine.lives[-1] != run.live.id:
         return "another bundle became live meanwhile"
     if tried:
-        return f"{tried[0].bundle} is in the experiment, and its arms stay as they are"
+        return f"{tried[0].bundle} is in the experiment, whose arms must not change"
     if releases.ROLLED_BACK in machine.since(run.live.id).evidence:
-        return "live was rolled back to; promote a bundle to go on"
+        return "live was rolled back to; promote a bundle to continue"
     new = next(gate for gate in run.gates if gate.name == "new")
     return "its gate had nothing to compare" if new.value is None else ""
 

@@ -1,11 +1,11 @@
-"""A new first run in a living project: other rows, no parent, the posted log kept; staged beside, then put in place.
+"""Restart a project from changed data: stage a new first run, then swap it in.
 
-    stage    a folder of its own inside ``runs/``: data, log, bundle, evaluation are made there; the project is untouched
-    commit   ``store/restart.json`` names the stage: from here on `finish` completes the swap, also after a kill
-    finish   bundle, log, data and snapshots renamed into place, the release rows written, the stage removed
+    stage    build data, log, bundle and evaluation in a folder inside ``runs/``; the project is unchanged
+    commit   name the stage in ``store/restart.json``; from here on `finish` completes the swap, also after a kill
+    finish   rename bundle, log, data and snapshots into the project, write the release rows, remove the stage
 
-Every seq is given anew, so decisions answered before are of an earlier generation of the data: `verify` counts them
-as ``earlier``. Bundles of the earlier data are refused: they rank items, and read events, that are no longer there.
+The posted log is kept. Every seq is assigned anew, so earlier decisions belong to an earlier generation of the data:
+`verify` counts them as ``earlier``. Bundles of the earlier data are refused: their items and events no longer exist.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BY: Final = "recloop update"
 
 @dataclass(frozen=True)
 class Staged:
-    """The project as it will be, in a folder of its own; ``posted`` rows go into its data, ``changed`` is why."""
+    """Staged project; ``posted`` rows go into its data, ``changed`` is the reason."""
 
     project: Project
     posted: PostedRows
@@ -50,12 +50,12 @@ class Staged:
 
 
 def differing(project: Project) -> list[Change]:
-    """Keys of recloop.toml that differ from the settings of the live bundle."""
+    """Return the keys of recloop.toml that differ from the live bundle's settings."""
     return config_changes.changed_keys(project.config, project.load_bundle().manifest.config)
 
 
 def reason(project: Project) -> str:
-    """Why the next update must be a new first run; empty: it need not."""
+    """Return the reason for a new first run; empty if none is needed."""
     manifest = project.load_bundle().manifest
     changed = config_changes.with_effect(config_changes.changed_keys(project.config, manifest.config), Effect.RESTART)
     if changed:
@@ -66,13 +66,13 @@ def reason(project: Project) -> str:
 
 
 def check_files_complete(project: Project, asked: bool) -> None:
-    """See that every file that was read is still there: a new first run reads all of them again.
+    """Check that every imported file exists, since a new first run reads all again.
 
     Args:
-        asked: The person asked for the new first run, and so goes on without the rows of files that are gone.
+        asked: The user requested the new first run; rows of missing files are dropped.
 
     Raises:
-        UserError: files are gone that ``data.events``, unchanged, has read before.
+        UserError: files are missing that the unchanged ``data.events`` has read before.
     """
     if asked or any(change.key == "data.events" for change in differing(project)):
         return
@@ -80,13 +80,13 @@ def check_files_complete(project: Project, asked: bool) -> None:
     if gone:
         raise UserError(
             "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
-            "every file that was read before: a new first run reads them all again",
-            "put them back, or recloop update --restart (it goes on without their rows)",
+            "every imported file, since a new first run reads them all again",
+            "restore the files, or recloop update --restart (drops their rows)",
         )  # fmt: skip
 
 
 def changed_files(project: Project) -> bool:
-    """Whether the content of a file that was read has changed: then a new first run must be asked for."""
+    """Return whether an imported file has changed, which requires ``--restart``."""
     try:
         new_files.look(project, loading.manifest(project))
     except UserError:
@@ -95,17 +95,17 @@ def changed_files(project: Project) -> bool:
 
 
 def consequences(project: Project) -> list[str]:
-    """What the next update makes of this recloop.toml, for the person who has just written it."""
+    """Describe how the next update will apply a newly written recloop.toml."""
     live, why = project.load_bundle(), reason(project)
     if not why and changed_files(project):
-        why = "a file that was read has changed; ask for it with --restart"
+        why = "an imported file has changed; start it with --restart"
     if not why:
-        return [f"{live.id} stays live: it was made with the same data"]
+        return [f"{live.id} stays live: it was trained on the same data"]
     with project.open_log() as log:
         posted = len(PostedRows.gather(project.open_archive(), log))
     before = str((live.manifest.config or {}).get("data.events", "its files"))
     return [
-        f"this folder lives: {live.id} was made from {before}; the next recloop update is a new first run ({why})",
+        f"{live.id} was trained from {before}; the next recloop update is a new first run ({why})",
         f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",
         "it refuses every bundle of the earlier data; for another shop use a new folder",
     ]
@@ -113,10 +113,10 @@ def consequences(project: Project) -> list[str]:
 
 @contextmanager
 def exclusive(project: Project, reason: str) -> Iterator[None]:
-    """Hold the writer's lock: a new first run replaces the log, which no server may have open meanwhile.
+    """Hold the writer's lock while a new first run replaces the log.
 
     Raises:
-        Locked: a server runs; the message says what changed.
+        Locked: a server is running; the message names the change.
     """
     with ExitStack() as stack:
         try:
@@ -129,7 +129,7 @@ def exclusive(project: Project, reason: str) -> Iterator[None]:
 
 @contextmanager
 def staged(project: Project) -> Iterator[Staged]:
-    """A stage that is removed again unless it was committed."""
+    """Create a stage that is removed unless it is committed."""
     try:
         yield stage(project)
     finally:
@@ -138,13 +138,13 @@ def staged(project: Project) -> Iterator[Staged]:
 
 
 def stage(project: Project) -> Staged:
-    """Open an empty stage and gather the posted rows; the caller holds both locks."""
+    """Create an empty stage and collect the posted rows; the caller holds both locks."""
     target = project.root / STAGE
     shutil.rmtree(target, ignore_errors=True)
     (target / "store").mkdir(parents=True)
     recover_folder(project.data)
     decisions = project.store / "decisions.db"
-    if decisions.exists():  # what was shown in answered lists is training data
+    if decisions.exists():  # shown lists are training data
         (target / "store" / "decisions.db").symlink_to(decisions.resolve())
     with project.open_log(write=True) as log:
         inbox.apply_inbox(project.open_control(), log)
@@ -153,7 +153,7 @@ def stage(project: Project) -> Staged:
 
 
 def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
-    """Name the finished stage, then put it in place."""
+    """Commit the finished stage and complete the swap."""
     tree = {"bundle": bundle, "reason": reason, "posted": len(staged.posted)}
     tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
     replace_json(project.store / MARK, tree)
@@ -177,7 +177,10 @@ def finish_interrupted(project: Project, voice: Progress) -> None:
 
 
 def finish(project: Project) -> bool:
-    """Complete a committed restart; whether there was one. Every step may be done again after a kill."""
+    """Complete a committed restart; return whether there was one.
+
+    Every step can be repeated after a kill.
+    """
     mark = project.store / MARK
     if not mark.exists():
         return False
@@ -204,7 +207,7 @@ def finish(project: Project) -> bool:
 
 
 def _replace_log(staged: Path, store: Path) -> None:
-    """The new log in place of the old one, whose rows are all in the new data."""
+    """Replace the old log by the new one; its rows are all in the new data."""
     if not (staged / "log.db").exists():
         return
     for name in ("log.db-wal", "log.db-shm"):
@@ -214,7 +217,7 @@ def _replace_log(staged: Path, store: Path) -> None:
 
 
 def _release(control: ControlStore, project: Project, tree: JsonTree) -> None:
-    """The new bundle live, every other one refused: it was made from data that are no longer there."""
+    """Make the new bundle live and refuse every bundle of the earlier data."""
     name, reason = str(tree["bundle"]), f"new first run: {tree['reason']}"
     found, at = releases.read_state(control), now()
     if name not in found.states:

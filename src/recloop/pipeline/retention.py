@@ -1,8 +1,8 @@
-"""``[retention]``: bundles, runs, decisions and archived rows of the log that nothing needs any more.
+"""``[retention]``: delete unneeded bundles, runs, decisions and archived log rows.
 
-Kept are the live bundle, as many before it as ``retention.bundles`` (a rollback brings them back), what is in the shadow
-or the experiment, and the newest ``retention.bundles`` that were registered. A row of log.db goes only when ``data/``
-holds it with the same content; beside a running service the service deletes them, which alone writes that file.
+Kept are the live bundle, the ``retention.bundles`` before it (for rollbacks), bundles in the shadow or the experiment,
+and the newest ``retention.bundles`` registered ones. A row of log.db is deleted only if ``data/`` holds it with the same
+content. A running service deletes these rows itself, since only it writes that file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TRIED: Final = ("shadow", "experiment")
 
 @dataclass(frozen=True)
 class Freed:
-    """What of one kind goes: how many (bundles, runs, rows), and bytes on the disk; before it is done an estimate."""
+    """Count and bytes on disk of one kind to delete; bytes are an estimate beforehand."""
 
     count: int
     bytes: int
@@ -48,12 +48,12 @@ class Freed:
 
 @dataclass(frozen=True)
 class Collection:
-    """What one call removed, or would remove: the keys of ``recloop gc --json``.
+    """Removed (or, in a dry run, removable) things: the keys of ``recloop gc --json``.
 
     Attributes:
         bundles, runs: Names.
-        not_archived: Rows of log.db up to the watermark that stay, because ``data/`` does not hold them as they are.
-        log_left_to: Who deletes rows of log.db in place of this call; empty: it did.
+        not_archived: Rows of log.db up to the watermark that are kept, because ``data/`` lacks or differs from them.
+        log_left_to: The process that deletes rows of log.db instead of this call; empty: this call did.
     """
 
     dry_run: bool
@@ -69,12 +69,12 @@ class Collection:
 
     @property
     def lines(self) -> list[str]:
-        """As a person reads it: a line a kind, and the whole."""
+        """Return one line per kind and a total, for a person."""
         verb = "would be freed" if self.dry_run else "freed"
         kinds = [f"{name}: {one.count:,} ({one.bytes / 1e6:,.1f} MB)" for name, one in self.freed.items()]
         found = [*kinds, f"{self.bytes / 1e6:,.1f} MB {verb}"]
         if self.not_archived:
-            found.append(f"log: {self.not_archived:,} rows stay, because data/ does not hold them as they are")
+            found.append(f"log: {self.not_archived:,} rows kept, because data/ does not hold the same content")
         if self.log_left_to:
             found.append(f"log: its rows are left to {self.log_left_to}")
         return found
@@ -84,10 +84,10 @@ class Collection:
 
 
 def collect(project: Project, dry_run: bool = False) -> Collection:
-    """Remove what ``[retention]`` does not keep; the caller holds the turn's lock.
+    """Delete all that ``[retention]`` does not keep; the caller holds the update lock.
 
     Args:
-        dry_run: Remove nothing, say what would go.
+        dry_run: Delete nothing, only report.
     """
     bundles, runs = removable_bundles(project), removable_runs(project)
     freed = {
@@ -104,7 +104,7 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
 
 
 def tidy(project: Project, voice: Progress) -> None:
-    """`collect` at the end of an update, told in one line; what cannot be removed now is left to the next one."""
+    """Run `collect` after an update, log one line; the next update retries failures."""
     try:
         done = collect(project)
     except (OSError, sqlite3.Error) as error:
@@ -115,44 +115,44 @@ def tidy(project: Project, voice: Progress) -> None:
 
 
 def kept_bundles(machine: ReleaseState, newest: int) -> set[str]:
-    """The live bundle, the ``newest`` before it, what is tried, and the ``newest`` registered last."""
+    """Return kept bundles: live, ``newest`` predecessors, tested, newest registered."""
     tried = [row.bundle for state in TRIED for row in machine.rows_in(state)]
     return {*machine.lives[-1 - newest :], *tried, *list(machine.hashes)[-newest:]}
 
 
 def removable_bundles(project: Project) -> list[str]:
-    """Registered bundles whose folder is there and need not be, the oldest first."""
+    """Return registered bundles with a folder that is not needed, oldest first."""
     machine = releases.read_state(project.open_control())
     kept = kept_bundles(machine, project.config.retention.bundles)
     return [name for name in machine.hashes if name not in kept and (project.bundles / name).is_dir()]
 
 
 def removable_runs(project: Project) -> list[str]:
-    """Finished runs but the newest ``retention.runs``, the oldest first."""
+    """Return finished runs except the newest ``retention.runs``, oldest first."""
     runs = sorted(one.name for one in project.runs.glob("*") if one.is_dir() and _finished(one))
     return runs[: -project.config.retention.runs]
 
 
 def _finished(run: Path) -> bool:
-    """Whether a run has its verdict; one without a journal is not gone on with."""
+    """Return whether a run is finished; a run without a journal cannot resume."""
     journal = run / JOURNAL
     return not journal.exists() or json.loads(journal.read_text("utf-8"))["verdict"] is not None
 
 
 def _remove_bundles(project: Project, names: Sequence[str]) -> None:
-    """Note the names, then rename each folder away and delete it: a bundle is there whole or not at all."""
+    """Record the names, then rename and delete each folder, so no bundle is partial."""
     if names:
         loading.write_removed(project, {**loading.removed(project), **dict.fromkeys(names, now())})
     for name in names:
         (project.bundles / name).rename(project.bundles / f"{GONE}{name}-{os.getpid()}")
     if names:
         sync_folder(project.bundles)
-    for folder in project.bundles.glob(f"{GONE}*"):  # of an interrupted call too
+    for folder in project.bundles.glob(f"{GONE}*"):  # including those of an interrupted call
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _decisions(project: Project, dry_run: bool) -> Freed:
-    """Decisions older than ``retention.decisions``, none that a running shadow or experiment is judged by."""
+    """Delete decisions older than ``retention.decisions`` that no test evaluates."""
     file = locate("stores.decisions", project.config.stores.decisions, project.root)
     if not file.exists():
         return Freed(0, 0)
@@ -172,17 +172,23 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
 
 
 def _judged_since(row: ReleaseRow) -> int:
-    """The first moment whose decisions a bundle that is tried is judged by: an experiment reads some before its start too."""
+    """Return the earliest time whose decisions a tested bundle needs.
+
+    An experiment also reads some decisions before its start.
+    """
     if row.to != "experiment":
         return row.at
     try:
         return reads_since(Plan.from_row(row))
-    except UserError:  # an earlier version started it; nothing judges it
+    except UserError:  # started by an earlier version; it has no evaluation
         return row.at
 
 
 def _log(project: Project, dry_run: bool) -> tuple[Freed, int, str]:
-    """Archived rows of log.db; a running service deletes them itself once it has taken up the new watermark."""
+    """Delete archived rows of log.db.
+
+    A running service deletes them itself once it has read the new watermark.
+    """
     file = locate("stores.log", project.config.stores.log, project.root)
     if not file.exists() or not (project.data / "manifest.json").exists():
         return Freed(0, 0), 0, ""

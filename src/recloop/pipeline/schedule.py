@@ -1,4 +1,4 @@
-"""Repeat an update at an interval until it is told to stop, or a gate says no (`recloop update --every 1h`)."""
+"""Repeat updates at an interval until a stop signal or a failed gate (`--every`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from recloop.storage import locks
 
 
 class Ended(NamedTuple):
-    """Why a loop ended: its exit code (0 told to stop, 1 a gate said no, 2 and 70 as an update has them), the reason, its updates."""
+    """End of a loop: exit code, reason and number of updates.
+
+    Exit codes: 0 stopped by a signal, 1 a gate failed, 2 and 70 as for an update.
+    """
 
     code: int
     reason: str
@@ -26,14 +29,14 @@ class Ended(NamedTuple):
 
 
 class Clock(Protocol):
-    """Time as the loop sees it, in seconds."""
+    """Clock of the loop, in seconds."""
 
     def now(self) -> float: ...
-    def wait(self, seconds: float) -> bool: ...  # False: told to stop
+    def wait(self, seconds: float) -> bool: ...  # False: stop requested
 
 
 class WallClock:
-    """The machine's own time."""
+    """Clock of the machine."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -50,11 +53,14 @@ class Terminated(BaseException):
 def repeat(
     update: Callable[[], int], interval: float, clock: Clock, say: Callable[[str], None], reason: Callable[[int], str]
 ) -> Ended:
-    """Run updates one after the other, ``interval`` seconds from start to start; one that takes longer delays the next.
+    """Run updates in sequence, ``interval`` seconds from start to start.
+
+    An update that takes longer delays the next one.
 
     Args:
-        update: One update; its exit code. 0 goes on; 3 (another run or a server holds a lock) is skipped; any other ends the loop.
-        reason: What an exit code that ends the loop means here.
+        update: Run one update and return its exit code. 0 continues the loop; 3 (a lock is held) is skipped; any other
+            code ends the loop.
+        reason: Explain an exit code that ends the loop.
     """
     updates = 0
     while True:
@@ -62,7 +68,7 @@ def repeat(
         code = update()
         updates += 1
         if code == Locked.exit_code:
-            say("skipped: a lock is held, as the message above says")
+            say("skipped: a lock is held (see the message above)")
         elif code != 0:
             return Ended(code, reason(code), updates)
         if not clock.wait(max(0.0, interval - (clock.now() - begin))):
@@ -70,9 +76,9 @@ def repeat(
 
 
 def run(project: Project, command: Sequence[str], interval: float, say: Callable[[str], None]) -> Ended:
-    """Repeat a command line as a child process, so that each update begins with fresh memory.
+    """Repeat a command as a child process, so each update starts with fresh memory.
 
-    SIGTERM ends the child and the loop with exit code 0; an update that was interrupted goes on at the next start.
+    SIGTERM ends the child and the loop with exit code 0; an interrupted update resumes at the next start.
 
     Raises:
         Locked: another loop repeats updates in this project.
@@ -97,7 +103,7 @@ def run(project: Project, command: Sequence[str], interval: float, say: Callable
 
 
 def last_reason(project: Project) -> str:
-    """Why the newest update let no bundle in."""
+    """Return the reason why the newest update registered no bundle."""
     journal = next(iter(Journal.ended(project.runs)), None)
     if journal is None:
         return "no update ran"
@@ -108,7 +114,7 @@ def last_reason(project: Project) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the main thread."""
+    """Raise `Terminated` in the main thread on SIGTERM."""
 
     def told(_: int, __: FrameType | None) -> None:
         raise Terminated

@@ -1,4 +1,4 @@
-"""The parts of a turn that join two chapters: each reads what one left and calls the next."""
+"""Steps of a first run: prepare, train, evaluate, register and promote a bundle."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ GOLDEN = 5
 EXTRA = ("torch", "lightning", "onnx", "onnxscript")
 THREADS = 2
 REFIT_SECONDS = 7 * 86_400.0
-"""A refit is bounded by its epochs; this only ends one that went astray."""
+"""Time limit of a refit; normally its epochs bound it."""
 
 
 @dataclass(frozen=True)
 class FittedBundle:
-    """A bundle in memory, not yet measured; ``network`` is None where counting models are all there is."""
+    """Bundle in memory before evaluation; ``network`` None: counting models only."""
 
     bundle: Bundle
     arrays: TrainData
@@ -67,7 +67,7 @@ class FittedBundle:
 
 
 def clicked_lists(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """The slots of the lists in which somebody clicked, as they were answered; None where no row names a request."""
+    """Return the slots of answered lists with a click; None if no row names a request."""
     asked = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
     if not asked:
         return None
@@ -76,7 +76,7 @@ def clicked_lists(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
 
 
 def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: PreparedData) -> None:
-    """Let log.db go on after the import, and write every user's state as of its last row."""
+    """Start log.db after the import and write every user's state as of its last row."""
     with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
         log.start_at(prepared.watermark)
     key = FeatureSpec.of(project.config, data.dwell).state_key
@@ -88,7 +88,7 @@ def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: Prepa
 
 
 def open_run(project: Project, started: datetime) -> Path:
-    """A folder of its own for this run, with the whole configuration in it."""
+    """Create the run's folder with the whole configuration in it."""
     run = project.runs / started.strftime("%Y%m%dT%H%M%S%fZ")
     run.mkdir(parents=True)
     (run / "config.toml").write_text(dump(project.config), "utf-8")
@@ -96,13 +96,13 @@ def open_run(project: Project, started: datetime) -> Path:
 
 
 def validation_arrays(project: Project, tables: ItemUserTables, data: PreparedData) -> TrainData:
-    """The arrays on which half-lives, epochs and the mix are chosen."""
+    """Build the arrays on which half-lives, epochs and the mix are chosen."""
     temporal = project.config.split.protocol != LEAVE_ONE_OUT
     return validation_data(tables, data.train, data.valid, clicked_lists(project, data.train), temporal)
 
 
 def build_tables(project: Project, data: PreparedData) -> ItemUserTables:
-    """The tables over what was there before the cut."""
+    """Build the tables over the rows before the cut."""
     before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
     return make_tables(FeatureSpec.of(project.config, data.dwell), before, data.manifest.cut, data.items, data.users)
 
@@ -116,10 +116,10 @@ def fit_models(
     voice: Progress,
     model: str | None,
 ) -> FittedBundle:
-    """Counting models first, then the network within ``train.budget`` training seconds, then the mix on validation.
+    """Fit counting models, train the network within ``train.budget``, choose the mix.
 
-    Under a temporal protocol all of it is first fitted on what lies before the validation moments; with the half-lives
-    and the mix found, the counts are fitted on everything before the cut and the network learns the rest in one pass.
+    Under a temporal protocol everything is first fitted on the rows before the validation moments. With the chosen
+    half-lives and mix, the counts are refitted on all rows before the cut and the network learns the rest in one pass.
     """
     config, begin = project.config, time.monotonic()
     name = model or config.model.name
@@ -142,7 +142,7 @@ def fit_models(
     if wanted and missing:
         voice.say("learn", f'no {name}: it needs {missing[0]}; pip install "recloop[train]" adds it to the mix')
     elif wanted and not has_sequences(arrays):
-        voice.say("learn", f"no {name}: nobody comes back in this log, there is no next moment to learn from")
+        voice.say("learn", f"skipping {name}: no user has two moments, so there is no next item to predict")
     elif wanted:
         budget = config.train.budget_seconds
         network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
@@ -169,11 +169,13 @@ def fit_models(
 def train_window(
     config: Config, network: TrainedNetwork, whole: TrainData, start: int, bundle: Bundle, run: Path
 ) -> TrainedNetwork:
-    """The network after one pass over the moments from the validation start on, as an update learns a window.
+    """Train the network one pass over the moments from the validation start on.
+
+    An update learns a window in the same way.
 
     Args:
-        network: Trained on what lies before ``start``; its facts and its measured NDCG are kept.
-        whole: All rows before the cut. bundle: With the counts over them.
+        network: Trained on the rows before ``start``; its metadata and measured NDCG are kept.
+        whole: All rows before the cut. bundle: The bundle with the counts over them.
     """
     fresh = whole.stamps >= start
     chosen = with_replay(whole, fresh, config.update.replay, config.train.seed)
@@ -190,7 +192,7 @@ def train_window(
 
 
 def _counting(name: str, extra_missing: bool) -> bool:
-    """Whether a model needs no network; one that cannot be looked at because torch is missing is taken for a network."""
+    """Return whether a model is closed-form; False if torch is missing for its import."""
     try:
         return is_closed_form(name)
     except UserError:
@@ -207,7 +209,7 @@ def _installed(package: str) -> bool:
 
 
 def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
-    """The bundle with a network's vectors and graph beside the counts, as the source ``model``."""
+    """Add a network's vectors and graph to the bundle as the source ``model``."""
     others = tuple(sorted(set(bundle.scorers) - {"model"}))
     own = ScorerSpec("model", network.name, network.kind, of=others if network.kind == "rank" else None)
     placements = {
@@ -239,7 +241,7 @@ def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
 def evaluate_on_test(
     project: Project, candidates: Sequence[Bundle], data: PreparedData, voice: Progress
 ) -> EvaluationTable:
-    """The table of these bundles on the test, through the recommender that serves."""
+    """Evaluate these bundles on the test with the serving recommender."""
     prepared = data.manifest.protocol
     if project.config.split.protocol != prepared:
         expected = f"{prepared}, as data/ was split and the bundle was fitted"
@@ -256,7 +258,7 @@ def evaluate_on_test(
 
 
 def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, voice: Progress) -> FittedBundle:
-    """Once more on all rows, with the epochs, half-life and mix found; such a bundle is not scored on them."""
+    """Refit on all rows with the chosen epochs, half-lives and mix; it has no score."""
     cut = end_of(data.events, STAMP) + 1
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
@@ -275,21 +277,21 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
             run / "refit", REFIT_SECONDS,
         )  # fmt: skip
         bundle = with_network(bundle, network)
-    voice.say("learn", f"refit on all {len(data.events):,} rows: its numbers are those of the fit before the cut")
+    voice.say("learn", f"refit on all {len(data.events):,} rows; its numbers are those of the fit before the cut")
     return FittedBundle(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
 
 
 def save_and_register(
     project: Project, learned: FittedBundle, table: EvaluationTable, data: PreparedData, run: Path, started: datetime
 ) -> Bundle:
-    """Golden lists, the folder with its hash, and its row in the control store."""
+    """Add golden lists, write the folder with its hash, and register the bundle."""
     bundle = replace(learned.bundle, metrics=table.bundle_metrics())
     bundle = with_golden(bundle, data.events.filter(pl.col(STAMP) < bundle.cut))
     project.bundles.mkdir(parents=True, exist_ok=True)
     control = project.open_control()
     taken = {row.bundle for row in control.releases()}
     bundle = bundles.write(bundle, project.bundles, started)
-    while bundle.id in taken:  # the same content, trained in the same second: a name of its own, a second later
+    while bundle.id in taken:  # same content in the same second: use a name one second later
         started += timedelta(seconds=1)
         bundle = bundles.write(bundle, project.bundles, started)
     trained = None if learned.network is None else learned.network.metrics.to_json()
@@ -304,7 +306,7 @@ def save_and_register(
 
 
 def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
-    """The bundle with its golden cases: states of four users over these labelled rows, and one of nobody."""
+    """Add golden cases: states of four users over these rows, and an anonymous one."""
     known = rows.filter(pl.col(LABEL) > 0)[USER_ID].unique().to_list()
     users = sorted(known, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN - 1]
     states = [UserState() for _ in range(len(users) + 1)]
@@ -323,7 +325,7 @@ def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
 
 
 def evaluate_bundles(project: Project, names: Sequence[str], voice: Progress) -> EvaluationTable:
-    """The table of these bundles (the live one without a name), written to ``reports/evaluation.json``."""
+    """Evaluate these bundles (default: live) and write ``reports/evaluation.json``."""
     asked = [project.load_bundle(name) for name in names or [""]]
     table = evaluate_on_test(project, asked, load(project), voice)
     table.save(project.reports)
@@ -333,11 +335,11 @@ def evaluate_bundles(project: Project, names: Sequence[str], voice: Progress) ->
 def base_manifest(
     config: Config, tables: ItemUserTables, data: PreparedData, rows: pl.DataFrame, held_seq: int
 ) -> Manifest:
-    """What a bundle over these tables says of itself before a network is in it.
+    """Build the manifest of a bundle over these tables, without a network.
 
     Args:
-        rows: What it is fitted on.
-        held_seq: The first seq of the moments that were held back of them, see `recloop.features.learned_range.LearnedRange`.
+        rows: The rows that it is fitted on.
+        held_seq: The first seq of their held-out moments, see `recloop.features.learned_range.LearnedRange`.
     """
     until = max_int(rows[SEQ])
     return Manifest(
@@ -357,7 +359,7 @@ def base_manifest(
 
 
 def _mix_line(config: Config, chosen: baselines.Chosen) -> str:
-    """How the sources of ``home`` are weighed, for a person."""
+    """Describe the source weights of ``home`` for a person."""
     home, moments = config.placement["home"].mix, chosen.validation_moments
     mix = None if chosen.mixed is None else chosen.mixed.weights
     if home != "auto":
@@ -373,7 +375,7 @@ def _weights(mix: Mapping[Any, float]) -> str:
 
 
 def report_data(voice: Progress, prepared: PrepareResult) -> None:
-    """The doctor's first line, and where the cut fell."""
+    """Describe the row counts and the cut."""
     report = prepared.report
     removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
     voice.say(
@@ -388,7 +390,7 @@ def report_data(voice: Progress, prepared: PrepareResult) -> None:
 
 
 def report_features(voice: Progress, tables: ItemUserTables, arrays: TrainData) -> None:
-    """What the model sees, in one line."""
+    """Describe the training data in one line."""
     names = ", ".join(tables.fields.codes) or "ids alone"
     voice.say(
         "features",
@@ -397,6 +399,6 @@ def report_features(voice: Progress, tables: ItemUserTables, arrays: TrainData) 
 
 
 def report_bundle(voice: Progress, bundle: Bundle) -> None:
-    """The bundle's name and size."""
+    """Log the bundle's name and size."""
     size = sum(facts.bytes for facts in bundle.manifest.files.values())
     voice.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")

@@ -1,4 +1,4 @@
-"""A run of an update: what it was begun with, how far it is, and that a killed one goes on."""
+"""Update run: its inputs, its progress and how a killed run resumes."""
 
 from __future__ import annotations
 
@@ -39,18 +39,20 @@ from recloop.settings import dump
 from recloop.storage import releases
 
 RETROSPECTIVE = frozenset({"duplicates", "burst"})
-"""The rules by which an update takes rows back itself."""
+"""Rules by which an update itself retracts rows."""
 CAME = ("read", "kept", "removed", "signals", "new_users", "new_items")
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What a later turn did: ``verdict`` is registered, waiting, refused, held, restarted or nothing; ``bundle`` None: none was let in.
+    """Result of an update.
 
-    ``state``: of a bundle that was let in: ``live`` where a refresh replaced its parent, ``shadow``, ``registered``.
-
-    ``changed``: keys of recloop.toml that differ from live's settings. ``removed`` {rule: rows}; ``signals``: what each rule of ``[events]`` makes of the rows (rule, means, weight, events).
+    Attributes:
+        verdict: registered, waiting, refused, held, restarted or nothing. bundle: None if none was registered.
+        state: State of the registered bundle: ``live`` (a refresh replaced its parent), ``shadow``, ``registered``.
+        changed: Keys of recloop.toml that differ from live's settings. removed: {rule: rows}.
+        signals: Effect of each rule of ``[events]`` on the rows (rule, means, weight, events).
     """
 
     from_seq: int
@@ -70,12 +72,12 @@ class UpdateResult:
 
     @property
     def failed(self) -> list[JsonTree]:
-        """The gates that said no."""
+        """Return the failed gates."""
         return [one for one in self.gates if not one["ok"] and not one.get("waits")]
 
     @property
     def reason(self) -> str:
-        """Why no bundle was let in: each gate that said no, or that waits for more rows."""
+        """Return the reasons of each gate that failed or waits for more rows."""
         gates = [GateResult.of(one) for one in self.gates]
         stopping = [one for one in gates if not one.ok and not one.waits] or [one for one in gates if one.waits]
         return "; ".join(one.reason for one in stopping)
@@ -83,12 +85,12 @@ class UpdateResult:
 
 @dataclass
 class UpdateRun:
-    """One update under way.
+    """An update in progress.
 
     Attributes:
         full: Train from scratch instead of from live's weights.
         reset: Start from live's weights with a fresh optimizer.
-        spec: Of the candidate.
+        spec: The candidate's feature spec.
     """
 
     project: Project
@@ -120,50 +122,53 @@ class UpdateRun:
 
     @property
     def learned(self) -> LearnedRange:
-        """What live has learned."""
+        """Return the range of rows that live has learned."""
         return self.live.learned
 
     @property
     def window(self) -> NewWindow:
-        """The moments that this update tests, as `collect` chose them."""
+        """Return the moments that this update tests, as `collect` chose them."""
         facts = self.journal.facts("collect")
         return NewWindow(*(int(facts[name]) for name in ("cut", "held_seq", "late", "fresh")))
 
     @property
     def recipe(self) -> str:
-        """Of the child."""
+        """Return the recipe of the child."""
         return recipe_of(self.config) if self.full else child_recipe(self.config, self.live.manifest)
 
     @property
     def refreshes(self) -> bool:
-        """Whether the child has the recipe of live: then its gate alone decides, else shadow and experiment do."""
+        """Return whether the child has live's recipe.
+
+        If so, only its gate decides on its release; else shadow and experiment do.
+        """
         return self.recipe == self.live.manifest.recipe
 
     @property
     def data(self) -> PreparedData:
-        """``data/`` as `collect` wrote it."""
+        """Return ``data/`` as `collect` wrote it."""
         if self.loaded is None:
             self.loaded = read(self.folder / "data", self.project.data)
         return self.loaded
 
     @cached_property
     def world(self) -> tuple[StateHistory, Catalog]:
-        """The states and the catalogue that every question of this run is asked from."""
+        """Return the states and the catalog of this run's queries."""
         return StateHistory(self.data.events, self.data.users), Catalog.of([self.data.items])
 
     @property
     def gates(self) -> list[GateResult]:
-        """Every gate so far, in its order."""
+        """Return every gate so far, in order."""
         steps = [self.journal.facts(step) for step in ("check", "enough", "judge", "finish") if self.journal.has(step)]
         return [GateResult.of(tree) for facts in steps for tree in facts["gates"]]
 
     @property
     def verdict(self) -> str:
-        """By the gates so far."""
+        """Return the verdict of the gates so far."""
         return gate.verdict(self.gates)
 
     def done(self, placed: tuple[str, str] | None, seconds: float) -> UpdateResult:
-        """What came of it; ``placed``: the bundle that was let in, and its state."""
+        """Return the result; ``placed``: the registered bundle and its state."""
         bundle, state = placed or (None, None)
         came = {name: self.journal.facts("collect")[name] for name in CAME}
         return UpdateResult(
@@ -187,24 +192,26 @@ def nothing_new(project: Project, changed: Sequence[Change], seconds: float) -> 
 
 
 def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) -> UpdateRun | None:
-    """The run that was killed, where everything stands as it did, else a new one; None: nothing is new.
+    """Resume the interrupted run if its inputs are unchanged, else start one.
+
+    Returns None if there is nothing new.
 
     Raises:
-        UserError: features or events changed since live was trained, or a protocol that knows no later turn.
+        UserError: features or events changed since live was trained, or the protocol does not support updates.
     """
     config = project.config
     if config.split.protocol != "temporal":
         raise UserError(
             "split.protocol", config.split.protocol, "temporal: a log that goes on", "recloop train, then evaluate"
         )
-    EventLabeler(config.events, config.clean)  # a rule with an unknown word is refused before a run begins
+    EventLabeler(config.events, config.clean)  # reject unknown words in rules before the run starts
     live = project.load_bundle()
     changed = config_changes.changed_keys(config, live.manifest.config)
     retrain = config_changes.with_effect(changed, Effect.RETRAIN)
     asked, full = full, full or config.update.mode == "full" or bool(retrain)
     if full and reset:
-        expected = "a warm start: a full turn takes over no optimizer"
-        raise UserError("--reset-optimizer", "with a full turn", expected, "recloop update --full")
+        expected = "a warm start: a full retrain has no parent optimizer"
+        raise UserError("--reset-optimizer", "with a full retrain", expected, "recloop update --full")
     watermark, last = loading.log_range(project)
     settings = hashlib.sha256(dump(config).encode()).hexdigest()
     mode = "full" if full else "reset" if reset else "warm"
@@ -232,10 +239,10 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
     else:
         voice.say("update", f"run {journal.folder.name} goes on: {mode}, up to seq {last:,}")
     spec = FeatureSpec.of(config, live.spec.dwell)
-    if not full and spec.to_json() != live.spec.to_json():  # a bundle that records no settings
+    if not full and spec.to_json() != live.spec.to_json():  # a bundle without recorded settings
         journal.close("left")
         differ = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
-        expected = f"what {live.id} was trained with (changed: {', '.join(differ)})"
+        expected = f"the settings of {live.id} (changed: {', '.join(differ)})"
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
     if retrain:
         voice.say(
@@ -245,7 +252,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
 
 
 def waiting_reason(project: Project, config: Config, live: str) -> str:
-    """A child of live that has the present settings, knows every row and may yet be promoted; empty: there is none."""
+    """Return a promotable child of live with these settings and all rows, or ""."""
     found = releases.read_state(project.open_control())
     for bundle, (state, _) in reversed(found.states.items()):
         if state not in {"registered", "checked", "shadow", "experiment"}:
@@ -264,13 +271,13 @@ def waiting_reason(project: Project, config: Config, live: str) -> str:
 
 
 def _by_updates(project: Project, watermark: int) -> int:
-    """How many rows after the watermark an update took back by its own rules: they ask for no turn of their own."""
+    """Count rows after the watermark that updates retracted; they need no new update."""
     with project.open_log() as log:
         return sum(row.rule in RETROSPECTIVE for row in log.retractions(after=watermark))
 
 
 def _quarantined(project: Project) -> int:
-    """How often a person took rows out or brought them back: a run that was begun before is not gone on with."""
+    """Count quarantines and restores; a run started before the last cannot resume."""
     with project.open_log() as log:
         rows = [
             *log.retractions(),
@@ -281,10 +288,10 @@ def _quarantined(project: Project) -> int:
 
 @contextmanager
 def explain_disk_full(project: Project) -> Iterator[None]:
-    """A disk that is full ends the run with one message; what was done stays in its folder and goes on next time.
+    """Turn a full disk into one error; the run resumes from its folder next time.
 
     Raises:
-        UserError: a write failed for want of room.
+        UserError: a write failed because the disk is full.
     """
     try:
         yield
@@ -293,5 +300,5 @@ def explain_disk_full(project: Project) -> Iterator[None]:
         told = ("disk", *(os.strerror(code) for code in FULL))  # SQLite's: "database or disk is full"
         if getattr(error, "errno", None) not in FULL and not any(one in text for one in told):
             raise
-        expected = f"room for the run ({text.splitlines()[0]})"
+        expected = f"free space for the run ({text.splitlines()[0]})"
         raise UserError("disk", project.root, expected, "free some space, then recloop update again") from None

@@ -41,7 +41,7 @@ from recloop.storage.event_log import out_at
 from recloop.training.dataset import make_tables
 
 CHECKED = 300
-"""Queries of a window of the input check at most."""
+"""Most queries per window of the input check."""
 NOTHING_FRESH = (
     "weak: nothing to judge: no moment with a positive is dated after what live has learned; the rows are learned"
 )
@@ -65,8 +65,8 @@ def collect(run: UpdateRun) -> None:
     if made.late:
         run.voice.say(
             "collect",
-            f"{made.late:,} of {made.late + made.fresh:,} new moments are dated before what live has learned: "
-            "they are learned and never judged",
+            f"{made.late:,} of {made.late + made.fresh:,} new moments are dated before live's training data: "
+            "they are used for training, not for the gate",
         )
     rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
     run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
@@ -84,7 +84,7 @@ def check_input(run: UpdateRun) -> None:
         return
     events = run.data.events
     own, parents = _known_windows(run)
-    # What live has not learned, dated after what it has: of late rows it knows what came next.
+    # Late rows are excluded: live has learned the rows that follow them.
     events = events.filter(run.learned.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
     came = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
@@ -101,7 +101,7 @@ def check_input(run: UpdateRun) -> None:
     windows = [_window(run, one, run.watermark) for one in past]
     if len(windows) < input_check.FEWEST:
         windows = own + windows
-    inherited = len(windows) < input_check.FEWEST  # a child that has just replaced its parent has no windows of its own
+    inherited = len(windows) < input_check.FEWEST  # a new live bundle has no own windows
     if inherited:
         windows = parents + windows
     incoming = _window(run, came, run.until)
@@ -120,7 +120,7 @@ def _json_of(windows: Sequence[WindowLoss]) -> list[Any]:
 
 
 def _known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
-    """The earlier windows of the live bundle, and those of its parents; another recipe's are neither."""
+    """Return the earlier windows of live and of its parents with the same recipe."""
     known = [window for window in run.data.manifest.windows or () if window.queries is not None]
     line = loading.lineage(run.project, run.live)
     own = [window for window in known if window.bundle == run.live.id]
@@ -128,7 +128,7 @@ def _known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
 
 
 def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
-    """Live's own loss over these queries, as ``data/manifest.json`` keeps it."""
+    """Return live's loss over these queries in the form of ``data/manifest.json``."""
     lost = paired.window_loss(paired.answer(run.live, queries, *run.world).ndcg)
     return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread)
 
