@@ -74,7 +74,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert re.search(r"recloop update: [\d,]+ rows .*: registered", said["keep learning"])
     assert "poisoned copy, with the input check: held" in said["gate"]
     assert "poisoned copy, with that check off: refused" in said["gate"]
-    assert "byte for byte what they were: yes" in said["gate"]
+    assert "unchanged byte for byte: yes" in said["gate"]
     assert re.search(r"twin of live itself: 0 of [1-9]\d* differ", said["shadow"])
     assert re.search(r"overlap@10: .* noise floor", said["shadow"])
     assert "this measures prediction, not effect" in said["experiment"]

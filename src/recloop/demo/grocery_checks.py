@@ -1,4 +1,4 @@
-"""The demo's proof: health of what was shown, every list rebuilt by the other path, and a planted skew that is found."""
+"""Checks of the grocery demo: health, verification and a planted skew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recloop.serve.service import Service
 
 
 def watch(project: Project, tell: Callable[[str], None]) -> None:
-    """Health of what was shown, and every decision rebuilt by the other path."""
+    """Report the health of the shown lists and verify every decision."""
     page = report.write(project, "", "", "")
     tell(
         f"{page['requests']} requests: entropy {page['entropy']:.3f}, long-tail share {page['long_tail_share']:.3f}, "
@@ -33,7 +33,7 @@ def watch(project: Project, tell: Callable[[str], None]) -> None:
 
 
 def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> None:
-    """A bucket edge moved: on disk the hash refuses it; in the service's memory verify names it."""
+    """Move a bucket edge: verify finds it in memory, the hash check finds it on disk."""
     copy = project.root / "skewed"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(
@@ -63,7 +63,7 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
 
 
 def serve_skewed(root: str) -> None:
-    """Serve a project whose bucket edges of the gap were moved in memory: only the proof's test bed calls this."""
+    """Serve a project with moved bucket edges in memory; used only by this check."""
     app.run(open_project(root), "127.0.0.1", 0, tamper=_move_edges)
 
 

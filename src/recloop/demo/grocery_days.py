@@ -1,4 +1,4 @@
-"""The demo's later days: lived through over HTTP, learned from, gated, shadowed, compared, promoted and rolled back."""
+"""Held-out days of the grocery demo: replay, update, shadow, experiment, rollback."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from recloop.project import Project
 from recloop.records import DAY
 
 DAYS = 14
-"""Days at the end of the log that are held back as the future."""
+"""Days at the end of the log that are held out as the future."""
 WALL = {"first": 25.0, "shadow": 20.0, "experiment": 25.0}
-"""Seconds of wall time that each stretch of days may take; what does not fit is posted unasked."""
+"""Wall-time limit in seconds of each stretch of days; later baskets are posted without requests."""
 HEALTH = ("entropy", "long_tail_share", "cold_coverage")
 
 
 @dataclass(frozen=True)
 class GroceryContext:
-    """What the later days work with: the project, its running service, the rows that were held back."""
+    """State of the replay: the project, its running service, the held-out rows."""
 
     project: Project
     client: Client
@@ -39,7 +39,7 @@ class GroceryContext:
     told: Progress
 
     def live(self, day: float, days: float, wall: float, chapter: str) -> Replayed:
-        """Live through ``days`` from day ``day`` on, and say so."""
+        """Replay ``days`` from day ``day`` on and log the result."""
         first = self.first + int(day * DAY)
         self.told.say(
             chapter, f"{iso(first)[:10]} and on: before each basket its household asks; at most {wall:.0f} s of it"
@@ -47,7 +47,7 @@ class GroceryContext:
         done = replay(
             self.client, self.future, first, days, wall, lambda part, total: self.told.bar(chapter, part, total)
         )
-        left = f", {done.left_out:,} more posted unasked for want of time" if done.left_out else ""
+        left = f", {done.left_out:,} more posted without a request, out of time" if done.left_out else ""
         self.told.say(
             chapter,
             f"days {day + 1:g}-{day + days:g}: {done.baskets:,} baskets asked for and posted in {done.seconds:.0f} s"
@@ -56,12 +56,12 @@ class GroceryContext:
         return done
 
     def move(self, verb: str, **body: str) -> JsonTree:
-        """One move of the release machine over HTTP, in the replay's time."""
+        """Make one release transition over HTTP at the replay's time."""
         return self.client.post(f"/v1/admin/{verb}", body)
 
 
 def as_rows(purchases: pl.DataFrame) -> pl.DataFrame:
-    """Purchases as a replay posts them; what `clean.keep` would take is not posted."""
+    """Return the purchases to post, without rows that `clean.keep` would remove."""
     return purchases.filter(pl.col("quantity") > 0).select(
         pl.col("household_id").cast(pl.String).alias("user_id"),
         pl.col("product_id").cast(pl.String).alias("item_id"),
@@ -73,16 +73,16 @@ def as_rows(purchases: pl.DataFrame) -> pl.DataFrame:
 
 
 def run(stage: GroceryContext) -> None:
-    """Days 1-14: update, gate, poison, shadow, experiment, promote, rollback, verify."""
+    """Run days 1-14: update, gate, poison, shadow, experiment, promote, roll back."""
     stage.live(0, 7, WALL["first"], "keep learning")
     root, tell = stage.project.root, partial(stage.told.say, "gate")
     with grocery_updates.copied(root, "poisoned") as poisoned, grocery_updates.copied(root, "reseeded") as reseeded:
-        candidate = keep_learning(stage)  # the week waits in the copies too
+        candidate = keep_learning(stage)  # the copies contain the week too
         with grocery_updates.another_seed(reseeded) as begun:
             grocery_updates.poison(poisoned, tell)
             twin = grocery_updates.take_in(stage.project, reseeded, begun, tell)
     if candidate is None:
-        stage.told.say("release", "no candidate passed its gate: live stays, and there is nothing to try")
+        stage.told.say("release", "no candidate passed its gate: live stays, and there is no test")
     else:
         in_the_shadow(stage, candidate, twin)
         in_an_experiment(stage, candidate)
@@ -91,7 +91,7 @@ def run(stage: GroceryContext) -> None:
 
 
 def keep_learning(stage: GroceryContext) -> str | None:
-    """One update over the week: what came, the gates, the candidate."""
+    """Update on the week's rows; log the rows and gates and return the candidate."""
     done, last = grocery_updates.update(stage.project.root, *grocery_updates.SHORT)
     if not done:
         raise RuntimeError(f"recloop update: {last}")
@@ -109,7 +109,7 @@ def keep_learning(stage: GroceryContext) -> str | None:
 
 
 def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> None:
-    """Days 8-10: the candidate scores a share of requests after the answer, beside live again and the other seed."""
+    """Run days 8-10: shadow the candidate, live's copy and the other seed."""
     stage.move("promote", bundle=candidate, to="shadow", reason="passed its gate")
     if twin is not None:
         stage.move("promote", bundle=twin, to="shadow", reason="the noise floor")
@@ -143,7 +143,7 @@ def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> No
 
 
 def in_an_experiment(stage: GroceryContext, candidate: str) -> None:
-    """Days 11-14: half and half by user."""
+    """Run days 11-14: a 50/50 experiment by user."""
     stage.move("promote", bundle=candidate, to="experiment", reason="the shadow agrees")
     stage.live(10, 4, WALL["experiment"], "experiment")
     found = experiment.analyze(stage.project, candidate)
@@ -160,11 +160,11 @@ def in_an_experiment(stage: GroceryContext, candidate: str) -> None:
             f"{_signed(one.delta)} (confidence sequence {_signed(one.sequence_low)} to {_signed(one.sequence_high)})",
         )
     stage.told.say("experiment", f"verdict: {found.verdict}: {found.why}")
-    stage.told.say("experiment", "replay: nobody saw these lists; this measures prediction, not effect")
+    stage.told.say("experiment", "replay: no user saw these lists; this measures prediction, not effect")
 
 
 def there_and_back(stage: GroceryContext, candidate: str) -> None:
-    """Live, one request, back, the same request; the table of every move."""
+    """Promote and roll back, repeat one request each time, and log every transition."""
     stage.told.say("release", "the candidate goes live, and back: the same request before, between and after")
     stage.client.now = stage.first + DAYS * DAY
     users = stage.future["user_id"].unique(maintain_order=True).to_list()
@@ -184,7 +184,7 @@ def there_and_back(stage: GroceryContext, candidate: str) -> None:
 
 
 def release_rows(project: Project) -> list[str]:
-    """Every move, by whom, why."""
+    """Log every transition with author and reason."""
     rows = project.open_control().releases()
     return [
         f"{row.generation:>3} {iso(row.at)[:16]} {row.bundle[-8:]} {row.from_ or 'new':>11} -> {row.to:<11} {row.by}: {row.reason}"
@@ -193,7 +193,7 @@ def release_rows(project: Project) -> list[str]:
 
 
 def prove(stage: GroceryContext) -> None:
-    """Every decision of the demo rebuilt, across the update and both swaps."""
+    """Verify every decision of the demo, across the update and both swaps."""
     stage.told.say("verify", "every decision of the demo, across the update and both swaps, rebuilt by the other path")
     begin = time.monotonic()
     found = verify.verify(stage.project, 1_000_000)
@@ -213,7 +213,7 @@ def _changed(user: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 
 def _disagreement(one: Mapping[str, Any]) -> str:
-    """A request on which the two differ most: how far, and what only one of them shows."""
+    """Describe a request with the largest difference and each side's own items."""
     alone = {
         side: [name for name in one[side] if name not in one[other]][:3]
         for side, other in (("live", "candidate"), ("candidate", "live"))

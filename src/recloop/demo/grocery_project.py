@@ -1,4 +1,4 @@
-"""The demo's data: a grocery chain's year out of an installed package, as a project; its last days may be held back."""
+"""Project of the grocery demo, from the data of an installed package."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ plan = {{ users = 800, looks = 2 }}   # 4,000 users by default
 
 
 def write_project(folder: Path, held: int = 0) -> Project:
-    """``recloop.toml`` and the items with their prices, in a folder of our own.
+    """Write ``recloop.toml`` and the items with their prices into an own folder.
 
     Args:
-        held: Days at the end of the log that are held back as the future (``future.parquet``); 0: none.
+        held: Days at the end of the log that are held out as the future (``future.parquet``); 0: none.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -91,7 +91,7 @@ def write_project(folder: Path, held: int = 0) -> Project:
 
 
 def priced(products: pl.DataFrame, purchases: pl.DataFrame, quantile: float) -> pl.DataFrame:
-    """The products with ``price``: the median of sales value / quantity over rows before the cut."""
+    """Add ``price`` to the products: median sales value / quantity before the cut."""
     rows = purchases.select(
         pl.col("household_id").cast(pl.String).alias("user_id"),
         pl.col("basket_id").cast(pl.String).alias("group_id"),

@@ -1,4 +1,4 @@
-"""The demo's updates: as a child process, once more with another seed, and on a copy whose rows were poisoned."""
+"""Updates of the grocery demo: child process, another seed, a poisoned copy."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from recloop.storage import releases
 from recloop.storage.data_manifest import DataManifest
 
 SHORT = ("--set", "train.budget=15s")
-"""An update of the demo trains so long at most, once before its gate and once after."""
+"""Training limit of a demo update, once before its gate and once after."""
 
 Tell = Callable[[str], None]
 
 
 def update(root: Path, *words: str) -> tuple[JsonTree, str]:
-    """``recloop update`` as a child: its JSON, and its last line of stderr."""
+    """Run ``recloop update`` as a child; return its JSON and its last line of stderr."""
     done = subprocess.run(_command(root, *words), capture_output=True, text=True, check=False)
     lines = done.stderr.strip().splitlines()
     return json.loads(done.stdout) if done.stdout else {}, lines[-1] if lines else ""
@@ -41,18 +41,18 @@ def _command(root: Path, *words: str) -> list[str]:
 
 
 def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each gate of an update's JSON as a person reads it."""
+    """Format each gate of an update's JSON for a person."""
     return [GateResult.of(one).line() for one in gates]
 
 
 def rule_lines(signals: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each rule of ``[events]`` made of the rows (`recloop.data.label_report.counted`)."""
+    """Format the effect of each rule of ``[events]`` (`recloop.data.label_report`)."""
     return [str(RuleCount(**count)) for count in signals]
 
 
 @contextmanager
 def copied(root: Path, name: str) -> Iterator[Path]:
-    """The folder as it stands, its databases by SQLite's own backup: the server goes on writing meanwhile."""
+    """Copy the folder; databases by SQLite's backup, since the server keeps writing."""
     copy = root / name
     shutil.rmtree(copy, ignore_errors=True)
     left = shutil.ignore_patterns(
@@ -73,7 +73,7 @@ def copied(root: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def another_seed(copy: Path) -> Iterator[subprocess.Popen[str]]:
-    """The same update with another seed, begun on a copy while other things are done."""
+    """Start the same update with another seed on a copy, in the background."""
     words = _command(copy, *SHORT, "--set", "train.seed=1")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         try:
@@ -83,7 +83,7 @@ def another_seed(copy: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Tell) -> str | None:
-    """The bundle of the other seed, registered here with its gates as evidence; None: its gate said no."""
+    """Register the other seed's bundle with its gates; None if a gate failed."""
     text, _ = begun.communicate()
     done = json.loads(text) if text else {}
     if done.get("verdict") != "registered":
@@ -102,7 +102,7 @@ def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Te
 
 
 def poison(copy: Path, tell: Tell) -> None:
-    """The same update on a copy whose new rows have their items shuffled: held by the input check, then by the gate."""
+    """Run the update on a copy with shuffled items: input check, then gate, hold it."""
     _shuffle_items(copy / "store" / "log.db", _watermark(copy))
     before = _bytes_of(copy)
     for words, what in (
@@ -114,7 +114,7 @@ def poison(copy: Path, tell: Tell) -> None:
         for line in gate_lines(done.get("gates", [])):
             tell(f"  {line}")
     same = _bytes_of(copy) == before
-    tell(f"live, vocabulary, state and watermark byte for byte what they were: {'yes' if same else 'NO'}")
+    tell(f"live, vocabulary, state and watermark unchanged byte for byte: {'yes' if same else 'NO'}")
 
 
 def _watermark(root: Path) -> int:

@@ -1,4 +1,4 @@
-"""How the demo tells what it does: step by step, a numbered heading a chapter; and the folder that it may write over."""
+"""Demo output: numbered steps, and the folder that a demo may overwrite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARK = "# The demo of recloop."
 
 
 class DemoNarrator:
-    """Prints the demo step by step, a numbered heading a chapter, and remembers what each said for ``--json``."""
+    """Print the demo step by step and keep each step's lines for ``--json``."""
 
     def __init__(self, voice: Progress, out: rich.console.Console) -> None:
         self.steps: list[JsonTree] = []
@@ -25,7 +25,7 @@ class DemoNarrator:
         self._begin = time.monotonic()
 
     def say(self, chapter: str, line: str) -> None:
-        """A line of a chapter; another chapter than the last one begins a step."""
+        """Print a line of a chapter; a new chapter starts a step."""
         if not self.steps or self.steps[-1]["name"] != chapter:
             self.end()
             self.steps.append({"name": chapter, "seconds": 0.0, "out": []})
@@ -34,25 +34,25 @@ class DemoNarrator:
         self.steps[-1]["out"].append(line)
         self._out.print(f"   {line}", markup=False, highlight=False, emoji=False)
 
-    def show(self, chapter: str, drawn: Any) -> None:  # noqa: ARG002 - it stands where the chapter stands
-        """Something that draws itself: the table, the doctor's report."""
+    def show(self, chapter: str, drawn: Any) -> None:  # noqa: ARG002 - same signature as `Progress`
+        """Print a renderable such as a table or the doctor's report."""
         self._out.print(drawn)
 
     def bar(self, chapter: str, done: int, total: int) -> None:
         self._voice.bar(chapter, done, total)
 
     def end(self) -> None:
-        """The seconds of the step that is over."""
+        """Record and print the seconds of the finished step."""
         if self.steps:
             self.steps[-1]["seconds"] = round(time.monotonic() - self._begin, 2)
             self._out.print(f"   [dim]{self.steps[-1]['seconds']:.1f} s[/]", highlight=False)
 
 
 def fresh_folder(folder: Path) -> Path:
-    """The folder, empty: an earlier demo in it is removed.
+    """Empty the folder; an earlier demo in it is removed.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the folder contains other files.
     """
     config = folder / "recloop.toml"
     if folder.exists() and any(folder.iterdir()):

@@ -1,7 +1,7 @@
-"""Days that were held back, replayed over HTTP in their own time: each household asks, then its basket is posted.
+"""Replay held-out days over HTTP: request a list, then post the basket.
 
-The import ends where the future begins; what comes after goes through the service like any shop's day: a list is asked
-for just before each basket, and the basket's rows carry the ``request_id`` of that list. ``now`` is the replay's clock.
+The import ends at the start of the future. Each later basket is preceded by a request, and its rows carry the
+``request_id`` of that list. ``now`` is the replay's clock.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from recloop.json_object import JsonTree
 from recloop.records import DAY, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 BEFORE = 1_000_000
-"""Microseconds before its basket at which a household asks."""
+"""Microseconds between a household's request and its basket."""
 
 
 @dataclass
 class Replayed:
-    """What a stretch of days did: baskets asked for and posted, rows accepted, baskets left out for want of time."""
+    """Result of a stretch of days: requested, posted and skipped baskets, rows."""
 
     baskets: int = 0
     rows: int = 0
@@ -33,13 +33,13 @@ class Replayed:
 
     @property
     def hit_rate(self) -> float:
-        """Share of baskets that hold an item of the list asked for just before."""
+        """Return the share of baskets with an item of the list requested just before."""
         return self.hits / self.baskets if self.baskets else float("nan")
 
 
 @dataclass(frozen=True)
 class Basket:
-    """One basket of the future, as its rows will be posted."""
+    """One basket of the future with its rows to post."""
 
     user_id: str
     stamp: int
@@ -48,10 +48,10 @@ class Basket:
 
 
 def baskets(future: pl.DataFrame, first: int, days: float) -> Iterator[Basket]:
-    """The baskets of the ``days`` from ``first`` (int64 microseconds) on, in the order of time.
+    """Return the baskets of ``days`` from ``first`` (int64 microseconds) on, by time.
 
     Args:
-        future: user_id, item_id, timestamp, group_id, quantity, value of the rows that were held back.
+        future: user_id, item_id, timestamp, group_id, quantity, value of the held-out rows.
     """
     inside = _within(future, first, days).sort(TIMESTAMP, GROUP_ID, maintain_order=True)
     for (group_id,), rows in inside.group_by(GROUP_ID, maintain_order=True):
@@ -75,13 +75,13 @@ def replay(
     seconds: float,
     bar: Callable[[int, int], None] | None = None,
 ) -> Replayed:
-    """Live through some days; what does not fit into ``seconds`` of wall time is posted unasked, and counted.
+    """Replay some days within ``seconds`` of wall time.
 
-    No basket is lost: those left out are posted a thousand rows at a time, so the state of every household is the
-    same as if all had asked.
+    Baskets beyond the limit are posted without a request, a thousand rows at a time, and counted. So every user's state
+    is the same as if all had made requests.
 
     Args:
-        bar: Told how many baskets are through, and of how many.
+        bar: Callback with the numbers of finished and of all baskets.
     """
     done, begin = Replayed(), time.monotonic()
     waiting: list[JsonTree] = []

@@ -1,8 +1,8 @@
-"""The demo on the seeded world: people browse over HTTP, a harmful candidate is stopped, a better one promoted, the truth beside.
+"""Simulated-shop demo: a harmful candidate is stopped, a better one promoted.
 
-Nothing is downloaded and no torch is needed. World, seed and plan are fixed here. The luck of an answer hangs on the name
-that the service gives the request, the users of an arm on the name of the bundle, which holds the time of day: so the
-truth is that of the seed, and every run is another draw of what an experiment sees. Run: ``recloop demo --world``.
+The demo needs no download and no torch. World, seed and plan are fixed, so the true effects are fixed. Request ids and
+bundle names differ between runs: they decide a user's random response and experiment arm. So each run is another
+sample. Run: ``recloop demo --world``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ from recloop.storage import locks
 
 WORLD: Final = {"seed": 0, "users": 1000, "items": 300, "days": 60, "demand": 3.0}
 LOG: Final = 30
-"""Days that the log holds when the demo begins."""
+"""Days in the log when the demo starts."""
 FIRST, TRIED, AFTER = 2, 6, 1
-"""Days before the update; of each experiment (its last users need a day until their outcome is closed); after all."""
+"""Days before the update, of each experiment, and after the last one.
+
+The last users of an experiment need one day until their outcome is complete.
+"""
 RULE: Final = "price >= 6"
 CAMPAIGN: Final = "category = 'garden'"
 WANTED: Final = "the garden week is wanted"
@@ -64,7 +67,7 @@ plan = {{ users = 400, looks = 2 }}   # 4,000 users by default
 
 @dataclass
 class SimulationContext:
-    """What the chapters work with."""
+    """State of the demo's chapters."""
 
     world: BrowsingSimulator
     project: Project
@@ -77,7 +80,7 @@ class SimulationContext:
         self.shown.say(chapter, line)
 
     def live(self, days: float, chapter: str) -> SimulationTotals:
-        """Let some days go by, and say so; the moves that follow carry their end as their time."""
+        """Simulate some days and log them; later transitions use their end as time."""
         done = self.people.live(self.day, self.day + days)
         self.say(
             chapter,
@@ -89,8 +92,8 @@ class SimulationContext:
         return done
 
     def compared(self, chapter: str, bundle: str) -> Verdict:
-        """The two arms of a bundle's experiment, with the truth beside; kept in ``reports/``."""
-        time.sleep(0.3)  # decisions are written behind the answers
+        """Report both arms of a bundle's experiment and the true effect in ``reports/``."""
+        time.sleep(0.3)  # decisions are written after the answers
         found, known, lines = compared(self.world, self.project, bundle)
         for line in lines:
             self.say(chapter, line)
@@ -102,10 +105,10 @@ class SimulationContext:
         return found
 
     def move(self, bundle: str, to: str = "") -> JsonTree:
-        """``POST /v1/admin/promote``, never with a reason: each step has to be earned.
+        """Call ``POST /v1/admin/promote`` without a reason, so all requirements apply.
 
         Raises:
-            RuntimeError: status and message, where it is not.
+            RuntimeError: the promotion was refused; status and message.
         """
         try:
             return self.client.post("/v1/admin/promote", {"bundle": bundle, "to": to})
@@ -114,11 +117,11 @@ class SimulationContext:
 
 
 def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
-    """The whole story in ``folder``; what each step said, and the files that it left.
+    """Run the whole demo in ``folder``; return each step's lines and the files.
 
     Raises:
-        UserError: the folder holds something else.
-        AssertionError: something did not come out as this demo says it does.
+        UserError: the folder contains other files.
+        AssertionError: a result differs from the expected one.
     """
     begin = time.monotonic()
     shown = DemoNarrator(voice, out)
@@ -129,7 +132,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
     for count in counted(signal, project.open_archive().events()):
         shown.say("signals", str(count))
     campaign, free = candidates(project, shown)
-    shown.say("browse", f"recloop serve: a list for everybody, of what costs 6 or more ({RULE})")
+    shown.say("browse", f"recloop serve: all users get lists of items from 6 up ({RULE})")
     with serving(project.root) as client:
         client.now = START + LOG * DAY
         people = SimulatedUsers(world, client.url)
@@ -151,10 +154,10 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
 
 
 def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -> Project:
-    """The first days of the world as a project, in a folder of our own.
+    """Write the first days of the world as a project into an own folder.
 
     Raises:
-        UserError: the folder holds something that is no earlier demo.
+        UserError: the folder contains something other than an earlier demo.
     """
     world.write(fresh_folder(folder), LOG)
     config = folder / "recloop.toml"
@@ -168,29 +171,29 @@ def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -
     shown.say("the world", words)
     shown.say("the world", f"{LOG} days as a log: {len(world.users(now))} users, {on_sale.sum()} items; others arrive")
     shown.say("the world", f"tastes drift: today's correlate {alike:.2f} with those of the first day")
-    shown.say("the world", f"bait: {np.mean(world.bait[on_sale]):.0%} of the items draw clicks that nobody enjoys")
+    shown.say("the world", f"bait: {np.mean(world.bait[on_sale]):.0%} of the items draw clicks beyond their utility")
     return open_project(folder)
 
 
 def trained(project: Project, rule: str) -> str:
-    """A bundle over ``data/`` with another rule for its lists: ``recloop train --set placement.home.filter=...``."""
+    """Train a bundle on ``data/`` with another filter (``placement.home.filter``)."""
     here = open_project(project.root, [f"placement.home.filter={json.dumps(rule)}"])
     with locks.run_lock(project.root, "train"):
         return loop.train(here, NullProgress()).bundle.id
 
 
 def candidates(project: Project, shown: DemoNarrator) -> list[str]:
-    """Two bundles over the same arrays with other rules, and their gates; both go into the shadow."""
+    """Build two bundles with other rules, run their gates and start both as shadows."""
     made = []
     shown.say("candidates", "two more bundles over the arrays of live, each with another rule")
-    for rule, words, reason in ((CAMPAIGN, "a garden week", WANTED), ("", "everybody sees what they like", "")):
+    for rule, words, reason in ((CAMPAIGN, "a garden week", WANTED), ("", "no price rule", "")):
         bundle = trained(project, rule)
         shown.say("candidates", f"recloop train --set placement.home.filter={json.dumps(rule)}: {bundle}, {words}")
         evidence = promotion.promote(project, bundle, "shadow", reason, at=START + LOG * DAY)["evidence"]
         for line in gate_lines(evidence["gates"]):
             shown.say("candidates", f"  {line}")
         said = "recloop promote --to shadow"
-        if "not_earned" in evidence:  # somebody insists, and the row says what they go ahead of
+        if "not_earned" in evidence:  # the row records the skipped requirements
             said += f" --reason {reason!r}, ahead of {'; '.join(evidence['not_earned'])}"
         shown.say("candidates", said)
         made.append(bundle)
@@ -198,8 +201,8 @@ def candidates(project: Project, shown: DemoNarrator) -> list[str]:
 
 
 def keep_learning(stage: SimulationContext) -> None:
-    """One update over what came: the candidate and its gates."""
-    stage.say("keep learning", "recloop update: what came since becomes a child of live, under the same rule")
+    """Run one update on the new rows; log the candidate and its gates."""
+    stage.say("keep learning", "recloop update: train a child of live on the new rows, under the same rule")
     made = loop.update(stage.project, NullProgress())
     stage.say(
         "keep learning",
@@ -213,7 +216,7 @@ def keep_learning(stage: SimulationContext) -> None:
 
 
 def harmful(stage: SimulationContext, campaign: str) -> SimulationTotals:
-    """The campaign gets half of the users, is found harmful, refused its promotion, and taken out."""
+    """Test the campaign on half of the users; it is harmful, so it is refused."""
     chapter = "a harmful candidate"
     stage.move(campaign, "experiment")
     stage.say(chapter, f"{campaign} has earned its experiment in the shadow: half of the users see the garden alone")
@@ -226,14 +229,14 @@ def harmful(stage: SimulationContext, campaign: str) -> SimulationTotals:
     else:
         raise AssertionError(f"{campaign} became live: {found.verdict}")
     if found.verdict != "worse":
-        raise AssertionError(f"the harm was not told: {found.why}")
+        raise AssertionError(f"the harm was not detected: {found.why}")
     stage.client.post("/v1/admin/refuse", {"bundle": campaign, "reason": found.why})
     stage.say(chapter, f"{campaign} is refused")
     return done
 
 
 def better(stage: SimulationContext, free: str) -> SimulationTotals:
-    """The bundle without a rule gets half of the users, is found better, and earns its promotion."""
+    """Test the bundle without a rule on half of the users; it is better and promoted."""
     chapter = "a better candidate"
     stage.move(free, "experiment")
     stage.say(
@@ -243,7 +246,7 @@ def better(stage: SimulationContext, free: str) -> SimulationTotals:
     done = stage.live(TRIED, chapter)
     found = stage.compared(chapter, free)
     if found.verdict != "better":
-        raise AssertionError(f"the gain was not told: {found.why}")
+        raise AssertionError(f"the gain was not detected: {found.why}")
     moved = stage.move(free)
     stage.say(chapter, f"POST /v1/admin/promote without a reason: {moved['from']} -> {moved['to']}, earned by")
     earned = moved["evidence"]
@@ -256,7 +259,7 @@ def better(stage: SimulationContext, free: str) -> SimulationTotals:
 
 
 def released(stage: SimulationContext, first: SimulationTotals) -> SimulationTotals:
-    """A day with the better bundle, and every move of every bundle."""
+    """Simulate a day with the better bundle and list every transition."""
     chapter = "released"
     stage.say(chapter, "a day with the better bundle")
     after = stage.live(AFTER, chapter)
@@ -266,16 +269,16 @@ def released(stage: SimulationContext, first: SimulationTotals) -> SimulationTot
             f"{name}: a list brings {one.clicks / one.visits:.2f} clicks and a click at all with "
             f"{one.hits / one.visits:.1%}, by the truth of {one.visits} lists shown",
         )
-    stage.say(chapter, f"newcomers' first lists are filled by {counts(after.newcomers) or 'nobody: none came'}")
+    stage.say(chapter, f"newcomers' first lists are filled by {counts(after.newcomers) or 'nothing: there were none'}")
     for row in release_rows(stage.project):
         stage.say(chapter, row)
     return after
 
 
 def prove(project: Project, whole: list[SimulationTotals], shown: DemoNarrator) -> None:
-    """Nothing disliked was shown again, and every decision is rebuilt."""
+    """Verify every decision and that no disliked item was shown again."""
     lists, again = sum(one.after_dislike for one in whole), sum(one.shown_again for one in whole)
-    shown.say("verify", f"{lists:,} lists for people who had disliked something: {again} disliked items in them")
+    shown.say("verify", f"{lists:,} lists for users with dislikes: {again} disliked items in them")
     begin = time.monotonic()
     found = verify.verify(project, 1_000_000)
     shown.say(
@@ -290,5 +293,5 @@ def prove(project: Project, whole: list[SimulationTotals], shown: DemoNarrator) 
 
 
 def counts(found: Mapping[str, int]) -> str:
-    """Names with their counts, the largest first."""
+    """Format names with their counts, largest first."""
     return ", ".join(f"{value:,} {name}" for name, value in sorted(found.items(), key=lambda one: (-one[1], one[0])))

@@ -1,4 +1,4 @@
-"""The seeded world's people as clients of the service: they arrive, ask, answer their lists, and remember what they disliked."""
+"""Simulated users as clients of the service: arrive, request, respond."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from recloop.simulation.browsing import BrowsingSimulator
 from recloop.simulation.shop import START
 
 LANES: Final = 3
-"""People who browse at the same time; each always in the same lane, so nobody asks before their last answer is posted."""
+"""Concurrent lanes; a user stays in one lane, so requests follow the user's earlier responses."""
 STEP: Final = 0.25
-"""Days after which what has arrived meanwhile is posted."""
+"""Days between posts of newly arrived users and items."""
 LATER: Final = 300 * SECOND
-"""How long after a list somebody looks for what it did not show."""
+"""Delay after a list until the user searches for items outside it."""
 
 
 @dataclass
 class SimulationTotals:
-    """What some days did: visits, rows by event type, arrivals; the truth of the lists that were shown.
+    """Result of some days: visits, rows by event type, arrivals, true list quality.
 
     Attributes:
-        after_dislike: Lists for people who had disliked something; ``shown_again``: disliked items in them.
-        newcomers: Slots by source of the first lists of people who arrived meanwhile.
-        clicks, hits: Sums over the visits of what each list brings on average, by the world (`BrowsingSimulator.expected`).
+        after_dislike: Lists for users with dislikes; ``shown_again``: disliked items in them.
+        newcomers: Slots by source of the first lists of newly arrived users.
+        clicks, hits: Sums over visits of each list's expected outcome (`BrowsingSimulator.expected`).
     """
 
     visits: int = 0
@@ -47,16 +47,16 @@ class SimulationTotals:
     seconds: float = 0.0
 
     def add(self, other: SimulationTotals) -> None:
-        """Take in what another stretch, or another lane, did."""
+        """Add the result of another stretch or lane."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 class SimulatedUsers:
-    """Everybody of a world, in front of a running service.
+    """All users of a world as clients of a running service.
 
     Args:
-        url: Of the service, which takes the time from its requests.
+        url: URL of the service, which reads the time from its requests.
     """
 
     def __init__(self, world: BrowsingSimulator, url: str) -> None:
@@ -67,12 +67,12 @@ class SimulatedUsers:
         self._new: set[str] = set()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         for client in self._clients:
             client.close()
 
     def live(self, first: float, last: float) -> SimulationTotals:
-        """Live through the days from ``first`` to ``last``, counted from the world's beginning."""
+        """Simulate the days from ``first`` to ``last``, counted from the world's start."""
         done, begin = SimulationTotals(), time.monotonic()
         visits = list(self._world.visits(first, last))
         borders = np.arange(first, last, STEP).tolist()
@@ -89,7 +89,7 @@ class SimulatedUsers:
         return done
 
     def _arrive(self, low: float, high: float, done: SimulationTotals) -> None:
-        """Post who and what arrived; never before it was there."""
+        """Post the users and items that have arrived."""
         items, users = self._world.arrivals(low, high)
         client = self._clients[0]
         client.now = START + int(high * DAY)
@@ -101,7 +101,7 @@ class SimulatedUsers:
         done.new_users += len(users)
 
     def _browse(self, client: Client, visits: Sequence[tuple[int, str]]) -> SimulationTotals:
-        """The visits of one lane, one after the other."""
+        """Run the visits of one lane in sequence."""
         done = SimulationTotals(visits=len(visits))
         for now, user_id in visits:
             client.now = now
@@ -123,7 +123,7 @@ class SimulatedUsers:
         return done
 
     def _look(self, user_id: str, slots: Sequence[JsonTree], done: SimulationTotals) -> None:
-        """Is something here that was disliked, and who filled a newcomer's first list?"""
+        """Count disliked items in the list and the sources of a newcomer's first list."""
         disliked = self._disliked.get(user_id)
         if disliked:
             done.after_dislike += 1
@@ -132,6 +132,6 @@ class SimulatedUsers:
             done.newcomers.update(slot["source"] for slot in slots)
 
     def _search(self, user_id: str, now: int, name: str, seen: set[str]) -> list[JsonTree]:
-        """What a user finds alone, which no list is credited with: they look for what no list has shown them."""
+        """Post items that a user finds without a list; no list is credited for them."""
         rows = self._world.search(user_id, now, name, seen)
         return [{key: value for key, value in row.items() if key != "request_id"} for row in rows]

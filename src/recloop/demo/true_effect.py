@@ -1,10 +1,10 @@
-"""The true difference of an experiment's two arms: both lists of the same requests, judged by the world that answers them.
+"""True effect of an experiment: both arms' lists for the same requests.
 
-An experiment compares people who got one list with others who got the other. Here every request of everybody who entered
-is asked both ways: the list that was shown, and the one that the other arm's bundle makes from the very same state (as
-`recloop verify` rebuilds it). `BrowsingSimulator.expected` says what each brings on average, so their difference over the
-requests of the first 24 hours is what the experiment's interval is for, without its luck and without its draw of people.
-What a first list does to the state that a second one starts from, within these hours, stays as it was shown.
+An experiment compares users of one arm with users of the other. Here each request of every entered user is evaluated
+for both arms: the shown list, and the other bundle's list from the same state (as `recloop verify` rebuilds it).
+`BrowsingSimulator.expected` gives the expected outcome of each list. The difference over the requests of the first 24
+hours is the quantity that the experiment's interval estimates, without sampling noise. Later states within these hours
+remain those of the shown lists.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from recloop.release.assignment import LIVE
 from recloop.simulation.browsing import BrowsingSimulator
 
 METRICS: Final = {"hit_rate": "hit", "clicks_per_request": "click"}
-"""Metrics of an experiment whose truth the world knows, and its name for each."""
+"""Experiment metrics with a known truth, and their name in the simulator."""
 
 
 @dataclass(frozen=True)
 class TrueEffect:
-    """A metric's mean over the requests under either bundle, by the world."""
+    """True mean of a metric over the requests under each bundle."""
 
     live: float
     candidate: float
@@ -44,13 +44,13 @@ class TrueEffect:
 def compared(
     world: BrowsingSimulator, project: Project, bundle: str
 ) -> tuple[Verdict, dict[str, TrueEffect], list[str]]:
-    """An experiment's verdict, the truth behind its metrics, and both as lines.
+    """Return an experiment's verdict, the true effects, and both as lines.
 
-    An interval of 95 % misses one time in twenty, by its making; the confidence sequence, wider so that it may be
-    looked at any time, has to hold the truth.
+    A 95 % CI misses the truth one time in twenty. The confidence sequence is wider, is valid at any time, and must
+    contain the truth.
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: the confidence sequence does not contain the truth.
     """
     found = experiment.analyze(project, bundle)
     known = truth(world, project, found)
@@ -78,7 +78,7 @@ def compared(
 
 
 def truth_line(known: TrueEffect, one: Measured) -> str:
-    """A true difference, and which intervals hold it."""
+    """Format a true difference and the intervals that contain it."""
     inside = _holds(one.low, known.delta, one.high)
     always = _holds(one.sequence_low, known.delta, one.sequence_high)
     return (
@@ -97,10 +97,10 @@ def _signed(value: float | None) -> str:
 
 
 def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[str, TrueEffect]:
-    """The truth behind each metric of `METRICS`.
+    """Return the true effect for each metric of `METRICS`.
 
     Args:
-        found: Of `recloop.monitoring.experiment.analyze`.
+        found: The result of `recloop.monitoring.experiment.analyze`.
     """
     with project.open_decisions() as store, project.open_log() as log:
         rows = [one for one in store.rows(since=found.since, until=found.until) if one.role == "answer"]
@@ -120,7 +120,7 @@ def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[st
 
 
 def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
-    """The requests that count: of the 24 hours after each user's first, where these are over by ``now``."""
+    """Return requests in the first 24 hours of users whose 24 hours ended by ``now``."""
     first: dict[str, int] = {}
     for one in sorted(decisions, key=lambda one: one.at):
         first.setdefault(one.user_id, one.at)
@@ -128,7 +128,7 @@ def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
 
 
 def _list(rebuilder: DecisionReplayer, decision: Decision, bundle: str) -> list[str]:
-    """What another bundle would have answered."""
+    """Return the list of another bundle for the same request."""
     recommender, states = rebuilder.view(decision, bundle)
     query = Query(
         user_id=decision.user_id, now=decision.at, k=decision.k, placement=decision.placement,

@@ -22,7 +22,7 @@ FAR = 1 << 40
 
 @dataclass(frozen=True)
 class TargetRanks:
-    """Ties of each target: (Q,) items scored higher, (Q,) items tied with it and itself."""
+    """Ties of each target: (Q,) items scored higher, (Q,) items tied, itself included."""
 
     above: NDArray[np.int64]
     tied: NDArray[np.int64]

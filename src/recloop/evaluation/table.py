@@ -174,7 +174,7 @@ class EvaluationProtocol:
 
 @dataclass(frozen=True)
 class LengthBucket:
-    """NDCG at the first k of each row for histories of ``first`` to ``last`` positives."""
+    """NDCG at the first k of each row, for histories of ``first`` to ``last`` items."""
 
     first: int
     last: int | None

@@ -1,1 +1,1 @@
-"""Seeded shops and shoppers with a known truth, for tests and demos."""
+"""Seeded simulators of shops and users with known true utilities."""

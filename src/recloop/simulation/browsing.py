@@ -1,10 +1,11 @@
-"""The seeded world as it browses: people who answer a list with clicks, dwells, skips, dislikes, by a known truth.
+"""Simulator of users who respond to lists by a known utility.
 
-Where `recloop.simulation.shop.SimulatedShop` is a shop's finished year, this one acts: given a list it says what its user does with it,
-so a service can be tried on people who react, and the true difference between two lists is known in closed form.
-Tastes drift, people and items arrive over time, and some items are *bait*: they draw clicks that nobody enjoys.
+`recloop.simulation.shop.SimulatedShop` generates a finished log. This simulator responds: given a list it returns the
+user's clicks, dwells, skips and dislikes. So a service can be tested on reacting users, and the true difference between
+two lists is known in closed form. Tastes drift, users and items arrive over time, and some items are *bait*: they draw
+clicks beyond their utility.
 
-    world = Browsing(seed=0)
+    world = BrowsingSimulator(seed=0)
     world.write("shop", days=60)                          # the log of the shop's own lists, a project like any other
     for now, user_id in world.visits(60, 61):             # then, over HTTP:
         items = ask(user_id)
@@ -67,14 +68,14 @@ segment = "age"
 
 
 class BrowsingSimulator:
-    """People, items, and what the first make of the second; the same for the same arguments.
+    """Simulated users and items; deterministic for the same arguments.
 
     Args:
-        seed: Of everything that is drawn.
-        users, items: Their numbers, those that arrive late included.
-        days: Over which tastes drift and newcomers arrive.
-        drift: How far a taste turns over these days: 0 not at all, 1 into another of the same strength.
-        demand: What an item must be worth for every second look at it to be a click.
+        seed: Seed of all random draws.
+        users, items: Numbers of users and items, late arrivals included.
+        days: Days over which tastes drift and newcomers arrive.
+        drift: Change of a taste over these days: 0 none, 1 into another of the same strength.
+        demand: The utility at which half of the looks at an item become clicks.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class BrowsingSimulator:
         self._rate = draw.gamma(3, 1 / 15, users)  # visits a day
 
     def utility(self, user_id: str, now: int) -> np.ndarray:
-        """(items,) what each item is worth to a user at a moment, by the truth, in the order of `item_ids`."""
+        """Return each item's true utility (items,) for a user at a time, by `item_ids`."""
         user = self._user_ix[user_id]
         turn = self.drift * np.pi / 2 * min(1.0, max(0.0, (now - START) / (self.days * DAY)))
         taste = np.cos(turn) * self._taste[user] + np.sin(turn) * self._later[user]
@@ -111,16 +112,19 @@ class BrowsingSimulator:
         return worth
 
     def on_sale(self, now: int) -> np.ndarray:
-        """(items,) bool: launched by then."""
+        """Return (items,) bool: launched by then."""
         there: np.ndarray = self._launch <= now
         return there
 
     def enjoyment(self, user_id: str, now: int) -> np.ndarray:
-        """(items,) in (0, 1): the chance that a user is glad of an item; bait adds nothing to it. The truth to rank by."""
+        """Return the probability (items,) that a user likes each item, without bait.
+
+        This is the true ranking.
+        """
         return _sigmoid(1.5 * (self.utility(user_id, now) - self.demand))
 
     def expected(self, user_id: str, items: Sequence[str], now: int) -> dict[str, float]:
-        """Clicks and purchases that a list brings on average, and the chance of any click at all (``hit``).
+        """Return a list's expected clicks and purchases, and P(any click) (``hit``).
 
         The exact expectation of what `respond` draws: slots are answered independently.
         """
@@ -134,7 +138,7 @@ class BrowsingSimulator:
         }
 
     def _chances(self, user_id: str, now: int) -> dict[str, np.ndarray]:
-        """Of an item looked at: click; of a click: purchase; of no click: skip, and else dislike."""
+        """Return P(click | look), P(purchase | click), P(skip | no click), P(dislike)."""
         worth = self.utility(user_id, now)
         return {
             "click": _sigmoid(1.5 * (worth - self.demand) + self._bait),
@@ -144,7 +148,7 @@ class BrowsingSimulator:
         }
 
     def visits(self, first_day: float, last_day: float) -> Iterator[tuple[int, str]]:
-        """(now, user_id) of every visit in these days, in the order of time."""
+        """Yield (now, user_id) of every visit in these days, by time."""
         found = []
         for ix, user_id in enumerate(self.user_ids):
             draw = np.random.default_rng([self.seed, 1, ix])
@@ -156,9 +160,9 @@ class BrowsingSimulator:
         return iter(sorted(found))
 
     def respond(self, user_id: str, items: Sequence[str], now: int, request_id: str) -> list[JsonTree]:
-        """What a user does with a list: rows as ``POST /v1/events`` takes them, in the order of time.
+        """Return a user's response to a list as rows for ``POST /v1/events``, by time.
 
-        The same for the same arguments; one list and another are answered with the same luck, slot by slot.
+        Deterministic for the same arguments. Two lists share the random numbers of each slot.
         """
         draw = self._draw(2, user_id, request_id)
         luck, noise = draw.random((len(items), 4)), draw.normal(size=len(items))
@@ -181,10 +185,10 @@ class BrowsingSimulator:
         return self._events(user_id, rows, bought, now, request_id)
 
     def search(self, user_id: str, now: int, request_id: str, but: Collection[str] = ()) -> list[JsonTree]:
-        """What a user finds without a list: one item or more by their own utility, looked at and perhaps bought.
+        """Return events on items that a user finds without a list, by own utility.
 
         Args:
-            but: Items that nobody has to look for, because a list has shown them.
+            but: Items to exclude, because a list has shown them.
         """
         draw = self._draw(3, user_id, request_id)
         worth, chances = self.utility(user_id, now), self._chances(user_id, now)
@@ -201,21 +205,21 @@ class BrowsingSimulator:
         return self._events(user_id, rows, bought, now, request_id)
 
     def shop_list(self, user_id: str, now: int) -> list[str]:
-        """The list that the shop showed before it had a recommender: what sells, shuffled a good deal."""
+        """Return the shop's own list without a recommender: noisy bestsellers."""
         draw = self._draw(4, user_id, str(now))
         pull = np.where(self.on_sale(now), 0.7 * self._quality + 0.5 * self._bait, -np.inf)
         return [self.item_ids[ix] for ix in pick(draw, pull, SLOTS)]
 
     def _seconds(self, ix: int, worth: float, noise: float) -> float:
-        """How long somebody stays with an item: a share of its duration that rises with its worth."""
+        """Draw a dwell time: a share of the item's duration that rises with its utility."""
         return round(float(self._duration[ix] * _sigmoid(np.array(1.2 * (worth - 1.0) + 0.7 * noise))), 1)
 
     def _events(
         self, user_id: str, rows: list[tuple[str, str, float | None]], bought: list[str], now: int, request_id: str
     ) -> list[JsonTree]:
-        """Rows with stamps five seconds apart, what was bought as one basket at the end.
+        """Build rows five seconds apart, with the purchases as one basket at the end.
 
-        A dwell carries the stamp of the click whose look it measures, so both are one moment.
+        A dwell has the stamp of its click, so both are one moment.
         """
         events = []
         stamp = now
@@ -238,7 +242,10 @@ class BrowsingSimulator:
         return np.random.default_rng([self.seed, purpose, int.from_bytes(digest, "big")])
 
     def events(self, days: float | None = None) -> pl.DataFrame:
-        """The log of these days under the shop's own lists: event_id, user_id, item_id, timestamp, event_type, value, group_id."""
+        """Return the log of these days under the shop's own lists.
+
+        Columns: event_id, user_id, item_id, timestamp, event_type, value, group_id.
+        """
         rows: list[JsonTree] = []
         for number, (now, user_id) in enumerate(self.visits(0, self.days if days is None else days)):
             shown = f"v{number:06d}"
@@ -250,7 +257,10 @@ class BrowsingSimulator:
         return frame.sort("timestamp", maintain_order=True)
 
     def items(self, now: int | None = None) -> pl.DataFrame:
-        """The catalogue, by default of the last day: item_id, name, category, price, duration (seconds)."""
+        """Return the catalog: item_id, name, category, price, duration (seconds).
+
+        Default: the last day.
+        """
         frame = pl.DataFrame(
             {
                 records.ITEM_ID: self.item_ids,
@@ -263,12 +273,12 @@ class BrowsingSimulator:
         return frame.filter(pl.Series(self.on_sale(START + self.days * DAY if now is None else now)))
 
     def users(self, now: int | None = None) -> pl.DataFrame:
-        """The people who have arrived, by default by the last day: user_id, age."""
+        """Return the users who have arrived (default: by the last day): user_id, age."""
         frame = pl.DataFrame({records.USER_ID: self.user_ids, "age": [AGES[age] for age in self._age]})
         return frame.filter(pl.Series(self._arrival <= (START + self.days * DAY if now is None else now)))
 
     def arrivals(self, first_day: float, last_day: float) -> tuple[list[JsonTree], list[JsonTree]]:
-        """Items launched and users arrived in these days, as ``POST /v1/items`` and ``/v1/users`` take them."""
+        """Return new items and users of these days as rows for ``POST``."""
         low, high = START + int(first_day * DAY), START + int(last_day * DAY)
         bodies = []
         for key, ids, frame, stamps in (
@@ -281,7 +291,10 @@ class BrowsingSimulator:
         return bodies[0], bodies[1]
 
     def write(self, folder: Path | str, days: float | None = None) -> Path:
-        """Write the first days as a project: events.csv, items.csv, users.csv, recloop.toml. Gives the folder back."""
+        """Write the first days as a project and return the folder.
+
+        Files: events.csv, items.csv, users.csv, recloop.toml.
+        """
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         now = START + int((self.days if days is None else days) * DAY)
@@ -293,7 +306,7 @@ class BrowsingSimulator:
 
 
 def _arrivals(draw: np.random.Generator, size: int, late: float, days: int) -> np.ndarray:
-    """(size,) int64 stamps: most are there from the start, ``late`` of them come after the first third of the days."""
+    """Draw arrival stamps (size,) int64; a share ``late`` is after a third of the days."""
     stamps = np.full(size, START, dtype=np.int64)
     chosen = draw.choice(size, int(late * size), replace=False)
     stamps[chosen] = START + (draw.uniform(1 / 3, 1.0, len(chosen)) * days * DAY).astype(np.int64)
@@ -301,7 +314,7 @@ def _arrivals(draw: np.random.Generator, size: int, late: float, days: int) -> n
 
 
 def _looked(slots: int) -> np.ndarray:
-    """(slots,) the chance that each slot is looked at."""
+    """Return the probability (slots,) that each slot is examined."""
     chance: np.ndarray = (np.arange(slots) + 1.0) ** -EXAMINED
     return chance
 

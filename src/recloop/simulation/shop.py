@@ -1,10 +1,10 @@
-"""The small seeded world with known truth: a shop whose customers' tastes are written down, for tests and trials.
+"""Simulator of a shop's log with known user utilities, for tests and trials.
 
-A customer likes some categories, minds prices more or less, and has favourites; what goes into a basket is drawn from
-that utility, from what follows the last basket (each item has two companions), and from habit. So a list can be judged
-by the truth and not only by the next purchase: `SimulatedShop.utility` is what the customer would say.
+A customer likes some categories, is more or less sensitive to prices, and has favourites. Baskets are drawn from that
+utility, from companions of the last basket's items (each item has two), and from habit. So a list can be evaluated by
+the true `SimulatedShop.utility` and not only by the next purchase.
 
-    world = World(seed=0)
+    world = SimulatedShop(seed=0)
     world.events()            # a Polars frame with the columns of records.Event, as a shop's log has them
     world.write("shop")       # events.csv, items.csv, users.csv and a recloop.toml that works
 """
@@ -70,7 +70,7 @@ segment = "age"
 
 @dataclass(frozen=True)
 class _Truth:
-    """What the shop does not know: tastes, qualities, and what follows what. U users, I items."""
+    """Hidden parameters: tastes, qualities and companions. U users, I items."""
 
     category: np.ndarray  # (I,) int
     price: np.ndarray  # (I,) float
@@ -83,12 +83,12 @@ class _Truth:
 
 
 class SimulatedShop:
-    """A shop's year in small, the same for the same arguments.
+    """Small simulated shop; deterministic for the same arguments.
 
     Args:
-        seed: Of everything that is drawn.
+        seed: Seed of all random draws.
         users: Number of customers, the silent ones (`SILENT_USERS`) included.
-        items: Number of items of the catalogue, those never bought included.
+        items: Number of catalog items, those never bought included.
         days: Length of the log.
     """
 
@@ -100,16 +100,19 @@ class SimulatedShop:
         self._truth = _draw(np.random.default_rng([seed, 0]), users, items, days)
 
     def utility(self, user_id: str) -> np.ndarray:
-        """What each item is worth to a user by the truth: (items,) float64 in the order of `item_ids`, to be read only."""
+        """Return each item's true utility for a user, (items,) float64 by `item_ids`.
+
+        The array is read-only.
+        """
         row: np.ndarray = self._truth.utility[self._user_ix[user_id]]
         return row
 
     def best(self, user_id: str) -> str:
-        """The item that a user likes best of all."""
+        """Return the item with the highest utility for a user."""
         return self.item_ids[int(self.utility(user_id).argmax())]
 
     def items(self) -> pl.DataFrame:
-        """The catalogue as a shop exports it: item_id, name, category, price."""
+        """Return the catalog as a shop exports it: item_id, name, category, price."""
         truth = self._truth
         return pl.DataFrame(
             {
@@ -121,11 +124,11 @@ class SimulatedShop:
         )
 
     def users(self) -> pl.DataFrame:
-        """The customers as a shop exports them: user_id, age."""
+        """Return the customers as a shop exports them: user_id, age."""
         return pl.DataFrame({records.USER_ID: self.user_ids, "age": [AGES[a] for a in self._truth.age]})
 
     def events(self) -> pl.DataFrame:
-        """The log in the order of time: baskets (one stamp, one group_id), the clicks before them, a few dislikes.
+        """Return the log by time: baskets (one stamp, one group_id), clicks, dislikes.
 
         Columns: event_id, user_id, item_id, timestamp (int64 microseconds UTC), event_type, value, quantity, group_id.
         """
@@ -143,7 +146,10 @@ class SimulatedShop:
         return frame.select(pl.format("e{}", ids).alias(records.EVENT_ID), *schema)
 
     def write(self, folder: Path | str) -> Path:
-        """Write the world as a project: events.csv, items.csv, users.csv, recloop.toml. Gives the folder back."""
+        """Write the shop as a project and return the folder.
+
+        Files: events.csv, items.csv, users.csv, recloop.toml.
+        """
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         stamp = pl.from_epoch(records.TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -154,7 +160,7 @@ class SimulatedShop:
         return root
 
     def _history(self, ix: int) -> Iterator[tuple[object, ...]]:
-        """The rows of one user, drawn from a generator of its own: more users change nobody's history."""
+        """Draw one user's rows from an own generator, so other users do not change them."""
         truth, user_id = self._truth, self.user_ids[ix]
         generator = np.random.default_rng([self.seed, 1, ix])
         utility = truth.utility[ix]
@@ -179,7 +185,7 @@ class SimulatedShop:
             last = np.sort(basket)
 
     def _basket(self, generator: np.random.Generator, utility: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """What goes into one basket: (n,) item numbers. A companion of the last basket is as good as a favourite."""
+        """Draw one basket, (n,) item numbers; companions of the last count as favourites."""
         pull = np.zeros(len(utility))
         np.add.at(pull, self._truth.companions[last].ravel(), 2.5)
         return pick(generator, utility + pull, 1 + int(generator.poisson(1.9)))
@@ -195,7 +201,7 @@ def _draw(generator: np.random.Generator, users: int, items: int, days: int) -> 
     launch[late] = START + (generator.uniform(0.9, 1.0, len(late)) * days).astype(np.int64) * DAY
     companions = generator.integers(0, items, (items, COMPANIONS))
     age = generator.integers(0, len(AGES), users)
-    # (ages, categories): what an age group likes on the whole; its members scatter around it.
+    # (ages, categories): mean taste of an age group; its members scatter around it.
     group = generator.normal(0, 1.0, (len(AGES), kinds))
     taste = group[age] + generator.normal(0, 1.0, (users, kinds))
     thrift = generator.gamma(2.0, 0.2, users)
@@ -209,7 +215,7 @@ def _draw(generator: np.random.Generator, users: int, items: int, days: int) -> 
 
 
 def pick(generator: np.random.Generator, utility: np.ndarray, n: int) -> np.ndarray:
-    """Draw n different items by the softmax of their utility: the n largest after Gumbel noise; never one at -inf."""
+    """Draw n different items by the softmax of their utility (Gumbel top-n, not -inf)."""
     noisy = utility + generator.gumbel(size=len(utility))
     n = min(n, int(np.isfinite(utility).sum()))
     return np.argsort(-noisy, kind="stable")[:n]

@@ -1,4 +1,4 @@
-"""Contracts that a stranger inherits in a test: a model's, played on the seeded world, and a store's.
+"""Test suites that custom models and stores inherit.
 
     class TestMine(recloop.testing.ModelContract):
         model = "acme.models:Mine"
@@ -6,7 +6,7 @@
     class TestOther(recloop.testing.StoreContract):
         urls = ("sqlite:////srv/log.db", "sqlite:////srv/decisions.db", "sqlite:////srv/control.db")
 
-The tests speak of what is served and stored: lists, right items, rows; never of shapes inside.
+The tests check served lists, correct items and stored rows, not internal shapes.
 """
 
 from recloop.testing.model import Fitted, ModelContract, assert_same, fit_on_world

@@ -1,4 +1,4 @@
-"""What every model has to do, asked through `recommend` on the seeded world: its source alone, then Popular."""
+"""Contract of every model, tested through `recommend` on the simulated shop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query, Use
 from recloop.simulation.shop import SimulatedShop
 
 ALONE = ("popular",)
-"""The ladder of one source: its own list, then Popular."""
+"""Fallback order of a single source: its own list, then Popular."""
 
 
 @functools.cache
@@ -37,10 +37,10 @@ def _world() -> SimulatedShop:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model fitted on a world before its cut, and the questions of its test: each user's first moment after it.
+    """A fitted model with its test queries: each user's first moment after the cut.
 
-    Question q is asked by ``users[q]`` at ``now[q]``, knowing the log up to ``as_of[q]``; ``targets[q]`` is what the
-    moment holds.
+    Query q is of ``users[q]`` at ``now[q]`` with the log up to ``as_of[q]``; ``targets[q]`` are the items of the
+    moment.
     """
 
     project: Project
@@ -54,13 +54,13 @@ class Fitted:
     targets: list[set[str]]
 
     def states(self, questions: Sequence[int]) -> StateBatch:
-        """The states of these questions, from columns."""
+        """Return the states of these queries, from columns."""
         chosen = [(self.users[q], self.as_of[q], self.now[q]) for q in questions]
         users, seqs, now = (list(column) for column in zip(*chosen, strict=True))
         return self.timeline.states(users, seqs, now)
 
     def ask(self, questions: Sequence[int], k: int = 10, exclude: tuple[str, ...] = ()) -> list[RankedList]:
-        """The lists of these questions as one batch."""
+        """Return the lists of these queries as one batch."""
         return self.answers(self.states(questions), [self.now[q] for q in questions], k, exclude)
 
     def answers(
@@ -71,7 +71,7 @@ class Fitted:
         exclude: tuple[str, ...] = (),
         bundle: Bundle | None = None,
     ) -> list[RankedList]:
-        """The lists of the model's source alone, then Popular, by the steps of `Recommender.recommend`."""
+        """Return lists of only the model's source, then Popular, like `recommend`."""
         recommender = Recommender(bundle or self.bundle, self.catalogue)
         queries = [
             Query(user_id=user_id, now=stamp, k=k, exclude=exclude)
@@ -85,13 +85,13 @@ class Fitted:
 
 
 def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle: int | None = None) -> Fitted:
-    """Write the world as a project, make a turn with one model, and put its questions.
+    """Write the world as a project, run it with one model, and build the test queries.
 
     Args:
-        folder: Where the project goes.
-        model: A shelf name or ``package.module:Class``.
-        settings: As ``--set`` takes them.
-        shuffle: Seed by which the rows of each moment are shuffled in the file; None: as they are.
+        folder: The project folder.
+        model: A built-in name or ``package.module:Class``.
+        settings: Settings in the form of ``--set``.
+        shuffle: Seed that shuffles the rows of each moment in the file; None: original order.
     """
     _world().write(folder)
     if shuffle is not None:
@@ -126,29 +126,29 @@ def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle
 def _source(bundle: Bundle, model: str) -> str:
     names = {model, *(name for name, path in MODELS.items() if path == model)}
     found = [source for source, settings in bundle.scorers.items() if settings.model in names]
-    assert found, f"no scorer of the bundle names {model}: {bundle.scorers}"
+    assert found, f"the bundle has no scorer of {model}: {bundle.scorers}"
     return found[0]
 
 
 def assert_same(one: RankedList, other: RankedList) -> None:
-    """Equal lists: scores within 1e-5; ids may swap only between scores that close."""
+    """Assert equal lists: scores within 1e-5; ids may swap only within this tolerance."""
     assert len(one.items) == len(other.items)
     np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=CLOSE)
     scores = np.asarray(one.scores)
     for place in np.flatnonzero([a != b for a, b in zip(one.items, other.items, strict=True)]):
         near = np.flatnonzero(np.abs(scores - scores[place]) <= CLOSE)
-        last = near[-1] == len(scores) - 1  # the rival of the last slot may stand just below it
+        last = near[-1] == len(scores) - 1  # the last slot's rival may be just below it
         assert last or other.items[place] in {one.items[n] for n in near}, (place, one.items, other.items)
 
 
 class ModelContract:
-    """What every model has to do.
+    """Contract of every model.
 
     Attributes:
-        model: A shelf name or ``package.module:Class``.
-        settings: As ``--set`` takes them; a network gets so many epochs (not seconds: the same on every machine).
-        better: How many times as many of the next basket's items as a constant scorer the model must find.
-        liked: Mean place, by the truth, of what it lists among all items: .5 is what chance gives.
+        model: A built-in name or ``package.module:Class``.
+        settings: Settings in the form of ``--set``; a network gets epochs, not seconds, to be machine-independent.
+        better: Minimum ratio of the model's recall of the next basket to that of a constant scorer.
+        liked: Mean percentile of listed items by true utility; 0.5 is chance.
     """
 
     model: ClassVar[str]
@@ -167,7 +167,7 @@ class ModelContract:
         return fitted.ask(range(len(fitted.users)))
 
     def test_finds_the_right_items(self, fitted: Fitted, answers: list[RankedList]) -> None:
-        """Recall@10 of the next basket, against the 10/N of a constant or random scorer."""
+        """Check Recall@10 of the next basket against 10/N of a constant or random scorer."""
         hits = [len(set(a.items) & held) / len(held) for a, held in zip(answers, fitted.targets, strict=True)]
         assert np.mean(hits) > self.better * 10 / len(fitted.bundle.items)
 
@@ -185,7 +185,7 @@ class ModelContract:
             assert_same(answers[q], fitted.ask([q])[0])
 
     def test_company_in_the_batch_changes_nothing(self, fitted: Fitted, answers: list[RankedList]) -> None:
-        """The same questions in another order, beside users with no history at all."""
+        """Repeat the queries in another order, together with users without history."""
         order = np.random.default_rng(0).permutation(len(answers)).tolist()
         users = [fitted.users[q] for q in order] + ["nobody", "nobody else"]
         now = [fitted.now[q] for q in order] + fitted.now[:1] * 2
@@ -240,7 +240,7 @@ class ModelContract:
     def test_order_inside_a_moment_carries_nothing(
         self, fitted: Fitted, answers: list[RankedList], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        """The log with the rows of each basket shuffled gives the same lists, training included."""
+        """Shuffle the rows of each basket: lists after a new training are the same."""
         other = fit_on_world(tmp_path_factory.mktemp("shuffled") / "shop", self.model, self.settings, shuffle=7)
         assert (other.users, other.now) == (fitted.users, fitted.now)
         for one, two in zip(answers, other.ask(range(len(answers))), strict=True):

@@ -1,4 +1,4 @@
-"""What the stores behind ``[stores]`` have to do, whatever URL picks them."""
+"""Contract of the stores of ``[stores]``, for any URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recloop.storage.control import ReleaseConflict
 
 @dataclass(frozen=True)
 class Stores:
-    """The three stores of a project, opened for writing, and a way to open them again."""
+    """The three stores of a project, open for writing; they can be reopened."""
 
     root: Path
     urls: tuple[str, str, str]
@@ -42,12 +42,12 @@ class Stores:
 
 
 def some_event(item_id: str = "i", **fields: Any) -> Event:
-    """An event of user ``u``, all the rest as told."""
+    """Build an event of user ``u`` with the given fields."""
     return Event(**{"user_id": "u", "item_id": item_id, "timestamp": 1, "received_at": 2, **fields})
 
 
 def some_decision(request_id: str, **fields: Any) -> Decision:
-    """An answer to user ``u``, all the rest as told."""
+    """Build a decision for user ``u`` with the given fields."""
     plain: JsonTree = {
         "role": "answer", "user_id": "u", "at": 10, "as_of": 3, "bundle": "b", "generation": 1, "variant": "live",
         "placement": "home", "k": 2, "query": {"exclude": []}, "items": ["é", "01"], "scores": [0.5, -1.0],
@@ -57,10 +57,10 @@ def some_decision(request_id: str, **fields: Any) -> Decision:
 
 
 class StoreContract:
-    """What the stores behind ``[stores]`` have to do, whatever URL picks them.
+    """Contract of the stores of ``[stores]``, for any URL.
 
     Attributes:
-        urls: Of log, decisions and control.
+        urls: URLs of log, decisions and control.
     """
 
     urls: ClassVar[tuple[str, str, str]] = (
