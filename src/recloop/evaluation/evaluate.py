@@ -1,8 +1,8 @@
-"""One table: each source of a bundle alone and the list as served, asked every test moment through `recommend`.
+"""Evaluate bundles on every test moment: each source alone and the served list.
 
-A query stands just before a test moment: the state is what had arrived and happened before it, ``now`` is its stamp,
-the targets are the distinct items with a positive in it (design, section 5). Bundles stand still, states grow. One
-recall serves all rows of the table; the lists are those that serving would give.
+A query is just before a test moment. Its state holds the rows that had arrived and happened before, ``now`` is the
+moment's stamp, and the targets are its distinct positive items (design, section 5). Bundles are fixed, states grow. All
+rows of the table share one recall; the lists are those of serving.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import Query
 
 CHUNK = 256
-"""Queries worked on at once: bounds the memory whatever the size of the test."""
+"""Queries per batch; bounds the memory for any test size."""
 EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Quantiles of history length at which the report shows a household."""
+"""Quantiles of history length at which the report shows a user."""
 ONE = "leave-one-out"
-"""The protocol whose queries have one target each."""
+"""Protocol whose queries have one target each."""
 ALONE = ("popular",)
-"""The ladder of a row of one source: its own list, then Popular (definitions, section 2b)."""
+"""Fallback order of a single-source row: its own list, then Popular (definitions, section 2b)."""
 
 Progress = Callable[[int, int], None]
 
 
 class Split(Protocol):
-    """What is evaluated on: labelled frames with ``stamp``; `recloop.data` loads one from ``data/``."""
+    """Labelled frames with ``stamp`` for an evaluation; `recloop.data` loads one."""
 
     @property
     def test(self) -> pl.DataFrame: ...
@@ -73,19 +73,19 @@ def evaluate(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> EvaluationTable:
-    """The table of these bundles: counting rows of the first one, each one's network alone, each one as served.
+    """Evaluate bundles: the first's counting rows, each network, each served list.
 
     Args:
-        bundles: The first one gives the counting rows. None of them may have been fitted on a test moment.
+        bundles: The first one gives the counting rows. No bundle may be fitted on a test moment.
         data: The split; states are read from all its events.
-        catalogue: What placements' filters are asked of.
+        catalogue: The catalog for the placements' filters.
         config: ``split``, ``evaluate`` and ``train.seed`` are read.
-        facts: Goes into the table's protocol: ``split_hash``, ``fingerprint``.
-        threads: Of the user graph.
-        progress: Called with (queries done, queries in all).
+        facts: Entries of the table's protocol: ``split_hash``, ``fingerprint``.
+        threads: Threads of the user graph.
+        progress: Callback with (finished queries, all queries).
 
     Raises:
-        UserError: no test moment; a bundle that has seen the test (``train.refit``); scores that are no numbers.
+        UserError: no test moment, a bundle fitted on the test (``train.refit``), or non-finite scores.
     """
     queries = make_queries(data.test, config.split.targets)
     if not len(queries):
@@ -132,7 +132,7 @@ def evaluate(
 
 
 def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
-    """Refuse a bundle that was fitted on test moments: its numbers would be those of its memory."""
+    """Refuse a bundle that was fitted on test moments."""
     learned = bundle.manifest.data.protocol or "temporal"
     if ONE in {learned, protocol}:
         seen = learned != protocol
@@ -146,7 +146,7 @@ def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
 
 
 def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(T,) whether the item of each target was a target in the state of its query: a repeat."""
+    """Return (T,) bool: the target is a repeat, a target in its query's state already."""
     row_offsets = states.item_offsets[states.moment_offsets]
     held = np.zeros(len(states.names), dtype=bool)
     found = np.zeros(len(wanted), dtype=bool)
@@ -160,7 +160,7 @@ def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int6
 
 
 class _BundleEvaluation:
-    """One bundle under test: its lists for every row, and what they cost."""
+    """One bundle under test: its lists for every row, and their time."""
 
     def __init__(
         self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, counting: bool, threads: int
@@ -185,11 +185,11 @@ class _BundleEvaluation:
         )
         self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
         self.seconds = dict.fromkeys(self.weights, 0.0)
-        # Items that a served list may hold and the table does not know get numbers behind it.
+        # Items outside the table that a served list may hold get numbers after the table's.
         self.beyond: dict[str, int] = {}
 
     def ask(self, states: StateBatch, span: slice) -> None:
-        """Answer these queries in every row."""
+        """Answer these queries for every row."""
         k = max(self.ks)
         now = self.queries.now[span]
         asked = [
@@ -231,7 +231,7 @@ class _BundleEvaluation:
                 lists[row, place] = known
 
     def _targets(self, span: slice) -> NDArray[np.int64]:
-        """The targets in the table's numbers, and behind it those that a served list held (the ladder's `latest`)."""
+        """Return the targets' numbers: table items, then items only in served lists."""
         wanted = self.wanted[span].copy()
         raw = self.queries.targets[span]
         for number in np.flatnonzero(wanted == 0):
@@ -239,7 +239,7 @@ class _BundleEvaluation:
         return wanted
 
     def rows(self, repeat: NDArray[np.bool_]) -> list[QueryMetrics]:
-        """The rows of this bundle: every value of every query, by slice."""
+        """Return the rows of this bundle: every value of every query, by slice."""
         known = self.wanted > 0
         wanted = self._targets(slice(None))
         masks = {"all": np.ones(len(wanted), dtype=bool), "warm": known, "repeat": repeat, "explore": ~repeat}
@@ -275,7 +275,7 @@ class _BundleEvaluation:
         return made
 
     def _trained(self, name: str) -> TrainingNote | None:
-        """Training of the network behind a row, if one is."""
+        """Return the training of a row's network, if it has one."""
         if "model" not in self.weights[name] or self.weights[name]["model"] <= 0:
             return None
         return TrainingNote.of(self.bundle.manifest.train)
@@ -287,7 +287,7 @@ class _BundleEvaluation:
 
 
 class _Clock:
-    """Seconds since the last lap."""
+    """Return the seconds since the last lap."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
@@ -306,7 +306,7 @@ def _finite(bundle: Bundle) -> None:
 
 
 def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found: TopK) -> None:
-    """Refuse a network that gave a user with a history no score at all: NaN is above and below nothing."""
+    """Refuse a network that gave NaN scores to a user with a history."""
     asked = np.diff(encoded.row_offsets) > 0
     room = int(allowed.mask.sum())
     asked &= np.array([len(banned) < room for banned in allowed.banned])
@@ -320,7 +320,7 @@ def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found
 def _examples(
     test: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
 ) -> list[Example]:
-    """The served lists of five households, one at each of `EXAMPLES`: their last query, what they then took."""
+    """Return five users' last query, served list and items taken, at `EXAMPLES`."""
     last = np.append(np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1)
     order = last[np.argsort(positives[last], kind="stable")]
     chosen = sorted({int(order[int(share * (len(order) - 1))]) for share in EXAMPLES}, key=lambda q: (positives[q], q))

@@ -1,8 +1,4 @@
-"""Two bundles asked the same queries through the recommender that serves: what the gate of an update looks at.
-
-`ask` gives one bundle's lists, with what was hit and who filled the slots; `windows` and `lost` are the live bundle's
-own loss before anything is trained (definitions, section 7).
-"""
+"""Paired evaluation of two bundles on the same queries, used by the update gate."""
 
 from __future__ import annotations
 
@@ -28,8 +24,8 @@ class LossEstimate(NamedTuple):
 
     Attributes:
         loss: -ln of the mean NDCG@10, in nats.
-        queries: How many with a target.
-        spread: Standard deviation of a query's NDCG@10 over their mean; the loss then has the standard error
+        queries: Number of queries with a target.
+        spread: Standard deviation of a query's NDCG@10 divided by the mean; the standard error of the loss is
             spread / sqrt(queries).
     """
 
@@ -39,30 +35,30 @@ class LossEstimate(NamedTuple):
 
     @classmethod
     def of(cls, record: WindowLoss) -> LossEstimate:
-        """The window of one entry of ``windows`` in ``data/manifest.json``; of an earlier version's, an empty one."""
+        """Read a ``windows`` entry of ``data/manifest.json``; empty for earlier versions."""
         return cls(record.loss, record.queries or 0, record.spread or 0.0)
 
 
 K = 10
 CHUNK = 256
 MOST = 4_000
-"""Queries that are asked at most, spread evenly over all of them."""
+"""Most queries of a comparison, spread evenly over all of them."""
 WINDOWS = 10
-"""Windows that earlier queries are cut into at least: fewer give a band too wide to hold anything."""
+"""Minimum number of windows of earlier queries; fewer give a band too wide to detect a change."""
 TIMED = 200
 FLOOR = 1e-4
-"""An NDCG below this loses as much as this."""
+"""Lower bound of NDCG in the loss."""
 
 
 @dataclass(frozen=True)
 class QueryResults:
-    """The answers of one bundle to Q queries.
+    """Answers of one bundle to Q queries.
 
     Attributes:
-        lists: Raw ids, at most 10 a query.
+        lists: Raw ids, at most 10 per query.
         ndcg, repeat, explore: (Q,) NDCG@10 over all targets, over those the user had before, over the others; NaN
-            where there are none.
-        cold: (Q,) fewer than 5 positives in state. covering: (Q,) share of the slots with a personal source.
+            without targets.
+        cold: (Q,) fewer than 5 positives in the state. covering: (Q,) share of the slots with a personal source.
     """
 
     users: NDArray[np.str_]
@@ -75,13 +71,13 @@ class QueryResults:
 
     @property
     def cold_coverage(self) -> float:
-        """Share of cold users with a personal list; NaN where nobody was cold."""
+        """Return the share of cold users with a personal list; NaN without cold users."""
         _, numbers = np.unique(self.users, return_inverse=True)
         return metrics.cold_coverage(numbers, self.cold, self.covering)
 
 
 def take(queries: Queries, chosen: NDArray[np.int64]) -> Queries:
-    """Some of these queries, in the order given."""
+    """Select queries in the given order."""
     spans = [range(queries.offsets[q], queries.offsets[q + 1]) for q in chosen]
     return Queries(
         users=[queries.users[q] for q in chosen],
@@ -93,7 +89,7 @@ def take(queries: Queries, chosen: NDArray[np.int64]) -> Queries:
 
 
 def subsample(queries: Queries, most: int = MOST) -> Queries:
-    """At most so many queries, spread evenly."""
+    """Subsample the queries evenly to a maximum."""
     if len(queries) <= most:
         return queries
     return take(queries, np.linspace(0, len(queries) - 1, most).astype(np.int64))
@@ -102,7 +98,7 @@ def subsample(queries: Queries, most: int = MOST) -> Queries:
 def answer(
     bundle: Bundle, queries: Queries, timeline: StateHistory, catalogue: Catalog, threads: int = 1
 ) -> QueryResults:
-    """The lists of the first placement that is for a person, each from the state just before its moment."""
+    """Recommend with the first user placement, from the state just before each moment."""
     recommender = Recommender(bundle, catalogue, threads)
     placement = _placement(bundle)
     lists: list[list[str]] = []
@@ -134,9 +130,9 @@ def answer(
 def latency(
     bundles: tuple[Bundle, Bundle], queries: Queries, timeline: StateHistory, catalogue: Catalog
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Seconds of each bundle for the same queries, one at a time and in turns, as the service answers them.
+    """Measure each bundle's seconds per query, alternating between bundles.
 
-    The fastest of three goes each: what a busy machine adds is no bundle's own.
+    The fastest of three runs counts, to exclude the load of other processes.
     """
     some = subsample(queries, TIMED)
     states = _states(timeline, some, slice(0, len(some)))
@@ -153,7 +149,10 @@ def latency(
 
 
 def windows(queries: Queries, count: int, size: int) -> list[Queries]:
-    """The newest ``count`` windows of ``size`` queries each, oldest first; fewer and smaller where there are few."""
+    """Return the newest ``count`` windows of ``size`` queries, oldest first.
+
+    Windows are fewer and smaller if there are few queries.
+    """
     order = np.lexsort((np.array(queries.users), queries.now))
     size = max(1, min(size, len(order) // WINDOWS))
     starts = range(len(order) - size, -1, -size)
@@ -161,7 +160,7 @@ def windows(queries: Queries, count: int, size: int) -> list[Queries]:
 
 
 def window_loss(ndcg: NDArray[np.float64]) -> LossEstimate:
-    """A bundle's loss over a window: -ln of the mean NDCG@10 of the lists it serves; NaN without a query."""
+    """Return a bundle's loss over a window: -ln of mean NDCG@10; NaN without a query."""
     known = ndcg[~np.isnan(ndcg)]
     if not len(known):
         return LossEstimate(float("nan"), 0, 0.0)

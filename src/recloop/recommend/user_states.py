@@ -1,6 +1,6 @@
-"""A user's state as of a seq, from the snapshot and the rows that came later; the cache of the service.
+"""User states as of a seq, from the snapshot and later rows, with a cache.
 
-A lost cache is a rebuild, never a new user: everything here is a function of the log up to a number.
+Everything here is a function of the log up to a seq, so a lost cache is rebuilt without a change of state.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from recloop.storage.event_log import EventLog, Retraction, out_at
 from recloop.storage.snapshots import Snapshot
 
 ACT_COLUMNS = (ITEM_ID, TIMESTAMP, GROUP_ID, USE, WEIGHT, PAIR, UNITS)
-"""What `UserState.add` is given, in its order."""
+"""Arguments of `UserState.add`, in order."""
 
 STATE_CACHE_BYTES = 256 * 2**20
-"""Memory of the states kept for one meaning of events; beyond it the least recently used go."""
+"""Memory of cached states per event meaning; beyond it the least recently used are dropped."""
 MAX_NEWEST_USERS = 100_000
-"""Users whose newest seq is remembered each; of the others the newest seq that was forgotten is assumed."""
+"""Users whose newest seq is stored; for others the newest dropped seq is assumed."""
 
 
 class RetractionIndex:
-    """Which rows of whom were taken back, and from which seq on; what a reader of states asks before it folds.
+    """Retracted rows by user, with the seq from which each retraction applies.
 
-    Held in memory, with the archived rows of those users: few rows are ever taken back, and the event loop that answers
-    reads no archive. `prepare` may run on any thread; `put` and what is asked belong to the reader's.
+    Kept in memory with the archived rows of these users: retractions are few, and the serving event loop does not read
+    the archive. `prepare` may run on any thread; `put` and the queries run on the reader's thread.
     """
 
     def __init__(self, archive: Archive, log: EventLog) -> None:
@@ -46,7 +46,7 @@ class RetractionIndex:
         self.put(earlier)
 
     def prepare(self, rows: Sequence[Retraction]) -> None:
-        """Read whose these are, and their archived rows, before they are in force."""
+        """Read the users of these retractions and their archived rows, before they apply."""
         seqs = [row.of_seq for row in rows if row.of_seq not in self._owners]
         if seqs:
             self._owners |= {**self._archive.owners(seqs), **self._log.owners(seqs)}
@@ -57,7 +57,7 @@ class RetractionIndex:
             self._rows |= {user: held.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
 
     def put(self, rows: Sequence[Retraction]) -> set[str]:
-        """In force from their seq on; whose they are. A row that nobody has is nobody's."""
+        """Register retractions and return the affected user ids; unknown rows are ignored."""
         touched = set()
         for row in rows:
             if row.of_seq in self._owners:
@@ -66,18 +66,18 @@ class RetractionIndex:
         return touched
 
     def out(self, user_id: str, seq: int) -> set[int]:
-        """The events of a user that are taken back at ``seq``."""
+        """Return the events of a user that are retracted at ``seq``."""
         return out_at(self._of.get(user_id, ()), seq)
 
     def changed(self, user_id: str, seq: int, after: int) -> bool:
-        """Whether rows up to ``after`` that are taken back at ``seq`` are others than at ``after``."""
+        """Return whether retracted rows up to ``after`` differ at ``seq`` and ``after``."""
         if not any(after < row.seq <= seq and row.of_seq <= after for row in self._of.get(user_id, ())):
             return False
         then, now = ({of for of in self.out(user_id, at) if of <= after} for at in (after, seq))
         return then != now
 
     def archived(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
-        """The archived rows of a user up to ``until`` without those taken back at ``seq``."""
+        """Return a user's archived rows up to ``until`` not retracted at ``seq``."""
         rows = self._rows[user_id].filter(pl.col(SEQ) <= until)
         return _without(rows, self.out(user_id, seq))
 
@@ -85,11 +85,11 @@ class RetractionIndex:
 class StateCache:
     """States by user, as of any seq at or after the snapshot's.
 
-    An entry of the cache is good while no row of its user was committed after it was read: the writer calls `drop`
-    with the commit's seq before it acknowledges. Both the cache and what is remembered of commits are bounded.
+    A cache entry is valid until a later row of its user is committed: the writer calls `drop` with the commit's seq
+    before it acknowledges. The cache and the record of commits are bounded.
 
     Args:
-        retracted: What was taken back; the snapshot knows what was up to its seq.
+        retracted: The retractions; the snapshot contains those up to its seq.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class StateCache:
         self._log, self._snapshot, self._signal, self._retracted = log, snapshot, signal, retracted
         self._cache: ByteCache[str, tuple[int, UserState]] = ByteCache(STATE_CACHE_BYTES)
         self._newest: OrderedDict[str, int] = OrderedDict()  # in the order of the seq
-        self._forgotten = 0  # the newest seq of a user that is no longer in it
+        self._forgotten = 0  # the newest seq of a user dropped from it
 
     def read(self, user_id: str, seq: int) -> UserState:
-        """The state of a user at ``seq``; an unknown user's is empty. Callers do not change it."""
+        """Return a user's state at ``seq``, empty for unknown users; must not be changed."""
         newest = self._newest.get(user_id, self._forgotten)
         cached = self._cache.get(user_id)
         if cached is not None and newest <= cached[0] and (cached[0] <= seq or newest <= seq):
@@ -111,7 +111,7 @@ class StateCache:
         return state
 
     def drop(self, user_ids: Iterable[str], seq: int) -> None:
-        """Rows of these users were committed with numbers up to ``seq``."""
+        """Drop the cached states of users with rows committed up to ``seq``."""
         for user_id in user_ids:
             self._newest[user_id] = seq
             self._newest.move_to_end(user_id)
@@ -120,7 +120,7 @@ class StateCache:
             self._forgotten = max(self._forgotten, self._newest.popitem(last=False)[1])
 
     def forget(self) -> None:
-        """Drop every cached state: the next read of each user comes from snapshot and log."""
+        """Drop every cached state; the next read of each user uses snapshot and log."""
         self._cache = ByteCache(STATE_CACHE_BYTES)
 
     def _rebuild(self, user_id: str, seq: int) -> UserState:
@@ -130,7 +130,7 @@ class StateCache:
         rows = self._log.events(user_id, after, seq).filter(pl.col(RULE).is_null())
         if self._retracted is not None:
             rows = _without(rows, self._retracted.out(user_id, seq))
-            if self._retracted.changed(user_id, seq, after):  # what the snapshot holds of this user is no longer so
+            if self._retracted.changed(user_id, seq, after):  # the snapshot of this user is outdated
                 state = UserState(attributes=state.attributes)
                 rows = pl.concat([self._retracted.archived(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
         if len(rows):
@@ -142,13 +142,13 @@ class StateCache:
 
 
 def fold(state: UserState, labelled: pl.DataFrame) -> None:
-    """Fold believed events of one user into a state, in the order of their seq."""
+    """Fold a user's valid events into a state, in order of seq."""
     for row in with_uses(labelled).sort(SEQ).select(ACT_COLUMNS).iter_rows():
         state.add(*row)
 
 
 def full_snapshot(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tuple[str, bytes]]:
-    """Every user's state as a snapshot holds it, by user id."""
+    """Return every user's state in a snapshot, by user id."""
     states: dict[str, UserState] = {}
     for user_id, versions in attribute_versions(users).items():
         states[user_id] = UserState(attributes=versions[-1][1])
@@ -161,7 +161,10 @@ def full_snapshot(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterato
 def snapshot_at(
     seq: int, archive: Archive, log: EventLog, signal: EventLabeler, before: Snapshot | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """Every user's state as of ``seq`` as a snapshot holds it: moved on from an earlier one, else from archive and log."""
+    """Build a snapshot of all states as of ``seq``.
+
+    It advances an earlier snapshot if there is one, else reads archive and log.
+    """
     back = log.retractions(until=seq)
     out = out_at(back)
     since = archive.watermark if before is None else before.seq
@@ -190,10 +193,10 @@ def advanced_snapshot(
     users: pl.DataFrame | None,
     anew: Mapping[str, pl.DataFrame | None] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """The states of a snapshot moved on by later believed rows and later versions of users.
+    """Advance a snapshot's states by later valid rows and later versions of users.
 
     Args:
-        anew: All rows that are left of users of whom one inside the snapshot was taken back; None: no row is.
+        anew: All remaining rows of users with a retracted row inside the snapshot; None without such users.
     """
     own, whole = _by_user(labelled), anew or {}
     versions = attribute_versions(users)

@@ -306,7 +306,7 @@ class BrowsingSimulator:
 
 
 def _arrivals(draw: np.random.Generator, size: int, late: float, days: int) -> np.ndarray:
-    """Draw arrival stamps (size,) int64; a share ``late`` is after a third of the days."""
+    """Draw arrival stamps (size,) int64; a share ``late`` is after a third of days."""
     stamps = np.full(size, START, dtype=np.int64)
     chosen = draw.choice(size, int(late * size), replace=False)
     stamps[chosen] = START + (draw.uniform(1 / 3, 1.0, len(chosen)) * days * DAY).astype(np.int64)

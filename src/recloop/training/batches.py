@@ -1,8 +1,8 @@
-"""From training moments to batches: windows of whole moments, drawn targets, groups of one length, padded tensors.
+"""Training batches: windows of moments, drawn targets, length buckets, padding.
 
-A window is a run of a user's moments with at most ``history`` items; the vector that ends its moment t predicts moment
-t + 1, which for the window's newest moment lies behind it (definitions, section 2b). Everything is flat arrays; no
-Python work a row.
+A window is a run of a user's moments with at most ``history`` items. The vector that ends moment t predicts moment
+t + 1, which for the window's newest moment is outside the window (definitions, section 2b). All data are flat arrays,
+without Python work per row.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.negatives import NegativesByMoment
 
 TOKENS = 2_800
-"""Tokens a step, padding included: small steps learn more a second than large ones (docs/decisions/)."""
+"""Tokens per step, padding included; small steps learn more per second (docs/decisions/)."""
 
 
 class Batch(NamedTuple):
-    """B windows of T tokens in M moments, right-padded; moments are numbered from the newest, 0.
+    """B windows of T tokens in M moments, right-padded.
 
-    ``targets`` (B, M): the item that the end of moment m has to find, 0 where the window has no such moment.
+    Moments are numbered from the newest, 0. ``targets`` (B, M): the item that the end of moment m predicts, 0 for
+    padding.
     """
 
     items: Tensor  # (B, T) int64 item_ix, 0 pads
     moments: Tensor  # (B, T) int64
     mask: Tensor  # (B, T) bool
-    arrived: Tensor | None  # (B, T, T) bool; None: all had
+    arrived: Tensor | None  # (B, T, T) bool; None: all arrived
     context: Tensor  # (B, M, C) int64
     targets: Tensor  # (B, M) int64
     weights: Tensor  # (B, M) float32
-    refused: Tensor | None = None  # (K, 3) int64: window, moment from the newest, item_ix that its end turned down
+    refused: Tensor | None = None  # (K, 3) int64: window, moment from the newest, rejected item_ix
     refusals: Tensor | None = None  # (K,) float32: their weights
     users: Tensor | None = None  # (B,) int64 user_ix of each window
 
 
 @dataclass(frozen=True)
 class HistoryWindows:
-    """W windows: each the moments ``starts[w]:stops[w]`` of one user."""
+    """W windows; window w holds the moments ``starts[w]:stops[w]`` of one user."""
 
     starts: np.ndarray
     stops: np.ndarray
@@ -59,14 +60,14 @@ class HistoryWindows:
 
 
 class SequenceDataset:
-    """The rows that windows are made of: each moment's first ``history`` items by id bytes, as flat arrays.
+    """Rows of all windows: each moment's first ``history`` items by id bytes.
 
     Args:
-        chosen: (M,) bool, the moments that are targets, the others are context alone; None: all.
+        chosen: (M,) bool, the moments that are targets; the others are only context. None: all.
     """
 
     def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
-        if data.targets is not None:  # a moment that holds inputs alone is history: it is never asked for
+        if data.targets is not None:  # a moment with only inputs is never a target
             chosen = data.asked if chosen is None else chosen & data.asked
         self.data, self.history, self.chosen = data, history, chosen
         moment = data.row_moment
@@ -81,7 +82,9 @@ class SequenceDataset:
         self.late = bool((np.diff(self.known) < 0)[neighbours].any())
 
     def training(self, which: str = "all") -> HistoryWindows:
-        """Each user's moments but the newest (a target only), newest first, cut into windows; none of ``old`` users.
+        """Cut each user's moments, newest first, into windows; ``old`` users have none.
+
+        The newest moment is only a target.
 
         Args:
             which: ``all`` windows or the ``last`` of each user (``train.windows``).
@@ -103,7 +106,7 @@ class SequenceDataset:
         return self._asked(HistoryWindows(np.concatenate(starts), np.concatenate(stops)))
 
     def _asked(self, windows: HistoryWindows) -> HistoryWindows:
-        """Those windows that hold a target, each ending where its last one begins."""
+        """Keep windows with a target; each ends where its last target begins."""
         if self.chosen is None:
             return windows
         places = np.append(np.flatnonzero(self.chosen), len(self.chosen) + 1)
@@ -113,23 +116,23 @@ class SequenceDataset:
         return HistoryWindows(windows.starts[held], np.minimum(windows.stops, last)[held])
 
     def newest(self, users: np.ndarray) -> HistoryWindows:
-        """The newest window of each user (who has a moment): what serving would be fed."""
+        """Return the newest window of each user with a moment, as serving builds it."""
         first, stop = self.data.user_offsets[users], self.data.user_offsets[users + 1]
         return HistoryWindows(self._reach(first, stop), stop)
 
     def _reach(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """The earliest start at or after ``first`` with at most ``history`` items up to ``stop``."""
+        """Return the first start from ``first`` with at most ``history`` items to ``stop``."""
         start = np.searchsorted(self.offsets, self.offsets[stop] - self.history, side="left")
         reached: np.ndarray = np.maximum(start, first)
         return reached
 
     def lengths(self, windows: HistoryWindows) -> np.ndarray:
-        """(W,) tokens of each window."""
+        """Return the tokens (W,) of each window."""
         lengths: np.ndarray = self.offsets[windows.stops] - self.offsets[windows.starts]
         return lengths
 
     def draw(self, seed: int, epoch: int) -> np.ndarray:
-        """(M,) for each moment the row of one of its targets, drawn anew for each epoch; of inputs alone: any row."""
+        """Draw one target row per moment (M,) for an epoch; any row without a target."""
         share = np.random.default_rng([seed, epoch]).random(len(self.data.stamps))
         offsets = self.data.moment_offsets
         rows: np.ndarray = offsets[:-1] + (share * np.diff(offsets)).astype(np.int64)
@@ -141,7 +144,10 @@ class SequenceDataset:
         return rows
 
     def tokens(self, windows: HistoryWindows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Right-padded (B, T): rows of ``items`` (0 where padded), moments from the newest (0 where padded), mask."""
+        """Return right-padded (B, T): rows of ``items``, moments from the newest, mask.
+
+        Padding is 0.
+        """
         lengths = self.lengths(windows)
         step = np.arange(lengths.max(initial=1))
         mask = step < lengths[:, None]
@@ -150,7 +156,7 @@ class SequenceDataset:
         return rows, moments, mask
 
     def batch(self, windows: HistoryWindows, drawn: np.ndarray) -> Batch:
-        """The windows as tensors, with the targets drawn for this epoch (`draw`)."""
+        """Return the windows as tensors, with the targets drawn for this epoch (`draw`)."""
         rows, moments, mask = self.tokens(windows)
         held = windows.stops - windows.starts
         number = np.arange(held.max(initial=1))
@@ -177,7 +183,7 @@ class SequenceDataset:
         )
 
     def targeted(self, windows: HistoryWindows) -> np.ndarray:
-        """(M,) bool: the moments that these windows predict."""
+        """Return (M,) bool: the moments that these windows predict."""
         steps = np.zeros(len(self.data.stamps) + 2, dtype=np.int64)
         np.add.at(steps, windows.starts + 1, 1)
         np.add.at(steps, windows.stops + 1, -1)
@@ -186,14 +192,14 @@ class SequenceDataset:
 
     @cached_property
     def anchored(self) -> NegativesByMoment | None:
-        """What was turned down after each moment."""
+        """Return the rejected items after each moment."""
         return None if self.data.negatives is None else NegativesByMoment(self.data)
 
     def _refused(self, windows: HistoryWindows) -> tuple[Tensor | None, Tensor | None]:
         if self.anchored is None:
             return None, None
         window, row = self.anchored.of(windows.starts, windows.stops)
-        if self.chosen is not None:  # asked beside the target that follows their moment, or not at all
+        if self.chosen is not None:  # used only if the following moment is a chosen target
             asked = self.chosen[self.anchored.moment[row] + 1]
             window, row = window[asked], row[asked]
         if not len(row):
@@ -203,7 +209,10 @@ class SequenceDataset:
         return torch.from_numpy(refused), torch.from_numpy(self.anchored.weights[row])
 
     def queries(self, users: np.ndarray, now: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What serving would be fed for these users at ``now``: items (B, T), moments, mask, context (B, C)."""
+        """Return the serving inputs of these users at ``now``.
+
+        items (B, T), moments, mask, context (B, C).
+        """
         windows = self.newest(users)
         rows, moments, mask = self.tokens(windows)
         context = self._context(users, now, self.data.stamps[windows.stops - 1], np.ones(len(users), dtype=bool))
@@ -212,14 +221,14 @@ class SequenceDataset:
 
     @cached_property
     def context(self) -> np.ndarray:
-        """(M, C) int64 codes at each moment as a target."""
+        """Return (M, C) int64 context codes at each moment as a target."""
         stamps = self.data.stamps
         last = np.concatenate([[0], stamps[:-1]])
         has_past = np.concatenate([[False], self.user[1:] == self.user[:-1]])[: len(stamps)]
         return self._context(self.user, stamps, last[: len(stamps)], has_past)
 
     def _context(self, users: np.ndarray, now: np.ndarray, last: np.ndarray, has_past: np.ndarray) -> np.ndarray:
-        """(n, C) int64 codes: user fields, then request fields, by the function that serving calls."""
+        """Return (n, C) int64 codes of user and request fields, as serving encodes them."""
         columns = list(self.data.user_codes[users].T)
         if self.data.request_fields:
             spec, fields = self.data.extras["spec"], self.data.extras["fields"]
@@ -228,7 +237,7 @@ class SequenceDataset:
 
 
 def history_before(data: TrainData, held: ValidationQueries) -> TrainData:
-    """What was known of the held-out users just before their moments; everybody else has no row."""
+    """Build the data of held-out users just before their moments; others have no row."""
     as_of = np.full(data.n_users, -1, dtype=np.int64)
     as_of[held.user_ix] = held.as_of
     moment = data.row_moment
@@ -247,7 +256,10 @@ def history_before(data: TrainData, held: ValidationQueries) -> TrainData:
 
 
 class LengthBucketSampler(Sampler[np.ndarray]):
-    """The windows of each step: groups of like length with at most ``tokens`` tokens, in a new order each epoch."""
+    """Sampler of each step's windows: similar length, at most ``tokens`` tokens.
+
+    The order changes each epoch.
+    """
 
     def __init__(self, lengths: np.ndarray, seed: int, tokens: int = TOKENS) -> None:
         self.lengths, self.seed, self.tokens = lengths, seed, tokens
@@ -255,7 +267,7 @@ class LengthBucketSampler(Sampler[np.ndarray]):
         self.bounds = _bounds(np.sort(lengths), tokens)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -270,7 +282,10 @@ class LengthBucketSampler(Sampler[np.ndarray]):
 
 
 def _bounds(lengths: np.ndarray, tokens: int) -> np.ndarray:
-    """Cuts of ascending lengths into the fewest runs with (windows x longest window) <= tokens, one window at least."""
+    """Cut ascending lengths into the fewest runs of at most ``tokens`` padded tokens.
+
+    A run has (windows x longest window) <= tokens, and at least one window.
+    """
     bounds = [0]
     while bounds[-1] < len(lengths):
         start = bounds[-1]
@@ -281,7 +296,7 @@ def _bounds(lengths: np.ndarray, tokens: int) -> np.ndarray:
 
 
 class EpochDataset(Dataset[Batch]):
-    """The batches of an epoch: indexed by the windows of a step, as `LengthBucketSampler` deals them."""
+    """Batches of an epoch, indexed by a step's windows from `LengthBucketSampler`."""
 
     def __init__(
         self, sequences: SequenceDataset, windows: HistoryWindows, seed: int, steps: LengthBucketSampler
