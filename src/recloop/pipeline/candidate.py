@@ -1,4 +1,4 @@
-"""A child of a bundle: its table begins with the parent's, its codes and mix are the parent's, its weights go on."""
+"""Train the child of a bundle: it inherits item rows, codes, mix and weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from recloop.training.warm_start import RATE, WarmStartState, select_targets
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A warm start: the weights to begin with, and what their bundle has learned: every other position is new."""
+    """Warm start: the initial weights and the range that their bundle has learned."""
 
     state: Mapping[str, np.ndarray]
     learned: LearnedRange
@@ -40,12 +40,12 @@ class WarmStart:
 def build_child(
     run: UpdateRun, parent: Bundle, rows: pl.DataFrame, cut: int, held_seq: int, start: WarmStart | None, folder: Path
 ) -> Bundle:
-    """A child over these rows: its table begins with the parent's, its codes and its mix are the parent's.
+    """Train a child over these rows with the parent's item rows, codes and mix.
 
     Args:
-        cut: Where its windows end (tail, replay), int64 microseconds.
-        held_seq: The first seq of the moments that are held back of it.
-        start: Weights of the parent; None: a network is trained from scratch with the epochs that the parent found.
+        cut: End of its windows (tail, replay), int64 microseconds.
+        held_seq: The first seq of its held-out moments.
+        start: Weights of the parent; None: train from scratch with the parent's number of epochs.
     """
     config, data = run.config, run.data
     begin = time.monotonic()
@@ -78,7 +78,7 @@ def build_child(
 
 
 def _options(config: Config, custom: ScorerSpec | None) -> Mapping[str, Any]:
-    """Options of the parent's closed-form model: those it keeps, else those of the configuration where it names it."""
+    """Return the closed-form model's options: the parent's, else the configuration's."""
     if custom is None:
         return {}
     if custom.config is not None:
@@ -87,19 +87,19 @@ def _options(config: Config, custom: ScorerSpec | None) -> Mapping[str, Any]:
 
 
 def has_network(bundle: Bundle) -> bool:
-    """Whether the source ``model`` is a trained network, not one in closed form."""
+    """Return whether the source ``model`` is a trained network."""
     return "model" in bundle.scorers and not is_closed_form(bundle.scorers["model"].model)
 
 
 def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:
-    """The bundle as a child of live, trained ``warm`` or ``full``."""
+    """Return the bundle as a child of live, trained ``warm`` or ``full``."""
     training = replace(bundle.manifest.train, mode=mode, optimizer="reset" if run.reset else None)
     manifest = replace(bundle.manifest, parent=run.live.id, train=training, recipe=run.recipe)
     return replace(bundle, manifest=manifest)
 
 
 def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
-    """The configuration's placements; a mix that was found by validation stays the parent's."""
+    """Return the configuration's placements; a validated mix is inherited from the parent."""
     placements = dict(drafted.policy.placements)
     for name, placement in drafted.policy.placements.items():
         before = parent.policy.placements.get(name)
@@ -109,7 +109,7 @@ def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
 
 
 def write(run: UpdateRun, bundle: Bundle, folder: Path) -> Bundle:
-    """Golden lists, and the bundle in a folder of the run."""
+    """Add golden lists and write the bundle into a folder of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     rows = run.data.events.filter(pl.col(STAMP) < bundle.cut)
@@ -117,7 +117,7 @@ def write(run: UpdateRun, bundle: Bundle, folder: Path) -> Bundle:
 
 
 def load_candidate(run: UpdateRun) -> Bundle:
-    """candidate', as `learn` wrote it."""
+    """Load candidate' as `learn` wrote it."""
     return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
 
 
@@ -125,14 +125,14 @@ def load_train_state(bundle: Bundle, folder: Path, reset: bool = False) -> dict[
     """Weights and optimizer state of a bundle with a network, for a warm start.
 
     Args:
-        reset: The weights alone: the optimizer begins anew.
+        reset: Load only the weights; the optimizer starts fresh.
 
     Raises:
-        UserError: it has none.
+        UserError: the bundle has no train.safetensors.
     """
     if not has_network(bundle):
         return {}
     if "train.safetensors" not in bundle.manifest.files:
-        raise UserError("bundle", bundle.id, "one with train.safetensors, to start from", "recloop update --full")
+        raise UserError("bundle", bundle.id, "a bundle with train.safetensors", "recloop update --full")
     state = bundles.load_train(folder / bundle.id)
     return {name: array for name, array in state.items() if not reset or name.startswith("network.")}

@@ -1,4 +1,4 @@
-"""Steps 1 to 5 of an update; each writes into the run's folder, then its name into the journal."""
+"""Steps 1 to 5 of an update; each writes into the run's folder and the journal."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class SequenceDataset:
         return HistoryWindows(self._reach(first, stop), stop)
 
     def _reach(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Return the first start from ``first`` with at most ``history`` items to ``stop``."""
+        """Return the first start from ``first`` with at most ``history`` items."""
         start = np.searchsorted(self.offsets, self.offsets[stop] - self.history, side="left")
         reached: np.ndarray = np.maximum(start, first)
         return reached
