@@ -1,4 +1,4 @@
-"""Which column of a stranger's file is which: by name, by what stands in it, by the ids of the other files."""
+"""Column detection for log files: by name, by content and by ids of other files."""
 
 from __future__ import annotations
 
@@ -47,57 +47,57 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     QUANTITY: ("quantity", "qty", "units", "menge", "anzahl", "count", "数量"),
     EVENT_ID: ("eventid", "eventuuid", "uuid", "id", "rowid", "transactionid"),
 }  # fmt: skip
-"""Names by column of ours, likeliest first, without case, spaces and signs."""
+"""Known names by our column, most likely first, in `normalize_name` form."""
 
 INSIDE: Final[Mapping[str, str]] = {
     USER_ID: r"(user|customer|household|member|visitor|shopper).*(id|no|number|key)$",
     ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$|sku$",
     TIMESTAMP: r"timestamp|datetime|date$|time$",
 }
-"""What a name may hold where none is known."""
+"""Patterns of column names that are not in the list of known names."""
 
 ORDERS: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
-"""Columns that number a user's rows: an order where there is no time."""
+"""Columns that number a user's rows; they replace a missing time."""
 
 OUTCOMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
-"""Columns of 0 and 1: shown, and was it taken."""
+"""Columns of 0 and 1: the outcome of an impression."""
 
 TITLES: Final = (
     "name", "title", "productname", "itemname", "producttitle", "movietitle", "description", "productdescription",
     "articlename", "label", "bezeichnung", "名称", "标题",
 )  # fmt: skip
-"""Columns that people read."""
+"""Known names of display columns."""
 
 MANY_TYPES: Final = 50
 HALF_EMPTY: Final = 0.1
-"""From this share of empty rows on a column loses against a fuller one of a known name."""
+"""Share of empty rows above which another column of a known name is preferred."""
 FEW_ROWS: Final = 50
-"""Below so many rows a column of items may well hold each item once."""
+"""Below this number of rows an item column may hold each item once."""
 SAMPLE: Final = 2_000
 
 
 class ColumnGuess(NamedTuple):
-    """A column found ("" none) and why."""
+    """A detected column ("" for none) and the reason."""
 
     name: str
     why: str
 
 
 def normalize_name(name: str) -> str:
-    """A name without case, spaces and signs: ``Customer ID`` and ``customer_id`` are one."""
+    """Name without case, spaces and signs: ``Customer ID`` equals ``customer_id``."""
     return re.sub(r"[\W_]+", "", name.lower())
 
 
 def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequence[str]]) -> dict[str, ColumnGuess]:
-    """The columns of an event log.
+    """Guess the columns of an event log.
 
     Args:
-        frame: The rows, or many of them.
-        separator: Of the file, for decimal commas.
-        others: Columns of the items file by ``item_id``, of the users file by ``user_id``: a shared id column is one.
+        frame: The rows or a sample of them.
+        separator: Separator of the file, for decimal commas.
+        others: Columns of the items file by ``item_id``, of the users file by ``user_id``; a shared column is an id.
 
     Returns:
-        By column of ours; "" where none was found.
+        Guess by our column; its name is "" if none was found.
     """
     found: dict[str, ColumnGuess] = {}
 
@@ -137,7 +137,7 @@ def _id(ours: str, names: Sequence[str], frame: pl.DataFrame, other: Sequence[st
 
 
 def _fullest(ours: str, names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
-    """The first of these columns, unless it is half-empty, or an item that never repeats, and another one is not."""
+    """First of these columns with few empty rows and, for items, repeated values."""
 
     def poor(name: str) -> tuple[bool, bool]:
         unique = ours == ITEM_ID and len(frame) >= FEW_ROWS and frame[name].n_unique() == len(frame)
@@ -157,9 +157,9 @@ def _time(names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
     ]
     likely = [name for name in dict.fromkeys(likely) if _holds_stamps(frame[name])]
     if likely:
-        # A half-empty column of the better name loses against a full one.
+        # prefer a full column over a half-empty one with a better name
         return ColumnGuess(
-            min(likely, key=lambda name: _missing(frame[name]) > HALF_EMPTY), "its name, and stamps stand in it"
+            min(likely, key=lambda name: _missing(frame[name]) > HALF_EMPTY), "its name, and it holds stamps"
         )
     for name in names:
         if frame.schema[name] in (pl.Date, pl.Datetime):
@@ -191,12 +191,12 @@ def _missing(column: pl.Series) -> float:
 
 
 def is_blank(column: pl.Series) -> bool:
-    """Whether no row of a column holds a value."""
+    """True if all rows of a column are empty."""
     return _missing(column) == 1
 
 
 def holds_several(name: str, column: pl.Series) -> bool:
-    """Whether a column named like items holds lists of them: a comma, a semicolon or a bar in a third of its cells."""
+    """True if a column named like items has a list separator in a third of its cells."""
     if column.dtype != pl.String or not re.search(r"item|product|article|goods", normalize_name(name)):
         return False
     return _mean(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
@@ -215,7 +215,7 @@ def _holds_stamps(column: pl.Series) -> bool:
 
 
 def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
-    """Whether a column groups rows: several rows share a value, nearly always rows of one user."""
+    """True if rows share values of a column and nearly all sharing rows have one user."""
     if not user:
         return False
     rows = frame.select(name, user).filter(pl.col(name).cast(pl.String).fill_null("") != "")
@@ -227,7 +227,7 @@ def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
 
 
 def _types(column: pl.Series) -> bool:
-    """Whether a column holds few different values; one value is a type too."""
+    """True if a column has few distinct values; a single value counts too."""
     return _missing(column) < 1 and column.n_unique() <= MANY_TYPES
 
 
@@ -252,7 +252,7 @@ def _is_outcome(column: pl.Series, separator: str) -> bool:
 
 
 def _mean(column: pl.Series) -> float:
-    """The mean of numbers, or the share of true values; 0 for an empty column."""
+    """Mean of numbers, or share of true values; 0 for an empty column."""
     mean = column.mean()
     assert mean is None or isinstance(mean, float)
     return mean or 0.0

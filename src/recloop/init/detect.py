@@ -1,4 +1,4 @@
-"""``recloop init``: read a log once, guess what it means, and write it down as a commented recloop.toml."""
+"""Detection for ``recloop init``: guess the settings of a log, write recloop.toml."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMES
 from recloop.settings import build
 
 FEW_REPEATS: Final = 0.05
-"""Below this share of repeats a list should not show what was seen."""
+"""Share of repeats below which lists leave seen items out."""
 PURCHASE_WEIGHT: Final = 5.0
 STRONG_WEIGHT: Final = 3.0
 WEAK_WEIGHT: Final = 1.0
-"""What `init` writes for a purchase, for a cart or a like, and for a look."""
+"""Default weights of a purchase, of a cart or like, and of a view."""
 LEAST_STRONG: Final = 0.01
-"""From this share of rows on, strong types alone are the targets, and looks are history."""
+"""Share of rows from which strong types are the only targets and views are history."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One setting that was guessed, and why."""
+    """One guessed setting and the reason."""
 
     key: str
     value: Any
@@ -54,7 +54,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What `update` would make of the rows; ``removed`` by rule, ``reasons`` of those rejected as one text."""
+    """Row counts that `update` would have; ``removed`` by rule, reject ``reasons`` as text."""
 
     read: int
     kept: int
@@ -65,15 +65,15 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class InitResult:
-    """What `init` found and wrote.
+    """Result of `init`: columns, decisions and the text of recloop.toml.
 
     Attributes:
-        columns: Ours = theirs, "" where the file has none.
+        columns: Name in the file by our name, "" if the file lacks it.
         time_unit: s, ms, us, iso (auto: another).
         scenario: collaborative, content or sequential.
         toml: The text of recloop.toml.
-        next: The command that goes on from here.
-        keep: Settings of ``next`` as lines of recloop.toml; empty: it has none.
+        next: The command to run next.
+        keep: Settings of ``next`` as lines of recloop.toml; may be empty.
     """
 
     columns: dict[str, str]
@@ -86,7 +86,7 @@ class InitResult:
     keep: str = ""
 
     def to_json(self) -> JsonTree:
-        """The keys of ``recloop init --json``."""
+        """JSON object with the keys of ``recloop init --json``."""
         return {
             "columns": dict(self.columns),
             "time_unit": self.time_unit,
@@ -100,16 +100,16 @@ class InitResult:
 def init(
     file: str, items: str = "", users: str = "", root: Path | str = ".", yes: bool = False, force: bool = False
 ) -> InitResult:
-    """Read a log, guess, and write ``recloop.toml`` into ``root``.
+    """Read a log, guess its settings, and write ``recloop.toml`` into ``root``.
 
     Args:
-        file, items, users: Files, globs or folders, from the project folder or from here.
-        root: The project folder, made where it does not exist.
-        yes: Never ask; without it asks where stdin is a terminal.
-        force: Write over a recloop.toml.
+        file, items, users: Files, globs or folders, relative to the project folder or the working directory.
+        root: The project folder; created if it does not exist.
+        yes: Never ask; otherwise `init` asks if stdin is a terminal.
+        force: Overwrite an existing recloop.toml.
 
     Raises:
-        UserError: recloop.toml is there already, a file cannot be read, no column is the user, the item or the time.
+        UserError: recloop.toml exists, a file cannot be read, or the user, item or time column was not found.
     """
     folder = Path(root)
     if (folder / FILE).exists() and not force:
@@ -120,7 +120,7 @@ def init(
 
 
 def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: bool = False) -> InitResult:
-    """The guess without writing it."""
+    """Guess the settings of a log without writing them."""
     paths = [_from(folder, text, key) for text, key in ((file, "FILE"), (items, "--items"), (users, "--users"))]
     tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
     catalogue = _side(folder, paths[1], "--items")
@@ -152,20 +152,24 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
         say("events.weights", dict(events[0].weights), events[1])
     for key, value, why in (
         ("positive", events[0].positive, events[1]),
-        ("history", events[0].history, "models see it, no list is measured by it"),
-        ("negative", events[0].negative, "leaves the list until a later positive"),
-        ("neutral", events[0].neutral, "kept, and used for nothing else"),
+        ("history", events[0].history, "an input of models, not a target of metrics"),
+        ("negative", events[0].negative, "hides the item until a later positive"),
+        ("neutral", events[0].neutral, "stored, but not used"),
     ):
         if value:
             say(f"events.{key}", list(value), why)
     say(
         "events.undo",
         dict(events[0].undo),
-        "takes back what its user did with the item; a quantity below 0 is a return",
+        "undoes earlier events of the user on the item; a quantity below 0 is a return",
     )
     coarse = timestamp_resolution(raw.frame[TIMESTAMP])
     burst = Clean(burst="off") if coarse else Clean()
-    why = f"stamps are no finer than a {coarse}: rows of one stamp are no burst" if coarse else "stamps are fine enough"
+    why = (
+        f"stamps are no finer than a {coarse}: rows of one stamp are not a burst"
+        if coarse
+        else "stamps are fine enough"
+    )
     say("clean.burst", "off" if coarse else {"events": 10, "seconds": 1}, why)
     cleaned = clean(raw.frame, Config(data=data, events=events[0], clean=burst))
     remedies = _remedies(raw, cleaned, coarse)
@@ -180,7 +184,7 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
             say(f"features.{side}.{name}", field["from"], field["why"])
     segment = next((f["from"] for f in user_fields.values() if f["kind"] == "category" and f["values"] <= 20), "")
     if segment:
-        say("serve.segment", segment, "users who share it have popular items of their own")
+        say("serve.segment", segment, "popular items per value of this field")
     scenario, reason = _scenario(cleaned, repeats, bool(item_fields or user_fields))
     say("scenario", scenario, reason)
     text = config_text(
@@ -207,7 +211,7 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
 
 
 def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, str]:
-    """What lets `update` go on where it would stop: the likeliest setting for each cause, and why; empty: it goes on."""
+    """Settings, with reasons, that let `update` continue past each limit it would exceed."""
     found: dict[str, str] = {}
     unread = rejected_rows.excess(raw.rejects, raw.read, Clean().max_rejected)
     if unread is not None:
@@ -230,7 +234,7 @@ def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, st
 
 
 def _from(folder: Path, text: str, key: str) -> str:
-    """A path as the file in ``folder`` will say it: as given where it leads somewhere from there, else absolute."""
+    """Path for recloop.toml in ``folder``: as given if it is valid from there, else absolute."""
     if not text or Path(text).is_absolute():
         return text
     try:
@@ -291,7 +295,7 @@ def _columns(tables: Sequence[Table], catalogue: Side | None, people: Side | Non
 
 
 def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess:
-    """Ask on the terminal; Enter keeps the guess, ``-`` means none."""
+    """Ask for a column on the terminal; Enter keeps the guess, ``-`` means none."""
     while True:
         sys.stderr.write(f"{ours} [{guessed.name or '-'}] ({guessed.why}): ")
         sys.stderr.flush()
@@ -299,9 +303,9 @@ def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess
         if not answer:
             return guessed
         if answer == "-":
-            return ColumnGuess("", "you said so")
+            return ColumnGuess("", "your answer")
         if answer in names:
-            return ColumnGuess(answer, "you said so")
+            return ColumnGuess(answer, "your answer")
         near = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
         sys.stderr.write(f"  no column {answer}; nearest: {near[0]}\n")
 
@@ -310,7 +314,7 @@ def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess
 
 
 def _unit(raw: RawEvents) -> str:
-    """The time unit as ``data.time_unit`` spells it."""
+    """Time unit as a value of ``data.time_unit``."""
     how = raw.info.partition("stamps: ")[2]
     for word, unit in (("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "auto"), ("seconds", "s")):
         if how.startswith(word):
@@ -319,18 +323,18 @@ def _unit(raw: RawEvents) -> str:
 
 
 def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
-    """What the types that stand in the log mean, by their names."""
+    """Guess ``[events]`` from the names of the event types, with the reason."""
     if not names[EVENT_TYPE]:
         if normalize_name(names[VALUE]) in OUTCOMES:
             events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
-            return events, f"{names[VALUE]} is 0 or 1: shown and not taken is neutral"
+            return events, f"{names[VALUE]} is 0 or 1: shown without effect is neutral"
         return Events(), "no event types: every row is positive"
     counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
     return _of_types(dict(counts.iter_rows()))
 
 
 def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
-    """``[events]`` for types with these numbers of rows, the most frequent first, and why."""
+    """``[events]`` for types with these row counts, most frequent first, and the reason."""
     kinds: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
     for name in counts:
         kinds[meaning_of(name)].append(name)
@@ -345,16 +349,16 @@ def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
     if strong >= LEAST_STRONG * sum(counts.values()) and looked:
         weighed += [(name, WEAK_WEIGHT) for name in looked]
         history = looked
-        why = f"{(bought + wanted)[0]} is what to predict; {looked[0]} is history that the models see"
+        why = f"{(bought + wanted)[0]} is the target to predict; {looked[0]} is history that the models see"
     elif looked:
         weighed += [(name, WEAK_WEIGHT) for name in looked]
-        why = "looking is the strongest sign here"
+        why = "views are the strongest signal here"
     if not weighed and kinds[Meaning.OTHER]:
         positive, neutral = kinds[Meaning.OTHER], kinds[Meaning.SHOWN] + unpaired
-        why = "types of unknown meaning count as positive: look at them"
+        why = "types of unknown meaning count as positive: check them"
     elif not weighed:
-        why = "no type is positive: name one"
-    elif not bought and not history:  # one weight for all is none
+        why = "no positive type found: set events.positive"
+    elif not bought and not history:  # equal weights are left out
         positive, weighed = [name for name, _ in weighed], []
     texts = [tuple(map(_text, names)) for names in (positive, kinds[Meaning.NEGATIVE], neutral, history)]
     weights = {_text(name): weight for name, weight in weighed}
@@ -364,7 +368,7 @@ def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
 
 
 def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
-    """``events.undo``, and the types that take back what the log does not hold: they mean nothing."""
+    """``events.undo``, and the undo types without a matching type in the log (neutral)."""
     undo, unpaired = dict(Events().undo), []
     for meaning in (Meaning.RETURN, Meaning.UNDO):
         for name in kinds[meaning]:
@@ -377,7 +381,7 @@ def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, 
 
 
 def _text(name: str) -> str:
-    """A type as an entry of ``[events]``: the bare word, or a condition where it holds spaces or signs."""
+    """Entry of ``[events]`` for a type: its name, or a condition if it has spaces or signs."""
     if re.fullmatch(r"[\w.:-]+", name):
         return name
     quoted = name.replace("'", "''")
@@ -404,7 +408,7 @@ def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[s
         f"median of {many:g} moments a user, {own * 100:.0f} % of rows alone in theirs, {repeats * 100:.0f} % repeats"
     )
     if many >= 5 and own >= 0.5 and repeats < FEW_REPEATS:
-        return "sequential", f"one thing after another, rarely twice: {facts}"
+        return "sequential", f"separate moments with few repeats: {facts}"
     if attributes:
-        return "content", f"attributes are there to carry what few events cannot: {facts}"
+        return "content", f"attributes can compensate for few events: {facts}"
     return "collaborative", f"users, items and baskets, no attributes: {facts}"

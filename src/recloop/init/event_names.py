@@ -1,7 +1,7 @@
-"""Class of an event type, from the whole words of its name.
+"""Event type classes, detected from the whole words of a type's name.
 
 Shops name events freely (``addToCart``, ``Product Removed``, ``order_refunded``). A name is split into words, and a
-word counts as a whole: a ``conversation`` is not a conversion, and a viewed cart is a look at a page.
+word counts as a whole: a ``conversation`` is not a conversion, and a viewed cart is a page view.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Final
 
 
 class Meaning(StrEnum):
-    """What an event type says of the item.
+    """Class of an event type.
 
-    PURCHASE, STRONG: taken, or clearly wanted. WEAK: looked at. SHOWN: shown, searched, failed. NEGATIVE: turned down.
-    RETURN: a purchase goes back. UNDO: an earlier event is taken back. OTHER: unknown words.
+    PURCHASE, STRONG: bought, or clearly wanted. WEAK: viewed. SHOWN: shown, searched, failed. NEGATIVE: rejected.
+    RETURN: a purchase is returned. UNDO: an earlier event is undone. OTHER: unknown words.
     """
 
     PURCHASE = "purchase"
@@ -94,7 +94,7 @@ GOODS: Final = _set(
     product products item items partial partially full fully request requested complete completed the an a of
     """
 )
-"""Words that may stand beside a return without changing it: ``Order Refunded``, ``return_requested``."""
+"""Words that do not change the meaning of a return: ``Order Refunded``, ``return_requested``."""
 FILLERS: Final = _set(
     """
     to from in of the a an my product products item items event add adds added put
@@ -111,7 +111,7 @@ STEM: Final = re.compile(r"(?:ations?|ings?|ed|es|s|d|e)$")
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name, lower case: cut at signs, at digits and at capitals inside (``addToCart``)."""
+    """Lower-case words of a name, split at signs, digits and capitals (``addToCart``)."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     spaced = re.sub(r"\bthumbs?[\W_]*(up|down)\b", r"thumbs\1", spaced)
     words = re.findall(r"[^\W\d_]+2?[^\W\d_]*", spaced)
@@ -119,7 +119,7 @@ def words_of(name: str) -> list[str]:
 
 
 def meaning_of(name: str) -> Meaning:
-    """The class of an event type."""
+    """Class of an event type by its name."""
     words = words_of(name)
     have = set(words)
     if _undone(words):
@@ -143,7 +143,7 @@ def meaning_of(name: str) -> Meaning:
 
 
 def _undone(words: list[str]) -> bool:
-    """Whether the name takes something back: ``undislike``, ``undo_like``, ``remove_from_cart``, ``Product Removed``."""
+    """True if the name is an undo: ``undislike``, ``undo_like``, ``remove_from_cart``."""
     if any(_plain_of(word) for word in words):
         return True
     rest = [word for word in words if word not in FILLERS]
@@ -151,16 +151,16 @@ def _undone(words: list[str]) -> bool:
 
 
 def _plain_of(word: str) -> str:
-    """The word without ``un``, where that leaves a word of ours: ``unsubscribe``; else nothing."""
+    """The word without ``un`` if that is a known word (``unsubscribe``), else ""."""
     rest = word[2:] if word.startswith("un") else ""
     return rest if rest in WANTS | PURCHASES | DISLIKES and word not in DISLIKES else ""
 
 
 def partner(name: str, meaning: Meaning, types: Iterable[str]) -> str:
-    """The event type that a return or an undo takes back: of ``types``, the most frequent first; "" where there is none.
+    """Event type that a return or an undo reverses, or "".
 
-    A return takes back a purchase. An undo takes back what its other words name; one that names nothing (``Product
-    Removed``) takes back the cart.
+    ``types`` are ordered by frequency. A return reverses a purchase. An undo reverses the type named by its other
+    words; one without further words (``Product Removed``) reverses the cart.
     """
     if meaning is Meaning.RETURN:
         bought = [kind for kind in types if meaning_of(kind) is Meaning.PURCHASE]
@@ -173,5 +173,5 @@ def partner(name: str, meaning: Meaning, types: Iterable[str]) -> str:
 
 
 def _core(words: Iterable[str]) -> set[str]:
-    """The stems of the words that name the act."""
+    """Stems of the words that name the action."""
     return {STEM.sub("", word) for word in words if word not in FILLERS}

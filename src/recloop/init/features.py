@@ -1,4 +1,4 @@
-"""Features and titles of a catalogue or of users: which of their columns a model can use, and what people read."""
+"""Feature and title detection for the columns of items and users files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from recloop.json_object import JsonTree
 
 MANY_VALUES: Final = 1_000
 FEATURES: Final = 8
-"""A side's features at most; the rest can be added by hand."""
+"""Maximum number of features per side; others can be added manually."""
 
 Side = tuple[Table, list[JsonTree]]
-"""An items or users file: the table, and its rows as objects."""
+"""Items or users file: the table, and its rows as objects."""
 
 
 def choose_title(catalogue: Side | None, key: str) -> ColumnGuess:
-    """The column that people read, or a template of the text that tells items apart best."""
+    """Choose the title column, or a template of the most distinctive text columns."""
     if catalogue is None:
         return ColumnGuess("", "no items file")
     table, rows = catalogue
@@ -34,13 +34,13 @@ def choose_title(catalogue: Side | None, key: str) -> ColumnGuess:
     }
     wordy = {name: len(set(values)) for name, values in texts.items() if _words(values)}
     if not wordy or max(wordy.values()) < 3:
-        return ColumnGuess("", "no text tells items apart")
+        return ColumnGuess("", "no distinctive text column")
     best = max(wordy, key=lambda name: wordy[name])
     pairs = {name: len(set(zip(texts[best], values, strict=True))) for name, values in texts.items() if name != best}
     more = max(pairs, key=lambda name: pairs[name], default="")
     if more and pairs[more] > 1.2 * wordy[best]:
-        return ColumnGuess(f"{{{best}}}, {{{more}}}", "no name; these two tell items apart best")
-    return ColumnGuess(f"{{{best}}}", "no name; this text tells items apart best")
+        return ColumnGuess(f"{{{best}}}, {{{more}}}", "no title column; these two are the most distinctive")
+    return ColumnGuess(f"{{{best}}}", "no title column; this one is the most distinctive")
 
 
 def _links(rows: list[JsonTree], name: str) -> bool:
@@ -48,19 +48,19 @@ def _links(rows: list[JsonTree], name: str) -> bool:
 
 
 def _words(values: list[Any]) -> bool:
-    """Whether a column holds words rather than sizes and codes: most of its signs are letters."""
+    """True if most characters of a column are letters: words, not sizes or codes."""
     texts = [value for value in values if isinstance(value, str)]
     letters = sum(sum(sign.isalpha() for sign in text) for text in texts)
     return bool(texts) and letters > 0.6 * sum(map(len, texts))
 
 
 def title_columns(title: str) -> set[str]:
-    """The columns of a title: a template's text still tells items apart, so its columns stay features."""
+    """Columns of a title; those of a template are not listed, because they stay features."""
     return set() if "{" in title else {title}
 
 
 def choose_fields(side: Side | None, key: str, leave: set[str]) -> dict[str, JsonTree]:
-    """Features of the columns of an items or users file, by name."""
+    """Choose features among the columns of an items or users file, by name."""
     if side is None:
         return {}
     table, rows = side
@@ -91,7 +91,7 @@ def _field(name: str, values: list[Any]) -> JsonTree | None:
     is_code = re.search(r"(id|code|zip|plz|no|number)$", normalize_name(name)) is not None
     if numbers and not is_code and distinct > (30 if all(isinstance(value, int) for value in present) else 10):
         return {"kind": "number", "from": name, "dim": 8, "missing": missing, "values": distinct,
-                "why": f"{distinct:,} different numbers: buckets"}  # fmt: skip
+                "why": f"{distinct:,} distinct numbers: buckets"}  # fmt: skip
     if (
         distinct < 2
         or distinct > MANY_VALUES
@@ -101,11 +101,11 @@ def _field(name: str, values: list[Any]) -> JsonTree | None:
         return None
     dim = 4 if distinct <= 10 else 8 if distinct <= 100 else 16
     return {"kind": "category", "from": name, "dim": dim, "missing": missing, "values": distinct,
-            "why": f"{distinct:,} different values"}  # fmt: skip
+            "why": f"{distinct:,} distinct values"}  # fmt: skip
 
 
 def _name(column: str, taken: Collection[str]) -> str:
-    """A column as a name of a feature: small letters, digits, underscores, its own."""
+    """Unique feature name of a column: lower-case letters, digits, underscores."""
     plainly = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or "field"
     name, number = plainly, 2
     while name in taken:

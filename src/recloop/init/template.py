@@ -1,4 +1,4 @@
-"""The text of a recloop.toml as `init` writes it: every guess with its reason, every key a newcomer turns."""
+"""Template of the recloop.toml that `init` writes, with the reason of every guess."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from recloop.config import Data, Events
 
 HEAD = """\
-# recloop: settings of this folder, guessed by `recloop init`; read them once, change what is wrong.
+# recloop: settings of this folder, guessed by `recloop init`; check them once.
 # read: {info}
-# next: recloop update      (learn and make a list)      then: recloop serve
-# what the log looks like: recloop doctor                every key: docs/reference/config.md
+# next: recloop update      (train and deploy)           then: recloop serve
+# quality of the log: recloop doctor                     every key: docs/reference/config.md
 
 [data]
 events = {events}
@@ -21,7 +21,7 @@ items = {items}
 users = {users}
 encoding = "auto"                 # auto | utf-8 | gb18030 | cp1252 | utf-16
 time_unit = {time_unit:<21} # auto | s | ms | us | iso
-timezone = "UTC"                  # of stamps that carry none
+timezone = "UTC"                  # for stamps without a zone
 
 [data.columns]                    # ours = theirs; "" where the file has none
 """
@@ -33,9 +33,9 @@ COLUMNS = {
     "event_type": "empty: every row is `interaction`",
     "value": "a rating, a price, seconds",
     "quantity": "",
-    "group_id": "basket, invoice, order: what happened at once; never a visit",
+    "group_id": "basket, invoice or order: rows of one moment; never a visit",
     "event_id": "without it an import cannot be repeated safely",
-    "name": 'what people read; a template: "{brand}, {size}"',
+    "name": 'display name, or a template: "{brand}, {size}"',
 }
 
 EVENTS = """
@@ -44,12 +44,12 @@ neutral = {neutral}
 positive = {positive}
 negative = {negative}
 weights = {weights}
-history = {history:<21} # what a model sees, and never a target: looks
-undo = {undo}   # takes back the newest event of that type; "*": the heaviest target
+history = {history:<21} # input of models, never a target: views
+undo = {undo}   # undoes the newest event of that type; "*": the heaviest target
 """
 
 RATED = """\
-# a low rating is a positive too, as in most published tables; to learn from liking alone:
+# low ratings are positives too, as in most published tables; to use only high ones:
 # positive = ["value >= 4"]
 """
 
@@ -58,8 +58,8 @@ CLEAN = """
 duplicates = "exact"              # exact | off
 {burst}
 keep = "quantity IS NULL OR quantity <> 0"   # a condition over a row: SQL
-max_removed = 0.05                # a rule that would take more stops, and shows what it would take
-max_rejected = 0.05               # more rows than this that cannot be read (no user, no stamp) stop, with the reasons
+max_removed = 0.05                # the run stops and shows the rows if a rule would remove more
+max_rejected = 0.05               # the run stops and shows the reasons if more rows cannot be read (no user, no stamp)
 
 [split]
 quantile = 0.9                    # the last tenth of the log is the test
@@ -68,13 +68,13 @@ filter_seen = {filter_seen:<5}               # {repeats}
 
 [features]
 dim = 64
-history = 200                     # newest items that a sequence model is fed
+history = 200                     # newest items that a sequence model reads
 request = ["hour", "weekday", "gap"]
 """
 
 TAIL = """
 [model]
-name = "sasrec"                   # needs recloop[train]; without it the counting models alone are fitted
+name = "sasrec"                   # needs recloop[train]; without it only the counting models are fitted
 # scenario: {scenario}
 # {reason}
 
@@ -105,17 +105,17 @@ def config_text(
     scenario: tuple[str, str],
     rated: bool,
 ) -> str:
-    """The whole file.
+    """Render recloop.toml.
 
     Args:
-        data: ``[data]`` as guessed.
+        data: The guessed ``[data]``.
         info: How the log was read.
-        events: ``[events]`` and why.
-        coarse: Grain of the stamps where the burst rule is off, else "".
+        events: The guessed ``[events]`` and the reason.
+        coarse: Resolution of the stamps if the burst rule is off, else "".
         repeats: Share of positive rows that are repeats.
         fields: By side and name: kind, from, dim, why.
         segment: ``serve.segment``.
-        scenario: Its name and why.
+        scenario: Its name and the reason.
         rated: ``value`` is a rating and every row a positive.
     """
     parts = [
@@ -131,10 +131,10 @@ def config_text(
         ),
         RATED if rated and events[0].positive == ("*",) else "",
     ]  # fmt: skip
-    burst = "burst = { events = 10, seconds = 1 }   # more rows of one user at once than a person makes"
+    burst = "burst = { events = 10, seconds = 1 }   # more rows of one user at once than a person produces"
     if coarse:
         burst = f'burst = "off"                     # stamps are no finer than a {coarse}'
-    seen = "never show what was had" if repeats < 0.05 else "what was had may be shown again"
+    seen = "never show seen items" if repeats < 0.05 else "seen items may be shown again"
     parts.append(
         CLEAN.format(
             burst=burst,
@@ -156,11 +156,11 @@ def _column(ours: str, theirs: str, why: str) -> str:
 
 
 def _segment(segment: str) -> str:
-    return f"{_text(segment):<23} # a user field: popular among users who share it"
+    return f"{_text(segment):<23} # a user field; popular items per value"
 
 
 def _text(value: str) -> str:
-    """A TOML string: JSON's escapes are TOML's, but for DEL."""
+    """TOML string of a text; JSON's escapes are valid except for DEL."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -169,7 +169,7 @@ def _list(values: tuple[str, ...]) -> str:
 
 
 def _table(rules: Mapping[str, float | str]) -> str:
-    """An inline table: {"view" = 1, ...}."""
+    """Inline table: {"view" = 1, ...}."""
     parts = [
         f"{_key(text)} = {_text(value) if isinstance(value, str) else f'{value:g}'}" for text, value in rules.items()
     ]
@@ -181,5 +181,5 @@ def _key(name: str) -> str:
 
 
 def _line(text: str) -> str:
-    """One line for a comment: TOML allows no control characters there."""
+    """Text as one comment line without control characters, which TOML forbids there."""
     return "".join(c if c.isprintable() else " " for c in text)
