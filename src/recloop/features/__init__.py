@@ -1,1 +1,1 @@
-"""What the model sees: meaning of events, state, vocabularies and the one encoding that both sides call."""
+"""Model inputs: event meaning, user state, vocabularies and the shared encoding."""

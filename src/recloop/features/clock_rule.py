@@ -1,4 +1,4 @@
-"""The causal rule ``clock``: a client's stamp is not a clock."""
+"""Causal rule ``clock``: remove rows whose client stamp is not credible."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLOCK: Final = "clock"
 
 
 def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
-    """(n,) Boolean: stamps before 1970, or more than ``clean.future`` ahead of the row's arrival; none where it is off.
+    """(n,) Boolean: stamps before 1970 or more than ``clean.future`` after arrival.
 
     Args:
-        frame: Rows with ``timestamp`` and ``received_at``; without the second, or where it is null, any future passes.
+        frame: Rows with ``timestamp`` and ``received_at``; if the latter is missing or null, any future passes.
     """
     allowed = clean.future_seconds
     if allowed is None:
@@ -30,11 +30,11 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
 
 
 def received_by(frame: pl.DataFrame, last: int) -> pl.DataFrame:
-    """Rows whose arrival nobody recorded, with a ``received_at``: their own stamp, at the latest ``last``."""
+    """Fill a missing ``received_at`` with the row's stamp, at the latest ``last``."""
     return frame.with_columns(pl.min_horizontal(TIMESTAMP, pl.lit(last)).alias(RECEIVED_AT))
 
 
 def received_by_end(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows of an import, received at the latest at the end of the log, which lies in the years 1970 to 2100."""
+    """Fill ``received_at`` of an import: at the latest the end of the log (1970 to 2100)."""
     possible = pl.col(TIMESTAMP).is_between(0, END * SECOND, closed="left")
     return received_by(frame, end_of(frame.filter(possible)))

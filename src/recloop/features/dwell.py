@@ -1,9 +1,9 @@
-"""How long is long: the share of dwells that a dwell exceeds among those on items of like duration.
+"""Dwell percentiles among items of similar duration.
 
-A dwell is the value, in seconds, of an event of type ``dwell``. Ten seconds of a song say something else than ten
-seconds of a film, so a dwell is compared inside its item's *band*: one of ten equal bands of the item attribute
-``duration``; without a duration the item's own dwells from 30 on, else its ``category`` (definitions, section 5). The
-tables are made from the training rows and frozen: a row means the same in training, in the service and in ``verify``.
+A dwell is the value, in seconds, of an event of type ``dwell``. Ten seconds mean more for a song than for a film, so a
+dwell is compared inside its item's *band*: one of ten equal bands of the item attribute ``duration``. An item without a
+duration is compared with its own dwells from 30 on, else with its ``category`` (definitions, section 5). The tables are
+fitted on the training rows and frozen: a row means the same in training, in the service and in ``verify``.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ DWELL_PCT: Final = "dwell_pct"
 LONG: Final = 0.7
 LONG_WEIGHT: Final = 2.0
 BANDS: Final = 10
-FEWEST: Final = 30  # dwells that a band needs: below, a share says nothing
-KEPT: Final = 1000  # dwells kept of a band: its quantiles, where there are more
+FEWEST: Final = 30  # minimum dwells of a band
+KEPT: Final = 1000  # maximum dwells stored per band; larger bands store quantiles
 CLIP: Final = 0.99
 
 
 @dataclass(frozen=True)
 class DwellPercentiles:
-    """The frozen tables: ``bands`` names the band of an item, ``values`` its dwells, ascending and clipped."""
+    """Frozen tables: ``bands`` maps items to bands, ``values`` bands to sorted dwells."""
 
     bands: dict[str, str]
     values: dict[str, tuple[float, ...]]
 
     @classmethod
     def fit(cls, events: pl.DataFrame, items: pl.DataFrame | None) -> DwellPercentiles | None:
-        """The tables over these believed rows (those before the cut); None where they hold no dwell.
+        """Fit the tables on valid rows before the cut; None without dwells.
 
         Args:
             events: Rows with item_id, event_type, value.
@@ -65,11 +65,11 @@ class DwellPercentiles:
         return cls({item: name for item, name in bands.items() if name in values}, values)
 
     def share(self, frame: pl.DataFrame) -> pl.Series:
-        """(n,) Float64 ``dwell_pct``: the mid-rank share in its band, null for what is no dwell or has no band."""
+        """(n,) Float64 ``dwell_pct``: mid-rank share in the band, null without dwell or band."""
         shares = np.full(len(frame), np.nan)
         values = frame[VALUE].to_numpy()  # null: NaN, which is not >= 0
         rows = np.flatnonzero((frame[EVENT_TYPE] == DWELL).fill_null(False).to_numpy() & (values >= 0))
-        # One look-up a row: a request labels a handful, and the table of items is large.
+        # one look-up per row: a request has few rows and the table of items is large
         names: dict[str | None, int] = {None: 0}
         code = [names.setdefault(self.bands.get(item), len(names)) for item in frame[ITEM_ID].gather(rows)]
         order = np.argsort(code, kind="stable")
@@ -92,7 +92,7 @@ class DwellPercentiles:
 
 
 def _sample(values: np.ndarray) -> tuple[float, ...]:
-    """Ascending, clipped at the 99th percentile, at most `KEPT` of them."""
+    """At most `KEPT` values, ascending, clipped at the 99th percentile."""
     values = np.sort(np.minimum(values, np.quantile(values, CLIP)))
     if len(values) > KEPT:
         values = np.quantile(values, (np.arange(KEPT) + 0.5) / KEPT)

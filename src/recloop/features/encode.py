@@ -1,7 +1,8 @@
-"""From a state to what a model sees: written once, over flat arrays and offsets, called by both sides.
+"""Encode user states as model inputs: the shared code of training and serving.
 
-Training, evaluation, serving, shadow and verify call these functions; a request is a batch of one. What they make of a
-query is digested name by name (`EncodedBatch.inputs`), so that a difference between two processes has a name.
+Training, evaluation, serving, shadow and verify call these functions; a request is a batch of one. Arrays are flat with
+offsets. Every input of a query is digested by name (`EncodedBatch.inputs`), so that a difference between two processes
+can be named.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from recloop.records import DAY, SECOND
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """B queries as a bundle sees them, flat.
+    """B encoded queries of a bundle, flat.
 
-    The history in dense ``item_ix``: items outside the table are left out first, then moments that they emptied.
+    The history holds dense ``item_ix``: items outside the table are left out, then the moments that become empty.
     ``context`` (B, C) holds the codes of `FeatureSpec.context`, 0 = missing; ``now`` (B,) int64 microseconds.
     """
 
@@ -34,7 +35,7 @@ class EncodedBatch:
     stamps: np.ndarray  # (M,) int64
     item_offsets: np.ndarray  # (M+1,) int64
     items: np.ndarray  # (E,) int32 item_ix
-    targets: np.ndarray  # (E,) bool: a target in its moment, else an input alone
+    targets: np.ndarray  # (E,) bool: a target in its moment, else only an input
     negative_offsets: np.ndarray  # (B+1,) int64
     negatives: np.ndarray  # int32 item_ix, in the table
     context: np.ndarray  # (B, C) int32
@@ -52,16 +53,16 @@ class EncodedBatch:
 
     @property
     def row_query(self) -> np.ndarray:
-        """(E,) the query of each row."""
+        """(E,) query of each row."""
         return np.repeat(np.arange(len(self)), np.diff(self.row_offsets))
 
     @property
     def row_moment(self) -> np.ndarray:
-        """(E,) the moment of each row."""
+        """(E,) moment of each row."""
         return np.repeat(np.arange(len(self.stamps)), np.diff(self.item_offsets))
 
     def inputs(self, b: int) -> dict[str, str]:
-        """8 hex a name of what query b was encoded to: history, then each feature of the context."""
+        """Digest (8 hex) of each input of query b: history, then each context feature."""
         low, high = self.row_offsets[b], self.row_offsets[b + 1]
         digests = {"history": digest(self.items[low:high].astype("<i4").tobytes())}
         for column, name in enumerate(self.context_names):
@@ -71,10 +72,10 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class HistoryWindow:
-    """The newest whole moments of each history with at most ``history`` items in all, oldest token first, flat.
+    """Newest whole moments of each history, oldest token first, flat.
 
-    ``moments`` numbers a token's moment from the newest (0) on; a newest moment that is larger than ``history`` gives
-    its first items by id bytes (definitions, section 2b).
+    All moments of a history together have at most ``history`` items. ``moments`` numbers a token's moment from the
+    newest (0) on. A newest moment larger than ``history`` is cut to its first items by id bytes (definitions, 2b).
     """
 
     offsets: np.ndarray  # (B+1,) int64
@@ -82,7 +83,7 @@ class HistoryWindow:
     moments: np.ndarray  # (T,) int64
 
     def padded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Right-padded (B, T): items (0 pads), moments, mask."""
+        """Right-padded arrays (B, T): items (0 pads), moments, mask."""
         lengths = np.diff(self.offsets)
         mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
         items = np.zeros(mask.shape, dtype=np.int32)
@@ -94,7 +95,7 @@ class HistoryWindow:
 def encode(
     spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch, now: Sequence[int] | np.ndarray
 ) -> EncodedBatch:
-    """Encode a batch of states at their queries' ``now`` (int64 microseconds); no moment later than it is in sight."""
+    """Encode states at their queries' ``now`` (int64 us); later moments are left out."""
     nows = np.asarray(now, dtype=np.int64)
     states = states.until(nows)
     index = vocabulary.lookup(states.names, len(states.names))
@@ -133,7 +134,9 @@ def encode(
 def request_codes(
     spec: FeatureSpec, fields: FieldCodes, now: np.ndarray, last: np.ndarray, has_past: np.ndarray
 ) -> list[np.ndarray]:
-    """(B,) int32 codes of each request feature: hour and weekday of ``now`` in the spec's time zone, days since ``last``.
+    """(B,) int32 codes of each request feature.
+
+    Hour and weekday are those of ``now`` in the spec's time zone; the gap is in days since ``last``.
 
     Args:
         now, last: (B,) int64 microseconds: of the query, and of the last moment of its history.
@@ -150,7 +153,7 @@ def request_codes(
 
 
 def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
-    """(B,) int64 microseconds that local time is ahead of UTC at each stamp."""
+    """(B,) int64 UTC offset in microseconds at each stamp."""
     if timezone == "UTC":
         return np.zeros(len(now), dtype=np.int64)
     zone = ZoneInfo(timezone)
@@ -162,7 +165,7 @@ def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
 def attribute_codes(
     side: str, spec: FeatureSpec, fields: FieldCodes, rows: Sequence[Mapping[str, Any] | None]
 ) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
-    """(n, C) int32 codes of the item or user features of these rows, and (name, number of codes, dim) a column."""
+    """(n, C) int32 codes of item or user features, and (name, codes, dim) per column."""
     features = spec.item if side == "item" else spec.user
     columns, described = [], []
     for name, field in features.items():
@@ -173,7 +176,7 @@ def attribute_codes(
 
 
 def window(encoded: EncodedBatch, history: int) -> HistoryWindow:
-    """The newest whole moments with at most ``history`` items in all."""
+    """Cut each history to its newest whole moments with at most ``history`` items."""
     sizes = np.diff(encoded.item_offsets)
     ends = encoded.row_offsets[1:]  # (B,) one past the last row of each query
     moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
@@ -190,5 +193,5 @@ def window(encoded: EncodedBatch, history: int) -> HistoryWindow:
 
 
 def digest(data: bytes) -> str:
-    """8 hex of bytes."""
+    """Digest of bytes, 8 hex."""
     return hashlib.blake2b(data, digest_size=4).hexdigest()

@@ -1,9 +1,10 @@
-"""What an event means and whether it is believed: the one judgement for training, state and the write path.
+"""Label rules and causal rules of events, shared by training, state and write path.
 
 An event's *label* and *use* come from ``[events]``: rules are asked in the order undo, weights, neutral, negative,
 history, positive, and the first match decides (definitions, section 5). The use (`records.Use`) keeps three things
-apart: what a model sees (input), what it predicts (target), what leaves the list (suppression). An event is *believed* unless a causal rule takes it, a rule that needs
-nothing but the rows of its user learned before it: so the same function runs in ``prepare`` and on arrival.
+apart: what a model sees (input), what it predicts (target), what leaves the list (suppression). An event is *valid*
+unless a causal rule removes it. Such a rule needs only the earlier rows of the user, so the same function runs in
+``prepare`` and on arrival.
 """
 
 from __future__ import annotations
@@ -43,29 +44,29 @@ CONDITION_COLUMNS = {
         "event_type", "value", "quantity", "group_id", "placement", "user_id", "item_id", "timestamp", "session_id",
     )
 } | {DWELL_PCT: pl.Float64()}  # fmt: skip
-"""Fields of an event that a condition may name, and their types."""
+"""Event fields that a condition may use, with their types."""
 
 TYPE = re.compile(r"[\w.:-]+")
-"""An entry of ``[events]`` that is an event type; anything else is a condition."""
+"""Form of an event type in ``[events]``; any other entry is a condition."""
 
 KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
-"""Those of ``clean.keep``: belief is decided before a dwell is compared with others."""
+"""Fields of ``clean.keep``, which runs before dwells are compared."""
 
 STRONG_WEIGHT = 5.0
-"""A target that weighs this or more is a purchase: the burst rule leaves it alone, since a checkout writes many rows."""
+"""Weight from which a target is a purchase; the burst rule ignores it: a checkout writes many rows."""
 
 
 CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
-"""Words for a label."""
+"""Names of the labels."""
 
 
 def class_of(use: int, label: int) -> str:
-    """The class of an event in one word: ``input``, ``undo``, else that of its label."""
+    """Class of an event: ``input``, ``undo``, else the name of its label."""
     return Use(use).name.lower() if use in {Use.INPUT, Use.UNDO} else CLASSES[label]
 
 
 def matcher(text: str, key: str) -> pl.Expr:
-    """The test of one entry of ``[events]``: ``*``, an event type, or a condition over the row's fields."""
+    """Expression for an entry of ``[events]``: ``*``, an event type, or a condition."""
     if text == "*":
         return pl.lit(True)
     if TYPE.fullmatch(text):
@@ -75,9 +76,9 @@ def matcher(text: str, key: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """One entry of ``[events]``, or the default for a long dwell: what it asks and what a match means.
+    """One entry of ``[events]``, or the default for a long dwell.
 
-    ``pair``: of an undo, the event type that it takes back, or "*".
+    ``pair``: the event type that an undo reverses, or "*".
     """
 
     text: str
@@ -90,18 +91,18 @@ class LabelRule:
 
     @property
     def means(self) -> str:
-        """The class in one word."""
+        """Class of a match."""
         return class_of(self.use, self.label)
 
 
 class EventLabeler:
-    """The event classes and causal rules of one spec, compiled once.
+    """Compiled event classes and causal rules of one spec.
 
     Args:
-        dwell: What a dwell is long compared with; without it no dwell is long.
+        dwell: Dwell percentiles; without them no dwell is long.
 
     Raises:
-        UserError: a condition that does not parse or names a field that an event has not; a negative dwell.
+        UserError: a condition does not parse or uses an unknown field; a rule makes a dwell negative.
     """
 
     def __init__(self, events: Events, clean: Clean, dwell: DwellPercentiles | None = None) -> None:
@@ -116,27 +117,30 @@ class EventLabeler:
 
     @classmethod
     def of(cls, spec: FeatureSpec) -> EventLabeler:
-        """What events mean to the bundles of a spec."""
+        """Labeler of a feature spec."""
         return cls(spec.events, spec.clean, spec.dwell)
 
     def label(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with ``label`` (-1, 0, 1), ``weight``, ``use``, ``pair``, ``units``; a type that no rule names is neutral."""
+        """Add ``label`` (-1, 0, 1), ``weight``, ``use``, ``pair`` and ``units``.
+
+        Types without a rule are neutral.
+        """
         return self._with_meaning(self._decided(frame)).drop("by", "looked", DWELL_PCT)
 
     def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """`label`, with ``dwell_pct`` and the number of the rule that decides (``by``, a place in ``rules``), null where none does."""
+        """`label`, with ``dwell_pct`` and ``by``, the index of the deciding rule or null."""
         none = pl.col("by") == len(self.rules)
         labelled = self._with_meaning(self._decided(frame)).drop("looked")
         return labelled.with_columns(pl.when(none).then(None).otherwise(pl.col("by")).alias("by"))
 
     def _decided(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with ``dwell_pct``, ``by`` (the first rule that matches, else ``len(rules)``) and ``looked``."""
+        """Add ``dwell_pct``, ``by`` (first matching rule, else ``len(rules)``) and ``looked``."""
         return frame.with_columns(self._share(frame)).with_columns(
             self._first.alias("by"), self._looked.alias("looked")
         )
 
     def _with_meaning(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The decided frame with what its rules mean; a target that ``events.history`` names too is an input."""
+        """Add the meaning of the deciding rules; ``events.history`` turns targets into inputs."""
         meant = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
         if self._has_history:
             looked = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
@@ -149,12 +153,12 @@ class EventLabeler:
         return meant.with_columns(self._pair(), self._units())
 
     def _pair(self) -> pl.Expr:
-        """The type of what an undo names; of the undo itself, what it takes back."""
+        """Event type of a row; for an undo the type that it reverses."""
         named = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) & (pl.col(USE) != int(Use.UNDO))
         return pl.when(named).then(pl.col(EVENT_TYPE)).otherwise(pl.col(PAIR)).alias(PAIR)
 
     def _units(self) -> pl.Expr:
-        """The quantity where the row takes back or can be taken back, 1 where there is none."""
+        """Quantity of an undo or an undoable row; 1 if it is missing."""
         able = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) | (pl.col(USE) == int(Use.UNDO))
         if ANY_TARGET in self._pairs:
             able |= pl.col(USE) == int(Use.TARGET)
@@ -168,16 +172,16 @@ class EventLabeler:
         return self._dwell.share(frame)
 
     def causal_rule(self, frame: pl.DataFrame, earlier: pl.DataFrame | None = None) -> pl.Series:
-        """The causal rule that takes each row, or null: the row is believed.
+        """Causal rule that removes each row; null for valid rows.
 
         Args:
             frame: Rows in the order of their seq.
-            earlier: Rows of the same users with smaller seq (on arrival: those of the last seconds are enough).
+            earlier: Rows of the same users with smaller seq (on arrival the last seconds are enough).
         """
         rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
         before = 0 if earlier is None else len(earlier)
         burst = self._clean.burst
-        if burst != "off" and before + len(frame) >= burst.events:  # fewer rows are no burst
+        if burst != "off" and before + len(frame) >= burst.events:  # fewer rows cannot be a burst
             rows = frame if earlier is None or not before else pl.concat([earlier, frame], how="diagonal")
             hurried = burst_mask(self.acts(rows), burst)[before:]
             rule = pl.select(
@@ -192,17 +196,20 @@ class EventLabeler:
         return pl.select(pl.when(wrong).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
 
     def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
-        """(n,) Boolean: the rows that the rule ``clock`` takes, whatever came before them."""
+        """(n,) Boolean: rows that the rule ``clock`` removes."""
         return wrong_clock(frame, self._clean)
 
     def acts(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """What the burst rule looks at: user_id, timestamp, group_id, and ``strong``, a target of `STRONG_WEIGHT`."""
+        """Inputs of the burst rule: user_id, timestamp, group_id and ``strong``.
+
+        ``strong`` marks targets of weight `STRONG_WEIGHT` or more.
+        """
         strong = (pl.col(LABEL) > 0) & (pl.col(WEIGHT) >= STRONG_WEIGHT)
         return self.label(frame).select(USER_ID, TIMESTAMP, GROUP_ID, strong.alias("strong"))
 
 
 def _rules(events: Events) -> tuple[LabelRule, ...]:
-    """In the order in which they are asked; a long dwell is positive where no rule speaks of dwells."""
+    """Rules in evaluation order; a long dwell is positive unless a rule names dwells."""
     found = [
         LabelRule(text, f"events.undo.{text}", 0, 0.0, matcher(text, f"events.undo.{text}"), Use.UNDO, pair)
         for text, pair in events.undo.items()
@@ -233,12 +240,12 @@ def _rules(events: Events) -> tuple[LabelRule, ...]:
 
 
 def use_of(label: int, weight: float) -> Use:
-    """The use of a label without ``history``: a negative of less than weight 1 (a skip) teaches and hides nothing."""
+    """Use of a label without ``history``; a negative below weight 1 (a skip) has no effect."""
     return Use.NONE if label < 0 and weight < 1 else Use(label)
 
 
 def with_uses(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with ``use``, ``pair`` and ``units``, from ``label`` and ``weight`` where a row has none."""
+    """Add missing ``use``, ``pair`` and ``units`` from ``label`` and ``weight``."""
     if all(name in frame.columns and not frame[name].null_count() for name in (WEIGHT, USE, PAIR, UNITS)):
         return frame
     skip = (pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1) if WEIGHT in frame.columns else pl.lit(False)
@@ -260,9 +267,9 @@ def _on_dwell(text: str) -> bool:
 
 
 def _first_match(found: tuple[LabelRule, ...]) -> pl.Expr:
-    """The place of the first rule that matches a row, ``len(found)`` where none does."""
+    """Index of the first rule that matches a row, else ``len(found)``."""
     by = pl.lit(len(found), dtype=pl.Int32)
-    for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is asked last
+    for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is evaluated last
         matched = rule.expr.fill_null(False)
         if rule.label < 0:  # a condition on values alone may meet a dwell: it is left to the rules after it
             matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
@@ -271,18 +278,18 @@ def _first_match(found: tuple[LabelRule, ...]) -> pl.Expr:
 
 
 def _meanings(found: tuple[LabelRule, ...]) -> pl.DataFrame:
-    """``label``, ``weight``, ``use``, ``pair`` of each rule, and last of a row that no rule names."""
+    """``label``, ``weight``, ``use``, ``pair`` by rule; the last row is for unmatched events."""
     rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in found]
     schema = {LABEL: pl.Int8, WEIGHT: pl.Float32, USE: pl.Int8, PAIR: pl.String}
     return pl.DataFrame([*rows, (0, 0.0, int(Use.NONE), "")], schema=schema, orient="row")
 
 
 def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
-    """(n,) bool: rows with which ``burst.events`` acts of their user, learned so far, lie in (stamp - seconds, stamp].
+    """(n,) bool: rows at which a user reaches ``burst.events`` acts in the burst window.
 
-    An act is a group_id, or a stamp of rows without one: what carries one stamp was done at once, whatever its number
-    of rows. ``rows`` stand in the order of their seq, and their stamps may come in any order; where there is a Boolean
-    column ``strong``, its rows neither count nor are taken. Near-linear in the number of rows.
+    The window is (stamp - seconds, stamp] and counts rows received so far. An act is a group_id, or a stamp of rows
+    without one, whatever its number of rows. ``rows`` are in the order of seq with stamps in any order. Rows marked in
+    an optional Boolean column ``strong`` neither count nor are removed. Near-linear in the number of rows.
     """
     taken = np.zeros(len(rows), dtype=bool)
     width = round(burst.seconds * SECOND)
@@ -298,13 +305,13 @@ def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
     rows = rows.join(numbers, on=key, how="left", nulls_equal=True).sort(USER_ID, TIMESTAMP, "at")
     at, stamps = rows["at"].to_numpy(), rows[TIMESTAMP].to_numpy()
     users = rows[USER_ID].rle_id().to_numpy()
-    # The first row of an act at a stamp stands for it: it was learned before its other rows there.
+    # the first received row of an act at a stamp represents it
     is_first = rows.select(pl.struct("act", TIMESTAMP).is_first_distinct()).to_series().to_numpy()
-    firsts_until = np.cumsum(is_first)  # up to and with each place, in (user, stamp) order
+    firsts_until = np.cumsum(is_first)  # inclusive count, in (user, stamp) order
     change = np.flatnonzero((np.diff(users) != 0) | (np.diff(stamps) != 0))
     ends = np.append(change, len(stamps) - 1)
-    end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last place with the same user and stamp
-    # Necessary: `events` acts at or before the stamp within the window, in whatever order they arrived.
+    end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last row with the same user and stamp
+    # necessary condition: `events` acts in the window, in any order of arrival
     first = np.flatnonzero(is_first)
     lead = firsts_until[end_of] - burst.events  # the act that must still lie in the window
     place = first[np.maximum(lead, 0)]

@@ -1,6 +1,6 @@
-"""Which rows a bundle has learned, and which moments of a window are tested: by order of arrival, never by stamp alone.
+"""Rows that a bundle has learned, and the test window of an update.
 
-``seq`` is the order of arrival, ``stamp`` is what a client says; rows arrive late. So neither decides alone.
+``seq`` is the order of arrival, ``stamp`` the time set by the client; rows may arrive late, so both decide together.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from recloop.features.log_end import end_of
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, max_int
 
 TESTED_SHARE: Final = 0.25
-"""The newest share of a window's new moments: tested before it is learned (definitions, section 7)."""
+"""Newest share of a window's new moments that is tested before it is learned (definitions, section 7)."""
 
 LAST_SEQ: Final = 2**63 - 1
 FIRST_SEQ: Final = pl.col(SEQ).min().over(USER_ID, STAMP)
-"""The seq of the first row of a row's moment; the frame must hold all rows of its moments."""
+"""Seq of the first row of a row's moment; the frame must contain all rows of its moments."""
 
 
 @dataclass(frozen=True)
 class LearnedRange:
-    """The rows that a bundle was fitted on: all up to ``until_seq`` but the moments that were held back for its test.
+    """Rows that a bundle was fitted on: all up to ``until_seq`` except its test moments.
 
     Attributes:
         until_seq: The last seq of its rows.
@@ -39,30 +39,30 @@ class LearnedRange:
 
     @property
     def held(self) -> pl.Expr:
-        """Rows of the moments that were held back, and of later ones that arrived since."""
+        """Rows of the held-back moments and of later moments that arrived since."""
         return (pl.col(STAMP) >= self.cut) & (self.held_seq <= FIRST_SEQ)
 
     @property
     def rows(self) -> pl.Expr:
-        """Rows that it has learned."""
+        """Rows that the bundle has learned."""
         return (pl.col(SEQ) <= self.until_seq) & ~self.held
 
     @property
     def new_moments(self) -> pl.Expr:
-        """Rows of moments of which it has learned nothing: a moment is new when its first row is new."""
+        """Rows of new moments; a moment is new if its first row is new."""
         return (self.until_seq < FIRST_SEQ) | self.held
 
     def is_new(self, first_seqs: NDArray[np.int64], stamps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """`new_moments` for moments as arrays: the seq of the first row, the stamp."""
+        """`new_moments` for arrays of moments: seq of the first row, stamp."""
         new: NDArray[np.bool_] = (first_seqs > self.until_seq) | ((stamps >= self.cut) & (first_seqs >= self.held_seq))
         return new
 
 
 @dataclass(frozen=True)
 class NewWindow:
-    """What an update tests: moments at or after ``cut`` whose first row has ``held_seq`` or a later seq.
+    """Test window of an update: moments from ``cut`` whose first seq is ``held_seq`` or later.
 
-    ``late``: new moments before ``cut``, which are learned and never tested; ``fresh``: those at or after it.
+    ``late``: number of new moments before ``cut``, which are learned but never tested; ``fresh``: those from it on.
     """
 
     cut: int
@@ -72,20 +72,21 @@ class NewWindow:
 
     @property
     def tested(self) -> pl.Expr:
-        """Rows of the moments that are tested; the candidate learns all others."""
+        """Rows of the tested moments; the candidate learns all others."""
         return (pl.col(STAMP) >= self.cut) & (self.held_seq <= FIRST_SEQ)
 
 
 def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
-    """The test of an update: the last quarter, in order of arrival, of the new moments with a positive that are fresh.
+    """Test window of an update: the last quarter of the fresh new moments with a positive.
 
-    Fresh = at or after the cut of the bundle that serves: nothing that it has learned is newer, so neither it nor the
-    candidate knows what came next. A moment dated before that is late: what followed it is known to both, so it tests
-    nothing. A cut beyond the end of the log (a bundle of before `robust_end`) is replaced by the end of what was learned.
+    The quarter is counted in order of arrival. A moment is fresh if it lies at or after the cut of the live bundle:
+    neither that bundle nor the candidate has learned anything newer. An earlier moment is late: both know its future,
+    so it is not tested. A cut beyond the end of the log (bundles older than `robust_end`) is replaced by the end of the
+    learned rows.
 
     Args:
-        labelled: All believed rows with ``stamp`` and ``label``.
-        learned: Of the live bundle.
+        labelled: All valid rows with ``stamp`` and ``label``.
+        learned: The learned range of the live bundle.
     """
     cut, after = learned.cut, 0
     if cut > end_of(labelled, STAMP) + 1:
@@ -102,5 +103,5 @@ def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
 
 
 def nothing_held(rows: pl.DataFrame) -> int:
-    """A ``held_seq`` behind all these rows."""
+    """A ``held_seq`` after all rows, so that nothing is held back."""
     return max_int(rows[SEQ]) + 1

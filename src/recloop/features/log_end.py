@@ -1,4 +1,4 @@
-"""The end of a log: its newest credible stamp, which a few rows from wrong clocks do not move.
+"""End of a log: its newest credible stamp, robust to a few wrong clocks.
 
 Every cut, reference window, tail and half-life is measured from this stamp, never from the maximum.
 """
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from recloop.records import DAY, TIMESTAMP, USER_ID
 
 MIN_ROWS: Final = 10
-"""A log with fewer rows shows no usual gap to compare with; its end is its maximum."""
+"""Minimum rows to estimate usual gaps; the end of a shorter log is its maximum."""
 FEW: Final = 5
-"""Rows, or users, that never support a stamp far from all others by themselves, while they are at most a fifth."""
+"""Number of rows or users that cannot support an outlying stamp, if they are at most a fifth."""
 FEW_SHARE: Final = 0.01
-"""The same in a large log: this share of its rows, or of its users."""
+"""The same limit for a large log, as a share of its rows or users."""
 USERS_ROWS_SHARE: Final = 0.05
 """Rows of a few users are ignored up to this share of the log."""
 GAP_FACTOR: Final = 3
@@ -26,20 +26,19 @@ GAP_FACTOR: Final = 3
 
 
 def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = None) -> int:
-    """The newest stamp of a log after rows that lie far beyond all others are left out.
+    """Newest stamp of a log without rows that lie far after all others.
 
-    A row cannot be checked against a clock that nobody recorded, so the log is checked against its own pauses. A *jump*
-    is a pause of a day or more that is longer than ``GAP_FACTOR`` times every earlier pause (the oldest few rows left
-    out, which may have wrong clocks too). What follows a jump is ignored when it is few: at most 5 rows and a fifth of
-    the log, or 1 % of a large one; or the rows of as few users, up to 5 % of all rows. This repeats until nothing more
-    is ignored, so the end of what is kept is the same stamp.
+    Arrival times may be unknown, so the log is checked against its own pauses. A *jump* is a pause of a day or more
+    that is longer than ``GAP_FACTOR`` times every earlier pause; the oldest few rows are left out, because their clocks
+    may be wrong too. Rows after a jump are ignored if they are few: at most 5 rows and a fifth of the log, or 1 % of a
+    large one; or the rows of as few users, up to 5 % of all rows. The check repeats until all remaining rows are kept.
 
-    A quantile was not chosen: it cuts the last day of every log, a sale day included, and a fixed distance fits neither a
-    log of one hour nor one of ten years. Rows that follow a jump and are not few are the log going on.
+    A quantile would cut the last day of every log, and a fixed distance fits neither a log of one hour nor one of ten
+    years. Many rows after a jump are a normal continuation of the log.
 
     Args:
         stamps: int64 microseconds, in any order.
-        users: The user of each row; without, rows alone are counted.
+        users: The user of each row; without it only rows are counted.
 
     Returns:
         int64 microseconds; 0 for an empty log, the maximum for one with fewer than 10 rows.
@@ -63,12 +62,12 @@ def end_of(events: pl.DataFrame, column: str = TIMESTAMP) -> int:
 
 
 def few(size: int) -> int:
-    """How many of so many rows, or users, do not support a stamp."""
+    """Number of rows or users, out of ``size``, that is too few to support a stamp."""
     return max(min(FEW, size // 5), int(size * FEW_SHARE))
 
 
 def _before_jump(ordered: NDArray[np.int64], owners: NDArray[np.int64] | None) -> int:
-    """How many of the ascending stamps lie before the first jump that too few rows follow; all where there is none."""
+    """Number of ascending stamps before the first jump with too few rows after it."""
     size = len(ordered)
     skipped = few(size)
     gaps = np.diff(ordered)  # (n-1,) the pause after each row

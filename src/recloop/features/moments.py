@@ -1,8 +1,8 @@
-"""Moments: what a user did at once, as the stamp that joins rows (definitions, section 1).
+"""Moments: the stamps that join a user's simultaneous rows (definitions, section 1).
 
-A moment's stamp is that of the first row (smallest seq) of its (user, group_id), a row's own without a group. A row of
-a group that lies more than `GROUP_SPAN` from its moment starts the group anew: a receipt number is used again; so does
-a row of a group that is older than `GROUP_LIFE`.
+A moment's stamp is that of the first row (smallest seq) of its (user, group_id); a row without a group keeps its own.
+A row more than `GROUP_SPAN` from the moment of its group starts a new moment, because receipt numbers are reused. So
+does a row of a group that is older than `GROUP_LIFE`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import polars as pl
 from recloop.records import DAY, GROUP_ID, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
 
 GROUP_SPAN: Final = DAY
-"""A row further than this from the first row of its group is of another moment."""
+"""Maximum distance of a row from the first row of its group; beyond it a new moment starts."""
 GROUP_LIFE: Final = 30 * DAY
-"""A group ends when its user has a row that is dated this much later than it: a state does not hold it for ever."""
+"""A group ends when its user has a row this much later, so that states can drop it."""
 FIRST_OF_GROUP: Final = pl.col(TIMESTAMP).first().over(USER_ID, GROUP_ID)
 
 
 def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
-    """The believed rows, in the order of their seq, with the column ``stamp`` of their moment."""
+    """Add ``stamp``, the stamp of each row's moment; rows are returned in the order of seq."""
     frame = frame.sort(SEQ)
     stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
     newest = pl.col(TIMESTAMP).cum_max().shift(1).over(USER_ID).alias("newest")
@@ -33,13 +33,16 @@ def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
-    """user_id and group_id of the groups with rows more than `GROUP_SPAN` from their first; rows in the order of seq."""
+    """User_id and group_id of reused groups, with rows more than `GROUP_SPAN` from the first.
+
+    ``frame`` is in the order of seq.
+    """
     far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
     return frame.filter(far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
 
 
 def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
-    """The stamps of groups with several moments, row by row in the order of seq, as `UserState.add` gives them."""
+    """Stamps of groups with several moments, row by row in seq order, as in `UserState.add`."""
     rows = frame.join(groups, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
     state: dict[tuple[str, str], int] = {}
     seqs, stamps = [], []
@@ -54,7 +57,7 @@ def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
 
 
 def joined(moment: int | None, timestamp: int, newest: int | None) -> int:
-    """The moment stamp of a row of a group.
+    """Moment stamp of a row that has a group.
 
     Args:
         moment: The newest moment stamp of the group; None: the group is new.
@@ -66,11 +69,11 @@ def joined(moment: int | None, timestamp: int, newest: int | None) -> int:
 
 
 def ended(moment: int, newest: int | None) -> bool:
-    """Whether no further row joins a group of this moment stamp."""
+    """True if further rows cannot join a group of this moment stamp."""
     return newest is not None and newest - moment > GROUP_LIFE
 
 
 def number_moments(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows with the column ``moment``: the number of the user's moment, from 0, oldest first."""
+    """Add ``moment``, the number of the user's moment, from 0, oldest first."""
     number = pl.col(STAMP).rank("dense").over(USER_ID) - 1
     return frame.with_columns(number.cast(pl.Int32).alias(MOMENT))

@@ -1,4 +1,4 @@
-"""The feature spec of a bundle: all that state and encode need to know, as JSON."""
+"""Feature spec of a bundle: the inputs of state and encoding, as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recloop.features.dwell import DwellPercentiles
 from recloop.json_object import JsonTree
 
 ENCODE_VERSION = 2
-"""Raised by hand when a golden test of `recloop.features.encode` changes."""
+"""Incremented manually when a golden test of `recloop.features.encode` changes."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class FeatureSpec:
     """Event classes, cleaning rules and features; equal specs encode equally.
 
     Attributes:
-        events: What an event means (`recloop.features.labels`).
-        clean: The rules by which a row is believed on arrival.
+        events: Event classes (`recloop.features.labels`).
+        clean: Causal rules, which decide on arrival if a row is valid.
         item, user: Features by name; ``source`` is the attribute they read.
         request: Features of the query's now, in order.
-        dim: Width of a vector. history: newest items of a state that a sequence model is fed.
-        timezone: Of the stamps that carry none, and of hour and weekday.
-        segment: User attribute whose values have popular lists of their own; empty: none.
-        dwell: What a dwell is long compared with, frozen at training; None: the log had none.
+        dim: Width of a vector. history: newest items of a state that a sequence model reads.
+        timezone: Zone of stamps without one, and of hour and weekday.
+        segment: User attribute with a popular list per value; empty: none.
+        dwell: Dwell percentiles, frozen at training; None for a log without dwells.
     """
 
     events: Events
@@ -43,7 +43,7 @@ class FeatureSpec:
 
     @classmethod
     def of(cls, config: Config, dwell: DwellPercentiles | None = None) -> FeatureSpec:
-        """The spec of a configuration; ``dwell`` as `recloop.data` found it (the manifest of ``data/``)."""
+        """Spec of a configuration; ``dwell`` is that of the manifest of ``data/``."""
         features = config.features
         return cls(
             events=config.events,
@@ -60,12 +60,12 @@ class FeatureSpec:
 
     @property
     def context(self) -> list[str]:
-        """Names of the columns of a query's context: user fields, then request fields."""
+        """Column names of a query's context: user fields, then request fields."""
         return [f"user.{name}" for name in self.user] + [f"request.{name}" for name in self.request]
 
     @cached_property
     def state_key(self) -> str:
-        """8 hex of the event classes: bundles of one key share states and snapshots."""
+        """Digest (8 hex) of the event classes; bundles with equal keys share snapshots."""
         classes = self._events() | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
         text = json.dumps(classes, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -85,7 +85,7 @@ class FeatureSpec:
         } | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
 
     def _events(self) -> JsonTree:
-        """The event classes as JSON; weights and undo as pairs, in their order, which decides."""
+        """Event classes as JSON; weights and undo are pairs, because their order matters."""
         tree: JsonTree = self.events.model_dump(mode="json")
         for name in ("weights", "undo"):
             if tree[name]:

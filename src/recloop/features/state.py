@@ -1,11 +1,11 @@
-"""What is known of a user: the fold over believed events up to a seq, by one more event and from columns.
+"""User state: the fold of valid events up to a seq, incremental and columnar.
 
 A user's rows of one moment stamp (`recloop.features.moments`) are one moment, a set of items in the order of their ids'
 bytes. A state at ``s`` holds every moment with an input, whether each item was a target there, the dislikes that still
-apply, and the attributes (definitions, section 1). What an undo took back (`recloop.features.undo`) is in no moment. It
-speaks of raw ids, so every bundle with the same event classes reads it.
+apply, and the attributes (definitions, section 1). Undone acts (`recloop.features.undo`) are left out. A state holds
+raw ids, so all bundles with the same event classes can read it.
 
-The two forms, `UserState.add` and `StateHistory.states`, are held equal by a property-based test.
+A property-based test compares the two forms, `UserState.add` and `StateHistory.states`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from recloop.json_object import AttributeValues
 from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
 
 GROUPS: Final = 64
-"""Groups in a state above which those that ended are removed."""
+"""Number of groups in a state above which ended groups are removed."""
 
 
 class View(NamedTuple):
-    """A state as it is read.
+    """State as read by encoders.
 
     ``moments``: (stamp, item ids ascending, whether each was a target), oldest first; ``disliked``: ids ascending;
-    ``positives``: believed inputs, targets included, less the acts that were taken back.
+    ``positives``: number of valid inputs, targets included, without undone acts.
     """
 
     moments: list[tuple[int, list[str], list[bool]]]
@@ -44,16 +44,15 @@ class View(NamedTuple):
 
 
 class UserState(msgspec.Struct):
-    """One user's state, grown by one more event; what a snapshot holds.
+    """One user's state, updated event by event and stored in snapshots.
 
     Attributes:
-        moments: (stamp, item ids ascending by bytes, a place in ``kinds`` for each) of every act, oldest first.
+        moments: (stamp, item ids ascending by bytes, an index into ``kinds`` for each) of every act, oldest first.
         kinds: The kinds of acts, in the order of their first event.
-        groups: The newest moment stamp of every group_id seen, whatever its rows meant: late rows join it; those that
-            ended may be missing.
-        newest: The newest timestamp of a believed row; None: there was none.
-        positives: Believed inputs, targets included, as rows; what was taken back is counted here still.
-        attributes: The newest attributes, None where none were ever given.
+        groups: The newest moment stamp of every group_id seen, for late rows; ended groups may be missing.
+        newest: The newest timestamp of a valid row; None without rows.
+        positives: Number of valid input rows, targets included; undone rows still count.
+        attributes: The newest attributes; None if none were received.
     """
 
     moments: list[tuple[int, list[str], list[int]]] = []
@@ -73,7 +72,7 @@ class UserState(msgspec.Struct):
         pair: str = "",
         units: float = 1.0,
     ) -> None:
-        """Fold in one believed event; events come in the order of their seq."""
+        """Add one valid event; events must be added in the order of their seq."""
         stamp = timestamp
         if group_id is not None:
             stamp = joined(self.groups.get(group_id), timestamp, self.newest)
@@ -104,7 +103,7 @@ class UserState(msgspec.Struct):
         return self.kinds.index(kind)
 
     def view(self) -> View:
-        """What the acts amount to: moments without what was taken back, dislikes that stand."""
+        """State as read: moments without undone acts, and active dislikes."""
         gone = self._taken_back()
         moments = []
         disliked: dict[str, int] = {}
@@ -121,7 +120,7 @@ class UserState(msgspec.Struct):
                     hated.append(item_id)
             if held:
                 moments.append((stamp, list(held), list(held.values())))
-            for item_id in disliked.keys() & held.keys():  # an earlier dislike: a later target takes it back
+            for item_id in disliked.keys() & held.keys():  # a later target undoes an earlier dislike
                 if held[item_id]:
                     del disliked[item_id]
             disliked |= dict.fromkeys(hated, stamp)
@@ -129,11 +128,11 @@ class UserState(msgspec.Struct):
         return View(moments, sorted(disliked), self.positives - lost)
 
     def disliked(self) -> list[str]:
-        """Items whose newest dislike nothing took back, ascending; in one moment the dislike stands."""
+        """Items with an active dislike, ascending; inside one moment the dislike wins."""
         return self.view().disliked
 
     def _taken_back(self) -> set[tuple[int, str, int]]:
-        """(moment stamp, item, place in ``kinds``) of the acts that an undo took back."""
+        """(moment stamp, item, index into ``kinds``) of undone acts."""
         undo = {code for code, kind in enumerate(self.kinds) if kind.use == Use.UNDO}
         if not undo:
             return set()
@@ -154,12 +153,12 @@ class UserState(msgspec.Struct):
 
 @dataclass(frozen=True)
 class StateBatch:
-    """B users' states, flat.
+    """States of B users as flat arrays.
 
     State b owns the moments ``moment_offsets[b]:moment_offsets[b+1]``; moment m has ``stamps[m]`` and owns the items
     ``item_offsets[m]:item_offsets[m+1]``, codes into ``names`` (raw ids, ascending by bytes, so codes ascend inside
-    a moment); ``targets`` says of each whether it was a target there, else it was an input alone. ``negatives`` are
-    codes too. ``positives`` (B,) counts believed inputs, targets included (`View`).
+    a moment). ``targets`` marks targets; other items are only inputs. ``negatives`` are codes too. ``positives`` (B,)
+    counts valid inputs, targets included (`View`).
     """
 
     users: list[str]
@@ -179,7 +178,7 @@ class StateBatch:
 
     @classmethod
     def of(cls, users: Sequence[str], states: Sequence[UserState]) -> StateBatch:
-        """A batch of states grown event by event."""
+        """Batch of incremental states."""
         views = [state.view() for state in states]
         known = {item for view in views for _, items, _ in view.moments for item in items}
         names = np.array(sorted(known.union(*(view.disliked for view in views))), dtype=object)
@@ -200,9 +199,9 @@ class StateBatch:
         )
 
     def until(self, nows: np.ndarray) -> StateBatch:
-        """The states without the moments that are dated later than each query's now; ``positives`` without their items.
+        """The states without moments later than each query's now.
 
-        A dislike counts whatever its stamp: what a user wants out of the list stays out.
+        ``positives`` excludes their items. Dislikes count regardless of their stamp.
 
         Args:
             nows: (B,) int64 microseconds.
@@ -224,7 +223,7 @@ class StateBatch:
         )
 
     def digest(self, b: int) -> str:
-        """8 hex of everything that state b holds: equal states, equal digests, in every process."""
+        """Digest (8 hex) of state b; equal states have equal digests in every process."""
         moments = []
         for m in range(self.moment_offsets[b], self.moment_offsets[b + 1]):
             rows = slice(self.item_offsets[m], self.item_offsets[m + 1])
@@ -236,13 +235,13 @@ class StateBatch:
 
 
 class StateHistory:
-    """A log as columns, from which the states of many users at many seqs are read at once: the other path to state."""
+    """Columnar log from which states of many users at many seqs are computed at once."""
 
     def __init__(self, frame: pl.DataFrame, users: pl.DataFrame | None = None) -> None:
         """Sort the rows once.
 
         Args:
-            frame: Believed events with ``stamp`` and uses (`moment_stamps`, `EventLabeler.label`).
+            frame: Valid events with ``stamp`` and uses (`moment_stamps`, `EventLabeler.label`).
             users: Versions of users: user_id, seq, attributes (JSON object text).
         """
         rows = with_uses(frame).select(USER_ID, ITEM_ID, STAMP, SEQ, USE, PAIR, WEIGHT, UNITS)
@@ -266,7 +265,7 @@ class StateHistory:
         self._attributes = attribute_versions(users)
 
     def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> StateBatch:
-        """The state of user b at ``seqs[b]``: rows with ``seq <= seqs[b]`` and, where given, ``stamp < before[b]``."""
+        """States at ``seqs``: rows with ``seq <= seqs[b]`` and, if given, ``stamp < before[b]``."""
         spots, lengths = [], []
         for b, user_id in enumerate(users):
             low, high = self._span.get(user_id, (0, 0))
@@ -311,7 +310,7 @@ class StateHistory:
     def _standing(
         self, rows: np.ndarray, query: np.ndarray, held: np.ndarray, owner: np.ndarray, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Dislikes that no later moment took back: codes ascending by query, and their offsets."""
+        """Active dislikes: codes ascending by query, and their offsets."""
         newest: dict[tuple[int, int], int] = {}
         for row, b in zip(rows.tolist(), query.tolist(), strict=True):
             key = (b, int(self._code[row]))
@@ -333,7 +332,7 @@ class StateHistory:
 
 
 def attribute_versions(frame: pl.DataFrame | None, key: str = USER_ID) -> dict[str, list[tuple[int, AttributeValues]]]:
-    """The versions of each id, oldest first, as (seq, attributes)."""
+    """Attribute versions of each id, oldest first, as (seq, attributes)."""
     versions: dict[str, list[tuple[int, AttributeValues]]] = {}
     if frame is not None:
         for raw_id, seq, text in frame.sort(SEQ).select(key, SEQ, "attributes").iter_rows():

@@ -1,4 +1,4 @@
-"""A stamp as one value: a number since 1970 in any unit, or a date; the rules that files and posted rows share."""
+"""Timestamp parsing of single values; files and posted rows share its rules."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from recloop.config import Data
 from recloop.records import SECOND
 
 END: Final = 4_133_980_800
-"""2101-01-01 in seconds: the end of what an import takes for a time."""
+"""2101-01-01 in seconds: an import accepts only earlier times."""
 OLDEST_CLEAR: Final = 100_000_000
-"""1973 in seconds: a smaller number of seconds might be one of milliseconds."""
+"""1973 in seconds: a smaller number may be in milliseconds."""
 FIRST: Final = -62_135_596_800 * SECOND
 """0001-01-01 in microseconds."""
 LAST: Final = 253_402_300_800 * SECOND - 1
@@ -21,7 +21,7 @@ LAST: Final = 253_402_300_800 * SECOND - 1
 FACTORS: Final = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 """Microseconds of one unit."""
 DAY_NUMBERS: Final = (20_000, 80_000)
-"""Days since 1899-12-30 of the years 1954 to 2119: how spreadsheets write a time."""
+"""Spreadsheet days (since 1899-12-30) of the years 1954 to 2119."""
 
 NUMBER: Final = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 COMPACT: Final = r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
@@ -40,14 +40,14 @@ AMBIGUOUS: Final = "timestamp: digits that are a date or a number; write a date 
 
 
 def parse_timestamp(value: str | float, data: Data) -> int:
-    """int64 microseconds UTC of one value, by the rules by which a file of this value alone is read.
+    """Parse one value as int64 microseconds UTC, by the rules for a file with this value.
 
-    A number's unit is known from its size (the years 1973 to 2100 do not overlap between units); a smaller one is in
-    ``data.time_unit``, else in seconds. Digits are never a date. A date without a zone is of ``data.timezone``: of an hour
-    that comes twice the first, an hour that never came is refused.
+    The unit of a number is detected from its size (the years 1973 to 2100 do not overlap between units); a smaller
+    number is in ``data.time_unit``, else in seconds. Digits are never a date. A date without a zone is in
+    ``data.timezone``; an ambiguous hour is the first one, and a skipped hour is an error.
 
     Raises:
-        ValueError: it is no stamp; the message says why.
+        ValueError: the value is not a stamp; the message names the reason.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -76,7 +76,7 @@ def _number(value: float, data: Data) -> int:
 
 
 def clear_unit(value: float) -> str | None:
-    """The unit in which a number is of the years 1973 to 2100 (or as long before 1970); None: in none."""
+    """Unit in which a number lies in 1973 to 2100 (or as long before 1970); None: in none."""
     for unit, factor in FACTORS.items():
         if OLDEST_CLEAR * SECOND <= abs(value) * factor < END * SECOND:
             return unit
@@ -90,7 +90,7 @@ def _inside(micros: int) -> int:
 
 
 def _date(text: str, data: Data) -> int:
-    """Microseconds of a date with or without a clock and a zone."""
+    """Microseconds of a date with optional time and zone."""
     found = re.fullmatch(YEAR_FIRST, text)
     if found:
         year, month, day = (int(found[name]) for name in "abc")
@@ -118,7 +118,7 @@ def _date(text: str, data: Data) -> int:
 
 
 def _offset(zone: str | None, local: datetime, timezone: str) -> int:
-    """Seconds that a wall clock is ahead of UTC, by the zone that is written, else by the project's."""
+    """UTC offset in seconds, from the written zone, else from the project's."""
     if zone is not None:
         digits = zone.replace(":", "")
         if not digits[1:].isdigit():
@@ -131,6 +131,6 @@ def _offset(zone: str | None, local: datetime, timezone: str) -> int:
     before, after = (there.utcoffset(local.replace(fold=fold)) for fold in (0, 1))
     assert before is not None
     assert after is not None
-    if before < after:  # the clocks went forward over it
+    if before < after:  # skipped hour: the clocks went forward
         raise ValueError(NOT_A_STAMP)
     return int(before.total_seconds())

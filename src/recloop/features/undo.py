@@ -1,6 +1,6 @@
-"""Acts on an item, and which of them an undo (a return, an unlike) takes back (definitions, section 1).
+"""Undo rules: the acts that a return or an unlike reverses (definitions, section 1).
 
-`taken_back` is the definition for one user and item; a state and the columns of a split both call it.
+`undone_acts` is the definition for one user and item; states and the columns of a split both call it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recloop.records import ANY_TARGET, ITEM_ID, LABEL, PAIR, STAMP, UNITS, USE,
 
 
 class Kind(msgspec.Struct, frozen=True, array_like=True):
-    """What an act on an item was: its use (`records.Use`), pair, weight and units."""
+    """Kind of an act on an item: its use (`records.Use`), pair, weight and units."""
 
     use: int
     pair: str = ""
@@ -34,18 +34,18 @@ class Act(NamedTuple):
 
 
 INPUTS: Final = frozenset({int(Use.TARGET), int(Use.INPUT)})
-"""Uses of which a model sees the item."""
+"""Uses whose items are model inputs."""
 LEAST_UNITS: Final = 1e-9
-"""What is left of a purchase below this is nothing: sums of fractions are not exact."""
+"""Remaining units below this count as zero, because sums of fractions are not exact."""
 
 
 def undone_acts(acts: Sequence[Act]) -> set[int]:
-    """Places of the acts of one user on one item that its undos took back, whatever the order of ``acts``.
+    """Indices of undone acts of one user on one item, independent of the order of ``acts``.
 
-    Undos are asked by their stamp. One takes back as many units as it has, newest act first, of those at or before
-    its stamp that it names: of its event type, or, as ``*``, the heaviest targets. A dislike is lifted whole, with all
-    earlier ones of that type. With a target go the lighter targets (the cart before a purchase) that came since the
-    newest one of its weight or more that is left.
+    Undos are applied by stamp. Each one undoes as many units as it has, newest act first, among the acts at or before
+    its stamp that match it: those of its event type, or for ``*`` the heaviest targets. A dislike is undone whole, with
+    all earlier ones of its type. An undone target also removes the lighter targets (the cart before a purchase) since
+    the newest remaining target of its weight or more.
     """
     left = {n: act.kind.units for n, act in enumerate(acts) if act.kind.use != Use.UNDO}
     undos = sorted((act for act in acts if act.kind.use == Use.UNDO), key=lambda act: (act.stamp, act.kind.pair))
@@ -71,7 +71,7 @@ def _names(undo: Kind, kind: Kind) -> bool:
 
 
 def _drop_lighter(acts: Sequence[Act], left: dict[int, float], weight: float, until: int) -> None:
-    """Take lighter targets out that lie after the newest one of ``weight`` or more that is left, up to ``until``."""
+    """Remove lighter targets after the newest remaining one of ``weight`` or more, to ``until``."""
     targets = [n for n in left if left[n] > 0 and acts[n].kind.use == Use.TARGET and acts[n].stamp <= until]
     since = max((acts[n].stamp for n in targets if acts[n].kind.weight >= weight), default=None)
     for n in targets:
@@ -80,7 +80,7 @@ def _drop_lighter(acts: Sequence[Act], left: dict[int, float], weight: float, un
 
 
 class UndoneRows(NamedTuple):
-    """Rows that undos took back: ``rows`` (n,) bool, ``acts`` (n,) bool one row of each such act."""
+    """Undone rows: ``rows`` (n,) bool, ``acts`` (n,) bool with one row per undone act."""
 
     rows: np.ndarray
     acts: np.ndarray
@@ -98,14 +98,14 @@ class ActColumns:
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> ActColumns:
-        """Of a frame with ``stamp`` and uses."""
+        """Columns of a frame with ``stamp`` and uses."""
         return cls(
             frame[STAMP].to_numpy(), frame[USE].to_numpy(), frame[PAIR].to_numpy().astype(object),
             frame[WEIGHT].to_numpy(), frame[UNITS].to_numpy(),
         )  # fmt: skip
 
     def lost(self, rows: np.ndarray, key: np.ndarray) -> UndoneRows:
-        """Which of ``rows`` (n,) were taken back by others of them; ``key`` (n,) int numbers their (query, item)."""
+        """Rows undone by others of ``rows`` (n,); ``key`` (n,) int numbers (query, item)."""
         lost = UndoneRows(np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool))
         touched = np.flatnonzero(np.isin(key, np.unique(key[self.use[rows] == Use.UNDO])))
         by_key: dict[int, list[int]] = {}
@@ -129,9 +129,9 @@ class ActColumns:
 
 
 def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
-    """Labelled rows with ``stamp``; those that an undo among them took back mean nothing: use NONE, label and weight 0.
+    """Neutralize undone rows: use NONE, label and weight 0.
 
-    Every split is settled by itself: a purchase before the cut that came back after it is a target of training still.
+    Every split is handled separately: a purchase before the cut that is returned after it stays a training target.
     """
     frame = with_uses(frame)
     if not (frame[USE] == Use.UNDO).any():

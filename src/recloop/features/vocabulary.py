@@ -1,4 +1,4 @@
-"""Vocabularies of ids and of field values: which index a raw value has; index 0 is always unknown or missing."""
+"""Vocabularies of ids and field values; index 0 is always unknown or missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recloop.features.spec import FeatureSpec
 from recloop.json_object import JsonTree
 
 BUCKETS = 10
-"""Quantile buckets of a number (fewer where values repeat)."""
+"""Number of quantile buckets of a numeric field (fewer if values repeat)."""
 HOURS, WEEKDAYS = 24, 7
 
 
@@ -29,7 +29,7 @@ class Vocabulary:
         return len(self.ids)
 
     def index(self, raw: str) -> int:
-        """The dense index of an id, 0 where the table does not know it."""
+        """Dense index of an id; 0 if it is not in the table."""
         return self._index.get(raw, 0)
 
     def lookup(self, raws: Iterable[str], size: int = -1) -> np.ndarray:
@@ -72,7 +72,7 @@ class NumericBuckets:
         return len(self.edges) + 2
 
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
-        """(n,) int32; 0 for a missing value or one that is no number."""
+        """(n,) int32; 0 for a missing value or one that is not a number."""
         values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
         found = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
         return np.where(np.isnan(values), 0, found).astype(np.int32)
@@ -86,7 +86,7 @@ Codes = CategoryCodes | NumericBuckets
 
 @dataclass(frozen=True)
 class FieldCodes:
-    """The codes of every feature by name (``item.price``, ``user.age``, ``request.gap``): fields.json."""
+    """Codes of every feature by name (``item.price``, ``request.gap``), as in fields.json."""
 
     codes: dict[str, Codes]
 
@@ -115,11 +115,11 @@ class FieldCodes:
         users: Sequence[Mapping[str, Any] | None],
         gaps: np.ndarray,
     ) -> FieldCodes:
-        """Learn values and edges from what was there before the cut.
+        """Fit values and edges on the data before the cut.
 
         Args:
             items, users: Attributes of the items and users of the table.
-            gaps: Days between a user's neighbouring moments.
+            gaps: Days between consecutive moments of a user.
         """
         codes: dict[str, Codes] = {}
         for side, fields, rows in (("item", spec.item, items), ("user", spec.user, users)):
@@ -137,12 +137,12 @@ class FieldCodes:
 
 
 def as_text(raw: Any) -> str:
-    """A category's value as text; what is no text is written as JSON, so 1 and "1" are the same value."""
+    """Category value as text; other types become JSON, so 1 and "1" are the same value."""
     return raw if isinstance(raw, str) else json.dumps(raw, sort_keys=True)
 
 
 def as_number(raw: Any) -> float:
-    """A number, or NaN for what is none."""
+    """Value as a number; NaN if it is not a number."""
     if raw is None or isinstance(raw, bool):
         return float("nan")
     try:
