@@ -134,7 +134,7 @@ def test_a_query_is_taken_as_its_placement_takes_it(make_bundle: Make, catalogue
     assert recommender.asked(home).item_id == ""
     about = Query(user_id="u", now=0, item_id="apple", placement="similar")
     assert recommender.asked(about) == about
-    with pytest.raises(UserError, match="item=: expected the item that a list of the placement similar is about"):
+    with pytest.raises(UserError, match="item=: expected an item id, required by the placement similar"):
         recommender.asked(Query(user_id="u", now=0, placement="similar"))
     assert recommender.placement("similar") == similar_items.PLACEMENT
 

@@ -185,7 +185,7 @@ class _BundleEvaluation:
         )
         self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
         self.seconds = dict.fromkeys(self.weights, 0.0)
-        # Items outside the table that a served list may hold get numbers after the table's.
+        # Items that are only in served lists get numbers after the table's.
         self.beyond: dict[str, int] = {}
 
     def ask(self, states: StateBatch, span: slice) -> None:

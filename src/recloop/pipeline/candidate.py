@@ -99,7 +99,7 @@ def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:
 
 
 def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
-    """Return the configuration's placements; a validated mix is inherited from the parent."""
+    """Return the configuration's placements; a validated mix is the parent's."""
     placements = dict(drafted.policy.placements)
     for name, placement in drafted.policy.placements.items():
         before = parent.policy.placements.get(name)

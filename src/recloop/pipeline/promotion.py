@@ -1,7 +1,7 @@
 """Gate at promotion of a trained bundle: compare with live on unlearned moments.
 
 `train` holds out the moments after its cut (unless it refits), and live may have learned those. So *new* are the moments
-that both have not learned: held out from both, or arrived after both were fitted. Without such moments, the *old* users'
+unknown to both: held out from both, or arrived after both were fitted. Without such moments, the *old* users'
 moments after the candidate's cut replace them: no loss used them, but live has counted them. If there are none of
 these either, the gate reports ``weak`` and uses only checks without targets: latency, cold coverage, parity.
 """

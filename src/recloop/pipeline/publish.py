@@ -22,7 +22,9 @@ from recloop.storage.data_manifest import WindowLoss
 
 
 def publish_update(run: UpdateRun) -> tuple[str, str] | None:
-    """6. Publish a passed update, the watermark last, and release a refresh; else move nothing.
+    """Step 6. Publish a passed update, the watermark last, and release a refresh.
+
+    Otherwise nothing changes.
 
     Returns:
         The new bundle's id and its state; None if none was registered.

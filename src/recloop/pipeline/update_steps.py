@@ -48,7 +48,7 @@ NOTHING_FRESH = (
 
 
 def collect(run: UpdateRun) -> None:
-    """1. Collect the rows since the last update: labelled rows, archive and split, in the run's folder."""
+    """Step 1. Collect new rows: label, archive and split them in the run's folder."""
     if run.journal.has("collect"):
         return
     with run.project.open_log() as log:
@@ -73,13 +73,13 @@ def collect(run: UpdateRun) -> None:
 
 
 def check(run: UpdateRun) -> None:
-    """2. Check whether the new rows resemble earlier ones, and whether they suffice for the gates."""
+    """Step 2. Check that the new rows resemble earlier ones and suffice for the gates."""
     check_input(run)
     check_size(run)
 
 
 def check_input(run: UpdateRun) -> None:
-    """Compare live's own loss on the new rows with its earlier windows; outside the band the window is held."""
+    """Compare live's loss on the new rows with earlier windows; hold an outlier."""
     if run.journal.has("check"):
         return
     events = run.data.events
@@ -134,7 +134,7 @@ def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
 
 
 def check_size(run: UpdateRun) -> None:
-    """Check whether the window holds enough queries for the gates; else the update waits and trains nothing."""
+    """Check that the window has enough queries; otherwise wait and train nothing."""
     if run.journal.has("enough"):
         return
     users = np.array(make_queries(run.data.test, "successive").users)
@@ -148,7 +148,7 @@ def check_size(run: UpdateRun) -> None:
 
 
 def train_candidate(run: UpdateRun) -> None:
-    """3. Train the candidate: live and all new rows except the moments of the test."""
+    """Step 3. Train the candidate: live and all new rows except the test moments."""
     if run.journal.has("learn"):
         return
     data, window = run.data, run.window
@@ -168,7 +168,7 @@ def train_candidate(run: UpdateRun) -> None:
 
 
 def run_gates(run: UpdateRun) -> None:
-    """4. Run the gates: candidate and live on moments that neither has learned, *new* and *old*."""
+    """Step 4. Run the gates: candidate and live on unlearned moments, *new* and *old*."""
     if run.journal.has("judge"):
         return
     candidate, window = load_candidate(run), run.window
@@ -217,7 +217,7 @@ def run_gates(run: UpdateRun) -> None:
 
 
 def train_final(run: UpdateRun) -> None:
-    """5. Train the final bundle: the candidate learns the moments of the test by the same recipe."""
+    """Step 5. Train the final bundle: add the test moments by the same recipe."""
     if run.journal.has("finish"):
         return
     candidate, data = load_candidate(run), run.data

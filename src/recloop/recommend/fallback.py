@@ -1,4 +1,4 @@
-"""The fallback: stages that fill the slots that the mix left free, so that no list is ever empty."""
+"""Fallback: stages that fill the free slots of a list, so that none is empty."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class FallbackQuery:
 
 
 class FallbackStage(Protocol):
-    """One stage of the fallback; its name in the policy is the source of the slots it fills."""
+    """Fallback stage; its name in the policy is the source of its slots."""
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
-        """Raw ids for a query, best first; the same filters as the mix, duplicates allowed."""
+        """Return raw ids for a query, best first, filtered; duplicates are allowed."""
         ...
 
 
@@ -90,7 +90,7 @@ class PopularStage:
 
 
 class LatestStage:
-    """The newest items: in a list of the latest all of them, else those that the item table does not hold."""
+    """The newest items: all in a list of the latest, else those outside the table."""
 
     def __init__(self, bundle: Bundle, catalogue: Catalog) -> None:
         self._bundle, self._catalogue = bundle, catalogue
@@ -101,9 +101,10 @@ class LatestStage:
         return iter(self._catalogue.latest(query.allowed.text, self._bundle.items.ids))
 
     def _all(self, query: FallbackQuery) -> Iterator[str]:
-        """All items, newest first: of the table by the first positive, else by the seq of the first version.
+        """Return all items, newest first.
 
-        Ties: the table first, by item_ix, then id bytes.
+        Table items by their first positive, others by their first version's seq. Ties: the table first, by item_ix,
+        then id bytes.
         """
         ids, first_seq, mask = self._bundle.items.ids, self._bundle.items.first_seq, query.allowed.mask
         table = (
@@ -156,11 +157,13 @@ def _shown(bundle: Bundle, order: np.ndarray, query: FallbackQuery) -> Iterator[
 def segment_lists(
     users: Sequence[str | None], user_ix: np.ndarray, items: np.ndarray, weights: np.ndarray, size: int, length: int
 ) -> dict[str, np.ndarray]:
-    """``segment.VALUE`` -> its most taken items, (length,) int32 at most; ties by item_ix.
+    """Compute each segment's popular items, ``segment.VALUE`` -> (length,) int32.
+
+    Lists may be shorter; ties by item_ix.
 
     Args:
         users: The segment of each user, None without one.
-        user_ix, items, weights: (E,) who took what, in training rows, and what each counts.
+        user_ix, items, weights: (E,) user, item and weight of the training rows.
     """
     lists: dict[str, np.ndarray] = {}
     for value in sorted({value for value in users if value is not None}):

@@ -1,7 +1,7 @@
-"""One recommender for a request, an evaluation and a proof: encode, filter, recall, mix, fill.
+"""Recommender of serving, evaluation and verification: from states to lists.
 
-Everything is on batches; a request is a batch of one. An answer is a function of (bundle, state as of a seq, catalogue
-as of that seq, now, query): nothing here reads a clock, draws a number or counts.
+The steps are encode, filter, recall, mix and fill, on batches; a request is a batch of one. An answer is a function of
+(bundle, state as of a seq, catalog as of that seq, now, query). Nothing here reads a clock or draws random numbers.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from recloop.records import MIX_SOURCES, Query, Slot
 
 LADDER = ("attributes", "segment", "popular", "latest")
 CLOSE = 1e-5
-"""Scores closer than this are equal; ids may swap between them."""
+"""Scores closer than this are equal; their ids may swap."""
 
 
 @dataclass(frozen=True)
 class RankedList:
-    """One list. ``inputs``: 8 hex a name of what it was made from, in the order in which a difference is looked for."""
+    """One list; ``inputs``: 8 hex per named input, in the order of comparison."""
 
     slots: list[Slot]
     inputs: dict[str, str]
     positives: int
-    k: int = 0  # how long the list may be: the query's length, else the placement's
+    k: int = 0  # maximum length: the query's, else the placement's
 
     @property
     def items(self) -> list[str]:
@@ -63,7 +63,7 @@ class RankedList:
 
 
 class Recommender:
-    """A bundle over a catalogue. ``threads`` are those of the user graph (one a request)."""
+    """Recommender of a bundle over a catalog; ``threads`` of the user graph."""
 
     def __init__(self, bundle: Bundle, catalogue: Catalog, threads: int = 1) -> None:
         self.bundle = bundle
@@ -79,7 +79,7 @@ class Recommender:
         }
 
     def placement(self, name: str) -> Placement:
-        """The settings of a placement; lists about an item have one of their own, `similar`, in every bundle.
+        """Return the settings of a placement; every bundle has `similar`.
 
         Raises:
             UserError: the bundle has no such placement.
@@ -92,21 +92,21 @@ class Recommender:
         return placements[name]
 
     def asked(self, query: Query) -> Query:
-        """A query as its placement takes it: with an item where the list is about one, without where it is not.
+        """Normalize a query for its placement: with an item only for similar-items lists.
 
         Raises:
-            UserError: the bundle has no such placement, or the list is about an item and none is named.
+            UserError: the bundle has no such placement, or the placement needs an item and the query has none.
         """
         about = self.placement(query.placement).list == similar_items.LIST
         if about and not query.item_id:
-            expected = f"the item that a list of the placement {query.placement} is about"
+            expected = f"an item id, required by the placement {query.placement}"
             raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
         return query if about or not query.item_id else msgspec.structs.replace(query, item_id="")
 
     def recommend(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True) -> list[RankedList]:
-        """The list of each query, from the state of the same place in ``states``.
+        """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, k and filter are worked on together.
+        Queries that share placement, k and filter are processed together.
         """
         groups = {(query.placement, query.k, query.filter) for query in queries}
         if len(groups) == 1:
@@ -127,21 +127,21 @@ class Recommender:
         return [replace(answer, inputs=self.inputs(encoded, allowed, b)) for b, answer in enumerate(answers)]
 
     def encode(self, states: StateBatch, now: Sequence[int] | np.ndarray) -> EncodedBatch:
-        """The states as this bundle sees them at each query's now."""
+        """Encode the states for this bundle at each query's now."""
         return encode(self.bundle.spec, self.bundle.fields, self.bundle.items.ids, states, now)
 
     def allowed(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
-        """What queries of this placement and one filter may show."""
+        """Return the allowed items of queries with this placement and one filter."""
         conditions = (placement.filter, queries[0].filter)
         seen = self.bundle.policy.filter_seen
-        if placement.list == similar_items.LIST:  # an item is no answer to what is like it
+        if placement.list == similar_items.LIST:  # never recommend the query item itself
             queries = [msgspec.structs.replace(one, exclude=(*one.exclude, one.item_id)) for one in queries]
         return candidate_mask(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
 
     def fused(
         self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
     ) -> FusedTopK:
-        """The best k of the mix, for queries of this placement: by state, or by the item that they are about."""
+        """Return the best k of the mix per query, by state or by the query's item."""
         weights = placement.weights
         if placement.list == "latest":
             return FusedTopK.empty(len(queries), k)
@@ -153,7 +153,7 @@ class Recommender:
     def recall(
         self, encoded: EncodedBatch, allowed: CandidateMask, sources: Sequence[str] | Mapping[str, float]
     ) -> dict[str, TopK]:
-        """The top 200 of each source that the bundle holds; of a mapping, those with a weight above 0."""
+        """Return the top 200 of each source; of a mapping, those with weight above 0."""
         asked = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
         made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
         return made or {"popular": self.scorers["popular"].best(encoded, allowed)}
@@ -167,7 +167,7 @@ class Recommender:
         placement: Placement,
         rungs: Sequence[str] | None = None,
     ) -> list[RankedList]:
-        """Fused items as slots, free ones filled by the fallback, whose slots score -1, -2, ... in their order."""
+        """Build the slots: fused items, then fallback items with scores -1, -2, ..."""
         ids = self.bundle.items.ids.ids
         if rungs is None:
             rungs = ("latest",) if placement.list == "latest" else self.bundle.policy.ladder
@@ -193,7 +193,7 @@ class Recommender:
         return answers
 
     def inputs(self, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> dict[str, str]:
-        """8 hex a name: state, catalogue, now, filters, then each feature."""
+        """Return 8 hex per input: state, catalogue, now, filters, then each feature."""
         return {
             "state": encoded.states.digest(b),
             "catalogue": self.catalogue.version,
@@ -204,7 +204,10 @@ class Recommender:
 
 
 def one_state(states: StateBatch, b: int) -> StateBatch:
-    """State b as a batch of one, with the names that it uses alone: those of many are costly to look up."""
+    """Return state b as a batch of one with only the names that it uses.
+
+    Looking up the names of a whole batch is slower.
+    """
     moments = slice(states.moment_offsets[b], states.moment_offsets[b + 1])
     low, high = states.item_offsets[moments.start], states.item_offsets[moments.stop]
     negatives = slice(states.negative_offsets[b], states.negative_offsets[b + 1])
@@ -229,7 +232,7 @@ def one_state(states: StateBatch, b: int) -> StateBatch:
 def make_golden(
     recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, k: int
 ) -> list[GoldenCase]:
-    """Cases for golden.json: a state, and the list it got from the bundle over its own catalogue."""
+    """Build golden.json cases: a state and its list over the bundle's own catalog."""
     cases = []
     for user_id, state in zip(users, states, strict=True):
         query = Query(user_id=user_id, now=now, k=k, placement=placement)
@@ -239,10 +242,10 @@ def make_golden(
 
 
 def check_golden(bundle: Bundle) -> None:
-    """Answer the golden cases with the bundle over its own catalogue.
+    """Answer the golden cases with the bundle over its own catalog.
 
     Raises:
-        BundleError: ids that differ, or scores by more than 1e-5.
+        BundleError: ids differ, or scores differ by more than 1e-5.
     """
     own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
