@@ -119,7 +119,7 @@ def test_feedback_with_an_unknown_request_id_is_an_event_like_any_other(
 
 def test_a_place_that_is_no_place(shop: Project, cli: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "odd" / "recloop.toml").mkdir(parents=True)
-    for root, said in ((tmp_path / "odd", "a file, not a folder"), (shop.file, "folders on the way to it")):
+    for root, said in ((tmp_path / "odd", "a file, not a folder"), (shop.file, "parents that are folders, not files")):
         code, out, err = cli("-C", root, "status")
         assert (code, out) == (2, "")
         assert f"error: file={root}/recloop.toml: expected {said}" in err
@@ -153,7 +153,7 @@ def test_a_disk_without_room_leaves_no_half_of_a_bundle(shop: Project) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY)),
     )  # fmt: skip
     assert (full.returncode, full.stdout) == (2, ""), full.stderr
-    assert "room on its disk (File too large)" in full.stderr.splitlines()[-1]
+    assert "free space on its disk (File too large)" in full.stderr.splitlines()[-1]
     assert sorted(path.name for path in shop.bundles.iterdir()) == names
 
 

@@ -221,7 +221,7 @@ def test_a_rule_that_takes_too_much_stops_and_leaves_nothing(cli: Cli, world_fol
 
 def test_help_has_four_panels_and_needs_no_project() -> None:
     done = subprocess.run([sys.executable, "-m", "recloop", "--help"], capture_output=True, text=True, check=True)
-    for panel in ("start", "look", "move", "deeper"):
+    for panel in ("get started", "inspect", "release", "pipeline steps"):
         assert f"─ {panel} ─" in done.stdout
 
 

@@ -106,7 +106,7 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     """The verbs marked [1] in the table, in the four panels."""
     shown = recloop(tmp_path, "--help")
     assert shown.code == 0
-    for panel in ("start", "look", "move", "deeper"):
+    for panel in ("get started", "inspect", "release", "pipeline steps"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
     for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest", "quarantine", "gc"):

@@ -36,7 +36,7 @@ def test_quarantine_a_condition_that_matches_everything_is_refused_without_force
 def test_quarantine_nothing_matches_ends_well_and_says_so(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'nobody'", "--reason", "none"]
     assert run(words) == 0
-    assert capsys.readouterr().out == "0 rows taken out of 0 that match (0 out already)\n"
+    assert capsys.readouterr().out == "0 rows quarantined of 0 that match (0 already quarantined)\n"
 
 
 def test_quarantine_twice_says_0_new_rows(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +46,7 @@ def test_quarantine_twice_says_0_new_rows(shop: Project, capsys: pytest.CaptureF
     assert "users (" in first
     assert "purchase" in first
     assert run(words) == 0
-    assert capsys.readouterr().out.startswith("0 rows taken out of ")
+    assert capsys.readouterr().out.startswith("0 rows quarantined of ")
     log = shop.open_log()
     rules = {row.rule for row in log.retractions()}
     log.close()

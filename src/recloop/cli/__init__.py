@@ -1,7 +1,8 @@
-"""The command line: one thin command per verb, a file per panel; results on stdout, progress and errors on stderr.
+"""Command line: one thin command per verb, one file per panel of --help.
 
-Imports stand inside the commands, so that ``recloop --help`` answers at once and a verb that needs no torch never
-loads it. ``-C DIR`` and ``--set a.b=c`` may stand before or after the verb.
+Results go to stdout; progress and errors go to stderr. Commands import what they need when they run, so that
+``recloop --help`` is fast and a verb that does not need torch never loads it. ``-C DIR`` and ``--set a.b=c`` may be
+given before or after the verb.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import typer
 from recloop.cli import get_started, inspect, pipeline_steps, release, terminal
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
-    ("start", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
+    ("get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
     (
-        "look",
+        "inspect",
         (
             inspect.doctor,
             inspect.evaluate,
@@ -28,9 +29,9 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
             inspect.verify,
         ),
     ),
-    ("move", (release.promote, release.rollback, release.refuse)),
+    ("release", (release.promote, release.rollback, release.refuse)),
     (
-        "deeper",
+        "pipeline steps",
         (
             pipeline_steps.prepare,
             pipeline_steps.train,
@@ -40,22 +41,22 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
         ),
     ),
 )
-"""Panels and verbs in the order of --help."""
+"""Panels of --help and their verbs, in display order."""
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-    help="recloop turns a raw interaction log into a recommender that is served, watched, and keeps learning.",
+    help="Turn a raw interaction log into a served, monitored and retrained recommender.",
 )  # fmt: skip
 
 
 @app.callback()
 def _options(
-    directory: Annotated[str, typer.Option("-C", metavar="DIR", help="the project folder (default: this one)")] = ".",
+    directory: Annotated[str, typer.Option("-C", metavar="DIR", help="project folder (default: current folder)")] = ".",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="beats recloop.toml; repeatable")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of recloop.toml; repeatable")
     ] = None,
 ) -> None:
-    """Both are taken out of the arguments by `main`, wherever they stand; here they are declared for --help."""
+    """Declare the global options for --help; `terminal.run` parses them."""
 
 
 for _panel, _verbs in PANELS:
@@ -64,10 +65,10 @@ for _panel, _verbs in PANELS:
 
 
 def main() -> NoReturn:
-    """The entry point of the command ``recloop``."""
+    """Entry point of the command ``recloop``."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and give its exit code."""
+    """Run one command line and return its exit code."""
     return terminal.run(app, arguments)

@@ -1,4 +1,4 @@
-"""Verbs that start: a project from a log, a turn, the service, the demo."""
+"""Verbs init, update, serve and demo."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 def init(
     file: str,
-    items: Annotated[str, typer.Option(help="the catalogue")] = "",
-    users: Annotated[str, typer.Option(help="attributes of users")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="never ask")] = False,
-    force: Annotated[bool, typer.Option("--force", help="write over a recloop.toml")] = False,
+    items: Annotated[str, typer.Option(help="file with the catalog")] = "",
+    users: Annotated[str, typer.Option(help="file with user attributes")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="accept all guesses without asking")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite an existing recloop.toml")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a log once, guess its columns, write a commented recloop.toml."""
+    """Guess a log's columns and write recloop.toml."""
     from recloop.init import detect
 
     found = detect.init(file, items, users, CliContext.root, yes, force)
@@ -43,8 +43,8 @@ def init(
     if as_json:
         print_json({**found.to_json(), "living": replaced})
         return
-    for one in found.guesses:
-        out.print(f"{one.key} = {one.value}   ({one.why})", markup=False, highlight=False)
+    for guess in found.guesses:
+        out.print(f"{guess.key} = {guess.value}   ({guess.why})", markup=False, highlight=False)
     rows = found.rows
     removed = ", ".join(f"{rule} {count:,}" for rule, count in rows.removed.items()) or "none"
     why = f" ({rows.reasons})" if rows.rejected else ""
@@ -56,9 +56,9 @@ def init(
 
 
 def _replaced() -> tuple[list[str], bool]:
-    """What becomes of the data of a living project whose recloop.toml was written over (empty: nothing is live here).
+    """Describe the effect of an overwritten recloop.toml on a live project.
 
-    The second value: whether the next update must be asked for a new first run.
+    Returns lines to print (empty if nothing is live), and True if the next update needs ``--restart``.
     """
     if not (CliContext.root / "store" / "control.db").exists():
         return [], False
@@ -73,17 +73,21 @@ def _replaced() -> tuple[list[str], bool]:
 
 def update(
     full: Annotated[bool, typer.Option("--full", help="train from scratch")] = False,
-    reset: Annotated[bool, typer.Option("--reset-optimizer", help="from live's weights, its optimizer anew")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="a new first run; posted rows are kept")] = False,
-    every: Annotated[str, typer.Option(help="again each 30m, 1h, 1d, until told to stop")] = "",
+    reset: Annotated[bool, typer.Option("--reset-optimizer", help="use a fresh optimizer for the warm start")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="repeat the first run; posted rows are kept")] = False,
+    every: Annotated[str, typer.Option(help="repeat at this interval: 30m, 1h, 1d")] = "",
     as_json: Json = False,
 ) -> None:
-    """One turn: from the log to a live bundle; with one, from what came since to a candidate that passed its gate."""
+    """Train on new events; register the bundle if it passes.
+
+    First run: train on the whole log and deploy. Later runs: train a candidate on new events, and register it if it
+    passes the gates.
+    """
     from recloop import loop
 
     here = project()
     if every and restart:
-        raise UserError("--restart", "with --every", "one new first run", "recloop update --restart")
+        raise UserError("--restart", "with --every", "a single run without --every", "recloop update --restart")
     if every:
         words = {"--full": full, "--reset-optimizer": reset, "--json": as_json}
         _repeat(here, ["update", *(word for word, asked in words.items() if asked)], every)
@@ -104,13 +108,13 @@ def update(
     elif made.bundle is not None:
         plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
     else:
-        plain(f"{made.verdict}: {made.reason}; nothing has moved, the rows are read again next time")
+        plain(f"{made.verdict}: {made.reason}; nothing was changed, the next update reads these rows again")
     if made.failed:
         raise typer.Exit(1)
 
 
 def _repeat(here: Project, words: Sequence[str], every: str) -> None:
-    """Run updates until one is refused or held, or this process is told to stop."""
+    """Run updates until one is refused or held, or until SIGTERM or SIGINT."""
     from recloop.pipeline import schedule as loops
 
     ended = loops.run(
@@ -122,7 +126,7 @@ def _repeat(here: Project, words: Sequence[str], every: str) -> None:
 
 
 def _print_changed(here: Project, made: UpdateResult) -> None:
-    """How settings that differ from live's come into force, where nothing had to be done for them now."""
+    """Print the command that applies settings that differ from the live bundle's."""
     from recloop.pipeline import update_run as runs
 
     if not made.changed:
@@ -133,7 +137,7 @@ def _print_changed(here: Project, made: UpdateResult) -> None:
 
 
 def _first(made: FirstRun, as_json: bool) -> None:
-    """What the first turn did."""
+    """Print the result of the first run."""
     report = made.prepared.report
     if as_json:
         print_json(
@@ -156,14 +160,16 @@ def _first(made: FirstRun, as_json: bool) -> None:
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="beats serve.host")] = "",
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="beats serve.port; 0: a free one")] = None,
+    host: Annotated[str, typer.Option(help="override serve.host")] = "",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="override serve.port; 0 selects a free port")
+    ] = None,
     workers: Annotated[int, typer.Option(hidden=True)] = 1,
     as_json: Json = False,
 ) -> None:
-    """Answer over HTTP until told to stop."""
+    """Serve recommendations over HTTP."""
     if workers != 1:
-        raise UserError("--workers", workers, "1: one process writes the log", "recloop serve")
+        raise UserError("--workers", workers, "1, because a single process writes the log", "recloop serve")
     from recloop.serve import app as service
 
     here = project()
@@ -172,7 +178,10 @@ def serve(
 
 
 def _dress(app: Starlette, service: Service) -> None:
-    """Put the console at ``/``, or how to install it; its import takes a second, so errors of the start come first."""
+    """Mount the console at ``/``, or a page that says how to install it.
+
+    The console takes a second to import, so it is mounted after the checks at startup.
+    """
     from recloop.serve import console_backend
 
     if importlib.util.find_spec("nicegui") is None:
@@ -185,14 +194,12 @@ def _dress(app: Starlette, service: Service) -> None:
 
 def demo(
     directory: Annotated[
-        str, typer.Option("--dir", help="its project folder (default: recloop-demo; of the world recloop-world)")
+        str, typer.Option("--dir", help="project folder (default: recloop-demo or recloop-world)")
     ] = "",
-    world: Annotated[
-        bool, typer.Option("--world", help="the seeded world: no download, no torch, two experiments with known truth")
-    ] = False,
+    world: Annotated[bool, typer.Option("--world", help="use simulated data: no download, no torch")] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on a grocery chain's year, or on a world whose truth is known; a project like any other."""
+    """Run the whole loop on grocery or simulated data."""
     screen = rich.console.Console(stderr=True) if as_json else out
     if world:
         from recloop.demo.simulated import run

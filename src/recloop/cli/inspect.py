@@ -1,4 +1,4 @@
-"""Verbs that look: at the log, at models, at a list, at what is live and what was answered."""
+"""Verbs doctor, evaluate, recommend, status, token, report and verify."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from recloop.progress import ConsoleProgress
 
 
 def doctor(
-    signals: Annotated[
-        bool, typer.Option("--signals", help="each rule of [events]: its events, five examples")
-    ] = False,
+    signals: Annotated[bool, typer.Option("--signals", help="show events and examples per rule of [events]")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read the log and judge it; write nothing."""
+    """Check the log and print a report; write nothing."""
     from recloop.data import doctor as collected
     from recloop.data import label_report as asked
 
@@ -36,10 +34,10 @@ def doctor(
 
 def evaluate(
     bundles: Annotated[list[str] | None, typer.Argument(metavar="[BUNDLE]...")] = None,
-    protocol: Annotated[str, typer.Option(help="beats split.protocol")] = "",
+    protocol: Annotated[str, typer.Option(help="override split.protocol")] = "",
     as_json: Json = False,
 ) -> None:
-    """One table: counting rows, models, and the list as served."""
+    """Compare baselines, models and the served list."""
     from recloop.pipeline import training_steps
 
     if protocol:
@@ -53,13 +51,13 @@ def evaluate(
 
 def recommend(
     user: str,
-    k: Annotated[int | None, typer.Option("-k", help="how many, 1 to 1000 (default: the placement's)")] = None,
-    placement: Annotated[str, typer.Option(help="where on the page")] = "home",
-    bundle: Annotated[str, typer.Option(help="another bundle than the live one")] = "",
-    item: Annotated[str, typer.Option(help="what a list about an item is about (placement similar)")] = "",
+    k: Annotated[int | None, typer.Option("-k", help="number of items, 1 to 1000 (default: the placement's)")] = None,
+    placement: Annotated[str, typer.Option(help="placement on the page")] = "home",
+    bundle: Annotated[str, typer.Option(help="bundle to use (default: live)")] = "",
+    item: Annotated[str, typer.Option(help="query item (placement similar)")] = "",
     as_json: Json = False,
 ) -> None:
-    """The service's answer without the service; logs nothing."""
+    """Show a user's recommendations without a server."""
     from recloop.serve import offline
 
     answer = offline.recommend(project(), user, k, placement, bundle, item)
@@ -70,7 +68,7 @@ def recommend(
 
 
 def status(as_json: Json = False) -> None:
-    """What is live, what is tried, since when."""
+    """Show the live, shadow and experiment bundles."""
     from recloop.monitoring import experiment
     from recloop.monitoring.shadow_requirement import shadow_requirement
     from recloop.recommend import loading
@@ -94,10 +92,10 @@ def status(as_json: Json = False) -> None:
 
 
 def token(
-    new: Annotated[bool, typer.Option("--new", help="replace it; in force when serve starts again")] = False,
+    new: Annotated[bool, typer.Option("--new", help="replace it; applies when serve restarts")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the admin token of this project."""
+    """Show the project's admin token."""
     from recloop.storage import admin_token
 
     root = project().root
@@ -109,12 +107,12 @@ def token(
 
 
 def report(
-    start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
-    end: Annotated[str, typer.Option("--to", help="last moment, ISO 8601")] = "",
-    file: Annotated[str, typer.Option("--out", help="where to write the page")] = "",
+    start: Annotated[str, typer.Option("--from", help="start of the period, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="end of the period, ISO 8601")] = "",
+    file: Annotated[str, typer.Option("--out", help="output file")] = "",
     as_json: Json = False,
 ) -> None:
-    """One HTML page: the last evaluation, and the health of what was shown."""
+    """Write an HTML report: last evaluation and list health."""
     from recloop.monitoring import report as page
 
     done = page.write(project(), start, end, file)
@@ -125,10 +123,10 @@ def report(
 
 
 def verify(
-    last: Annotated[int, typer.Option(min=1, help="how many of the newest decisions")] = 1000,
+    last: Annotated[int, typer.Option(min=1, help="number of newest decisions to check")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Rebuild logged decisions from the log by the other path; exit 1 on any unexplained difference."""
+    """Recompute logged decisions; exit 1 on a difference."""
     from recloop.monitoring import verify as verification
     from recloop.records import now
 
@@ -142,7 +140,7 @@ def verify(
         if found["earlier"]:
             line += ", {earlier} of an earlier generation of the data"
         plain(line.format(**found) + f"; largest score difference {found['max_score_diff']:.2g}")
-        for one in found["differences"][:10]:
-            plain(f"  {one['request_id']}: {one['name']} was {one['was']}, is {one['is']}")
+        for difference in found["differences"][:10]:
+            plain("  {request_id}: {name} was {was}, is {is}".format(**difference))
     if found["unexplained"]:
         raise typer.Exit(1)

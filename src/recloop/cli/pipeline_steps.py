@@ -1,4 +1,4 @@
-"""Verbs that go deeper: one chapter of a turn by itself, and rows into the log without HTTP."""
+"""Verbs prepare, train, ingest, quarantine and gc: single steps of an update."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def prepare(as_json: Json = False) -> None:
 
 
 def train(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="a model in place of [model]")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="model to train instead of [model]")] = "",
     as_json: Json = False,
 ) -> None:
-    """Fit a model on data/, write a bundle and register it."""
+    """Train a model on data/ and register its bundle."""
     from recloop import loop
     from recloop.recommend import loading
     from recloop.storage import locks
@@ -54,23 +54,23 @@ def train(
 
 
 def quarantine(
-    where: Annotated[str, typer.Option(metavar="CONDITION", help="SQL over an event's fields")],
-    reason: Annotated[str, typer.Option(help="why; kept with the rows")],
-    start: Annotated[str, typer.Option("--from", help="first moment, ISO 8601")] = "",
-    end: Annotated[str, typer.Option("--to", help="end of the time, ISO 8601, not included")] = "",
-    restore: Annotated[bool, typer.Option("--restore", help="bring back what a quarantine took out")] = False,
-    force: Annotated[bool, typer.Option("--force", help="take out more than clean.max_removed")] = False,
+    where: Annotated[str, typer.Option(metavar="CONDITION", help="SQL condition on event fields")],
+    reason: Annotated[str, typer.Option(help="reason, stored with the rows")],
+    start: Annotated[str, typer.Option("--from", help="start of the period, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="end of the period (exclusive), ISO 8601")] = "",
+    restore: Annotated[bool, typer.Option("--restore", help="restore quarantined rows")] = False,
+    force: Annotated[bool, typer.Option("--force", help="allow more than clean.max_removed")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take rows out of states and training, or bring them back."""
+    """Quarantine rows, or restore quarantined rows."""
     from recloop.pipeline import quarantine as rows
 
     done = rows.quarantine(project(), where, reason, start, end, restore, force)
     if as_json:
         print_json(done.to_json())
         return
-    verb = "brought back" if restore else "taken out"
-    others = "not in quarantine" if restore else "out already"
+    verb = "restored" if restore else "quarantined"
+    others = "not in quarantine" if restore else "already quarantined"
     plain(f"{done.new:,} rows {verb} of {done.matched:,} that match ({done.already:,} {others})")
     if not done.new:
         return
@@ -79,15 +79,15 @@ def quarantine(
     for row in done.samples:
         plain("  " + " ".join(f"{name}={value}" for name, value in row.items()))
     if done.waiting:
-        plain(f"  {done.waiting:,} rows wait for the running service, which takes them up within a second")
+        plain(f"  {done.waiting:,} rows are queued; the running service applies them within a second")
     plain("next: recloop update")
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="remove nothing, print what would go")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be removed; remove nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove bundles, runs and rows that [retention] does not keep."""
+    """Remove bundles, runs and rows that [retention] expires."""
     from recloop.pipeline import retention
     from recloop.storage import locks
 
@@ -102,18 +102,20 @@ def gc(
 
 
 def ingest(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; -: JSON lines from stdin")],
-    url: Annotated[str, typer.Option(help="post to this running service, such as http://127.0.0.1:8088")] = "",
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; - reads JSON lines from stdin")
+    ],
+    url: Annotated[str, typer.Option(help="running service, e.g. http://127.0.0.1:8088")] = "",
     as_json: Json = False,
 ) -> None:
-    """Rows into the log as if posted; safe to repeat where they carry an event_id."""
+    """Add rows to the log; repeatable for rows with event_id."""
     from recloop.ingest import bulk as arrivals
 
     taken = arrivals.ingest(project(), file, url, ConsoleProgress())
     if as_json:
         print_json(taken.to_json())
     else:
-        said = ", ".join(f"{count:,} {status}" for status, count in taken.to_json().items())
-        plain(f"{said} ({taken.seconds:.1f} s); next: recloop update")
+        counts = ", ".join(f"{count:,} {status}" for status, count in taken.to_json().items())
+        plain(f"{counts} ({taken.seconds:.1f} s); next: recloop update")
     if not taken.whole:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Verbs that move a bundle: on, back, or out for good."""
+"""Verbs promote, rollback and refuse."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ import typer
 from recloop.cli.terminal import Json, plain, print_json, project
 from recloop.progress import ConsoleProgress
 
-Reason = Annotated[str, typer.Option(help="kept in the release table")]
+Reason = Annotated[str, typer.Option(help="reason, stored in the release table")]
 
 
 def promote(
     bundle: str,
-    to: Annotated[str, typer.Option(help="shadow, experiment or live; without it live, where both were earned")] = "",
+    to: Annotated[str, typer.Option(help="shadow, experiment or live (default: live, if earned)")] = "",
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Move a bundle on, after its gate where that has not run; a running `serve` takes it up within a second."""
+    """Promote a bundle to shadow, experiment or live.
+
+    Runs the bundle's gate first if it has not run. A running `serve` deploys the bundle within a second.
+    """
     from recloop.pipeline import promotion
 
     _print_move(promotion.promote(project(), bundle, to, reason, ConsoleProgress()), as_json)
 
 
 def rollback(reason: Reason = "", as_json: Json = False) -> None:
-    """Bring back the bundle that was live before."""
+    """Restore the previous live bundle."""
     from recloop.release import transitions
 
     _print_move(transitions.rollback(project(), reason), as_json)
 
 
 def refuse(bundle: str, reason: Reason = "", as_json: Json = False) -> None:
-    """Take a bundle out for good."""
+    """Exclude a bundle permanently."""
     from recloop.release import transitions
 
     _print_move(transitions.refuse(project(), bundle, reason), as_json)
@@ -46,4 +49,4 @@ def _print_move(moved: dict[str, Any], as_json: bool) -> None:
         if "shadow_requirement" in moved["evidence"]:
             plain(f"  shadow: {moved['evidence']['shadow_requirement']['text']}")
         if "not_earned" in moved["evidence"]:
-            plain(f"  ahead of: {'; '.join(moved['evidence']['not_earned'])}")
+            plain(f"  overridden: {'; '.join(moved['evidence']['not_earned'])}")
