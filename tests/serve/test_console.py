@@ -157,7 +157,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
         expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
         assert text(page, "live") == f"live: {shop.live}"
-        assert text(page, "well") == "well"
+        assert text(page, "well") == "healthy"
         assert text(page, "verify") == "verify: not run yet"
         status = shop.server.client.get("/v1/status").json()
         health = status["health"]["week"]["candidate"]["home"]
@@ -171,7 +171,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         assert f"In the shadow: {shop.beside}" in agreed
         asked = compared["requests"]
         assert f"{asked} requests of {compared['users']} users" in agreed
-        assert f"Live, asked again {asked} times, gave the same list each time" in agreed
+        assert f"Live, scored again {asked} times, gave the same list each time" in agreed
         for measure in ("overlap@10", "tau_b"):
             for side in ("agreement", "noise"):
                 one = compared[side][measure]
@@ -179,7 +179,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         measured, said = experiment.analyze(shop.project), text(page, "tried-experiment")
         assert f"In the experiment: {shop.tried}" in said
         assert f"{measured.verdict}: {measured.why}" in said
-        assert "Plan, fixed at the start: hit_rate over 4,000 users, 4 looks, 50% of the users, margin 0.01." in said
+        assert "Plan, fixed at the start: hit_rate over 4,000 users, 4 interim analyses, 50% of users, margin 0.01." in said
         assert "No harm above the margin: not shown." in said
         rate = measured.metrics["hit_rate"]
         assert rate.delta > 0
@@ -246,7 +246,7 @@ def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
     with opened() as page:
         before = status()
         page.get_by_test_id("promote").click()
-        expect(page.get_by_text("a reason is kept with every move: say why")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("reason is empty: enter why this move is made")).to_be_visible(timeout=WAIT)
         page.get_by_test_id("reason").fill("it looks good")
         choose(page, "bundle", shop.tried)
         choose(page, "to", "live, if both steps are earned")

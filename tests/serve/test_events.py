@@ -101,7 +101,7 @@ def test_a_retry_is_told_so(client: httpx.Client, user: str) -> None:
     assert (again.status_code, statuses(again)) == (200, ["duplicate"])  # without a stamp, and still a retry
     other = send(client, {**one, "value": 3})
     assert (other.status_code, statuses(other)) == (207, ["conflict"])
-    assert other.json()["rows"][0]["reason"] == "this event_id came before with other content"
+    assert other.json()["rows"][0]["reason"] == "this event_id was received before with other content"
     both = send(client, [row(user, "i05", event_id=f"{user}-s"), row(user, "i05", event_id=f"{user}-s")])
     assert statuses(both) == ["accepted", "duplicate"]
     assert client.get(f"/v1/users/{user}").json()["events"] == 2

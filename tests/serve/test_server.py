@@ -72,7 +72,7 @@ def test_a_port_that_is_taken(shop: Project) -> None:
         code, out, err = refused(command(shop.root, "--port", str(port)))
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
-        f"error: port={port}: expected a free port (which is taken); try: recloop serve --port 0"
+        f"error: port={port}: expected a free port (already in use); try: recloop serve --port 0"
     )
 
 

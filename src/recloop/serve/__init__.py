@@ -1,1 +1,1 @@
-"""Over HTTP: one process that answers, takes events, and says how it is."""
+"""HTTP service: recommendations, event intake, releases, status and the console."""

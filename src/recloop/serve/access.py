@@ -1,9 +1,9 @@
-"""Middleware that decides whether a request is answered: Host, Origin, content type, admin token.
+"""ASGI middleware: access checks on Host, Origin, content type and admin token.
 
-A loopback address is no authentication: every page that a browser on this machine opens can send requests to it, and
-after DNS rebinding such a page even reads the answers. So a request must name a known Host, must not come from a page
-of another origin, writes must have a content type that a plain form cannot send, and admin routes and the console need
-the admin token. No ``X-Forwarded-*`` or ``Forwarded`` header is read.
+A loopback address is not authentication. Any page in a browser on this machine can send requests to it, and after DNS
+rebinding the page can also read the answers. Therefore a request must name a known Host and must not come from a page
+of another origin. Writes need a content type that a plain form cannot send. Admin routes and the console need the
+admin token. ``X-Forwarded-*`` and ``Forwarded`` headers are ignored.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ if TYPE_CHECKING:
     from recloop.serve.service import Service
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""Names that are always answered, with any port."""
+"""Host names that are always accepted, with any port."""
 WRITES = frozenset(name.encode() for name in ("application/json", *NDJSON))
-"""Content types of a POST. A page of another origin cannot send them without a preflight, which is refused."""
+"""Allowed content types of a POST.
+
+A page of another origin cannot send them without a preflight, which is refused.
+"""
 API, ADMIN = "/v1/", "/v1/admin/"
 ROOT = ("", "/")
 CONSOLE = "/_nicegui"
-"""Prefix of the console's scripts and of its socket."""
+"""Path prefix of the console's scripts and socket."""
 
 
 class AccessMiddleware:
-    """ASGI middleware inside `RequestMiddleware`, which gives its refusals their shape.
+    """Access checks; runs inside `RequestMiddleware`, which formats the errors.
 
     Args:
-        service: Gives ``serve.hosts`` and the admin token.
-        host: The address that is listened on; answered beside `LOCAL_HOSTS` and ``serve.hosts``.
+        service: Source of ``serve.hosts`` and the admin token.
+        host: Listening address, accepted in addition to `LOCAL_HOSTS` and ``serve.hosts``.
     """
 
     def __init__(self, app: ASGIApp, service: Service, host: str = "") -> None:
@@ -75,14 +78,14 @@ class AccessMiddleware:
             )  # fmt: skip
         if name_of(head.hosts[0]) not in self._hosts:
             shown, known = _shown(head.hosts[0]), ", ".join(sorted(name.decode() for name in self._hosts))
-            message = f"Host {shown} is not answered; add it to serve.hosts in recloop.toml"
+            message = f"Host {shown} is not allowed; add it to serve.hosts in recloop.toml"
             raise HttpError(421, "unknown_host", message, "Host", f"one of {known}")
 
     def _check_origin(self, head: Head) -> None:
-        """Refuse what a page of another origin sends; programs send neither header.
+        """Refuse requests from pages of another origin.
 
-        Pages of ``serve.hosts`` are not foreign. A request without Origin (an image, a frame, a link) says by
-        Sec-Fetch-Site whose page asked; only a link that opens a page of its own is followed.
+        Pages of ``serve.hosts`` are allowed, and so are programs, which send neither header. A request without Origin
+        (an image, a frame, a link) names its origin in Sec-Fetch-Site; only top-level navigation is allowed.
         """
         if head.origin is None:
             if head.site in {b"cross-site", b"same-site"} and head.destination != b"document":
@@ -102,7 +105,7 @@ class AccessMiddleware:
         raise error
 
     async def _console(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
-        """The console for who has its cookie or the token, else the login form."""
+        """Serve the console to a client with the cookie or the token, else the login form."""
         if scope["path"] in ROOT or scope["path"] == LOGIN:
             response = await self._login.answer(Request(scope, receive))
             if response is None and not self._login.known(head.cookies) and not head.authorization:
@@ -116,7 +119,7 @@ class AccessMiddleware:
 
 
 class Head:
-    """The headers that decide, from one pass over a request's."""
+    """Headers used by the access checks, read in one pass."""
 
     __slots__ = ("authorization", "content_type", "cookies", "destination", "hosts", "origin", "site")
 
@@ -144,12 +147,15 @@ class Head:
 
 
 def host_name(host: str) -> str:
-    """An address as it is written in a Host header."""
+    """Format an address as in a Host header."""
     return f"[{host}]".lower() if ":" in host and not host.startswith("[") else host.lower()
 
 
 def name_of(authority: bytes) -> bytes:
-    """The name of ``NAME[:PORT]`` in lower case; a malformed one is returned whole and equals no name."""
+    """Return NAME of ``NAME[:PORT]`` in lower case.
+
+    A malformed authority is returned whole, so it does not match any known name.
+    """
     name, colon, port = authority.lower().rpartition(b":")
     return name if colon and port.isdigit() else authority.lower()
 
@@ -160,10 +166,10 @@ def _shown(value: bytes) -> str:
 
 def _foreign(name: str, value: bytes) -> HttpError:
     message = f"{name} {_shown(value)} is another origin; add its host to serve.hosts in recloop.toml"
-    return HttpError(403, "foreign_origin", message, name, "a request of the same origin, or of a program")
+    return HttpError(403, "foreign_origin", message, name, "a request from the same origin or from a program")
 
 
 def _not_a_write(head: Head) -> HttpError:
-    expected = f"application/json, or {NDJSON[0]} for one object a line"
+    expected = f"application/json, or {NDJSON[0]} for one object per line"
     message = f"Content-Type is {_shown(head.content_type)}; expected {expected}"
     return HttpError(415, "not_json", message, "Content-Type", expected)

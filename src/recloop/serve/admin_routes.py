@@ -1,4 +1,7 @@
-"""The moves of the release machine over HTTP: the same functions as the verbs, the same result, taken up at once."""
+"""Admin routes: promote, rollback and refuse, deployed before the response.
+
+They call the same functions as the command-line verbs and return the same result.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,22 @@ from recloop.serve.service import Service
 
 
 def admin_routes(service: Service) -> list[Route]:
-    """``/v1/admin/promote``, ``rollback``, ``refuse``."""
+    """Build the routes ``/v1/admin/promote``, ``rollback`` and ``refuse``."""
     verbs = ("promote", "rollback", "refuse")
     return [Route(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), methods=["POST"]) for verb in verbs]
 
 
 class AdminRoutes:
-    """One verb."""
+    """Handler of one release verb."""
 
     def __init__(self, service: Service, verb: str) -> None:
         self._service, self._verb = service, verb
 
     async def move(self, request: Request) -> Response:
-        """One move, in force when it is answered; `AccessMiddleware` has asked for the admin token."""
+        """Make one release move and deploy it before the response.
+
+        `AccessMiddleware` has already checked the admin token.
+        """
         asked = await _asked(request)
         try:
             done = await run_in_threadpool(self._move, asked, self._at(request))
@@ -55,20 +61,20 @@ class AdminRoutes:
         return transitions.promote(project, asked.bundle, asked.to, asked.reason, by, at)
 
     def _at(self, request: Request) -> int:
-        """When the move is made: the time that a replayed request carries, so that decisions and moves share a clock."""
-        told = request.headers.get("x-recloop-now", "")
+        """Time of the move: the clock, or ``X-Recloop-Now`` of a replayed request."""
+        header = request.headers.get("x-recloop-now", "")
         config = self._service.project.config
-        replayed = parse.timestamp_or_none(told, config.data) if told and config.serve.replay else None
+        replayed = parse.timestamp_or_none(header, config.data) if header and config.serve.replay else None
         return self._service.clock() if replayed is None else replayed
 
 
 async def _asked(request: Request) -> ReleaseRequest:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HttpError(415, "not_json", "a move is asked for in JSON", "Content-Type", "application/json")
+        raise HttpError(415, "not_json", "the request is not JSON", "Content-Type", "application/json")
     body = await request_parts.read_body(request) or b"{}"
     try:
         return msgspec.json.decode(body, type=ReleaseRequest)
     except msgspec.ValidationError as error:
-        raise HttpError(422, "bad_body", str(error), "body", "{bundle, to, reason}, each a text") from None
+        raise HttpError(422, "bad_body", str(error), "body", "{bundle, to, reason}, each a string") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HttpError(400, "not_json", f"the body is not JSON: {error}", "body", "{bundle, to, reason}") from None

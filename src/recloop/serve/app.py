@@ -1,4 +1,4 @@
-"""The service over HTTP: its routes, what each of them calls, and how it is doing.
+"""ASGI application: routes, lifespan, status routes and error handlers.
 
 recloop serve                      # ready http://127.0.0.1:8088 bundle=...
 curl 'http://127.0.0.1:8088/v1/recommend/USER?n=5'
@@ -34,9 +34,9 @@ from recloop.storage import locks
 
 
 def create(project: Project, clock: Clock = now) -> Starlette:
-    """The application over a project folder; ``app.state.service`` is its `Service`.
+    """Create the application of a project folder.
 
-    It holds the folder's writer lock until its lifespan ends (or ``app.state.service.close()``).
+    ``app.state.service`` is its `Service`. It holds the folder's writer lock until its lifespan ends or ``app.state.service.close()`` is called.
 
     Raises:
         Locked, UserError, BundleError: see `Service`.
@@ -52,17 +52,19 @@ def run(
     tamper: Callable[[Service], None] | None = None,
     dress: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; the first line on stdout says where and what, one on stderr the admin token.
+    """Serve until SIGTERM or SIGINT.
+
+    The first line on stdout is `server.ready_line`; one line on stderr is `server.token_line`.
 
     Args:
-        host, port: In place of the configuration's; port 0 is a free one.
-        json: The first line as a JSON object.
-        tamper: Changes the opened service before it answers: how a proof plants the skew that it must find.
-        dress: Puts something at ``/`` beside the routes, such as the console.
+        host, port: Override the configuration; port 0 selects a free port.
+        json: Print the first line as a JSON object.
+        tamper: Changes the opened service before it serves; tests use it to inject a skew.
+        dress: Adds routes at ``/``, such as the console.
 
     Raises:
-        Locked: another server has this folder.
-        UserError: the port is taken, the host is not loopback, nothing is live.
+        Locked: another server uses this folder.
+        UserError: the port is in use, the host is not loopback, or no bundle is live.
     """
     serve = project.config.serve
     host, port = serve.host if host is None else host, serve.port if port is None else port
@@ -84,7 +86,7 @@ def run(
 
 
 def build(service: Service, host: str = "") -> Starlette:
-    """The routes over an open service; ``host``: the address that is listened on."""
+    """Build the application of an open service; ``host`` is the listening address."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -124,12 +126,12 @@ def build(service: Service, host: str = "") -> Starlette:
     app.add_middleware(RequestMiddleware)
     app.state.service = service
     app.state.draining = False
-    app.state.console = False  # its mount says otherwise
+    app.state.console = False  # set to True by `console.mount`
     return app
 
 
 class StatusRoutes:
-    """How the service is doing: one method a route."""
+    """Handlers of health, status, metrics and OpenAPI; one method per route."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -140,7 +142,7 @@ class StatusRoutes:
 
     async def ready(self, request: Request) -> Response:
         if request.app.state.draining:
-            return json_response(HealthResponse("draining", "this process is ending"), 503)
+            return json_response(HealthResponse("draining", "the process is shutting down"), 503)
         reason = self._service.ready()
         return (
             json_response(HealthResponse("not ready", reason), 503)

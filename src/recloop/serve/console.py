@@ -1,8 +1,7 @@
-"""The console at `/`: is it well, what is live and tried and how it compares, the release table, moves, one person.
+"""Console page at `/`: status, comparisons, release table, moves and one user.
 
-One page on the service's own port; every file of it comes from the installed packages, nothing from another host. Who
-composes the service gives a `ConsoleBackend`; the page only shows what the desk says and asks it for moves. It stands at once;
-what takes longer (the comparisons) comes when it is ready.
+The page is served on the service's own port, and all of its files come from installed packages. It shows the data of a
+`ConsoleBackend` and sends moves to it. The frame is shown first; slow parts (the comparisons) are filled in later.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
-os.environ.setdefault("MATPLOTLIB", "false")  # NiceGUI would import it at every start; the page draws nothing with it
+os.environ.setdefault("MATPLOTLIB", "false")  # NiceGUI would import it at every start; the page does not use it
 from nicegui import core, ui
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -25,7 +24,7 @@ from recloop.monitoring.summary import Windows
 from recloop.serve import console_panels
 
 ITS: Final = "/_nicegui"
-"""Where the page keeps its scripts and its socket."""
+"""Path prefix of the page's scripts and socket."""
 STYLE: Final = """
 body { font-variant-numeric: tabular-nums }
 .q-table th, .q-table td { padding: 4px 12px }
@@ -36,49 +35,49 @@ body { font-variant-numeric: tabular-nums }
 """
 SHADOW, EXPERIMENT, LIVE, EARNED = "shadow", "experiment", "live", "earned"
 TARGETS: Final = {
-    SHADOW: "shadow", EXPERIMENT: "experiment", EARNED: "live, if both steps are earned", LIVE: "live, whatever is earned",
+    SHADOW: "shadow", EXPERIMENT: "experiment", EARNED: "live, if both steps are earned", LIVE: "live (skip requirements)",
 }  # fmt: skip
 
 Compared = TypeVar("Compared")
 
 
 class ConsoleBackend(Protocol):
-    """What the page asks of the service; what is not awaited reads files, so the page calls it in a thread."""
+    """Operations of the page; synchronous methods read files and run in a thread."""
 
     def status(self) -> JsonTree: ...
     def moves(self) -> list[JsonTree]: ...
     def windows(self) -> Windows: ...
-    def shadow(self, bundle: str) -> JsonTree: ...  # raises RecloopError: nothing to compare yet
-    def experiment(self, bundle: str) -> Verdict: ...  # the same
+    def shadow(self, bundle: str) -> JsonTree: ...  # raises RecloopError if there is nothing to compare yet
+    def experiment(self, bundle: str) -> Verdict: ...  # likewise
     async def promote(self, bundle: str, to: str, reason: str) -> JsonTree: ...
     async def rollback(self, reason: str) -> JsonTree: ...
     async def person(self, user_id: str) -> JsonTree: ...
 
 
 class _FallthroughMount(Mount):
-    """The page's mount, behind the service's own routes: those keep their answers and their errors."""
+    """Mount of the page that leaves the service's own routes and errors unchanged."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path = scope.get("path", "")
         if path not in {"", "/"} and not path.startswith(ITS):
-            return Match.NONE, {}  # the service's 404, not a page
+            return Match.NONE, {}  # keeps the service's JSON 404
         return super().matches(scope)
 
 
 def mount(app: Starlette, desk: ConsoleBackend) -> None:
-    """Put the page at `/`."""
+    """Mount the page at `/`."""
 
     async def page() -> None:
         await _Page(desk).build()
 
     ui.run_with(app, root=page, title="recloop", dark=None, reconnect_timeout=10, show_welcome_message=False)  # type: ignore[arg-type]
-    core.app.config.socket_io_js_transports = ["polling"]  # the service takes no web sockets: the page asks for none
-    app.state.console = True  # the service's guard asks for the admin token
+    core.app.config.socket_io_js_transports = ["polling"]  # the service does not accept web sockets
+    app.state.console = True  # `AccessMiddleware` then requires the admin token
     app.router.routes[-1] = _FallthroughMount("/", app=core.app)
 
 
 class _Page:
-    """One visitor's page."""
+    """Page of one visitor."""
 
     def __init__(self, desk: ConsoleBackend) -> None:
         self._desk = desk
@@ -94,12 +93,12 @@ class _Page:
             with ui.card().classes("boxed w-full"):
                 self._build_move()
             with ui.card().classes("boxed w-full"):
-                ui.label("One person").classes("text-lg font-bold")
+                ui.label("User").classes("text-lg font-bold")
                 with ui.row().classes("items-end gap-4"):
                     self._user = ui.input("user_id").props("data-testid=user").on("keydown.enter", self._show_person)
                     ui.button("show", on_click=self._show_person).props("data-testid=show")
                 self._person = ui.column().classes("boxed w-full gap-2")
-        await ui.context.client.connected()  # the visitor sees the frame; what follows may take its time
+        await ui.context.client.connected()  # show the frame before the slow part
         await self._refresh()
 
     def _build_move(self) -> None:
@@ -107,13 +106,13 @@ class _Page:
         with ui.row().classes("w-full items-end gap-4"):
             self._bundle = ui.select([], label="bundle").classes("w-80 max-w-full").props("data-testid=bundle")
             self._to = ui.select(TARGETS, value=SHADOW, label="to").classes("w-64 max-w-full").props("data-testid=to")
-            self._reason = ui.input("reason, kept with the move").classes("grow").props("data-testid=reason")
+            self._reason = ui.input("reason (required)").classes("grow").props("data-testid=reason")
             ui.button("promote", on_click=self._promote).props("data-testid=promote")
             ui.button("rollback", on_click=self._rollback, color="negative").props("data-testid=rollback")
         self._said = ui.column().classes("boxed w-full").props("data-testid=said")
 
     async def _refresh(self) -> None:
-        """Show all of it anew; a look that a later one overtakes (a move, meanwhile) ends where it stands."""
+        """Reload all panels; stop if a later refresh has started meanwhile."""
         self._looks += 1
         look = self._looks
         status, windows, moves = await run_in_threadpool(
@@ -121,7 +120,7 @@ class _Page:
         )
         if look != self._looks:
             return
-        names = [one["bundle"] for one in status["bundles"]]
+        names = [row["bundle"] for row in status["bundles"]]
         self._bundle.set_options(names, value=self._bundle.value or status[SHADOW] or status[EXPERIMENT] or names[-1])
         self._now.clear()
         with self._now:
@@ -144,7 +143,7 @@ class _Page:
             waiting = ui.label("comparing ...")
             found, why = await run_in_threadpool(_asked, ask, bundle)
             if waiting.is_deleted:
-                return  # the visitor left, or looks anew
+                return  # the visitor left or started another refresh
             if found is None:
                 waiting.text = f"nothing to compare yet: {why}"
                 return
@@ -163,7 +162,7 @@ class _Page:
         self._said.clear()
         with self._said:
             if not self._reason.value.strip():
-                ui.label("a reason is kept with every move: say why").classes("text-negative")
+                ui.label("reason is empty: enter why this move is made").classes("text-negative")
                 return
             try:
                 done = await move()

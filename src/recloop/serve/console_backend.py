@@ -1,4 +1,4 @@
-"""What the console shows and does, over a running service; and what stands at `/` where the console is not installed."""
+"""Console backend of a running service, and the page shown without the console."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BY = "console"
 
 
 def install_hint(app: Starlette, _: Service) -> None:
-    """Say at `/` how to install the console."""
+    """Add a page at `/` that says how to install the console."""
 
     async def page(_: Request) -> HTMLResponse:
         return HTMLResponse(HINT)
@@ -35,7 +35,7 @@ def install_hint(app: Starlette, _: Service) -> None:
 
 
 class ServiceConsoleBackend:
-    """A `recloop.serve.console.ConsoleBackend`."""
+    """`recloop.serve.console.ConsoleBackend` over a `Service`."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -63,13 +63,16 @@ class ServiceConsoleBackend:
         return await self._move(transitions.rollback, reason)
 
     async def _move(self, verb: Callable[..., JsonTree], *asked: str) -> JsonTree:
-        """A move, in force when it is answered."""
+        """Make a release move and deploy it before returning."""
         done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
         await self._service.follow()
         return done
 
     async def person(self, user_id: str) -> JsonTree:
-        """``facts`` (one line), ``list`` [(place, name, source, score)], ``history`` [(at, name)]; states are read on the loop, as answers are."""
+        """User panel: ``facts`` (str), ``list`` and ``history``.
+
+        ``list`` holds (rank, name, source, score); ``history`` holds (at, name). States are read on the event loop.
+        """
         state = self._service.user_state(user_id)
         answer, arm = self._service.look(Query(user_id=user_id, now=self._service.clock()))
         view = state.view()
@@ -79,8 +82,8 @@ class ServiceConsoleBackend:
             "facts": f"{user_id}: {view.positives:,} events in the history{fields}; answered by {arm.variant} ({arm.bundle})",
             "history": past[:NEWEST],
             "list": [
-                (place, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")
-                for place, slot in enumerate(answer.slots, 1)
+                (rank, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")
+                for rank, slot in enumerate(answer.slots, 1)
             ],
         }
 

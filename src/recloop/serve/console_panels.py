@@ -1,4 +1,4 @@
-"""The panels of the console: what stands, health, shadow, experiment, releases, a refusal, a person, each drawn from plain data."""
+"""Console panels: status, list health, shadow, experiment, releases and one user."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ HEALTH: Final = {
     "coverage": "coverage",
 }  # fmt: skip
 MEASURES: Final = {
-    "overlap@10": "overlap@10, 0 to 1", "rbo": "RBO, p = .9, 0 to 1", "tau_b": "tau-b, -1 to 1",
+    "overlap@10": "overlap@10, 0 to 1", "rbo": "RBO, p = 0.9, 0 to 1", "tau_b": "tau-b, -1 to 1",
     "percentile": "percentile of live's first 10, 0 to 1",
 }  # fmt: skip
 METRICS: Final = {
-    "hit_rate": "hit rate", "clicks_per_request": "clicks a request", "positives_from_lists": "positives from lists, a user",
-    "value_from_lists": "value from lists, a user", "positives": "positives, a user", "dislikes": "dislikes, a user",
-    "micros_per_request": "time of an answer, µs", "unanswered": "requests the candidate could not answer",
+    "hit_rate": "hit rate", "clicks_per_request": "clicks per request",
+    "positives_from_lists": "positives from lists per user", "value_from_lists": "value from lists per user",
+    "positives": "positives per user", "dislikes": "dislikes per user", "micros_per_request": "response time, µs",
+    "unanswered": "requests without a candidate list",
 }  # fmt: skip
 
 
 def standing(status: Mapping[str, Any]) -> None:
-    """Is it well, what is live, what is tried."""
-    well = not status["degraded"]
+    """Show health, the live bundle, and the bundles in shadow and experiment."""
+    healthy = not status["degraded"]
     with ui.row().classes("items-center gap-x-6 gap-y-2"):
-        said = "well" if well else "degraded: " + ", ".join(status["degraded"])
-        ui.badge(said, color="green" if well else "red").props("data-testid=well")
+        text = "healthy" if healthy else "degraded: " + ", ".join(status["degraded"])
+        ui.badge(text, color="green" if healthy else "red").props("data-testid=well")
         ui.label(f"live: {status['live']}").props("data-testid=live").classes("break-all")
         for state in ("shadow", "experiment"):
-            ui.label(f"in the {state}: {status[state] or 'nothing'}").classes("break-all")
+            ui.label(f"{state}: {status[state] or 'none'}").classes("break-all")
         ui.label(proof(status["verify"])).props("data-testid=verify")
 
 
 def proof(found: Mapping[str, int] | None) -> str:
-    """The last `recloop verify` in a few words."""
+    """Summarize the last `recloop verify`."""
     if found is None:
         return "verify: not run yet"
     return f"verify: {found['unexplained']:,} of {found['checked']:,} differ unexplained, {utc_minute(found['at'])} UTC"
 
 
 def health(windows: Windows) -> None:
-    """The lists of the last hour, day and week."""
+    """Show list health over the last hour, day and week."""
     rows = [
         [
             window,
@@ -73,7 +74,7 @@ def health(windows: Windows) -> None:
 
 
 def answered_by(numbers: Mapping[str, Any]) -> str:
-    """The bundles behind these numbers, with their requests where there are several."""
+    """Name the bundles of these numbers, with request counts if there are several."""
     bundles: Mapping[str, int] = numbers["bundles"]
     if len(bundles) == 1:
         return next(iter(bundles))
@@ -81,62 +82,63 @@ def answered_by(numbers: Mapping[str, Any]) -> str:
 
 
 def releases(moves: Sequence[Mapping[str, Any]]) -> None:
-    """The release table, newest move first."""
+    """Show the release table, newest move first."""
     columns = ["generation", "at (UTC)", "bundle", "from", "to", "by", "reason"]
     rows = [
         [
-            one["generation"],
-            utc_minute(one["at"]),
-            one["bundle"],
-            one["from"],
-            one["to"],
-            one["by"],
-            printable(one["reason"]),
+            move["generation"],
+            utc_minute(move["at"]),
+            move["bundle"],
+            move["from"],
+            move["to"],
+            move["by"],
+            printable(move["reason"]),
         ]
-        for one in reversed(moves)
+        for move in reversed(moves)
     ]
     _table("Releases, newest first", columns, [], rows, wide=("reason",))
 
 
 def shadow(found: Mapping[str, Any]) -> None:
-    """How a candidate agrees with live, beside the noise floor, and what both show."""
-    twin, latency = found["twin"], found["latency"]
-    same = "the same list each time" if not twin["different"] else f"ANOTHER list {twin['different']:,} times"
-    ui.label(f"candidate {found['candidate']} beside live {found['live']}").classes("break-all")
+    """Show a shadow candidate's agreement with live, noise floor and list health."""
+    repeat, latency = found["twin"], found["latency"]
+    same = "the same list each time" if not repeat["different"] else f"a DIFFERENT list {repeat['different']:,} times"
+    ui.label(f"candidate {found['candidate']}, live {found['live']}").classes("break-all")
     ui.label(
-        f"{found['requests']:,} requests of {found['users']:,} users. Live, asked again {twin['requests']:,} times, gave "
-        f"{same}. A list takes {_millis(latency['live'])} from live, {_millis(latency['candidate'])} from the candidate."
+        f"{found['requests']:,} requests of {found['users']:,} users. Live, scored again {repeat['requests']:,} times, "
+        f"gave {same}. Time per list: live {_millis(latency['live'])}, candidate {_millis(latency['candidate'])}."
     ).props("data-testid=twin")
     noise = found["noise"] or {}
     rows = [
-        [said, *_interval(found["agreement"][name]), *_interval(noise.get(name))] for name, said in MEASURES.items()
+        [label, *_interval(found["agreement"][name]), *_interval(noise.get(name))] for name, label in MEASURES.items()
     ]
-    columns = ["agreement", "95 % interval", "noise floor (live by another seed)", "95 % interval"]
+    columns = ["agreement", "95 % CI", "noise floor (live with another seed)", "95 % CI"]
     _table("", ["measure"], columns, rows)
     both = [[arm, *_health(found["shown"][arm])] for arm in ("live", "candidate")]
-    _table("", ["shown over these requests"], list(HEALTH.values()), both)
+    _table("", ["lists of these requests"], list(HEALTH.values()), both)
 
 
 def experiment(found: Verdict) -> None:
-    """The verdict, the plan, the looks taken, the sample ratio and every metric of both arms."""
+    """Show verdict, plan, interim analyses, sample ratio and metrics of both arms."""
     users, ratio, plan = found.users, found.sample_ratio, found.plan
     ui.label(f"{found.verdict}: {found.why}").props("data-testid=verdict").classes("font-bold")
     ui.label(
-        f"Plan, fixed at the start: {plan.metric} over {plan.users:,} users, {plan.looks} looks, {plan.share:.0%} of the users, "
-        f"margin {plan.margin:.2g}. No harm above the margin: {'shown' if found.no_harm else 'not shown'}."
+        f"Plan, fixed at the start: {plan.metric} over {plan.users:,} users, {plan.looks} interim analyses, "
+        f"{plan.share:.0%} of users, margin {plan.margin:.2g}. "
+        f"No harm above the margin: {'shown' if found.no_harm else 'not shown'}."
     ).props("data-testid=plan")
     for line in found.differs:
-        ui.label(f"The plan holds: {line}").props("data-testid=differs").classes("text-negative")
+        ui.label(f"The plan applies: {line}").props("data-testid=differs").classes("text-negative")
     ui.label(
-        f"Users whose 24 h are over: live {users.live:,}, candidate {users.candidate:,}; {users.waiting:,} wait. "
-        f"Sample ratio: {ratio.counts['live']:,} to {ratio.counts['candidate']:,} where {1 - ratio.share:.0%} to "
-        f"{ratio.share:.0%} was asked for, e = {_number(ratio.e)}, alarm above {ALARM:,.0f}: "
+        f"Users with a completed 24 h window: live {users.live:,}, candidate {users.candidate:,}; waiting "
+        f"{users.waiting:,}. Sample ratio: {ratio.counts['live']:,} to {ratio.counts['candidate']:,}, planned "
+        f"{1 - ratio.share:.0%} to {ratio.share:.0%}, e = {_number(ratio.e)}, alarm above {ALARM:,.0f}: "
         f"{'ALARM' if ratio.alarm else 'none'}."
     ).props("data-testid=ratio")
     rows = [
-        [METRICS.get(name, name), one.kind, _number(one.live), _number(one.candidate), _signed(one.delta),
-         _range(one.sequence_low, one.sequence_high)]
-        for name, one in found.metrics.items()
+        [METRICS.get(name, name), metric.kind, _number(metric.live), _number(metric.candidate), _signed(metric.delta),
+         _range(metric.sequence_low, metric.sequence_high)]
+        for name, metric in found.metrics.items()
     ]  # fmt: skip
     _table("", ["metric", "kind"], ["live", "candidate", "difference", "confidence sequence"], rows)
     looks = [
@@ -145,20 +147,24 @@ def experiment(found: Verdict) -> None:
         for look in found.looks
     ]  # fmt: skip
     if looks:
-        _table("", ["planned look, users"], ["difference", "repeated interval", "z", "bound"], looks)
+        _table("", ["interim analysis, users"], ["difference", "repeated CI", "z", "bound"], looks)
 
 
 def refused(error: Refused) -> None:
-    """A move that was not made: the gate, its number, its threshold."""
+    """Show a refused move: gate, number and threshold."""
     row = [error.gate, printable(error.number), str(error.threshold), error.reason]
     with ui.column().classes("w-full gap-1").props("data-testid=refused"):
         _table(
-            "Refused; nothing has moved", ["gate", "number", "threshold", "why"], [], [row], wide=("threshold", "why")
+            "Refused; nothing was changed",
+            ["gate", "number", "threshold", "reason"],
+            [],
+            [row],
+            wide=("threshold", "reason"),
         )
 
 
 def person(found: Mapping[str, Any]) -> None:
-    """What is known of a person, the list they would get now with the source of each item, and their history."""
+    """Show a user's facts, current list with sources, and history."""
     ui.label(found["facts"]).props("data-testid=facts")
     with ui.row().classes("w-full items-start gap-8"):
         with ui.column().classes("boxed").props("data-testid=list"):
@@ -171,7 +177,7 @@ def person(found: Mapping[str, Any]) -> None:
 def _table(
     title: str, columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[Any]], wide: Sequence[str] = ()
 ) -> None:
-    """A table that scrolls in its own box; ``numbers`` are columns too, to the right of the others and right-aligned."""
+    """Draw a scrollable table; ``numbers`` are right-aligned, after ``columns``."""
     heads = [*columns, *numbers]
     with ui.column().classes("boxed gap-1"):
         if title:
@@ -182,7 +188,7 @@ def _table(
                  "classes": "wide" if head in wide else ""}
                 for n, head in enumerate(heads)
             ],
-            rows=[{"id": place, **{str(n): cell for n, cell in enumerate(row)}} for place, row in enumerate(rows)],
+            rows=[{"id": index, **{str(n): cell for n, cell in enumerate(row)}} for index, row in enumerate(rows)],
             row_key="id",
         ).classes("max-w-full").props("dense flat bordered")  # fmt: skip
 
@@ -191,10 +197,10 @@ def _health(numbers: Mapping[str, Any]) -> list[str]:
     return [_number(numbers["entropy"]), *(_share(numbers[name]) for name in HEALTH if name != "entropy")]
 
 
-def _interval(one: Mapping[str, float | None] | None) -> tuple[str, str]:
-    if one is None or one["value"] is None:
+def _interval(estimate: Mapping[str, float | None] | None) -> tuple[str, str]:
+    if estimate is None or estimate["value"] is None:
         return "-", "-"
-    return _number(one["value"]), f"{_number(one['low'])} to {_number(one['high'])}"
+    return _number(estimate["value"]), f"{_number(estimate['low'])} to {_number(estimate['high'])}"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,8 @@
-"""The bundles in service: live, the candidate of an experiment, those in the shadow; loaded beside, then switched.
+"""Deployed bundles: live, experiment candidate and shadows, and their loader.
 
-What the control store says is compared with what is loaded; only what changed is loaded, off the event loop. A
-registered bundle is checked and noted as such; one that fails is refused with the reason, and what served goes on.
+The loader compares the control store with the loaded bundles and loads only changed ones, outside the event loop. A
+registered bundle is checked and marked as checked. A bundle that fails is refused with the reason, and the deployed
+bundles keep serving.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from recloop.storage.control import ReleaseRow
 LOGGER = logging.getLogger(__name__)
 BY = "recloop serve"
 SPARES = 2
-"""Bundles kept in memory beside those that serve."""
+"""Bundles kept in memory in addition to the deployed ones."""
 MOST_SHADOWS = 3
-"""Bundles in the shadow that are scored: the candidate and two twins; each costs a request's time."""
+"""Shadow bundles that are scored: the candidate and two replicas; each costs the time of a request."""
 
 
 class Deployment(NamedTuple):
-    """A bundle in memory, ready to answer, and the arm it answers in."""
+    """A loaded bundle and the arm that it serves."""
 
     recommender: Recommender
     arm: Arm
@@ -43,7 +44,7 @@ class Deployment(NamedTuple):
         return self.recommender.bundle
 
     def ready(self) -> bool:
-        """Whether it answers a golden query over the service's catalogue; the first time warms what is cached."""
+        """Return True if the bundle answers a golden query; warms the caches."""
         bundle = self.bundle
         golden = bundle.golden[0] if bundle.golden else None
         state = UserState() if golden is None else golden.state
@@ -56,31 +57,31 @@ class Deployment(NamedTuple):
 
 @dataclass(frozen=True)
 class Deployments:
-    """What serves between two switches; a request takes it once and sees no other."""
+    """Immutable set of deployed bundles; a request uses the same one throughout."""
 
     live: Deployment
     candidate: Deployment | None = None
     shadows: tuple[Deployment, ...] = ()
     generation: int = -1
-    failed: str = ""  # the live bundle that does not load; an earlier one answers in its place
+    failed: str = ""  # the live bundle if it does not load; an earlier one serves instead
 
     @property
     def every(self) -> list[Deployment]:
         return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
 
     def warm(self, before: Deployments) -> None:
-        """Let what this fleet has and the one before had not answer once, before anybody waits for it."""
-        for one in self.every:
-            if all(one.recommender is not old.recommender for old in before.every):
-                one.ready()
+        """Warm up newly added bundles before they receive traffic."""
+        for deployment in self.every:
+            if all(deployment.recommender is not old.recommender for old in before.every):
+                deployment.ready()
 
 
 class DeploymentLoader:
-    """Makes the fleet that the control store asks for.
+    """Loads the deployments that the control store requests.
 
     Args:
-        catalogue: Of the service; recommenders are made over it, it is never read here.
-        clock: Of the service, for the rows it writes.
+        catalogue: Catalog of the service; passed to recommenders and not read here.
+        clock: Clock of the service, for release rows.
     """
 
     def __init__(self, project: Project, control: ControlStore, catalogue: Catalog, clock: Callable[[], int]) -> None:
@@ -88,10 +89,11 @@ class DeploymentLoader:
         self._spare: dict[str, Recommender] = {}
 
     def first(self) -> Deployments:
-        """The fleet of a start: the newest live bundle that loads, and what is tried beside it.
+        """Load the newest loadable live bundle, the candidate and the shadows.
 
         Raises:
-            UserError: nothing is live yet. BundleError: no live bundle, present or earlier, can be loaded.
+            UserError: no bundle is live yet.
+            BundleError: neither the live bundle nor an earlier one can be loaded.
         """
         machine = releases.read_state(self._control)
         rows = releases.lives(self._control)
@@ -106,14 +108,16 @@ class DeploymentLoader:
                 LOGGER.warning("bundle %s is not served: %s", row.bundle, error)
                 continue
             failed = "" if first is None else rows[0].bundle
-            return self._beside(
-                machine, Deployments(live, failed=failed), None
-            )  # of no generation: the first look checks
+            deployed = Deployments(live, failed=failed)  # without a generation, so that the first poll reloads
+            return self._beside(machine, deployed, None)
         assert first is not None
         raise first
 
     def next(self, now: Deployments) -> Deployments:
-        """The fleet after the moves made since; it may make moves itself, so look again until nothing moved."""
+        """Load the deployments after recent release moves.
+
+        This may make moves itself, so repeat until the generation is unchanged.
+        """
         machine = releases.read_state(self._control)
         for row in machine.rows_in("registered"):
             self._check(row, now.live.bundle)
@@ -122,7 +126,7 @@ class DeploymentLoader:
         if live.arm.bundle != now.live.arm.bundle:
             checked = {row.bundle for row in machine.rows_in("checked")}
             self._spare = {name: one for name, one in self._spare.items() if name in checked}
-            self._keep(now.live.recommender)  # what a rollback brings back; earlier ones go
+            self._keep(now.live.recommender)  # for a rollback; older spares are dropped
         return self._beside(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
 
     def _check(self, row: ReleaseRow, live: Bundle) -> None:
@@ -134,15 +138,15 @@ class DeploymentLoader:
             return
         try:
             releases.checked(self._control, row.bundle, by=BY, reason="loaded", at=self._clock(), evidence=evidence)
-        except Refused as error:  # somebody was faster: the next look sees what became of it
+        except Refused as error:  # moved concurrently; the next poll reads the result
             LOGGER.info("bundle %s: %s", row.bundle, error)
             return
         self._keep(recommender)
 
     def _live(self, machine: releases.ReleaseState, now: Deployments) -> tuple[Deployment, str]:
-        """The live bundle loaded; one that fails gives way to what served, by a rollback, and is refused."""
+        """Load the live bundle; if that fails, roll back to the serving one and refuse it."""
         name = machine.lives[-1] if machine.lives else now.live.arm.bundle
-        if name == now.failed:  # since the start; it stays live in the table until a person decides
+        if name == now.failed:  # failed at startup; the release table keeps it live until an operator decides
             return now.live, name
         try:
             return self._load(machine.since(name), LIVE, now), ""
@@ -153,14 +157,16 @@ class DeploymentLoader:
             except Refused:
                 return now.live, name
             self._refuse(name, error)
-            return now.live, ""  # live again by that rollback, which the next look finds
+            return now.live, ""  # live again after the rollback, which the next poll reads
 
     def _beside(self, machine: releases.ReleaseState, fleet: Deployments, before: Deployments | None) -> Deployments:
-        """The fleet with what is tried: one candidate that answers, and the shadows."""
+        """Add the experiment candidate and the shadows."""
         tried = [self._try(row, CANDIDATE, before) for row in machine.rows_in("experiment")]
         shadows = [self._try(row, "shadow", before) for row in machine.rows_in("shadow")[:MOST_SHADOWS]]
         return replace(
-            fleet, candidate=next(filter(None, tried), None), shadows=tuple(one for one in shadows if one is not None)
+            fleet,
+            candidate=next(filter(None, tried), None),
+            shadows=tuple(deployment for deployment in shadows if deployment is not None),
         )
 
     def _try(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment | None:
@@ -169,15 +175,15 @@ class DeploymentLoader:
         except BundleError as error:
             self._refuse(row.bundle, error)
             return None
-        except UserError as error:  # no plan in its row: no user is drawn for it, a person decides
-            LOGGER.warning("bundle %s answers no one: %s", row.bundle, error)
+        except UserError as error:  # without a plan users cannot be assigned; an operator decides
+            LOGGER.warning("bundle %s is not deployed: %s", row.bundle, error)
             return None
 
     def _load(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment:
         arm = _arm(row, variant)
-        for one in [] if before is None else before.every:
-            if one.arm.bundle == row.bundle:
-                return Deployment(one.recommender, arm)
+        for deployment in [] if before is None else before.every:
+            if deployment.arm.bundle == row.bundle:
+                return Deployment(deployment.recommender, arm)
         if row.bundle in self._spare:
             recommender = self._spare.pop(row.bundle)
             verify_hash(self._project, row)
@@ -188,7 +194,7 @@ class DeploymentLoader:
         return Recommender(open_bundle(self._project, row), self._catalogue)
 
     def _keep(self, recommender: Recommender) -> None:
-        """Have a bundle at hand without another look at its files: one just checked, or the one a rollback brings back."""
+        """Keep a bundle in memory: one just checked, or the target of a rollback."""
         self._spare.pop(recommender.bundle.id, None)
         self._spare[recommender.bundle.id] = recommender
         while len(self._spare) > SPARES:
@@ -198,15 +204,15 @@ class DeploymentLoader:
         LOGGER.warning("bundle %s is refused: %s", bundle, error)
         try:
             releases.refuse(self._control, bundle, by=BY, reason=str(error), at=self._clock())
-        except Refused as refused:  # somebody was faster
+        except Refused as refused:  # moved concurrently
             LOGGER.info("bundle %s: %s", bundle, refused)
 
 
 def _arm(row: ReleaseRow, variant: str) -> Arm:
-    """The arm of a bundle; of a candidate with the share and the salt of its plan.
+    """Build the arm of a bundle; a candidate's arm has the share and salt of its plan.
 
     Raises:
-        UserError: the row of an experiment holds no plan.
+        UserError: the row of an experiment has no plan.
     """
     if variant != CANDIDATE:
         return Arm(row.bundle, row.generation, variant)

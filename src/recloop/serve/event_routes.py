@@ -1,4 +1,4 @@
-"""What is posted: events, items, users; checked row by row, written by the one writer, answered when it is durable."""
+"""Write routes: events, items and users, checked per row, durable when answered."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from recloop.serve.service import Service
 from recloop.storage.event_log import Receipt
 
 REPEATED = {
-    "duplicate": "this event_id came before",
-    "conflict": "this event_id came before with other content",
+    "duplicate": "this event_id was received before",
+    "conflict": "this event_id was received before with other content",
 }
 QUARANTINED = {
     "burst": "rule burst: too many rows of this user within a moment",
-    "clock": "rule clock: the timestamp is before 1970, or more than clean.future ahead of the time of arrival",
+    "clock": "rule clock: the timestamp is before 1970, or more than clean.future after the time of receipt",
     "keep": "rule keep: the row does not meet clean.keep",
 }
 
 
 class WriteRoutes:
-    """One method a route."""
+    """Handlers of ``POST /v1/events``, ``items`` and ``users``; one method per route."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -75,14 +75,14 @@ class WriteRoutes:
 
 
 def _upserted(made: type[Any], result: type[Any], checked: Sequence[Any], key: str) -> Response:
-    """The answer to rows of items or users, each kept or rejected; 207 where one was rejected."""
+    """Build the response to item or user rows; 207 if a row was rejected."""
     results = [
-        result(one.ids.get(key), "rejected", one.reason)
-        if isinstance(one, Rejected)
-        else result(getattr(one, key), "accepted")
-        for one in checked
+        result(row.ids.get(key), "rejected", row.reason)
+        if isinstance(row, Rejected)
+        else result(getattr(row, key), "accepted")
+        for row in checked
     ]
-    rejected = sum(isinstance(one, Rejected) for one in checked)
+    rejected = sum(isinstance(row, Rejected) for row in checked)
     return json_response(made(len(checked) - rejected, rejected, results), 207 if rejected else 200)
 
 

@@ -1,4 +1,4 @@
-"""The console's login: the admin token once, by link or form, then a cookie that scripts cannot read."""
+"""Console login: the admin token by link or form, then an HTTP-only cookie."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from starlette.types import Message, Send
 LOGIN = "/login"
 MAX_FORM_BYTES = 4_096
 COOKIE_SECONDS = 400 * 86_400
-"""The longest that browsers keep a cookie."""
+"""Longest lifetime that browsers grant a cookie."""
 PRIVATE = {
     "content-security-policy": "frame-ancestors 'none'",
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",  # with no-referrer the form would send Origin: null
     "cache-control": "no-store",
 }
-"""Headers of the console's answers, where it sets none of that name: its page is never framed nor kept."""
+"""Default headers of console responses: the page is neither framed nor cached."""
 PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title><meta name="viewport" content="width=device-width">
 <style>body{font:16px sans-serif;margin:4rem auto;max-width:32rem;padding:0 1rem}</style><h1>recloop</h1>
 <p>The console needs the admin token. <code>recloop serve</code> printed it; <code>recloop token</code> shows it.</p>
@@ -31,7 +31,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title><meta name=
 
 
 class Login:
-    """Who may see the console. The cookie's value follows from the token but does not tell it."""
+    """Console login by token and cookie; the cookie's value is an HMAC of the token."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -40,11 +40,11 @@ class Login:
         self._pair = f"{self._name}={self._value}".encode()
 
     def known(self, cookies: Iterable[bytes]) -> bool:
-        """Whether one of these ``name=value`` is the cookie."""
+        """Return True if one of these ``name=value`` pairs is the login cookie."""
         return any(hmac.compare_digest(cookie, self._pair) for cookie in cookies)
 
     async def answer(self, request: Request) -> Response | None:
-        """The answer to the login form and to ``/?token=``; None: the request is neither."""
+        """Answer the login form and ``/?token=``; None for any other request."""
         if request.url.path == LOGIN:
             if request.method != "POST":
                 return login_page("")
@@ -57,24 +57,24 @@ class Login:
             return None
         if not hmac.compare_digest(given.strip().encode(), self._token):
             return login_page("This is not the admin token.")
-        response = RedirectResponse("/", HTTPStatus.SEE_OTHER)  # the token leaves the address bar
+        response = RedirectResponse("/", HTTPStatus.SEE_OTHER)  # removes the token from the address bar
         response.set_cookie(self._name, self._value, COOKIE_SECONDS, path="/", httponly=True, samesite="strict")
         return response
 
 
 def login_page(problem: str, status: int = HTTPStatus.UNAUTHORIZED) -> Response:
-    """The form that asks for the token."""
+    """Build the page with the token form."""
     return HTMLResponse(PAGE.replace("PROBLEM", problem), status)
 
 
 def private(send: Send) -> Send:
-    """The same, with the headers of `PRIVATE`."""
+    """Wrap ``send`` to add the headers of `PRIVATE`."""
 
     async def pass_on(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
             added = [(name.encode(), value.encode()) for name, value in PRIVATE.items()]
-            message["headers"] = [*message["headers"], *(one for one in added if one[0] not in present)]
+            message["headers"] = [*message["headers"], *(header for header in added if header[0] not in present)]
         await send(message)
 
     return pass_on

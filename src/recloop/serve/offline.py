@@ -1,4 +1,4 @@
-"""The service's answer without the service: read-only, logs nothing, asks no server."""
+"""Recommendations without a running server; read-only, no decision is logged."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ OWN = ("item_id", "score", "source", "reason")
 def recommend(
     project: Project, user_id: str, k: int | None = None, placement: str = "home", bundle: str = "", item: str = ""
 ) -> JsonTree:
-    """The reply of ``GET /v1/recommend/{user_id}`` with the properties that name an item.
+    """Compute the reply of ``GET /v1/recommend/{user_id}``, with item names.
 
     Args:
-        k: From 1 to 1000; None: the placement's own.
-        bundle: A registered bundle in place of the live one.
+        k: List length, 1 to 1000; None for the placement's own.
+        bundle: A registered bundle; empty for the live one.
 
     Raises:
-        UserError: no such bundle or placement, nothing live yet, k out of range. BundleError: it may not be served.
+        UserError: unknown bundle or placement, no live bundle yet, or k out of range.
+        BundleError: the bundle may not be served.
     """
     if k is not None and not 1 <= k <= 1000:
         raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
@@ -66,21 +67,24 @@ def recommend(
 
 
 def render(answer: JsonTree) -> rich.table.Table:
-    """The reply as a table for a terminal."""
+    """Format the reply as a table for a terminal."""
     table = rich.table.Table(title=f"{answer['placement']}, {answer['model_version']}", title_justify="left")
     named = [name for name in (answer["items"] or [{}])[0] if name not in OWN]
     for column, justify in (("", "right"), ("item", "left"), *((name, "left") for name in named)):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for column in ("score", "source", "reason"):
         table.add_column(column, justify="right" if column == "score" else "left")
-    for place, item in enumerate(answer["items"], 1):
+    for rank, item in enumerate(answer["items"], 1):
         names = ["" if item[name] is None else str(item[name]) for name in named]
-        table.add_row(str(place), item["item_id"], *names, f"{item['score']:.4f}", item["source"], item["reason"])
+        table.add_row(str(rank), item["item_id"], *names, f"{item['score']:.4f}", item["source"], item["reason"])
     return table
 
 
 def naming(template: str) -> tuple[str, ...]:
-    """The attributes in ``data.columns.name``: one name, or those of a template such as ``{type}, {size}``."""
+    """List the attributes in ``data.columns.name``: one name, or a template's fields.
+
+    An example of a template is ``{type}, {size}``.
+    """
     if "{" not in template:
         return (template,) if template else ()
     return tuple(field for _, field, _, _ in Formatter().parse(template) if field)

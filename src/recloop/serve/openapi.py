@@ -1,4 +1,4 @@
-"""The OpenAPI document of the service, made from the structs of its answers and the parameters of its routes."""
+"""OpenAPI document, built from the response structs and query parameters."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from recloop.serve.query_parameters import Parameter
 
 ID = {"type": "string", "minLength": 1}
 ERRORS = {
-    "400": "not JSON, or not one Host header",
+    "400": "the body is not JSON, or the request does not have exactly one Host header",
     "401": "the admin token is missing or wrong",
-    "403": "from a page of another origin",
+    "403": "the request is from a page of another origin",
     "404": "not found",
     "409": "refused, with the gate and its threshold",
-    "413": "too large",
-    "415": "not sent as JSON",
-    "421": "a Host that is not answered",
-    "422": "a parameter or the body is wrong",
-    "500": "a mistake of the service",
-    "503": "not now; send it again",
+    "413": "the body is too large",
+    "415": "the content type is not JSON",
+    "421": "the Host is not allowed",
+    "422": "a parameter or the body is invalid",
+    "500": "internal error",
+    "503": "temporarily unavailable; send the request again",
 }
 ALWAYS = ("400", "403", "421", "422", "500")
-"""Errors that every operation can answer."""
+"""Error statuses of every operation."""
 TOKEN = "admin_token"  # noqa: S105 - the name of a scheme
 VERBS = {
-    "promote": "Move a bundle one step on, or to live where that is earned",
-    "rollback": "Bring back the bundle that was live before",
-    "refuse": "Take a bundle out for good",
+    "promote": "Promote a bundle one step, or to live if that is earned",
+    "rollback": "Restore the previous live bundle",
+    "refuse": "Exclude a bundle permanently",
 }
 
 
 def document() -> JsonTree:
-    """The whole document, OpenAPI 3.1."""
+    """Build the OpenAPI 3.1 document."""
     _, schemas = msgspec.json.schema_components(
         [
             shape
@@ -47,13 +47,13 @@ def document() -> JsonTree:
         ref_template="#/components/schemas/{name}",
     )
     schemas["RecommendResponse"]["properties"]["items"]["items"] = {"$ref": "#/components/schemas/SlotResponse"}
-    schemas["SlotResponse"]["additionalProperties"] = True  # what ?properties= asked for
+    schemas["SlotResponse"]["additionalProperties"] = True  # attributes of ?properties=
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "recloop",
             "version": __version__,
-            "description": "Recommendations, and the log they live on.",
+            "description": "Recommendations and the interaction log they learn from.",
         },
         "paths": _paths(),
         "components": {
@@ -64,30 +64,32 @@ def document() -> JsonTree:
 
 
 def _paths() -> dict[str, JsonTree]:
-    listed = "A list for a user, known or not"
+    listed = "Recommend items to a user, known or unknown"
     return {
         "/v1/recommend/{user_id}": _get(
             "recommend", listed, "RecommendResponse", query_parameters.RECOMMEND, path="user_id"
         ),
         "/v1/recommend": _get("recommend_by_query", listed, "RecommendResponse", query_parameters.RECOMMEND_BY_QUERY),
-        "/v1/events": _rows("post_events", "Events; durable when answered", "EventIn", "EventsResponse"),
-        "/v1/items": _rows("post_items", "Items; in force at the next request", "ItemIn", "ItemsResponse"),
-        "/v1/users": _rows("post_users", "Users; in force at the next request", "UserIn", "UsersResponse"),
+        "/v1/events": _rows("post_events", "Add events; durable when answered", "EventIn", "EventsResponse"),
+        "/v1/items": _rows("post_items", "Add or update items; used from the next request", "ItemIn", "ItemsResponse"),
+        "/v1/users": _rows("post_users", "Add or update users; used from the next request", "UserIn", "UsersResponse"),
         "/v1/items/{item_id}": _get(
-            "get_item", "An item as it is now", "ItemResponse", path="item_id", errors=("404",)
+            "get_item", "Get an item's current attributes", "ItemResponse", path="item_id", errors=("404",)
         ),
         "/v1/items/{item_id}/similar": _get(
             "similar",
-            "A list about an item",
+            "Recommend items similar to an item",
             "RecommendResponse",
             query_parameters.SIMILAR,
             path="item_id",
             errors=("404",),
         ),
-        "/v1/users/{user_id}": _get("get_user", "A user as known now", "UserResponse", path="user_id", errors=("404",)),
-        "/v1/health/live": _get("health_live", "This process runs", "HealthResponse"),
+        "/v1/users/{user_id}": _get(
+            "get_user", "Get a user's current state", "UserResponse", path="user_id", errors=("404",)
+        ),
+        "/v1/health/live": _get("health_live", "Check that the process runs", "HealthResponse"),
         "/v1/health/ready": _ready(),
-        "/v1/status": _get("status", "What is live, since when, and how its lists are", "StatusResponse"),
+        "/v1/status": _get("status", "Get the deployed bundles and list health", "StatusResponse"),
         "/metrics": _metrics(),
         **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERBS.items()},
     }
@@ -104,9 +106,10 @@ def _get(
     in_path = [{"name": path, "in": "path", "required": True, "schema": ID}] if path else []
     in_query = [
         {
-            "name": one.name, "in": "query", "required": one.required, "schema": one.schema, "description": one.text,
+            "name": parameter.name, "in": "query", "required": parameter.required, "schema": parameter.schema,
+            "description": parameter.text,
         }
-        for one in query
+        for parameter in query
     ]  # fmt: skip
     responses = {"200": _response(summary, answer), **_errors(*errors)}
     return {
@@ -120,22 +123,24 @@ def _get(
 
 
 def _ready() -> JsonTree:
-    made = _get("health_ready", "This process answers", "HealthResponse")
+    made = _get("health_ready", "Check that the service can answer", "HealthResponse")
     made["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthResponse")
     return made
 
 
 def _metrics() -> JsonTree:
-    made = _get("metrics", "Health by window, variant and placement, for Prometheus", "")
+    made = _get("metrics", "Get list health by window, variant and placement for Prometheus", "")
     made["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     return made
 
 
 def _rows(name: str, summary: str, row: str, answer: str) -> JsonTree:
-    one = {"$ref": f"#/components/schemas/{row}"}
+    row_schema = {"$ref": f"#/components/schemas/{row}"}
     content = {
-        "application/json": {"schema": {"oneOf": [one, {"type": "array", "items": one, "maxItems": 1000}]}},
-        NDJSON[0]: {"schema": {"type": "string", "description": "one object a line"}},
+        "application/json": {
+            "schema": {"oneOf": [row_schema, {"type": "array", "items": row_schema, "maxItems": 1000}]}
+        },
+        NDJSON[0]: {"schema": {"type": "string", "description": "one object per line"}},
     }
     return {
         "post": {
@@ -144,7 +149,7 @@ def _rows(name: str, summary: str, row: str, answer: str) -> JsonTree:
             "requestBody": {"required": True, "content": content},
             "responses": {
                 "200": _response(summary, answer),
-                "207": _response("as 200, where some row was not accepted", answer),
+                "207": _response("as 200, with at least one row not accepted", answer),
                 **_errors("413", "415", "503"),
             },
         }

@@ -1,4 +1,4 @@
-"""Query parameters of each operation: what a route reads, what OpenAPI says, what is refused as unknown."""
+"""Query parameters per operation, for routes, OpenAPI and unknown-name errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from starlette.responses import Response
 from recloop.json_object import JsonTree
 from recloop.serve.schemas import HttpError
 
-MOST_ITEMS = 1_000  # of a list
-SHOWN = 100  # characters of an unknown name
-NEAR = 0.7  # similarity, by difflib, from which on a name is taken for a misspelt one
+MOST_ITEMS = 1_000  # longest list
+SHOWN = 100  # characters of an unknown name in the error
+NEAR = 0.7  # difflib similarity from which a name counts as misspelt
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Parameter(NamedTuple):
-    """A query parameter; ``schema`` as in OpenAPI."""
+    """Query parameter; ``schema`` is its OpenAPI schema."""
 
     name: str
     schema: JsonTree
@@ -29,9 +29,9 @@ class Parameter(NamedTuple):
 
 TEXT: Final = {"type": "string"}
 FILTERS: Final = (
-    Parameter("exclude", TEXT, "item ids that must not be shown, with commas between them"),
-    Parameter("filter", TEXT, "a condition over item fields, such as category = 'tea' AND price < 5"),
-    Parameter("properties", TEXT, "item attributes to add to each slot, with commas between them"),
+    Parameter("exclude", TEXT, "comma-separated item ids to exclude"),
+    Parameter("filter", TEXT, "condition on item fields, such as category = 'tea' AND price < 5"),
+    Parameter("properties", TEXT, "comma-separated item attributes to add to each slot"),
 )
 CALLER: Final = (
     Parameter("session_id", TEXT, "recorded with the decision"),
@@ -42,16 +42,16 @@ LENGTH: Final = Parameter(
 )
 RECOMMEND: Final = (
     LENGTH,
-    Parameter("placement", {**TEXT, "default": "home"}, "a placement of the live bundle"),
+    Parameter("placement", {**TEXT, "default": "home"}, "placement of the live bundle"),
     *FILTERS,
-    Parameter("item", TEXT, "the item that the list is about, for a placement whose list is similar"),
+    Parameter("item", TEXT, "query item, for a placement whose list is similar"),
     *CALLER,
 )
 RECOMMEND_BY_QUERY: Final = (Parameter("user_id", {**TEXT, "minLength": 1}, "the user", required=True), *RECOMMEND)
 SIMILAR: Final = (
-    Parameter("user_id", TEXT, "the user whose dislikes are left out"),
+    Parameter("user_id", TEXT, "user whose disliked items are excluded"),
     LENGTH,
-    Parameter("placement", {**TEXT, "default": "similar"}, "a placement of the live bundle whose list is similar"),
+    Parameter("placement", {**TEXT, "default": "similar"}, "placement of the live bundle whose list is similar"),
     *FILTERS,
     *CALLER,
 )
@@ -59,7 +59,7 @@ NONE: Final[tuple[Parameter, ...]] = ()
 
 
 def only(handler: Handler, parameters: tuple[Parameter, ...] = NONE) -> Handler:
-    """The same handler for requests that name these query parameters alone; others are 422."""
+    """Wrap a handler to answer 422 for query parameters other than these."""
     known = frozenset(parameter.name for parameter in parameters)
 
     async def checked(request: Request) -> Response:

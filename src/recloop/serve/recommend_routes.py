@@ -1,4 +1,4 @@
-"""What is asked: a list for a user, an item, a user; each a few lines from the request to `Service` and back."""
+"""Read routes: lists for a user or an item, and one item or user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST_EVENTS = 20
 
 
 class RecommendRoutes:
-    """One method a route."""
+    """Handlers of recommendations, items and users; one method per route."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -36,10 +36,10 @@ class RecommendRoutes:
         return self._listed(request, self._query(request, user_id, "home", given.get("item", "")))
 
     async def similar(self, request: Request) -> Response:
-        """A list about an item: for the user of ``?user_id=``, else for nobody in particular."""
+        """Recommend items similar to an item; ``?user_id=`` is optional."""
         item_id, service = request.path_params["item_id"], self._service
         if not await self._heard_of(item_id):
-            raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
+            raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
         query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST, item_id)
         placement = service.bundle.policy.placements.get(query.placement)
         if placement is not None and placement.list != similar_items.LIST:
@@ -65,7 +65,7 @@ class RecommendRoutes:
         return response
 
     async def _rehearse(self) -> None:
-        """Behind an answer that is on its way: on the loop, as of the same seq."""
+        """Score queued shadow requests after the response, on the event loop."""
         self._service.behind.drain()
 
     async def get_item(self, request: Request) -> Response:
@@ -74,7 +74,7 @@ class RecommendRoutes:
         item = service.catalogue.get(item_id)
         hot = service.bundle.items.ids.index(item_id) > 0
         if not await self._heard_of(item_id):
-            raise HttpError(404, "not_found", "no event and no catalogue names this item", "item_id")
+            raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
         warm = item is not None and bool(item.attributes)
         state: Temperature = "hot" if hot else "warm" if warm else "cold"
         attributes, hidden = ({}, False) if item is None else (item.attributes, item.hidden)
@@ -91,7 +91,9 @@ class RecommendRoutes:
         view = state.view()
         heard = state.moments or state.groups or state.attributes is not None
         if not heard and not await run_in_threadpool(self._service.user_exists, user_id):
-            raise HttpError(404, "not_found", "no event and no attributes name this user", "user_id")
+            raise HttpError(
+                404, "not_found", "unknown user: expected an id from the events or the user attributes", "user_id"
+            )
         past = [
             PastEvent(item, iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items
         ]
@@ -106,7 +108,7 @@ class RecommendRoutes:
         )
 
     def _query(self, request: Request, user_id: str, placement: str, item_id: str) -> Query:
-        """What was asked; ``placement``: where the request names none."""
+        """Parse the request; ``placement`` is the default placement."""
         given = request.query_params
         n = given.get("n")
         if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST_ITEMS):
@@ -125,5 +127,5 @@ class RecommendRoutes:
 
 
 def _names(values: list[str]) -> tuple[str, ...]:
-    """``a,b`` and ``a`` beside ``b``: the names, in order, each once."""
+    """Split comma-separated and repeated values into distinct names, in order."""
     return tuple(dict.fromkeys(part for value in values for part in value.split(",") if part))

@@ -1,4 +1,4 @@
-"""What other processes did, taken up between two requests: moved releases, rows taken back, what an update published."""
+"""Reload of changes by other processes: releases, retractions and published data."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 EVERY_SECONDS = 1.0
-"""How often the control store, its inbox and ``data/manifest.json`` are looked at."""
+"""Seconds between polls of the control store, its inbox and ``data/manifest.json``."""
 
 
 async def poll_forever(service: Service) -> None:
-    """Follow, once a second, until cancelled; what fails is said and tried again, requests go on."""
+    """Reload every second until cancelled; failures are logged and retried."""
     while True:
         try:
             await service.follow()
-        except Exception as error:  # noqa: BLE001 - a store that cannot be read stops no answer
-            LOGGER.warning("not followed: %s: %s", type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001 - an unreadable store must not stop the service
+            LOGGER.warning("reload failed: %s: %s", type(error).__name__, error)
         await asyncio.sleep(EVERY_SECONDS)
 
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Load what stays without Python's cycle collector, then collect once and set what is left aside for good.
+    """Pause Python's cycle collector while loading, then collect once and freeze.
 
-    A bundle of 65,000 items is a million objects; made under the collector, it looks through all of them again and
-    again, each time for .1 to .3 s in which no request is answered. It looks once, at the end: garbage that requests made
-    meanwhile is not set aside with the rest. What refers to nothing in a circle goes as ever.
+    A bundle of 65,000 items has a million objects. With the collector on, loading triggers repeated full collections,
+    each of which blocks requests for 0.1 to 0.3 s. The single collection at the end removes garbage of concurrent
+    requests before the freeze. Reference counting stays active.
     """
     gc.disable()
     try:
         yield
     finally:
-        gc.collect()  # earlier bundles were set aside: it sees this one alone
+        gc.collect()  # earlier bundles are frozen, so this visits only the new one
         gc.freeze()
         gc.enable()
 
 
 class Reloader:
-    """Reads files in threads, changes what answers are made from on the event loop; one at a time."""
+    """Applies changes one at a time; reads in threads, switches on the event loop."""
 
     def __init__(self, service: Service, loader: DeploymentLoader) -> None:
         self._service, self._loader = service, loader
@@ -62,7 +62,7 @@ class Reloader:
         self._manifest = self._stamp()
 
     async def follow(self) -> bool:
-        """Take up whatever there is; whether another fleet serves."""
+        """Apply all pending changes; return True if the deployments changed."""
         async with self._lock:
             switched = await self._moves()
             await self._published()
@@ -71,18 +71,20 @@ class Reloader:
         return switched
 
     async def _moves(self) -> bool:
-        """Load beside, warm, switch; a request that is under way finishes on the fleet that it took."""
+        """Load, warm up and switch deployments; running requests finish on the old ones."""
         service, switched = self._service, False
         while await run_in_threadpool(service.control.generation) != service.fleet.generation:
             with gc_paused():
                 fleet = await run_in_threadpool(self._loader.next, service.fleet)
-                known = await run_in_threadpool(service.known.open, [one.bundle.spec for one in fleet.every])
+                known = await run_in_threadpool(
+                    service.known.open, [deployment.bundle.spec for deployment in fleet.every]
+                )
             service.switch(fleet, known)
             switched = True
         return switched
 
     async def _handed(self) -> None:
-        """What an update takes back becomes rows of the log; whose they are is read before they are in force."""
+        """Write queued retractions to the log; their users are read before they apply."""
         control = self._service.control
         waiting = await run_in_threadpool(control.handed)
         if not waiting:
@@ -93,24 +95,24 @@ class Reloader:
         await run_in_threadpool(control.taken, [one.id for one in waiting])
 
     async def _published(self) -> None:
-        """Go on from a new watermark: archive and snapshots opened beside, then put in place; old snapshots go."""
+        """Switch to a newly published archive and its snapshots; remove old snapshots."""
         service, stamp = self._service, self._stamp()
         if stamp == self._manifest:
             return
         archive = await run_in_threadpool(Archive, service.project.data)
         if archive.watermark > service.archive.watermark:
-            specs = [one.bundle.spec for one in service.fleet.every]
+            specs = [deployment.bundle.spec for deployment in service.fleet.every]
             service.use_archive(archive, await run_in_threadpool(service.known.reopened, archive, specs))
             await run_in_threadpool(forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp
 
     async def _mended(self) -> None:
-        """Read anew what a commit changed and the caches did not take in."""
+        """Rebuild caches from the log after a commit that failed to update them."""
         service, since = self._service, self._service.unsettled
         if since is None:
             return
-        specs = [one.bundle.spec for one in service.fleet.every]
+        specs = [deployment.bundle.spec for deployment in service.fleet.every]
         known = await run_in_threadpool(service.known.reopened, service.archive, specs)
         rows = await run_in_threadpool(service.log.items, since)
         service.repair(
@@ -122,7 +124,7 @@ class Reloader:
         )
 
     def _stamp(self) -> tuple[int, int] | None:
-        """Which manifest lies in ``data/``: an update renames a new one into place."""
+        """Identity of ``data/manifest.json``; an update replaces the file by rename."""
         try:
             found = (self._service.project.data / "manifest.json").stat()
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Read the body and the time of a request."""
+"""Body and time of a request."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from recloop.ingest.parse import timestamp_or_none
 from recloop.project import Project
 from recloop.serve.schemas import HttpError, unprocessable
 
-LIMIT = 5 * 1024 * 1024  # bytes of a body
+LIMIT = 5 * 1024 * 1024  # bytes per body
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, at most 5 MiB of it: a larger one is refused before it is read.
+    """Read the body, at most 5 MiB; a larger one is refused before it is read.
 
     Raises:
-        HttpError: 413.
+        HttpError: 413 for a larger body.
     """
     too_large = HttpError(413, "too_large", "the body is larger than 5 MiB", "body", f"at most {LIMIT} bytes")
     announced = request.headers.get("content-length", "")
@@ -33,15 +33,15 @@ async def read_body(request: Request) -> bytes:
 
 
 def request_time(request: Request, project: Project, clock: Callable[[], int]) -> int:
-    """The clock's now, or the one that a replayed request carries.
+    """Return the time of the request: the clock, or ``X-Recloop-Now`` of a replay.
 
     Raises:
-        HttpError: 422 for a header that is no stamp.
+        HttpError: 422 for a header that is not a timestamp.
     """
-    told = request.headers.get("x-recloop-now")
-    if told is None or not project.config.serve.replay:
+    header = request.headers.get("x-recloop-now")
+    if header is None or not project.config.serve.replay:
         return clock()
-    stamp = timestamp_or_none(told, project.config.data)
+    stamp = timestamp_or_none(header, project.config.data)
     if stamp is None:
-        raise unprocessable("X-Recloop-Now", told, "ISO 8601, such as 2025-01-31T12:00:00Z")
+        raise unprocessable("X-Recloop-Now", header, "ISO 8601, such as 2025-01-31T12:00:00Z")
     return stamp

@@ -1,4 +1,4 @@
-"""An answer as the client gets it, and the decision that records it."""
+"""Recommend response and the decision record of a request."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ REASONS: Mapping[str, str] = {
     "pin": "chosen by the shop",
     "explore": "something to try",
 }
-"""A short sentence for each source of a slot."""
+"""Reason shown to users, per source of a slot."""
 ABOUT: Mapping[str, str] = {
     **REASONS,
     "model": "goes with this item",
     "neighbours": "often chosen after this item",
     "attributes": "described like this item",
 }
-"""The same in a list about an item."""
+"""Reasons in a list of similar items."""
 
 
 def build_response(
     query: Query, answer: RankedList, catalogue: Catalog, bundle: str, variant: str, degraded: list[str]
 ) -> RecommendResponse:
-    """An answer as ``GET /v1/recommend`` gives it: each slot with its reason and the properties asked for."""
+    """Build the response of ``GET /v1/recommend`` from a ranked list."""
     items, reasons = [], ABOUT if query.item_id else REASONS
     for slot in answer.slots:
         item = catalogue.get(slot.item_id)

@@ -1,4 +1,4 @@
-"""The shapes that go in and come out over HTTP; the OpenAPI document is made from these same structs."""
+"""Request and response structs of the HTTP interface; also the source of OpenAPI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from recloop.json_object import AttributeValues, JsonTree
 
 Temperature = Literal["hot", "warm", "cold"]
-"""Of an id: in the table (with a positive), attributes only, neither."""
+"""Hot: id in the table (has a positive). Warm: attributes only. Cold: neither."""
 
 
 class EventResult(msgspec.Struct):
@@ -19,7 +19,7 @@ class EventResult(msgspec.Struct):
 
 
 class EventsResponse(msgspec.Struct):
-    """What became of each event, in the order sent."""
+    """Result per event, in request order."""
 
     accepted: int
     duplicate: int
@@ -54,7 +54,7 @@ class UsersResponse(msgspec.Struct):
 
 
 class SlotResponse(msgspec.Struct):
-    """One slot of the list; beside these the item attributes that ``?properties=`` asked for."""
+    """Slot of a list; ``?properties=`` adds item attributes."""
 
     item_id: str
     score: float
@@ -63,7 +63,7 @@ class SlotResponse(msgspec.Struct):
 
 
 class RecommendResponse(msgspec.Struct):
-    """The reply of ``GET /v1/recommend``: scores falling, ties by the item's index."""
+    """Reply of ``GET /v1/recommend``: descending scores, ties by item index."""
 
     request_id: str
     model_version: str
@@ -86,7 +86,7 @@ class PastEvent(msgspec.Struct):
 
 
 class UserResponse(msgspec.Struct):
-    """``events``: positives of the state; ``last_events``: the newest 20 of them, newest first."""
+    """User state; ``events`` counts positives, ``last_events`` has the newest 20."""
 
     user_id: str
     attributes: AttributeValues
@@ -108,7 +108,7 @@ class BundleResponse(msgspec.Struct):
 
 
 class VerificationSummary(msgspec.Struct):
-    """The last `recloop verify`: int64 microseconds, decisions rebuilt, those that differ unexplained."""
+    """Last `recloop verify`: time (int64 µs), checked and unexplained decisions."""
 
     at: int
     checked: int
@@ -130,7 +130,10 @@ class StatusResponse(msgspec.Struct):
 
 
 class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A move of ``POST /v1/admin/...``; ``to``: shadow, experiment or live, and without it live where it is earned."""
+    """Body of ``POST /v1/admin/...``.
+
+    ``to`` is shadow, experiment or live; empty means live, if earned.
+    """
 
     bundle: str = ""
     to: str = ""
@@ -138,7 +141,7 @@ class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ReleaseResponse(msgspec.Struct):
-    """One move of the release machine, as the verbs print it."""
+    """Release move, equal to the verbs' ``--json`` output."""
 
     bundle: str
     from_: str = msgspec.field(name="from")
@@ -155,13 +158,13 @@ class ErrorBody(msgspec.Struct):
 
 
 class ErrorResponse(msgspec.Struct):
-    """Every answer that is no success."""
+    """Body of every error response."""
 
     error: ErrorBody
 
 
 class HttpError(Exception):
-    """A request that gets an error answer; ``status`` is HTTP's."""
+    """Error response with an HTTP status."""
 
     def __init__(
         self, status: int, code: str, message: str, field: str | None = None, expected: str | None = None
@@ -173,7 +176,7 @@ class HttpError(Exception):
 
 
 def unprocessable(field: str, value: str, expected: str) -> HttpError:
-    """422 for a parameter of this value."""
+    """Build the 422 error of an invalid parameter value."""
     shown = value if len(value) <= 100 else value[:97] + "..."
     return HttpError(
         422, f"bad_{field.lower().replace('-', '_')}", f"{field}={shown}: expected {expected}", field, expected

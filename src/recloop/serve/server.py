@@ -1,4 +1,4 @@
-"""The process around the service: its socket, its first line, and an end that loses no request."""
+"""Server process: socket, ready line, and draining without lost requests."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from starlette.applications import Starlette
 
 from recloop.errors import UserError
 
-KEEP_ALIVE = 5  # seconds that an idle connection is kept
+KEEP_ALIVE = 5  # seconds before an idle connection is closed
 TICKS_A_SECOND = 10  # uvicorn's main loop
-DRAIN = KEEP_ALIVE + 1  # seconds that connections are given to hear `Connection: close`
+DRAIN = KEEP_ALIVE + 1  # seconds for clients to receive `Connection: close`
 
 
 def check_host(host: str) -> None:
-    """Without API keys the service answers this machine alone.
+    """Check that the host is a loopback address, since there are no API keys.
 
     Raises:
-        UserError: the host is no loopback address.
+        UserError: the host is not a loopback address.
     """
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
     if not loopback:
-        expected = "a loopback address (API keys come with a later version)"
+        expected = "a loopback address (API keys are not supported)"
         raise UserError("serve.host", host, expected, "recloop serve --host 127.0.0.1, behind a proxy")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0: a free one.
+    """Open a listening socket; port 0 selects a free port.
 
     Raises:
-        UserError: the port is taken, or not ours to take.
+        UserError: the port is in use or needs more rights.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -50,27 +50,27 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        why = {errno.EADDRINUSE: "which is taken", errno.EACCES: "which needs more rights"}.get(error.errno or 0)
+        why = {errno.EADDRINUSE: "already in use", errno.EACCES: "permission denied"}.get(error.errno or 0)
         expected = f"a free port ({why or error.strerror})"
         raise UserError("port", port, expected, "recloop serve --port 0") from None
     return listening
 
 
 def ready_line(listening: socket.socket, bundle: str, as_json: bool) -> str:
-    """The first line of stdout: ``ready http://HOST:PORT bundle=ID``."""
+    """Format the first line of stdout: ``ready http://HOST:PORT bundle=ID``."""
     url = address(listening)
     return json.dumps({"ready": url, "bundle": bundle}) if as_json else f"ready {url} bundle={bundle}"
 
 
 def token_line(listening: socket.socket, token: str, console: bool) -> str:
-    """What stderr says once: ``token TOKEN``, and where the console is installed its address with the token."""
+    """Format the line for stderr: ``token TOKEN`` and the console's address, if any."""
     if not console:
         return f"token {token}"
     return f"token {token} console={address(listening)}/?token={token}"
 
 
 def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") -> None:
-    """Run until SIGTERM or SIGINT, then drain: connections are told to close, and given the time to hear it."""
+    """Run until SIGTERM or SIGINT, then drain: send `Connection: close` and wait."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         app,
@@ -80,7 +80,7 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") 
         access_log=False,  # it would print user ids
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # X-Forwarded-* are anybody's words
+        proxy_headers=False,  # X-Forwarded-* can be forged
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=30,
     )
@@ -88,13 +88,16 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") 
 
 
 def address(listening: socket.socket) -> str:
-    """The URL of a listening socket."""
+    """Format the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but for its end: alone it would close idle connections at once, and lose what was just sent on them."""
+    """uvicorn server that drains on shutdown.
+
+    uvicorn alone closes idle connections at once and loses requests just sent on them.
+    """
 
     def __init__(self, config: uvicorn.Config, app: Starlette, ready: str, note: str) -> None:
         super().__init__(config)
@@ -112,16 +115,16 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._app.state.draining or not self.started:
-            super().handle_exit(sig, frame)  # asked twice: at once
+            super().handle_exit(sig, frame)  # the second signal stops at once
             return
         self._app.state.draining = True
         if sig == signal.SIGINT:
-            self._captured_signals.append(sig)  # raised again at the end: interrupted is another exit code than stopped
+            self._captured_signals.append(sig)  # raised again at the end for the exit code of an interrupt
 
     async def on_tick(self, counter: int) -> bool:
         if self._app.state.draining and not self.should_exit:
             self._ticks += 1
-            if self._ticks == 2:  # what stood in the queue of the listening socket was taken in the tick before
+            if self._ticks == 2:  # queued connections were accepted in the tick before
                 for server in self.servers:
                     server.close()
             idle = not self.server_state.connections and not self.server_state.tasks

@@ -1,4 +1,4 @@
-"""The shadow: a request that live has answered, scored again behind its answer, as of the same seq."""
+"""Shadow scoring: replay of answered requests after the response, at the same seq."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Recommend(Protocol):
-    """A bundle's list for a query as of a seq, and the seq that it knew."""
+    """Ranking function: a bundle's list for a query as of a seq, and the seq used."""
 
     def __call__(
         self, served: Deployment, query: Query, degraded: set[str], seq: int | None = None
@@ -26,10 +26,10 @@ class Recommend(Protocol):
 
 
 class ShadowQueue:
-    """What was answered and waits to be scored again; touched on the event loop alone.
+    """Queue of answered requests for shadow scoring; used on the event loop only.
 
-    Role ``twin`` is live itself, which must agree exactly, and every further bundle in the shadow (the same update
-    with another seed: the noise floor); role ``shadow`` is the candidate, which came there first.
+    Role ``shadow`` is the candidate, the first bundle in shadow. Role ``twin`` is live itself, which must agree
+    exactly, and every further shadow bundle (the same update with another seed, for the noise floor).
     """
 
     def __init__(self, lister: Recommend, decisions: DecisionLog) -> None:
@@ -40,31 +40,31 @@ class ShadowQueue:
         return bool(self._waiting)
 
     def add(self, query: Query, decision: Decision, fleet: Deployments) -> None:
-        """Remember an answer of this fleet."""
+        """Queue a request that these deployments answered."""
         self._waiting.append((query, decision, fleet))
 
     def drain(self) -> None:
-        """Score what waits: called behind each answer, and before anything changes what that answer was made from."""
+        """Score the queue; call after each response and before any state changes."""
         while self._waiting:
             query, decision, fleet = self._waiting.popleft()
-            for place, one in enumerate((fleet.live, *fleet.shadows)):
-                self._score(one, "shadow" if place == 1 else "twin", query, decision)
+            for index, deployment in enumerate((fleet.live, *fleet.shadows)):
+                self._score(deployment, "shadow" if index == 1 else "twin", query, decision)
 
-    def _score(self, one: Deployment, role: str, query: Query, decision: Decision) -> None:
+    def _score(self, deployment: Deployment, role: str, query: Query, decision: Decision) -> None:
         begin = time.perf_counter()
         degraded: set[str] = set()
         try:
-            answer, as_of = self._list(one, query, degraded, decision.as_of)
-        except Exception as error:  # noqa: BLE001 - it answers nobody: what it does is its own affair
-            LOGGER.warning("bundle %s gave no list in the shadow: %s", one.arm.bundle, type(error).__name__)
+            answer, as_of = self._list(deployment, query, degraded, decision.as_of)
+        except Exception as error:  # noqa: BLE001 - a failing shadow bundle must not affect the response
+            LOGGER.warning("bundle %s failed in shadow: %s", deployment.arm.bundle, type(error).__name__)
             return
         if degraded:
-            return  # made from less than the answer was: it would prove nothing
+            return  # not comparable: made from less data than the response
         micros = round((time.perf_counter() - begin) * 1e6)
         self._decisions.put(
             msgspec.structs.replace(
-                decision, role=role, bundle=one.arm.bundle, generation=one.arm.generation, variant=role, as_of=as_of,
-                items=answer.items, scores=answer.scores, sources=answer.sources, positives=answer.positives,
-                inputs=answer.inputs, micros=micros,
+                decision, role=role, bundle=deployment.arm.bundle, generation=deployment.arm.generation, variant=role,
+                as_of=as_of, items=answer.items, scores=answer.scores, sources=answer.sources,
+                positives=answer.positives, inputs=answer.inputs, micros=micros,
             )
         )  # fmt: skip

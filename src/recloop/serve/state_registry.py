@@ -1,4 +1,4 @@
-"""What the service knows of people: for each meaning of events in use, the snapshot, the rows since, and a cache."""
+"""User states of the service, per event labeling: snapshot, newer rows and cache."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from recloop.storage.archive import Archive
 
 
 class StateSource(NamedTuple):
-    """The states of one key: those of the snapshot, and the reader that goes on from them."""
+    """States of one key: a snapshot and the reader of newer rows."""
 
     snapshot: snapshots.Snapshot
     reader: StateCache
 
 
 class StateRegistry:
-    """States by the key of a spec (`FeatureSpec.state_key`): bundles of one key share them."""
+    """User states by `FeatureSpec.state_key`; bundles with the same key share them."""
 
     def __init__(self, project: Project, archive: Archive, log: EventLog) -> None:
         self._project, self.archive, self._log = project, archive, log
@@ -34,7 +34,7 @@ class StateRegistry:
         self._by_key: dict[str, StateSource] = {}
 
     def open(self, specs: Iterable[FeatureSpec]) -> dict[str, StateSource]:
-        """The states of these specs; what is not open yet is opened, or made: reads files, so never on the event loop."""
+        """Open or create the states of these specs; reads files, so not on the event loop."""
         opened: dict[str, StateSource] = {}
         for spec in specs:
             key = spec.state_key
@@ -42,14 +42,14 @@ class StateRegistry:
         return opened
 
     def keep(self, opened: Mapping[str, StateSource]) -> None:
-        """Serve from these alone; on the event loop."""
-        left = [one for key, one in self._by_key.items() if opened.get(key) is not one]
+        """Use only these sources and close the others; on the event loop."""
+        unused = [source for key, source in self._by_key.items() if opened.get(key) is not source]
         self._by_key = dict(opened)
-        for one in left:
-            one.snapshot.close()
+        for source in unused:
+            source.snapshot.close()
 
     def reopened(self, archive: Archive, specs: Iterable[FeatureSpec]) -> StateRegistry:
-        """The same over what an update archived; reads files, so never on the event loop."""
+        """Build the registry over a new archive; reads files, so not on the event loop."""
         known = StateRegistry(self._project, archive, self._log)
         known.keep(known.open(specs))
         return known
@@ -58,7 +58,10 @@ class StateRegistry:
         return self._by_key[spec.state_key]
 
     def state(self, spec: FeatureSpec, user_id: str, seq: int, degraded: set[str]) -> tuple[UserState, int]:
-        """A user's state and the seq it knows: ``seq``, else the snapshot's, else nothing; never an error."""
+        """Read a user's state and the seq it includes; never raises for a failing store.
+
+        Falls back from ``seq`` to the snapshot's seq, then to an empty state at 0.
+        """
         snapshot, reader = self.of(spec)
         try:
             return reader.read(user_id, seq), seq
@@ -72,25 +75,28 @@ class StateRegistry:
         return UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState), snapshot.seq
 
     def drop(self, user_ids: Iterable[str], seq: int) -> None:
-        """Rows of these users were committed with numbers up to ``seq``."""
+        """Drop cached states of these users after a commit up to ``seq``."""
         users = list(user_ids)
-        for one in self._by_key.values():
-            one.reader.drop(users, seq)
+        for source in self._by_key.values():
+            source.reader.drop(users, seq)
 
     def forget(self) -> None:
         """Drop every cached state."""
-        for one in self._by_key.values():
-            one.reader.forget()
+        for source in self._by_key.values():
+            source.reader.forget()
 
     def retract(self, rows: Sequence[Retraction]) -> set[str]:
-        """These were committed, after `RetractionIndex.prepare` had read whose they are; the users, whose states to drop."""
+        """Register committed retractions and return the affected user ids.
+
+        `RetractionIndex.prepare` must have read their users before the commit.
+        """
         return self.retracted.put(rows)
 
     def close(self) -> None:
         self.keep({})
 
     def _open(self, spec: FeatureSpec) -> StateSource:
-        """The states as of the archive's last row; made anew where the file is missing or broken."""
+        """Open the snapshot at the archive's watermark; rebuild a missing or damaged file."""
         key, watermark = spec.state_key, self.archive.watermark
         signal = EventLabeler.of(spec)
         try:
