@@ -90,7 +90,7 @@ def test_sent_again_nothing_counts_twice(shop: Project, tmp_path: Path) -> None:
     assert again == {**COUNTS, "accepted": 0, "quarantined": 0, "duplicate": 4}
     other = ingest(shop.root, "-", stdin=lines([{**ROWS[0], "item_id": "i09"}]))
     assert counts(other, 1) == {**dict.fromkeys(COUNTS, 0), "conflict": 1}
-    assert "event_id=n1: its event_id came before with other content" in other.stderr
+    assert "event_id=n1: its event_id was received before with other content" in other.stderr
 
 
 def test_rows_that_cannot_be_read_are_listed_and_the_rest_is_kept(shop: Project, tmp_path: Path) -> None:

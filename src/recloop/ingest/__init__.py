@@ -1,1 +1,1 @@
-"""Write events into the log: parse, number, apply causal rules, commit."""
+"""Event intake: parse rows, number them, apply causal rules and commit to the log."""

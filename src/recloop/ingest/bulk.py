@@ -1,7 +1,7 @@
-"""``recloop ingest``: rows from a file or from stdin into the log, by the way in that posted rows take.
+"""Bulk ingest: rows of a file or of stdin, checked like posted rows.
 
-Without a server the command holds the writer's lock and writes the log itself, through the very thread that judges and
-commits for the service; with ``--url`` it posts to a service that runs.
+Without a server, the command holds the writer lock and writes the log through the service's writer thread. With
+``--url``, it posts to a running service.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from recloop.storage import locks
 
 STDIN: Final = "-"
 STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
-BATCH: Final = 50_000  # rows of one commit
-CHUNK: Final = 1 << 22  # bytes of stdin that are judged together at most; less where no more is there yet
-BODY: Final = 4_000_000  # bytes of a posted body, below the service's 5 MiB
-TRIES: Final = 10  # of a post that the service has no room for, a second apart
-SHOWN: Final = 100  # lines about rows that were not kept; all are counted
+BATCH: Final = 50_000  # rows per commit
+CHUNK: Final = 1 << 22  # most bytes of stdin per batch
+BODY: Final = 4_000_000  # bytes per posted body, below the service's 5 MiB
+TRIES: Final = 10  # attempts to post to an overloaded service, one per second
+SHOWN: Final = 100  # most printed lines about rows that were not kept
 
 
 class RejectedRow(NamedTuple):
-    """A row that cannot be kept: where it stands, why, and what it says."""
+    """Rejected row: its position in the input, the reason and its text."""
 
     place: str
     reason: str
@@ -55,7 +55,7 @@ class RejectedRow(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows that are events, and rows that are none; ``share`` of all rows that are done with it (0: not known)."""
+    """Valid events and rejected rows; ``share`` is the progress (0 if unknown)."""
 
     events: list[Event]
     wrong: list[RejectedRow]
@@ -63,21 +63,21 @@ class Batch(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an event: its status, and the reason where the service gave one."""
+    """Status of an event, and the service's reason if there is one."""
 
     status: str
     reason: str | None = None
 
 
 Sink = Callable[[list[Event]], Sequence[Outcome]]
-"""Keeps events durably; what became of each, in order."""
+"""Stores events durably and returns the outcome of each, in order."""
 
 
 @dataclass
 class IngestResult:
-    """What became of the rows, by status: the keys of ``recloop ingest --json``; ``seconds`` it took.
+    """Row counts by status, with the keys of ``recloop ingest --json``.
 
-    ``guests``: rejected rows that name no user.
+    ``guests``: rejected rows without a user. ``seconds``: duration.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -90,22 +90,22 @@ class IngestResult:
 
     @property
     def whole(self) -> bool:
-        """Whether every row of a user is in the log now: none rejected, none in conflict with an earlier one."""
+        """True if no row with a user was rejected or in conflict with an earlier row."""
         return self.counts["rejected"] == self.guests and not self.counts["conflict"]
 
 
 def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> IngestResult:
-    """Take in the rows of a file (``-``: JSON lines from stdin); the rows that were not kept are told, with the reason.
+    """Add the rows of a file or of stdin (``-``, JSON lines); report rejected ones.
 
-    A file is read whole before the first row is kept, so a mistake in it leaves the log as it was. Rows with an event_id
-    can be sent again: they are counted as duplicates.
+    A file is read completely before the first row is stored, so an unreadable file leaves the log unchanged. Rows with
+    an event_id can be sent again and count as duplicates.
 
     Args:
-        url: Of a running service, to post to; empty: write the log of this folder.
+        url: Running service to post to; empty to write this folder's log.
 
     Raises:
-        UserError: no such file, no column of that name, no live bundle to judge by, no service at ``url``.
-        Locked: a service (or another writer) has this folder.
+        UserError: missing file or column, no live bundle, or no service at ``url``.
+        Locked: a service or another writer uses this folder.
     """
     begin, taken = time.monotonic(), IngestResult()
     with ExitStack() as stack:
@@ -116,7 +116,7 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
             for event, outcome in zip(batch.events, outcomes, strict=True):
                 taken.counts[outcome.status] += 1
                 if outcome.status in {"rejected", "conflict"}:
-                    reason = outcome.reason or "its event_id came before with other content"
+                    reason = outcome.reason or "its event_id was received before with other content"
                     wrong.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
             taken.counts["rejected"] += len(batch.wrong)
             taken.guests += sum(row.reason == GUESTS for row in batch.wrong)
@@ -130,8 +130,8 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
 
 
 def _tell(teller: ConsoleProgress, taken: IngestResult, wrong: Sequence[RejectedRow]) -> None:
-    for one in wrong[: max(0, SHOWN - taken.shown)]:
-        teller.say("ingest", f"{one.place}: {one.reason}: {one.raw[:300]}")
+    for row in wrong[: max(0, SHOWN - taken.shown)]:
+        teller.say("ingest", f"{row.place}: {row.reason}: {row.raw[:300]}")
     taken.shown += len(wrong)
 
 
@@ -150,7 +150,10 @@ def _file(project: Project, file: str) -> Iterator[Batch]:
 
 
 def _lines(project: Project) -> Iterator[Batch]:
-    """Stdin, judged as far as it has come: rows as ``POST /v1/events`` takes them, or named as in ``[data.columns]``."""
+    """Read rows of stdin as they arrive and check them.
+
+    Rows are named as for ``POST /v1/events`` or as in ``[data.columns]``.
+    """
     passed, rest, ended = 0, b"", False
     while not ended:
         text, ended = _read()
@@ -162,7 +165,7 @@ def _lines(project: Project) -> Iterator[Batch]:
 
 
 def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
-    """Numbered lines as events, each checked as a posted row is."""
+    """Check numbered lines like posted rows."""
     batch, received_at = Batch([], []), now()
     for start in range(0, len(numbered), parse.ROWS):
         part = numbered[start : start + parse.ROWS]
@@ -178,12 +181,15 @@ def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
 
 
 def _is_guest(row: Any) -> bool:
-    """Whether a row names no user: nobody's mistake, and nothing to learn from."""
+    """True if a row has no user; such rows are not errors."""
     return isinstance(row, dict) and not str(row.get("user_id") or "").strip()
 
 
 def _read() -> tuple[bytes, bool]:
-    """What stdin holds now, CHUNK bytes of it or a little more, and whether it has ended; waits where there is nothing yet."""
+    """Read about CHUNK available bytes of stdin at most; True at the end of input.
+
+    Blocks until at least one byte is available.
+    """
     stdin, text = sys.stdin.fileno(), b""
     while len(text) < CHUNK:
         part = os.read(stdin, CHUNK)
@@ -196,7 +202,7 @@ def _read() -> tuple[bytes, bool]:
 
 
 def _named(row: Any, columns: Columns) -> Any:
-    """A row with our names in place of the project's own; without a column of types every row is an interaction."""
+    """Rename a row's columns to ours; without a type column, set the default type."""
     if not isinstance(row, dict):
         return row
     for ours, theirs in columns:
@@ -212,7 +218,7 @@ def _text(event: Event) -> str:
 
 
 def _row(event: Event) -> JsonTree:
-    """An event as a client posts it; a stamp that its sender left out is left out again."""
+    """Format an event for posting; a defaulted timestamp is omitted."""
     row = {name: value for name, value in msgspec.structs.asdict(event).items() if value is not None}
     for name in (SEQ, RULE, RECEIVED_AT):
         row.pop(name, None)
@@ -229,13 +235,13 @@ def _row(event: Event) -> JsonTree:
 
 
 def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
-    """The log of this folder, through the writer of the service."""
+    """Open a sink that writes this folder's log through the service's writer."""
     try:
         stack.enter_context(locks.writer_lock(project.root, "ingest"))
     except Locked as held:
         serve = project.config.serve
         fix = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
-        raise Locked(held.lock, held.holder, f"{fix} (posts to the service that runs)") from None
+        raise Locked(held.lock, held.holder, f"{fix} (posts to the running service)") from None
     loading.whole(project)
     spec = project.load_bundle().spec
     archive = project.open_archive()
@@ -250,8 +256,8 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
             job = runner.run(writer.write(events=events))
         except (LogUnavailableError, LogUncertainError):
             raise UserError(
-                "stores.log", project.config.stores.log, "a disk that takes rows",
-                f"make room, then the same again: recloop ingest {file} (rows with an event_id count once)",
+                "stores.log", project.config.stores.log, "a writable disk with free space",
+                f"free space, then repeat: recloop ingest {file} (rows with an event_id count once)",
             ) from None  # fmt: skip
         return [Outcome(receipt.status) for receipt in job.receipts]
 
@@ -259,7 +265,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
 
 
 def into_service(url: str, stack: ExitStack) -> Sink:
-    """A running service, as many rows a post as it takes."""
+    """Open a sink that posts to a running service in bodies of allowed size."""
     try:
         client = stack.enter_context(closing(Client(url.rstrip("/"))))
     except ValueError as error:
@@ -276,7 +282,7 @@ def into_service(url: str, stack: ExitStack) -> Sink:
 
 
 def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:
-    """Rows in parts that one body may hold."""
+    """Split rows into bodies of allowed size."""
     part: list[JsonTree] = []
     size = 0
     for row in rows:
@@ -291,17 +297,18 @@ def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:
 
 
 def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
-    said = ""
+    problem = ""
     for _ in range(TRIES):
         try:
             return client.post("/v1/events", rows)
         except urllib.error.HTTPError as error:
-            said = error.read().decode("utf-8", "replace")[:300]
+            problem = error.read().decode("utf-8", "replace")[:300]
             if error.code != 503:
                 raise UserError(
-                    "--url", client.url, f"a service that takes rows ({error.code}: {said})", "recloop serve"
+                    "--url", client.url, f"a service that accepts rows ({error.code}: {problem})", "recloop serve"
                 ) from None
         except (OSError, ValueError) as error:
             raise UserError("--url", client.url, f"a running service ({error})", "recloop serve") from None
         time.sleep(1)
-    raise UserError("--url", client.url, f"a service with room for rows ({said})", "the same again, later")
+    expected = f"a service that is not overloaded, but got 503 in {TRIES} attempts ({problem})"
+    raise UserError("--url", client.url, expected, "the same command later")

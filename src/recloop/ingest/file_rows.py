@@ -1,4 +1,4 @@
-"""Rows that came after the import, from a file: read as the log was, with the columns that only a running service sees."""
+"""Rows of a file for bulk ingest, read like the import plus service-only columns."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from recloop.data.tables import Table, read_table
 from recloop.records import TIMESTAMP
 
 ALSO: Final = ("anonymous_id", "session_id", "placement", "request_id", "context")
-"""Columns of an event that an import never has; here they are read under our own names."""
+"""Event columns that an import does not have, read under our own names."""
 
 
 def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
-    """The rows of a file, glob or folder in the order of their time (of one stamp: as they stand).
+    """Read the rows of a file, glob or folder, sorted by time (ties in file order).
 
-    Each column is looked for by its name in ``[data.columns]``, else by ours.
+    Each column is found by its name in ``[data.columns]``, otherwise by ours.
 
     Args:
-        root: Where ``file`` is looked for where it is not here.
+        root: Folder to search if ``file`` does not exist in the current folder.
 
     Raises:
-        UserError: as for the import: no file, no rows, no such column, stamps that cannot be told apart.
+        UserError: as for the import: missing file, rows or column, or ambiguous timestamps.
     """
     sources = find(Path() if Path(file).exists() else root, file, "FILE")
     named = {name for ours in (*REQUIRED, *OPTIONAL) for name in (ours, getattr(data.columns, ours)) if name}
@@ -36,8 +36,8 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
 
 
 def found_columns(tables: Sequence[Table], columns: Columns) -> Columns:
-    """The mapping with our own name where the files lack the mapped column and have ours."""
-    held = set.intersection(*(set(table.columns) for table in tables))
+    """Replace mapped columns that the files lack by ours that they have."""
+    shared = set.intersection(*(set(table.columns) for table in tables))
     names: tuple[str, ...] = (*REQUIRED, *OPTIONAL)
-    ours = {name: name for name in names if getattr(columns, name) not in held and name in held}
+    ours = {name: name for name in names if getattr(columns, name) not in shared and name in shared}
     return columns.model_copy(update=ours)

@@ -1,4 +1,4 @@
-"""Parse posted rows: what is refused whole, and what is one rejected row among others."""
+"""Parser of posted rows: refuses whole requests or rejects single rows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "ap
 NAMES = "user_id", "item_id", "event_id"
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
-"""An id or a name: a string with something in it, never parsed."""
+"""An id or a name: a non-empty string that is never parsed."""
 
 
 class EventIn(msgspec.Struct, forbid_unknown_fields=True):
-    """One event of ``POST /v1/events``; ``timestamp``: see `recloop.features.timestamp_text`; without one, the arrival."""
+    """Event of ``POST /v1/events``.
+
+    ``timestamp``: see `recloop.features.timestamp_text`; default: the time of receipt.
+    """
 
     user_id: Text
     item_id: Text
@@ -42,7 +45,7 @@ class EventIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
-    """One item of ``POST /v1/items``: attributes replaced whole."""
+    """Item of ``POST /v1/items``; replaces all attributes."""
 
     item_id: Text
     attributes: AttributeValues = {}
@@ -50,7 +53,7 @@ class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class UserIn(msgspec.Struct, forbid_unknown_fields=True):
-    """One user of ``POST /v1/users``: attributes replaced whole."""
+    """User of ``POST /v1/users``; replaces all attributes."""
 
     user_id: Text
     attributes: AttributeValues = {}
@@ -60,7 +63,7 @@ Row = TypeVar("Row", EventIn, ItemIn, UserIn)
 
 
 class BadRequest(Exception):
-    """Rows that are refused whole; ``status`` is the HTTP status of the answer."""
+    """Refusal of a whole request; ``status`` is its HTTP status."""
 
     def __init__(
         self, status: int, code: str, message: str, field: str | None = None, expected: str | None = None
@@ -70,19 +73,20 @@ class BadRequest(Exception):
 
 
 class Rejected(msgspec.Struct):
-    """A row that is answered and not kept; ``ids`` are those of it that are text."""
+    """Rejected row with its reason; ``ids`` are its ids that are strings."""
 
     ids: dict[str, str]
     reason: str
 
 
 def parse_rows(body: bytes, content_type: str) -> list[Any]:
-    """The rows of a body: an object, an array, or NDJSON; a line of NDJSON that is no JSON is a `Rejected`.
+    """Parse a body (object, array or NDJSON) into rows.
 
-    NDJSON is known by its content type, or by a first line that is a whole object with another line after it.
+    NDJSON is recognized by its content type, or by a first line that is a complete object followed by another line. An
+    NDJSON line that is not JSON becomes a `Rejected`.
 
     Raises:
-        BadRequest: 400 for what is not JSON, 422 for neither object nor array, or for more than 1,000 rows.
+        BadRequest: 400 if the body is not JSON; 422 if it is neither object nor array, or has more than 1,000 rows.
     """
     lines = [line for line in body.split(b"\n") if line.strip()]
     if content_type.partition(";")[0].strip().lower() in NDJSON:
@@ -104,15 +108,15 @@ def parse_rows(body: bytes, content_type: str) -> list[Any]:
 
 
 def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
-    """The event of a row, or why it is none."""
+    """Convert a row to an event, or reject it."""
     row = _convert_row(raw, EventIn)
     if isinstance(row, Rejected):
         return row
     try:
         stamp = received_at if row.timestamp is None else parse_timestamp(row.timestamp, data)
     except ValueError as error:
-        told = str(row.timestamp)[:60]
-        return Rejected(_ids(raw), f"timestamp={told}: expected {EXPECTED}; {error}")
+        shown = str(row.timestamp)[:60]
+        return Rejected(_ids(raw), f"timestamp={shown}: expected {EXPECTED}; {error}")
     return Event(
         user_id=row.user_id,
         item_id=row.item_id,
@@ -132,7 +136,7 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
 
 
 def check_item(raw: Any, received_at: int) -> Item | Rejected:
-    """The version of an item of a row, or why it is none."""
+    """Convert a row to an item version, or reject it."""
     row = _convert_row(raw, ItemIn)
     if isinstance(row, Rejected):
         return row
@@ -140,7 +144,7 @@ def check_item(raw: Any, received_at: int) -> Item | Rejected:
 
 
 def check_user(raw: Any, received_at: int) -> User | Rejected:
-    """The version of a user of a row, or why it is none."""
+    """Convert a row to a user version, or reject it."""
     row = _convert_row(raw, UserIn)
     if isinstance(row, Rejected):
         return row
@@ -148,7 +152,7 @@ def check_user(raw: Any, received_at: int) -> User | Rejected:
 
 
 def timestamp_or_none(given: str, data: Data) -> int | None:
-    """Microseconds of a stamp as `parse_timestamp` reads it; None where it is none."""
+    """Parse a timestamp to microseconds; None if it is invalid."""
     try:
         return parse_timestamp(given, data)
     except ValueError:
@@ -187,10 +191,10 @@ def _line(line: bytes) -> Any:
 
 
 def _decode(data: bytes) -> Any:
-    """JSON of bytes.
+    """Decode JSON.
 
     Raises:
-        ValueError: it is none, is no UTF-8, holds a lone surrogate, a number out of range, or nests too deep.
+        ValueError: invalid JSON or UTF-8, a lone surrogate, a number out of range, or too deep nesting.
     """
     try:
         return msgspec.json.decode(data)
@@ -201,7 +205,7 @@ def _decode(data: bytes) -> Any:
 
 
 def _storable(tree: Any, depth: int = 0) -> bool:
-    """Whether every reader of the log can hold it."""
+    """True if every reader of the log can represent the value."""
     if isinstance(tree, int):
         return -(2**63) <= tree < 2**64
     if isinstance(tree, dict | list):
@@ -211,7 +215,7 @@ def _storable(tree: Any, depth: int = 0) -> bool:
 
 
 def _reason(message: str) -> str:
-    """The sentence of msgspec with the field in front: ``user_id: expected `str`, got `int```."""
+    """Put the field first in msgspec's message: ``user_id: expected `str`, ...``."""
     found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
     if found:
         return f"{found[2]}: {found[1][0].lower()}{found[1][1:]}"

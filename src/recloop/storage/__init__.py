@@ -1,4 +1,4 @@
-"""Where bytes live: the stores behind their URLs, each opened at the top and passed down."""
+"""Stores: event log, decisions, releases, archive, snapshots and locks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["ControlStore", "DecisionLog", "EventLog", "Retraction", "open_contro
 
 
 def open_log(url: str, root: Path, write: bool = False) -> EventLog:
-    """The log behind ``stores.log``; ``write`` wants the caller to hold `locks.writer_lock`."""
+    """Open the log at ``stores.log``; ``write`` requires `locks.writer_lock`."""
     return EventLog(locate("stores.log", url, root), write)
 
 
 def open_decisions(url: str, root: Path, write: bool = False) -> DecisionLog:
-    """The decisions behind ``stores.decisions``; ``write`` wants the caller to hold `locks.writer_lock`."""
+    """Open ``stores.decisions``; ``write`` requires `locks.writer_lock`."""
     return DecisionLog(locate("stores.decisions", url, root), write)
 
 
 def open_control(url: str, root: Path) -> ControlStore:
-    """The control store behind ``stores.control``; any process may move a release."""
+    """Open the control store at ``stores.control``; any process may write to it."""
     return ControlStore(locate("stores.control", url, root))

@@ -1,4 +1,4 @@
-"""The admin token of a project folder: made once, kept readable by its owner alone."""
+"""Admin token of a project folder, generated once and readable by its owner only."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from recloop.errors import UserError
 
 FILE = "admin-token"
-"""Its name in the project's ``store/``."""
+"""File name in the project's ``store/``."""
 TOKEN_BYTES = 32
 SHAPE = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes in URL-safe base64
 
 
 def path(root: Path) -> Path:
-    """The file of a project folder's token."""
+    """Return the path of the token file."""
     return root / "store" / FILE
 
 
 def read(root: Path) -> str:
-    """The token of a project folder, empty where none was made yet.
+    """Read the token; empty if it does not exist yet.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file does not contain a token.
     """
     file = path(root)
     try:
@@ -37,12 +37,12 @@ def read(root: Path) -> str:
 
 
 def ensure(root: Path) -> str:
-    """The token of a project folder; made where there is none. The file's mode is set to 0600.
+    """Read the token, generating it if needed; sets the file's mode to 0600.
 
-    Two processes that start at once agree on one token.
+    Two processes that start at the same time get the same token.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file does not contain a token.
     """
     if not read(root):
         _write(root, keep=True)
@@ -51,13 +51,13 @@ def ensure(root: Path) -> str:
 
 
 def renew(root: Path) -> str:
-    """Replace the token; a running service keeps the old one until it starts again."""
+    """Replace the token; a running service uses the old one until it restarts."""
     _write(root, keep=False)
     return read(root)
 
 
 def _write(root: Path, keep: bool) -> None:
-    """Put a new token in place in one step; ``keep``: a token that is there meanwhile stays."""
+    """Write a new token atomically; ``keep`` preserves a token written concurrently."""
     file = path(root)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{FILE}.{os.getpid()}.tmp")

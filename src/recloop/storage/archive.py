@@ -1,4 +1,4 @@
-"""The import's rows where they live, in ``data/``: read whole for a proof, by event_id and by user for the write path."""
+"""Archive: read access to the prepared rows in ``data/``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from recloop.storage.data_manifest import DataManifest
 
 
 class Archive:
-    """``data/`` as `prepare` (or an update) left it; never written here.
+    """Read-only view of ``data/`` as written by `prepare` or an update.
 
-    An update may append while this one is open: rows past the watermark that it was opened with stay out of sight.
+    An update may append while the archive is open; rows after its watermark are ignored.
 
     Raises:
-        UserError: nothing was prepared yet.
+        UserError: no data was prepared yet.
     """
 
     def __init__(self, data: Path) -> None:
@@ -31,36 +31,36 @@ class Archive:
 
     @property
     def watermark(self) -> int:
-        """The last seq that the import took."""
+        """Last seq in the archive."""
         return self.manifest.watermark
 
     def events(self) -> pl.DataFrame:
-        """Every believed event, in the order of seq: EVENT_SCHEMA."""
+        """All valid events by seq: EVENT_SCHEMA."""
         return self._believed().collect().sort(SEQ)
 
     def items(self) -> pl.DataFrame | None:
-        """Every version of every item; None where there is none."""
+        """All item versions; None without a catalog."""
         return self._table("items.parquet")
 
     def users(self) -> pl.DataFrame | None:
-        """Every version of every user; None where there is none."""
+        """All user versions; None without user attributes."""
         return self._table("users.parquet")
 
     def quarantine(self) -> pl.DataFrame:
-        """The rows that a rule took, in the order of seq: EVENT_SCHEMA + rule."""
+        """Rows quarantined by a rule, by seq: EVENT_SCHEMA + rule."""
         return self._quarantined().collect().sort(SEQ)
 
     def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
-        """The events of the import that carry one of these event_ids; of several the first."""
-        if self._hashes is None:  # 8 bytes an id in memory; the rows themselves stay where they are
+        """Events with one of these event_ids, by event_id; the first of several."""
+        if self._hashes is None:  # 8 bytes per id in memory; the rows stay on disk
             ids = self._all().select(EVENT_ID).drop_nulls().collect().to_series()
             self._hashes = np.unique(ids.hash(0).to_numpy())
         asked = pl.Series(event_ids, dtype=pl.String)
         if not len(self._hashes) or not len(asked):
             return {}
         hashes = asked.hash(0).to_numpy()
-        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        wanted = asked.filter(pl.Series(self._hashes[places] == hashes))
+        positions = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        wanted = asked.filter(pl.Series(self._hashes[positions] == hashes))
         if not len(wanted):
             return {}
         rows = self._all().filter(pl.col(EVENT_ID).is_in(wanted.implode())).collect().sort(SEQ, descending=True)
@@ -68,34 +68,37 @@ class Archive:
         return {event.event_id: event for event in events if event.event_id is not None}
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
-        """Whose events have these numbers, by number."""
+        """User id of each of these seqs."""
         named = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
         return dict(self._all().filter(named).select(SEQ, USER_ID).collect().iter_rows())
 
     def of(self, users: Sequence[str]) -> pl.DataFrame:
-        """Every believed event of these users, in the order of seq: EVENT_SCHEMA."""
+        """Valid events of these users by seq: EVENT_SCHEMA."""
         named = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
         return self._believed().filter(named).collect().sort(SEQ)
 
     def matching(self, condition: pl.Expr) -> pl.DataFrame:
-        """Every believed event that meets a condition, in the order of seq: EVENT_SCHEMA."""
+        """Valid events that meet a condition, by seq: EVENT_SCHEMA."""
         return self._believed().filter(condition).collect().sort(SEQ)
 
     def quarantined(self, condition: pl.Expr) -> pl.DataFrame:
-        """Every quarantined row that meets a condition, in the order of seq: EVENT_SCHEMA + rule."""
+        """Quarantined rows that meet a condition, by seq: EVENT_SCHEMA + rule."""
         return self._quarantined().filter(condition).collect().sort(SEQ)
 
     def users_of(self, condition: pl.Expr) -> pl.Series:
-        """The users of the believed events that meet a condition, each once."""
+        """Distinct users of the valid events that meet a condition."""
         return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
 
     def count(self, condition: pl.Expr | None = None) -> int:
-        """How many believed events there are, or meet a condition."""
+        """Count the valid events, or those that meet a condition."""
         rows = self._believed() if condition is None else self._believed().filter(condition)
         return int(rows.select(pl.len()).collect().item())
 
     def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
-        """Rows of these users, quarantined ones too, with ``after`` < stamp <= ``until``, by seq: EVENT_SCHEMA + rule."""
+        """Rows of these users with ``after`` < timestamp <= ``until``, by seq.
+
+        Includes quarantined rows: EVENT_SCHEMA + rule.
+        """
         if self._last is None:
             quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(TIMESTAMP)
             known = pl.concat([self._believed().select(TIMESTAMP), quarantined])
@@ -105,15 +108,15 @@ class Archive:
             return pl.DataFrame(schema=schema)
         named = pl.Series(list(users), dtype=pl.String).implode()
         inside = pl.col(USER_ID).is_in(named) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
-        first, last = _day(after, -1), _day(until, 1)  # whichever time zone cut the days
-        files = [file for day, held in self._days().items() if first <= day <= last for file in held]
+        first, last = _day(after, -1), _day(until, 1)  # one day of margin for the time zone of the folders
+        files = [file for day, of_day in self._days().items() if first <= day <= last for file in of_day]
         parts = [self._quarantined().filter(inside)]
         if files:
             parts.append(self._scan(files).filter(inside).with_columns(pl.lit(None, pl.String).alias(RULE)))
         return pl.concat(parts).collect().sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
-        """Whether some event of the import has this id in that column."""
+        """True if an archived event has this id in the column."""
         return not self._all().filter(pl.col(column) == raw_id).head(1).collect().is_empty()
 
     def _days(self) -> dict[str, list[Path]]:
@@ -146,11 +149,11 @@ class Archive:
         try:
             return pl.read_parquet(file).filter(pl.col(SEQ) <= self.watermark)
         except pl.exceptions.PolarsError as error:
-            raise UserError("data", file, f"a whole file ({error})", "recloop prepare") from None
+            raise UserError("data", file, f"an undamaged file ({error})", "recloop prepare") from None
 
 
 def _day(stamp: int, more: int) -> str:
-    """The UTC day of a stamp and ``more`` days, as the folders are named."""
+    """Folder name of a timestamp's UTC day plus ``more`` days."""
     try:
         return f"{EPOCH + timedelta(days=more, microseconds=stamp):%Y-%m-%d}"
     except OverflowError:

@@ -1,7 +1,8 @@
-"""The control store: release rows that any process may add, each by a compare-and-set on the generation; and an inbox.
+"""Control store: release rows and the inbox of pending retractions.
 
-The inbox holds what another process has for the one writer of the log: rows that an update takes back. They are
-numbered when the writer takes them; what was taken stays as a row that says so, so that it can be handed again.
+Any process may add a release row by a compare-and-set on the generation. The inbox holds retractions that another
+process, such as an update, hands to the single writer of the log. The writer numbers them and marks them as taken; the
+rows are kept, so that a later restoration and retraction can be handed in again.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ COLUMNS = 'generation, at, bundle, sha256, "from", "to", "by", reason, evidence'
 
 
 class ReleaseConflict(Refused):
-    """Somebody else moved a release between the look and the move: look again, then decide."""
+    """Another process moved a release between the read and the write."""
 
     def __init__(self, found: int, expected: int, who: str) -> None:
-        super().__init__("generation", found, expected, f"meanwhile {who}; look again: recloop status")
+        super().__init__("generation", found, expected, f"meanwhile {who}; check: recloop status")
 
 
 class ReleaseRow(NamedTuple):
-    """One move: ``bundle`` went ``from_`` one state ``to`` another; ``sha256`` is of its manifest."""
+    """Release move of ``bundle`` from state ``from_`` to state ``to``.
+
+    ``sha256`` is the hash of the bundle's manifest.
+    """
 
     generation: int
     at: int
@@ -63,7 +67,7 @@ class ReleaseRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingRetraction:
-    """A row of the inbox that the log has not taken yet: event ``of_seq`` is taken back by ``rule``."""
+    """Inbox row not yet in the log: event ``of_seq`` is retracted by ``rule``."""
 
     id: int
     of_seq: int
@@ -77,15 +81,18 @@ class PendingRetraction:
 
 
 class ControlStore(Store):
-    """control.db (``journal_mode=DELETE``: many writers, so no write-ahead log); see `recloop.storage.open_control`."""
+    """Store control.db; see `recloop.storage.open_control`.
+
+    It has several writing processes, so it uses ``journal_mode=DELETE`` instead of a write-ahead log.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lock = threading.Lock()
-        open_reader(file, SCHEMA, SCRIPT).close()  # refuses what cannot be read, makes nothing
+        open_reader(file, SCHEMA, SCRIPT).close()  # refuse an unreadable file without creating one
 
     def releases(self) -> list[ReleaseRow]:
-        """Every row, oldest first."""
+        """All release rows, oldest first."""
         connection = open_reader(self.file, SCHEMA, SCRIPT)
         try:
             rows = connection.execute(f"SELECT {COLUMNS} FROM releases ORDER BY generation").fetchall()
@@ -94,7 +101,7 @@ class ControlStore(Store):
         return [_release_row(row) for row in rows]
 
     def generation(self) -> int:
-        """The newest generation, 0 before the first row."""
+        """Newest generation; 0 before the first row."""
         connection = open_reader(self.file, SCHEMA, SCRIPT)
         try:
             return int(connection.execute("SELECT coalesce(max(generation), 0) FROM releases").fetchone()[0])
@@ -114,10 +121,10 @@ class ControlStore(Store):
         expected_generation: int,
         at: int,
     ) -> ReleaseRow:
-        """Add the row of one move, numbered one past ``expected_generation``.
+        """Add the row of one move with generation ``expected_generation`` + 1.
 
         Raises:
-            Moved: the newest generation is another by now; nothing was written.
+            ReleaseConflict: the newest generation is not ``expected_generation``; nothing was written.
         """
         generation = expected_generation + 1
         row = ReleaseRow(generation, at, bundle, sha256, from_, to, by, reason, evidence=dict(evidence))
@@ -126,15 +133,15 @@ class ControlStore(Store):
         return row
 
     def hand(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
-        """Put retractions into the inbox of the log's writer; how many of them are new.
+        """Put retractions into the inbox and return the number of new ones.
 
-        An event that was handed before is not handed again, unless a restoration lies between.
+        An event that was handed in before is skipped, unless it was restored since.
 
         Args:
-            rows: ``of_seq`` and ``rule`` are read.
-            by: Who hands them.
-            at: int64 microseconds.
-            reason: Why, in a person's words.
+            rows: Retractions; only ``of_seq`` and ``rule`` are read.
+            by: Origin of the retractions.
+            at: Time, int64 microseconds.
+            reason: Reason given by the operator.
         """
         with self._writing() as connection:
             newest = dict(connection.execute("SELECT of_seq, rule FROM inbox ORDER BY id"))
@@ -149,10 +156,10 @@ class ControlStore(Store):
         return len(fresh)
 
     def handed(self) -> list[PendingRetraction]:
-        """What waits in the inbox, oldest first."""
+        """Pending inbox rows, oldest first."""
         connection = open_reader(self.file, SCHEMA, SCRIPT)
         try:
-            if int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1:  # as it was before the inbox
+            if int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1:  # schema 1 has no inbox
                 return []
             rows = connection.execute('SELECT id, of_seq, rule, "by", at FROM inbox WHERE taken = 0 ORDER BY id')
             return [PendingRetraction(*row) for row in rows]
@@ -160,16 +167,16 @@ class ControlStore(Store):
             connection.close()
 
     def taken(self, ids: Sequence[int]) -> None:
-        """The log holds these rows of the inbox by now."""
+        """Mark inbox rows as written to the log."""
         with self._writing() as connection:
-            connection.executemany("UPDATE inbox SET taken = 1 WHERE id = ?", [(one,) for one in ids])
+            connection.executemany("UPDATE inbox SET taken = 1 WHERE id = ?", [(row_id,) for row_id in ids])
 
     def close(self) -> None:
-        """Nothing stays open between two calls."""
+        """Do nothing: connections are closed after each call."""
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One short transaction."""
+        """Open a connection for one short transaction."""
         with self._lock:
             pragmas = ("journal_mode = DELETE", "synchronous = FULL")
             connection = open_writer(self.file, SCHEMA, SCRIPT, pragmas, MIGRATIONS)

@@ -1,4 +1,4 @@
-"""Typed record of ``data/manifest.json``: the prepared log, its files, and what each update added.
+"""Typed record of ``data/manifest.json``: prepared log, files and updates.
 
 Parsed when ``data/`` is opened. Keys that this version does not know are kept in ``other_keys`` and written back.
 """
@@ -20,7 +20,7 @@ MANIFEST: Final = "manifest.json"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One input file as it was read: its name from the project folder, its content, its rows and those rejected."""
+    """Input file as read: name in the project folder, hash, size and row counts."""
 
     name: str
     sha256: str
@@ -31,7 +31,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows that were read, and what became of them; ``removed`` by rule."""
+    """Row counts of the import; ``removed`` by rule."""
 
     read: int
     kept: int
@@ -44,7 +44,7 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """The rows that one update added."""
+    """Rows added by one update."""
 
     from_seq: int
     to_seq: int
@@ -54,9 +54,9 @@ class UpdateRecord:
 
 @dataclass(frozen=True)
 class WindowLoss:
-    """The live bundle's loss on the window of one update, see `recloop.evaluation.paired.LossEstimate`.
+    """Live bundle's loss on one update's window.
 
-    Records of earlier versions have no ``bundle`` or no ``queries`` and ``spread``.
+    See `recloop.evaluation.paired.LossEstimate`. Records of earlier versions lack ``bundle``, ``queries`` or ``spread``.
     """
 
     to_seq: int
@@ -71,16 +71,21 @@ class WindowLoss:
 
 @dataclass(frozen=True)
 class DataManifest:
-    """What ``data/`` holds.
+    """Content of ``data/``.
 
     Attributes:
         code: Version of recloop that wrote it last.
-        fingerprint: Of the imported files and the settings that read them.
-        cut: Start of the test, int64 microseconds UTC. held_seq: first seq of the held-back moments; None: none.
-        watermark: Last seq in ``data/``. imported: last seq of the import; None: not recorded by an earlier version.
-        sources, catalogs: Files of ``data.events``, and of ``data.items`` and ``data.users``, as they were read.
-        report: The doctor's numbers. dwell: see `recloop.features.dwell`. config: the settings, all of them.
-        files: Of ``data/``, by path.
+        fingerprint: Hash of the imported files and the settings that read them.
+        cut: Start of the test, int64 microseconds UTC.
+        held_seq: First seq of the held-back moments; None if there are none.
+        watermark: Last seq in ``data/``.
+        imported: Last seq of the import; None in manifests of earlier versions.
+        sources: Files of ``data.events`` as read.
+        catalogs: Files of ``data.items`` and ``data.users`` as read.
+        report: Numbers of the doctor.
+        dwell: See `recloop.features.dwell`.
+        config: All settings.
+        files: Files of ``data/`` by path.
     """
 
     fingerprint: str
@@ -109,17 +114,17 @@ class DataManifest:
 
     @property
     def imported_until(self) -> int:
-        """The last seq of the import: what is after it was posted."""
+        """Last seq of the import; later rows were posted."""
         if self.imported is not None:
             return self.imported
         return self.updates[0].from_seq - 1 if self.updates else self.watermark
 
     @classmethod
     def read(cls, folder: Path) -> DataManifest:
-        """The manifest in a folder.
+        """Read the manifest of a folder.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: the manifest is missing or damaged.
         """
         file = folder / MANIFEST
         try:
@@ -127,7 +132,7 @@ class DataManifest:
         except FileNotFoundError:
             raise UserError("data", file, "a prepared log", "recloop update") from None
         except ValueError as error:
-            raise UserError("data", file, f"a whole manifest ({error})", "recloop prepare") from None
+            raise UserError("data", file, f"an undamaged manifest ({error})", "recloop prepare") from None
         return cls.from_json(tree)
 
     @classmethod
@@ -135,7 +140,7 @@ class DataManifest:
         """Parse ``data/manifest.json``.
 
         Raises:
-            UserError: a key is missing or has another type.
+            UserError: a key is missing or has the wrong type.
         """
         manifest = JsonObject(tree, f"data/{MANIFEST}", UserError, "recloop prepare")
         return cls(

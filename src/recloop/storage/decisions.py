@@ -1,9 +1,8 @@
-"""What was answered: a buffer behind the answers, written by one thread, every row that is lost counted.
+"""Decision log: a buffered store of responses that counts every lost row.
 
-A request never waits for the disk: a row joins the buffer, the writer thread commits every 200 ms or 1,000 rows
-(``synchronous=NORMAL``). A full buffer drops the row and counts it; a row whose key is there already is left out and
-counted. A counter in a memory-mapped file beside the store outlives a killed process, so the next one knows how many
-rows its end took.
+A request never waits for the disk. It adds a row to a buffer, and the writer thread commits every 200 ms or 1,000 rows
+(``synchronous=NORMAL``). A row is dropped and counted if the buffer is full, and skipped and counted if its key exists.
+A counter in a memory-mapped file survives a killed process, so the next process knows how many rows were lost.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from recloop.storage.sqlite import ReaderPool, Store, give_back, open_writer, tr
 SCHEMA = 3
 EVERY_SECONDS = 0.2
 BATCH = 1_000
-ROOM = 50_000  # rows that wait at most
+ROOM = 50_000  # most rows in the buffer
 
 REMOVED = """
 CREATE TABLE removed (
@@ -50,7 +49,7 @@ UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
 ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
     2: REMOVED,
 }
-"""Of schema 1 the arm drawn is not known where the candidate failed: such a row stays with the arm that answered."""
+"""Schema 1 does not record the assigned arm: a row keeps the arm that answered."""
 AS_OF_SCHEMA_1 = {
     "client_request_id": "NULL",
     "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
@@ -63,13 +62,13 @@ INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.
 
 
 class DecisionLog(Store):
-    """decisions.db; see `recloop.storage.open_decisions`.
+    """Store decisions.db; see `recloop.storage.open_decisions`.
 
     Attributes:
-        dropped: Rows that found the buffer full since this process opened the store.
-        lost: Rows that ends of earlier processes took with them, all told.
-        repeated: Rows that were left out since this process opened the store, because their key was there already.
-        failing: The last commit failed; its rows wait for the next one.
+        dropped: Rows dropped by a full buffer since this process opened the store.
+        lost: Rows lost when earlier processes ended, in total.
+        repeated: Rows skipped because their key existed, since this process opened the store.
+        failing: True if the last commit failed; its rows are committed again.
     """
 
     def __init__(self, file: Path, write: bool) -> None:
@@ -93,9 +92,9 @@ class DecisionLog(Store):
             self.lost = int(self._readers.get().execute("SELECT lost FROM counts").fetchone()[0])
 
     def put(self, decision: Decision) -> bool:
-        """Take a row without waiting; False: the buffer is full and the row was dropped and counted.
+        """Add a row to the buffer without waiting; False if the full buffer dropped it.
 
-        A row whose (request_id, role, bundle) is there already is left out when it is written, and counted as ``repeated``.
+        A row whose (request_id, role, bundle) exists is skipped by the writer and counted as ``repeated``.
         """
         with self._wake:
             self._taken.add(1)
@@ -109,18 +108,18 @@ class DecisionLog(Store):
 
     @property
     def full(self) -> bool:
-        """The next row would be dropped."""
+        """True if the next row would be dropped."""
         return len(self._buffer) >= ROOM
 
     def flush(self, seconds: float = 10.0) -> bool:
-        """Wait until every row taken so far is committed; False: the time ran out, or the disk refuses."""
+        """Wait until the buffer is committed; False after a timeout or a failed commit."""
         with self._wake:
             self._urgent = True
             self._wake.notify_all()
             return self._wake.wait_for(lambda: not self._buffer, seconds)
 
     def close(self) -> None:
-        """Commit what waits and end the thread."""
+        """Commit the buffer and stop the writer thread."""
         if self._thread is not None:
             with self._wake:
                 self._closing = True
@@ -131,7 +130,7 @@ class DecisionLog(Store):
         self._readers.close()
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
-        """Rows in the order in which they were taken: the ``last`` ones, those with ``since`` <= at < ``until``."""
+        """Rows in insertion order: the ``last`` ones with ``since`` <= at < ``until``."""
         tests = [(text, stamp) for text, stamp in (("at >= ?", since), ("at < ?", until)) if stamp is not None]
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
         limit = "" if last is None else f"LIMIT {int(last)}"
@@ -141,7 +140,7 @@ class DecisionLog(Store):
         return [_decision(row) for row in found][::-1]
 
     def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
-        """The answers to these requests, those that are kept."""
+        """Stored responses to these requests."""
         for start in range(0, len(request_ids), BATCH):
             part = request_ids[start : start + BATCH]
             asked = f"""SELECT {self._columns} FROM decisions WHERE role = 'answer'
@@ -150,19 +149,19 @@ class DecisionLog(Store):
                 yield _decision(row)
 
     def traffic(self, micros: int) -> tuple[int, int, int]:
-        """Answers of the last ``micros`` microseconds back from the newest one: how many, the first stamp, the last."""
+        """Count, first and last time of responses in the ``micros`` up to the newest."""
         asked = """SELECT count(*), min(at), max(at) FROM decisions
             WHERE role = 'answer' AND at > (SELECT max(at) FROM decisions WHERE role = 'answer') - ?"""
         count, first, last = self._readers.get().execute(asked, (micros,)).fetchone()
         return int(count), int(first or 0), int(last or 0)
 
     def shadowed(self, bundle: str) -> int:
-        """Requests that a bundle has scored in the shadow."""
+        """Count the requests that a bundle has scored in shadow."""
         asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
         return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
     def twins_that_differ(self, bundle: str) -> int:
-        """Requests that a bundle scored in the shadow and that live, asked again, answered with another list."""
+        """Count requests that ``bundle`` scored in shadow and live failed to reproduce."""
         asked = """SELECT count(*) FROM decisions AS shadow
             JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
             JOIN decisions AS twin ON twin.request_id = shadow.request_id AND twin.role = 'twin'
@@ -171,42 +170,45 @@ class DecisionLog(Store):
         return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
     def totals(self) -> dict[tuple[str, str], int]:
-        """Answers ever given, by (variant, placement)."""
+        """Responses of all time by (variant, placement)."""
         connection = self._readers.get()
         text = "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
         totals = {(variant, placement): int(count) for variant, placement, count in connection.execute(text)}
-        if int(connection.execute("PRAGMA user_version").fetchone()[0]) in {1, 2}:  # as it was before any was removed
+        if int(connection.execute("PRAGMA user_version").fetchone()[0]) in {
+            1,
+            2,
+        }:  # schemas 1 and 2 have no table of removed rows
             return totals
         for variant, placement, count in connection.execute("SELECT variant, placement, answers FROM removed"):
             totals[variant, placement] = totals.get((variant, placement), 0) + int(count)
         return totals
 
     def newest_at(self) -> int | None:
-        """The newest ``at`` of an answer; None: there is none."""
+        """Newest ``at`` of a response; None without responses."""
         found = self._readers.get().execute("SELECT max(at) FROM decisions").fetchone()[0]
         return None if found is None else int(found)
 
     def count_before(self, at: int) -> tuple[int, int]:
-        """How many rows there are before a stamp, and in all."""
+        """Count the rows before a timestamp, and all rows."""
         text = "SELECT (SELECT count(*) FROM decisions WHERE at < ?), (SELECT count(*) FROM decisions)"
         before, whole = self._readers.get().execute(text, (at,)).fetchone()
         return int(before), int(whole)
 
     def is_empty(self) -> bool:
-        """Whether no decision was ever written."""
+        """True if the store has no decisions."""
         return self._readers.get().execute("SELECT 1 FROM decisions LIMIT 1").fetchone() is None
 
     def _take_stock(self, writer: sqlite3.Connection) -> None:
-        """Rows taken by earlier processes and never settled went with them."""
+        """Count decisions that a previous process accepted but did not write as lost."""
         settled, lost = writer.execute("SELECT settled, lost FROM counts").fetchone()
         missing = max(0, self._taken.value - settled)
         self.lost = lost + missing
         settled += missing
-        self._taken.set(settled)  # the machine itself may have lost the counter's page
+        self._taken.set(settled)  # a crash of the machine may have lost the counter's page
         writer.execute("UPDATE counts SET settled = ?, lost = ?", (settled, self.lost))
 
     def _run(self, writer: sqlite3.Connection) -> None:
-        counted = 0  # of `dropped`, what the store knows
+        counted = 0  # part of `dropped` that is in the store
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._buffer or self._closing or self._urgent)
@@ -239,14 +241,14 @@ class DecisionLog(Store):
                     writer.close()
                     return
                 if self.failing:
-                    self._wake.wait(EVERY_SECONDS)  # a full disk is asked again, not hammered
+                    self._wake.wait(EVERY_SECONDS)  # pause before the retry on a full disk
 
 
 def remove_before(file: Path, at: int) -> int:
-    """Delete the decisions of before a stamp and return their room to the disk; how many they were.
+    """Delete decisions before a timestamp, free disk space and return their number.
 
-    Any process may: a transaction is short, and a service that writes meanwhile waits for it. `DecisionLog.totals` still
-    counts them.
+    Any process may call this: transactions are short, and a running service waits for them. `DecisionLog.totals` still
+    counts the removed decisions.
     """
     writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
     removed = 0
@@ -271,7 +273,7 @@ def remove_before(file: Path, at: int) -> int:
 
 
 class _MappedCounter:
-    """Eight bytes of a file, mapped: what this process adds is in the kernel's hands, whatever ends the process."""
+    """Counter in a memory-mapped file that survives the end of the process."""
 
     def __init__(self, file: Path) -> None:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -305,7 +307,7 @@ def _row(decision: Decision) -> tuple[Any, ...]:
 
 
 def _readable(connection: sqlite3.Connection) -> str:
-    """The columns of a decision as this file can give them; one of schema 1 is read before its server migrates it."""
+    """Select list of a decision's columns; supports schema 1 before its migration."""
     old = int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1
     return ", ".join(
         f"{AS_OF_SCHEMA_1[name]} AS {name}" if old and name in AS_OF_SCHEMA_1 else name for name in COLUMNS

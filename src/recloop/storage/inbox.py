@@ -1,4 +1,4 @@
-"""The inbox emptied where no server runs: what was handed becomes rows of the log, then is marked as taken."""
+"""Offline delivery of inbox retractions to the log, without a running server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from recloop.storage.event_log import EventLog, Retraction
 
 
 def apply_inbox(control: ControlStore, log: EventLog) -> list[Retraction]:
-    """Number what waits as retractions of the log; the rows as kept.
+    """Write pending retractions to the log and return the stored rows.
 
-    The two files share no transaction: killed in between, the same rows are handed again, and the log knows them.
+    The two stores do not share a transaction. After a crash in between, the same rows are delivered again, and the log
+    recognizes them.
 
     Args:
         log: Opened for writing; the caller holds `locks.writer_lock`.
@@ -17,6 +18,6 @@ def apply_inbox(control: ControlStore, log: EventLog) -> list[Retraction]:
     waiting = control.handed()
     if not waiting:
         return []
-    kept = log.append_retractions([one.retraction for one in waiting])
-    control.taken([one.id for one in waiting])
+    kept = log.append_retractions([row.retraction for row in waiting])
+    control.taken([row.id for row in waiting])
     return kept

@@ -1,4 +1,4 @@
-"""The two locks of a project folder: one server (or writer) of the log, one run of a turn; the kernel frees both."""
+"""File locks of a project folder: log writer, update run and update loop."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from recloop.errors import Locked
 
 
 def writer_lock(root: Path, verb: str = "serve") -> _Lock:
-    """The right to write log.db and decisions.db: ``store/writer.lock``, a file of its own.
+    """Lock ``store/writer.lock`` for writing log.db and decisions.db.
 
-    Opening and closing a database file drops every lock that its process holds on it, SQLite's included.
+    It is a separate file because opening and closing a database file drops all locks that the process has on it.
     """
     return _Lock(root / "store" / "writer.lock", verb)
 
 
 def run_lock(root: Path, verb: str) -> _Lock:
-    """The right to write ``data/``, ``bundles/`` and ``runs/``: ``store/turn.lock``."""
+    """Lock ``store/turn.lock`` for writing ``data/``, ``bundles/`` and ``runs/``."""
     return _Lock(root / "store" / "turn.lock", verb)
 
 
 def every_lock(root: Path) -> _Lock:
-    """The right to repeat updates in a project: ``store/every.lock``."""
+    """Lock ``store/every.lock`` for repeating updates in a project."""
     return _Lock(root / "store" / "every.lock", "update --every")
 
 
 class _Lock:
-    """A flock on a file that says who holds it; a context manager, freed when the process ends however it ends.
+    """Context manager of a flock on a file that records its holder.
+
+    The kernel frees the lock when the process ends.
 
     Raises:
-        Locked: on entering, another process (or another holder in this one) has it.
+        Locked: on entering, if another holder has the lock, in this process or another.
     """
 
     def __init__(self, file: Path, verb: str) -> None:
@@ -57,19 +59,19 @@ class _Lock:
         return self
 
     def note(self, **facts: str) -> None:
-        """Write who holds the lock, with further facts such as ``url``: where it takes rows over HTTP."""
+        """Record the holder of the lock, with facts such as the service's ``url``."""
         self._who |= facts
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, json.dumps(self._who).encode(), 0)
 
     def __exit__(self, *_: object) -> None:
-        os.ftruncate(self._handle, 0)  # the file stays: removing it would let two holders in
+        os.ftruncate(self._handle, 0)  # the file is kept: removing it would allow two holders
         os.close(self._handle)
         self._handle = -1
 
 
 def served_at(root: Path) -> str:
-    """The address of the service that holds the writer's lock; empty: there is none, or it is not up yet."""
+    """Address of the service that holds the writer lock; empty if none is ready."""
     try:
         return str(json.loads((root / "store" / "writer.lock").read_text("utf-8")).get("url", ""))
     except (FileNotFoundError, ValueError, AttributeError):

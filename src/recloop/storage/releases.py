@@ -1,4 +1,4 @@
-"""The release machine: which bundle is live, and every move of every bundle as a row of the control store.
+"""Release state machine: states of bundles and moves, stored as release rows.
 
     registered ──> checked ──> shadow ──> experiment ──> live ──> retired, when another becomes live
         │             ├───────────┴──────────>│ ^          │ ^         │
@@ -6,16 +6,15 @@
         │                                             rolled_back ─────┘
         └──> refused, for good: from any state but live
 
-A bundle enters as ``registered`` with the hash of its manifest, which is what serving compares: by ``update`` after its
-gate, by ``train`` before. It is ``checked`` once it was loaded, its hashes and golden lists agreed: by the server, or by
-``promote`` where none runs. In the shadow it scores requests after live has answered them (several may stand there);
-in the experiment it answers a share of the users (one at a time). Where nothing is live yet the first one becomes live
-at once.
+A bundle is ``registered`` with the hash of its manifest, which serving compares: by ``update`` after its gate, by
+``train`` before it. It is ``checked`` after it was loaded and its hashes and golden lists agreed: by the server, or by
+``promote`` without a server. In shadow, a bundle scores requests after live has answered them; several bundles may be
+in shadow. In an experiment, one bundle answers a share of the users. The first bundle of a project becomes live at once.
 
-One bundle is live; when another becomes live the former is ``retired`` by the same row, ``rolled_back`` where that row
-is a rollback. The rows are the truth: a state is their fold, a move is a compare-and-set on ``generation``; of two
-movers at once one wins, the other is told who. Which steps must be earned is `recloop.recommend.loading`'s business; this file
-knows only which moves exist.
+One bundle is live. When another becomes live, the same row makes the former ``retired``, or ``rolled_back`` if the row
+is a rollback. The state is a fold of the rows, and a move is a compare-and-set on ``generation``. Of two concurrent
+moves one succeeds and the other gets a `ReleaseConflict`. This module knows only the allowed moves; the requirements of
+each step are in `recloop.release.transitions`.
 """
 
 from __future__ import annotations
@@ -32,9 +31,12 @@ from recloop.storage.control import ReleaseRow
 Target = Literal["shadow", "experiment", "live"]
 TARGETS: tuple[Target, ...] = ("shadow", "experiment", "live")
 ROLLED_BACK = "rolled_back"
-"""A state, and in the evidence of a rollback's row: the bundle that was live until then."""
+"""A state, and a key in a rollback's evidence: the bundle that was live before it."""
 RESTARTED = "restarted"
-"""In the evidence of the row that made a bundle of new data live: decisions of earlier generations know other data."""
+"""Key in the evidence of the row that made a bundle of a new first run live.
+
+Decisions of earlier generations refer to other data.
+"""
 FROM: Mapping[str, tuple[str, ...]] = {
     "checked": ("registered",),
     "shadow": ("checked",),
@@ -42,15 +44,18 @@ FROM: Mapping[str, tuple[str, ...]] = {
     "live": ("checked", "shadow", "experiment", "retired", ROLLED_BACK),
     "refused": ("registered", "checked", "shadow", "experiment", "retired", ROLLED_BACK),
 }
-"""The states from which a bundle may go to each state."""
+"""Allowed source states of each target state."""
 
 
 @dataclass
 class ReleaseState:
-    """The fold over all rows.
+    """Release state folded from all rows.
 
-    ``states`` holds each bundle's state and the row that put it there; ``hashes`` those of the manifests as
-    registered; ``lives`` the bundles that a rollback could bring back, the live one last.
+    Attributes:
+        states: State of each bundle and the row of its last move.
+        hashes: Manifest hash of each bundle as registered.
+        lives: Targets of successive rollbacks, then the live bundle.
+        generation: Generation of the last row.
     """
 
     states: dict[str, tuple[str, ReleaseRow]] = field(default_factory=dict)
@@ -60,13 +65,13 @@ class ReleaseState:
 
     @classmethod
     def of(cls, rows: Sequence[ReleaseRow]) -> ReleaseState:
-        read_state = cls()
+        state = cls()
         for row in rows:
-            read_state.take(row)
-        return read_state
+            state.take(row)
+        return state
 
     def take(self, row: ReleaseRow) -> None:
-        """One more row."""
+        """Apply one row."""
         self.hashes.setdefault(row.bundle, row.sha256)
         if row.to == "live":
             back = ROLLED_BACK in row.evidence
@@ -83,10 +88,10 @@ class ReleaseState:
         self.generation = row.generation
 
     def state(self, bundle: str) -> str:
-        """The state of a bundle.
+        """Return the state of a bundle.
 
         Raises:
-            UserError: no such bundle.
+            UserError: unknown bundle.
         """
         if bundle not in self.states:
             known = ", ".join(self.states) or "none yet"
@@ -94,16 +99,16 @@ class ReleaseState:
         return self.states[bundle][0]
 
     def rows_in(self, state: str) -> list[ReleaseRow]:
-        """The rows that put bundles where they are now, oldest move first."""
+        """Rows of the bundles in this state, oldest move first."""
         return sorted((row for found, row in self.states.values() if found == state), key=lambda row: row.generation)
 
     def since(self, bundle: str) -> ReleaseRow:
-        """The row that put a bundle where it is."""
+        """Row of a bundle's last move."""
         return self.states[bundle][1]
 
 
 def read_state(control: ControlStore) -> ReleaseState:
-    """The machine as it stands now."""
+    """Read the current release state."""
     return ReleaseState.of(control.releases())
 
 
@@ -117,11 +122,11 @@ def register(
     at: int,
     evidence: Mapping[str, Any] | None = None,
 ) -> ReleaseRow:
-    """Let a bundle in; ``sha256`` is that of its manifest.
+    """Register a bundle; ``sha256`` is the hash of its manifest.
 
     Raises:
-        Refused: it is registered already.
-        Moved: another process moved a release meanwhile.
+        Refused: the bundle is already registered.
+        ReleaseConflict: another process moved a release meanwhile.
     """
     now = read_state(control)
     if bundle in now.states:
@@ -135,12 +140,12 @@ def register(
 def checked(
     control: ControlStore, bundle: str, *, by: str, reason: str, at: int, evidence: Mapping[str, Any] | None = None
 ) -> ReleaseRow:
-    """Note that a registered bundle may be served: its hashes and golden lists agree.
+    """Mark a registered bundle as checked: its hashes and golden lists agree.
 
     Raises:
-        UserError: no such bundle.
-        Refused: it is past that step.
-        Moved: another process moved a release meanwhile.
+        UserError: unknown bundle.
+        Refused: the bundle is not in state registered.
+        ReleaseConflict: another process moved a release meanwhile.
     """
     return _move(control, read_state(control), bundle, "checked", by, reason, at, evidence or {})
 
@@ -155,12 +160,12 @@ def promote(
     at: int,
     evidence: Mapping[str, Any] | None = None,
 ) -> ReleaseRow:
-    """Move a bundle on, to live unless said otherwise.
+    """Promote a bundle, by default to live.
 
     Raises:
-        UserError: no such bundle, or no such state to move to.
-        Refused: it was refused, is there already, was not checked yet, or another one is in the experiment.
-        Moved: another process moved a release meanwhile.
+        UserError: unknown bundle or target state.
+        Refused: the bundle's state does not allow the move, or another bundle is in an experiment.
+        ReleaseConflict: another process moved a release meanwhile.
     """
     if to not in TARGETS:
         raise UserError("--to", to, f"one of {', '.join(TARGETS)}", f"recloop promote {bundle} --to live")
@@ -168,11 +173,11 @@ def promote(
 
 
 def rollback(control: ControlStore, *, by: str, reason: str, at: int) -> ReleaseRow:
-    """Bring back the bundle that was live before the present one.
+    """Restore the previous live bundle.
 
     Raises:
-        Refused: there was none.
-        Moved: another process moved a release meanwhile.
+        Refused: there is no earlier live bundle.
+        ReleaseConflict: another process moved a release meanwhile.
     """
     found = read_state(control)
     if len(found.lives) < 2:
@@ -184,38 +189,38 @@ def rollback(control: ControlStore, *, by: str, reason: str, at: int) -> Release
 def refuse(
     control: ControlStore, bundle: str, *, by: str, reason: str, at: int, evidence: Mapping[str, Any] | None = None
 ) -> ReleaseRow:
-    """Take a bundle out for good.
+    """Exclude a bundle permanently.
 
     Raises:
-        UserError: no such bundle.
-        Refused: it is live (roll back first), or refused already.
-        Moved: another process moved a release meanwhile.
+        UserError: unknown bundle.
+        Refused: the bundle is live (roll back first) or already refused.
+        ReleaseConflict: another process moved a release meanwhile.
     """
     return _move(control, read_state(control), bundle, "refused", by, reason, at, evidence or {})
 
 
 def live(control: ControlStore) -> ReleaseRow | None:
-    """The row that made the live bundle live; None: nothing is live yet."""
+    """Row that made the live bundle live; None if no bundle is live yet."""
     found = lives(control)
     return found[0] if found else None
 
 
 def lives(control: ControlStore) -> list[ReleaseRow]:
-    """The live bundle's row, then those of the earlier live ones that a rollback would bring back, newest first."""
+    """Rows of the live bundle and of rollback targets, newest first."""
     rows = control.releases()
     newest = {row.bundle: row for row in rows if row.to == "live"}
     return [newest[bundle] for bundle in dict.fromkeys(reversed(ReleaseState.of(rows).lives))]
 
 
 def data_since(control: ControlStore) -> int:
-    """The generation since which the present data are served; 0: since the first bundle."""
+    """Generation of the last new first run; 0 if there was only one first run."""
     return max((row.generation for row in control.releases() if RESTARTED in row.evidence), default=0)
 
 
 def release_table(control: ControlStore) -> JsonTree:
-    """What is live, what is tried, since when: the release part of ``recloop status``.
+    """Build the release part of ``recloop status``.
 
-    ``shadow`` is the candidate: of several bundles in the shadow the one that came first.
+    ``shadow`` is the candidate: the first of several bundles in shadow.
     """
     found = read_state(control)
     first = {state: next((row.bundle for row in found.rows_in(state)), None) for state in ("shadow", "experiment")}
@@ -231,11 +236,11 @@ def release_table(control: ControlStore) -> JsonTree:
 
 
 def allowed(found: ReleaseState, bundle: str, to: str) -> None:
-    """Whether the machine knows this move.
+    """Check that a move is allowed.
 
     Raises:
-        UserError: no such bundle.
-        Refused: it does not, or another bundle is in the experiment.
+        UserError: unknown bundle.
+        Refused: the move is not allowed, or another bundle is in an experiment.
     """
     state = found.state(bundle)
     first = state == "registered" and to == "live" and not found.lives

@@ -1,4 +1,4 @@
-"""Snapshots of states: each user's bytes as of one seq, written whole, renamed into place, read-only from then on."""
+"""State snapshots: encoded user states at one seq, immutable once published."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from recloop.errors import UserError
 from recloop.files import replacing
 from recloop.storage.sqlite import Store, open_reader, transaction
 
-SCHEMA = 3  # 2: a group_id that is used again or ended starts a new moment; 3: acts, with use, pair, weight, units
+SCHEMA = 3  # 2: a reused or ended group_id starts a new moment; 3: acts with use, pair, weight, units
 SCRIPT = """
 CREATE TABLE facts (seq INTEGER NOT NULL, key TEXT NOT NULL);
 CREATE TABLE states (user_id TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID"""
 
 
 def name(seq: int, key: str) -> str:
-    """The file name of the snapshot as of ``seq`` for states of event classes ``key`` (8 hex)."""
+    """File name of the snapshot at ``seq`` for state key ``key`` (8 hex digits)."""
     return f"snapshots-{seq}-{key}.db"
 
 
 def forget(store: Path, watermark: int) -> None:
-    """Remove the files of earlier watermarks; who still reads one keeps what it has opened."""
+    """Remove snapshots of earlier watermarks; open ones stay readable."""
     for file in store.glob("snapshots-*.db"):
         if int(file.name.split("-")[1]) < watermark:
             file.unlink(missing_ok=True)
 
 
 def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -> None:
-    """Write every user's state beside ``path``, make it durable, rename it into place."""
+    """Write a snapshot of all states durably and atomically."""
     with replacing(path) as beside:
         connection = sqlite3.connect(beside, isolation_level=None)
         try:
-            # The file is nobody's until it is renamed, so no journal is needed; fsync follows once, whole.
+            # Not visible before the rename, so it needs neither a journal nor more than one fsync.
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
             with transaction(connection):
@@ -47,7 +47,7 @@ def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -
 
 
 def current(path: Path) -> Snapshot | None:
-    """A snapshot opened for reading; None where there is none, or one of an earlier schema, which is made anew."""
+    """Open a snapshot; None if it is missing or has another schema."""
     try:
         return Snapshot(path)
     except UserError:
@@ -55,29 +55,29 @@ def current(path: Path) -> Snapshot | None:
 
 
 class Snapshot(Store):
-    """A snapshot opened for reading; ``seq`` and ``key`` are what it was written with.
+    """Snapshot opened for reading, with its ``seq`` and ``key``.
 
     Raises:
-        UserError: no such file, or none of ours.
+        UserError: the file is missing or is not a valid snapshot.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            raise UserError("snapshot", path, "a file that `recloop prepare` wrote", "recloop prepare")
+            raise UserError("snapshot", path, "a file written by `recloop prepare`", "recloop prepare")
         self.path = path
         self._connection = open_reader(path, SCHEMA, SCRIPT, immutable=True)
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA:
             self._connection.close()
-            raise UserError("snapshot", f"schema {found}", f"schema {SCHEMA}", "recloop serve, which writes it anew")
+            raise UserError("snapshot", f"schema {found}", f"schema {SCHEMA}", "recloop serve, which rebuilds it")
         row = self._connection.execute("SELECT seq, key FROM facts").fetchone()
         if row is None:
             self._connection.close()
-            raise UserError("snapshot", path, "a whole snapshot", "recloop prepare")
+            raise UserError("snapshot", path, "an undamaged snapshot", "recloop prepare")
         self.seq, self.key = int(row[0]), str(row[1])
 
     def get(self, user_id: str) -> bytes | None:
-        """The bytes of one user's state; None for who had none."""
+        """Encoded state of a user; None without a state."""
         row = self._connection.execute("SELECT state FROM states WHERE user_id = ?", (user_id,)).fetchone()
         return None if row is None else bytes(row[0])
 

@@ -1,4 +1,4 @@
-"""How a SQLite file is found, opened and versioned: one writing connection, every other one read-only."""
+"""SQLite files: location, connections, schema versions, migrations and free space."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from recloop.files import sync_folder
 
 BUSY_SECONDS = 10.0
 INCREMENTAL = 2
-"""``PRAGMA auto_vacuum`` of a file that can give free pages back by steps."""
+"""Value of ``PRAGMA auto_vacuum`` for a file that frees pages in steps."""
 WORTHWHILE_BYTES = 1_000_000
-"""Free space for which a file is written anew."""
+"""Free space from which a file is rewritten."""
 
 
 class Store(ABC):
-    """A store that ``with`` closes at the end of its block; an owner that lives long calls ``close`` itself."""
+    """Base of stores: a context manager that closes at the end of the block."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release the files of the store; a second call does nothing."""
+        """Release the store's files; idempotent."""
 
     def __enter__(self) -> Self:
         return self
@@ -36,10 +36,12 @@ class Store(ABC):
 
 
 def locate(key: str, url: str, root: Path) -> Path:
-    """The file of a store's URL: ``sqlite:///store/log.db`` lies in the project, ``sqlite:////srv/log.db`` anywhere.
+    """Resolve a store's URL to a file.
+
+    ``sqlite:///store/log.db`` is relative to the project, ``sqlite:////srv/log.db`` is absolute.
 
     Raises:
-        UserError: another scheme; PostgreSQL and Redis come with a later version.
+        UserError: another scheme than sqlite.
     """
     scheme, sep, path = url.partition(":///")
     if scheme != "sqlite" or not sep or not path:
@@ -50,13 +52,13 @@ def locate(key: str, url: str, root: Path) -> Path:
 def open_writer(
     file: Path, version: int, script: str, pragmas: tuple[str, ...], migrations: Mapping[int, str] | None = None
 ) -> sqlite3.Connection:
-    """A writing connection to a file, which is made with its folder when it is not there yet.
+    """Open a writing connection; creates the file and its folder if needed.
 
     Args:
-        migrations: For an older version, the statements that make it the next one; all are run, in their order.
+        migrations: Statements that migrate each older version to the next; applied in order.
 
     Raises:
-        UserError: no SQLite file, one that a newer recloop wrote, or one too old.
+        UserError: not a SQLite file, or its schema is newer than this version or too old.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -66,7 +68,7 @@ def open_writer(
             connection.execute(f"PRAGMA {pragma}")
         if found == 0:
             with transaction(connection):
-                if _version(connection, file, version) == 0:  # another process may have been first
+                if _version(connection, file, version) == 0:  # another process may have done it
                     for statement in script.split(";"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {version}")
@@ -81,17 +83,17 @@ def open_writer(
 
 def _migrate(connection: sqlite3.Connection, file: Path, version: int, migrations: Mapping[int, str]) -> None:
     with transaction(connection):
-        for found in range(_version(connection, file, version), version):  # another process may have been first
+        for found in range(_version(connection, file, version), version):  # another process may have done it
             if found not in migrations:
                 expected = f"schema {min(migrations, default=version)} or newer"
-                raise UserError(file.name, f"schema {found}", expected, "an earlier recloop, which migrates it")
+                raise UserError(file.name, f"schema {found}", expected, "an earlier recloop version, which migrates it")
             for statement in migrations[found].split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {found + 1}")
 
 
 def open_reader(file: Path, version: int, script: str, immutable: bool = False) -> sqlite3.Connection:
-    """A read-only connection; a file that is not there yet reads as an empty store."""
+    """Open a read-only connection; a missing file reads as an empty store."""
     if file.exists():
         query = "?mode=ro&immutable=1" if immutable else "?mode=ro"
         address = f"file:{quote(str(file.absolute()))}{query}"
@@ -105,17 +107,17 @@ def open_reader(file: Path, version: int, script: str, immutable: bool = False) 
             raise
         if found:
             return connection
-        connection.close()  # made by a writer that has not come to its tables yet
+        connection.close()  # its writer has not created the tables yet
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.executescript(script)
     return connection
 
 
 def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
-    """The schema version found, 0 for a new file.
+    """Read the schema version; 0 for a new file.
 
     Raises:
-        UserError: no SQLite file, or one that a newer recloop wrote.
+        UserError: not a SQLite file, or written by a newer recloop.
     """
     try:
         found = int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -131,9 +133,9 @@ def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, taking the write lock at once; an error rolls back.
+    """Run a block in a transaction with an immediate lock; roll back on an error.
 
-    An error while committing leaves open whether the rows were kept: the caller reads them back.
+    After an error during the commit the rows may be stored or not; the caller reads them back.
     """
     if connection.in_transaction:  # an earlier rollback failed
         connection.execute("ROLLBACK")
@@ -150,8 +152,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def give_back(connection: sqlite3.Connection) -> None:
     """Return free pages of a file to the disk.
 
-    A file made with ``auto_vacuum = INCREMENTAL`` gives them back by steps; an older one is written anew where at least
-    a quarter of it, and a megabyte, is free, and goes by steps from then on.
+    A file with ``auto_vacuum = INCREMENTAL`` frees them in steps. An older file is rewritten if at least a quarter of
+    it and 1 MB are free, and frees pages in steps from then on.
     """
 
     def asked(name: str) -> int:
@@ -168,28 +170,28 @@ def give_back(connection: sqlite3.Connection) -> None:
 
 
 def _step(connection: sqlite3.Connection) -> int:
-    """Give back some free pages; how many are left."""
+    """Free some pages and return the number of free pages left."""
     connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
     return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
 def bytes_of(file: Path) -> int:
-    """The bytes of a SQLite file with its write-ahead log."""
+    """Size in bytes of a SQLite file and its write-ahead log."""
     files = (file, file.with_name(f"{file.name}-wal"))
-    return sum(one.stat().st_size for one in files if one.exists())
+    return sum(path.stat().st_size for path in files if path.exists())
 
 
 class ReaderPool:
-    """Read-only connections to one file, one a thread."""
+    """Read-only connections to one file, one per thread."""
 
     def __init__(self, file: Path, version: int, script: str) -> None:
         self._file, self._version, self._script = file, version, script
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
-        self.get()  # a file that cannot be read is refused when it is opened
+        self.get()  # refuse an unreadable file at once
 
     def get(self) -> sqlite3.Connection:
-        """This thread's connection."""
+        """Return this thread's connection."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._local.connection = open_reader(self._file, self._version, self._script)

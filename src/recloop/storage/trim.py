@@ -1,4 +1,4 @@
-"""Rows of log.db that the archive holds, deleted once each was found there with the same content."""
+"""Trimming of log.db: deletes old rows that the archive holds with equal content."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from recloop.storage.archive import Archive
 from recloop.storage.event_log import EventLog
 
 BATCH: Final = 5_000
-"""Rows of one transaction: a request that waits for the log waits no longer."""
+"""Rows per transaction, which bounds the time that requests wait for the log."""
 
 
 class Trimmed(NamedTuple):
-    """``deleted``: rows that the archive holds; ``kept``: rows up to its watermark that it does not hold as they are."""
+    """Rows ``deleted`` (archived) and ``kept`` (missing or different in the archive)."""
 
     deleted: int
     kept: int
 
 
 def trim(log: EventLog, archive: Archive, seconds: float, dry_run: bool = False) -> Trimmed:
-    """Delete the events of the log that are archived and were received this long before its newest one.
+    """Delete archived events received at least ``seconds`` before the newest one.
 
-    A row goes only where the archive has a row of the same seq whose content has the same hash. Health and the
-    look-back of the rules read the newest days in the log; duplicates are found in the archive too.
+    A row is deleted only if the archive has a row with the same seq and content hash. Health and the look-back of the
+    rules read the newest days from the log; duplicates are also found in the archive.
 
     Args:
         log: Opened for writing, unless ``dry_run``.
-        archive: With the watermark that every reader of this log has taken up.
-        seconds: Age from which a row may go.
+        archive: Archive whose watermark every reader of this log already uses.
+        seconds: Minimum age of a deleted row, relative to the newest one.
     """
     newest = log.newest_received()
     if newest is None:
@@ -38,20 +38,20 @@ def trim(log: EventLog, archive: Archive, seconds: float, dry_run: bool = False)
     before, after, deleted, kept = newest - round(seconds * 1_000_000), 0, 0, 0
     while len(rows := log.old_events(after, archive.watermark, before, BATCH)):
         after = int(rows[SEQ][-1])
-        held = found_in(archive, rows)
-        deleted, kept = deleted + len(held), kept + len(rows) - len(held)
-        if len(held) and not dry_run:
-            log.delete_events(held)
+        archived = found_in(archive, rows)
+        deleted, kept = deleted + len(archived), kept + len(rows) - len(archived)
+        if len(archived) and not dry_run:
+            log.delete_events(archived)
     if deleted and not dry_run:
         log.give_back()
     return Trimmed(deleted, kept)
 
 
 def found_in(archive: Archive, rows: pl.DataFrame) -> list[int]:
-    """The seqs of the rows that the archive holds with the same content, by the hash of all columns."""
+    """Seqs of the rows that the archive holds with the same hash of all columns."""
     named = pl.col(SEQ).is_between(int(rows[SEQ][0]), int(rows[SEQ][-1]))
-    believed = archive.matching(named).with_columns(pl.lit(None, pl.String).alias(RULE))
-    archived = pl.concat([believed, archive.quarantined(named)])
+    valid = archive.matching(named).with_columns(pl.lit(None, pl.String).alias(RULE))
+    archived = pl.concat([valid, archive.quarantined(named)])
     mine, theirs = (
         frame.select(SEQ, frame.select(*EVENT_SCHEMA, RULE).hash_rows(0).alias("hash")) for frame in (rows, archived)
     )
