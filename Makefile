@@ -49,7 +49,6 @@ pictures: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/python tests/support/readme_tree.py --write
 	$(BIN)/python docs/generate.py --write
 
 clean:

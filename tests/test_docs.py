@@ -1,4 +1,4 @@
-"""Docs are executed: marked blocks run, the tree's sentences are the files' own, every verb and key is written down."""
+"""Docs are executed: marked blocks run, links resolve, both READMEs agree, every verb and key is written down."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from pathlib import Path
 
 import generate
 import pytest
-import readme_tree
 import typer
 
-from recloop.simulation.shop import SimulatedShop
-
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+README, README_ZH = ROOT / "README.md", ROOT / "README.zh.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+QUICKSTART = DOCS / "quickstart.md"
+GUIDE = ["data", "events", "models", "serving", "release", "monitoring", "python"]
+MAX_README_LINES = 120
 FENCE = re.compile(r"^```(\w+) run[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -41,17 +43,13 @@ def free_port() -> int:
     raise AssertionError("no port below 32,000 is free")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_marked_blocks_run(page: Path, tmp_path: Path, world: SimulatedShop) -> None:
-    """In order, in one folder that holds a shop's three files, with the commands of this environment."""
-    world.events().write_csv(tmp_path / "orders.csv")
-    world.items().write_csv(tmp_path / "products.csv")
-    world.users().write_csv(tmp_path / "customers.csv")
+def run_blocks(page: Path, folder: Path) -> None:
+    """Run the marked blocks of a page in order in a folder, with the commands of this environment."""
     port = str(free_port())
-    tools = tmp_path / ".tools"
-    tools.mkdir()
+    tools = folder / ".tools"
+    tools.mkdir(exist_ok=True)
     if shutil.which("curl") is None:
-        script = f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests" / "curl.py"}" "$@"\n'
+        script = f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests" / "support" / "curl.py"}" "$@"\n'
         (tools / "curl").write_text(script, "utf-8")
         (tools / "curl").chmod(0o755)
     path = os.pathsep.join([str(Path(sys.executable).parent), str(tools), os.environ["PATH"]])
@@ -59,17 +57,62 @@ def test_marked_blocks_run(page: Path, tmp_path: Path, world: SimulatedShop) -> 
     for number, (language, written) in enumerate(blocks(page), 1):
         code = written.replace(":8088", f":{port}")
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
         assert done.returncode == 0, f"{page.name}, block {number}\n{code}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_guide_is_executed() -> None:
-    assert len(blocks(ROOT / "docs" / "guide.md")) >= 4
+@pytest.fixture(scope="module")
+def project_after_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every block of the quickstart has run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    run_blocks(QUICKSTART, folder)
+    return folder
 
 
-def test_the_tree_of_the_readme_is_the_tree() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert readme_tree.block() in text, "run: python tests/support/readme_tree.py --write"
+def test_quickstart_blocks_run(project_after_quickstart: Path) -> None:
+    assert len(blocks(QUICKSTART)) >= 6
+    assert (project_after_quickstart / "recloop.toml").is_file()
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page) and page != QUICKSTART], ids=lambda page: page.stem
+)
+def test_marked_blocks_run(page: Path, tmp_path: Path, project_after_quickstart: Path) -> None:
+    folder = tmp_path / "shop"
+    shutil.copytree(project_after_quickstart, folder)
+    run_blocks(page, folder)
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_guide_page_has_executed_blocks(name: str) -> None:
+    assert blocks(DOCS / "guide" / f"{name}.md")
+
+
+@pytest.mark.parametrize("readme", [README, README_ZH], ids=["en", "zh"])
+def test_readme_is_short_and_names_every_folder(readme: Path) -> None:
+    text = readme.read_text("utf-8")
+    assert len(text.splitlines()) <= MAX_README_LINES
+    listed = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
+    package = ROOT / "src" / "recloop"
+    assert sorted(listed) == sorted(file.parent.name for file in package.glob("*/__init__.py"))
+
+
+def test_readme_translations_have_equal_code_and_headings() -> None:
+    english, chinese = README.read_text("utf-8"), README_ZH.read_text("utf-8")
+    fenced = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    assert fenced.findall(chinese) == fenced.findall(english)
+    headings = [re.findall(r"^#+", fenced.sub("", text), re.MULTILINE) for text in (english, chinese)]
+    assert headings[0] == headings[1]
+    assert "](README.zh.md)" in english
+    assert "](README.md)" in chinese
+
+
+def sentence(file: Path) -> str:
+    """Return the first sentence of a file's docstring on one line."""
+    text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    match = re.match(r".*?[.](?=\s|$)", paragraph)
+    return match[0].removesuffix(".") if match else ""
 
 
 def test_reference_tree_is_as_generated() -> None:
@@ -96,8 +139,8 @@ def sources() -> Iterator[Path]:
 
 @pytest.mark.parametrize("file", sorted(sources()), ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_file_opens_with_what_it_is_for(file: Path) -> None:
-    said = readme_tree.sentence(file)
-    assert 20 < len(said) < 160, said
+    first = sentence(file)
+    assert 10 < len(first) < 160, first
     assert "TODO" not in file.read_text("utf-8") or file.name == "test_docs.py"
     assert ast.get_docstring(ast.parse(file.read_text("utf-8")))
 
@@ -107,13 +150,12 @@ def test_every_verb_is_documented() -> None:
     text = (ROOT / "docs" / "stability.md").read_text("utf-8").split("## A project folder")[0]
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert [verb for verb in verbs if f"`{verb}`" not in text] == []
-    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
-    assert [verb for verb in verbs if f"recloop {verb}" not in guide] == []
 
 
 def test_links_inside_the_docs_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        text = page.read_text("utf-8")
+        for target in [*re.findall(r"\]\(([^)#:]+)\)", text), *re.findall(r'<img src="([^":]+)"', text)]:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

@@ -216,6 +216,14 @@ def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
         assert file.stat().st_size > 20_000
         if wanted := os.environ.get(PICTURE):
             shutil.copy(file, Path(wanted) / ("console.png" if scheme == "light" else "console-phone.png"))
+            if scheme == "light":
+                top = {"x": 0, "y": 0, "width": width, "height": 740}
+                page.screenshot(path=str(Path(wanted) / "console-top.png"), full_page=True, clip=top)
+                page.evaluate("window.scrollTo(0, 0)")
+                card = page.locator(".q-card").last.bounding_box()
+                assert card
+                person = {"x": card["x"], "y": card["y"], "width": 680, "height": 560}
+                page.screenshot(path=str(Path(wanted) / "list.png"), full_page=True, clip=person)
 
 
 def test_one_person_and_the_source_of_each_item(shop: Shop, opened: Any) -> None:
