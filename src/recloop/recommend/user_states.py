@@ -165,56 +165,83 @@ def snapshot_at(
 
     It advances an earlier snapshot if there is one, else reads archive and log.
     """
-    back = log.retractions(until=seq)
-    out = out_at(back)
-    since = archive.watermark if before is None else before.seq
-    fresh = _without(log.events(after=since, until=seq).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA), out)
-    users = log.users(since, seq)
+    retractions = log.retractions(until=seq)
     if before is None:
-        rows = pl.concat([_without(archive.events(), out), fresh])
-        known = archive.users()
-        yield from full_snapshot(signal.label(rows), users if known is None else pl.concat([known, users]))
-        return
-    inside = [row.of_seq for row in back if row.seq > since and row.of_seq <= since]
-    again = sorted({*archive.owners(inside).values(), *log.owners(inside).values()}) if inside else []
-    between = log.events(after=archive.watermark, until=since).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-    named = pl.col(USER_ID).is_in(pl.Series(again, dtype=pl.String).implode())
-    anew = _by_user(
-        signal.label(_without(pl.concat([archive.of(again), between.filter(named), fresh.filter(named)]), out))
-    )
-    yield from advanced_snapshot(
-        before, signal.label(fresh.filter(~named)), users, {user: anew.get(user) for user in again}
-    )
+        return _snapshot_from_all_rows(seq, archive, log, signal, out_at(retractions))
+    return _snapshot_from_earlier(seq, archive, log, signal, before, retractions)
+
+
+def _snapshot_from_all_rows(
+    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, out: Collection[int]
+) -> Iterator[tuple[str, bytes]]:
+    """The states of archive and log up to ``seq`` without the events ``out``."""
+    rows = pl.concat([archive.events(), _valid_events(log, archive.watermark, seq)])
+    archived_users, new_users = archive.users(), log.users(archive.watermark, seq)
+    users = new_users if archived_users is None else pl.concat([archived_users, new_users])
+    return full_snapshot(signal.label(_without(rows, out)), users)
+
+
+def _snapshot_from_earlier(
+    seq: int,
+    archive: Archive,
+    log: EventLog,
+    signal: EventLabeler,
+    before: Snapshot,
+    retractions: Sequence[Retraction],
+) -> Iterator[tuple[str, bytes]]:
+    """The states of an earlier snapshot advanced to ``seq``; users of whom it holds a retracted event are rebuilt."""
+    out = out_at(retractions)
+    new_rows = _without(_valid_events(log, before.seq, seq), out)
+    affected = _affected_users(retractions, before.seq, archive, log)
+    is_affected = pl.col(USER_ID).is_in(pl.Series(affected, dtype=pl.String).implode())
+    between = _valid_events(log, archive.watermark, before.seq)
+    all_rows = pl.concat([archive.of(affected), between.filter(is_affected), new_rows.filter(is_affected)])
+    labelled = signal.label(_without(all_rows, out))
+    rows_by_user = _by_user(labelled)
+    rebuilt = {user_id: rows_by_user.get(user_id, labelled.clear()) for user_id in affected}
+    return advanced_snapshot(before, signal.label(new_rows.filter(~is_affected)), log.users(before.seq, seq), rebuilt)
+
+
+def _affected_users(retractions: Sequence[Retraction], since: int, archive: Archive, log: EventLog) -> list[str]:
+    """Users with an event up to ``since`` that was retracted or restored after it, ascending."""
+    seqs = [row.of_seq for row in retractions if row.seq > since and row.of_seq <= since]
+    return sorted({*archive.owners(seqs).values(), *log.owners(seqs).values()}) if seqs else []
 
 
 def advanced_snapshot(
     snapshot: Snapshot,
     labelled: pl.DataFrame,
     users: pl.DataFrame | None,
-    anew: Mapping[str, pl.DataFrame | None] | None = None,
+    rebuilt: Mapping[str, pl.DataFrame] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Advance a snapshot's states by later valid rows and later versions of users.
+    """The states of a snapshot advanced by later valid rows and later versions of users.
 
     Args:
-        anew: All remaining rows of users with a retracted row inside the snapshot; None without such users.
+        rebuilt: All rows that remain of users whose stored state holds a retracted event.
     """
-    own, whole = _by_user(labelled), anew or {}
+    rebuilt = rebuilt or {}
+    new_rows = _by_user(labelled)
     versions = attribute_versions(users)
-    moved = {*own, *whole, *versions}
+    changed = {*new_rows, *rebuilt, *versions}
     for user_id, stored in snapshot:
-        if user_id not in moved:
+        if user_id not in changed:
             yield user_id, stored
-    for user_id in sorted(moved):
+    for user_id in sorted(changed):
         before = snapshot.get(user_id)
         state = UserState() if before is None else msgspec.msgpack.decode(before, type=UserState)
-        if user_id in whole:
+        if user_id in rebuilt:
             state = UserState(attributes=state.attributes)
-        for rows in (whole.get(user_id), own.get(user_id)):
-            if rows is not None:
-                fold(state, rows)
+            fold(state, rebuilt[user_id])
+        if user_id in new_rows:
+            fold(state, new_rows[user_id])
         if user_id in versions:
             state.attributes = versions[user_id][-1][1]
         yield user_id, msgspec.msgpack.encode(state)
+
+
+def _valid_events(log: EventLog, after: int, until: int) -> pl.DataFrame:
+    """Events that no rule quarantines with ``after`` < seq <= ``until``: EVENT_SCHEMA."""
+    return log.events(after=after, until=until).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
 
 
 def _by_user(labelled: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
