@@ -102,7 +102,9 @@ def answer(
     recommender = Recommender(bundle, catalogue, threads)
     placement = _placement(bundle)
     lists: list[list[str]] = []
-    covering, cold, had = np.zeros(len(queries)), np.zeros(len(queries), dtype=bool), []
+    covering = np.zeros(len(queries))
+    cold = np.zeros(len(queries), dtype=bool)
+    is_repeat = np.zeros(len(queries.targets), dtype=bool)
     for start in range(0, len(queries), CHUNK):
         span = slice(start, min(start + CHUNK, len(queries)))
         states = _states(timeline, queries, span)
@@ -110,21 +112,37 @@ def answer(
             Query(user_id=user, now=int(now), placement=placement, k=K)
             for user, now in zip(queries.users[span], queries.now[span], strict=True)
         ]
-        for b, answer in enumerate(recommender.recommend(states, asked, with_inputs=False)):
+        for b, ranked in enumerate(recommender.recommend(states, asked, with_inputs=False)):
             q = start + b
-            lists.append(answer.items)
-            covering[q] = np.mean([source in COVERING for source in answer.sources]) if answer.slots else 0.0
-            cold[q] = answer.positives < COLD_POSITIVES
-            held = _held(states, b)
-            had += [raw in held for raw in queries.targets[queries.offsets[q] : queries.offsets[q + 1]]]
-    code = {raw: number for number, raw in enumerate(dict.fromkeys(queries.targets), start=1)}
-    shown = np.array([[code.get(raw, len(code) + 1) for raw in one] + [0] * (K - len(one)) for one in lists])
-    wanted, own = np.array([code[raw] for raw in queries.targets], dtype=np.int64), np.array(had, dtype=bool)
-    numbers = {
-        name: metrics.ranking(shown.reshape(-1, K), *metrics.keep_targets(wanted, queries.offsets, mask), K)["NDCG"]
-        for name, mask in (("ndcg", np.ones(len(own), dtype=bool)), ("repeat", own), ("explore", ~own))
-    }
-    return QueryResults(np.array(queries.users, dtype=np.str_), lists, cold=cold, covering=covering, **numbers)
+            lists.append(ranked.items)
+            covering[q] = np.mean([source in COVERING for source in ranked.sources]) if ranked.slots else 0.0
+            cold[q] = ranked.positives < COLD_POSITIVES
+            targets = slice(queries.offsets[q], queries.offsets[q + 1])
+            earlier = _held(states, b)
+            is_repeat[targets] = [raw_id in earlier for raw_id in queries.targets[targets]]
+    shown, wanted = _numbered(lists, queries.targets)
+
+    def ndcg(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return metrics.ranking(shown, *metrics.keep_targets(wanted, queries.offsets, mask), K)["NDCG"]
+
+    return QueryResults(
+        users=np.array(queries.users, dtype=np.str_),
+        lists=lists,
+        ndcg=ndcg(np.ones(len(wanted), dtype=bool)),
+        repeat=ndcg(is_repeat),
+        explore=ndcg(~is_repeat),
+        cold=cold,
+        covering=covering,
+    )
+
+
+def _numbered(lists: list[list[str]], targets: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lists (Q, 10) and targets (T,) as numbers from 1; 0 pads, and items that are no target share the last number."""
+    number = {raw_id: n for n, raw_id in enumerate(dict.fromkeys(targets), start=1)}
+    other = len(number) + 1
+    shown = [[number.get(raw_id, other) for raw_id in items] + [0] * (K - len(items)) for items in lists]
+    wanted = [number[raw_id] for raw_id in targets]
+    return np.array(shown, dtype=np.int64).reshape(-1, K), np.array(wanted, dtype=np.int64)
 
 
 def latency(
