@@ -18,14 +18,14 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.learned_range import LearnedRange
-from recloop.models.base import is_closed_form
+from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import training_steps
 from recloop.pipeline.update_run import UpdateRun
 from recloop.policy import Policy, ScorerSpec, custom_scorers
 from recloop.records import STAMP
 from recloop.training import baselines
-from recloop.training.dataset import make_tables, train_data
-from recloop.training.fit import fit_network
+from recloop.training.dataset import ItemUserTables, make_tables, train_data
+from recloop.training.fit import TrainedNetwork, fit_network
 from recloop.training.warm_start import RATE, WarmStartState, select_targets
 
 
@@ -47,34 +47,79 @@ def build_child(
         held_seq: The first seq of its held-out moments.
         start: Weights of the parent; None: train from scratch with the parent's number of epochs.
     """
-    config, data = run.config, run.data
     begin = time.monotonic()
+    data = run.data
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
     arrays = train_data(tables, rows, None, training_steps.clicked_lists(run.project, rows))
-    trained = has_network(parent)
-    scorers = {source: spec for source, spec in parent.scorers.items() if source != "model" or not trained}
+    scorers = _closed_form_scorers(parent)
+    counts = _fit_counts(run.config, arrays, tables, scorers)
+    manifest = training_steps.base_manifest(run.config, tables, data, rows, held_seq)
+    child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
+    if has_network(parent):
+        plan = _TrainPlan.of(run, parent, arrays, counts, start)
+        child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, begin))
+    return tag_child(run, replace(child, policy=_policy(run.config, parent, child)), "full" if run.full else "warm")
+
+
+@dataclass(frozen=True)
+class _TrainPlan:
+    """How long a child's network is trained, and from what.
+
+    Attributes:
+        seconds: Time budget.
+        warm: Start of a warm child; None: the network is trained from scratch.
+    """
+
+    epochs: int
+    seconds: float
+    warm: WarmStartState | None
+
+    @classmethod
+    def of(
+        cls,
+        run: UpdateRun,
+        parent: Bundle,
+        arrays: TrainData,
+        counts: Mapping[str, np.ndarray],
+        start: WarmStart | None,
+    ) -> _TrainPlan:
+        """One epoch from given weights; from scratch as many as the parent found, without a tight budget."""
+        if start is None:
+            return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
+        chosen = select_targets(arrays, start.learned, run.config.update.replay, run.seed)
+        return cls(1, run.config.train.budget_seconds, WarmStartState(start.state, chosen, RATE, counts))
+
+
+def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
+    """The parent's scorers without its network."""
+    network = has_network(parent)
+    return {source: spec for source, spec in parent.scorers.items() if source != "model" or not network}
+
+
+def _fit_counts(
+    config: Config, arrays: TrainData, tables: ItemUserTables, scorers: Mapping[str, ScorerSpec]
+) -> dict[str, np.ndarray]:
+    """Arrays of the closed-form models with the parent's half-lives and options."""
     custom = next(iter(custom_scorers(scorers)), None)
     name = "" if custom is None else custom.model
-    options = _options(config, custom)
-    made, _ = baselines.fit_counts(arrays, tables, name, options, baselines.half_lives_of(scorers))
-    manifest = training_steps.base_manifest(config, tables, data, rows, held_seq)
-    bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
-    if trained:
-        warm = None
-        if start is not None:
-            chosen = select_targets(arrays, start.learned, config.update.replay, run.seed)
-            warm = WarmStartState(start.state, chosen, RATE, made)
-        epochs = 1 if warm is not None else parent.manifest.train.repeated_epochs
-        settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
-        budget = config.train.budget_seconds if warm is not None else training_steps.REFIT_SECONDS
-        model = parent.manifest.model
-        network = fit_network(model.name, model.config, arrays, settings, folder, budget, not sys.stderr.isatty(), warm)
-        bundle = training_steps.with_network(bundle, network)
-        run.voice.say(
-            "learn", f"{network.name}: {network.metrics.step} steps, {int(warm.chosen.sum()) if warm else 'all'} "
-            f"positions in {time.monotonic() - begin:.0f} s",
-        )  # fmt: skip
-    return tag_child(run, replace(bundle, policy=_policy(config, parent, bundle)), "full" if run.full else "warm")
+    half_lives = baselines.half_lives_of(scorers)
+    counts, _ = baselines.fit_counts(arrays, tables, name, _options(config, custom), half_lives)
+    return counts
+
+
+def _fit_network(
+    run: UpdateRun, parent: Bundle, arrays: TrainData, plan: _TrainPlan, folder: Path, begin: float
+) -> TrainedNetwork:
+    """Train the parent's network by the plan, and report steps and seconds since ``begin``."""
+    config, model = run.config, parent.manifest.model
+    settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": plan.epochs})})
+    quiet = not sys.stderr.isatty()
+    network = fit_network(model.name, model.config, arrays, settings, folder, plan.seconds, quiet, plan.warm)
+    positions = "all" if plan.warm is None else int(plan.warm.chosen.sum())
+    seconds = time.monotonic() - begin
+    message = f"{network.name}: {network.metrics.step} steps, {positions} positions in {seconds:.0f} s"
+    run.voice.say("learn", message)
+    return network
 
 
 def _options(config: Config, custom: ScorerSpec | None) -> Mapping[str, Any]:
