@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -51,6 +52,7 @@ ALONE = ("popular",)
 """Fallback order of a single-source row: its own list, then Popular (definitions, section 2b)."""
 
 Progress = Callable[[int, int], None]
+RowKind = Literal["counting", "network", "served"]
 
 
 class Split(Protocol):
@@ -159,8 +161,37 @@ def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int6
     return found
 
 
+@dataclass
+class _EvaluatedRow:
+    """One row of the table while its lists are collected: one source alone, or the list as served.
+
+    Attributes:
+        fallback: Stages that fill free slots; None: those of the bundle.
+        lists: (Q, K) item_ix, numbers behind the table for items that it does not hold.
+        ranks: Of the targets under leave-one-out; None under another protocol.
+        seconds: Time that its lists cost.
+    """
+
+    name: str
+    kind: RowKind
+    weights: Mapping[str, float]
+    fallback: Sequence[str] | None
+    fusion_constant: float
+    lists: NDArray[np.int64]
+    ranks: TargetRanks | None
+    seconds: float = 0.0
+
+    def values(
+        self, k: int, mask: NDArray[np.bool_], targets: NDArray[np.int64], offsets: NDArray[np.int64]
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """(Q,) each metric at k over the targets of one slice, given as a mask and as the kept targets."""
+        if self.ranks is not None:
+            return self.ranks.values(k, mask)
+        return metrics.ranking(self.lists, targets, offsets, k)
+
+
 class _BundleEvaluation:
-    """One bundle under test: its lists for every row, and their time."""
+    """One bundle under test and its rows."""
 
     def __init__(
         self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, counting: bool, threads: int
@@ -177,14 +208,26 @@ class _BundleEvaluation:
         self.settings = self.recommender.placement(self.placement)
         served = self.settings.weights
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
-        self.weights: dict[str, Mapping[str, float]] = {name: {source: 1.0} for source, name in self.names.items()}
-        self.weights["served"] = served
-        self.lists = {name: np.zeros((len(queries), max(self.ks)), dtype=np.int64) for name in self.weights}
-        self.places = (
-            {name: TargetRanks.of(len(queries)) for name in self.weights} if config.split.protocol == ONE else {}
-        )
+        one_target = config.split.protocol == ONE
+        self.depth = DEPTH if one_target else max(self.ks)
+        shape = (len(queries), max(self.ks))
+
+        def make_row(
+            name: str,
+            kind: RowKind,
+            weights: Mapping[str, float],
+            fallback: Sequence[str] | None,
+            fusion_constant: float,
+        ) -> _EvaluatedRow:
+            ranks = TargetRanks.of(len(queries)) if one_target else None
+            return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, np.zeros(shape, dtype=np.int64), ranks)
+
+        self.evaluated = [
+            make_row(name, "network" if source == "model" else "counting", {source: 1.0}, ALONE, RRF)
+            for source, name in self.names.items()
+        ]
+        self.evaluated.append(make_row("served", "served", served, None, self.settings.fusion_constant))
         self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
-        self.seconds = dict.fromkeys(self.weights, 0.0)
         # Items that are only in served lists get numbers after the table's.
         self.beyond: dict[str, int] = {}
 
@@ -207,28 +250,25 @@ class _BundleEvaluation:
             recall_seconds[source] = clock.lap()
         if "model" in recalled:
             _scored(self.bundle, encoded, allowed, recalled["model"])
-        for name, weights in self.weights.items():
-            mine = {source: found for source, found in recalled.items() if weights.get(source, 0.0) > 0}
-            rungs = None if name == "served" else ALONE
-            constant = self.settings.fusion_constant if name == "served" else RRF
-            fused = fuse(mine or recalled, weights, DEPTH if self.places else k, constant)
-            answers = self.recommender.answers(encoded, allowed, fused, asked, self.settings, rungs)
-            self._keep(name, span, answers)
-            if self.places:
-                kind = self._kind(name)
-                found = recalled["model"] if kind == "network" else fused
-                self.places[name].find(span, self._targets(span), found, self.lists[name][span], kind == "counting")
-            self.seconds[name] += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
+        for row in self.evaluated:
+            mine = {source: found for source, found in recalled.items() if row.weights.get(source, 0.0) > 0}
+            fused = fuse(mine or recalled, row.weights, self.depth, row.fusion_constant)
+            answers = self.recommender.answers(encoded, allowed, fused, asked, self.settings, row.fallback)
+            self._write_lists(row.lists[span], answers)
+            if row.ranks is not None:
+                scored = recalled["model"] if row.kind == "network" else fused
+                row.ranks.find(span, self._targets(span), scored, row.lists[span], row.kind == "counting")
+            row.seconds += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
 
-    def _keep(self, name: str, span: slice, answers: Sequence[RankedList]) -> None:
+    def _write_lists(self, lists: NDArray[np.int64], answers: Sequence[RankedList]) -> None:
+        """Write answers into (b, K) lists, by the numbers of the item table and behind it."""
         index = self.bundle.items.ids.index
-        lists = self.lists[name][span]
-        for row, answer in enumerate(answers):
-            for place, item_id in enumerate(answer.items):
-                known = index(item_id)
-                if not known:
-                    known = self.beyond.setdefault(item_id, len(self.bundle.items) + 1 + len(self.beyond))
-                lists[row, place] = known
+        for b, answer in enumerate(answers):
+            for rank, item_id in enumerate(answer.items):
+                item_ix = index(item_id)
+                if not item_ix:
+                    item_ix = self.beyond.setdefault(item_id, len(self.bundle.items) + 1 + len(self.beyond))
+                lists[b, rank] = item_ix
 
     def _targets(self, span: slice) -> NDArray[np.int64]:
         """Return the targets' numbers: table items, then items only in served lists."""
@@ -240,50 +280,40 @@ class _BundleEvaluation:
 
     def rows(self, repeat: NDArray[np.bool_]) -> list[QueryMetrics]:
         """Return the rows of this bundle: every value of every query, by slice."""
-        known = self.wanted > 0
         wanted = self._targets(slice(None))
-        masks = {"all": np.ones(len(wanted), dtype=bool), "warm": known, "repeat": repeat, "explore": ~repeat}
-        parts = {name: metrics.keep_targets(wanted, self.queries.offsets, masks[name]) for name in SLICES}
+        masks = {
+            "all": np.ones(len(wanted), dtype=bool), "warm": self.wanted > 0, "repeat": repeat, "explore": ~repeat,
+        }  # fmt: skip
+        slices = {name: metrics.keep_targets(wanted, self.queries.offsets, masks[name]) for name in SLICES}
         tail = np.concatenate([[False], self.bundle.items.tail, np.ones(len(self.beyond), dtype=bool)])
-        made = []
-        for name, lists in self.lists.items():
+        rows = []
+        for row in self.evaluated:
             values = {
                 (part, f"{metric}@{k}"): value
-                for part, (targets, offsets) in parts.items()
+                for part, (targets, offsets) in slices.items()
                 for k in self.ks
-                for metric, value in (
-                    self.places[name].values(k, masks[part])
-                    if self.places
-                    else metrics.ranking(lists, targets, offsets, k)
-                ).items()
+                for metric, value in row.values(k, masks[part], targets, offsets).items()
             }
-            counts = np.bincount(lists[:, : self.ks[0]].ravel(), minlength=len(tail))
+            counts = np.bincount(row.lists[:, : self.ks[0]].ravel(), minlength=len(tail))
             counts[0] = 0
-            made.append(
+            rows.append(
                 QueryMetrics(
-                    model=name,
+                    model=row.name,
                     bundle=self.bundle.id,
-                    kind=self._kind(name),
+                    kind=row.kind,
                     values=values,
                     coverage=metrics.coverage(counts, len(self.bundle.items)),
                     entropy=metrics.entropy(counts, len(self.bundle.items)),
                     long_tail_share=metrics.long_tail_share(counts, tail),
-                    seconds=self.seconds[name],
-                    trained=self._trained(name),
+                    seconds=row.seconds,
+                    trained=self._trained(row),
                 )
             )
-        return made
+        return rows
 
-    def _trained(self, name: str) -> TrainingNote | None:
-        """Return the training of a row's network, if it has one."""
-        if "model" not in self.weights[name] or self.weights[name]["model"] <= 0:
-            return None
-        return TrainingNote.of(self.bundle.manifest.train)
-
-    def _kind(self, name: str) -> Literal["counting", "network", "served"]:
-        if name == "served":
-            return "served"
-        return "network" if name == self.names.get("model") else "counting"
+    def _trained(self, row: _EvaluatedRow) -> TrainingNote | None:
+        """Training of the network behind a row, if one is."""
+        return TrainingNote.of(self.bundle.manifest.train) if row.weights.get("model", 0.0) > 0 else None
 
 
 class _Clock:
