@@ -283,43 +283,22 @@ def _composed(
     parts: pl.DataFrame, day_last: pl.Series | None, text: pl.Series, data: Data, day_first: bool
 ) -> ParsedTimestamps:
     """Compose microseconds from date and clock parts; invalid dates are null."""
-    number = {key: pl.col(key).cast(pl.Int64, strict=False) for key in ("a", "b", "c", "H", "M", "S")}
-    last = pl.lit(False) if day_last is None else pl.lit(day_last)
-    year = pl.when(last).then(number["c"]).otherwise(number["a"])
-    month = pl.when(last).then(number["b"] if day_first else number["a"]).otherwise(number["b"])
-    day = pl.when(last).then(number["a"] if day_first else number["b"]).otherwise(number["c"])
-    half = pl.col("pm").str.to_lowercase().str.slice(0, 1)
-    hour = number["H"].fill_null(0)
-    hour = (
-        pl.when(half.is_null())
-        .then(hour)
-        .when(hour.is_between(1, 12))
-        .then(hour % 12 + (half == "p") * 12)
-        .otherwise(99)
-    )
-    leap = ((year % 4 == 0) & (year % 100 != 0)) | (year % 400 == 0)
-    longest = pl.when(month == 2).then(28 + leap.cast(pl.Int64)).when(month.is_in([4, 6, 9, 11])).then(30).otherwise(31)
-    zone = pl.col("z").str.replace_all(":", "", literal=True)
-    sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
-    minutes = zone.str.slice(1, 2).cast(pl.Int64, strict=False) * 60 + zone.str.slice(3, 2).cast(
-        pl.Int64, strict=False
-    ).fill_null(0)
+    is_day_last = pl.lit(False) if day_last is None else pl.lit(day_last)
+    year, month, day = _year_month_day(is_day_last, day_first)
     frame = parts.select(
-        year.alias("y"), month.alias("m"), day.alias("d"), hour.alias("h"),
-        number["M"].fill_null(0).alias("min"), number["S"].fill_null(0).alias("sec"),
-        pl.col("f").str.pad_end(9, "0").str.slice(0, 6).cast(pl.Int64, strict=False).fill_null(0).alias("frac"),
-        longest.alias("longest"), (sign * minutes.fill_null(0)).alias("offset"), pl.col("z").is_not_null().alias("zoned"),
-    )  # fmt: skip
-    valid = (
-        pl.col("m").is_between(1, 12) & pl.col("d").is_between(1, pl.col("longest"))
-        & (pl.col("h") < 24) & (pl.col("min") < 60) & (pl.col("sec") < 60)
-    )  # fmt: skip
-    # days since 1970: years start in March, so that the leap day is the last day of its year
-    y = pl.col("y") - (pl.col("m") <= 2).cast(pl.Int64)
-    era_day = 365 * y + y // 4 - y // 100 + y // 400
-    month_day = (153 * (pl.col("m") + pl.when(pl.col("m") > 2).then(-3).otherwise(9)) + 2) // 5 + pl.col("d") - 1
-    clock = (pl.col("h") * 3600 + (pl.col("min") - pl.col("offset")) * 60 + pl.col("sec")) * SECOND + pl.col("frac")
-    micros = pl.when(valid).then((era_day + month_day - 719_468) * DAY + clock)
+        year=year,
+        month=month,
+        day=day,
+        hour=_hour_of_day(),
+        minute=_whole("M").fill_null(0),
+        second=_whole("S").fill_null(0),
+        fraction=pl.col("f").str.pad_end(9, "0").str.slice(0, 6).cast(pl.Int64, strict=False).fill_null(0),
+        offset=_zone_minutes(),
+        zoned=pl.col("z").is_not_null(),
+    )
+    minutes = pl.col("hour") * 60 + pl.col("minute") - pl.col("offset")
+    clock = (minutes * 60 + pl.col("second")) * SECOND + pl.col("fraction")
+    micros = pl.when(_is_valid_time()).then(_days_since_1970() * DAY + clock)
     values = frame.select(micros.alias("micros"), "zoned")
     if data.timezone != "UTC" and not values["zoned"].all():
         there = _local(values["micros"], data.timezone)
@@ -329,6 +308,64 @@ def _composed(
     return _judged(
         values["micros"], text.is_not_null(), f"{how}, {'zone as given, else ' if zoned else ''}{data.timezone}"
     )
+
+
+def _whole(group: str) -> pl.Expr:
+    """A regular expression's group as a whole number, null without one."""
+    return pl.col(group).cast(pl.Int64, strict=False)
+
+
+def _year_month_day(is_day_last: pl.Expr, day_first: bool) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    """Year, month and day of the groups a, b, c: a date written year first, else by the order of day and month."""
+    first, second, third = _whole("a"), _whole("b"), _whole("c")
+    day, month = (first, second) if day_first else (second, first)
+    return (
+        pl.when(is_day_last).then(third).otherwise(first),
+        pl.when(is_day_last).then(month).otherwise(second),
+        pl.when(is_day_last).then(day).otherwise(third),
+    )
+
+
+def _hour_of_day() -> pl.Expr:
+    """The hour from 0 to 23; with am or pm an hour outside 1 to 12 gives 99, which is not valid."""
+    hour = _whole("H").fill_null(0)
+    half = pl.col("pm").str.to_lowercase().str.slice(0, 1)
+    return (
+        pl.when(half.is_null())
+        .then(hour)
+        .when(hour.is_between(1, 12))
+        .then(hour % 12 + (half == "p") * 12)
+        .otherwise(99)
+    )
+
+
+def _zone_minutes() -> pl.Expr:
+    """Minutes that a written zone is ahead of UTC; 0 without a zone and for Z."""
+    zone = pl.col("z").str.replace_all(":", "", literal=True)
+    sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
+    hours = zone.str.slice(1, 2).cast(pl.Int64, strict=False)
+    minutes = zone.str.slice(3, 2).cast(pl.Int64, strict=False).fill_null(0)
+    return sign * (hours * 60 + minutes).fill_null(0)
+
+
+def _is_valid_time() -> pl.Expr:
+    """Whether the calendar has this day, and the day this time."""
+    year, month = pl.col("year"), pl.col("month")
+    is_leap = ((year % 4 == 0) & (year % 100 != 0)) | (year % 400 == 0)
+    february = 28 + is_leap.cast(pl.Int64)
+    month_length = pl.when(month == 2).then(february).when(month.is_in([4, 6, 9, 11])).then(30).otherwise(31)
+    is_day = month.is_between(1, 12) & pl.col("day").is_between(1, month_length)
+    return is_day & (pl.col("hour") < 24) & (pl.col("minute") < 60) & (pl.col("second") < 60)
+
+
+def _days_since_1970() -> pl.Expr:
+    """Days from 1970 to a civil date; years begin in March, so that the leap day is the last of its year."""
+    month = pl.col("month")
+    year = pl.col("year") - (month <= 2).cast(pl.Int64)
+    days_before_year = 365 * year + year // 4 - year // 100 + year // 400
+    months_since_march = month + pl.when(month > 2).then(-3).otherwise(9)
+    day_of_year = (153 * months_since_march + 2) // 5 + pl.col("day") - 1
+    return days_before_year + day_of_year - 719_468
 
 
 def _local(micros: pl.Series, timezone: str) -> pl.Series:
