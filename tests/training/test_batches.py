@@ -45,7 +45,7 @@ def test_windows_are_cut_newest_first(arrays: Arrays) -> None:
     assert spans(sequences, "last") == [(5, 6)]
     assert sequences.lengths(sequences.training()).max() == 5
     rows, _, mask = sequences.tokens(sequences.training()[np.array([1])])
-    assert sequences.items[rows[mask]].tolist() == [11, 12, 13, 14, 15]  # the first of the nine by id bytes
+    assert sequences.rows.items[rows[mask]].tolist() == [11, 12, 13, 14, 15]  # the first of the nine by id bytes
 
 
 def test_who_has_no_next_moment_and_who_is_old_is_in_no_window(arrays: Arrays) -> None:
@@ -65,7 +65,7 @@ def test_every_moment_but_the_newest_is_in_one_window(arrays: Arrays, sizes: lis
     assert lengths.max(initial=0) <= history
     for start, stop in zip(windows.starts, windows.stops, strict=True):  # one more moment would not have fitted
         first = data.user_offsets[data.moment_user[start]]
-        assert start == first or sequences.offsets[stop] - sequences.offsets[start - 1] > history
+        assert start == first or sequences.rows.offsets[stop] - sequences.rows.offsets[start - 1] > history
 
 
 @given(st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 9))

@@ -59,8 +59,40 @@ class HistoryWindows:
         return HistoryWindows(self.starts[chosen], self.stops[chosen])
 
 
+@dataclass(frozen=True)
+class MomentRows:
+    """R rows of M moments: each moment's first ``history`` items by id bytes."""
+
+    items: np.ndarray  # (R,) int64 item_ix
+    seqs: np.ndarray  # (R,)
+    moment: np.ndarray  # (R,) its moment
+    offsets: np.ndarray  # (M+1,) rows of each moment
+    newest_seq: np.ndarray  # (M,) the largest seq of each moment, rows left out included
+    user: np.ndarray  # (M,) user_ix
+
+    @classmethod
+    def of(cls, data: TrainData, history: int) -> MomentRows:
+        moment = data.row_moment
+        starts = data.moment_offsets[:-1]
+        kept = np.arange(len(moment)) - data.moment_offsets[moment] < history  # (rows of data,)
+        return cls(
+            items=data.items[kept].astype(np.int64),
+            seqs=data.seqs[kept],
+            moment=moment[kept],
+            offsets=offsets_of(np.minimum(np.diff(data.moment_offsets), history)),
+            newest_seq=np.maximum.reduceat(data.seqs, starts) if len(starts) else data.seqs,
+            user=data.moment_user,
+        )
+
+    @property
+    def arrived_late(self) -> bool:
+        """Whether rows of some moment arrived after rows of its user's next moment."""
+        same_user = self.user[1:] == self.user[:-1]
+        return bool((np.diff(self.newest_seq) < 0)[same_user].any())
+
+
 class SequenceDataset:
-    """Rows of all windows: each moment's first ``history`` items by id bytes.
+    """Windows over the rows of moments, and their batches.
 
     Args:
         chosen: (M,) bool, the moments that are targets; the others are only context. None: all.
@@ -69,17 +101,11 @@ class SequenceDataset:
     def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
         if data.targets is not None:  # a moment with only inputs is never a target
             chosen = data.asked if chosen is None else chosen & data.asked
-        self.data, self.history, self.chosen = data, history, chosen
-        moment = data.row_moment
-        place = np.arange(len(moment)) - data.moment_offsets[moment]
-        kept = place < history
-        self.items, self.seqs, self.moment = data.items[kept].astype(np.int64), data.seqs[kept], moment[kept]
-        self.offsets = offsets_of(np.minimum(np.diff(data.moment_offsets), history))  # (M+1,)
-        starts = data.moment_offsets[:-1]
-        self.known = np.maximum.reduceat(data.seqs, starts) if len(starts) else data.seqs  # (M,) largest of a moment
-        self.user = data.moment_user
-        neighbours = self.user[1:] == self.user[:-1]
-        self.late = bool((np.diff(self.known) < 0)[neighbours].any())
+        self.data = data
+        self.history = history
+        self.chosen = chosen
+        self.rows = MomentRows.of(data, history)
+        self.late = self.rows.arrived_late
 
     def training(self, which: str = "all") -> HistoryWindows:
         """Cut each user's moments, newest first, into windows; ``old`` users have none.
@@ -109,11 +135,13 @@ class SequenceDataset:
         """Keep windows with a target; each ends where its last target begins."""
         if self.chosen is None:
             return windows
-        places = np.append(np.flatnonzero(self.chosen), len(self.chosen) + 1)
-        last = places[np.searchsorted(places, windows.stops, side="right") - 1]  # the newest target at or before stop
-        held = last > windows.starts
-        held &= last <= windows.stops
-        return HistoryWindows(windows.starts[held], np.minimum(windows.stops, last)[held])
+        target_moments = np.flatnonzero(self.chosen)
+        if not len(target_moments):
+            return windows[np.zeros(len(windows), dtype=bool)]
+        rank = np.searchsorted(target_moments, windows.stops, side="right") - 1  # (W,) -1: no target at or before stop
+        last = target_moments[np.maximum(rank, 0)]
+        holds_target = (rank >= 0) & (last > windows.starts)  # (W,)
+        return HistoryWindows(windows.starts[holds_target], last[holds_target])
 
     def newest(self, users: np.ndarray) -> HistoryWindows:
         """Return the newest window of each user with a moment, as serving builds it."""
@@ -122,13 +150,13 @@ class SequenceDataset:
 
     def _reach(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Return the first start from ``first`` with at most ``history`` items."""
-        start = np.searchsorted(self.offsets, self.offsets[stop] - self.history, side="left")
+        start = np.searchsorted(self.rows.offsets, self.rows.offsets[stop] - self.history, side="left")
         reached: np.ndarray = np.maximum(start, first)
         return reached
 
     def lengths(self, windows: HistoryWindows) -> np.ndarray:
         """Return the tokens (W,) of each window."""
-        lengths: np.ndarray = self.offsets[windows.stops] - self.offsets[windows.starts]
+        lengths: np.ndarray = self.rows.offsets[windows.stops] - self.rows.offsets[windows.starts]
         return lengths
 
     def draw(self, seed: int, epoch: int) -> np.ndarray:
@@ -151,8 +179,8 @@ class SequenceDataset:
         lengths = self.lengths(windows)
         step = np.arange(lengths.max(initial=1))
         mask = step < lengths[:, None]
-        rows = np.where(mask, self.offsets[windows.starts][:, None] + step, 0)
-        moments = np.where(mask, windows.stops[:, None] - 1 - self.moment[rows], 0)
+        rows = np.where(mask, self.rows.offsets[windows.starts][:, None] + step, 0)
+        moments = np.where(mask, windows.stops[:, None] - 1 - self.rows.moment[rows], 0)
         return rows, moments, mask
 
     def batch(self, windows: HistoryWindows, drawn: np.ndarray) -> Batch:
@@ -166,11 +194,11 @@ class SequenceDataset:
             predicted &= self.chosen[target]
         arrived = None
         if self.late:
-            known = self.known[self.moment[rows]]  # (B, T)
-            arrived = torch.from_numpy(self.seqs[rows][:, None, :] <= known[:, :, None])
+            known = self.rows.newest_seq[self.rows.moment[rows]]  # (B, T)
+            arrived = torch.from_numpy(self.rows.seqs[rows][:, None, :] <= known[:, :, None])
         refused, refusals = self._refused(windows)
         return Batch(
-            items=torch.from_numpy(np.where(mask, self.items[rows], 0)),
+            items=torch.from_numpy(np.where(mask, self.rows.items[rows], 0)),
             moments=torch.from_numpy(moments),
             mask=torch.from_numpy(mask),
             arrived=arrived,
@@ -179,7 +207,7 @@ class SequenceDataset:
             weights=torch.from_numpy(np.where(predicted, self.data.weights[drawn[target]], 0).astype(np.float32)),
             refused=refused,
             refusals=refusals,
-            users=torch.from_numpy(self.user[windows.starts].astype(np.int64)),
+            users=torch.from_numpy(self.rows.user[windows.starts].astype(np.int64)),
         )
 
     def targeted(self, windows: HistoryWindows) -> np.ndarray:
@@ -216,7 +244,7 @@ class SequenceDataset:
         windows = self.newest(users)
         rows, moments, mask = self.tokens(windows)
         context = self._context(users, now, self.data.stamps[windows.stops - 1], np.ones(len(users), dtype=bool))
-        items = np.where(mask, self.items[rows], 0)
+        items = np.where(mask, self.rows.items[rows], 0)
         return torch.from_numpy(items), torch.from_numpy(moments), torch.from_numpy(mask), torch.from_numpy(context)
 
     @cached_property
@@ -224,8 +252,8 @@ class SequenceDataset:
         """Return (M, C) int64 context codes at each moment as a target."""
         stamps = self.data.stamps
         last = np.concatenate([[0], stamps[:-1]])
-        has_past = np.concatenate([[False], self.user[1:] == self.user[:-1]])[: len(stamps)]
-        return self._context(self.user, stamps, last[: len(stamps)], has_past)
+        has_past = np.concatenate([[False], self.rows.user[1:] == self.rows.user[:-1]])[: len(stamps)]
+        return self._context(self.rows.user, stamps, last[: len(stamps)], has_past)
 
     def _context(self, users: np.ndarray, now: np.ndarray, last: np.ndarray, has_past: np.ndarray) -> np.ndarray:
         """Return (n, C) int64 codes of user and request fields, as serving encodes them."""
