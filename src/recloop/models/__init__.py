@@ -1,1 +1,1 @@
-"""The shelf: one file a model, all behind the contract of `recloop.models.base`."""
+"""Built-in models, one per file, with the contract of `recloop.models.base`."""

@@ -1,4 +1,4 @@
-"""A vector that explains what was taken: the least squares by which factors are learned and a user is folded in."""
+"""Weighted least squares for implicit ALS: training and user fold-in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import scipy.sparse as sp
 
 CHUNK = 2_000_000
-"""Numbers of the (rows, D, D) systems that are solved at once."""
+"""Maximum numbers in the (rows, D, D) systems that are solved at once."""
 
 
 def base_gram(table: np.ndarray, unseen: float) -> np.ndarray:
-    """(D, D) float64: what every row of the table costs when it was not taken."""
+    """(D, D) float64 Gram matrix of the table, weighted for unobserved pairs."""
     wide = table.astype(np.float64)
     gram: np.ndarray = unseen * (wide.T @ wide)
     return gram
@@ -19,13 +19,13 @@ def base_gram(table: np.ndarray, unseen: float) -> np.ndarray:
 def solve_rows(
     table: np.ndarray, gram: np.ndarray, taken: sp.csr_array, l2: float, unseen: float, refused: sp.csr_array
 ) -> np.ndarray:
-    """(rows, D) float32: for each row x the minimum of
+    """Solve for each row x, (rows, D) float32, that minimizes:
 
         sum over taken j of w_j (x . y_j - 1)^2 + sum over refused j of v_j (x . y_j)^2
         + unseen sum over all j of (x . y_j)^2 + l2 (n + unseen N) |x|^2,
 
     n the number of items taken, N the length of the table: Hu, Koren & Volinsky 2008 with the scaled L2 of Rendle et
-    al. 2021, and target 0 at raised confidence for what was turned down. A row's answer does not depend on the others.
+    al. 2021, and target 0 with higher confidence for refused items. Rows are independent of each other.
 
     Args:
         table: (N+1, D) vectors y; row 0 pads. gram: `base_gram` of it.
@@ -53,6 +53,6 @@ def solve_rows(
 
 
 def confidence(total: np.ndarray) -> np.ndarray:
-    """The weight of an item taken so many times (or with so much weight): 1 + ln(total), 1 below one."""
+    """Confidence of an item by its total count or weight: 1 + ln(total), 1 below one."""
     weight: np.ndarray = 1.0 + np.log(np.maximum(total, 1.0))
     return weight

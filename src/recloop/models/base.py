@@ -1,8 +1,8 @@
-"""The contract of a model: the arrays it learns from, the two ways to learn, and the door by which it comes in.
+"""Model contract: training data, closed-form and torch models, lookup by name.
 
 Two ends (design, section 2). *Learning*: a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed
 form) or a torch module that `recloop.training` trains. *Serving*: the arrays and graphs of a bundle, numpy and
-onnxruntime only, so a stranger's package is needed to train and never to serve. This file imports no torch.
+onnxruntime only, so a third-party package is needed for training but not for serving. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MODELS: dict[str, str] = {
     "neumf": "recloop.models.neumf:NeuMF",
     "two_tower": "recloop.models.two_tower:TwoTower",
 }
-"""Shelf name -> dotted path; ours come in by the same door as a stranger's."""
+"""Dotted path by built-in name; built-in and third-party models are loaded the same way."""
 
 SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
-"""The source that a counting model feeds; every network feeds ``model``."""
+"""Source by counting model; every network feeds ``model``."""
 CLOSED = frozenset({*SOURCE_OF, "mf"})
-"""Models of the shelf in closed form: ``fit`` without torch."""
+"""Built-in closed-form models: ``fit`` without torch."""
 
 
 TRAINING = ("torch", "lightning")
@@ -45,14 +45,14 @@ TRAINING = ("torch", "lightning")
 
 
 class ModelConfig(pydantic.BaseModel):
-    """Base of a model's ``Config``: frozen, and what it does not know is refused."""
+    """Base of a model's ``Config``: frozen; unknown options are errors."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
 class ValidationQueries:
-    """Moments held out of training, one a user: the validation queries.
+    """Validation queries: held-out moments, one per user.
 
     ``user_ix`` (V,), ``now`` (V,) int64 microseconds, ``as_of`` (V,) the seq just before the moment's first row; targets flat: query v owns ``items[offsets[v]:offsets[v+1]]``
     (item_ix, 0 where the table does not know the item).
@@ -68,18 +68,18 @@ class ValidationQueries:
         return len(self.user_ix)
 
     def sample(self, user_ids: Sequence[str], most: int) -> ValidationQueries:
-        """The moments of ``most`` users (`places`)."""
+        """Moments of ``most`` sampled users (`places`)."""
         return self if len(self) <= most else self.at(self.places(user_ids, most))
 
     def places(self, user_ids: Sequence[str], most: int) -> np.ndarray:
-        """Ascending places of the moments of the ``most`` users of smallest hash("valid"); all where fewer."""
+        """Ascending indices of the moments of the ``most`` users of smallest hash("valid")."""
         if len(self) <= most:
             return np.arange(len(self))
         share = np.array([hash_unit_interval("valid", user_ids[ix]) for ix in self.user_ix])
         return np.sort(np.argsort(share, kind="stable")[:most])
 
     def at(self, kept: np.ndarray) -> ValidationQueries:
-        """The moments at these places."""
+        """The moments at these indices."""
         sizes = np.diff(self.offsets)[kept]
         rows = np.repeat(self.offsets[kept] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -88,7 +88,7 @@ class ValidationQueries:
 
 @dataclass(frozen=True)
 class Negatives:
-    """What users turned down: R rows sorted by (user, moment stamp, id bytes); weights above 0."""
+    """Refused items: R rows sorted by (user, moment stamp, id bytes); weights above 0."""
 
     user_ix: np.ndarray  # (R,) from 0
     items: np.ndarray  # (R,) item_ix, from 1
@@ -102,9 +102,10 @@ class Negatives:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The training rows as flat arrays: inputs, sorted by (user, moment stamp, id bytes), one an item a moment.
+    """Training inputs as flat arrays, one row per item and moment.
 
-    ``targets`` says which rows are targets too; None: all are. A moment without a target is history and predicts nothing.
+    Rows are sorted by (user, moment stamp, id bytes). ``targets`` marks the rows that are targets too; None: all are.
+    A moment without a target is only history.
 
     E rows, M moments, U users, N items. ``user_offsets`` (U+1,) counts moments, ``moment_offsets`` (M+1,) counts rows.
     ``user_ix`` counts from 0, ``item_ix`` from 1 (row 0 of every item array pads). ``seq`` is the row's number in the
@@ -130,8 +131,8 @@ class TrainData:
     held: ValidationQueries | None = None
     negatives: Negatives | None = None
     targets: np.ndarray | None = None  # (E,) bool; None: every row is a target
-    extras: Mapping[str, Any] = field(default_factory=dict)  # fields, timezone: what `encode.request_codes` needs
-    history: TrainData | None = None  # what looks read states from where it has later rows than these; None: these
+    extras: Mapping[str, Any] = field(default_factory=dict)  # fields and timezone for `encode.request_codes`
+    history: TrainData | None = None  # source of states if it has later rows than these; None: these
     targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
 
     @property
@@ -144,34 +145,34 @@ class TrainData:
 
     @property
     def events(self) -> np.ndarray:
-        """(N+1,) int64 training rows of an item, targets or not."""
+        """(N+1,) int64 training rows per item, targets or not."""
         rows = np.bincount(self.items, minlength=self.n_items + 1)
         return np.asarray(np.maximum(self.counts, rows))
 
     @property
     def target_rows(self) -> np.ndarray:
-        """(E,) bool: the rows that are targets."""
+        """(E,) bool: rows that are targets."""
         return np.ones(len(self.items), dtype=bool) if self.targets is None else self.targets
 
     @property
     def asked(self) -> np.ndarray:
-        """(M,) bool: the moments that hold a target."""
+        """(M,) bool: moments that contain a target."""
         if self.targets is None or not len(self.stamps):
             return np.ones(len(self.stamps), dtype=bool)
         return np.asarray(np.logical_or.reduceat(self.targets, self.moment_offsets[:-1]))
 
     @property
     def moment_user(self) -> np.ndarray:
-        """(M,) the user_ix of each moment."""
+        """(M,) user_ix of each moment."""
         return np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.user_offsets))
 
     @property
     def row_moment(self) -> np.ndarray:
-        """(E,) the moment of each row."""
+        """(E,) moment of each row."""
         return np.repeat(np.arange(len(self.stamps), dtype=np.int64), np.diff(self.moment_offsets))
 
     def decay(self, half_life: float | None) -> np.ndarray:
-        """(M,) what each moment counts by its age at the cut, .5^(age / half_life in days), above 0; None: 1 each."""
+        """(M,) weight of each moment, 0.5^(age at the cut / half_life in days); 1 for None."""
         if half_life is None:
             return np.ones(len(self.stamps))
         age: np.ndarray = np.maximum(0, self.cut - self.stamps) / DAY
@@ -179,16 +180,20 @@ class TrainData:
         return weights
 
     def moments_with_past(self) -> np.ndarray:
-        """(M,) bool: moments that a network can learn as targets: with a target, not a user's first, none of ``old`` users."""
+        """(M,) bool: moments that a network can learn as targets.
+
+        Such a moment contains a target, is not its user's first, and its user is not in ``old``.
+        """
         able: np.ndarray = ~self.old[self.moment_user]
         able[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
         asked: np.ndarray = able & self.asked
         return asked
 
     def target_share(self) -> np.ndarray:
-        """(N+1,) float64: the share of an epoch's targets that each item is expected to be; sums to 1, or to 0.
+        """(N+1,) float64: expected share of each item among an epoch's targets.
 
-        A moment that is a target counts once, spread evenly over its target items: one of them is drawn (definitions, 2b).
+        The shares sum to 1, or to 0. A target moment counts once, spread evenly over its target items, because one of
+        them is drawn (definitions, 2b).
         """
         chosen = self.moments_with_past() if self.targeted is None else self.targeted
         sizes = np.bincount(self.row_moment, weights=self.target_rows, minlength=len(self.stamps))  # (M,) targets
@@ -208,27 +213,27 @@ class TrainData:
 
 @runtime_checkable
 class ClosedFormModel(Protocol):
-    """A model in closed form: counts in, arrays out, no torch. ``source`` names what it feeds in the mix.
+    """Closed-form model without torch; ``source`` names the source that it feeds in the mix.
 
-    A stranger's takes the place of ours for that source: ``popular`` gives ``popular`` (N,) item_ix in order;
-    ``neighbours`` gives the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1); ``history`` gives nothing, the
-    state's own counts are all of it; ``model`` gives ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D), with
-    ``l2`` and ``unseen`` in its Config: who is not in the table is folded in (`recloop.models.als`).
+    A third-party model replaces the built-in one of its source. ``popular`` returns ``popular`` (N,) item_ix in order.
+    ``neighbours`` returns the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1). ``history`` returns no arrays,
+    because it uses the counts of the state. ``model`` returns ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D),
+    with ``l2`` and ``unseen`` in its Config; users outside the table are folded in (`recloop.models.als`).
     """
 
     kind: ClassVar[str]
     source: ClassVar[str]
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
-        """Arrays for ``serve.safetensors``, named as the serving end reads them."""
+        """Fit and return the arrays for ``serve.safetensors``, by the names that serving reads."""
         ...
 
 
 def model_class(name: str) -> Any:
-    """The class of a shelf name or a dotted path ``package.module:Class``.
+    """Load the class of a built-in name or a dotted path ``package.module:Class``.
 
     Raises:
-        UserError: no such name on the shelf, no such module, no such class; torch missing for a network.
+        UserError: an unknown name, module or class; torch missing for a network.
     """
     path = MODELS.get(name, name)
     module, sep, attribute = path.partition(":")
@@ -246,7 +251,7 @@ def model_class(name: str) -> Any:
 
 
 def check_model(name: str) -> None:
-    """Refuse a ``model.name`` that does not name a model, with or without torch, before any work begins.
+    """Check that ``model.name`` names a model before a run starts, with or without torch.
 
     A class whose module cannot be imported without torch is looked up in the module's source text instead.
 
@@ -281,7 +286,7 @@ def _no_such_model(name: str, known: list[str], module: str = "") -> UserError:
 
 
 def _top_level_names(module: str) -> list[str] | None:
-    """Names that a module's source defines or imports; None: torch is installed, or there is no such source."""
+    """Names that a module's source defines or imports; None with torch or without source."""
     try:
         if all(importlib.util.find_spec(package) is not None for package in TRAINING):
             return None
@@ -303,10 +308,12 @@ def _top_level_names(module: str) -> list[str] | None:
 
 
 def is_closed_form(name: str) -> bool:
-    """Whether a model is fitted in closed form (a class with ``fit``); a network of the shelf is told by its name alone.
+    """True if a model is fitted in closed form (a class with ``fit``).
+
+    Built-in networks are recognized by name, without importing torch.
 
     Raises:
-        UserError: no such model.
+        UserError: the model does not exist.
     """
     if name in MODELS:
         return name in CLOSED
@@ -314,10 +321,10 @@ def is_closed_form(name: str) -> bool:
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> Any:
-    """An instance with its checked ``Config``.
+    """Create a model with its validated ``Config``.
 
     Raises:
-        UserError: an option that the model's Config does not know or whose value does not fit.
+        UserError: an option is unknown or its value is invalid.
     """
     cls = model_class(name)
     try:

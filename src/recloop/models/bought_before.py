@@ -1,4 +1,4 @@
-"""Bought-before: what this user took before, newer moments counting more."""
+"""Bought-before: items of the user's own history, newer moments weighted higher."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from recloop.models.base import ModelConfig, TrainData
 
 
 class BoughtBefore:
-    """score(i) = sum over the user's moments that hold i of .5^(age / half-life) (definitions, section 2).
+    """score(i) = sum over the user's moments with i of 0.5^(age / half-life).
 
-    Age is taken at the user's newest moment, which orders items as the age at now does.
-
-    Counts moments, not rows. All of it lives in the user's state, so there is nothing to fit but the half-life, which
-    is chosen on validation where it is ``auto`` (`recloop.training.baselines`).
+    See definitions, section 2. Age is measured at the user's newest moment, which gives the same order as the age at
+    now. Moments are counted, not rows. All counts are in the user's state, so only the half-life is fitted: ``auto``
+    chooses it on validation (`recloop.training.baselines`).
     """
 
     class Config(ModelConfig):
@@ -30,5 +29,5 @@ class BoughtBefore:
         self.config = config or self.Config()
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:  # noqa: ARG002 - the contract's signature
-        """No arrays: the counts are the state's own."""
+        """Return no arrays: the counts are in the state."""
         return {}

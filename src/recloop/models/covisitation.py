@@ -1,4 +1,4 @@
-"""Co-visitation: what people took in the moments after the ones that hold an item."""
+"""Co-visitation: counts of items in the moments that follow an item's moments."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from recloop.models.base import ModelConfig, TrainData
 
 LAGS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 RECENT = (1.0, 0.6, 0.4, 0.25, 0.2)
-"""Weights of the newest moments of a history, newest first, when it is scored."""
-CHUNK_PRODUCTS = 60_000_000  # multiply-adds a chunk: bounds the memory of the counting
+"""Weights of the newest moments of a scored history, newest first."""
+CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
 
 
 class CoVisitation:
-    """c(a, b) = sum over a user's moments m and lags l = 1..8 of w_l with a in m, b in m+l (definitions, section 2).
+    """c(a, b) = sum over a user's moments m and lags l of w_l with a in m, b in m+l.
 
+    Lags are 1 to 8 (definitions, section 2).
     With a half-life each term also counts .5^(age of m+l at the cut / half-life).
 
     Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest. A history is scored by its last five moments:
-    score(b) = sum of the rows of their items, weighted 1 .6 .4 .25 .2, newest first.
+    score(b) = sum of the rows of their items, weighted 1, 0.6, 0.4, 0.25, 0.2, newest first.
     """
 
     class Config(ModelConfig):
@@ -87,7 +88,7 @@ def _following(held: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) ->
 
 
 def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
-    """(rows,) multiply-adds that each row of ``left @ right`` costs."""
+    """(rows,) number of multiply-adds for each row of ``left @ right``."""
     lengths = np.diff(right.indptr)
     return np.asarray(
         np.add.reduceat(np.append(lengths[left.indices], 0), left.indptr[:-1]) * (np.diff(left.indptr) > 0)

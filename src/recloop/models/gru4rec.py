@@ -1,4 +1,4 @@
-"""GRU4Rec over moments: a recurrent state that moves on once for each thing a user did."""
+"""GRU4Rec over moments: a recurrent state with one step per moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GRU4Rec(SequenceModel):
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - no table counts positions
-        """Make the tables: N items, fields; a recurrent network has no positions."""
+        """Build the tables: N items, fields; a recurrent network does not need positions."""
         self.make_tables(data, dim)
         self.dropout = nn.Dropout(self.config.dropout)
         self.gru = nn.GRU(dim, self.config.hidden, self.config.layers, batch_first=True)
@@ -39,7 +39,7 @@ class GRU4Rec(SequenceModel):
         self.norm = nn.LayerNorm(dim)
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """The vector of each user now.
+        """Vector of each user now.
 
         Args:
             history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
@@ -58,7 +58,7 @@ class GRU4Rec(SequenceModel):
     def ends(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """The vector that ends each moment, in training.
+        """Vector after each moment, in training.
 
         Args:
             history, moments, mask: As in `users`.
@@ -79,7 +79,7 @@ class GRU4Rec(SequenceModel):
         return ends
 
     def states(self, history: Tensor, moments: Tensor, mask: Tensor, held: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """(B, size, D) after each moment, oldest first, and (B,) how many moments each window has.
+        """(B, size, D) states after each moment, oldest first, and (B,) moment counts.
 
         Args:
             held: (B, T) weight of each token in its moment's mean: 0 or 1.

@@ -1,4 +1,4 @@
-"""Parts that the networks of the shelf share: the tables each begins with, and codes of fields as one vector."""
+"""Shared layers of the built-in networks: item tables and field embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recloop.models.base import ModelConfig, TrainData
 
 
 class FieldEmbedding(nn.Module):
-    """Codes of several fields -> one vector: each field's embedding, projected to D, summed. Code 0 = missing."""
+    """Sum of the projected (D) embeddings of several fields' codes; code 0 = missing."""
 
     def __init__(self, sizes: list[tuple[int, int]], dim: int) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class FieldEmbedding(nn.Module):
 
 
 class SequenceModel(nn.Module):
-    """How a network of the shelf begins: its Config, an item table with fields, and the fields of the context.
+    """Base of the built-in networks: Config, item table with fields, context fields.
 
     Shapes: N items, D = ``features.dim``, Ci fields of an item.
     """
 
     class Config(ModelConfig):
-        """``start``: of the item table, from the counts of what follows what (`recloop.training.item_init`) or random."""
+        """``start`` of the item table: from co-visitation (`recloop.training.item_init`) or random."""
 
         start: Literal["counts", "random"] = "counts"
 
@@ -52,13 +52,13 @@ class SequenceModel(nn.Module):
         self.config: Any = config or self.Config()
 
     def make_tables(self, data: TrainData, dim: int) -> None:
-        """Make them, for the items and fields of these rows."""
+        """Build the tables for the items and fields of the training rows."""
         self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
         self.item_fields = FieldEmbedding([(size, width) for _, size, width in data.item_fields], dim)
         self.context = FieldEmbedding([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
 
     def start(self, vectors: Tensor) -> None:
-        """Begin with these own rows (N+1, D)."""
+        """Initialize the item table with these rows (N+1, D)."""
         with torch.no_grad():
             self.table.weight.copy_(vectors)
 
@@ -69,7 +69,7 @@ class SequenceModel(nn.Module):
 
 
 def embedding(rows: int, dim: int, std: float) -> nn.Embedding:
-    """A table whose rows begin as draws from a normal distribution."""
+    """Create an embedding table initialized from a normal distribution."""
     table = nn.Embedding(rows, dim)
     nn.init.normal_(table.weight, std=std)
     return table

@@ -1,4 +1,4 @@
-"""MF: matrix factorisation with L2, every user and every item a vector, learned by alternating least squares."""
+"""MF: implicit matrix factorization with L2, by alternating least squares."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MF:
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D) float32, row 0 = 0.
 
-        Users of ``old`` teach no item; they have a vector like anybody else.
+        Users of ``old`` do not train item vectors, but they get a user vector.
         """
         config = self.config
         owner = data.moment_user[data.row_moment]
@@ -69,7 +69,7 @@ class MF:
 
 
 def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.ndarray) -> sp.csr_array:
-    """(U+1, N+1) the sum of the weights of each (user from 0, item)."""
+    """(U+1, N+1) sum of the weights of each (user from 0, item)."""
     shape = (data.n_users + 1, data.n_items + 1)
     pairs = sp.csr_array((weights.astype(np.float64), (users + 1, items)), shape=shape)
     pairs.sum_duplicates()
@@ -77,8 +77,10 @@ def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.nd
 
 
 def _refused(data: TrainData) -> tuple[sp.csr_array, sp.csr_array]:
-    """(U+1, N+1) twice: all that was turned down, light or heavy, as much as positives of that weight count; and 1
-    where a state has it out of the list.
+    """Two matrices (U+1, N+1): confidence of refused items, and 1 for disliked ones.
+
+    The first includes skips and uses the confidence of positives of equal weight. The second marks the items that the
+    state hides.
     """
     found = data.negatives
     if found is None:
@@ -93,7 +95,7 @@ def _refused(data: TrainData) -> tuple[sp.csr_array, sp.csr_array]:
 
 
 def _rows(pairs: sp.csr_array, kept: np.ndarray) -> sp.csr_array:
-    """The rows that are kept, the others empty."""
+    """Empty all rows that are not kept."""
     left = pairs.copy()
     left.data[~np.repeat(kept, np.diff(pairs.indptr))] = 0
     left.eliminate_zeros()

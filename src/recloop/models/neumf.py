@@ -1,4 +1,4 @@
-"""NeuMF: a product and an MLP of person and item; it fills no index, so it ranks what the counting models recalled."""
+"""NeuMF: product and MLP of user and item; it ranks candidates of counting models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
 
 EXAMINED = 2_000
-"""Items with most events among which it is validated: a score for every pair of a large catalogue costs minutes."""
+"""Number of most frequent items used in validation; scoring a large catalog takes minutes."""
 
 PRODUCT = 10.0
-"""Weight of each part of the product at a start from the counts, whose vectors have a standard deviation of .1."""
+"""Initial weight of each part of the product; vectors from counts have a standard deviation of 0.1."""
 
 
 class NeuMF(SequenceModel):
@@ -44,10 +44,10 @@ class NeuMF(SequenceModel):
     auto: ClassVar[str] = "bce"
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
-        """Make the tables and the MLP.
+        """Build the tables and the MLP.
 
         Raises:
-            UserError: an odd width, of which there are no halves.
+            UserError: the width is odd and cannot be halved.
         """
         if dim % 2:
             raise UserError("features.dim", dim, "an even width for NeuMF's two halves", "--set features.dim=64")
@@ -62,9 +62,9 @@ class NeuMF(SequenceModel):
         self.register_buffer("examined", order[order > 0][:EXAMINED], persistent=False)
 
     def start(self, vectors: Tensor) -> None:
-        """Begin with these item vectors (N+1, D), and with a product of person and item that means something.
+        """Initialize the item vectors (N+1, D) and the weights of the product.
 
-        The paper begins with a trained GMF; here the counts are that.
+        The paper starts from a trained GMF; here the vectors from counts replace it.
         """
         super().start(vectors)
         with torch.no_grad():
@@ -73,20 +73,20 @@ class NeuMF(SequenceModel):
             self.join.weight[:, : self.join.in_features // 2] = PRODUCT
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """(B, D) each person now: history (B, T, D), moments and mask (B, T), context (B, C)."""
+        """(B, D) users now; history (B, T, D), moments and mask (B, T), context (B, C)."""
         users: Tensor = self.person(self.pool.now(history, moments, mask)) + self.context(context)
         return users
 
     def ends(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """(B, M, D) the person after each moment, in training; context (B, M, C), the rest as in `SASRec.ends`."""
+        """(B, M, D) users after each moment; context (B, M, C), the rest as in `SASRec.ends`."""
         pooled = self.pool.ends(history, moments, mask, context.shape[1], arrived)
         ends: Tensor = self.person(pooled) + self.context(context)
         return ends
 
     def rank(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """(B, K) logits of candidates (B, K, D), or (1, K, D) the same for all, for persons (B, D)."""
+        """(B, K) logits of candidates (B, K, D), or (1, K, D) for all, for users (B, D)."""
         half = users.shape[1] // 2
         user = users[:, None, :]  # (B, 1, D)
         product = user[..., :half] * candidates[..., :half]  # (B, K, D/2)
@@ -125,7 +125,7 @@ class NeuMF(SequenceModel):
         return loss
 
     def refused(self, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
-        """A dislike or a skip under ``bce``: sum of w softplus(s_d) / sum of w."""
+        """Loss of dislikes and skips under ``bce``: sum of w softplus(s_d) / sum of w."""
         each = F.softplus(self.rank(vectors, items[rejected][:, None])[:, 0])
         loss: Tensor = (weights * each).sum() / weights.sum()
         return loss

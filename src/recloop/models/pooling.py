@@ -1,4 +1,4 @@
-"""A history as one vector: the mean of its items' vectors, older moments less, how much less is learned."""
+"""Time-decay pooling: weighted mean of a history's item vectors, decay learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Popular: what most people took, the same for everybody."""
+"""Popular: items by number of positives, the same list for all users."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from recloop.models.base import ModelConfig, TrainData
 
 
 class Popular:
-    """Items by number of training positives, ties by item index; with a half-life newer moments count more.
+    """Items by number of training positives, ties by item index.
 
-    The row to beat in any table, the last rung of the ladder, and what fills short lists.
+    With a half-life newer moments count more. It is the baseline of tables, the last fallback, and fills short lists.
     """
 
     class Config(ModelConfig):

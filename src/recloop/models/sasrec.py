@@ -1,4 +1,4 @@
-"""SASRec over moments: self-attention over what a user did, a vector for each moment that it ends."""
+"""SASRec over moments: self-attention over a user's history, one vector per moment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SASRec(SequenceModel):
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
 
     def build(self, data: TrainData, dim: int, history: int) -> None:
-        """Make the tables: N items, fields, ``history`` positions.
+        """Build the tables: N items, fields, ``history`` positions.
 
         Raises:
             UserError: the heads do not divide the width.
@@ -53,7 +53,7 @@ class SASRec(SequenceModel):
         self.norm = nn.LayerNorm(dim)
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """The vector of each user now.
+        """Vector of each user now.
 
         Args:
             history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
@@ -71,7 +71,7 @@ class SASRec(SequenceModel):
     def ends(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """The vector that ends each moment, in training.
+        """Vector after each moment, in training.
 
         Args:
             history, moments, mask: As in `users`.
@@ -90,7 +90,7 @@ class SASRec(SequenceModel):
         return ends
 
     def hidden(self, history: Tensor, moments: Tensor, mask: Tensor, arrived: Tensor | None = None) -> Tensor:
-        """(B, T, D) the tokens after all blocks."""
+        """(B, T, D) tokens after all blocks."""
         number = moments.clamp(max=self.history - 1)
         x = self.dropout(history * math.sqrt(self.dim) + self.positions(number))  # (B, T, D)
         sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is no newer than i
@@ -105,7 +105,7 @@ class SASRec(SequenceModel):
 
 
 class Block(nn.Module):
-    """Attention and a point-wise network, each on the normalised input and added to it."""
+    """Pre-norm transformer block: attention and a point-wise network with residuals."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()

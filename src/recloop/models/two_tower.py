@@ -1,4 +1,4 @@
-"""Two-Tower: users and items described by their attributes (and what they did), near one another by cosine."""
+"""Two-Tower: users and items encoded from attributes and history, cosine score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
 
 COOLEST = 0.01
-"""The temperature is not learned below this."""
+"""Lower bound of the learned temperature."""
 
 
 class TwoTower(SequenceModel):
@@ -44,7 +44,7 @@ class TwoTower(SequenceModel):
     auto: ClassVar[str] = "ss_logq"
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
-        """Make the tables and both MLPs: N items, the fields of items, users and requests."""
+        """Build the tables and both MLPs: N items, fields of items, users and requests."""
         self.make_tables(data, dim)
         self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
         self.pool = TimeDecayPooling()
@@ -62,12 +62,12 @@ class TwoTower(SequenceModel):
         return vectors
 
     def described(self, codes: Tensor) -> Tensor:
-        """(n, D) vectors of items that have no row, by their fields' codes (n, Ci)."""
+        """(n, D) vectors of items without a row, from their fields' codes (n, Ci)."""
         vectors: Tensor = F.normalize(self.item_tower(self.item_fields(codes)), dim=-1)
         return vectors
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """The vector of each user now, cosine / tau against the items; without a token, by the context alone.
+        """Vector of each user now (length 1 / tau); without history only by the context.
 
         Args:
             history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
@@ -81,7 +81,7 @@ class TwoTower(SequenceModel):
     def ends(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """The vector of the user after each moment, in training.
+        """Vector of the user after each moment, in training.
 
         Args:
             history, moments, mask: As in `users`.
@@ -97,9 +97,9 @@ class TwoTower(SequenceModel):
         return self._user(mean, context)
 
     def draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The negatives of a step, (m,): the R targets of its batch and ``uniform`` drawn ones; and m q_j of each.
+        """Negatives of a step, (m,): the batch's R targets and ``uniform`` draws; m q_j of each.
 
-        m q_j = R share_j + M / N for M uniform draws of N items: never in-batch alone, which would punish what is popular.
+        m q_j = R share_j + M / N for M uniform draws of N items. In-batch negatives alone would penalize popular items.
         Items of the user's own history are masked afterwards (`recloop.training.sampled_losses.OwnedItems`): most targets of a window
         are negatives of the other rows of the same window otherwise.
         """
@@ -115,13 +115,13 @@ class TwoTower(SequenceModel):
         return vectors
 
     def _kept(self, size: int, like: Tensor) -> Tensor:
-        """(size,) 1, or 0 for the drawn share that goes without."""
+        """(size,) 1, or 0 for the dropped share ``alone``."""
         kept: Tensor = (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
         return kept
 
 
 class Tower(nn.Module):
-    """An MLP of one hidden layer, added to what comes in."""
+    """MLP with one hidden layer and a residual connection."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
