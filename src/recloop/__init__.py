@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the file it lives in."""
+    """Import a public name from its module."""
     if name == "testing":
         return importlib.import_module("recloop.testing")
     if name not in _HOMES:

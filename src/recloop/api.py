@@ -1,4 +1,4 @@
-"""The Python face: fit on a frame, recommend from it, save it as a bundle; or open a project folder.
+"""Python API: fit on a data frame, recommend, save a bundle; open a project folder.
 
 rec = recloop.fit(events)                       # pandas, Polars or Arrow; the same kind comes out
 rec.recommend(["u1", "u2"], k=10)
@@ -60,9 +60,9 @@ from recloop.training.fit import fit_network
 
 @dataclass(frozen=True)
 class FittedData:
-    """What a `FittedRecommender` knows: labelled events, versions of items and users, the split it was fitted on.
+    """Data of a `FittedRecommender`: labelled events, item and user versions, its split.
 
-    ``dwell`` is what a dwell is long compared with.
+    ``dwell`` holds the dwell percentiles.
     """
 
     events: pl.DataFrame
@@ -81,18 +81,18 @@ def fit(
     events: Any, items: Any = None, users: Any = None, model: str = "covisitation",
     config: Mapping[str, Any] | None = None,
 ) -> FittedRecommender:  # fmt: skip
-    """Learn from a log in memory.
+    """Fit a recommender on a log in memory.
 
     Args:
-        events: A frame with user_id, item_id, timestamp, and where there are any event_type, value, quantity,
-            group_id, event_id; other names by ``config["data"]["columns"]``.
+        events: A frame with user_id, item_id, timestamp, and optionally event_type, value, quantity, group_id,
+            event_id; other names by ``config["data"]["columns"]``.
         items, users: Frames with item_id / user_id and attributes.
-        model: ``popular``, ``bought_before``, ``covisitation``; a network of the shelf or ``package.module:Class``
+        model: ``popular``, ``bought_before``, ``covisitation``; a built-in network or ``package.module:Class``
             (``recloop[train]``); or ``auto``: the counting models mixed by validation.
         config: Tables of recloop.toml as a mapping.
 
     Raises:
-        UserError: a column, a value or a setting that does not fit.
+        UserError: a column, a value or a setting is invalid.
     """
     frame = as_polars(events)
     settings = settings_of(frame, config or {})
@@ -111,10 +111,10 @@ def fit(
 
 
 def load(path: str | Path, events: Any = None) -> FittedRecommender:
-    """A saved bundle: every byte and its golden lists checked; numpy and onnxruntime are enough.
+    """Load a saved bundle and check its hashes and golden lists; torch is not needed.
 
     Args:
-        events: The log that users' states are read from; without it everybody is new.
+        events: The log that users' states are read from; without it all users are new.
     """
     bundle = bundles.load(Path(path))
     check_golden(bundle)
@@ -137,7 +137,7 @@ def load(path: str | Path, events: Any = None) -> FittedRecommender:
 
 
 class FittedRecommender:
-    """A bundle over a log in memory. ``observe`` moves states on; weights stand still."""
+    """Bundle with a log in memory; ``observe`` updates states but not weights."""
 
     def __init__(self, bundle: Bundle, rows: FittedData, config: Config, native: str) -> None:
         self.bundle = bundle
@@ -150,12 +150,12 @@ class FittedRecommender:
         self, users: Sequence[str], k: int = 10, filter_viewed: bool | None = None,
         items_to_recommend: Sequence[str] | None = None, now: int | None = None,
     ) -> Any:  # fmt: skip
-        """Lists as a frame: user_id, item_id, score, rank, source.
+        """Recommend lists as a frame: user_id, item_id, score, rank, source.
 
         Args:
-            filter_viewed: Leave out what a user had before; None: the project's ``split.filter_seen``.
-            items_to_recommend: Show nothing else.
-            now: int64 microseconds UTC; None: just after the newest believed event (wrong clocks are not believed).
+            filter_viewed: Leave out items that a user had before; None: the project's ``split.filter_seen``.
+            items_to_recommend: The only items that lists may contain.
+            now: int64 microseconds UTC; None: just after the newest valid event (wrong clocks are ignored).
 
         Raises:
             UserError: ``k`` outside 1 to 1000.
@@ -191,10 +191,12 @@ class FittedRecommender:
         return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
 
     def similar_items(self, items: Sequence[str], k: int = 10) -> Any:
-        """Items like each item, as ``GET /v1/items/{id}/similar`` lists them: item_id, similar_id, score, rank, source.
+        """Similar items of each item: item_id, similar_id, score, rank, source.
+
+        The lists equal those of ``GET /v1/items/{id}/similar``.
 
         Raises:
-            UserError: an item that the bundle's table and the catalogue do not know, or ``k`` outside 1 to 1000.
+            UserError: an item is neither in the bundle's table nor in the catalog, or ``k`` is outside 1 to 1000.
         """
         _check_k(k)
         ids = [str(item) for item in items]
@@ -219,9 +221,10 @@ class FittedRecommender:
         return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
 
     def observe(self, more: Any) -> None:
-        """Further events, judged as on arrival: states move on, weights do not.
+        """Add events to the users' states; weights do not change.
 
-        A stamp is compared with this machine's clock, or with the end of all rows where that is later.
+        Causal rules run as on arrival. Stamps are compared with this machine's clock, or with the end of all rows if
+        that is later.
         """
         frame = as_polars(more)
         fresh = parse_events(
@@ -237,13 +240,13 @@ class FittedRecommender:
         self._timeline = StateHistory(self._rows.events, self._rows.users)
 
     def evaluate(self, protocol: str = "temporal") -> EvaluationTable:
-        """The table on the part of the log that was held back; draws itself in a notebook.
+        """Evaluate on the held-out part of the log; the table renders itself in a notebook.
 
         Args:
-            protocol: The one of ``config["split"]["protocol"]``, by which the log was split.
+            protocol: The value of ``config["split"]["protocol"]`` by which the log was split.
 
         Raises:
-            UserError: the bundle was loaded, so nothing was held back; a protocol of a later version.
+            UserError: the bundle was loaded and has no held-out part, or the protocol is another one.
         """
         if self._rows.parts is None:
             raise UserError("evaluate", "a loaded bundle", "the log it was fitted on", "recloop.fit(events).evaluate()")
@@ -254,14 +257,14 @@ class FittedRecommender:
         return evaluate([self.bundle], self._rows, Catalog.of([self._rows.items]), config, {}, THREADS)
 
     def save(self, path: str | Path) -> Path:
-        """Write the bundle as a folder of its own.
+        """Save the bundle as a folder.
 
         Raises:
-            UserError: something is there already.
+            UserError: the path exists.
         """
         target = Path(path)
         if target.exists():
-            raise UserError("path", target, "a path where nothing is yet", "another path")
+            raise UserError("path", target, "a path that does not exist yet", "another path")
         own = Recommender(self.bundle, Catalog.of_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
         golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +278,7 @@ class FittedRecommender:
         return Recommender(replace(self.bundle, policy=policy), self._recommender.catalogue, THREADS)
 
     def _given(self, frame: pl.DataFrame) -> Any:
-        """The kind of frame that came in."""
+        """Convert to the kind of frame that the caller passed."""
         if self._native == "pandas":
             return frame.to_pandas()
         return frame.to_arrow() if self._native == "pyarrow" else frame
@@ -335,13 +338,13 @@ def _labelled(signal: EventLabeler, old: pl.DataFrame, fresh: pl.DataFrame) -> p
 
 
 def open_folder(folder: str | Path = ".", **settings: Any) -> ProjectFolder:
-    """A project folder; ``settings`` beat recloop.toml, written ``serve__port=9000``."""
+    """Open a project folder; ``settings`` such as ``serve__port=9000`` override recloop.toml."""
     sets = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
     return ProjectFolder(open_project(folder, sets))
 
 
 class ProjectFolder:
-    """A project folder from Python: what the verbs of the command line do."""
+    """Project folder in Python, with the commands of the command line."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -354,13 +357,13 @@ class ProjectFolder:
         return loop.update(self.project).bundle or live
 
     def evaluate(self, *bundle_ids: str) -> EvaluationTable:
-        """The table of these bundles, of the live one without an id."""
+        """Evaluate these bundles, or the live one without an id."""
         return training_steps.evaluate_bundles(self.project, list(bundle_ids), progress.NullProgress())
 
     def recommend(self, user_id: str, k: int | None = None, placement: str = "home") -> JsonTree:
-        """The service's answer without the service; ``k`` None: the placement's own."""
+        """Recommend as the service does, without a running server; ``k`` None: the placement's."""
         return offline.recommend(self.project, user_id, k, placement)
 
     def status(self) -> JsonTree:
-        """What is live, what is tried, since when."""
+        """Return the live, shadow and experiment bundles."""
         return loading.status(self.project)

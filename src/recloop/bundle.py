@@ -1,8 +1,8 @@
-"""A bundle's bytes: one folder, one hash, that decides the list whole: write, hash, check, load; numpy only.
+"""Write, hash, check and load bundles; numpy only.
 
-What was measured is what is served: weights, vocabularies, feature spec, mix, rules and placements lie in one folder
-whose manifest holds the SHA-256 of every file (docs/reference/bundle.md). Nothing in it is executed when it is loaded:
-JSON, Parquet, safetensors, ONNX; no pickle.
+A bundle determines the lists completely: weights, vocabularies, feature spec, mix, rules and placements are in one
+folder whose manifest holds the SHA-256 of every file (docs/reference/bundle.md). Loading executes no code of a bundle:
+its files are JSON, Parquet, safetensors and ONNX, never pickle.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from recloop.policy import Policy, ScorerSpec
 from recloop.records import FileFacts
 
 FORMAT = 1
-"""Raised by hand when the files or their meaning change; the present and the previous are read, newer is refused."""
+"""Incremented manually if files or their meaning change; this and the previous format are read, newer ones rejected."""
 MANIFEST = "manifest.json"
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
     "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-"""Of safetensors, those that serving reads."""
+"""Safetensors types that serving reads."""
 _EXTERNAL = b"\x0a\x08location"  # protobuf: a StringStringEntry whose key is "location", as external tensors carry
 
 
@@ -61,7 +61,7 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class UserTable:
-    """Users whom a model knows by id; row ``ix`` of ``user_vectors`` belongs to ``user_ix`` ix, row 0 pads."""
+    """Users known by id; row ``ix`` of ``user_vectors`` belongs to ``user_ix`` ix, row 0 pads."""
 
     ids: Vocabulary
     count: np.ndarray  # (U,) int64 rows that the model learned from, one an item a moment
@@ -69,7 +69,7 @@ class UserTable:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One case of golden.json: a user's state and the list that the bundle gave for it over its own catalogue."""
+    """One case of golden.json: a user's state and the bundle's list for it."""
 
     state: UserState
     now: int
@@ -80,10 +80,10 @@ class GoldenCase:
 
     @classmethod
     def read_all(cls, path: Path) -> list[GoldenCase]:
-        """The cases of a golden.json.
+        """Read the cases of a golden.json.
 
         Raises:
-            BundleError: the file does not hold such cases.
+            BundleError: the file does not contain golden cases.
         """
         try:
             return msgspec.json.decode(path.read_bytes(), type=list[GoldenCase])
@@ -95,9 +95,10 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory. ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name.
+    """Bundle in memory.
 
-    ``train`` and ``window`` (what its gate and its parents' saw) are written and not loaded: `load_train`, `load_window`.
+    ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name. ``train`` and ``window`` (the test
+    windows of its gate and of its parents) are written but not loaded: see `load_train` and `load_window`.
     """
 
     manifest: Manifest
@@ -119,7 +120,7 @@ class Bundle:
 
     @property
     def scorers(self) -> Mapping[str, ScorerSpec]:
-        """The scorers by the source they feed."""
+        """Scorers by source."""
         return self.manifest.scorers
 
     @property
@@ -132,16 +133,18 @@ class Bundle:
 
     @property
     def learned(self) -> LearnedRange:
-        """The rows that it was fitted on."""
+        """Rows that the bundle was fitted on."""
         return self.manifest.data.learned
 
 
 def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
-    """Write a bundle beside, fsync, rename into place; the bundle as it now stands, with its id.
+    """Write a bundle atomically and return it with its id.
+
+    The files are staged, synced to disk and renamed.
 
     Args:
         bundles: The folder of all bundles.
-        started: The start of its run, UTC; part of the name, kept when a killed run goes on.
+        started: The start of its run, UTC; part of the name, kept when an interrupted run is resumed.
     """
     stage = bundles / f".stage-{os.getpid()}"
     shutil.rmtree(stage, ignore_errors=True)
@@ -149,11 +152,11 @@ def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
     try:
         return _stage(bundle, stage, started)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)  # there is none, unless a write failed
+        shutil.rmtree(stage, ignore_errors=True)  # exists only if a write failed
 
 
 def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
-    """Write into ``stage``, then rename it into place beside itself."""
+    """Write into ``stage``, then rename it to its final name."""
     for name, data in _files(bundle).items():
         write_file(stage / name, data)
     if bundle.train:
@@ -179,7 +182,7 @@ def content_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def manifest_hash(path: Path) -> str:
-    """SHA-256 of a bundle's manifest file: what registration records and serving compares."""
+    """SHA-256 of a bundle's manifest file, recorded by registration and checked by serving."""
     try:
         return _sha256(path / MANIFEST)
     except FileNotFoundError:
@@ -187,15 +190,15 @@ def manifest_hash(path: Path) -> str:
 
 
 def load(path: Path, sha256: str | None = None) -> Bundle:
-    """Check every byte, then load.
+    """Check every file of a bundle, then load it.
 
     Args:
         path: The bundle's folder.
         sha256: Hash of the manifest as registered; None: not compared.
 
     Raises:
-        BundleError: a hash that differs, a file missing or extra, a link, a graph with external data, a format or
-            encode_version that this program does not know.
+        BundleError: a wrong hash, a missing or extra file, a link, a graph with external data, an unknown format or
+            encode_version.
     """
     manifest = check(path, sha256)
     spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
@@ -227,9 +230,9 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, each read into its place by the system while other threads go on.
+    """Read the arrays of a safetensors file without blocking other threads.
 
-    (The library copies a file inside one call that lets no other thread run: .1 s for 88 MB, in which a server is deaf.)
+    The safetensors library holds the interpreter lock while it copies a file: 0.1 s for 88 MB, which blocks a server.
     """
     arrays: dict[str, np.ndarray] = {}
     with path.open("rb", buffering=0) as file:
@@ -254,7 +257,7 @@ def _users(path: Path) -> UserTable:
 
 
 def check(path: Path, sha256: str | None = None) -> Manifest:
-    """The manifest of a bundle whose every file is there, whole and nothing else; see `load`."""
+    """Check all files of a bundle and return its manifest; see `load`."""
     fix = "recloop update --full, or copy the bundle again"
     if not path.is_dir() or path.is_symlink():
         raise BundleError("bundle", path, "a bundle folder", "recloop status")
@@ -287,18 +290,21 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
 
 
 def parent_of(path: Path) -> str | None:
-    """The parent that the manifest of a bundle's folder names, unchecked; None without a parent or a manifest."""
+    """Parent named by an unchecked manifest; None without a parent or a manifest."""
     file = path / MANIFEST
     return Manifest.from_json(_read_json(file)).parent if file.exists() else None
 
 
 def load_train(path: Path) -> dict[str, np.ndarray]:
-    """The arrays for a warm start; serving never opens them."""
+    """Load the arrays for a warm start; serving never reads them."""
     return safetensors.numpy.load_file(path / "train.safetensors")
 
 
 def load_window(path: Path) -> pl.DataFrame | None:
-    """What the gates of a bundle and of its parents saw on *new*; None where no gate made it. Serving never opens it."""
+    """Load the test windows of a bundle's gate and of its parents; serving never reads them.
+
+    None if the bundle did not pass through a gate.
+    """
     file = path / "window.parquet"
     return pl.read_parquet(file) if file.exists() else None
 

@@ -1,4 +1,4 @@
-"""A client of the service as a shop's back end would write it, and the service as a child process: for demo and trials."""
+"""HTTP client of the service, and the service as a child process, for the demo."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ WAIT = 60.0  # seconds that a service may take to start or to end
 
 
 class Client:
-    """A few calls of the service, as a shop's back end would make them: one connection that is kept, for one thread.
+    """HTTP client with one persistent connection, for one thread.
 
     Args:
-        url: Of the service.
+        url: URL of the service.
         token: The admin token, for admin routes.
 
     Attributes:
-        now: int64 microseconds; the time that requests carry, 0: none.
+        now: int64 microseconds; the time sent with requests, 0: none.
     """
 
     def __init__(self, url: str, now: int = 0, token: str = "") -> None:
@@ -53,13 +53,13 @@ class Client:
         return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)
 
     def close(self) -> None:
-        """Hang up; the next call connects again."""
+        """Close the connection; the next call connects again."""
         self._kept.close()
 
     def _call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
-        """One request.
+        """Send one request.
 
-        A kept connection may have been closed by the service meanwhile: then once more on a new one.
+        If the service has closed the persistent connection, the request is sent again on a new one.
 
         Raises:
             HTTPError: the status is 400 or more; its body can be read.
@@ -90,7 +90,7 @@ class Client:
 
 @contextmanager
 def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
-    """``recloop serve`` on a free port as a child; ended by SIGTERM, which lets it drain."""
+    """Run ``recloop serve`` on a free port as a child process; SIGTERM ends and drains it."""
     words = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -100,7 +100,7 @@ def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
                 raise UserError("serve", child.wait(WAIT), "a line that begins with: ready", f"recloop -C {root} serve")
             with closing(
                 Client(ready[1], token=admin_token.read(root))
-            ) as client:  # an idle connection would hold up the end
+            ) as client:  # an idle connection would delay the shutdown
                 yield client
         finally:
             child.send_signal(signal.SIGTERM)
@@ -111,5 +111,5 @@ def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
 
 
 def iso(stamp: int) -> str:
-    """Microseconds as ISO 8601 in UTC."""
+    """Format microseconds as ISO 8601 in UTC."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stamp)).isoformat()

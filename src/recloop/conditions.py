@@ -1,11 +1,11 @@
-"""One small language for conditions: SQL over a row's fields, parsed and checked, never eval.
+"""Condition language: SQL expressions over a row's fields, checked before they run.
 
     rule = parse("event_type = 'rating' AND value >= 4", EVENT_COLUMNS, "events.positive")
     rule.mask(frame)
 
 Only comparisons, ``AND OR NOT``, ``IN (...)``, ``BETWEEN``, ``LIKE``, ``IS NULL``, arithmetic and the row's own fields
-pass; a function, a table, a second statement do not. What was checked is written out again and that text is run, so
-nothing that the parser overlooked reaches the engine. Null counts as false.
+are allowed; functions, tables and further statements are not. The checked tree is written as SQL again and only that
+text runs, so unchecked input never reaches the engine. Null counts as false.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sqlglot import exp
 
 from recloop.errors import UserError
 
-LONGEST: Final = 10_000  # characters of a condition: a request may carry one
-DEEPEST: Final = 500  # nodes from the root; a longer chain of OR is an IN
+LONGEST: Final = 10_000  # characters; a request may contain a condition
+DEEPEST: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 PREDICATES: Final = (*COMPARISONS, exp.Is, exp.In, exp.Between, exp.Like, exp.ILike, exp.Boolean)
@@ -37,7 +37,7 @@ MEND: Final = 'write it as SQL over the row, such as "value >= 4"'
 
 @dataclass(frozen=True)
 class Rule:
-    """A checked condition: ``expr`` is Boolean and never null; ``columns`` are the fields that it names."""
+    """Checked condition: ``expr`` is Boolean and never null; ``columns`` are its fields."""
 
     text: str
     expr: pl.Expr
@@ -45,7 +45,7 @@ class Rule:
     key: str
 
     def mask(self, frame: pl.DataFrame) -> pl.Series:
-        """(n,) Boolean: the rows that pass.
+        """(n,) Boolean: rows that meet the condition.
 
         Raises:
             UserError: a field is compared with a value of another kind.
@@ -57,15 +57,15 @@ class Rule:
 
 
 def parse(text: str, columns: Collection[str], key: str) -> Rule:
-    """The rule of a condition.
+    """Parse and check a condition.
 
     Args:
         text: The condition.
-        columns: The fields it may name; a mapping to Polars types also refuses what cannot be compared.
-        key: Whose condition it is, for the message: ``clean.keep``, ``filter``.
+        columns: The allowed fields; with a mapping to Polars types, types that cannot be compared are errors too.
+        key: Name of the setting or parameter, for messages: ``clean.keep``, ``filter``.
 
     Raises:
-        UserError: it does not parse, holds something that is not allowed, names an unknown field.
+        UserError: the text does not parse, contains a forbidden construct, or uses an unknown field.
     """
     if len(text) > LONGEST:
         raise UserError(key, text, f"a condition of at most {LONGEST:,} characters", "a shorter condition")
@@ -97,13 +97,15 @@ def _parsed(text: str, key: str) -> exp.Expression:
 
 
 def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) -> set[str]:
-    """Refuse every node that is not of the small language; the names of the fields used."""
+    """Reject every node outside the condition language and return the fields used."""
     names: set[str] = set()
     for node in tree.walk():
         if not isinstance(node, ALLOWED):
             raise UserError(key, text, f"{GRAMMAR}; found {node.sql(comments=False)[:60]}", MEND)
         if node.depth > DEEPEST:
-            raise UserError(key, text, "a flatter condition", "field IN (value, value, ...) instead of many OR")
+            raise UserError(
+                key, text, f"at most {DEEPEST} levels of nesting", "field IN (value, value, ...) instead of many OR"
+            )
         if isinstance(node, exp.Column):
             names.add(_known(node, text, columns, key))
         if isinstance(node, exp.Null) and not isinstance(node.parent, exp.Is):
@@ -128,7 +130,7 @@ def _known(node: exp.Column, text: str, columns: Collection[str], key: str) -> s
         return name
     near = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.0)
     quoted = isinstance(node.this, exp.Identifier) and node.this.quoted
-    hint = f"; a text stands in single quotes: '{name}'" if quoted else ""
+    hint = f"; write a text in single quotes: '{name}'" if quoted else ""
     known = f"a known field; nearest to {name}: {near[0]}" if near else "a known field; there is none"
     raise UserError(key, text, known + hint, f"one of {', '.join(sorted(columns)[:20])}" if near else MEND)
 

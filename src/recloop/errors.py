@@ -1,10 +1,10 @@
-"""The exception tree: what can go wrong, and what each error says to the person who sees it.
+"""Exception tree of recloop, with exit codes and message formats.
 
     RecloopError                 every error that recloop raises on purpose
-    ├── UserError      exit 2    a mistake of the user's: name, value, what was expected, the command that mends it
-    │   └── BundleError          a bundle that may not be served: the file and what is wrong with it
-    ├── Refused        exit 1    done, and the answer is no: the gate or check, its number, its threshold
-    └── Locked         exit 3    another run holds the lock: the verb, the process, since when
+    ├── UserError      exit 2    invalid input: name, value, expectation, and the command that fixes it
+    │   └── BundleError          a bundle that must not be served: the file and its defect
+    ├── Refused        exit 1    a gate or check failed: its name, number and threshold
+    └── Locked         exit 3    another run holds the lock: the command, the process, since when
 
 The command line prints ``error: NAME=VALUE: expected ...; try: COMMAND`` and never a traceback for these.
 """
@@ -15,25 +15,25 @@ from typing import Any
 
 
 def printable(value: object) -> str:
-    """A value as it stands in a message: on one line, printable, its middle left out where it is long."""
+    """Format a value for a message: one printable line, the middle of a long one left out."""
     text = str(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= 200 else f"{text[:97]}...{text[-100:]}"
 
 
 class RecloopError(Exception):
-    """Base of every error raised on purpose; ``exit_code`` is the command line's."""
+    """Base of every intended error; ``exit_code`` is that of the command line."""
 
     exit_code = 70
 
 
 class UserError(RecloopError):
-    """A mistake of the user's.
+    """Invalid input of the user.
 
     Args:
-        name: What is wrong: a key, a column, a file, an argument.
-        value: The value found there.
-        expected: What was expected instead.
+        name: The invalid key, column, file or argument.
+        value: The value found.
+        expected: The expected value.
         fix: The command or edit that corrects it.
         samples: Rows to show above the message.
     """
@@ -46,11 +46,11 @@ class UserError(RecloopError):
 
 
 class BundleError(UserError):
-    """A bundle that may not be served: a hash differs, a file is missing or extra, a link, an unknown format."""
+    """Invalid bundle: a wrong hash, a missing or extra file, a link, an unknown format."""
 
 
 class Refused(RecloopError):
-    """Done, and the answer is no."""
+    """A gate or check failed."""
 
     exit_code = 1
 
@@ -62,7 +62,7 @@ class Refused(RecloopError):
 
 
 class Locked(RecloopError):
-    """Another run holds the lock of this folder; ``fix``: what to do about it."""
+    """Another run holds the lock of this folder; ``fix`` is the advice for the user."""
 
     exit_code = 3
 

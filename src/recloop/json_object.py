@@ -1,4 +1,4 @@
-"""Read a JSON object of a file of ours key by key, with checked types; unknown keys are kept."""
+"""Typed reader of JSON objects, key by key; unknown keys are kept."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class JsonObject:
 
     Args:
         tree: The parsed JSON.
-        where: Its file and place, for errors.
-        error: What is raised where a value is missing or has another type.
-        fix: The command that makes the file anew.
+        where: File and position, for errors.
+        error: The exception type for a missing value or a wrong type.
+        fix: The command that recreates the file.
     """
 
     def __init__(

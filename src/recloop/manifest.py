@@ -1,4 +1,4 @@
-"""Typed record of a bundle's manifest.json: model, rows, settings and training behind it, and the hash of every file.
+"""Typed record of a bundle's manifest.json: model, rows, settings, training, hashes.
 
 Parsed once, when a bundle is checked. Keys that this version does not know are kept in ``other_keys`` and written back.
 """
@@ -117,7 +117,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself.
+    """Manifest of a bundle.
 
     Attributes:
         parent: Bundle whose child it is; None: trained from scratch.

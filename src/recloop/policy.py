@@ -20,7 +20,7 @@ The constant of a placement without ``rrf``. A smaller one gives the first ranks
 chooses it on validation.
 """
 FADING: Final = ("popular", "neighbours", "history")
-"""Sources with a half-life, in the order in which it is chosen: Popular's order breaks the ties of the others."""
+"""Sources with a half-life, in tuning order; Popular is first because its order breaks the ties of the others."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Report the progress of a run: the protocol, a null object, and the console's implementation."""
+"""Progress reports of a run: protocol, null object and console implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STDERR: Final = rich.console.Console(stderr=True, highlight=False, width=None if
 
 
 class Progress(Protocol):
-    """Who is told what came out of each step, and how far a long one is."""
+    """Receiver of step results and of the progress of long steps."""
 
     def say(self, chapter: str, line: str) -> None: ...
     def show(self, chapter: str, drawn: Any) -> None: ...
@@ -20,7 +20,7 @@ class Progress(Protocol):
 
 
 class NullProgress:
-    """Tells nobody."""
+    """Discard all reports."""
 
     def say(self, chapter: str, line: str) -> None: ...
     def show(self, chapter: str, drawn: Any) -> None: ...
@@ -28,7 +28,7 @@ class NullProgress:
 
 
 class ConsoleProgress:
-    """Tells on stderr what came out of each step; a bar where a terminal watches a long one."""
+    """Print step results to stderr, with a progress bar for long steps on a terminal."""
 
     def __init__(self) -> None:
         self._progress: Any = None

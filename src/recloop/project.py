@@ -131,5 +131,5 @@ def open_project(root: Path | str = ".", sets: Iterable[str] = ()) -> Project:
     except FileNotFoundError:
         raise UserError("file", file, "a project folder with recloop.toml", "recloop init FILE") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(FILE, error, "a TOML file in UTF-8", f"mend that line of {file}") from None
+        raise UserError(FILE, error, "a TOML file in UTF-8", f"correct that line of {file}") from None
     return Project(folder, build(tree, sets))

@@ -1,7 +1,7 @@
-"""The nouns and the column names: Event, Item, User, Query, Slot, Decision, and the one hash of an id.
+"""Shared records, column names and the hash of ids.
 
 All stamps are int64 microseconds UTC; ids are text and never parsed; ``seq`` numbers every row of the log in the
-order in which it was learned. ``user_id`` / ``item_id`` are raw ids, ``user_ix`` / ``item_ix`` dense ones (row 0 pads).
+order of arrival. ``user_id`` / ``item_id`` are raw ids, ``user_ix`` / ``item_ix`` dense ones (row 0 pads).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ STAMP: Final = "stamp"  # of the row's moment: the stamp of the first row (small
 LABEL: Final = "label"  # -1 negative, 0 neutral (an input included), 1 positive: a target
 WEIGHT: Final = "weight"
 USE: Final = "use"  # a member of Use
-PAIR: Final = "pair"  # of an undo: the event type that it takes back, or "*"; else the type, where an undo names it
-UNITS: Final = "units"  # the quantity of a row that can be taken back, or that takes back; 1 where it has none
+PAIR: Final = "pair"  # of an undo: the event type that it reverses, or "*"; else the type, if an undo names it
+UNITS: Final = "units"  # quantity of an undo or of a row that can be undone; 1 if it is missing
 MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
 
 DEFAULT_EVENT_TYPE: Final = "interaction"
@@ -64,9 +64,9 @@ EVENT_SCHEMA: Final[dict[str, DataTypeClass]] = {
 """Columns of an event, in the archive and in log.db (where ``rule`` follows: filled, the row is quarantined)."""
 
 CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
-"""What makes two rows of a file the same row: everything that an import reads."""
+"""Columns by which two rows of a file are equal: all that an import reads."""
 FILE_ROW: Final = "file-row:"
-"""An event_id that begins so was made from a file's name and the number of its row, where the file has no ids."""
+"""Prefix of an event_id that was generated from a file name and a row number."""
 
 ITEM_SCHEMA: Final[dict[str, DataTypeClass]] = {
     ITEM_ID: pl.String,
@@ -85,13 +85,13 @@ USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
 }
 
 SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest", "pin", "explore")
-"""Where a slot came from: a closed list (definitions, section 1)."""
+"""Sources of a slot, a closed list (definitions, section 1)."""
 MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
 """The sources that a mix weighs, in the order that breaks ties between weights."""
 COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
 """Sources that count as personal for cold-start coverage."""
 COLD_POSITIVES: Final = 5
-"""A user with fewer believed inputs (targets included) in state is cold."""
+"""A user with fewer valid inputs (targets included) in state is cold."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +103,24 @@ class FileFacts:
 
 
 class Use(IntEnum):
-    """How a state takes a believed event: the three uses of a label, apart (definitions, section 1).
+    """Use of a valid event in a state (definitions, section 1).
 
-    A target is an input too; a light negative (a skip) teaches and is in no state, so its use is NONE.
+    A target is an input too. A light negative (a skip) is used in training but not in states, so its use is NONE.
     """
 
     NEGATIVE = -1  # suppression: the item leaves the list until a later target or an undo
     NONE = 0
     TARGET = 1  # input, and what is predicted and counted as a hit
     INPUT = 2  # history that a model sees, never a hit
-    UNDO = 3  # takes an earlier event of the same user and item back
+    UNDO = 3  # undoes an earlier event of the same user and item
 
 
 ANY_TARGET: Final = "*"
-"""`PAIR` of an undo that takes back the heaviest target of the item."""
+"""`PAIR` of an undo that reverses the heaviest target of the item."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a user did with an item; ``seq`` is 0 until the log has numbered it."""
+    """One interaction of a user with an item; ``seq`` is 0 until the log has numbered it."""
 
     user_id: str
     item_id: str
@@ -141,7 +141,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of an item of the catalogue."""
+    """One version of a catalog item."""
 
     item_id: str
     attributes: AttributeValues = {}
@@ -162,10 +162,10 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """One question to the recommender: who, when, where, how many, what not.
+    """One query to the recommender: user, time, placement, length and exclusions.
 
-    ``now`` is int64 microseconds UTC from the one clock of the process that asks; ``request_id`` is the seed of
-    whatever is drawn. ``k`` 0 means the placement's own. ``item_id``: what a list about an item is about.
+    ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``k`` 0
+    means the placement's own. ``item_id`` is the item of a list of similar items.
     """
 
     user_id: str
@@ -180,7 +180,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One place of an answered list."""
+    """One position of a served list."""
 
     item_id: str
     score: float
@@ -220,7 +220,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hash_unit_interval(salt: str, raw_id: str) -> float:
-    """The share in [0, 1) that an id falls on under a salt: BLAKE2b, 8 bytes, of salt, a zero byte, the id.
+    """Hash an id to [0, 1) under a salt: BLAKE2b, 8 bytes, of salt, a zero byte, the id.
 
     Salts in use: ``old``, ``valid``, ``window``, ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The same in every
     process and on every machine, so an assignment never flips.
@@ -230,12 +230,12 @@ def hash_unit_interval(salt: str, raw_id: str) -> float:
 
 
 def is_holdout_user(user_id: str) -> bool:
-    """Whether a user belongs to the 2 % whose events feed state and counts but never a network's loss."""
+    """True for the 2 % of users whose events feed state and counts but never a network's loss."""
     return hash_unit_interval("old", user_id) < 0.02
 
 
 def now() -> int:
-    """The time by the machine's clock: int64 microseconds UTC."""
+    """Time of the machine's clock: int64 microseconds UTC."""
     return time.time_ns() // 1_000
 
 
