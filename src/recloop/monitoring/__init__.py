@@ -1,1 +1,1 @@
-"""Is it what we trained, is it good? Parity, health, the report."""
+"""Monitoring: verification, list health, shadow comparison, experiments and report."""

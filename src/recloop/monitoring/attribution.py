@@ -1,10 +1,10 @@
-"""What users did with the lists they got: events credited to lists, and one row of outcomes a user (definitions, section 9).
+"""Attribution of events to lists, and user outcomes of an experiment.
 
-The unit is the user, in the arm that was drawn for them, whichever bundle answered (intention to treat): a request that the
-candidate could not answer is an outcome of the candidate's arm. An outcome is what happened in the 24 hours after the first
-exposure, and a user enters when these are over; nothing that happens later excludes a user. An event counts for the last
-exposure of its item to its user (a click within 1 h, anything else within 7 days); where it carries the ``request_id`` of a
-list, that list is the exposure.
+See definitions, section 9. The unit is the user in the assigned arm (intention to treat): a request that the candidate
+could not answer is an outcome of the candidate's arm. An outcome covers the 24 hours after the first exposure, and a
+user enters when they are over; later events do not exclude a user. An event is credited to the last exposure of its
+item to its user (a click within 1 h, any other event within 7 days). An event with the ``request_id`` of a list is
+credited to that list.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ LIVE, CANDIDATE = "live", "candidate"
 ARMS: Final = (LIVE, CANDIDATE)
 OUTCOME: Final = DAY
 BEFORE: Final = 14 * DAY
-"""Where CUPED looks for the same outcome."""
+"""Period before the first exposure for the CUPED covariate."""
 WITHIN: Final = {"click": 3_600 * SECOND}
 WITHIN_OTHERWISE: Final = 7 * DAY
 REQUEST_ID: Final = "request_id"
 
 
 def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, now: int) -> pl.DataFrame:
-    """One row a user in the order of entering: arm, when the outcome closed, and every number of `METRICS`, then and before.
+    """Compute one row of outcomes per user, in order of entry, with the values before.
 
     Args:
-        decisions: Answers, those of the 14 days before ``since`` too; lists for nobody in particular are no unit.
+        decisions: Responses, including the 14 days before ``since``; requests without a user id are ignored.
         events: Labelled rows of the log.
-        since: When the experiment began.
-        now: Users whose 24 hours are not over by then are left out, and counted as ``waiting``.
+        since: Start of the experiment.
+        now: Users whose 24 hours are not over by then are marked ``waiting``.
 
     Returns:
-        user_id, arm, closes, waiting, the columns of `_sums` and the same with ``before_``.
+        user_id, arm, closes, waiting, the columns of `_sums`, and the same columns with prefix ``before_``.
     """
     requests = pl.DataFrame(
         [
@@ -56,7 +56,7 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
         inside.sort("at", REQUEST_ID)
         .group_by(USER_ID, maintain_order=True)
         .agg(
-            # A server takes a move up within a second: until then it answers everybody as live's arm.
+            # Until the server has reloaded (at most a second), it assigns every user to live.
             pl.when((pl.col("arm") == CANDIDATE).any()).then(pl.lit(CANDIDATE)).otherwise(pl.lit(LIVE)).alias("arm"),
             pl.col("at").first().alias("start"),
         )
@@ -74,7 +74,7 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
 
 
 def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """The events that a list is credited with, each with that list's ``request_id`` and ``at``; at most one list an event.
+    """Credit each event to at most one list; adds the list's ``request_id`` and ``at``.
 
     Args:
         requests: request_id, user_id, at, items.
@@ -85,7 +85,7 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
         USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, LABEL, pl.col(REQUEST_ID).alias("sent"),
         pl.col(EVENT_TYPE).replace_strict(WITHIN, default=WITHIN_OTHERWISE, return_dtype=pl.Int64).alias("within"),
     )  # fmt: skip
-    # A request_id counts where it is one of this user's; made up or somebody else's, it says nothing.
+    # A request_id is used only if it belongs to this user.
     known = requests.select(USER_ID, pl.col(REQUEST_ID).alias("sent"))
     told = rows.join(known, on=[USER_ID, "sent"], how="semi").join(
         exposures.with_columns(pl.col(REQUEST_ID).alias("sent")), on=[USER_ID, ITEM_ID, "sent"], how="inner"
@@ -104,7 +104,7 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sums(windows: pl.DataFrame, requests: pl.DataFrame, credited: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """What each user did between ``start`` and ``stop``: one row a user of ``windows``, 0 where nothing."""
+    """Sum each user's requests and events between ``start`` and ``stop``; 0 if none."""
 
     def within(frame: pl.DataFrame, *stamps: str) -> GroupBy:
         joined = frame.join(windows, on=USER_ID, how="inner")

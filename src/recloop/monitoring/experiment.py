@@ -1,10 +1,10 @@
-"""The experiment: two arms, users at random, and what they did with the lists they got (definitions, section 9).
+"""Experiment analysis: users in two random arms and their outcomes (definitions, 9).
 
-    found = experiment.compare(project)     # the verdict of the newest experiment
+    verdict = experiment.analyze(project)     # of the newest experiment
 
-Users are analysed in the arm they were drawn into, whichever bundle answered. Planned looks decide, and between them the
-confidence sequence alone. Outcomes are defined in `recloop.monitoring.attribution`, formulas in `recloop.monitoring.statistics`, the order
-of the verdict in `recloop.monitoring.experiment_verdict`, the plan in `recloop.monitoring.experiment_plan`.
+Users are analysed in their assigned arm, whichever bundle answered. Interim analyses decide, and between them only the
+confidence sequence. `recloop.monitoring.attribution` defines outcomes, `recloop.monitoring.statistics` the formulas,
+`recloop.monitoring.experiment_verdict` the order of evaluation, and `recloop.monitoring.experiment_plan` the plan.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ from recloop.storage.control import ReleaseRow
 
 @dataclass(frozen=True)
 class ExperimentMetric:
-    """One number of the table: ``top`` a user, divided by ``bottom`` where it is a ratio; ``better`` -1: less is.
+    """Metric of an experiment: a mean of ``top`` per user, or the ratio ``top`` / ``bottom``.
 
-    A guardrail is broken when all of its confidence sequence is a loss of more than ``slack``: relative to live, or in the
-    metric's unit where ``absolute``. Where ``proof``, a good verdict needs all of the sequence within the slack.
+    ``better`` is -1 if lower is better. A guardrail is broken if its whole confidence sequence is a loss above
+    ``slack``, relative to live or, if ``absolute``, in the metric's unit. With ``proof``, verdict better requires the
+    whole sequence within the slack.
     """
 
     name: str
@@ -70,13 +71,16 @@ METRICS: Final = (
         "unanswered", "guardrail", "unanswered", "requests", better=-1, slack=0.01, absolute=True, proof=True
     ),
 )
-"""The plan names the primary one. ``hit_rate``: requests with an event credited to their list; ``positives`` counts those that
-no list is credited with too; ``unanswered``: requests that the candidate could not answer, so that live did."""
+"""All metrics; the plan names the primary one.
+
+``hit_rate``: requests with an event credited to their list. ``positives``: includes events that are not credited to a
+list. ``unanswered``: requests that live answered because the candidate could not.
+"""
 GUARDRAILS: Final = sum(metric.kind == "guardrail" for metric in METRICS)
 
 
 class Period(NamedTuple):
-    """One experiment: the bundle in it, the row that put this bundle there, its plan, its end (None: it runs)."""
+    """One experiment: candidate, its release row, plan and end (None while running)."""
 
     bundle: str
     row: ReleaseRow
@@ -85,15 +89,15 @@ class Period(NamedTuple):
 
 
 def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Verdict:
-    """The state of a bundle's experiment.
+    """Analyze a bundle's experiment.
 
     Args:
-        bundle: The candidate; empty: the one that entered an experiment last.
-        now: int64 microseconds; None: the newest decision or row received.
+        bundle: The candidate; empty for the one that entered an experiment last.
+        now: int64 microseconds; None for the newest decision or received row.
 
     Raises:
-        UserError: this bundle was never in an experiment, or its row holds no plan.
-        BundleError: its bytes are no longer what was registered.
+        UserError: the bundle was never in an experiment, or its row has no plan.
+        BundleError: the bundle's files differ from the registered ones.
     """
     control = project.open_control()
     bundle, _, plan, until = period(control.releases(), bundle)
@@ -114,22 +118,22 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
 
 
 def current(project: Project) -> Verdict | None:
-    """The verdict of the experiment that runs now; None: there is none.
+    """Analyze the running experiment; None without one.
 
     Raises:
-        As `compare`.
+        UserError, BundleError: see `analyze`.
     """
     tried = releases.read_state(project.open_control()).rows_in("experiment")
     return analyze(project, tried[0].bundle) if tried else None
 
 
 def reads_since(plan: Plan) -> int:
-    """The first moment (int64 microseconds) whose decisions and rows an experiment reads: those before its start serve CUPED."""
+    """Start of the data that an analysis reads (int64 microseconds), including CUPED's."""
     return plan.since - BEFORE - DAY
 
 
 def current_or_problem(project: Project) -> tuple[Verdict | None, str]:
-    """`current`, or the error that leaves no verdict; None and empty: no experiment runs."""
+    """Return `current`, or its error as text; None and empty without an experiment."""
     try:
         return current(project), ""
     except UserError as error:
@@ -137,17 +141,17 @@ def current_or_problem(project: Project) -> tuple[Verdict | None, str]:
 
 
 def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
-    """A bundle's newest experiment.
+    """Find a bundle's newest experiment.
 
     Raises:
-        UserError: there was none, or its row holds no plan.
+        UserError: the bundle was never in an experiment, or its row has no plan.
     """
     began = [row for row in rows if row.to == "experiment" and bundle in {"", row.bundle}]
     if not began:
         try_ = "recloop promote BUNDLE --to experiment"
         raise UserError("bundle", bundle or "none", "a bundle that is or was in an experiment", try_)
     plan = Plan.from_row(began[-1])
-    # A refresh of the candidate carries the plan on, so the experiment has one row for each of its bundles.
+    # A refresh of the candidate keeps the plan, so the experiment has one row per bundle.
     own = [row for row in rows if row.to == "experiment" and row.evidence.get(EVIDENCE) == plan.to_evidence()]
     names, newest = {row.bundle for row in own}, own[-1]
     ended = [
@@ -160,20 +164,20 @@ def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
 
 
 def _moves_live(row: ReleaseRow) -> bool:
-    """Whether another recipe became live, so that the arms are not what they were; a refresh of live does not end anything."""
+    """Return True if another recipe became live, which ends experiments; a refresh does not."""
     return row.to == "live" and not row.evidence.get(REFRESH)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Outcomes as columns, one number a user, in the order of entering: each (U,)."""
+    """Outcome columns, one value per user in order of entry: each (U,)."""
 
     treated: np.ndarray
     columns: dict[str, Floats]
 
     @classmethod
     def of(cls, entered: pl.DataFrame) -> Table:
-        """The columns that `METRICS` name, of `outcomes`."""
+        """Select the columns that `METRICS` name from `user_outcomes`."""
         names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
         columns = {
             name: entered[name].to_numpy().astype(np.float64)
@@ -183,12 +187,12 @@ class Table:
         return cls((entered["arm"] == "candidate").to_numpy(), columns)
 
     def first(self, users: int) -> Table:
-        """The first users to enter."""
+        """Select the first users to enter."""
         return Table(self.treated[:users], {name: values[:users] for name, values in self.columns.items()})
 
     @property
     def arms(self) -> Arms:
-        """Users of each arm."""
+        """Number of users in each arm."""
         treated = int(self.treated.sum())
         return Arms(live=len(self.treated) - treated, candidate=treated)
 
@@ -202,7 +206,7 @@ def evaluate(
     now: int = 0,
     differs: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict over the table of `outcomes`; without a closed outcome in either arm it is ``running``."""
+    """Decide the verdict from `user_outcomes`; ``running`` until both arms have outcomes."""
     counts = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
     e = sample_ratio([counts[arm] for arm in ARMS], [1 - plan.share, plan.share])
     ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > ALARM)
@@ -220,7 +224,7 @@ def evaluate(
 
 
 def measured(table: Table, plan: Plan) -> dict[str, Measured]:
-    """Each metric that this log has, over all users so far; secondary ones with Holm's p."""
+    """Measure each metric present in the log; secondary ones with Holm-adjusted p."""
     found: dict[str, Measured] = {}
     for metric in METRICS:
         if table.columns[metric.top].any():
@@ -250,20 +254,20 @@ def _measured(one: Effect, metric: ExperimentMetric, kind: Kind, plan: Plan) -> 
 
 
 def measure(table: Table, metric: ExperimentMetric) -> Effect:
-    """The effect on one metric, with CUPED by the same number of the 14 days before."""
+    """Estimate the effect on one metric, with CUPED on the 14 days before."""
     columns = table.columns
     past = columns[f"before_{metric.top}"]
     if metric.bottom is not None:
         bottom = columns[f"before_{metric.bottom}"]
         past = np.divide(past, bottom, out=np.full(len(past), math.nan), where=bottom > 0)
-    elif metric.top in {"positives", "value"}:  # credited to a list: who saw none has no past of it
+    elif metric.top in {"positives", "value"}:  # undefined for users without a list in that period
         past = np.where(columns["before_requests"] > 0, past, math.nan)
     bottoms = None if metric.bottom is None else columns[metric.bottom]
     return effect(columns[metric.top], table.treated, bottoms, past)
 
 
 def analysis_sizes(plan: Plan) -> list[int]:
-    """Users at each planned look."""
+    """Planned number of users at each interim analysis."""
     return [math.ceil(plan.users * (j + 1) / plan.looks) for j in range(plan.looks)]
 
 

@@ -1,7 +1,7 @@
-"""The plan of an experiment, fixed in the release row that starts it.
+"""Experiment plan, fixed in the release row that starts the experiment.
 
     plan = Plan.of(project.config.release, salt="sasrec-...", since=now)
-    evidence = {"experiment": plan.to_evidence()}      # of the row; serving and analysis read it back: Plan.from_row(row)
+    evidence = {"experiment": plan.to_evidence()}      # of the row; serving and analysis use Plan.from_row(row)
 
 A changed `recloop.toml` does not change a running experiment; `Plan.differences` names the keys that differ.
 """
@@ -20,24 +20,26 @@ from recloop.storage.control import ReleaseRow
 EVIDENCE: Final = "experiment"
 """Key of the plan in the evidence of a release row."""
 REFRESH: Final = "refresh_of"
-"""Key in the evidence of a row that replaces a bundle by a child of the same recipe: the id of the parent. Such a move of live
-ends no experiment; such a move of the candidate carries the plan of its parent's row, so that no user moves."""
+"""Key in the evidence of a row that replaces a bundle by a child of the same recipe: the parent's id.
+
+A refresh of live does not end an experiment. A refresh of the candidate keeps the plan, so that users keep their arm.
+"""
 MIN_LOOK_USERS: Final = 100
-"""Expected users of the smaller arm at the first look: a look rests on a normal limit."""
+"""Fewest expected users of the smaller arm at the first look, for a normal approximation."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that the verdict of an experiment depends on besides the users' outcomes.
+    """Plan of an experiment: everything besides outcomes that the verdict depends on.
 
     Attributes:
-        share: Share of the users whose requests the candidate answers, in (0, 1).
+        share: Share of users whose requests the candidate answers, in (0, 1).
         metric: Name of the primary metric.
         users: Horizon: users of both arms with a closed outcome at the last look.
-        looks: Number of planned looks, at equal steps of ``users``.
-        margin: Largest relative loss of the primary metric that counts as no harm.
+        looks: Number of planned looks (interim analyses), at equal steps of ``users``.
+        margin: Largest relative loss of the primary metric that counts as harmless.
         alpha: Two-sided error of all looks together, and of the confidence sequence.
-        salt: Of the hash that draws the arms: ``arm:SALT``.
-        since: int64 microseconds; requests from then on belong to the experiment.
+        salt: Salt of the hash that assigns the arms: ``arm:SALT``.
+        since: Start of the experiment, int64 microseconds.
     """
 
     share: float
@@ -51,10 +53,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @classmethod
     def of(cls, settings: Release, salt: str, since: int) -> Plan:
-        """The plan that the configuration asks for now.
+        """Build the plan from the configuration.
 
         Raises:
-            UserError: an arm gets no user, or too few users before the first look.
+            UserError: an arm has no users, or too few before the first look.
         """
         plan = cls(share=settings.experiment, salt=salt, since=since, **settings.plan.model_dump())
         if not 0 < plan.share < 1:
@@ -69,10 +71,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @classmethod
     def from_row(cls, row: ReleaseRow) -> Plan:
-        """The plan in a release row.
+        """Parse the plan of a release row.
 
         Raises:
-            UserError: the row holds none, or another version's.
+            UserError: the row has no plan, or a plan of another version.
         """
         found = row.evidence.get(EVIDENCE)
         if found is None:
@@ -85,12 +87,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise UserError("experiment", row.bundle, f"a plan that this version reads ({error})", fix) from None
 
     def to_evidence(self) -> JsonTree:
-        """The plan as JSON, for the release row."""
+        """Format the plan as JSON for the release row."""
         found: JsonTree = msgspec.to_builtins(self)
         return found
 
     def differences(self, settings: Release) -> list[str]:
-        """The keys of ``[release]`` that differ from this plan, each with both values; the plan holds."""
+        """Describe the keys of ``[release]`` that differ from this plan; the plan applies."""
         wanted = {"release.experiment": settings.experiment}
         wanted |= {f"release.plan.{name}": value for name, value in settings.plan.model_dump().items()}
         planned = {key: getattr(self, _field(key)) for key in wanted}

@@ -1,6 +1,7 @@
-"""The verdict of an experiment: one typed record that promote, REST, status, report and console read.
+"""Experiment verdict: a typed record and the rules that decide it.
 
-Order of evaluation (definitions, section 9): sample ratio, guardrails, planned looks, confidence sequence.
+Order of evaluation (definitions, section 9): sample ratio, guardrails, interim analyses, confidence sequence. The
+record is used by promote, HTTP, status, report and console.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HARMFUL: Final = frozenset({"worse", "invalid"})
 
 
 class Arms(msgspec.Struct, frozen=True):
-    """Users of each arm whose outcome is closed, and users whose outcome is still open."""
+    """Users with a closed outcome per arm, and users with an open outcome."""
 
     live: int
     candidate: int
@@ -30,7 +31,7 @@ class Arms(msgspec.Struct, frozen=True):
 
 
 class SampleRatio(msgspec.Struct, frozen=True):
-    """Assigned users of each arm against the planned share; ``alarm``: e above 1,000."""
+    """Assigned users per arm against the planned share; ``alarm`` if e > 1,000."""
 
     counts: dict[str, int]
     share: float
@@ -39,10 +40,11 @@ class SampleRatio(msgspec.Struct, frozen=True):
 
 
 class InterimAnalysis(msgspec.Struct, frozen=True, kw_only=True):
-    """A planned look: the primary metric over the first ``users`` to enter.
+    """Interim analysis (planned look): the primary metric over the first ``users`` to enter.
 
-    ``low`` and ``high`` form the repeated confidence interval delta +- bound * se (Jennison and Turnbull, "Interim analyses: the
-    repeated confidence interval approach", JRSS B 1989): all looks together miss the truth with probability alpha at most.
+    ``low`` and ``high`` are the repeated confidence interval delta +- bound * se (Jennison and Turnbull, "Interim
+    analyses: the repeated confidence interval approach", JRSS B 1989). All looks together miss the true value with a
+    probability of at most alpha.
     """
 
     users: int
@@ -57,13 +59,13 @@ class InterimAnalysis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric over all users whose outcome is closed; null: not a number.
+    """One metric over all users with a closed outcome; None for NaN.
 
     Attributes:
-        low, high: Interval for a single look at a time fixed before; for reference, no verdict reads it.
-        sequence_low, sequence_high: Confidence sequence, valid at any time; null below 200 users an arm.
-        worse: All of the confidence sequence is a loss beyond the metric's slack.
-        unproven: A good verdict needs all of the confidence sequence within the slack, and it is not.
+        low, high: Interval for a single analysis at a fixed time; for reference only, not used by the verdict.
+        sequence_low, sequence_high: Confidence sequence, valid at any time; None below 200 users per arm.
+        worse: True if the whole confidence sequence is a loss beyond the metric's slack.
+        unproven: True if verdict better needs the whole sequence within the slack and it is not.
     """
 
     kind: Kind
@@ -87,14 +89,15 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What `decide` found: the verdict, its source and reason, and what is known of harm.
+    """Result of `decide`: verdict, source, reason and evidence of no harm.
 
     Attributes:
-        verdict: ``better``, ``worse``, ``inconclusive`` (all looks taken), ``running`` (looks are left), ``invalid``.
+        verdict: ``better``, ``worse``, ``inconclusive`` (after the last look), ``running`` (before it), ``invalid``.
         decided_by: The procedure that gave the verdict.
-        no_harm: A loss of the primary metric above the margin is ruled out, by the last look taken or by the sequence.
-        loss: Largest relative loss of the primary metric that is not ruled out; negative: a sure gain; null: unknown.
-        needed: Users at which a candidate equal to live would rule the margin out, by the width seen so far; null: unknown.
+        why: Reason for operators.
+        no_harm: True if the last look or the sequence rules out a loss of the primary metric above the margin.
+        loss: Largest relative loss of the primary metric not ruled out; negative for a sure gain; None if unknown.
+        needed: Estimated users for an equal candidate to rule out the margin; None if unknown.
     """
 
     verdict: Word
@@ -106,11 +109,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Finding, frozen=True, kw_only=True):
-    """The state of an experiment: a finding, and the plan, users, metrics and looks that it is from.
+    """State of an experiment: finding, plan, users, metrics and interim analyses.
 
     Attributes:
-        differs: Keys of the configuration that differ from the plan; the plan holds.
-        since, until, now: int64 microseconds; ``until`` null: the experiment runs.
+        differs: Configuration keys that differ from the plan; the plan applies.
+        since, until, now: int64 microseconds; ``until`` is None while the experiment runs.
     """
 
     bundle: str
@@ -125,19 +128,19 @@ class Verdict(Finding, frozen=True, kw_only=True):
     looks: list[InterimAnalysis]
 
     def to_json(self) -> JsonTree:
-        """The record as JSON."""
+        """Format the record as JSON."""
         found: JsonTree = msgspec.to_builtins(self)
         return found
 
     def lines(self) -> list[str]:
-        """The verdict for a terminal: one line, and one for each key of the configuration that differs from the plan."""
+        """Format the verdict for a terminal: one line, and one per key in ``differs``."""
         return [f"experiment of {self.bundle}: {self.verdict}: {self.why}", *self.differs]
 
 
 def decide(
     plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], looks: Sequence[InterimAnalysis]
 ) -> Finding:
-    """The verdict from the sample ratio, the metrics of all users so far and the planned looks taken."""
+    """Decide the verdict from sample ratio, metrics and interim analyses so far."""
     word, source, why = _decide(plan, ratio, metrics, looks)
     unproven = next((name for name, one in metrics.items() if one.unproven), "")
     if word == "better" and unproven:
@@ -180,7 +183,7 @@ def _undecided(plan: Plan, looks: Sequence[InterimAnalysis]) -> Word:
 
 
 def _loss(plan: Plan, metrics: Mapping[str, Measured], looks: Sequence[InterimAnalysis]) -> float | None:
-    """The largest relative loss of the primary metric that neither the last look nor the sequence rules out."""
+    """Largest relative loss of the primary metric not ruled out by look or sequence."""
     lows = [look.low / abs(look.live) for look in looks[-1:] if look.live]
     primary = metrics.get(plan.metric)
     if primary is not None and primary.sequence_low is not None and primary.live:
@@ -189,12 +192,12 @@ def _loss(plan: Plan, metrics: Mapping[str, Measured], looks: Sequence[InterimAn
 
 
 def _needed(plan: Plan, looks: Sequence[InterimAnalysis]) -> int | None:
-    """Users n * (half width / margin)^2: an interval of that many users around 0 ends at the margin."""
+    """Users for an interval around 0 that ends at the margin: n * (half width / margin)^2."""
     if not looks or not looks[-1].live:
         return None
     look = looks[-1]
     needed = look.users * ((look.high - look.low) / 2 / (plan.margin * abs(look.live))) ** 2
-    return math.ceil(float(f"{needed:.1e}")) if math.isfinite(needed) else None  # two digits: it is an estimate
+    return math.ceil(float(f"{needed:.1e}")) if math.isfinite(needed) else None  # two digits, as for an estimate
 
 
 def _margin_note(plan: Plan, loss: float | None, needed: int | None) -> str:

@@ -1,7 +1,7 @@
-"""Health of what is shown, over logged decisions: by variant, placement and window, and at equal n between groups.
+"""List health over logged decisions, by variant, placement and window.
 
-The formulas are those of `recloop.evaluation.metrics` (definitions, section 3). An exposure is one slot of one answered decision;
-what a shadow or a twin answered was shown to nobody and is left out.
+The formulas are those of `recloop.evaluation.metrics` (definitions, section 3). An exposure is one slot of a response;
+shadow lists and replicas are not shown to users and are ignored.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ REFERENCE_DAYS: Final = 90
 Group = tuple[str, str]
 """Variant and placement."""
 Received = tuple[int, str | None]
-"""When an event was received, and the request that it names."""
+"""Time of receipt and request id of an event."""
 HISTORIES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
-"""Cold users by believed positives at the request; their sources are shown beside the coverage."""
+"""Ranges of valid positives at the request, for the sources of cold users."""
 
 
 @dataclass(frozen=True)
 class HealthReference:
-    """What a number is measured against: the items that could be shown, and how popular they were before the cut.
+    """Reference of health numbers: the available items and their popularity before the cut.
 
     Attributes:
-        ids: raw id -> number; the bundle's table first, from 1.
-        n_items: N: items of the table and items posted since, hidden ones left out.
-        tail: (numbers + 1,) of the table; an item behind it is tail.
-        reference: (numbers + 1,) positive events of each item in the 90 days before the cut; None: not known.
+        ids: Raw id -> number, from 1, for the bundle's table.
+        n_items: N: items of the table and items posted since, without hidden ones.
+        tail: (numbers + 1,) tail flags of the table; items after the table are tail.
+        reference: (numbers + 1,) positive events of each item in the 90 days before the cut; None if unknown.
     """
 
     ids: Mapping[str, int]
@@ -52,13 +52,13 @@ def reference(
     hidden: Collection[str] = (),
     events: pl.DataFrame | None = None,
 ) -> HealthReference:
-    """The facts of a bundle at a window's end.
+    """Build the reference of a bundle at the end of a window.
 
     Args:
-        bundle: Its table, its tail, its cut.
-        posted: Items posted since the cut; those of the table count once.
-        hidden: Items that may not be shown at the window's end.
-        events: Labelled rows, those of the reference window among them; without: no novelty, no tail ratio.
+        bundle: Source of the item table, the tail and the cut.
+        posted: Items posted since the cut; items of the table count once.
+        hidden: Items hidden at the end of the window.
+        events: Labelled rows that include the reference window; without them novelty and tail ratio are unknown.
     """
     ids = {raw: number for number, raw in enumerate(bundle.items.ids.ids, start=1)}
     shown = (set(ids) | set(posted)) - set(hidden)
@@ -75,18 +75,21 @@ def reference(
 
 @dataclass(frozen=True)
 class Exposures:
-    """Answered decisions as flat arrays: Q decisions, S slots; decision q owns the slots ``offsets[q]:offsets[q+1]``."""
+    """Responses as flat arrays of Q decisions and S slots.
+
+    Decision q has the slots ``offsets[q]:offsets[q+1]``.
+    """
 
     at: NDArray[np.int64]  # (Q,)
-    users: NDArray[np.int64]  # (Q,) a number for each user
+    users: NDArray[np.int64]  # (Q,) user numbers
     positives: NDArray[np.int64]  # (Q,)
     variant: NDArray[Any]  # (Q,) object
     placement: NDArray[Any]  # (Q,) object
     offsets: NDArray[np.int64]  # (Q+1,)
-    items: NDArray[np.int64]  # (S,) numbers of `HealthReference.ids`, items behind the table numbered after it
-    sources: NDArray[np.int64]  # (S,) places in SOURCES
-    micros: NDArray[np.int64]  # (Q,) from the request to its list
-    bundles: NDArray[np.object_]  # (Q,) who answered
+    items: NDArray[np.int64]  # (S,) numbers of `HealthReference.ids`; other items have higher numbers
+    sources: NDArray[np.int64]  # (S,) indices in SOURCES
+    micros: NDArray[np.int64]  # (Q,) microseconds from request to list
+    bundles: NDArray[np.object_]  # (Q,) bundle that answered
 
     def __len__(self) -> int:
         return len(self.at)
@@ -116,7 +119,7 @@ class Exposures:
         )
 
     def where(self, mask: NDArray[np.bool_]) -> Exposures:
-        """The decisions under a mask, with their slots."""
+        """Select the decisions of a mask, with their slots."""
         lengths = np.diff(self.offsets)
         slots = np.repeat(mask, lengths)
         return Exposures(
@@ -126,7 +129,7 @@ class Exposures:
         )  # fmt: skip
 
     def covering(self) -> NDArray[np.float64]:
-        """(Q,) share of a decision's slots with a source that counts as personal; 0 for an empty list."""
+        """Share of each decision's slots with a personal source: (Q,); 0 if empty."""
         personal = np.array([source in COVERING for source in SOURCES])
         total = np.concatenate([[0], np.cumsum(personal[self.sources])])
         lengths = np.diff(self.offsets)
@@ -135,13 +138,13 @@ class Exposures:
 
 
 def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
-    """Every health number of these decisions; what cannot be computed is None.
+    """Compute all health numbers of these decisions; None if undefined.
 
     ``coverage`` d/N, ``entropy`` H / log2 N, ``effective_items`` 2^H, ``gini``; ``long_tail_share`` with
     ``reference_tail_share`` (of the reference window's events) and ``tail_ratio``; ``new_item_share`` (slots of items
-    behind the table); ``novelty``; ``cold_coverage`` of ``cold_users``; ``sources`` (share of slots) and
-    ``cold_sources`` (the same for users of 0, 1-2, 3-4 believed positives); ``latency_ms`` {p50, p99}; ``bundles``
-    {the bundle that answered: requests}.
+    that are not in the table); ``novelty``; ``cold_coverage`` of ``cold_users``; ``sources`` (share of slots) and
+    ``cold_sources`` (the same for users with 0, 1-2, 3-4 valid positives); ``latency_ms`` {p50, p99}; ``bundles``
+    {bundle: requests that it answered}.
     """
     width = max(len(against.tail), int(shown.items.max(initial=0)) + 1)
     counts = np.bincount(shown.items, minlength=width)
@@ -183,7 +186,7 @@ def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
 
 
 def latency(shown: Exposures) -> dict[str, float | None]:
-    """Milliseconds from a request to its list: the median and the slowest of a hundred."""
+    """Milliseconds from request to list: median and 99th percentile."""
     if not len(shown):
         return {"p50": None, "p99": None}
     p50, p99 = np.quantile(shown.micros, (0.5, 0.99)) / 1_000
@@ -191,7 +194,7 @@ def latency(shown: Exposures) -> dict[str, float | None]:
 
 
 def source_shares(shown: Exposures) -> dict[str, float]:
-    """Share of slots by source, those that gave any."""
+    """Share of slots by source; sources without a slot are omitted."""
     counts = np.bincount(shown.sources, minlength=len(SOURCES))
     total = max(1, int(counts.sum()))
     return {source: round(int(count) / total, 6) for source, count in zip(SOURCES, counts, strict=True) if count}
@@ -200,18 +203,18 @@ def source_shares(shown: Exposures) -> dict[str, float]:
 def health(
     decisions: Sequence[Decision], against: HealthReference, until: int | None = None, received: Sequence[Received] = ()
 ) -> dict[str, Any]:
-    """Numbers of the whole, and of the last hour, day and week, each by variant and placement.
+    """Health in total and over the last hour, day and week, by variant and placement.
 
     Args:
-        decisions: In any order; only answers count.
-        against: See `facts`.
-        until: End of the windows (int64 microseconds, itself included); None: the newest decision.
-        received: The believed events that came meanwhile.
+        decisions: Decisions in any order; only responses count.
+        against: See `reference`.
+        until: End of the windows (int64 microseconds, inclusive); None for the newest decision.
+        received: Valid events received meanwhile.
 
     Returns:
         ``whole`` and ``groups`` {variant: {placement: numbers}} over all decisions, and ``hour`` / ``day`` / ``week``
-        {variant: {placement: numbers}} over (until - length, until]: those of `measure` and ``events``, the events
-        received in that time which name an answer of the group.
+        {variant: {placement: numbers}} over (until - length, until]. Numbers are those of `compute`, and ``events``:
+        events received in that time with a request id of the group.
     """
     shown = Exposures.of(decisions, against)
     end = until if until is not None else int(shown.at.max(initial=0))
@@ -233,7 +236,7 @@ def health(
 def by_variant_and_placement(
     shown: Exposures, against: HealthReference, events: Mapping[Group, int]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """{variant: {placement: numbers}}, of every group with a request or an event."""
+    """Compute {variant: {placement: numbers}} of groups with a request or an event."""
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for pair in sorted({*zip(shown.variant.tolist(), shown.placement.tolist(), strict=True), *events}):
         variant, placement = pair
@@ -245,7 +248,10 @@ def by_variant_and_placement(
 def compare(
     groups: Mapping[str, Exposures], against: HealthReference, seed: int = 0
 ) -> dict[str, dict[str, float | None]]:
-    """Entropy, coverage, gini, long-tail share of groups at equal n: the smallest n, 20 draws, their mean."""
+    """Compare entropy, coverage, gini and long-tail share of groups at equal n.
+
+    Each group is sampled 20 times to the smallest n; the results are means.
+    """
     slots = {name: shown.items for name, shown in groups.items()}
 
     def tail_share(counts: NDArray[Any]) -> float:

@@ -1,9 +1,9 @@
-"""The report: one self-contained HTML page of the last evaluation and the health of what was shown.
+"""HTML report: one self-contained page of the last evaluation and list health.
 
     recloop report --from 2025-06-01 --out june.html
 
-The page asks nothing of any other host, prints, follows the reader's dark mode, and is the same bytes for the same
-evaluation, decisions and catalogue.
+The page loads nothing from other hosts, can be printed, follows the reader's dark mode, and is byte-identical for the
+same evaluation, decisions and catalog.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision, utc_minute
 
 FILE = "report.html"
 KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
-SHOWN_ITEMS = 8  # of one moment of a household; the rest is counted
+SHOWN_ITEMS = 8  # listed items per moment; the rest is counted
 
 DEFINITIONS = {
     "events": "Believed events received in that time which name an answered request.",
@@ -72,18 +72,18 @@ METRICS = {
 COLORS = ("served", "network", "bought_before", "covisitation", "popular")
 MARKERS = {"served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v"}
 INK = "#010203"
-"""Drawn in this colour, then replaced by ``currentColor``: the plot follows the page into the dark."""
+"""Placeholder colour, replaced by ``currentColor`` so that the plot follows dark mode."""
 
 
 def write(project: Project, start: str = "", end: str = "", file: str = "") -> JsonTree:
-    """Write the page of a project; the keys of ``recloop report --json``.
+    """Write the report of a project; return the keys of ``recloop report --json``.
 
     Args:
-        start, end: ISO 8601; decisions from ``start`` to ``end``, both included; empty: all.
-        file: Where to; empty: ``reports/report.html``.
+        start, end: ISO 8601; decisions from ``start`` to ``end``, both inclusive; empty for all.
+        file: Output file; empty for ``reports/report.html``.
 
     Raises:
-        UserError: nothing is live yet; a stamp that is none.
+        UserError: no bundle is live yet, or a timestamp is invalid.
     """
     since, until = stamp("--from", start), stamp("--to", end)
     seen = summarize(project, since, until, learned=_learned(project))
@@ -111,16 +111,16 @@ def render(
     proven: Mapping[str, int] | None = None,
     tried: Verdict | None = None,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        evaluation: The content of ``evaluation.json``; None: not there.
-        numbers: What `recloop.monitoring.health.health` gave.
-        manifest: Of the live bundle.
-        name: What a person reads in place of an item_id.
-        window: The time of the decisions, as a phrase.
-        proven: The last `recloop verify`; None: it never ran.
-        tried: The experiment that runs; None: there is none.
+        evaluation: Content of ``evaluation.json``; None if missing.
+        numbers: Result of `recloop.monitoring.health.health`.
+        manifest: Manifest of the live bundle.
+        name: Returns the display name of an item_id.
+        window: Period of the decisions, as text.
+        proven: Last `recloop verify`; None if it never ran.
+        tried: Running experiment; None without one.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -150,12 +150,12 @@ def render(
 
 
 def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
-    """The bundles whose table this is, in the order of its rows."""
+    """List the bundles of the evaluation, in row order."""
     return list(dict.fromkeys(row["bundle"] for row in evaluation["rows"] if row["bundle"]))
 
 
 def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
-    """NDCG by history length, a line a row, 95 % intervals: an SVG without colours of its own."""
+    """Plot NDCG by history length with 95 % CI, one line per row, as SVG."""
     rows = list(lengths[0]["rows"])
     kinds = [_kind(row) for row in rows]
     style: dict[Any, Any] = {
@@ -200,16 +200,17 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def readable(template: str, attributes: Mapping[str, Any], item_id: str) -> str:
-    """What people read for an item: ``data.columns.name``, an attribute or a template over attributes; else its id.
+    """Format an item's display name by ``data.columns.name``; the id if it has none.
 
-    ``"{product_type}, {package_size}"`` leaves out what the item lacks, and the signs before it.
+    The template is an attribute, or a text such as ``"{product_type}, {package_size}"``. Missing attributes are
+    omitted together with the separator before them.
     """
     if "{" not in template:
         found = attributes.get(template) if template else None
         return item_id if found is None or found == "" else as_text(found)
     text, had = "", False
     for literal, field, _, _ in Formatter().parse(template):
-        if field is None:  # what follows the last attribute, such as its closing bracket
+        if field is None:  # text after the last attribute, such as a closing bracket
             text += literal if had else ""
             continue
         value = attributes.get(field)
@@ -220,7 +221,7 @@ def readable(template: str, attributes: Mapping[str, Any], item_id: str) -> str:
 
 
 def stamp(key: str, text: str) -> int | None:
-    """ISO 8601 as int64 microseconds UTC; no zone: UTC; empty: None."""
+    """Parse ISO 8601 (default zone UTC) to int64 microseconds; None if empty."""
     if not text:
         return None
     try:
@@ -234,7 +235,7 @@ def stamp(key: str, text: str) -> int | None:
 
 
 def share(value: float | None, digits: int = 4) -> str:
-    """A share as a table shows it: ``.1234``; a dash for none."""
+    """Format a share for a table: ``.1234``; a dash for None."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"
@@ -242,14 +243,14 @@ def share(value: float | None, digits: int = 4) -> str:
 
 
 def amount(value: float | None) -> str:
-    """A count or a large number with its thousands apart."""
+    """Format a number with thousands separators; a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 
 def _tables(evaluation: Mapping[str, Any]) -> list[JsonTree]:
-    """A table for each k: columns with their best value, rows with their label."""
+    """Build one table per k with labelled rows and marked best values."""
     rows, made = evaluation["rows"], []
     models = [row["model"] for row in rows]
     labels = [row["model"] if models.count(row["model"]) == 1 else f"{row['model']} {row['bundle']}" for row in rows]
@@ -299,7 +300,7 @@ def _evaluation(project: Project) -> JsonTree | None:
 
 
 def _learned(project: Project) -> pl.DataFrame | None:
-    """The labelled rows that ``prepare`` left, of which the reference window takes its own."""
+    """Read the labelled rows written by ``prepare``, for the reference window."""
     files = [project.data / "split" / f"{part}.parquet" for part in ("train", "valid", "test")]
     if not all(file.exists() for file in files):
         return None

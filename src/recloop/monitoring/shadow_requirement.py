@@ -1,4 +1,4 @@
-"""The shadow's requirement in requests and days, for the traffic of the last week and the share of `release.shadow`."""
+"""Shadow requirement: requests needed and estimated days at recent traffic."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from recloop.project import Project
 from recloop.records import DAY
 
 WEEK: Final = 7 * DAY
-"""Microseconds of traffic that the estimate looks at, back from the newest answer."""
+"""Microseconds of traffic before the newest response that the estimate uses."""
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """How long a bundle stays in the shadow.
+    """Requirement of a bundle in shadow.
 
     Attributes:
-        scored, needed: Requests that it has scored, and those that the experiment asks for.
-        share: Of the users, `release.shadow`.
-        per_day: Answered requests a day in the last week of traffic; 0: there was none.
+        scored, needed: Requests scored so far, and requests required for an experiment.
+        share: Share of users in shadow, `release.shadow`.
+        per_day: Answered requests per day in the last week of traffic; 0 without traffic.
     """
 
     scored: int
@@ -31,13 +31,13 @@ class Requirement:
 
     @property
     def days(self) -> float | None:
-        """Days until it is met at this traffic; 0: it is met; None: never, there is no traffic or no share."""
+        """Estimated days until met; 0 if met; None (never) without traffic or share."""
         left = max(0, self.needed - self.scored)
         rate = self.per_day * self.share
         return left / rate if rate else (0.0 if not left else None)
 
     def to_json(self) -> JsonTree:
-        """As ``recloop status --json`` and the evidence of a move to the shadow have it."""
+        """Format for ``recloop status --json`` and the evidence of a move to shadow."""
         days = self.days
         tree = {**asdict(self), "per_day": round(self.per_day, 1), "days": None if days is None else round(days, 2)}
         return {**tree, "text": str(self)}
@@ -55,7 +55,7 @@ class Requirement:
 
 
 def shadow_requirement(project: Project, bundle: str, needed: int) -> Requirement:
-    """What a bundle's shadow needs, from the decisions of the last week."""
+    """Estimate a bundle's shadow requirement from the decisions of the last week."""
     with project.open_decisions() as store:
         count, first, last = store.traffic(WEEK)
         days = max(last - first, DAY // 24) / DAY

@@ -1,6 +1,7 @@
-"""The statistics of an experiment over users: effects, CUPED, planned looks, a confidence sequence, sample ratio (definitions, 9).
+"""Experiment statistics: effects, CUPED, sequential bounds, sample ratio.
 
-Every function is pure, works on one number a user, and is tested against known answers and by simulation.
+See definitions, section 9. Every function is pure, works on one number per user, and is tested against known answers
+and by simulation.
 """
 
 from __future__ import annotations
@@ -13,30 +14,30 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, ndtr, ndtri  # scipy.stats would take a second more of every start of the service
+from scipy.special import gammaln, ndtr, ndtri  # importing scipy.stats takes a second
 
 ALPHA: Final = 0.05
 FEWEST: Final = 200
-"""Users an arm before the confidence sequence may be read: it rests on a normal limit."""
+"""Fewest users per arm for the confidence sequence, which uses a normal approximation."""
 TUNED: Final = 5_000
-"""n*: the number of users at which the confidence sequence is narrowest."""
+"""Number of users n* at which the confidence sequence is narrowest."""
 ALARM: Final = 1_000.0
 GRID: Final = 801
 HALVINGS: Final = 45
-"""Of [0, 12], to the last digits of a bound."""
+"""Bisection steps over [0, 12] for a bound."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The difference of two arms, candidate - live, in the unit of the metric.
+    """Difference of two arms, candidate - live, in the unit of the metric.
 
     Attributes:
-        live, candidate: The mean (or pooled ratio) of each arm, as it is, before CUPED.
-        delta, se: The difference (after CUPED) and its standard error.
+        live, candidate: Mean (or pooled ratio) of each arm before CUPED.
+        delta, se: Difference (after CUPED) and its standard error.
         n_live, n_candidate: Users of each arm.
-        reduction: Share of the variance that CUPED took away; 0 without it.
+        reduction: Share of the variance removed by CUPED; 0 without it.
     """
 
     live: float
@@ -49,59 +50,68 @@ class Effect:
 
     @property
     def z(self) -> float:
-        """Delta / se; NaN where nothing varies."""
+        """Delta / se; NaN without variance."""
         return self.delta / self.se if self.se > 0 else math.nan
 
     @property
     def p(self) -> float:
-        """Two-sided, by the normal limit."""
+        """Two-sided p-value of the normal approximation."""
         return float(2 * ndtr(-abs(self.z)))
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Delta +- z(1 - alpha/2) * se: for one look at a time fixed before."""
+        """Interval for one analysis at a fixed time: delta +- z(1 - alpha/2) * se."""
         reach = float(ndtri(1 - alpha / 2)) * self.se
         return self.delta - reach, self.delta + reach
 
     def sequence(self, alpha: float = ALPHA, tuned: float = TUNED) -> tuple[float, float]:
-        """An interval that may be looked at any time: see `half_width`; NaN below 200 users an arm."""
+        """Confidence sequence, valid at any time; NaN below 200 users per arm.
+
+        See `half_width`.
+        """
         if min(self.n_live, self.n_candidate) < FEWEST:
             return math.nan, math.nan
         reach = half_width(self.se, self.n_live + self.n_candidate, alpha, tuned)
         return self.delta - reach, self.delta + reach
 
     def is_worse(self, better: int, slack: float, absolute: bool, alpha: float, tuned: float) -> bool:
-        """Whether all of the confidence sequence is a loss of more than ``slack``; False below 200 users an arm.
+        """Return True if the whole confidence sequence is a loss of more than ``slack``.
+
+        False below 200 users per arm.
 
         Args:
-            better: 1 where more is better, -1 where less is.
-            slack: Relative to live, or in the unit of the metric where ``absolute``.
+            better: 1 if higher is better, -1 if lower is.
+            slack: Relative to live or, if ``absolute``, in the unit of the metric.
         """
         low, high = self.sequence(alpha, tuned)
         most = high if better > 0 else -low
         return most < -(slack if absolute else slack * abs(self.live))
 
     def is_within(self, better: int, slack: float, absolute: bool, alpha: float, tuned: float) -> bool:
-        """Whether all of the confidence sequence lies within ``slack``; False below 200 users an arm. Arguments: `is_worse`."""
+        """Return True if the whole confidence sequence is within ``slack``.
+
+        False below 200 users per arm. Arguments: see `is_worse`.
+        """
         low, high = self.sequence(alpha, tuned)
         least = low if better > 0 else -high
         return least >= -(slack if absolute else slack * abs(self.live))
 
 
 def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Floats | None = None) -> Effect:
-    """The effect on the mean of y, or on the ratio sum(y) / sum(n), with CUPED where x is given.
+    """Estimate the effect on the mean of y, or on the ratio sum(y) / sum(n).
 
-    A ratio is linearised: L = y - R * n with R pooled over both arms; each arm's mean of L divided by its mean of n is
-    its ratio less R, so the difference of these is that of the ratios. CUPED: V - theta * (X - mean X), theta =
-    cov(V, X) / var(X) pooled, a missing X is the mean. The standard error is that of two independent means.
+    A ratio is linearised: L = y - R * n with R pooled over both arms. Each arm's mean of L divided by its mean of n is
+    its ratio minus R, so their difference is the difference of the ratios. With x, CUPED is applied: V - theta *
+    (X - mean X), theta = cov(V, X) / var(X) pooled; a missing X is replaced by the mean. The standard error is that of
+    two independent means.
 
     Args:
         y: (U,) outcome of each user.
-        treated: (U,) whether the user is of the candidate's arm.
-        n: (U,) what a ratio divides by; None: a mean over users.
-        x: (U,) the same outcome before the experiment; NaN where there was none.
+        treated: (U,) True for users of the candidate's arm.
+        n: (U,) denominator of a ratio; None for a mean over users.
+        x: (U,) the same outcome before the experiment; NaN if unknown.
 
     Raises:
-        ValueError: an arm without a user.
+        ValueError: an arm has no users.
     """
     if not treated.any() or treated.all():
         raise ValueError("an arm has no user: there is nothing to compare")
@@ -125,16 +135,18 @@ def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Fl
 
 
 def _variance(values: Floats, arms: Sequence[NDArray[np.bool_]]) -> float:
-    """Variance of the difference of two independent means; an arm of one user has none to show: 0."""
+    """Variance of the difference of two independent means; an arm of one user adds 0."""
     return sum(float(values[arm].var(ddof=1)) / int(arm.sum()) for arm in arms if arm.sum() > 1)
 
 
 def cuped(values: Floats, x: Floats, arms: Sequence[NDArray[np.bool_]] = ()) -> Floats:
-    """V - theta * (X - mean X), theta = cov(V, X) / var(X); a missing X is the mean, so it moves nothing.
+    """Adjust values by CUPED: V - theta * (X - mean X), theta = cov(V, X) / var(X).
+
+    A missing X is replaced by the mean, so it changes nothing.
 
     Args:
-        arms: theta is pooled over the arms: each one's deviations from its own mean of V count, so that the effect itself
-            is not taken for covariance.
+        arms: Masks of the arms. theta uses each arm's deviations from its own mean of V, so that the effect itself does
+            not count as covariance.
     """
     known = ~np.isnan(x)
     if not known.any():
@@ -152,8 +164,9 @@ def cuped(values: Floats, x: Floats, arms: Sequence[NDArray[np.bool_]] = ()) -> 
 
 
 def half_width(se: float, n: int, alpha: float = ALPHA, tuned: float = TUNED) -> float:
-    """Half the width: s sqrt(n) * sqrt(2 (n rho^2 + 1) / (n rho)^2 * ln(sqrt(n rho^2 + 1) / alpha)), s the standard error of delta.
+    """Half width of the confidence sequence.
 
+    s sqrt(n) * sqrt(2 (n rho^2 + 1) / (n rho)^2 * ln(sqrt(n rho^2 + 1) / alpha)) with the standard error s of delta and
     rho^2 = (-2 ln a + ln(1 - 2 ln a)) / n* (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, "Time-uniform central limit
     theory and asymptotic confidence sequences", 2021; GrowthBook's "sequential").
     """
@@ -163,9 +176,9 @@ def half_width(se: float, n: int, alpha: float = ALPHA, tuned: float = TUNED) ->
 
 
 def alpha_spent(t: float, alpha: float = ALPHA) -> float:
-    """The error that may be spent by information t: 4 - 4 Phi(z(1 - alpha/4) / sqrt(t)), two-sided.
+    """Two-sided error spent by information t: 4 - 4 Phi(z(1 - alpha/4) / sqrt(t)).
 
-    Lan and DeMets' function of the shape of O'Brien and Fleming's bounds, each side with alpha / 2 (Biometrika 1983).
+    Spending function of Lan and DeMets for O'Brien and Fleming's bounds, alpha / 2 per side (Biometrika 1983).
     """
     if t <= 0:
         return 0.0
@@ -174,13 +187,13 @@ def alpha_spent(t: float, alpha: float = ALPHA) -> float:
 
 @lru_cache(maxsize=64)
 def sequential_bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
-    """The z that each planned look must pass, so that all looks together err with alpha at most.
+    """Compute the z bound of each planned look for a total error of at most alpha.
 
-    Between looks the score B(t) is a Brownian motion; its density inside the bounds is carried from look to look on a
-    grid (Armitage, McPherson, Rowe, 1969), and each bound is where what leaves is what may be spent.
+    Between looks the score B(t) is a Brownian motion. Its density inside the bounds is propagated on a grid (Armitage,
+    McPherson, Rowe, 1969). Each bound is set so that the probability of crossing equals the error to spend.
 
     Args:
-        times: Rising shares of the planned information, the last at most 1.
+        times: Increasing shares of the planned information, the last at most 1.
     """
     if any(b <= a for a, b in zip([0.0, *times], times, strict=False)) or (times and times[-1] > 1 + 1e-9):
         raise ValueError("looks lie at rising shares of the plan, above 0 and at most 1")
@@ -194,7 +207,7 @@ def sequential_bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[f
             middle = (z + above) / 2
             z, above = (middle, above) if _excess(middle, t, step, grid, density, budget) > 0 else (z, middle)
         found.append(z)
-        # What stays inside, on the grid of the next look; weights of Simpson's rule are part of the density.
+        # Density inside the bounds on the next grid, multiplied by the weights of Simpson's rule.
         edge = z * math.sqrt(t)
         inside = np.linspace(-edge, edge, GRID)
         weights = np.full(GRID, 2.0)
@@ -207,24 +220,24 @@ def sequential_bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[f
 
 
 def _normal(x: Floats) -> Floats:
-    """The density of the standard normal."""
+    """Density of the standard normal distribution."""
     density: Floats = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     return density
 
 
 def _excess(z: float, t: float, step: float, grid: Floats, density: Floats, budget: float) -> float:
-    """What leaves the bounds +-z at this look, less what may be spent."""
+    """Probability of crossing the bounds +-z at this look minus the error to spend."""
     edge = z * math.sqrt(t)
     leaves = ndtr((grid - edge) / step) + ndtr((-edge - grid) / step)
     return float(density @ leaves) - budget
 
 
 def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
-    """The e of the multinomial e-process against "the arms get these shares": alarm above 1,000, at any look.
+    """Compute the e-value of the multinomial e-process against the planned shares.
 
-    e = Gamma(A) / Gamma(A + n) * product of Gamma(a_i + n_i) / (Gamma(a_i) theta_i^n_i), Dirichlet(1, ..., 1) as the
-    alternative, A = sum of a (Lindon, Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022). Under the right
-    shares it exceeds 1,000 at any time with probability 1/1,000 at most.
+    e = Gamma(A) / Gamma(A + n) * product of Gamma(a_i + n_i) / (Gamma(a_i) theta_i^n_i), with Dirichlet(1, ..., 1) as
+    the alternative and A = sum of a (Lindon, Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022).
+    Under the planned shares it ever exceeds 1,000, the alarm, with a probability of at most 1/1,000.
     """
     n, theta = np.asarray(counts, dtype=np.float64), np.asarray(shares, dtype=np.float64)
     if (theta <= 0).any() or abs(theta.sum() - 1) > 1e-9:

@@ -1,6 +1,6 @@
-"""How a project's lists are now: one look at its stores that status, `/metrics`, the report and the console share.
+"""Health summary of a project for status, `/metrics`, the report and the console.
 
-look(project).numbers["day"]["live"]["home"]["entropy"]
+summarize(project).numbers["day"]["live"]["home"]["entropy"]
 curl http://127.0.0.1:8088/metrics         # recloop_entropy{window="day",variant="live",placement="home"} 0.83
 """
 
@@ -24,7 +24,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.records import ITEM_ID, RECEIVED_AT, SECOND, Decision
 
 FRESH: Final = 10.0
-"""Seconds for which a look is given again: a scrape and a page at the same time cost one."""
+"""Seconds for which a summary is cached, so that a scrape and a page share it."""
 WEEK: Final = WINDOWS["week"]
 
 Windows = dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -41,10 +41,10 @@ GAUGES: Final = {
     "users": "Distinct users in the window",
     "events": "Events received in the window that name an answer of this variant and placement",
 }
-"""Of a window, by variant and placement; the formulas are those of `recloop.evaluation.metrics`."""
+"""Gauges by window, variant and placement; formulas in `recloop.evaluation.metrics`."""
 
 EXPOSED: Final = {"requests": "window_requests", "users": "window_users", "events": "window_events"}
-"""Names that differ there: ``recloop_requests_total`` counts all that was ever answered."""
+"""Exposed names that differ; ``recloop_requests_total`` counts all requests ever answered."""
 PROVEN: Final = {
     "at": "When `recloop verify` ran last, in seconds since 1970", "checked": "Decisions that it rebuilt",
     "unexplained": "Those of them that differ, unexplained",
@@ -62,11 +62,11 @@ PROCESS_METRICS: Final = {
 
 @dataclass(frozen=True)
 class HealthSummary:
-    """What one look saw: ``numbers`` of `recloop.monitoring.health.health`, and what they were counted from.
+    """Health ``numbers`` of `recloop.monitoring.health.health` and their sources.
 
     Attributes:
-        received: The believed events of the windows, by window, whatever they name.
-        proven: ``at``, ``checked``, ``unexplained`` of the last `recloop verify`; None: it never ran.
+        received: Valid events received, by window, with or without a request id.
+        proven: ``at``, ``checked``, ``unexplained`` of the last `recloop verify`; None if it never ran.
     """
 
     numbers: dict[str, Any]
@@ -79,7 +79,7 @@ class HealthSummary:
 
     @property
     def windows(self) -> Windows:
-        """``hour``, ``day``, ``week`` -> variant -> placement -> numbers: the key ``health`` of ``GET /v1/status``."""
+        """Numbers by window, variant and placement: ``health`` of ``GET /v1/status``."""
         return {name: self.numbers[name] for name in WINDOWS}
 
 
@@ -90,15 +90,16 @@ def summarize(
     bundle: Bundle | None = None,
     learned: pl.DataFrame | None = None,
 ) -> HealthSummary:
-    """Read the answers and measure them.
+    """Read the logged responses and compute their health.
 
     Args:
-        since, until: Answers with ``since`` <= at <= ``until`` count, and the windows end at ``until``; None: at the newest.
-        bundle: The live one, where it is loaded already.
-        learned: Labelled rows for the reference window; without: no novelty, no tail ratio.
+        since, until: Responses with ``since`` <= at <= ``until`` count; windows end at ``until`` or the newest response.
+        bundle: The live bundle, if already loaded.
+        learned: Labelled rows for the reference window; without them novelty and tail ratio are unknown.
 
     Raises:
-        UserError: nothing is live yet. BundleError: the live bundle is no longer what was registered.
+        UserError: no bundle is live yet.
+        BundleError: the live bundle's files differ from the registered ones.
     """
     if bundle is None:
         bundle = project.load_bundle()
@@ -118,7 +119,7 @@ def summarize(
 
 
 class HealthCache:
-    """The look of a running service, taken again when it is older than `FRESH` seconds; any thread may ask."""
+    """Thread-safe cache of a service's summary, renewed after `FRESH` seconds."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -126,10 +127,10 @@ class HealthCache:
         self._seen: tuple[float, str, HealthSummary] | None = None
 
     def look(self, bundle: Bundle, now: int) -> HealthSummary:
-        """The last week's answers, the windows ending ``now``; where requests are replayed, at the newest of them.
+        """Summarize the last week up to ``now``, or up to the newest replayed request.
 
         Args:
-            bundle: What is live in this process.
+            bundle: The live bundle of this process.
         """
         with self._lock:
             if self._seen is not None:
@@ -144,11 +145,13 @@ class HealthCache:
 
 
 def exposition(seen: HealthSummary | None, process: Mapping[str, float]) -> bytes:
-    """The text that Prometheus reads; labels name windows, variants, placements and sources, never a person or an item.
+    """Format metrics as Prometheus text.
+
+    Labels are windows, variants, placements and sources, never users or items.
 
     Args:
-        seen: What the look saw; None: the decisions cannot be read.
-        process: Further numbers of the process by name; one that ends in ``_total`` only grows.
+        seen: Health summary; None if the decisions cannot be read.
+        process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
     """
     registry = CollectorRegistry()
     registry.register(_Families([*_own(process), *([] if seen is None else _families(seen))]))
@@ -156,7 +159,7 @@ def exposition(seen: HealthSummary | None, process: Mapping[str, float]) -> byte
 
 
 class _Families:
-    """Families made already, as a registry asks for them."""
+    """Prometheus collector of prepared metric families."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -176,7 +179,7 @@ def _families(seen: HealthSummary) -> Iterable[Metric]:
     for name, said in GAUGES.items():
         family = GaugeMetricFamily(f"recloop_{EXPOSED.get(name, name)}", said, labels=labels)
         for group, numbers in groups:
-            if numbers[name] is not None:  # not known is no sample, and never 0
+            if numbers[name] is not None:  # an unknown value is omitted, not 0
                 family.add_metric(group, numbers[name])
         yield family
     shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))

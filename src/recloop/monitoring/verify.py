@@ -1,9 +1,8 @@
-"""Verify: every logged decision rebuilt from the log by the other path, and the first thing that differs named.
+"""Verification: recompute logged decisions offline and report differences.
 
-Serving reads a user's state event by event, through a snapshot and a cache. Here it comes from columns: archive and
-log, no snapshot, no cache; then the same `encode` and the same recommender of the decision's bundle, over the catalogue
-as of the decision's ``as_of``, one query at a time as the service did. What the service was fed (``inputs``), the ids
-and the scores must be the same.
+Serving reads a user's state event by event, through a snapshot and a cache. Verification computes it from the columns of
+archive and log, without snapshot and cache. It then uses the same `encode` and the recommender of the decision's
+bundle, over the catalog at the decision's ``as_of``, one query at a time. The ``inputs``, ids and scores must be equal.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from recloop.storage.event_log import out_at
 
 FILE = "verify.json"
 SHOWN = 100
-"""Differences that are listed; all are counted."""
+"""Most listed differences; all are counted."""
 
 
 class Mismatch(NamedTuple):
-    """The first thing in which a decision and its rebuilding differ."""
+    """First difference between a decision and its recomputation."""
 
     name: str
     was: str
@@ -45,7 +44,7 @@ class Mismatch(NamedTuple):
 
 @dataclass
 class VerificationResult:
-    """The counts of one verification: the keys of ``recloop verify --json``."""
+    """Counts of one verification, with the keys of ``recloop verify --json``."""
 
     checked: int = 0
     equal: int = 0
@@ -58,17 +57,17 @@ class VerificationResult:
 
 
 def verify(project: Project, last: int = 1000) -> JsonTree:
-    """Rebuild the newest decisions; equal, late or unexplained.
+    """Recompute the newest decisions and count equal, late and unexplained ones.
 
-    ``earlier``: answered before a new first run, from data that are no longer there; they cannot be rebuilt.
+    ``earlier``: answered before a new first run; their data no longer exist, so they cannot be recomputed.
 
-    ``removed``: answered by a bundle that ``[retention]`` has removed since; it cannot be asked again.
+    ``removed``: answered by a bundle that ``[retention]`` has removed since.
 
-    ``late``: equal once the log's rows received after the decision are left out. A swap between scores closer than
-    1e-5 is equal; ``inputs`` count, whatever the mix weighs.
+    ``late``: equal if rows received after the decision are ignored. A swap of items with scores closer than 1e-5 counts
+    as equal. ``inputs`` must be equal even if the mix gives them weight 0.
 
     Args:
-        last: How many decisions.
+        last: Number of decisions.
     """
     with project.open_decisions() as store:
         decisions = store.rows(last=last)
@@ -86,17 +85,17 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
 
 
 def save_result(project: Project, found: Mapping[str, Any], at: int) -> None:
-    """Write a result into ``reports/verify.json``, by rename: health shows the last one.
+    """Write a result to ``reports/verify.json`` atomically; health shows the last one.
 
     Args:
-        at: int64 microseconds.
+        at: Time of the verification, int64 microseconds.
     """
     tree = {"at": at, **{name: value for name, value in found.items() if name != "differences"}}
     replace_json(project.reports / FILE, tree)
 
 
 def last_result(project: Project) -> dict[str, int] | None:
-    """``at``, ``checked`` and ``unexplained`` of the last result that was kept; None: there is none."""
+    """Read ``at``, ``checked`` and ``unexplained`` of the last result; None without one."""
     try:
         tree = json.loads((project.reports / FILE).read_text("utf-8"))
         return {name: int(tree[name]) for name in ("at", "checked", "unexplained")}
@@ -119,7 +118,7 @@ def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebui
             ):
                 found.late += 1
                 continue
-        except RecloopError as error:  # its bundle is gone, or no longer what was registered
+        except RecloopError as error:  # its bundle is missing, or its files changed
             difference = Mismatch("bundle", decision.bundle, str(error))
         if difference is None:
             found.equal += 1
@@ -131,7 +130,7 @@ def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebui
 
 
 def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
-    """The first difference: of the inputs in the order in which they are made, then the ids, then the scores."""
+    """Find the first difference: inputs in order of computation, then ids, then scores."""
     for name in [*answer.inputs, *(name for name in decision.inputs if name not in answer.inputs)]:
         was, now = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
         if was != now:
@@ -151,12 +150,12 @@ def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
 
 
 class DecisionReplayer:
-    """Answers decisions again, from columns; they must come in the order of ``as_of``."""
+    """Recomputes decisions from columns; call in order of ``as_of``."""
 
     def __init__(self, project: Project, log: EventLog, decisions: Sequence[Decision]) -> None:
         self._project = project
         archive = project.open_archive()
-        # Rows that an update put into the archive came in by the log: each is new from its own seq on.
+        # Archived rows of an update came through the log, so each counts from its own seq.
         first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
         first = min(first, archive.watermark)
         users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
@@ -177,19 +176,19 @@ class DecisionReplayer:
         self._timelines: dict[tuple[str, str, frozenset[int]], StateHistory] = {}
 
     def answer(self, decision: Decision) -> RankedList:
-        """The answer to a decision's query, from the state and the catalogue as of its ``as_of``."""
+        """Recompute a decision from state and catalog at its ``as_of``."""
         recommender, states = self.view(decision)
         return recommender.recommend(states, [_query(decision)])[0]
 
     def view(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
-        """What a decision stood on: the state of its user as of its ``as_of``, and a recommender over the catalogue then.
+        """Rebuild the recommender and user state of a decision at its ``as_of``.
 
         Args:
-            bundle: Whose recommender, and whose meaning of an event; empty: the decision's own.
+            bundle: Bundle of the recommender and the event labels; empty for the decision's own.
         """
         recommender = self._recommender(bundle or decision.bundle)
         out = self._out(decision)
-        # Of who had a row taken back the rows are others for each number of retractions; of everybody else the same.
+        # A user with retracted rows needs an own timeline per set of retractions; all others share one.
         key = recommender.bundle.spec.state_key, decision.user_id if out else "", out
         if key not in self._timelines:
             own = pl.col(USER_ID) == decision.user_id if out else pl.lit(value=True)
@@ -200,14 +199,14 @@ class DecisionReplayer:
         return recommender, one_state(self._timelines[key].states([decision.user_id], [decision.as_of]), 0)
 
     def has_late(self, decision: Decision) -> bool:
-        """Whether a row that its state or catalogue knows was received after the decision."""
+        """Return True if the state or catalog includes a row received after the decision."""
         known = (pl.col(RECEIVED_AT) > decision.at) & (pl.col(SEQ) <= decision.as_of)
         own = known & (pl.col(USER_ID) == decision.user_id)
         rows = (self._new_items.filter(known), self._new_events.filter(own), self._new_users.filter(own))
         return any(map(len, rows))
 
     def answer_without_late(self, decision: Decision) -> RankedList:
-        """The same without the rows of the log that were received after the decision."""
+        """Recompute a decision without rows that were received after it."""
         in_time = pl.col(RECEIVED_AT) <= decision.at
         served = self._recommender(decision.bundle)
         items = self._new_items.filter(in_time)
@@ -223,7 +222,7 @@ class DecisionReplayer:
         return self._recommenders[name]
 
     def _taken_back(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:
-        """The retractions up to a seq of the users asked for."""
+        """Retractions up to a seq, by user."""
         rows = pl.concat([self._old_events, self._new_events])
         back: dict[int, list[Retraction]] = {}
         for row in log.retractions(until=until):
@@ -235,7 +234,7 @@ class DecisionReplayer:
         return found
 
     def _out(self, decision: Decision) -> frozenset[int]:
-        """Events of a decision's user that were taken back when it was made."""
+        """Seqs of the user's events that were retracted when the decision was made."""
         return frozenset(out_at(self._retracted.get(decision.user_id, ()), decision.as_of))
 
     def _timeline(
@@ -249,7 +248,7 @@ class DecisionReplayer:
 
 
 def _cut(archived: pl.DataFrame | None, later: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Archive and log as rows up to a seq and rows after it."""
+    """Split the rows of archive and log into those up to a seq and those after it."""
     rows = later if archived is None else pl.concat([archived, later])
     return rows.filter(pl.col(SEQ) <= seq), rows.filter(pl.col(SEQ) > seq).sort(SEQ)
 

@@ -1,1 +1,1 @@
-"""Decide whether a bundle may go live: gates, requirements, assignment, transitions."""
+"""Releases: gates, input check, user assignment and promotion requirements."""

@@ -1,9 +1,9 @@
-"""Which bundle answers a request, and which score it again: one hash of the user's id, the same in every process.
+"""Assignment of users to experiment arms and shadow scoring by a hash of the user id.
 
-The arm is chosen first, by the salt ``arm:SALT`` and the share of the experiment's plan, which its release row fixes (the salt
-is the candidate's id); of the users whom live answers, the salt ``shadow:BUNDLE`` picks
-those in the shadow. So a user in the shadow is answered by live, always, and the shadow takes nobody out of an
-experiment. An assignment never flips: neither a restart, an edit of recloop.toml nor another bundle's move changes it.
+The arm is drawn first, with the salt ``arm:SALT`` and the share of the experiment's plan. The release row fixes the
+plan; the salt is the candidate's id. Among users of live, the salt ``shadow:BUNDLE`` draws those for shadow scoring.
+Thus live always answers a user in shadow, and shadow scoring does not remove users from an experiment. An assignment
+is stable: restarts, edits of recloop.toml and moves of other bundles do not change it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ CANDIDATE = "candidate"
 
 
 class Arm(NamedTuple):
-    """The bundle that answers, the generation that made it so, and the name of its variant in every decision.
+    """Bundle that answers, the generation that deployed it, and its variant in decisions.
 
-    ``share`` and ``salt`` are those of the plan of a candidate in the experiment; no user is drawn into another arm by hash.
+    ``share`` and ``salt`` are those of the experiment plan; other arms do not draw users.
     """
 
     bundle: str
@@ -30,25 +30,25 @@ class Arm(NamedTuple):
 
 
 def in_experiment(salt: str, user_id: str, share: float) -> bool:
-    """Whether an experiment's hash draws this user for the candidate."""
+    """Return True if the experiment's hash assigns this user to the candidate."""
     return hash_unit_interval(f"arm:{salt}", user_id) < share
 
 
 def in_shadow(bundle: str, user_id: str, share: float) -> bool:
-    """Whether a bundle in the shadow scores the requests of this user, who is answered by live."""
+    """Return True if a shadow bundle scores the requests of this user of live."""
     return hash_unit_interval(f"shadow:{bundle}", user_id) < share
 
 
 def assign(user_id: str, live: Arm, candidate: Arm | None) -> Arm:
-    """The arm of a user: the candidate's for its share of the users, else live."""
+    """Return the arm of a user: the candidate for its share of users, else live."""
     if candidate is not None and in_experiment(candidate.salt, user_id, candidate.share):
         return candidate
     return live
 
 
 def shadowing(user_id: str, answered: Arm, candidate: str, share: float) -> bool:
-    """Whether a request that this arm answered is scored again by the bundles in the shadow.
+    """Return True if shadow bundles score a request that this arm answered.
 
-    Of several bundles there the candidate's salt decides for all: they are compared on the very same requests.
+    The candidate's salt decides for all shadow bundles, so they are compared on the same requests.
     """
     return answered.variant == LIVE and in_shadow(candidate, user_id, share)

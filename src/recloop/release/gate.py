@@ -1,15 +1,15 @@
-"""The gate of a candidate: every number that decides whether it may be registered, as pure functions (definitions, 7).
+"""Gates of a candidate: pure functions that decide its registration (definitions, 7).
 
-    before training    `recloop.release.input_check`                       out of band: the window is held, nothing is trained
-    after training     judge(evidence, settings)                  candidate' beside live, on rows that neither learned
-    after the rest     settled(losses, golden, final, before)     what the last quarter may not have broken
-    at last            verdict(gates)                             registered, waiting, refused or held
+    before training    `recloop.release.input_check`                   out of band: the window is held, no training
+    after training     evaluate_gates(evidence, settings)              candidate' against live, on rows new to both
+    after the rest     final_gates(losses, golden, final, before)      checks after the last quarter was learned
+    finally            verdict(gates)                                  registered, waiting, refused or held
 
-Nothing is read and nothing is written here; the same numbers give the same gates. ``new`` is decided by the first row of
-this table that applies (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.margin``):
+This module reads and writes no files; the same numbers give the same gates. The first row of this table that applies
+decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.margin``):
 
     1  the candidate's number is NaN where live has one                         refused
-    2  no query that both can be compared on, or live finds nothing in any      pass, weak
+    2  no comparable query, or live finds nothing in any query                  pass, weak
     3  fewer queries or users than `min_queries` (30), `min_users` (20)         waits: too few to judge
     4  lower end of d > -margin                                                 pass
     5  d < -margin and d + 3.5 se < 0                                           refused: certainly worse
@@ -19,9 +19,9 @@ this table that applies (d: relative difference candidate' - live, se: its stand
     9  d > -margin and the pooled d > -margin                                   pass, weak
    10  anything else                                                            waits: inconclusive
 
-A gate that waits moves nothing and stops nothing: the rows are judged again together with those that arrive later. Only a
-refresh waits; a bundle of another recipe passes weakly there, because shadow and experiment judge it next. The
-constants are those of the simulation in `benchmarks/gate.py`.
+A waiting gate changes nothing: its rows are judged again together with later ones. Only a refresh waits. A bundle of
+another recipe passes weakly instead, because shadow and experiment judge it next. The constants are those of the
+simulation in `benchmarks/gate.py`.
 """
 
 from __future__ import annotations
@@ -42,40 +42,48 @@ from recloop.evaluation.bootstrap import Difference
 from recloop.json_object import JsonTree
 
 POOLED: Final = 6
-"""Earlier windows that an open verdict is pooled with."""
+"""Most earlier windows that are pooled with an open verdict."""
 MIN_USERS: Final = 20
-"""A comparison over fewer users refuses nothing and proves nothing: the bootstrap over so few is too narrow."""
+"""Fewest users of a comparison; with fewer, the bootstrap interval is too narrow."""
 MIN_QUERIES: Final = 30
-"""The same for queries."""
+"""Fewest queries of a comparison."""
 WIDTH_FACTOR: Final = 3.0
-"""``new`` is inconclusive while its detectable loss exceeds so many margins (`benchmarks/gate.py`: a lasting loss of 10 % then passes in
-at most 4.5 % of the simulated weeks)."""
+"""``new`` is inconclusive while its detectable loss exceeds this number of margins.
+
+In `benchmarks/gate.py`, a lasting loss of 10 % then passes in at most 4.5 % of the simulated weeks.
+"""
 CERTAIN_ERRORS: Final = 3.5
-"""A loss of so many standard errors is certain: of hourly updates without a loss, 1 % of weeks see a false refusal."""
+"""Standard errors from which a loss is certain.
+
+With hourly updates without a loss, 1 % of weeks have a false refusal.
+"""
 REPEAT_GROWTH: Final = 1.25
-"""An inconclusive window is judged again once it has so many times the queries: fewer looks, fewer chance verdicts."""
+"""Growth in queries after which an inconclusive window is judged again; limits chance verdicts."""
 FAST_SECONDS: Final = 0.01
-"""A candidate with a median below this is not refused for its ratio: a network beside counts is slower, and still fast."""
+"""Median latency below which the latency ratio does not refuse a candidate.
+
+A network is slower than counting models, but still fast.
+"""
 OVERLAP: Final = 0.8
 DETECTS: Final = float(ndtri(0.975) + ndtri(0.8))
-"""A loss of so many standard errors is seen 80 % of the time at 95 %."""
+"""Standard errors of a loss that is detected with 80 % power at 95 % confidence."""
 INPUT: Final = "input"
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One number beside its threshold.
+    """Result of one gate: a number, its threshold and the outcome.
 
     Attributes:
         name: ``new``, ``forgetting``, ``slice_drop:cold``, ``parity``, ...
-        value: What was measured; None: it could not be (nothing to compare), and the gate says so in ``note``.
-        threshold: What it was compared with.
-        ok: Whether the candidate passes.
-        detectable: The smallest loss that this gate could have seen (80 % power at 95 %); None: not a comparison.
-        low, high: The 95 % interval of ``value`` where it is an estimate, the band where it is `input_check`.
-        note: A short phrase for a person: ``weak`` first where the pass is one.
-        candidate, live: NDCG@10 of each, where ``value`` is their relative difference.
-        waits: Not passed and not refused: more rows are needed.
+        value: Measured number; None if it could not be measured (see ``note``).
+        threshold: Threshold that the number was compared with.
+        ok: True if the candidate passes.
+        detectable: Smallest detectable loss (80 % power at 95 %); None if the gate is not a comparison.
+        low, high: 95 % CI of an estimated ``value``; for `input_check`, the band.
+        note: Short explanation; starts with ``weak`` for a weak pass.
+        candidate, live: NDCG@10 of each, if ``value`` is their relative difference.
+        waits: True if neither passed nor refused, because more rows are needed.
     """
 
     name: str
@@ -92,17 +100,17 @@ class GateResult:
 
     @property
     def weak(self) -> bool:
-        """Passed without having been shown to be good enough."""
+        """True if the gate passed without proof that the candidate is good enough."""
         return self.ok and self.note.startswith("weak")
 
     def to_json(self) -> JsonTree:
-        """As ``recloop update --json`` and the evidence of a release row have it; numbers rounded to six decimals."""
+        """Format for ``recloop update --json`` and release rows; rounds to six decimals."""
         tree = {name: _plain(value) for name, value in vars(self).items() if name != "waits" or value}
         return {name: value for name, value in tree.items() if value is not None or name == "value"}
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> GateResult:
-        """Back from `to_json`; a threshold that was no number is none."""
+        """Parse the output of `to_json`; a missing threshold becomes NaN."""
         threshold = tree.get("threshold")
         return cls(**{**tree, "threshold": math.nan if threshold is None else threshold})
 
@@ -122,7 +130,7 @@ class GateResult:
 
     @property
     def reason(self) -> str:
-        """Name, number and why it did not pass: ``new=-0.140 [-0.190, -0.090]: certainly worse``."""
+        """Reason for not passing: ``new=-0.140 [-0.190, -0.090]: certainly worse``."""
         if self.value is None:
             return f"{self.name}: {self.note or 'not measured'}"
         if self.detectable is None:
@@ -134,10 +142,10 @@ class GateResult:
 
 @dataclass(frozen=True)
 class PairedScores:
-    """A number of both bundles over the same Q queries; NaN where a query has no target.
+    """Scores of both bundles for the same Q queries; NaN for a query without a target.
 
     Attributes:
-        users: (Q,) whose query it was; any ids, the same user's the same.
+        users: (Q,) id of each query's user, of any type.
         candidate, live: (Q,) NDCG@10 of each.
     """
 
@@ -149,23 +157,23 @@ class PairedScores:
         return len(self.users)
 
     def where(self, mask: NDArray[np.bool_]) -> PairedScores:
-        """The queries under a mask: a slice."""
+        """Select the queries of a mask."""
         return PairedScores(self.users[mask], self.candidate[mask], self.live[mask])
 
 
 @dataclass(frozen=True)
 class GateInputs:
-    """What `judge` looks at; what is None or empty was not measured and makes no gate.
+    """Inputs of `evaluate_gates`; a value that is None or empty has no gate.
 
     Attributes:
-        new: On the last quarter of the new window, candidate' (live + the rest of the window) beside live.
-        earlier: The `new` of earlier windows of the same lineage, oldest first; read only while ``new`` is open.
-        old: On the users of hash("old") < 2 %.
-        slices: ``cold``, ``repeat``, ``explore`` -> that part of ``new`` (`repeat` and `explore` count other targets).
+        new: Scores of candidate' (live + the rest of the window) and live on the last quarter of the new window.
+        earlier: ``new`` of earlier windows of the same lineage, oldest first; used only while ``new`` is open.
+        old: Scores on the users with hash("old") < 2 %.
+        slices: Parts of ``new`` by name: ``cold``, ``repeat``, ``explore`` (the last two count other targets).
         parity: ``unexplained`` of ``verify --last 1000``.
-        latency: (candidate, live) seconds of the same 200 queries, in the same order.
-        cold_coverage: (candidate, live) over the same requests; NaN: nobody was cold.
-        cold_users: How many users that is a share of; None: not counted.
+        latency: (candidate, live) seconds for the same 200 queries, in the same order.
+        cold_coverage: (candidate, live) for the same requests; NaN without cold users.
+        cold_users: Number of cold users in ``cold_coverage``; None if unknown.
     """
 
     new: PairedScores
@@ -179,36 +187,39 @@ class GateInputs:
 
 
 def relative_difference(pairs: PairedScores, seed: int = 0) -> Difference:
-    """d: paired relative difference candidate - live, each user's mean first, 95 % bootstrap over users."""
+    """Paired relative difference d of user means, candidate - live, with a 95 % CI.
+
+    The interval is a bootstrap over users.
+    """
     means = _user_means(pairs)
     return bootstrap.difference(means[:, 0], means[:, 1], seed)
 
 
 def _user_means(pairs: PairedScores) -> NDArray[np.float64]:
-    """(users, 2) the candidate's and live's number of each user."""
+    """Mean scores of candidate and live per user: (users, 2)."""
     users, numbers = np.unique(pairs.users, return_inverse=True)
     return bootstrap.user_means(np.column_stack([pairs.candidate, pairs.live]), numbers, len(users))
 
 
 def _sides(pairs: PairedScores) -> tuple[float, float]:
-    """The mean over users of each side, over the users that have both."""
+    """Mean of candidate and of live over the users that have both."""
     means = _user_means(pairs)
     candidate, live = means[~np.isnan(means).any(axis=1)].mean(axis=0).tolist()
     return candidate, live
 
 
 def minimum_detectable(difference: Difference) -> float:
-    """The smallest relative loss seen 80 % of the time: (1.96 + .84) * the interval's half width / 1.96."""
+    """Smallest relative loss detected with 80 % power: (1.96 + 0.84) * half width / 1.96."""
     reach = (difference.relative.high - difference.relative.low) / 2
     return float(reach / ndtri(0.975) * DETECTS)
 
 
 def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings: Gates, seed: int = 0) -> GateResult:
-    """Decide ``new`` by the table at the head of this module.
+    """Decide ``new`` by the table in the module docstring.
 
     Args:
-        earlier: Windows of earlier updates by the same recipe, oldest first; the newest 6 count. Pooled, they tell what
-            the recipe does; so they never pass a window whose own d lies below -margin.
+        earlier: Windows of earlier updates with the same recipe, oldest first; the newest 6 are used. Pooled, they
+            describe the recipe, so they never pass a window whose own d is below -margin.
     """
     margin = settings.margin
     if np.isnan(new.candidate[~np.isnan(new.live)]).any():
@@ -238,7 +249,7 @@ def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings
 
 
 def too_few(users: NDArray[Any], settings: Gates) -> str:
-    """Why queries of these users, (Q,), are too few to judge; empty: they are enough."""
+    """Explain why queries of these users, (Q,), are too few; empty if they suffice."""
     known = len(np.unique(users))
     if len(users) >= settings.min_queries and known >= settings.min_users:
         return ""
@@ -247,11 +258,11 @@ def too_few(users: NDArray[Any], settings: Gates) -> str:
 
 
 def enough(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
-    """The gate ``new`` of a window that cannot be judged yet, known before anything is trained; None: it can be.
+    """Gate ``new`` of a window that is too small to judge, before training; None if it suffices.
 
     Args:
-        users: (Q,) of the window's queries.
-        judged: Queries at the last look at this window, which was inconclusive; 0: there was none.
+        users: (Q,) user of each query of the window.
+        judged: Queries at the last inconclusive judgement of this window; 0 without one.
     """
     few = too_few(users, settings)
     again = math.ceil(REPEAT_GROWTH * judged)
@@ -276,7 +287,7 @@ def _tried(gate: GateResult) -> GateResult:
 
 
 def _decide(d: Difference, margin: float) -> str:
-    """``pass``, ``refused`` or ``open`` by one window, or by several pooled."""
+    """Decide ``pass``, ``refused`` or ``open`` by one window or a pooled difference."""
     if d.relative.low > -margin:
         return "pass"
     error = (d.relative.high - d.relative.low) / (2 * float(ndtri(0.975)))
@@ -285,7 +296,7 @@ def _decide(d: Difference, margin: float) -> str:
 
 
 def _pooled(own: Difference, windows: Sequence[PairedScores], margin: float, seed: int) -> tuple[str, str]:
-    """The outcome of an open window that is narrow enough, and what decided: rows 7 to 10 of the table."""
+    """Decide an open window that is narrow enough, by rows 7 to 10; also returns a note."""
     pooled, note = own, "this window"
     if windows:
         columns = (np.concatenate([getattr(one, name) for one in windows]) for name in ("users", "candidate", "live"))
@@ -300,10 +311,10 @@ def _pooled(own: Difference, windows: Sequence[PairedScores], margin: float, see
 
 
 def no_slice_collapse(name: str, pairs: PairedScores, drop: float, seed: int = 0) -> GateResult:
-    """The upper end of d lies above -drop: a slice that surely lost more refuses.
+    """Refuse a slice whose d is surely below -drop (upper end of the interval).
 
-    An empty slice is no evidence, and one in which either bundle finds something for fewer than 20 users is too little
-    of it: a weak pass. The others say nothing of a relative difference, however many they are.
+    A slice passes weakly if it is empty, or if the bundles find targets for fewer than 20 users. Users without a found
+    target do not contribute to a relative difference.
     """
     d = relative_difference(pairs, seed)
     if math.isnan(d.relative.high):
@@ -317,10 +328,10 @@ def no_slice_collapse(name: str, pairs: PairedScores, drop: float, seed: int = 0
 
 
 def at_most(name: str, value: float, threshold: float, note: str = "", queries: int | None = None) -> GateResult:
-    """A plain number that may not exceed its threshold; one that is not a number refuses nothing and is weak.
+    """Refuse a number above its threshold; NaN passes weakly.
 
     Args:
-        queries: How many the number was measured over, where few could exceed it by chance; None: it is exact.
+        queries: Number of queries measured, if few could exceed the threshold by chance; None for an exact number.
     """
     if math.isnan(value):
         return GateResult(name, None, threshold, True, note="weak: nothing to compare")
@@ -331,11 +342,11 @@ def at_most(name: str, value: float, threshold: float, note: str = "", queries: 
 
 
 def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list[GateResult]:
-    """The gates of a candidate before its last quarter is learned, in the order in which they are read.
+    """Evaluate the gates before the last quarter is learned, in display order.
 
-    ``new`` (`non_inferiority`), ``forgetting`` (on *old*) and ``slice_drop:SLICE`` (`no_slice_collapse`, by ``margin`` and by
-    ``slice_drop``), ``parity``, ``latency`` (median of candidate / live over the same queries; refuses from `FAST_SECONDS` on), ``cold_coverage_drop``
-    (live's minus the candidate's).
+    ``new``: `non_inferiority`. ``forgetting`` (on *old*, by ``margin``) and ``slice_drop:SLICE`` (by ``slice_drop``):
+    `no_slice_collapse`. ``parity``. ``latency``: median of candidate / live over the same queries, refuses only from
+    `FAST_SECONDS`. ``cold_coverage_drop``: live minus candidate.
     """
     gates = [non_inferiority(evidence.new, evidence.earlier, settings, seed)]
     if evidence.old is not None:
@@ -366,12 +377,12 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
 def final_gates(
     losses: Sequence[float], golden: int, final: Sequence[Sequence[str]], before: Sequence[Sequence[str]]
 ) -> list[GateResult]:
-    """The gates after the held quarter was learned by the same recipe.
+    """Evaluate the gates after the last quarter was learned with the same recipe.
 
     Args:
-        losses: Of every step of the run; counting models: empty.
-        golden: Golden queries that the written bundle answers otherwise than recorded.
-        final, before: Lists of the candidate and of candidate' for the same queries, at most 10 of each compared.
+        losses: Loss of every training step; empty for counting models.
+        golden: Number of golden queries that the written bundle answers differently.
+        final, before: Lists of the candidate and of candidate' for the same queries; the first 10 items are compared.
     """
     broken = int((~np.isfinite(np.asarray(losses, dtype=np.float64))).sum())
     shares = [overlap(one[:10], other[:10]) for one, other in zip(final, before, strict=True)]
@@ -391,9 +402,9 @@ def final_gates(
 
 
 def verdict(gates: Sequence[GateResult]) -> str:
-    """``held`` when the input is out of band, ``refused`` when any other gate says no, else ``registered``.
+    """Combine gates into ``held``, ``refused``, ``waiting`` or ``registered``.
 
-    ``waiting``: no gate says no, and one needs more rows.
+    ``held``: the input is out of band. ``refused``: another gate failed. ``waiting``: a gate needs more rows.
     """
     failed = {gate.name for gate in gates if not gate.ok and not gate.waits}
     if INPUT in failed:
@@ -404,7 +415,7 @@ def verdict(gates: Sequence[GateResult]) -> str:
 
 
 def trees(gates: Sequence[GateResult]) -> list[JsonTree]:
-    """Gates as ``recloop update --json`` and release rows have them."""
+    """Format gates for ``recloop update --json`` and release rows."""
     return [{"threshold": None, **gate.to_json()} for gate in gates]
 
 

@@ -1,7 +1,7 @@
-"""The input check: live's loss on the incoming window beside its earlier windows; a loss above their band holds the window.
+"""Input check: holds a window on which live's loss is unusually high.
 
-Shuffled items, bots or a lost hour change what live finds; then nothing is trained (definitions, section 7). Pure
-functions: the same windows give the same gate.
+Shuffled items, bots or a lost hour raise live's loss; then nothing is trained (definitions, section 7). The functions
+are pure: the same windows give the same gate.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from recloop.evaluation.paired import LossEstimate
 from recloop.release.gate import INPUT, GateResult
 
 WINDOWS: Final = 20
-"""Earlier windows that live's own loss is compared with."""
+"""Most earlier windows of the comparison."""
 FEWEST: Final = 3
-"""With fewer earlier windows there is no band yet."""
+"""Fewest earlier windows of a band."""
 QUERIES: Final = 30
-"""With fewer queries a window holds nothing and is no window for a later one: all of them may miss by chance."""
+"""Fewest queries of a window; with fewer, all of them may miss by chance."""
 ALARM: Final = 0.001
-"""Share of usual windows that lie out of band."""
+"""Share of usual windows that are out of band."""
 STILL: Final = 0.01
-"""The spread of earlier losses counts as 1 % of their mean at least: few equal windows do not make a band of no width."""
+"""Smallest spread of earlier losses relative to their mean, so that the band has a width."""
 
 
 def input_check(came: LossEstimate, earlier: Sequence[LossEstimate]) -> GateResult:

@@ -1,10 +1,12 @@
-"""The moves that a person asks for, by verb or over HTTP: promote, rollback, refuse, and what must be earned before.
+"""Operator moves: promote, rollback and refuse, with the requirements of each step.
 
-A bundle that `update` registered has passed its gate; one that `train` registered has not, and no move beside a live
-bundle is made before it ran: `recloop promote` runs it (`recloop.pipeline.promotion`), a server, which trains nothing, does not.
-A step is earned by what was decided with the bundle: the shadow by requests that it scored after live's answer (and live
-again, with the same list), the experiment by users of both arms whose outcome is closed and by evidence of no harm: a loss above
-the plan's margin is ruled out (`recloop.monitoring.experiment_verdict`). Without ``to`` a bundle goes live only where both were earned; a person who names the step *and* gives a reason may go ahead of it, and the row says what was missing.
+A bundle registered by `update` has passed its gate. A bundle registered by `train` has not: with a live bundle, it
+cannot move before its gate ran. `recloop promote` runs the gate (`recloop.pipeline.promotion`); a server does not.
+
+Step shadow is earned by requests that the bundle scored after live's response, if live scored them again with the same
+list. Step experiment is earned by users with a closed outcome in both arms and by evidence of no harm: a loss above the
+plan's margin is ruled out (`recloop.monitoring.experiment_verdict`). Without ``to``, a bundle becomes live only if both
+steps are earned. An operator who names the step and gives a reason may override; the row records the missing steps.
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ from recloop.storage import ControlStore, locks, releases
 from recloop.storage.control import ReleaseRow
 
 AT_THE_DOOR = ("registered", "checked")
-"""States in which a bundle's gate is asked: who was let past it, for a reason, is asked for the steps alone."""
+"""States in which the gate is checked; later states were reached by passing or overriding it."""
 SHADOWED = 100
-"""Requests that a bundle has scored in the shadow before the experiment is earned."""
+"""Requests that a bundle must score in shadow before an experiment."""
 USERS = 200
-"""Users of each arm whose outcome is closed before live is earned (definitions, section 9: n >= 200 an arm)."""
+"""Users per arm with a closed outcome that live requires (definitions, section 9)."""
 PATIENCE = 60.0
-"""Seconds that a running server is given to check a bundle."""
+"""Seconds to wait for a running server to check a bundle."""
 
 
 def validate(project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "") -> releases.ReleaseState:
-    """See that a move can be: the bundle is known and checked, the machine knows the move; the machine as it is then.
+    """Check that a move is possible, checking the bundle if needed; return the new state.
 
     Raises:
-        UserError: no such bundle or state, an experiment whose plan gives an arm too few users.
-        Refused: it failed its check, or the machine knows no such move.
+        UserError: unknown bundle or state, or an experiment plan with too few users in an arm.
+        Refused: the bundle failed its check, or the move is not allowed.
     """
     target = _target(bundle, to)
     _share(project, target)
@@ -55,7 +57,7 @@ def validate(project: Project, control: ControlStore, bundle: str, to: str = "",
 
 
 def needs_gate(control: ControlStore, bundle: str) -> bool:
-    """Whether a bundle stands at the door, beside a live one, and no row of it holds the numbers of a gate."""
+    """Return True if the bundle has no gate result, is not deployed, and another is live."""
     machine = releases.read_state(control)
     return bool(machine.lives) and machine.state(bundle) in AT_THE_DOOR and _gates(control, bundle) is None
 
@@ -69,18 +71,18 @@ def promote(
     at: int = 0,
     gates: Sequence[Mapping[str, Any]] | None = None,
 ) -> JsonTree:
-    """Move a registered bundle on: to ``to``, or to live where it has earned both steps on the way.
+    """Promote a registered bundle to ``to``, by default to live if both steps are earned.
 
     Args:
-        by: Who asks; empty: this command line.
-        at: int64 microseconds; 0: the machine's clock.
-        gates: The gate that was run for this move, for the row's evidence; None: it ran before, or it has to.
+        by: Origin of the move; empty for this command line.
+        at: Time, int64 microseconds; 0 for the current time.
+        gates: Gates that were run for this move, stored in the row's evidence; None if they ran before or must run.
 
     Raises:
-        UserError: no such bundle or state, an experiment whose plan gives an arm too few users.
-        BundleError: its bytes are no longer those that were checked.
-        Refused: it failed its check or its gate, its gate has not run, a step is not earned, the machine knows no such
-            move, somebody was faster.
+        UserError: unknown bundle or state, or an experiment plan with too few users in an arm.
+        BundleError: the bundle's files changed since the check.
+        Refused: the check or gate failed, the gate has not run, a step is not earned, the move is not allowed, or
+            another process moved a release meanwhile.
     """
     control = project.open_control()
     by, target, at = by or _who("promote"), _target(bundle, to), at or now()
@@ -114,7 +116,7 @@ def _target(bundle: str, to: str) -> releases.Target:
 
 
 def _gates(control: ControlStore, bundle: str) -> list[JsonTree] | None:
-    """The gate of a bundle that ran last; None: none did."""
+    """Gates of a bundle's last evaluation; None if they never ran."""
     rows = (row for row in reversed(control.releases()) if row.bundle == bundle)
     return next((row.evidence["gates"] for row in rows if "gates" in row.evidence), None)
 
@@ -128,10 +130,11 @@ def _failed(gates: Sequence[Mapping[str, Any]]) -> list[Refused]:
 
 
 def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> JsonTree:
-    """Bring back the bundle that was live before, after a look at its bytes.
+    """Restore the previous live bundle after verifying its files.
 
     Raises:
-        Refused: there was none, or somebody was faster. BundleError: it may not be served any more; nothing moved.
+        Refused: there is no earlier live bundle, or another process moved a release meanwhile.
+        BundleError: the bundle may not be served; nothing was changed.
     """
     control = project.open_control()
     before = releases.lives(control)[1:2]
@@ -141,10 +144,11 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> J
 
 
 def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> JsonTree:
-    """Take a bundle out for good.
+    """Exclude a bundle permanently.
 
     Raises:
-        UserError: no such bundle, or no reason. Refused: it is live, refused already, or somebody was faster.
+        UserError: unknown bundle or empty reason.
+        Refused: the bundle is live or already refused, or another process moved a release meanwhile.
     """
     if not reason.strip():
         raise UserError("--reason", reason, "why this bundle is refused", f"recloop refuse {bundle} --reason WHY")
@@ -161,12 +165,12 @@ def _result(row: ReleaseRow) -> JsonTree:
 def _who(verb: str) -> str:
     try:
         return f"recloop {verb} ({getpass.getuser()})"
-    except (KeyError, OSError, ImportError):  # a process whose user has no name
+    except (KeyError, OSError, ImportError):  # the process user has no name
         return f"recloop {verb}"
 
 
 def _share(project: Project, target: str) -> None:
-    """An arm, or a shadow, that no user falls into decides nothing."""
+    """Check that the target's share of users is not empty."""
     settings = project.config.release
     if target == "experiment":
         Plan.of(settings, "", 0)
@@ -175,10 +179,10 @@ def _share(project: Project, target: str) -> None:
 
 
 def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
-    """See that a registered bundle is checked: by the server that runs in this folder, else here.
+    """Have a registered bundle checked by the running server, or check it here.
 
     Raises:
-        Refused: it may not be served, and is refused for good by now.
+        Refused: the bundle may not be served and has been excluded permanently, or the server did not check it in time.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -209,7 +213,7 @@ def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: st
 def _unmet_requirements(
     project: Project, machine: releases.ReleaseState, bundle: str, target: str
 ) -> tuple[list[Refused], JsonTree]:
-    """The steps on the way to ``target`` that are missing, and the numbers of those that were looked at."""
+    """Missing steps for ``target``, and the numbers of the checked ones."""
     state = machine.state(bundle)
     if target == "shadow" and machine.lives:
         return [], {"golden": "equal", "shadow_requirement": shadow_requirement(project, bundle, SHADOWED).to_json()}
@@ -234,10 +238,10 @@ def _unmet_requirements(
 
 
 def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refused]:
-    """What the experiment lacks: users in an arm, or evidence of no harm."""
+    """List what the experiment lacks: users in an arm, or evidence of no harm."""
     try:
         found = experiment.analyze(project, bundle)
-    except UserError as error:  # it was in none, or its row holds no plan
+    except UserError as error:  # never in an experiment, or its row has no plan
         users: dict[str, int] = dict.fromkeys((LIVE, CANDIDATE), 0)
         numbers.update(users=users, verdict="none")
         return [Refused(f"users in the arm {LIVE}", 0, USERS, f"the step experiment is not earned: {error}")]
@@ -254,7 +258,7 @@ def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refuse
 
 
 def _evidence(found: Verdict) -> JsonTree:
-    """The verdict in the evidence of a move to live."""
+    """Format the verdict for the evidence of a move to live."""
     numbers: JsonTree = {
         "verdict": found.verdict, "decided_by": found.decided_by, "why": found.why, "no_harm": found.no_harm,
     }  # fmt: skip
