@@ -79,7 +79,7 @@ def test_saved_and_loaded_lists_are_the_same(
     loaded = recloop.load(path, events=world.events())
     users = world.user_ids[:20]
     assert loaded.recommend(users).equals(rec.recommend(users))
-    with pytest.raises(UserError, match="nothing is yet"):
+    with pytest.raises(UserError, match="does not exist yet"):
         rec.save(path)
     with pytest.raises(UserError, match="loaded bundle"):
         loaded.evaluate()
