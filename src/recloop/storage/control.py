@@ -45,7 +45,7 @@ class ReleaseConflict(Refused):
     """Another process moved a release between the read and the write."""
 
     def __init__(self, found: int, expected: int, who: str) -> None:
-        super().__init__("generation", found, expected, f"meanwhile {who}; check: recloop status")
+        super().__init__("generation", found, expected, f"meanwhile {who}; look again: recloop status")
 
 
 class ReleaseRow(NamedTuple):
