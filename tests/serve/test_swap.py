@@ -232,7 +232,7 @@ def other_golden(live: Bundle) -> dict[str, Any]:
 BAD = [
     (shorter, "item table="),
     (broken_weights, "neighbours.weights of serve.safetensors=NaN or infinite"),
-    (unknown_field, "features.item.brand.from=label: expected a field of the catalogue (category, name, price)"),
+    (unknown_field, "features.item.brand.from=label: expected a field of the catalog (category, name, price)"),
     (unknown_user_field, "features.user.city.from=town: expected a field of the users (age)"),
     (other_golden, "golden list="),
 ]
