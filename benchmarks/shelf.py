@@ -42,8 +42,8 @@ protocol = "leave-one-out"
 ties = "row"
 filter_seen = true
 [features]
-history = 50
-request = []
+max_history = 50
+context = []
 [train]
 lr = 2e-3
 [evaluate]
@@ -73,7 +73,7 @@ def main() -> None:
     wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     wanted.add_argument("--data", choices=DATA, action="append")
     wanted.add_argument("--model", choices=MODELS, action="append")
-    wanted.add_argument("--budget", default="5m", help="train.budget of each model")
+    wanted.add_argument("--budget", default="5m", help="train.time_budget of each model")
     wanted.add_argument("--epochs", type=int, default=0, help="train.epochs of each model; 0: as configured")
     wanted.add_argument("--seed", type=int, default=0)
     wanted.add_argument("--again", action="store_true", help="also where a result file is there")
@@ -94,7 +94,7 @@ def make(data: str, model: str, budget: str, epochs: int, seed: int, file: Path)
         DATA[data](folder)
     if not (folder / "data" / "manifest.json").exists():
         recloop(folder, "prepare")
-    sets = [f"model.name={model}", f"train.budget={budget}", f"train.seed={seed}"]
+    sets = [f"model.name={model}", f"train.time_budget={budget}", f"train.seed={seed}"]
     sets += [f"train.epochs={epochs}"] if epochs else []
     words = ["train", model, "--json", *(word for one in sets for word in ("--set", one))]
     commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")

@@ -68,7 +68,7 @@ def main() -> None:
             neutral = [kind for kind in SILENT if kind not in heard]
             sets = [
                 f"events.weights={_toml(weights)}", f"events.neutral={json.dumps(neutral)}",
-                f"train.seed={SEED}", 'train.budget="2h"',
+                f"train.seed={SEED}", 'train.time_budget="2h"',
             ]  # fmt: skip
             rows[name] = learned(world, root, sets)
             rows[name]["seconds"] = round(time.monotonic() - started, 1)

@@ -14,7 +14,7 @@ every list of the second half, the states growing:
     frozen           the bundle of the first turn, no update
     warm             recloop update
     fresh-optimizer  recloop update --reset-optimizer
-    no-replay        recloop update --set update.replay=0
+    no-replay        recloop update --set update.replay_ratio=0
     full             recloop update --full
 
 The gates are wide open here (what they saw stands in the result), so that a row is measured whatever they would say. A
@@ -60,12 +60,12 @@ ROWS: Final[dict[str, tuple[str, ...] | None]] = {
     "frozen": None,
     "warm": (),
     "fresh-optimizer": ("--reset-optimizer",),
-    "no-replay": ("--set", "update.replay=0"),
+    "no-replay": ("--set", "update.replay_ratio=0"),
     "full": ("--full",),
 }
 WIDE: Final = (
-    "release.gates.margin=99", "release.gates.slice_drop=99", "release.gates.parity=1000000",
-    "release.gates.latency=1e9", "release.gates.cold_coverage_drop=1", "update.input_check=false",
+    "release.gates.max_ndcg_loss=99", "release.gates.max_slice_loss=99", "release.gates.max_unexplained=1000000",
+    "release.gates.max_latency_ratio=1e9", "release.gates.max_cold_coverage_loss=1", "update.input_check=false",
 )  # fmt: skip
 THREADS: Final = 2
 

@@ -32,11 +32,11 @@ COUNTING = """
 [model]
 name = "covisitation"
 [placement.home]
-mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+weights = { history = 1.0, neighbours = 0.5, popular = 0.25 }
 [placement.cart]
 list = "popular"
 filter = "category <> 'tea'"
-k = 3
+n = 3
 """
 
 

@@ -51,9 +51,9 @@ def test_python_k_out_of_bounds_is_refused(shop: Project) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        "evaluate.k=[0]", "evaluate.k=[]", "counts.half_life=0", "counts.half_life=-30", "counts.half_life=inf",
-        "train.lr=inf", "train.seed=-1", 'train.budget="soon"', "clean.burst={events = 10, seconds = inf}",
-        "release.gates.margin=-1", "release.gates.latency=0", "release.gates.slice_drop=nan",
+        "evaluate.k=[0]", "evaluate.k=[]", "baselines.half_life=0", "baselines.half_life=-30", "baselines.half_life=inf",
+        "train.lr=inf", "train.seed=-1", 'train.time_budget="soon"', "clean.burst={events = 10, seconds = inf}",
+        "release.gates.max_ndcg_loss=-1", "release.gates.max_latency_ratio=0", "release.gates.max_slice_loss=nan",
     ],
 )  # fmt: skip
 def test_setting_out_of_bounds_is_refused(setting: str) -> None:

@@ -79,7 +79,7 @@ LINES = [
     (["promote", "nothing", "--to", "live", "--reason", "x"], 2, "bundle=nothing: expected a registered bundle"),
     (["promote", "CHILD", "--to", "live", "--reason", "x"], 1, "refused: state=refused"),
     (["rollback", "--reason", "x"], 1, "refused: earlier live bundles=0, threshold 1: nothing to go back to"),
-    (["promote", "CHILD", "--to", "experiment", "--set", "release.experiment=1.0"], 2, "each arm needs users"),
+    (["promote", "CHILD", "--to", "experiment", "--set", "release.experiment_share=1.0"], 2, "each arm needs users"),
     (["evaluate", "nothing"], 2, "bundle=nothing: expected one of"),
     (["serve", "--port", "70000"], 2, "--port"),
     (["serve", "--port", "-5"], 2, "--port"),

@@ -73,8 +73,8 @@ def tree(done: Done) -> dict[str, Any]:
         (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
         (["status", "--set", "serve.port=x"], "serve.port=x"),
         (["status", "--set", "train.loss=ss_log"], "nearest: ss_logq"),
-        (["status", "--set", "release.auto=true"], "later version"),
-        (["status", "--set", "release.shadow=1.5"], "release.shadow=1.5"),
+        (["status", "--set", "stores.log=postgresql://x"], "later version"),
+        (["status", "--set", "release.shadow_share=1.5"], "release.shadow_share=1.5"),
         (["promote", "nothing"], "bundle=nothing"),
         (["promote", "nothing", "--to", "moon"], "--to=moon"),
         (["refuse", "nothing", "--reason", "why"], "bundle=nothing"),
@@ -169,14 +169,14 @@ def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Pat
 @pytest.mark.parametrize("share", ["0.0", "1.0"])
 def test_an_experiment_needs_users_in_both_arms(cli: Cli, shop: Path, share: str) -> None:
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
-    words = ["--set", f"release.experiment={share}", "promote", made, "--to", "experiment", "--reason", "try"]
-    assert f"release.experiment={share}: expected a share above 0 and below 1" in mistake(cli("-C", shop, *words))
+    words = ["--set", f"release.experiment_share={share}", "promote", made, "--to", "experiment", "--reason", "try"]
+    assert f"release.experiment_share={share}: expected a share above 0 and below 1" in mistake(cli("-C", shop, *words))
     assert tree(cli("-C", shop, "status", "--json"))["experiment"] is None
 
 
 def test_promote_with_a_plan_of_too_few_users_names_the_least_that_works(cli: Cli, shop: Path) -> None:
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
-    words = ["--set", "release.experiment=0.05", "promote", made, "--to", "experiment", "--reason", "try"]
+    words = ["--set", "release.experiment_share=0.05", "promote", made, "--to", "experiment", "--reason", "try"]
     expected = "release.plan.users=4000: expected at least 8000 for 4 looks at a share of 0.05"
     assert expected in mistake(cli("-C", shop, *words))
 
@@ -185,12 +185,12 @@ def test_status_with_a_config_edited_in_an_experiment_says_that_the_plan_holds(c
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
     assert tree(cli("-C", shop, "status", "--json"))["verdict"] is None
     assert cli("-C", shop, "promote", made, "--to", "experiment", "--reason", "try")[0] == 0
-    edited = ["--set", "release.experiment=0.1", "--set", "release.plan.users=9000"]
+    edited = ["--set", "release.experiment_share=0.1", "--set", "release.plan.users=9000"]
     verdict = tree(cli("-C", shop, *edited, "status", "--json"))["verdict"]
     assert (verdict["bundle"], verdict["verdict"], verdict["no_harm"]) == (made, "running", False)
     assert (verdict["plan"]["share"], verdict["plan"]["users"]) == (0.5, 4000)
     assert verdict["differs"] == [
-        "release.experiment = 0.5 in this experiment, 0.1 in recloop.toml",
+        "release.experiment_share = 0.5 in this experiment, 0.1 in recloop.toml",
         "release.plan.users = 4000 in this experiment, 9000 in recloop.toml",
     ]
     said = cli("-C", shop, *edited, "status")[1]

@@ -313,7 +313,7 @@ def _learned(config: Config, rows: FittedData, model: str) -> Bundle:
     bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
     if network_wanted:
         with tempfile.TemporaryDirectory() as run:
-            network = fit_network(model, options, arrays, config, Path(run), config.train.budget_seconds)
+            network = fit_network(model, options, arrays, config, Path(run), config.train.time_budget_seconds)
         bundle = with_network(bundle, network)
     bundle, _ = baselines.choose_half_life_and_weights(
         bundle, config, arrays, tables, StateHistory(before, rows.users), THREADS

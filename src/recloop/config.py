@@ -150,7 +150,7 @@ class Clean(Section):
 
 
 class Split(Section):
-    protocol: Literal["temporal", "leave-one-out", "sampled-99"] = "temporal"
+    protocol: Literal["temporal", "leave-one-out"] = "temporal"
     """How the log is split into train, validation and test."""
     quantile: float = pydantic.Field(0.9, gt=0, lt=1)
     """Share of the events that lies before the temporal cut."""
@@ -170,7 +170,7 @@ class Field(Section):
     """One feature of an item or a user; ``source`` is written ``from`` in the file."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-    kind: Literal["category", "number", "categories", "vector"] = "category"
+    kind: Literal["category", "number"] = "category"
     """How the attribute is encoded: a vocabulary (`category`) or quantile buckets (`number`)."""
     source: str = pydantic.Field("", alias="from")
     """Name of the attribute in the catalog or user file; empty: the name of the feature."""
@@ -181,10 +181,10 @@ class Field(Section):
 class Features(Section):
     dim: int = pydantic.Field(64, ge=1)
     """Size of item and user vectors."""
-    history: int = pydantic.Field(200, ge=1)
+    max_history: int = pydantic.Field(200, ge=1)
     """Newest items of a user's history that a sequence model reads, in whole moments."""
-    request: tuple[Literal["hour", "weekday", "gap"], ...] = ("hour", "weekday", "gap")
-    """Features of the time of a request, in `data.timezone`."""
+    context: tuple[Literal["hour", "weekday", "days_since_last"], ...] = ("hour", "weekday", "days_since_last")
+    """Features of the time of a request in `data.timezone`; `days_since_last`: since the user's last moment."""
     item: dict[str, Field] = {}
     """Features of items, one table each."""
     user: dict[str, Field] = {}
@@ -203,7 +203,7 @@ class Model(pydantic.BaseModel):
         return dict(self.model_extra or {})
 
 
-class Counts(Section):
+class Baselines(Section):
     half_life: Literal["auto", "none"] | Annotated[float, pydantic.Field(gt=0)] = "auto"
     """Half-life of counts in days; `auto` chooses it on validation, `none` weighs every moment equally."""
 
@@ -223,30 +223,30 @@ class Train(Section):
     """Epochs without improvement on validation after which training stops."""
     refit: bool = False
     """Whether the model is trained once more on all rows with the number of epochs found."""
-    budget: str = "10m"
+    time_budget: str = "10m"
     """Training time of the network, from its first batch."""
     seed: int = pydantic.Field(0, ge=0)
     """Seed of every random choice in training."""
 
-    @pydantic.field_validator("budget")
+    @pydantic.field_validator("time_budget")
     @classmethod
     def _readable(cls, budget: str) -> str:
-        seconds("train.budget", budget)
+        seconds("train.time_budget", budget)
         return budget
 
     @property
-    def budget_seconds(self) -> float:
-        return seconds("train.budget", self.budget)
+    def time_budget_seconds(self) -> float:
+        return seconds("train.time_budget", self.time_budget)
 
 
 class Placement(Section):
-    list: Literal["for_you", "popular", "similar", "latest", "together", "again", "trending"] = "for_you"
+    list: Literal["for_you", "popular", "similar", "latest"] = "for_you"
     """Kind of list that the placement shows."""
-    mix: Literal["auto"] | dict[Literal["model", "history", "neighbours", "popular"], float] = "auto"
+    weights: Literal["auto"] | dict[Literal["model", "history", "neighbours", "popular"], float] = "auto"
     """Weight of each source in the fusion; `auto` chooses weights on validation."""
     filter: str = ""
     """Condition over item attributes that every listed item meets; empty: none."""
-    k: int = pydantic.Field(10, ge=1, le=1000)
+    n: int = pydantic.Field(10, ge=1, le=1000)
     """Length of the list when a request names none."""
 
 
@@ -273,9 +273,7 @@ class Serve(Section):
     """Further host names that a request may name in its `Host` header, without scheme and port."""
     segment: str = ""
     """User attribute whose value selects a segment's own popular list; empty: one list for all."""
-    keys: str = ""
-    """Reserved for a file of API keys; must be empty."""
-    replay: bool = False
+    allow_time_header: bool = False
     """Whether a request may set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
 
     @pydantic.field_validator("hosts")
@@ -297,19 +295,19 @@ class Stores(Section):
 
 
 class Gates(Section):
-    margin: float = pydantic.Field(0.03, ge=0)
+    max_ndcg_loss: float = pydantic.Field(0.03, ge=0)
     """Largest relative loss of NDCG@10 that a candidate may have and still pass."""
     min_users: int = pydantic.Field(20, ge=1)
     """Fewest users in the gate's window; with fewer the gate waits for more rows."""
     min_queries: int = pydantic.Field(30, ge=1)
     """Fewest queries in the gate's window; with fewer the gate waits for more rows."""
-    slice_drop: float = pydantic.Field(0.1, ge=0)
+    max_slice_loss: float = pydantic.Field(0.1, ge=0)
     """Largest relative loss of NDCG@10 in a slice."""
-    parity: int = pydantic.Field(0, ge=0)
+    max_unexplained: int = pydantic.Field(0, ge=0)
     """Largest number of unexplained differences between served and rebuilt lists."""
-    latency: float = pydantic.Field(1.2, gt=0)
+    max_latency_ratio: float = pydantic.Field(1.2, gt=0)
     """Largest ratio of the candidate's latency to that of the live bundle."""
-    cold_coverage_drop: float = pydantic.Field(0.05, ge=0)
+    max_cold_coverage_loss: float = pydantic.Field(0.05, ge=0)
     """Largest loss of cold-start user coverage."""
 
 
@@ -329,22 +327,20 @@ class ExperimentPlan(Section):
 
 
 class Release(Section):
-    shadow: float = pydantic.Field(0.01, ge=0, le=1)
+    shadow_share: float = pydantic.Field(0.01, ge=0, le=1)
     """Share of users whose requests a bundle in the shadow answers as well."""
-    experiment: float = pydantic.Field(0.5, ge=0, le=1)
+    experiment_share: float = pydantic.Field(0.5, ge=0, le=1)
     """Share of users that the next experiment assigns to the candidate."""
     plan: ExperimentPlan = ExperimentPlan()
     """Plan of the next experiment."""
     refresh: Literal["gate", "shadow", "manual"] = "gate"
     """How a retrained bundle with the recipe of the live one replaces it after its gate."""
-    auto: bool = False
-    """Reserved for unattended releases; must be false."""
     gates: Gates = Gates()
     """Thresholds of the gate."""
 
 
 class Update(Section):
-    replay: float = pydantic.Field(1.0, ge=0, le=100)
+    replay_ratio: float = pydantic.Field(1.0, ge=0, le=100)
     """Old training positions per new position in an update."""
     mode: Literal["warm", "full"] = "warm"
     """Whether an update starts from the live bundle's weights or trains from scratch."""
@@ -388,7 +384,7 @@ class Config(Section):
     """Features of items, users and requests."""
     model: Model = Model()
     """Model to train."""
-    counts: Counts = Counts()
+    baselines: Baselines = Baselines()
     """Counting models."""
     train: Train = Train()
     """Training of networks."""
@@ -415,12 +411,9 @@ class Config(Section):
 
 
 LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("split.protocol", ("temporal", "leave-one-out")),
-    ("serve.keys", ("",)),
     ("stores.log", (Stores().log,)),
     ("stores.decisions", (Stores().decisions,)),
     ("stores.control", (Stores().control,)),
-    ("release.auto", (False,)),
 )
 """Keys that are read from the start and must hold one of these values until the chapter that uses them is built."""
 

@@ -16,7 +16,7 @@ from recloop.json_object import JsonObject, JsonTree, without_none
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
 
-The constant of a placement without ``rrf``. A smaller one gives the first ranks of a source more weight; ``mix = "auto"``
+The constant of a placement without ``rrf``. A smaller one gives the first ranks of a source more weight; ``weights = "auto"``
 chooses it on validation.
 """
 FADING: Final = ("popular", "neighbours", "history")

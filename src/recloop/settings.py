@@ -13,14 +13,35 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import pydantic
 import tomli_w
 
-from recloop.config import FILE, LATER, Config, Section
+from recloop.config import FILE, LATER, Config
 from recloop.errors import UserError
 from recloop.json_object import JsonTree
+
+RENAMED: Final = {
+    "counts": "baselines",
+    "features.history": "features.max_history",
+    "features.request": "features.context",
+    "train.budget": "train.time_budget",
+    "placement.*.mix": "placement.*.weights",
+    "placement.*.k": "placement.*.n",
+    "serve.replay": "serve.allow_time_header",
+    "release.shadow": "release.shadow_share",
+    "release.experiment": "release.experiment_share",
+    "release.gates.margin": "release.gates.max_ndcg_loss",
+    "release.gates.slice_drop": "release.gates.max_slice_loss",
+    "release.gates.parity": "release.gates.max_unexplained",
+    "release.gates.latency": "release.gates.max_latency_ratio",
+    "release.gates.cold_coverage_drop": "release.gates.max_cold_coverage_loss",
+    "update.replay": "update.replay_ratio",
+}
+"""Old key -> new key; ``*`` is any name. An old key is refused in a project and translated in an old bundle."""
+RENAMED_VALUES: Final = {("features.context", "gap"): "days_since_last"}
+"""(new key, old value of its list) -> new value."""
 
 
 def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Config:
@@ -49,6 +70,27 @@ def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mappin
 def dump(config: Config) -> str:
     """The whole tree as TOML, for ``runs/RUN/config.toml`` and the fingerprint: equal configs, equal text."""
     return tomli_w.dumps(config.model_dump(mode="json", by_alias=True))
+
+
+def new_key(key: str) -> str:
+    """The present name of a dotted key: of a renamed one, or of a key inside a renamed section."""
+    for old, new in RENAMED.items():
+        found = re.fullmatch(re.escape(old).replace(r"\*", "(.+)") + r"(\..+)?", key)
+        if found:
+            *names, inside = found.groups()
+            return "".join([new.replace("*", names[0]) if names else new, inside or ""])
+    return key
+
+
+def translate_recorded(settings: Mapping[str, Any]) -> JsonTree:
+    """Settings by dotted key as a bundle recorded them, with old keys and values under their present names."""
+    return {new_key(key): _new_value(new_key(key), value) for key, value in settings.items()}
+
+
+def _new_value(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [RENAMED_VALUES.get((key, part), part) if isinstance(part, str) else part for part in value]
+    return value
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
@@ -87,12 +129,21 @@ def _known(section: type[pydantic.BaseModel], tree: Mapping[str, Any], prefix: s
         if key not in names:
             if section.model_config.get("extra") == "allow":
                 continue
+            if new_key(prefix + key) != prefix + key:
+                _refuse_renamed(prefix + key, value, prefix + key, new_key(prefix + key))
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
             raise UserError(
                 prefix + key, value, f"a known key; nearest: {prefix}{near}", f"rename it to {near} in {FILE}"
             )
         if isinstance(value, Mapping):
             _known_inside(names[key], value, f"{prefix}{key}.")
+        for part in value if isinstance(value, list) else ():
+            if isinstance(part, str) and (prefix + key, part) in RENAMED_VALUES:
+                _refuse_renamed(prefix + key, part, part, RENAMED_VALUES[prefix + key, part])
+
+
+def _refuse_renamed(key: str, value: Any, old: str, new: str) -> None:
+    raise UserError(key, value, f"{new}, the new name of {old}", f"rename {old} to {new} in {FILE}")
 
 
 def _known_inside(annotation: Any, value: Mapping[str, Any], prefix: str) -> None:
@@ -115,33 +166,22 @@ def _check_later(config: Config) -> None:
         for part in path.split("."):
             value = getattr(value, part)
         if value not in allowed:
-            _refuse_later(path, value, " or ".join(str(a) for a in allowed if not isinstance(a, Section)))
-    for side in ("item", "user"):
-        for name, field in getattr(config.features, side).items():
-            if field.kind in ("categories", "vector"):
-                _refuse_later(f"features.{side}.{name}.kind", field.kind, "category or number")
-    for name, placement in config.placement.items():
-        if placement.list in ("together", "again", "trending"):
-            _refuse_later(f"placement.{name}.list", placement.list, "for_you, popular, similar or latest")
+            expected = f"{' or '.join(map(str, allowed))} (other values come with a later version)"
+            raise UserError(path, value, expected, f"remove {path} from {FILE}")
 
 
 def _check_lists(config: Config) -> None:
     """A list about an item has its own sources; requests without an item ask for home, those of the route for similar."""
     for name, placement in config.placement.items():
         about = placement.list == "similar"
-        mixed = set() if placement.mix == "auto" else set(placement.mix)
+        mixed = set() if placement.weights == "auto" else set(placement.weights)
         if about and mixed - {"model", "neighbours"}:
-            key = f"placement.{name}.mix"
+            key = f"placement.{name}.weights"
             raise UserError(
-                key, placement.mix, "model, neighbours: what a list about an item is mixed of", f"mend {key}"
+                key, placement.weights, "model, neighbours: what a list about an item is mixed of", f"mend {key}"
             )
         if about if name == "home" else (name == "similar" and not about):
             expected = (
                 "a list for a user: for_you, popular or latest" if about else "similar: its requests name an item"
             )
             raise UserError(f"placement.{name}.list", placement.list, expected, f"mend placement.{name}.list in {FILE}")
-
-
-def _refuse_later(path: str, value: object, allowed: str) -> None:
-    expected = f"{allowed or 'its default'} (other values come with a later version)"
-    raise UserError(path, value, expected, f"remove {path} from {FILE}")

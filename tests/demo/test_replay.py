@@ -23,7 +23,7 @@ def held(tmp_path: Path) -> tuple[Path, pl.DataFrame]:
     events = SimulatedShop(users=60, items=40).events()
     border = int(events["timestamp"].max()) - 20 * DAY  # type: ignore[arg-type]
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
-        file.write('replay = true\n[model]\nname = "covisitation"\n')
+        file.write('allow_time_header = true\n[model]\nname = "covisitation"\n')
     before = pl.read_csv(folder / "events.csv", infer_schema=False)
     before.filter(pl.Series(events["timestamp"] < border)).write_csv(folder / "events.csv")
     loop.first_run(open_project(folder))

@@ -49,7 +49,7 @@ CONFIG = build(
     {
         "events": {"neutral": ["click"], "positive": ["purchase"], "negative": ["dislike"]},
         "evaluate": {"k": [5, 10]},
-        "features": {"request": []},
+        "features": {"context": []},
         "split": {"validation_users": 60},
     },
     (),

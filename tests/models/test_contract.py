@@ -57,7 +57,7 @@ class TestTwoTower(ModelContract):
 @pytest.mark.slow
 class TestNeuMF(ModelContract):
     model = "neumf"
-    settings = ("train.epochs=20", "train.budget=1h", "train.lr=3e-3")  # an MLP begins knowing nothing
+    settings = ("train.epochs=20", "train.time_budget=1h", "train.lr=3e-3")  # an MLP begins knowing nothing
 
 
 class TestMF(ModelContract):

@@ -62,7 +62,12 @@ def test_in_by_its_path_and_served_without_its_package(
     monkeypatch.syspath_prepend(str(package.parent))
     world = SimulatedShop(seed=0, users=60, items=80)
     folder, user = world.write(tmp_path / "shop"), world.events()["user_id"][0]
-    sets = ['model.name="acme_shop.models:Mean"', "model.scale=2.0", "train.epochs=2", "placement.home.mix={model=1.0}"]
+    sets = [
+        'model.name="acme_shop.models:Mean"',
+        "model.scale=2.0",
+        "train.epochs=2",
+        "placement.home.weights={model=1.0}",
+    ]
     bundle = loop.first_run(open_project(folder, sets)).bundle
     assert bundle.manifest.model.to_json() == {"name": "acme_shop.models:Mean", "config": {"scale": 2.0}}
     assert bundle.id.startswith("mean-")

@@ -104,7 +104,9 @@ def test_the_loss_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    return fit_on_world(tmp_path_factory.mktemp("towers") / "shop", "two_tower", ("train.epochs=4", "train.budget=1h"))
+    return fit_on_world(
+        tmp_path_factory.mktemp("towers") / "shop", "two_tower", ("train.epochs=4", "train.time_budget=1h")
+    )
 
 
 @pytest.mark.slow

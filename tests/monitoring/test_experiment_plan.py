@@ -26,7 +26,7 @@ def test_differences_of_an_edited_config_are_named_and_an_equal_config_has_none(
     assert plan.differences(settings) == []
     edited = settings.model_copy(update={"experiment": 1.0, "plan": ExperimentPlan(margin=0.02)})
     assert plan.differences(edited) == [
-        "release.experiment = 0.5 in this experiment, 1.0 in recloop.toml",
+        "release.experiment_share = 0.5 in this experiment, 1.0 in recloop.toml",
         "release.plan.margin = 0.01 in this experiment, 0.02 in recloop.toml",
     ]
 

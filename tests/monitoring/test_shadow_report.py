@@ -32,7 +32,7 @@ CONFIG = """
 [model]
 name = "covisitation"
 [placement.home]
-mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+weights = { history = 1.0, neighbours = 0.5, popular = 0.25 }
 """
 START = 1_752_000_000 * SECOND
 MIXES = {

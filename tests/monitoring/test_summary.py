@@ -147,7 +147,9 @@ def test_quiet_hours_are_quiet(shop: Project) -> None:
     late = summary.HealthCache(shop).look(service.bundle, NOW + 3 * DAY)
     assert late.windows["day"] == {}
     assert late.windows["week"]["live"]["home"]["requests"] == 51
-    replaying = shop.config.model_copy(update={"serve": shop.config.serve.model_copy(update={"replay": True})})
+    replaying = shop.config.model_copy(
+        update={"serve": shop.config.serve.model_copy(update={"allow_time_header": True})}
+    )
     again = summary.HealthCache(Project(shop.root, replaying)).look(service.bundle, NOW + 300 * DAY)
     assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay has its own time: its newest answer
 

@@ -26,7 +26,7 @@ from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import locks, open_control, releases
 
-COUNTS = '\n[model]\nname = "popular"\n[placement.home]\nmix = { history = 1.0, popular = 0.25 }\n'
+COUNTS = '\n[model]\nname = "popular"\n[placement.home]\nweights = { history = 1.0, popular = 0.25 }\n'
 Said = tuple[int, str, str]
 
 
@@ -103,9 +103,9 @@ def test_changed_same_settings_gives_nothing() -> None:
         ('clean.keep=""', Effect.RESTART), ("split.quantile=0.8", Effect.RESTART), ("split.k_core=2", Effect.RESTART),
         ('events.positive=["purchase"]', Effect.RETRAIN), ("features.dim=32", Effect.RETRAIN),
         ("features.item.price.from=price", Effect.RETRAIN), ("model.name=popular", Effect.RETRAIN),
-        ("model.layers=3", Effect.RETRAIN), ("counts.half_life=30", Effect.RETRAIN), ("train.lr=0.01", Effect.RETRAIN),
+        ("model.layers=3", Effect.RETRAIN), ("baselines.half_life=30", Effect.RETRAIN), ("train.lr=0.01", Effect.RETRAIN),
         ("split.filter_seen=true", Effect.RETRAIN), ("serve.segment=age", Effect.RETRAIN),
-        ("placement.home.k=5", Effect.NEXT), ("train.seed=3", Effect.NEXT), ("clean.max_removed=0.5", None), ("train.budget=1h", None),
+        ("placement.home.n=5", Effect.NEXT), ("train.seed=3", Effect.NEXT), ("clean.max_removed=0.5", None), ("train.time_budget=1h", None),
         ("serve.port=9000", None), ("data.columns.name=title", None),
     ],
 )  # fmt: skip
@@ -282,8 +282,8 @@ def test_changed_model_is_retrained_in_full_without_new_rows(shop: Project) -> N
     tree = json.loads(out)
     assert "a full retrain (model.name: covisitation -> mf" in " ".join(err.split())
     assert (code, tree["verdict"]) in {(0, "registered"), (1, "refused")}
-    assert set(tree["changed"]) == {"model.name", "placement.home.mix.history", "placement.home.mix.neighbours",
-                                    "placement.home.mix.model"}  # fmt: skip
+    assert set(tree["changed"]) == {"model.name", "placement.home.weights.history", "placement.home.weights.neighbours",
+                                    "placement.home.weights.model"}  # fmt: skip
     if tree["bundle"]:
         child = open_project(shop.root).load_bundle(tree["bundle"])
         assert (child.manifest.model.name, child.manifest.train.mode) == ("mf", "full")
@@ -293,10 +293,10 @@ def test_changed_model_is_retrained_in_full_without_new_rows(shop: Project) -> N
 
 
 def test_changed_placement_alone_is_said_and_taken_up_by_full(shop: Project) -> None:
-    shop.file.write_text(shop.file.read_text().replace("k = 3", "k = 4"))
+    shop.file.write_text(shop.file.read_text().replace("n = 3", "n = 4"))
     code, out, _ = cli(shop.root, "update")
     assert code == 0
-    assert "placement.cart.k" in out
+    assert "placement.cart.n" in out
     assert "next: recloop update --full" in out
     tree = json.loads(cli(shop.root, "update", "--full", "--json")[1])
     assert tree["verdict"] in {"registered", "refused"}

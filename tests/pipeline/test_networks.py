@@ -23,9 +23,9 @@ from recloop.simulation.shop import SimulatedShop
 from recloop.training.warm_start import OWN_ROW
 
 SETS = (
-    "features.dim=16", "features.history=20", "train.epochs=2", "split.validation_users=50",
-    "release.gates.margin=9", "release.gates.slice_drop=9", "release.gates.latency=99",
-    "release.gates.cold_coverage_drop=1", "release.refresh=manual", "update.input_check=false",
+    "features.dim=16", "features.max_history=20", "train.epochs=2", "split.validation_users=50",
+    "release.gates.max_ndcg_loss=9", "release.gates.max_slice_loss=9", "release.gates.max_latency_ratio=99",
+    "release.gates.max_cold_coverage_loss=1", "release.refresh=manual", "update.input_check=false",
 )  # fmt: skip
 """Small, and with gates that let everything through: what is asked here is what an update makes, not how good it is."""
 OPTIONS = {

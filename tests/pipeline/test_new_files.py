@@ -38,19 +38,19 @@ max_rejected = 0.3
 max_removed = 0.6
 [model]
 name = "popular"
-[counts]
+[baselines]
 half_life = 30
 [train]
 refit = true
 [placement.home]
-mix = { history = 1.0, neighbours = 0.5, popular = 0.25 }
+weights = { history = 1.0, neighbours = 0.5, popular = 0.25 }
 [release.gates]
-margin = 9
+max_ndcg_loss = 9
 min_users = 1
 min_queries = 1
-slice_drop = 9
-latency = 99
-cold_coverage_drop = 9
+max_slice_loss = 9
+max_latency_ratio = 99
+max_cold_coverage_loss = 9
 [update]
 input_check = false
 """

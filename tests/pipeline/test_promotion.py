@@ -67,7 +67,7 @@ def test_promote_runs_the_gate_of_a_trained_bundle_and_keeps_its_numbers(
 
 
 def test_a_gate_that_says_no_moves_nothing_unless_a_person_goes_ahead_of_it(shop: Project) -> None:
-    settings = shop.config.placement["home"].model_copy(update={"mix": {"popular": 1.0}})
+    settings = shop.config.placement["home"].model_copy(update={"weights": {"popular": 1.0}})
     other = Project(shop.root, shop.config.model_copy(update={"placement": {"home": settings}}))
     worse = loop.train(other, model="popular").bundle
     before = control_of(shop).generation()

@@ -31,11 +31,11 @@ from recloop.testing.store import some_decision, some_event
 
 HOUR = 3_600 * SECOND
 SETS = (
-    "release.gates.margin=9",
+    "release.gates.max_ndcg_loss=9",
     "release.gates.min_users=1",
     "release.gates.min_queries=1",
     "release.refresh=manual",
-    "release.gates.latency=99",
+    "release.gates.max_latency_ratio=99",
     "release.gates.min_users=1",
     "release.gates.min_queries=1",
     "release.refresh=manual",
@@ -228,7 +228,7 @@ def test_trim_a_row_that_the_archive_does_not_hold_as_it_is_stays(shop: Project)
 
 def test_trim_beside_a_server_is_the_servers_and_repeated_rows_are_duplicates(shop: Project) -> None:
     sets = (*SETS, 'retention.log="1h"', 'model.name="covisitation"')
-    shop = open_project(shop.root, [*sets, "serve.replay=true"])
+    shop = open_project(shop.root, [*sets, "serve.allow_time_header=true"])
     app = create(shop)
     rows = [
         {name: value for name, value in row.items() if value is not None and name != "timestamp"}

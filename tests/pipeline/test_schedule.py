@@ -97,7 +97,7 @@ def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, servi
     sets = ['model.name="covisitation"']
     project = open_project(folder, sets)
     first = loop.first_run(project).bundle.id
-    server = serving(folder, "--set", sets[0], "--set", "serve.replay=true")
+    server = serving(folder, "--set", sets[0], "--set", "serve.allow_time_header=true")
     rest = world.events()[kept:]
     cuts = np.linspace(0, len(rest), UPDATES + 1).astype(int)
     hour, verdicts = iter(range(10_000)), list[str]()

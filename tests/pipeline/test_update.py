@@ -38,7 +38,7 @@ from recloop.storage import locks, releases, snapshots
 
 REFRESH = ('model.name="covisitation"',)
 COUNTS = (*REFRESH, 'release.refresh="manual"')
-PATIENT = "release.gates.latency=100"  # a busy machine is not what is tested
+PATIENT = "release.gates.max_latency_ratio=100"  # a busy machine is not what is tested
 SETS = [word for one in COUNTS for word in ("--set", one)]
 KEPT = 0.85
 
@@ -142,7 +142,9 @@ def test_a_second_update_goes_on_from_the_first(
     assert one.bundle is not None
     transitions.promote(project, one.bundle, "live", "tried")
     post(project, first[1][half : half + few])
-    project = open_project(project.root, [*COUNTS, "release.gates.margin=0.0001"])  # so narrow that it stays open
+    project = open_project(
+        project.root, [*COUNTS, "release.gates.max_ndcg_loss=0.0001"]
+    )  # so narrow that it stays open
     two = loop.update(project)
     assert two.verdict == "registered", two.reason
     assert two.from_seq == one.to_seq + 1
@@ -238,7 +240,10 @@ def test_quarantine_of_a_poisoned_window_lets_the_next_update_go_on(
     rest, rng = first[1], np.random.default_rng(0)
     shuffled = pl.Series("item_id", rng.permutation(rest["item_id"].to_numpy()))
     poisoned = rest.with_columns(shuffled, pl.lit("broken").alias("placement"), pl.col("event_id") + "-p")
-    few, wide = rest[: len(rest) // 3], "release.gates.margin=9"  # whether so few rows make it better is not asked
+    few, wide = (
+        rest[: len(rest) // 3],
+        "release.gates.max_ndcg_loss=9",
+    )  # whether so few rows make it better is not asked
     project, clean = later(poisoned, wide), later(few, wide)
     post(project, few)
     assert loop.update(project).verdict == "held", "good rows behind them do not help"
@@ -261,7 +266,7 @@ def test_quarantine_restored_rows_are_learned_by_the_next_update(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
     rows = first[1].with_columns(pl.lit("suspect").alias("placement"))
-    project = later(rows, "update.input_check=false", "release.gates.margin=9")
+    project = later(rows, "update.input_check=false", "release.gates.max_ndcg_loss=9")
     quarantine(project, "placement = 'suspect'", "bots", force=True)
     post(project, first[1][:30].with_columns(pl.col("event_id") + "-again"))
     made = loop.update(project)
@@ -280,7 +285,7 @@ def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
     rows = first[1]
-    project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.margin=0.2"])
+    project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.max_ndcg_loss=0.2"])
     parent = project.load_bundle()
     one = loop.update(project)
     assert (one.verdict, one.state) == ("registered", "live"), one.reason
@@ -296,7 +301,7 @@ def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
 
 
 def test_update_child_of_another_recipe_is_tried_first(later: Later) -> None:
-    sets = [*REFRESH, "release.gates.margin=0.2", "placement.home.mix={popular=1.0,history=1.0}"]
+    sets = [*REFRESH, "release.gates.max_ndcg_loss=0.2", "placement.home.weights={popular=1.0,history=1.0}"]
     project = open_project(later().root, sets)
     live = project.live_bundle_id()
     done = loop.update(project)
@@ -317,13 +322,13 @@ def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl
 def test_update_inconclusive_window_is_judged_again_when_it_has_grown(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    project = later(first[1][:900], "release.gates.margin=0.0001")
+    project = later(first[1][:900], "release.gates.max_ndcg_loss=0.0001")
     one = loop.update(project)
     assert one.verdict == "waiting", one.reason
     assert "inconclusive, this window" in one.reason
     again = loop.update(project)
     assert "judged again at" in again.reason, again.reason
-    wider = open_project(project.root, [*COUNTS, "release.gates.margin=0.5"])
+    wider = open_project(project.root, [*COUNTS, "release.gates.max_ndcg_loss=0.5"])
     assert loop.update(wider).verdict == "registered", "another margin is another question"
 
 
@@ -405,9 +410,9 @@ def test_a_log_with_one_user(tmp_path: Path) -> None:
 
 
 def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
-    project = later(None, "features.request=['hour']")
+    project = later(None, "features.context=['hour']")
     done = loop.update(project)
-    assert done.changed == ["features.request"]
+    assert done.changed == ["features.context"]
     assert done.verdict in {"registered", "refused"}
     if done.bundle:
         child = project.load_bundle(done.bundle)

@@ -39,7 +39,7 @@ def make_bundle() -> Callable[..., Bundle]:
     """A bundle of five items; ``weights`` of its home placement, further policy keys by name."""
 
     def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
-        spec = FeatureSpec.of(build({"features": {"request": []}, "serve": {"segment": "age"}}, (), {}))
+        spec = FeatureSpec.of(build({"features": {"context": []}, "serve": {"segment": "age"}}, (), {}))
         home = {"list": "for_you", "weights": weights, "filter": "", "k": 3}
         return Bundle(
             manifest=Manifest(

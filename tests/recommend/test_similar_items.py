@@ -42,7 +42,7 @@ def described(bundle: Bundle, catalogue: Catalog) -> tuple[Bundle, Catalog]:
     for item_id, row in zip(bundle.items.ids.ids, rows, strict=True):
         catalogue.upsert(Item(item_id=item_id, attributes=row))
     spec = FeatureSpec.of(
-        build({"features": {"request": [], "item": {"kind": {"kind": "category", "from": "kind"}}}}, (), {})
+        build({"features": {"context": [], "item": {"kind": {"kind": "category", "from": "kind"}}}}, (), {})
     )
     items = replace(bundle.items, attributes=rows)
     return replace(bundle, spec=spec, fields=FieldCodes.fit(spec, rows, [], np.zeros(0)), items=items), catalogue
@@ -144,8 +144,8 @@ def test_a_query_is_taken_as_its_placement_takes_it(make_bundle: Make, catalogue
     [
         ({"home": {"list": "similar"}}, "placement.home.list=similar"),
         ({"similar": {"list": "popular"}}, "placement.similar.list=popular"),
-        ({"page": {"list": "similar", "mix": {"history": 1.0}}}, "placement.page.mix="),
-        ({"page": {"list": "trending"}}, "later version"),
+        ({"page": {"list": "similar", "mix": {"history": 1.0}}}, "placement.page.weights="),
+        ({"page": {"list": "trending"}}, "'for_you', 'popular'"),
     ],
 )
 def test_lists_that_cannot_be(placement: dict[str, object], said: str) -> None:

@@ -188,7 +188,7 @@ def test_nothing_to_compare_and_nan() -> None:
 
 def test_detectable_by_hand() -> None:
     """A normal interval of +-1.96 se: the loss seen 80 % of the time is 2.8016 se."""
-    found = gate.non_inferiority(shifted(1.0, 0.02, 500), (), Gates(margin=0.5))
+    found = gate.non_inferiority(shifted(1.0, 0.02, 500), (), Gates(max_ndcg_loss=0.5))
     assert found.low is not None
     assert found.high is not None
     se = (found.high - found.low) / (2 * 1.959964)
@@ -261,9 +261,12 @@ def test_judge_reads_every_threshold() -> None:
     worse = GateInputs(new=fine, parity=1, latency=(np.full(30, 1.3), np.ones(30)), cold_coverage=(0.69, 0.75))
     assert [one.ok for one in gate.evaluate_gates(worse, Gates())] == [True, False, False, False]
     assert gate.verdict(gate.evaluate_gates(worse, Gates())) == "refused"
-    assert [one.ok for one in gate.evaluate_gates(worse, Gates(parity=1, latency=1.3, cold_coverage_drop=0.1))] == [
-        True
-    ] * 4
+    assert [
+        one.ok
+        for one in gate.evaluate_gates(
+            worse, Gates(max_unexplained=1, max_latency_ratio=1.3, max_cold_coverage_loss=0.1)
+        )
+    ] == [True] * 4
 
 
 def test_settled() -> None:

@@ -16,7 +16,7 @@ def server(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     """One server for all tests of a file that only ask or add; requests may carry their own time."""
     folder = tmp_path_factory.mktemp("served") / "shop"
     shutil.copytree(turned, folder)
-    server = servers.start(folder, "--set", "serve.replay=true")
+    server = servers.start(folder, "--set", "serve.allow_time_header=true")
     try:
         yield server
         assert server.stop() == 0

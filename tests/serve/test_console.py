@@ -96,7 +96,7 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     control = project.open_control()
     live = bundles.load(project.bundles / releases.live(control).bundle)  # type: ignore[union-attr]
     names = {name: child(project, live, number, weights) for number, (name, weights) in enumerate(MIXES.items(), 1)}
-    words = ("--set", "serve.replay=true", "--set", "release.shadow=1.0")
+    words = ("--set", "serve.allow_time_header=true", "--set", "release.shadow_share=1.0")
     server = servers.start(folder, *words, program=("-m", "recloop"))
     try:
         for name, to in (("tried", "experiment"), ("beside", "shadow"), ("seed", "shadow")):

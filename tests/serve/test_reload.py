@@ -157,7 +157,7 @@ def test_a_snapshot_moved_on_over_retractions_is_the_fold_of_what_is_left(shop: 
 
 def test_a_server_goes_on_from_what_an_update_published(shop: Project, serving: Any) -> None:
     """A real server, a real ``recloop update`` beside it: new watermark, new snapshots, equal lists, proven decisions."""
-    server = serving(shop.root, "--set", "serve.replay=true")
+    server = serving(shop.root, "--set", "serve.allow_time_header=true")
     rows = [
         {"user_id": row["user_id"], "item_id": row["item_id"], "event_type": row["event_type"], "event_id": f"n{n}",
          "group_id": row["group_id"] and f"again-{row['group_id']}", "timestamp": row["timestamp"] / SECOND + 40 * 86_400}
@@ -171,7 +171,7 @@ def test_a_server_goes_on_from_what_an_update_published(shop: Project, serving: 
         return [server.client.get(f"/v1/recommend/{user}", headers=now).json()["items"] for user in people]
 
     before = lists()
-    loose = "release.gates={margin=9.0,min_users=1,min_queries=1,slice_drop=9.0,parity=0,latency=99.0,cold_coverage_drop=1.0}"
+    loose = "release.gates={max_ndcg_loss=9.0,min_users=1,min_queries=1,max_slice_loss=9.0,max_unexplained=0,max_latency_ratio=99.0,max_cold_coverage_loss=1.0}"
     words = [
         "-m",
         "recloop",

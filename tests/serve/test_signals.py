@@ -18,7 +18,7 @@ from recloop.records import DAY, SECOND
 from recloop.simulation.browsing import BrowsingSimulator
 from recloop.simulation.shop import START
 
-COUNTING = '\n[model]\nname = "covisitation"\n[placement.home]\nmix = { neighbours = 1.0, popular = 0.25 }\n'
+COUNTING = '\n[model]\nname = "covisitation"\n[placement.home]\nweights = { neighbours = 1.0, popular = 0.25 }\n'
 DAYS = 30
 
 
@@ -33,14 +33,14 @@ def shop(browsing: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) 
     folder = browsing.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)
-    here = open_project(folder, ["serve.replay=true"])
+    here = open_project(folder, ["serve.allow_time_header=true"])
     loop.first_run(here)
     return here
 
 
 @pytest.fixture
 def client(shop: Project, serving: Callable[..., Any]) -> Iterator[httpx.Client]:
-    server = serving(shop.root, "--set", "serve.replay=true")
+    server = serving(shop.root, "--set", "serve.allow_time_header=true")
     yield server.client
     assert server.stop() == 0
 

@@ -20,10 +20,10 @@ name = "covisitation"
 [placement.product]
 list = "similar"
 filter = "price < 6"
-k = 4
+n = 4
 [placement.new]
 list = "latest"
-k = 3
+n = 3
 """
 
 

@@ -317,7 +317,7 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
         again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: a row of its own
         assert again.status_code == 200
 
-    within(work, "release.shadow=0.5")
+    within(work, "release.shadow_share=0.5")
     rows = shop.open_decisions().rows()
     answers = {row.request_id: row for row in rows if row.role == "answer"}
     assert len(answers) == 41
@@ -359,8 +359,8 @@ def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project,
             assert answer["variant"] == ("candidate" if answer["model_version"] == candidate else "live")
         seen.append(answered)
 
-    within(work, "release.shadow=1.0")
-    within(work, "release.shadow=1.0")  # after a restart, before the first look at the control store
+    within(work, "release.shadow_share=1.0")
+    within(work, "release.shadow_share=1.0")  # after a restart, before the first look at the control store
     assert seen[0] == seen[1]
     assert seen[0] == {u: candidate if assignment.in_experiment(candidate, u, 0.5) else live.bundle for u in seen[0]}
     assert 15 < sum(one == candidate for one in seen[0].values()) < 45
@@ -405,7 +405,7 @@ def test_service_an_edited_share_moves_no_user(shop: Project, within: Callable[.
         seen.append([(await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] for n in range(30)])
 
     within(work)
-    within(work, f"release.experiment={edited}")
+    within(work, f"release.experiment_share={edited}")
     assert seen[0] == seen[1]
     assert set(seen[0]) == {"live", "candidate"}
 

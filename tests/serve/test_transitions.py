@@ -76,7 +76,7 @@ def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest
         Refused, match=r"shadow requests=0, threshold 100: the step shadow is not earned: .*; to go ahead"
     ):
         transitions.promote(shop, bundle, "experiment")
-    play(shop, ask_all, ticking(), "release.shadow=1.0")
+    play(shop, ask_all, ticking(), "release.shadow_share=1.0")
     with pytest.raises(Refused, match="shadow requests=12, threshold 100"):
         transitions.promote(shop, bundle)
     monkeypatch.setattr(transitions, "SHADOWED", 12)
@@ -126,7 +126,7 @@ def test_a_twin_that_differs_stops_the_way(shop: Project, monkeypatch: pytest.Mo
         ]
         await ask_all(client, service)
 
-    play(shop, skewed, ticking(), "release.shadow=1.0")
+    play(shop, skewed, ticking(), "release.shadow_share=1.0")
     with pytest.raises(Refused, match="twins that differ=12, threshold 0: live does not agree with itself"):
         transitions.promote(shop, bundle, "experiment")
 
@@ -213,7 +213,7 @@ def test_decisions_asked_twice_under_one_client_id_are_all_kept(shop: Project) -
         await ask_all(client, None)
         await ask_all(client, None)
 
-    play(shop, work, ticking(), "release.shadow=1.0")
+    play(shop, work, ticking(), "release.shadow_share=1.0")
     store = shop.open_decisions()
     rows = store.rows()
     assert store.lost == store.dropped == 0

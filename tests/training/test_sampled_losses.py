@@ -223,7 +223,7 @@ def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_pat
 @pytest.mark.parametrize("name", NAMES)
 def test_every_loss_trains_sasrec_on_the_world(name: str, tmp_path: Path) -> None:
     """A whole turn: its Recall@10 of the next basket is three times that of chance."""
-    fitted = fit_on_world(tmp_path / "shop", "sasrec", (f"train.loss={name}", "train.epochs=3", "train.budget=1h"))
+    fitted = fit_on_world(tmp_path / "shop", "sasrec", (f"train.loss={name}", "train.epochs=3", "train.time_budget=1h"))
     answers = fitted.ask(range(len(fitted.users)))
     hits = [len(set(a.items) & held) / len(held) for a, held in zip(answers, fitted.targets, strict=True)]
     assert np.mean(hits) > 3 * 10 / len(fitted.bundle.items)

@@ -122,7 +122,7 @@ def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> No
     found = shadow_report.shadow_report(stage.project, candidate, name=lambda item: names.get(item, item))
     stage.told.say(
         "shadow",
-        f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow:.0%} of them; 1 % by default); "
+        f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow_share:.0%} of them; 1 % by default); "
         f"twin of live itself: {found['twin']['different']} of {found['twin']['requests']} differ",
     )
     for measure, one in found["agreement"].items():

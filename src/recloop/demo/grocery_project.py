@@ -51,13 +51,13 @@ from = "income"
 dim = 8
 [train]
 epochs = 1
-budget = "2m"
+time_budget = "2m"
 lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets what its income band buys
-replay = true                  # requests carry their own time: the log ends in 2017
+allow_time_header = true       # requests carry their own time: the log ends in 2017
 [release]
-shadow = 0.25                  # 1 % by default: the demo's days are few
+shadow_share = 0.25            # 1 % by default: the demo's days are few
 refresh = "manual"             # "gate" by default: a child of live's own recipe goes live; here its shadow is shown
 plan = {{ users = 800, looks = 2 }}   # 4,000 users by default
 """

@@ -23,7 +23,7 @@ from recloop.release.gate import GateResult
 from recloop.storage import releases
 from recloop.storage.data_manifest import DataManifest
 
-SHORT = ("--set", "train.budget=15s")
+SHORT = ("--set", "train.time_budget=15s")
 """Training limit of a demo update, once before its gate and once after."""
 
 Tell = Callable[[str], None]

@@ -52,14 +52,14 @@ WANTED: Final = "the garden week is wanted"
 
 TOML: Final = """\
 {mark} {words}; written by `recloop demo --world`.
-{project}replay = true                  # requests carry their own time
+{project}allow_time_header = true       # requests carry their own time
 [model]
 name = "covisitation"          # counting models alone: no torch, and seconds
 [placement.home]
 filter = "{rule}"         # the shop's own rule: only what pays
-mix = {{ history = 0.25, neighbours = 1.0 }}
+weights = {{ history = 0.25, neighbours = 1.0 }}
 [release]
-shadow = 0.4                   # 1 % by default: the demo's days are few
+shadow_share = 0.4             # 1 % by default: the demo's days are few
 refresh = "manual"             # each bundle of this story is moved by name
 plan = {{ users = 400, looks = 2 }}   # 4,000 users by default
 """

@@ -6,11 +6,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 from recloop.config import Clean, Config, Events, Field
 from recloop.features.dwell import DwellPercentiles
 from recloop.json_object import JsonTree
 
+ENCODED: Final = {"days_since_last": "gap"}
+"""Names of ``features.context`` that a bundle's files write otherwise."""
 ENCODE_VERSION = 2
 """Incremented manually when a golden test of `recloop.features.encode` changes."""
 
@@ -50,9 +53,9 @@ class FeatureSpec:
             clean=config.clean,
             item=dict(sorted(features.item.items())),
             user=dict(sorted(features.user.items())),
-            request=tuple(features.request),
+            request=tuple(ENCODED.get(name, name) for name in features.context),
             dim=features.dim,
-            history=features.history,
+            history=features.max_history,
             timezone=config.data.timezone,
             segment=config.serve.segment,
             dwell=dwell,

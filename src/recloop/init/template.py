@@ -68,8 +68,8 @@ filter_seen = {filter_seen:<5}               # {repeats}
 
 [features]
 dim = 64
-history = 200                     # newest items that a sequence model reads
-request = ["hour", "weekday", "gap"]
+max_history = 200                 # newest items that a sequence model reads
+context = ["hour", "weekday", "days_since_last"]
 """
 
 TAIL = """
@@ -79,13 +79,13 @@ name = "sasrec"                   # needs recloop[train]; without it only the co
 # {reason}
 
 [train]
-budget = "10m"                    # training seconds of the network
+time_budget = "10m"               # training seconds of the network
 
 [placement.home]
 list = "for_you"                  # for_you | popular
-mix = "auto"                      # weights of the sources chosen on validation
+weights = "auto"                  # weights of the sources chosen on validation
 filter = ""                       # a condition over item fields
-k = 10
+n = 10                            # items of a list
 
 [serve]
 host = "127.0.0.1"

@@ -58,10 +58,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             UserError: an arm has no users, or too few before the first look.
         """
-        plan = cls(share=settings.experiment, salt=salt, since=since, **settings.plan.model_dump())
+        plan = cls(share=settings.experiment_share, salt=salt, since=since, **settings.plan.model_dump())
         if not 0 < plan.share < 1:
             expected = "a share above 0 and below 1: each arm needs users"
-            raise UserError("release.experiment", plan.share, expected, "edit release.experiment in recloop.toml")
+            raise UserError("release.experiment_share", plan.share, expected, "edit release.experiment_share in recloop.toml")
         smaller = min(plan.share, 1 - plan.share)
         if plan.users / plan.looks * smaller < MIN_LOOK_USERS:
             least = -(-MIN_LOOK_USERS * plan.looks // smaller)
@@ -93,7 +93,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def differences(self, settings: Release) -> list[str]:
         """Describe the keys of ``[release]`` that differ from this plan; the plan applies."""
-        wanted = {"release.experiment": settings.experiment}
+        wanted = {"release.experiment_share": settings.experiment_share}
         wanted |= {f"release.plan.{name}": value for name, value in settings.plan.model_dump().items()}
         planned = {key: getattr(self, _field(key)) for key in wanted}
         return [
@@ -104,4 +104,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def _field(key: str) -> str:
-    return "share" if key == "release.experiment" else key.removeprefix("release.plan.")
+    return "share" if key == "release.experiment_share" else key.removeprefix("release.plan.")

@@ -20,7 +20,7 @@ class Requirement:
 
     Attributes:
         scored, needed: Requests scored so far, and requests required for an experiment.
-        share: Share of users in shadow, `release.shadow`.
+        share: Share of users in shadow, `release.shadow_share`.
         per_day: Answered requests per day in the last week of traffic; 0 without traffic.
     """
 
@@ -51,7 +51,7 @@ class Requirement:
         days = self.days
         time = "never" if days is None else f"{days * 24:.0f} hours" if days < 2 else f"{math.ceil(days):,} days"
         share = f"{100 * self.share:g} %"
-        return f"{lead}; at {self.per_day:,.0f} requests a day and {share}: {time}; set release.shadow"
+        return f"{lead}; at {self.per_day:,.0f} requests a day and {share}: {time}; set release.shadow_share"
 
 
 def shadow_requirement(project: Project, bundle: str, needed: int) -> Requirement:
@@ -59,4 +59,4 @@ def shadow_requirement(project: Project, bundle: str, needed: int) -> Requiremen
     with project.open_decisions() as store:
         count, first, last = store.traffic(WEEK)
         days = max(last - first, DAY // 24) / DAY
-        return Requirement(store.shadowed(bundle), needed, project.config.release.shadow, count / days)
+        return Requirement(store.shadowed(bundle), needed, project.config.release.shadow_share, count / days)

@@ -137,7 +137,7 @@ class HealthCache:
                 taken, name, seen = self._seen
                 if name == bundle.id and time.monotonic() - taken < FRESH:
                     return seen
-            until = None if self._project.config.serve.replay else now
+            until = None if self._project.config.serve.allow_time_header else now
             begin = time.monotonic()
             seen = summarize(self._project, None if until is None else until - WEEK, until, bundle)
             self._seen = begin, bundle.id, seen

@@ -86,8 +86,8 @@ class _TrainPlan:
         """One epoch from given weights; from scratch as many as the parent found, without a tight budget."""
         if start is None:
             return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
-        chosen = select_targets(arrays, start.learned, run.config.update.replay, run.seed)
-        return cls(1, run.config.train.budget_seconds, WarmStartState(start.state, chosen, RATE, counts))
+        chosen = select_targets(arrays, start.learned, run.config.update.replay_ratio, run.seed)
+        return cls(1, run.config.train.time_budget_seconds, WarmStartState(start.state, chosen, RATE, counts))
 
 
 def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
@@ -148,7 +148,7 @@ def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
     placements = dict(drafted.policy.placements)
     for name, placement in drafted.policy.placements.items():
         before = parent.policy.placements.get(name)
-        if before is not None and before.list == placement.list and config.placement[name].mix == "auto":
+        if before is not None and before.list == placement.list and config.placement[name].weights == "auto":
             placements[name] = replace(placement, weights=before.weights, rrf=before.rrf)
     return replace(drafted.policy, placements=placements)
 

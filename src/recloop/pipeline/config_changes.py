@@ -1,10 +1,10 @@
 """Compare recloop.toml with a bundle's settings and classify each changed key.
 
     [data], [clean], how [split] cuts                     a new first run: the rows themselves change
-    [events], [features], [model], [counts], [train], ..  a full retrain on the same rows, judged by the gate
+    [events], [features], [model], [baselines], [train], ..  a full retrain on the same rows, judged by the gate
     [placement], train.seed                               used by the next bundle; does not start a training by itself
 
-Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.budget`` do not change a bundle and are not compared.
+Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.time_budget`` do not change a bundle and are not compared.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from recloop.config import Config
 from recloop.json_object import JsonTree
+from recloop.settings import translate_recorded
 
 COMPARED: Final = (
-    "data", "events", "clean", "split", "features", "model", "counts", "train", "placement",
+    "data", "events", "clean", "split", "features", "model", "baselines", "train", "placement",
 )  # fmt: skip
 """Sections of recloop.toml that a bundle records."""
-IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "train.budget", "data.columns.name")
+IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "train.time_budget", "data.columns.name")
 ROWS: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or prefixes of keys) that decide the rows and their split."""
 LATER: Final = ("placement.", "train.seed")
@@ -71,7 +72,7 @@ def changed_keys(config: Config, before: Mapping[str, Any] | None) -> list[Chang
     """
     if before is None:
         return []
-    now = recorded(config)
+    before, now = translate_recorded(before), recorded(config)
     defaults = recorded(Config())  # a key that is newer than the bundle had its default then
     keys = sorted({*before, *now})
     pairs = [(key, before.get(key, defaults.get(key)), now.get(key)) for key in keys if key not in IGNORED]

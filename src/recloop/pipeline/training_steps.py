@@ -116,7 +116,7 @@ def fit_models(
     voice: Progress,
     model: str | None,
 ) -> FittedBundle:
-    """Fit counting models, train the network within ``train.budget``, choose the mix.
+    """Fit counting models, train the network within ``train.time_budget``, choose the mix.
 
     Under a temporal protocol everything is first fitted on the rows before the validation moments. With the chosen
     half-lives and mix, the counts are refitted on all rows before the cut and the network learns the rest in one pass.
@@ -128,7 +128,7 @@ def fit_models(
     options = config.model.options if model in {None, config.model.name} else {}
     voice.say(
         "learn",
-        f"counting models, then {f'{name} for {config.train.budget} of training at most' if wanted else 'nothing more'}",
+        f"counting models, then {f'{name} for {config.train.time_budget} of training at most' if wanted else 'nothing more'}",
     )
     past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
     made, scorers = baselines.fit_counts(arrays, tables, "" if wanted else name, options)
@@ -144,7 +144,7 @@ def fit_models(
     elif wanted and not has_sequences(arrays):
         voice.say("learn", f"skipping {name}: no user has two moments, so there is no next item to predict")
     elif wanted:
-        budget = config.train.budget_seconds
+        budget = config.train.time_budget_seconds
         network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
         draft = with_network(draft, network)
         voice.say(
@@ -178,11 +178,11 @@ def train_window(
         whole: All rows before the cut. bundle: The bundle with the counts over them.
     """
     fresh = whole.stamps >= start
-    chosen = with_replay(whole, fresh, config.update.replay, config.train.seed)
+    chosen = with_replay(whole, fresh, config.update.replay_ratio, config.train.seed)
     train = config.train.model_copy(update={"epochs": 1})
     again = fit_network(
         network.name, network.config, whole, config.model_copy(update={"train": train}), run / "window",
-        config.train.budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, RATE, bundle.arrays),
+        config.train.time_budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, RATE, bundle.arrays),
     )  # fmt: skip
     metrics = replace(network.metrics, window_steps=again.steps, window_seconds=round(again.seconds, 2))
     return replace(
@@ -360,7 +360,7 @@ def base_manifest(
 
 def _mix_line(config: Config, chosen: baselines.Chosen) -> str:
     """Describe the source weights of ``home`` for a person."""
-    home, moments = config.placement["home"].mix, chosen.validation_moments
+    home, moments = config.placement["home"].weights, chosen.validation_moments
     mix = None if chosen.mixed is None else chosen.mixed.weights
     if home != "auto":
         instead = f" (validation would have chosen {_weights(mix)})" if mix else ""

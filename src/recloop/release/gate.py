@@ -6,7 +6,7 @@
     finally            verdict(gates)                                  registered, waiting, refused or held
 
 This module reads and writes no files; the same numbers give the same gates. The first row of this table that applies
-decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.margin``):
+decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
 
     1  the candidate's number is NaN where live has one                         refused
     2  no comparable query, or live finds nothing in any query                  pass, weak
@@ -221,7 +221,7 @@ def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings
         earlier: Windows of earlier updates with the same recipe, oldest first; the newest 6 are used. Pooled, they
             describe the recipe, so they never pass a window whose own d is below -margin.
     """
-    margin = settings.margin
+    margin = settings.max_ndcg_loss
     if np.isnan(new.candidate[~np.isnan(new.live)]).any():
         return GateResult("new", None, -margin, False, note="the candidate's number is NaN")
     compared = new.where(~np.isnan(new.candidate) & ~np.isnan(new.live))
@@ -268,7 +268,7 @@ def enough(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | No
     again = math.ceil(REPEAT_GROWTH * judged)
     if not few and len(users) < again:
         few = f"inconclusive at {judged} queries: judged again at {again}, now {len(users)}"
-    return GateResult("new", None, -settings.margin, False, note=few, waits=True) if few else None
+    return GateResult("new", None, -settings.max_ndcg_loss, False, note=few, waits=True) if few else None
 
 
 def before_a_trial(gates: Sequence[GateResult]) -> list[GateResult]:
@@ -350,24 +350,24 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
     """
     gates = [non_inferiority(evidence.new, evidence.earlier, settings, seed)]
     if evidence.old is not None:
-        gates.append(no_slice_collapse("forgetting", evidence.old, settings.margin, seed))
+        gates.append(no_slice_collapse("forgetting", evidence.old, settings.max_ndcg_loss, seed))
     gates += [
-        no_slice_collapse(f"slice_drop:{name}", pairs, settings.slice_drop, seed)
+        no_slice_collapse(f"slice_drop:{name}", pairs, settings.max_slice_loss, seed)
         for name, pairs in evidence.slices.items()
     ]
     if evidence.parity is not None:
-        gates.append(at_most("parity", evidence.parity, settings.parity, "unexplained decisions"))
+        gates.append(at_most("parity", evidence.parity, settings.max_unexplained, "unexplained decisions"))
     if evidence.latency is not None:
         candidate, live = evidence.latency
         ratio = float(np.median(candidate / live)) if len(live) else math.nan
-        found = at_most("latency", ratio, settings.latency, "median of candidate / live", len(live))
+        found = at_most("latency", ratio, settings.max_latency_ratio, "median of candidate / live", len(live))
         if not found.ok and (middle := float(np.median(candidate))) < FAST_SECONDS:
             found = replace(found, ok=True, note=f"weak: {1000 * middle:.1f} ms, fast enough whatever live takes")
         gates.append(found)
     if evidence.cold_coverage is not None:
         candidate_covers, live_covers = evidence.cold_coverage
         drop, users = live_covers - candidate_covers, evidence.cold_users
-        found = at_most("cold_coverage_drop", drop, settings.cold_coverage_drop)
+        found = at_most("cold_coverage_drop", drop, settings.max_cold_coverage_loss)
         if not found.ok and users is not None and users < MIN_USERS:
             found = replace(found, ok=True, note=f"weak: {users} cold users, too few to judge")
         gates.append(found)

@@ -174,8 +174,8 @@ def _share(project: Project, target: str) -> None:
     settings = project.config.release
     if target == "experiment":
         Plan.of(settings, "", 0)
-    if target == "shadow" and settings.shadow == 0:
-        raise UserError("release.shadow", 0.0, "a share above 0", "edit release.shadow in recloop.toml")
+    if target == "shadow" and settings.shadow_share == 0:
+        raise UserError("release.shadow_share", 0.0, "a share above 0", "edit release.shadow_share in recloop.toml")
 
 
 def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:

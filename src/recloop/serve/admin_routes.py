@@ -64,7 +64,7 @@ class AdminRoutes:
         """Time of the move: the clock, or ``X-Recloop-Now`` of a replayed request."""
         header = request.headers.get("x-recloop-now", "")
         config = self._service.project.config
-        replayed = parse.timestamp_or_none(header, config.data) if header and config.serve.replay else None
+        replayed = parse.timestamp_or_none(header, config.data) if header and config.serve.allow_time_header else None
         return self._service.clock() if replayed is None else replayed
 
 

@@ -39,7 +39,7 @@ def request_time(request: Request, project: Project, clock: Callable[[], int]) -
         HttpError: 422 for a header that is not a timestamp.
     """
     header = request.headers.get("x-recloop-now")
-    if header is None or not project.config.serve.replay:
+    if header is None or not project.config.serve.allow_time_header:
         return clock()
     stamp = timestamp_or_none(header, project.config.data)
     if stamp is None:

@@ -203,7 +203,7 @@ class Service:
         if not self.fleet.shadows or not user_id:
             return False
         shadow = self.fleet.shadows[0].arm.bundle
-        return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow)
+        return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)
 
     def reply(self, query: Query, answer: RankedList, decision: Decision) -> RecommendResponse:
         """An answer as the client gets it."""

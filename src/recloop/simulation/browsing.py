@@ -53,7 +53,7 @@ negative = ["hide"]
 weights = { purchase = 5, click = 1, skip = -0.5, dislike = -1 }
 [features]
 dim = 32
-history = 50
+max_history = 50
 [features.item.category]
 from = "category"
 dim = 8
@@ -61,7 +61,7 @@ dim = 8
 from = "age"
 dim = 4
 [train]
-budget = "60s"
+time_budget = "60s"
 [serve]
 segment = "age"
 """

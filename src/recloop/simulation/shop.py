@@ -50,7 +50,7 @@ positive = ["purchase"]
 negative = ["dislike"]
 [features]
 dim = 32
-history = 50
+max_history = 50
 [features.item.category]
 from = "category"
 dim = 8
@@ -62,7 +62,7 @@ dim = 4
 from = "age"
 dim = 4
 [train]
-budget = "60s"
+time_budget = "60s"
 [serve]
 segment = "age"
 """

@@ -152,7 +152,7 @@ class ModelContract:
     """
 
     model: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]] = ("train.epochs=4", "train.budget=1h")
+    settings: ClassVar[tuple[str, ...]] = ("train.epochs=4", "train.time_budget=1h")
     better: ClassVar[float] = 2.0
     liked: ClassVar[float] = 0.65
 

@@ -28,7 +28,7 @@ from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import Mixed, choose_mix, mix_or_single
 
 HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
-"""Half-lives in days that ``counts.half_life = "auto"`` tries; None: no decay."""
+"""Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
 SEGMENT_LENGTH = 1000
 
 
@@ -112,9 +112,9 @@ def draft_bundle(
     placements = {
         name: Placement(
             list=section.list,
-            weights=_start(section.list, section.mix, scorers),
+            weights=_start(section.list, section.weights, scorers),
             filter=section.filter,
-            k=section.k,
+            k=section.n,
         )
         for name, section in config.placement.items()
     }
@@ -199,7 +199,7 @@ def _choose_half_life(
 
     Popular and Co-visitation skip half-lives longer than the log: they would change little and cost a fit.
     """
-    days = config.counts.half_life
+    days = config.baselines.half_life
     if bundle.scorers[source].model not in SOURCE_OF:
         return bundle  # a custom model decides by itself
     if days != "auto":
@@ -281,7 +281,7 @@ def _recalled(
 
 
 def _choose_weights(config: Config, name: str) -> bool:
-    return config.placement[name].list == "for_you" and config.placement[name].mix == "auto"
+    return config.placement[name].list == "for_you" and config.placement[name].weights == "auto"
 
 
 def _start(kind: str, mix: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:

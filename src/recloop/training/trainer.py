@@ -154,11 +154,11 @@ def train(
         warm: The parent's weights and the positions to learn; its rate is a share of ``train.lr``.
     """
     settings = config.train
-    sequences = SequenceDataset(data, config.features.history, None if warm is None else warm.chosen)
+    sequences = SequenceDataset(data, config.features.max_history, None if warm is None else warm.chosen)
     windows = sequences.training(settings.windows)
     data = replace(data, targeted=sequences.targeted(windows))
     with deterministic(settings.seed), quiet_lightning():
-        network.build(data, config.features.dim, config.features.history)
+        network.build(data, config.features.dim, config.features.max_history)
         if warm is not None:
             restore_weights(network, data, warm)
         elif getattr(network.config, "start", "") == "counts":
@@ -166,7 +166,7 @@ def train(
         steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
         held = data.held
         seen = config.split.filter_seen
-        examination = ValidationSet(data, held, config.features.history, seen) if held is not None else None
+        examination = ValidationSet(data, held, config.features.max_history, seen) if held is not None else None
         learner = Learner(network, data, settings, warm)
         watch = TrainingCallback(examination or None, folder, settings.patience, budget, not quiet)
         trainer = lightning.Trainer(
