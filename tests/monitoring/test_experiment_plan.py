@@ -15,7 +15,7 @@ def row(evidence: dict[str, object]) -> ReleaseRow:
 
 
 def test_from_row_gives_the_plan_that_was_written() -> None:
-    plan = Plan.of(Release(experiment=0.3, plan=ExperimentPlan(users=9_000)), "b", 70)
+    plan = Plan.of(Release(experiment_share=0.3, plan=ExperimentPlan(users=9_000)), "b", 70)
     assert (plan.share, plan.users, plan.looks, plan.margin, plan.salt, plan.since) == (0.3, 9_000, 4, 0.01, "b", 70)
     assert Plan.from_row(row({EVIDENCE: plan.to_evidence()})) == plan
 
@@ -24,7 +24,7 @@ def test_differences_of_an_edited_config_are_named_and_an_equal_config_has_none(
     settings = Release()
     plan = Plan.of(settings, "b", 70)
     assert plan.differences(settings) == []
-    edited = settings.model_copy(update={"experiment": 1.0, "plan": ExperimentPlan(margin=0.02)})
+    edited = settings.model_copy(update={"experiment_share": 1.0, "plan": ExperimentPlan(margin=0.02)})
     assert plan.differences(edited) == [
         "release.experiment_share = 0.5 in this experiment, 1.0 in recloop.toml",
         "release.plan.margin = 0.01 in this experiment, 0.02 in recloop.toml",
@@ -33,8 +33,8 @@ def test_differences_of_an_edited_config_are_named_and_an_equal_config_has_none(
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_of_a_share_without_users_in_an_arm_is_refused(share: float) -> None:
-    with pytest.raises(UserError, match=rf"release\.experiment={share}: expected a share above 0 and below 1"):
-        Plan.of(Release(experiment=share), "b", 0)
+    with pytest.raises(UserError, match=rf"release\.experiment_share={share}: expected a share above 0 and below 1"):
+        Plan.of(Release(experiment_share=share), "b", 0)
 
 
 def test_of_too_few_users_at_the_first_look_is_refused() -> None:
@@ -42,7 +42,7 @@ def test_of_too_few_users_at_the_first_look_is_refused() -> None:
     with pytest.raises(UserError, match=r"expected at least 800 for 4 looks at a share of 0\.5"):
         Plan.of(Release(plan=ExperimentPlan(users=799)), "b", 0)
     with pytest.raises(UserError, match=r"expected at least 8000 for 4 looks at a share of 0\.05"):
-        Plan.of(Release(experiment=0.05), "b", 0)
+        Plan.of(Release(experiment_share=0.05), "b", 0)
 
 
 @pytest.mark.parametrize("evidence", [{}, {EVIDENCE: {"share": 0.5}}, {EVIDENCE: "half"}])

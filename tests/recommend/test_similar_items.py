@@ -144,7 +144,7 @@ def test_a_query_is_taken_as_its_placement_takes_it(make_bundle: Make, catalogue
     [
         ({"home": {"list": "similar"}}, "placement.home.list=similar"),
         ({"similar": {"list": "popular"}}, "placement.similar.list=popular"),
-        ({"page": {"list": "similar", "mix": {"history": 1.0}}}, "placement.page.weights="),
+        ({"page": {"list": "similar", "weights": {"history": 1.0}}}, "placement.page.weights="),
         ({"page": {"list": "trending"}}, "'for_you', 'popular'"),
     ],
 )

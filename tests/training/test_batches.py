@@ -183,7 +183,7 @@ def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, li
     config = build(
         {
             "events": {"positive": ["purchase"], "neutral": ["click"]},
-            "features": {"user": {"age": {"dim": 4}}, "item": {"category": {"dim": 4}}, "history": 30},
+            "features": {"user": {"age": {"dim": 4}}, "item": {"category": {"dim": 4}}, "max_history": 30},
             "data": {"timezone": "Europe/Vienna"},
         },
         environment={},

@@ -41,7 +41,7 @@ def circle(arrays: Arrays, users: int = 60, basket: int = 1) -> TrainData:
 
 def settings(**train: object) -> Config:
     return build(
-        {"features": {"dim": 16, "history": 20, "request": []}, "train": {"lr": 0.01, **train}}, environment={}
+        {"features": {"dim": 16, "max_history": 20, "context": []}, "train": {"lr": 0.01, **train}}, environment={}
     )
 
 

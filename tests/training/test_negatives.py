@@ -137,7 +137,7 @@ CASES = [("sasrec", 3), *((name, 2) for name in NETWORKS)]
 def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
     """(N,) the scores of the items after item 1, by a network taught on these rows."""
     config = build(
-        {"features": {"dim": 8, "history": 5, "request": []}, "train": {"lr": 0.02, "epochs": 20}}, environment={}
+        {"features": {"dim": 8, "max_history": 5, "context": []}, "train": {"lr": 0.02, "epochs": 20}}, environment={}
     )
     folder.mkdir(exist_ok=True)
     network = load_model(name, NETWORKS[name])

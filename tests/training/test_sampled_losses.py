@@ -182,7 +182,7 @@ def forked(arrays: Arrays) -> TrainData:
 def test_every_loss_learns(name: str, arrays: Arrays, tmp_path: Path) -> None:
     """By each loss what comes next goes before the others, the frequent item first."""
     train = {"loss": name, "negatives": 16, "lr": 0.02, "epochs": 30}
-    config = build({"features": {"dim": 8, "history": 5, "request": []}, "train": train}, environment={})
+    config = build({"features": {"dim": 8, "max_history": 5, "context": []}, "train": train}, environment={})
     network = load_model("sasrec", {"dropout": 0.0, "blocks": 1, "heads": 1, "start": "random"})
     learner, _ = trainer.train(network, forked(arrays), config, tmp_path, 600, quiet=True)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_pat
     """A parent, and a child that goes on from its weights by drawn negatives: each twice the same."""
     data = forked(arrays)
     config = build(
-        {"features": {"dim": 8, "history": 5, "request": []}, "train": {"loss": "ss_refined", "epochs": 1}},
+        {"features": {"dim": 8, "max_history": 5, "context": []}, "train": {"loss": "ss_refined", "epochs": 1}},
         environment={},
     )
 

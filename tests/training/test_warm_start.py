@@ -26,7 +26,7 @@ pytest.importorskip("torch")
 
 Arrays = Callable[..., TrainData]
 HISTORIES = [[[1], [2], [3], [1]], [[2], [3], [1], [2]], [[3], [1], [2], [3]], [[1, 2], [3], [1, 2], [3]]]
-CONFIG = Config.model_validate({"features": {"dim": 8, "history": 10, "request": []}, "train": {"epochs": 2}})
+CONFIG = Config.model_validate({"features": {"dim": 8, "max_history": 10, "context": []}, "train": {"epochs": 2}})
 
 
 def all_until(seq: int) -> LearnedRange:
