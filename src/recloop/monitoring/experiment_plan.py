@@ -61,7 +61,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         plan = cls(share=settings.experiment_share, salt=salt, since=since, **settings.plan.model_dump())
         if not 0 < plan.share < 1:
             expected = "a share above 0 and below 1: each arm needs users"
-            raise UserError("release.experiment_share", plan.share, expected, "edit release.experiment_share in recloop.toml")
+            raise UserError(
+                "release.experiment_share", plan.share, expected, "edit release.experiment_share in recloop.toml"
+            )
         smaller = min(plan.share, 1 - plan.share)
         if plan.users / plan.looks * smaller < MIN_LOOK_USERS:
             least = -(-MIN_LOOK_USERS * plan.looks // smaller)
