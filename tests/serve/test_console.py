@@ -199,7 +199,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         assert f"{shop.seed} checked shadow POST /v1/admin/promote a try of seed" in newest
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
 def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
     shop: Shop, opened: Any, tmp_path: Path, width: int, scheme: str
 ) -> None:

@@ -86,6 +86,7 @@ def test_the_graph_is_whole_and_holds_no_item_table(exported: tuple[SASRec, byte
     assert not any(501 in size for size in sizes)  # the items are not
 
 
+@pytest.mark.slow
 def test_a_spec_without_context_keeps_the_input(arrays: Arrays) -> None:
     """A request is encoded with C = 0 columns then, and the graph takes them."""
     network = built(arrays, context=0)
@@ -106,6 +107,7 @@ def test_item_vectors_pad_with_zeros(arrays: Arrays) -> None:
     np.testing.assert_array_equal(vectors[1:], network.table.weight.detach().numpy()[1:])
 
 
+@pytest.mark.slow
 def test_a_graph_does_not_say_where_it_was_made(exported: tuple[SASRec, bytes], arrays: Arrays) -> None:
     """The exporter leaves the trace of each call at its node: folders of this machine, in a hash that others compare."""
     _, graph = exported
