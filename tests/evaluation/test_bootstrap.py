@@ -68,7 +68,7 @@ def test_no_difference_is_exactly_none() -> None:
     base = np.random.default_rng(4).random(30)
     got = bootstrap.difference(base, base, seed=0)
     assert (got.absolute.value, got.absolute.low, got.absolute.high, got.p) == (0, 0, 0, 1.0)
-    assert got.verdict == "cannot tell"
+    assert got.verdict == "inconclusive"
 
 
 def test_difference_leaves_out_users_that_lack_one_side() -> None:

@@ -104,10 +104,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict of the interval: ``more``, ``less`` or ``cannot tell``."""
+        """Return the verdict of the interval: ``more``, ``less`` or ``inconclusive``."""
         if self.absolute.low > 0:
             return "more"
-        return "less" if self.absolute.high < 0 else "cannot tell"
+        return "less" if self.absolute.high < 0 else "inconclusive"
 
     def to_json(self) -> JsonTree:
         return {**self.absolute.to_json(), "relative": self.relative.to_json(), "p": plain(self.p)}

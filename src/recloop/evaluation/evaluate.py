@@ -1,7 +1,7 @@
 """Evaluate bundles on every test moment: each source alone and the served list.
 
 A query is just before a test moment. Its state holds the rows that had arrived and happened before, ``now`` is the
-moment's stamp, and the targets are its distinct positive items (design, section 5). Bundles are fixed, states grow. All
+moment's stamp, and the targets are its distinct positive items. Bundles are fixed, states grow. All
 rows of the table share one recall; the lists are those of serving.
 """
 

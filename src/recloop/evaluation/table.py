@@ -367,14 +367,14 @@ def _compare(
 
 def _said(one: BaselineComparison) -> str:
     estimate, relative = one.difference.absolute, one.difference.relative
-    verb = {"more": "adds", "less": "loses", "cannot tell": "is inconclusive:"}[one.difference.verdict]
+    verb = {"more": "adds", "less": "loses", "inconclusive": "is inconclusive:"}[one.difference.verdict]
     size = estimate.value if one.difference.verdict != "less" else -estimate.value
     share = "" if np.isnan(relative.value) else f", {relative.value:+.1%}"
     who = f"{one.label} alone" if one.kind == "network" else one.label.replace("served", "the list as served", 1)
     if estimate.low == estimate.high or np.isnan(estimate.low):  # one user, or users who do not differ
         return f"{who}: difference {estimate.value:+.4f}{share}"
     return (
-        f"{who} {verb} {size:{'+' if one.difference.verdict == 'cannot tell' else ''}.4f} "
+        f"{who} {verb} {size:{'+' if one.difference.verdict == 'inconclusive' else ''}.4f} "
         f"(95 % CI {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
     )
 

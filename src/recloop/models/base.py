@@ -1,6 +1,6 @@
 """Model contract: training data, closed-form and torch models, lookup by name.
 
-Two ends (design, section 2). *Learning*: a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed
+Two ends. *Learning*: a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed
 form) or a torch module that `recloop.training` trains. *Serving*: the arrays and graphs of a bundle, numpy and
 onnxruntime only, so a third-party package is needed for training but not for serving. This file does not import torch.
 """

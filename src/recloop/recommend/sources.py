@@ -1,6 +1,6 @@
 """Scorers of a bundle: recall of each source for a batch of queries.
 
-Uses numpy and onnxruntime only. Four kinds (design, section 2): ``vectors`` (a user graph or a user table over an item
+Uses numpy and onnxruntime only. Four kinds: ``vectors`` (a user graph or a user table over an item
 table), ``neighbours`` (stored rows summed over the newest moments), ``counts`` (the state's own counts, popular
 lists), ``rank`` (scores the items that other sources recalled).
 """

@@ -1,4 +1,4 @@
-"""Exact top-k items of one source for a batch (design, section 7, "vectors")."""
+"""Exact top-k items of one source for a batch."""
 
 from __future__ import annotations
 
