@@ -27,20 +27,20 @@ def rec(world: SimulatedShop) -> recloop.FittedRecommender:
 
 
 def test_the_kind_of_frame_that_goes_in_comes_out(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
-    expected = rec.recommend(["u01", "new"], k=4)
+    expected = rec.recommend(["u01", "new"], n=4)
     assert isinstance(expected, pl.DataFrame)
     assert expected.columns == ["user_id", "item_id", "score", "rank", "source"]
     assert expected["rank"].to_list() == [1, 2, 3, 4] * 2
     for frame, kind in ((world.events().to_pandas(), pd.DataFrame), (world.events().to_arrow(), pa.Table)):
-        found = recloop.fit(frame, config=CONFIG).recommend(["u01", "new"], k=4)
+        found = recloop.fit(frame, config=CONFIG).recommend(["u01", "new"], n=4)
         assert isinstance(found, kind)
         assert pl.DataFrame(found)["item_id"].to_list() == expected["item_id"].to_list()
 
 
 def test_filter_viewed_and_items_to_recommend(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
     had = set(world.events().filter((pl.col("user_id") == "u01") & (pl.col("event_type") == "purchase"))["item_id"])
-    assert had & set(rec.recommend(["u01"], k=40)["item_id"])
-    assert not had & set(rec.recommend(["u01"], k=40, filter_viewed=True)["item_id"])
+    assert had & set(rec.recommend(["u01"], n=40)["item_id"])
+    assert not had & set(rec.recommend(["u01"], n=40, filter_viewed=True)["item_id"])
     assert set(rec.recommend(["u01", "new"], items_to_recommend=["i01", "i02"])["item_id"]) == {"i01", "i02"}
 
 
@@ -51,12 +51,12 @@ def test_observe_moves_the_state_and_not_the_weights(world: SimulatedShop) -> No
     rec.observe(
         pl.DataFrame({"user_id": ["new"], "item_id": ["i01"], "timestamp": ["2025-09-01"], "event_type": ["purchase"]})
     )
-    assert rec.recommend(["new"], k=3)["source"].to_list() == ["neighbours"] * 3
+    assert rec.recommend(["new"], n=3)["source"].to_list() == ["neighbours"] * 3
     assert (rec.bundle.arrays["neighbours.weights"] == rows).all()
 
 
 def test_similar_items_are_rows_of_covisitation_filled_by_popular(rec: recloop.FittedRecommender) -> None:
-    found = rec.similar_items(["i01", "i02"], k=39)
+    found = rec.similar_items(["i01", "i02"], n=39)
     assert found["item_id"].to_list() == ["i01"] * 39 + ["i02"] * 39
     assert found["rank"].to_list() == [*range(1, 40)] * 2
     mine = found.filter(pl.col("item_id") == "i01")
@@ -67,7 +67,7 @@ def test_similar_items_are_rows_of_covisitation_filled_by_popular(rec: recloop.F
     row = {rec.bundle.items.ids.ids[ix - 1] for ix in arrays["neighbours.ids"][span].tolist()} - {"i01"}
     assert set(mine.filter(pl.col("source") == "neighbours")["similar_id"]) == row
     assert set(mine["source"]) <= {"neighbours", "popular", "latest"}
-    assert rec.similar_items(["i02"], k=39).equals(found.filter(pl.col("item_id") == "i02"))
+    assert rec.similar_items(["i02"], n=39).equals(found.filter(pl.col("item_id") == "i02"))
     with pytest.raises(UserError, match="item_id=nothing"):
         rec.similar_items(["nothing"])
 

@@ -130,7 +130,7 @@ def test_a_graph_with_tensors_elsewhere_is_refused(fitted: Bundle, tmp_path: Pat
 def test_a_list_that_changed_is_refused(folder: Path) -> None:
     loaded = bundles.load(folder)
     rec = recloop.load(folder)
-    ids = rec.recommend(["x"], k=3)["item_id"].to_list()
+    ids = rec.recommend(["x"], n=3)["item_id"].to_list()
     case = GoldenCase(UserState(), loaded.cut, "home", 3, ids, [-1.0, -2.0, -3.0])
     check_golden(replace(loaded, golden=[case]))
     with pytest.raises(BundleError, match="golden list"):

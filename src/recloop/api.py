@@ -1,19 +1,20 @@
 """Python API: fit on a data frame, recommend, save a bundle; open a project folder.
 
 rec = recloop.fit(events)                       # pandas, Polars or Arrow; the same kind comes out
-rec.recommend(["u1", "u2"], k=10)
+rec.recommend(["u1", "u2"], n=10)
 shop = recloop.open("shop"); shop.update(); shop.evaluate()
 """
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import narwhals as nw
 import numpy as np
@@ -56,6 +57,9 @@ from recloop.storage.event_log import object_text
 from recloop.training import baselines
 from recloop.training.dataset import make_tables, train_data, validation_data
 from recloop.training.fit import fit_network
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,18 @@ def load(path: str | Path, events: Any = None) -> FittedRecommender:
     return made
 
 
+def _refuse_k(method: Callable[P, T]) -> Callable[P, T]:
+    """Make a method raise a TypeError that names ``n`` where the old name ``k`` is passed."""
+
+    @functools.wraps(method)
+    def checked(*arguments: P.args, **named: P.kwargs) -> T:
+        if "k" in named:
+            raise TypeError(f"{method.__name__}: k={named['k']}; expected n, the new name of k; fix: n={named['k']}")
+        return method(*arguments, **named)
+
+    return checked
+
+
 class FittedRecommender:
     """Bundle with a log in memory; ``observe`` updates states but not weights."""
 
@@ -146,8 +162,9 @@ class FittedRecommender:
         self._recommender = Recommender(bundle, Catalog.of([rows.items]), THREADS)
         self._timeline = StateHistory(rows.events, rows.users)
 
+    @_refuse_k
     def recommend(
-        self, users: Sequence[str], k: int = 10, filter_viewed: bool | None = None,
+        self, users: Sequence[str], n: int = 10, filter_viewed: bool | None = None,
         items_to_recommend: Sequence[str] | None = None, now: int | None = None,
     ) -> Any:  # fmt: skip
         """Recommend lists as a frame: user_id, item_id, score, rank, source.
@@ -158,9 +175,9 @@ class FittedRecommender:
             now: int64 microseconds UTC; None: just after the newest valid event (wrong clocks are ignored).
 
         Raises:
-            UserError: ``k`` outside 1 to 1000.
+            UserError: ``n`` outside 1 to 1000.
         """
-        _check_k(k)
+        _check_n(n)
         users = [str(user) for user in users]
         events = self._rows.events
         newest = max_int(events[SEQ])
@@ -170,7 +187,7 @@ class FittedRecommender:
             recommender = self._with_seen(filter_viewed)
         name = self.bundle.default_placement
         placement = recommender.placement(name)
-        queries = [Query(user_id=user, now=moment, k=k, placement=name) for user in users]
+        queries = [Query(user_id=user, now=moment, k=n, placement=name) for user in users]
         encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
         allowed = recommender.allowed(encoded, queries, placement)
         rungs = None
@@ -180,7 +197,7 @@ class FittedRecommender:
             allowed = replace(allowed, mask=allowed.mask & shown)
             rungs = ("segment", "popular")
         recalled = recommender.recall(encoded, allowed, placement.weights)
-        fused = fuse(recalled, placement.weights, k, placement.fusion_constant)
+        fused = fuse(recalled, placement.weights, n, placement.fusion_constant)
         answers = recommender.answers(encoded, allowed, fused, queries, placement, rungs)
         rows = [
             (query.user_id, slot.item_id, slot.score, rank, slot.source)
@@ -190,21 +207,22 @@ class FittedRecommender:
         schema = {USER_ID: pl.String, ITEM_ID: pl.String, "score": pl.Float64, "rank": pl.Int64, "source": pl.String}
         return self._given(pl.DataFrame(rows, schema=schema, orient="row"))
 
-    def similar_items(self, items: Sequence[str], k: int = 10) -> Any:
+    @_refuse_k
+    def similar_items(self, items: Sequence[str], n: int = 10) -> Any:
         """Similar items of each item: item_id, similar_id, score, rank, source.
 
         The lists equal those of ``GET /v1/items/{id}/similar``.
 
         Raises:
-            UserError: an item is neither in the bundle's table nor in the catalog, or ``k`` is outside 1 to 1000.
+            UserError: an item is neither in the bundle's table nor in the catalog, or ``n`` is outside 1 to 1000.
         """
-        _check_k(k)
+        _check_n(n)
         ids = [str(item) for item in items]
         for item in ids:
             if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
                 expected = "an item with a positive before the cut, or of the catalogue"
                 raise UserError("item_id", item, expected, "rec.recommend(...)")
-        queries = [Query(user_id="", now=self.bundle.cut, k=k, placement=similar.LIST, item_id=item) for item in ids]
+        queries = [Query(user_id="", now=self.bundle.cut, k=n, placement=similar.LIST, item_id=item) for item in ids]
         states = StateBatch.of([""] * len(ids), [UserState()] * len(ids))
         rows = [
             (query.item_id, slot.item_id, slot.score, rank, slot.source)
@@ -284,9 +302,9 @@ class FittedRecommender:
         return frame.to_arrow() if self._native == "pyarrow" else frame
 
 
-def _check_k(k: int) -> None:
-    if not 1 <= k <= 1000:
-        raise UserError("k", k, "a whole number from 1 to 1000", "rec.recommend(users, k=10)")
+def _check_n(n: int) -> None:
+    if not 1 <= n <= 1000:
+        raise UserError("n", n, "a whole number from 1 to 1000", "rec.recommend(users, n=10)")
 
 
 def _learned(config: Config, rows: FittedData, model: str) -> Bundle:
@@ -360,9 +378,10 @@ class ProjectFolder:
         """Evaluate these bundles, or the live one without an id."""
         return training_steps.evaluate_bundles(self.project, list(bundle_ids), progress.NullProgress())
 
-    def recommend(self, user_id: str, k: int | None = None, placement: str = "home") -> JsonTree:
-        """Recommend as the service does, without a running server; ``k`` None: the placement's."""
-        return offline.recommend(self.project, user_id, k, placement)
+    @_refuse_k
+    def recommend(self, user_id: str, n: int | None = None, placement: str = "home") -> JsonTree:
+        """Recommend as the service does, without a running server; ``n`` None: the placement's."""
+        return offline.recommend(self.project, user_id, n, placement)
 
     def status(self) -> JsonTree:
         """Return the live, shadow and experiment bundles."""

@@ -90,12 +90,12 @@ def test_doctor_counts_wrong_clocks_and_names_groups_used_again(tmp_path: Path) 
 def test_observe_row_of_2090_is_in_no_state() -> None:
     rows = frame([NOW - n * 7_200 * SECOND for n in range(400)], None).select("user_id", "item_id", "timestamp")
     rec = recloop.fit(rows, model="popular")
-    before = rec.recommend(["u1"], k=5, filter_viewed=False)
+    before = rec.recommend(["u1"], n=5, filter_viewed=False)
     more = pl.DataFrame({"user_id": ["u1"], "item_id": ["i9"], "timestamp": [YEAR_2090]})
     rec.observe(pl.concat([more, rows.head(3).with_columns(pl.col("timestamp") + SECOND)]))
     assert rec._rows.events["timestamp"].max() == NOW + SECOND
     assert "i9" not in set(rec._rows.events["item_id"])
-    assert rec.recommend(["u1"], k=5, filter_viewed=False)["item_id"].to_list() == before["item_id"].to_list()
+    assert rec.recommend(["u1"], n=5, filter_viewed=False)["item_id"].to_list() == before["item_id"].to_list()
 
 
 def test_writer_judges_a_wrong_clock_without_reading_the_archive_back_to_it() -> None:
