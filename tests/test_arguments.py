@@ -31,20 +31,23 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return call
 
 
-@pytest.mark.parametrize("k", ["0", "-1", "1001", "ten"])
-def test_recommend_k_out_of_bounds_exits_2(shop: Project, cli: Cli, k: str) -> None:
-    code, out, err = cli("-C", shop.root, "recommend", "u05", "-k", k)
+@pytest.mark.parametrize("n", ["0", "-1", "1001", "ten"])
+def test_recommend_n_out_of_bounds_exits_2(shop: Project, cli: Cli, n: str) -> None:
+    code, out, err = cli("-C", shop.root, "recommend", "u05", "-n", n)
     assert (code, out) == (2, ""), err
-    assert "-k" in err.splitlines()[-1]
+    assert "-n" in err.splitlines()[-1]
 
 
-def test_python_k_out_of_bounds_is_refused(shop: Project) -> None:
+def test_python_n_out_of_bounds_is_refused(shop: Project) -> None:
     with pytest.raises(UserError, match="from 1 to 1000"):
-        recloop.open(shop.root).recommend("u05", k=0)
+        recloop.open(shop.root).recommend("u05", n=0)
     rows = pl.DataFrame({"user_id": ["a", "b"] * 20, "item_id": ["x", "y"] * 20, "timestamp": range(10**9, 10**9 + 40)})
     fitted = recloop.fit(rows, model="popular", config={"clean": {"burst": "off"}})
-    for call in (lambda: fitted.recommend(["a"], k=0), lambda: fitted.similar_items(["x"], k=-1)):
+    for call in (lambda: fitted.recommend(["a"], n=0), lambda: fitted.similar_items(["x"], n=-1)):
         with pytest.raises(UserError, match="from 1 to 1000"):
+            call()
+    for call in (lambda: fitted.recommend(["a"], k=3), lambda: fitted.similar_items(["x"], k=3)):
+        with pytest.raises(TypeError, match="expected n, the new name of k; fix: n=3"):
             call()
 
 

@@ -48,7 +48,7 @@ def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     child = bundles.write(replace(live, metrics={"n": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)).id
     who = {"by": "a test", "reason": "worse", "at": 5}
     releases.register(control, child, bundles.manifest_hash(project.bundles / child), **who)
-    releases.refuse(control, child, **who)
+    releases.reject(control, child, **who)
     server = servers.start(project.root)
     try:
         row = {"user_id": "u05", "item_id": "i05", "event_type": "purchase", "event_id": "new"}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from recloop.cli import run
+import recloop
+from recloop.cli import app, run
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import locks
 
@@ -77,12 +80,12 @@ def tree(done: Done) -> dict[str, Any]:
         (["status", "--set", "release.shadow_share=1.5"], "release.shadow_share=1.5"),
         (["promote", "nothing"], "bundle=nothing"),
         (["promote", "nothing", "--to", "moon"], "--to=moon"),
-        (["refuse", "nothing", "--reason", "why"], "bundle=nothing"),
-        (["refuse", "nothing"], "--reason="),
+        (["reject", "nothing", "--reason", "why"], "bundle=nothing"),
+        (["reject", "nothing"], "--reason="),
         (["evaluate", "nothing"], "bundle=nothing"),
         (["evaluate", "--protocol", "leave-one-out"], "split.protocol=leave-one-out"),
         (["recommend", "u01", "--placement", "cart"], "placement=cart"),
-        (["recommend", "u01", "-k", "1001"], "-k=1001"),
+        (["recommend", "u01", "-n", "1001"], "-n=1001"),
         (["train", "nothing"], "model.name=nothing"),
         (["report", "--from", "yesterday"], "yesterday"),
     ],
@@ -108,7 +111,7 @@ def test_json_is_one_object_with_the_keys_of_the_interface(cli: Cli, shop: Path)
     assert set(status) >= {"live", "shadow", "experiment", "generation", "bundles", "last_seq", "watermark"}
     doctor = tree(cli("-C", shop, "doctor", "--json"))
     assert doctor["read"] == doctor["kept"] + sum(doctor["removed"].values()) + doctor["rejected"]
-    answer = tree(cli("-C", shop, "recommend", "u01", "-k", "3", "--json"))
+    answer = tree(cli("-C", shop, "recommend", "u01", "-n", "3", "--json"))
     assert answer["model_version"] == status["live"]
     assert len(answer["items"]) == 3
     verify = tree(cli("-C", shop, "verify", "--json"))
@@ -158,9 +161,9 @@ def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Pat
     code, out, err = cli("-C", shop, "rollback")
     assert (code, out) == (1, "")
     assert "refused: earlier live bundles=0, threshold 1: nothing to go back to" in err
-    gone = tree(cli("-C", shop, "refuse", made["bundle"], "--reason", "worse", "--json"))
+    gone = tree(cli("-C", shop, "reject", made["bundle"], "--reason", "worse", "--json"))
     assert (gone["from"], gone["to"]) == ("rolled_back", "refused")
-    for verb in (["promote", made["bundle"]], ["refuse", made["bundle"], "--reason", "again"]):
+    for verb in (["promote", made["bundle"]], ["reject", made["bundle"], "--reason", "again"]):
         code, out, err = cli("-C", shop, *verb)
         assert (code, out) == (1, "")
         assert "state=refused" in err
@@ -219,10 +222,43 @@ def test_a_rule_that_takes_too_much_stops_and_leaves_nothing(cli: Cli, world_fol
     assert not list(world_folder.glob("data*"))
 
 
-def test_help_has_four_panels_and_needs_no_project() -> None:
-    done = subprocess.run([sys.executable, "-m", "recloop", "--help"], capture_output=True, text=True, check=True)
-    for panel in ("get started", "inspect", "release", "pipeline steps"):
-        assert f"─ {panel} ─" in done.stdout
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_has_four_panels_and_needs_no_project(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "recloop", *words], capture_output=True, text=True, check=True)
+    panels = re.findall(r"─ ([A-Z][a-z ]+) ─", done.stdout)
+    assert panels == ["Options", "Get started", "Inspect", "Release", "Pipeline steps"]
+
+
+def help_texts() -> Iterator[tuple[str, str]]:
+    """Each verb, argument and option with its help."""
+    group: Any = typer.main.get_command(app)
+    yield from ((f"recloop {one.opts[0]}", one.help) for one in group.params)
+    for verb, command in group.commands.items():
+        yield verb, command.help.split("\n\n")[0].removesuffix(".")
+        yield from ((f"{verb} {one.opts[0]}", one.help) for one in command.params if not getattr(one, "hidden", False))
+
+
+@pytest.mark.parametrize(("name", "text"), [*help_texts()])
+def test_help_is_a_short_sentence(name: str, text: str) -> None:
+    assert re.fullmatch(r"[^\s\[\]]+( [^\s\[\]]+)+", text), name  # [word] is markup, which rich leaves out
+    assert len(text) <= 60, name
+
+
+def test_version_prints_name_and_number(cli: Cli) -> None:
+    assert cli("--version") == (0, f"recloop {recloop.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["refuse", "b", "--reason", "too slow"], "command=refuse: expected reject, the new name of refuse"),
+        (["refuse", "b", "--reason", "too slow"], "try: recloop reject b --reason 'too slow'"),
+        (["recommend", "u01", "-k", "3"], "option=-k: expected -n, the new name of -k"),
+        (["recommend", "u01", "-k3"], "option=-k3: expected -n, the new name of -k"),
+    ],
+)
+def test_old_name_is_refused_with_the_new_one(cli: Cli, words: list[str], said: str) -> None:
+    assert said in mistake(cli(*words))
 
 
 def test_init_then_update_by_the_readmes_three_commands(cli: Cli, world: SimulatedShop, tmp_path: Path) -> None:

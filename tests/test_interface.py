@@ -106,10 +106,10 @@ def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
     """The verbs marked [1] in the table, in the four panels."""
     shown = recloop(tmp_path, "--help")
     assert shown.code == 0
-    for panel in ("get started", "inspect", "release", "pipeline steps"):
+    for panel in ("Get started", "Inspect", "Release", "Pipeline steps"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
-    for verb in (*verbs, "promote", "rollback", "refuse", "prepare", "train", "ingest", "quarantine", "gc"):
+    for verb in (*verbs, "promote", "rollback", "reject", "prepare", "train", "ingest", "quarantine", "gc"):
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 
 
@@ -179,7 +179,7 @@ def test_evaluate_prints_the_table(shop: Path) -> None:
 
 
 def test_recommend_status_report(shop: Path) -> None:
-    answer = recloop(shop, "recommend", "u001", "-k", "3", "--json")
+    answer = recloop(shop, "recommend", "u001", "-n", "3", "--json")
     assert answer.code == 0, answer.err
     assert set(answer.json) >= keys_in(REPLY)
     assert len(answer.json["items"]) == 3
@@ -208,7 +208,7 @@ def test_prepare_train_promote(shop: Path) -> None:
     assert moved.code == 0, moved.err
     assert set(moved.json) >= keys_in("bundle from to generation evidence")
     assert recloop(shop, "status", "--json").json["live"] == trained.json["bundle"]
-    for verb in (("rollback",), ("refuse", trained.json["bundle"], "--reason", "an example")):
+    for verb in (("rollback",), ("reject", trained.json["bundle"], "--reason", "an example")):
         done = recloop(shop, *verb, "--json")
         assert done.code == 0, done.err
         assert set(done.json) >= keys_in("bundle from to generation evidence")

@@ -47,5 +47,5 @@ def test_of_too_few_users_at_the_first_look_is_refused() -> None:
 
 @pytest.mark.parametrize("evidence", [{}, {EVIDENCE: {"share": 0.5}}, {EVIDENCE: "half"}])
 def test_from_row_without_a_readable_plan_is_refused(evidence: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="recloop refuse b --reason"):
+    with pytest.raises(UserError, match="recloop reject b --reason"):
         Plan.from_row(row(evidence))

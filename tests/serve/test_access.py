@@ -168,7 +168,7 @@ def test_write_of_json_is_taken(server: Server, kind: str) -> None:
 
 @pytest.mark.parametrize("told", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer tökén"])
 def test_admin_route_without_the_token_is_401(bare: Browser, told: str) -> None:
-    for verb in ("promote", "rollback", "refuse"):
+    for verb in ("promote", "rollback", "reject"):
         answer = bare.post(f"/v1/admin/{verb}", json={}, headers={"Authorization": told.encode()} if told else {})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"

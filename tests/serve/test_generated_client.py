@@ -63,7 +63,7 @@ def test_generated_client_asks_every_route(generated: str, document: dict[str, A
         "metrics": ((), {}, 200, str),
         "promote": ((), {"body": move}, 404, models.ErrorResponse),
         "rollback": ((), {"body": models.ReleaseRequest(reason="a test")}, 409, models.ErrorResponse),
-        "refuse": ((), {"body": move}, 404, models.ErrorResponse),
+        "reject": ((), {"body": move}, 404, models.ErrorResponse),
     }
     operations = {one["operationId"] for path in document["paths"].values() for one in path.values()}
     assert operations == set(asked)

@@ -156,7 +156,7 @@ def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within:
         back = await client.post("/v1/admin/rollback", json={"reason": "worse"})
         assert (back.json()["bundle"], back.json()["evidence"]) == (live, {"rolled_back": candidate})
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
-        gone = await client.post("/v1/admin/refuse", json={"bundle": candidate, "reason": "worse"})
+        gone = await client.post("/v1/admin/reject", json={"bundle": candidate, "reason": "worse"})
         assert (gone.json()["from"], gone.json()["to"]) == ("rolled_back", "refused")
 
     within(work)
@@ -169,8 +169,8 @@ def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within:
         ("promote", {"bundle": "nothing"}, 404, "bundle=nothing: expected a registered bundle"),
         ("promote", {}, 404, "bundle="),
         ("promote", {"bundle": "nothing", "to": "moon"}, 422, "--to=moon"),
-        ("refuse", {"bundle": "nothing", "reason": "why"}, 404, "bundle=nothing"),
-        ("refuse", {"bundle": "nothing"}, 422, "--reason="),
+        ("reject", {"bundle": "nothing", "reason": "why"}, 404, "bundle=nothing"),
+        ("reject", {"bundle": "nothing"}, 422, "--reason="),
         ("rollback", {}, 409, "earlier live bundles=0, threshold 1: nothing to go back to"),
         ("rollback", {"why": "x"}, 422, "unknown field `why`"),
         ("rollback", [], 422, "expected `object`"),
@@ -181,6 +181,11 @@ def test_a_move_that_cannot_be(server: Any, verb: str, body: Any, status: int, s
     assert answer.status_code == status, answer.text
     assert said.lower() in answer.json()["error"]["message"].lower()
     assert server.client.get("/v1/recommend/u14").status_code == 200
+
+
+def test_admin_refuse_is_gone_and_names_reject(server: Any) -> None:
+    answer = server.client.post("/v1/admin/refuse", json={"bundle": "nothing", "reason": "why"})
+    assert (answer.status_code, answer.json()["error"]["expected"]) == (410, "/v1/admin/reject")
 
 
 def test_a_move_is_asked_for_in_json(server: Any) -> None:

@@ -79,8 +79,8 @@ def test_a_refused_bundle_never_comes_back(control: ControlStore) -> None:
     releases.promote(control, "a", **WHO)
     releases.promote(control, "b", **WHO)
     with pytest.raises(Refused, match="state=live"):
-        releases.refuse(control, "b", **WHO)
-    releases.refuse(control, "a", **WHO)
+        releases.reject(control, "b", **WHO)
+    releases.reject(control, "a", **WHO)
     assert states(control)["a"] == "refused"
     assert [row.bundle for row in releases.lives(control)] == ["b"]
     with pytest.raises(Refused, match="state=refused"):
@@ -129,13 +129,13 @@ def test_one_experiment_at_a_time_and_several_shadows(control: ControlStore) -> 
     assert (releases.release_table(control)["shadow"], releases.release_table(control)["experiment"]) == ("c", "b")
     with pytest.raises(Refused, match="bundle in the experiment=b"):
         releases.promote(control, "c", to="experiment", **WHO)
-    releases.refuse(control, "b", **WHO)
+    releases.reject(control, "b", **WHO)
     assert releases.promote(control, "c", to="experiment", **WHO).from_ == "shadow"
 
 
 def test_every_drawn_move_and_no_other(tmp_path: Path) -> None:
     """The table of moves is the drawing of the docstring: each state, tried towards each other one."""
-    moves = {"checked": releases.checked, "refused": releases.refuse}
+    moves = {"checked": releases.checked, "refused": releases.reject}
     found = set()
     for number, (state, to) in enumerate(
         (a, b) for a in [*releases.FROM, "registered", "retired", "rolled_back"] for b in releases.FROM

@@ -13,12 +13,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from recloop import __version__
 from recloop.cli import get_started, inspect, pipeline_steps, release, terminal
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
-    ("get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
+    ("Get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
     (
-        "inspect",
+        "Inspect",
         (
             inspect.doctor,
             inspect.evaluate,
@@ -29,9 +30,9 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
             inspect.verify,
         ),
     ),
-    ("release", (release.promote, release.rollback, release.refuse)),
+    ("Release", (release.promote, release.rollback, release.reject)),
     (
-        "pipeline steps",
+        "Pipeline steps",
         (
             pipeline_steps.prepare,
             pipeline_steps.train,
@@ -44,19 +45,29 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
 """Panels of --help and their verbs, in display order."""
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Turn a raw interaction log into a served, monitored and retrained recommender.",
 )  # fmt: skip
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        terminal.plain(f"recloop {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    directory: Annotated[str, typer.Option("-C", metavar="DIR", help="project folder (default: current folder)")] = ".",
+    directory: Annotated[str, typer.Option("-C", metavar="DIR", help="use this project folder")] = ".",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of recloop.toml; repeatable")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a key of recloop.toml; may be repeated"),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
 ) -> None:
-    """Declare the global options for --help; `terminal.run` parses them."""
+    """Declare the global options for --help; `terminal.run` parses ``-C`` and ``--set``."""
 
 
 for _panel, _verbs in PANELS:

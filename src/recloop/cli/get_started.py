@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def init(
-    file: str,
-    items: Annotated[str, typer.Option(help="file with the catalog")] = "",
-    users: Annotated[str, typer.Option(help="file with user attributes")] = "",
+    file: Annotated[str, typer.Argument(help="read the log from this file")],
+    items: Annotated[str, typer.Option(help="read the catalog from this file")] = "",
+    users: Annotated[str, typer.Option(help="read user attributes from this file")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="accept all guesses without asking")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite an existing recloop.toml")] = False,
     as_json: Json = False,
 ) -> None:
-    """Guess a log's columns and write recloop.toml."""
+    """Detect the columns of a log and write recloop.toml."""
     from recloop.init import detect
 
     found = detect.init(file, items, users, CliContext.root, yes, force)
@@ -74,11 +74,11 @@ def _replaced() -> tuple[list[str], bool]:
 def update(
     full: Annotated[bool, typer.Option("--full", help="train from scratch")] = False,
     reset: Annotated[bool, typer.Option("--reset-optimizer", help="use a fresh optimizer for the warm start")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="repeat the first run; posted rows are kept")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="repeat the first run and keep posted rows")] = False,
     every: Annotated[str, typer.Option(help="repeat at this interval: 30m, 1h, 1d")] = "",
     as_json: Json = False,
 ) -> None:
-    """Train on new events; register the bundle if it passes.
+    """Train on new events and register a bundle that passes.
 
     First run: train on the whole log and deploy. Later runs: train a candidate on new events, and register it if it
     passes the gates.
@@ -193,10 +193,8 @@ def _dress(app: Starlette, service: Service) -> None:
 
 
 def demo(
-    directory: Annotated[
-        str, typer.Option("--dir", help="project folder (default: recloop-demo or recloop-world)")
-    ] = "",
-    world: Annotated[bool, typer.Option("--world", help="use simulated data: no download, no torch")] = False,
+    directory: Annotated[str, typer.Option("--dir", help="create this folder (recloop-demo or recloop-world)")] = "",
+    world: Annotated[bool, typer.Option("--world", help="use simulated data, without download and torch")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole loop on grocery or simulated data."""

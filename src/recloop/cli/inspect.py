@@ -11,10 +11,10 @@ from recloop.progress import ConsoleProgress
 
 
 def doctor(
-    signals: Annotated[bool, typer.Option("--signals", help="show events and examples per rule of [events]")] = False,
+    signals: Annotated[bool, typer.Option("--signals", help="show events and examples for each event rule")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check the log and print a report; write nothing."""
+    """Check the log and print a report."""
     from recloop.data import doctor as collected
     from recloop.data import label_report as asked
 
@@ -33,7 +33,9 @@ def doctor(
 
 
 def evaluate(
-    bundles: Annotated[list[str] | None, typer.Argument(metavar="[BUNDLE]...")] = None,
+    bundles: Annotated[
+        list[str] | None, typer.Argument(metavar="[BUNDLE]...", help="compare these bundles instead of the live one")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="override split.protocol")] = "",
     as_json: Json = False,
 ) -> None:
@@ -50,17 +52,17 @@ def evaluate(
 
 
 def recommend(
-    user: str,
-    k: Annotated[int | None, typer.Option("-k", help="number of items, 1 to 1000 (default: the placement's)")] = None,
-    placement: Annotated[str, typer.Option(help="placement on the page")] = "home",
-    bundle: Annotated[str, typer.Option(help="bundle to use (default: live)")] = "",
-    item: Annotated[str, typer.Option(help="query item (placement similar)")] = "",
+    user: Annotated[str, typer.Argument(help="recommend to this user")],
+    n: Annotated[int | None, typer.Option("-n", help="set the list length, 1 to 1000")] = None,
+    placement: Annotated[str, typer.Option(help="use this placement")] = "home",
+    bundle: Annotated[str, typer.Option(help="use this bundle instead of the live one")] = "",
+    item: Annotated[str, typer.Option(help="set the item of a list of similar items")] = "",
     as_json: Json = False,
 ) -> None:
     """Show a user's recommendations without a server."""
     from recloop.serve import offline
 
-    answer = offline.recommend(project(), user, k, placement, bundle, item)
+    answer = offline.recommend(project(), user, n, placement, bundle, item)
     if as_json:
         print_json(answer)
     else:
@@ -92,7 +94,7 @@ def status(as_json: Json = False) -> None:
 
 
 def token(
-    new: Annotated[bool, typer.Option("--new", help="replace it; applies when serve restarts")] = False,
+    new: Annotated[bool, typer.Option("--new", help="replace the token; a running serve keeps the old one")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the project's admin token."""
@@ -107,12 +109,12 @@ def token(
 
 
 def report(
-    start: Annotated[str, typer.Option("--from", help="start of the period, ISO 8601")] = "",
-    end: Annotated[str, typer.Option("--to", help="end of the period, ISO 8601")] = "",
-    file: Annotated[str, typer.Option("--out", help="output file")] = "",
+    start: Annotated[str, typer.Option("--from", help="start the period at this time, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="end the period with this time, ISO 8601")] = "",
+    file: Annotated[str, typer.Option("--out", help="write the page to this file")] = "",
     as_json: Json = False,
 ) -> None:
-    """Write an HTML report: last evaluation and list health."""
+    """Write an HTML report of evaluation and list health."""
     from recloop.monitoring import report as page
 
     done = page.write(project(), start, end, file)
@@ -123,10 +125,10 @@ def report(
 
 
 def verify(
-    last: Annotated[int, typer.Option(min=1, help="number of newest decisions to check")] = 1000,
+    last: Annotated[int, typer.Option(min=1, help="check this many of the newest decisions")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Recompute logged decisions; exit 1 on a difference."""
+    """Rebuild logged decisions and exit 1 on a difference."""
     from recloop.monitoring import verify as verification
     from recloop.records import now
 

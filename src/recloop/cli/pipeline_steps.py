@@ -27,7 +27,7 @@ def prepare(as_json: Json = False) -> None:
 
 
 def train(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="model to train instead of [model]")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="train this model instead of model.name")] = "",
     as_json: Json = False,
 ) -> None:
     """Train a model on data/ and register its bundle."""
@@ -54,15 +54,15 @@ def train(
 
 
 def quarantine(
-    where: Annotated[str, typer.Option(metavar="CONDITION", help="SQL condition on event fields")],
-    reason: Annotated[str, typer.Option(help="reason, stored with the rows")],
-    start: Annotated[str, typer.Option("--from", help="start of the period, ISO 8601")] = "",
-    end: Annotated[str, typer.Option("--to", help="end of the period (exclusive), ISO 8601")] = "",
+    where: Annotated[str, typer.Option(metavar="CONDITION", help="select rows by this SQL condition on event fields")],
+    reason: Annotated[str, typer.Option(help="store this reason with the rows")],
+    start: Annotated[str, typer.Option("--from", help="start the period at this time, ISO 8601")] = "",
+    end: Annotated[str, typer.Option("--to", help="end the period before this time, ISO 8601")] = "",
     restore: Annotated[bool, typer.Option("--restore", help="restore quarantined rows")] = False,
     force: Annotated[bool, typer.Option("--force", help="allow more than clean.max_removed")] = False,
     as_json: Json = False,
 ) -> None:
-    """Quarantine rows, or restore quarantined rows."""
+    """Quarantine or restore rows."""
     from recloop.pipeline import quarantine as rows
 
     done = rows.quarantine(project(), where, reason, start, end, restore, force)
@@ -84,10 +84,10 @@ def quarantine(
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be removed; remove nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be removed and remove nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove bundles, runs and rows that [retention] expires."""
+    """Remove expired bundles, runs and rows."""
     from recloop.pipeline import retention
     from recloop.storage import locks
 
@@ -102,13 +102,11 @@ def gc(
 
 
 def ingest(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE|-", help="CSV, JSON lines or Parquet; - reads JSON lines from stdin")
-    ],
-    url: Annotated[str, typer.Option(help="running service, e.g. http://127.0.0.1:8088")] = "",
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="read CSV, JSON lines or Parquet; - is stdin")],
+    url: Annotated[str, typer.Option(help="post to this service, e.g. http://127.0.0.1:8088")] = "",
     as_json: Json = False,
 ) -> None:
-    """Add rows to the log; repeatable for rows with event_id."""
+    """Add rows to the log, once per event_id."""
     from recloop.ingest import bulk as arrivals
 
     taken = arrivals.ingest(project(), file, url, ConsoleProgress())

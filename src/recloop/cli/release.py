@@ -1,4 +1,4 @@
-"""Verbs promote, rollback and refuse."""
+"""Verbs promote, rollback and reject."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import typer
 from recloop.cli.terminal import Json, plain, print_json, project
 from recloop.progress import ConsoleProgress
 
-Reason = Annotated[str, typer.Option(help="reason, stored in the release table")]
+Reason = Annotated[str, typer.Option(help="store this reason in the release table")]
 
 
 def promote(
-    bundle: str,
-    to: Annotated[str, typer.Option(help="shadow, experiment or live (default: live, if earned)")] = "",
+    bundle: Annotated[str, typer.Argument(help="promote this bundle")],
+    to: Annotated[str, typer.Option(help="move to shadow, experiment or live (default: live)")] = "",
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Promote a bundle to shadow, experiment or live.
 
-    Runs the bundle's gate first if it has not run. A running `serve` deploys the bundle within a second.
+    Runs the gate of the bundle first if it has not run. A running serve deploys the bundle within a second.
     """
     from recloop.pipeline import promotion
 
@@ -34,11 +34,15 @@ def rollback(reason: Reason = "", as_json: Json = False) -> None:
     _print_move(transitions.rollback(project(), reason), as_json)
 
 
-def refuse(bundle: str, reason: Reason = "", as_json: Json = False) -> None:
+def reject(
+    bundle: Annotated[str, typer.Argument(help="exclude this bundle")],
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
     """Exclude a bundle permanently."""
     from recloop.release import transitions
 
-    _print_move(transitions.refuse(project(), bundle, reason), as_json)
+    _print_move(transitions.reject(project(), bundle, reason), as_json)
 
 
 def _print_move(moved: dict[str, Any], as_json: bool) -> None:

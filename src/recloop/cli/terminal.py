@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sqlite3
 import sys
 import tempfile
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from recloop.project import Project
 
 INTERRUPTED: Final = 130
+RENAMED_VERBS: Final = {"refuse": "reject"}
+RENAMED_OPTIONS: Final = {"-k": "-n"}
 WRITABLE: Final = "a path with read and write permission"
 ROOM: Final = "free space on its disk"
 BARRED: Final = {
@@ -70,7 +73,9 @@ def print_json(tree: Any) -> None:
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; see docs/reference/cli.md."""
     try:
-        code = app(_extract_global_options(list(arguments)), prog_name="recloop", standalone_mode=False)
+        words = _extract_global_options(list(arguments)) or ["--help"]
+        _refuse_old_names(words)
+        code = app(words, prog_name="recloop", standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:
             print("interrupted", file=sys.stderr)  # typer sets the code and prints nothing
@@ -138,9 +143,6 @@ def _as_user_error(error: Exception) -> UserError | None:
 
 def _print_usage_error(arguments: Sequence[str], error: Any) -> int:
     """Print an unknown verb or option, or an invalid value; return exit code 2."""
-    if not arguments:
-        print(error.format_message(), file=sys.stderr)  # without a verb, the message is the help
-        return 2
     verb = getattr(getattr(error, "ctx", None), "info_name", None)
     usage = "recloop --help" if verb in {None, "recloop"} else f"recloop {verb} --help"
     problem = error.format_message().rstrip(".")
@@ -149,6 +151,18 @@ def _print_usage_error(arguments: Sequence[str], error: Any) -> int:
         file=sys.stderr,
     )
     return 2
+
+
+def _refuse_old_names(words: Sequence[str]) -> None:
+    """Raise a `UserError` that names the new verb or option in place of an old one."""
+    verb, *options = words
+    if verb in RENAMED_VERBS:
+        new = RENAMED_VERBS[verb]
+        raise UserError("command", verb, f"{new}, the new name of {verb}", f"recloop {shlex.join([new, *options])}")
+    for option in options[: options.index("--") if "--" in options else None]:
+        if option[:2] in RENAMED_OPTIONS:
+            old, new = option[:2], RENAMED_OPTIONS[option[:2]]
+            raise UserError("option", option, f"{new}, the new name of {old}", f"recloop {verb} --help")
 
 
 def _extract_global_options(arguments: list[str]) -> list[str]:

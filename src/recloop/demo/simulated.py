@@ -230,7 +230,7 @@ def harmful(stage: SimulationContext, campaign: str) -> SimulationTotals:
         raise AssertionError(f"{campaign} became live: {found.verdict}")
     if found.verdict != "worse":
         raise AssertionError(f"the harm was not detected: {found.why}")
-    stage.client.post("/v1/admin/refuse", {"bundle": campaign, "reason": found.why})
+    stage.client.post("/v1/admin/reject", {"bundle": campaign, "reason": found.why})
     stage.say(chapter, f"{campaign} is refused")
     return done
 

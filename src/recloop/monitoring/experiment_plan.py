@@ -81,11 +81,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         found = row.evidence.get(EVIDENCE)
         if found is None:
             expected = "an experiment whose release row holds its plan; an earlier version started this one"
-            raise UserError("experiment", row.bundle, expected, f"recloop refuse {row.bundle} --reason 'no plan'")
+            raise UserError("experiment", row.bundle, expected, f"recloop reject {row.bundle} --reason 'no plan'")
         try:
             return msgspec.convert(found, cls)
         except msgspec.ValidationError as error:
-            fix = f"recloop refuse {row.bundle} --reason 'plan of another version'"
+            fix = f"recloop reject {row.bundle} --reason 'plan of another version'"
             raise UserError("experiment", row.bundle, f"a plan that this version reads ({error})", fix) from None
 
     def to_evidence(self) -> JsonTree:

@@ -233,6 +233,6 @@ def _release(control: ControlStore, project: Project, tree: JsonTree) -> None:
     for bundle, (state, _) in releases.read_state(control).states.items():
         if bundle != name and state != "refused":
             try:
-                releases.refuse(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=at)
+                releases.reject(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=at)
             except Refused:  # another process refused it meanwhile
                 continue

@@ -1,4 +1,4 @@
-"""Operator moves: promote, rollback and refuse, with the requirements of each step.
+"""Operator moves: promote, rollback and reject, with the requirements of each step.
 
 A bundle registered by `update` has passed its gate. A bundle registered by `train` has not: with a live bundle, it
 cannot move before its gate ran. `recloop promote` runs the gate (`recloop.pipeline.promotion`); a server does not.
@@ -143,7 +143,7 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> J
     return _result(releases.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
 
 
-def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> JsonTree:
+def reject(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> JsonTree:
     """Exclude a bundle permanently.
 
     Raises:
@@ -151,9 +151,9 @@ def refuse(project: Project, bundle: str, reason: str, by: str = "", at: int = 0
         Refused: the bundle is live or already refused, or another process moved a release meanwhile.
     """
     if not reason.strip():
-        raise UserError("--reason", reason, "why this bundle is refused", f"recloop refuse {bundle} --reason WHY")
+        raise UserError("--reason", reason, "why this bundle is rejected", f"recloop reject {bundle} --reason WHY")
     control = project.open_control()
-    return _result(releases.refuse(control, bundle, by=by or _who("refuse"), reason=reason, at=at or now()))
+    return _result(releases.reject(control, bundle, by=by or _who("reject"), reason=reason, at=at or now()))
 
 
 def _result(row: ReleaseRow) -> JsonTree:
@@ -205,7 +205,7 @@ def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: st
     try:
         evidence = check_servable(project, open_bundle(project, row), live)
     except BundleError as error:
-        releases.refuse(control, row.bundle, by=by, reason=str(error), at=now())
+        releases.reject(control, row.bundle, by=by, reason=str(error), at=now())
         raise Refused("check", "failed", "passed", str(error)) from None
     releases.checked(control, row.bundle, by=by, reason="loaded", at=now(), evidence=evidence)
 

@@ -1,4 +1,4 @@
-"""Admin routes: promote, rollback and refuse, deployed before the response.
+"""Admin routes: promote, rollback and reject, deployed before the response.
 
 They call the same functions as the command-line verbs and return the same result.
 """
@@ -22,9 +22,10 @@ from recloop.serve.service import Service
 
 
 def admin_routes(service: Service) -> list[Route]:
-    """Build the routes ``/v1/admin/promote``, ``rollback`` and ``refuse``."""
-    verbs = ("promote", "rollback", "refuse")
-    return [Route(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), methods=["POST"]) for verb in verbs]
+    """Build the routes ``/v1/admin/promote``, ``rollback`` and ``reject``."""
+    verbs = ("promote", "rollback", "reject")
+    routes = [Route(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), methods=["POST"]) for verb in verbs]
+    return [*routes, Route("/v1/admin/refuse", _renamed, methods=["POST"], include_in_schema=False)]
 
 
 class AdminRoutes:
@@ -56,8 +57,8 @@ class AdminRoutes:
         project, by = self._service.project, f"POST /v1/admin/{self._verb}"
         if self._verb == "rollback":
             return transitions.rollback(project, asked.reason, by, at)
-        if self._verb == "refuse":
-            return transitions.refuse(project, asked.bundle, asked.reason, by, at)
+        if self._verb == "reject":
+            return transitions.reject(project, asked.bundle, asked.reason, by, at)
         return transitions.promote(project, asked.bundle, asked.to, asked.reason, by, at)
 
     def _at(self, request: Request) -> int:
@@ -66,6 +67,10 @@ class AdminRoutes:
         config = self._service.project.config
         replayed = parse.timestamp_or_none(header, config.data) if header and config.serve.allow_time_header else None
         return self._service.clock() if replayed is None else replayed
+
+
+async def _renamed(_: Request) -> Response:
+    raise HttpError(410, "renamed", "/v1/admin/refuse is now /v1/admin/reject", None, "/v1/admin/reject")
 
 
 async def _asked(request: Request) -> ReleaseRequest:

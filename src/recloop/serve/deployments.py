@@ -203,7 +203,7 @@ class DeploymentLoader:
     def _refuse(self, bundle: str, error: BundleError) -> None:
         LOGGER.warning("bundle %s is refused: %s", bundle, error)
         try:
-            releases.refuse(self._control, bundle, by=BY, reason=str(error), at=self._clock())
+            releases.reject(self._control, bundle, by=BY, reason=str(error), at=self._clock())
         except Refused as refused:  # moved concurrently
             LOGGER.info("bundle %s: %s", bundle, refused)
 

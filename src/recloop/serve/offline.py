@@ -25,20 +25,20 @@ OWN = ("item_id", "score", "source", "reason")
 
 
 def recommend(
-    project: Project, user_id: str, k: int | None = None, placement: str = "home", bundle: str = "", item: str = ""
+    project: Project, user_id: str, n: int | None = None, placement: str = "home", bundle: str = "", item: str = ""
 ) -> JsonTree:
     """Compute the reply of ``GET /v1/recommend/{user_id}``, with item names.
 
     Args:
-        k: List length, 1 to 1000; None for the placement's own.
+        n: List length, 1 to 1000; None for the placement's own.
         bundle: A registered bundle; empty for the live one.
 
     Raises:
-        UserError: unknown bundle or placement, no live bundle yet, or k out of range.
+        UserError: unknown bundle or placement, no live bundle yet, or n out of range.
         BundleError: the bundle may not be served.
     """
-    if k is not None and not 1 <= k <= 1000:
-        raise UserError("-k", k, "a whole number from 1 to 1000", f"recloop recommend {user_id} -k 10")
+    if n is not None and not 1 <= n <= 1000:
+        raise UserError("-n", n, "a whole number from 1 to 1000", f"recloop recommend {user_id} -n 10")
     if not user_id:
         raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
     loading.whole(project)
@@ -53,7 +53,7 @@ def recommend(
     query = Query(
         user_id=user_id,
         now=now(),
-        k=k or 0,
+        k=n or 0,
         placement=placement,
         properties=naming(project.config.data.columns.name),
         request_id=uuid.uuid4().hex,

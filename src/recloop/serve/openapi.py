@@ -32,7 +32,7 @@ TOKEN = "admin_token"  # noqa: S105 - the name of a scheme
 VERBS = {
     "promote": "Promote a bundle one step, or to live if that is earned",
     "rollback": "Restore the previous live bundle",
-    "refuse": "Exclude a bundle permanently",
+    "reject": "Exclude a bundle permanently",
 }
 
 

@@ -186,7 +186,7 @@ def rollback(control: ControlStore, *, by: str, reason: str, at: int) -> Release
     return _move(control, found, before, "live", by, reason, at, {ROLLED_BACK: now})
 
 
-def refuse(
+def reject(
     control: ControlStore, bundle: str, *, by: str, reason: str, at: int, evidence: Mapping[str, Any] | None = None
 ) -> ReleaseRow:
     """Exclude a bundle permanently.
@@ -249,7 +249,7 @@ def allowed(found: ReleaseState, bundle: str, to: str) -> None:
         raise Refused("state", state, f"one of {', '.join(FROM[to])}", fix)
     tried = found.rows_in("experiment")
     if to == "experiment" and tried:
-        raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or refuse that one first")
+        raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or reject that one first")
 
 
 def _move(
