@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 import recloop
 from recloop.cli import run
 from recloop.project import open_project
+from recloop.serve import reload
 from recloop.serve.app import build
 from recloop.serve.service import Service
 from recloop.simulation.shop import SimulatedShop
@@ -67,6 +68,7 @@ def command(folder: Path, *words: str) -> None:
 
 def main(listed: bool) -> None:
     """A seeded shop with counting models: its first run, then the three walks."""
+    reload.EVERY_SECONDS = 3600.0  # the poll is not part of a walk
     walk = Walk()
     threading.setprofile(walk.hook)
     sys.setprofile(walk.hook)
