@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
-from recloop.client import serving
+from recloop.ingest.client import serving
 from recloop.project import open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden

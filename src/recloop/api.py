@@ -39,7 +39,7 @@ from recloop.features.log_end import end_of
 from recloop.features.moments import moment_stamps, number_moments
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateBatch, StateHistory, UserState
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_closed_form
 from recloop.pipeline import training_steps

@@ -28,8 +28,7 @@ from recloop.features.learned_range import LearnedRange
 from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import UserState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
-from recloop.files import sync_folder, write_file
-from recloop.json_object import AttributeValues, JsonTree
+from recloop.files import AttributeValues, JsonTree, sync_folder, write_file
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FileFacts

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from recloop.errors import UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 FILE = "recloop.toml"
 HEAVIEST = 1000  # of the weights of [events]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recloop.features.learned_range import LAST_SEQ, LearnedRange
-from recloop.json_object import JsonObject, JsonTree, without_none
+from recloop.files import JsonObject, JsonTree, without_none
 from recloop.policy import ScorerSpec
 from recloop.records import FileFacts
 

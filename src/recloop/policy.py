@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from recloop.errors import BundleError
-from recloop.json_object import JsonObject, JsonTree, without_none
+from recloop.files import JsonObject, JsonTree, without_none
 
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).

@@ -17,7 +17,7 @@ import msgspec
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from recloop.json_object import AttributeValues, JsonTree
+from recloop.files import AttributeValues, JsonTree
 
 SEQ: Final = "seq"
 EVENT_ID: Final = "event_id"

@@ -20,7 +20,7 @@ import tomli_w
 
 from recloop.config import FILE, LATER, Config
 from recloop.errors import UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 RENAMED: Final = {
     "counts": "baselines",

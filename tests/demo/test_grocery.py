@@ -12,10 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recloop.client import iso
 from recloop.demo.grocery_project import priced, write_project
 from recloop.demo.narrator import MARK
 from recloop.errors import UserError
+from recloop.ingest.client import iso
 from recloop.project import open_project
 
 

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from recloop import loop
-from recloop.client import serving
 from recloop.demo.replay import baskets, replay
+from recloop.ingest.client import serving
 from recloop.monitoring.verify import verify
 from recloop.project import open_project
 from recloop.records import DAY

@@ -12,7 +12,7 @@ import polars as pl
 
 from recloop.data.numbers import read_numbers
 from recloop.data.tables import Table
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.storage.event_log import object_text
 
 NUMBER: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"

@@ -22,7 +22,7 @@ from recloop.errors import UserError
 from recloop.features.clock_rule import CLOCK
 from recloop.features.labels import EventLabeler, class_of, with_uses
 from recloop.features.moments import reused_groups
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import (
     DAY,

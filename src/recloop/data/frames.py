@@ -15,7 +15,7 @@ from recloop.data.read import OPTIONAL, as_ids
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table
 from recloop.errors import UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.records import SEQ
 from recloop.settings import build
 

@@ -14,7 +14,7 @@ from recloop.data.clean import clean, described
 from recloop.data.read import read_events, read_items, read_users
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.labels import CLASSES, EventLabeler
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_unit_interval, iso
 

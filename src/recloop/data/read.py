@@ -17,7 +17,7 @@ from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_objects, read_table
 from recloop.data.timestamps import ParsedTimestamps, parse_timestamps
 from recloop.errors import UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import (
     CONTEXT,

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from recloop.data.sources import InputFile, Kind, encoding_of
 from recloop.errors import UserError, printable
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 SEPARATORS: Final = (",", ";", "\t", "|")
 BLOCK: Final = 1 << 24  # a row must fit into one

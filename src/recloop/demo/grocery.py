@@ -16,12 +16,12 @@ import polars as pl
 import rich.console
 
 from recloop import loop
-from recloop.client import Client, iso, serving
 from recloop.demo import grocery_days
 from recloop.demo.grocery_checks import planted_skew, watch
 from recloop.demo.grocery_project import write_project
 from recloop.demo.narrator import DemoNarrator
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
+from recloop.ingest.client import Client, iso, serving
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.records import SECOND, hash_unit_interval

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import polars as pl
 
-from recloop.client import WAIT, serving
 from recloop.features.vocabulary import NumericBuckets
+from recloop.ingest.client import WAIT, serving
 from recloop.monitoring import report, verify
 from recloop.project import Project, open_project
 from recloop.records import hash_unit_interval

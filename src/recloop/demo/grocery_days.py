@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from recloop.client import Client, iso
 from recloop.demo import grocery_updates
 from recloop.demo.replay import Replayed, replay
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
+from recloop.ingest.client import Client, iso
 from recloop.monitoring import experiment, shadow_report, verify
 from recloop.monitoring.report import readable
 from recloop.progress import Progress

@@ -16,7 +16,7 @@ import numpy as np
 
 from recloop import bundle
 from recloop.data.label_report import RuleCount
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import now
 from recloop.release.gate import GateResult

@@ -10,7 +10,7 @@ from typing import Any
 import rich.console
 
 from recloop.errors import UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.progress import Progress
 
 MARK = "# The demo of recloop."

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from recloop.client import Client, iso
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
+from recloop.ingest.client import Client, iso
 from recloop.records import DAY, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 BEFORE = 1_000_000

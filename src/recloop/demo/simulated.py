@@ -19,7 +19,6 @@ import numpy as np
 import rich.console
 
 from recloop import loop
-from recloop.client import Client, serving
 from recloop.data.label_report import counted
 from recloop.demo.grocery_days import release_rows
 from recloop.demo.grocery_updates import gate_lines, rule_lines
@@ -27,7 +26,8 @@ from recloop.demo.narrator import MARK, DemoNarrator, fresh_folder
 from recloop.demo.simulated_users import SimulatedUsers, SimulationTotals
 from recloop.demo.true_effect import compared
 from recloop.features.labels import EventLabeler
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
+from recloop.ingest.client import Client, serving
 from recloop.monitoring import verify
 from recloop.monitoring.experiment_verdict import Verdict
 from recloop.pipeline import promotion

@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from recloop.client import Client
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
+from recloop.ingest.client import Client
 from recloop.records import DAY, SECOND, hash_unit_interval
 from recloop.simulation.browsing import BrowsingSimulator
 from recloop.simulation.shop import START

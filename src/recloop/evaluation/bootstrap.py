@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recloop.evaluation.metrics import Floats
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 DRAWS: Final = 2_000
 

@@ -18,8 +18,7 @@ from rich.text import Text
 from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Difference, Estimate
 from recloop.evaluation.metrics import Floats
-from recloop.files import replace_file
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, replace_file
 from recloop.manifest import Training
 
 SLICES: Final = ("all", "warm", "repeat", "explore")

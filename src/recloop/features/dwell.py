@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from recloop.json_object import AttributeValues, JsonTree
+from recloop.files import AttributeValues, JsonTree
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, VALUE
 
 DWELL: Final = "dwell"

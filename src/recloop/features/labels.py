@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from recloop import conditions
 from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
+from recloop.features import conditions
 from recloop.features.clock_rule import CLOCK, wrong_clock
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, DwellPercentiles
 from recloop.features.spec import FeatureSpec

@@ -10,7 +10,7 @@ from typing import Final
 
 from recloop.config import Clean, Config, Events, Field
 from recloop.features.dwell import DwellPercentiles
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 ENCODED: Final = {"days_since_last": "gap"}
 """Names of ``features.context`` that a bundle's files write otherwise."""

@@ -24,7 +24,7 @@ import polars as pl
 from recloop.features.labels import with_uses
 from recloop.features.moments import ended, joined
 from recloop.features.undo import INPUTS, Act, ActColumns, Kind, undone_acts
-from recloop.json_object import AttributeValues
+from recloop.files import AttributeValues
 from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
 
 GROUPS: Final = 64

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recloop.features.spec import FeatureSpec
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 BUCKETS = 10
 """Number of quantile buckets of a numeric field (fewer if values repeat)."""

@@ -21,16 +21,16 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from recloop.client import Client, iso
 from recloop.config import Columns, Data
 from recloop.data.rejected_rows import GUESTS
 from recloop.errors import Locked, UserError
 from recloop.features.labels import EventLabeler
+from recloop.files import JsonTree
 from recloop.ingest import parse
+from recloop.ingest.client import Client, iso
 from recloop.ingest.file_rows import read_arrivals
 from recloop.ingest.parse import Rejected
 from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer, burst_seconds
-from recloop.json_object import JsonTree
 from recloop.progress import ConsoleProgress
 from recloop.project import Project
 from recloop.recommend import loading

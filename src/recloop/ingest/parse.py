@@ -10,7 +10,7 @@ import msgspec
 
 from recloop.config import Data
 from recloop.features.timestamp_text import EXPECTED, parse_timestamp
-from recloop.json_object import AttributeValues, JsonTree
+from recloop.files import AttributeValues, JsonTree
 from recloop.records import Event, Item, User
 from recloop.storage.event_log import object_text
 

@@ -24,12 +24,11 @@ from recloop.data.split import split
 from recloop.data.tables import Table, read_table
 from recloop.data.timestamps import looks_compact
 from recloop.errors import UserError
-from recloop.files import replace_file
+from recloop.files import JsonTree, replace_file
 from recloop.init.columns import NAMES, OUTCOMES, ColumnGuess, guess_columns, holds_several, is_blank, normalize_name
 from recloop.init.event_names import Meaning, meaning_of, partner
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
 from recloop.init.template import config_text
-from recloop.json_object import JsonTree
 from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
 from recloop.settings import build
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from recloop.data.tables import Table
+from recloop.files import JsonTree
 from recloop.init.columns import TITLES, ColumnGuess, normalize_name
-from recloop.json_object import JsonTree
 
 MANY_VALUES: Final = 1_000
 FEATURES: Final = 8

@@ -14,7 +14,7 @@ import msgspec
 
 from recloop.config import Release
 from recloop.errors import UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.storage.control import ReleaseRow
 
 EVIDENCE: Final = "experiment"

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.monitoring.experiment_plan import Plan
 from recloop.monitoring.statistics import ALARM
 

@@ -26,8 +26,7 @@ from matplotlib.figure import Figure
 
 from recloop.errors import UserError
 from recloop.features.vocabulary import as_text
-from recloop.files import replace_file
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, replace_file
 from recloop.manifest import Manifest
 from recloop.monitoring import experiment
 from recloop.monitoring.experiment_verdict import Verdict

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import DAY
 

@@ -19,8 +19,7 @@ from recloop.errors import RecloopError
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
 from recloop.features.state import StateBatch, StateHistory
-from recloop.files import replace_json
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, replace_json
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recloop.config import Config
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.settings import translate_recorded
 
 COMPARED: Final = (

@@ -20,8 +20,7 @@ from recloop.evaluation import paired
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries, make_queries
-from recloop.files import replacing
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, replacing
 from recloop.pipeline import training_steps
 from recloop.pipeline.journal import Journal
 from recloop.pipeline.update_run import UpdateRun

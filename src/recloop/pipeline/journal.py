@@ -13,8 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recloop.files import replace_json
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, replace_json
 
 FILE = "journal.json"
 STAGED = ("data", "candidate", "bundles", "rest")

@@ -23,7 +23,7 @@ from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateHistory
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
 from recloop.pipeline.evidence import broken_golden, compared, holdout_rows

@@ -13,9 +13,9 @@ from typing import Final
 
 import polars as pl
 
-from recloop import conditions
 from recloop.errors import Locked, Refused, UserError
-from recloop.json_object import JsonTree
+from recloop.features import conditions
+from recloop.files import JsonTree
 from recloop.monitoring.report import stamp
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ, TIMESTAMP, USER_ID, VALUE, iso, now

@@ -23,8 +23,7 @@ from recloop.data import new_files
 from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult
 from recloop.errors import Locked, Refused, UserError
-from recloop.files import move, recover_folder, replace_json, swap_folder, sync_folder
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, move, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.pipeline import config_changes
 from recloop.pipeline.config_changes import Change, Effect
 from recloop.pipeline.update_run import UpdateResult

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from recloop.errors import Locked, UserError
-from recloop.files import sync_folder
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, sync_folder
 from recloop.monitoring.experiment import reads_since
 from recloop.monitoring.experiment_plan import Plan
 from recloop.pipeline.journal import FILE as JOURNAL

@@ -24,7 +24,7 @@ from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateHistory
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.pipeline import config_changes, training_steps
 from recloop.pipeline.config_changes import Change, Effect
 from recloop.pipeline.journal import Journal

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop import conditions
+from recloop.features import conditions
 from recloop.features.vocabulary import Vocabulary, as_text
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.records import ITEM_ID, SEQ, Item

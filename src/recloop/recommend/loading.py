@@ -12,8 +12,7 @@ import polars as pl
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
-from recloop.files import replace_json
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree, replace_json
 from recloop.models.base import model_class
 from recloop.project import Project
 from recloop.recommend.recommender import check_golden

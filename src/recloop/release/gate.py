@@ -39,7 +39,7 @@ from recloop.config import Gates
 from recloop.evaluation import bootstrap
 from recloop.evaluation.agreement import overlap
 from recloop.evaluation.bootstrap import Difference
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 
 POOLED: Final = 6
 """Most earlier windows that are pooled with an open verdict."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recloop.errors import BundleError, Locked, Refused, UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.monitoring import experiment
 from recloop.monitoring.experiment_plan import EVIDENCE, Plan
 from recloop.monitoring.experiment_verdict import Verdict

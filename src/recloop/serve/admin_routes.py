@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from recloop.errors import BundleError, Refused, UserError
+from recloop.files import JsonTree
 from recloop.ingest import parse
-from recloop.json_object import JsonTree
 from recloop.release import transitions
 from recloop.serve import request as request_parts
-from recloop.serve.query_parameters import only
+from recloop.serve.request import only
 from recloop.serve.schemas import HttpError, ReleaseRequest, ReleaseResponse
 from recloop.serve.service import Service
 

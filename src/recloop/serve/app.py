@@ -22,12 +22,13 @@ from starlette.routing import Route
 from recloop.ingest.parse import BadRequest
 from recloop.project import Project
 from recloop.records import now
-from recloop.serve import admin_routes, openapi, query_parameters, reload, server
+from recloop.serve import admin_routes, openapi, reload, server
+from recloop.serve import request as request_parts
 from recloop.serve.access import AccessMiddleware
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
-from recloop.serve.query_parameters import only
 from recloop.serve.recommend_routes import RecommendRoutes
+from recloop.serve.request import only
 from recloop.serve.schemas import HealthResponse, HttpError, StatusResponse
 from recloop.serve.service import Clock, Service
 from recloop.storage import locks
@@ -103,12 +104,12 @@ def build(service: Service, host: str = "") -> Starlette:
     get, post = ["GET"], ["POST"]
     app = Starlette(
         routes=[
-            Route("/v1/recommend", only(asked.recommend, query_parameters.RECOMMEND_BY_QUERY), methods=get),
-            Route("/v1/recommend/{user_id:path}", only(asked.recommend, query_parameters.RECOMMEND), methods=get),
+            Route("/v1/recommend", only(asked.recommend, request_parts.RECOMMEND_BY_QUERY), methods=get),
+            Route("/v1/recommend/{user_id:path}", only(asked.recommend, request_parts.RECOMMEND), methods=get),
             Route("/v1/events", only(posted.post_events), methods=post),
             Route("/v1/items", only(posted.post_items), methods=post),
             Route("/v1/users", only(posted.post_users), methods=post),
-            Route("/v1/items/{item_id:path}/similar", only(asked.similar, query_parameters.SIMILAR), methods=get),
+            Route("/v1/items/{item_id:path}/similar", only(asked.similar, request_parts.SIMILAR), methods=get),
             Route("/v1/items/{item_id:path}", only(asked.get_item), methods=get),
             Route("/v1/users/{user_id:path}", only(asked.get_user), methods=get),
             Route("/v1/health/live", only(handlers.live), methods=get),

@@ -18,7 +18,7 @@ from starlette.routing import Match, Mount
 from starlette.types import Scope
 
 from recloop.errors import RecloopError, Refused
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.summary import Windows
 from recloop.serve import console_panels

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.monitoring import experiment, shadow_report
 from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.report import readable

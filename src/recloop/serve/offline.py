@@ -11,7 +11,7 @@ import rich.table
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from recloop import __version__
+from recloop.files import JsonTree
 from recloop.ingest import parse
 from recloop.ingest.parse import NDJSON
-from recloop.json_object import JsonTree
-from recloop.serve import query_parameters
+from recloop.serve import request as request_parts
 from recloop.serve import schemas as messages
-from recloop.serve.query_parameters import Parameter
+from recloop.serve.request import Parameter
 
 ID = {"type": "string", "minLength": 1}
 ERRORS = {
@@ -67,9 +67,9 @@ def _paths() -> dict[str, JsonTree]:
     listed = "Recommend items to a user, known or unknown"
     return {
         "/v1/recommend/{user_id}": _get(
-            "recommend", listed, "RecommendResponse", query_parameters.RECOMMEND, path="user_id"
+            "recommend", listed, "RecommendResponse", request_parts.RECOMMEND, path="user_id"
         ),
-        "/v1/recommend": _get("recommend_by_query", listed, "RecommendResponse", query_parameters.RECOMMEND_BY_QUERY),
+        "/v1/recommend": _get("recommend_by_query", listed, "RecommendResponse", request_parts.RECOMMEND_BY_QUERY),
         "/v1/events": _rows("post_events", "Add events; durable when answered", "EventIn", "EventsResponse"),
         "/v1/items": _rows("post_items", "Add or update items; used from the next request", "ItemIn", "ItemsResponse"),
         "/v1/users": _rows("post_users", "Add or update users; used from the next request", "UserIn", "UsersResponse"),
@@ -80,7 +80,7 @@ def _paths() -> dict[str, JsonTree]:
             "similar",
             "Recommend items similar to an item",
             "RecommendResponse",
-            query_parameters.SIMILAR,
+            request_parts.SIMILAR,
             path="item_id",
             errors=("404",),
         ),
@@ -99,7 +99,7 @@ def _get(
     name: str,
     summary: str,
     answer: str,
-    query: tuple[Parameter, ...] = query_parameters.NONE,
+    query: tuple[Parameter, ...] = request_parts.NONE,
     path: str = "",
     errors: tuple[str, ...] = (),
 ) -> JsonTree:

@@ -14,8 +14,7 @@ from recloop.errors import UserError
 from recloop.recommend import similar_items
 from recloop.records import Query, iso
 from recloop.serve.middleware import json_response
-from recloop.serve.query_parameters import MOST_ITEMS
-from recloop.serve.request import request_time
+from recloop.serve.request import MOST_ITEMS, request_time
 from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperature, UserResponse, unprocessable
 from recloop.serve.service import Service
 

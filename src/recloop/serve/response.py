@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList
 from recloop.records import Decision, Query

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from recloop.json_object import AttributeValues, JsonTree
+from recloop.files import AttributeValues, JsonTree
 
 Temperature = Literal["hot", "warm", "cold"]
 """Hot: id in the table (has a positive). Warm: attributes only. Cold: neither."""

@@ -18,14 +18,14 @@ from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch, UserState
+from recloop.files import JsonTree
 from recloop.ingest.writer import Writer, WriteRequest, burst_seconds
-from recloop.json_object import JsonTree
 from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
-from recloop.recommend.user_states import StateCache
+from recloop.recommend.user_states import StateCache, StateRegistry, StateSource
 from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, now
 from recloop.release import assignment
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
@@ -33,7 +33,6 @@ from recloop.serve.reload import Reloader
 from recloop.serve.response import build_decision, build_response
 from recloop.serve.schemas import RecommendResponse
 from recloop.serve.shadow import ShadowQueue
-from recloop.serve.state_registry import StateRegistry, StateSource
 from recloop.storage import admin_token, inbox, locks, releases
 from recloop.storage.archive import Archive
 

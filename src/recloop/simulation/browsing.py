@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from recloop import records
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.records import DAY, SECOND, iso
 from recloop.simulation.shop import AGES, CATEGORIES, KINDS, START, pick
 

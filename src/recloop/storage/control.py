@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from recloop.errors import Refused
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.storage.event_log import RESTORED, Retraction
 from recloop.storage.sqlite import Store, open_reader, open_writer, transaction
 

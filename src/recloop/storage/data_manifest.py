@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recloop.errors import UserError
-from recloop.json_object import JsonObject, JsonTree, without_none
+from recloop.files import JsonObject, JsonTree, without_none
 from recloop.records import FileFacts
 
 MANIFEST: Final = "manifest.json"

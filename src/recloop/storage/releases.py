@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recloop.errors import Refused, UserError
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.storage import ControlStore
 from recloop.storage.control import ReleaseRow
 

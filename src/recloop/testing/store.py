@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.records import Decision, Event, Item, User
 from recloop.storage import ControlStore, DecisionLog, EventLog, open_control, open_decisions, open_log
 from recloop.storage.control import ReleaseConflict

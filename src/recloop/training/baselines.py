@@ -13,7 +13,7 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.state import StateHistory
 from recloop.features.vocabulary import as_text
-from recloop.json_object import JsonTree
+from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, is_closed_form, load_model
 from recloop.models.covisitation import RECENT

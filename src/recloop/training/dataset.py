@@ -14,7 +14,7 @@ from recloop.features.spec import FeatureSpec
 from recloop.features.state import offsets_of
 from recloop.features.undo import without_undone
 from recloop.features.vocabulary import FieldCodes, Vocabulary
-from recloop.json_object import AttributeValues
+from recloop.files import AttributeValues
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.records import (
     DAY,

@@ -13,7 +13,7 @@ import numpy as np
 
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.json_object import JsonTree, without_none
+from recloop.files import JsonTree, without_none
 from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
 from recloop.settings import dump

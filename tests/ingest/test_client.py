@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from recloop.client import Client
+from recloop.ingest.client import Client
 
 
 class Shop(ThreadingHTTPServer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from recloop import conditions
 from recloop.errors import UserError
+from recloop.features import conditions
 
 FRAME = pl.DataFrame(
     {
