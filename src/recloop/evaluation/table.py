@@ -208,7 +208,7 @@ class EvaluationTable:
         parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
         lead = "" if any(row.kind == "network" for row in self.compared) else "This table has no network; "
         users = self.protocol.users
-        over = "one user: no interval" if users == 1 else f"paired over {users:,} users"
+        over = "one user: no interval" if users == 1 else f"95 % CI, paired over {users:,} users"
         text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
 
@@ -268,7 +268,7 @@ class EvaluationTable:
         return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
 
     def _drawn(self, k: int) -> RichTable:
-        drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        drawn = RichTable(box=SIMPLE_HEAD, padding=0)
         drawn.add_column("model", no_wrap=True)
         columns = [("all", f"{name}@{k}", f"{name}@{k}") for name in metrics.RANKING]
         headline = f"NDCG@{k}"
@@ -374,7 +374,7 @@ def _said(one: BaselineComparison) -> str:
         return f"{who}: difference {estimate.value:+.4f}{share}"
     return (
         f"{who} {verb} {size:{'+' if one.difference.verdict == 'inconclusive' else ''}.4f} "
-        f"(95 % CI {estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
+        f"({estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
     )
 
 
@@ -390,8 +390,5 @@ def protocol_line(protocol: EvaluationProtocol) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Format a share for a table: ``.1234``, a dash for none."""
-    if np.isnan(value):
-        return "-"
-    text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
+    """Format a share for a table: ``0.1234``, a dash for none."""
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"

@@ -234,11 +234,8 @@ def stamp(key: str, text: str) -> int | None:
 
 
 def share(value: float | None, digits: int = 4) -> str:
-    """Format a share for a table: ``.1234``; a dash for None."""
-    if value is None:
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
+    """Format a share for a table: ``0.1234``; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def amount(value: float | None) -> str:

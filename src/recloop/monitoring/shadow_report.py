@@ -228,7 +228,7 @@ def _health(rows: Sequence[Decision], against: HealthReference) -> dict[str, Any
 
 
 def plot(found: Mapping[str, Any], file: Path | str) -> None:
-    """The picture of a comparison: each measure with its 95 % interval, the noise floor in grey beside it."""
+    """The picture of a comparison: each measure with its 95 % CI, the noise floor in grey beside it."""
     with mpl.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "recloop"}):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.add_subplot()

@@ -122,7 +122,7 @@ class GateResult:
             said += f" (NDCG@10 {self.candidate:.4f}, live {self.live:.4f})"
         said += ", no threshold" if math.isnan(self.threshold) else f", threshold {self.threshold:.4g}"
         if self.low is not None and self.high is not None:
-            said += f", {'interval' if compared else 'band'} [{self.low:+.4f}, {self.high:+.4f}]"
+            said += f", {'95 % CI' if compared else 'band'} [{self.low:+.4f}, {self.high:+.4f}]"
         if compared:
             said += f", could have seen a loss of {self.detectable:.4f}"
         note = f" ({self.note})" if self.note else ""
