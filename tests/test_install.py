@@ -48,3 +48,30 @@ def test_the_base_package_makes_a_whole_turn_and_has_no_torch(fresh: Path, tmp_p
     refused = run("train", "sasrec")
     assert refused.returncode == 2
     assert 'pip install "recloop[train]"' in refused.stderr
+
+
+CONTRACTS = """
+import recloop.testing
+
+class TestMine(recloop.testing.ModelContract):
+    model = "covisitation"
+
+class TestStore(recloop.testing.StoreContract):
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_recloop_testing_with_its_extra_alone_runs_the_contracts(fresh: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    missing = [fresh / "python", "-c", "import recloop.testing"]
+    done = subprocess.run(missing, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert 'pip install "recloop[testing]"' in done.stderr
+    pip = [fresh / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", f"{ROOT}[testing]"], check=True)
+    (tmp_path / "test_mine.py").write_text(CONTRACTS, "utf-8")
+    done = subprocess.run(
+        [fresh / "python", "-m", "pytest", "-q"], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout
