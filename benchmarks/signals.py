@@ -104,7 +104,7 @@ def learned(world: BrowsingSimulator, root: Path, sets: list[str]) -> dict[str, 
     states = StateHistory(before, data.users).states(
         users, [int(before[SEQ].max() or 0)] * len(users), [cut] * len(users)
     )
-    queries = [Query(user_id=user, now=cut, k=K) for user in users]
+    queries = [Query(user_id=user, now=cut, n=K) for user in users]
     served = [answer.items for answer in recommender.recommend(states, queries, with_inputs=False)]
     encoded = recommender.encode(states, [cut] * len(users))
     owners, vectors = recommender.scorers["model"].users(encoded)  # type: ignore[attr-defined]

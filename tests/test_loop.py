@@ -67,7 +67,7 @@ def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.FirstRun])
     for user, stamp, items, _ in moments.iter_rows():
         first = data.test.filter((pl.col("user_id") == user) & (pl.col("stamp") == stamp))["seq"].min()
         state = timeline.states([user], [int(first) - 1], [stamp])  # type: ignore[arg-type]
-        answer = recommender.recommend(state, [Query(user_id=user, now=stamp, k=10)])[0]
+        answer = recommender.recommend(state, [Query(user_id=user, now=stamp, n=10)])[0]
         hits.setdefault(user, []).append(float(bool(set(answer.items) & set(items))))
     rate = sum(sum(one) / len(one) for one in hits.values()) / len(hits)
     served = next(row for row in made.table.rows if row.row.model == "served")
@@ -109,7 +109,7 @@ def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: Si
 def test_an_unseen_user_gets_a_list_and_a_dislike_leaves_it(turned: tuple[Path, loop.FirstRun]) -> None:
     bundle = turned[1].bundle
     recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
-    query = Query(user_id="new", now=bundle.cut, k=10)
+    query = Query(user_id="new", now=bundle.cut, n=10)
     first = recommender.recommend(StateBatch.of(["new"], [UserState()]), [query])[0]
     assert len(first.items) == 10
     angry = UserState()

@@ -187,7 +187,7 @@ class FittedRecommender:
             recommender = self._with_seen(filter_viewed)
         name = self.bundle.default_placement
         placement = recommender.placement(name)
-        queries = [Query(user_id=user, now=moment, k=n, placement=name) for user in users]
+        queries = [Query(user_id=user, now=moment, n=n, placement=name) for user in users]
         encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
         allowed = recommender.allowed(encoded, queries, placement)
         rungs = None
@@ -222,7 +222,7 @@ class FittedRecommender:
             if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
                 expected = "an item with a positive before the cut, or of the catalogue"
                 raise UserError("item_id", item, expected, "rec.recommend(...)")
-        queries = [Query(user_id="", now=self.bundle.cut, k=n, placement=similar.LIST, item_id=item) for item in ids]
+        queries = [Query(user_id="", now=self.bundle.cut, n=n, placement=similar.LIST, item_id=item) for item in ids]
         states = StateBatch.of([""] * len(ids), [UserState()] * len(ids))
         rows = [
             (query.item_id, slot.item_id, slot.score, rank, slot.source)

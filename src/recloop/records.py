@@ -164,13 +164,13 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 class Query(msgspec.Struct, frozen=True, kw_only=True):
     """One query to the recommender: user, time, placement, length and exclusions.
 
-    ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``k`` 0
+    ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``n`` 0
     means the placement's own. ``item_id`` is the item of a list of similar items.
     """
 
     user_id: str
     now: int
-    k: int = 0
+    n: int = 0
     placement: str = "home"
     exclude: tuple[str, ...] = ()
     filter: str = ""

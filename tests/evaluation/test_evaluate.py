@@ -255,7 +255,7 @@ def test_the_served_row_is_what_recommend_gives(data: Data, bundle: Bundle, tabl
     for q, user in enumerate(asked.users):  # one at a time, as the service does
         now = int(asked.now[q])
         states = timeline.states([user], [int(asked.as_of[q])], [now])
-        answer = recommender.recommend(states, [Query(user_id=user, now=now, k=10)], with_inputs=False)[0]
+        answer = recommender.recommend(states, [Query(user_id=user, now=now, n=10)], with_inputs=False)[0]
         ranked[user, now] = answer.items
     slow = recount(data, bundle, ranked, 10)
     served = next(row for row in table.rows if row.row.model == "served")

@@ -117,7 +117,7 @@ def test_people_and_items_without_history(fitted: Fitted) -> None:
     """
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     states = StateBatch.of(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
-    queries = [Query(user_id=user, now=fitted.now[0], k=200) for user in states.users]
+    queries = [Query(user_id=user, now=fitted.now[0], n=200) for user in states.users]
     known, unknown = recommender.recommend(states, queries)
     assert set(unknown.sources[:10]) <= {"popular", "segment"}
     found = {source: known.sources.count(source) for source in set(known.sources)}
@@ -157,7 +157,7 @@ def test_lists_about_an_item(fitted: Fitted) -> None:
     cold = fitted.catalogue.latest("", ids)
     category = dict(SimulatedShop(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
     names = [*cold, ids.ids[0]]
-    queries = [Query(user_id="", now=fitted.now[0], k=10, placement="similar", item_id=name) for name in names]
+    queries = [Query(user_id="", now=fitted.now[0], n=10, placement="similar", item_id=name) for name in names]
     answers = recommender.recommend(StateBatch.of([""] * len(names), [UserState()] * len(names)), queries)
     assert all(set(answer.sources) == {"attributes"} for answer in answers[:-1])
     shares = [

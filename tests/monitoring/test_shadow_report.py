@@ -77,7 +77,7 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
         for role, bundle in (
             ("answer", live), ("twin", live), ("shadow", children["candidate"]), ("twin", children["seed"])
         ):  # fmt: skip
-            query = Query(user_id=user, now=START + number * SECOND, k=10)
+            query = Query(user_id=user, now=START + number * SECOND, n=10)
             got = Recommender(bundle, catalogue).recommend(StateBatch.of([user], [state]), [query])[0]
             store.put(
                 Decision(

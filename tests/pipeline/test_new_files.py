@@ -123,7 +123,7 @@ def lists(bundle: Bundle, project: Project) -> dict[str, list[tuple[str, float]]
     users = sorted(data.events["user_id"].unique())[:300]
     timeline, recommender = StateHistory(data.events, data.users), Recommender(bundle, Catalog.of([data.items]))
     states = timeline.states(users, [10**9] * len(users), [now] * len(users))
-    answers = recommender.recommend(states, [Query(user_id=user, now=now, k=10) for user in users])
+    answers = recommender.recommend(states, [Query(user_id=user, now=now, n=10) for user in users])
     found = {}
     for user, answer in zip(users, answers, strict=True):
         pairs = zip(answer.items, answer.scores, strict=True)

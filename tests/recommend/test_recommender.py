@@ -47,11 +47,11 @@ def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue
 def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0}, half_life=30.0)
     moments = ((700, ["eggs"]), (460, ["dates"]), (400, ["apple"]), (10, ["bread"]))
-    then = ask(bundle, catalogue, shopper(*moments), k=4).items
-    now = ask(bundle, catalogue, shopper(*((days + 15 * 365, items) for days, items in moments)), k=4)
+    then = ask(bundle, catalogue, shopper(*moments), n=4).items
+    now = ask(bundle, catalogue, shopper(*((days + 15 * 365, items) for days, items in moments)), n=4)
     assert now.items == then == ["bread", "apple", "dates", "eggs"]
     assert now.sources == ["history"] * 4
-    apart = ask(bundle, catalogue, shopper((1, ["bread"]), (40 * 365, ["apple"]), (41 * 365, ["eggs"])), k=3)
+    apart = ask(bundle, catalogue, shopper((1, ["bread"]), (40 * 365, ["apple"]), (41 * 365, ["eggs"])), n=3)
     assert apart.items == ["bread", "apple", "eggs"], "weights of one user that lie 500 half-lives apart"
 
 
@@ -66,7 +66,7 @@ def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalo
 
 def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["apple"]))
-    answer = ask(make_bundle({"history": 1.0, "neighbours": 0.5, "popular": 0.25}), catalogue, state, k=5)
+    answer = ask(make_bundle({"history": 1.0, "neighbours": 0.5, "popular": 0.25}), catalogue, state, n=5)
     expected = {
         "apple": 1 / 61 + 0.25 / 61,
         "bread": 0.5 / 61 + 0.25 / 62,
@@ -116,7 +116,7 @@ def test_seen_items_go_where_the_policy_says_so(make_bundle: Make, catalogue: Ca
 
 
 def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catalogue: Catalog) -> None:
-    answer = ask(make_bundle({"history": 1.0}), catalogue, shopper(age="old"), k=9)
+    answer = ask(make_bundle({"history": 1.0}), catalogue, shopper(age="old"), n=9)
     assert answer.items == ["eggs", "dates", "apple", "bread", "cheese", "grapes", "figs"]
     assert answer.sources == ["segment"] * 2 + ["popular"] * 3 + ["latest"] * 2
     assert answer.scores == [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
@@ -129,12 +129,12 @@ def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalo
         shopper((1, ["apple"])), shopper(), shopper((3, ["bread", "dates"]), (1, ["eggs"]), dislikes=("cheese",)),
         shopper((9, ["unknown"]), age="old"),
     ]  # fmt: skip
-    queries = [Query(user_id=f"u{n}", now=NOW + n, k=4) for n in range(len(states))]
+    queries = [Query(user_id=f"u{n}", now=NOW + n, n=4) for n in range(len(states))]
     recommender = Recommender(bundle, catalogue)
     users = [query.user_id for query in queries]
     together = recommender.recommend(StateBatch.of(users, states), queries)
     mixed = recommender.recommend(
-        StateBatch.of(users, states), [*queries[:3], Query(user_id="u3", now=NOW + 3, k=4, filter="price < 99")]
+        StateBatch.of(users, states), [*queries[:3], Query(user_id="u3", now=NOW + 3, n=4, filter="price < 99")]
     )
     for b, query in enumerate(queries):
         alone = recommender.recommend(StateBatch.of([query.user_id], [states[b]]), [query])[0]

@@ -27,7 +27,7 @@ VECTORS = np.array([[0, 0], [1, 0], [2, 1], [0, 3], [-1, 0], [4, 1]], dtype=np.f
 
 
 def ask(recommender: Recommender, item_id: str, state: UserState | None = None, **query: object) -> RankedList:
-    asked = Query(user_id="u", now=0, **{"placement": "similar", "item_id": item_id, "k": 5, **query})  # type: ignore[arg-type]
+    asked = Query(user_id="u", now=0, **{"placement": "similar", "item_id": item_id, "n": 5, **query})  # type: ignore[arg-type]
     return recommender.recommend(StateBatch.of(["u"], [state or UserState()]), [asked])[0]
 
 
@@ -50,7 +50,7 @@ def described(bundle: Bundle, catalogue: Catalog) -> tuple[Bundle, Catalog]:
 
 def test_counts_alone_give_the_row_of_covisitation_filled_by_popular(make_bundle: Make, catalogue: Catalog) -> None:
     """Row of apple: bread .5, cheese .25; then popular in its order, then what the table does not know, newest first."""
-    answer = ask(Recommender(make_bundle({"popular": 1.0}), catalogue), "apple", k=6)
+    answer = ask(Recommender(make_bundle({"popular": 1.0}), catalogue), "apple", n=6)
     assert answer.items == ["bread", "cheese", "dates", "eggs", "grapes", "figs"]
     assert answer.sources == ["neighbours"] * 2 + ["popular"] * 2 + ["latest"] * 2
     assert answer.scores == pytest.approx([1 / 61, 1 / 62, -1, -2, -3, -4])
@@ -58,7 +58,7 @@ def test_counts_alone_give_the_row_of_covisitation_filled_by_popular(make_bundle
 
 def test_cosine_and_covisitation_are_fused(make_bundle: Make, catalogue: Catalog) -> None:
     """By cosine eggs, bread, cheese, dates; by the row bread, cheese: bread 1/62 + 1/61, cheese 1/63 + 1/62."""
-    answer = ask(Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue), "apple", k=4)
+    answer = ask(Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue), "apple", n=4)
     assert answer.items == ["bread", "cheese", "eggs", "dates"]
     assert answer.scores == pytest.approx([1 / 62 + 1 / 61, 1 / 63 + 1 / 62, 1 / 61, 1 / 64])
     assert answer.sources == ["neighbours", "neighbours", "model", "model"]
@@ -68,7 +68,7 @@ def test_a_mix_of_its_own(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = with_vectors(make_bundle({"popular": 1.0}))
     page = Placement(list="similar", weights={"model": 1.0}, filter="price > 2.5", k=2)
     bundle = replace(bundle, policy=bundle.policy.with_placement("page", page))
-    answer = ask(Recommender(bundle, catalogue), "apple", placement="page", k=0)
+    answer = ask(Recommender(bundle, catalogue), "apple", placement="page", n=0)
     assert answer.items == ["eggs", "cheese"]  # bread costs 2
     assert answer.sources == ["model", "model"]
 
@@ -81,13 +81,13 @@ def test_an_item_without_a_row_goes_by_its_attributes(make_bundle: Make, catalog
     answer = ask(recommender, "figs")
     assert answer.items == ["apple", "dates", "eggs", "grapes", "bread"]  # popular ones first, then those without a row
     assert answer.sources == ["attributes"] * 4 + ["popular"]
-    assert set(ask(recommender, "thing", k=4).sources) == {"popular"}
-    assert set(ask(recommender, "never heard of", k=4).sources) == {"popular"}
+    assert set(ask(recommender, "thing", n=4).sources) == {"popular"}
+    assert set(ask(recommender, "never heard of", n=4).sources) == {"popular"}
 
 
 def test_attributes_fill_behind_the_row(make_bundle: Make, catalogue: Catalog) -> None:
     bundle, catalogue = described(make_bundle({"popular": 1.0}), catalogue)
-    answer = ask(Recommender(bundle, catalogue), "dates", k=4)
+    answer = ask(Recommender(bundle, catalogue), "dates", n=4)
     assert answer.items == ["eggs", "apple", "bread", "cheese"]
     assert answer.sources == ["neighbours", "attributes", "popular", "popular"]
 
@@ -107,7 +107,7 @@ def test_the_same_filters_hold(make_bundle: Make, catalogue: Catalog) -> None:
 def test_a_batch_gives_what_single_requests_give(make_bundle: Make, catalogue: Catalog) -> None:
     recommender = Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue)
     names = ["apple", "eggs", "figs", "bread"]
-    queries = [Query(user_id="u", now=0, k=5, placement="similar", item_id=name) for name in names]
+    queries = [Query(user_id="u", now=0, n=5, placement="similar", item_id=name) for name in names]
     together = recommender.recommend(StateBatch.of(["u"] * 4, [UserState()] * 4), queries)
     assert together == [ask(recommender, name) for name in names]
 
@@ -119,12 +119,12 @@ def test_latest_are_the_newest_of_all(make_bundle: Make, catalogue: Catalog) -> 
     bundle = replace(bundle, policy=bundle.policy.with_placement("new", fresh))
     catalogue.upsert(Item(item_id="figs", attributes={"price": 3.0}, seq=30))  # a new version is no new item
     recommender = Recommender(bundle, catalogue)
-    answer = ask(recommender, "", placement="new", k=0)
+    answer = ask(recommender, "", placement="new", n=0)
     assert answer.items == ["grapes", "figs", "eggs", "dates"]
     assert answer.sources == ["latest"] * 4
     assert answer.scores == [-1, -2, -3, -4]
     catalogue.upsert(Item(item_id="dates", attributes={"price": 4.0}, hidden=True, seq=31))
-    answer = ask(recommender, "", placement="new", k=10, exclude=("eggs",), filter="price < 6")
+    answer = ask(recommender, "", placement="new", n=10, exclude=("eggs",), filter="price < 6")
     assert answer.items == ["figs", "cheese", "bread", "apple"]
 
 

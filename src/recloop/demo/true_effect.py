@@ -131,7 +131,7 @@ def _list(rebuilder: DecisionReplayer, decision: Decision, bundle: str) -> list[
     """Return the list of another bundle for the same request."""
     recommender, states = rebuilder.view(decision, bundle)
     query = Query(
-        user_id=decision.user_id, now=decision.at, k=decision.k, placement=decision.placement,
+        user_id=decision.user_id, now=decision.at, n=decision.k, placement=decision.placement,
         request_id=decision.request_id,
     )  # fmt: skip
     return recommender.recommend(states, [query], with_inputs=False)[0].items

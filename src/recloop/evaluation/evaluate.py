@@ -236,7 +236,7 @@ class _BundleEvaluation:
         k = max(self.ks)
         now = self.queries.now[span]
         asked = [
-            Query(user_id=user, now=stamp, k=k, placement=self.placement)
+            Query(user_id=user, now=stamp, n=k, placement=self.placement)
             for user, stamp in zip(self.queries.users[span], now.tolist(), strict=True)
         ]
         clock = _Clock()

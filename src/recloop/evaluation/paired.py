@@ -109,7 +109,7 @@ def answer(
         span = slice(start, min(start + CHUNK, len(queries)))
         states = _states(timeline, queries, span)
         asked = [
-            Query(user_id=user, now=int(now), placement=placement, k=K)
+            Query(user_id=user, now=int(now), placement=placement, n=K)
             for user, now in zip(queries.users[span], queries.now[span], strict=True)
         ]
         for b, ranked in enumerate(recommender.recommend(states, asked, with_inputs=False)):
@@ -159,7 +159,7 @@ def latency(
     for b in range(len(some)):
         state = one_state(states, b)
         for side in (0, 1, 1, 0, 0, 1):
-            query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), k=K)
+            query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), n=K)
             begin = time.perf_counter()
             made[side].recommend(state, [query], with_inputs=False)
             seconds[side, b] = min(seconds[side, b], time.perf_counter() - begin)

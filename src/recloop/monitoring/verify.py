@@ -256,7 +256,7 @@ def _query(decision: Decision) -> Query:
     return Query(
         user_id=decision.user_id,
         now=decision.at,
-        k=decision.k,
+        n=decision.k,
         placement=decision.placement,
         exclude=tuple(decision.query.get("exclude", ())),
         filter=decision.query.get("filter", ""),

@@ -47,7 +47,7 @@ class RankedList:
     slots: list[Slot]
     inputs: dict[str, str]
     positives: int
-    k: int = 0  # maximum length: the query's, else the placement's
+    n: int = 0  # maximum length: the query's, else the placement's
 
     @property
     def items(self) -> list[str]:
@@ -108,7 +108,7 @@ class Recommender:
 
         Queries that share placement, k and filter are processed together.
         """
-        groups = {(query.placement, query.k, query.filter) for query in queries}
+        groups = {(query.placement, query.n, query.filter) for query in queries}
         if len(groups) == 1:
             return self._recommend_batch(states, queries, with_inputs)
         answers: dict[int, RankedList] = {}
@@ -120,7 +120,7 @@ class Recommender:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.allowed(encoded, queries, placement)
-        fused = self.fused(encoded, allowed, queries, placement, queries[0].k or placement.k)
+        fused = self.fused(encoded, allowed, queries, placement, queries[0].n or placement.k)
         answers = self.answers(encoded, allowed, fused, queries, placement)
         if not with_inputs:
             return answers
@@ -174,7 +174,7 @@ class Recommender:
         stages = [(name, self._stages[name]) for name in rungs]
         answers = []
         for b, query in enumerate(queries):
-            k = query.k or placement.k
+            k = query.n or placement.k
             found = int(np.count_nonzero(fused.items[b, :k]))
             slots = [
                 Slot(ids[item_ix - 1], score, MIX_SOURCES[source])
@@ -235,7 +235,7 @@ def make_golden(
     """Build golden.json cases: a state and its list over the bundle's own catalog."""
     cases = []
     for user_id, state in zip(users, states, strict=True):
-        query = Query(user_id=user_id, now=now, k=k, placement=placement)
+        query = Query(user_id=user_id, now=now, n=k, placement=placement)
         answer = recommender.recommend(StateBatch.of([user_id], [state]), [query], with_inputs=False)[0]
         cases.append(GoldenCase(state=state, now=now, placement=placement, k=k, ids=answer.items, scores=answer.scores))
     return cases
@@ -249,7 +249,7 @@ def check_golden(bundle: Bundle) -> None:
     """
     own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
-        query = Query(user_id="golden", now=case.now, k=case.k, placement=case.placement)
+        query = Query(user_id="golden", now=case.now, n=case.k, placement=case.placement)
         answer = own.recommend(StateBatch.of(["golden"], [case.state]), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case.scores) and np.allclose(
             answer.scores, case.scores, rtol=0, atol=CLOSE

@@ -50,7 +50,7 @@ class Deployment(NamedTuple):
         state = UserState() if golden is None else golden.state
         placement = bundle.default_placement if golden is None else golden.placement
         now = bundle.cut if golden is None else golden.now
-        query = Query(user_id="golden", now=now, placement=placement, k=5)
+        query = Query(user_id="golden", now=now, placement=placement, n=5)
         states = StateBatch.of(["golden"], [state])
         return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
 

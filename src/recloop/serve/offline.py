@@ -53,7 +53,7 @@ def recommend(
     query = Query(
         user_id=user_id,
         now=now(),
-        k=n or 0,
+        n=n or 0,
         placement=placement,
         properties=naming(project.config.data.columns.name),
         request_id=uuid.uuid4().hex,

@@ -115,7 +115,7 @@ class RecommendRoutes:
         return Query(
             user_id=user_id,
             now=request_time(request, self._service.project, self._service.clock),
-            k=int(n) if n else 0,
+            n=int(n) if n else 0,
             placement=given.get("placement", placement),
             exclude=_names(given.getlist("exclude")),
             filter=given.get("filter", "").strip(),

@@ -82,7 +82,7 @@ def build_decision(
         generation=arm.generation,
         variant=arm.variant,
         placement=query.placement,
-        k=answer.k,
+        k=answer.n,
         query=asked,
         items=answer.items,
         scores=answer.scores,

@@ -144,7 +144,7 @@ class Service:
         """Answer a query from the newest state, and put the decision down behind the answer.
 
         Args:
-            query: With its ``now``, ``k`` (0: the placement's) and request_id.
+            query: With its ``now``, ``n`` (0: the placement's) and request_id.
             started: When the request came, by `time.perf_counter`.
             client_request_id: What the client called the request; kept beside the id, never in its stead.
 

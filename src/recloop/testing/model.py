@@ -59,28 +59,28 @@ class Fitted:
         users, seqs, now = (list(column) for column in zip(*chosen, strict=True))
         return self.timeline.states(users, seqs, now)
 
-    def ask(self, questions: Sequence[int], k: int = 10, exclude: tuple[str, ...] = ()) -> list[RankedList]:
+    def ask(self, questions: Sequence[int], n: int = 10, exclude: tuple[str, ...] = ()) -> list[RankedList]:
         """Return the lists of these queries as one batch."""
-        return self.answers(self.states(questions), [self.now[q] for q in questions], k, exclude)
+        return self.answers(self.states(questions), [self.now[q] for q in questions], n, exclude)
 
     def answers(
         self,
         states: StateBatch,
         now: Sequence[int],
-        k: int = 10,
+        n: int = 10,
         exclude: tuple[str, ...] = (),
         bundle: Bundle | None = None,
     ) -> list[RankedList]:
         """Return lists of only the model's source, then Popular, like `recommend`."""
         recommender = Recommender(bundle or self.bundle, self.catalogue)
         queries = [
-            Query(user_id=user_id, now=stamp, k=k, exclude=exclude)
+            Query(user_id=user_id, now=stamp, n=n, exclude=exclude)
             for user_id, stamp in zip(states.users, now, strict=True)
         ]
         encoded = recommender.encode(states, now)
         placement = recommender.placement("home")
         allowed = recommender.allowed(encoded, queries, placement)
-        fused = fuse(recommender.recall(encoded, allowed, [self.source]), {self.source: 1.0}, k)
+        fused = fuse(recommender.recall(encoded, allowed, [self.source]), {self.source: 1.0}, n)
         return recommender.answers(encoded, allowed, fused, queries, placement, ALONE)
 
 
@@ -213,12 +213,12 @@ class ModelContract:
         answer = fitted.answers(StateBatch.of(["u"], [stranger]), fitted.now[:1])[0]
         assert len(answer.slots) == 10
 
-    @pytest.mark.parametrize("k", [1, 10, 100])
-    def test_slots_are_k_different_items_of_the_catalogue(self, fitted: Fitted, k: int) -> None:
+    @pytest.mark.parametrize("n", [1, 10, 100])
+    def test_slots_are_n_different_items_of_the_catalogue(self, fitted: Fitted, n: int) -> None:
         catalogue = set(_world().item_ids)
-        for answer in fitted.ask(range(len(fitted.users)), k):
-            assert len(answer.items) == k
-            assert len(set(answer.items)) == k
+        for answer in fitted.ask(range(len(fitted.users)), n):
+            assert len(answer.items) == n
+            assert len(set(answer.items)) == n
             assert set(answer.items) <= catalogue
             assert (np.diff(answer.scores) <= 0).all()
 
