@@ -1,4 +1,4 @@
-"""``python -m recloop``: the command line."""
+"""Entry point of ``python -m recloop``."""
 
 from __future__ import annotations
 

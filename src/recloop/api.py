@@ -1,4 +1,4 @@
-"""Python API: fit on a data frame, recommend, save a bundle; open a project folder.
+"""Python API: fit on a data frame, recommend, save a bundle, open a project.
 
 rec = recloop.fit(events)                       # pandas, Polars or Arrow; the same kind comes out
 rec.recommend(["u1", "u2"], n=10)
@@ -64,9 +64,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FittedData:
-    """Data of a `FittedRecommender`: labelled events, item and user versions, its split.
+    """Data of a `FittedRecommender`: labelled events, catalog, users and split.
 
-    ``dwell`` holds the dwell percentiles.
+    ``items`` and ``users`` hold versions. ``dwell`` holds the dwell percentiles.
     """
 
     events: pl.DataFrame
@@ -118,7 +118,7 @@ def load(path: str | Path, events: Any = None) -> FittedRecommender:
     """Load a saved bundle and check its hashes and golden lists; torch is not needed.
 
     Args:
-        events: The log that users' states are read from; without it all users are new.
+        events: The log behind the users' states; without it all users are new.
     """
     bundle = bundles.load(Path(path))
     check_golden(bundle)
@@ -220,7 +220,7 @@ class FittedRecommender:
         ids = [str(item) for item in items]
         for item in ids:
             if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
-                expected = "an item with a positive before the cut, or of the catalogue"
+                expected = "an item of the catalog, or one with a positive event before the cut"
                 raise UserError("item_id", item, expected, "rec.recommend(...)")
         queries = [Query(user_id="", now=self.bundle.cut, n=n, placement=similar.LIST, item_id=item) for item in ids]
         states = StateBatch.of([""] * len(ids), [UserState()] * len(ids))
@@ -258,18 +258,18 @@ class FittedRecommender:
         self._timeline = StateHistory(self._rows.events, self._rows.users)
 
     def evaluate(self, protocol: str = "temporal") -> EvaluationTable:
-        """Evaluate on the held-out part of the log; the table renders itself in a notebook.
+        """Evaluate on the held-out part of the log; notebooks render the table.
 
         Args:
-            protocol: The value of ``config["split"]["protocol"]`` by which the log was split.
+            protocol: The value of ``config["split"]["protocol"]`` that split the log.
 
         Raises:
-            UserError: the bundle was loaded and has no held-out part, or the protocol is another one.
+            UserError: the bundle was loaded and has no held-out part, or the log was split by another protocol.
         """
         if self._rows.parts is None:
             raise UserError("evaluate", "a loaded bundle", "the log it was fitted on", "recloop.fit(events).evaluate()")
         if protocol != self._config.split.protocol:
-            expected = f"{self._config.split.protocol}, as the log was split when it was fitted"
+            expected = f"{self._config.split.protocol}, the protocol of the fit"
             raise UserError("split.protocol", protocol, expected, 'recloop.fit(events, config={"split": {...}})')
         config = build({**self._config.model_dump(mode="json", by_alias=True)}, [f"split.protocol={protocol}"], {})
         return evaluate([self.bundle], self._rows, Catalog.of([self._rows.items]), config, {}, THREADS)
@@ -356,7 +356,10 @@ def _labelled(signal: EventLabeler, old: pl.DataFrame, fresh: pl.DataFrame) -> p
 
 
 def open_folder(folder: str | Path = ".", **settings: Any) -> ProjectFolder:
-    """Open a project folder; ``settings`` such as ``serve__port=9000`` override recloop.toml."""
+    """Open a project folder.
+
+    ``settings`` such as ``serve__port=9000`` override recloop.toml.
+    """
     sets = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
     return ProjectFolder(open_project(folder, sets))
 
@@ -368,7 +371,10 @@ class ProjectFolder:
         self.project = project
 
     def update(self) -> str:
-        """One turn: the id of the bundle that it made live (the first) or registered; live's where none was let in."""
+        """Run one update and return the id of the bundle that it released.
+
+        The first run makes its bundle live; a later one registers it. If no candidate passed the gates, the id is live's.
+        """
         live = self.project.live_bundle_id()
         if live is None:
             return loop.first_run(self.project).bundle.id

@@ -34,19 +34,19 @@ from recloop.policy import Policy, ScorerSpec
 from recloop.records import FileFacts
 
 FORMAT = 1
-"""Incremented manually if files or their meaning change; this and the previous format are read, newer ones rejected."""
+"""Version of the bundle format. It changes with the files or their meaning; other versions are rejected."""
 MANIFEST = "manifest.json"
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
     "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 """Safetensors types that serving reads."""
-_EXTERNAL = b"\x0a\x08location"  # protobuf: a StringStringEntry whose key is "location", as external tensors carry
+_EXTERNAL = b"\x0a\x08location"  # protobuf: a StringStringEntry whose key is "location", which marks external tensors
 
 
 @dataclass(frozen=True)
 class ItemTable:
-    """The items that a bundle can rank; row ``ix - 1`` of each column belongs to ``item_ix`` ix."""
+    """Items that a bundle can rank; row ``ix - 1`` belongs to ``item_ix`` ix."""
 
     ids: Vocabulary
     count: np.ndarray  # (N,) int64 training positives
@@ -60,10 +60,13 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class UserTable:
-    """Users known by id; row ``ix`` of ``user_vectors`` belongs to ``user_ix`` ix, row 0 pads."""
+    """Users that the model knows by id.
+
+    Row ``ix`` of ``user_vectors`` belongs to ``user_ix`` ix; row 0 is padding.
+    """
 
     ids: Vocabulary
-    count: np.ndarray  # (U,) int64 rows that the model learned from, one an item a moment
+    count: np.ndarray  # (U,) int64 rows that the model learned from, one per item and moment
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Bundle:
     """Bundle in memory.
 
     ``arrays`` are those of serve.safetensors; ``graphs`` are ONNX bytes by file name. ``train`` and ``window`` (the test
-    windows of its gate and of its parents) are written but not loaded: see `load_train` and `load_window`.
+    windows of its gate and of its parents') are written but not loaded; see `load_train` and `load_window`.
     """
 
     manifest: Manifest
@@ -143,7 +146,7 @@ def write(bundle: Bundle, bundles: Path, started: datetime) -> Bundle:
 
     Args:
         bundles: The folder of all bundles.
-        started: The start of its run, UTC; part of the name, kept when an interrupted run is resumed.
+        started: Start of the run, UTC; part of the name, and unchanged when an interrupted run is resumed.
     """
     stage = bundles / f".stage-{os.getpid()}"
     shutil.rmtree(stage, ignore_errors=True)
@@ -174,14 +177,20 @@ def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
 
 
 def content_hash(manifest: Mapping[str, Any]) -> str:
-    """First 8 hex of the SHA-256 of the manifest without ``bundle``: keys sorted, no spaces, UTF-8."""
+    """First 8 hex digits of the SHA-256 of a manifest without ``bundle``.
+
+    The JSON is UTF-8 with sorted keys and no spaces.
+    """
     plain = {key: value for key, value in manifest.items() if key != "bundle"}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def manifest_hash(path: Path) -> str:
-    """SHA-256 of a bundle's manifest file, recorded by registration and checked by serving."""
+    """SHA-256 of a bundle's manifest file.
+
+    Registration records it and serving checks it.
+    """
     try:
         return _sha256(path / MANIFEST)
     except FileNotFoundError:
@@ -207,7 +216,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     }
     for name, data in graphs.items():
         if _EXTERNAL in data:
-            raise BundleError(name, path, "a graph that holds its tensors itself", "recloop update --full")
+            raise BundleError(name, path, "a graph without external tensors", "recloop update --full")
     return Bundle(
         manifest=manifest,
         spec=spec,
@@ -245,7 +254,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             while left:
                 got = file.readinto(left)
                 if not got:
-                    raise BundleError("bundle file", path, "to be whole", "recloop update --full")
+                    raise BundleError("bundle file", path, "a complete file (it ends early)", "recloop update --full")
                 left = left[got:]
     return arrays
 
@@ -263,9 +272,9 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
     found = {entry.name: entry for entry in path.iterdir()}
     for entry in sorted(found.values()):
         if entry.is_symlink() or not entry.is_file():
-            raise BundleError("bundle file", entry, "a plain file, no link and no folder", fix)
+            raise BundleError("bundle file", entry, "a regular file, not a link or a folder", fix)
     if MANIFEST not in found:
-        raise BundleError("bundle file", path / MANIFEST, "to be there", fix)
+        raise BundleError("bundle file", path / MANIFEST, "an existing file", fix)
     if sha256 is not None and _sha256(path / MANIFEST) != sha256:
         raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", fix)
     tree = _read_json(path / MANIFEST)
@@ -276,9 +285,9 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
     manifest = Manifest.from_json(tree)
     listed = set(manifest.files)
     for name in sorted(listed - set(found)):
-        raise BundleError("bundle file", path / name, "to be there (it is missing)", fix)
+        raise BundleError("bundle file", path / name, "an existing file (the manifest lists it)", fix)
     for name in sorted(set(found) - listed - {MANIFEST}):
-        raise BundleError("bundle file", path / name, "not to be there (the manifest does not list it)", fix)
+        raise BundleError("bundle file", path / name, "only files that the manifest lists", fix)
     for name in sorted(manifest.files):
         sha256 = manifest.files[name].sha256
         if _sha256(found[name]) != sha256:
@@ -300,9 +309,9 @@ def load_train(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_window(path: Path) -> pl.DataFrame | None:
-    """Load the test windows of a bundle's gate and of its parents; serving never reads them.
+    """Load the test windows of a bundle's gate and of its parents' gates.
 
-    None if the bundle did not pass through a gate.
+    Serving never reads them. None if the bundle did not pass through a gate.
     """
     file = path / "window.parquet"
     return pl.read_parquet(file) if file.exists() else None

@@ -1,7 +1,7 @@
-"""recloop.toml as one frozen tree: every key with its type, bounds and default.
+"""Typed tree of recloop.toml: every key with its type, bounds and default.
 
-The tree reads like the file; how it is filled is `recloop.settings`. It imports no torch. The docstring below a key is its
-description in docs/reference/config.md.
+`recloop.settings` fills the tree. It imports no torch. The docstring below a key is its description in
+docs/reference/config.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recloop.errors import UserError
 from recloop.files import JsonTree
 
 FILE = "recloop.toml"
-HEAVIEST = 1000  # of the weights of [events]
+HEAVIEST = 1000  # largest weight in [events]
 
 
 class Section(pydantic.BaseModel):
@@ -27,7 +27,7 @@ class Section(pydantic.BaseModel):
 
 
 class Columns(Section):
-    """Ours = theirs; an empty name: the file has no such column."""
+    """Our column name = the file's; an empty name: the file has no such column."""
 
     user_id: str = "user_id"
     """Column with the user's id."""
@@ -38,7 +38,7 @@ class Columns(Section):
     event_type: str = ""
     """Column with the event type; without it every row is `interaction`."""
     value: str = ""
-    """Column with a number that the event carries, such as a rating or a price."""
+    """Column with a number of the event, such as a rating or a price."""
     quantity: str = ""
     """Column with the number of units."""
     group_id: str = ""
@@ -46,7 +46,7 @@ class Columns(Section):
     event_id: str = ""
     """Column with a unique id of the event; without it an import cannot be repeated safely."""
     name: str = ""
-    """Column or template that people read as the item's name, such as `"{product_type}, {package_size}"`."""
+    """Column or template of the item's display name, such as `"{product_type}, {package_size}"`."""
 
 
 class Data(Section):
@@ -59,9 +59,9 @@ class Data(Section):
     encoding: Literal["auto", "utf-8", "gb18030", "cp1252", "utf-16"] = "auto"
     """Text encoding of the files."""
     time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
-    """Unit of timestamps; digits such as 20250131 are read as dates with `"iso"` alone."""
+    """Unit of timestamps; digits such as 20250131 are read as dates only with `"iso"`."""
     timezone: str = "UTC"
-    """Time zone of timestamps that carry none."""
+    """Time zone of timestamps without one."""
     columns: Columns = Columns()
     """Names of the columns in the files."""
 
@@ -76,25 +76,31 @@ class Data(Section):
 
 
 class Events(Section):
-    """What an event means: types or conditions, asked in the order weights, neutral, negative, positive."""
+    """Meaning of events: types or conditions.
+
+    The first match decides, in the order ``weights``, ``neutral``, ``negative``, ``positive``.
+    """
 
     neutral: tuple[str, ...] = ("impression",)
-    """Types or conditions of rows that are kept and are neither target nor history."""
+    """Types or conditions of rows that are kept but are neither target nor history."""
     positive: tuple[str, ...] = ("*",)
     """Types or conditions of rows that a model learns to predict."""
     negative: tuple[str, ...] = ("dislike", "hide")
-    """Types or conditions that take an item out of the user's lists until a later positive event."""
+    """Types or conditions that remove an item from the user's lists until a later positive event."""
     weights: dict[str, float] = {}
-    """Weight of a type or condition: above 0 positive, below 0 negative, 0 neutral; the first match decides."""
+    """Weight of a type or condition: above 0 positive, below 0 negative, 0 neutral; first match decides."""
     history: tuple[str, ...] = ()
     """Types or conditions of rows that are model input and not targets."""
     undo: dict[str, str] = {"quantity < 0": "*"}
-    """Type or condition of a return = the event type that it takes back; `*`: the heaviest target."""
+    """Type or condition of a return = the event type that it undoes; `*`: the heaviest target."""
 
     @pydantic.field_validator("undo", mode="before")
     @classmethod
     def _undo(cls, undo: Any) -> Any:
-        """A type or a condition = the type that it takes back. A bundle's spec keeps pairs, as of ``weights``."""
+        """Check ``undo``: a type or a condition = the type that it undoes.
+
+        A bundle's spec keeps pairs, as for ``weights``.
+        """
         rules = dict(undo) if isinstance(undo, list | tuple) else undo
         for text, pair in rules.items() if isinstance(rules, Mapping) else ():
             if not isinstance(pair, str) or not pair:
@@ -106,7 +112,10 @@ class Events(Section):
     @pydantic.field_validator("weights", mode="before")
     @classmethod
     def _checked(cls, weights: Any) -> Any:
-        """Numbers only. A bundle's spec keeps the rules as pairs: their order decides, and sorted JSON would lose it."""
+        """Check that all weights are numbers within the bounds.
+
+        A bundle's spec keeps the rules as pairs: their order decides, and sorted JSON would lose it.
+        """
         rules = dict(weights) if isinstance(weights, list | tuple) else weights
         for text, weight in rules.items() if isinstance(rules, Mapping) else ():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= HEAVIEST:
@@ -117,20 +126,20 @@ class Events(Section):
 
 class Burst(Section):
     events: int = pydantic.Field(10, ge=2)
-    """Number of acts of one user within the window that marks a burst."""
+    """Number of events of one user within the window that marks a burst."""
     seconds: float = pydantic.Field(1.0, gt=0)
     """Length of the window in seconds."""
 
 
 class Clean(Section):
     duplicates: Literal["exact", "off"] = "exact"
-    """Whether exact repetitions of a row are removed."""
+    """Removal of rows that repeat an earlier row exactly."""
     burst: Burst | Literal["off"] = Burst()
     """Rule that removes rows of a user who acts faster than a person can; `"off"` disables it."""
     keep: str = "quantity IS NULL OR quantity <> 0"
     """Condition that a row must meet to be kept; empty: every row."""
     future: str = "5m"
-    """How far a timestamp may lie ahead of its arrival before the row is quarantined; `"off"` disables it."""
+    """Largest lead of a timestamp over its arrival before the row is quarantined; `"off"` disables it."""
     max_removed: float = pydantic.Field(0.05, ge=0, le=1)
     """Largest share of rows that one cleaning rule may remove before the run stops."""
     max_rejected: float = pydantic.Field(0.05, ge=0, le=1)
@@ -145,25 +154,25 @@ class Clean(Section):
 
     @property
     def future_seconds(self) -> float | None:
-        """How far ahead of its arrival a stamp may lie; None: the rule is off."""
+        """Largest lead of a stamp over its arrival; None: the rule is off."""
         return None if self.future == "off" else seconds("clean.future", self.future)
 
 
 class Split(Section):
     protocol: Literal["temporal", "leave-one-out"] = "temporal"
-    """How the log is split into train, validation and test."""
+    """Protocol that splits the log into train, validation and test."""
     quantile: float = pydantic.Field(0.9, gt=0, lt=1)
     """Share of the events that lies before the temporal cut."""
     targets: Literal["next", "successive", "last"] = "successive"
-    """Which events after the cut are predicted: each user's next one, every successive one, or the last."""
+    """Events after the cut that are predicted: each user's next one, every successive one, or the last."""
     ties: Literal["moment", "row"] = "moment"
-    """Whether events with one timestamp form a moment, or the order of rows counts."""
+    """Treatment of equal timestamps: they form one moment, or the order of rows counts."""
     k_core: int = pydantic.Field(1, ge=1)
     """Users and items with fewer events than this are left out of the split."""
     validation_users: int = pydantic.Field(1024, ge=0)
-    """Largest number of validation users that choose half-lives, epochs and weights; 0: no validation."""
+    """Most users on whose moments half-lives, epochs and weights are chosen; 0: no validation."""
     filter_seen: bool = False
-    """Whether items that the user already has in their history are left out of lists."""
+    """Leave items of the user's history out of lists."""
 
 
 class Field(Section):
@@ -171,7 +180,7 @@ class Field(Section):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     kind: Literal["category", "number"] = "category"
-    """How the attribute is encoded: a vocabulary (`category`) or quantile buckets (`number`)."""
+    """Encoding of the attribute: a vocabulary (`category`) or quantile buckets (`number`)."""
     source: str = pydantic.Field("", alias="from")
     """Name of the attribute in the catalog or user file; empty: the name of the feature."""
     dim: int = pydantic.Field(16, ge=1)
@@ -184,7 +193,7 @@ class Features(Section):
     max_history: int = pydantic.Field(200, ge=1)
     """Newest items of a user's history that a sequence model reads, in whole moments."""
     context: tuple[Literal["hour", "weekday", "days_since_last"], ...] = ("hour", "weekday", "days_since_last")
-    """Features of the time of a request in `data.timezone`; `days_since_last`: since the user's last moment."""
+    """Features of the request time in `data.timezone`; `days_since_last`: since the last moment."""
     item: dict[str, Field] = {}
     """Features of items, one table each."""
     user: dict[str, Field] = {}
@@ -192,7 +201,10 @@ class Features(Section):
 
 
 class Model(pydantic.BaseModel):
-    """A shelf name or ``package.module:Class``; other keys are the model's own Config and are checked by it."""
+    """Built-in model name or ``package.module:Class``.
+
+    Other keys are options of the model's own Config, which checks them.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="allow")
     name: str = "sasrec"
@@ -212,9 +224,9 @@ class Train(Section):
     loss: Literal["auto", "ce", "ss_refined", "ss", "ss_logq", "gbce", "bce", "bpr"] = "auto"
     """Training loss; `auto` chooses by model and catalog size."""
     negatives: int = pydantic.Field(256, ge=1)
-    """Items drawn per step as negatives, shared by the targets of the step."""
+    """Negative items drawn per step, shared by the targets of the step."""
     windows: Literal["all", "last"] = "all"
-    """Whether every window of a user's history is a training sequence, or the last one alone."""
+    """Training sequences of a user: every window of the history, or the last one alone."""
     lr: float = pydantic.Field(1e-3, gt=0)
     """Learning rate."""
     epochs: int = pydantic.Field(100, ge=1)
@@ -222,9 +234,9 @@ class Train(Section):
     patience: int = pydantic.Field(3, ge=1)
     """Epochs without improvement on validation after which training stops."""
     refit: bool = False
-    """Whether the model is trained once more on all rows with the number of epochs found."""
+    """Train the model once more on all rows, with the number of epochs found."""
     time_budget: str = "10m"
-    """Training time of the network, from its first batch."""
+    """Largest training time of the network, from its first batch."""
     seed: int = pydantic.Field(0, ge=0)
     """Seed of every random choice in training."""
 
@@ -245,7 +257,7 @@ class Placement(Section):
     weights: Literal["auto"] | dict[Literal["model", "history", "neighbours", "popular"], float] = "auto"
     """Weight of each source in the fusion; `auto` chooses weights on validation."""
     filter: str = ""
-    """Condition over item attributes that every listed item meets; empty: none."""
+    """Condition over item attributes that every listed item must meet; empty: none."""
     n: int = pydantic.Field(10, ge=1, le=1000)
     """Length of the list when a request names none."""
 
@@ -274,7 +286,7 @@ class Serve(Section):
     segment: str = ""
     """User attribute whose value selects a segment's own popular list; empty: one list for all."""
     allow_time_header: bool = False
-    """Whether a request may set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
+    """Let a request set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
 
     @pydantic.field_validator("hosts")
     @classmethod
@@ -328,13 +340,13 @@ class ExperimentPlan(Section):
 
 class Release(Section):
     shadow_share: float = pydantic.Field(0.01, ge=0, le=1)
-    """Share of users whose requests a bundle in the shadow answers as well."""
+    """Share of users for whom a shadow bundle scores each request too."""
     experiment_share: float = pydantic.Field(0.5, ge=0, le=1)
     """Share of users that the next experiment assigns to the candidate."""
     plan: ExperimentPlan = ExperimentPlan()
     """Plan of the next experiment."""
     refresh: Literal["gate", "shadow", "manual"] = "gate"
-    """How a retrained bundle with the recipe of the live one replaces it after its gate."""
+    """Release of a retrained bundle with the live bundle's recipe after it passed its gate."""
     gates: Gates = Gates()
     """Thresholds of the gate."""
 
@@ -343,18 +355,21 @@ class Update(Section):
     replay_ratio: float = pydantic.Field(1.0, ge=0, le=100)
     """Old training positions per new position in an update."""
     mode: Literal["warm", "full"] = "warm"
-    """Whether an update starts from the live bundle's weights or trains from scratch."""
+    """Initial weights of an update: those of the live bundle (`warm`) or random ones (`full`)."""
     input_check: bool = True
-    """Whether new rows on which the live bundle does unusually badly stop the update."""
+    """Stop the update if the live bundle does unusually badly on the new rows."""
 
 
 class Retention(Section):
-    """What is kept; `recloop update` and `recloop gc` remove the rest. Ages are measured from the newest row."""
+    """Retention periods; `recloop update` and `recloop gc` remove what is older.
+
+    Ages are measured from the newest row.
+    """
 
     bundles: int = pydantic.Field(5, ge=1)
-    """Newest bundles to keep, and as many before the live one."""
+    """Number of newest bundles to keep, and of bundles before the live one."""
     runs: int = pydantic.Field(20, ge=1)
-    """Newest finished training runs to keep."""
+    """Number of finished training runs to keep, the newest ones."""
     decisions: str = "30d"
     """Age after which decisions are removed."""
     log: str = "8d"
@@ -401,12 +416,12 @@ class Config(Section):
     update: Update = Update()
     """Retraining."""
     retention: Retention = Retention()
-    """What is kept; ages are measured from the newest row."""
+    """Retention periods; ages are measured from the newest row."""
 
     @pydantic.field_validator("placement")
     @classmethod
     def _with_home(cls, placements: dict[str, Placement]) -> dict[str, Placement]:
-        """A request that names no placement asks for ``home``: it is always there."""
+        """Add ``home``, the placement of requests without one."""
         return placements if "home" in placements else {"home": Placement(), **placements}
 
 
@@ -415,7 +430,7 @@ LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("stores.decisions", (Stores().decisions,)),
     ("stores.control", (Stores().control,)),
 )
-"""Keys that are read from the start and must hold one of these values until the chapter that uses them is built."""
+"""Keys that accept only these values in this version."""
 
 
 def seconds(key: str, text: str) -> float:

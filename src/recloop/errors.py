@@ -1,10 +1,10 @@
 """Exception tree of recloop, with exit codes and message formats.
 
     RecloopError                 every error that recloop raises on purpose
-    ├── UserError      exit 2    invalid input: name, value, expectation, and the command that fixes it
-    │   └── BundleError          a bundle that must not be served: the file and its defect
-    ├── Refused        exit 1    a gate or check failed: its name, number and threshold
-    └── Locked         exit 3    another run holds the lock: the command, the process, since when
+    ├── UserError      exit 2    invalid input: name, value, expectation and fix
+    │   └── BundleError          bundle that must not be served: file and defect
+    ├── Refused        exit 1    failed gate or check: name, number and threshold
+    └── Locked         exit 3    lock held by another run: command, process, since when
 
 The command line prints ``error: NAME=VALUE: expected ...; try: COMMAND`` and never a traceback for these.
 """
@@ -15,7 +15,10 @@ from typing import Any
 
 
 def printable(value: object) -> str:
-    """Format a value for a message: one printable line, the middle of a long one left out."""
+    """Format a value as one printable line for a message.
+
+    The middle of a long value is left out.
+    """
     text = str(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= 200 else f"{text[:97]}...{text[-100:]}"
@@ -46,11 +49,11 @@ class UserError(RecloopError):
 
 
 class BundleError(UserError):
-    """Invalid bundle: a wrong hash, a missing or extra file, a link, an unknown format."""
+    """Invalid bundle: wrong hash, missing or extra file, link, unknown format."""
 
 
 class Refused(RecloopError):
-    """A gate or check failed."""
+    """Failed gate or check."""
 
     exit_code = 1
 
@@ -62,7 +65,10 @@ class Refused(RecloopError):
 
 
 class Locked(RecloopError):
-    """Another run holds the lock of this folder; ``fix`` is the advice for the user."""
+    """Lock of a folder held by another run.
+
+    ``fix`` is the advice for the user.
+    """
 
     exit_code = 3
 

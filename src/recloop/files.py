@@ -18,12 +18,12 @@ from recloop.errors import BundleError, UserError
 T = TypeVar("T")
 
 MAX_PARALLEL_WRITES: Final = 8
-"""Files of one folder that are flushed or deleted at once."""
+"""Number of files of a folder that are flushed or deleted in parallel."""
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a path beside ``target``; fsync what the block wrote there and rename it into place.
+    """Yield a temporary path; fsync its file and rename it to ``target``.
 
     A reader sees the old file or the new one. An error in the block removes the new file and keeps the old one.
     """
@@ -64,7 +64,7 @@ def write_file(path: Path, content: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Fsync the names in a folder: a file created or renamed in it survives a crash."""
+    """Fsync a folder, so that its new and renamed files survive a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,7 +73,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder over ``target``; a missing source is ignored, so that a second call does nothing."""
+    """Rename a file or folder over ``target``.
+
+    A missing source is ignored, so that a second call has no effect.
+    """
     if not source.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,10 @@ def move(source: Path, target: Path) -> None:
 
 
 def swap_folder(staged: Path, target: Path) -> None:
-    """Replace a folder by a staged one; `recover_folder` completes a swap that a crash interrupted."""
+    """Replace a folder by a staged one.
+
+    `recover_folder` completes a swap that a crash interrupted.
+    """
     old = _old(target)
     if target.exists():
         target.rename(old)
@@ -104,7 +110,10 @@ def recover_folder(target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; its ``archive/*`` folders, which hold many files, are deleted in parallel."""
+    """Delete a folder.
+
+    Its ``archive/*`` folders hold many files, so they are deleted in parallel.
+    """
     days = [path for path in folder.glob("archive/*") if path.is_dir()]
     with ThreadPoolExecutor(MAX_PARALLEL_WRITES) as pool:
         list(pool.map(lambda day: shutil.rmtree(day, ignore_errors=True), days))

@@ -1,9 +1,9 @@
-"""The loop as a table of contents: `first_run`, then `update` again and again.
+"""Table of contents of the loop: one `first_run`, then repeated `update` calls.
 
     first run: 1 collect -> 2 features -> 3 learn -> 4 evaluate -> 5 bundle -> 6 make live
     update:    1 collect -> 2 check -> 3 train candidate -> 4 run gates -> 5 train final -> 6 publish
 
-Serving (`recloop.serve`) and monitoring (`recloop.monitoring`) run between updates; the steps: `recloop.pipeline`.
+Serving (`recloop.serve`) and monitoring (`recloop.monitoring`) run between updates. `recloop.pipeline` holds the steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from recloop.storage import locks
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A registered bundle, ``table`` its evaluation on the test split, ``run`` the name of its run folder."""
+    """Registered bundle and its evaluation.
+
+    ``table`` is the evaluation on the test split; ``run`` is the name of the run folder.
+    """
 
     bundle: Bundle
     table: EvaluationTable
@@ -41,7 +44,10 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """Data, bundle and evaluation of a first run; ``seconds`` is the wall time of all."""
+    """Data, bundle and evaluation of a first run.
+
+    ``seconds`` is the wall time of the whole run.
+    """
 
     prepared: PrepareResult
     bundle: Bundle
@@ -54,7 +60,7 @@ def first_run(project: Project, voice: Progress | None = None, verb: str = "upda
 
     Raises:
         Locked: another run works in this folder.
-        UserError: the log, the configuration or the model's extra does not allow it.
+        UserError: the log or the configuration is invalid, or the model's extra is not installed.
     """
     check_model(project.config.model.name)
     with locks.run_lock(project.root, verb):
@@ -68,17 +74,18 @@ def first_run(project: Project, voice: Progress | None = None, verb: str = "upda
 def update(
     project: Project, voice: Progress | None = None, full: bool = False, reset: bool = False, restart: bool = False
 ) -> UpdateResult:
-    """Train a candidate on the rows since the last update; the gates decide whether it is published.
+    """Train a candidate on the new rows and publish it if it passes the gates.
 
-    Changed settings that decide which rows are kept start a new first run instead.
+    New rows are those since the last update. A changed setting that decides which rows are kept starts a new first run
+    instead.
 
     Args:
-        full: Train from scratch, for comparison; the item table still begins with live's rows.
+        full: Train from scratch, for comparison; the item table still starts with the ids of live.
         reset: Start from live's weights, but with a fresh optimizer.
-        restart: Make a new first run: all files are read again, posted rows are kept.
+        restart: Start a new first run: all files are read again, posted rows are kept.
 
     Raises:
-        Locked, UserError: as `first_run`; UserError also without a live bundle or room on the disk.
+        Locked, UserError: as in `first_run`; UserError also without a live bundle or enough free disk space.
     """
     check_model(project.config.model.name)
     with locks.run_lock(project.root, "update"), runs.explain_disk_full(project):
@@ -106,7 +113,10 @@ def update(
 
 
 def _restart(project: Project, voice: Progress, reason: str, begin: float) -> UpdateResult:
-    """Make a new first run in a folder beside the project, then moved in as a whole; see `recloop.pipeline.restart`."""
+    """Run a new first run in a staged folder and move it into the project.
+
+    See `recloop.pipeline.restart`.
+    """
     voice.say("update", f"a new first run ({reason})")
     with restarts.exclusive(project, reason), restarts.staged(project) as stage:
         prepared = collect(stage.project, voice, stage.posted)  # 1. collect
@@ -118,7 +128,7 @@ def _restart(project: Project, voice: Progress, reason: str, begin: float) -> Up
 def collect(project: Project, voice: Progress | None = None, posted: PostedRows | None = None) -> PrepareResult:
     """1. Read, clean and split the log; write ``data/`` and the states as of its last row.
 
-    ``posted``: posted rows of the earlier data, which a new first run numbers again.
+    ``posted``: posted rows of the earlier data, which a new first run renumbers.
     """
     voice = voice or NullProgress()
     prepared = prepare(project, posted is None and has_log_rows(project), posted)

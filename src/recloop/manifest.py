@@ -1,6 +1,6 @@
-"""Typed record of a bundle's manifest.json: model, rows, settings, training, hashes.
+"""Typed record of manifest.json: model, rows, settings, training, hashes.
 
-Parsed once, when a bundle is checked. Keys that this version does not know are kept in ``other_keys`` and written back.
+It is parsed once, when a bundle is checked. Unknown keys are kept in ``other_keys`` and written back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from recloop.records import FileFacts
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The network of a bundle or its closed-form model, with its options; ``counts`` without either."""
+    """Model of a bundle: a network or closed-form model, with its options.
+
+    The name is ``counts`` if the bundle has neither.
+    """
 
     name: str
     config: Mapping[str, Any]
@@ -37,9 +40,9 @@ class TrainingRows:
 
     Attributes:
         cut: End of the rows, int64 microseconds UTC.
-        fingerprint: Of ``data/``; empty where the rows were given in memory.
-        until_seq, held_seq: See `recloop.features.learned_range.LearnedRange`; None in bundles that kept none.
-        protocol: By which the log was split.
+        fingerprint: Hash of ``data/``; empty if the rows were given in memory.
+        until_seq, held_seq: See `recloop.features.learned_range.LearnedRange`; None if the bundle does not record them.
+        protocol: Protocol that split the log.
     """
 
     cut: int
@@ -71,13 +74,13 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Training:
-    """How a bundle was trained; None where nothing of the kind is known.
+    """Training record of a bundle; a value that is not recorded is None.
 
     Attributes:
-        epochs, steps: Whole epochs and steps behind the weights. steps_per_epoch: steps of a whole epoch.
+        epochs, steps: Whole epochs and steps behind the weights. steps_per_epoch: Steps of a whole epoch.
         stopped: ``patience``, ``epochs`` or ``budget``.
-        mode: Of a child: ``warm`` or ``full``. optimizer: ``reset`` where it began anew.
-        refit: Fitted on the test moments too.
+        mode: Mode of an update, ``warm`` or ``full``. optimizer: ``reset`` if the optimizer state started fresh.
+        refit: True if the bundle was fitted on the test moments too.
     """
 
     seed: int | None = None
@@ -109,7 +112,7 @@ class Training:
 
     @property
     def repeated_epochs(self) -> int:
-        """Epochs that a fit from scratch repeats, to the nearest whole one, at least one."""
+        """Epochs that a fit from scratch repeats: rounded, at least one."""
         if self.steps_per_epoch:
             return max(1, round((self.steps or 0) / self.steps_per_epoch))
         return max(1, self.epochs or 0)
@@ -120,10 +123,10 @@ class Manifest:
     """Manifest of a bundle.
 
     Attributes:
-        parent: Bundle whose child it is; None: trained from scratch.
-        config: Recorded settings by dotted key (`recloop.pipeline.config_changes`); None: none were recorded.
+        parent: Bundle that this one was updated from; None: trained from scratch.
+        config: Recorded settings by dotted key (`recloop.pipeline.config_changes`); None if not recorded.
         recipe: See `recloop.pipeline.recipe`.
-        recloop: Version that made it.
+        recloop: Version of recloop that wrote the bundle.
         bundle, format, encode_version, files: Empty until the bundle is written.
     """
 
@@ -166,7 +169,10 @@ class Manifest:
         )
 
     def to_json(self) -> JsonTree:
-        """As ``manifest.json`` has it; a bundle that is not written yet has no ``bundle``, ``format`` and ``files``."""
+        """JSON object of ``manifest.json``.
+
+        ``bundle``, ``format`` and ``files`` are absent until the bundle is written.
+        """
         return {
             **self.other_keys,
             "model": self.model.to_json(),
@@ -187,6 +193,6 @@ class Manifest:
 
 
 def _fields(record: TrainingRows | Training) -> JsonTree:
-    """Fields that have a value, after the keys that this version does not know."""
+    """Fields that have a value, after the unknown keys."""
     fields = {name: value for name, value in vars(record).items() if name != "other_keys"}
     return {**record.other_keys, **without_none(**fields)}

@@ -1,7 +1,7 @@
 """Typed records of a bundle's policy: placements, fallback order, scorers.
 
-``policy.json`` and the scorers of ``manifest.json`` are parsed here once, when a bundle is loaded. Keys that this version
-does not know are kept in ``other_keys`` and written back.
+``policy.json`` and the scorers of ``manifest.json`` are parsed here once, when a bundle is loaded. Unknown keys are kept in
+``other_keys`` and written back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from recloop.files import JsonObject, JsonTree, without_none
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
 
-The constant of a placement without ``rrf``. A smaller one gives the first ranks of a source more weight; ``weights = "auto"``
+Default constant of the rank fusion. A smaller one gives the first ranks of a source more weight; ``weights = "auto"``
 chooses it on validation.
 """
 FADING: Final = ("popular", "neighbours", "history")
@@ -25,13 +25,13 @@ FADING: Final = ("popular", "neighbours", "history")
 
 @dataclass(frozen=True)
 class Placement:
-    """One placement: which list it serves, and how its sources are weighed.
+    """Placement: the kind of its list, its sources and their weights.
 
     Attributes:
         list: ``for_you``, ``popular``, ``similar`` or ``latest``.
-        weights: Weight of each source in the fusion; a source without one, or with 0, is not used.
+        weights: Weight of each source in the fusion; a source with weight 0 or without a weight is not used.
         filter: Condition on every item of the list; empty: none.
-        k: Length of a list whose query names none.
+        k: Length of a list if the query has none.
         rrf: Constant of the rank fusion; None: `RRF`.
     """
 
@@ -64,7 +64,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Policy:
-    """How a bundle answers: its placements, whether seen items are left out, and the order of the fallback."""
+    """Policy of a bundle: placements, seen-item filter and fallback order."""
 
     placements: Mapping[str, Placement]
     filter_seen: bool
@@ -73,7 +73,7 @@ class Policy:
 
     @property
     def default_placement(self) -> str:
-        """The first placement: the one of a query that names none."""
+        """First placement, which queries without a placement use."""
         return next(iter(self.placements))
 
     def with_placement(self, name: str, placement: Placement) -> Policy:
@@ -84,7 +84,7 @@ class Policy:
         """Parse ``policy.json``.
 
         Raises:
-            BundleError: a key is missing or has another type; there is no placement.
+            BundleError: a key is missing or has another type, or the policy has no placement.
         """
         policy = JsonObject(tree, "policy.json")
         placements = {name: Placement.read(one) for name, one in policy.children("placements").items()}
@@ -108,16 +108,16 @@ class Policy:
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """One source of a bundle: which model feeds it, and its settings.
+    """Source of a bundle: the model that feeds it, and its settings.
 
     Attributes:
         source: ``model``, ``history``, ``neighbours`` or ``popular``.
         model: Name of a built-in model, or ``package.module:Class``.
         kind: ``vectors``, ``neighbours``, ``counts`` or ``rank``.
-        config: Options of a closed-form model; None where the source keeps none.
+        config: Options of a closed-form model; None for other sources.
         half_life: Days; None: every moment counts the same.
-        recent: Weights of the newest moments, of ``neighbours``.
-        of: Sources whose items a ``rank`` model orders.
+        recent: Weights of the newest moments, for ``neighbours``.
+        of: Sources that supply the items which a ``rank`` model orders.
     """
 
     source: str
@@ -131,7 +131,7 @@ class ScorerSpec:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is one of the built-in counting models that every bundle holds."""
+        """True for a built-in counting model, which every bundle holds."""
         return self.source != "model" and ":" not in self.model
 
     @classmethod
@@ -157,5 +157,5 @@ class ScorerSpec:
 
 
 def custom_scorers(scorers: Mapping[str, ScorerSpec]) -> Sequence[ScorerSpec]:
-    """The scorers that are not built-in counting models: networks, and models chosen by name."""
+    """Scorers that are not built-in baselines: networks and configured models."""
     return [scorer for scorer in scorers.values() if not scorer.is_baseline]

@@ -39,7 +39,7 @@ class ConsoleProgress:
         STDERR.print(line, markup=False, emoji=False)
 
     def show(self, chapter: str, drawn: Any) -> None:
-        if chapter != "evaluate":  # verbs put the table on stdout
+        if chapter != "evaluate":  # commands print the table to stdout
             STDERR.print(drawn)
 
     def bar(self, chapter: str, done: int, total: int) -> None:

@@ -1,7 +1,6 @@
-"""A project folder: its configuration, the paths in it and its stores.
+"""Project folder: its configuration, paths and stores.
 
-A store opens as a context manager, ``with project.open_log() as log``; an object that lives long keeps it and calls
-``close()``.
+A store is a context manager: ``with project.open_log() as log``. A long-lived object keeps the store and calls ``close()``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from recloop.storage.snapshots import Snapshot
 
 @dataclass(frozen=True)
 class Project:
-    """A project folder and its configuration (docs/stability.md, a project folder).
+    """Project folder and its configuration (docs/stability.md, "A project folder").
 
     Attributes:
         root: The folder with ``recloop.toml``.
@@ -73,11 +72,16 @@ class Project:
         return storage.open_decisions(self.config.stores.decisions, self.root, write)
 
     def open_control(self) -> ControlStore:
-        """Open the control store, which keeps no file open between calls and needs no closing."""
+        """Open the control store.
+
+        It keeps no file open between calls and does not have to be closed.
+        """
         return storage.open_control(self.config.stores.control, self.root)
 
     def open_archive(self) -> Archive:
-        """Open the archived events, items and users of ``data/``, which keep no file open between calls.
+        """Open the archived events, items and users of ``data/``.
+
+        The archive keeps no file open between calls.
 
         Raises:
             UserError: the log is not prepared yet.
@@ -85,7 +89,7 @@ class Project:
         return Archive(self.data)
 
     def snapshot_file(self, seq: int, state_key: str) -> Path:
-        """The file of the snapshot as of ``seq``, for the states of ``state_key``."""
+        """Path of the snapshot as of ``seq``, for the states of ``state_key``."""
         return self.store / snapshots.name(seq, state_key)
 
     def open_snapshot(self, seq: int, state_key: str) -> Snapshot:
@@ -97,16 +101,18 @@ class Project:
         return Snapshot(self.snapshot_file(seq, state_key))
 
     def live_bundle_id(self) -> str | None:
-        """The id of the live bundle; None: no bundle was promoted yet."""
+        """Id of the live bundle; None before the first promotion."""
         row = releases.live(self.open_control())
         return None if row is None else row.bundle
 
     def load_bundle(self, bundle_id: str = "") -> Bundle:
-        """Load a registered bundle, the live one without an id, and check it against its registered hash.
+        """Load a registered bundle and check it against its registered hash.
+
+        Without an id, the live bundle is loaded.
 
         Raises:
-            UserError: the bundle is not registered, or none is live yet.
-            BundleError: its bytes are not the registered ones.
+            UserError: the bundle is not registered, or no bundle is live yet.
+            BundleError: its files differ from the registered ones.
         """
         bundle_id = bundle_id or self.live_bundle_id() or ""
         if not bundle_id:
@@ -118,11 +124,13 @@ class Project:
 
 
 def open_project(root: Path | str = ".", sets: Iterable[str] = ()) -> Project:
-    """Read ``recloop.toml`` of a folder, then the environment, then ``a.b=c`` settings.
+    """Open a project folder with its settings.
+
+    They are read from ``recloop.toml``, then the environment, then ``a.b=c`` settings; later ones win.
 
     Raises:
-        UserError: no such file, not TOML, an unknown key (the nearest known one is named), a wrong value, a key
-            that must hold its default until a later chapter.
+        UserError: the file is missing or not TOML, a key is unknown (the nearest known one is named), or a value is
+            invalid.
     """
     folder = Path(root)
     file = folder / FILE

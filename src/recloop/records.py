@@ -35,7 +35,9 @@ STAMP: Final = "stamp"  # of the row's moment: the stamp of the first row (small
 LABEL: Final = "label"  # -1 negative, 0 neutral (an input included), 1 positive: a target
 WEIGHT: Final = "weight"
 USE: Final = "use"  # a member of Use
-PAIR: Final = "pair"  # of an undo: the event type that it reverses, or "*"; else the type, if an undo names it
+PAIR: Final = (
+    "pair"  # for an undo: the event type that it reverses, or "*"; for other rows: the type, if an undo names it
+)
 UNITS: Final = "units"  # quantity of an undo or of a row that can be undone; 1 if it is missing
 MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
 
@@ -61,10 +63,10 @@ EVENT_SCHEMA: Final[dict[str, DataTypeClass]] = {
     "request_id": pl.String,
     CONTEXT: pl.String,
 }
-"""Columns of an event, in the archive and in log.db (where ``rule`` follows: filled, the row is quarantined)."""
+"""Columns of an event in the archive and in log.db. In log.db ``rule`` follows; it is set if the row is quarantined."""
 
 CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
-"""Columns by which two rows of a file are equal: all that an import reads."""
+"""Columns that identify repeated rows of a file: all columns that an import reads."""
 FILE_ROW: Final = "file-row:"
 """Prefix of an event_id that was generated from a file name and a row number."""
 
@@ -85,7 +87,7 @@ USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
 }
 
 SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest", "pin", "explore")
-"""Sources of a slot, a closed list (definitions, section 1)."""
+"""All sources of a slot (definitions, section 1)."""
 MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
 """The sources that a mix weighs, in the order that breaks ties between weights."""
 COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
@@ -110,7 +112,7 @@ class Use(IntEnum):
 
     NEGATIVE = -1  # suppression: the item leaves the list until a later target or an undo
     NONE = 0
-    TARGET = 1  # input, and what is predicted and counted as a hit
+    TARGET = 1  # input that is also predicted and counted as a hit
     INPUT = 2  # history that a model sees, never a hit
     UNDO = 3  # undoes an earlier event of the same user and item
 
@@ -120,7 +122,10 @@ ANY_TARGET: Final = "*"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One interaction of a user with an item; ``seq`` is 0 until the log has numbered it."""
+    """Interaction of a user with an item.
+
+    ``seq`` is 0 until the log has numbered the event.
+    """
 
     user_id: str
     item_id: str
@@ -141,7 +146,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a catalog item."""
+    """Version of a catalog item."""
 
     item_id: str
     attributes: AttributeValues = {}
@@ -152,7 +157,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a user's attributes."""
+    """Version of a user's attributes."""
 
     user_id: str
     attributes: AttributeValues = {}
@@ -162,7 +167,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """One query to the recommender: user, time, placement, length and exclusions.
+    """Query to the recommender: user, time, placement, length and exclusions.
 
     ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``n`` 0
     means the placement's own. ``item_id`` is the item of a list of similar items.
@@ -180,7 +185,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One position of a served list."""
+    """Position of a served list."""
 
     item_id: str
     score: float
@@ -188,10 +193,10 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One answered request, one row of decisions.db (docs/reference/stores.md).
+    """Answered request: one row of decisions.db (docs/reference/stores.md).
 
-    ``request_id`` is the service's own: one for each answer, never the client's. ``variant`` and ``bundle`` say what
-    answered; ``assigned`` says which arm the user was drawn into, so it differs where a candidate failed.
+    The service generates a ``request_id`` for each answer; it is never the client's. ``variant`` and ``bundle`` name what
+    answered. ``assigned`` is the user's arm, so it differs from ``variant`` if a candidate failed.
     """
 
     request_id: str
@@ -212,7 +217,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     degraded: list[str] = []
     session_id: str | None = None
     anonymous_id: str | None = None
-    client_request_id: str | None = None  # the client's X-Request-Id; any number of answers may carry the same one
+    client_request_id: str | None = None  # the client's X-Request-Id; several answers may share one
     assigned: str = "live"  # live | candidate
     positives: int = 0
     inputs: dict[str, str] = {}
@@ -220,17 +225,21 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hash_unit_interval(salt: str, raw_id: str) -> float:
-    """Hash an id to [0, 1) under a salt: BLAKE2b, 8 bytes, of salt, a zero byte, the id.
+    """Hash an id to [0, 1) under a salt.
 
-    Salts in use: ``old``, ``valid``, ``window``, ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The same in every
-    process and on every machine, so an assignment never flips.
+    BLAKE2b with 8 bytes over the salt, a zero byte and the id. Salts in use: ``old``, ``valid``, ``window``,
+    ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The hash is the same in every process and on every machine,
+    so an assignment never changes.
     """
     digest = hashlib.blake2b(salt.encode() + b"\0" + raw_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def is_holdout_user(user_id: str) -> bool:
-    """True for the 2 % of users whose events feed state and counts but never a network's loss."""
+    """True for 2 % of users, selected by hash.
+
+    Their events feed states and counts but never a network's loss.
+    """
     return hash_unit_interval("old", user_id) < 0.02
 
 
@@ -240,7 +249,10 @@ def now() -> int:
 
 
 def iso(stamp: int) -> str:
-    """A stamp as ISO 8601 in UTC (``2025-06-01T12:00:00Z``); outside the years 1 to 9999 the number itself."""
+    """Format a stamp as ISO 8601 in UTC: ``2025-06-01T12:00:00Z``.
+
+    Outside the years 1 to 9999 the result is the number itself.
+    """
     try:
         return (EPOCH + timedelta(microseconds=stamp)).isoformat().replace("+00:00", "Z")
     except OverflowError:
@@ -248,12 +260,12 @@ def iso(stamp: int) -> str:
 
 
 def utc_minute(stamp: int) -> str:
-    """A stamp as tables and pages show it, in UTC: ``2025-06-01 12:00``."""
+    """Format a stamp in UTC for tables and pages: ``2025-06-01 12:00``."""
     return f"{EPOCH + timedelta(microseconds=stamp):%Y-%m-%d %H:%M}"
 
 
 def max_int(column: pl.Series) -> int:
-    """The largest value of a whole-number column; 0 for an empty one."""
+    """Largest value of a whole-number column; 0 for an empty one."""
     largest = column.max()
     assert largest is None or isinstance(largest, int)
     return largest or 0

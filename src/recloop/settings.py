@@ -1,7 +1,7 @@
-"""A project's settings as they are read: file, environment and command line into one tree, an unknown key refused.
+"""Read settings from file, environment and command line into one tree.
 
-Three places set a key, the later beats the earlier: ``recloop.toml``, the environment (``RECLOOP_SERVE__PORT=9000``),
-the command line (``--set serve.port=9000``). A refusal of an unknown key names the nearest known one.
+The later source wins: ``recloop.toml``, the environment (``RECLOOP_SERVE__PORT=9000``), the command line
+(``--set serve.port=9000``). An error about an unknown key names the nearest known one.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ RENAMED: Final = {
     "release.gates.cold_coverage_drop": "release.gates.max_cold_coverage_loss",
     "update.replay": "update.replay_ratio",
 }
-"""Old key -> new key; ``*`` is any name. An old key is refused in a project and translated in an old bundle."""
+"""Old key -> new key; ``*`` is any name. An old key is an error in a project and is translated in an old bundle."""
 RENAMED_VALUES: Final = {("features.context", "gap"): "days_since_last"}
 """(new key, old value of its list) -> new value."""
 
 
 def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Config:
-    """The checked tree of a parsed file, environment and settings; see `open_project`."""
+    """Check a parsed file with the environment and settings; see `open_project`."""
     merged = _copy(tree)
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith("RECLOOP_") and "__" in name:
@@ -61,19 +61,25 @@ def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mappin
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "dict[", "Burst")))
-        raise UserError(key, first["input"], _expectation(first), f"mend {key} in {FILE}") from None
+        raise UserError(key, first["input"], _expectation(first), f"correct {key} in {FILE}") from None
     _check_later(config)
     _check_lists(config)
     return config
 
 
 def dump(config: Config) -> str:
-    """The whole tree as TOML, for ``runs/RUN/config.toml`` and the fingerprint: equal configs, equal text."""
+    """Write the whole tree as TOML, for ``runs/RUN/config.toml`` and the fingerprint.
+
+    Equal configurations give equal text.
+    """
     return tomli_w.dumps(config.model_dump(mode="json", by_alias=True))
 
 
 def new_key(key: str) -> str:
-    """The present name of a dotted key: of a renamed one, or of a key inside a renamed section."""
+    """Return the present name of a dotted key.
+
+    A key inside a renamed section is translated too.
+    """
     for old, new in RENAMED.items():
         found = re.fullmatch(re.escape(old).replace(r"\*", "(.+)") + r"(\..+)?", key)
         if found:
@@ -83,7 +89,10 @@ def new_key(key: str) -> str:
 
 
 def translate_recorded(settings: Mapping[str, Any]) -> JsonTree:
-    """Settings by dotted key as a bundle recorded them, with old keys and values under their present names."""
+    """Translate the settings that a bundle recorded to present keys and values.
+
+    The keys are dotted.
+    """
     return {new_key(key): _new_value(new_key(key), value) for key, value in settings.items()}
 
 
@@ -109,13 +118,15 @@ def _put(tree: JsonTree, path: list[str], value: Any) -> None:
     for part in path[:-1]:
         inner = tree.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise UserError(".".join(path), value, f"a key: {part} is no table", f"recloop --set {path[0]}=...")
+            raise UserError(
+                ".".join(path), value, f"a key under a table ({part} is not a table)", f"recloop --set {path[0]}=..."
+            )
         tree = inner
     tree[path[-1]] = value
 
 
 def _value(text: str) -> Any:
-    """A setting's text as TOML reads it; what is no TOML value is a string."""
+    """Parse a setting as TOML; text that is not a TOML value is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -123,7 +134,7 @@ def _value(text: str) -> Any:
 
 
 def _known(section: type[pydantic.BaseModel], tree: Mapping[str, Any], prefix: str) -> None:
-    """Refuse the first key that no section knows, naming the nearest one that does."""
+    """Reject the first unknown key, naming the nearest known one."""
     names = {field.alias or name: field.annotation for name, field in section.model_fields.items()}
     for key, value in tree.items():
         if key not in names:
@@ -166,22 +177,33 @@ def _check_later(config: Config) -> None:
         for part in path.split("."):
             value = getattr(value, part)
         if value not in allowed:
-            expected = f"{' or '.join(map(str, allowed))} (other values come with a later version)"
+            expected = f"{' or '.join(map(str, allowed))} (this version supports no other value)"
             raise UserError(path, value, expected, f"remove {path} from {FILE}")
 
 
 def _check_lists(config: Config) -> None:
-    """A list about an item has its own sources; requests without an item ask for home, those of the route for similar."""
+    """Check the sources and kinds of lists.
+
+    Lists about an item have their own sources. Requests without an item use ``home``; those for similar items use
+    ``similar``.
+    """
     for name, placement in config.placement.items():
         about = placement.list == "similar"
         mixed = set() if placement.weights == "auto" else set(placement.weights)
         if about and mixed - {"model", "neighbours"}:
             key = f"placement.{name}.weights"
             raise UserError(
-                key, placement.weights, "model, neighbours: what a list about an item is mixed of", f"mend {key}"
+                key,
+                placement.weights,
+                "model and neighbours only, for a list about an item",
+                f"correct {key} in {FILE}",
             )
         if about if name == "home" else (name == "similar" and not about):
             expected = (
-                "a list for a user: for_you, popular or latest" if about else "similar: its requests name an item"
+                "a list for a user: for_you, popular or latest"
+                if about
+                else "similar, because its requests name an item"
             )
-            raise UserError(f"placement.{name}.list", placement.list, expected, f"mend placement.{name}.list in {FILE}")
+            raise UserError(
+                f"placement.{name}.list", placement.list, expected, f"correct placement.{name}.list in {FILE}"
+            )

@@ -1,10 +1,10 @@
-"""Condition language: SQL expressions over a row's fields, checked before they run.
+"""Condition language: checked SQL expressions over the fields of a row.
 
     rule = parse("event_type = 'rating' AND value >= 4", EVENT_COLUMNS, "events.positive")
     rule.mask(frame)
 
 Only comparisons, ``AND OR NOT``, ``IN (...)``, ``BETWEEN``, ``LIKE``, ``IS NULL``, arithmetic and the row's own fields
-are allowed; functions, tables and further statements are not. The checked tree is written as SQL again and only that
+are allowed; functions, tables and further statements are not. The checked tree is written as SQL again, and only that
 text runs, so unchecked input never reaches the engine. Null counts as false.
 """
 
@@ -37,7 +37,10 @@ MEND: Final = 'write it as SQL over the row, such as "value >= 4"'
 
 @dataclass(frozen=True)
 class Rule:
-    """Checked condition: ``expr`` is Boolean and never null; ``columns`` are its fields."""
+    """Checked condition.
+
+    ``expr`` is Boolean and never null; ``columns`` are its fields.
+    """
 
     text: str
     expr: pl.Expr
@@ -109,7 +112,7 @@ def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) 
         if isinstance(node, exp.Column):
             names.add(_known(node, text, columns, key))
         if isinstance(node, exp.Null) and not isinstance(node.parent, exp.Is):
-            raise UserError(key, text, "IS NULL: nothing equals NULL", "field IS NULL")
+            raise UserError(key, text, "IS NULL, because no value equals NULL", "field IS NULL")
         if isinstance(node, exp.Is) and not isinstance(node.expression, exp.Null):
             raise UserError(key, text, "IS NULL or IS NOT NULL", "field = TRUE")
         if isinstance(node, exp.In) and not _is_list(node):
@@ -131,7 +134,9 @@ def _known(node: exp.Column, text: str, columns: Collection[str], key: str) -> s
     near = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.0)
     quoted = isinstance(node.this, exp.Identifier) and node.this.quoted
     hint = f"; write a text in single quotes: '{name}'" if quoted else ""
-    known = f"a known field; nearest to {name}: {near[0]}" if near else "a known field; there is none"
+    known = (
+        f"a known field; nearest to {name}: {near[0]}" if near else "a condition without fields; no field is known here"
+    )
     raise UserError(key, text, known + hint, f"one of {', '.join(sorted(columns)[:20])}" if near else MEND)
 
 

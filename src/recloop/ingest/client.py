@@ -90,14 +90,19 @@ class Client:
 
 @contextmanager
 def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
-    """Run ``recloop serve`` on a free port as a child process; SIGTERM ends and drains it."""
+    """Run ``recloop serve`` on a free port as a child process.
+
+    SIGTERM drains and ends it.
+    """
     words = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
             ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
             if ready is None:
-                raise UserError("serve", child.wait(WAIT), "a line that begins with: ready", f"recloop -C {root} serve")
+                raise UserError(
+                    "serve", child.wait(WAIT), "a first line that starts with ready", f"recloop -C {root} serve"
+                )
             with closing(
                 Client(ready[1], token=admin_token.read(root))
             ) as client:  # an idle connection would delay the shutdown
