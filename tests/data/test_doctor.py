@@ -54,7 +54,7 @@ def test_baskets_are_named_with_their_column_or_suspected_without(shop: Shop) ->
     with_group = build_report(shop(HEAD + rows(), BASKET))
     assert "100.0 % of rows share their stamp with others: baskets, grouped by basket" in with_group.warnings
     without = said(build_report(shop(HEAD + rows())))
-    assert "100.0 % of rows share their stamp with others of the same user: baskets?" in without
+    assert "100.0 % of rows share their stamp with others of the same user and count as one moment" in without
     assert "set data.columns.group_id" in without
 
 
@@ -86,7 +86,7 @@ def test_the_grain_of_stamps(stamps: list[str], coarse: str) -> None:
 
 def test_coarse_stamps_and_the_burst_rule(shop: Shop) -> None:
     log = HEAD + "".join(f"u{n % 9},i{n},2025-01-{n % 28 + 1:02},buy,1,\n" for n in range(50))
-    assert 'no finer than a day: the burst rule cannot judge them; set clean.burst = "off"' in said(
+    assert 'a resolution of one day, too coarse for the burst rule; set clean.burst = "off"' in said(
         build_report(shop(log))
     )
     assert "burst" not in said(build_report(shop(log, 'clean.burst="off"')))
@@ -98,7 +98,7 @@ def test_types_that_no_rule_names_are_reported(shop: Shop) -> None:
     )
     events = ('events.positive=["buy"]', "events.negative=[]")
     report = build_report(shop(log, KIND, *events))
-    assert "event type 'look at' (20 rows) is in no rule of [events]: neutral" in report.warnings
+    assert "event type 'look at' (20 rows) is not in a rule of [events] and is neutral" in report.warnings
     assert report.event_types == {"buy": TypeRows(40, 1), "look at": TypeRows(20, 0)}
     named = build_report(shop(log, KIND, *events, "events.neutral=[\"event_type = 'look at'\"]"))
     assert "no rule of" not in said(named)
@@ -120,9 +120,9 @@ def test_repeats_seen_items_and_items_out_of_catalogue(shop: Shop, tmp_path: Pat
         f"u{n % 9},i{n % 18 if n < 90 else n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(100)
     )
     found = said(build_report(shop(log, 'data.items="items.csv"', "split.filter_seen=true")))
-    assert "% of rows are repeats, which split.filter_seen = true never recommends" in found
+    assert "% of rows are repeats; split.filter_seen = true never recommends them" in found
     assert "10 items of the log (10.0 % of rows) are not in items.csv" in found
-    assert "1 rows of items.csv repeat a item_id: the last one counts" in found
+    assert "1 rows of items.csv repeat an earlier item_id; the last one is used" in found
 
 
 def test_a_till_is_suspected(shop: Shop) -> None:

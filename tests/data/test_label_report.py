@@ -64,8 +64,8 @@ def test_each_rule_its_events_and_five_examples(tmp_path: Path) -> None:
     assert tree["dwells"] == {"events": 1, "compared": 0, "bands": 0}
     words = "\n".join(tree["signal_warnings"])
     assert "'dislike' (events.weights.dislike) matches no event" in words
-    assert "'view' (4 rows) is in no rule" in words
-    assert "1 of 1 dwells cannot be compared" in words
+    assert "'view' (4 rows) is not in a rule" in words
+    assert "1 of 1 dwells are neutral" in words
     json.dumps(tree)
     assert render(found).renderables
 

@@ -119,7 +119,7 @@ def test_a_flipped_byte_is_seen(project: Project) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match="a whole file"):
+    with pytest.raises(UserError, match="a complete file"):
         load(project)
 
 

@@ -58,13 +58,13 @@ def test_rows_that_cannot_be_read_are_rejected_with_line_and_reason(shop: Shop) 
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        (None, "a file, glob or folder that exists"),
+        (None, "an existing file, glob or folder"),
         ("", "the file is empty"),
         ("\n\n", "a header"),
         (HEAD, "rows under the header, found none"),
         ("user_id,itemid,timestamp\nu,i,2025-01-01\n", "nearest: itemid"),
         ("u1,i1,2025-01-01\nu2,i1,2025-01-02\n", "it has u1, i1, 2025-01-01"),
-        (HEAD + ",i,2025-01-01\n,j,2025-01-01\n", "all 2 were rejected, first: no user_id"),
+        (HEAD + ",i,2025-01-01\n,j,2025-01-01\n", "all 2 were rejected, the first one because of: no user_id"),
         (HEAD + "u,i,2025-01-01,x\n", "all 1 are broken: expected 3 fields, found 4"),
         (HEAD + "u,i,01/02/2025\n", "2025-02-01 (day first) and 2025-01-02 (month first)"),
         (HEAD + "u,i,1735732800\nu,i,1735732800000\n", "line 3 is in milliseconds"),

@@ -94,7 +94,7 @@ def test_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("lgo.csv", "nearest: log.csv"),
-        ("no/log.csv", "there is no folder"),
+        ("no/log.csv", "does not exist"),
         ("*.parquet", "exists"),
         ("empty", "a folder with"),
     ],

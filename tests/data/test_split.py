@@ -120,7 +120,7 @@ def test_the_order_of_rows_inside_moments_changes_nothing() -> None:
     [
         ([], "rows that pass the rules"),
         ([("u", "a", 5, 1), ("v", "b", 5, 1)], "all have one instant"),
-        ([("u", "a", 5, 1)], "two instants or more"),
+        ([("u", "a", 5, 1)], "at least two instants"),
         ([("u", "a", n, 0) for n in range(9)] + [("u", "a", 9, 1)], "no positive row before the cut"),
     ],
 )

@@ -41,7 +41,7 @@ def test_the_separator_is_the_headers(tmp_path: Path, separator: str) -> None:
 
 
 def test_an_open_quote_is_refused_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="opened in line 3 is never closed") as caught:
+    with pytest.raises(UserError, match="the one in line 3 is never closed") as caught:
         table(tmp_path / "a.csv", 'a,b\n1,2\n3,"four\n5,6\n7,8\n')
     assert "four" in caught.value.samples[0]
 
@@ -64,7 +64,7 @@ def test_doubled_names_are_refused_only_where_they_are_wanted(tmp_path: Path) ->
     source = InputFile("data.events", path, path.name)
     assert read_table(source).columns == ("a", "b", "a_2")
     assert read_table(source, names=["b"]).frame.rows() == [("2",)]
-    with pytest.raises(UserError, match="one column of this name"):
+    with pytest.raises(UserError, match="one column with this name"):
         read_table(source, names=["a"])
 
 
@@ -87,5 +87,5 @@ def test_lone_surrogates_and_big_numbers_in_json(tmp_path: Path) -> None:
 def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pl.DataFrame({"a": list(range(1000))}).write_parquet(path)
-    with pytest.raises(UserError, match="whole Parquet file"):
+    with pytest.raises(UserError, match="complete Parquet file"):
         table(path, path.read_bytes()[:-20])

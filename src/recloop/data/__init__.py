@@ -1,1 +1,1 @@
-"""Chapter 1, data: read, check, clean and split the log, and write ``data/``."""
+"""Data: read, check, clean and split the log, and write ``data/``."""

@@ -1,11 +1,11 @@
-"""Append the log's rows after the watermark to ``data/`` and split the log anew.
+"""Append the log's rows after the watermark to ``data/`` and renew the split.
 
-Causal rules were decided when a row arrived; its ``rule`` names the one that removed it. Retrospective rules run here
-and remove rows that serving accepted: repeats without an event_id (`duplicates`) and the rows of a burst before its
-tenth (`burst`). Such rows are in none of the splits. They stay in the archive, because states contained them, and leave
-the states by a retraction with its own seq, which the caller appends to the log (`AppendResult.taken_back`).
+Causal rules were applied when a row arrived; ``rule`` names the rule that removed it. Retrospective rules run here and
+remove rows that serving accepted: repeats without an event_id (`duplicates`) and the rows of a burst before its tenth
+(`burst`). No split contains such rows. They stay in the archive, because states contained them. A retraction with a
+separate seq, which the caller appends to the log, removes them from the states (`AppendResult.taken_back`).
 
-Everything is written into a staged folder; `publish_data` renames it into ``data/``, the manifest last.
+All files are written into a staged folder; `publish_data` renames it into ``data/``, the manifest last.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class AppendResult:
 
     ``cut``, ``held_seq``, ``late``, ``fresh`` are those of `recloop.features.learned_range.NewWindow`.
 
-    ``signals``: rows decided by each rule of ``[events]`` among the new valid rows (`recloop.data.label_report.counted`).
+    ``signals``: new valid rows by the rule of ``[events]`` that decides them (`recloop.data.label_report.counted`).
     ``taken_back``: (seq, rule) of the valid rows that a retrospective rule removes and that are not yet retracted.
     """
 
@@ -69,14 +69,16 @@ def append(
     target: Path,
     out: Sequence[int] = (),
 ) -> AppendResult:
-    """Write the next version of ``data/`` into ``target``: new files and a full manifest.
+    """Write the next version of ``data/`` as a staged folder.
+
+    It contains the new files and a full manifest.
 
     Args:
         until: The last seq to append.
         learned: The moments that the live bundle has learned; every other moment is new.
         signal: The labeler of the candidate's spec.
         out: The seq of rows that were retracted before.
-        target: The staged folder; deleted and created anew.
+        target: The staged folder; an existing one is replaced.
     """
     archive = project.open_archive()
     after = archive.watermark
@@ -111,19 +113,19 @@ def retracted_rows(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, sig
     """Valid rows that a retrospective rule removes: rule by seq.
 
     Args:
-        believed: All valid rows, in the order of their seq.
+        believed: All valid rows, in seq order.
         rows: The new rows; ``rule`` names the causal rule that removed a row.
-        signal: The labeler; it marks the rows that never count for the burst rule.
+        signal: The labeler; it marks the rows that the burst rule ignores.
     """
     again = duplicate_rows(believed).to_list() if clean.duplicates == "exact" else []
     return dict.fromkeys(again, "duplicates") | dict.fromkeys(rows_before_burst(believed, rows, clean, signal), "burst")
 
 
 def rows_before_burst(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> list[int]:
-    """Valid rows of bursts: the seq of those before the row that revealed the burst.
+    """Return the seq of valid burst rows before the row that revealed the burst.
 
     The causal rule removes the tenth row of a second and the later ones. This one adds the rows in
-    (stamp - seconds, stamp] of each removed row. Targets that weigh as much as a purchase never belong to a burst.
+    (stamp - seconds, stamp] of each removed row. Targets with at least the weight of a purchase never belong to a burst.
     """
     caught = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
     if clean.burst == "off" or not len(caught):
@@ -136,7 +138,10 @@ def rows_before_burst(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, 
 
 
 def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> SplitFrames:
-    """Split the labelled log: the moments of a window are the test, the others train and valid."""
+    """Split the labelled log at a window.
+
+    The moments of the window are the test; the others are train and valid.
+    """
     marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
     past, test = (marked.filter(where).drop("tested") for where in (~pl.col("tested"), pl.col("tested")))
     held = holdout_rows(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)

@@ -1,4 +1,4 @@
-"""A staged folder of tables and lines: files are synced and hashed, the manifest last."""
+"""Staged folder of tables and lines, synced and hashed before its manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recloop.storage.data_manifest import MANIFEST
 class AtomicFolder:
     """Writer of a staged folder: files are synced to disk, with hash and size.
 
-    A log of many years is thousands of small files that each wait for the disk, so several are written at once.
+    A log of many years is thousands of small files that each wait for the disk, so several are written in parallel.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class AtomicFolder:
         self._pool.shutdown(cancel_futures=True)
 
     def manifest(self, tree: Mapping[str, Any]) -> None:
-        """Write the manifest, last and by rename: a folder without it is incomplete."""
+        """Write the manifest last and by rename; a folder without it is incomplete."""
         replace_json(self.folder / MANIFEST, tree)
 
     def _put(self, name: str, content: Callable[[], Any]) -> FileFacts:

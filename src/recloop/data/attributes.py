@@ -1,4 +1,4 @@
-"""Item and user attributes: every column but the id as one typed JSON object."""
+"""Item and user attributes: all columns except the id as one typed JSON object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recloop.files import JsonTree
 from recloop.storage.event_log import object_text
 
 NUMBER: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
-"""Canonical number texts; ``01``, ``+1`` and ``1e5`` are codes, not numbers."""
+"""Canonical number texts; ``01``, ``+1`` and ``1e5`` stay text."""
 
 
 def typed_columns(table: Table) -> pl.DataFrame:
@@ -47,7 +47,7 @@ def _typed(text: pl.Series, separator: str) -> pl.Series:
 
 
 def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
-    """JSON object of every row without its id: keys sorted, missing values left out."""
+    """JSON object of every row without its id: sorted keys, no missing values."""
     return [
         object_text({name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None})
         for row in rows
@@ -55,7 +55,7 @@ def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
 
 
 def object_texts(column: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Compact JSON texts of a column of objects, and the rows that are not objects.
+    """Compact JSON texts of a column of objects, and a mask of rows without an object.
 
     The column holds texts or structs; an empty value becomes null.
     """

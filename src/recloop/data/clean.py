@@ -1,7 +1,7 @@
-"""Cleaning rules: number the rows, quarantine invalid ones and keep the valid.
+"""Cleaning rules: number the rows, quarantine invalid ones, keep valid ones.
 
-Causal rules run as on arrival, then the retrospective ones, which need the whole log. Every readable row gets a
-``seq``, also a removed one: it goes to the quarantine with the name of its rule.
+Causal rules run first, as on arrival, then the retrospective rules, which need the whole log. Every readable row gets a
+``seq``. A removed row goes to the quarantine with the name of its rule.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ QUARANTINED: Final = {**EVENT_SCHEMA, RULE: pl.String}
 
 
 class CleaningRule(NamedTuple):
-    """A cleaning rule: the rows it removes, when it is decided, how to disable it."""
+    """Cleaning rule: the rows it removes, when it applies, how to disable it."""
 
     name: str
     reason: str
@@ -87,8 +87,8 @@ class CleanResult:
     """Cleaned log: valid rows, quarantine and counts by rule.
 
     Attributes:
-        believed: LABELLED, in the order of seq.
-        quarantine: QUARANTINED, in the order of seq.
+        believed: LABELLED, in seq order.
+        quarantine: QUARANTINED, in seq order.
         removed: Rows by rule, in the order of `RULES`; rules without rows are left out.
         watermark: The last seq assigned.
         dwell: Dwell percentiles of the valid rows before the cut.
@@ -116,11 +116,11 @@ def clean(
         frame: EVENT_SCHEMA without seq, in the order of file and row.
         config: The configuration; ``[events]``, ``[clean]`` and ``[split]`` are read.
         after: The last seq already assigned to items and users.
-        items: The catalog: durations and categories of items with dwells.
+        items: The catalog, for the durations and categories of items with dwells.
         posted: Rows of an earlier generation of the data, numbered after ``frame``'s.
 
     Returns:
-        The `CleanResult`; if ``excessive`` is not empty the caller stops or warns.
+        The `CleanResult`; the caller stops or warns if ``excessive`` is not empty.
     """
     signal = EventLabeler(config.events, config.clean)
     _check_conditions(config)
@@ -163,7 +163,7 @@ def clean(
 
 
 def _check_conditions(config: Config) -> None:
-    """Reject a condition that compares a text with a number before any row is read."""
+    """Reject conditions that compare a text with a number, before rows are read."""
     texts = [
         (text, f"events.{name}")
         for name in ("undo", "weights", "neutral", "negative", "history", "positive")
@@ -176,14 +176,14 @@ def _check_conditions(config: Config) -> None:
         try:
             empty.with_columns(matcher(text, key).alias("passes"))
         except pl.exceptions.PolarsError as error:
-            expected = f"numbers compared with numbers, texts with texts ({str(error).splitlines()[0]})"
+            expected = f"numbers compared with numbers, and texts with texts ({str(error).splitlines()[0]})"
             raise UserError(key, text, expected, f"correct {key} in recloop.toml") from None
 
 
 def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.Series:
-    """The rule that removes each row, or null.
+    """Return the rule that removes each row, or null.
 
-    Causal rules see what they see on arrival: a repeated event_id never enters the log.
+    Causal rules see the same rows as on arrival: a repeated event_id never enters the log.
     """
     again = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
     if again.any():
@@ -203,7 +203,7 @@ def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.S
 
 
 def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> pl.Series:
-    """Add the rules that rows keep from an earlier generation of the data."""
+    """Keep the manual withdrawals of an earlier generation of the data."""
     own = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
     rows = numbered.with_columns(rule.alias(RULE)).join(own, on=SEQ, how="left", maintain_order="left")
     of_import = posted.withdrawn.rename({RULE: "by_hand"}).with_columns(file_id(EVENT_ID)).unique(CONTENT)
@@ -214,14 +214,20 @@ def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> p
 
 
 def file_id(name: str) -> pl.Expr:
-    """The event_id as its sender set it; null if it was generated from a file's row number."""
+    """Event_id as its sender set it.
+
+    Null if it was generated from a file's row number.
+    """
     return pl.when(~pl.col(name).str.starts_with(FILE_ROW)).then(name).alias(name)
 
 
 def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
-    """The seq of each row equal to an earlier one; ``rows`` are in the order of seq."""
+    """Return the seq of each row that equals an earlier one.
+
+    ``rows`` are in seq order.
+    """
     rows = rows.with_columns(file_id(EVENT_ID))
-    # cheap test first: few rows share even these three columns
+    # cheap test first: few rows share these three columns
     near = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
     return near.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
 
@@ -229,9 +235,7 @@ def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
 def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
     """Give every row its own moment, in file order (``ties = "row"``).
 
-    Only for reproducing published tables.
-
-    Rows of one stamp follow each other by a microsecond.
+    It is used only to reproduce published tables. Rows with one stamp are set one microsecond apart.
     """
     number = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
     rows = believed.sort(SEQ).with_columns(number.alias("number"))
@@ -241,7 +245,7 @@ def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
 
 
 def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
-    """(n,) Boolean: rows outside the k-core of users and items, by positive rows."""
+    """(n,) Boolean mask of rows outside the k-core by positive rows."""
     rows = labelled.select(USER_ID, ITEM_ID, LABEL).with_row_index("row")
     size = len(rows) + 1
     while len(rows) < size:
@@ -252,7 +256,7 @@ def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
 
 
 def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Config) -> list[UserError]:
-    """`excess` over the import alone: posted rows were checked on arrival."""
+    """Apply `excess` to the import only, because posted rows were checked on arrival."""
     own = quarantine.filter(pl.col(SEQ) <= imported)
     return excessive_rules(own, dict(own.group_by(RULE).len().iter_rows()), readable, config.clean.max_removed)
 
@@ -260,7 +264,7 @@ def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Conf
 def excessive_rules(
     quarantine: pl.DataFrame, removed: dict[str, int], readable: int, allowed: float
 ) -> list[UserError]:
-    """An error for each rule that removed more than ``clean.max_removed`` of the rows.
+    """Errors for the rules that removed more than ``clean.max_removed`` of the rows.
 
     ``k_core`` is exempt.
     """
@@ -283,7 +287,7 @@ def excessive_rules(
 
 
 def described(row: dict[str, object]) -> str:
-    """One row of the log as a line of a message."""
+    """Format one row of the log as a line of a message."""
     parts = [
         f"{name}={row[name]!r}"
         for name in (USER_ID, ITEM_ID, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID)

@@ -1,4 +1,4 @@
-"""Report of a log's quality for ``recloop doctor``: counts and warnings; read-only."""
+"""Quality report of a log for ``recloop doctor``: counts and warnings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ SAFE_SQLITE: Final = (3, 51, 3)
 
 @dataclass(frozen=True)
 class Span:
-    """First and last stamp of a log in ISO 8601, and the days between; None without rows."""
+    """First and last stamp of a log in ISO 8601, and the days between.
+
+    Both stamps are None without rows.
+    """
 
     first: str | None
     last: str | None
@@ -65,8 +68,8 @@ class TypeRows:
 class Report:
     """Numbers of a log: ``read = kept + sum(removed) + rejected``.
 
-    ``span`` holds the first and last stamp and the days between; ``repeats`` is the share of positive rows whose user
-    had the item before (in an earlier row).
+    ``span`` holds the first and last stamp and the days between. ``repeats`` is the share of positive rows with an earlier
+    row of the same user and item.
     """
 
     read: int
@@ -105,7 +108,7 @@ class Report:
 def build_report(project: Project) -> Report:
     """Read and clean the log of a project and report on it.
 
-    A rule that removes too much and a log that cannot be split are warnings here.
+    A rule that removes too many rows and a log that cannot be split are warnings here.
     """
     config = project.config
     raw, items, users = read_events(project), read_items(project), read_users(project)
@@ -128,7 +131,7 @@ def build_report(project: Project) -> Report:
 def report(
     raw: RawEvents, cleaned: CleanResult, items: EntityTable | None, users: EntityTable | None, config: Config
 ) -> Report:
-    """Report of a cleaned log."""
+    """Build the report of a cleaned log."""
     believed = cleaned.believed
     positive = believed.filter(pl.col(LABEL) > 0)
     pairs = positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item() if len(positive) else 0
@@ -186,15 +189,15 @@ def _warnings(
         found.append(f"{_percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
     for table, what in ((items, ITEM_ID), (users, USER_ID)):
         if table is not None and table.rejects:
-            found.append(f"{len(table.rejects):,} rows of {table.sources[0].name} have no {what} and were left out")
+            found.append(f"{len(table.rejects):,} rows of {table.sources[0].name} without {what} were ignored")
         if table is not None and (doubled := len(table.frame) - table.frame[what].n_unique()):
             where = table.sources[0].name if table.sources else "the posted rows"
-            found.append(f"{doubled:,} rows of {where} repeat a {what}: the last one counts")
+            found.append(f"{doubled:,} rows of {where} repeat an earlier {what}; the last one is used")
     if wrong := cleaned.removed.get(CLOCK):
         end = iso(max_int(believed[TIMESTAMP])) if len(believed) else "unknown"
         found.append(
-            f"{wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}): "
-            "wrong clocks; they are quarantined by the rule clock"
+            f"{wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}); "
+            "the rule clock quarantines them"
         )
     if not len(believed):
         return [*found, "no valid row is left"]
@@ -215,7 +218,7 @@ def _stamps(believed: pl.DataFrame, config: Config) -> list[str]:
         found.append(f"{_percent(shared)} of rows share their stamp with others: baskets, grouped by {grouped}")
     elif shared >= SHARED_STAMPS:
         found.append(
-            f"{_percent(shared)} of rows share their stamp with others of the same user: baskets? They count as one moment; "
+            f"{_percent(shared)} of rows share their stamp with others of the same user and count as one moment; "
             "if a column names the basket, set data.columns.group_id"
         )
     if len(reused := reused_groups(believed)):
@@ -226,7 +229,9 @@ def _stamps(believed: pl.DataFrame, config: Config) -> list[str]:
         )
     coarse = timestamp_resolution(believed[TIMESTAMP])
     if coarse and config.clean.burst != "off":
-        found.append(f'stamps are no finer than a {coarse}: the burst rule cannot judge them; set clean.burst = "off"')
+        found.append(
+            f'stamps have a resolution of one {coarse}, too coarse for the burst rule; set clean.burst = "off"'
+        )
     if believed[TIMESTAMP].n_unique() == 1:
         found.append(f"all rows have one stamp, {iso(int(believed[TIMESTAMP][0]))}: rows cannot be ordered in time")
     return found
@@ -250,31 +255,31 @@ def _rows(believed: pl.DataFrame, config: Config, repeats: float) -> list[str]:
     if believed[USER_ID].n_unique() == 1:
         found.append("only one user: collaborative models cannot learn")
     if believed[ITEM_ID].n_unique() == 1:
-        found.append("only one item: there is nothing to rank")
+        found.append("only one item: a ranking needs at least two")
     per_user = believed.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
     heaviest, most = per_user.row(0)
     if len(per_user) >= 2 / HEAVY_USER and most > HEAVY_USER * size:
         found.append(
-            f"user {heaviest!r} has {_percent(most / size)} of all rows: a checkout account, a test or a crawler?"
+            f"user {heaviest!r} has {_percent(most / size)} of all rows; check for a checkout account, a test or a crawler"
         )
     single = believed.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
     if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
-        found.append(f"{_percent(single)} of users have only one moment and cannot be tested")
+        found.append(f"{_percent(single)} of users have only one moment and are not in the test")
     found += [
-        f"event type {name!r} ({rows:,} rows) is in no rule of [events]: neutral"
+        f"event type {name!r} ({rows:,} rows) is not in a rule of [events] and is neutral"
         for name, rows in _unnamed(believed, config)
     ]
     if not (believed[LABEL] > 0).any():
         found.append("no row is positive: see [events]")
     if repeats >= 0.1 and config.split.filter_seen:
-        found.append(f"{_percent(repeats)} of rows are repeats, which split.filter_seen = true never recommends")
+        found.append(f"{_percent(repeats)} of rows are repeats; split.filter_seen = true never recommends them")
     if repeats == 0 and not config.split.filter_seen and size > 1:
-        found.append("no user repeats an item: split.filter_seen = true would keep seen items out of the lists")
+        found.append("no user repeats an item; split.filter_seen = true removes seen items from the lists")
     return found
 
 
 def _unnamed(believed: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
-    """Event types without a rule, which makes their rows neutral."""
+    """Event types without a rule; their rows are neutral."""
     rest = EventLabeler(config.events, config.clean).explain(believed).filter(pl.col("by").is_null())
     counts = rest.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
     return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]

@@ -23,7 +23,7 @@ EXAMPLES: Final = 5
 
 @dataclass(frozen=True)
 class LabelCount:
-    """One rule with its events; ``examples`` are sampled by a hash of their seq."""
+    """Label rule with its events; ``examples`` are sampled by a hash of their seq."""
 
     rule: str
     key: str
@@ -38,7 +38,7 @@ class LabelCount:
 class RuleCount:
     """Number of rows that one rule decides; ``weight`` is signed.
 
-    An event type without a rule has its own record.
+    An event type without a rule has a separate record.
     """
 
     rule: str
@@ -102,12 +102,13 @@ def examine_signals(project: Project) -> RuleReport:
         if not one.events and one.key.startswith("events.weights.")
     ]
     warnings += [
-        f"event type {name!r} ({size:,} rows) is in no rule of [events]: neutral" for name, size in unnamed.items()
+        f"event type {name!r} ({size:,} rows) is not in a rule of [events] and is neutral"
+        for name, size in unnamed.items()
     ]
     if len(dwells) > banded:
         warnings.append(
-            f"{len(dwells) - banded:,} of {len(dwells):,} dwells cannot be compared: no item attribute duration or "
-            "category with 30 dwells before the cut; they are neutral"
+            f"{len(dwells) - banded:,} of {len(dwells):,} dwells are neutral: their item has no attribute duration or "
+            "category with 30 dwells before the cut"
         )
     return RuleReport(found, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
 

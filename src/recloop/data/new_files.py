@@ -1,7 +1,7 @@
 """New and grown files of ``data.events``, identified by content hash.
 
-``data/manifest.json`` keeps one `FileRecord` per file. A file is read once, also under another name. A grown file is
-read from its first new row on; a file whose old content changed is an error.
+``data/manifest.json`` keeps one `FileRecord` per file. A file is read once, even after it was renamed. A grown file is
+read from its first new row on. A change of its old content is an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class NewFiles:
 
 
 def records_of(sources: Sequence[InputFile]) -> list[FileRecord]:
-    """Hash files before they are read, so that one that grows meanwhile is found later."""
+    """Hash files before they are read.
+
+    A file that grows meanwhile is then detected by the next update.
+    """
     return [_record(source) for source in sources]
 
 
@@ -75,7 +78,7 @@ def look(project: Project, manifest: DataManifest) -> NewFiles:
         return NewFiles([], {}, [])
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
-    except UserError:  # every file is gone; their rows are in data/
+    except UserError:  # all files were deleted; their rows are in data/
         return NewFiles([], {}, [])
     contents = {record.sha256: record for record in before.values()}
     found, changed = NewFiles([], {}, []), list[str]()
@@ -108,20 +111,23 @@ def look(project: Project, manifest: DataManifest) -> NewFiles:
 
 
 def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
-    """Changed files of ``data.items`` and ``data.users``, which only a new first run reads."""
+    """Changed files of ``data.items`` and ``data.users``.
+
+    Only a new first run reads them.
+    """
     before = {record.name: record.sha256 for record in manifest.catalogs}
     found = []
     for key, text in (("data.items", project.config.data.items), ("data.users", project.config.data.users)):
         try:
             sources = find(project.sources, text, key) if text and before else []
-        except UserError:  # gone; its rows are in data/
+        except UserError:  # deleted; its rows are in data/
             continue
         found += [source.name for source in sources if before.get(source.name) != _record(source).sha256]
     return found
 
 
 def missing(project: Project, manifest: DataManifest) -> list[str]:
-    """Files already read that ``data.events`` no longer finds by name or content."""
+    """Files read earlier that ``data.events`` no longer finds by name or content."""
     before = known(manifest)
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
@@ -134,9 +140,9 @@ def missing(project: Project, manifest: DataManifest) -> list[str]:
 
 
 def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> RawEvents:
-    """Read the new rows in the order of file and row, each with its own event_id.
+    """Read the new rows in the order of file and row, each with a unique event_id.
 
-    Stamps with an ambiguous order of day and month are read in the order of the import.
+    An ambiguous order of day and month is resolved as in the import.
     """
     data = project.config.data
     tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new.sources]
@@ -146,7 +152,10 @@ def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> RawEven
 
 
 def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:
-    """Append the rejected rows, then replace ``data/manifest.json`` with the new records."""
+    """Record the files that were read and their rejected rows.
+
+    The rejected rows are appended first, then ``data/manifest.json`` is replaced.
+    """
     file = project.data / MANIFEST
     manifest = DataManifest.read(project.data)
     records_by_name = {**known(manifest), **{record.name: record for record in records}}
@@ -171,7 +180,7 @@ def _record(source: InputFile) -> FileRecord:
 
 
 def _grown(source: InputFile, old: FileRecord) -> tuple[FileRecord, bool]:
-    """Record of a file, and whether it is the old content plus new lines."""
+    """Record of a file, and True if it is the old content plus new lines."""
     size = source.path.stat().st_size
     if size < old.bytes:
         return _record(source), False
@@ -183,7 +192,10 @@ def _grown(source: InputFile, old: FileRecord) -> tuple[FileRecord, bool]:
 
 
 def _hashed(path: Path, size: int, part: int = 0) -> tuple[str, str, bytes]:
-    """SHA-256 of the first ``size`` and first ``part`` bytes, and the bytes at the edge."""
+    """Hash a file and its old part.
+
+    Returns SHA-256 of the first ``size`` bytes, of the first ``part`` bytes, and the bytes at the edge.
+    """
     digest, prefix, edge = hashlib.sha256(), hashlib.sha256().hexdigest(), b""
     with path.open("rb") as file:
         for end in (part, size):

@@ -15,8 +15,8 @@ PLAIN: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl.Series, str]:
     """Parse a column as float64.
 
-    In a file separated by semicolons, tabs or bars a comma is a decimal comma. In one separated by commas ``1,234``
-    has a thousands separator and ``3,50`` a decimal comma.
+    In a file separated by semicolons, tabs or bars, a comma is a decimal comma. In a file separated by commas, ``1,234``
+    has a thousands separator and ``3,50`` has a decimal comma.
 
     Returns:
         The numbers; (n,) Boolean, true where a value is not a number; the decimal style ("" for points).

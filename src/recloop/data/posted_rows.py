@@ -1,7 +1,7 @@
 """Posted rows of a project, collected so that a new first run can renumber them.
 
-They are in log.db and, once an update has archived them, in ``data/``. A row that was read from a file of
-``data.events`` after the import is not among them: the new import reads that file again.
+They are in log.db and, after an update has archived them, in ``data/``. Rows that an update read from a file of
+``data.events`` are excluded, because the new import reads that file again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from recloop.storage.archive import Archive
 from recloop.storage.event_log import RESTORED, out_at
 
 REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
-"""Rules that a new first run applies again; rows keep any other rule (a manual withdrawal)."""
+"""Rules that a new first run applies again; rows keep any other rule, such as a manual withdrawal."""
 
 
 @dataclass(frozen=True)
 class PostedRows:
-    """Rows after the import, each frame in the order of seq.
+    """Rows after the import, each frame in seq order.
 
     Attributes:
-        events: EVENT_SCHEMA and ``rule``, which is null unless a rule removed the row for good.
+        events: EVENT_SCHEMA and ``rule``, which is null unless a rule removed the row permanently.
         items, users: ITEM_SCHEMA, USER_SCHEMA.
         withdrawn: CONTENT and ``rule`` of rows of the import that were withdrawn manually.
     """
@@ -70,11 +70,11 @@ class PostedRows:
 
     @property
     def last_seq(self) -> int:
-        """The largest seq; 0 without rows."""
+        """Largest seq; 0 without rows."""
         return max((max_int(frame[SEQ]) for frame in (self.events, self.items, self.users)), default=0)
 
     def numbered_after(self, seq: int) -> PostedRows:
-        """The same rows numbered from ``seq + 1``, in order of arrival."""
+        """Number the rows from ``seq + 1``, in order of arrival."""
         frames = self.events, self.items, self.users
         old = pl.concat([frame[SEQ] for frame in frames]).sort()
         numbers = pl.DataFrame({SEQ: old, "new": pl.int_range(seq + 1, seq + 1 + len(old), dtype=pl.Int64, eager=True)})

@@ -1,7 +1,7 @@
 """Write and read ``data/``, the cleaned and split log.
 
-The output is byte-identical for equal input and settings. Files are written into ``data.tmp``, synced to disk and
-renamed; the manifest is written last.
+Equal input and settings give identical bytes. Files are written into ``data.tmp``, synced to disk and renamed; the
+manifest is written last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP, FileFacts
 from recloop.storage.data_manifest import DataManifest, FileRecord, RowCounts
 
-FORMAT: Final = 2  # the split has use, pair and units
+FORMAT: Final = 2  # format 2: the split has use, pair and units
 SPLITS: Final = ("train", "valid", "test")
 
 
@@ -64,13 +64,13 @@ class PreparedData:
 
     @property
     def dwell(self) -> DwellPercentiles | None:
-        """Dwell percentiles with which the rows were labelled."""
+        """Dwell percentiles that labelled the rows."""
         tree = self.manifest.dwell
         return None if tree is None else DwellPercentiles.from_json(dict(tree))
 
     @cached_property
     def events(self) -> pl.DataFrame:
-        """All valid events, labelled, in the order of seq."""
+        """All valid events, labelled, in seq order."""
         return pl.concat([self.train, self.valid, self.test]).sort(SEQ)
 
 
@@ -81,7 +81,7 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
 
     Args:
         project: The project.
-        logged: True if log.db or decisions.db holds rows; then only the same import may be prepared again.
+        logged: True if log.db or decisions.db holds rows; then only the same import can be prepared again.
         posted: Rows of an earlier generation of the data, to be numbered after the import.
 
     Raises:
@@ -145,7 +145,7 @@ def load(project: Project) -> PreparedData:
 
 
 def read(data: Path, behind: Path | None = None) -> PreparedData:
-    """Read a data folder; missing item and user tables are read from ``behind``."""
+    """Read a data folder; ``behind`` supplies missing item and user tables."""
     manifest = DataManifest.read(data)
     if manifest.format != FORMAT:
         raise UserError("data", manifest.format, f"format {FORMAT} of data/", "recloop prepare")
@@ -263,6 +263,6 @@ def _table(path: Path) -> pl.DataFrame:
     try:
         frame = pl.from_arrow(pyarrow.parquet.read_table(path, page_checksum_verification=True))
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError("data", path, f"a whole file ({error})", "recloop prepare") from None
+        raise UserError("data", path, f"a complete file ({error})", "recloop prepare") from None
     assert isinstance(frame, pl.DataFrame)
     return frame

@@ -51,7 +51,7 @@ class RawEvents:
         frame: EVENT_SCHEMA without seq, in the order of file and row.
         rejects: Every row that cannot be read.
         read: Rows in the files: ``len(frame) + len(rejects)``.
-        info: One line on files, encoding and stamp format.
+        info: Summary line of files, encoding and stamp format.
         sources: The files.
         rows: Rows read by file name.
     """
@@ -66,7 +66,10 @@ class RawEvents:
 
 @dataclass(frozen=True)
 class EntityTable:
-    """Items or users as read: ``frame`` has ITEM_SCHEMA / USER_SCHEMA with seq 0, in file order."""
+    """Items or users as read, in file order.
+
+    ``frame`` has ITEM_SCHEMA or USER_SCHEMA with seq 0.
+    """
 
     frame: pl.DataFrame
     rejects: list[RejectedRow]
@@ -77,7 +80,7 @@ def read_events(project: Project) -> RawEvents:
     """Read the files of ``data.events``.
 
     Raises:
-        UserError: no file, no rows, an unknown column, ambiguous stamps, a column without any number.
+        UserError: a file, a column or all rows are missing, stamps are ambiguous, or a number column has no number.
     """
     data = project.config.data
     sources = find(project.sources, data.events, "data.events")
@@ -85,7 +88,7 @@ def read_events(project: Project) -> RawEvents:
 
 
 def wanted(columns: Columns) -> list[str]:
-    """Columns of the user's file that an event is read from."""
+    """Columns of the input file that an event is read from."""
     return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
 
 
@@ -99,10 +102,10 @@ def parse_events(
     """Parse the events of tables; see `read_events`.
 
     Args:
-        also: Further columns of EVENT_SCHEMA, read under our own names where a table has them.
+        also: Further columns of EVENT_SCHEMA, read under their schema names if a table has them.
         since: Rows to skip by file name, for files read after the import (default: none). A row without an event_id
             gets one from its file and number; a file without a readable row is allowed.
-        day_first: Whether 01/02/2025 is the first of February, if earlier files have shown it.
+        day_first: True if 01/02/2025 is 1 February, by earlier files; None: not known.
     """
     skip = since or {}
     counts = {
@@ -118,7 +121,7 @@ def parse_events(
         raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
     if since is None and not rows:
         reason = next(iter(tables[0].broken.values()))
-        raise UserError(key, names, f"rows that can be read; all {records:,} are broken: {reason}", "correct the file")
+        raise UserError(key, names, f"readable rows; all {records:,} are broken: {reason}", "correct the file")
     tables = [table for table in tables if len(table.frame) or table.broken]
     stamps = parse_timestamps(tables, data.columns.timestamp, data, day_first)
     frames, rejects, decimals = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
@@ -137,7 +140,7 @@ def parse_events(
     if since is None and not len(frame):
         first = rejects[0]
         raise UserError(
-            key, names, f"rows that can be read; all {records:,} were rejected, first: {first.reason}",
+            key, names, f"readable rows; all {records:,} were rejected, the first one because of: {first.reason}",
             "set [data.columns]", tuple(f"{row.place}: {row.raw}" for row in rejects[:3]),
         )  # fmt: skip
     ways = sorted({table.how for table in tables})
@@ -150,7 +153,7 @@ def parse_events(
 def _events(
     table: Table, stamps: ParsedTimestamps, data: Data, also: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.Series, str]:
-    """Rows of one file, the reject reason of each (or null), and the decimal style."""
+    """Rows of one file, the reject reason or null of each, and the decimal style."""
     given = {ours: table.frame[name] for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(data.columns, ours))}
     ids: dict[str, pl.Series] = {
         name: as_ids(given[name], table, name)
@@ -216,7 +219,7 @@ def as_ids(column: pl.Series, table: Table, ours: str) -> pl.Series:
         column = column.cast(pl.String, strict=False)
     if column.dtype.is_nested():
         raise UserError(
-            f"data.columns.{ours} ({column.name})", column.dtype, f"one text or number a row in {table.source.name}",
+            f"data.columns.{ours} ({column.name})", column.dtype, f"one text or number per row in {table.source.name}",
             f"set data.columns.{ours}",
         )  # fmt: skip
     text = column.cast(pl.String)
@@ -235,12 +238,12 @@ def _has_columns(table: Table, columns: Columns) -> None:
 
 
 def no_such_column(table: Table, key: str, name: str) -> None:
-    """Raise the error for a column that a file lacks, with the nearest name it has."""
+    """Raise the error for a missing column, with the nearest name in the file."""
     lower = {column.lower(): column for column in table.columns}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
     has = ", ".join(table.columns[:20]) or "no column"
     nearest = f"; nearest: {lower[near[0]]}" if near else ""
-    headless = "; is the header missing?" if any(column.strip().isdigit() for column in table.columns) else ""
+    headless = "; the header may be missing" if any(column.strip().isdigit() for column in table.columns) else ""
     raise UserError(
         key, name, f"a column of {table.source.name}{nearest} (it has {has}{headless})",
         f'--set {key}="{lower[near[0]]}"' if near else f"set {key}",
@@ -259,13 +262,13 @@ def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedR
 
 
 def read_items(project: Project) -> EntityTable | None:
-    """Read the files of ``data.items``; None when not configured."""
+    """Read the files of ``data.items``; None if not configured."""
     data = project.config.data
     return _catalogued(project, data.items, "data.items", ITEM_ID, data.columns.item_id)
 
 
 def read_users(project: Project) -> EntityTable | None:
-    """Read the files of ``data.users``; None when not configured."""
+    """Read the files of ``data.users``; None if not configured."""
     data = project.config.data
     return _catalogued(project, data.users, "data.users", USER_ID, data.columns.user_id)
 
@@ -291,7 +294,7 @@ def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> 
     frame = pl.concat(frames)
     if not len(frame.drop_nulls(ours)):
         raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
-    # imported versions get stamp 0 instead of an arrival time, so that equal files give equal bytes
+    # imported versions have stamp 0 instead of an arrival time, so that equal files give equal bytes
     fixed = {
         SEQ: pl.lit(0, pl.Int64),
         RECEIVED_AT: pl.lit(0, pl.Int64),

@@ -10,12 +10,12 @@ from typing import Final
 from recloop.errors import UserError
 
 GUESTS: Final = "no user_id"
-"""Reason of a row without a user: an anonymous visit, which is not an error."""
+"""Reject reason of an anonymous row, which is not an error."""
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row of an input file that cannot be read, as ``rejects.jsonl`` keeps it."""
+    """Unreadable row of an input file, as in ``rejects.jsonl``."""
 
     file: str
     line: int
@@ -29,7 +29,10 @@ class RejectedRow:
 
 
 def reasons(rejects: Sequence[RejectedRow], most: int = 3) -> str:
-    """Most common reasons with counts: ``no user_id (336), timestamp: not a stamp (2)``."""
+    """Most common reasons with counts.
+
+    Example: ``no user_id (336), timestamp: not a stamp (2)``.
+    """
     counted = Counter(row.reason for row in rejects).most_common(most)
     return ", ".join(f"{reason} ({count:,})" for reason, count in counted)
 
@@ -44,7 +47,7 @@ def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserErr
         "rejected",
         f"{share:.1%} of the rows ({len(rejects):,} of {read:,}): {reasons(rejects)}",
         f"at most {allowed:.1%} (clean.max_rejected)",
-        f"recloop update {limit} to leave these rows out; {helps(rejects)}",
+        f"recloop update {limit} to ignore these rows; {helps(rejects)}",
         tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
     )
 

@@ -1,7 +1,7 @@
 """Input files: find by setting, detect format and encoding, fingerprint.
 
-The format is detected from the bytes, not from the file name: Parquet, JSON lines or CSV; gzip or zstd around it;
-UTF-8, GB18030, cp1252 or UTF-16 inside. Text in another encoding is transcoded in a stream without loss.
+The format is detected from the bytes, not from the file name: Parquet, JSON lines or CSV, with gzip or zstd
+compression, in UTF-8, GB18030, cp1252 or UTF-16. Other encodings than UTF-8 are transcoded in a stream without loss.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Kind = Literal["csv", "jsonl", "parquet"]
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file of events, items or users.
+    """Input file of events, items or users.
 
     Attributes:
         key: The setting that names it: ``data.events``.
@@ -62,18 +62,18 @@ class InputFile:
         return next((packing for magic, packing in MAGIC.items() if start.startswith(magic)), None)
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the unpacked bytes."""
+        """Yield the decompressed bytes."""
         with self.stream() as stream:
             try:
                 while block := stream.read(BLOCK):
                     yield block
             except (OSError, EOFError, ValueError) as error:
                 raise UserError(
-                    self.key, self.name, f"a whole {self.packing} file ({error})", "pack it again"
+                    self.key, self.name, f"a complete {self.packing} file ({error})", "compress it again"
                 ) from None
 
     def stream(self) -> Any:
-        """The unpacked bytes as an Arrow stream."""
+        """Decompressed bytes as an Arrow stream."""
         return pa.input_stream(str(self.path), compression=self.packing)
 
     def head(self, size: int = 1 << 16) -> bytes:
@@ -94,13 +94,15 @@ class InputFile:
         )
         if text.startswith("["):
             raise UserError(
-                self.key, self.name, "one JSON object a line; this is a JSON array", "jq -c '.[]' FILE > FILE.jsonl"
+                self.key, self.name, "one JSON object per line; this is a JSON array", "jq -c '.[]' FILE > FILE.jsonl"
             )
         return "jsonl" if text.startswith("{") else "csv"
 
 
 def find(root: Path, text: str, key: str) -> list[InputFile]:
-    """Find the files of a setting (a file, glob or folder), sorted by the bytes of the path.
+    """Find the files of a setting: a file, glob or folder.
+
+    They are sorted by the bytes of the path.
 
     Raises:
         UserError: the path does not exist (the error names the nearest one), or the file is empty.
@@ -117,12 +119,12 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
         paths = _globbed(root, text)
         if not paths:
             fix = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
-            raise UserError(key, text, f"a file, glob or folder that exists{_beside(whole)}", fix)
+            raise UserError(key, text, f"an existing file, glob or folder{_beside(whole)}", fix)
     sources = [InputFile(key, file, file.as_posix() if path.is_absolute() else _name(root, file)) for file in paths]
     sources.sort(key=lambda source: source.name.encode())
     for source in sources:
         if source.path.stat().st_size == 0 and len(sources) == 1:
-            raise UserError(key, text, f"rows; the file is empty (0 bytes); {FORMATS} with a header", f"set {key}")
+            raise UserError(key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)", f"set {key}")
     return [source for source in sources if source.path.stat().st_size] or sources
 
 
@@ -139,7 +141,7 @@ def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
 
 
 def encoding_mark(head: bytes) -> str | None:
-    """Encoding shown by the first bytes: a byte order mark, or zero bytes of UTF-16."""
+    """Encoding by the first bytes: a byte order mark, or UTF-16 zero bytes."""
     for mark, name in MARKS:
         if head.startswith(mark):
             return name
@@ -151,13 +153,13 @@ def encoding_mark(head: bytes) -> str | None:
 
 
 def encoding_of(source: InputFile, configured: str = "auto") -> str:
-    """Encoding of a text file: the configured one, else the first that decodes all.
+    """Encoding of a text file: the configured one, else the first that decodes it.
 
-    Order: byte order mark, UTF-8, GB18030, cp1252, UTF-16. GB18030 also decodes most cp1252 texts, so the text must
-    look Chinese too: most characters above ASCII are pairs of high bytes.
+    Order: byte order mark, UTF-8, GB18030, cp1252, UTF-16. GB18030 also decodes most cp1252 texts, so most
+    characters above ASCII must also be pairs of high bytes.
 
     Raises:
-        UserError: none of them decodes the whole file, or the configured one does not.
+        UserError: the configured encoding, or each of the four, fails to decode the file.
     """
     mark = encoding_mark(source.head())
     if configured != "auto":
@@ -201,7 +203,7 @@ def _first_broken(source: InputFile, encoding: str) -> int | None:
 
 
 def _looks_chinese(source: InputFile) -> bool:
-    """True if most characters above ASCII are pairs of high bytes (common Chinese)."""
+    """True if most characters above ASCII are pairs of high bytes, as in Chinese text."""
     common = other = 0
     for block in source.blocks():
         pairs = re.findall(rb"[\x81-\xfe][\x30-\x39\x40-\x7e\x80-\xfe]", block)
@@ -230,7 +232,7 @@ def _globbed(root: Path, text: str) -> list[Path]:
 def _beside(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"; there is no folder {folder}"
+        return f"; the folder {folder} does not exist"
     near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=1, cutoff=0.5)
     return f"; nearest: {near[0]}" if near else ""
 

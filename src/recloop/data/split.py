@@ -1,9 +1,9 @@
 """Split the valid log into train, validation and test (definitions, section 2).
 
 The cut is the stamp of event floor(quantile * n), counted from 0 in (timestamp, seq) order. Rows with an earlier
-*moment* stamp lie before it, so moments stay whole; the order of rows inside a moment does not affect queries.
-Leave-one-out is the protocol of the papers, for comparison with their tables: each user's last row is the test, the
-one before it validation.
+*moment* stamp are before the cut, so moments stay whole. The order of rows inside a moment does not affect queries.
+Leave-one-out is for comparison with the tables of papers: each user's last row is the test and the row before it is
+validation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, Use, has
 
 
 class SplitFrames(NamedTuple):
-    """Three labelled frames in the order of seq, and the cut before the test."""
+    """Three labelled frames in seq order, and the cut before the test."""
 
     train: pl.DataFrame
     valid: pl.DataFrame
@@ -31,16 +31,16 @@ class SplitFrames(NamedTuple):
 
 LEAVE_ONE_OUT = "leave-one-out"
 VALIDATION = 0.1
-"""Share of the moments before the cut that the validation period covers."""
+"""Share of the moments before the cut that belong to the validation period."""
 LEAST_POSITIVES = 3
-"""Minimum per user under leave-one-out: one each for train, validation and test."""
+"""Minimum of positives per user under leave-one-out: one each for train, validation and test."""
 
 
 def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     """Split a labelled log by ``split.protocol``.
 
     Raises:
-        UserError: the protocol does not fit the other settings of ``[split]``, or the log cannot be split so.
+        UserError: the protocol conflicts with other settings of ``[split]``, or the log cannot be split by it.
     """
     labelled = labelled.sort(SEQ)
     if not len(labelled):
@@ -49,10 +49,11 @@ def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 
 
 def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
-    """Split each user: last positive test, the one before validation, the rest training.
+    """Split each user's rows: last positive test, the one before it validation.
 
-    Row order is time order. A user with fewer than three positives is only in training, as in the papers' code. There
-    is not a common instant: the cut lies after the last row, and a bundle of this split is only evaluated on it.
+    The other rows are training. Row order is time order. As in the papers' code, users with fewer than three positives are
+    only in training. The split has no common instant, so the cut is after the last row, and a bundle of this split is only
+    evaluated on it.
 
     Raises:
         UserError: moments of several rows, repeats in the lists, or no user has three positives.
@@ -81,10 +82,10 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     Validation is later than the training before it, as the test is. It holds the last moment, at or after
     `validation_start`, of the users with the smallest hash("valid") and at least two moments before the cut. At most
     ``validation_users`` and half of all users are chosen, none with hash("old") < 2 %. Only moments with a positive
-    count here.
+    row count here.
 
     Raises:
-        UserError: all rows have one instant, or no positive row lies before the cut.
+        UserError: all rows have one instant, or no positive row is before the cut.
     """
     cut = cut_of(labelled, config.quantile)
     before = pl.col(STAMP) < cut
@@ -94,9 +95,9 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
         first = labelled[TIMESTAMP].min()
         raise UserError(
             "split.quantile", config.quantile,
-            f"rows before the cut; all {len(labelled):,} rows lie at or after it"
+            f"rows before the cut; all {len(labelled):,} rows are at or after it"
             + (" (all have one instant)" if first == labelled[TIMESTAMP].max() else "")
-            + ", and a temporal split needs rows at two instants or more",
+            + ", and a temporal split needs at least two instants",
             "use a longer log, or check data.columns.timestamp",
         )  # fmt: skip
     if not (past[LABEL] > 0).any():
@@ -120,7 +121,10 @@ def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
 
 
 def validation_start(stamps: pl.Series) -> int:
-    """Stamp from which the last `VALIDATION` of these moments lie; never the first stamp."""
+    """Stamp at which the validation period starts; never the first stamp.
+
+    The last `VALIDATION` share of these moments are at or after it.
+    """
     distinct = stamps.unique().sort()
     if len(distinct) < 2:
         return int(distinct[0]) + 1 if len(distinct) else 0
@@ -129,7 +133,7 @@ def validation_start(stamps: pl.Series) -> int:
 
 
 def holdout_rows(past: pl.DataFrame, most: int, half: int) -> pl.DataFrame:
-    """User_id and stamp of the moments held out for validation."""
+    """Return user_id and stamp of the moments held out for validation."""
     rows = without_undone(past)
     moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
     last = moments.group_by(USER_ID).agg(pl.col(STAMP).max())

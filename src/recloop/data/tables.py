@@ -1,4 +1,4 @@
-"""Reader of one file as a table of text columns with a record of its broken rows.
+"""Reader of one file as a table of text columns, with its broken rows.
 
 CSV and JSON lines are read only as text: an id ``01``, ``1e5`` or ``null`` stays as written. Parquet keeps its types.
 For broken rows a second pass over the file finds the line and the raw text.
@@ -23,18 +23,18 @@ from recloop.errors import UserError, printable
 from recloop.files import JsonTree
 
 SEPARATORS: Final = (",", ";", "\t", "|")
-BLOCK: Final = 1 << 24  # a row must fit into one
+BLOCK: Final = 1 << 24  # bytes; a row must fit into one block
 SPOKEN: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Well-formed rows of one file, and the reasons of the broken ones.
+    """Well-formed rows of one file, and the reasons of its broken ones.
 
     Attributes:
         frame: CSV and JSON lines: String columns (missing: null, or "" in CSV). Parquet: its own types.
-        columns: All columns of the file, read or not.
-        broken: Reason by record number (from 0, over all records) for records that are not in ``frame``.
+        columns: All columns of the file, including those that were not read.
+        broken: Reason by record number, for records that are not in ``frame``; numbers count all records from 0.
     """
 
     source: InputFile
@@ -54,7 +54,7 @@ class Table:
         return f"csv ({SPOKEN[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
 
     def record_of(self, rows: Sequence[int]) -> list[int]:
-        """Record numbers of rows of ``frame``; broken records lie between them."""
+        """Record numbers of rows of ``frame``; broken records are counted too."""
         broken = sorted(self.broken)
         numbers, passed = [], 0
         for row in sorted(rows):
@@ -92,10 +92,10 @@ def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] |
     Args:
         source: The file.
         encoding: As ``data.encoding``.
-        names: The columns to read; the caller handles those that the file lacks. None reads all.
+        names: The columns to read; None reads all. The caller handles missing ones.
 
     Raises:
-        UserError: no text, no header, an unclosed quote, a damaged file.
+        UserError: the file is not text, is damaged, or has no header or an unclosed quote.
     """
     kind = source.kind
     if kind == "parquet":
@@ -105,7 +105,7 @@ def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] |
 
 
 def read_objects(source: InputFile, encoding: str = "auto") -> tuple[Table, list[JsonTree]]:
-    """Read a JSON lines or Parquet file with every row as an object of its own types."""
+    """Read a JSON lines or Parquet file with every row as a typed object."""
     if source.kind == "jsonl":
         text = encoding_of(source, encoding)
         objects = [value for _, _, value in _json_lines(source, text) if isinstance(value, dict)]
@@ -156,7 +156,7 @@ def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table
 def _closed(source: InputFile, line: int, raw: str) -> None:
     """Reject a record with an unclosed quote; called for odd records and the last one."""
     if raw.count('"') % 2 and "\n" in raw.strip():
-        expected = f"closed quotes; one opened in line {line} is never closed"
+        expected = f"closed quotes; the one in line {line} is never closed"
         raise UserError(source.key, source.name, expected, f"correct line {line}", (printable(raw),))
 
 
@@ -170,16 +170,16 @@ def _header(source: InputFile, encoding: str) -> tuple[str, list[str], int]:
         if names is not None and (best is None or len(names) > len(best[1])):
             best = (separator, names, reader.line_num)
     if best is None:
-        raise UserError(source.key, source.name, "a header and rows; the file has none", f"set {source.key}")
+        raise UserError(source.key, source.name, "a header and rows; the file is blank", f"set {source.key}")
     return best
 
 
 def _distinct(source: InputFile, header: Sequence[str], names: Sequence[str] | None) -> list[str]:
-    """Header with unique names; a repeated name among the wanted ones is an error."""
+    """Header with unique names; a repeated name among the wanted columns is an error."""
     columns: list[str] = []
     for name in header:
         if name in columns and names is not None and name in names:
-            raise UserError("column", name, f"one column of this name in {source.name}, found several", "rename one")
+            raise UserError("column", name, f"one column with this name in {source.name}, found several", "rename one")
         new, number = name, 2
         while new in columns:
             new, number = f"{name}_{number}", number + 1
@@ -232,7 +232,7 @@ def _framed(arrow: pa.Table) -> pl.DataFrame:
 def _json_lines(source: InputFile, encoding: str) -> Iterator[tuple[int, str, Any]]:
     """Yield number, raw text and value of every line that is not blank.
 
-    The value of a line that is not JSON is the exception.
+    For a line that is not JSON, the value is the exception.
     """
     decoder = msgspec.json.Decoder()
     with _text(source, encoding) as text:
@@ -283,5 +283,5 @@ def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
         wanted = None if names is None else [name for name in columns if name in set(names)]
         frame = _framed(pyarrow.parquet.read_table(data, columns=wanted))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(source.key, source.name, f"a whole Parquet file ({error})", "write the file again") from None
+        raise UserError(source.key, source.name, f"a complete Parquet file ({error})", "write the file again") from None
     return Table(source, "parquet", "", "", columns, frame, {})

@@ -1,9 +1,8 @@
 """Timestamp parsing for whole columns: text and numbers to int64 microseconds UTC.
 
 Accepted are numbers since 1970 in any unit, ISO 8601, and dates with day or month first. The unit is detected from the
-size of the numbers, day and month from a day above 12. Ambiguous columns and mixed formats in one file are errors that
-name the row; nothing is guessed. `recloop.features.timestamp_text` parses single values by the same rules; a test
-compares both.
+size of the numbers, the order of day and month from a day above 12. Ambiguous columns and mixed formats in one file are
+errors that name the row. `recloop.features.timestamp_text` parses single values by the same rules; a test compares both.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ class ParsedTimestamps:
     """Stamps of one file.
 
     Attributes:
-        values: int64 microseconds, null where a value cannot be read.
-        reasons: Reject reason of a row that has no stamp, else null.
-        how: The format in words.
+        values: int64 microseconds; null if a value cannot be read.
+        reasons: Reject reason of a row without a stamp, else null.
+        how: Description of the format.
     """
 
     values: pl.Series
@@ -67,10 +66,12 @@ class _TimestampColumn:
 def parse_timestamps(
     tables: Sequence[Table], name: str, data: Data, known_order: bool | None = None
 ) -> list[ParsedTimestamps]:
-    """Parse the stamps of all files of a log; all files share one order of day and month.
+    """Parse the stamps of all files of a log.
+
+    All files share one order of day and month.
 
     Args:
-        known_order: Whether the day is first in earlier files of this log; None: these files must show it.
+        known_order: True if the day is first in earlier files of this log; None: these files must show it.
 
     Raises:
         UserError: two units or formats in one file, an ambiguous order of day and month, or no stamp at all.
@@ -117,9 +118,9 @@ def _typed(table: Table, name: str, data: Data) -> ParsedTimestamps:
 
 
 def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
-    """Parse numbers since 1970: whole ones exactly, fractions to the nearest microsecond.
+    """Parse numbers since 1970; day numbers are rejected.
 
-    Day numbers are rejected.
+    Whole numbers are exact; fractions are rounded to the nearest microsecond.
     """
     value = column.cast(pl.Float64, strict=False)
     fits = (value * FACTORS[unit]).is_between(FIRST, LAST)
@@ -145,7 +146,10 @@ def _are_day_numbers(value: pl.Series) -> bool:
 
 
 def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
-    """Unit of a file's numbers by size; the years 1973 to 2100 do not overlap between units."""
+    """Unit of a file's numbers, detected by their size.
+
+    The ranges of the units for the years 1973 to 2100 do not overlap.
+    """
     seen = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
     for unit, factor in FACTORS.items():
         fits = (value.abs() * factor >= OLDEST_CLEAR * SECOND) & (value.abs() * factor < END * SECOND)
@@ -195,7 +199,10 @@ _PARTS: Final = ("a", "b", "c", "H", "M", "S", "f", "pm", "z")
 
 
 def _day_first(written: Sequence[_TimestampColumn], name: str) -> bool | None:
-    """True if the day is first, decided for all files by a day above 12; None: not needed."""
+    """True if the day is first; None if the order is not needed.
+
+    A day above 12 in any file decides for all files.
+    """
     if not written:
         return None
     proofs: dict[bool, tuple[_TimestampColumn, int]] = {}
@@ -224,10 +231,10 @@ def _day_first(written: Sequence[_TimestampColumn], name: str) -> bool | None:
 
 
 def _is_compact(table: Table, name: str, text: pl.Series, unit: str) -> bool:
-    """True if digits such as 20250131 or 20250131134500 are dates by ``data.time_unit``.
+    """True if digits such as 20250131 are dates according to ``data.time_unit``.
 
     Raises:
-        UserError: the digits may be dates or numbers and no unit is configured.
+        UserError: the digits can be dates or numbers, and no unit is configured.
     """
     if unit not in ("auto", "iso") or not looks_compact(text):
         return False
@@ -235,7 +242,7 @@ def _is_compact(table: Table, name: str, text: pl.Series, unit: str) -> bool:
         sample = text.drop_nulls()[0]
         raise UserError(
             f"data.columns.timestamp ({name})", sample,
-            f"data.time_unit for {table.source.name}: digits that are a date ({sample[:4]}-{sample[4:6]}-{sample[6:8]}) or a number",
+            f"data.time_unit for {table.source.name}: its digits can be a date ({sample[:4]}-{sample[4:6]}-{sample[6:8]}) or a number",
             'time_unit = "iso" (a date) or "s", "ms", "us" (a number) under [data]',
         )  # fmt: skip
     return True
@@ -311,12 +318,15 @@ def _composed(
 
 
 def _whole(group: str) -> pl.Expr:
-    """A regular expression's group as a whole number, null without one."""
+    """Group of the regular expression as a whole number; null if it did not match."""
     return pl.col(group).cast(pl.Int64, strict=False)
 
 
 def _year_month_day(is_day_last: pl.Expr, day_first: bool) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """Year, month and day of the groups a, b, c: a date written year first, else by the order of day and month."""
+    """Year, month and day from the groups a, b and c.
+
+    A date that does not start with the year uses the order of day and month.
+    """
     first, second, third = _whole("a"), _whole("b"), _whole("c")
     day, month = (first, second) if day_first else (second, first)
     return (
@@ -327,7 +337,10 @@ def _year_month_day(is_day_last: pl.Expr, day_first: bool) -> tuple[pl.Expr, pl.
 
 
 def _hour_of_day() -> pl.Expr:
-    """The hour from 0 to 23; with am or pm an hour outside 1 to 12 gives 99, which is not valid."""
+    """Hour from 0 to 23.
+
+    With am or pm, an hour outside 1 to 12 becomes the invalid hour 99.
+    """
     hour = _whole("H").fill_null(0)
     half = pl.col("pm").str.to_lowercase().str.slice(0, 1)
     return (
@@ -340,7 +353,7 @@ def _hour_of_day() -> pl.Expr:
 
 
 def _zone_minutes() -> pl.Expr:
-    """Minutes that a written zone is ahead of UTC; 0 without a zone and for Z."""
+    """Offset of a written zone from UTC in minutes; 0 for Z and without a zone."""
     zone = pl.col("z").str.replace_all(":", "", literal=True)
     sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
     hours = zone.str.slice(1, 2).cast(pl.Int64, strict=False)
@@ -349,7 +362,7 @@ def _zone_minutes() -> pl.Expr:
 
 
 def _is_valid_time() -> pl.Expr:
-    """Whether the calendar has this day, and the day this time."""
+    """True if the date and the time of day exist."""
     year, month = pl.col("year"), pl.col("month")
     is_leap = ((year % 4 == 0) & (year % 100 != 0)) | (year % 400 == 0)
     february = 28 + is_leap.cast(pl.Int64)
@@ -359,7 +372,10 @@ def _is_valid_time() -> pl.Expr:
 
 
 def _days_since_1970() -> pl.Expr:
-    """Days from 1970 to a civil date; years begin in March, so that the leap day is the last of its year."""
+    """Days from 1970-01-01 to a date.
+
+    Years begin in March here, so that the leap day is the last day of its year.
+    """
     month = pl.col("month")
     year = pl.col("year") - (month <= 2).cast(pl.Int64)
     days_before_year = 365 * year + year // 4 - year // 100 + year // 400
@@ -369,7 +385,10 @@ def _days_since_1970() -> pl.Expr:
 
 
 def _local(micros: pl.Series, timezone: str) -> pl.Series:
-    """Convert local time to UTC microseconds: the first of an ambiguous hour, null for a skipped one."""
+    """Convert local time to UTC microseconds.
+
+    An ambiguous hour is the first of the two; a skipped hour is null.
+    """
     if timezone == "UTC":
         return micros.cast(pl.Int64)
     there = micros.cast(pl.Int64).cast(pl.Datetime("us"))
