@@ -157,7 +157,7 @@ def test_init_prefers_items_that_repeat_and_users_that_are_there(tmp_path: Path)
 def test_init_refuses_a_column_that_holds_several_items(tmp_path: Path) -> None:
     lines = [f'2026-01-{n % 28 + 1:02d},c{n % 9},"2x Tea, 1x Cup {n % 3}",' for n in range(60)]
     (tmp_path / "log.csv").write_text("Date,Customer,Product(s),Blank\n" + "\n".join(lines) + "\n")
-    with pytest.raises(UserError, match="Product\\(s\\) holds several items in a cell") as refused:
+    with pytest.raises(UserError, match="Product\\(s\\) has several items in one cell") as refused:
         init(str(tmp_path / "log.csv"), root=tmp_path, yes=True)
     assert "one row per item" in refused.value.fix
     assert "Blank" not in str(refused.value)

@@ -70,7 +70,7 @@ def test_packed_files_are_unpacked_whatever_their_name(tmp_path: Path) -> None:
 
 def test_a_cut_gzip_is_refused(tmp_path: Path) -> None:
     cut = source(tmp_path / "log.csv.gz", gzip.compress(b"a,b\n" * 1000)[:-9])
-    with pytest.raises(UserError, match="whole gzip file"):
+    with pytest.raises(UserError, match="complete gzip file"):
         list(cut.blocks())
 
 
@@ -95,7 +95,7 @@ def test_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
     [
         ("lgo.csv", "nearest: log.csv"),
         ("no/log.csv", "does not exist"),
-        ("*.parquet", "exists"),
+        ("*.parquet", "an existing file"),
         ("empty", "a folder with"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_rule_of_ones_own_takes_the_place_of_the_default() -> None:
 
 def test_dwell_alone_never_makes_a_negative() -> None:
     for events in (Events(weights={"dwell_pct < 0.1": -1.0}), Events(negative=("dwell",))):
-        with pytest.raises(UserError, match="dwell alone never makes a negative"):
+        with pytest.raises(UserError, match="because a dwell is never negative"):
             EventLabeler(events, Clean())
     labelled = EventLabeler(Events(weights={"value < 3": -1.0}), Clean(), fitted()).label(
         frame(*dwells("short", [1.0]), *dwells("short", [1.0], "rating"))

@@ -123,7 +123,7 @@ def test_stamps_of_days_switch_the_burst_rule_off_and_say_so(tmp_path: Path) -> 
     made = init("a.csv", root=tmp_path, yes=True)
     assert found(made, "clean.burst") == "off"
     assert open_project(tmp_path).config.clean.burst == "off"
-    assert 'burst = "off"                     # stamps are no finer than a day' in made.toml
+    assert 'burst = "off"                     # stamps have a resolution of one day' in made.toml
     assert made.scenario == "collaborative"
 
 
@@ -234,8 +234,8 @@ def test_it_refuses_to_overwrite_before_it_reads(tmp_path: Path) -> None:
     ("columns", "said"),
     [
         ({"foo": ["1", "2"], "item_id": ["a", "b"], "time": ["2025-01-01", "2025-01-02"]}, "data.columns.user_id="),
-        ({"user_id": ["1", "2"], "bar": ["a", "b"], "time": ["2025-01-01", "2025-01-02"]}, "a column that says what"),
-        ({"user_id": ["1", "2"], "item_id": ["a", "b"], "time": ["now", "then"]}, "a column that says when"),
+        ({"user_id": ["1", "2"], "bar": ["a", "b"], "time": ["2025-01-01", "2025-01-02"]}, "a column with the item id"),
+        ({"user_id": ["1", "2"], "item_id": ["a", "b"], "time": ["now", "then"]}, "a column with the time"),
         ({"user_id": [], "item_id": [], "time": []}, "rows under the header"),
         ({"user_id": ["1"], "item_id": ["a"], "date": ["01/02/2025"]}, "month first"),
     ],

@@ -1,1 +1,1 @@
-"""Model inputs: event meaning, user state, vocabularies and the shared encoding."""
+"""Model inputs: event meaning, user state, vocabularies and shared encoding."""

@@ -18,7 +18,7 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
     """(n,) Boolean: stamps before 1970 or more than ``clean.future`` after arrival.
 
     Args:
-        frame: Rows with ``timestamp`` and ``received_at``; if the latter is missing or null, any future passes.
+        frame: Rows with ``timestamp`` and ``received_at``; rows without the latter may have any later stamp.
     """
     allowed = clean.future_seconds
     if allowed is None:
@@ -35,6 +35,9 @@ def received_by(frame: pl.DataFrame, last: int) -> pl.DataFrame:
 
 
 def received_by_end(frame: pl.DataFrame) -> pl.DataFrame:
-    """Fill ``received_at`` of an import: at the latest the end of the log (1970 to 2100)."""
+    """Fill ``received_at`` of an import with the row's stamp.
+
+    It is at the latest the end of the log, within 1970 to 2100.
+    """
     possible = pl.col(TIMESTAMP).is_between(0, END * SECOND, closed="left")
     return received_by(frame, end_of(frame.filter(possible)))

@@ -2,8 +2,8 @@
 
 A dwell is the value, in seconds, of an event of type ``dwell``. Ten seconds mean more for a song than for a film, so a
 dwell is compared inside its item's *band*: one of ten equal bands of the item attribute ``duration``. An item without a
-duration is compared with its own dwells from 30 on, else with its ``category`` (definitions, section 5). The tables are
-fitted on the training rows and frozen: a row means the same in training, in the service and in ``verify``.
+duration is compared with its own dwells if it has at least 30, else with its ``category`` (definitions, section 5). The
+tables are fitted on the training rows and then frozen, so training, service and ``verify`` agree about each row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLIP: Final = 0.99
 
 @dataclass(frozen=True)
 class DwellPercentiles:
-    """Frozen tables: ``bands`` maps items to bands, ``values`` bands to sorted dwells."""
+    """Frozen tables; ``bands`` maps items to bands, ``values`` bands to sorted dwells."""
 
     bands: dict[str, str]
     values: dict[str, tuple[float, ...]]
@@ -65,9 +65,12 @@ class DwellPercentiles:
         return cls({item: name for item, name in bands.items() if name in values}, values)
 
     def share(self, frame: pl.DataFrame) -> pl.Series:
-        """(n,) Float64 ``dwell_pct``: mid-rank share in the band, null without dwell or band."""
+        """(n,) Float64 ``dwell_pct``: mid-rank share in the band.
+
+        It is null without a dwell or a band.
+        """
         shares = np.full(len(frame), np.nan)
-        values = frame[VALUE].to_numpy()  # null: NaN, which is not >= 0
+        values = frame[VALUE].to_numpy()  # null becomes NaN, which is not >= 0
         rows = np.flatnonzero((frame[EVENT_TYPE] == DWELL).fill_null(False).to_numpy() & (values >= 0))
         # one look-up per row: a request has few rows and the table of items is large
         names: dict[str | None, int] = {None: 0}

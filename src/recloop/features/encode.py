@@ -1,8 +1,8 @@
 """Encode user states as model inputs: the shared code of training and serving.
 
 Training, evaluation, serving, shadow and verify call these functions; a request is a batch of one. Arrays are flat with
-offsets. Every input of a query is digested by name (`EncodedBatch.inputs`), so that a difference between two processes
-can be named.
+offsets. `EncodedBatch.inputs` digests every input of a query by name, so that a difference between two processes can be
+located.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from recloop.records import DAY, SECOND
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """B encoded queries of a bundle, flat.
+    """Batch of B encoded queries as flat arrays.
 
-    The history holds dense ``item_ix``: items outside the table are left out, then the moments that become empty.
-    ``context`` (B, C) holds the codes of `FeatureSpec.context`, 0 = missing; ``now`` (B,) int64 microseconds.
+    The history holds dense ``item_ix``. Items outside the table are removed, then the moments that become empty.
+    ``context`` (B, C) holds the codes of `FeatureSpec.context`, 0 = missing; ``now`` (B,) is int64 microseconds.
     """
 
     states: StateBatch
@@ -35,7 +35,7 @@ class EncodedBatch:
     stamps: np.ndarray  # (M,) int64
     item_offsets: np.ndarray  # (M+1,) int64
     items: np.ndarray  # (E,) int32 item_ix
-    targets: np.ndarray  # (E,) bool: a target in its moment, else only an input
+    targets: np.ndarray  # (E,) bool: a target in its moment; others are only inputs
     negative_offsets: np.ndarray  # (B+1,) int64
     negatives: np.ndarray  # int32 item_ix, in the table
     context: np.ndarray  # (B, C) int32
@@ -47,22 +47,25 @@ class EncodedBatch:
 
     @property
     def row_offsets(self) -> np.ndarray:
-        """(B+1,) int64: query b owns the rows ``row_offsets[b]:row_offsets[b+1]`` of ``items``."""
+        """(B+1,) int64 offsets of the queries' rows.
+
+        Query b owns ``items[row_offsets[b]:row_offsets[b+1]]``.
+        """
         offsets: np.ndarray = self.item_offsets[self.moment_offsets]
         return offsets
 
     @property
     def row_query(self) -> np.ndarray:
-        """(E,) query of each row."""
+        """(E,) query index of each row."""
         return np.repeat(np.arange(len(self)), np.diff(self.row_offsets))
 
     @property
     def row_moment(self) -> np.ndarray:
-        """(E,) moment of each row."""
+        """(E,) moment index of each row."""
         return np.repeat(np.arange(len(self.stamps)), np.diff(self.item_offsets))
 
     def inputs(self, b: int) -> dict[str, str]:
-        """Digest (8 hex) of each input of query b: history, then each context feature."""
+        """Digests (8 hex) of the inputs of query b: history, then each context feature."""
         low, high = self.row_offsets[b], self.row_offsets[b + 1]
         digests = {"history": digest(self.items[low:high].astype("<i4").tobytes())}
         for column, name in enumerate(self.context_names):
@@ -72,10 +75,10 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class HistoryWindow:
-    """Newest whole moments of each history, oldest token first, flat.
+    """Newest whole moments of each history as flat arrays, oldest token first.
 
-    All moments of a history together have at most ``history`` items. ``moments`` numbers a token's moment from the
-    newest (0) on. A newest moment larger than ``history`` is cut to its first items by id bytes (definitions, 2b).
+    All moments of a history together have at most ``history`` items. ``moments`` is the age of a token's moment: 0 is the
+    newest. A newest moment larger than ``history`` is cut to its first items by id bytes (definitions, 2b).
     """
 
     offsets: np.ndarray  # (B+1,) int64
@@ -95,7 +98,7 @@ class HistoryWindow:
 def encode(
     spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch, now: Sequence[int] | np.ndarray
 ) -> EncodedBatch:
-    """Encode states at their queries' ``now`` (int64 us); later moments are left out."""
+    """Encode states at their queries' ``now`` (int64 us), without later moments."""
     nows = np.asarray(now, dtype=np.int64)
     states = states.until(nows)
     index = vocabulary.lookup(states.names, len(states.names))
@@ -136,11 +139,11 @@ def request_codes(
 ) -> list[np.ndarray]:
     """(B,) int32 codes of each request feature.
 
-    Hour and weekday are those of ``now`` in the spec's time zone; the gap is in days since ``last``.
+    Hour and weekday are those of ``now`` in the spec's time zone. The gap is in days since ``last``.
 
     Args:
-        now, last: (B,) int64 microseconds: of the query, and of the last moment of its history.
-        has_past: (B,) bool: the history has a moment; without one the gap is missing.
+        now, last: (B,) int64 microseconds of the query and of the last moment of its history.
+        has_past: (B,) bool: True if the history has a moment; otherwise the gap is missing.
     """
     local = now + _utc_offsets(now, spec.timezone)
     days = local // DAY

@@ -1,10 +1,10 @@
-"""Label rules and causal rules of events, shared by training, state and write path.
+"""Label rules and causal rules, shared by training, state and write path.
 
-An event's *label* and *use* come from ``[events]``: rules are asked in the order undo, weights, neutral, negative,
-history, positive, and the first match decides (definitions, section 5). The use (`records.Use`) keeps three things
-apart: what a model sees (input), what it predicts (target), what leaves the list (suppression). An event is *valid*
-unless a causal rule removes it. Such a rule needs only the earlier rows of the user, so the same function runs in
-``prepare`` and on arrival.
+``[events]`` decides an event's *label* and *use*: rules are evaluated in the order undo, weights, neutral, negative,
+history, positive, and the first match decides (definitions, section 5). The use (`records.Use`) separates inputs that
+models see, targets that they predict, and suppressions that remove items from lists. An event is *valid* unless a causal
+rule removes it. Such a rule needs only the earlier rows of the user, so the same function runs in ``prepare`` and on
+arrival.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name !
 """Fields of ``clean.keep``, which runs before dwells are compared."""
 
 STRONG_WEIGHT = 5.0
-"""Weight from which a target is a purchase; the burst rule ignores it: a checkout writes many rows."""
+"""Weight from which a target is a purchase. The burst rule ignores purchases, because a checkout writes many rows."""
 
 
 CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
@@ -61,7 +61,7 @@ CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
 
 
 def class_of(use: int, label: int) -> str:
-    """Class of an event: ``input``, ``undo``, else the name of its label."""
+    """Class of an event: ``input``, ``undo`` or the name of its label."""
     return Use(use).name.lower() if use in {Use.INPUT, Use.UNDO} else CLASSES[label]
 
 
@@ -76,9 +76,9 @@ def matcher(text: str, key: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """One entry of ``[events]``, or the default for a long dwell.
+    """Entry of ``[events]``, or the default for a long dwell.
 
-    ``pair``: the event type that an undo reverses, or "*".
+    ``pair`` is the event type that an undo reverses, or "*".
     """
 
     text: str
@@ -91,7 +91,7 @@ class LabelRule:
 
     @property
     def means(self) -> str:
-        """Class of a match."""
+        """Class of an event that matches."""
         return class_of(self.use, self.label)
 
 
@@ -99,10 +99,10 @@ class EventLabeler:
     """Compiled event classes and causal rules of one spec.
 
     Args:
-        dwell: Dwell percentiles; without them no dwell is long.
+        dwell: Dwell percentiles; without them dwells are never long.
 
     Raises:
-        UserError: a condition does not parse or uses an unknown field; a rule makes a dwell negative.
+        UserError: a condition does not parse or uses an unknown field, or a rule makes a dwell negative.
     """
 
     def __init__(self, events: Events, clean: Clean, dwell: DwellPercentiles | None = None) -> None:
@@ -128,19 +128,28 @@ class EventLabeler:
         return self._with_meaning(self._decided(frame)).drop("by", "looked", DWELL_PCT)
 
     def explain(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """`label`, with ``dwell_pct`` and ``by``, the index of the deciding rule or null."""
+        """Add the columns of `label` and the reasons.
+
+        These are ``dwell_pct`` and ``by``, the index of the deciding rule or null.
+        """
         none = pl.col("by") == len(self.rules)
         labelled = self._with_meaning(self._decided(frame)).drop("looked")
         return labelled.with_columns(pl.when(none).then(None).otherwise(pl.col("by")).alias("by"))
 
     def _decided(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Add ``dwell_pct``, ``by`` (first matching rule, else ``len(rules)``) and ``looked``."""
+        """Add ``dwell_pct``, ``by`` and ``looked``.
+
+        ``by`` is the first matching rule, else ``len(rules)``.
+        """
         return frame.with_columns(self._share(frame)).with_columns(
             self._first.alias("by"), self._looked.alias("looked")
         )
 
     def _with_meaning(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Add the meaning of the deciding rules; ``events.history`` turns targets into inputs."""
+        """Add the meaning of the deciding rules.
+
+        ``events.history`` turns targets into inputs.
+        """
         meant = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
         if self._has_history:
             looked = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
@@ -175,7 +184,7 @@ class EventLabeler:
         """Causal rule that removes each row; null for valid rows.
 
         Args:
-            frame: Rows in the order of their seq.
+            frame: Rows in seq order.
             earlier: Rows of the same users with smaller seq (on arrival the last seconds are enough).
         """
         rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
@@ -234,13 +243,16 @@ def _rules(events: Events) -> tuple[LabelRule, ...]:
         ]
     for rule in found:
         if rule.label < 0 and _on_dwell(rule.text):
-            expected = "a weight of 0 or more: dwell alone never makes a negative"
+            expected = "a weight of 0 or more, because a dwell is never negative"
             raise UserError(rule.key, rule.text, expected, f"remove it from [events] in {FILE}")
     return tuple(found)
 
 
 def use_of(label: int, weight: float) -> Use:
-    """Use of a label without ``history``; a negative below weight 1 (a skip) has no effect."""
+    """Use of an event outside ``history``, by label and weight.
+
+    A negative below weight 1 (a skip) has no effect.
+    """
     return Use.NONE if label < 0 and weight < 1 else Use(label)
 
 
@@ -271,25 +283,28 @@ def _first_match(found: tuple[LabelRule, ...]) -> pl.Expr:
     by = pl.lit(len(found), dtype=pl.Int32)
     for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is evaluated last
         matched = rule.expr.fill_null(False)
-        if rule.label < 0:  # a condition on values alone may meet a dwell: it is left to the rules after it
+        if rule.label < 0:  # a condition on values alone may match a dwell, which the later rules decide
             matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
         by = pl.when(matched).then(pl.lit(place, dtype=pl.Int32)).otherwise(by)
     return by
 
 
 def _meanings(found: tuple[LabelRule, ...]) -> pl.DataFrame:
-    """``label``, ``weight``, ``use``, ``pair`` by rule; the last row is for unmatched events."""
+    """Table of ``label``, ``weight``, ``use`` and ``pair`` by rule.
+
+    The last row is for unmatched events.
+    """
     rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in found]
     schema = {LABEL: pl.Int8, WEIGHT: pl.Float32, USE: pl.Int8, PAIR: pl.String}
     return pl.DataFrame([*rows, (0, 0.0, int(Use.NONE), "")], schema=schema, orient="row")
 
 
 def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
-    """(n,) bool: rows at which a user reaches ``burst.events`` acts in the burst window.
+    """(n,) bool mask of the rows at which a user reaches ``burst.events`` acts.
 
-    The window is (stamp - seconds, stamp] and counts rows received so far. An act is a group_id, or a stamp of rows
-    without one, whatever its number of rows. ``rows`` are in the order of seq with stamps in any order. Rows marked in
-    an optional Boolean column ``strong`` neither count nor are removed. Near-linear in the number of rows.
+    The window is (stamp - seconds, stamp] and counts the rows received so far. An act is a group_id, or a stamp for rows
+    without one, regardless of its number of rows. ``rows`` are in seq order; stamps may be in any order. Rows marked in an
+    optional Boolean column ``strong`` are neither counted nor removed. Near-linear in the number of rows.
     """
     taken = np.zeros(len(rows), dtype=bool)
     width = round(burst.seconds * SECOND)
@@ -313,12 +328,12 @@ def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
     end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last row with the same user and stamp
     # necessary condition: `events` acts in the window, in any order of arrival
     first = np.flatnonzero(is_first)
-    lead = firsts_until[end_of] - burst.events  # the act that must still lie in the window
+    lead = firsts_until[end_of] - burst.events  # the act that must still be in the window
     place = first[np.maximum(lead, 0)]
     within = (lead >= 0) & (users[place] == users) & (stamps[place] > stamps - width)
     acts = rows["act"].to_numpy()[first].tolist()
     act_at, act_user, act_stamp = (column[first].tolist() for column in (at, users, stamps))
-    for spot in np.flatnonzero(within).tolist():  # rare: here the order of arrival decides
+    for spot in np.flatnonzero(within).tolist():  # rare case in which the order of arrival decides
         known: set[int] = set()
         number = int(firsts_until[end_of[spot]]) - 1
         while number >= 0 and act_user[number] == users[spot] and act_stamp[number] > stamps[spot] - width:

@@ -1,6 +1,6 @@
 """Rows that a bundle has learned, and the test window of an update.
 
-``seq`` is the order of arrival, ``stamp`` the time set by the client; rows may arrive late, so both decide together.
+``seq`` is the order of arrival, ``stamp`` the time set by the client. Rows may arrive late, so both are needed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from recloop.features.log_end import end_of
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, max_int
 
 TESTED_SHARE: Final = 0.25
-"""Newest share of a window's new moments that is tested before it is learned (definitions, section 7)."""
+"""Newest share of a window's new moments, tested before it is learned (definitions, section 7)."""
 
 LAST_SEQ: Final = 2**63 - 1
 FIRST_SEQ: Final = pl.col(SEQ).min().over(USER_ID, STAMP)
-"""Seq of the first row of a row's moment; the frame must contain all rows of its moments."""
+"""Seq of the first row of a row's moment. The frame must contain all rows of its moments."""
 
 
 @dataclass(frozen=True)
 class LearnedRange:
-    """Rows that a bundle was fitted on: all up to ``until_seq`` except its test moments.
+    """Rows that a bundle was fitted on.
+
+    These are all rows up to ``until_seq`` except the test moments, which were held back.
 
     Attributes:
-        until_seq: The last seq of its rows.
-        cut: int64 microseconds; held back were moments at or after this stamp ...
-        held_seq: ... whose first row has this seq or a later one.
+        until_seq: The last seq of the rows.
+        cut: int64 microseconds; earliest stamp of a test moment.
+        held_seq: Smallest seq of the first row of a test moment.
     """
 
     until_seq: int
@@ -39,7 +41,7 @@ class LearnedRange:
 
     @property
     def held(self) -> pl.Expr:
-        """Rows of the held-back moments and of later moments that arrived since."""
+        """Rows of the held-back moments and of later moments that have arrived since."""
         return (pl.col(STAMP) >= self.cut) & (self.held_seq <= FIRST_SEQ)
 
     @property
@@ -53,16 +55,17 @@ class LearnedRange:
         return (self.until_seq < FIRST_SEQ) | self.held
 
     def is_new(self, first_seqs: NDArray[np.int64], stamps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """`new_moments` for arrays of moments: seq of the first row, stamp."""
+        """`new_moments` for arrays of moments: seqs of their first rows, and stamps."""
         new: NDArray[np.bool_] = (first_seqs > self.until_seq) | ((stamps >= self.cut) & (first_seqs >= self.held_seq))
         return new
 
 
 @dataclass(frozen=True)
 class NewWindow:
-    """Test window of an update: moments from ``cut`` whose first seq is ``held_seq`` or later.
+    """Test window of an update.
 
-    ``late``: number of new moments before ``cut``, which are learned but never tested; ``fresh``: those from it on.
+    It holds the moments from ``cut`` on with a first seq of at least ``held_seq``. ``late`` is the number of new moments
+    before ``cut``, which are learned but never tested; ``fresh`` is the number at or after it.
     """
 
     cut: int
@@ -77,12 +80,12 @@ class NewWindow:
 
 
 def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
-    """Test window of an update: the last quarter of the fresh new moments with a positive.
+    """Test window of an update: the last quarter of the fresh new moments.
 
-    The quarter is counted in order of arrival. A moment is fresh if it lies at or after the cut of the live bundle:
-    neither that bundle nor the candidate has learned anything newer. An earlier moment is late: both know its future,
-    so it is not tested. A cut beyond the end of the log (bundles older than `robust_end`) is replaced by the end of the
-    learned rows.
+    Only moments with a positive row count; the quarter is counted in order of arrival. A moment at or after the cut of the live bundle is fresh: neither that
+    bundle nor the candidate has learned anything newer. An earlier moment is late: both bundles know its future, so it is
+    not tested. A cut after the end of the log (in bundles older than `robust_end`) is replaced by the end of the learned
+    rows.
 
     Args:
         labelled: All valid rows with ``stamp`` and ``label``.
@@ -103,5 +106,5 @@ def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
 
 
 def nothing_held(rows: pl.DataFrame) -> int:
-    """A ``held_seq`` after all rows, so that nothing is held back."""
+    """``held_seq`` after all rows, so that no row is held back."""
     return max_int(rows[SEQ]) + 1

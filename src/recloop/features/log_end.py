@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from recloop.records import DAY, TIMESTAMP, USER_ID
 
 MIN_ROWS: Final = 10
-"""Minimum rows to estimate usual gaps; the end of a shorter log is its maximum."""
+"""Minimum rows for an estimate of usual gaps; the end of a shorter log is its maximum."""
 FEW: Final = 5
-"""Number of rows or users that cannot support an outlying stamp, if they are at most a fifth."""
+"""Number of rows or users that is too small to support an outlying stamp, if it is at most a fifth."""
 FEW_SHARE: Final = 0.01
 """The same limit for a large log, as a share of its rows or users."""
 USERS_ROWS_SHARE: Final = 0.05
@@ -26,15 +26,15 @@ GAP_FACTOR: Final = 3
 
 
 def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = None) -> int:
-    """Newest stamp of a log without rows that lie far after all others.
+    """Newest stamp of a log without rows that are far later than all others.
 
     Arrival times may be unknown, so the log is checked against its own pauses. A *jump* is a pause of a day or more
-    that is longer than ``GAP_FACTOR`` times every earlier pause; the oldest few rows are left out, because their clocks
-    may be wrong too. Rows after a jump are ignored if they are few: at most 5 rows and a fifth of the log, or 1 % of a
-    large one; or the rows of as few users, up to 5 % of all rows. The check repeats until all remaining rows are kept.
+    that is longer than ``GAP_FACTOR`` times every earlier pause. The oldest few rows are ignored, because their clocks may
+    be wrong too. Rows after a jump are ignored if they are few: at most 5 rows and a fifth of the log, or 1 % of a large
+    log. Rows of as few users are ignored too, up to 5 % of all rows. The check repeats until all remaining rows are kept.
 
-    A quantile would cut the last day of every log, and a fixed distance fits neither a log of one hour nor one of ten
-    years. Many rows after a jump are a normal continuation of the log.
+    A quantile would cut the last day of every log. A fixed distance fits neither a log of one hour nor a log of ten years.
+    Many rows after a jump are a normal continuation of the log.
 
     Args:
         stamps: int64 microseconds, in any order.
@@ -62,7 +62,7 @@ def end_of(events: pl.DataFrame, column: str = TIMESTAMP) -> int:
 
 
 def few(size: int) -> int:
-    """Number of rows or users, out of ``size``, that is too few to support a stamp."""
+    """Largest number of rows or users, out of ``size``, that cannot support a stamp."""
     return max(min(FEW, size // 5), int(size * FEW_SHARE))
 
 

@@ -1,8 +1,8 @@
-"""Moments: the stamps that join a user's simultaneous rows (definitions, section 1).
+"""Moments: stamps that join a user's simultaneous rows (definitions, section 1).
 
-A moment's stamp is that of the first row (smallest seq) of its (user, group_id); a row without a group keeps its own.
-A row more than `GROUP_SPAN` from the moment of its group starts a new moment, because receipt numbers are reused. So
-does a row of a group that is older than `GROUP_LIFE`.
+A moment's stamp is that of the first row (smallest seq) of its (user, group_id). A row without a group keeps its stamp.
+A row more than `GROUP_SPAN` from the moment of its group starts a new moment, because receipt numbers are reused. A row
+of a group that is older than `GROUP_LIFE` also starts one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import polars as pl
 from recloop.records import DAY, GROUP_ID, MOMENT, SEQ, STAMP, TIMESTAMP, USER_ID
 
 GROUP_SPAN: Final = DAY
-"""Maximum distance of a row from the first row of its group; beyond it a new moment starts."""
+"""Maximum distance of a row from the first row of its group; a more distant row starts a new moment."""
 GROUP_LIFE: Final = 30 * DAY
-"""A group ends when its user has a row this much later, so that states can drop it."""
+"""A group ends when its user has a row this much later; states can then drop it."""
 FIRST_OF_GROUP: Final = pl.col(TIMESTAMP).first().over(USER_ID, GROUP_ID)
 
 
 def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add ``stamp``, the stamp of each row's moment; rows are returned in the order of seq."""
+    """Add ``stamp``, the stamp of each row's moment.
+
+    Rows are returned in seq order.
+    """
     frame = frame.sort(SEQ)
     stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
     newest = pl.col(TIMESTAMP).cum_max().shift(1).over(USER_ID).alias("newest")
@@ -33,16 +36,16 @@ def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
-    """User_id and group_id of reused groups, with rows more than `GROUP_SPAN` from the first.
+    """Find user_id and group_id of reused groups.
 
-    ``frame`` is in the order of seq.
+    A reused group has rows more than `GROUP_SPAN` from its first row. ``frame`` is in seq order.
     """
     far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
     return frame.filter(far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
 
 
 def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
-    """Stamps of groups with several moments, row by row in seq order, as in `UserState.add`."""
+    """Stamps of groups with several moments, in seq order, as in `UserState.add`."""
     rows = frame.join(groups, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
     state: dict[tuple[str, str], int] = {}
     seqs, stamps = [], []
@@ -60,8 +63,8 @@ def joined(moment: int | None, timestamp: int, newest: int | None) -> int:
     """Moment stamp of a row that has a group.
 
     Args:
-        moment: The newest moment stamp of the group; None: the group is new.
-        newest: The newest timestamp of the user's earlier rows; None: there are none.
+        moment: The newest moment stamp of the group; None if the group is new.
+        newest: The newest timestamp of the user's earlier rows; None without earlier rows.
     """
     if moment is None or abs(timestamp - moment) > GROUP_SPAN or ended(moment, newest):
         return timestamp

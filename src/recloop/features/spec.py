@@ -13,9 +13,9 @@ from recloop.features.dwell import DwellPercentiles
 from recloop.files import JsonTree
 
 ENCODED: Final = {"days_since_last": "gap"}
-"""Names of ``features.context`` that a bundle's files write otherwise."""
+"""Names of ``features.context`` that differ in a bundle's files."""
 ENCODE_VERSION = 2
-"""Incremented manually when a golden test of `recloop.features.encode` changes."""
+"""Version of the encoding; it changes with the golden tests of `recloop.features.encode`."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class FeatureSpec:
 
     Attributes:
         events: Event classes (`recloop.features.labels`).
-        clean: Causal rules, which decide on arrival if a row is valid.
+        clean: Causal rules, which decide on arrival whether a row is valid.
         item, user: Features by name; ``source`` is the attribute they read.
-        request: Features of the query's now, in order.
-        dim: Width of a vector. history: newest items of a state that a sequence model reads.
+        request: Features of the query's time, in order.
+        dim: Width of a vector. history: Number of newest items of a state that a sequence model reads.
         timezone: Zone of stamps without one, and of hour and weekday.
         segment: User attribute with a popular list per value; empty: none.
         dwell: Dwell percentiles, frozen at training; None for a log without dwells.
@@ -46,7 +46,7 @@ class FeatureSpec:
 
     @classmethod
     def of(cls, config: Config, dwell: DwellPercentiles | None = None) -> FeatureSpec:
-        """Spec of a configuration; ``dwell`` is that of the manifest of ``data/``."""
+        """Spec of a configuration; ``dwell`` is from the manifest of ``data/``."""
         features = config.features
         return cls(
             events=config.events,

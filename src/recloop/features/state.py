@@ -1,11 +1,11 @@
 """User state: the fold of valid events up to a seq, incremental and columnar.
 
 A user's rows of one moment stamp (`recloop.features.moments`) are one moment, a set of items in the order of their ids'
-bytes. A state at ``s`` holds every moment with an input, whether each item was a target there, the dislikes that still
-apply, and the attributes (definitions, section 1). Undone acts (`recloop.features.undo`) are left out. A state holds
-raw ids, so all bundles with the same event classes can read it.
+bytes. A state at ``s`` holds every moment with an input, a target flag for each item, the active dislikes, and the attributes
+(definitions, section 1). Undone acts (`recloop.features.undo`) are excluded. A state holds raw ids, so all bundles with
+the same event classes can read it.
 
-A property-based test compares the two forms, `UserState.add` and `StateHistory.states`.
+A property-based test compares the two implementations, `UserState.add` and `StateHistory.states`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GROUPS: Final = 64
 class View(NamedTuple):
     """State as read by encoders.
 
-    ``moments``: (stamp, item ids ascending, whether each was a target), oldest first; ``disliked``: ids ascending;
+    ``moments``: (stamp, item ids ascending, target flag of each), oldest first; ``disliked``: ids ascending;
     ``positives``: number of valid inputs, targets included, without undone acts.
     """
 
@@ -44,15 +44,15 @@ class View(NamedTuple):
 
 
 class UserState(msgspec.Struct):
-    """One user's state, updated event by event and stored in snapshots.
+    """State of one user, updated event by event and stored in snapshots.
 
     Attributes:
         moments: (stamp, item ids ascending by bytes, an index into ``kinds`` for each) of every act, oldest first.
         kinds: The kinds of acts, in the order of their first event.
-        groups: The newest moment stamp of every group_id seen, for late rows; ended groups may be missing.
+        groups: The newest moment stamp of every group_id, for late rows; ended groups may be missing.
         newest: The newest timestamp of a valid row; None without rows.
         positives: Number of valid input rows, targets included; undone rows still count.
-        attributes: The newest attributes; None if none were received.
+        attributes: The newest attributes; None before the first version.
     """
 
     moments: list[tuple[int, list[str], list[int]]] = []
@@ -72,7 +72,7 @@ class UserState(msgspec.Struct):
         pair: str = "",
         units: float = 1.0,
     ) -> None:
-        """Add one valid event; events must be added in the order of their seq."""
+        """Add one valid event; events must be added in seq order."""
         stamp = timestamp
         if group_id is not None:
             stamp = joined(self.groups.get(group_id), timestamp, self.newest)
@@ -103,7 +103,7 @@ class UserState(msgspec.Struct):
         return self.kinds.index(kind)
 
     def view(self) -> View:
-        """State as read: moments without undone acts, and active dislikes."""
+        """Moments without undone acts, and active dislikes."""
         gone = self._taken_back()
         moments = []
         disliked: dict[str, int] = {}
@@ -128,7 +128,7 @@ class UserState(msgspec.Struct):
         return View(moments, sorted(disliked), self.positives - lost)
 
     def disliked(self) -> list[str]:
-        """Items with an active dislike, ascending; inside one moment the dislike wins."""
+        """Ascending items with an active dislike; inside one moment the dislike wins."""
         return self.view().disliked
 
     def _taken_back(self) -> set[tuple[int, str, int]]:
@@ -155,10 +155,10 @@ class UserState(msgspec.Struct):
 class StateBatch:
     """States of B users as flat arrays.
 
-    State b owns the moments ``moment_offsets[b]:moment_offsets[b+1]``; moment m has ``stamps[m]`` and owns the items
-    ``item_offsets[m]:item_offsets[m+1]``, codes into ``names`` (raw ids, ascending by bytes, so codes ascend inside
-    a moment). ``targets`` marks targets; other items are only inputs. ``negatives`` are codes too. ``positives`` (B,)
-    counts valid inputs, targets included (`View`).
+    State b owns the moments ``moment_offsets[b]:moment_offsets[b+1]``. Moment m has ``stamps[m]`` and owns the items
+    ``item_offsets[m]:item_offsets[m+1]``. Items and ``negatives`` are codes into ``names`` (raw ids, ascending by bytes),
+    so codes ascend inside a moment. ``targets`` marks targets; other items are only inputs. ``positives`` (B,) counts valid
+    inputs, targets included (`View`).
     """
 
     users: list[str]
@@ -199,9 +199,9 @@ class StateBatch:
         )
 
     def until(self, nows: np.ndarray) -> StateBatch:
-        """The states without moments later than each query's now.
+        """Remove the moments later than each query's ``now``.
 
-        ``positives`` excludes their items. Dislikes count regardless of their stamp.
+        ``positives`` excludes their items. Dislikes apply regardless of their stamp.
 
         Args:
             nows: (B,) int64 microseconds.
@@ -235,7 +235,7 @@ class StateBatch:
 
 
 class StateHistory:
-    """Columnar log from which states of many users at many seqs are computed at once."""
+    """Columnar log that computes the states of many users at many seqs at once."""
 
     def __init__(self, frame: pl.DataFrame, users: pl.DataFrame | None = None) -> None:
         """Sort the rows once.
@@ -265,7 +265,7 @@ class StateHistory:
         self._attributes = attribute_versions(users)
 
     def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> StateBatch:
-        """States at ``seqs``: rows with ``seq <= seqs[b]`` and, if given, ``stamp < before[b]``."""
+        """Compute states from rows with ``seq <= seqs[b]`` and ``stamp < before[b]``."""
         spots, lengths = [], []
         for b, user_id in enumerate(users):
             low, high = self._span.get(user_id, (0, 0))
@@ -310,7 +310,7 @@ class StateHistory:
     def _standing(
         self, rows: np.ndarray, query: np.ndarray, held: np.ndarray, owner: np.ndarray, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Active dislikes: codes ascending by query, and their offsets."""
+        """Active dislikes: ascending codes per query, and their offsets."""
         newest: dict[tuple[int, int], int] = {}
         for row, b in zip(rows.tolist(), query.tolist(), strict=True):
             key = (b, int(self._code[row]))
@@ -346,7 +346,7 @@ def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _changes(*columns: np.ndarray) -> np.ndarray:
-    """(n,) bool: the row differs from the one before it in some column."""
+    """(n,) bool mask of rows that differ from the row before."""
     new = np.ones(len(columns[0]), dtype=bool)
     if len(new):
         new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])

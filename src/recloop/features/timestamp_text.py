@@ -13,7 +13,7 @@ from recloop.records import SECOND
 END: Final = 4_133_980_800
 """2101-01-01 in seconds: an import accepts only earlier times."""
 OLDEST_CLEAR: Final = 100_000_000
-"""1973 in seconds: a smaller number may be in milliseconds."""
+"""1973 in seconds; a smaller number may be in another unit."""
 FIRST: Final = -62_135_596_800 * SECOND
 """0001-01-01 in microseconds."""
 LAST: Final = 253_402_300_800 * SECOND - 1
@@ -36,11 +36,11 @@ EXPECTED: Final = "ISO 8601 (2025-02-01T13:45:00Z), or seconds, milliseconds or 
 NOT_A_STAMP: Final = "timestamp: not a stamp"
 OUTSIDE: Final = "timestamp outside the years 1 to 9999"
 DAY_NUMBER: Final = "timestamp: a day number of a spreadsheet; write it as ISO 8601"
-AMBIGUOUS: Final = "timestamp: digits that are a date or a number; write a date as 2025-01-31"
+AMBIGUOUS: Final = "timestamp: digits that can be a date or a number; write a date as 2025-01-31"
 
 
 def parse_timestamp(value: str | float, data: Data) -> int:
-    """Parse one value as int64 microseconds UTC, by the rules for a file with this value.
+    """Parse one value as int64 microseconds UTC, by the rules of files.
 
     The unit of a number is detected from its size (the years 1973 to 2100 do not overlap between units); a smaller
     number is in ``data.time_unit``, else in seconds. Digits are never a date. A date without a zone is in
@@ -76,7 +76,10 @@ def _number(value: float, data: Data) -> int:
 
 
 def clear_unit(value: float) -> str | None:
-    """Unit in which a number lies in 1973 to 2100 (or as long before 1970); None: in none."""
+    """Unit in which a number is a time in 1973 to 2100, or as long before 1970.
+
+    None if it is outside that range in every unit.
+    """
     for unit, factor in FACTORS.items():
         if OLDEST_CLEAR * SECOND <= abs(value) * factor < END * SECOND:
             return unit
@@ -100,7 +103,7 @@ def _date(text: str, data: Data) -> int:
             raise ValueError(NOT_A_STAMP)
         first, second, year = (int(found[name]) for name in "abc")
         if first <= 12 and second <= 12:
-            raise ValueError(f"timestamp: day and month of {text} cannot be told apart; write dates as 2025-12-31")
+            raise ValueError(f"timestamp: {text} has an ambiguous order of day and month; write dates as 2025-12-31")
         day, month = (first, second) if first > 12 else (second, first)
     hour = int(found["H"] or 0)
     if half := (found["pm"] or "").lower()[:1]:
@@ -118,7 +121,7 @@ def _date(text: str, data: Data) -> int:
 
 
 def _offset(zone: str | None, local: datetime, timezone: str) -> int:
-    """UTC offset in seconds, from the written zone, else from the project's."""
+    """UTC offset in seconds, from the written zone or else the project's zone."""
     if zone is not None:
         digits = zone.replace(":", "")
         if not digits[1:].isdigit():

@@ -1,6 +1,6 @@
-"""Undo rules: the acts that a return or an unlike reverses (definitions, section 1).
+"""Undo rules: acts that a return or an unlike reverses (definitions, section 1).
 
-`undone_acts` is the definition for one user and item; states and the columns of a split both call it.
+`undone_acts` is the definition for one user and item. States and the columns of a split both call it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Kind(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Act(NamedTuple):
-    """One user's act on one item in one moment; rows of equal use, pair and weight there are one act."""
+    """Act of a user on an item in one moment.
+
+    Its rows with equal use, pair and weight are one act.
+    """
 
     stamp: int
     kind: Kind
@@ -40,12 +43,12 @@ LEAST_UNITS: Final = 1e-9
 
 
 def undone_acts(acts: Sequence[Act]) -> set[int]:
-    """Indices of undone acts of one user on one item, independent of the order of ``acts``.
+    """Indices of the undone acts of one user on one item.
 
-    Undos are applied by stamp. Each one undoes as many units as it has, newest act first, among the acts at or before
-    its stamp that match it: those of its event type, or for ``*`` the heaviest targets. A dislike is undone whole, with
-    all earlier ones of its type. An undone target also removes the lighter targets (the cart before a purchase) since
-    the newest remaining target of its weight or more.
+    The order of ``acts`` does not matter. Undos are applied by stamp. Each one undoes as many units as it has, newest act
+    first. It matches the acts of its event type at or before its stamp, or for ``*`` the heaviest targets. A dislike is
+    undone completely, with all earlier ones of its type. An undone target also removes the lighter targets (the cart
+    before a purchase) since the newest remaining target of its weight or more.
     """
     left = {n: act.kind.units for n, act in enumerate(acts) if act.kind.use != Use.UNDO}
     undos = sorted((act for act in acts if act.kind.use == Use.UNDO), key=lambda act: (act.stamp, act.kind.pair))
@@ -71,7 +74,10 @@ def _names(undo: Kind, kind: Kind) -> bool:
 
 
 def _drop_lighter(acts: Sequence[Act], left: dict[int, float], weight: float, until: int) -> None:
-    """Remove lighter targets after the newest remaining one of ``weight`` or more, to ``until``."""
+    """Remove lighter targets up to ``until``.
+
+    It starts after the newest remaining target of ``weight`` or more.
+    """
     targets = [n for n in left if left[n] > 0 and acts[n].kind.use == Use.TARGET and acts[n].stamp <= until]
     since = max((acts[n].stamp for n in targets if acts[n].kind.weight >= weight), default=None)
     for n in targets:
@@ -80,7 +86,7 @@ def _drop_lighter(acts: Sequence[Act], left: dict[int, float], weight: float, un
 
 
 class UndoneRows(NamedTuple):
-    """Undone rows: ``rows`` (n,) bool, ``acts`` (n,) bool with one row per undone act."""
+    """Masks of undone rows: ``rows`` (n,) bool; ``acts`` has one row per undone act."""
 
     rows: np.ndarray
     acts: np.ndarray
@@ -88,7 +94,7 @@ class UndoneRows(NamedTuple):
 
 @dataclass(frozen=True)
 class ActColumns:
-    """Rows as acts: n of each, with the moment's stamp."""
+    """Columns of n rows as acts, with the stamps of their moments."""
 
     stamp: np.ndarray  # int64
     use: np.ndarray  # int8
@@ -105,7 +111,10 @@ class ActColumns:
         )  # fmt: skip
 
     def lost(self, rows: np.ndarray, key: np.ndarray) -> UndoneRows:
-        """Rows undone by others of ``rows`` (n,); ``key`` (n,) int numbers (query, item)."""
+        """Find rows undone by others of ``rows`` (n,).
+
+        ``key`` (n,) int numbers (query, item).
+        """
         lost = UndoneRows(np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool))
         touched = np.flatnonzero(np.isin(key, np.unique(key[self.use[rows] == Use.UNDO])))
         by_key: dict[int, list[int]] = {}
@@ -131,7 +140,7 @@ class ActColumns:
 def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
     """Neutralize undone rows: use NONE, label and weight 0.
 
-    Every split is handled separately: a purchase before the cut that is returned after it stays a training target.
+    Every split is handled separately: a purchase before the cut with a return after it stays a training target.
     """
     frame = with_uses(frame)
     if not (frame[USE] == Use.UNDO).any():

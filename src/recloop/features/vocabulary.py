@@ -63,7 +63,10 @@ class CategoryCodes:
 
 @dataclass(frozen=True)
 class NumericBuckets:
-    """Bucket edges, ascending: code 1 below the first edge, one more at and above each."""
+    """Ascending bucket edges.
+
+    Code 1 is below the first edge; each edge starts the next code.
+    """
 
     edges: tuple[float, ...]
 
@@ -86,12 +89,12 @@ Codes = CategoryCodes | NumericBuckets
 
 @dataclass(frozen=True)
 class FieldCodes:
-    """Codes of every feature by name (``item.price``, ``request.gap``), as in fields.json."""
+    """Codes of every feature by name, such as ``item.price``, as in fields.json."""
 
     codes: dict[str, Codes]
 
     def size(self, name: str) -> int:
-        """Number of codes of a feature, 0 = missing included."""
+        """Number of codes of a feature, including 0 for missing."""
         return self.codes[name].size
 
     def to_json(self) -> JsonTree:
@@ -137,7 +140,10 @@ class FieldCodes:
 
 
 def as_text(raw: Any) -> str:
-    """Category value as text; other types become JSON, so 1 and "1" are the same value."""
+    """Category value as text.
+
+    Other types become JSON, so 1 and "1" are the same value.
+    """
     return raw if isinstance(raw, str) else json.dumps(raw, sort_keys=True)
 
 

@@ -1,1 +1,1 @@
-"""Read a log file once, detect what its columns and events mean, and write recloop.toml."""
+"""Detect the columns and events of a log file and write recloop.toml."""

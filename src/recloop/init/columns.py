@@ -57,10 +57,10 @@ INSIDE: Final[Mapping[str, str]] = {
 """Patterns of column names that are not in the list of known names."""
 
 ORDERS: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
-"""Columns that number a user's rows; they replace a missing time."""
+"""Columns with the number of a user's row, which replace a missing time."""
 
 OUTCOMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
-"""Columns of 0 and 1: the outcome of an impression."""
+"""Columns of 0 and 1 with the outcome of an impression."""
 
 TITLES: Final = (
     "name", "title", "productname", "itemname", "producttitle", "movietitle", "description", "productdescription",
@@ -72,19 +72,22 @@ MANY_TYPES: Final = 50
 HALF_EMPTY: Final = 0.1
 """Share of empty rows above which another column of a known name is preferred."""
 FEW_ROWS: Final = 50
-"""Below this number of rows an item column may hold each item once."""
+"""Number of rows below which an item column may contain each item only once."""
 SAMPLE: Final = 2_000
 
 
 class ColumnGuess(NamedTuple):
-    """A detected column ("" for none) and the reason."""
+    """Detected column ("" for none) and the reason."""
 
     name: str
     why: str
 
 
 def normalize_name(name: str) -> str:
-    """Name without case, spaces and signs: ``Customer ID`` equals ``customer_id``."""
+    """Lower-case name without spaces and signs.
+
+    ``Customer ID`` equals ``customer_id``.
+    """
     return re.sub(r"[\W_]+", "", name.lower())
 
 
@@ -94,7 +97,7 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
     Args:
         frame: The rows or a sample of them.
         separator: Separator of the file, for decimal commas.
-        others: Columns of the items file by ``item_id``, of the users file by ``user_id``; a shared column is an id.
+        others: Columns of the items file by ``item_id`` and of the users file by ``user_id``; a shared column is an id.
 
     Returns:
         Guess by our column; its name is "" if none was found.
@@ -115,9 +118,7 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
         found[ours] = _first(ours, free(), lambda name: _numeric(frame[name], separator))
     if not found[VALUE].name:
         outcome = next((n for n in free() if normalize_name(n) in OUTCOMES and _is_outcome(frame[n], separator)), "")
-        found[VALUE] = (
-            ColumnGuess(outcome, "0 and 1: what was shown, and whether it was taken") if outcome else found[VALUE]
-        )
+        found[VALUE] = ColumnGuess(outcome, "0 and 1: the outcome of an impression") if outcome else found[VALUE]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Detection for ``recloop init``: guess the settings of a log, write recloop.toml."""
+"""Detection for ``recloop init``: guess a log's settings and write recloop.toml."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMES
 from recloop.settings import build
 
 FEW_REPEATS: Final = 0.05
-"""Share of repeats below which lists leave seen items out."""
+"""Share of repeats below which lists exclude seen items."""
 PURCHASE_WEIGHT: Final = 5.0
 STRONG_WEIGHT: Final = 3.0
 WEAK_WEIGHT: Final = 1.0
 """Default weights of a purchase, of a cart or like, and of a view."""
 LEAST_STRONG: Final = 0.01
-"""Share of rows from which strong types are the only targets and views are history."""
+"""Share of strong rows from which strong types are the only targets and views are history."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One guessed setting and the reason."""
+    """Guessed setting and the reason."""
 
     key: str
     value: Any
@@ -53,7 +53,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Row counts that `update` would have; ``removed`` by rule, reject ``reasons`` as text."""
+    """Row counts that `update` would have.
+
+    ``removed`` is by rule; ``reasons`` of rejects are text.
+    """
 
     read: int
     kept: int
@@ -67,8 +70,8 @@ class InitResult:
     """Result of `init`: columns, decisions and the text of recloop.toml.
 
     Attributes:
-        columns: Name in the file by our name, "" if the file lacks it.
-        time_unit: s, ms, us, iso (auto: another).
+        columns: Column name in the file by our name; "" if the file has no such column.
+        time_unit: s, ms, us or iso; auto for any other unit.
         scenario: collaborative, content or sequential.
         toml: The text of recloop.toml.
         next: The command to run next.
@@ -108,7 +111,7 @@ def init(
         force: Overwrite an existing recloop.toml.
 
     Raises:
-        UserError: recloop.toml exists, a file cannot be read, or the user, item or time column was not found.
+        UserError: recloop.toml exists, a file cannot be read, or the user, item or time column is missing.
     """
     folder = Path(root)
     if (folder / FILE).exists() and not force:
@@ -137,9 +140,7 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
     say("data.columns.name", title.name, title.why)
     names["name"] = title.name
     stamps = [table.frame[names[TIMESTAMP]] for table in tables if len(table.frame)]
-    dates = bool(stamps) and all(
-        looks_compact(column) for column in stamps
-    )  # 20250131: a log with such numbers has dates
+    dates = bool(stamps) and all(looks_compact(column) for column in stamps)  # numbers such as 20250131 are dates
     data = Data(
         events=paths[0], items=paths[1], users=paths[2], columns=Columns(**names), time_unit="iso" if dates else "auto"
     )
@@ -165,7 +166,7 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
     coarse = timestamp_resolution(raw.frame[TIMESTAMP])
     burst = Clean(burst="off") if coarse else Clean()
     why = (
-        f"stamps are no finer than a {coarse}: rows of one stamp are not a burst"
+        f"stamps have a resolution of one {coarse}: rows of one stamp are not a burst"
         if coarse
         else "stamps are fine enough"
     )
@@ -210,7 +211,10 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
 
 
 def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, str]:
-    """Settings, with reasons, that let `update` continue past each limit it would exceed."""
+    """Settings, with reasons, that let `update` continue past its limits.
+
+    There is one for each limit that the log exceeds.
+    """
     found: dict[str, str] = {}
     unread = rejected_rows.excess(raw.rejects, raw.read, Clean().max_rejected)
     if unread is not None:
@@ -220,7 +224,7 @@ def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, st
     for error in cleaned.excessive:
         rule = error.name.removeprefix("rule ")
         if rule == "duplicates" and coarse:
-            why = f"stamps are no finer than a {coarse}: an equal row is another event, not a repeat"
+            why = f"stamps have a resolution of one {coarse}: an equal row is another event, not a repeat"
             found['clean.duplicates="off"'] = f"{error.name}: {error.value}; {why}"
             continue
         off = next(info.off for info in RULES if info.name == rule)
@@ -233,7 +237,10 @@ def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, st
 
 
 def _from(folder: Path, text: str, key: str) -> str:
-    """Path for recloop.toml in ``folder``: as given if it is valid from there, else absolute."""
+    """Path for recloop.toml in ``folder``.
+
+    A path that is valid from there stays as given; any other becomes absolute.
+    """
     if not text or Path(text).is_absolute():
         return text
     try:
@@ -271,13 +278,13 @@ def _columns(tables: Sequence[Table], catalogue: Side | None, people: Side | Non
     if ask:
         for ours in (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "group_id"):
             found[ours] = _asked(ours, found[ours], frame.columns)
-    for ours, what in ((USER_ID, "who"), (ITEM_ID, "what"), (TIMESTAMP, "when")):
+    for ours, what in ((USER_ID, "user id"), (ITEM_ID, "item id"), (TIMESTAMP, "time")):
         if not found[ours].name:
             held = [name for name in frame.columns if not is_blank(frame[name])]
-            expected, fix = f"a column that says {what}; {first.source.name} has {', '.join(held)}", ""
+            expected, fix = f"a column with the {what}; {first.source.name} has {', '.join(held)}", ""
             several = next((name for name in held if ours == ITEM_ID and holds_several(name, frame[name])), "")
             if several:
-                expected += f"; {several} holds several items in a cell"
+                expected += f"; {several} has several items in one cell"
                 fix = "export the orders with one row per item"
             raise UserError(
                 f"data.columns.{ours}", "", expected,
@@ -309,7 +316,7 @@ def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess
         sys.stderr.write(f"  no column {answer}; nearest: {near[0]}\n")
 
 
-# -- what it means
+# -- meaning of the events
 
 
 def _unit(raw: RawEvents) -> str:
@@ -326,14 +333,14 @@ def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
     if not names[EVENT_TYPE]:
         if normalize_name(names[VALUE]) in OUTCOMES:
             events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
-            return events, f"{names[VALUE]} is 0 or 1: shown without effect is neutral"
+            return events, f"{names[VALUE]} is 0 or 1: an impression without effect is neutral"
         return Events(), "no event types: every row is positive"
     counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
     return _of_types(dict(counts.iter_rows()))
 
 
 def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
-    """``[events]`` for types with these row counts, most frequent first, and the reason."""
+    """``[events]`` for row counts by type, most frequent first, and the reason."""
     kinds: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
     for name in counts:
         kinds[meaning_of(name)].append(name)
@@ -354,10 +361,10 @@ def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
         why = "views are the strongest signal here"
     if not weighed and kinds[Meaning.OTHER]:
         positive, neutral = kinds[Meaning.OTHER], kinds[Meaning.SHOWN] + unpaired
-        why = "types of unknown meaning count as positive: check them"
+        why = "types of unknown meaning are positive: check them"
     elif not weighed:
         why = "no positive type found: set events.positive"
-    elif not bought and not history:  # equal weights are left out
+    elif not bought and not history:  # equal weights are not written
         positive, weighed = [name for name, _ in weighed], []
     texts = [tuple(map(_text, names)) for names in (positive, kinds[Meaning.NEGATIVE], neutral, history)]
     weights = {_text(name): weight for name, weight in weighed}
@@ -367,7 +374,7 @@ def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
 
 
 def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
-    """``events.undo``, and the undo types without a matching type in the log (neutral)."""
+    """``events.undo``, and the neutral undo types without a matching type in the log."""
     undo, unpaired = dict(Events().undo), []
     for meaning in (Meaning.RETURN, Meaning.UNDO):
         for name in kinds[meaning]:
@@ -380,7 +387,10 @@ def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, 
 
 
 def _text(name: str) -> str:
-    """Entry of ``[events]`` for a type: its name, or a condition if it has spaces or signs."""
+    """Entry of ``[events]`` for a type.
+
+    It is the name, or a condition if the name has spaces or signs.
+    """
     if re.fullmatch(r"[\w.:-]+", name):
         return name
     quoted = name.replace("'", "''")
@@ -403,9 +413,7 @@ def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[s
         if len(positive)
         else 0.0
     )
-    facts = (
-        f"median of {many:g} moments a user, {own * 100:.0f} % of rows alone in theirs, {repeats * 100:.0f} % repeats"
-    )
+    facts = f"median of {many:g} moments per user, {own * 100:.0f} % of moments with one row,  {repeats * 100:.0f} % repeats"
     if many >= 5 and own >= 0.5 and repeats < FEW_REPEATS:
         return "sequential", f"separate moments with few repeats: {facts}"
     if attributes:

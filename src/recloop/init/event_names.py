@@ -1,7 +1,7 @@
 """Event type classes, detected from the whole words of a type's name.
 
-Shops name events freely (``addToCart``, ``Product Removed``, ``order_refunded``). A name is split into words, and a
-word counts as a whole: a ``conversation`` is not a conversion, and a viewed cart is a page view.
+Shops name events freely (``addToCart``, ``Product Removed``, ``order_refunded``). A name is split into words, and
+only whole words match: a ``conversation`` is not a conversion, and a viewed cart is a page view.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Meaning(StrEnum):
     """Class of an event type.
 
     PURCHASE, STRONG: bought, or clearly wanted. WEAK: viewed. SHOWN: shown, searched, failed. NEGATIVE: rejected.
-    RETURN: a purchase is returned. UNDO: an earlier event is undone. OTHER: unknown words.
+    RETURN: returns a purchase. UNDO: undoes an earlier event. OTHER: unknown words.
     """
 
     PURCHASE = "purchase"
@@ -151,7 +151,7 @@ def _undone(words: list[str]) -> bool:
 
 
 def _plain_of(word: str) -> str:
-    """The word without ``un`` if that is a known word (``unsubscribe``), else ""."""
+    """Word without ``un`` if that is a known word (``unsubscribe``), else ""."""
     rest = word[2:] if word.startswith("un") else ""
     return rest if rest in WANTS | PURCHASES | DISLIKES and word not in DISLIKES else ""
 
@@ -159,8 +159,8 @@ def _plain_of(word: str) -> str:
 def partner(name: str, meaning: Meaning, types: Iterable[str]) -> str:
     """Event type that a return or an undo reverses, or "".
 
-    ``types`` are ordered by frequency. A return reverses a purchase. An undo reverses the type named by its other
-    words; one without further words (``Product Removed``) reverses the cart.
+    ``types`` are ordered by frequency. A return reverses a purchase. An undo reverses the type that its other
+    words name. Without other words (``Product Removed``) it reverses the cart.
     """
     if meaning is Meaning.RETURN:
         bought = [kind for kind in types if meaning_of(kind) is Meaning.PURCHASE]

@@ -48,14 +48,17 @@ def _links(rows: list[JsonTree], name: str) -> bool:
 
 
 def _words(values: list[Any]) -> bool:
-    """True if most characters of a column are letters: words, not sizes or codes."""
+    """True if most characters of a column are letters, as in words."""
     texts = [value for value in values if isinstance(value, str)]
     letters = sum(sum(sign.isalpha() for sign in text) for text in texts)
     return bool(texts) and letters > 0.6 * sum(map(len, texts))
 
 
 def title_columns(title: str) -> set[str]:
-    """Columns of a title; those of a template are not listed, because they stay features."""
+    """Columns of a title.
+
+    The columns of a template are excluded, because they stay features.
+    """
     return set() if "{" in title else {title}
 
 

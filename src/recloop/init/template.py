@@ -23,7 +23,7 @@ encoding = "auto"                 # auto | utf-8 | gb18030 | cp1252 | utf-16
 time_unit = {time_unit:<21} # auto | s | ms | us | iso
 timezone = "UTC"                  # for stamps without a zone
 
-[data.columns]                    # ours = theirs; "" where the file has none
+[data.columns]                    # our name = the file's; "" if it has none
 """
 
 COLUMNS = {
@@ -49,7 +49,7 @@ undo = {undo}   # undoes the newest event of that type; "*": the heaviest target
 """
 
 RATED = """\
-# low ratings are positives too, as in most published tables; to use only high ones:
+# low ratings are positive too, as in most published tables; to use only high ones:
 # positive = ["value >= 4"]
 """
 
@@ -57,7 +57,7 @@ CLEAN = """
 [clean]
 duplicates = "exact"              # exact | off
 {burst}
-keep = "quantity IS NULL OR quantity <> 0"   # a condition over a row: SQL
+keep = "quantity IS NULL OR quantity <> 0"   # SQL condition over a row
 max_removed = 0.05                # the run stops and shows the rows if a rule would remove more
 max_rejected = 0.05               # the run stops and shows the reasons if more rows cannot be read (no user, no stamp)
 
@@ -109,14 +109,14 @@ def config_text(
 
     Args:
         data: The guessed ``[data]``.
-        info: How the log was read.
+        info: Summary of files, encoding and stamp format.
         events: The guessed ``[events]`` and the reason.
         coarse: Resolution of the stamps if the burst rule is off, else "".
-        repeats: Share of positive rows that are repeats.
+        repeats: Share of repeats among positive rows.
         fields: By side and name: kind, from, dim, why.
         segment: ``serve.segment``.
-        scenario: Its name and the reason.
-        rated: ``value`` is a rating and every row a positive.
+        scenario: Name of the scenario and the reason.
+        rated: True if ``value`` is a rating and every row is positive.
     """
     parts = [
         HEAD.format(
@@ -131,9 +131,9 @@ def config_text(
         ),
         RATED if rated and events[0].positive == ("*",) else "",
     ]  # fmt: skip
-    burst = "burst = { events = 10, seconds = 1 }   # more rows of one user at once than a person produces"
+    burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
     if coarse:
-        burst = f'burst = "off"                     # stamps are no finer than a {coarse}'
+        burst = f'burst = "off"                     # stamps have a resolution of one {coarse}'
     seen = "never show seen items" if repeats < 0.05 else "seen items may be shown again"
     parts.append(
         CLEAN.format(
@@ -181,5 +181,5 @@ def _key(name: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Text as one comment line without control characters, which TOML forbids there."""
+    """Text as one comment line, without the control characters that TOML forbids."""
     return "".join(c if c.isprintable() else " " for c in text)
