@@ -1,6 +1,6 @@
 """Python API: fit on a data frame, recommend, save a bundle, open a project.
 
-rec = recloop.fit(events)                       # pandas, Polars or Arrow; the same kind comes out
+rec = recloop.fit(events)                       # pandas, Polars or Arrow; results are of the same kind
 rec.recommend(["u1", "u2"], n=10)
 shop = recloop.open("shop"); shop.update(); shop.evaluate()
 """
@@ -209,7 +209,7 @@ class FittedRecommender:
 
     @_refuse_k
     def similar_items(self, items: Sequence[str], n: int = 10) -> Any:
-        """Similar items of each item: item_id, similar_id, score, rank, source.
+        """List similar items of each item: item_id, similar_id, score, rank, source.
 
         The lists equal those of ``GET /v1/items/{id}/similar``.
 
@@ -386,7 +386,10 @@ class ProjectFolder:
 
     @_refuse_k
     def recommend(self, user_id: str, n: int | None = None, placement: str = "home") -> JsonTree:
-        """Recommend as the service does, without a running server; ``n`` None: the placement's."""
+        """Recommend as the service does, without a running server.
+
+        ``n`` None: the length of the placement.
+        """
         return offline.recommend(self.project, user_id, n, placement)
 
     def status(self) -> JsonTree:

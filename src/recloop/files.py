@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders; typed reading of JSON objects."""
+"""Atomic writes of files and folders; typed reader of JSON objects."""
 
 from __future__ import annotations
 
@@ -125,13 +125,15 @@ def _old(target: Path) -> Path:
 
 
 JsonTree = dict[str, Any]
-"""A JSON object at an edge: a request or response body, a JSON file, a row of a raw file, a JSON column of a store."""
+"""Untyped JSON object: a request or response body, a JSON file, a row of a raw file, a JSON column of a store."""
 AttributeValues = dict[str, Any]
 """Attributes of an item or a user, by name."""
 
 
 class JsonObject:
-    """Read one JSON object key by key; ``unread`` holds the keys that were not asked for.
+    """Reader of one JSON object, key by key.
+
+    ``unread`` holds the keys that were not read.
 
     Args:
         tree: The parsed JSON.
@@ -149,7 +151,7 @@ class JsonObject:
         self.unread: JsonTree = dict(tree)
 
     def required(self, key: str, kind: type[T]) -> T:
-        """The value of a key.
+        """Return the value of a key.
 
         Raises:
             UserError: the key is missing, or its value has another type.
@@ -159,7 +161,7 @@ class JsonObject:
         return self._convert(key, self.unread.pop(key), kind)
 
     def optional(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key, None where it is absent or null.
+        """Return the value of a key, or None if it is absent or null.
 
         Raises:
             UserError: its value has another type.
@@ -169,17 +171,20 @@ class JsonObject:
         return self._convert(key, self.unread.pop(key), kind)
 
     def nullable(self, key: str, kind: type[T]) -> T | None:
-        """As `optional`, of a key that is written even where it is null."""
+        """Return the value of a key, or None if it is null.
+
+        As `optional`, for a key that is also written when it is null.
+        """
         value = self.optional(key, kind)
         self.unread.pop(key, None)
         return value
 
     def number(self, key: str) -> float | None:
-        """An optional number as it was written: 60 stays an int."""
+        """Return an optional number as written: 60 stays an int."""
         return self.optional(key, int | float)  # type: ignore[arg-type]
 
     def child(self, key: str) -> JsonObject:
-        """The object under a key.
+        """Return the object under a key.
 
         Raises:
             UserError: the key is missing, or its value is not an object.
@@ -187,7 +192,7 @@ class JsonObject:
         return self._object(self.required(key, dict), key)
 
     def children(self, key: str) -> dict[str, JsonObject]:
-        """The objects in the object under a key, by name, in their order."""
+        """Return the objects under a key by name, in file order."""
         objects = self.required(key, dict)
         return {name: self._object(tree, f"{key}.{name}") for name, tree in objects.items()}
 
@@ -202,5 +207,5 @@ class JsonObject:
 
 
 def without_none(**values: Any) -> JsonTree:
-    """The keys whose value is not None."""
+    """Return a JSON object of the values that are not None."""
     return {key: value for key, value in values.items() if value is not None}
