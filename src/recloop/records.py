@@ -170,7 +170,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     """Query to the recommender: user, time, placement, length and exclusions.
 
     ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``n`` 0
-    means the placement's own. ``item_id`` is the item of a list of similar items.
+    means the placement's length. ``item_id`` is the query item of a list of similar items.
     """
 
     user_id: str
