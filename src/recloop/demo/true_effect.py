@@ -63,7 +63,7 @@ def compared(
     for name, one in found.metrics.items():
         lines.append(
             f"{one.kind} {name}: live {one.live:.4g}, candidate {one.candidate:.4g}, difference "
-            f"{one.delta:+.4g} ({one.low:+.4g} to {one.high:+.4g})"
+            f"{one.delta:+.4g} (95 % CI {one.low:+.4g} to {one.high:+.4g})"
         )
         if name in known:
             lines.append(f"  the truth: {truth_line(known[name], one)}")
@@ -83,7 +83,7 @@ def truth_line(known: TrueEffect, one: Measured) -> str:
     always = _holds(one.sequence_low, known.delta, one.sequence_high)
     return (
         f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists of the same {known.requests} requests): "
-        f"{'inside' if inside else 'OUTSIDE'} the interval, {'inside' if always else 'OUTSIDE'} the confidence sequence "
+        f"{'inside' if inside else 'OUTSIDE'} the CI, {'inside' if always else 'OUTSIDE'} the confidence sequence "
         f"({_signed(one.sequence_low)} to {_signed(one.sequence_high)})"
     )
 
