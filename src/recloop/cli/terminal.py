@@ -117,9 +117,9 @@ def _print_error(error: RecloopError) -> int:
 
 
 def _discard_output() -> int:
-    """Return exit code 0 after the reader closed stdout (``recloop status | head -1``).
+    """Return exit code 0 after the reader closed stdout.
 
-    rich and click would exit 1.
+    ``recloop status | head -1`` is such a reader; rich and click would exit 1.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python's final flush raises again
     return 0
