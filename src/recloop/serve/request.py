@@ -41,7 +41,7 @@ CALLER: Final = (
     Parameter("anonymous_id", TEXT, "recorded with the decision"),
 )
 LENGTH: Final = Parameter(
-    "n", {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}, "length of the list; default: the placement's k"
+    "n", {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}, "length of the list; default: the placement's n"
 )
 RECOMMEND: Final = (
     LENGTH,
