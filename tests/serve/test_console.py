@@ -289,7 +289,12 @@ def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
         assert {one["state"]: one["reason"] for one in rows} == {
             "live": "it was better before", "rolled_back": "it was better before",
         }  # fmt: skip
+        page.get_by_test_id("reason").fill("worse than live")
+        choose(page, "bundle", shop.tried)
+        page.get_by_test_id("reject").click()
         moves = page.get_by_test_id("releases")
+        expect(moves).to_contain_text("worse than live", timeout=WAIT)
+        assert {one["bundle"]: one["state"] for one in status()["bundles"]}[shop.tried] == "refused"
         expect(moves).to_contain_text("it looks good", timeout=WAIT)
         expect(moves).to_contain_text("console")
 

@@ -51,6 +51,7 @@ class ConsoleBackend(Protocol):
     def experiment(self, bundle: str) -> Verdict: ...  # likewise
     async def promote(self, bundle: str, to: str, reason: str) -> JsonTree: ...
     async def rollback(self, reason: str) -> JsonTree: ...
+    async def reject(self, bundle: str, reason: str) -> JsonTree: ...
     async def person(self, user_id: str) -> JsonTree: ...
 
 
@@ -107,8 +108,9 @@ class _Page:
             self._bundle = ui.select([], label="bundle").classes("w-80 max-w-full").props("data-testid=bundle")
             self._to = ui.select(TARGETS, value=SHADOW, label="to").classes("w-64 max-w-full").props("data-testid=to")
             self._reason = ui.input("reason (required)").classes("grow").props("data-testid=reason")
-            ui.button("promote", on_click=self._promote).props("data-testid=promote")
-            ui.button("rollback", on_click=self._rollback, color="negative").props("data-testid=rollback")
+            ui.button("Promote", on_click=self._promote).props("data-testid=promote")
+            ui.button("Rollback", on_click=self._rollback, color="negative").props("data-testid=rollback")
+            ui.button("Reject", on_click=self._reject, color="negative").props("data-testid=reject")
         self._said = ui.column().classes("boxed w-full").props("data-testid=said")
 
     async def _refresh(self) -> None:
@@ -157,6 +159,10 @@ class _Page:
     async def _rollback(self) -> None:
         reason = self._reason.value
         await self._move(lambda: self._desk.rollback(reason))
+
+    async def _reject(self) -> None:
+        bundle, reason = self._bundle.value, self._reason.value
+        await self._move(lambda: self._desk.reject(bundle, reason))
 
     async def _move(self, move: Callable[[], Awaitable[JsonTree]]) -> None:
         self._said.clear()

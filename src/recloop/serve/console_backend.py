@@ -62,6 +62,9 @@ class ServiceConsoleBackend:
     async def rollback(self, reason: str) -> JsonTree:
         return await self._move(transitions.rollback, reason)
 
+    async def reject(self, bundle: str, reason: str) -> JsonTree:
+        return await self._move(transitions.reject, bundle, reason)
+
     async def _move(self, verb: Callable[..., JsonTree], *asked: str) -> JsonTree:
         """Make a release move and deploy it before returning."""
         done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
