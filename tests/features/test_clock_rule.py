@@ -1,4 +1,4 @@
-"""The rule clock: which stamps are a wrong clock's, on arrival, in a file and in memory."""
+"""The rule clock: stamps of wrong clocks on arrival, in files and in memory."""
 
 from __future__ import annotations
 
@@ -40,39 +40,41 @@ def frame(stamps: list[int], received_at: int | None = NOW, users: int = 20) -> 
         (-62_009_366_400 * SECOND, True),
     ],
 )  # fmt: skip
-def test_wrong_clock_compares_with_the_arrival(stamp: int, wrong: bool) -> None:
+def test_wrong_clock_compares_the_stamp_with_the_arrival(stamp: int, wrong: bool) -> None:
     assert wrong_clock(frame([stamp]), Clean()).to_list() == [wrong]
     assert wrong_clock(frame([stamp]), Clean(future="off")).to_list() == [False]
     assert EventLabeler(Events(), Clean()).causal_rule(frame([stamp])).to_list() == ["clock" if wrong else None]
 
 
-def test_wrong_clock_two_clocks_an_hour_apart_need_a_wider_range() -> None:
-    """A till that is an hour ahead: its rows are quarantined with the default and counted with ``clean.future = "2h"``."""
+def test_wrong_clock_with_a_wider_range_accepts_an_hour() -> None:
+    """Rows of a clock an hour ahead are quarantined by default, and valid with ``clean.future = "2h"``."""
     rows = frame([NOW, NOW + 3_600 * SECOND])
     assert wrong_clock(rows, Clean()).to_list() == [False, True]
     assert wrong_clock(rows, Clean(future="2h")).to_list() == [False, False]
 
 
-def test_wrong_clock_unknown_arrival_allows_any_future() -> None:
+def test_wrong_clock_without_an_arrival_accepts_any_future() -> None:
     assert wrong_clock(frame([NOW, -1], None), Clean()).to_list() == [False, True]
 
 
-def test_clean_future_is_checked_with_the_configuration() -> None:
+def test_clean_future_invalid_is_refused() -> None:
     with pytest.raises(UserError, match=r"clean\.future=soon"):
         Clean(future="soon")
 
 
-def test_clean_import_quarantines_wrong_clocks_by_the_end_of_the_log() -> None:
+def test_clean_of_an_import_quarantines_stamps_after_the_end_of_the_log() -> None:
     shop = [NOW - n * 7_200 * SECOND for n in range(400)]
     cleaned = clean(frame([*shop, YEAR_2090, NOW + DAY, -1], None).drop("seq"), Config())
     assert cleaned.removed == {"clock": 3}
     assert cleaned.believed["timestamp"].max() == NOW
     assert cleaned.quarantine[RULE].to_list() == ["clock"] * 3
     assert cleaned.believed.filter(pl.col("received_at") != pl.col("timestamp")).height == 0
-    assert clean(frame([*shop, NOW + 3_600 * SECOND], None).drop("seq"), Config()).removed == {}, "an hour is no jump"
+    assert clean(frame([*shop, NOW + 3_600 * SECOND], None).drop("seq"), Config()).removed == {}, (
+        "an hour is not a jump"
+    )
 
 
-def test_doctor_counts_wrong_clocks_and_names_groups_used_again(tmp_path: Path) -> None:
+def test_doctor_counts_wrong_clocks_and_names_reused_groups(tmp_path: Path) -> None:
     lines = [f"u{n % 20},i{n % 7},{(NOW - n * 7_200 * SECOND) // SECOND},g{n}" for n in range(400)]
     lines += [f"u1,i1,{YEAR_2090 // SECOND},g", f"u1,i1,{(NOW - 9 * DAY) // SECOND},17", f"u1,i2,{NOW // SECOND},17"]
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,group_id\n" + "\n".join(lines) + "\n")
@@ -87,7 +89,7 @@ def test_doctor_counts_wrong_clocks_and_names_groups_used_again(tmp_path: Path) 
     assert load(project).manifest.cut < NOW
 
 
-def test_observe_row_of_2090_is_in_no_state() -> None:
+def test_observe_of_a_row_of_2090_is_ignored() -> None:
     rows = frame([NOW - n * 7_200 * SECOND for n in range(400)], None).select("user_id", "item_id", "timestamp")
     rec = recloop.fit(rows, model="popular")
     before = rec.recommend(["u1"], n=5, filter_viewed=False)
@@ -98,13 +100,13 @@ def test_observe_row_of_2090_is_in_no_state() -> None:
     assert rec.recommend(["u1"], n=5, filter_viewed=False)["item_id"].to_list() == before["item_id"].to_list()
 
 
-def test_writer_judges_a_wrong_clock_without_reading_the_archive_back_to_it() -> None:
-    """One row of the year 5 in a batch once asked for every row of its users."""
-    asked: list[tuple[int, int]] = []
+def test_writer_with_a_wrong_clock_does_not_read_back_to_its_stamp() -> None:
+    """A row of the year 5 in a batch must not read every row of its users."""
+    ranges: list[tuple[int, int]] = []
 
     class Rows:
         def between(self, _: object, after: int, until: int) -> pl.DataFrame:
-            asked.append((after, until))
+            ranges.append((after, until))
             return frame_of([])
 
         def recent(self, *_: object) -> pl.DataFrame:
@@ -116,4 +118,4 @@ def test_writer_judges_a_wrong_clock_without_reading_the_archive_back_to_it() ->
     events = [Event(user_id="u", item_id="i", timestamp=stamp, received_at=NOW) for stamp in stamps]
     assert writer.causal_rules(events) == [None, "clock", "clock"]
     assert writer.causal_rules(events[1:]) == ["clock", "clock"]
-    assert asked == [(NOW - 6 * SECOND, NOW - 5 * SECOND), (NOW - SECOND, NOW)]
+    assert ranges == [(NOW - 6 * SECOND, NOW - 5 * SECOND), (NOW - SECOND, NOW)]

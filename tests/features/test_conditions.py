@@ -1,4 +1,4 @@
-"""The language of conditions: what passes, what is refused, and that null is false."""
+"""The condition language: accepted and refused texts; null is false."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAME = pl.DataFrame(
         ("event_type = 'rating' AND value >= 4", [True, False, False, False]),
         ("value IS NULL OR value > 4", [True, False, True, False]),
         ("value IS NOT NULL", [True, True, False, True]),
-        ("NOT event_type = 'rating'", [False, False, True, False]),  # null stays out on both sides
+        ("NOT event_type = 'rating'", [False, False, True, False]),  # null is excluded on both sides
         ("event_type <> 'rating'", [False, False, True, False]),
         ("class IN ('b', 'it''s')", [False, True, True, False]),
         ("value NOT IN (5, -1)", [False, True, False, True]),
@@ -40,12 +40,12 @@ FRAME = pl.DataFrame(
     ],
 )
 @pytest.mark.parametrize("typed", [True, False])
-def test_a_condition_picks_its_rows(text: str, passes: list[bool], typed: bool) -> None:
+def test_condition_mask_selects_its_rows(text: str, passes: list[bool], typed: bool) -> None:
     rule = conditions.parse(text, FRAME.schema if typed else FRAME.columns, "filter")
     assert rule.mask(FRAME).to_list() == passes
 
 
-def test_the_fields_used_are_named() -> None:
+def test_condition_columns_are_the_used_fields() -> None:
     assert conditions.parse("value > 1 OR class = 'x'", FRAME.columns, "filter").columns == {"value", "class"}
 
 
@@ -76,7 +76,7 @@ def test_the_fields_used_are_named() -> None:
         ("value = 1" + " " * 10_000, "at most 10,000"),
     ],
 )
-def test_what_is_no_condition_is_refused_with_key_and_text(text: str, said: str) -> None:
+def test_condition_invalid_is_refused_with_key_and_text(text: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         conditions.parse(text, FRAME.columns, "clean.keep")
     assert caught.value.name == "clean.keep"
@@ -85,12 +85,12 @@ def test_what_is_no_condition_is_refused_with_key_and_text(text: str, said: str)
 
 
 @pytest.mark.parametrize("text", ["value = 'five'", "class > 3", "timestamp LIKE 'a%'", "value", "class AND hidden"])
-def test_unlike_kinds_are_refused_at_once_where_the_types_are_known(text: str) -> None:
+def test_condition_of_mixed_types_is_refused_at_parsing_with_a_schema(text: str) -> None:
     with pytest.raises(UserError):
         conditions.parse(text, FRAME.schema, "filter")
 
 
-def test_unlike_kinds_are_refused_at_the_frame_otherwise() -> None:
+def test_condition_of_mixed_types_is_refused_at_the_frame_without_a_schema() -> None:
     rule = conditions.parse("class > 3", FRAME.columns, "filter")
     with pytest.raises(UserError, match="numbers compared with numbers"):
         rule.mask(FRAME)

@@ -1,4 +1,4 @@
-"""How long is long, by hand: bands of duration, the item's own dwells, its category, and nothing at all."""
+"""Dwell percentiles by hand: bands of duration, of the item, of the category, and none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def catalogue(**attributes: dict[str, Any]) -> pl.DataFrame:
 
 
 def fitted() -> DwellPercentiles:
-    """``short`` (60 s) and ``long`` (600 s) have bands of their own; ``own`` has 30 dwells, ``few`` its category."""
+    """``short`` (60 s) and ``long`` (600 s) have own bands; ``own`` has 30 dwells, ``few`` a category."""
     found = DwellPercentiles.fit(
         frame(
             *dwells("short", [float(n) for n in range(1, 41)]),
@@ -45,13 +45,13 @@ def fitted() -> DwellPercentiles:
     return found
 
 
-def test_mid_rank_in_the_band_of_the_duration() -> None:
+def test_dwell_share_is_the_mid_rank_in_its_duration_band() -> None:
     shares = fitted().share(frame(*dwells("short", [20.0, 0.0, 1e9]), *dwells("long", [20.0])))
-    # 20 s: 19 below, one equal, of 40. What lies above the clip meets the clip alone.
+    # 20 s: 19 below, one equal, of 40. Values above the clip equal the clip.
     assert shares.to_list() == [19.5 / 40, 0.0, 39.5 / 40, 1.5 / 40]
 
 
-def test_without_a_duration_the_own_dwells_from_30_on_else_the_category() -> None:
+def test_dwell_band_without_duration_is_the_item_from_30_dwells_else_category() -> None:
     found = fitted()
     assert found.bands["own"] == "item own"
     assert found.bands["few"] == found.bands["peer"] == "category tea"
@@ -59,20 +59,20 @@ def test_without_a_duration_the_own_dwells_from_30_on_else_the_category() -> Non
     assert found.share(frame(*dwells("few", [27.0]))).to_list() == [pytest.approx(1 - 0.5 / 30)]
 
 
-def test_what_is_no_dwell_or_has_no_band_has_no_share() -> None:
+def test_dwell_share_without_dwell_or_band_is_null() -> None:
     rows = frame(*dwells("short", [20.0], "click"), *dwells("unheard", [20.0]), *dwells("short", [None, -1.0]))
     assert fitted().share(rows).to_list() == [None] * 4
     assert DwellPercentiles.fit(frame(*dwells("short", [20.0], "click")), None) is None
 
 
-def test_a_long_dwell_is_a_positive_of_weight_2_and_a_short_one_is_nothing() -> None:
+def test_dwell_label_of_a_long_dwell_is_positive_with_weight_2() -> None:
     labelled = EventLabeler(Events(), Clean(), fitted()).label(frame(*dwells("short", [1.0, 28.0, 29.0, 40.0])))
-    assert labelled["label"].to_list() == [0, 0, 1, 1]  # 28 s: 27.5 / 40 = .6875; 29 s: .7125
+    assert labelled["label"].to_list() == [0, 0, 1, 1]  # 28 s: 27.5 / 40 = 0.6875; 29 s: 0.7125
     assert labelled["weight"].to_list() == [0.0, 0.0, 2.0, 2.0]
     assert "dwell_pct" not in labelled.columns
 
 
-def test_a_rule_of_ones_own_takes_the_place_of_the_default() -> None:
+def test_dwell_rule_of_the_config_replaces_the_default() -> None:
     events = Events(weights={"dwell_pct >= 0.9": 3.0}, positive=("purchase",))
     labelled = EventLabeler(events, Clean(), fitted()).label(frame(*dwells("short", [30.0, 39.0])))
     assert labelled["weight"].to_list() == [0.0, 3.0]
@@ -82,7 +82,7 @@ def test_a_rule_of_ones_own_takes_the_place_of_the_default() -> None:
     )
 
 
-def test_dwell_alone_never_makes_a_negative() -> None:
+def test_dwell_rule_with_a_negative_label_is_refused() -> None:
     for events in (Events(weights={"dwell_pct < 0.1": -1.0}), Events(negative=("dwell",))):
         with pytest.raises(UserError, match="because a dwell is never negative"):
             EventLabeler(events, Clean())
@@ -92,7 +92,7 @@ def test_dwell_alone_never_makes_a_negative() -> None:
     assert labelled["label"].to_list() == [0, -1]
 
 
-def test_frozen_in_the_spec() -> None:
+def test_dwell_percentiles_are_part_of_the_spec() -> None:
     found = fitted()
     spec = FeatureSpec.of(Config(), found)
     assert FeatureSpec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True))) == spec
@@ -100,7 +100,7 @@ def test_frozen_in_the_spec() -> None:
     assert FeatureSpec.of(build({}, environment={})).to_json().get("dwell") is None
 
 
-def test_many_dwells_are_kept_as_quantiles() -> None:
+def test_dwell_percentiles_of_many_dwells_are_stored_as_quantiles() -> None:
     found = DwellPercentiles.fit(frame(*dwells("a", [float(n) for n in range(5000)])), None)
     assert found is not None
     assert len(found.values["item a"]) == KEPT

@@ -1,4 +1,4 @@
-"""The one encoding, by known answers: dense indices, windows of whole moments, codes of the context."""
+"""Encoding by known answers: dense indices, windows of whole moments, context codes."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def encoded(*states: UserState, now: int = NOON) -> EncodedBatch:
     return encode(SPEC, FIELDS, ITEMS, StateBatch.of(users, states), [now] * len(states))
 
 
-def test_items_become_their_index_in_the_order_of_their_ids_and_unknown_ones_go() -> None:
+def test_encode_maps_items_to_indices_and_drops_unknown_ones() -> None:
     made = encoded(state((1, "cab"), (2, "xyz"), (3, "dx")), state((5, "a")))
-    assert made.items.tolist() == [2, 1, 3, 4, 2]  # a b c | d | a: the moment of unknown items is no moment
+    assert made.items.tolist() == [2, 1, 3, 4, 2]  # a b c | d | a: the moment of unknown items is dropped
     assert made.item_offsets.tolist() == [0, 3, 4, 5]
     assert made.moment_offsets.tolist() == [0, 2, 3]
     assert made.stamps.tolist() == [1, 3, 5]
 
 
-def test_a_dislike_outside_the_table_bans_nothing_of_it() -> None:
+def test_encode_negatives_exclude_items_outside_the_table() -> None:
     assert encoded(state(dislikes="xbz")).negatives.tolist() == [1]
 
 
-def test_the_context_is_the_users_fields_then_hour_weekday_and_gap() -> None:
+def test_encode_context_is_user_fields_then_hour_weekday_and_gap() -> None:
     past = state((NOON - 2 * DAY, "a"), attributes={"band": "60+"})
     made = encoded(past, state(), state((NOON - DAY, "a")), state((NOON - 8 * DAY, "x")))
     assert made.context_names == ["user.age", "request.hour", "request.weekday", "request.gap"]
-    # 07:00 in New York is code 8; Wednesday 3; two days: the middle bucket; no past: missing.
+    # 07:00 in New York is code 8; Wednesday 3; two days: the middle bucket; no history: missing.
     assert made.context.tolist() == [[2, 8, 3, 2], [0, 8, 3, 0], [0, 8, 3, 2], [0, 8, 3, 3]]
 
 
-def test_a_bucket_begins_at_its_edge() -> None:
+def test_numeric_bucket_includes_its_lower_edge() -> None:
     codes = NumericBuckets((1.0, 7.0)).codes([0.99, 1.0, 6.9, 7.0, None, "x", float("nan"), True])
     assert codes.tolist() == [1, 2, 2, 3, 0, 0, 0, 0]
 
@@ -71,13 +71,13 @@ def test_a_bucket_begins_at_its_edge() -> None:
     ("history", "items", "moments"),
     [(9, [2, 1, 3, 4], [1, 1, 1, 0]), (3, [4], [0]), (4, [2, 1, 3, 4], [1, 1, 1, 0])],
 )
-def test_a_window_takes_whole_moments(history: int, items: list[int], moments: list[int]) -> None:
+def test_window_contains_whole_moments(history: int, items: list[int], moments: list[int]) -> None:
     made = window(encoded(state((1, "abc"), (3, "d"))), history)
     assert made.items.tolist() == items
     assert made.moments.tolist() == moments
 
 
-def test_a_newest_moment_larger_than_the_window_gives_its_first_by_id() -> None:
+def test_window_smaller_than_the_newest_moment_keeps_its_first_ids() -> None:
     made = window(encoded(state((1, "a"), (2, "dcba")), state(), state((1, "d"))), 2)
     assert made.items.tolist() == [2, 1, 4]
     assert made.offsets.tolist() == [0, 2, 2, 3]
@@ -87,7 +87,7 @@ def test_a_newest_moment_larger_than_the_window_gives_its_first_by_id() -> None:
     assert not moments.any()
 
 
-def test_inputs_name_what_differs() -> None:
+def test_encoded_input_hashes_name_the_changed_input() -> None:
     past = state((NOON - 2 * DAY, "ab"))
     one = encoded(past).inputs(0)
     assert one == encoded(past).inputs(0)
@@ -97,7 +97,7 @@ def test_inputs_name_what_differs() -> None:
     assert [name for name in one if one[name] != more[name]] == ["history"]
 
 
-def test_a_batch_of_one_is_the_row_of_a_batch() -> None:
+def test_encode_of_one_state_equals_its_row_in_a_batch() -> None:
     states = [state((n, "abcd"[: n % 4 + 1]), (n + 9, "dax")) for n in range(8)]
     together = encoded(*states)
     for b, one in enumerate(states):
@@ -108,13 +108,13 @@ def test_a_batch_of_one_is_the_row_of_a_batch() -> None:
         assert together.inputs(b) == alone.inputs(0)
 
 
-def test_fields_and_spec_survive_json() -> None:
+def test_field_codes_and_spec_round_trip_through_json() -> None:
     assert FieldCodes.from_json(FIELDS.to_json()) == FIELDS
     assert FeatureSpec.from_json(SPEC.to_json()) == SPEC
     assert len(SPEC.state_key) == 8
 
 
-def test_edges_are_quantiles_of_what_was_there() -> None:
+def test_field_codes_fit_edges_at_quantiles() -> None:
     fields = FieldCodes.fit(SPEC, [], [{"band": "b"}, {"band": "a"}, None, {"band": 3}], np.arange(101.0))
     assert fields.codes["user.age"] == CategoryCodes(("3", "a", "b"))
     assert fields.codes["request.gap"] == NumericBuckets(tuple(float(edge) for edge in range(10, 100, 10)))

@@ -1,4 +1,4 @@
-"""What an update tests and what it learns, whatever the order in which rows arrive."""
+"""Tested and learned rows of an update for any order of arrival."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def seqs(rows: pl.DataFrame) -> set[int]:
 
 
 @given(st.lists(st.lists(row, max_size=12), min_size=2, max_size=5), st.integers(0, 6), st.booleans())
-def test_window_any_order_of_arrival_tests_nothing_learned_and_leaves_nothing_unlearned(
+def test_window_of_any_arrival_order_tests_no_learned_row_and_learns_all(
     arrivals: list[list[Any]], first_cut: int, refused: bool
 ) -> None:
-    """Each list of rows is a window; live is first a bundle that was cut in time, then the child of each update."""
+    """Each list of rows is a window; live is first cut in time, then the child of each update."""
     log = moment_stamps(frame(arrivals[0] or [("a", 1, None, 1)]))
     stamps = sorted(log[STAMP].to_list())
     cut = stamps[min(first_cut, len(stamps) - 1)]
@@ -51,13 +51,13 @@ def test_window_any_order_of_arrival_tests_nothing_learned_and_leaves_nothing_un
     for number, rows in enumerate(arrivals[1:]):
         raw = pl.concat([log.drop(STAMP), frame(rows, log[SEQ].max() or 0)])
         log = moment_stamps(raw)
-        assert seqs(log.filter(live.rows)) == known, "what a bundle says of itself is what it was fitted on"
+        assert seqs(log.filter(live.rows)) == known, "the learned range equals the rows of the fit"
         window = window_of(log, live)
         parts = split_at(log, window, Config())
         train, test = seqs(parts.train) | seqs(parts.valid), seqs(parts.test)
         assert train | test == seqs(log)
         assert not train & test
-        assert not test & known, "live has learned none of the test"
+        assert not test & known, "live has not learned the test"
         assert (parts.test[STAMP] >= window.cut).all()
         keys = [USER_ID, STAMP]
         assert not len(parts.test.select(keys).join(pl.concat([parts.train, parts.valid]).select(keys), on=keys))
@@ -68,7 +68,7 @@ def test_window_any_order_of_arrival_tests_nothing_learned_and_leaves_nothing_un
             window.fresh
         )
         if refused and number == 0:
-            continue  # nothing moves, the next window holds these rows too
+            continue  # the next window contains these rows too
         known = seqs(log)  # the child learns the test as well
         live = LearnedRange(max(known, default=0), end_of(log, STAMP) + 1, nothing_held(log))
     if not (refused and len(arrivals) == 2):
@@ -76,12 +76,12 @@ def test_window_any_order_of_arrival_tests_nothing_learned_and_leaves_nothing_un
 
 
 def last_quarter(fresh: int) -> int:
-    """Moments of the last quarter."""
+    """Number of moments in the last quarter."""
     return fresh - int(0.75 * fresh) if fresh else 0
 
 
-def test_window_late_rows_and_fresh_rows_judges_the_fresh_ones_alone() -> None:
-    """The weekly export of a till: 400 rows of years ago, then 130 of today; the cut once lay years back."""
+def test_window_with_late_and_new_rows_tests_only_new_ones() -> None:
+    """An export with 400 rows of earlier years and 130 new rows; the cut stays recent."""
     old = [(f"u{n % 50}", n, None, 1) for n in range(2_000)]
     late = [(f"u{n % 50}", 500 + n, None, 1) for n in range(400)]
     fresh = [(f"u{n % 50}", YEAR + n, None, 1) for n in range(130)]
@@ -96,7 +96,7 @@ def test_window_late_rows_and_fresh_rows_judges_the_fresh_ones_alone() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 400])
-def test_window_of_late_rows_alone_tests_nothing_and_trains_on_all(rows: int) -> None:
+def test_window_of_only_late_rows_has_an_empty_test(rows: int) -> None:
     old = [("a", n, None, 1) for n in range(100)]
     log = moment_stamps(frame([*old, *[("b", n, None, 1) for n in range(min(rows, 90))]]))
     window = window_of(log, LearnedRange(100, 100, 101))
@@ -105,14 +105,14 @@ def test_window_of_late_rows_alone_tests_nothing_and_trains_on_all(rows: int) ->
     assert len(parts.train) + len(parts.valid) == len(log)
 
 
-def test_window_row_that_joins_a_learned_moment_is_learned_and_never_tested() -> None:
+def test_window_excludes_rows_of_a_learned_moment_from_the_test() -> None:
     log = moment_stamps(frame([("a", 1, "g", 1), ("a", 2, "g", 1), ("a", 3, None, 1)]))
     window = window_of(log, LearnedRange(1, 2))
     assert seqs(split_at(log, window, Config()).test) == {3}
 
 
-def test_window_cut_of_a_wrong_clock_heals_with_the_next_update() -> None:
-    """A bundle of an earlier version whose cut one client set to 2090 judges what arrived since it was fitted."""
+def test_window_after_a_cut_of_a_wrong_clock_tests_rows_since_the_fit() -> None:
+    """A bundle with a cut in 2090 is tested on rows that arrived since its fit."""
     log = moment_stamps(frame([*[("a", n * DAY, None, 1) for n in range(50)], ("b", 60 * YEAR, None, 1)]))
     poisoned = LearnedRange(51, 60 * YEAR + 1)
     more = moment_stamps(

@@ -1,4 +1,4 @@
-"""Any events, any order of arrival, any seq: the state by one more event is the state from columns."""
+"""State by single events equals state from columns for any events, order and seq."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recloop.features.state import StateBatch, StateHistory, UserState
 from recloop.recommend.user_states import fold
 from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, USER_ID
 
-USERS = ("u", "ü", "nobody")
+USERS = ("u", "ü", "unknown")
 ITEMS = (" 1", "01", "1e5", "null", "é", "\U0001f375")
 GROUPS = (None, None, "basket", "invoice")
 TYPES = (
@@ -38,11 +38,11 @@ SIGNAL = EventLabeler(
 
 event = st.fixed_dictionaries(
     {
-        # Few users and items, so that rows meet: a late dislike beside a newer one, a like between them.
+        # Few users and items, so that rows interact: late dislikes, newer ones, likes between them.
         "user_id": st.sampled_from(("u", "u", "ü")),
         "item_id": st.sampled_from((*ITEMS[:2] * 3, *ITEMS)),
         # Quarters of a second within five: many equal stamps, many within a burst's second, many late.
-        # A day and more apart: a group that is used again.
+        # A day and more apart: a group id is reused.
         "timestamp": (
             st.integers(0, 20) | st.sampled_from((4 * 86_400, 4 * 86_400 + 1, 8 * 86_400 + 2, 160 * 86_400))
         ).map(lambda quarter: quarter * SECOND // 4),
@@ -59,7 +59,7 @@ version = st.tuples(
 
 
 def log_of(events: list[dict[str, Any]]) -> pl.DataFrame:
-    """The events as log rows, in their order of arrival, some of them twice."""
+    """Log rows of the events in order of arrival, some repeated."""
     rows, seq = [], 0
     for drawn in events:
         fields = {name: drawn[name] for name in drawn if name not in ("doubled", "gap")}
@@ -76,10 +76,10 @@ def users_of(versions: list[tuple[str, int, dict[str, int]]]) -> pl.DataFrame:
     )
 
 
-def grown(believed: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> UserState:
-    """The state as serving grows it: one event after the other."""
+def state_by_events(valid: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> UserState:
+    """The state as in serving, by single events."""
     state = UserState()
-    own = believed.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
+    own = valid.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
     fold(state, own)
     known = users.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
     if known.height:
@@ -87,8 +87,8 @@ def grown(believed: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> U
     return state
 
 
-def unfolded(states: StateBatch, b: int) -> tuple[Any, ...]:
-    """State b with names for codes."""
+def named_state(states: StateBatch, b: int) -> tuple[Any, ...]:
+    """State b with names instead of codes."""
     moments = []
     for m in range(states.moment_offsets[b], states.moment_offsets[b + 1]):
         codes = states.items[states.item_offsets[m] : states.item_offsets[m + 1]]
@@ -101,13 +101,13 @@ def unfolded(states: StateBatch, b: int) -> tuple[Any, ...]:
 WEIGHTS = {"purchase": 5, "click": 1, "like": 1}
 
 
-def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any], list[str], int]:
-    """The state's moments, dislikes and inputs, written down from definitions.md 1 without a thought for speed."""
-    rows = [r for r in believed.sort(SEQ).iter_rows(named=True) if r[USER_ID] == user and r[SEQ] <= seq]
+def by_definition(valid: pl.DataFrame, user: str, seq: int) -> tuple[list[Any], list[str], int]:
+    """Moments, dislikes and inputs of a state by the definition, without optimization."""
+    rows = [r for r in valid.sort(SEQ).iter_rows(named=True) if r[USER_ID] == user and r[SEQ] <= seq]
     first: dict[str, int] = {}
     last = 0
-    units: dict[tuple[str, int, str], float] = {}  # of (item, stamp, type): what was done and is not taken back
-    undos: dict[tuple[str, int, str], float] = {}  # of (item, stamp, type that it takes back)
+    units: dict[tuple[str, int, str], float] = {}  # by (item, stamp, type): amounts that are not undone
+    undos: dict[tuple[str, int, str], float] = {}  # by (item, stamp, undone type)
     for row in rows:
         group, kind, quantity = row["group_id"], row["event_type"], row["quantity"]
         row["stamp"] = row["timestamp"]
@@ -125,7 +125,7 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
             where[key] = where.get(key, 0.0) + amount
     done = dict(units)
     for item, stamp, back in sorted(undos, key=lambda key: key[1:]):
-        take_back(done, item, stamp, back, undos[item, stamp, back])
+        undo(done, item, stamp, back, undos[item, stamp, back])
     moments: dict[int, dict[str, bool]] = {}
     newest: dict[str, int] = {}
     for (item, stamp, kind), amount in done.items():
@@ -134,18 +134,18 @@ def by_definition(believed: pl.DataFrame, user: str, seq: int) -> tuple[list[Any
         elif amount:
             held = moments.setdefault(stamp, {})
             held[item] = held.get(item, False) or kind in WEIGHTS
-    standing = [i for i, stamp in newest.items() if not any(held.get(i) and at > stamp for at, held in moments.items())]
+    disliked = [i for i, stamp in newest.items() if not any(held.get(i) and at > stamp for at, held in moments.items())]
     ordered = []
     for stamp in sorted(moments):
         items = sorted(moments[stamp], key=str.encode)
         ordered.append((stamp, items, [moments[stamp][item] for item in items]))
     inputs = sum(r["event_type"] in (*WEIGHTS, "view") and (r["quantity"] or 0) >= 0 for r in rows)
     gone = sum(not amount and kind != "dislike" for (_, _, kind), amount in done.items())
-    return ordered, sorted(standing, key=str.encode), inputs - gone
+    return ordered, sorted(disliked, key=str.encode), inputs - gone
 
 
-def take_back(done: dict[tuple[str, int, str], float], item: str, until: int, back: str, amount: float) -> None:
-    """One undo, unit by unit of a half: the newest of its type; of "*" the newest of the heaviest targets."""
+def undo(done: dict[tuple[str, int, str], float], item: str, until: int, back: str, amount: float) -> None:
+    """Undo amounts in halves: the newest of the type; for "*" the newest of the heaviest types."""
 
     def open_(kinds: Any) -> list[tuple[str, int, str]]:
         return [k for k, left in done.items() if left and k[0] == item and k[1] <= until and k[2] in kinds]
@@ -174,27 +174,29 @@ def take_back(done: dict[tuple[str, int, str], float], item: str, until: int, ba
     versions=st.lists(version, max_size=6),
     data=st.data(),
 )
-def test_state_by_one_more_event_is_state_from_columns(events: Any, versions: Any, data: st.DataObject) -> None:
+def test_state_added_event_by_event_equals_state_from_columns(events: Any, versions: Any, data: st.DataObject) -> None:
     log = log_of(data.draw(st.permutations(events)))
     users = users_of(versions)
-    believed = SIGNAL.label(log.filter(SIGNAL.causal_rule(log).is_null()))
-    timeline = StateHistory(moment_stamps(believed), users)
+    valid = SIGNAL.label(log.filter(SIGNAL.causal_rule(log).is_null()))
+    timeline = StateHistory(moment_stamps(valid), users)
     last = max(log[SEQ].max() or 0, 40)
     seqs = [0, *data.draw(st.lists(st.integers(0, last), max_size=4)), last + 1]
-    asked = [(user, seq) for user in USERS for seq in seqs]
-    columns = timeline.states([user for user, _ in asked], [seq for _, seq in asked])
-    single = StateBatch.of([user for user, _ in asked], [grown(believed, users, user, seq) for user, seq in asked])
-    for b, (user, seq) in enumerate(asked):
-        assert unfolded(single, b) == unfolded(columns, b)
+    queries = [(user, seq) for user in USERS for seq in seqs]
+    columns = timeline.states([user for user, _ in queries], [seq for _, seq in queries])
+    single = StateBatch.of(
+        [user for user, _ in queries], [state_by_events(valid, users, user, seq) for user, seq in queries]
+    )
+    for b, (user, seq) in enumerate(queries):
+        assert named_state(single, b) == named_state(columns, b)
         assert single.digest(b) == columns.digest(b)
-        assert unfolded(single, b)[1:4] == by_definition(believed, user, seq)
+        assert named_state(single, b)[1:4] == by_definition(valid, user, seq)
         alone = timeline.states([user], [seq])  # batch == single
         assert alone.digest(0) == columns.digest(b)
 
 
 @given(events=st.lists(event, max_size=25), split=st.integers(0, 25))
-def test_belief_on_arrival_is_belief_in_the_log(events: Any, split: int) -> None:
-    """Judged one by one, in two halves, or all at once: the same rule takes the same rows."""
+def test_causal_rule_on_arrival_equals_that_of_the_log(events: Any, split: int) -> None:
+    """Rows one by one, in two halves or at once give equal rules."""
     log = log_of(events)
     whole = SIGNAL.causal_rule(log).to_list()
     arrived = [SIGNAL.causal_rule(log[n : n + 1], log[:n])[0] for n in range(log.height)]
@@ -204,7 +206,7 @@ def test_belief_on_arrival_is_belief_in_the_log(events: Any, split: int) -> None
 
 
 @given(events=st.lists(event, max_size=25), limit=st.integers(2, 5))
-def test_bursts_by_their_definition(events: Any, limit: int) -> None:
+def test_burst_mask_equals_its_definition(events: Any, limit: int) -> None:
     log = log_of(events)
     rows = log.rows(named=True)
     expected = []
@@ -221,7 +223,7 @@ def test_bursts_by_their_definition(events: Any, limit: int) -> None:
     assert burst_mask(strong, Burst(events=limit, seconds=1.0)).tolist() == expected
 
 
-def test_ten_clicks_in_a_second_go_and_a_basket_stays() -> None:
+def test_burst_quarantines_clicks_and_keeps_a_basket() -> None:
     click = {"user_id": "u", "event_type": "click", "group_id": None, "quantity": None, "doubled": False, "gap": 1}
     clicks = [{**click, "item_id": f"i{n}", "timestamp": n * SECOND // 20} for n in range(12)]
     basket = [{**click, "item_id": f"b{n}", "timestamp": 60 * SECOND, "group_id": "basket"} for n in range(40)]
@@ -231,8 +233,8 @@ def test_ten_clicks_in_a_second_go_and_a_basket_stays() -> None:
     assert rules == [None] * 9 + ["burst"] * 3 + [None] * 40
 
 
-def test_state_receipt_number_used_again_starts_a_new_moment() -> None:
-    """Number 17 of today and of two years ago: once both rows had the first stamp, and today's was before the cut."""
+def test_state_with_a_reused_group_id_starts_a_new_moment() -> None:
+    """A group id reused after two years starts a new moment with its own stamp."""
     day = 86_400 * SECOND
     rows = [("old", 0), ("with it", day), ("today", 730 * day), ("too", 730 * day + SECOND), ("late", 730 * day - day)]
     state = UserState()
@@ -248,8 +250,8 @@ def test_state_receipt_number_used_again_starts_a_new_moment() -> None:
     assert moment_stamps(frame)["stamp"].to_list() == [0, 0, 730 * day, 730 * day, 730 * day]
 
 
-def test_state_groups_that_ended_are_removed() -> None:
-    """A customer with a basket a day for three years: the state holds those that a late row may still join."""
+def test_state_removes_ended_groups() -> None:
+    """A state of a basket per day keeps only groups that a late row may still join."""
     day = 86_400 * SECOND
     state = UserState()
     for n in range(1_000):
@@ -263,24 +265,24 @@ def test_state_groups_that_ended_are_removed() -> None:
 
 
 @given(events=st.lists(event, max_size=12), now=st.integers(-1, 10 * SECOND))
-def test_states_until_now_hide_what_is_dated_later(events: Any, now: int) -> None:
-    """A client whose clock is ahead: its moment waits for its time, in a list and in an evaluation alike."""
-    believed = SIGNAL.label(log_of(events))
-    users = sorted(set(believed[USER_ID]))
-    grown_states = [grown(believed, users_of([]), user, 10**6) for user in users]
+def test_states_until_now_exclude_later_moments(events: Any, now: int) -> None:
+    """A moment dated later than now is excluded in lists and in evaluation."""
+    valid = SIGNAL.label(log_of(events))
+    users = sorted(set(valid[USER_ID]))
+    grown_states = [state_by_events(valid, users_of([]), user, 10**6) for user in users]
     seen = StateBatch.of(users, grown_states).until(np.full(len(users), now))
-    columns = StateHistory(moment_stamps(believed)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
+    columns = StateHistory(moment_stamps(valid)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
     for b, state in enumerate(grown_states):
-        assert unfolded(seen, b)[1] == [moment for moment in state.view().moments if moment[0] <= now]
+        assert named_state(seen, b)[1] == [moment for moment in state.view().moments if moment[0] <= now]
         assert seen.digest(b) == columns.digest(b)
 
 
-def test_a_late_row_joins_the_moment_of_its_basket() -> None:
-    """The dislike stands only where its basket's moment is not older than the positive's."""
+def test_state_with_a_late_row_joins_its_basket() -> None:
+    """A dislike counts unless its basket's moment is older than the positive one."""
     state = UserState()
     state.add("other", 1, "basket", 0)
     state.add("item", 5, None, 1)
-    state.add("item", 9, "basket", -1)  # of the basket's moment, stamp 1, however late it came
+    state.add("item", 9, "basket", -1)  # it has the basket's stamp 1, although it arrived late
     assert state.disliked() == []
     state.add("item", 5, None, -1)
     assert state.disliked() == ["item"]
@@ -288,7 +290,7 @@ def test_a_late_row_joins_the_moment_of_its_basket() -> None:
     assert state.disliked() == []
 
 
-def test_a_late_older_dislike_does_not_hide_the_newer_one() -> None:
+def test_state_with_a_late_older_dislike_keeps_the_newer_one() -> None:
     state = UserState()
     state.add("item", 9, None, -1)
     state.add("item", 5, None, 1)

@@ -1,4 +1,4 @@
-"""Every model of the shelf keeps the contract that a stranger's has to keep, through the same door."""
+"""Each built-in model and a custom one pass the model contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recloop.testing import ModelContract, fit_on_world
 
 class TestPopular(ModelContract):
     model = "popular"
-    liked = 0.6  # what most people take is what most people like, no more
+    liked = 0.6  # popular items are liked by most users, not by all
 
 
 class TestBoughtBefore(ModelContract):
@@ -31,7 +31,7 @@ class TestCoVisitation(ModelContract):
 
 
 class NextMoment(CoVisitation):
-    """A stranger's model in closed form: the rows of co-visitation, over moments that follow at once alone."""
+    """A custom counting model: co-visitation over directly following moments."""
 
     class Config(CoVisitation.Config):
         """One lag."""
@@ -39,14 +39,14 @@ class NextMoment(CoVisitation):
         lags: tuple[float, ...] = (1.0,)
 
 
-class TestStranger(ModelContract):
+class TestCustomModel(ModelContract):
     model = f"{__name__}:NextMoment"
     better = 3.0
 
 
 @pytest.mark.slow
 class TestSASRec(ModelContract):
-    model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a stranger's
+    model = "recloop.models.sasrec:SASRec"  # by its dotted path, as a custom model
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ class TestTwoTower(ModelContract):
 @pytest.mark.slow
 class TestNeuMF(ModelContract):
     model = "neumf"
-    settings = ("train.epochs=20", "train.time_budget=1h", "train.lr=3e-3")  # an MLP begins knowing nothing
+    settings = ("train.epochs=20", "train.time_budget=1h", "train.lr=3e-3")  # an MLP starts without item embeddings
 
 
 class TestMF(ModelContract):
@@ -70,13 +70,13 @@ class TestGRU4Rec(ModelContract):
     model = "gru4rec"
 
 
-def test_the_whole_shelf_is_here() -> None:
+def test_model_contract_covers_every_built_in_model() -> None:
     tried = {cls.model for cls in ModelContract.__subclasses__()}
     assert [name for name, path in MODELS.items() if not {name, path} & tried] == []
 
 
-def test_the_contract_refuses_a_scorer_that_knows_nothing(tmp_path: Path) -> None:
-    """Items in a drawn order, the same for all: a list like any other, and not a right one."""
+def test_model_contract_with_a_random_scorer_fails(tmp_path: Path) -> None:
+    """One random order of items for all users fails the contract."""
     popular = fit_on_world(tmp_path / "shop", "popular")
     drawn = np.random.default_rng(0).permutation(popular.bundle.arrays["popular"])
     nothing = replace(popular, bundle=replace(popular.bundle, arrays={**popular.bundle.arrays, "popular": drawn}))
@@ -88,12 +88,12 @@ def test_the_contract_refuses_a_scorer_that_knows_nothing(tmp_path: Path) -> Non
     with pytest.raises(AssertionError):
         contract.test_lists_what_users_like_by_the_truth(nothing, answers)
     with pytest.raises(AssertionError):
-        contract.test_saved_and_loaded_answers_alike(nothing, answers, tmp_path)  # the disk holds the other list
+        contract.test_saved_and_loaded_answers_alike(nothing, answers, tmp_path)  # the stored bundle has the other list
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 20])
-def test_a_constant_scorer_gives_k_of_n(k: int) -> None:
-    """All 20 items tied, whichever is the target: HR@K is K/N exactly, not what the order of ids happens to give."""
+def test_hit_rate_of_a_constant_scorer_is_k_over_n(k: int) -> None:
+    """With all 20 items tied HR@K is exactly K/N, independent of the order of ids."""
     above, tied = above_and_tied(np.full((20, 20), 0.25), np.arange(20))
     found = one_target_expectation(above, tied, k)
     np.testing.assert_allclose(found["HR"], k / 20, rtol=0, atol=1e-12)

@@ -48,16 +48,16 @@ def rows_of(data: TrainData, **options: object) -> np.ndarray:
     return np.asarray(sp.csr_array(rows, shape=(size, size)).todense())
 
 
-def test_counts_by_lag_over_moments_and_never_inside_one() -> None:
+def test_covisitation_counts_by_lag_and_not_within_a_moment() -> None:
     data = data_of([[[1, 2], [3], [1]], [[1], [3]]], 3)
     rows = rows_of(data)
-    # c(1,3) = 1 (first user, lag 1) + 1 (second user); c(1,1) = .7 (lag 2); c(2,3) = 1, c(2,1) = .7; c(3,1) = 1.
+    # c(1,3) = 1 (first user, lag 1) + 1 (second user); c(1,1) = 0.7 (lag 2); c(2,3) = 1, c(2,1) = 0.7; c(3,1) = 1.
     assert rows[1] == pytest.approx([0, 0.7 / 22.7, 0, 2 / 22.7])
     assert rows[2] == pytest.approx([0, 0.7 / 21.7, 0, 1 / 21.7])
     assert rows[3] == pytest.approx([0, 1 / 21, 0, 0])
 
 
-def test_a_lag_beyond_the_eighth_counts_nothing_and_users_do_not_mix() -> None:
+def test_covisitation_ignores_lags_above_8_and_other_users() -> None:
     chain = [[n] for n in range(1, 11)]
     rows = rows_of(data_of([chain, [[10]]], 10))
     assert rows[1][9] == pytest.approx(0.1 / (sum(covisitation.LAGS) + 20))
@@ -65,17 +65,17 @@ def test_a_lag_beyond_the_eighth_counts_nothing_and_users_do_not_mix() -> None:
     assert not rows[10].any()
 
 
-def test_a_row_keeps_its_largest_ties_by_index_and_divides_by_its_whole_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_covisitation_row_keeps_the_largest_and_divides_by_its_full_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of([[[1], [2, 3, 4]], [[1], [4]]], 4)
     whole = rows_of(data)
     cut = rows_of(data, width=2)
     assert np.flatnonzero(cut[1]).tolist() == [2, 4]
     assert cut[1][[2, 4]] == pytest.approx(whole[1][[2, 4]])
-    monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)  # a row a chunk: the same rows
+    monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)  # one row per chunk gives equal rows
     assert np.array_equal(rows_of(data, width=2), cut)
 
 
-def test_one_moment_each_gives_no_neighbours() -> None:
+def test_covisitation_of_single_moments_is_empty() -> None:
     assert not rows_of(data_of([[[1, 2]], [[3]]], 3)).any()
 
 
@@ -84,7 +84,7 @@ def test_popular_orders_by_count_then_index() -> None:
     assert Popular().fit(data)["popular"].tolist() == [3, 2, 4, 1]
 
 
-def test_half_life_halves_what_is_one_half_life_old() -> None:
+def test_half_life_halves_counts_of_that_age() -> None:
     """Two users with the same step, one a day and one two days before the cut; half-life one day."""
     day = 86_400_000_000
     data = dataclasses.replace(
@@ -93,13 +93,13 @@ def test_half_life_halves_what_is_one_half_life_old() -> None:
         cut=10 * day,
     )
     rows = rows_of(data, half_life=1.0, shrink=0.0)
-    assert rows[1] == pytest.approx([0, 0, 2 / 3, 1 / 3]), ".5 against .25: the age is that of what followed"
+    assert rows[1] == pytest.approx([0, 0, 2 / 3, 1 / 3]), "0.5 and 0.25: the age is that of the following moment"
     popular = Popular(Popular.Config(half_life=1.0)).fit(data)["popular"].tolist()
-    assert popular == [2, 3, 1], "1 was taken twice, long ago; 2 once, .5; 3 thrice, .25 + .125 + .125"
+    assert popular == [2, 3, 1], "1: twice, long ago; 2: once, 0.5; 3: three times, 0.25 + 0.125 + 0.125"
     assert Popular().fit(data)["popular"].tolist() == [3, 1, 2]
 
 
-def test_decay_of_an_old_log_stays_above_zero() -> None:
+def test_decay_of_an_old_log_is_positive() -> None:
     data = dataclasses.replace(data_of([[[1], [2]]], 2), stamps=np.array([0, 10**15]), cut=10**18)
     assert (data.decay(7.0) > 0).all()
     assert (data.decay(None) == 1).all()

@@ -1,4 +1,4 @@
-"""A network of a package that is not ours: in by its dotted path, trained as ours, served where the package is not."""
+"""A custom network: trained by its dotted path, served without its package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recloop.project import open_project
 from recloop.simulation.shop import SimulatedShop
 
 ACME = '''
-"""A shop's own network: a person is the mean of what was taken, turned by one matrix."""
+"""A custom network: a user is a linear map of the mean of the history."""
 
 from typing import ClassVar
 
@@ -52,7 +52,7 @@ class Mean(nn.Module):
 '''
 
 
-def test_in_by_its_path_and_served_without_its_package(
+def test_custom_network_by_path_is_served_without_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., Server]
 ) -> None:
     package = tmp_path / "packages" / "acme_shop"

@@ -1,4 +1,4 @@
-"""GRU4Rec over moments: torch's own recurrent layer where moments hold one event, and a set where they hold several."""
+"""GRU4Rec over moments: a plain GRU for single items, a set within a moment."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def made(context: int = 0, layers: int = 1) -> GRU4Rec:
 
 
 def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A window of moments of these sizes, oldest first: vectors (1, T, D), moments, mask, an empty context (1, M, 0)."""
+    """Moments of these sizes, oldest first: vectors (1, T, D), moments, mask, context (1, M, 0)."""
     total = sum(sizes)
     number = torch.from_numpy(np.repeat(np.arange(len(sizes))[::-1], sizes).copy())[None]
     history = torch.randn(1, total, D, generator=torch.Generator().manual_seed(total)) * 0.1
     return history, number, torch.ones(1, total, dtype=torch.bool), torch.zeros(1, len(sizes), 0, dtype=torch.int64)
 
 
-def test_one_event_a_moment_is_a_plain_recurrent_network() -> None:
+def test_gru4rec_with_single_item_moments_equals_a_plain_gru() -> None:
     network = made()
     history, moments, mask, context = window(*[1] * 7)
     states, _ = network.gru(history * math.sqrt(D))
@@ -45,14 +45,14 @@ def test_one_event_a_moment_is_a_plain_recurrent_network() -> None:
     torch.testing.assert_close(network.users(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-6)
 
 
-def test_padding_company_and_order_inside_a_moment_change_nothing() -> None:
+def test_gru4rec_is_independent_of_padding_batch_and_order_within_a_moment() -> None:
     network = made()
     short, long = window(2, 1, 3), window(1, 4, 2, 2)
-    history = torch.randn(2, 14, D) * 100  # what stands in padded places must not matter
+    history = torch.randn(2, 14, D) * 100  # values at padded positions must not matter
     moments, mask = torch.zeros(2, 14, dtype=torch.int64), torch.zeros(2, 14, dtype=torch.bool)
     for row, (h, m, k, _) in enumerate((short, long)):
-        turned = h[0] if row else h[0][[1, 0, 2, 5, 3, 4]]
-        history[row, : h.shape[1]], moments[row, : m.shape[1]], mask[row, : k.shape[1]] = turned, m[0], k[0]
+        reordered = h[0] if row else h[0][[1, 0, 2, 5, 3, 4]]
+        history[row, : h.shape[1]], moments[row, : m.shape[1]], mask[row, : k.shape[1]] = reordered, m[0], k[0]
     context = torch.zeros(2, 6, 0, dtype=torch.int64)
     ends, users = network.ends(history, moments, mask, context), network.users(history, moments, mask, context[:, 0])
     for row, (h, m, k, c) in enumerate((short, long)):
@@ -62,7 +62,7 @@ def test_padding_company_and_order_inside_a_moment_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(("token", "moved"), [(0, [0, 1, 2]), (3, [0, 1]), (5, [0])])
-def test_a_moment_sees_itself_and_what_was_before(token: int, moved: list[int]) -> None:
+def test_gru4rec_moment_depends_on_itself_and_earlier_ones(token: int, moved: list[int]) -> None:
     network = made()
     history, moments, mask, context = window(2, 3, 1)
     before = network.ends(history, moments, mask, context)[0]
@@ -71,7 +71,7 @@ def test_a_moment_sees_itself_and_what_was_before(token: int, moved: list[int]) 
     assert ((after - before).abs().amax(1) > 1e-6).nonzero().ravel().tolist() == moved
 
 
-def test_masked_positions_get_no_gradient() -> None:
+def test_gru4rec_masked_positions_have_no_gradient() -> None:
     network = made().train()
     history, moments, mask, context = window(2, 1, 3)
     mask[0, -1] = False
@@ -82,7 +82,7 @@ def test_masked_positions_get_no_gradient() -> None:
     assert torch.all(history.grad[0, :-1].abs().sum(-1) > 0)
 
 
-def test_a_late_row_is_in_no_end_that_did_not_know_it() -> None:
+def test_gru4rec_late_row_does_not_change_earlier_outputs() -> None:
     network = made()
     history, moments, mask, context = window(2, 1, 1)
     arrived = torch.ones(1, 4, 4, dtype=torch.bool)
@@ -93,7 +93,7 @@ def test_a_late_row_is_in_no_end_that_did_not_know_it() -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
-def test_context_is_added() -> None:
+def test_gru4rec_adds_the_context() -> None:
     network = made(context=1)
     history, moments, mask, _ = window(2, 1)
     codes = torch.tensor([[1], [3]])
@@ -103,7 +103,7 @@ def test_context_is_added() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_graph_gives_the_same_numbers_whatever_the_length(layers: int) -> None:
+def test_gru4rec_graph_equals_torch_for_any_length(layers: int) -> None:
     network = made(context=1, layers=layers)
     session = ort.InferenceSession(user_graph(network, D, 1), providers=["CPUExecutionProvider"])
     for sizes in ((1,), (2, 3, 1), (1,) * 40):

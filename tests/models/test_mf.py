@@ -1,4 +1,4 @@
-"""MF: the half-step by brute force, a loss that only falls, and who is folded in when."""
+"""MF: the half-step by numerical minimization, negative feedback, and folding in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recloop.records import DAY, Use
 from recloop.testing import Fitted, fit_on_world
 
 
-def test_a_half_step_is_the_minimum() -> None:
+def test_solve_rows_gives_the_minimum() -> None:
     rng = np.random.default_rng(0)
     table = rng.normal(size=(13, 4)).astype(np.float32)
     table[0] = 0
@@ -61,15 +61,15 @@ def _encoder(fitted: Fitted) -> Recommender:
     return Recommender(fitted.bundle, fitted.catalogue)
 
 
-def test_options_of_the_file_arrive_and_a_refit_keeps_the_model(fitted: Fitted) -> None:
+def test_mf_refit_keeps_model_and_options(fitted: Fitted) -> None:
     assert fitted.bundle.manifest.model.name == "mf"
     assert fitted.bundle.arrays["item_vectors"].shape == (len(fitted.bundle.items) + 1, 16)
     assert fitted.bundle.id.startswith("mf-")
     assert not fitted.bundle.graphs
 
 
-def test_the_table_is_what_folding_in_gives(fitted: Fitted) -> None:
-    """Every user of the refit table as of the end of the log: the table's row, and the same by the other way."""
+def test_mf_user_table_equals_folding_in(fitted: Fitted) -> None:
+    """Users as of the end of the log get their table row; folding in gives an equal vector."""
     users = fitted.bundle.users
     assert users is not None
     ids = users.ids.ids[:50]
@@ -81,26 +81,26 @@ def test_the_table_is_what_folding_in_gives(fitted: Fitted) -> None:
     np.testing.assert_allclose(folded, table, atol=1e-5)
 
 
-def test_who_acted_since_is_folded_in(fitted: Fitted) -> None:
+def test_mf_folds_in_users_with_new_events(fitted: Fitted) -> None:
     item = fitted.bundle.items.ids.ids[3]
-    stranger = UserState()
-    stranger.add(item, fitted.bundle.cut + DAY, None, Use.TARGET)
-    users = StateBatch.of([fitted.bundle.users.ids.ids[0], "nobody we know"], [stranger, stranger])  # type: ignore[union-attr]
+    active = UserState()
+    active.add(item, fitted.bundle.cut + DAY, None, Use.TARGET)
+    users = StateBatch.of([fitted.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
     own, other = vectors(fitted, users)
     np.testing.assert_array_equal(own, other)
     scores = fitted.bundle.arrays["item_vectors"] @ own
     assert scores.argmax() == 4 or scores[4] > np.quantile(scores, 0.9)
 
 
-def tastes(weights: dict[int, float] | None = None, turned: Sequence[tuple[int, int, float]] = ()) -> TrainData:
-    """Twelve people: half took items 1 to 3, half 4 to 6, each but one of them; ``turned``: user, item, weight."""
+def tastes(weights: dict[int, float] | None = None, rejected: Sequence[tuple[int, int, float]] = ()) -> TrainData:
+    """Twelve users: half have items 1 to 3, half 4 to 6, except one each; with rejected pairs."""
     rows = [(u, item) for u in range(12) for item in range(1 + u % 2 * 3, 4 + u % 2 * 3) if item != 1 + u % 6]
     users, items = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
     plain = np.ones(len(items), dtype=np.float32)
-    turned_rows = np.array(sorted(turned), dtype=np.float64).reshape(-1, 3)
+    rejected_rows = np.array(sorted(rejected), dtype=np.float64).reshape(-1, 3)
     negatives = Negatives(
-        turned_rows[:, 0].astype(np.int64), turned_rows[:, 1].astype(np.int64), np.full(len(turned_rows), 9 * DAY),
-        np.arange(len(turned_rows)) + 100, turned_rows[:, 2].astype(np.float32),
+        rejected_rows[:, 0].astype(np.int64), rejected_rows[:, 1].astype(np.int64), np.full(len(rejected_rows), 9 * DAY),
+        np.arange(len(rejected_rows)) + 100, rejected_rows[:, 2].astype(np.float32),
     )  # fmt: skip
     none = np.zeros((12, 0), np.int32)
     return TrainData(
@@ -108,7 +108,7 @@ def tastes(weights: dict[int, float] | None = None, turned: Sequence[tuple[int, 
         offsets_of(np.bincount(users)), np.zeros(12, np.int64), items.astype(np.int32), np.arange(len(items)),
         plain if weights is None else np.array([weights.get(i, 1.0) for i in items.tolist()], dtype=np.float32),
         np.zeros(12, bool), none, np.zeros((8, 0), np.int32), [], [], [], 10 * DAY,
-        np.bincount(items, minlength=8), None, negatives if len(turned_rows) else None,
+        np.bincount(items, minlength=8), None, negatives if len(rejected_rows) else None,
     )  # fmt: skip
 
 
@@ -118,31 +118,33 @@ def score(data: TrainData, user: int, item: int) -> float:
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_what_was_turned_down_scores_lower(weight: float) -> None:
-    """A skip teaches the items alone, a dislike the person's own row too; both lower the pair."""
-    pair = (0, 1)  # user 0 took 2 and 3, whose company is 1
-    before, after = score(tastes(), *pair), score(tastes(turned=[(*pair, weight)]), *pair)
+def test_mf_negative_feedback_lowers_the_score(weight: float) -> None:
+    """A skip changes item vectors, a dislike also the user vector; both lower the score."""
+    pair = (0, 1)  # user 0 has items 2 and 3, which occur with item 1
+    before, after = score(tastes(), *pair), score(tastes(rejected=[(*pair, weight)]), *pair)
     assert before > 0.4
     assert after < before - 0.01
     all_skip = [(user, 1, weight) for user in range(0, 12, 2)]
-    assert score(tastes(turned=all_skip), *pair) < before - 0.1  # six people who turned it down
+    assert score(tastes(rejected=all_skip), *pair) < before - 0.1  # six users skipped it
 
 
-def test_a_dislike_of_an_old_user_teaches_no_item() -> None:
-    told, told_not = tastes(turned=[(0, 1, 1.0)]), tastes()
+def test_mf_dislike_of_an_old_user_keeps_item_vectors() -> None:
+    with_dislike, without_dislike = tastes(rejected=[(0, 1, 1.0)]), tastes()
     old = np.arange(12) == 0
-    with_it, without = (load_model("mf", {"dim": 3}).fit(replace(data, old=old)) for data in (told, told_not))
+    with_it, without = (
+        load_model("mf", {"dim": 3}).fit(replace(data, old=old)) for data in (with_dislike, without_dislike)
+    )
     np.testing.assert_array_equal(with_it["item_vectors"], without["item_vectors"])
     assert not np.array_equal(with_it["user_vectors"][1], without["user_vectors"][1])
 
 
-def test_a_weight_of_5_moves_the_items() -> None:
+def test_mf_with_weight_5_raises_the_score() -> None:
     plain, heavy = score(tastes(), 0, 2), score(tastes({2: 5.0}), 0, 2)
     assert heavy > plain
 
 
-def test_who_dislikes_is_folded_in_by_what_the_table_knows(fitted: Fitted) -> None:
-    """The same items taken: with a dislike the item falls; the row of the table is no answer any more."""
+def test_mf_folds_in_a_user_with_a_new_dislike(fitted: Fitted) -> None:
+    """A new dislike lowers the item's score, and the table row is no longer used."""
     users = fitted.bundle.users
     assert users is not None
     last = fitted.bundle.learned.until_seq
@@ -166,12 +168,12 @@ def test_who_dislikes_is_folded_in_by_what_the_table_knows(fitted: Fitted) -> No
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_options_are_checked() -> None:
+def test_mf_options_invalid_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.sweeps"):
         load_model("mf", {"sweeps": 0})
 
 
-def test_written_and_read_with_its_users(fitted: Fitted) -> None:
+def test_mf_bundle_round_trips_with_its_users(fitted: Fitted) -> None:
     again = bundles.load(fitted.project.bundles / fitted.bundle.id)
     assert again.users is not None
     assert fitted.bundle.users is not None

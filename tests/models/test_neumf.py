@@ -1,4 +1,4 @@
-"""NeuMF: its logit and its loss by hand, the graph that ranks, and what it may not be asked."""
+"""NeuMF: logit and loss by hand, the ranking graph, and refused options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made(dim: int = D, **options: object) -> NeuMF:
     return network.eval()
 
 
-def test_a_logit_by_hand() -> None:
+def test_neumf_logit_by_hand() -> None:
     network = made()
     user, item = torch.randn(1, D), torch.randn(1, 1, D)
     both = torch.cat([user[0, D // 2 :], item[0, 0, D // 2 :]])
@@ -38,12 +38,12 @@ def test_a_logit_by_hand() -> None:
     torch.testing.assert_close(network.rank(user, item)[0], expected)
 
 
-def test_the_loss_by_hand() -> None:
+def test_neumf_loss_by_hand() -> None:
     network = made(negatives=3)
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()
-    taken = {4: {4, drawn[0]}, 9: {9}}  # the first user took what is drawn first
+    taken = {4: {4, drawn[0]}, 9: {9}}  # the first user owns the first drawn item
 
     def owned(ids: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[j in taken[target] for j in ids.tolist()] for target in (4, 9)])
@@ -58,7 +58,7 @@ def test_the_loss_by_hand() -> None:
     assert found == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-4)
 
 
-def test_the_graph_gives_the_same_logits_whatever_the_sizes() -> None:
+def test_neumf_graph_equals_torch_for_any_size() -> None:
     network = made()
     session = ort.InferenceSession(rank_graph(network, D, 1), providers=["CPUExecutionProvider"])
     for batch, tokens, count in ((1, 1, 1), (1, 7, 40), (3, 2, 5)):
@@ -75,7 +75,7 @@ def test_the_graph_gives_the_same_logits_whatever_the_sizes() -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
-def test_the_end_of_a_moment_is_the_person_as_of_then() -> None:
+def test_neumf_moment_output_equals_the_user_at_that_time() -> None:
     network = made()
     history, mask = torch.randn(1, 4, D), torch.ones(1, 4, dtype=torch.bool)
     moments, context = torch.tensor([[2, 1, 1, 0]]), torch.zeros(1, 3, 1, dtype=torch.int64)
@@ -85,6 +85,6 @@ def test_the_end_of_a_moment_is_the_person_as_of_then() -> None:
         torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
 
 
-def test_an_odd_width_has_no_halves() -> None:
+def test_neumf_with_an_odd_dim_is_refused() -> None:
     with pytest.raises(UserError, match=r"features\.dim=15"):
         made(dim=15)

@@ -1,4 +1,4 @@
-"""SASRec over moments: the paper's network where moments hold one event, and a set where they hold several."""
+"""SASRec over moments: the paper's network for single items, a set within a moment."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from recloop.models.base import TrainData, load_model
 from recloop.models.sasrec import SASRec
 
 D, HISTORY, N = 16, 12, 20
-SHIFT = torch.linspace(-1, 1, D) ** 3  # not the same everywhere: a layer norm would not see it
+SHIFT = torch.linspace(-1, 1, D) ** 3  # not constant: a layer norm removes a constant shift
 
 
 def bare(n_items: int = N, fields: int = 0, context: int = 0) -> TrainData:
-    """Sizes alone: a network is built from these."""
+    """Training arrays with only the sizes that build a network."""
     none = np.zeros(0, np.int64)
     return TrainData(
         item_ids=[str(n) for n in range(n_items)],
@@ -48,7 +48,7 @@ def made(fields: int = 0, context: int = 0, **options: object) -> SASRec:
 
 
 def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A window of moments of these sizes, oldest first: vectors (1, T, D), moments, mask, an empty context (1, M, 0)."""
+    """Moments of these sizes, oldest first: vectors (1, T, D), moments, mask, context (1, M, 0)."""
     total = sum(sizes)
     number = np.repeat(np.arange(len(sizes))[::-1], sizes)
     generator = torch.Generator().manual_seed(total)
@@ -57,8 +57,8 @@ def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
     return history, moments, torch.ones(1, total, dtype=torch.bool), torch.zeros(1, len(sizes), 0, dtype=torch.int64)
 
 
-def test_one_event_a_moment_is_a_plain_causal_transformer() -> None:
-    """Against torch's own pre-norm encoder with a triangular mask, weights copied over."""
+def test_sasrec_with_single_item_moments_equals_a_causal_transformer() -> None:
+    """Compare with torch's pre-norm encoder with a triangular mask and copied weights."""
     ours = made(blocks=2, heads=2)
     length = 9
     history, moments, mask, context = window(*[1] * length)
@@ -79,18 +79,18 @@ def test_one_event_a_moment_is_a_plain_causal_transformer() -> None:
                 },
             }
         )
-        x = theirs.train()(x, src_mask=forbidden)  # its fast path in eval mode is another code
+        x = theirs.train()(x, src_mask=forbidden)  # eval mode uses another implementation
     plain = ours.norm(x)  # (1, T, D), oldest first
     ends = ours.ends(history, moments, mask, context)  # (1, M, D), newest first
     torch.testing.assert_close(ends.flip(1), plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.users(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-5)
 
 
-def test_padding_and_company_change_nothing() -> None:
+def test_sasrec_is_independent_of_padding_and_batch() -> None:
     network = made()
     short, long = window(2, 1, 3), window(1, 4, 2, 2)
     batch, time, size = 2, 14, 6
-    history = torch.randn(batch, time, D) * 100  # what stands in padded places must not matter
+    history = torch.randn(batch, time, D) * 100  # values at padded positions must not matter
     moments, mask = torch.zeros(batch, time, dtype=torch.int64), torch.zeros(batch, time, dtype=torch.bool)
     for row, (h, m, k, _) in enumerate((short, long)):
         history[row, : h.shape[1]], moments[row, : m.shape[1]], mask[row, : k.shape[1]] = h[0], m[0], k[0]
@@ -102,7 +102,7 @@ def test_padding_and_company_change_nothing() -> None:
         torch.testing.assert_close(users[row], alone[0], rtol=0, atol=1e-5)
 
 
-def test_masked_positions_get_no_gradient() -> None:
+def test_sasrec_masked_positions_have_no_gradient() -> None:
     network = made().train()
     history, moments, mask, context = window(2, 1, 3)
     mask[0, -1] = False
@@ -113,7 +113,7 @@ def test_masked_positions_get_no_gradient() -> None:
     assert torch.all(history.grad[0, :-1].abs().sum(-1) > 0)
 
 
-def test_the_order_inside_a_moment_changes_nothing() -> None:
+def test_sasrec_is_independent_of_the_order_within_a_moment() -> None:
     network = made()
     history, moments, mask, context = window(3, 2, 4)
     shuffled = history[:, [2, 0, 1, 4, 3, 8, 5, 7, 6]]
@@ -128,7 +128,7 @@ def test_the_order_inside_a_moment_changes_nothing() -> None:
     )
 
 
-def test_a_moment_sees_itself_and_what_was_before() -> None:
+def test_sasrec_moment_depends_on_itself_and_earlier_ones() -> None:
     """Moments of 2, 3, 1 items; the changed token decides which ends move (numbered from the newest)."""
     network = made()
     history, moments, mask, context = window(2, 3, 1)
@@ -141,8 +141,8 @@ def test_a_moment_sees_itself_and_what_was_before() -> None:
         assert changed == moved
 
 
-def test_company_sees_one_another() -> None:
-    """The two tokens of one moment: each one's hidden state depends on the other."""
+def test_sasrec_tokens_of_a_moment_depend_on_each_other() -> None:
+    """The hidden state of a token depends on the other token of its moment."""
     network = made(blocks=1)
     history, moments, mask, _ = window(2)
     before = network.hidden(history, moments, mask)
@@ -151,8 +151,8 @@ def test_company_sees_one_another() -> None:
     assert (network.hidden(other, moments, mask) - before)[0, 0].abs().max() > 1e-6
 
 
-def test_a_late_row_is_not_seen_before_it_arrived() -> None:
-    """Token 0 stands in the oldest moment but arrived after the second: only the newest end knows it (and its own)."""
+def test_sasrec_late_row_does_not_change_earlier_outputs() -> None:
+    """Token 0 of the oldest moment arrived after the second; only later outputs use it."""
     network = made()
     history, moments, mask, context = window(1, 1, 1)
     arrived = torch.ones(1, 3, 3, dtype=torch.bool)
@@ -164,7 +164,7 @@ def test_a_late_row_is_not_seen_before_it_arrived() -> None:
     assert ((after - before).abs().amax(1) > 1e-6).tolist() == [True, False, True]
 
 
-def test_context_is_added_after_the_mean() -> None:
+def test_sasrec_adds_the_context_after_the_mean() -> None:
     network = made(context=2)
     history, moments, mask, _ = window(2, 1, 3)
     codes = torch.tensor([[1, 3], [0, 2]])
@@ -181,7 +181,7 @@ def test_context_is_added_after_the_mean() -> None:
     torch.testing.assert_close(ends[:, 0], users, rtol=0, atol=1e-6)
 
 
-def test_an_item_is_its_own_vector_and_its_fields() -> None:
+def test_sasrec_item_vector_is_embedding_plus_fields() -> None:
     network = made(fields=2)
     codes = torch.randint(0, 5, (N + 1, 2), generator=torch.Generator().manual_seed(1))
     vectors = network.items(codes)
@@ -194,7 +194,7 @@ def test_an_item_is_its_own_vector_and_its_fields() -> None:
     torch.testing.assert_close(vectors[7], by_hand, rtol=0, atol=1e-6)
 
 
-def test_options_are_checked() -> None:
+def test_sasrec_options_invalid_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.heads=3: expected a divisor of features\.dim=16"):
         made(heads=3)
     with pytest.raises(UserError, match=r"model\.layers=2"):

@@ -1,4 +1,4 @@
-"""Two-Tower: its loss by hand, its mean over moments, and what attributes alone can do for people and items."""
+"""Two-Tower: loss by hand, mean over moments, and users and items with only attributes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ D, N = 16, 20
 def made(**options: object) -> TwoTower:
     torch.manual_seed(0)
     network: TwoTower = load_model("two_tower", options)
-    items = np.concatenate([[1], np.repeat(np.arange(1, N + 1), np.arange(1, N + 1))])  # one user, item n taken n times
+    items = np.concatenate(
+        [[1], np.repeat(np.arange(1, N + 1), np.arange(1, N + 1))]
+    )  # one user with n events of item n
     rows, none = np.arange(len(items)), np.zeros(0, np.int64)
     data = TrainData(
         [str(n) for n in range(N)], ["u"], np.array([0, len(items)]), np.arange(len(items) + 1), rows, items, rows,
@@ -43,7 +45,7 @@ def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
     return history, number, torch.ones(1, total, dtype=torch.bool), torch.zeros(1, len(sizes), 1, dtype=torch.int64)
 
 
-def test_the_end_of_a_moment_is_the_user_as_of_then() -> None:
+def test_two_tower_moment_output_equals_the_user_at_that_time() -> None:
     network = made()
     history, moments, mask, context = window(2, 3, 1)
     ends = network.ends(history, moments, mask, context)[0]
@@ -52,7 +54,7 @@ def test_the_end_of_a_moment_is_the_user_as_of_then() -> None:
         torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
 
 
-def test_a_score_is_a_cosine_over_tau() -> None:
+def test_two_tower_score_is_a_cosine_over_tau() -> None:
     network = made()
     history, moments, mask, context = window(1, 1)
     user = network.users(history, moments, mask, context[:, 0])
@@ -61,7 +63,7 @@ def test_a_score_is_a_cosine_over_tau() -> None:
     assert user.norm().item() == pytest.approx(1 / 0.05, rel=1e-5)
 
 
-def test_without_a_token_the_context_is_all() -> None:
+def test_two_tower_without_history_uses_the_context_only() -> None:
     network = made()
     history, moments, mask, _ = window(1)
     codes = torch.tensor([[2]])
@@ -70,7 +72,7 @@ def test_without_a_token_the_context_is_all() -> None:
     torch.testing.assert_close(none, other)
 
 
-def test_a_late_row_is_in_no_end_that_did_not_know_it() -> None:
+def test_two_tower_late_row_does_not_change_earlier_outputs() -> None:
     network = made()
     history, moments, mask, context = window(1, 1, 1)
     arrived = torch.ones(1, 3, 3, dtype=torch.bool)
@@ -81,8 +83,8 @@ def test_a_late_row_is_in_no_end_that_did_not_know_it() -> None:
     assert ((after - before).abs().amax(1) > 1e-5).tolist() == [True, False, True]
 
 
-def test_the_loss_by_hand() -> None:
-    """Two targets and three draws: each negative's score less ln of how often it was to be expected."""
+def test_two_tower_loss_by_hand() -> None:
+    """Two targets and three draws: each negative's score minus ln of its expected count."""
     network = made(uniform=3)
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
@@ -110,10 +112,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 
 @pytest.mark.slow
-def test_people_and_items_without_history(fitted: Fitted) -> None:
-    """A stranger of whom the age is known gets a list of the towers; one of whom nothing is known, Popular.
+def test_two_tower_ranks_for_users_and_items_without_history(fitted: Fitted) -> None:
+    """A user with only attributes gets a list of the towers, a user without them a popular one.
 
-    An item that nobody took before the cut stands in that ranking too, without a row in the table.
+    Items without events before the cut are part of that ranking.
     """
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     states = StateBatch.of(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
@@ -134,8 +136,8 @@ def test_people_and_items_without_history(fitted: Fitted) -> None:
 
 
 @pytest.mark.slow
-def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
-    """By its fields alone: its nearest items of the table are of its own category more often than by chance."""
+def test_two_tower_cold_item_is_near_its_category(fitted: Fitted) -> None:
+    """The nearest items of a cold item share its category more often than by chance."""
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     assert recommender.attributes is not None
     ids, vectors = recommender.attributes._outside(fitted.catalogue, "")
@@ -146,12 +148,12 @@ def test_a_cold_item_lies_near_its_kind(fitted: Fitted) -> None:
     for item_id, vector in zip(ids, vectors, strict=True):
         near = np.argsort(-(table @ vector))[:10]
         shares.append(np.mean([category[fitted.bundle.items.ids.ids[n]] == category[item_id] for n in near]))
-    assert np.mean(shares) > 0.4  # eight categories: .125 by chance
+    assert np.mean(shares) > 0.4  # eight categories: 0.125 by chance
 
 
 @pytest.mark.slow
-def test_lists_about_an_item(fitted: Fitted) -> None:
-    """About one without a row: the towers' nearest, of its own kind; about another: vectors and co-visitation fused."""
+def test_two_tower_similar_lists_of_cold_and_hot_items(fitted: Fitted) -> None:
+    """Cold items get the nearest items of their category; hot items fuse vectors and co-visitation."""
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     ids = fitted.bundle.items.ids
     cold = fitted.catalogue.latest("", ids)
@@ -164,8 +166,8 @@ def test_lists_about_an_item(fitted: Fitted) -> None:
         np.mean([category[item] == category[name] for item in answer.items])
         for name, answer in zip(cold, answers, strict=False)
     ]
-    assert np.mean(shares) > 0.4  # eight categories: .125 by chance
+    assert np.mean(shares) > 0.4  # eight categories: 0.125 by chance
     assert set(answers[-1].sources) <= {"model", "neighbours"}
     vectors = fitted.bundle.arrays["item_vectors"]
-    nearest = np.argsort(-(vectors[1:] @ vectors[1]))[1]  # they have length 1; the nearest of all is the item itself
+    nearest = np.argsort(-(vectors[1:] @ vectors[1]))[1]  # vectors have length 1; the item itself is the nearest
     assert ids.ids[nearest] in answers[-1].items

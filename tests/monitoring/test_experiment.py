@@ -1,4 +1,4 @@
-"""The experiment: verdicts by known tables, and a seeded truth that the interval must cover."""
+"""Experiments: verdicts on known tables, and a simulated truth that the interval covers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PLAN = Plan(share=0.5, metric="hit_rate", users=1_200, looks=1, margin=0.01, alp
 
 
 class Truth:
-    """A shop whose customers click by a known chance: what each list is worth to each of them is written down."""
+    """A shop with a known purchase probability per customer and arm."""
 
     def __init__(self, seed: int, users: int, better: float) -> None:
         self.draw = np.random.default_rng(seed)
@@ -47,12 +47,12 @@ class Truth:
 
     @property
     def difference(self) -> float:
-        """Of the ratio of hits to requests, were all users in the one arm or in the other."""
+        """True difference of hits per request between all users in one arm and in the other."""
         n = self.requests
         return float((n * self.rate(True)).sum() / n.sum() - (n * self.rate(False)).sum() / n.sum())
 
     def play(self) -> tuple[list[Decision], pl.DataFrame]:
-        """Two weeks before the experiment, all live; then a day of it. A hit is a purchase of the list's first item."""
+        """Decisions and events before the experiment and of its first day; hits buy the first item."""
         decisions, rows = [], []
         for number, user in enumerate(self.users):
             for day, requests in ((-5, 4), (0, int(self.requests[number]))):
@@ -87,8 +87,8 @@ def of_truth(truth: Truth, **plan: Any) -> Verdict:
 
 
 @pytest.mark.slow
-def test_the_interval_covers_the_seeded_truth() -> None:
-    """40 shops of 600 customers: the true difference lies in the 95 % interval as often as it should."""
+def test_interval_covers_the_simulated_truth() -> None:
+    """Over 40 shops of 600 customers the 95 % interval has its nominal coverage."""
     covered = always = 0
     for seed in range(40):
         truth = Truth(seed, 600, 0.06)
@@ -99,10 +99,10 @@ def test_the_interval_covers_the_seeded_truth() -> None:
     assert always == 40
 
 
-def test_verdict_of_a_better_a_worse_and_an_equal_candidate() -> None:
+def test_evaluate_gives_better_worse_or_inconclusive() -> None:
     better = of_truth(Truth(1, 1_500, 0.08))
     assert (better.verdict, better.decided_by, better.no_harm) == ("better", "look", True)
-    assert better.metrics["hit_rate"].reduction > 0.02  # the week before says something about the day
+    assert better.metrics["hit_rate"].reduction > 0.02  # the covariate reduces the variance
     worse = of_truth(Truth(2, 1_500, -0.08))
     assert (worse.verdict, worse.no_harm) == ("worse", False)
     same = of_truth(Truth(3, 1_500, 0.0))
@@ -111,11 +111,11 @@ def test_verdict_of_a_better_a_worse_and_an_equal_candidate() -> None:
     assert same.loss > 0.01
     assert same.needed > 1_200
     assert same.sample_ratio.alarm is False
-    assert "dislikes" not in same.metrics  # nobody disliked anything in this log
+    assert "dislikes" not in same.metrics  # the log has no dislikes
     assert same.metrics["value_from_lists"].p_holm >= same.metrics["value_from_lists"].p
 
 
-def test_take_looks_asked_at_any_time_are_over_the_first_to_enter() -> None:
+def test_evaluate_interim_analyses_use_the_first_users() -> None:
     truth = Truth(1, 1_500, 0.08)
     decisions, events = truth.play()
     users = user_outcomes(decisions, events, T, T + 3 * DAY)
@@ -124,12 +124,12 @@ def test_take_looks_asked_at_any_time_are_over_the_first_to_enter() -> None:
     assert [look.users for look in planned.looks] == [400, 800, 1_200]
     assert [look.bound for look in planned.looks] == pytest.approx([4.3326, 2.9631, 2.3590], abs=2e-4)
     earlier = experiment.evaluate(users.head(900), plan)
-    assert earlier.looks == planned.looks[:2]  # what was seen then is what is seen now
+    assert earlier.looks == planned.looks[:2]  # earlier interim analyses do not change
     assert experiment.evaluate(users.head(300), plan).verdict == "running"
     assert (planned.verdict, planned.decided_by) == ("better", "look")
 
 
-def test_judge_a_leak_of_users_is_invalid() -> None:
+def test_evaluate_with_lost_users_is_invalid() -> None:
     decisions, events = Truth(4, 2_000, 0.08).play()
     lost = {
         one.user_id for one in decisions if one.variant == "candidate" and hash_unit_interval("lost", one.user_id) < 0.3
@@ -140,7 +140,7 @@ def test_judge_a_leak_of_users_is_invalid() -> None:
     assert found.sample_ratio.e > 1_000
 
 
-def test_judge_a_broken_guardrail_overrules_a_better_hit_rate() -> None:
+def test_evaluate_with_a_violated_guardrail_is_worse_despite_a_better_hit_rate() -> None:
     decisions, events = Truth(5, 1_500, 0.08).play()
     treated = sorted({one.user_id for one in decisions if one.variant == "candidate"})
     dislikes = [(user, ITEMS[3], T + 2 * HOUR, "dislike", None, None, -1) for user in treated[::2]]
@@ -152,7 +152,7 @@ def test_judge_a_broken_guardrail_overrules_a_better_hit_rate() -> None:
     assert "guardrail dislikes" in found.why
 
 
-def test_judge_slowness_within_the_slack_is_no_harm() -> None:
+def test_evaluate_with_latency_within_the_slack_is_not_worse() -> None:
     users = user_outcomes(*Truth(6, 600, 0.0).play(), T, T + 3 * DAY)
     slower = users.with_columns(
         pl.when(pl.col("arm") == "candidate").then(1.1).otherwise(1.0).mul(pl.col("micros")).alias("micros")
@@ -164,7 +164,7 @@ def test_judge_slowness_within_the_slack_is_no_harm() -> None:
     assert "micros_per_request" in experiment.evaluate(crawling, PLAN).why
 
 
-def test_judge_an_empty_arm_is_running() -> None:
+def test_evaluate_with_an_empty_arm_is_running() -> None:
     users = user_outcomes([answer("r", "u", T, ["i0"], "live")], frame([]), T, T + 3 * DAY)
     found = experiment.evaluate(users, PLAN)
     assert (found.verdict, found.users.candidate, found.metrics, found.no_harm) == ("running", 0, {}, False)
@@ -172,7 +172,7 @@ def test_judge_an_empty_arm_is_running() -> None:
 
 
 def less_active(seed: int, fails: float) -> tuple[list[Decision], pl.DataFrame]:
-    """4,000 users, equally good lists; the candidate raises for a share of the later requests of the less active 4 in 5."""
+    """4,000 users with equal lists; the candidate fails for a share of requests of less active users."""
     draw = np.random.default_rng(seed)
     decisions, rows = [], []
     for number in range(4_000):
@@ -187,10 +187,10 @@ def less_active(seed: int, fails: float) -> tuple[list[Decision], pl.DataFrame]:
     return decisions, frame(rows)
 
 
-def test_outcomes_a_candidate_that_fails_for_less_active_users_keeps_them_and_is_not_better() -> None:
+def test_user_outcomes_keep_users_for_whom_the_candidate_failed() -> None:
     decisions, events = less_active(3, 0.2)
     users = user_outcomes(decisions, events, T, T + 3 * DAY)
-    assert len(users) == 4_000  # every user who was drawn, in the arm that was drawn
+    assert len(users) == 4_000  # every assigned user stays in the assigned arm
     assert set(users["arm"].to_list()) == {"live", "candidate"}
     for row in users.iter_rows(named=True):
         assert row["arm"] == ("candidate" if hash_unit_interval("arm:b", row["user_id"]) < 0.5 else "live")
@@ -202,14 +202,14 @@ def test_outcomes_a_candidate_that_fails_for_less_active_users_keeps_them_and_is
     assert found.metrics["unanswered"].candidate == pytest.approx(0.12, abs=0.01)
 
 
-def test_judge_a_failure_within_the_slack_breaks_no_guardrail() -> None:
+def test_evaluate_with_failures_within_the_slack_is_inconclusive() -> None:
     users = user_outcomes(*less_active(4, 0.005), T, T + 3 * DAY)
     found = experiment.evaluate(users, PLAN)
     assert found.metrics["unanswered"].candidate > 0
     assert found.verdict == "inconclusive"
 
 
-def test_judge_a_better_candidate_whose_failures_may_pass_the_slack_is_not_better_yet() -> None:
+def test_evaluate_with_failures_near_the_slack_is_not_better() -> None:
     decisions, events = Truth(1, 1_500, 0.2).play()
     failed = {
         one.request_id
@@ -223,7 +223,7 @@ def test_judge_a_better_candidate_whose_failures_may_pass_the_slack_is_not_bette
     assert "but guardrail unanswered may be above its slack" in found.why
 
 
-def test_judge_the_sequence_decides_between_looks() -> None:
+def test_evaluate_between_interim_analyses_decides_by_the_sequence() -> None:
     users = user_outcomes(*Truth(8, 1_500, 0.2).play(), T, T + 3 * DAY)
     found = experiment.evaluate(users, replace(PLAN, users=100_000, looks=4))
     assert (found.looks, found.verdict, found.decided_by, found.no_harm) == ([], "better", "sequence", True)
@@ -234,7 +234,7 @@ def row(generation: int, bundle: str, to: str) -> ReleaseRow:
     return ReleaseRow(generation, generation * 10, bundle, "", "", to, "t", "", evidence)
 
 
-def test_the_period_ends_when_live_moves() -> None:
+def test_period_ends_when_live_moves() -> None:
     rows = [row(1, "a", "live"), row(2, "b", "experiment"), row(3, "c", "registered"), row(4, "b", "live")]
     assert experiment.period(rows, "") == ("b", rows[1], PLAN, 40)
     assert experiment.period(rows[:3], "b") == ("b", rows[1], PLAN, None)
@@ -244,7 +244,7 @@ def test_the_period_ends_when_live_moves() -> None:
             experiment.period(rows[:1], bundle)
 
 
-def test_period_a_refresh_of_live_or_candidate_goes_on() -> None:
+def test_period_continues_over_a_refresh_of_live_or_candidate() -> None:
     refreshed = row(4, "a2", "live")._replace(evidence={"refresh_of": "a"})
     again = row(5, "b2", "experiment")._replace(evidence={"refresh_of": "b", "experiment": PLAN.to_evidence()})
     rows = [row(1, "a", "live"), row(2, "b", "experiment"), refreshed, again]
@@ -264,8 +264,8 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
-    """Decisions and rows as a server leaves them: the same verdict as from the frames."""
+def test_analyze_from_the_stores_equals_evaluate(turned: Path, tmp_path: Path) -> None:
+    """Stored decisions and rows give the verdict of the frames."""
     shutil.copytree(turned, tmp_path / "shop")
     project: Project = open_project(tmp_path / "shop")
     control = project.open_control()
@@ -286,7 +286,7 @@ def test_from_the_stores(turned: Path, tmp_path: Path) -> None:
         [Event(**{**event, "received_at": event["timestamp"]}) for event in rows.drop("label").iter_rows(named=True)]
     )
     log.close()
-    assert experiment.analyze(project).users.waiting == 400  # no user's 24 hours are over at the newest request
+    assert experiment.analyze(project).users.waiting == 400  # at the newest request the 24 hours of all users are open
     found = experiment.analyze(project, now=T + 3 * DAY)
     assert (found.bundle, found.since, found.until) == (live.bundle, T, None)
     expected = experiment.evaluate(user_outcomes(decisions, rows, T, T + 3 * DAY), replace(PLAN, users=360))

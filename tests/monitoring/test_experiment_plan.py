@@ -14,13 +14,13 @@ def row(evidence: dict[str, object]) -> ReleaseRow:
     return ReleaseRow(7, 70, "b", "", "shadow", "experiment", "t", "", evidence)
 
 
-def test_from_row_gives_the_plan_that_was_written() -> None:
+def test_plan_from_row_equals_the_written_plan() -> None:
     plan = Plan.of(Release(experiment_share=0.3, plan=ExperimentPlan(users=9_000)), "b", 70)
     assert (plan.share, plan.users, plan.looks, plan.margin, plan.salt, plan.since) == (0.3, 9_000, 4, 0.01, "b", 70)
     assert Plan.from_row(row({EVIDENCE: plan.to_evidence()})) == plan
 
 
-def test_differences_of_an_edited_config_are_named_and_an_equal_config_has_none() -> None:
+def test_plan_differences_name_the_edited_keys() -> None:
     settings = Release()
     plan = Plan.of(settings, "b", 70)
     assert plan.differences(settings) == []
@@ -32,12 +32,12 @@ def test_differences_of_an_edited_config_are_named_and_an_equal_config_has_none(
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_of_a_share_without_users_in_an_arm_is_refused(share: float) -> None:
+def test_plan_with_a_share_of_0_or_1_is_refused(share: float) -> None:
     with pytest.raises(UserError, match=rf"release\.experiment_share={share}: expected a share above 0 and below 1"):
         Plan.of(Release(experiment_share=share), "b", 0)
 
 
-def test_of_too_few_users_at_the_first_look_is_refused() -> None:
+def test_plan_with_too_few_users_per_interim_analysis_is_refused() -> None:
     assert Plan.of(Release(plan=ExperimentPlan(users=800)), "b", 0).users == 800
     with pytest.raises(UserError, match=r"expected at least 800 for 4 looks at a share of 0\.5"):
         Plan.of(Release(plan=ExperimentPlan(users=799)), "b", 0)
@@ -46,6 +46,6 @@ def test_of_too_few_users_at_the_first_look_is_refused() -> None:
 
 
 @pytest.mark.parametrize("evidence", [{}, {EVIDENCE: {"share": 0.5}}, {EVIDENCE: "half"}])
-def test_from_row_without_a_readable_plan_is_refused(evidence: dict[str, object]) -> None:
+def test_plan_from_row_without_a_readable_plan_is_refused(evidence: dict[str, object]) -> None:
     with pytest.raises(UserError, match="recloop reject b --reason"):
         Plan.from_row(row(evidence))

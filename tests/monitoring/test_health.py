@@ -1,4 +1,4 @@
-"""Tests of health over decisions: every number by hand, windows, groups, twins left out, equal n."""
+"""Health metrics of decisions: by hand, windows, groups, excluded replicas, equal sample sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOW = CUT + DAY
 
 
 def bundle(ids: list[str], tail: list[bool]) -> Bundle:
-    """A bundle of which nothing but the table and the cut is read."""
+    """A bundle with only an item table and a cut."""
     table = ItemTable(
         Vocabulary(ids), np.ones(len(ids), np.int64), np.array(tail), np.arange(len(ids)), [{}] * len(ids)
     )
@@ -50,7 +50,7 @@ def decision(
 
 @pytest.fixture
 def facts() -> health.HealthReference:
-    """Four items, two of them tail, one posted since, one hidden: N = 4; 16 reference events, 4 of them of the tail."""
+    """N = 4 items (two tail, one posted, one hidden); 16 reference events, 4 of tail items."""
     old = CUT - 91 * DAY
     events = pl.DataFrame(
         {
@@ -63,13 +63,13 @@ def facts() -> health.HealthReference:
     return health.reference(made, posted=["new", "a"], hidden=["d"], events=events)
 
 
-def test_facts(facts: health.HealthReference) -> None:
+def test_health_reference_counts_items_and_events_before_the_cut(facts: health.HealthReference) -> None:
     assert facts.n_items == 4
     assert facts.reference is not None
-    assert facts.reference.tolist() == [0, 11, 1, 4, 0]  # a dislike, an old row and one at the cut are not counted
+    assert facts.reference.tolist() == [0, 11, 1, 4, 0]  # dislikes, old rows and rows at the cut are excluded
 
 
-def test_numbers_by_hand(facts: health.HealthReference) -> None:
+def test_health_metrics_by_hand(facts: health.HealthReference) -> None:
     decisions = [
         decision(1, "u1", ["a", "c"], ["model", "popular"], positives=0),
         decision(2, "u2", ["a", "new"], ["popular", "latest"], positives=2),
@@ -89,7 +89,7 @@ def test_numbers_by_hand(facts: health.HealthReference) -> None:
     assert got["new_item_share"] == pytest.approx(1 / 8)
     surprise = 4 * log2(20 / 12) + 2 * log2(20 / 2) + log2(20 / 5) + log2(20 / 1)
     assert got["novelty"] == pytest.approx(surprise / 8, abs=1e-5)
-    # Cold: u1 (half model), u2 (nothing personal), u3 (with 4 positives, half history).
+    # Cold: u1 (half model), u2 (no personal source), u3 (with 4 positives, half history).
     assert got["cold_coverage"] == pytest.approx(2 / 3, abs=1e-6)
     assert got["sources"] == {"model": 0.125, "history": 0.375, "segment": 0.125, "popular": 0.25, "latest": 0.125}
     assert got["cold_sources"]["0"] == {"model": 0.5, "popular": 0.5}
@@ -97,19 +97,19 @@ def test_numbers_by_hand(facts: health.HealthReference) -> None:
     assert got["cold_sources"]["3-4"] == {"history": 0.5, "segment": 0.5}
 
 
-def test_twins_and_shadows_are_shown_to_nobody(facts: health.HealthReference) -> None:
+def test_health_excludes_replicas_and_shadows(facts: health.HealthReference) -> None:
     answer = decision(1, "u1", ["a"], ["popular"])
     others = [decision(2, "u9", ["b"], ["model"], role=role) for role in ("twin", "shadow")]
     assert health.health([answer, *others], facts) == health.health([answer], facts)
 
 
-def test_windows_and_groups(facts: health.HealthReference) -> None:
+def test_health_groups_by_window_variant_and_placement(facts: health.HealthReference) -> None:
     decisions = [
         decision(1, "u1", ["a"], ["popular"]),
         decision(2, "u1", ["b"], ["popular"], at=NOW - 2 * 3600 * SECOND, variant="arm"),
         decision(3, "u1", ["c"], ["popular"], at=NOW - 3 * DAY, placement="cart"),
         decision(4, "u1", ["d"], ["popular"], at=NOW - 8 * DAY),
-        decision(5, "u1", ["d"], ["popular"], at=NOW - 7 * DAY),  # the window's open end
+        decision(5, "u1", ["d"], ["popular"], at=NOW - 7 * DAY),  # the open end of the window
     ]
     got = health.health(decisions, facts, until=NOW)
     assert got["whole"]["requests"] == 5
@@ -123,7 +123,7 @@ def test_windows_and_groups(facts: health.HealthReference) -> None:
     assert health.health(decisions, facts)["hour"] == got["hour"]  # until: the newest decision
 
 
-def test_nothing_logged_and_no_cold_user_is_null_not_one(facts: health.HealthReference) -> None:
+def test_health_without_data_is_null(facts: health.HealthReference) -> None:
     empty = health.health([], facts)
     assert empty["whole"]["requests"] == 0
     assert [empty["whole"][name] for name in ("entropy", "coverage", "long_tail_share", "cold_coverage")] == [None] * 4
@@ -131,13 +131,15 @@ def test_nothing_logged_and_no_cold_user_is_null_not_one(facts: health.HealthRef
     json.dumps(empty, allow_nan=False)
     warm = health.health([decision(1, "u1", ["a"], ["model"], positives=5)], facts)["whole"]
     assert (warm["cold_users"], warm["cold_coverage"]) == (0, None)
-    nobody = health.health([decision(1, "", ["a"], ["neighbours"], positives=0)], facts)["whole"]  # about an item
-    assert (nobody["requests"], nobody["cold_users"], nobody["cold_coverage"]) == (1, 0, None)
+    without_user = health.health([decision(1, "", ["a"], ["neighbours"], positives=0)], facts)[
+        "whole"
+    ]  # a list about an item
+    assert (without_user["requests"], without_user["cold_users"], without_user["cold_coverage"]) == (1, 0, None)
     hollow = health.health([decision(1, "u1", [], [], positives=0)], facts)["whole"]
     assert (hollow["requests"], hollow["entropy"], hollow["cold_coverage"]) == (1, None, 0.0)
 
 
-def test_without_reference_events_its_numbers_are_null() -> None:
+def test_health_without_reference_events_has_null_reference_metrics() -> None:
     against = health.reference(bundle(["a", "b"], [False, True]))
     got = health.health([decision(1, "u1", ["b"], ["model"])], against)["whole"]
     assert (got["long_tail_share"], got["tail_ratio"], got["novelty"], got["reference_tail_share"]) == (
@@ -148,7 +150,7 @@ def test_without_reference_events_its_numbers_are_null() -> None:
     )
 
 
-def test_arms_are_compared_at_equal_n() -> None:
+def test_compare_uses_equal_sample_sizes() -> None:
     ids = [f"i{n}" for n in range(200)]
     against = health.reference(bundle(ids, [n >= 40 for n in range(200)]))
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Tests of the page: whole, self-contained, escaped, the same bytes again, and its numbers those of health."""
+"""The report page: complete, self-contained, escaped, deterministic, with health metrics."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ NOW = START + 200 * DAY
 
 
 class Tags(HTMLParser):
-    """Collects the tags that stand open, and every attribute that could ask another host."""
+    """Collect open tags and every attribute that could load another resource."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.asked: list[str] = []
+        self.urls: list[str] = []
         self.count: dict[str, int] = {}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.count[tag] = self.count.get(tag, 0) + 1
-        self.asked += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "data", "action"}]
+        self.urls += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "data", "action"}]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -57,7 +57,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A world with a live bundle, a hostile name in its catalogue, and 40 logged answers an hour apart."""
+    """A shop with a live bundle, a hostile item name, and 40 decisions an hour apart."""
     folder = SimulatedShop(seed=0, users=120, items=80).write(tmp_path_factory.mktemp("shop"))
     project = open_project(folder, ['model.name="popular"'])
     made = loop.first_run(project)
@@ -91,12 +91,12 @@ def page(project: Project) -> str:
     return Path(done["path"]).read_text("utf-8")
 
 
-def test_keys_path_and_numbers(project: Project, tmp_path: Path) -> None:
+def test_write_returns_the_path_and_health_metrics(project: Project, tmp_path: Path) -> None:
     done = report.write(project)
     assert set(done) == {"path", *report.KEYS, "verify"}
     assert done["path"] == str(project.reports / "report.html")
     assert [file.name for file in project.reports.iterdir() if file.name.startswith(".")] == []
-    # Forty strangers got the popular list: ten items of the table, nothing personal.
+    # Forty unknown users got the popular list: ten items, without a personal source.
     bundle = load(next(project.bundles.iterdir()))
     assert done["requests"] == 40
     assert done["coverage"] == pytest.approx(10 / len(bundle.items), abs=1e-6)
@@ -106,7 +106,7 @@ def test_keys_path_and_numbers(project: Project, tmp_path: Path) -> None:
     assert elsewhere.exists()
 
 
-def test_from_and_to_bound_the_window(project: Project, tmp_path: Path) -> None:
+def test_write_with_from_and_to_limits_the_window(project: Project, tmp_path: Path) -> None:
     file = str(tmp_path / "page.html")
     stamps = [(NOW + number * 3600 * SECOND) / SECOND for number in (0, 3, 7)]
     texts = [utc_minute(int(stamp * SECOND)).replace(" ", "T") + ":00Z" for stamp in stamps]
@@ -119,26 +119,26 @@ def test_from_and_to_bound_the_window(project: Project, tmp_path: Path) -> None:
         report.write(project, start="yesterday", file=file)
 
 
-def test_the_page_is_whole_and_asks_nobody(page: str) -> None:
+def test_page_is_complete_and_loads_no_external_resources(page: str) -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert all(asked.startswith("#") for asked in tags.asked)
+    assert all(urls.startswith("#") for urls in tags.urls)
     assert tags.count["svg"] == 1
     assert tags.count["article"] == 5
     assert "script" not in tags.count
     links = set(re.findall(r"https?://[^\s\"'<)]+", page))
-    assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not addresses
+    assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # XML namespaces, not addresses
     assert "url(http" not in page
     assert "@import" not in page
 
 
-def test_names_are_escaped(page: str) -> None:
+def test_page_escapes_names(page: str) -> None:
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; \u8336" in page
 
 
-def test_what_the_page_says(page: str, project: Project) -> None:
+def test_page_contains_the_evaluation_and_protocol(page: str, project: Project) -> None:
     table = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
     for text in (
         "<html lang=\"en\">", table["rows"][0]["bundle"], table["protocol"]["split_hash"][:8], "filter_seen false",
@@ -153,7 +153,7 @@ def test_what_the_page_says(page: str, project: Project) -> None:
     assert f'class="best">{report.share(best)}' in page
 
 
-def test_write_with_a_running_experiment_shows_its_verdict_and_plan(project: Project, tmp_path: Path) -> None:
+def test_write_during_an_experiment_shows_its_verdict_and_plan(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.root, tmp_path / "shop")
     here = open_project(tmp_path / "shop")
     control = here.open_control()
@@ -164,19 +164,17 @@ def test_write_with_a_running_experiment_shows_its_verdict_and_plan(project: Pro
                  expected_generation=live.generation, at=NOW)  # fmt: skip
     html = Path(report.write(here)["path"]).read_text("utf-8")
     assert f"Experiment of {live.bundle}" in html
-    assert (
-        "<b>invalid</b>: the arms did not get their shares of the users" in html
-    )  # all 40 users were answered by live
+    assert "<b>invalid</b>: the arms did not get their shares of the users" in html  # live answered all 40 users
     assert "hit_rate over 4,000 users, 4 looks, margin 0.01" in html
 
 
-def test_the_same_bytes_again(page: str, project: Project, tmp_path: Path) -> None:
+def test_write_repeated_gives_equal_bytes(page: str, project: Project, tmp_path: Path) -> None:
     file = tmp_path / "again.html"
     report.write(project, file=str(file))
     assert file.read_text("utf-8") == page
 
 
-def test_without_an_evaluation_the_page_says_so(project: Project, tmp_path: Path) -> None:
+def test_write_without_an_evaluation_states_it(project: Project, tmp_path: Path) -> None:
     held = project.reports / "evaluation.json"
     aside = held.rename(tmp_path / "aside.json")
     try:
@@ -188,21 +186,21 @@ def test_without_an_evaluation_the_page_says_so(project: Project, tmp_path: Path
     assert "<svg" not in page
 
 
-def test_nothing_live_is_the_users_mistake(tmp_path: Path) -> None:
+def test_write_without_a_live_bundle_raises_and_names_update(tmp_path: Path) -> None:
     empty = open_project(SimulatedShop(seed=0, users=20, items=20).write(tmp_path / "empty"))
     with pytest.raises(UserError, match="bundle=none live yet: expected a live bundle; try: recloop update"):
         report.write(empty)
     assert not (tmp_path / "empty" / "reports").exists()
 
 
-def test_the_bundle_is_the_live_one(project: Project, page: str) -> None:
+def test_page_names_the_live_bundle(project: Project, page: str) -> None:
     row = releases.live(project.open_control())
     assert row is not None
     assert f"Live bundle <code>{row.bundle}</code>" in page
 
 
 def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project) -> None:
-    """A table of another bundle never stands under the name of the live one."""
+    """A table of another bundle is not shown under the name of the live one."""
     live = report.summarize(project).bundle.id
     assert f"Table, chart and lists of <code>{live}</code> (live)." in page
     assert f"by <code>{live}</code> (live): 40." in page
@@ -215,7 +213,7 @@ def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project
     assert f"by <code>{live}</code>: 40." in other
 
 
-def test_the_plot_has_no_colours_dates_or_ids_of_its_own() -> None:
+def test_plot_is_deterministic_and_uses_css_variables() -> None:
     rows = {"popular": {"value": 0.1, "low": 0.05, "high": 0.2}, "sasrec": {"value": None, "low": None, "high": None}}
     lengths = [
         {"from": 0, "to": 0, "moments": 3, "users": 2, "rows": rows},
@@ -231,7 +229,7 @@ def test_the_plot_has_no_colours_dates_or_ids_of_its_own() -> None:
         assert text not in svg
 
 
-def test_readable_names() -> None:
+def test_readable_fills_the_template_and_drops_missing_parts() -> None:
     row = {"product_type": "COLA", "package_size": "2 LTR", "count": 3, "empty": ""}
     assert report.readable("{product_type}, {package_size}", row, "7") == "COLA, 2 LTR"
     assert report.readable("{product_type}, {package_size}", {"package_size": "2 LTR"}, "7") == "2 LTR"

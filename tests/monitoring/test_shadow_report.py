@@ -1,4 +1,4 @@
-"""The shadow: a candidate, live's own twin and a twin of another seed, beside live over the same logged requests."""
+"""The shadow report: candidate, live's replica and a retrain with another seed on equal requests."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ MIXES = {
     "candidate": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
     "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
 }
-PLANTED = 3  # a request whose twin is not what it should be
+PLANTED = 3  # a request with a replica mismatch
 
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A project with two children of its live bundle, 40 requests, and what each would have answered."""
+    """A project with two children of its live bundle and 40 requests answered by each."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("shadow") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(CONFIG)
@@ -64,7 +64,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
 
 
 def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle]) -> None:
-    """40 requests of 30 users: live's answer, the candidate in the shadow, live's own twin and the one of a seed."""
+    """Store 40 requests of 30 users: live's answer, its replica, the shadow and the retrain."""
     archive = project.open_archive()
     catalogue = Catalog.of([archive.items()])
     labelled = EventLabeler(live.spec.events, live.spec.clean).label(archive.events())
@@ -110,20 +110,20 @@ def shop(turned: tuple[Path, dict[str, str]], tmp_path: Path) -> tuple[Project, 
     return open_project(tmp_path / "shop"), turned[1]
 
 
-def test_the_whole_comparison(shop: tuple[Project, dict[str, str]], tmp_path: Path) -> None:
+def test_shadow_report_compares_candidate_live_and_noise(shop: tuple[Project, dict[str, str]], tmp_path: Path) -> None:
     project, ids = shop
     found = shadow_report.shadow_report(project)
     assert (found["live"], found["candidate"]) == (ids["live"], ids["candidate"])
     assert (found["requests"], found["users"]) == (40, 30)
     assert (found["from"], found["to"]) == (START, START + 39 * SECOND)
     assert found["twin"] == {"requests": 40, "different": 0, "first": None}
-    # The other weights move more than another seed would: this candidate is not live by another name.
+    # The candidate's weights change lists more than another seed does.
     for measure in ("overlap@10", "rbo", "tau_b"):
         assert found["agreement"][measure]["high"] < found["noise"][measure]["low"], measure
     assert found["noise"]["tau_b"]["value"] > 0.5
     assert found["latency"]["ratio"] == pytest.approx(2.0)
     assert found["shown"]["live"]["requests"] == found["shown"]["candidate"]["requests"] == 40
-    assert found["shown"]["candidate"]["entropy"] < found["shown"]["live"]["entropy"]  # popular lists are all alike
+    assert found["shown"]["candidate"]["entropy"] < found["shown"]["live"]["entropy"]  # popular lists are all equal
     assert set(found["segments"]) == {"history", "placement", "age"}
     assert found["segments"]["placement"]["home"]["requests"] == 40
     assert sum(one["requests"] for one in found["segments"]["age"].values()) == 40
@@ -136,7 +136,7 @@ def test_the_whole_comparison(shop: tuple[Project, dict[str, str]], tmp_path: Pa
     assert verify(project)["unexplained"] == 0
 
 
-def test_names_and_numbers_of_one_request(shop: tuple[Project, dict[str, str]]) -> None:
+def test_shadow_report_of_one_request_names_its_items(shop: tuple[Project, dict[str, str]]) -> None:
     project, ids = shop
     found = shadow_report.shadow_report(
         project, ids["candidate"], START + 7 * SECOND, START + 8 * SECOND, lambda item: f"<{item}>"
@@ -152,7 +152,7 @@ def test_names_and_numbers_of_one_request(shop: tuple[Project, dict[str, str]]) 
     assert found["agreement"]["overlap@10"]["value"] == one["overlap@10"]
 
 
-def test_a_twin_that_differs_is_named(shop: tuple[Project, dict[str, str]]) -> None:
+def test_self_check_names_the_request_with_a_replica_mismatch(shop: tuple[Project, dict[str, str]]) -> None:
     project, _ = shop
     store = project.open_decisions()
     rows = store.rows()
@@ -163,7 +163,7 @@ def test_a_twin_that_differs_is_named(shop: tuple[Project, dict[str, str]]) -> N
     assert shadow_report.self_check(pairs) == {"requests": 40, "different": 1, "first": pairs[PLANTED][0].request_id}
 
 
-def test_nothing_was_shadowed(shop: tuple[Project, dict[str, str]]) -> None:
+def test_shadow_report_without_shadow_requests_raises(shop: tuple[Project, dict[str, str]]) -> None:
     project, ids = shop
     with pytest.raises(UserError, match="a bundle that was shadowed"):
         shadow_report.shadow_report(project, ids["live"])
@@ -171,8 +171,8 @@ def test_nothing_was_shadowed(shop: tuple[Project, dict[str, str]]) -> None:
         shadow_report.shadow_report(project, until=START)
 
 
-def test_intervals_are_clustered_by_user() -> None:
-    """One user's thousand requests are one user: the interval is as wide as that of two."""
+def test_estimates_are_clustered_by_user() -> None:
+    """A thousand requests of one user count as one: the interval is that of two users."""
     numbers = np.vstack([np.tile([1.0] * 4, (1_000, 1)), [[0.0] * 4]])
     found = shadow_report.estimates(numbers, ["loud"] * 1_000 + ["quiet"])["rbo"]
     assert found == {"value": 0.5, "low": 0.0, "high": 1.0}

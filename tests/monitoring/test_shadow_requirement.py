@@ -1,4 +1,4 @@
-"""The shadow's requirement in requests and days: by hand, and from a store's decisions."""
+"""The requirement of a shadow in requests and days: by hand and from stored decisions."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def test_requirement_names_requests_and_days(
     assert need.to_json()["text"] == str(need)
 
 
-def test_shadow_requirement_of_a_project_without_requests_gives_no_days(shop: Project) -> None:
+def test_shadow_requirement_without_requests_has_no_days(shop: Project) -> None:
     need = shadow_requirement(shop, "none", 100)
     assert (need.scored, need.per_day, need.days) == (0, 0.0, None)

@@ -1,4 +1,4 @@
-"""Experiments by simulation: the computation of many runs at once equals the code that decides, and errs as planned."""
+"""Simulated experiments: the batched computation equals evaluate and has the nominal error."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ def simulated() -> ModuleType:
 
 
 def frame(users: Any, run: int) -> pl.DataFrame:
-    """One run as `outcomes` gives it."""
+    """One run in the shape of `user_outcomes`."""
     arm = np.where(users.treated[run], "candidate", "live")
     columns = {name: values[run] for name, values in users.columns.items()}
     return pl.DataFrame({"arm": arm, "waiting": np.zeros(len(arm), bool), **columns})
 
 
 @pytest.mark.parametrize(("lift", "fails"), [(0.0, 0.0), (-0.15, 0.0), (0.15, 0.0), (0.0, 0.02)])
-def test_ask_of_many_runs_is_what_judge_says_of_each(simulated: ModuleType, lift: float, fails: float) -> None:
+def test_simulated_verdicts_of_many_runs_equal_those_of_evaluate(
+    simulated: ModuleType, lift: float, fails: float
+) -> None:
     plan = simulated._plan(1_200, 6)
     world = simulated.failing(fails) if fails else simulated.two_arms(lift)
     users = world(np.random.default_rng(3), 2, 1_200)
     asks, said = simulated.asked_at(users, plan), simulated.ask(users, plan)
     for run in range(2):
         table = frame(users, run)
-        for place in (3, 7, 8, 11, 15, 23):
-            found = experiment.evaluate(table.head(asks[place]), plan)
-            assert (WORDS[found.verdict], found.no_harm) == (said.word[run, place], said.no_harm[run, place] & ~said.unproven[run, place] & (said.word[run, place] >= 0))  # fmt: skip
+        for look in (3, 7, 8, 11, 15, 23):
+            found = experiment.evaluate(table.head(asks[look]), plan)
+            assert (WORDS[found.verdict], found.no_harm) == (said.word[run, look], said.no_harm[run, look] & ~said.unproven[run, look] & (said.word[run, look] >= 0))  # fmt: skip
 
 
-def test_effects_of_prefix_sums_are_those_of_measure(simulated: ModuleType) -> None:
+def test_simulated_effects_equal_those_of_measure(simulated: ModuleType) -> None:
     users = simulated.two_arms(0.1)(np.random.default_rng(4), 2, 900)
     for metric in experiment.METRICS:
         if not users.columns[metric.top].any():
@@ -57,14 +59,14 @@ def test_effects_of_prefix_sums_are_those_of_measure(simulated: ModuleType) -> N
         many = simulated.effects(users, metric, [300, 650, 900])
         for run in range(2):
             table = experiment.Table.of(frame(users, run))
-            for place, size in enumerate((300, 650, 900)):
+            for look, size in enumerate((300, 650, 900)):
                 one = experiment.measure(table.first(size), metric)
-                got = (many.live[run, place], many.delta[run, place], many.se[run, place])
+                got = (many.live[run, look], many.delta[run, look], many.se[run, look])
                 assert got == pytest.approx((one.live, one.delta, one.se), rel=1e-8), metric.name
 
 
-def test_simulate_equal_arms_asked_often_errs_as_planned(simulated: ModuleType) -> None:
-    """200 runs of 14 looks, asked 94 times each: a test at full alpha at each look errs in a fifth of the runs."""
+def test_simulate_equal_arms_has_the_nominal_error(simulated: ModuleType) -> None:
+    """200 runs of 14 interim analyses; full alpha at each would err in a fifth of the runs."""
     ever = simulated.simulate(simulated.Row(simulated.two_arms(0.0), simulated._plan(2_800, 14), 2_800), 200, 7)
     assert 0.01 <= ever["planned looks"] <= 0.09  # 10 runs expected of 200, standard deviation 3.1
     assert ever["confidence sequence"] <= 0.055
@@ -72,21 +74,21 @@ def test_simulate_equal_arms_asked_often_errs_as_planned(simulated: ModuleType) 
     assert ever["full alpha at each look"] > 0.12
 
 
-def test_simulate_a_true_loss_is_not_live_without_a_reason(simulated: ModuleType) -> None:
+def test_simulate_true_loss_seldom_becomes_live_without_a_reason(simulated: ModuleType) -> None:
     row = simulated.ROWS["-10 %, 200 users an arm, plan of 400"]
     assert simulated.simulate(row, 400, 8)["live without a reason"] <= 0.02
 
 
-def test_simulate_a_candidate_that_fails_for_the_less_active_is_never_better(simulated: ModuleType) -> None:
+def test_simulate_failing_candidate_is_not_better(simulated: ModuleType) -> None:
     row = simulated.Row(simulated.failing(0.2), simulated._plan(2_800, 14), 2_800)
     ever = simulated.simulate(row, 100, 9)
     assert (ever["better"], ever["live without a reason"]) == (0, 0)
-    assert ever["delivered: better at the end"] > 0.9  # what dropping the users for whom it failed would say
+    assert ever["delivered: better at the end"] > 0.9  # the result if users with failures were dropped
 
 
 @pytest.mark.slow
-def test_simulate_two_thousand_runs_are_within_the_limits(simulated: ModuleType) -> None:
-    """The rows that the results hold, with another seed."""
+def test_simulate_2000_runs_are_within_the_limits(simulated: ModuleType) -> None:
+    """The published rows with another seed."""
     ever = simulated.simulate(simulated.ROWS["equal arms, 14 looks"], 2_000, 100)
     assert 0.04 <= ever["planned looks"] <= 0.06
     assert ever["confidence sequence"] <= 0.055

@@ -1,4 +1,4 @@
-"""Tests of the statistics of an experiment: known answers, hand-computed ones, and coverage by simulation."""
+"""Statistics of experiments: known values, values by hand, and coverage by simulation."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ def arms(n: int) -> np.ndarray:
     return np.arange(n) % 2 == 1
 
 
-def test_a_mean_by_hand() -> None:
+def test_effect_of_a_mean_by_hand() -> None:
     found = effect(np.array([1.0, 2, 3, 6]), np.array([False, False, True, True]))
-    # means 1.5 and 4.5; variances .5 and 4.5, two users each: se = sqrt(.25 + 2.25)
+    # means 1.5 and 4.5; variances 0.5 and 4.5, two users each: se = sqrt(0.25 + 2.25)
     assert (found.live, found.candidate, found.delta) == (1.5, 4.5, 3.0)
     assert found.se == pytest.approx(math.sqrt(2.5))
     assert found.interval() == pytest.approx((3 - 1.959964 * math.sqrt(2.5), 3 + 1.959964 * math.sqrt(2.5)))
 
 
-def test_a_mean_as_welch_has_it() -> None:
+def test_effect_of_a_mean_equals_welch() -> None:
     draw = np.random.default_rng(0)
     y, treated = draw.exponential(2, 501), draw.random(501) < 0.4
     found = effect(y, treated)
     assert found.z == pytest.approx(scipy.stats.ttest_ind(y[treated], y[~treated], equal_var=False).statistic)
 
 
-def test_a_ratio_by_hand() -> None:
-    # live: (1 + 0) / (2 + 2) = .25; candidate: (1 + 2) / (1 + 3) = .75; R = 4/8 = .5
+def test_effect_of_a_ratio_by_hand() -> None:
+    # live: (1 + 0) / (2 + 2) = 0.25; candidate: (1 + 2) / (1 + 3) = 0.75; R = 4/8 = 0.5
     y, n, treated = np.array([1.0, 0, 1, 2]), np.array([2.0, 2, 1, 3]), np.array([False, False, True, True])
     found = effect(y, treated, n)
     assert (found.live, found.candidate, found.delta) == pytest.approx((0.25, 0.75, 0.5))
-    # L = 0, -1 | .5, .5; divided by the arm's mean n of 2: 0, -.5 | .25, .25; se^2 = .125/2 + 0
+    # L = 0, -1 | 0.5, 0.5; divided by the arm's mean n of 2: 0, -0.5 | 0.25, 0.25; se^2 = 0.125/2 + 0
     assert found.se == pytest.approx(math.sqrt(0.0625))
 
 
-def test_a_ratio_of_equal_denominators_is_a_mean() -> None:
+def test_effect_of_a_ratio_with_equal_denominators_is_a_mean() -> None:
     draw = np.random.default_rng(1)
     y = draw.normal(3, 1, 100)
     ratio, mean = effect(y, arms(100), np.full(100, 2.0)), effect(y / 2, arms(100))
@@ -48,17 +48,17 @@ def test_a_ratio_of_equal_denominators_is_a_mean() -> None:
 
 
 def test_cuped_by_hand() -> None:
-    # x - mean: -1.5, .5, -.5, 1.5; theta from deviations within the arms: y - arm mean = -1, 1, -1, 1: 4 / 5 = .8
+    # x - mean: -1.5, 0.5, -0.5, 1.5; theta from deviations within the arms: y - arm mean = -1, 1, -1, 1: 4 / 5 = 0.8
     y, x = np.array([1.0, 3, 5, 7]), np.array([0.0, 2, 1, 3])
     treated = np.array([False, False, True, True])
     assert statistics.cuped(y, x, (~treated, treated)) == pytest.approx(y - 0.8 * (x - 1.5))
     assert statistics.cuped(y, np.full(4, np.nan)) is y
     assert statistics.cuped(y, np.ones(4)) is y
     missing = statistics.cuped(np.array([1.0, 2, 9]), np.array([0.0, 1, np.nan]))
-    assert missing[2] == 9.0  # who has no past is not moved
+    assert missing[2] == 9.0  # a user without a covariate is not adjusted
 
 
-def test_cuped_takes_the_share_that_the_past_explains() -> None:
+def test_cuped_removes_the_variance_that_the_covariate_explains() -> None:
     draw = np.random.default_rng(2)
     x = draw.normal(0, 1, 40_000)
     y = 0.8 * x + 0.6 * draw.normal(0, 1, 40_000)
@@ -69,7 +69,7 @@ def test_cuped_takes_the_share_that_the_past_explains() -> None:
 
 
 @pytest.mark.parametrize("ratio", [False, True])
-def test_the_interval_covers_the_truth(ratio: bool) -> None:
+def test_effect_interval_has_nominal_coverage(ratio: bool) -> None:
     draw, covered = np.random.default_rng(3), 0
     for _ in range(1_000):
         users = 400
@@ -97,8 +97,8 @@ def test_confidence_sequence_by_hand() -> None:
     assert math.isnan(statistics.Effect(0, 0, 0, 1, 199, 5_000).sequence()[0])
 
 
-def test_the_sequence_covers_the_truth_at_every_look_together() -> None:
-    """400 experiments of 4,000 users, looked at every 50 users from 400 on: at most 5 % ever leave the truth out."""
+def test_confidence_sequence_covers_the_truth_at_all_times() -> None:
+    """Over 400 experiments, checked every 50 users, at most 5 % ever exclude the truth."""
     draw, left = np.random.default_rng(4), 0
     for _ in range(400):
         y = draw.exponential(1.0, 4_000)
@@ -127,12 +127,12 @@ def test_the_sequence_covers_the_truth_at_every_look_together() -> None:
         (5, [4.8769, 3.3569, 2.6803, 2.2898, 2.0310]),
     ],
 )
-def test_bounds_as_the_tables_have_them(looks: int, known: list[float]) -> None:
-    """Lan-DeMets with the shape of O'Brien-Fleming, two-sided .05, equal steps: the published values."""
+def test_sequential_bounds_equal_published_tables(looks: int, known: list[float]) -> None:
+    """Published values of Lan-DeMets with O'Brien-Fleming spending, two-sided 0.05, equal steps."""
     assert statistics.sequential_bounds(tuple((k + 1) / looks for k in range(looks))) == pytest.approx(known, abs=2e-4)
 
 
-def test_bounds_of_one_look_and_of_no_order() -> None:
+def test_sequential_bounds_of_one_look_and_of_invalid_times() -> None:
     assert statistics.sequential_bounds((1.0,)) == pytest.approx([1.959964], abs=1e-5)
     assert statistics.alpha_spent(1.0) == pytest.approx(0.05)
     for wrong in ([0.5, 0.5], [0.0, 1.0], [0.5, 1.2]):
@@ -140,19 +140,19 @@ def test_bounds_of_one_look_and_of_no_order() -> None:
             statistics.sequential_bounds(tuple(wrong))
 
 
-def test_planned_looks_err_as_often_as_planned() -> None:
+def test_sequential_bounds_have_the_nominal_error() -> None:
     draw = np.random.default_rng(5)
     times = [0.25, 0.5, 0.75, 1.0]
     steps = draw.normal(0, 0.5, (40_000, 4))
     z = np.cumsum(steps, axis=1) / np.sqrt(times)
     wrong = (np.abs(z) > statistics.sequential_bounds(tuple(times))).any(axis=1).mean()
     assert wrong == pytest.approx(0.05, abs=0.004)
-    assert (np.abs(z) > 1.96).any(axis=1).mean() > 0.12  # what looking four times at one bound would do
+    assert (np.abs(z) > 1.96).any(axis=1).mean() > 0.12  # the error of four analyses at one bound
 
 
 def test_sample_ratio_by_hand() -> None:
     assert statistics.sample_ratio([0, 0], [0.5, 0.5]) == pytest.approx(1.0)
-    # two users in one arm: Gamma(2)/Gamma(4) * Gamma(3) / .25 = (1/6) * 2 * 4
+    # two users in one arm: Gamma(2)/Gamma(4) * Gamma(3) / 0.25 = (1/6) * 2 * 4
     assert statistics.sample_ratio([2, 0], [0.5, 0.5]) == pytest.approx(4 / 3)
     # three arms, one user each: Gamma(3)/Gamma(6) * 27
     assert statistics.sample_ratio([1, 1, 1], [1 / 3] * 3) == pytest.approx(2 / 120 * 27)
@@ -161,8 +161,8 @@ def test_sample_ratio_by_hand() -> None:
         statistics.sample_ratio([1, 1], [0.5, 0.4])
 
 
-def test_sample_ratio_alarms_on_a_leak_and_not_on_chance() -> None:
-    """An e-process passes 1/a with probability a at most, however often it is looked at: 20 in one of 20 runs."""
+def test_sample_ratio_detects_a_leak_with_few_false_alarms() -> None:
+    """An e-process exceeds 1/a with probability at most a over all checks."""
     draw, passed = np.random.default_rng(6), 0
     for _ in range(300):
         counts = np.cumsum(draw.random(3_000) < 0.3)
@@ -172,7 +172,7 @@ def test_sample_ratio_alarms_on_a_leak_and_not_on_chance() -> None:
     assert statistics.sample_ratio([5_000, 4_500], [0.5, 0.5]) > statistics.ALARM
 
 
-def test_an_empty_arm_is_refused() -> None:
+def test_effect_of_an_empty_arm_raises() -> None:
     with pytest.raises(ValueError, match="an arm has no user"):
         effect(np.ones(3), np.ones(3, dtype=bool))
     alone = effect(np.array([1.0, 2.0]), np.array([False, True]))

@@ -1,4 +1,4 @@
-"""One look, many readers: status, /metrics and the report show the same numbers of the same answers."""
+"""Health summary: status, /metrics and the report show equal numbers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Clock:
         return self.now
 
 
-def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
-    """Two days ago 30 answers, within the hour 20 at home and 5 in the cart; then status and /metrics, as they answer."""
+def status_and_metrics(shop: Project) -> tuple[dict[str, Any], str, Service]:
+    """Answer 30 requests two days ago and 25 in the last hour; return status and /metrics."""
     clock = Clock()
     app = create(shop, clock=clock)
     service: Service = app.state.service
@@ -43,9 +43,9 @@ def played(shop: Project) -> tuple[dict[str, Any], str, Service]:
             ):
                 clock.now = at
                 for number in range(users):
-                    asked = await client.get(f"/v1/recommend/u{number + 1:02}", params={"placement": placement})
-                    assert asked.status_code == 200
-            answer = await client.get("/v1/recommend/nobody", headers={"X-Request-Id": "theirs"})
+                    response = await client.get(f"/v1/recommend/u{number + 1:02}", params={"placement": placement})
+                    assert response.status_code == 200
+            answer = await client.get("/v1/recommend/unknown", headers={"X-Request-Id": "theirs"})
             named = answer.json()["request_id"]
             rows = [
                 {
@@ -77,10 +77,10 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
-def test_status_metrics_report_and_page_are_of_one_mind(shop: Project, tmp_path: Path) -> None:
+def test_status_metrics_and_report_after_decisions_agree(shop: Project, tmp_path: Path) -> None:
     panels = pytest.importorskip("recloop.serve.console_panels", reason="needs recloop[console]", exc_type=ImportError)
     verify.save_result(shop, {"checked": 7, "unexplained": 1, "equal": 6, "differences": []}, NOW)
-    status, text, service = played(shop)
+    status, text, service = status_and_metrics(shop)
     health = status["health"]
     assert {name: one["live"]["home"]["events"] for name, one in health.items()} == {"hour": 2, "day": 2, "week": 2}
     assert health["hour"]["live"]["cart"]["events"] == 0
@@ -109,26 +109,26 @@ def test_status_metrics_report_and_page_are_of_one_mind(shop: Project, tmp_path:
         assert found["recloop_events", frozenset({("window", window)})] == status["events"][window]
     proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
     assert proven == [NOW / SECOND, 7, 1]
-    assert console_backend.ServiceConsoleBackend(service).windows() == health  # what the console draws
+    assert console_backend.ServiceConsoleBackend(service).windows() == health  # the numbers of the console
     assert panels.proof(status["verify"]) == "verify: 1 of 7 differ unexplained, 2025-07-08 18:40 UTC"
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
-    # The report over the last hour has the same numbers; the windows of its own page are those of status.
+    # The report over the last hour has equal numbers; its windows are those of status.
     seen = summary.summarize(shop, until=NOW)
     for window, variants in health.items():
         for placement, numbers in variants["live"].items():
             assert {name: seen.windows[window]["live"][placement][name] for name in numbers} == numbers
     hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
-    told = report.write(shop, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
+    written = report.write(shop, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
     whole = summary.summarize(shop, NOW - 3_600 * SECOND, NOW).numbers["whole"]
-    assert {key: told[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
-    assert (told["requests"], told["events"], told["verify"]) == (26, 2, status["verify"])
+    assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
+    assert (written["requests"], written["events"], written["verify"]) == (26, 2, status["verify"])
     assert "1 of 7 decisions differ unexplained" in (tmp_path / "page.html").read_text("utf-8")
     assert panels.proof(None) == "verify: not run yet"
 
 
-def test_no_id_in_any_label(shop: Project) -> None:
-    _, text, _ = played(shop)
+def test_metrics_labels_contain_no_ids(shop: Project) -> None:
+    _, text, _ = status_and_metrics(shop)
     labels = {
         (name, value)
         for family in text_string_to_metric_families(text)
@@ -141,9 +141,9 @@ def test_no_id_in_any_label(shop: Project) -> None:
     assert "i01" not in text
 
 
-def test_quiet_hours_are_quiet(shop: Project) -> None:
-    """Windows end now, not at the last answer: a shop that nobody asks shows it."""
-    _, _, service = played(shop)
+def test_health_windows_end_now_and_not_at_the_last_answer(shop: Project) -> None:
+    """Windows end now and not at the last answer, so an idle shop has empty windows."""
+    _, _, service = status_and_metrics(shop)
     late = summary.HealthCache(shop).look(service.bundle, NOW + 3 * DAY)
     assert late.windows["day"] == {}
     assert late.windows["week"]["live"]["home"]["requests"] == 51
@@ -151,11 +151,11 @@ def test_quiet_hours_are_quiet(shop: Project) -> None:
         update={"serve": shop.config.serve.model_copy(update={"allow_time_header": True})}
     )
     again = summary.HealthCache(Project(shop.root, replaying)).look(service.bundle, NOW + 300 * DAY)
-    assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay has its own time: its newest answer
+    assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay uses the time of its newest answer
 
 
-def test_a_look_is_given_again_for_a_while(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, service = played(shop)
+def test_health_cache_reuses_its_result_while_fresh(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, service = status_and_metrics(shop)
     own = summary.HealthCache(shop)
     first = own.look(service.bundle, NOW)
     assert own.look(service.bundle, NOW + DAY) is first
@@ -163,7 +163,7 @@ def test_a_look_is_given_again_for_a_while(shop: Project, monkeypatch: pytest.Mo
     assert own.look(service.bundle, NOW + DAY) is not first
 
 
-def test_unreadable_decisions_do_not_silence_status(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_with_unreadable_decisions_still_answers(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 

@@ -1,4 +1,4 @@
-"""Verify: what the service answered is what the log says it should have, and every planted skew is named."""
+"""Verify: stored decisions equal lists rebuilt from the log, and each skew is named."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
 from recloop.serve.service import Service
 
-START = 1_752_000_000 * SECOND  # a few days after the world's last row
+START = 1_752_000_000 * SECOND  # a few days after the shop's last row
 
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
 class Clock:
-    """Moves on by a minute a look."""
+    """A clock that advances a minute per reading."""
 
     def __init__(self) -> None:
         self.now = START
@@ -39,7 +39,7 @@ class Clock:
 
 @pytest.fixture
 def play(shop: Project) -> Callable[[Work], None]:
-    """Runs requests against a service of this process; the decisions are on the disk when it is back."""
+    """Run requests against a service of this process; decisions are stored on return."""
 
     def run(work: Work) -> None:
         inside(create(shop, clock=Clock()), work)
@@ -57,10 +57,10 @@ async def post(client: httpx.AsyncClient, path: str, body: Any) -> None:
     assert (await client.post(path, json=body)).status_code in {200, 207}
 
 
-async def lively(client: httpx.AsyncClient, service: Service, actions: int = 250) -> None:
-    """Whatever a shop's day may bring, drawn by a seed: late rows, dislikes, new items, filters, strangers."""
+async def random_day(client: httpx.AsyncClient, service: Service, actions: int = 250) -> None:
+    """A random day of a shop: late rows, dislikes, new items, filters, unknown users."""
     draw = random.Random(7)
-    users = [f"u{n:02}" for n in range(0, 60, 4)] + ["stranger", "a/b", "名"]
+    users = [f"u{n:02}" for n in range(0, 60, 4)] + ["unknown", "a/b", "名"]
     items = [f"i{n:02}" for n in range(1, 80)] + ["new-1", "new-2"]
     for number in range(actions):
         user = draw.choice(users)
@@ -94,8 +94,8 @@ async def lively(client: httpx.AsyncClient, service: Service, actions: int = 250
     assert service.decisions.flush()
 
 
-def test_a_days_decisions_are_rebuilt_exactly(shop: Project, play: Any) -> None:
-    play(lively)
+def test_verify_rebuilds_decisions_of_a_day_exactly(shop: Project, play: Any) -> None:
+    play(random_day)
     found = verify(shop)
     assert list(found) == [
         "checked",
@@ -114,7 +114,7 @@ def test_a_days_decisions_are_rebuilt_exactly(shop: Project, play: Any) -> None:
     assert verify(shop, last=7)["checked"] == 7
 
 
-def test_no_decision_yet(shop: Project) -> None:
+def test_verify_without_decisions_checks_0(shop: Project) -> None:
     found = verify(shop)
     assert (found["checked"], found["unexplained"], found["differences"]) == (0, 0, [])
 
@@ -173,7 +173,7 @@ def weigh_otherwise(service: Service) -> None:
 SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [
     (move_an_edge, {"request.gap"}),
     (drop_a_filter, {"filters"}),
-    (shift_an_hour, {"now", "state"}),  # what is dated within that hour is in sight too early
+    (shift_an_hour, {"now", "state"}),  # events of that hour are visible too early
     (keep_old_states, {"state"}),
     (change_an_attribute, {"catalogue"}),
     (swap_two_ages, {"user.age"}),
@@ -183,13 +183,13 @@ SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [
 
 
 @pytest.mark.parametrize(("skew", "names"), SKEWS, ids=[skew.__name__ for skew, _ in SKEWS])
-def test_a_skew_in_the_services_memory_is_found_and_named(
+def test_verify_names_the_skewed_input_of_the_service(
     shop: Project, play: Any, skew: Callable[[Service], None], names: set[str]
 ) -> None:
     before: list[str] = []
 
     async def honest(client: httpx.AsyncClient, service: Service) -> None:
-        await lively(client, service, 40)
+        await random_day(client, service, 40)
         before.extend(row.request_id for row in service.decisions.rows())
 
     play(honest)
@@ -197,7 +197,7 @@ def test_a_skew_in_the_services_memory_is_found_and_named(
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
         skew(service)
-        await lively(client, service, 80)
+        await random_day(client, service, 80)
 
     play(skewed)
     found = verify(shop)
@@ -207,14 +207,14 @@ def test_a_skew_in_the_services_memory_is_found_and_named(
     assert all(difference["was"] != difference["is"] for difference in found["differences"])
 
 
-def test_rows_that_came_late_explain_a_difference(shop: Project, play: Any) -> None:
+def test_verify_counts_differences_by_late_rows_as_late(shop: Project, play: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await ask(client, "u14")
         late = {"user_id": "u14", "item_id": "i05", "event_type": "purchase", "timestamp": "2025-01-01"}
-        await post(client, "/v1/events", late)  # dated before the answer: a later one would be in no list of that time
+        await post(client, "/v1/events", late)  # dated before the answer, so it counts at that time
         service.decisions.flush()
         (row,) = service.decisions.rows()
-        # As a store would leave it whose numbers become visible out of order.
+        # As in a store that commits numbers out of order.
         service.decisions.put(msgspec.structs.replace(row, request_id="late", as_of=service.as_of))
         service.decisions.put(
             msgspec.structs.replace(row, request_id="wrong", as_of=service.as_of, items=row.items[::-1])
@@ -226,7 +226,7 @@ def test_rows_that_came_late_explain_a_difference(shop: Project, play: Any) -> N
     assert found["differences"][0]["request_id"] == "wrong"
 
 
-def test_a_bundle_that_changed_or_went_is_no_proof(shop: Project, play: Any) -> None:
+def test_verify_with_a_changed_or_removed_bundle_is_unexplained(shop: Project, play: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await ask(client, "u14")
 
@@ -257,7 +257,11 @@ def answer(items: str, scores: list[float], **inputs: str) -> RankedList:
         (decision("abc", [3, 2, 1]), answer("abc", [3, 2, 1]), None),
         (decision("abc", [3, 2, 2 - 5e-6]), answer("acb", [3, 2, 2 - 5e-6]), None),  # a swap between close scores
         (decision("abc", [3, 2, 1]), answer("acb", [3, 2, 1]), "ids"),
-        (decision("abc", [3, 2, 1]), answer("abd", [3, 2, 1 + 5e-6]), None),  # a close one stood outside
+        (
+            decision("abc", [3, 2, 1]),
+            answer("abd", [3, 2, 1 + 5e-6]),
+            None,
+        ),  # an item with a close score is outside the list
         (decision("abc", [3, 2, 1]), answer("dbc", [3, 2, 1]), "ids"),
         (decision("abc", [3, 2, 1]), answer("abc", [3, 2 + 2e-5, 1]), "scores"),
         (decision("abc", [3, 2, 1]), answer("ab", [3, 2]), "ids"),
@@ -268,12 +272,12 @@ def answer(items: str, scores: list[float], **inputs: str) -> RankedList:
         (decision("a", [1], state="x", more="y"), answer("a", [1], state="x"), "more"),
     ],
 )
-def test_what_counts_as_equal(was: Decision, now: RankedList, name: str | None) -> None:
+def test_compare_accepts_swaps_of_close_scores_only(was: Decision, now: RankedList, name: str | None) -> None:
     found = compare(was, now)
     assert (found and found.name) == name
 
 
-def test_verify_reads_and_leaves_nothing(shop: Project, play: Any) -> None:
+def test_verify_changes_no_file(shop: Project, play: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await ask(client, "u14")
 

@@ -1,4 +1,4 @@
-"""A changed recloop.toml: taken up by the next update, as a new first run or a full retrain, never "nothing new"."""
+"""A changed recloop.toml: the next update restarts or retrains in full."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cli(root: Path, *words: str) -> Said:
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose item column is a row number, after its first run: nothing in it repeats."""
+    """A project after its first run; its item column is a row number, so no item repeats."""
     folder = SimulatedShop(seed=0, users=40, items=30).write(tmp_path_factory.mktemp("wrong") / "shop")
     rows = pl.read_csv(folder / "events.csv").rename({"item_id": "sku"})
     rows.with_row_index("line").write_csv(folder / "events.csv")
@@ -62,7 +62,7 @@ def correct(folder: Path) -> None:
 
 
 def put(project: Project, *events: Event) -> None:
-    """Rows as the server keeps them."""
+    """Store rows as the server does."""
     with project.open_log(write=True) as log:
         log.start_at(project.open_archive().watermark)
         log.append_items([Item(item_id="i01", attributes={"name": "posted"}, received_at=5)])
@@ -82,10 +82,10 @@ def listed(folder: Path, user: str) -> list[str]:
     return [item["item_id"] for item in json.loads(out)["items"]]
 
 
-# -- what is compared
+# -- compared keys
 
 
-def test_changed_same_settings_gives_nothing() -> None:
+def test_changed_keys_of_equal_settings_are_empty() -> None:
     config = build({"events": {"weights": {"b": 1.0, "a": 2.0}}}, environment={})
     before = json.loads(json.dumps(config_changes.recorded(config), sort_keys=True))
     assert config_changes.changed_keys(config, before) == []
@@ -115,7 +115,7 @@ def test_changed_key_has_its_effect(setting: str, effect: Effect | None) -> None
     assert {one.effect for one in found} == (set() if effect is None else {effect})
 
 
-def test_changed_key_that_a_bundle_does_not_record_had_its_default() -> None:
+def test_changed_keys_of_an_unrecorded_key_compare_with_its_default() -> None:
     before = config_changes.recorded(Config())
     del before["split.targets"]
     assert config_changes.changed_keys(Config(), before) == []
@@ -143,13 +143,13 @@ def test_update_after_the_item_column_was_corrected_recommends_the_right_items(m
     assert project.load_bundle().manifest.parent is None
     states = {row["bundle"]: row["state"] for row in loading.status(project)["bundles"]}
     assert sorted(states.values()) == ["live", "refused"]
-    assert cli(mistaken, "rollback", "--reason", "x")[0] == 1, "the bundle of other items cannot come back"
+    assert cli(mistaken, "rollback", "--reason", "x")[0] == 1, "a bundle of other items cannot be a rollback target"
     assert json.loads(cli(mistaken, "update", "--json")[1])["verdict"] == "nothing"
     assert not (mistaken / ".restart").exists()
     assert len(list((mistaken / "runs").iterdir())) == 2
 
 
-def test_restart_keeps_posted_rows_archived_or_not(mistaken: Path) -> None:
+def test_restart_keeps_archived_and_unarchived_posted_rows(mistaken: Path) -> None:
     project = open_project(mistaken)
     put(project, *(posted(n, f"i{n:02d}") for n in range(1, 6)), posted(6, "i09", quantity=0.0))
     assert loop.update(open_project(mistaken, ["update.input_check=false"])).to_seq > 0  # archives where it passes
@@ -170,14 +170,14 @@ def test_restart_keeps_posted_rows_archived_or_not(mistaken: Path) -> None:
     log = project.open_log()
     assert log.is_empty()
     log.close()
-    assert listed(mistaken, "bob")[0] == "i08", "his own history"
+    assert listed(mistaken, "bob")[0] == "i08", "the user's history is kept"
     again = loop.update(open_project(mistaken), restart=True)
     assert again.verdict == "restarted"
     kept = project.open_archive().events()
-    assert kept.equals(archive.events()), "once more gives the same rows and numbers"
+    assert kept.equals(archive.events()), "a second restart gives the same rows and numbers"
 
 
-def test_verify_counts_decisions_of_earlier_data_apart(mistaken: Path) -> None:
+def test_verify_counts_decisions_of_earlier_data_separately(mistaken: Path) -> None:
     from recloop.serve.service import Service
 
     def answer(user: str) -> None:
@@ -196,7 +196,7 @@ def test_verify_counts_decisions_of_earlier_data_apart(mistaken: Path) -> None:
     assert "1 of an earlier generation of the data" in cli(mistaken, "verify")[1]
 
 
-def test_restart_beside_a_server_is_refused_and_changes_nothing(mistaken: Path) -> None:
+def test_restart_during_serving_is_refused_and_changes_nothing(mistaken: Path) -> None:
     before = {path: path.read_bytes() for path in (mistaken / "data").rglob("*") if path.is_file()}
     correct(mistaken)
     with locks.writer_lock(mistaken, "serve"):
@@ -208,7 +208,7 @@ def test_restart_beside_a_server_is_refused_and_changes_nothing(mistaken: Path) 
     assert not (mistaken / ".restart").exists()
 
 
-def test_restart_that_cannot_read_the_files_changes_nothing(mistaken: Path) -> None:
+def test_restart_with_an_unreadable_column_changes_nothing(mistaken: Path) -> None:
     live = open_project(mistaken).live_bundle_id()
     toml = (mistaken / "recloop.toml").read_text()
     (mistaken / "recloop.toml").write_text(toml.replace('item_id = "line"', 'item_id = "skew"'))
@@ -221,7 +221,7 @@ def test_restart_that_cannot_read_the_files_changes_nothing(mistaken: Path) -> N
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: str, when: str) -> None:
-    """Let the swap end before or after one of its steps, as a kill does."""
+    """Interrupt the restart before or after one of its steps, as a kill does."""
     real = getattr(restart, step)
 
     def dying(*words: Any) -> None:
@@ -251,7 +251,7 @@ def test_restart_killed_at_any_step_is_completed_by_the_next_update(
         interrupt(patch, step, when)
         assert cli(mistaken, "update")[0] == 130
     code, _, err = cli(mistaken, "recommend", "u01")
-    assert (code, "recloop update" in err) == (2, True), "neither the old nor the new whole"
+    assert (code, "recloop update" in err) == (2, True), "neither the old nor the new data is complete"
     assert cli(mistaken, "update")[0] == 0
     project = open_project(mistaken)
     assert listed(mistaken, "ann")[0] == "i01"
@@ -260,14 +260,14 @@ def test_restart_killed_at_any_step_is_completed_by_the_next_update(
     assert not {*(mistaken / "store").glob("restart*"), *mistaken.glob(".restart"), *mistaken.glob("data.*")}
 
 
-def test_prepare_and_train_by_hand_under_other_columns_end_in_a_restart(mistaken: Path) -> None:
+def test_update_after_prepare_and_train_with_other_columns_restarts(mistaken: Path) -> None:
     correct(mistaken)
     assert cli(mistaken, "prepare")[0] == 0
     assert cli(mistaken, "train")[0] == 0
     done = loop.update(open_project(mistaken))
     assert done.verdict == "restarted"
     states = releases.read_state(open_control("sqlite:///store/control.db", mistaken)).states
-    live = open_project(mistaken).load_bundle().id  # the bundle of train, where the same second made both
+    live = open_project(mistaken).load_bundle().id  # the bundle of `train` if both were made in the same second
     assert len(states) > 1
     assert {name for name, (state, _) in states.items() if state != "refused"} == {live}
 
@@ -275,7 +275,7 @@ def test_prepare_and_train_by_hand_under_other_columns_end_in_a_restart(mistaken
 # -- a full retrain
 
 
-def test_changed_model_is_retrained_in_full_without_new_rows(shop: Project) -> None:
+def test_update_with_a_changed_model_retrains_in_full(shop: Project) -> None:
     toml = shop.file.read_text().replace('name = "covisitation"', 'name = "mf"')
     shop.file.write_text(toml.replace("history = 1.0, neighbours = 0.5, popular = 0.25", "model = 1.0, popular = 0.25"))
     code, out, err = cli(shop.root, "update", "--json")
@@ -289,10 +289,12 @@ def test_changed_model_is_retrained_in_full_without_new_rows(shop: Project) -> N
         assert (child.manifest.model.name, child.manifest.train.mode) == ("mf", "full")
         code, out, _ = cli(shop.root, "update")
         assert code == 0
-        assert f"next: recloop promote {tree['bundle']}" in " ".join(out.split()), "not trained again each time"
+        assert f"next: recloop promote {tree['bundle']}" in " ".join(out.split()), (
+            "an unchanged recipe is not trained again"
+        )
 
 
-def test_changed_placement_alone_is_said_and_taken_up_by_full(shop: Project) -> None:
+def test_update_with_a_changed_placement_suggests_full(shop: Project) -> None:
     shop.file.write_text(shop.file.read_text().replace("n = 3", "n = 4"))
     code, out, _ = cli(shop.root, "update")
     assert code == 0

@@ -1,4 +1,4 @@
-"""An update of each model of the shelf on a small world, end to end, and a kill at each step of one with a network."""
+"""Updates of each network model on a small shop, end to end, and after a kill at each step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETS = (
     "release.gates.max_ndcg_loss=9", "release.gates.max_slice_loss=9", "release.gates.max_latency_ratio=99",
     "release.gates.max_cold_coverage_loss=1", "release.refresh=manual", "update.input_check=false",
 )  # fmt: skip
-"""Small, and with gates that let everything through: what is asked here is what an update makes, not how good it is."""
+"""Small models and gates that pass everything: the tests check what an update makes, not its quality."""
 OPTIONS = {
     "mf": ("model.dim=16",),
     "sasrec": ("model.blocks=1", "model.heads=1"),
@@ -50,8 +50,8 @@ def settings(model: str) -> list[str]:
     return [f"model.name={model}", *SETS, *OPTIONS[model]]
 
 
-def begun(folder: Path, model: str) -> Project:
-    """A project after its first turn with this model, and the rest of the world's log in it, two new items among them."""
+def started_project(folder: Path, model: str) -> Project:
+    """A project after its first run, with the rest of the log posted; it contains two new items."""
     world = SimulatedShop(seed=0, users=120, items=60, days=120)
     world.write(folder)
     whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})
@@ -68,7 +68,7 @@ def begun(folder: Path, model: str) -> Project:
 
 
 def updated(project: Project) -> tuple[Bundle, Bundle]:
-    """Live and its child."""
+    """Run an update; return the live bundle and its child."""
     live = project.load_bundle()
     done = loop.update(project)
     assert done.verdict == "registered", done.reason
@@ -83,10 +83,10 @@ def new_items(project: Project) -> list[str]:
 @pytest.mark.parametrize(
     "model", [pytest.param(name, marks=() if name == "mf" else pytest.mark.slow) for name in OPTIONS]
 )
-def test_a_child_begins_with_its_parent_and_serves(tmp_path: Path, model: str) -> None:
+def test_update_of_each_network_continues_the_parent_and_serves(tmp_path: Path, model: str) -> None:
     if model != "mf":
         pytest.importorskip("torch")
-    project = begun(tmp_path / "shop", model)
+    project = started_project(tmp_path / "shop", model)
     live, child = updated(project)
     assert child.manifest.parent == live.id
     assert child.manifest.model.name == model
@@ -103,22 +103,22 @@ def test_a_child_begins_with_its_parent_and_serves(tmp_path: Path, model: str) -
         assert child.users is not None
         assert set(live.users.ids.ids) <= set(child.users.ids.ids)  # type: ignore[union-attr]
     else:
-        moved_where_they_may(project, live, child)
+        assert_only_trained_rows_moved(project, live, child)
     transitions.promote(project, child.id, "live", "tried")
     answer = offline.recommend(project, "u001", 10, "home")
     assert answer["model_version"] == child.id
     assert len(answer["items"]) == 10
 
 
-def moved_where_they_may(project: Project, live: Bundle, child: Bundle) -> None:
-    """The padding row and the rows of items with too few events stay 0; every parameter has the child's shape."""
+def assert_only_trained_rows_moved(project: Project, live: Bundle, child: Bundle) -> None:
+    """Check that padding rows and rows of items with few events stay 0, and the shapes."""
     before, after = (bundles.load_train(project.bundles / one.id) for one in (live, child))
     assert set(after) == set(before)
     table, rows = after["network.table.weight"], len(live.items) + 1
     assert table.shape == (len(child.items) + 1, before["network.table.weight"].shape[1])
     often, once = (child.items.ids.index(item) for item in NEW)
     assert child.items.count[[often - 1, once - 1]].tolist() == [OWN_ROW + 1, 1]
-    assert (table[once] == 0).all(), "one event is too little for a row of its own"
+    assert (table[once] == 0).all(), "one event is too few for an embedding row"
     assert (after["exp_avg.table.weight"][once] == 0).all()
     assert (table[often] != 0).any()
     assert np.array_equal(table[0], before["network.table.weight"][0])
@@ -132,10 +132,10 @@ def moved_where_they_may(project: Project, live: Bundle, child: Bundle) -> None:
 
 @pytest.fixture(scope="module")
 def sasrec(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A project before its update, a copy after it, and the child's name."""
+    """Folders of a project before and after its update, and the child's name."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("kill")
-    project = begun(folder / "before", "sasrec")
+    project = started_project(folder / "before", "sasrec")
     shutil.copytree(project.root, folder / "after")
     whole = open_project(folder / "after", settings("sasrec"))
     return project.root, whole.root, updated(whole)[1].id
@@ -143,7 +143,7 @@ def sasrec(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-def test_a_kill_after_any_step_leaves_the_same_network(
+def test_update_killed_after_any_step_gives_the_same_network(
     sasrec: tuple[Path, Path, str], tmp_path: Path, step: str
 ) -> None:
     before, after, name = sasrec
@@ -164,7 +164,7 @@ def test_a_kill_after_any_step_leaves_the_same_network(
 
 
 @pytest.mark.slow
-def test_an_optimizer_may_begin_anew(sasrec: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_update_with_reset_starts_a_new_optimizer(sasrec: tuple[Path, Path, str], tmp_path: Path) -> None:
     project = open_project(shutil.copytree(sasrec[0], tmp_path / "shop"), settings("sasrec"))
     live = project.load_bundle()
     done = loop.update(project, reset=True)
@@ -174,9 +174,9 @@ def test_an_optimizer_may_begin_anew(sasrec: tuple[Path, Path, str], tmp_path: P
     other = open_project(sasrec[1])
     kept = other.load_bundle(sasrec[2])
     counted = ((project, live), (project, child), (other, kept))
-    before, anew, on = (
+    before, reset_steps, on = (
         float(bundles.load_train(where.bundles / one.id)["step.table.weight"].item()) for where, one in counted
     )
-    assert 0 < anew == on - before, "its own steps alone"
+    assert 0 < reset_steps == on - before, "the new optimizer counts its steps alone"
     assert kept.manifest.train.optimizer is None
     assert child.id[-8:] != kept.id[-8:]

@@ -1,4 +1,4 @@
-"""New files of ``data.events``: each read once, a grown one from where it ended, a changed one refused."""
+"""New files of ``data.events``: each is read once, appended rows are read, changed rows refused."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ max_cold_coverage_loss = 9
 input_check = false
 """
 SIZE, GUESTS = 480, 60
-"""Rows of a daily file, and those of them without a user."""
+"""Rows of a daily file, and its rows without a user."""
 DAYS = 8
 """Daily files of the first run."""
 
 
 def write_days(folder: Path, first: int, last: int) -> None:
-    """Files of days with baskets of four, guests, repeats within a file and a few customers who come back."""
+    """Write daily files with baskets of four, guests, repeats and returning customers."""
     (folder / "days").mkdir(parents=True, exist_ok=True)
     for day in range(first, last):
         draw = np.random.default_rng(day)
@@ -101,8 +101,8 @@ def logged(project: Project) -> pl.DataFrame:
     return rows
 
 
-def believed(project: Project) -> pl.DataFrame:
-    """Every believed row but for its number and arrival, in the order of its number."""
+def valid_rows(project: Project) -> pl.DataFrame:
+    """All valid rows by seq, without seq, arrival and event id."""
     archive = project.open_archive()
     log = project.open_log()
     out = [row.of_seq for row in log.retractions()]
@@ -135,9 +135,9 @@ def counts_of(bundle: Bundle) -> dict[str, int]:
     return dict(zip(bundle.items.ids.ids, bundle.items.count.tolist(), strict=True))
 
 
-def assert_same_as_at_once(project: Project, once: Project) -> None:
-    """States, counts and lists of the last child equal those of a first run over all files, refitted on all rows."""
-    assert believed(project).equals(believed(once))
+def assert_equal_to_one_run(project: Project, once: Project) -> None:
+    """Check that rows, counts and lists equal those of a first run over all files."""
+    assert valid_rows(project).equals(valid_rows(once))
     child = project.load_bundle()
     whole = once.load_bundle()
     assert counts_of(child) == counts_of(whole)
@@ -157,18 +157,18 @@ def _stored(project: Project, key: str) -> dict[str, bytes]:
     return found
 
 
-def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp_path: Path) -> None:
+def test_update_per_daily_file_equals_one_run_over_all_files(project: Project, tmp_path: Path) -> None:
     for day in range(DAYS, DAYS + 3):
         write_days(project.root, day, day + 1)
         done = loop.update(project)
         assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
-        assert done.read == SIZE - GUESTS, "guests are rejected"
+        assert done.read == SIZE - GUESTS, "rows of guests are rejected"
         assert project.live_bundle_id() == done.bundle, "a refresh"
     once = tmp_path / "once"
     write_days(once, 0, DAYS + 3)
     (once / "recloop.toml").write_text(TOML)
     loop.first_run(open_project(once))
-    assert_same_as_at_once(project, open_project(once))
+    assert_equal_to_one_run(project, open_project(once))
     assert {name: row["sha256"] for name, row in recorded(project).items()} == {
         name: row["sha256"] for name, row in recorded(open_project(once)).items()
     }
@@ -179,8 +179,8 @@ def test_daily_files_one_by_one_give_what_all_at_once_give(project: Project, tmp
 
 @pytest.mark.data
 @pytest.mark.timeout(1800)
-def test_300_daily_files_of_a_shop_and_5_more_give_what_305_at_once_give(shared_data: Path, tmp_path: Path) -> None:
-    """UCI Online Retail: guests, cancellations, repeats and customers who come back, as a shop would drop the files."""
+def test_update_of_5_daily_files_after_300_equals_one_run_over_305(shared_data: Path, tmp_path: Path) -> None:
+    """UCI Online Retail in daily files: guests, cancellations, repeats, returning customers."""
     files = sorted((shared_data / "online-retail-by-day").glob("*.csv"))
     assert len(files) == 305
     toml = TOML.replace('"customer"', '"CustomerID"').replace('"sku"', '"StockCode"').replace('"at"', '"InvoiceDate"')
@@ -198,10 +198,10 @@ def test_300_daily_files_of_a_shop_and_5_more_give_what_305_at_once_give(shared_
         done = loop.update(project)
         assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
         assert project.live_bundle_id() == done.bundle, "a refresh"
-    assert_same_as_at_once(project, open_project(tmp_path / "once"))
+    assert_equal_to_one_run(project, open_project(tmp_path / "once"))
 
 
-def test_a_grown_file_is_read_from_where_it_ended(project: Project) -> None:
+def test_update_with_an_appended_file_reads_the_new_rows_only(project: Project) -> None:
     file = project.root / "days" / "007.csv"
     with file.open("a") as lines:
         lines.write("c1,s1,2026-01-08T20:00:00,late-1\n,s2,2026-01-08T20:01:00,late-2\n")
@@ -219,7 +219,7 @@ def test_a_grown_file_is_read_from_where_it_ended(project: Project) -> None:
     assert len(logged(project)) == 1
 
 
-def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_with_a_file_read_twice_stores_its_rows_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from recloop.data import new_files
 
     write_days(project.root, DAYS, DAYS + 1)
@@ -233,7 +233,7 @@ def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.Mon
     assert len(logged(project)) == rows
     shutil.copy(project.root / "days" / "008.csv", project.root / "days" / "again.csv")
     loop.update(project)
-    assert len(logged(project)) == rows, "the same content under another name"
+    assert len(logged(project)) == rows, "the same content under another name is ignored"
     assert "days/again.csv" in recorded(project)
 
 
@@ -242,13 +242,13 @@ def test_a_file_read_twice_counts_once(project: Project, monkeypatch: pytest.Mon
     [
         "a row changed",
         pytest.param("shorter", marks=pytest.mark.slow),
-        pytest.param("its last line went on", marks=pytest.mark.slow),
+        pytest.param("its last line continued", marks=pytest.mark.slow),
     ],
 )
-def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> None:
+def test_update_with_a_changed_old_file_is_refused_and_names_it(project: Project, how: str) -> None:
     file = project.root / "days" / "005.csv"
     text = file.read_text()
-    if how == "its last line went on":
+    if how == "its last line continued":
         file.write_text(text.rstrip("\n"))
         project = open_project(project.root)
         loop.update(project, restart=True)
@@ -263,7 +263,7 @@ def test_a_changed_old_file_is_refused_and_named(project: Project, how: str) -> 
     assert loop.update(project, restart=True).verdict == "restarted"
 
 
-def test_a_changed_catalog_is_said_and_a_dead_server_is_not_asked(
+def test_update_with_a_changed_catalog_warns_and_ignores_a_stale_lock(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_days(tmp_path, 0, DAYS)
@@ -280,7 +280,7 @@ def test_a_changed_catalog_is_said_and_a_dead_server_is_not_asked(
     assert len(logged(project)) == SIZE - GUESTS
 
 
-def test_restart_names_files_that_are_gone(project: Project) -> None:
+def test_restart_with_a_deleted_file_is_refused_and_names_it(project: Project) -> None:
     (project.root / "days" / "003.csv").unlink()
     assert loop.update(project).verdict == "nothing", "its rows are in data/"
     changed = open_project(project.root, ["split.quantile=0.8"])
@@ -290,7 +290,7 @@ def test_restart_names_files_that_are_gone(project: Project) -> None:
     assert "days/003.csv" not in recorded(project)
 
 
-def test_restart_reads_files_again_and_does_not_carry_their_rows(project: Project) -> None:
+def test_restart_reads_files_again_without_duplicating_rows(project: Project) -> None:
     write_days(project.root, DAYS, DAYS + 1)
     loop.update(project)
     assert loop.update(project, restart=True).verdict == "restarted"
@@ -300,7 +300,7 @@ def test_restart_reads_files_again_and_does_not_carry_their_rows(project: Projec
     assert archive.manifest.counts.read == (DAYS + 1) * SIZE
 
 
-def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project) -> None:
+def test_max_rejected_applies_to_new_files(project: Project) -> None:
     lines = ["customer,sku,at,bon", *(f",s1,2026-01-09T{n % 24:02d}:00:00,g{n}" for n in range(3000))]
     (project.root / "days" / "zz.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="max_rejected") as refused:
@@ -311,7 +311,7 @@ def test_rejected_rows_of_new_files_have_the_limit_of_all_files(project: Project
 
 
 @pytest.mark.slow
-def test_beside_a_server_new_files_are_posted_to_it(project: Project, serving: Callable[..., Server]) -> None:
+def test_update_during_serving_posts_new_files_to_the_server(project: Project, serving: Callable[..., Server]) -> None:
     server = serving(project.root)
     write_days(project.root, DAYS, DAYS + 1)
     assert loop.update(project).read == SIZE - GUESTS
@@ -321,7 +321,7 @@ def test_beside_a_server_new_files_are_posted_to_it(project: Project, serving: C
     assert server.stop() == 0
 
 
-def test_day_and_month_of_a_new_file_are_read_as_the_import_was(tmp_path: Path) -> None:
+def test_update_reads_day_and_month_of_new_files_as_the_import_did(tmp_path: Path) -> None:
     def write(name: str, dates: list[str]) -> None:
         rows = [f"u{n % 5},i{n % 7},{date} 10:{n % 60:02d}" for date in dates for n in range(30)]
         (tmp_path / name).write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
@@ -338,7 +338,7 @@ def test_day_and_month_of_a_new_file_are_read_as_the_import_was(tmp_path: Path) 
     assert days == ["2026-01-02"]
 
 
-def test_ingest_of_guest_rows_is_no_failure(project: Project, tmp_path: Path) -> None:
+def test_ingest_with_guest_rows_exits_0(project: Project, tmp_path: Path) -> None:
     def ingest(text: str) -> tuple[int, dict[str, int]]:
         (tmp_path / "more.csv").write_text("customer,sku,at,bon\n" + text)
         out = io.StringIO()

@@ -1,4 +1,4 @@
-"""The gate of a bundle that `train` made: run by the verb, beside live, on what neither has learned; never by a server."""
+"""The gate of a bundle made by `train`: `promote` runs it on rows that neither bundle learned."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def gates(evidence: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def positives_after(shop: Project, cut: int) -> set[tuple[str, int]]:
-    """(user, stamp) of the moments with a purchase from a cut on: what the gate has to ask."""
+    """(user, stamp) of the moments with a purchase from a cut on, the queries of the gate."""
     rows = pl.read_parquet(shop.data / "split" / "test.parquet")
     assert rows["stamp"].min() >= cut  # type: ignore[operator]
     return set(rows.filter(pl.col("label") > 0).select("user_id", "stamp").iter_rows())
 
 
-def test_promote_runs_the_gate_of_a_trained_bundle_and_keeps_its_numbers(
+def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
     shop: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = loop.train(shop, model="covisitation").bundle
@@ -59,14 +59,16 @@ def test_promote_runs_the_gate_of_a_trained_bundle_and_keeps_its_numbers(
         "finite",
     ]  # fmt: skip
     assert all(one["ok"] for one in found.values())
-    assert found["new"]["value"] == 0  # the very same lists
+    assert found["new"]["value"] == 0  # equal lists
     assert releases.read_state(control_of(shop)).since(same.id).evidence["gates"] == moved["evidence"]["gates"]
-    with pytest.raises(Refused, match="shadow requests=0, threshold 100"):  # the gate stands in the table by now
+    with pytest.raises(
+        Refused, match="shadow requests=0, threshold 100"
+    ):  # the gate is recorded in the release table by now
         transitions.promote(shop, same.id, "experiment")
     assert len(asked) == 2
 
 
-def test_a_gate_that_says_no_moves_nothing_unless_a_person_goes_ahead_of_it(shop: Project) -> None:
+def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(shop: Project) -> None:
     settings = shop.config.placement["home"].model_copy(update={"weights": {"popular": 1.0}})
     other = Project(shop.root, shop.config.model_copy(update={"placement": {"home": settings}}))
     worse = loop.train(other, model="popular").bundle
@@ -81,13 +83,13 @@ def test_a_gate_that_says_no_moves_nothing_unless_a_person_goes_ahead_of_it(shop
     assert moved["to"] == "shadow"
     assert moved["evidence"]["not_earned"][0].startswith("gate slice_drop:repeat=-0.")
     assert "shadow and experiment decide" in gates(moved["evidence"])["new"]["note"]
-    with pytest.raises(Refused, match="shadow requests=0"):  # who was let past the gate is asked for the steps alone
+    with pytest.raises(Refused, match="shadow requests=0"):  # after a waived gate only the steps are required
         transitions.promote(shop, worse.id, "experiment")
     with pytest.raises(UserError, match="bundle=nothing"):
         promotion.promote(shop, "nothing")
 
 
-def test_over_http_it_is_said_which_command_runs_the_gate(shop: Project) -> None:
+def test_promote_over_http_without_a_gate_names_the_command(shop: Project) -> None:
     trained = loop.train(shop, model="covisitation").bundle.id
     app = create(shop)
 
@@ -106,8 +108,8 @@ def test_over_http_it_is_said_which_command_runs_the_gate(shop: Project) -> None
     assert f"`recloop promote {trained} --to live` runs its gate" in error["message"]
 
 
-def learned_everything(shop: Project) -> None:
-    """Live is a bundle that has learned every row there is, as an update leaves one."""
+def promote_fully_learned_bundle(shop: Project) -> None:
+    """Promote a live bundle that has learned every row, as after an update."""
     live = shop.load_bundle()
     events = shop.open_archive().events()
     data = replace(live.manifest.data, cut=events["timestamp"].max() + 1, until_seq=events["seq"].max())
@@ -120,9 +122,11 @@ def learned_everything(shop: Project) -> None:
     releases.promote(control, made.id, **WHO)
 
 
-def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
+    shop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     candidate = loop.train(shop, model="covisitation").bundle
-    learned_everything(shop)
+    promote_fully_learned_bundle(shop)
     live = shop.load_bundle()
     test = positives_after(shop, candidate.cut)
     asked: list[set[tuple[str, int]]] = []
@@ -140,7 +144,7 @@ def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch
     assert found["forgetting"].value is not None
     monkeypatch.setattr(
         evidence, "is_holdout_user", lambda _: False
-    )  # nobody: nothing to compare at all, and it is said
+    )  # no holdout users: the gate reports that it compared nothing
     found = {one.name: one for one in promotion.run_promotion_gates(shop, candidate, live)}
     assert all(one.ok for one in found.values())
     assert list(found) == ["new", "latency", "cold_coverage_drop", "golden", "finite"]
@@ -152,7 +156,7 @@ def test_what_neither_has_learned(shop: Project, monkeypatch: pytest.MonkeyPatch
     late = archive.events()["timestamp"].max() + DAY  # type: ignore[operator]
     rows = [("u03", "i01", late), ("u03", "i02", late), ("u05", "i03", late + 1)]
     made = [Event(user_id=u, item_id=i, timestamp=t, event_type="purchase", received_at=t) for u, i, t in rows]
-    log.append_events([*made, made[0]])  # a repeat that an update would take back: one moment all the same
+    log.append_events([*made, made[0]])  # a repeat, which an update would retract, is the same moment
     log.close()
     asked.clear()
     promotion.run_promotion_gates(shop, candidate, live)

@@ -1,4 +1,4 @@
-"""Rows taken out and brought back by a person: what a condition meets, what states hold, what verify says."""
+"""Quarantine and restore by condition: matched rows, states and verification."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recloop.serve.service import Service
 from recloop.storage import snapshots
 
 
-def test_quarantine_a_condition_that_matches_everything_is_refused_without_force(shop: Project) -> None:
+def test_quarantine_of_all_rows_without_force_is_refused(shop: Project) -> None:
     with pytest.raises(Refused, match=r"share of all rows=1\.0000, threshold 0\.05"):
         quarantine(shop, "user_id IS NOT NULL", "all of it")
     assert shop.open_control().handed() == []
@@ -33,13 +33,15 @@ def test_quarantine_a_condition_that_matches_everything_is_refused_without_force
     assert (done.new, done.share, done.user_share) == (done.rows, 1.0, 1.0)
 
 
-def test_quarantine_nothing_matches_ends_well_and_says_so(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'nobody'", "--reason", "none"]
+def test_quarantine_without_a_match_exits_0_and_reports_0_rows(
+    shop: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'unknown'", "--reason", "none"]
     assert run(words) == 0
     assert capsys.readouterr().out == "0 rows quarantined of 0 that match (0 already quarantined)\n"
 
 
-def test_quarantine_twice_says_0_new_rows(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quarantine_repeated_reports_0_new_rows(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'u01'", "--reason", "a bot"]
     assert run(words) == 0
     first = capsys.readouterr().out
@@ -62,12 +64,12 @@ def test_quarantine_twice_says_0_new_rows(shop: Project, capsys: pytest.CaptureF
         ({"reason": " "}, "--reason"),
     ],
 )
-def test_quarantine_a_wrong_argument_is_named(shop: Project, more: dict[str, Any], said: str) -> None:
+def test_quarantine_with_a_bad_argument_names_it(shop: Project, more: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         quarantine(shop, **{"where": "user_id = 'u01'", "reason": "a bot", **more})
 
 
-def test_quarantine_from_and_to_bound_the_time(shop: Project) -> None:
+def test_quarantine_from_and_to_limit_the_time_range(shop: Project) -> None:
     stamps = shop.open_archive().events()["timestamp"].sort()
     middle = stamps[len(stamps) // 2]
     start = datetime.fromtimestamp(middle / 1e6, UTC).isoformat()
@@ -77,8 +79,8 @@ def test_quarantine_from_and_to_bound_the_time(shop: Project) -> None:
     assert late.new == int((stamps >= middle).sum())
 
 
-def test_quarantine_and_restore_leave_each_state_as_it_was_at_its_seq(shop: Project) -> None:
-    """Reader (through the snapshot), whole fold and columns agree at every seq; nothing of the past changes."""
+def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(shop: Project) -> None:
+    """Cache, full snapshot and advanced snapshot agree at every seq, also at earlier ones."""
     user = "u01"
     item = shop.open_archive().of([user])["item_id"][0]
     where = f"user_id = '{user}' AND item_id = '{item}'"
@@ -96,9 +98,9 @@ def test_quarantine_and_restore_leave_each_state_as_it_was_at_its_seq(shop: Proj
     rows = archive.events()
     part = rows.filter((rows["user_id"] != user) | (rows["item_id"] != item))
     without = dict(full_snapshot(signal.label(part), archive.users()))
-    for place, seq in enumerate(seqs):
-        expected = whole if place % 2 == 0 else without
-        assert msgspec.msgpack.encode(reader.read(user, seq)) == expected[user], place
+    for n, seq in enumerate(seqs):
+        expected = whole if n % 2 == 0 else without
+        assert msgspec.msgpack.encode(reader.read(user, seq)) == expected[user], n
         assert dict(snapshot_at(seq, archive, log, signal)) == expected
         assert dict(snapshot_at(seq, archive, log, signal, snapshot)) == expected
         reader.forget()
@@ -106,7 +108,7 @@ def test_quarantine_and_restore_leave_each_state_as_it_was_at_its_seq(shop: Proj
     log.close()
 
 
-def test_quarantine_beside_a_running_service_is_taken_up_and_verified(shop: Project) -> None:
+def test_quarantine_during_serving_is_applied_and_verified(shop: Project) -> None:
     app = create(shop, clock=lambda: 1_800_000_000_000_000)
 
     async def work(client: Any, service: Service) -> None:
@@ -122,7 +124,7 @@ def test_quarantine_beside_a_running_service_is_taken_up_and_verified(shop: Proj
         assert (done.new > 0, done.waiting) == (True, 0)
         assert (await asked())[0] == 0
         assert (await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")).new == 0
-        back = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a person", restore=True)
+        back = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "not a bot", restore=True)
         assert back.new == done.new
         assert await asked() == before
         following.cancel()

@@ -1,4 +1,4 @@
-"""[retention]: what goes, what never does, and that an hourly loop of updates keeps its folder bounded."""
+"""[retention]: removed and kept files, and the folder size over hourly updates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ URLS = ("sqlite:///store/log.db", "sqlite:///store/decisions.db")
 
 
 def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
-    """Purchases of one hour after the last row of the log, of items that no list holds: nothing to compare, so no update waits."""
+    """Purchases of unknown items in one hour after the log; no gate can compare, so no update waits."""
     start = 1_751_800_000 * SECOND + hour * HOUR
     return pl.DataFrame(
         {
@@ -61,7 +61,7 @@ def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
 
 
 def answer_some(shop: Project, hour: int, count: int = 40) -> None:
-    """Decisions of one hour, by the live bundle."""
+    """Store decisions of one hour by the live bundle."""
     store = shop.open_decisions(write=True)
     at, live = 1_751_800_000 * SECOND + hour * HOUR, shop.live_bundle_id() or ""
     for n in range(count):
@@ -70,7 +70,7 @@ def answer_some(shop: Project, hour: int, count: int = 40) -> None:
 
 
 def ask_some(shop: Project, hour: int, count: int = 10) -> None:
-    """Lists of one hour, answered by the live bundle."""
+    """Request lists for one hour from the live bundle."""
     at = 1_751_800_000 * SECOND + hour * HOUR + HOUR // 2
 
     async def work(client: Any, _: Service) -> None:
@@ -81,7 +81,7 @@ def ask_some(shop: Project, hour: int, count: int = 10) -> None:
 
 
 def files(shop: Project) -> list[str]:
-    """Everything in the folder but locks and what SQLite keeps beside an open file."""
+    """All files of the folder except locks and SQLite side files."""
     return sorted(str(f) for f in shop.root.rglob("*") if not f.name.endswith((".lock", "-shm", "-wal")))
 
 
@@ -93,7 +93,7 @@ def counted(file: Path, table: str) -> int:
 
 
 @pytest.mark.parametrize("hours", [6, pytest.param(100, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))])
-def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Project, hours: int) -> None:
+def test_retention_during_hourly_updates_bounds_the_folder(shop: Project, hours: int) -> None:
     shop = open_project(
         shop.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']
     )
@@ -115,7 +115,7 @@ def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Proj
                 ),
             }
         )
-    assert max(one["bundles"] for one in sizes) <= 4  # live, two before it, and the one that this update made
+    assert max(one["bundles"] for one in sizes) <= 4  # live, two earlier ones, and the child of this update
     assert max(one["runs"] for one in sizes) <= 3
     assert max(one["decisions"] for one in sizes) <= 5 * 10
     assert max(one["events"] for one in sizes) <= 5 * 30
@@ -127,14 +127,14 @@ def test_retention_an_hourly_loop_of_updates_keeps_the_folder_bounded(shop: Proj
     log = shop.open_log()
     again = hourly_rows(shop, 0)
     known = shop.open_archive().known(again["event_id"].to_list())
-    assert len(known) == len(again), "rows that left the log are duplicates all the same"
+    assert len(known) == len(again), "trimmed rows are still duplicates"
     assert log.last_seq() == shop.open_archive().watermark
     log.close()
     found = verify.verify(shop)
     assert (found["unexplained"], found["removed"] > 0, found["equal"] > 0) == (0, True, True)
 
 
-def test_gc_dry_run_removes_nothing_and_gc_what_it_said(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_removes_what_its_dry_run_reported(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
     shop = open_project(shop.root, SETS)
     for hour in range(4):
         (shop.runs / f"2020010{hour}T000000000000Z").mkdir(parents=True)
@@ -152,12 +152,12 @@ def test_gc_dry_run_removes_nothing_and_gc_what_it_said(shop: Project, capsys: p
     assert (done["dry_run"], done["freed"]["decisions"]["count"]) == (False, 3_000)
     assert done["runs"] == said["runs"] == ["20200100T000000000000Z", "20200101T000000000000Z"]
     assert done["bytes"] == sum(one["bytes"] for one in done["freed"].values())
-    assert done["freed"]["decisions"]["bytes"] > 3_000 * 100, "the room is given back"
+    assert done["freed"]["decisions"]["bytes"] > 3_000 * 100, "the space is freed"
     assert run(["-C", str(shop.root), *sets, "gc"]) == 0
     assert "decisions: 0 (0.0 MB)" in capsys.readouterr().out
 
 
-def test_decisions_that_are_removed_are_counted_on(tmp_path: Path) -> None:
+def test_decision_totals_after_removal_are_unchanged(tmp_path: Path) -> None:
     store = open_decisions(URLS[1], tmp_path, write=True)
     for n in range(2_500):
         store.put(some_decision(f"r{n}", at=n, placement="home" if n % 2 else "cart"))
@@ -172,7 +172,7 @@ def test_decisions_that_are_removed_are_counted_on(tmp_path: Path) -> None:
     store.close()
 
 
-def test_collect_in_the_shadow_keeps_the_decisions_since_its_start(shop: Project) -> None:
+def test_gc_during_a_shadow_keeps_decisions_since_its_start(shop: Project) -> None:
     control = shop.open_control()
     live = releases.read_state(control).lives[-1]
     sha256 = releases.read_state(control).hashes[live]
@@ -190,7 +190,7 @@ def test_collect_in_the_shadow_keeps_the_decisions_since_its_start(shop: Project
     store.close()
 
 
-def test_collect_in_an_experiment_keeps_the_decisions_of_the_two_weeks_before_it(shop: Project) -> None:
+def test_gc_during_an_experiment_keeps_two_weeks_of_decisions_before_it(shop: Project) -> None:
     control = shop.open_control()
     live = releases.read_state(control).lives[-1]
     sha256 = releases.read_state(control).hashes[live]
@@ -209,13 +209,13 @@ def test_collect_in_an_experiment_keeps_the_decisions_of_the_two_weeks_before_it
     store.close()
 
 
-def test_trim_a_row_that_the_archive_does_not_hold_as_it_is_stays(shop: Project) -> None:
+def test_trim_keeps_rows_that_differ_from_the_archive(shop: Project) -> None:
     post(shop, hourly_rows(shop, 0, 40))
     made = loop.update(open_project(shop.root, SETS))
     assert made.verdict == "registered"
     log = shop.open_log(write=True)
     archive = shop.open_archive()
-    with log.commit() as writer:  # a row changed by hand, one that no archive has
+    with log.commit() as writer:  # one changed row, and one that the archive lacks
         writer.execute("UPDATE events SET item_id = 'other' WHERE seq = ?", (made.from_seq,))
         writer.execute("UPDATE events SET seq = 1 WHERE seq = ?", (made.from_seq + 1,))
     late = msgspec.structs.replace(some_event("i01"), received_at=1_751_800_000 * SECOND + 90 * DAY)
@@ -226,7 +226,7 @@ def test_trim_a_row_that_the_archive_does_not_hold_as_it_is_stays(shop: Project)
     log.close()
 
 
-def test_trim_beside_a_server_is_the_servers_and_repeated_rows_are_duplicates(shop: Project) -> None:
+def test_trim_during_serving_is_done_by_the_server_and_detects_duplicates(shop: Project) -> None:
     sets = (*SETS, 'retention.log="1h"', 'model.name="covisitation"')
     shop = open_project(shop.root, [*sets, "serve.allow_time_header=true"])
     app = create(shop)
@@ -243,7 +243,7 @@ def test_trim_beside_a_server_is_the_servers_and_repeated_rows_are_duplicates(sh
         before = (await client.get("/v1/users/u05")).json()
         made = loop.update(shop)
         assert made.verdict == "registered", made.failed
-        assert counted(shop.store / "log.db", "events") == 21, "the service alone deletes rows of its log"
+        assert counted(shop.store / "log.db", "events") == 21, "only the service deletes rows of its log"
         await service.follow()
         assert counted(shop.store / "log.db", "events") == 1
         assert (await client.get("/v1/users/u05")).json() == before
@@ -254,7 +254,7 @@ def test_trim_beside_a_server_is_the_servers_and_repeated_rows_are_duplicates(sh
     assert loading.has_log_rows(shop)
 
 
-def test_logged_an_empty_log_whose_rows_are_archived_still_bars_another_import(shop: Project) -> None:
+def test_has_log_rows_of_a_trimmed_log_is_true(shop: Project) -> None:
     post(shop, hourly_rows(shop, 0, 40))
     done = loop.update(open_project(shop.root, SETS))
     assert done.verdict == "registered", done.gates

@@ -1,4 +1,4 @@
-"""What a retrospective rule takes of rows that serving believes: out of states by a retraction, explained by verify."""
+"""Retrospective rules: an update retracts valid rows from states, and verify explains it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ LOOSE = (
     "release.gates.min_queries=1",
     "release.refresh=manual",
 )
-"""Whether a child is better is not asked here."""
+"""Gates that do not judge the quality of a child."""
 
 
-def taken(project: Project) -> list[Retraction]:
+def retractions_of(project: Project) -> list[Retraction]:
     with project.open_log() as log:
         return log.retractions()
 
 
 def states(project: Project) -> dict[str, bytes]:
-    """The snapshot of the watermark, and that it is the only one."""
+    """The states of the only snapshot."""
     (file,) = project.store.glob("snapshots-*.db")
     stored = snapshots.Snapshot(file)
     try:
@@ -47,58 +47,61 @@ def states(project: Project) -> dict[str, bytes]:
 
 
 def folded(project: Project, until: int) -> dict[str, bytes]:
-    """Every state from archive and retractions alone."""
+    """All states, computed from archive and retractions."""
     archive = project.open_archive()
-    out = [row.of_seq for row in taken(project) if row.seq <= until]
+    out = [row.of_seq for row in retractions_of(project) if row.seq <= until]
     rows = archive.events().filter(~pl.col("seq").is_in(out))
     return dict(full_snapshot(EventLabeler.of(project.load_bundle().spec).label(rows), archive.users()))
 
 
-def test_a_burst_and_a_repeat_leave_the_states_of_a_running_service(
+def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
     shop: Project, serving: Callable[..., Server]
 ) -> None:
     server = serving(shop.root)
     shop = open_project(shop.root, LOOSE)
 
-    def asked(user: str) -> list[str]:
+    def recommended(user: str) -> list[str]:
         answer = server.client.get(f"/v1/recommend/{user}").json()
         return [slot["item_id"] for slot in answer["items"]]
 
-    before = asked("u01")
-    hurried = [
+    before = recommended("u01")
+    burst = [
         {"user_id": "u01", "item_id": item, "event_type": "dislike", "timestamp": MORNING.format(n)}
         for n, item in enumerate(before)
     ]
     again = {"user_id": "u02", "item_id": before[0], "event_type": "purchase", "timestamp": MORNING.format(0)}
-    answer = server.client.post("/v1/events", json=[*hurried, again, again]).json()
-    assert (answer["accepted"], answer["quarantined"]) == (11, 1), "the tenth of a second is one too many"
-    assert not set(asked("u01")) & set(before[:9]), "nine dislikes are believed: nobody knew"
-    asked("u02")
+    answer = server.client.post("/v1/events", json=[*burst, again, again]).json()
+    assert (answer["accepted"], answer["quarantined"]) == (11, 1), "the tenth event within a second is a burst"
+    assert not set(recommended("u01")) & set(before[:9]), "nine dislikes are valid until the update"
+    recommended("u02")
     first = loading.log_range(shop)[0] + 1
     done = loop.update(shop)
     assert done.verdict == "registered", done.reason
     assert (done.read, done.kept) == (12, 1)
     expected = [(seq, "burst") for seq in range(first, first + 9)] + [(first + 11, "duplicates")]
     deadline = time.monotonic() + PATIENCE
-    while len(taken(shop)) < len(expected) and time.monotonic() < deadline:
+    while len(retractions_of(shop)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert sorted((row.of_seq, row.rule) for row in taken(shop)) == expected
+    assert sorted((row.of_seq, row.rule) for row in retractions_of(shop)) == expected
     assert shop.open_control().handed() == []
-    assert set(asked("u01")) == set(before), "they were nobody's taste"
-    asked("u02")
+    assert set(recommended("u01")) == set(before), "the retracted dislikes no longer hide items"
+    recommended("u02")
     server.decided()
     learned = load(shop).events["seq"].to_list()
     assert not set(learned) & {seq for seq, _ in expected}
     assert first + 10 in learned
-    assert set(shop.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, "believed when they came"
-    assert loop.update(shop).verdict == "nothing", "what only takes rows back asks for no turn"
+    assert set(shop.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, (
+        "retracted rows stay in the archive"
+    )
+    assert loop.update(shop).verdict == "nothing", "retractions alone start no update"
     purchase = {**again, "timestamp": MORNING.format(50), "item_id": before[1]}
     assert server.client.post("/v1/events", json=purchase).json()["accepted"] == 1
     later = loop.update(shop)
     assert later.verdict == "registered", later.failed
     assert (later.read, later.kept) == (1, 1)
-    assert len(taken(shop)) == len(expected), "handed once"
-    asked("u01"), asked("u02")
+    assert len(retractions_of(shop)) == len(expected), "each retraction is written once"
+    recommended("u01")
+    recommended("u02")
     server.decided()
     assert server.stop() == 0
     found = verify.verify(shop)
@@ -107,9 +110,7 @@ def test_a_burst_and_a_repeat_leave_the_states_of_a_running_service(
     assert states(shop) == folded(shop, later.to_seq)
 
 
-def test_where_no_server_runs_the_update_takes_them_itself_once_whatever_is_killed(
-    shop: Project, tmp_path: Path
-) -> None:
+def test_update_without_a_server_applies_retractions_once_despite_a_kill(shop: Project, tmp_path: Path) -> None:
     row = {"user_id": "u01", "item_id": "i01", "event_type": "purchase", "timestamp": 1_752_000_000_000_000}
     rows = pl.DataFrame([row] * 3, schema_overrides={"timestamp": pl.Int64}).with_columns(
         pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity")
@@ -124,9 +125,9 @@ def test_where_no_server_runs_the_update_takes_them_itself_once_whatever_is_kill
         Retraction(first + 1, "duplicates", done.to_seq + 1),
         Retraction(first + 2, "duplicates", done.to_seq + 2),
     ]
-    assert taken(shop) == expected
+    assert retractions_of(shop) == expected
     die_after("publish", other, LOOSE)
     assert loop.update(other).verdict == "registered"
-    assert taken(other) == expected
+    assert retractions_of(other) == expected
     assert loop.update(other).verdict == "nothing"
-    assert states(other) == states(shop) == folded(shop, done.to_seq), "the retractions came after this watermark"
+    assert states(other) == states(shop) == folded(shop, done.to_seq), "the retractions have seqs after this watermark"

@@ -1,4 +1,4 @@
-"""Updates at an interval: when the loop goes on, when it ends and why, and a week of it beside a server."""
+"""Updates at an interval: when the loop continues, when it ends and why."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UPDATES = 28
 
 
 class Hours:
-    """A clock that sleeps in no time; after ``stop`` waits it is told to stop."""
+    """A clock that returns at once from each wait; after ``stop`` waits it ends the loop."""
 
     def __init__(self, stop: int = 10**9) -> None:
         self.seconds, self.waits, self.stop = 0.0, [0.0][:0], stop
@@ -41,7 +41,7 @@ class Hours:
         return len(self.waits) < self.stop
 
 
-def test_repeat_goes_on_after_success_and_a_lock_and_ends_with_the_reason_of_a_refusal() -> None:
+def test_repeat_continues_after_success_or_lock_and_ends_on_a_refusal() -> None:
     codes, said = iter([0, 3, 0, 1]), list[str]()
     clock = Hours()
     ended = schedule.repeat(lambda: next(codes), HOUR, clock, said.append, lambda code: f"reason of {code}")
@@ -51,16 +51,16 @@ def test_repeat_goes_on_after_success_and_a_lock_and_ends_with_the_reason_of_a_r
 
 
 @pytest.mark.parametrize("code", [2, 70, -9])
-def test_repeat_ends_with_the_code_of_any_other_failure(code: int) -> None:
+def test_repeat_after_another_failure_ends_with_its_code(code: int) -> None:
     assert schedule.repeat(lambda: code, HOUR, Hours(), print, str) == (code, str(code), 1)
 
 
-def test_repeat_counts_from_start_to_start_and_never_overlaps() -> None:
+def test_repeat_waits_from_start_to_start_without_overlap() -> None:
     clock = Hours(stop=3)
-    took = iter([600.0, 5000.0, 0.0])
+    durations = iter([600.0, 5000.0, 0.0])
 
     def update() -> int:
-        clock.seconds += next(took)
+        clock.seconds += next(durations)
         return 0
 
     ended = schedule.repeat(update, HOUR, clock, print, str)
@@ -68,12 +68,12 @@ def test_repeat_counts_from_start_to_start_and_never_overlaps() -> None:
     assert clock.waits == [3000.0, 0.0, HOUR]
 
 
-def test_run_beside_another_loop_is_locked(shop: Project) -> None:
+def test_run_during_another_loop_raises_locked(shop: Project) -> None:
     with locks.every_lock(shop.root), pytest.raises(Locked, match="every"):
         schedule.run(shop, ["true"], HOUR, print)
 
 
-def test_run_ends_with_0_when_it_is_terminated(shop: Project) -> None:
+def test_run_after_sigterm_exits_0(shop: Project) -> None:
     words = ["-C", str(shop.root), "update", "--every", "1h"]
     loop_process = subprocess.Popen([sys.executable, "-m", "recloop", *words], stdout=subprocess.PIPE, text=True)
     try:
@@ -87,8 +87,10 @@ def test_run_ends_with_0_when_it_is_terminated(shop: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_a_week_of_updates_beside_a_server_needs_no_person(tmp_path: Path, serving: Callable[..., Server]) -> None:
-    """28 updates, one each six hours, on the seeded world; then its items are shuffled, and the loop ends itself with a reason."""
+def test_update_loop_of_a_week_promotes_refreshes_and_stops_on_shuffled_items(
+    tmp_path: Path, serving: Callable[..., Server]
+) -> None:
+    """Run 28 updates, one each six hours; then shuffle the items, and the loop ends with a reason."""
     world = SimulatedShop(seed=0)
     folder = world.write(tmp_path / "shop")
     whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})

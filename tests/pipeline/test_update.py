@@ -1,4 +1,4 @@
-"""A later turn on the world: what it learns and moves, what it refuses, and that a kill changes nothing."""
+"""Updates: learned rows, changed files, refusals, and the result after a kill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from recloop.storage import locks, releases, snapshots
 
 REFRESH = ('model.name="covisitation"',)
 COUNTS = (*REFRESH, 'release.refresh="manual"')
-PATIENT = "release.gates.max_latency_ratio=100"  # a busy machine is not what is tested
+PATIENT = "release.gates.max_latency_ratio=100"  # latency on a busy machine is not tested
 SETS = [word for one in COUNTS for word in ("--set", one)]
 KEPT = 0.85
 
@@ -47,7 +47,7 @@ Later = Callable[..., Project]
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
-    """A project after its first turn over most of the world's log, and the rest of it."""
+    """A project after its first run over most of the log, and the remaining rows."""
     world = SimulatedShop(seed=0)
     folder = world.write(tmp_path_factory.mktemp("update") / "shop")
     whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})
@@ -59,7 +59,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]
 
 @pytest.fixture
 def later(first: tuple[Path, pl.DataFrame], tmp_path: Path) -> Later:
-    """``later(rows, ...)``: a copy of that project with these rows (default: the rest) in its log."""
+    """Copy the project and post rows: ``later(rows, ...)``; the default is the remaining rows."""
 
     def make(rows: pl.DataFrame | None = None, *sets: str) -> Project:
         folder = shutil.copytree(first[0], tmp_path / f"shop{len(list(tmp_path.iterdir()))}")
@@ -71,12 +71,12 @@ def later(first: tuple[Path, pl.DataFrame], tmp_path: Path) -> Later:
 
 
 def moved(project: Project) -> dict[str, tuple[int, bytes]]:
-    """Everything outside ``runs/`` and the locks, byte for byte."""
+    """Contents of data, bundles and snapshots by file."""
     files = [*project.data.rglob("*"), *project.bundles.rglob("*"), *project.store.glob("snapshots-*")]
     return {str(f.relative_to(project.root)): (f.stat().st_size, f.read_bytes()) for f in files if f.is_file()}
 
 
-def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+def test_update_with_new_rows_registers_a_child(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     project = later()
     log = project.open_log(write=True)
     log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
@@ -113,7 +113,7 @@ def test_an_update_learns_what_came_and_registers_a_child(later: Later, first: t
     assert not list(project.runs.glob("*/data"))
 
 
-def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
+def test_update_snapshot_equals_a_full_snapshot(later: Later) -> None:
     project = later()
     done = loop.update(project)
     files = [path.name for path in project.store.glob("snapshots-*.db")]
@@ -126,16 +126,16 @@ def test_the_new_snapshot_is_the_fold_of_everything(later: Later) -> None:
     stored.close()
 
 
-def test_nothing_new(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+def test_update_without_new_rows_does_nothing(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     project = later(first[1][:0])
     done = loop.update(project)
     assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", project.live_bundle_id(), 0, [])
 
 
-def test_a_second_update_goes_on_from_the_first(
+def test_update_after_an_update_continues_from_its_watermark(
     later: Later, first: tuple[Path, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # so that an open window is pooled however wide it is
+    monkeypatch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # a window of any width is pooled
     half, few = len(first[1]) // 2, 600
     project = later(first[1][:half])
     one = loop.update(project)
@@ -144,7 +144,7 @@ def test_a_second_update_goes_on_from_the_first(
     post(project, first[1][half : half + few])
     project = open_project(
         project.root, [*COUNTS, "release.gates.max_ndcg_loss=0.0001"]
-    )  # so narrow that it stays open
+    )  # so narrow that the window stays inconclusive
     two = loop.update(project)
     assert two.verdict == "registered", two.reason
     assert two.from_seq == one.to_seq + 1
@@ -154,7 +154,7 @@ def test_a_second_update_goes_on_from_the_first(
     windows = json.loads((project.data / "manifest.json").read_text())["windows"]
     assert [window["to_seq"] for window in windows][-2:] == [one.to_seq, two.to_seq]
     checked = next(gate for gate in two.gates if gate["name"] == "input")
-    assert checked["note"].endswith(f"{len(windows) - 1} earlier windows"), "the windows of the first check are there"
+    assert checked["note"].endswith(f"{len(windows) - 1} earlier windows"), "the windows of the first check are kept"
     carried = bundles.load_window(project.bundles / (two.bundle or ""))
     assert carried is not None
     assert carried["to_seq"].unique(maintain_order=True).to_list() == [one.to_seq, two.to_seq]
@@ -169,18 +169,18 @@ def test_a_second_update_goes_on_from_the_first(
     assert pooled.to_json().items() <= new.items()
 
 
-def dated_back(rows: pl.DataFrame, days: int) -> pl.DataFrame:
-    """The rows as a till's export of an earlier year brings them: with stamps and ids of their own."""
+def with_earlier_dates(rows: pl.DataFrame, days: int) -> pl.DataFrame:
+    """The rows as in an export of an earlier year, with earlier stamps and new ids."""
     own = (pl.concat_str(pl.lit("late-"), name).alias(name) for name in ("event_id", "group_id"))
     return rows.with_columns(pl.col("timestamp") - days * DAY, *own)
 
 
-def test_update_late_rows_among_fresh_ones_are_learned_and_only_fresh_ones_judged(
+def test_update_with_late_rows_learns_all_and_evaluates_new_ones(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    """400 rows dated back, in the middle of what came: once the cut lay before them, and live was judged by its memory."""
+    """Post 400 rows with earlier stamps among new rows; they are learned and not evaluated."""
     rows = first[1]
-    late = dated_back(rows.filter(pl.col("event_type") == "purchase").head(400), 700)
+    late = with_earlier_dates(rows.filter(pl.col("event_type") == "purchase").head(400), 700)
     project = later(pl.concat([rows[:900], late, rows[900:]]), PATIENT)
     live = project.load_bundle()
     done = loop.update(project)
@@ -189,20 +189,20 @@ def test_update_late_rows_among_fresh_ones_are_learned_and_only_fresh_ones_judge
     assert data.test["stamp"].min() >= live.cut  # type: ignore[operator]
     assert not data.test.filter(live.learned.rows | pl.col("event_id").str.starts_with("late-")).height
     assert data.events.filter(pl.col("event_id").str.starts_with("late-")).height == 400
-    assert data.events.filter(child.learned.rows).height == data.events.height, "nothing is left unlearned"
+    assert data.events.filter(child.learned.rows).height == data.events.height, "every row is learned"
     assert child.items.count.sum() > live.items.count.sum()
     assert child.cut == data.events["stamp"].max() + 1  # type: ignore[operator]
 
 
-def test_update_whole_window_late_is_learned_and_says_that_nothing_was_judged(
+def test_update_with_only_late_rows_learns_them_and_evaluates_none(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    """A bundle of a first turn holds a test of its own; after a child has learned that, only late rows are new."""
+    """After an update has learned the test of the first run, only late rows are new."""
     project = later(first[1][:1500], PATIENT)
     one = loop.update(project)
     assert one.bundle is not None, one.failed
     transitions.promote(project, one.bundle, "live", "tried")
-    late = dated_back(first[1].filter(pl.col("event_type") == "purchase").head(400), 700)
+    late = with_earlier_dates(first[1].filter(pl.col("event_type") == "purchase").head(400), 700)
     post(project, late)
     done = loop.update(project)
     assert done.verdict == "registered", done.failed
@@ -216,8 +216,10 @@ def test_update_whole_window_late_is_learned_and_says_that_nothing_was_judged(
     assert load(project).test.height == 0
 
 
-def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
-    """The world is small: its windows are held only where live's loss leaves a band that its earlier windows give."""
+def test_update_with_shuffled_items_is_blocked_by_the_input_check(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
+    """A small shop: a window is blocked only if live's loss leaves the band of earlier windows."""
     rng = np.random.default_rng(0)
     poisoned = first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy())))
     project = later(poisoned)
@@ -226,27 +228,27 @@ def test_shuffled_items_are_held_and_without_the_check_judged(later: Later, firs
     assert (done.verdict, done.bundle) == ("held", None)
     assert [one["name"] for one in done.failed] == ["input"]
     assert moved(project) == before
-    assert loading.log_range(project)[0] < loading.log_range(project)[1], "its rows are read again"
+    assert loading.log_range(project)[0] < loading.log_range(project)[1], "its rows stay pending"
     unchecked = open_project(project.root, [*COUNTS, "update.input_check=false"])
     judged = loop.update(unchecked)
     assert judged.from_seq == done.from_seq
     assert {"new", "forgetting"} <= {one["name"] for one in judged.gates}
 
 
-def test_quarantine_of_a_poisoned_window_lets_the_next_update_go_on(
+def test_update_after_quarantine_of_poisoned_rows_equals_one_without_them(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    """Poisoned rows hold every later window; taken out, the candidate learns what it learns where they never came."""
+    """Poisoned rows block later windows; after quarantine the child equals one without them."""
     rest, rng = first[1], np.random.default_rng(0)
     shuffled = pl.Series("item_id", rng.permutation(rest["item_id"].to_numpy()))
     poisoned = rest.with_columns(shuffled, pl.lit("broken").alias("placement"), pl.col("event_id") + "-p")
     few, wide = (
         rest[: len(rest) // 3],
         "release.gates.max_ndcg_loss=9",
-    )  # whether so few rows make it better is not asked
+    )  # the gain from so few rows is not tested
     project, clean = later(poisoned, wide), later(few, wide)
     post(project, few)
-    assert loop.update(project).verdict == "held", "good rows behind them do not help"
+    assert loop.update(project).verdict == "held", "later good rows do not unblock the window"
     with pytest.raises(Refused, match=r"share of all rows=0\.1\d+, threshold 0\.05: .* rows .* --force"):
         quarantine(project, "placement = 'broken'", "shuffled items")
     done = quarantine(project, "placement = 'broken'", "shuffled items", force=True)
@@ -262,9 +264,7 @@ def test_quarantine_of_a_poisoned_window_lets_the_next_update_go_on(
 
 
 @pytest.mark.slow
-def test_quarantine_restored_rows_are_learned_by_the_next_update(
-    later: Later, first: tuple[Path, pl.DataFrame]
-) -> None:
+def test_update_after_a_restore_learns_the_restored_rows(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     rows = first[1].with_columns(pl.lit("suspect").alias("placement"))
     project = later(rows, "update.input_check=false", "release.gates.max_ndcg_loss=9")
     quarantine(project, "placement = 'suspect'", "bots", force=True)
@@ -273,7 +273,7 @@ def test_quarantine_restored_rows_are_learned_by_the_next_update(
     assert made.verdict == "registered", made.failed
     taken = range(made.from_seq, made.from_seq + len(rows))
     assert set(load(project).events["seq"]).isdisjoint(taken)
-    restored = quarantine(project, "placement = 'suspect'", "people after all", restore=True)
+    restored = quarantine(project, "placement = 'suspect'", "not bots", restore=True)
     assert (restored.new, restored.restore) == (len(rows), True)
     assert quarantine(project, "placement = 'suspect'", "twice", restore=True).new == 0
     back = loop.update(project)
@@ -281,9 +281,7 @@ def test_quarantine_restored_rows_are_learned_by_the_next_update(
     assert set(load(project).events["seq"]).issuperset(taken)
 
 
-def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
-    later: Later, first: tuple[Path, pl.DataFrame]
-) -> None:
+def test_update_refresh_becomes_live_but_not_after_a_rollback(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     rows = first[1]
     project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.max_ndcg_loss=0.2"])
     parent = project.load_bundle()
@@ -293,14 +291,14 @@ def test_update_refresh_replaces_live_until_somebody_rolls_it_back(
     assert project.load_bundle().manifest.recipe == parent.manifest.recipe
     row = releases.lives(project.open_control())[0]
     assert (row.by, row.evidence["refresh_of"]) == ("recloop update", parent.id)
-    transitions.rollback(project, "a person does not like it")
+    transitions.rollback(project, "not wanted")
     post(project, rows[900:])
     two = loop.update(project)
     assert (two.verdict, two.state) == ("registered", "registered"), two.reason
     assert project.live_bundle_id() == parent.id
 
 
-def test_update_child_of_another_recipe_is_tried_first(later: Later) -> None:
+def test_update_with_another_recipe_registers_without_promotion(later: Later) -> None:
     sets = [*REFRESH, "release.gates.max_ndcg_loss=0.2", "placement.home.weights={popular=1.0,history=1.0}"]
     project = open_project(later().root, sets)
     live = project.live_bundle_id()
@@ -309,8 +307,8 @@ def test_update_child_of_another_recipe_is_tried_first(later: Later) -> None:
     assert project.live_bundle_id() == live
 
 
-def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
-    """One posted row, then twelve neutral ones: what the first run has not learned is judged, and it is not refused."""
+def test_update_with_few_rows_is_not_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+    """Post one row, then twelve neutral ones; the update evaluates them and does not refuse."""
     neutral = first[1][1:13].with_columns(pl.lit("impression").alias("event_type"))
     project = later(first[1][:1])
     for more in (neutral[:0], neutral):
@@ -319,9 +317,7 @@ def test_update_a_few_rows_are_never_refused(later: Later, first: tuple[Path, pl
         assert done.verdict in {"registered", "waiting", "nothing"}, done.reason
 
 
-def test_update_inconclusive_window_is_judged_again_when_it_has_grown(
-    later: Later, first: tuple[Path, pl.DataFrame]
-) -> None:
+def test_update_with_an_inconclusive_window_waits_for_more_rows(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     project = later(first[1][:900], "release.gates.max_ndcg_loss=0.0001")
     one = loop.update(project)
     assert one.verdict == "waiting", one.reason
@@ -329,25 +325,25 @@ def test_update_inconclusive_window_is_judged_again_when_it_has_grown(
     again = loop.update(project)
     assert "judged again at" in again.reason, again.reason
     wider = open_project(project.root, [*COUNTS, "release.gates.max_ndcg_loss=0.5"])
-    assert loop.update(wider).verdict == "registered", "another margin is another question"
+    assert loop.update(wider).verdict == "registered", "another margin is evaluated at once"
 
 
 @pytest.mark.parametrize(
     "step", [pytest.param(one, marks=() if one == STEPS[-1] else pytest.mark.slow) for one in STEPS]
 )
-def test_a_kill_after_any_step_changes_nothing(later: Later, step: str) -> None:
+def test_update_killed_after_any_step_gives_the_same_child(later: Later, step: str) -> None:
     project, other = later(), later()
     whole = loop.update(other)
     die_after(step, project, COUNTS)
     done = loop.update(project)
     assert done.verdict == "registered", done.reason
-    assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "the content's hash"
+    assert (done.bundle or "")[-8:] == (whole.bundle or "")[-8:], "equal content hashes"
     assert (project.data / "manifest.json").read_bytes() == (other.data / "manifest.json").read_bytes()
     assert loop.update(project).verdict == "nothing"
     assert [row["state"] for row in loading.status(project)["bundles"]] == ["live", "registered"]
 
 
-def test_two_updates_at_once(later: Later) -> None:
+def test_update_during_another_update_exits_3_and_names_it(later: Later) -> None:
     project = later()
     with locks.run_lock(project.root, "update"):
         second = subprocess.run(
@@ -358,7 +354,7 @@ def test_two_updates_at_once(later: Later) -> None:
     assert str(os.getpid()) in second.stderr
 
 
-def test_a_disk_without_room_leaves_nothing_half_written(later: Later) -> None:
+def test_update_on_a_full_disk_changes_nothing(later: Later) -> None:
     project = later()
     before = moved(project)
     verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update"]
@@ -375,7 +371,7 @@ def test_a_disk_without_room_leaves_nothing_half_written(later: Later) -> None:
     assert loop.update(project).verdict == "registered"
 
 
-def test_a_log_with_one_user(tmp_path: Path) -> None:
+def test_update_of_a_log_with_one_user_waits(tmp_path: Path) -> None:
     rows = [
         f"e{day},ann,i{day % 3 + 1},2025-01-{day:02d}T10:00:00Z,purchase" for day in range(1, 21)
     ]  # one basket a day
@@ -409,7 +405,7 @@ def test_a_log_with_one_user(tmp_path: Path) -> None:
     assert all(one["value"] is None or np.isfinite(one["value"]) for one in done.gates)
 
 
-def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
+def test_update_with_changed_features_retrains_in_full(later: Later) -> None:
     project = later(None, "features.context=['hour']")
     done = loop.update(project)
     assert done.changed == ["features.context"]
@@ -420,7 +416,7 @@ def test_changed_features_are_taken_up_by_a_full_retrain(later: Later) -> None:
         assert child.spec.request == ("hour",)
 
 
-def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None:
+def test_verify_after_an_update_explains_earlier_decisions(later: Later) -> None:
     project = later()
     from recloop.records import Query
     from recloop.serve.service import Service
@@ -432,7 +428,7 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
             service.recommend(query, started=time.perf_counter())
         done = loop.update(project)
         assert done.verdict == "registered", done.reason
-        assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server reads the old one"
+        assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server still reads the old snapshot"
         query = Query(user_id="u004", now=now(), request_id="r-u004")
         assert service.recommend(query, started=time.perf_counter())[0].items
     finally:
@@ -448,7 +444,9 @@ def test_decisions_before_an_update_are_explained_after_it(later: Later) -> None
 
 
 @pytest.mark.slow
-def test_the_command_line_says_held_with_exit_1_and_ends_a_loop(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
+def test_update_cli_with_shuffled_items_exits_1_and_ends_the_loop(
+    later: Later, first: tuple[Path, pl.DataFrame]
+) -> None:
     rng = np.random.default_rng(0)
     project = later(first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy()))))
     verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update", "--json"]
@@ -460,6 +458,6 @@ def test_the_command_line_says_held_with_exit_1_and_ends_a_loop(later: Later, fi
     assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
     assert sum(tree["removed"].values()) + sum(one["events"] for one in tree["signals"]) == tree["read"]
     again = subprocess.run([*verb, "--every", "1s"], capture_output=True, text=True)
-    assert again.returncode == 1, "a gate that says no ends the loop"
+    assert again.returncode == 1, "a failed gate ends the loop"
     assert json.loads(again.stdout)["verdict"] == "held"
     assert "stopped: held: input=" in again.stderr.splitlines()[-1]

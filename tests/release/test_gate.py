@@ -1,4 +1,4 @@
-"""Tests of the gate: each decision by hand, each gate at both sides of its threshold, power and false alarms by draw."""
+"""The gate: decisions by hand, gates on both sides of their thresholds, power and false alarms."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def pairs(live: list[float] | np.ndarray, candidate: list[float] | np.ndarray) -
 
 
 def shifted(ratio: float, noise: float, users: int, seed: int = 0) -> PairedScores:
-    """Users with a live number around .2, the candidate's ``ratio`` times that, plus noise of that size."""
+    """Pairs with live values around 0.2 and candidate values ``ratio`` times live plus noise."""
     random = np.random.default_rng(seed)
     live = random.uniform(0.1, 0.3, users)
     return pairs(live, live * ratio + random.normal(0, noise, users))
 
 
-def test_d_by_hand_is_clustered_by_user() -> None:
-    # u1: (.2 + .4) / 2 = .3 against .2; u2: .1 against .2; means .2 against .2, so d = 0 whatever the three rows say.
+def test_relative_difference_is_clustered_by_user() -> None:
+    # a: (0.2 + 0.4) / 2 = 0.3 against 0.2; b: 0.1 against 0.2; the means are 0.2 and 0.2, so d = 0.
     found = gate.relative_difference(
         PairedScores(np.array(["a", "a", "b"]), np.array([0.2, 0.4, 0.1]), np.array([0.2] * 3))
     )
     assert found.relative.value == pytest.approx(0.0, abs=1e-12)
-    # The bootstrap over two users has the means .3, .2 and .1: d of +50 %, 0 and -50 %.
+    # The bootstrap over two users has the means 0.3, 0.2 and 0.1: d of +50 %, 0 and -50 %.
     assert (found.relative.low, found.relative.high) == pytest.approx((-0.5, 0.5), abs=1e-6)
     constant = gate.relative_difference(pairs([0.2] * 9, [0.19] * 9))
     assert (constant.relative.low, constant.relative.value, constant.relative.high) == pytest.approx(
@@ -39,8 +39,8 @@ def test_d_by_hand_is_clustered_by_user() -> None:
     )
 
 
-def test_both_sides_stand_beside_their_difference() -> None:
-    # u1: (.2 + .4) / 2 = .3 against .2; u2: .1 against .1; u3 has no number of its own. Ten such groups of users.
+def test_non_inferiority_reports_both_values_and_their_difference() -> None:
+    # a: (0.2 + 0.4) / 2 = 0.3 against 0.2; b: 0.1 against 0.1; c has no live value. Ten such groups of users.
     users = np.array([f"{name}{n}" for n in range(10) for name in "aabc"])
     ours, lives = [0.2, 0.4, 0.1, 0.9] * 10, [0.2, 0.2, 0.1, math.nan] * 10
     found = gate.non_inferiority(PairedScores(users, np.array(ours), np.array(lives)), (), Gates())
@@ -49,7 +49,7 @@ def test_both_sides_stand_beside_their_difference() -> None:
     assert gate.at_most("parity", 0, 0).candidate is None
 
 
-def test_three_answers() -> None:
+def test_non_inferiority_passes_refuses_or_is_weak() -> None:
     passed = gate.non_inferiority(shifted(1.0, 0.001, 400), (), Gates())
     assert passed.ok
     assert not passed.weak
@@ -61,7 +61,7 @@ def test_three_answers() -> None:
     assert refused.high < 0
     small_but_sure = gate.non_inferiority(
         shifted(0.985, 0.0005, 400), (), Gates()
-    )  # inside the margin, though surely below 0
+    )  # inside the margin, although certainly below 0
     assert small_but_sure.ok
     assert not small_but_sure.weak
     weak = gate.non_inferiority(shifted(1.0, 0.04, 60, seed=3), (), Gates())
@@ -73,8 +73,8 @@ def test_three_answers() -> None:
     assert 0.03 < weak.detectable <= gate.WIDTH_FACTOR * 0.03
 
 
-def test_no_loss_detectable_above_three_margins_is_inconclusive_and_waits() -> None:
-    """A candidate in a small shop: -0.35 % [-17.5, +17.4] could not have seen a loss of 25 %: it does not pass."""
+def test_non_inferiority_with_a_wide_interval_is_inconclusive_and_waits() -> None:
+    """An interval of -0.35 % [-17.5, +17.4] cannot detect a loss of 25 %, so the gate waits."""
     wide = gate.non_inferiority(shifted(1.0, 0.1, 60), (), Gates())
     assert wide.detectable is not None
     assert wide.detectable > gate.WIDTH_FACTOR * 0.03
@@ -85,15 +85,15 @@ def test_no_loss_detectable_above_three_margins_is_inconclusive_and_waits() -> N
     assert GateResult.of(json.loads(json.dumps(wide.to_json()))).waits
 
 
-def test_no_loss_small_certain_loss_inside_the_margin_is_not_refused() -> None:
-    """-2.3 % [-5.0, -0.4] is a loss that the margin allows: hourly updates would else stop for each of them."""
+def test_non_inferiority_with_a_certain_loss_inside_the_margin_passes() -> None:
+    """The margin allows a loss of -2.3 % [-5.0, -0.4]; otherwise hourly updates would stop."""
     found = gate.non_inferiority(shifted(0.977, 0.02, 100, seed=1), (), Gates())
     assert found.high is not None
     assert found.high < 0
     assert found.ok
 
 
-def test_no_loss_narrow_window_below_the_margin_waits_until_the_loss_is_certain() -> None:
+def test_non_inferiority_below_the_margin_waits_until_the_loss_is_certain() -> None:
     unsure = gate.non_inferiority(shifted(0.96, 0.045, 80, seed=2), (), Gates())
     assert unsure.value is not None
     assert unsure.value < -0.03
@@ -105,7 +105,7 @@ def test_no_loss_narrow_window_below_the_margin_waits_until_the_loss_is_certain(
     assert certain.reason.endswith("certainly worse, this window")
 
 
-def test_no_loss_few_queries_or_users_waits() -> None:
+def test_non_inferiority_with_few_queries_or_users_waits() -> None:
     rows = PairedScores(np.array(["a"] * 60), np.full(60, 0.1), np.full(60, 0.2))
     for few in (pairs([0.2], [0.0]), rows, shifted(0.5, 0.001, gate.MIN_QUERIES - 1)):
         found = gate.non_inferiority(few, (), Gates())
@@ -114,7 +114,7 @@ def test_no_loss_few_queries_or_users_waits() -> None:
     assert not gate.non_inferiority(shifted(0.5, 0.001, gate.MIN_QUERIES), (), Gates()).waits
 
 
-def test_before_a_trial_nothing_waits() -> None:
+def test_before_a_trial_turns_waiting_gates_into_weak_passes() -> None:
     wide = gate.non_inferiority(shifted(1.0, 0.1, 60), (), Gates())
     few = gate.non_inferiority(pairs([0.2], [0.0]), (), Gates())
     lost = gate.non_inferiority(shifted(0.8, 0.1, 60), (), Gates())
@@ -126,7 +126,7 @@ def test_before_a_trial_nothing_waits() -> None:
     ]  # fmt: skip
 
 
-def test_enough_before_training_says_too_few_or_no_growth() -> None:
+def test_enough_with_few_queries_or_no_growth_waits() -> None:
     users = np.array([f"u{n}" for n in range(100)])
     few = gate.enough(users[:10], 0, Gates())
     assert few is not None
@@ -139,7 +139,7 @@ def test_enough_before_training_says_too_few_or_no_growth() -> None:
     assert same.reason == "new: inconclusive at 81 queries: judged again at 102, now 100"
 
 
-def test_no_loss_open_window_is_pooled_with_six_windows_of_the_recipe() -> None:
+def test_non_inferiority_inconclusive_is_pooled_with_six_earlier_windows() -> None:
     open_ = shifted(1.0, 0.04, 60, seed=3)
     assert gate.non_inferiority(open_, (), Gates()).weak
     earlier = [shifted(1.0, 0.01, 2_000, seed=n) for n in range(1, 9)]
@@ -149,18 +149,18 @@ def test_no_loss_open_window_is_pooled_with_six_windows_of_the_recipe() -> None:
     assert pooled.note.startswith("pooled with 6 earlier windows of the same recipe")
     losing = [shifted(0.8, 0.01, 2_000, seed=n) for n in range(1, 3)]
     assert not gate.non_inferiority(open_, losing, Gates()).ok
-    # Only what the newest six say counts, and a window that is decided is not pooled at all.
+    # Only the newest six windows count, and a decided window is not pooled.
     assert gate.non_inferiority(open_, [*losing, *earlier[:6]], Gates()).ok
     assert gate.non_inferiority(shifted(1.0, 0.001, 400), losing, Gates()).ok
 
 
-def test_no_loss_good_earlier_windows_never_pass_a_window_that_lost() -> None:
+def test_non_inferiority_with_a_lost_window_fails_despite_good_earlier_ones() -> None:
     earlier = [shifted(1.0, 0.01, 2_000, seed=n) for n in range(1, 7)]
     for lost in (shifted(0.9, 0.1, 60), shifted(0.95, 0.05, 60)):
         assert not gate.non_inferiority(lost, earlier, Gates()).ok
 
 
-def test_judge_numbers_over_few_queries_refuse_nothing() -> None:
+def test_evaluate_gates_with_few_queries_refuses_nothing() -> None:
     slow = np.full(gate.MIN_QUERIES - 1, 2.0)
     few = GateInputs(new=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=10)
     assert [(one.name, one.ok, one.weak) for one in gate.evaluate_gates(few, Gates())][1:] == [
@@ -172,13 +172,13 @@ def test_judge_numbers_over_few_queries_refuse_nothing() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "ok"), [(0.0099, True), (0.0101, False)])
-def test_judge_a_slower_candidate_is_refused_only_where_it_is_slow(seconds: float, ok: bool) -> None:
+def test_evaluate_gates_latency_is_refused_above_the_absolute_limit_only(seconds: float, ok: bool) -> None:
     own = np.full(gate.MIN_QUERIES, seconds)
     found = gate.evaluate_gates(GateInputs(new=shifted(1.0, 0.001, 200), latency=(own, own / 3)), Gates())[-1]
     assert (found.name, found.ok, found.weak) == ("latency", ok, ok)
 
 
-def test_nothing_to_compare_and_nan() -> None:
+def test_non_inferiority_without_pairs_is_a_weak_pass() -> None:
     empty = PairedScores(np.array([], dtype=object), np.array([]), np.array([]))
     for nothing in (empty, pairs([math.nan], [math.nan]), pairs([0.0, 0.0], [0.0, 0.0])):
         found = gate.non_inferiority(nothing, (), Gates())
@@ -186,8 +186,8 @@ def test_nothing_to_compare_and_nan() -> None:
     assert not gate.non_inferiority(pairs([0.2, 0.3], [0.2, math.nan]), (), Gates()).ok
 
 
-def test_detectable_by_hand() -> None:
-    """A normal interval of +-1.96 se: the loss seen 80 % of the time is 2.8016 se."""
+def test_minimum_detectable_by_hand_is_2_8_standard_errors() -> None:
+    """With a normal interval of +-1.96 se, the loss detected with 80 % power is 2.8016 se."""
     found = gate.non_inferiority(shifted(1.0, 0.02, 500), (), Gates(max_ndcg_loss=0.5))
     assert found.low is not None
     assert found.high is not None
@@ -196,27 +196,27 @@ def test_detectable_by_hand() -> None:
 
 
 @pytest.mark.slow
-def test_detectable_keeps_its_word() -> None:
-    """A candidate that loses exactly the detectable share is seen to lose in about 80 of 100 draws."""
+def test_minimum_detectable_loss_is_detected_in_80_percent_of_draws() -> None:
+    """A loss of the detectable size is detected in about 80 of 100 draws."""
     loss = gate.minimum_detectable(gate.relative_difference(shifted(1.0, 0.04, 300, seed=99)))
     seen = [gate.relative_difference(shifted(1 - loss, 0.04, 300, seed=n)).relative.high < 0 for n in range(150)]
     assert 0.70 <= np.mean(seen) <= 0.90
 
 
-def test_slices_and_forgetting_are_decided_by_the_upper_end() -> None:
-    noisy = pairs([0.2] * 4, [0.02, 0.1, 0.1, 0.4])  # d = -22 %, upper end above 0: too few to say
+def test_no_slice_collapse_is_decided_by_the_upper_bound() -> None:
+    noisy = pairs([0.2] * 4, [0.02, 0.1, 0.1, 0.4])  # d = -22 % with an upper bound above 0: inconclusive
     assert gate.no_slice_collapse("slice_drop:cold", noisy, 0.1).ok
     sure = pairs([0.2] * 50, [0.17] * 50)
     found = gate.no_slice_collapse("slice_drop:cold", sure, 0.1)
     assert (found.ok, found.value, found.threshold) == (False, pytest.approx(-0.15), -0.1)
     assert gate.no_slice_collapse("slice_drop:cold", pairs([0.2] * 50, [0.185] * 50), 0.1).ok
-    nobody = gate.no_slice_collapse("slice_drop:cold", PairedScores(np.array([]), np.array([]), np.array([])), 0.1)
-    assert nobody.ok
-    assert nobody.weak
+    no_users = gate.no_slice_collapse("slice_drop:cold", PairedScores(np.array([]), np.array([]), np.array([])), 0.1)
+    assert no_users.ok
+    assert no_users.weak
 
 
-def test_a_slice_of_few_users_refuses_nothing() -> None:
-    """Its bootstrap is too narrow: a single user gives [-1, -1]."""
+def test_no_slice_collapse_with_few_users_is_a_weak_pass() -> None:
+    """The bootstrap of few users is too narrow: a single user gives [-1, -1]."""
     lost = gate.no_slice_collapse("slice_drop:cold", pairs([0.5], [0.0]), 0.1)
     assert (lost.ok, lost.weak, lost.value, lost.high) == (True, True, -1.0, -1.0)
     assert lost.note == "weak: something found for 1 users, too few to judge"
@@ -225,16 +225,16 @@ def test_a_slice_of_few_users_refuses_nothing() -> None:
     enough = pairs([0.2] * gate.MIN_USERS, [0.1] * gate.MIN_USERS)
     assert not gate.no_slice_collapse("forgetting", enough, 0.03).ok
     rows = PairedScores(np.array(["a"] * 60), np.full(60, 0.1), np.full(60, 0.2))
-    assert gate.no_slice_collapse("forgetting", rows, 0.03).weak, "users count, not their queries"
+    assert gate.no_slice_collapse("forgetting", rows, 0.03).weak, "users are counted, not their queries"
     empty = pairs([0.2] * (gate.MIN_USERS - 1) + [math.nan] * 99, [0.1] * (gate.MIN_USERS + 98))
-    assert not gate.no_slice_collapse("forgetting", empty, 0.03).weak, "the candidate found something for them"
+    assert not gate.no_slice_collapse("forgetting", empty, 0.03).weak, "the candidate has hits for them"
     nothing = pairs([0.2] * 3 + [0.0] * 97, [0.0] * 100)
     found = gate.no_slice_collapse("slice_drop:explore", nothing, 0.1)
-    assert (found.value, found.high, found.ok, found.weak) == (-1.0, -1.0, True, True), "three finds of 100 users"
+    assert (found.value, found.high, found.ok, found.weak) == (-1.0, -1.0, True, True), "hits for three of 100 users"
 
 
-def test_so_many_users_are_enough_for_the_interval_to_keep_its_word() -> None:
-    """Lists that hold the target of one user in five, the candidate's by chance as often: how often it is refused."""
+def test_no_slice_collapse_at_min_users_has_the_nominal_error() -> None:
+    """Lists of both bundles hit one user in five by chance; the gate seldom refuses."""
     random = np.random.default_rng(0)
 
     def refused(users: int) -> float:
@@ -244,10 +244,10 @@ def test_so_many_users_are_enough_for_the_interval_to_keep_its_word() -> None:
             found += not gate.relative_difference(pairs(live, ours), seed).relative.high > -0.1
         return found / 100
 
-    assert refused(round(gate.MIN_USERS / (1 - 0.8**2))) < 0.06  # who gets something of either
+    assert refused(round(gate.MIN_USERS / (1 - 0.8**2))) < 0.06  # users with a hit of either bundle
 
 
-def test_judge_reads_every_threshold() -> None:
+def test_evaluate_gates_applies_every_threshold() -> None:
     fine = shifted(1.0, 0.001, 200)
     evidence = GateInputs(
         new=fine, old=fine, slices={"cold": fine, "explore": fine}, parity=0,
@@ -256,7 +256,7 @@ def test_judge_reads_every_threshold() -> None:
     gates = gate.evaluate_gates(evidence, Gates())
     names = ["new", "forgetting", "slice_drop:cold", "slice_drop:explore", "parity", "latency", "cold_coverage_drop"]
     assert [one.name for one in gates] == names
-    assert [one.ok for one in gates] == [True] * 7  # a median of 1.2 and a drop of .05 are not above
+    assert [one.ok for one in gates] == [True] * 7  # a median of 1.2 and a drop of 0.05 are not above
     assert gate.verdict(gates) == "registered"
     worse = GateInputs(new=fine, parity=1, latency=(np.full(30, 1.3), np.ones(30)), cold_coverage=(0.69, 0.75))
     assert [one.ok for one in gate.evaluate_gates(worse, Gates())] == [True, False, False, False]
@@ -269,16 +269,16 @@ def test_judge_reads_every_threshold() -> None:
     ] == [True] * 4
 
 
-def test_settled() -> None:
+def test_final_gates_check_scores_parity_and_overlap() -> None:
     lists = [[str(n) for n in range(10)]] * gate.MIN_QUERIES
     two_new = [[str(n) for n in range(2, 12)]] * gate.MIN_QUERIES
-    assert [one.ok for one in gate.final_gates([0.5, 0.4], 0, lists, two_new)] == [True, True, True]  # overlap .8
+    assert [one.ok for one in gate.final_gates([0.5, 0.4], 0, lists, two_new)] == [True, True, True]  # overlap 0.8
     three_new = [[str(n) for n in range(3, 13)]] * gate.MIN_QUERIES
     assert [one.ok for one in gate.final_gates([0.5, math.nan], 1, lists, three_new)] == [False, False, False]
-    assert gate.final_gates([], 0, lists[:1], three_new[:1])[-1].weak, "one query refuses nothing"
+    assert gate.final_gates([], 0, lists[:1], three_new[:1])[-1].weak, "one query is a weak pass"
 
 
-def test_verdict() -> None:
+def test_verdict_follows_from_the_failed_gates() -> None:
     yes, no, held = (
         GateResult("new", 0.0, -0.03, True),
         GateResult("new", -0.1, -0.03, False),
@@ -289,7 +289,7 @@ def test_verdict() -> None:
     assert gate.verdict([no, held]) == "held"
 
 
-def test_what_is_told() -> None:
+def test_gate_result_json_and_line_contain_the_interval() -> None:
     found = gate.non_inferiority(shifted(1.0, 0.001, 400), (), Gates())
     tree = found.to_json()
     names = {"name", "value", "threshold", "ok", "detectable", "low", "high", "note", "candidate", "live"}

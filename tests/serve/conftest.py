@@ -1,4 +1,4 @@
-"""One server over a copy of the small shop, for tests that only ask or add."""
+"""One server over a copy of the small shop, for tests that only read or add rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import servers
 
 @pytest.fixture(scope="module")
 def server(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
-    """One server for all tests of a file that only ask or add; requests may carry their own time."""
+    """One server for all tests of a file; requests may set the time in a header."""
     folder = tmp_path_factory.mktemp("served") / "shop"
     shutil.copytree(turned, folder)
     server = servers.start(folder, "--set", "serve.allow_time_header=true")

@@ -1,4 +1,4 @@
-"""Which requests are answered: known Host, no foreign page, JSON writes, the admin token for moves and console."""
+"""Access checks: known Host, no foreign page, JSON writes, admin token for moves and console."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "t" * 43
 
 
 class Bare:
-    """A service of which the guard asks its two questions."""
+    """A service with only the project and the token that the access checks read."""
 
     def __init__(self) -> None:
         self.project = Project(Path(), config_of({"serve": {"hosts": ["shop.example"]}}, environment={}))
@@ -62,7 +62,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def bare() -> Browser:
-    """The guard over a console of one word, without anything behind it."""
+    """The access checks before a console of one word, without a service."""
     app = build(Bare(), "127.0.0.2")  # type: ignore[arg-type]
     word = lambda _: PlainTextResponse("console")  # noqa: E731
     app.router.routes += [Route("/", word, methods=["GET"]), Route("/_nicegui/x", word, methods=["GET", "POST"])]
@@ -94,7 +94,7 @@ def test_host_unknown_is_421(bare: Browser, host: str) -> None:
 
 
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
-def test_host_missing_or_twice_is_400(server: Server, hosts: list[str]) -> None:
+def test_host_missing_or_repeated_is_400(server: Server, hosts: list[str]) -> None:
     url = httpx.URL(server.url)
     lines = "".join(f"Host: {host}\r\n" for host in hosts)
     with socket.create_connection((url.host, url.port or 80), PATIENCE) as raw:
@@ -102,8 +102,8 @@ def test_host_missing_or_twice_is_400(server: Server, hosts: list[str]) -> None:
         assert raw.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
-def test_rebinding_page_can_neither_read_nor_write(server: Server) -> None:
-    """After DNS rebinding a page is of the same origin as the service: Host and Origin are its own name."""
+def test_rebinding_page_is_421_for_reads_and_writes(server: Server) -> None:
+    """DNS rebinding gives a foreign page the origin of the service; Host and Origin hold its name."""
     page = {"host": "evil.example:8088", "origin": "http://evil.example:8088"}
     assert asked(server.client, "/v1/users/u14", **page) == (421, "unknown_host")
     assert asked(server.client, "/v1/events", "POST", **page) == (421, "unknown_host")
@@ -113,9 +113,9 @@ def test_rebinding_page_can_neither_read_nor_write(server: Server) -> None:
 
 @pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Host", "X-Original-Host", "Forwarded"])
 def test_proxy_header_is_not_trusted(bare: Browser, header: str) -> None:
-    told = "host=localhost" if header == "Forwarded" else "localhost"
-    assert asked(bare, host="evil.example", **{header: told}) == (421, "unknown_host")
-    local = {"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", header: told}
+    header_value = "host=localhost" if header == "Forwarded" else "localhost"
+    assert asked(bare, host="evil.example", **{header: header_value}) == (421, "unknown_host")
+    local = {"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", header: header_value}
     assert asked(bare, "/v1/admin/rollback", "POST", content_type="application/json", **local) == (401, "unauthorized")
 
 
@@ -142,7 +142,7 @@ def test_origin_foreign_is_403(bare: Browser, origin: str, known: bool) -> None:
         ("cross-site", "image", False), ("cross-site", "iframe", False), ("same-site", "empty", False),
     ],
 )  # fmt: skip
-def test_request_of_a_foreign_page_without_origin_is_403(
+def test_request_from_a_foreign_page_without_origin_is_403(
     bare: Browser, site: str, destination: str, known: bool
 ) -> None:
     wanted = (200, "") if known else (403, "foreign_origin")
@@ -160,29 +160,33 @@ def test_write_of_a_form_is_415(server: Server, path: str, kind: str | None) -> 
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/x-ndjson"])
-def test_write_of_json_is_taken(server: Server, kind: str) -> None:
+def test_write_of_json_is_accepted(server: Server, kind: str) -> None:
     row = b'{"user_id": "guard", "item_id": "i01", "event_type": "purchase"}'
     answer = server.client.post("/v1/events", content=row, headers={"Content-Type": kind})
     assert answer.json()["accepted"] == 1
 
 
-@pytest.mark.parametrize("told", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer tökén"])
-def test_admin_route_without_the_token_is_401(bare: Browser, told: str) -> None:
+@pytest.mark.parametrize(
+    "header_value", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer tökén"]
+)
+def test_admin_route_without_the_token_is_401(bare: Browser, header_value: str) -> None:
     for verb in ("promote", "rollback", "reject"):
-        answer = bare.post(f"/v1/admin/{verb}", json={}, headers={"Authorization": told.encode()} if told else {})
+        answer = bare.post(
+            f"/v1/admin/{verb}", json={}, headers={"Authorization": header_value.encode()} if header_value else {}
+        )
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
         assert TOKEN not in answer.text
 
 
-def test_admin_route_with_the_token_is_asked(server: Server) -> None:
+def test_admin_route_with_the_token_is_answered(server: Server) -> None:
     answer = server.client.post("/v1/admin/rollback", json={"reason": "x"})
-    assert answer.status_code == 409  # nothing to go back to
+    assert answer.status_code == 409  # no earlier live bundle
     bare = httpx.post(f"{server.url}/v1/admin/rollback", json={"reason": "x"})
     assert bare.status_code == 401
 
 
-def test_console_without_login_is_a_form_that_no_page_frames(bare: Browser) -> None:
+def test_console_without_login_shows_a_form_and_forbids_framing(bare: Browser) -> None:
     bare.cookies.clear()
     answer = bare.get("/")
     assert answer.status_code == 401
@@ -211,7 +215,7 @@ def test_console_login_sets_a_strict_cookie(bare: Browser, way: str) -> None:
         assert answer.headers["x-frame-options"] == "DENY"
     assert (
         asked(bare, "/v1/admin/rollback", "POST", content_type="application/json")[0] == 401
-    )  # the cookie is no token
+    )  # the cookie is not a token
     assert bare.get("/", headers={"origin": "http://evil.example"}).status_code == 403
     bare.cookies.clear()
 
@@ -220,7 +224,7 @@ def test_console_login_form_too_long_is_413(bare: Browser) -> None:
     assert bare.post("/login", data={"token": "x" * 5_000}).status_code == 413
 
 
-def test_token_file_is_kept_and_private(tmp_path: Any) -> None:
+def test_token_file_is_private_and_stable_until_renewed(tmp_path: Any) -> None:
     token = admin_token.ensure(tmp_path)
     file = tmp_path / "store" / "admin-token"
     file.chmod(0o644)
@@ -234,7 +238,7 @@ def test_token_file_is_kept_and_private(tmp_path: Any) -> None:
     assert [one.name for one in file.parent.iterdir()] == ["admin-token"]
 
 
-def test_serve_prints_the_token_once_and_the_verb_shows_it(server: Server) -> None:
+def test_serve_and_token_command_print_the_same_token(server: Server) -> None:
     (line,) = [line for line in server.errors.read_text().splitlines() if line.startswith("token ")]
     words = command(server.root)[:-1]
     shown = subprocess.run([*words, "token"], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
@@ -248,13 +252,13 @@ def test_serve_hosts_wrong_name_is_refused(name: str) -> None:
         config_of({"serve": {"hosts": [name]}}, environment={})
 
 
-def test_head_two_content_types_are_none() -> None:
+def test_head_with_two_content_types_matches_no_known_type() -> None:
     head = Head([(b"content-type", b"application/json"), (b"content-type", b"application/json")])
     assert head.content_type == b"more than one"
     assert (host_name("::1"), host_name("[::1]"), name_of(b"[::1]:80")) == ("[::1]", "[::1]", b"[::1]")
 
 
-def test_console_paths_are_those_of_the_page() -> None:
-    """What the console's mount answers beside `/` is what the guard asks the login for."""
+def test_console_paths_of_access_and_page_are_equal() -> None:
+    """The paths that the console answers, except `/`, are those that require the login."""
     console = pytest.importorskip("recloop.serve.console")
     assert console.ITS == CONSOLE

@@ -1,4 +1,4 @@
-"""The commit path under faults: whatever fails, a request is told what the disk holds, and none waits for ever."""
+"""Faults in the commit path: each request is answered as stored, and none waits forever."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEPT, NOT_KEPT, UNCERTAIN = "kept", "not kept", "uncertain"
 
 
 class EmptyArchive:
-    """An import without a row."""
+    """An archive without rows."""
 
     def known(self, _: Any) -> dict[str, Event]:
         return {}
@@ -40,7 +40,7 @@ class EmptyArchive:
 
 
 class FaultyConnection:
-    """A connection that fails at chosen statements: ``fault`` is asked before each and after each."""
+    """A connection that calls ``fault`` before and after each statement."""
 
     def __init__(self, real: sqlite3.Connection, fault: Callable[[str, bool], None]) -> None:
         self._real, self._fault = real, fault
@@ -56,7 +56,7 @@ class FaultyConnection:
 
 
 def rows_of(name: str) -> dict[str, Any]:
-    """One row of each kind, none with an id that would hide a second copy."""
+    """One row of each kind, without an id that would hide a second copy."""
     return {
         "events": [Event(user_id=name, item_id="i", timestamp=1, received_at=1)],
         "items": [Item(item_id=name)],
@@ -65,10 +65,10 @@ def rows_of(name: str) -> dict[str, Any]:
     }
 
 
-def told(
+def write_answers(
     log: EventLog, after_commit: Callable[[list[WriteRequest], int], None], names: Sequence[str] = ("r0",)
 ) -> list[str]:
-    """Write rows under these names and say what each request was told, then see that the writer still writes."""
+    """Write rows under these names and return each answer; then check that the writer still writes."""
     writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), 1.0, after_commit)  # type: ignore[arg-type]
 
     async def one(name: str) -> str:
@@ -77,8 +77,8 @@ def told(
         except LogUncertainError:
             return UNCERTAIN
         except TimeoutError:
-            return "waits for ever"
-        except Exception:  # noqa: BLE001 - of any other error the client learns that nothing was kept
+            return "waits forever"
+        except Exception:  # noqa: BLE001 - any other error means that nothing was stored
             return NOT_KEPT
         return KEPT
 
@@ -93,19 +93,19 @@ def told(
         writer.close()
 
 
-def held(root: Path, name: str) -> int:
-    """How many copies of a request the disk holds; part of one is an error."""
+def stored_copies(root: Path, name: str) -> int:
+    """Number of stored copies of a request; a partial copy is an error."""
     connection = sqlite3.connect(root / "store" / "log.db")
-    asked = ("SELECT count(*) FROM events WHERE user_id = ?", "SELECT count(*) FROM users WHERE user_id = ?")
-    counts = {connection.execute(text, (name,)).fetchone()[0] for text in asked}
+    queries = ("SELECT count(*) FROM events WHERE user_id = ?", "SELECT count(*) FROM users WHERE user_id = ?")
+    counts = {connection.execute(text, (name,)).fetchone()[0] for text in queries}
     counts.add(connection.execute("SELECT count(*) FROM items WHERE item_id = ?", (name,)).fetchone()[0])
     connection.close()
     assert len(counts) == 1, counts
     return int(counts.pop())
 
 
-def as_told(answer: str, copies: int) -> bool:
-    return copies == {KEPT: 1, NOT_KEPT: 0}.get(answer, copies) and copies <= 1 and answer != "waits for ever"
+def is_consistent(answer: str, copies: int) -> bool:
+    return copies == {KEPT: 1, NOT_KEPT: 0}.get(answer, copies) and copies <= 1 and answer != "waits forever"
 
 
 def raising(text: str, after: bool, error: Exception, once: bool = True) -> Callable[[str, bool], None]:
@@ -132,19 +132,19 @@ STATEMENTS = [
 
 @pytest.mark.parametrize("error", [DISK, RuntimeError("a bug")], ids=["disk", "bug"])
 @pytest.mark.parametrize(("text", "after", "expected"), STATEMENTS)
-def test_writer_a_statement_fails_the_answer_is_what_the_disk_holds(
+def test_writer_after_a_failed_statement_answers_as_stored(
     tmp_path: Path, text: str, after: bool, expected: str, error: Exception
 ) -> None:
     log = open_log(URL, tmp_path, write=True)
     assert log._writer is not None
     log._writer = FaultyConnection(log._writer, raising(text, after, error))  # type: ignore[assignment]
-    (answer,) = told(log, lambda *_: None)
+    (answer,) = write_answers(log, lambda *_: None)
     log.close()
-    assert (answer, held(tmp_path, "r0")) == (expected, int(expected == KEPT))
+    assert (answer, stored_copies(tmp_path, "r0")) == (expected, int(expected == KEPT))
 
 
 @pytest.mark.parametrize(("after", "copies"), [(False, 0), (True, 1)])
-def test_writer_a_commit_fails_and_cannot_be_read_back_the_answer_is_uncertain(
+def test_writer_after_a_failed_commit_and_read_answers_uncertain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, copies: int
 ) -> None:
     log = open_log(URL, tmp_path, write=True)
@@ -155,32 +155,32 @@ def test_writer_a_commit_fails_and_cannot_be_read_back_the_answer_is_uncertain(
         raise DISK
 
     monkeypatch.setattr(EventLog, "last_seq", unreadable)
-    (answer,) = told(log, lambda *_: None)
+    (answer,) = write_answers(log, lambda *_: None)
     log.close()
-    assert (answer, held(tmp_path, "r0")) == (UNCERTAIN, copies)
+    assert (answer, stored_copies(tmp_path, "r0")) == (UNCERTAIN, copies)
 
 
-def test_writer_a_failed_rollback_stops_no_later_request(tmp_path: Path) -> None:
+def test_writer_after_a_failed_rollback_stores_the_next_request(tmp_path: Path) -> None:
     log = open_log(URL, tmp_path, write=True)
     assert log._writer is not None
     first, second = raising("UPDATE counter", False, DISK), raising("ROLLBACK", False, DISK)
     log._writer = FaultyConnection(log._writer, lambda *given: (first(*given), second(*given)))  # type: ignore[assignment, arg-type]
-    assert told(log, lambda *_: None) == [NOT_KEPT]
+    assert write_answers(log, lambda *_: None) == [NOT_KEPT]
     log.close()
-    assert (held(tmp_path, "r0"), held(tmp_path, "after-r0")) == (0, 1)
+    assert (stored_copies(tmp_path, "r0"), stored_copies(tmp_path, "after-r0")) == (0, 1)
 
 
 @pytest.mark.parametrize("error", [DISK, RuntimeError("a bug")], ids=["disk", "bug"])
-def test_writer_after_commit_fails_every_request_of_the_group_is_acknowledged(tmp_path: Path, error: Exception) -> None:
+def test_writer_with_a_failing_after_commit_acknowledges_the_group(tmp_path: Path, error: Exception) -> None:
     log, left = open_log(URL, tmp_path, write=True), [1]
 
     def after_commit(*_: Any) -> None:
         if left.pop() if left else 0:
             raise error
 
-    assert told(log, after_commit, names=("r0", "r1", "r2")) == [KEPT] * 3
+    assert write_answers(log, after_commit, names=("r0", "r1", "r2")) == [KEPT] * 3
     log.close()
-    assert [held(tmp_path, f"r{n}") for n in range(3)] == [1, 1, 1]
+    assert [stored_copies(tmp_path, f"r{n}") for n in range(3)] == [1, 1, 1]
 
 
 # -- a fault at each line
@@ -191,12 +191,12 @@ PATH: tuple[Callable[..., Any], ...] = (
     EventLog._set_counter, Writer.causal_rules, Writer._deliver,
 )  # fmt: skip
 CODES = {one.__code__ for one in PATH}
-"""Of the writer's thread up to the hand-back; BEGIN, COMMIT and ROLLBACK fail in the table above (a trace function that
-raises where a ``with`` ends would keep its lock, which no fault of the code does)."""
+"""Code of the writer's thread up to the delivery; STATEMENTS covers BEGIN, COMMIT and ROLLBACK (a trace function that
+raises where a ``with`` ends would keep its lock, which a fault of the code does not do)."""
 
 
 class AtLine:
-    """A trace function that raises at the n-th line of the commit path; ``lines`` counts them where it never does."""
+    """A trace function that raises at the n-th line of the commit path; ``lines`` counts lines."""
 
     def __init__(self, at: int, error: Exception) -> None:
         self._at, self._error = at, error
@@ -223,19 +223,23 @@ def traced() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("traced")
-def test_writer_a_fault_at_each_line_the_answer_is_what_the_disk_holds(tmp_path: Path) -> None:
+def test_writer_with_a_fault_at_any_line_answers_as_stored(tmp_path: Path) -> None:
     log = open_log(URL, tmp_path, write=True)
     log._writer.execute("PRAGMA synchronous = OFF")  # type: ignore[union-attr]
-    outside = ("Writer._commit", "Writer._deliver")  # where a bug of ours may leave nothing to read back
+    outside = ("Writer._commit", "Writer._deliver")  # where a fault may leave the log unreadable
 
     def attempt(at: int) -> AtLine:
         tracer, name = AtLine(at, DISK if at % 2 else RuntimeError("a bug")), f"line-{at}"
         threading.settrace(tracer)
         try:
-            (answer,) = told(log, lambda *_: None, [name])
+            (answer,) = write_answers(log, lambda *_: None, [name])
         finally:
             threading.settrace(None)  # type: ignore[arg-type]
-        assert as_told(answer, held(tmp_path, name)), (answer, held(tmp_path, name), tracer.where)
+        assert is_consistent(answer, stored_copies(tmp_path, name)), (
+            answer,
+            stored_copies(tmp_path, name),
+            tracer.where,
+        )
         assert answer != UNCERTAIN or tracer.where.startswith(outside), tracer.where
         return tracer
 
@@ -246,7 +250,7 @@ def test_writer_a_fault_at_each_line_the_answer_is_what_the_disk_holds(tmp_path:
     assert any(where.startswith("Writer._deliver") for where in reached)
 
 
-def test_service_a_commit_that_is_not_taken_in_is_seen_and_mended(
+def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
     shop: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create(shop, clock=lambda: 1_800_000_000_000_000)
@@ -276,7 +280,7 @@ def test_service_a_commit_that_is_not_taken_in_is_seen_and_mended(
 @pytest.mark.parametrize(
     ("error", "code"), [(LogUnavailableError(), "log_unavailable"), (LogUncertainError(), "log_uncertain")]
 )
-def test_post_what_the_log_says_is_what_the_client_reads(
+def test_post_events_with_a_log_error_answers_503_and_its_code(
     shop: Project, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     async def failing(*_: Any, **__: Any) -> Any:

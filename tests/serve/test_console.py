@@ -1,4 +1,4 @@
-"""The console in a real browser: what it shows, moves by click, what is refused, and no request to another host."""
+"""The console in a browser: reports, moves, refusals, and no request to another host."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from recloop.storage import releases
 CHROMIUM = Path("/usr/bin/chromium")
 WAIT = 60_000
 HOUR = 3_600
-STRANGERS = 20
+UNKNOWN_USERS = 20
 MIXES = {
     "tried": {"history": 1.0, "neighbours": 1.0, "popular": 0.5},
     "beside": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
     "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
 }
 PICTURE = "RECLOOP_PICTURES"
-"""The folder that `make pictures` wants the page's picture in; without it a test run writes nothing into the checkout."""
+"""Environment variable that names the folder for the screenshots of `make pictures`."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Shop:
 
 
 def child(project: Project, live: Bundle, number: int, weights: dict[str, float]) -> str:
-    """A registered bundle: live's own with other weights for its sources."""
+    """Register a copy of the live bundle with other source weights."""
     home = replace(live.policy.placements["home"], weights=weights)
     policy = live.policy.with_placement("home", home)
     made = replace(live, policy=policy)
@@ -62,17 +62,17 @@ def child(project: Project, live: Bundle, number: int, weights: dict[str, float]
     control = project.open_control()
     sha256 = bundles.manifest_hash(project.bundles / made.id)
     who: dict[str, Any] = {"by": "a test", "reason": "other weights", "at": 1_751_328_000_000_000}
-    releases.register(control, made.id, sha256, evidence={"gates": []}, **who)  # as what passed its gate
+    releases.register(control, made.id, sha256, evidence={"gates": []}, **who)  # as a bundle that passed its gate
     return made.id
 
 
-def lived(server: servers.Server, tried: str, begin: int) -> None:
-    """Two days: everybody asks, who got the candidate's list buys from it more often; then a day goes by."""
+def simulate_two_days(server: servers.Server, tried: str, begin: int) -> None:
+    """Simulate two days: users of the candidate arm buy from their lists more often."""
     for hour in (1, 3):
         for number in range(1, 61):
             user = f"u{number:02}"
-            told = {"X-Recloop-Now": datetime.fromtimestamp(begin + hour * HOUR + number, UTC).isoformat()}
-            answer = server.client.get(f"/v1/recommend/{user}", headers=told)
+            time_header = {"X-Recloop-Now": datetime.fromtimestamp(begin + hour * HOUR + number, UTC).isoformat()}
+            answer = server.client.get(f"/v1/recommend/{user}", headers=time_header)
             assert answer.status_code == 200, answer.text
             often = 2 if assignment.in_experiment(tried, user, 0.5) else 4
             if (number + hour) % often == 0:
@@ -80,17 +80,17 @@ def lived(server: servers.Server, tried: str, begin: int) -> None:
                     "user_id": user, "item_id": answer.json()["items"][0]["item_id"], "event_type": "purchase",
                     "event_id": f"{user}-{hour}", "request_id": answer.json()["request_id"],
                 }  # fmt: skip
-                posted = server.client.post("/v1/events", json=row, headers=told)
+                posted = server.client.post("/v1/events", json=row, headers=time_header)
                 assert posted.json()["accepted"] == 1, posted.text
-    told = {"X-Recloop-Now": datetime.fromtimestamp(begin + 30 * HOUR, UTC).isoformat()}
-    for number in range(STRANGERS):
-        assert server.client.get(f"/v1/recommend/stranger-{number}", headers=told).status_code == 200
-    server.decided(**told)
+    time_header = {"X-Recloop-Now": datetime.fromtimestamp(begin + 30 * HOUR, UTC).isoformat()}
+    for number in range(UNKNOWN_USERS):
+        assert server.client.get(f"/v1/recommend/unknown-{number}", headers=time_header).status_code == 200
+    server.decided(**time_header)
 
 
 @pytest.fixture(scope="module")
 def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """That shop, with the decisions of both trials written."""
+    """The shop with written decisions of the shadow and the experiment."""
     folder = shutil.copytree(turned, tmp_path_factory.mktemp("console") / "shop")
     project = open_project(folder)
     control = project.open_control()
@@ -104,7 +104,7 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
             moved = server.client.post("/v1/admin/promote", json=body)
             assert moved.status_code == 200, moved.text
         since = releases.read_state(control).since(names["tried"]).at
-        lived(server, names["tried"], since // SECOND)
+        simulate_two_days(server, names["tried"], since // SECOND)
         yield Shop(server, project, live.id, **names)
         assert server.stop() == 0
     finally:
@@ -124,26 +124,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
-    """``opened(width, height, color_scheme=...)``: the page, in a context of its own; a request to another host fails the test."""
+    """Open the page in a new context: ``opened(width, height, color_scheme=...)``; foreign requests fail."""
     own = (shop.server.url, shop.server.url.replace("http", "ws"), "data:", "blob:")
 
     @contextmanager
     def page(width: int = 1180, height: int = 1300, **options: Any) -> Iterator[Page]:
         asked: list[str] = []
-        complained: list[str] = []
+        page_errors: list[str] = []
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         made = context.new_page()
         made.set_default_timeout(WAIT)
         made.on("request", lambda one: asked.append(one.url))
         made.on("websocket", lambda one: asked.append(one.url))
-        made.on("pageerror", lambda error: complained.append(str(error)))
+        made.on("pageerror", lambda error: page_errors.append(str(error)))
         made.goto(f"{shop.server.url}/?token={shop.server.token}")
         expect(made.get_by_test_id("live")).to_be_visible(timeout=WAIT)
         yield made
         context.close()
         assert asked
         assert [url for url in asked if not url.startswith(own)] == []
-        assert complained == []
+        assert page_errors == []
 
     return page
 
@@ -152,7 +152,7 @@ def text(page: Page, name: str) -> str:
     return " ".join(page.get_by_test_id(name).inner_text().split())
 
 
-def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> None:
+def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened: Any) -> None:
     with opened() as page:
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
         expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
@@ -189,7 +189,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
         # fewer than 200 users an arm: no confidence sequence yet
         assert f"hit rate primary {rate.live:.3f} {rate.candidate:.3f} {rate.delta:+.3f} -" in said
         counts = measured.sample_ratio.counts
-        assert counts["live"] + counts["candidate"] == 60 + STRANGERS + 1
+        assert counts["live"] + counts["candidate"] == 60 + UNKNOWN_USERS + 1
         assert f"Sample ratio: {counts['live']} to {counts['candidate']}, planned 50% to 50%" in said
         assert "alarm above 1,000: none" in said
         moves = page.get_by_test_id("releases").locator("tbody tr")
@@ -200,7 +200,7 @@ def test_what_is_live_and_tried_and_how_it_compares(shop: Shop, opened: Any) -> 
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
-def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
+def test_console_fits_desktop_and_phone_in_light_and_dark(
     shop: Shop, opened: Any, tmp_path: Path, width: int, scheme: str
 ) -> None:
     with opened(width, 900, color_scheme=scheme) as page:
@@ -209,7 +209,7 @@ def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
         page.get_by_test_id("user").fill("u05")
         page.get_by_test_id("show").click()
         expect(page.get_by_test_id("history")).to_be_visible(timeout=WAIT)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll in their own boxes
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll inside their boxes
         assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark")
         file = tmp_path / "console.png"
         page.screenshot(path=str(file), full_page=True)
@@ -226,10 +226,10 @@ def test_it_fits_a_desk_and_a_phone_by_day_and_by_night(
                 page.screenshot(path=str(Path(wanted) / "list.png"), full_page=True, clip=person)
 
 
-def test_one_person_and_the_source_of_each_item(shop: Shop, opened: Any) -> None:
-    """What the person would get from the arm that they fall into, as the service answers it."""
+def test_console_shows_a_users_list_with_sources_as_served(shop: Shop, opened: Any) -> None:
+    """The page lists what the service answers for the user's arm."""
     with opened() as page:
-        for user in ("u05", "u06", "u07", "u08", "stranger"):
+        for user in ("u05", "u06", "u07", "u08", "unknown"):
             arm = "candidate" if assignment.in_experiment(shop.tried, user, 0.5) else "live"
             page.get_by_test_id("user").fill(user)
             page.get_by_test_id("user").press("Enter")
@@ -247,7 +247,7 @@ def test_one_person_and_the_source_of_each_item(shop: Shop, opened: Any) -> None
             assert history.count() == min(20, events)
 
 
-def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
+def test_console_buttons_move_bundles_and_show_refusals(shop: Shop, opened: Any) -> None:
     status = lambda: shop.server.client.get("/v1/status").json()  # noqa: E731
 
     def choose(page: Page, name: str, option: str) -> None:
@@ -299,15 +299,15 @@ def test_moves_by_click_and_what_is_refused(shop: Shop, opened: Any) -> None:
         expect(moves).to_contain_text("console")
 
 
-def test_the_service_keeps_its_own_answers(shop: Shop) -> None:
+def test_service_with_console_keeps_its_own_routes(shop: Shop) -> None:
     client = shop.server.client
     assert client.post("/v1/status", json={}).status_code == 405
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert client.get("/metrics").text.startswith("# HELP recloop_")
 
 
-def test_without_the_extra_the_root_says_how(turned: Path, tmp_path: Path, serving: Callable[..., Any]) -> None:
-    """A server in whose process NiceGUI cannot be imported."""
+def test_root_page_without_nicegui_names_the_extra(turned: Path, tmp_path: Path, serving: Callable[..., Any]) -> None:
+    """Run a server process that cannot import NiceGUI."""
     server = serving(shutil.copytree(turned, tmp_path / "shop"), program=servers.WITHOUT_CONSOLE)
     page = server.client.get("/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -315,7 +315,7 @@ def test_without_the_extra_the_root_says_how(turned: Path, tmp_path: Path, servi
     assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
 
 
-def test_without_the_token_there_is_a_form_and_with_it_the_page(shop: Shop, browser: Browser) -> None:
+def test_console_login_with_the_token_opens_the_page(shop: Shop, browser: Browser) -> None:
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(WAIT)

@@ -1,4 +1,4 @@
-"""Rows over HTTP: what becomes of each, and which bodies are refused whole."""
+"""Rows over HTTP: the status of each row, and bodies that are refused as a whole."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def in_log(server: Any, user: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_events_order_lines_of_one_stamp_all_stay(client: httpx.Client, user: str) -> None:
+def test_post_events_order_lines_with_one_timestamp_are_all_accepted(client: httpx.Client, user: str) -> None:
     order = [row(user, f"i{n:02}", event_type="transaction", timestamp=1_716_000_000) for n in range(14)]
     assert send(client, order).json()["accepted"] == 14
-    assert statuses(send(client, order[:1])) == ["accepted"], "one more line of that order, posted alone"
+    assert statuses(send(client, order[:1])) == ["accepted"], "one line of that order, posted again alone"
 
 
-def test_one_object_an_array_and_lines(client: httpx.Client, user: str) -> None:
+def test_post_events_accepts_an_object_an_array_and_json_lines(client: httpx.Client, user: str) -> None:
     answer = send(client, row(user, event_id=f"{user}-1"))
     assert answer.status_code == 200
     assert answer.json() == {
@@ -69,7 +69,7 @@ def test_one_object_an_array_and_lines(client: httpx.Client, user: str) -> None:
     assert (empty.status_code, empty.json()["rows"]) == (200, [])
 
 
-def test_a_row_is_kept_as_it_was_sent(client: httpx.Client, server: Any, user: str) -> None:
+def test_post_events_stores_the_row_as_sent(client: httpx.Client, server: Any, user: str) -> None:
     sent = row(
         user, "i 1", timestamp="2026-03-01T10:00:00.5+02:00", value=3, quantity=2.5, group_id="01", event_id=f"{user}-x",
         session_id="s", anonymous_id="an", placement="home", request_id="r", context={"b": [1, None], "a": "ü"},
@@ -94,11 +94,11 @@ def test_a_row_is_kept_as_it_was_sent(client: httpx.Client, server: Any, user: s
     assert kept["received_at"] > kept["timestamp"]
 
 
-def test_a_retry_is_told_so(client: httpx.Client, user: str) -> None:
+def test_post_events_retry_is_duplicate_and_changed_content_is_conflict(client: httpx.Client, user: str) -> None:
     one = row(user, event_id=f"{user}-r", value=2)
     assert statuses(send(client, one)) == ["accepted"]
     again = send(client, one)
-    assert (again.status_code, statuses(again)) == (200, ["duplicate"])  # without a stamp, and still a retry
+    assert (again.status_code, statuses(again)) == (200, ["duplicate"])  # a retry is recognised without a timestamp
     other = send(client, {**one, "value": 3})
     assert (other.status_code, statuses(other)) == (207, ["conflict"])
     assert other.json()["rows"][0]["reason"] == "this event_id was received before with other content"
@@ -107,7 +107,7 @@ def test_a_retry_is_told_so(client: httpx.Client, user: str) -> None:
     assert client.get(f"/v1/users/{user}").json()["events"] == 2
 
 
-def test_an_event_of_the_import_is_a_duplicate_too(client: httpx.Client, server: Any) -> None:
+def test_post_events_of_an_imported_row_is_duplicate(client: httpx.Client, server: Any) -> None:
     import_rows = (server.errors.parent / "events.csv").read_text().splitlines()
     names, first = import_rows[0].split(","), import_rows[1].split(",")
     old = {name: value for name, value in zip(names, first, strict=True) if value}
@@ -115,7 +115,7 @@ def test_an_event_of_the_import_is_a_duplicate_too(client: httpx.Client, server:
     assert statuses(send(client, {**old, "item_id": "other"})) == ["conflict"]
 
 
-def test_bad_rows_are_rejected_one_by_one(client: httpx.Client, server: Any, user: str) -> None:
+def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, server: Any, user: str) -> None:
     bad: list[tuple[Any, str]] = [
         (row(2**63), "user_id: expected `str`, got `int`"),
         (row(1.5), "user_id: expected `str`, got `float`"),
@@ -151,14 +151,14 @@ def test_bad_rows_are_rejected_one_by_one(client: httpx.Client, server: Any, use
     assert (alone.status_code, alone.json()["rows"][0]["event_id"]) == (207, "named")
 
 
-def test_ids_are_text_and_never_parsed(client: httpx.Client, user: str) -> None:
+def test_post_events_keeps_ids_as_text(client: httpx.Client, user: str) -> None:
     ids = [" 1", "01", "1e5", "null", "\u0000", "a\nb", "1", "😀", "x" * 3000]
     assert statuses(send(client, [row(user, one, group_id="g") for one in ids])) == ["accepted"] * len(ids)
     known = {event["item_id"] for event in client.get(f"/v1/users/{user}").json()["last_events"]}
     assert known == set(ids)
 
 
-def test_a_bad_line_is_rejected_among_good_ones(client: httpx.Client, user: str) -> None:
+def test_post_events_rejects_a_bad_line_and_accepts_the_others(client: httpx.Client, user: str) -> None:
     good = json.dumps(row(user)).encode()
     for broken in (b"{", b'{"user_id": NaN}', b'{"user_id": "\xff"}', b'{"user_id": "\\ud800"}'):
         answer = send(client, b"\n".join([good, broken, good]))
@@ -178,7 +178,7 @@ def test_a_bad_line_is_rejected_among_good_ones(client: httpx.Client, user: str)
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/items", "/v1/users"])
-def test_what_is_not_json_is_refused_whole(client: httpx.Client, path: str, body: bytes) -> None:
+def test_post_body_that_is_not_json_is_400_and_stores_nothing(client: httpx.Client, path: str, body: bytes) -> None:
     before = client.get("/v1/status").json()["last_seq"]
     answer = client.post(path, content=body, headers=JSON)
     assert answer.status_code == 400, answer.text
@@ -192,11 +192,11 @@ def test_what_is_not_json_is_refused_whole(client: httpx.Client, path: str, body
 
 
 @pytest.mark.parametrize("body", [b"5", b'"text"', b"null", b"true"])
-def test_json_that_is_no_rows_is_refused(client: httpx.Client, body: bytes) -> None:
+def test_post_events_json_without_rows_is_422(client: httpx.Client, body: bytes) -> None:
     assert client.post("/v1/events", content=body, headers=JSON).status_code == 422
 
 
-def test_more_than_a_thousand_rows_are_refused(client: httpx.Client, server: Any, user: str) -> None:
+def test_post_events_with_1001_rows_is_422(client: httpx.Client, server: Any, user: str) -> None:
     rows = [row(user, f"i{n}", group_id="g") for n in range(1000)]
     assert send(client, rows).json()["accepted"] == 1000
     for body in (
@@ -214,7 +214,7 @@ def parts_of(size: int) -> Iterator[bytes]:
         yield b" " * 65536
 
 
-def test_a_large_body_is_refused(client: httpx.Client) -> None:
+def test_post_events_body_over_5_mib_is_413(client: httpx.Client) -> None:
     for content in (b" " * 10_000_000, parts_of(10_000_000)):  # announced, and in chunks
         answer = client.post("/v1/events", content=content, headers=JSON)
         assert answer.status_code == 413
@@ -227,7 +227,7 @@ def test_a_large_body_is_refused(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10000000", "Transfer-Encoding: chunked"])
-def test_a_large_body_is_refused_before_it_is_read(server: Any, framing: str) -> None:
+def test_post_events_large_body_is_413_before_it_is_read(server: Any, framing: str) -> None:
     url = httpx.URL(server.url)
     with socket.create_connection((url.host, url.port or 80), timeout=60) as raw:
         head = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -237,10 +237,10 @@ def test_a_large_body_is_refused_before_it_is_read(server: Any, framing: str) ->
         assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_burst_is_quarantined_and_a_basket_is_not(client: httpx.Client, server: Any, user: str) -> None:
+def test_post_events_quarantines_a_burst_and_accepts_a_basket(client: httpx.Client, server: Any, user: str) -> None:
     clicks = [row(user, f"i{n:02}", event_type="click", timestamp=1_767_312_000 + n / 100) for n in range(15)]
     answer = send(client, clicks[:4])
-    answers = statuses(answer) + statuses(send(client, clicks[4:]))  # the rule looks at what came in other requests too
+    answers = statuses(answer) + statuses(send(client, clicks[4:]))  # the rule counts rows of earlier requests too
     assert answers == ["accepted"] * 9 + ["quarantined"] * 6
     assert {one["rule"] for one in in_log(server, user)} == {None, "burst"}
     basket = [row(user, f"i{n:02}", group_id="b", timestamp=1_767_312_000) for n in range(15)]
@@ -251,7 +251,9 @@ def test_a_burst_is_quarantined_and_a_basket_is_not(client: httpx.Client, server
     assert client.get(f"/v1/users/{user}").json()["events"] == 15
 
 
-def test_a_late_row_is_judged_with_the_rows_of_the_import(client: httpx.Client, server: Any, user: str) -> None:
+def test_post_events_late_rows_count_with_imported_rows_as_a_burst(
+    client: httpx.Client, server: Any, user: str
+) -> None:
     text = (server.errors.parent / "events.csv").read_text().splitlines()
     names = text[0].split(",")
     old = [dict(zip(names, line.split(","), strict=True)) for line in text[1:]]
@@ -262,7 +264,7 @@ def test_a_late_row_is_judged_with_the_rows_of_the_import(client: httpx.Client, 
     assert statuses(send(client, late)) == ["accepted"] * 8 + ["quarantined"] * 2
 
 
-def test_items_and_users_are_upserted(client: httpx.Client, user: str) -> None:
+def test_post_items_and_users_replaces_the_attributes(client: httpx.Client, user: str) -> None:
     item = f"item-{user}"
     answer = client.post("/v1/items", json=[{"item_id": item, "attributes": {"a": 1, "b": 2}}, {"item_id": ""}])
     assert answer.status_code == 207
@@ -286,7 +288,7 @@ def test_items_and_users_are_upserted(client: httpx.Client, user: str) -> None:
     assert client.post("/v1/users", json={"user_id": 5}).json()["rows"][0]["user_id"] is None
 
 
-def test_every_refusal_has_one_shape(client: httpx.Client) -> None:
+def test_error_responses_share_one_schema(client: httpx.Client) -> None:
     for method, path, status in (
         ("GET", "/v2/recommend/u", 404), ("GET", "/v1/events", 405), ("DELETE", "/v1/items/i01", 405),
         ("POST", "/v1/recommend/u", 405), ("GET", "/v1/events/", 404), ("GET", "/v1/items/none", 404),
@@ -299,6 +301,6 @@ def test_every_refusal_has_one_shape(client: httpx.Client) -> None:
             assert answer.headers["allow"]
 
 
-def test_the_folder_holds_nothing_half_written(client: httpx.Client, server: Any) -> None:
+def test_project_folder_after_requests_has_no_temporary_files(client: httpx.Client, server: Any) -> None:
     folder: Path = server.errors.parent
     assert not list(folder.rglob("*.tmp")) + list(folder.rglob(".snap*"))

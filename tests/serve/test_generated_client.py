@@ -1,4 +1,4 @@
-"""A client that openapi-python-client makes of the document asks every route and understands every answer."""
+"""A client generated from the OpenAPI document calls every route and parses every answer."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ def generated(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     sys.path.remove(str(folder))
 
 
-def test_generated_client_asks_every_route(generated: str, document: dict[str, Any], server: Server) -> None:
+def test_generated_client_parses_the_answer_of_every_route(
+    generated: str, document: dict[str, Any], server: Server
+) -> None:
     package = importlib.import_module(generated)
     models = importlib.import_module(f"{generated}.models")
     client = package.AuthenticatedClient(base_url=server.url, token=server.token)
     event = models.EventIn("u14", "i01", "purchase", event_id="generated-1")
     move = models.ReleaseRequest(bundle="none", reason="a test")
-    asked: dict[str, tuple[tuple[Any, ...], dict[str, Any], int, type]] = {
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any], int, type]] = {
         "recommend": (("u14",), {"n": 3, "properties": "category"}, 200, models.RecommendResponse),
         "recommend_by_query": ((), {"user_id": "a/b"}, 200, models.RecommendResponse),
         "similar": (("i01",), {"n": 3}, 200, models.RecommendResponse),
@@ -66,9 +68,9 @@ def test_generated_client_asks_every_route(generated: str, document: dict[str, A
         "reject": ((), {"body": move}, 404, models.ErrorResponse),
     }
     operations = {one["operationId"] for path in document["paths"].values() for one in path.values()}
-    assert operations == set(asked)
+    assert operations == set(calls)
     with client:
-        for name, (words, options, status, shape) in asked.items():
+        for name, (words, options, status, shape) in calls.items():
             module = importlib.import_module(f"{generated}.api.default.{name}")
             answer = module.sync_detailed(*words, client=client, **options)
             assert answer.status_code == HTTPStatus(status), (name, answer.content)
@@ -83,7 +85,7 @@ def test_generated_client_asks_every_route(generated: str, document: dict[str, A
         assert recommended.items[0].additional_properties["category"]
 
 
-def test_generated_client_without_the_token_is_refused(generated: str, server: Server) -> None:
+def test_generated_client_with_a_wrong_token_gets_401(generated: str, server: Server) -> None:
     package, models = importlib.import_module(generated), importlib.import_module(f"{generated}.models")
     client = package.AuthenticatedClient(base_url=server.url, token="wrong")
     rollback = importlib.import_module(f"{generated}.api.default.rollback")

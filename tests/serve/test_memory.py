@@ -1,4 +1,4 @@
-"""A bundle that is gone frees its memory: nothing holds it, and a long row of swaps ends where it began."""
+"""Memory of replaced bundles: it is freed, and does not grow over many swaps."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WHO: dict[str, Any] = {"by": "test", "reason": "a swap", "at": 5}
 
 
 class Cycle:
-    """Something that only the collector frees."""
+    """A reference cycle that only the garbage collector frees."""
 
     def __init__(self) -> None:
         self.own = self
 
 
-def test_uncollected_does_not_keep_garbage_of_meanwhile() -> None:
+def test_gc_paused_collects_cycles_at_its_end() -> None:
     with gc_paused():
         garbage = weakref.ref(Cycle())
         assert garbage() is not None
@@ -40,8 +40,8 @@ def test_uncollected_does_not_keep_garbage_of_meanwhile() -> None:
     assert gc.isenabled()
 
 
-def test_swaps_leave_no_bundle_behind(shop: Project) -> None:
-    """Live, what a rollback brings back, what waits checked: the tables of all others are gone."""
+def test_swap_frees_the_tables_of_replaced_bundles(shop: Project) -> None:
+    """Only the tables of live, of the rollback target and of checked bundles stay in memory."""
     control = shop.open_control()
     first = releases.live(control).bundle  # type: ignore[union-attr]
     seen: dict[int, weakref.ref[Any]] = {}
@@ -64,7 +64,7 @@ def test_swaps_leave_no_bundle_behind(shop: Project) -> None:
 
 
 def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
-    """Registered bundles that are copies of one, each with a moment of its own in its manifest."""
+    """Register copies of one bundle that differ in their creation times."""
     from dataclasses import replace
     from datetime import UTC, datetime, timedelta
 
@@ -82,15 +82,13 @@ def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
 
 
 def resident(process: int) -> float:
-    """MB of a process's memory that are in use."""
+    """Resident memory of a process, in MB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 @pytest.mark.slow
-def test_fifty_swaps_end_within_5_percent_of_the_memory_after_the_first(
-    shop: Project, serving: Callable[..., Any]
-) -> None:
+def test_memory_after_fifty_swaps_grows_less_than_5_percent(shop: Project, serving: Callable[..., Any]) -> None:
     control = shop.open_control()
     names = copies(shop, releases.live(control).bundle, 50)  # type: ignore[union-attr]
     server = serving(shop.root)
@@ -99,13 +97,13 @@ def test_fifty_swaps_end_within_5_percent_of_the_memory_after_the_first(
         body = {"bundle": name, "to": "live", "reason": "a swap"}
         assert server.client.post("/v1/admin/promote", json=body).status_code == 200
         for number in range(40):
-            asked = {"filter": f"price < {number}"} if number % 2 else {}
-            answer = server.client.get(f"/v1/recommend/u{number % 60:02}", params=asked)
+            query = {"filter": f"price < {number}"} if number % 2 else {}
+            answer = server.client.get(f"/v1/recommend/u{number % 60:02}", params=query)
             assert answer.json()["model_version"] == name
         return resident(server.process.pid)
 
     while control.generation() < 2 + 2 * len(names):  # all are checked
         time.sleep(0.2)
-    taken = [swap(name) for name in names]
-    print([round(one, 1) for one in taken])
-    assert statistics.median(taken[-3:]) < 1.05 * taken[0]
+    resident_mb = [swap(name) for name in names]
+    print([round(mb, 1) for mb in resident_mb])
+    assert statistics.median(resident_mb[-3:]) < 1.05 * resident_mb[0]

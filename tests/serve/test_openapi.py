@@ -1,4 +1,4 @@
-"""The document is about the service as it is: every route, every answer, no dangling name."""
+"""The OpenAPI document: every route, every response schema, no undefined reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def document(client: httpx.Client) -> dict[str, Any]:
     return client.get("/openapi.json").json()
 
 
-def test_every_route_is_in_it_and_no_other(document: dict[str, Any]) -> None:
+def test_openapi_paths_equal_the_routes(document: dict[str, Any]) -> None:
     class Nothing:
         pass
 
@@ -33,13 +33,13 @@ def test_every_route_is_in_it_and_no_other(document: dict[str, Any]) -> None:
     assert routes == documented
 
 
-def test_every_name_is_defined(document: dict[str, Any]) -> None:
+def test_openapi_references_are_defined(document: dict[str, Any]) -> None:
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert names <= set(document["components"]["schemas"])
     assert {"EventIn", "EventsResponse", "RecommendResponse", "ErrorResponse"} <= names
 
 
-def test_rows_say_what_they_need(document: dict[str, Any]) -> None:
+def test_openapi_event_schema_names_required_fields(document: dict[str, Any]) -> None:
     event = document["components"]["schemas"]["EventIn"]
     assert event["required"] == ["user_id", "item_id", "event_type"]
     assert event["additionalProperties"] is False
@@ -56,21 +56,19 @@ def test_rows_say_what_they_need(document: dict[str, Any]) -> None:
         ("/v1/nothing", schemas.ErrorResponse),
     ],
 )
-def test_an_answer_has_the_keys_of_its_shape(
-    client: httpx.Client, document: dict[str, Any], path: str, shape: type
-) -> None:
+def test_response_keys_equal_the_schema(client: httpx.Client, document: dict[str, Any], path: str, shape: type) -> None:
     schema = document["components"]["schemas"][shape.__name__]
     assert set(client.get(path).json()) == set(schema["properties"])
 
 
-def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None:
+def test_openapi_operation_ids_are_unique(document: dict[str, Any]) -> None:
     names = [one["operationId"] for path in document["paths"].values() for one in path.values()]
     assert len(names) == len(set(names)) == 15
     assert all(re.fullmatch("[a-z_]+", name) for name in names)
 
 
-def test_parameters_are_those_of_the_routes(document: dict[str, Any]) -> None:
-    """Every documented parameter is read: none of them is refused as unknown, and the defaults are the routes' own."""
+def test_openapi_parameters_equal_those_of_the_routes(document: dict[str, Any]) -> None:
+    """The documented parameters and defaults are those that the routes read."""
     similar = {one["name"]: one for one in document["paths"]["/v1/items/{item_id}/similar"]["get"]["parameters"]}
     assert similar["placement"]["schema"]["default"] == "similar"
     assert "item" not in similar
@@ -108,7 +106,7 @@ def test_query_parameter_unknown_is_422(client: httpx.Client, method: str, path:
         ("/v1/recommend/u14", "x" * 5_000, None),
     ],
 )  # fmt: skip
-def test_query_parameter_misspelt_names_the_nearest(
+def test_query_parameter_misspelt_is_422_and_names_the_nearest(
     client: httpx.Client, path: str, name: str, nearest: str | None
 ) -> None:
     url = httpx.URL(path).copy_merge_params({name: "1"})

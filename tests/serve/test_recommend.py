@@ -1,4 +1,4 @@
-"""The list over HTTP: what a client may rely on when it asks."""
+"""Recommendation lists over HTTP: the contract of requests and responses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def user() -> str:
-    """A user whom no other test knows."""
+    """A user id that no other test uses."""
     return f"t-{next(NAMES)}"
 
 
@@ -56,7 +56,7 @@ def logged(server: Server, client_request_id: str) -> list[Decision]:
     return [row for row in server.decided() if row.client_request_id == client_request_id]
 
 
-def test_the_reply(client: httpx.Client, server: Server) -> None:
+def test_recommend_response_has_the_documented_keys(client: httpx.Client, server: Server) -> None:
     answer = ask(client, n=5, properties="category,price,nothing")
     assert list(answer) == ["request_id", "model_version", "variant", "placement", "degraded", "items"]
     assert (answer["model_version"], answer["variant"]) == (server.bundle, "live")
@@ -73,18 +73,18 @@ def test_the_reply(client: httpx.Client, server: Server) -> None:
     assert len(set(ids(answer))) == 5
 
 
-def test_the_length_is_the_placements_unless_asked(client: httpx.Client) -> None:
+def test_recommend_length_is_that_of_the_placement_unless_n_is_given(client: httpx.Client) -> None:
     assert len(ids(ask(client))) == 10
     assert len(ids(ask(client, placement="cart"))) == 3
     assert len(ids(ask(client, n=1))) == 1
     whole = ask(client, n=1000)
-    assert len(ids(whole)) >= 70  # the whole catalogue, as far as it is shown
+    assert len(ids(whole)) >= 70  # the visible catalog
     scores = [item["score"] for item in whole["items"]]
     assert scores == sorted(scores, reverse=True)
 
 
 @pytest.mark.parametrize("n", ["0", "1001", "-1", "x", "", "1.5", "1_0", "99999999999999999999"])
-def test_a_wrong_n_is_refused(client: httpx.Client, n: str) -> None:
+def test_recommend_with_a_bad_n_is_422(client: httpx.Client, n: str) -> None:
     answer = client.get("/v1/recommend/u14", params={"n": n})
     assert answer.status_code == 422
     error = answer.json()["error"]
@@ -94,7 +94,7 @@ def test_a_wrong_n_is_refused(client: httpx.Client, n: str) -> None:
     }  # fmt: skip
 
 
-def test_an_unknown_placement_is_refused_with_the_known_ones(client: httpx.Client) -> None:
+def test_recommend_with_an_unknown_placement_is_422_and_lists_the_known(client: httpx.Client) -> None:
     answer = client.get("/v1/recommend/u14", params={"placement": "moon"})
     assert answer.status_code == 422
     assert answer.json()["error"]["field"] == "placement"
@@ -105,20 +105,20 @@ def test_an_unknown_placement_is_refused_with_the_known_ones(client: httpx.Clien
     "text",
     ["category =", "category = 'tea' AND", "colour = 'red'", "1; DROP TABLE items", "price > 'cheap'", "read('x')"],
 )
-def test_a_wrong_filter_is_refused(client: httpx.Client, text: str) -> None:
+def test_recommend_with_a_bad_filter_is_422(client: httpx.Client, text: str) -> None:
     answer = client.get("/v1/recommend/u14", params={"filter": text})
     assert answer.status_code == 422, answer.text
     assert answer.json()["error"]["field"] == "filter"
 
 
-def test_a_filter_holds_for_every_slot_of_every_source(client: httpx.Client) -> None:
+def test_recommend_filter_applies_to_every_source(client: httpx.Client) -> None:
     answer = ask(client, n=50, filter="category IN ('tea', 'pets') AND price < 6", properties="category,price")
     assert answer["items"]
     assert {item["category"] for item in answer["items"]} <= {"tea", "pets"}
     assert all(item["price"] < 6 for item in answer["items"])
 
 
-def test_the_placements_filter_and_the_clients_both_hold(client: httpx.Client) -> None:
+def test_recommend_applies_the_filters_of_placement_and_request(client: httpx.Client) -> None:
     assert "tea" not in {i["category"] for i in ask(client, n=80, placement="cart", properties="category")["items"]}
     assert ask(client, placement="cart", filter="category = 'tea'")["items"] == []
     assert ask(client, filter="category = 'tea'")["items"]
@@ -127,16 +127,16 @@ def test_the_placements_filter_and_the_clients_both_hold(client: httpx.Client) -
     assert "tea" not in {item["category"] for item in answer["items"]}
 
 
-def test_excluded_items_make_room_for_others(client: httpx.Client) -> None:
+def test_recommend_replaces_excluded_items(client: httpx.Client) -> None:
     before = ids(ask(client, n=10))
     after = ids(ask(client, n=10, exclude=",".join(before[:3])))
     assert not set(before[:3]) & set(after)
-    assert len(set(before[3:]) & set(after)) >= 6  # ranks inside a source close up, so two neighbours may change places
+    assert len(set(before[3:]) & set(after)) >= 6  # ranks inside a source close up: two items may swap
     assert len(after) == 10
 
 
-@pytest.mark.parametrize("user_id", ["nobody", "a/b", "", " ", "名", "%2F", "a?b", "null", "0" * 2000])
-def test_everybody_gets_a_list_by_either_form(client: httpx.Client, user_id: str) -> None:
+@pytest.mark.parametrize("user_id", ["unknown", "a/b", "", " ", "名", "%2F", "a?b", "null", "0" * 2000])
+def test_recommend_by_path_and_by_query_are_equal_for_any_user_id(client: httpx.Client, user_id: str) -> None:
     answer = client.get("/v1/recommend", params={"user_id": user_id, "n": 4})
     if not user_id:
         assert answer.status_code == 422
@@ -147,14 +147,14 @@ def test_everybody_gets_a_list_by_either_form(client: httpx.Client, user_id: str
     assert ids(client.get(path, params={"n": 4}).json()) == ids(answer.json())
 
 
-def test_no_user_is_refused(client: httpx.Client) -> None:
+def test_recommend_without_a_user_is_422(client: httpx.Client) -> None:
     for path in ("/v1/recommend", "/v1/recommend/"):
         answer = client.get(path)
         assert answer.status_code == 422
         assert answer.json()["error"]["field"] == "user_id"
 
 
-def test_the_next_request_knows_what_was_bought_and_disliked(client: httpx.Client, user: str) -> None:
+def test_recommend_after_purchases_and_a_dislike_reflects_them(client: httpx.Client, user: str) -> None:
     bought = ids(ask(client, user, n=80))[30:33]
     buy(client, user, *bought, group_id="b1")
     known = ask(client, user, n=5)
@@ -166,7 +166,7 @@ def test_the_next_request_knows_what_was_bought_and_disliked(client: httpx.Clien
     assert set(bought[1:]) <= set(after)
 
 
-def test_user_with_attributes_alone_is_warm(client: httpx.Client, user: str) -> None:
+def test_user_with_only_attributes_is_warm(client: httpx.Client, user: str) -> None:
     post(client, "/v1/users", {"user_id": user, "attributes": {"age": "18-29"}})
     state = client.get(f"/v1/users/{user}").json()
     assert (state["state"], state["attributes"], state["events"]) == ("warm", {"age": "18-29"}, 0)
@@ -174,7 +174,7 @@ def test_user_with_attributes_alone_is_warm(client: httpx.Client, user: str) -> 
 
 @pytest.fixture(scope="module")
 def without_popular(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Bundle]]:
-    """A server whose list of a user without history comes from the fallback alone, and its bundle."""
+    """A server and its bundle; users without history get their list from the fallback alone."""
     folder = shutil.copytree(turned, tmp_path_factory.mktemp("without") / "shop")
     bundle = open_project(folder).load_bundle()
     home = replace(bundle.policy.placements["home"], weights={"history": 1.0})
@@ -192,7 +192,7 @@ def without_popular(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         server.close()
 
 
-def test_fallback_user_with_attributes_alone_gets_the_list_of_the_segment(
+def test_fallback_for_a_user_with_only_attributes_is_the_segment_list(
     without_popular: tuple[Server, Bundle], user: str
 ) -> None:
     server, bundle = without_popular
@@ -204,7 +204,7 @@ def test_fallback_user_with_attributes_alone_gets_the_list_of_the_segment(
     assert {item["source"] for item in ask(server.client, f"{user}-unknown", n=5)["items"]} == {"popular"}
 
 
-def test_a_new_item_is_shown_and_a_hidden_one_is_not(client: httpx.Client, user: str) -> None:
+def test_recommend_lists_a_posted_item_and_omits_hidden_items(client: httpx.Client, user: str) -> None:
     post(client, "/v1/items", {"item_id": "fresh", "attributes": {"category": "tea", "price": 1.0}})
     answer = ask(client, user, n=100, properties="price")
     assert {i["item_id"]: i["source"] for i in answer["items"]}["fresh"] == "latest"
@@ -220,7 +220,7 @@ def test_a_new_item_is_shown_and_a_hidden_one_is_not(client: httpx.Client, user:
     assert ids(ask(client, user, n=1)) == [first]
 
 
-def test_the_request_id_is_the_services_own_and_the_header_is_echoed(client: httpx.Client) -> None:
+def test_request_id_is_generated_and_the_client_header_is_echoed(client: httpx.Client) -> None:
     answer = client.get("/v1/recommend/u14", headers={"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
     assert len(answer.json()["request_id"]) == 32
@@ -234,7 +234,7 @@ def test_the_request_id_is_the_services_own_and_the_header_is_echoed(client: htt
     assert client.get("/nowhere", headers={"X-Request-Id": "mine-2"}).headers["x-request-id"] == "mine-2"
 
 
-def test_the_decision_is_written_behind_the_answer(client: httpx.Client, server: Server, user: str) -> None:
+def test_decision_row_equals_the_answer(client: httpx.Client, server: Server, user: str) -> None:
     buy(client, user, "i01", "i02")
     before = time.time_ns() // 1_000
     answer = client.get(
@@ -255,7 +255,7 @@ def test_the_decision_is_written_behind_the_answer(client: httpx.Client, server:
     assert before <= row.at <= time.time_ns() // 1_000
 
 
-def test_decisions_three_lists_under_one_client_id_are_three_rows(
+def test_decisions_of_three_lists_with_one_client_id_are_three_rows(
     client: httpx.Client, server: Server, user: str
 ) -> None:
     header = {"X-Request-Id": f"page-{user}"}
@@ -271,11 +271,11 @@ def test_decisions_three_lists_under_one_client_id_are_three_rows(
     assert {row.assigned for row in rows} == {"live"}
 
 
-def test_a_replayed_request_carries_its_own_time(client: httpx.Client, server: Server, user: str) -> None:
-    told = {"X-Recloop-Now": "2025-07-01T12:00:00Z", "X-Request-Id": f"then-{user}"}
+def test_time_header_when_allowed_sets_the_decision_time(client: httpx.Client, server: Server, user: str) -> None:
+    headers = {"X-Recloop-Now": "2025-07-01T12:00:00Z", "X-Request-Id": f"then-{user}"}
     row = {"user_id": user, "item_id": "i05", "event_type": "purchase"}
-    assert client.post("/v1/events", json=row, headers=told).status_code == 200
-    assert client.get(f"/v1/recommend/{user}", headers=told).status_code == 200
+    assert client.post("/v1/events", json=row, headers=headers).status_code == 200
+    assert client.get(f"/v1/recommend/{user}", headers=headers).status_code == 200
     (decision,) = logged(server, f"then-{user}")
     assert decision.at == 1_751_371_200_000_000
     assert client.get(f"/v1/users/{user}").json()["last_events"] == [
@@ -285,16 +285,16 @@ def test_a_replayed_request_carries_its_own_time(client: httpx.Client, server: S
     assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "X-Recloop-Now")
 
 
-def test_without_replay_the_clock_is_the_servers(shop: Any, serving: Any) -> None:
+def test_time_header_when_not_allowed_is_ignored(shop: Any, serving: Any) -> None:
     server = serving(shop.root)
-    told = {"X-Recloop-Now": "2001-01-01T00:00:00Z", "X-Request-Id": "now"}
+    headers = {"X-Recloop-Now": "2001-01-01T00:00:00Z", "X-Request-Id": "now"}
     before = time.time_ns() // 1_000
-    server.client.get("/v1/recommend/u14", headers=told)
+    server.client.get("/v1/recommend/u14", headers=headers)
     (row,) = logged(server, "now")
     assert before <= row.at <= time.time_ns() // 1_000
 
 
-def test_what_is_known_of_users_and_items(client: httpx.Client, user: str, server: Server) -> None:
+def test_user_and_item_routes_report_state_and_history(client: httpx.Client, user: str, server: Server) -> None:
     assert client.get(f"/v1/users/{user}").status_code == 404
     assert client.get("/v1/items/never").json()["error"]["code"] == "not_found"
     buy(client, user, "i01", timestamp="2026-01-01T00:00:00Z")
@@ -317,7 +317,7 @@ def test_what_is_known_of_users_and_items(client: httpx.Client, user: str, serve
     assert client.get(f"/v1/users/{quiet[0]}").json()["state"] == "warm"
 
 
-def test_status_and_health(client: httpx.Client, server: Server) -> None:
+def test_status_and_health_report_the_live_bundle(client: httpx.Client, server: Server) -> None:
     status = client.get("/v1/status").json()
     assert (status["live"], status["generation"], status["degraded"]) == (server.bundle, 2, [])
     assert status["last_seq"] >= status["watermark"] > 0

@@ -1,4 +1,4 @@
-"""What other processes do is taken up by a running service: rows that an update takes back, and what it published."""
+"""A running service applies retractions and published files of other processes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.storage import Retraction, snapshots
 
-START = 1_752_000_000 * SECOND  # a few days after the world's last row
+START = 1_752_000_000 * SECOND  # a few days after the shop's last row
 USER = "u14"
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
 def within(shop: Project, work: Work) -> None:
-    """Requests against a service of this process, which looks around when it is told to; its clock moves a second a look."""
+    """Run requests against a service of this process; its clock advances a second per reading."""
     stamps = iter(range(START, START + 10_000 * SECOND, SECOND))
     inside(create(shop, clock=lambda: next(stamps)), work)
 
@@ -53,8 +53,8 @@ async def known(client: httpx.AsyncClient) -> int:
     return int((await client.get(f"/v1/users/{USER}")).json()["events"])
 
 
-def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> None:
-    """One row that arrived since the import, one inside the snapshot, one of nobody; before, between and after, verified."""
+def test_user_state_after_a_retraction_excludes_the_row(shop: Project) -> None:
+    """Retract a row that arrived since the import, a row of the snapshot, and an unknown row."""
     control = control_of(shop)
     archived = shop.open_archive().of([USER])
     bought = archived.filter(pl.col("event_type") == "purchase")
@@ -69,7 +69,7 @@ def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> N
         assert before == len(bought) + 2
         await ask(client)
         control.hand([Retraction(later, "duplicates")], "recloop update", START)
-        assert await known(client) == before  # in force when it is in the log
+        assert await known(client) == before  # it applies once it is in the log
         await service.follow()
         assert (await known(client), service.as_of, control.handed()) == (before - 1, later + 1, [])
         await ask(client)
@@ -82,7 +82,7 @@ def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> N
         last.append(await ask(client))
         assert len(service.log.retractions()) == 3
         reader = service.known.of(service.bundle.spec).reader
-        assert reader.read(USER, later).positives == before  # as of a seq before: as it was
+        assert reader.read(USER, later).positives == before  # as of an earlier seq the row still counts
 
     within(shop, work)
     found = verify(shop)
@@ -94,11 +94,11 @@ def test_rows_taken_back_leave_the_state_at_the_next_request(shop: Project) -> N
 
     within(shop, again)
     assert verify(shop)["unexplained"] == 0
-    told = offline.recommend(shop, USER)
-    assert [item["item_id"] for item in told["items"]] == last[0]
+    offline_list = offline.recommend(shop, USER)
+    assert [item["item_id"] for item in offline_list["items"]] == last[0]
 
 
-def test_verify_finds_a_service_that_forgot_a_retraction(shop: Project) -> None:
+def test_verify_with_a_missed_retraction_reports_the_state(shop: Project) -> None:
     (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
@@ -112,12 +112,12 @@ def test_verify_finds_a_service_that_forgot_a_retraction(shop: Project) -> None:
     assert (found["unexplained"], found["differences"][0]["name"]) == (1, "state")
 
 
-def test_what_was_handed_while_no_server_ran_is_taken_at_the_start(shop: Project) -> None:
+def test_service_start_applies_retractions_of_the_inbox_once(shop: Project) -> None:
     (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
     control_of(shop).hand([Retraction(first, "burst")], "recloop update", START)
     log = shop.open_log(write=True)
     log.start_at(shop.open_archive().watermark)
-    log.append_retractions([Retraction(first, "burst")])  # killed before it was marked as taken
+    log.append_retractions([Retraction(first, "burst")])  # killed before it was marked as applied
     log.close()
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
@@ -129,11 +129,11 @@ def test_what_was_handed_while_no_server_ran_is_taken_at_the_start(shop: Project
     assert verify(shop)["unexplained"] == 0
 
 
-def test_a_snapshot_moved_on_over_retractions_is_the_fold_of_what_is_left(shop: Project) -> None:
+def test_snapshot_advanced_over_retractions_equals_a_new_snapshot(shop: Project) -> None:
     archive = shop.open_archive()
     events = archive.events()
     alone = events.group_by("user_id").agg(pl.col("seq")).sort(pl.col("seq").list.len())
-    everything = alone["seq"][0].to_list()  # of a user with few rows: all of them, so that nothing is left
+    everything = alone["seq"][0].to_list()  # all rows of the user with the fewest rows
     log = shop.open_log(write=True)
     log.start_at(archive.watermark)
     log.append_retractions([Retraction(seq, "crawler") for seq in [*everything, events["seq"][40], events["seq"][41]]])
@@ -155,8 +155,8 @@ def test_a_snapshot_moved_on_over_retractions_is_the_fold_of_what_is_left(shop: 
     log.close()
 
 
-def test_a_server_goes_on_from_what_an_update_published(shop: Project, serving: Any) -> None:
-    """A real server, a real ``recloop update`` beside it: new watermark, new snapshots, equal lists, proven decisions."""
+def test_server_after_an_update_uses_the_new_watermark_and_snapshots(shop: Project, serving: Any) -> None:
+    """Run ``recloop update`` while a server runs: new watermark and snapshots, equal lists."""
     server = serving(shop.root, "--set", "serve.allow_time_header=true")
     rows = [
         {"user_id": row["user_id"], "item_id": row["item_id"], "event_type": row["event_type"], "event_id": f"n{n}",

@@ -1,4 +1,4 @@
-"""The server as a process: its first line, its locks, its end, and what a kill may not take."""
+"""The server process: its first line, locks, shutdown, and acknowledged rows after a kill."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def refused(words: list[str]) -> tuple[int, str, str]:
 
 
 def refused_here(capsys: Captured, shop: Project, *words: str) -> tuple[int, str, str]:
-    """`recloop serve` in this process, for what is refused before it answers: exit code, stdout, stderr."""
+    """Run `recloop serve` in this process and return exit code, stdout and stderr."""
     code = run(["-C", str(shop.root), "serve", *words])
     said = capsys.readouterr()
     return code, said.out, said.err
 
 
-def test_the_first_line_as_json(shop: Project) -> None:
+def test_serve_with_json_prints_the_ready_line(shop: Project) -> None:
     with subprocess.Popen(command(shop.root, "--port", "0", "--json"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = json.loads(process.stdout.readline())
@@ -56,7 +56,7 @@ def test_the_first_line_as_json(shop: Project) -> None:
         assert process.stdout.read() == ""
 
 
-def test_a_second_server_names_the_first(shop: Project, serving: Serving) -> None:
+def test_serve_with_a_running_server_exits_3_and_names_it(shop: Project, serving: Serving) -> None:
     first = serving(shop.root)
     code, out, err = refused(command(shop.root, "--port", "0"))
     assert (code, out) == (3, "")
@@ -64,7 +64,7 @@ def test_a_second_server_names_the_first(shop: Project, serving: Serving) -> Non
     assert first.client.get("/v1/health/ready").status_code == 200
 
 
-def test_a_port_that_is_taken(shop: Project) -> None:
+def test_serve_with_a_used_port_exits_2_and_names_the_fix(shop: Project) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -77,19 +77,19 @@ def test_a_port_that_is_taken(shop: Project) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])
-def test_without_keys_only_loopback(shop: Project, host: str, capsys: Captured) -> None:
+def test_serve_on_a_public_host_exits_2(shop: Project, host: str, capsys: Captured) -> None:
     code, _, err = refused_here(capsys, shop, "--host", host, "--port", "0")
     assert code == 2
     assert f"error: serve.host={host}: expected a loopback address" in err
 
 
-def test_only_one_worker(shop: Project, capsys: Captured) -> None:
+def test_serve_with_two_workers_exits_2(shop: Project, capsys: Captured) -> None:
     code, _, err = refused_here(capsys, shop, "--workers", "2")
     assert code == 2
     assert "error: --workers=2: expected 1" in err
 
 
-def test_nothing_live_yet(shop: Project, capsys: Captured) -> None:
+def test_serve_without_a_live_bundle_exits_2_and_names_update(shop: Project, capsys: Captured) -> None:
     (shop.store / "control.db").unlink()
     code, _, err = refused_here(capsys, shop, "--port", "0")
     assert code == 2
@@ -105,7 +105,7 @@ def damage(shop: Project, name: str) -> Path:
 
 
 def second_bundle(shop: Project) -> str:
-    """Another live bundle, made of the first one's bytes."""
+    """Write and promote a copy of the live bundle."""
     control = shop.open_control()
     first = bundles.load(shop.bundles / releases.live(control).bundle)
     made = bundles.write(replace(first, metrics={"again": 1}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC))
@@ -116,7 +116,7 @@ def second_bundle(shop: Project) -> str:
     return made.id
 
 
-def test_a_damaged_bundle_gives_way_to_the_one_before(shop: Project, serving: Serving) -> None:
+def test_serve_with_a_damaged_live_bundle_falls_back_to_the_previous(shop: Project, serving: Serving) -> None:
     first = releases.live(shop.open_control())
     second = second_bundle(shop)
     file = damage(shop, second)
@@ -132,7 +132,7 @@ def test_a_damaged_bundle_gives_way_to_the_one_before(shop: Project, serving: Se
 
 
 @pytest.mark.parametrize("how", ["flip", "missing", "extra", "link"])
-def test_no_bundle_that_loads(shop: Project, how: str, capsys: Captured) -> None:
+def test_serve_without_a_loadable_bundle_exits_2_and_names_the_file(shop: Project, how: str, capsys: Captured) -> None:
     name = releases.live(shop.open_control()).bundle
     file = shop.bundles / name / "serve.safetensors"
     if how == "flip":
@@ -155,7 +155,7 @@ def test_no_bundle_that_loads(shop: Project, how: str, capsys: Captured) -> None
 
 
 @pytest.mark.slow
-def test_a_lost_snapshot_is_made_again(shop: Project, serving: Serving) -> None:
+def test_server_with_a_lost_or_broken_snapshot_rebuilds_it(shop: Project, serving: Serving) -> None:
     (snapshot,) = shop.store.glob("snapshots-*.db")
     server = serving(shop.root)
     known = server.client.get("/v1/users/u14").json()
@@ -177,7 +177,7 @@ def test_a_lost_snapshot_is_made_again(shop: Project, serving: Serving) -> None:
         assert snapshot.read_bytes() != broken
 
 
-def test_no_log_names_a_user(shop: Project, serving: Serving) -> None:
+def test_server_output_contains_no_user_id(shop: Project, serving: Serving) -> None:
     server = serving(shop.root)
     secret = "secret-user-7391"
     server.client.get(f"/v1/recommend/{secret}")
@@ -193,7 +193,7 @@ def test_no_log_names_a_user(shop: Project, serving: Serving) -> None:
     assert secret not in server.errors.read_text()
 
 
-def test_what_was_written_outlives_a_stop(shop: Project, serving: Serving) -> None:
+def test_rows_and_decisions_survive_a_restart(shop: Project, serving: Serving) -> None:
     server = serving(shop.root)
     rows = [{"user_id": "v", "item_id": f"i{n:02}", "event_type": "purchase", "group_id": "g"} for n in range(1, 6)]
     assert server.client.post("/v1/events", json=rows).status_code == 200
@@ -202,7 +202,7 @@ def test_what_was_written_outlives_a_stop(shop: Project, serving: Serving) -> No
     before = server.client.get("/v1/recommend/v").json()
     assert server.stop() == 0
     decisions = shop.open_decisions()
-    assert [row.user_id for row in decisions.rows()] == ["v"]  # the buffer was written at the end
+    assert [row.user_id for row in decisions.rows()] == ["v"]  # the buffer is written at shutdown
     assert decisions.lost == 0
     decisions.close()
     server = serving(shop.root)
@@ -212,8 +212,8 @@ def test_what_was_written_outlives_a_stop(shop: Project, serving: Serving) -> No
     assert server.client.get("/v1/items/made").json()["attributes"] == {"price": 3}
 
 
-def test_a_stop_loses_no_request(shop: Project, serving: Serving) -> None:
-    """Every request on a connection that the server took is answered; the last answer on it says: close."""
+def test_server_stop_answers_every_accepted_request(shop: Project, serving: Serving) -> None:
+    """Every request on an accepted connection is answered; the last answer closes it."""
     server = serving(shop.root)
     failed: list[str] = []
     answered = [0] * 4
@@ -248,8 +248,8 @@ def test_a_stop_loses_no_request(shop: Project, serving: Serving) -> None:
     decisions.close()
 
 
-def test_answers_between_writes_are_proven_by_the_log(shop: Project, serving: Serving) -> None:
-    """Readers and writers of the same few users at once: each decision's ``as_of`` is what its list really knew."""
+def test_decisions_under_concurrent_writes_are_verified(shop: Project, serving: Serving) -> None:
+    """With concurrent reads and writes each decision's ``as_of`` is the state that its list used."""
     server = serving(shop.root)
     failed: list[str] = []
 
@@ -272,7 +272,7 @@ def test_answers_between_writes_are_proven_by_the_log(shop: Project, serving: Se
                 else:
                     item = {"item_id": f"i{draw.randint(1, 79):02}", "attributes": {"price": step}}
                     answer = client.post("/v1/items", json=item)
-                if answer.status_code not in {200, 207}:  # 207: ten acts of a user within a second are a burst
+                if answer.status_code not in {200, 207}:  # 207: ten events of a user within a second are a burst
                     failed.append(answer.text)
 
     threads = [threading.Thread(target=shop_on, args=(number,)) for number in range(6)]
@@ -288,7 +288,7 @@ def test_answers_between_writes_are_proven_by_the_log(shop: Project, serving: Se
 
 
 class Poster(threading.Thread):
-    """Posts events until the server is gone; keeps what was sent and what was acknowledged."""
+    """A client that posts events until the server is killed, and records the acknowledged ones."""
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ class Poster(threading.Thread):
                     answer = client.post("/v1/events", json=rows)
                 except httpx.HTTPError:
                     return
-                assert answer.status_code in {200, 207}, answer.text  # 207: ten acts within a second are a burst
+                assert answer.status_code in {200, 207}, answer.text  # 207: ten events within a second are a burst
                 self.acknowledged += [row["event_id"] for row in answer.json()["rows"]]
 
 
@@ -341,21 +341,21 @@ def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
     assert {event_id: counts.get(event_id, 0) for event_id in acknowledged if counts.get(event_id, 0) != 1} == {}
     sent = {event_id for poster in posters for event_id in poster.sent}
     assert set(counts) <= sent
-    server = serving(shop.root)  # and a client that sends its last ones again is told that they are there
+    server = serving(shop.root)  # a client that sends its last rows again gets `duplicate`
     last = posters[-1]
     names = ("event_id", "user_id", "item_id", "event_type", "group_id")
     rows = kept.filter(kept[USER_ID] == last.user).select(names).to_dicts()
     answer = server.client.post("/v1/events", json=rows[-1000:])
     assert answer.json()["duplicate"] == len(rows[-1000:])
-    believed = kept.filter((kept[USER_ID] == last.user) & kept[RULE].is_null())
-    assert server.client.get(f"/v1/users/{last.user}").json()["events"] == len(believed)
+    valid = kept.filter((kept[USER_ID] == last.user) & kept[RULE].is_null())
+    assert server.client.get(f"/v1/users/{last.user}").json()["events"] == len(valid)
 
 
-def test_a_kill_takes_no_acknowledged_event(shop: Project, serving: Serving) -> None:
+def test_acknowledged_events_survive_a_kill(shop: Project, serving: Serving) -> None:
     kill_again_and_again(shop, serving, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_fifty_kills_take_no_acknowledged_event(shop: Project, serving: Serving) -> None:
+def test_acknowledged_events_survive_fifty_kills(shop: Project, serving: Serving) -> None:
     kill_again_and_again(shop, serving, 50)

@@ -1,4 +1,4 @@
-"""What people do with a list, over HTTP: skips hide nothing, dislikes hide at once, long dwells are history; verified."""
+"""Feedback over HTTP: skips keep items, dislikes hide them, long dwells are history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def browsing() -> BrowsingSimulator:
 
 @pytest.fixture(scope="module")
 def shop(browsing: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Thirty days of it, counted and live."""
+    """A project with thirty simulated days and a live counting model."""
     folder = browsing.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)
@@ -45,7 +45,7 @@ def client(shop: Project, serving: Callable[..., Any]) -> Iterator[httpx.Client]
     assert server.stop() == 0
 
 
-def asked(client: httpx.Client, user: str, now: int) -> tuple[str, list[str]]:
+def recommended(client: httpx.Client, user: str, now: int) -> tuple[str, list[str]]:
     stamp = datetime.fromtimestamp(now / SECOND, UTC).isoformat()
     answer = client.get(f"/v1/recommend/{user}", headers={"X-Recloop-Now": stamp})
     assert answer.status_code == 200, answer.text
@@ -53,27 +53,29 @@ def asked(client: httpx.Client, user: str, now: int) -> tuple[str, list[str]]:
     return tree["request_id"], [one["item_id"] for one in tree["items"]]
 
 
-def posted(client: httpx.Client, rows: list[dict[str, Any]]) -> None:
+def post_rows(client: httpx.Client, rows: list[dict[str, Any]]) -> None:
     answer = client.post("/v1/events", json=rows)
     assert answer.status_code == 200, answer.text
     assert answer.json()["accepted"] == len(rows)
 
 
-def test_feedback_over_http_and_verified(browsing: BrowsingSimulator, shop: Project, client: httpx.Client) -> None:
+def test_feedback_over_http_changes_lists_as_configured_and_verifies(
+    browsing: BrowsingSimulator, shop: Project, client: httpx.Client
+) -> None:
     now = START + DAYS * DAY
     user = browsing.user_ids[0]
-    _, shown = asked(client, user, now)
+    _, shown = recommended(client, user, now)
     first, second = shown[0], shown[1]
     row = {"user_id": user, "timestamp": (now + SECOND) // SECOND}
-    posted(client, [{**row, "item_id": first, "event_type": "skip", "event_id": "s1"}])
-    assert first in asked(client, user, now + 2 * SECOND)[1]
-    posted(client, [{**row, "item_id": first, "event_type": "dislike", "event_id": "d1"}])
-    assert first not in asked(client, user, now + 3 * SECOND)[1]
+    post_rows(client, [{**row, "item_id": first, "event_type": "skip", "event_id": "s1"}])
+    assert first in recommended(client, user, now + 2 * SECOND)[1]
+    post_rows(client, [{**row, "item_id": first, "event_type": "dislike", "event_id": "d1"}])
+    assert first not in recommended(client, user, now + 3 * SECOND)[1]
 
     dwell = {**row, "event_type": "dwell", "timestamp": (now + 4 * SECOND) // SECOND}
-    posted(client, [{**dwell, "item_id": second, "value": 0.0, "event_id": "w1"}])
+    post_rows(client, [{**dwell, "item_id": second, "value": 0.0, "event_id": "w1"}])
     before = client.get(f"/v1/users/{user}").json()
-    posted(client, [{**dwell, "item_id": second, "value": 1e6, "event_id": "w2"}])
+    post_rows(client, [{**dwell, "item_id": second, "value": 1e6, "event_id": "w2"}])
     after = client.get(f"/v1/users/{user}").json()
     assert after["events"] == before["events"] + 1
 
@@ -81,14 +83,14 @@ def test_feedback_over_http_and_verified(browsing: BrowsingSimulator, shop: Proj
     lists = 3
     for moment, visitor in browsing.visits(DAYS, DAYS + 6):
         lists += 1
-        request, items = asked(client, visitor, moment)
+        request, items = recommended(client, visitor, moment)
         rows = browsing.respond(visitor, items, moment, request)
         seen |= {one["event_type"] for one in rows}
         if rows:
-            posted(client, rows)
+            post_rows(client, rows)
     assert {"click", "dwell", "purchase", "skip"} <= seen
     found = {"checked": 0}
-    for _ in range(100):  # decisions are written behind the answer
+    for _ in range(100):  # decisions are written after the answer
         found = verify.verify(shop, 1000)
         if found["checked"] == lists:
             break
@@ -98,7 +100,7 @@ def test_feedback_over_http_and_verified(browsing: BrowsingSimulator, shop: Proj
     assert found["equal"] == found["checked"]
 
 
-def test_the_frozen_tables_travel_with_the_bundle(shop: Project) -> None:
+def test_bundle_spec_contains_the_learned_tables(shop: Project) -> None:
     (bundle,) = shop.bundles.iterdir()
     spec = (Path(bundle) / "spec.json").read_text()
     assert '"duration ' in spec

@@ -1,4 +1,4 @@
-"""Lists about an item, and of the newest, over HTTP; every one of them is rebuilt by verify."""
+"""Similar and latest lists over HTTP; verify rebuilds every one of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ n = 3
 
 @pytest.fixture
 def page(tmp_path: Path) -> Project:
-    """A shop with a placement of each list."""
+    """A shop with one placement for each kind of list."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(PLACEMENTS)
@@ -37,7 +37,7 @@ def page(tmp_path: Path) -> Project:
     return open_project(folder)
 
 
-def test_lists_about_an_item(page: Project, serving: Callable[..., Server]) -> None:
+def test_similar_and_latest_lists_over_http_are_verified(page: Project, serving: Callable[..., Server]) -> None:
     server = serving(page.root)
     client = server.client
     hot = client.get("/v1/items/i01/similar").json()
@@ -90,7 +90,7 @@ def test_lists_about_an_item(page: Project, serving: Callable[..., Server]) -> N
         ("/v1/recommend/u01?placement=similar&item=nothing", 200, ""),
     ],
 )
-def test_what_a_list_about_an_item_takes(server: Server, path: str, status: int, field: str) -> None:
+def test_similar_list_parameters_are_validated(server: Server, path: str, status: int, field: str) -> None:
     answer = server.client.get(path)
     assert answer.status_code == status, answer.text
     if field:

@@ -1,4 +1,4 @@
-"""The fleet: what the control store says is served a second later, one bundle an answer, and nothing stops for it."""
+"""Deployments: the service follows the release table without an interruption."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def planned(bundle: str) -> dict[str, Any]:
 
 
 def child(shop: Project, number: int = 1, **changed: Any) -> str:
-    """A registered bundle: live's own with other weights for its sources, and whatever else is said."""
+    """Register a copy of the live bundle with other source weights and the given changes."""
     live = bundles.load(shop.bundles / releases.live(control_of(shop)).bundle)
     home = replace(live.policy.placements["home"], weights={"popular": 1.0, "history": 0.25 * number})
     policy = live.policy.with_placement("home", home)
@@ -59,14 +59,14 @@ def child(shop: Project, number: int = 1, **changed: Any) -> str:
             made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
         )
     made = bundles.write(made, shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
-    passed: dict[str, Any] = {"gates": []}  # as `update` registers what passed
+    passed: dict[str, Any] = {"gates": []}  # as `update` registers a bundle that passed
     releases.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
     return made.id
 
 
 @pytest.fixture
 def within(shop: Project) -> Callable[..., None]:
-    """Runs requests against a service of this process, which looks at the control store when it is told to."""
+    """Run requests against a service of this process that follows the release table on demand."""
 
     def run(work: Work, *settings: str) -> None:
         inside(create(open_project(shop.root, settings)), work)
@@ -79,7 +79,7 @@ def state(shop: Project, bundle: str) -> tuple[str, str]:
     return machine.state(bundle), machine.since(bundle).reason
 
 
-def test_a_registered_bundle_is_checked_then_tried_then_live(shop: Project, within: Callable[..., None]) -> None:
+def test_registered_bundle_is_checked_then_promoted_to_live(shop: Project, within: Callable[..., None]) -> None:
     live = releases.live(control_of(shop)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
@@ -102,7 +102,7 @@ def test_a_registered_bundle_is_checked_then_tried_then_live(shop: Project, with
     assert (verify(shop)["checked"], verify(shop)["unexplained"]) == (2, 0)
 
 
-def test_a_rollback_loads_nothing_but_looks_at_the_bytes(
+def test_rollback_reuses_the_loaded_bundle_and_promote_checks_the_files(
     shop: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = releases.live(control_of(shop)).bundle
@@ -133,13 +133,13 @@ def test_a_rollback_loads_nothing_but_looks_at_the_bytes(
     within(work)
 
 
-def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within: Callable[..., None]) -> None:
+def test_admin_move_is_served_once_it_is_answered(shop: Project, within: Callable[..., None]) -> None:
     live = releases.live(control_of(shop)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         candidate = child(shop)
         moving = asyncio.create_task(client.post("/v1/admin/promote", json={"bundle": candidate, "to": "shadow"}))
-        while not moving.done():  # a server's own loop looks once a second
+        while not moving.done():  # a server follows once a second
             await service.follow()
             await asyncio.sleep(0.01)
         done = moving.result()
@@ -176,20 +176,22 @@ def test_over_http_a_move_is_in_force_when_it_is_answered(shop: Project, within:
         ("rollback", [], 422, "expected `object`"),
     ],
 )
-def test_a_move_that_cannot_be(server: Any, verb: str, body: Any, status: int, said: str) -> None:
+def test_admin_move_that_is_impossible_answers_4xx_and_names_the_cause(
+    server: Any, verb: str, body: Any, status: int, said: str
+) -> None:
     answer = server.client.post(f"/v1/admin/{verb}", json=body)
     assert answer.status_code == status, answer.text
     assert said.lower() in answer.json()["error"]["message"].lower()
     assert server.client.get("/v1/recommend/u14").status_code == 200
 
 
-def test_admin_refuse_is_gone_and_names_reject(server: Any) -> None:
+def test_admin_refuse_answers_410_and_names_reject(server: Any) -> None:
     answer = server.client.post("/v1/admin/refuse", json={"bundle": "nothing", "reason": "why"})
     assert (answer.status_code, answer.json()["error"]["expected"]) == (410, "/v1/admin/reject")
 
 
-def test_a_move_is_asked_for_in_json(server: Any) -> None:
-    """A form of another site's page cannot say application/json without being asked first."""
+def test_admin_move_without_json_is_rejected(server: Any) -> None:
+    """An HTML form of another site cannot send application/json without a CORS preflight."""
     answer = server.client.post("/v1/admin/rollback", content='{"reason": "x"}', headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json")
     answer = server.client.post("/v1/admin/rollback", content="{", headers={"Content-Type": "application/json"})
@@ -197,7 +199,7 @@ def test_a_move_is_asked_for_in_json(server: Any) -> None:
 
 
 def shorter(live: Bundle) -> dict[str, Any]:
-    """Live's table without its first item: every index moves."""
+    """The live item table without its first item, which shifts every index."""
     keep = slice(1, None)
     table = live.items
     items = ItemTable(
@@ -244,7 +246,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "said"), BAD)
-def test_a_bundle_that_fails_is_refused_with_the_reason(
+def test_service_refuses_a_broken_bundle_and_records_the_reason(
     shop: Project, within: Callable[..., None], change: Callable[[Bundle], dict[str, Any]], said: str
 ) -> None:
     first = releases.live(control_of(shop))
@@ -268,7 +270,7 @@ def test_a_bundle_that_fails_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(("change", "said"), BAD)
-def test_the_same_where_no_server_runs(
+def test_promote_without_a_server_refuses_a_broken_bundle(
     shop: Project, capsys: pytest.CaptureFixture[str], change: Callable[[Bundle], dict[str, Any]], said: str
 ) -> None:
     changed = change(bundles.load(shop.bundles / releases.live(control_of(shop)).bundle))
@@ -281,7 +283,7 @@ def test_the_same_where_no_server_runs(
     assert state(shop, bad)[0] == "refused"
 
 
-def test_a_live_bundle_that_does_not_load_gives_way_to_the_one_that_serves(
+def test_service_with_an_unloadable_live_bundle_keeps_the_serving_one(
     shop: Project, within: Callable[..., None]
 ) -> None:
     first = releases.live(control_of(shop)).bundle
@@ -302,7 +304,7 @@ def test_a_live_bundle_that_does_not_load_gives_way_to_the_one_that_serves(
     within(work)
 
 
-def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, within: Callable[..., None]) -> None:
+def test_shadow_scores_live_requests_as_of_the_same_seq(shop: Project, within: Callable[..., None]) -> None:
     live = releases.live(control_of(shop)).bundle
     candidate, seed = child(shop, 1), child(shop, 2)
 
@@ -319,7 +321,7 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
             assert (await client.post("/v1/events", json=row)).status_code == 200
             item = {"item_id": f"new{n}", "attributes": {"category": "tea"}}
             assert (await client.post("/v1/items", json=item)).status_code == 200
-        again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: a row of its own
+        again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: a separate row
         assert again.status_code == 200
 
     within(work, "release.shadow_share=0.5")
@@ -345,7 +347,7 @@ def test_the_shadow_scores_what_live_answered_as_of_the_same_seq(shop: Project, 
     assert (found["unexplained"], found["late"]) == (0, 0)
 
 
-def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project, within: Callable[..., None]) -> None:
+def test_experiment_assignment_after_a_restart_is_unchanged(shop: Project, within: Callable[..., None]) -> None:
     live = releases.live(control_of(shop))
     candidate, shadow = child(shop, 1), child(shop, 2)
     seen: list[dict[str, str]] = []
@@ -373,11 +375,11 @@ def test_an_experiment_answers_half_of_the_users_and_nobody_flips(shop: Project,
     tried = {row.generation for row in rows if row.role == "answer" and row.variant == "candidate"}
     assert tried == {releases.read_state(control_of(shop)).since(candidate).generation}
     shadowed = {row.user_id for row in rows if row.role == "shadow"}
-    assert shadowed == {u for u, one in seen[0].items() if one == live.bundle}  # who is in the shadow, live answers
+    assert shadowed == {u for u, one in seen[0].items() if one == live.bundle}  # live answers the users of the shadow
     assert verify(shop)["unexplained"] == 0
 
 
-def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within: Callable[..., None]) -> None:
+def test_experiment_with_a_failing_candidate_answers_from_live(shop: Project, within: Callable[..., None]) -> None:
     candidate = child(shop)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
@@ -398,7 +400,9 @@ def test_a_candidate_that_breaks_leaves_its_users_to_live(shop: Project, within:
 
 
 @pytest.mark.parametrize("edited", [0.0, 0.1, 1.0])
-def test_service_an_edited_share_moves_no_user(shop: Project, within: Callable[..., None], edited: float) -> None:
+def test_experiment_share_edited_during_the_experiment_moves_no_user(
+    shop: Project, within: Callable[..., None], edited: float
+) -> None:
     candidate = child(shop)
     seen: list[list[str]] = []
 
@@ -415,7 +419,7 @@ def test_service_an_edited_share_moves_no_user(shop: Project, within: Callable[.
     assert set(seen[0]) == {"live", "candidate"}
 
 
-def test_service_an_experiment_without_a_plan_answers_no_one(shop: Project, within: Callable[..., None]) -> None:
+def test_experiment_without_a_plan_answers_from_live(shop: Project, within: Callable[..., None]) -> None:
     candidate = child(shop)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
@@ -429,7 +433,7 @@ def test_service_an_experiment_without_a_plan_answers_no_one(shop: Project, with
     within(work)
 
 
-def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., Any]) -> None:
+def test_running_server_follows_a_promotion_by_the_cli(shop: Project, serving: Callable[..., Any]) -> None:
     server = serving(shop.root)
     candidate = child(shop)
     words = ["-m", "recloop", "-C", str(shop.root), "promote", candidate, "--to", "live", "--reason", "swap"]
@@ -437,7 +441,7 @@ def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., 
     assert done.returncode == 0, done.stderr
     assert releases.read_state(control_of(shop)).states[candidate][0] == "live"
     checked = next(row for row in control_of(shop).releases() if row.to == "checked")
-    assert (checked.bundle, checked.by) == (candidate, "recloop serve")  # it runs: it checks
+    assert (checked.bundle, checked.by) == (candidate, "recloop serve")  # the running server checks it
     end = time.monotonic() + PATIENCE
     while server.client.get("/v1/recommend/u14").json()["model_version"] != candidate:
         assert time.monotonic() < end
@@ -446,12 +450,12 @@ def test_a_running_server_takes_a_move_up(shop: Project, serving: Callable[..., 
 
 
 ASSIGNED = "427445d8fd696bbc81cb01bfd95edcdee8bec4afa379007aef9a8bab1c04287d"
-"""SHA-256 over the arms and shadows of a million users, of no machine and no day: another value is a flip."""
+"""SHA-256 of the arms and shadows of a million users; another value is a changed assignment."""
 
 
 @pytest.mark.slow
-def test_a_million_assignments_are_the_same_on_every_machine_and_every_day() -> None:
-    """0 flips over a restart: each run of the tests has another hash seed, and finds what was written down once."""
+def test_assignment_of_a_million_users_equals_the_recorded_hash() -> None:
+    """Each test run has another hash seed and must find the recorded value."""
     digest, inside = hashlib.sha256(), 0
     for number in range(1_000_000):
         user = f"user-{number}"

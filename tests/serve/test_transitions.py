@@ -1,4 +1,4 @@
-"""What must be earned before a move, and what a shop's clocks and clients may do to the service meanwhile."""
+"""Requirements of release moves, and clocks and client ids that change meanwhile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from recloop.storage import ControlStore, releases
 from recloop.storage.control import ReleaseConflict
 
 WHO = {"by": "test", "reason": "a test", "at": 5}
-START = 1_752_000_000 * SECOND  # a few days after the world's last row
+START = 1_752_000_000 * SECOND  # a few days after the shop's last row
 
 
 def control_of(shop: Project) -> ControlStore:
@@ -35,10 +35,10 @@ def control_of(shop: Project) -> ControlStore:
 
 
 def child(shop: Project, number: int = 1) -> str:
-    """A registered bundle of live's own bytes, but for its metrics."""
+    """Register a copy of the live bundle with other metrics."""
     live = bundles.load(shop.bundles / releases.live(control_of(shop)).bundle)
     made = bundles.write(replace(live, metrics={"n": number}), shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
-    passed: dict[str, Any] = {"gates": []}  # as `update` registers what passed
+    passed: dict[str, Any] = {"gates": []}  # as `update` registers a bundle that passed
     releases.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
     return made.id
 
@@ -67,7 +67,9 @@ async def ask_all(client: httpx.AsyncClient, _: Any) -> None:
         assert (await client.get(f"/v1/recommend/u{n:02}", headers={"X-Request-Id": f"r{n}"})).status_code == 200
 
 
-def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promote_requires_shadow_requests_and_an_experiment_result(
+    shop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = child(shop)
     moved = transitions.promote(shop, bundle, "shadow")
     assert (moved["from"], moved["to"], moved["evidence"]["golden"]) == ("checked", "shadow", "equal")
@@ -90,7 +92,7 @@ def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest
     }  # fmt: skip
     assert moved["evidence"] == {"golden": "equal", "shadowed": 12, "twins_that_differ": 0}
     monkeypatch.setattr(transitions, "USERS", 1)
-    with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty: no user's 24 hours are over
+    with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty until 24 hours of a user are over
         transitions.promote(shop, bundle)
     seen = experiment.analyze(shop, bundle)
     found = structs.replace(seen, users=Arms(3, 2), verdict="worse", why="harm")
@@ -107,13 +109,13 @@ def test_steps_are_earned_by_what_was_decided(shop: Project, monkeypatch: pytest
     assert "not_earned" not in moved["evidence"]
     first = next(row.bundle for row in control_of(shop).releases() if row.to == "live")
     transitions.rollback(shop, "to see")
-    with pytest.raises(Refused, match="state=rolled_back"):  # a person may say otherwise, and why
+    with pytest.raises(Refused, match="state=rolled_back"):  # a reason overrides the requirement
         transitions.promote(shop, bundle)
     assert transitions.promote(shop, bundle, "live", "it was the network")["evidence"]["not_earned"]
-    assert transitions.promote(shop, first)["from"] == "retired"  # it was live before: that is earned
+    assert transitions.promote(shop, first)["from"] == "retired"  # a bundle that was live needs no requirements
 
 
-def test_a_twin_that_differs_stops_the_way(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promote_with_a_replica_mismatch_is_refused(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = child(shop)
     transitions.promote(shop, bundle, "shadow")
     monkeypatch.setattr(transitions, "SHADOWED", 1)
@@ -131,7 +133,7 @@ def test_a_twin_that_differs_stops_the_way(shop: Project, monkeypatch: pytest.Mo
         transitions.promote(shop, bundle, "experiment")
 
 
-def test_of_two_movers_at_once_one_wins_and_the_other_is_told_who(shop: Project) -> None:
+def test_concurrent_promotions_one_wins_and_the_other_names_it(shop: Project) -> None:
     names = [child(shop, n) for n in (1, 2)]
     for name in names:
         transitions.promote(shop, name, "shadow")
@@ -160,8 +162,8 @@ def test_of_two_movers_at_once_one_wins_and_the_other_is_told_who(shop: Project)
     assert f"mover of {won.bundle} moved {won.bundle} to live" in str(lost)
 
 
-def test_post_event_dated_tomorrow_is_quarantined_and_one_minute_ahead_waits_for_its_time(shop: Project) -> None:
-    """A client's stamp is not a clock: tomorrow is in no state; within clean.future a moment is seen from its stamp on."""
+def test_event_of_tomorrow_is_quarantined_and_of_next_minute_is_seen_when_due(shop: Project) -> None:
+    """A state excludes events dated beyond clean.future, and sees nearer ones from their time on."""
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
         row = {"user_id": "early", "event_type": "purchase", "item_id": "i05", "event_id": "t"}
@@ -174,7 +176,7 @@ def test_post_event_dated_tomorrow_is_quarantined_and_one_minute_ahead_waits_for
         ahead = {**row, "item_id": "i06", "event_id": "u", "timestamp": (START + 60 * SECOND) / SECOND}
         assert (await client.post("/v1/events", json=ahead)).json()["accepted"] == 1
         listed = (await client.get("/v1/recommend/early")).json()
-        assert not any(item["source"] == "history" for item in listed["items"]), "its time has not come"
+        assert not any(item["source"] == "history" for item in listed["items"]), "its time is in the future"
         offset[0] = 60 * SECOND
         listed = (await client.get("/v1/recommend/early")).json()
         assert any(item["source"] == "history" and item["item_id"] == "i06" for item in listed["items"])
@@ -185,8 +187,8 @@ def test_post_event_dated_tomorrow_is_quarantined_and_one_minute_ahead_waits_for
     assert (found["checked"], found["unexplained"]) == (3, 0)
 
 
-def test_a_clock_that_goes_back(shop: Project) -> None:
-    """What was learned is ordered by seq: an hour that comes twice changes no state and loses no row."""
+def test_service_clock_set_back_keeps_all_rows_and_answers(shop: Project) -> None:
+    """Rows are ordered by seq: a repeated hour changes no state and loses no row."""
     stamps = iter([*(START + n * SECOND for n in range(6)), *(START - DAY + n * SECOND for n in range(100))])
 
     async def work(client: httpx.AsyncClient, service: Any) -> None:
@@ -205,7 +207,7 @@ def test_a_clock_that_goes_back(shop: Project) -> None:
     assert (found["checked"], found["unexplained"]) == (6, 0)
 
 
-def test_decisions_asked_twice_under_one_client_id_are_all_kept(shop: Project) -> None:
+def test_decisions_with_one_client_request_id_are_all_stored(shop: Project) -> None:
     bundle = child(shop)
     transitions.promote(shop, bundle, "shadow")
 

@@ -1,4 +1,4 @@
-"""The way in, inside one process: group commits, acknowledgements after the disk, and a disk that refuses."""
+"""The writer in one process: group commits, acknowledgements after the commit, disk errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def app(shop: Project) -> Iterator[Any]:
 
 
 def within(app: Any, work: Callable[[httpx.AsyncClient, Service], Awaitable[None]]) -> None:
-    """Run a coroutine beside the application, on its event loop."""
+    """Run a coroutine on the application's event loop."""
 
     async def whole() -> None:
         async with servers.local(app) as client:
@@ -45,17 +45,17 @@ def row(user: str, item: str = "i01", **more: Any) -> dict[str, Any]:
     return {"user_id": user, "item_id": item, "event_type": "purchase", **more}
 
 
-def test_requests_that_wait_share_one_commit(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_commits_waiting_requests_together(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[int] = []
     queued = threading.Event()
     append = log_module.EventLog.insert_events
 
     def once_all_wait(self: Any, events: Any, *rest: Any) -> Any:
         commits.append(len(events))
-        assert queued.wait(60)  # the disk is busy until every other request stands in the queue
+        assert queued.wait(60)  # the disk is busy until every other request is in the queue
         return append(self, events, *rest)
 
-    def all_stand_in(waiting: Any) -> None:
+    def wait_until_all_are_queued(waiting: Any) -> None:
         while sum(commits) + waiting.qsize() < 40:
             time.sleep(0.01)
 
@@ -64,25 +64,25 @@ def test_requests_that_wait_share_one_commit(app: Any, monkeypatch: pytest.Monke
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         before = service.as_of
         posts = [asyncio.create_task(client.post("/v1/events", json=row(f"u{n}"))) for n in range(40)]
-        await asyncio.to_thread(all_stand_in, service.writer._queue)
+        await asyncio.to_thread(wait_until_all_are_queued, service.writer._queue)
         queued.set()
         assert {(await post).status_code for post in posts} == {200}
         assert service.as_of == before + 40
 
     within(app, work)
     assert sum(commits) == 40
-    assert len(commits) <= 2  # what stood there when the disk was free, then all that queued meanwhile
+    assert len(commits) <= 2  # first the waiting rows, then all that queued meanwhile
 
 
-def test_an_answer_waits_for_the_disk_and_the_loop_does_not(app: Any, shop: Project) -> None:
+def test_post_events_waits_for_the_commit_while_reads_are_answered(app: Any, shop: Project) -> None:
     other = sqlite3.connect(shop.store / "log.db", isolation_level=None)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        other.execute("BEGIN IMMEDIATE")  # the disk, busy
+        other.execute("BEGIN IMMEDIATE")  # the disk is busy
         posted = asyncio.create_task(client.post("/v1/events", json=row("waits")))
         for _ in range(5):
             assert (await client.get("/v1/recommend/waits")).status_code == 200
-        assert not posted.done()  # had the loop waited for the disk, it would be over by now, refused
+        assert not posted.done()  # a blocked event loop would have refused it by now
         assert service.user_state("waits").positives == 0
         other.execute("COMMIT")
         assert (await posted).status_code == 200
@@ -92,7 +92,7 @@ def test_an_answer_waits_for_the_disk_and_the_loop_does_not(app: Any, shop: Proj
     other.close()
 
 
-def test_a_disk_that_refuses_is_said_and_nothing_is_kept(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_post_events_on_a_full_disk_answers_503_and_stores_nothing(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     append = log_module.EventLog.insert_events
 
     def full(*_: Any) -> Any:
@@ -116,7 +116,7 @@ def test_a_disk_that_refuses_is_said_and_nothing_is_kept(app: Any, monkeypatch: 
     within(app, work)
 
 
-def test_a_log_that_cannot_be_read_still_gives_a_list(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recommend_with_an_unreadable_log_is_degraded_and_full(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         expected = (await client.get("/v1/recommend/u14")).json()
         monkeypatch.setattr(
@@ -138,7 +138,7 @@ def test_a_log_that_cannot_be_read_still_gives_a_list(app: Any, monkeypatch: pyt
     within(app, work)
 
 
-def test_too_many_waiting_rows_are_sent_away(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_post_events_over_max_pending_rows_answers_503_busy(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "MAX_PENDING_ROWS", 3)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
@@ -149,7 +149,7 @@ def test_too_many_waiting_rows_are_sent_away(app: Any, monkeypatch: pytest.Monke
     within(app, work)
 
 
-def test_one_request_that_fails_takes_no_other_with_it(
+def test_writer_with_a_failing_request_stores_the_other_requests(
     app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     causal_rules = writer.Writer.causal_rules
@@ -173,7 +173,7 @@ def test_one_request_that_fails_takes_no_other_with_it(
     assert "poison-user" not in caplog.text
 
 
-def test_a_client_that_hangs_up_takes_nothing_back(app: Any) -> None:
+def test_writer_after_a_client_disconnects_stores_its_rows(app: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         task = asyncio.create_task(service.writer.write(events=[Event(user_id="gone", item_id="i01", timestamp=1)]))
         await asyncio.sleep(0)
@@ -184,7 +184,7 @@ def test_a_client_that_hangs_up_takes_nothing_back(app: Any) -> None:
     within(app, work)
 
 
-def test_items_and_users_share_the_commit_and_its_numbers(app: Any) -> None:
+def test_writer_numbers_events_items_and_users_by_one_counter(app: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         before = service.as_of
         await asyncio.gather(
@@ -201,7 +201,7 @@ def test_items_and_users_share_the_commit_and_its_numbers(app: Any) -> None:
     within(app, work)
 
 
-def test_an_application_holds_the_folder(app: Any, shop: Project) -> None:
+def test_create_with_a_running_application_raises_locked(app: Any, shop: Project) -> None:
     with pytest.raises(Locked, match="held by `recloop serve`"):
         create(shop)
     app.state.service.close()
@@ -209,8 +209,8 @@ def test_an_application_holds_the_folder(app: Any, shop: Project) -> None:
 
 
 @pytest.mark.parametrize("banned", [("torch", "lightning", "onnx"), ()])
-def test_serving_needs_no_torch(banned: tuple[str, ...]) -> None:
-    """In a process where importing torch raises; and with torch there, it stays outside."""
+def test_serving_imports_without_torch(banned: tuple[str, ...]) -> None:
+    """Import in a process where torch is missing, and in one where torch is installed but unused."""
     code = f"""
 import sys
 class Missing:

@@ -15,7 +15,7 @@ Histories = Sequence[Sequence[Sequence[int]]]
 
 @pytest.fixture(scope="session")
 def arrays() -> Callable[..., TrainData]:
-    """``arrays(histories, ...)``: users' moments, oldest first, each a list of item_ix."""
+    """Make training arrays: ``arrays(histories, ...)``; moments oldest first, each a list of item_ix."""
     return make
 
 
@@ -27,7 +27,7 @@ def make(
     seqs: Sequence[int] | None = None,
     user_codes: np.ndarray | None = None,
 ) -> TrainData:
-    """A user's moments lie a day apart; seq counts rows by (moment, user) unless given flat."""
+    """Moments are a day apart; seq numbers rows by (moment, user) unless given."""
     moments = [moment for history in histories for moment in history]
     number = [m for history in histories for m in range(len(history))]
     rows = np.repeat(number, [len(moment) for moment in moments]).astype(np.int64)

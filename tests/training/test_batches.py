@@ -1,4 +1,4 @@
-"""Windows of whole moments, drawn targets, groups of one length, padded tensors: each against known answers."""
+"""Windows of whole moments, drawn targets, length buckets and padded tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Arrays = Callable[..., TrainData]
 
 
 def sized(*sizes: int) -> list[list[int]]:
-    """Moments of these sizes, items counted through from 1."""
+    """Moments of these sizes, with items numbered from 1."""
     ends = np.cumsum(sizes)
     return [list(range(end - size + 1, end + 1)) for size, end in zip(sizes, ends, strict=True)]
 
@@ -37,8 +37,8 @@ def spans(sequences: SequenceDataset, which: str = "all") -> list[tuple[int, int
     return sorted(zip(windows.starts.tolist(), windows.stops.tolist(), strict=True))
 
 
-def test_windows_are_cut_newest_first(arrays: Arrays) -> None:
-    """Sizes 2 3 1 4 | 9 2 5, the last a target only; five items a window; the moment of nine is cut to five."""
+def test_training_windows_are_cut_from_the_newest_moment(arrays: Arrays) -> None:
+    """Sizes 2 3 1 4 | 9 2 5, the last only a target; windows of five items cut the moment of nine."""
     data = arrays([sized(2, 3, 1, 4, 9, 2, 5)], 30)
     sequences = SequenceDataset(data, 5)
     assert spans(sequences) == [(0, 2), (2, 4), (4, 5), (5, 6)]
@@ -48,13 +48,15 @@ def test_windows_are_cut_newest_first(arrays: Arrays) -> None:
     assert sequences.rows.items[rows[mask]].tolist() == [11, 12, 13, 14, 15]  # the first of the nine by id bytes
 
 
-def test_who_has_no_next_moment_and_who_is_old_is_in_no_window(arrays: Arrays) -> None:
+def test_training_windows_exclude_single_moment_and_holdout_users(arrays: Arrays) -> None:
     data = arrays([sized(1, 1, 1), sized(2), sized(1, 1), []], 5, old=[2])
     assert spans(SequenceDataset(data, 9)) == [(0, 2)]
 
 
 @given(st.lists(st.lists(st.integers(1, 7), max_size=9), min_size=1, max_size=5), st.integers(1, 9))
-def test_every_moment_but_the_newest_is_in_one_window(arrays: Arrays, sizes: list[list[int]], history: int) -> None:
+def test_training_windows_contain_each_moment_once_except_the_newest(
+    arrays: Arrays, sizes: list[list[int]], history: int
+) -> None:
     data = arrays([sized(*user) for user in sizes], 70)
     sequences = SequenceDataset(data, history)
     windows = sequences.training()
@@ -63,13 +65,13 @@ def test_every_moment_but_the_newest_is_in_one_window(arrays: Arrays, sizes: lis
     assert sorted(inside) == sorted(set(range(len(data.stamps))) - set(newest.tolist()))
     lengths = sequences.lengths(windows)
     assert lengths.max(initial=0) <= history
-    for start, stop in zip(windows.starts, windows.stops, strict=True):  # one more moment would not have fitted
+    for start, stop in zip(windows.starts, windows.stops, strict=True):  # one more moment does not fit
         first = data.user_offsets[data.moment_user[start]]
         assert start == first or sequences.rows.offsets[stop] - sequences.rows.offsets[start - 1] > history
 
 
 @given(st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 9))
-def test_the_newest_window_is_the_one_that_serving_is_fed(arrays: Arrays, sizes: list[list[int]], history: int) -> None:
+def test_query_windows_equal_those_of_serving(arrays: Arrays, sizes: list[list[int]], history: int) -> None:
     data = arrays([sized(*user) for user in sizes], 70)
     none = np.zeros(0, np.int32)
     served = encoding.window(
@@ -93,8 +95,8 @@ def test_the_newest_window_is_the_one_that_serving_is_fed(arrays: Arrays, sizes:
         np.testing.assert_array_equal(mine.numpy(), theirs)
 
 
-def test_a_batch_by_hand(arrays: Arrays) -> None:
-    """Users (1 2) (3) (4 5 6) and (7) (8): the windows' moments are numbered from the newest, targets follow them."""
+def test_batch_by_hand(arrays: Arrays) -> None:
+    """Users (1 2) (3) (4 5 6) and (7) (8): moments are numbered from the newest."""
     codes = np.array([[2], [1]], np.int32)
     data = arrays([[[1, 2], [3], [4, 5, 6]], [[7], [8]]], 9, user_codes=codes)
     weights = data.weights.copy()
@@ -111,20 +113,20 @@ def test_a_batch_by_hand(arrays: Arrays) -> None:
     assert batch.arrived is None
 
 
-def test_a_row_that_came_late_is_not_seen_by_what_was_there(arrays: Arrays) -> None:
-    """Moments (1 2) (3) (4) (5); item 2 came after item 3 and before item 4."""
+def test_batch_hides_late_rows_from_earlier_moments(arrays: Arrays) -> None:
+    """Moments (1 2) (3) (4) (5); item 2 arrived after item 3 and before item 4."""
     data = arrays([[[1, 2], [3], [4], [5]]], 5, seqs=[1, 4, 2, 5, 6])
     sequences = SequenceDataset(data, 10)
     arrived = sequences.batch(sequences.training(), np.arange(4)).arrived
     assert arrived is not None
     sees = arrived[0].tolist()
-    assert sees[0] == [True, True, True, False]  # its company's last row is seq 4: items 2 and 3 had come by then
+    assert sees[0] == [True, True, True, False]  # its moment's last row is seq 4: items 2 and 3 had arrived
     assert sees[2] == [True, False, True, False]
     assert sees[3] == [True, True, True, True]
 
 
-def test_the_past_of_a_held_out_moment_is_what_had_arrived(arrays: Arrays) -> None:
-    """User 0's item 2 and user 1's only item 5 came after the held-out moments; user 2 is not asked."""
+def test_history_before_a_validation_moment_excludes_later_rows(arrays: Arrays) -> None:
+    """Items 2 and 5 arrived after the validation moments; user 2 has none."""
     data = arrays([[[1, 2], [3]], [[5]], [[4]]], 5, held={0: [4], 1: [4]}, seqs=[1, 9, 2, 10, 3])
     assert data.held is not None
     past = history_before(data, dataclasses.replace(data.held, as_of=np.array([5, 5])))
@@ -134,7 +136,7 @@ def test_the_past_of_a_held_out_moment_is_what_had_arrived(arrays: Arrays) -> No
     assert past.stamps.tolist() == data.stamps[:2].tolist()
 
 
-def test_targets_are_drawn_evenly_and_anew_each_epoch(arrays: Arrays) -> None:
+def test_draw_of_targets_is_uniform_and_differs_by_epoch(arrays: Arrays) -> None:
     data = arrays([[[1], [2, 3, 4]]], 4)
     sequences = SequenceDataset(data, 10)
     drawn = np.array([sequences.draw(3, epoch) for epoch in range(3_000)])
@@ -145,17 +147,17 @@ def test_targets_are_drawn_evenly_and_anew_each_epoch(arrays: Arrays) -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(20, 120))
-def test_steps_deal_every_window_once_within_the_tokens(lengths: list[int], tokens: int) -> None:
+def test_length_bucket_sampler_yields_each_window_once_within_the_budget(lengths: list[int], tokens: int) -> None:
     sizes = np.array(lengths)
     steps = LengthBucketSampler(sizes, seed=1, tokens=tokens)
-    dealt = list(steps)
-    assert len(dealt) == len(steps)
-    assert sorted(np.concatenate(dealt)) == list(range(len(sizes)))
-    for chosen in dealt:
+    batches_of_windows = list(steps)
+    assert len(batches_of_windows) == len(steps)
+    assert sorted(np.concatenate(batches_of_windows)) == list(range(len(sizes)))
+    for chosen in batches_of_windows:
         assert len(chosen) == 1 or len(chosen) * sizes[chosen].max() <= tokens
 
 
-def test_steps_differ_by_epoch_and_repeat_by_seed() -> None:
+def test_length_bucket_sampler_differs_by_epoch_and_repeats_by_seed() -> None:
     sizes = np.arange(1, 200)
     steps, again = LengthBucketSampler(sizes, 7, 300), LengthBucketSampler(sizes, 7, 300)
     first = [chosen.tolist() for chosen in steps]
@@ -164,7 +166,7 @@ def test_steps_differ_by_epoch_and_repeat_by_seed() -> None:
     assert first != [chosen.tolist() for chosen in steps]
 
 
-def test_an_epoch_draws_once_for_all_its_steps(arrays: Arrays) -> None:
+def test_epoch_dataset_draws_targets_once_per_epoch(arrays: Arrays) -> None:
     data = arrays([sized(2, 3, 4, 5), sized(3, 3, 3)], 20)
     sequences = SequenceDataset(data, 4)
     windows = sequences.training()
@@ -179,7 +181,7 @@ def test_an_epoch_draws_once_for_all_its_steps(arrays: Arrays) -> None:
 
 @pytest.fixture(scope="module")
 def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, list[str]]:
-    """The world's purchases as arrays, the last moment of every user held out, beside the other path to state."""
+    """Purchases as arrays with each user's last moment held out, and the state history."""
     config = build(
         {
             "events": {"positive": ["purchase"], "neutral": ["click"]},
@@ -211,10 +213,10 @@ def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, li
     return spec, data, timeline, tables.users.ids
 
 
-def test_a_validation_query_is_encoded_as_serving_would(
+def test_validation_queries_are_encoded_as_in_serving(
     shop: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
 ) -> None:
-    """Tokens, numbers of moments and context of every held-out moment, against state, `encode` and `window`."""
+    """Tokens, moment numbers and context of validation moments equal `encode` and `window`."""
     spec, data, timeline, user_ids = shop
     held = data.held
     assert held is not None
@@ -231,10 +233,10 @@ def test_a_validation_query_is_encoded_as_serving_would(
     assert [len(np.unique(context[:, c])) > 1 for c in range(4)] == [True] * 4  # age, hour, weekday, gap
 
 
-def test_a_target_in_training_is_encoded_as_serving_would(
+def test_training_context_is_encoded_as_in_serving(
     shop: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
 ) -> None:
-    """The context of every moment as a target is that of a request at its stamp, its past alone in sight."""
+    """The context of a target moment equals that of a request at its stamp."""
     spec, data, timeline, user_ids = shop
     moment = np.flatnonzero(np.arange(len(data.stamps)) != data.user_offsets[data.moment_user])[::17]
     users, now = data.moment_user[moment], data.stamps[moment]

@@ -16,7 +16,7 @@ CONFIG = Config.model_validate(
 
 
 def labelled(*rows: tuple[str, str, str, int]) -> pl.DataFrame:
-    """Rows (user, item, type, stamp), each a moment of its own, with their labels."""
+    """Labelled rows (user, item, type, stamp), each a separate moment."""
     columns = {
         USER_ID: [row[0] for row in rows],
         ITEM_ID: [row[1] for row in rows],
@@ -30,7 +30,7 @@ def labelled(*rows: tuple[str, str, str, int]) -> pl.DataFrame:
     return EventLabeler(CONFIG.events, CONFIG.clean).label(frame).with_columns(pl.col(TIMESTAMP).alias(STAMP))
 
 
-def test_validation_data_purchase_returned_after_the_validation_start_is_in_no_array() -> None:
+def test_validation_data_excludes_a_purchase_returned_later() -> None:
     rows = labelled(
         ("ann", "returned", "purchase", 10),
         ("bob", "kept", "purchase", 20),
@@ -49,7 +49,7 @@ def test_validation_data_purchase_returned_after_the_validation_start_is_in_no_a
     assert arrays.counts.tolist() == [0, 2, 0]
 
 
-def test_train_data_held_moment_returned_later_is_no_validation_moment() -> None:
+def test_train_data_excludes_a_validation_moment_returned_later() -> None:
     rows = labelled(
         ("ann", "returned", "purchase", 30), ("bob", "kept", "purchase", 20), ("ann", "returned", "refund", 40)
     )  # fmt: skip

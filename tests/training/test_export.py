@@ -1,4 +1,4 @@
-"""The exported graph answers as torch does, for any batch and length, from bytes alone."""
+"""The exported graph equals torch for any batch size and length."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 
 
 def query(batch: int, time: int, context: int) -> dict[str, np.ndarray]:
-    """Ragged windows: moments of 1 to 3 items, oldest first, at least one token a row, the longest fills T."""
+    """Ragged windows: moments oldest first, at least one token per row, the longest fills T."""
     rng = np.random.default_rng(batch * 1000 + time)
     lengths = np.maximum(1, rng.integers(0, time + 1, batch))
     lengths[0] = time
@@ -54,52 +54,52 @@ def exported(arrays: Arrays) -> tuple[SASRec, bytes]:
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("time", [1, 2, 50, 200])
-def test_the_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, time: int) -> None:
+def test_user_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, time: int) -> None:
     network, graph = exported
-    asked = query(batch, time, 2)
-    (answer,) = session(graph).run([OUTPUT], asked)
+    inputs = query(batch, time, 2)
+    (answer,) = session(graph).run([OUTPUT], inputs)
     with torch.no_grad():
-        expected = network.users(*(torch.from_numpy(asked[name]) for name in INPUTS))
+        expected = network.users(*(torch.from_numpy(inputs[name]) for name in INPUTS))
     assert answer.shape == (batch, D)
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def test_padding_and_company_change_nothing_in_the_graph(exported: tuple[SASRec, bytes]) -> None:
+def test_user_graph_is_independent_of_padding_and_batch(exported: tuple[SASRec, bytes]) -> None:
     run = session(exported[1])
-    asked = query(5, 40, 2)
-    (together,) = run.run([OUTPUT], asked)
+    inputs = query(5, 40, 2)
+    (together,) = run.run([OUTPUT], inputs)
     for row in range(5):
-        length = int(asked["mask"][row].sum())
-        one = {name: value[row : row + 1, :length] for name, value in asked.items() if name != "context"}
-        (alone,) = run.run([OUTPUT], one | {"context": asked["context"][row : row + 1]})
+        length = int(inputs["mask"][row].sum())
+        one = {name: value[row : row + 1, :length] for name, value in inputs.items() if name != "context"}
+        (alone,) = run.run([OUTPUT], one | {"context": inputs["context"][row : row + 1]})
         np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
 
 
-def test_the_graph_is_whole_and_holds_no_item_table(exported: tuple[SASRec, bytes]) -> None:
+def test_user_graph_is_valid_and_contains_no_item_table(exported: tuple[SASRec, bytes]) -> None:
     _, graph = exported
     model = onnx.load_from_string(graph)
     onnx.checker.check_model(model, full_check=True)
     assert [entry.name for entry in model.graph.input] == list(INPUTS)
     assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in model.graph.initializer)
     sizes = {tuple(weight.dims) for weight in model.graph.initializer}
-    assert (HISTORY, D) in sizes  # the positions are inside
-    assert not any(501 in size for size in sizes)  # the items are not
+    assert (HISTORY, D) in sizes  # positions are inside
+    assert not any(501 in size for size in sizes)  # items are not
 
 
 @pytest.mark.slow
-def test_a_spec_without_context_keeps_the_input(arrays: Arrays) -> None:
-    """A request is encoded with C = 0 columns then, and the graph takes them."""
+def test_user_graph_without_context_keeps_the_input(arrays: Arrays) -> None:
+    """A request then has C = 0 context columns, and the graph accepts them."""
     network = built(arrays, context=0)
     run = session(user_graph(network, D, 0))
     assert [entry.name for entry in run.get_inputs()] == list(INPUTS)
-    asked = query(3, 20, 0)
-    (answer,) = run.run([OUTPUT], asked)
+    inputs = query(3, 20, 0)
+    (answer,) = run.run([OUTPUT], inputs)
     with torch.no_grad():
-        expected = network.users(*(torch.from_numpy(asked[name]) for name in INPUTS))
+        expected = network.users(*(torch.from_numpy(inputs[name]) for name in INPUTS))
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def test_item_vectors_pad_with_zeros(arrays: Arrays) -> None:
+def test_item_vectors_have_a_zero_padding_row(arrays: Arrays) -> None:
     network = built(arrays, context=0)
     vectors = item_vectors(network, torch.zeros(501, 0, dtype=torch.int64))
     assert vectors.dtype == np.float32
@@ -108,14 +108,14 @@ def test_item_vectors_pad_with_zeros(arrays: Arrays) -> None:
 
 
 @pytest.mark.slow
-def test_a_graph_does_not_say_where_it_was_made(exported: tuple[SASRec, bytes], arrays: Arrays) -> None:
-    """The exporter leaves the trace of each call at its node: folders of this machine, in a hash that others compare."""
+def test_user_graph_bytes_are_independent_of_the_machine(exported: tuple[SASRec, bytes], arrays: Arrays) -> None:
+    """The exporter records stack traces with local folders, which would change the hash."""
     _, graph = exported
     for word in (b".py", b"/src/", b"site-packages", b"stack_trace"):
         assert word not in graph, word
     model = onnx.load_model_from_string(graph)
     onnx.checker.check_model(model)
-    assert "Loop" not in {node.op_type for node in model.graph.node}, "its outputs come in an order by hash"
+    assert "Loop" not in {node.op_type for node in model.graph.node}, "the outputs of Loop are ordered by hash"
     origin = {"network": built(arrays, 2)}
     exec("from recloop.training.export import user_graph\n\n\ngraph = user_graph(network, 16, 2)", origin)
-    assert origin["graph"] == graph, "called from elsewhere"
+    assert origin["graph"] == graph, "called from another file"

@@ -1,4 +1,4 @@
-"""Training end to end on a log whose next item is known: it learns, stops for the right reason, repeats itself."""
+"""Training end to end on a log with known next items: learning, stopping, repeatability."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Arrays = Callable[..., TrainData]
 
 
 def circle(arrays: Arrays, users: int = 60, basket: int = 1) -> TrainData:
-    """Everybody walks a circle of N items, from a place of their own; the last step of half of them is held out."""
+    """Users walk a circle of N items from different starts; half of them hold out the last step."""
     step = np.arange(9)
     walks = [[[(start * 7 + at * basket + b) % N + 1 for b in range(basket)] for at in step] for start in range(users)]
     held = {user: walks[user][-1] for user in range(0, users, 2)}
@@ -45,31 +45,31 @@ def settings(**train: object) -> Config:
     )
 
 
-def taught(
+def train_alone(
     data: TrainData, folder: Path, budget: float = 600, dropout: float = 0.0, start: str = "counts", **train: object
 ) -> tuple[dict[str, torch.Tensor], validation.TrainingCallback]:
-    """Training alone, without the seconds of an export: the weights it ends with, and what watched it."""
+    """Train without an export; return the final weights and the training callback."""
     network = load_model("sasrec", {"dropout": dropout, "start": start})
     _, watch = trainer.train(network, data, settings(**train), folder, budget, quiet=True)
     return network.state_dict(), watch
 
 
 @pytest.fixture(scope="module")
-def circled(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedNetwork, Path]:
+def fitted_circle_run(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedNetwork, Path]:
     folder = tmp_path_factory.mktemp("run") / "one"
     config = settings(epochs=60, patience=60)
     return fit_network("sasrec", {"dropout": 0.0}, circle(arrays), config, folder, 600, quiet=True), folder
 
 
-def test_it_learns_what_follows_what(circled: tuple[TrainedNetwork, Path]) -> None:
-    network, _ = circled
-    assert network.validation > 0.9  # chance: .15
+def test_fit_network_learns_the_next_item(fitted_circle_run: tuple[TrainedNetwork, Path]) -> None:
+    network, _ = fitted_circle_run
+    assert network.validation > 0.9  # chance: 0.15
     assert network.stopped == "epochs"
     assert 1 <= network.epochs <= 60
 
 
-def test_the_network_is_arrays_and_bytes(circled: tuple[TrainedNetwork, Path]) -> None:
-    network, _ = circled
+def test_fit_network_returns_arrays_graph_and_train_state(fitted_circle_run: tuple[TrainedNetwork, Path]) -> None:
+    network, _ = fitted_circle_run
     vectors = network.arrays["item_vectors"]
     assert vectors.shape == (N + 1, 16)
     assert not vectors[0].any()
@@ -81,9 +81,9 @@ def test_the_network_is_arrays_and_bytes(circled: tuple[TrainedNetwork, Path]) -
     np.testing.assert_array_equal(network.train_state["network.table.weight"][1:], vectors[1:])
 
 
-def test_the_graph_finds_the_next_item(circled: tuple[TrainedNetwork, Path]) -> None:
-    """The exported pair alone, as serving reads it: after 1 2 3 comes 4."""
-    network, _ = circled
+def test_exported_graph_ranks_the_next_item_first(fitted_circle_run: tuple[TrainedNetwork, Path]) -> None:
+    """Item vectors and graph, as serving reads them, rank 4 first after 1 2 3."""
+    network, _ = fitted_circle_run
     vectors = network.arrays["item_vectors"]
     session = onnxruntime.InferenceSession(network.graph, providers=["CPUExecutionProvider"])
     asked = {
@@ -96,8 +96,8 @@ def test_the_graph_finds_the_next_item(circled: tuple[TrainedNetwork, Path]) -> 
     assert int((user @ vectors[1:].T).argmax()) + 1 == 4
 
 
-def test_the_run_folder(circled: tuple[TrainedNetwork, Path]) -> None:
-    network, folder = circled
+def test_fit_network_writes_the_run_folder(fitted_circle_run: tuple[TrainedNetwork, Path]) -> None:
+    network, folder = fitted_circle_run
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     assert files == ["checkpoint/train.safetensors", "config.toml", "log.jsonl", "metrics.json"]
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -113,37 +113,39 @@ def test_the_run_folder(circled: tuple[TrainedNetwork, Path]) -> None:
         np.testing.assert_array_equal(stored[name], array)
 
 
-def test_the_same_run_gives_the_same_weights(arrays: Arrays, tmp_path: Path) -> None:
-    """Dropout, drawn targets, the order of steps, a look at each tenth of the clock in between: all of it repeats."""
+def test_train_with_one_seed_gives_equal_weights(arrays: Arrays, tmp_path: Path) -> None:
+    """Dropout, drawn targets and the order of steps repeat, also with checks by time between."""
     data = circle(arrays, users=40, basket=3)
-    once, watch = taught(data, tmp_path, dropout=0.2, epochs=2)
-    again, looked = taught(data, tmp_path, budget=1.0, dropout=0.2, epochs=2)
-    other, _ = taught(data, tmp_path, dropout=0.2, epochs=2, seed=1)
+    once, watch = train_alone(data, tmp_path, dropout=0.2, epochs=2)
+    again, looked = train_alone(data, tmp_path, budget=1.0, dropout=0.2, epochs=2)
+    other, _ = train_alone(data, tmp_path, dropout=0.2, epochs=2, seed=1)
     assert watch.stopped == looked.stopped == "epochs"
     for name, tensor in once.items():
         assert torch.equal(again[name], tensor), name
     assert not torch.equal(other["table.weight"], once["table.weight"])
 
 
-def test_patience_counts_epochs_without_a_gain(arrays: Arrays, tmp_path: Path) -> None:
-    """Held-out targets that the network cannot learn: the first epoch stays the best."""
+def test_train_without_a_gain_stops_by_patience(arrays: Arrays, tmp_path: Path) -> None:
+    """The validation targets cannot be learned, so the first epoch stays the best."""
     data = circle(arrays)
     assert data.held is not None
     nowhere = dataclasses.replace(data.held, items=np.zeros_like(data.held.items))
-    _, watch = taught(dataclasses.replace(data, held=nowhere), tmp_path, patience=2)
+    _, watch = train_alone(dataclasses.replace(data, held=nowhere), tmp_path, patience=2)
     assert (watch.stopped, watch.kept.epoch, watch.kept.ndcg) == ("patience", 1, 0.0)
     assert [look.epoch for look in watch.looks if look.at == "epoch"] == [1, 2, 3]
 
 
-def test_a_budget_stops_between_two_steps(arrays: Arrays, tmp_path: Path) -> None:
-    _, watch = taught(circle(arrays, users=900), tmp_path, budget=1e-6)  # three steps an epoch
-    assert (watch.stopped, watch.kept.epoch, watch.kept.step) == ("budget", 0, 1), "a begun epoch is not a whole one"
+def test_train_over_budget_stops_after_the_step(arrays: Arrays, tmp_path: Path) -> None:
+    _, watch = train_alone(circle(arrays, users=900), tmp_path, budget=1e-6)  # three steps an epoch
+    assert (watch.stopped, watch.kept.epoch, watch.kept.step) == ("budget", 0, 1), (
+        "a started epoch is not a complete one"
+    )
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     assert watch.looks[-1].ndcg == watch.kept.ndcg
 
 
-def test_a_stopped_run_may_keep_a_look_between_epochs(arrays: Arrays, tmp_path: Path) -> None:
-    """Two looks by the clock: the better one is kept; a run that ends by itself keeps the best epoch instead."""
+def test_train_stopped_by_budget_keeps_the_best_check_by_time(arrays: Arrays, tmp_path: Path) -> None:
+    """A run stopped by its budget keeps the best check by time; other runs keep the best epoch."""
     watch = validation.TrainingCallback(None, tmp_path, patience=3, budget=1e9, bar=False)
     watch.by_time, watch.by_epoch = validation.BestWeights(ndcg=0.5), validation.BestWeights(ndcg=0.4)
     for stopped, ndcg in (("budget", 0.5), ("patience", 0.4), ("epochs", 0.4)):
@@ -152,15 +154,15 @@ def test_a_stopped_run_may_keep_a_look_between_epochs(arrays: Arrays, tmp_path: 
     watch.close()
 
 
-def test_without_validation_moments_the_last_weights_stay(arrays: Arrays, tmp_path: Path) -> None:
-    weights, watch = taught(dataclasses.replace(circle(arrays), held=None), tmp_path, epochs=2, patience=1)
+def test_train_without_validation_moments_keeps_the_last_weights(arrays: Arrays, tmp_path: Path) -> None:
+    weights, watch = train_alone(dataclasses.replace(circle(arrays), held=None), tmp_path, epochs=2, patience=1)
     assert (watch.stopped, watch.kept.epoch) == ("epochs", 2)
     assert [look.ndcg for look in watch.looks] == [None, None]
     assert torch.equal(weights["table.weight"], watch.kept.weights["table.weight"])
 
 
-def test_the_number_is_counted_on_the_full_ranking(arrays: Arrays) -> None:
-    """NDCG@10 of the validation moments by hand, with and without what the user had."""
+def test_validation_ndcg_is_computed_on_the_full_ranking(arrays: Arrays) -> None:
+    """NDCG@10 of the validation moments by hand, with and without seen items."""
     data = circle(arrays, users=24, basket=2)
     held = data.held
     assert held is not None
@@ -190,22 +192,22 @@ def test_the_number_is_counted_on_the_full_ranking(arrays: Arrays) -> None:
     assert not learner.training
 
 
-def test_users_held_back_give_no_gradient(arrays: Arrays, tmp_path: Path) -> None:
-    """The same weights whether the histories of ``old`` users are there or are other ones of the same length."""
+def test_train_excludes_holdout_users_from_the_gradient(arrays: Arrays, tmp_path: Path) -> None:
+    """Other histories of ``old`` users give the same weights."""
     data = circle(arrays)
     old = np.arange(data.n_users) % 3 == 1
     rows = np.repeat(old[data.moment_user], np.diff(data.moment_offsets))
     other = dataclasses.replace(data, items=np.where(rows, data.items[::-1], data.items), old=old)
-    kept, changed = (  # the counts do know them (they feed state and counts, never the loss): a start without counts
-        taught(dataclasses.replace(d, held=None), tmp_path, start="random", epochs=1)[0]
+    kept, changed = (  # counts include old users, so the start is random
+        train_alone(dataclasses.replace(d, held=None), tmp_path, start="random", epochs=1)[0]
         for d in (dataclasses.replace(data, old=old), other)
     )
     assert torch.equal(kept["table.weight"], changed["table.weight"])
-    everybody, _ = taught(dataclasses.replace(data, held=None), tmp_path, start="random", epochs=1)
-    assert not torch.equal(everybody["table.weight"], kept["table.weight"])
+    with_old_users, _ = train_alone(dataclasses.replace(data, held=None), tmp_path, start="random", epochs=1)
+    assert not torch.equal(with_old_users["table.weight"], kept["table.weight"])
 
 
-def test_nobody_with_two_moments_is_said(arrays: Arrays, tmp_path: Path) -> None:
+def test_fit_network_without_a_user_with_two_moments_raises(arrays: Arrays, tmp_path: Path) -> None:
     alone = arrays([[[1, 2]], [[3]], []], 3)
     assert not has_sequences(alone)
     with pytest.raises(UserError, match=r"model\.name=sasrec: expected a log with a user who has two moments"):
@@ -213,23 +215,23 @@ def test_nobody_with_two_moments_is_said(arrays: Arrays, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-def test_a_counting_model_is_no_network(arrays: Arrays, tmp_path: Path) -> None:
+def test_fit_network_with_a_counting_model_raises(arrays: Arrays, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.name=popular: expected a network"):
         fit_network("popular", {}, circle(arrays), settings(), tmp_path, 600)
 
 
-def test_one_item_and_one_user_still_train(arrays: Arrays, tmp_path: Path) -> None:
-    weights, watch = taught(arrays([[[1], [1], [1]]], 1, held={0: [1]}), tmp_path, epochs=1)
+def test_train_with_one_item_and_one_user_is_finite(arrays: Arrays, tmp_path: Path) -> None:
+    weights, watch = train_alone(arrays([[[1], [1], [1]]], 1, held={0: [1]}), tmp_path, epochs=1)
     assert watch.kept.ndcg == 1.0
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_a_loss_that_runs_away_is_said(arrays: Arrays, tmp_path: Path) -> None:
+def test_train_with_a_diverging_loss_raises_and_names_lr(arrays: Arrays, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.lr=1e\+30: expected a rate at which the loss stays finite"):
-        taught(circle(arrays), tmp_path, lr=1e30, epochs=5)
+        train_alone(circle(arrays), tmp_path, lr=1e30, epochs=5)
 
 
-def test_a_bar_on_stderr_and_nothing_on_stdout(
+def test_fit_network_writes_its_progress_bar_to_stderr_only(
     arrays: Arrays, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -238,38 +240,40 @@ def test_a_bar_on_stderr_and_nothing_on_stdout(
     out, err = capfd.readouterr()
     assert out == ""
     assert "epoch 1" in err
-    assert len(err) < 1_000  # the bar alone: neither Lightning nor the exporter speaks
-    taught(data, tmp_path, epochs=1)
+    assert len(err) < 1_000  # only the bar: Lightning and the exporter are silent
+    train_alone(data, tmp_path, epochs=1)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_callers_torch_is_left_as_it_was(arrays: Arrays, tmp_path: Path) -> None:
+def test_train_restores_the_callers_torch_state(arrays: Arrays, tmp_path: Path) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    taught(circle(arrays, users=20), tmp_path, epochs=1)
+    train_alone(circle(arrays, users=20), tmp_path, epochs=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_ctrl_c_stays_an_interrupt(arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_after_ctrl_c_raises_keyboard_interrupt(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer.Learner, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        taught(circle(arrays), tmp_path)
+        train_alone(circle(arrays), tmp_path)
 
 
-def test_importing_fit_loads_no_torch() -> None:
+def test_fit_import_loads_no_torch() -> None:
     code = "import sys, recloop.training.fit; print(sorted({'torch', 'lightning'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
-def test_watch_budget_counts_training_seconds_without_looks(
+def test_train_budget_excludes_validation_seconds(
     arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock where a step takes 1 s and a look 100 s: 20 s of training are 20 steps, and few looks."""
+    """If a step takes 1 s and a check 100 s, a budget of 20 s gives 20 steps and few checks."""
     clock = SimpleNamespace(now=0.0)
     step, score = trainer.Learner.training_step, validation.ValidationSet.score
 
@@ -286,28 +290,30 @@ def test_watch_budget_counts_training_seconds_without_looks(
     monkeypatch.setattr(validation.ValidationSet, "score", slow_look)
     for name in ("long", "short"):
         (tmp_path / name).mkdir()
-    _, watch = taught(circle(arrays, users=9000), tmp_path / "long", budget=20.0)  # 26 steps an epoch
+    _, watch = train_alone(circle(arrays, users=9000), tmp_path / "long", budget=20.0)  # 26 steps an epoch
     assert watch.stopped == "budget"
     assert len((tmp_path / "long" / "log.jsonl").read_text().splitlines()) == 20
-    assert len(watch.looks) == 2, "the first tenth and the end: looks are no more than a tenth of the clock"
+    assert len(watch.looks) == 2, "the first tenth and the end: checks take at most a tenth of the time"
     assert (watch.seconds, watch.looking) == (20.0, 200.0)
-    _, watch = taught(circle(arrays, users=900), tmp_path / "short", budget=150.0)  # 3 steps an epoch
-    assert (watch.stopped, watch.kept.epoch <= 2, watch.looking) == ("budget", True, 200.0), "looks end a run as well"
+    _, watch = train_alone(circle(arrays, users=900), tmp_path / "short", budget=150.0)  # 3 steps an epoch
+    assert (watch.stopped, watch.kept.epoch <= 2, watch.looking) == ("budget", True, 200.0), "checks also end a run"
 
 
-def test_examination_of_many_users_looks_at_1024(arrays: Arrays) -> None:
+def test_validation_set_of_many_users_samples_1024(arrays: Arrays) -> None:
     data = circle(arrays, users=4000)  # half of them held out
     assert data.held is not None
     assert len(data.held) == 2000
     examination = validation.ValidationSet(data, data.held, 20, filter_seen=False)
     assert len(examination) == validation.MAX_USERS == 1024
-    place = np.searchsorted(data.held.user_ix, examination.users)
-    assert (data.held.user_ix[place] == examination.users).all()
-    np.testing.assert_array_equal(examination.targets, data.held.items[place])
+    rows = np.searchsorted(data.held.user_ix, examination.users)
+    assert (data.held.user_ix[rows] == examination.users).all()
+    np.testing.assert_array_equal(examination.targets, data.held.items[rows])
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_repeatable_sets_what_cublas_needs_and_warns_only_on_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+def test_deterministic_sets_cublas_workspace_and_warns_on_a_gpu_only(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     with trainer.deterministic(0):
@@ -319,7 +325,7 @@ def test_repeatable_sets_what_cublas_needs_and_warns_only_on_a_gpu(monkeypatch: 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: training on a GPU is not run here")
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "two_tower", "neumf"])
-def test_learn_on_a_gpu_trains_and_exports(arrays: Arrays, tmp_path: Path, name: str) -> None:
+def test_fit_network_on_a_gpu_trains_and_exports(arrays: Arrays, tmp_path: Path, name: str) -> None:
     network = fit_network(name, {}, circle(arrays), settings(epochs=2), tmp_path / "run", 600, quiet=True)
     assert network.epochs >= 1
     assert np.isfinite(network.arrays["item_vectors"]).all()

@@ -1,4 +1,4 @@
-"""Tests of the choice of a mix: against a slow search by hand, its ties, and its time."""
+"""The choice of fusion weights: against an exhaustive search, ties, and time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fused(lists: list[list[int]], weights: tuple[float, ...], k: int) -> list[in
     return sorted(score, key=lambda item: (-np.float32(score[item]), item))[:k]
 
 
-def world(
+def random_lists(
     seed: int, queries: int, items: int, width: int, sources: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def world(
     for name in fusion_weights.MIX_SOURCES[:sources]:
         lists = np.stack([random.permutation(items)[:width] + 1 for _ in range(queries)])
         ends = random.integers(0, width + 1, queries)
-        lists[np.arange(width) >= ends[:, None]] = 0  # lists end early, some at once
+        lists[np.arange(width) >= ends[:, None]] = 0  # lists end early, some are empty
         recalled[name] = lists
     sizes = random.integers(0, 5, queries)
     targets = [random.permutation(items + 1)[:n] for n in sizes]
@@ -39,8 +39,8 @@ def world(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_same_as_a_slow_search(seed: int) -> None:
-    recalled, targets, offsets = world(seed, queries=40, items=30, width=12, sources=3)
+def test_choose_mix_equals_an_exhaustive_search(seed: int) -> None:
+    recalled, targets, offsets = random_lists(seed, queries=40, items=30, width=12, sources=3)
     best: tuple[float, int, tuple[float, ...]] | None = None
     asked = np.diff(offsets) > 0
     for weights in itertools.product((0, 0.25, 0.5, 1), repeat=3):
@@ -61,32 +61,32 @@ def test_the_same_as_a_slow_search(seed: int) -> None:
         assert metrics.ranking(again, targets, offsets, 10)["NDCG"][asked].mean() == pytest.approx(value)
 
 
-def test_a_chosen_mix_is_worth_in_fuse_what_was_said() -> None:
-    recalled, targets, offsets = world(7, queries=200, items=60, width=30, sources=4)
+def test_choose_mix_value_equals_that_of_fuse() -> None:
+    recalled, targets, offsets = random_lists(7, queries=200, items=60, width=30, sources=4)
     weights, value = fusion_weights.choose_mix(recalled, targets, offsets)
     held = {name: TopK(lists, np.zeros(lists.shape, np.float32)) for name, lists in recalled.items()}
     lists = fuse(held, weights, 10).items
     assert np.nanmean(metrics.ranking(lists, targets, offsets, 10)["NDCG"]) == pytest.approx(value, abs=1e-12)
 
 
-def test_the_only_good_source_is_chosen_alone() -> None:
+def test_choose_mix_with_one_good_source_chooses_it_alone() -> None:
     targets, offsets = np.arange(1, 21), np.arange(21)
     lists = {"model": np.full((20, 3), 99), "popular": targets[:, None]}
     assert fusion_weights.choose_mix(lists, targets, offsets) == ({"model": 0.0, "popular": 1.0}, 1.0)
 
 
-def test_ties_go_to_fewer_sources_then_to_the_first() -> None:
+def test_choose_mix_breaks_ties_by_fewer_sources_then_order() -> None:
     targets, offsets = np.array([5, 6]), np.array([0, 1, 2])
     same = np.array([[5], [6]])
     chosen, value = fusion_weights.choose_mix(
         dict.fromkeys(("popular", "neighbours", "history"), same), targets, offsets
     )
-    assert list(chosen) == ["history", "neighbours", "popular"]  # the order of the definitions, whatever came in
+    assert list(chosen) == ["history", "neighbours", "popular"]  # the order of MIX_SOURCES, not that of the input
     assert chosen == {"history": 1.0, "neighbours": 0.0, "popular": 0.0}
     assert value == 1.0
 
 
-def test_two_sources_where_both_are_needed() -> None:
+def test_choose_mix_with_two_complementary_sources_keeps_both() -> None:
     targets, offsets = np.array([1, 2, 1, 2]), np.array([0, 2, 4])
     lists = {"model": np.array([[1], [1]]), "history": np.array([[2], [2]])}
     chosen, value = fusion_weights.choose_mix(lists, targets, offsets)
@@ -94,7 +94,7 @@ def test_two_sources_where_both_are_needed() -> None:
     assert value == pytest.approx(1.0)
 
 
-def test_without_validation_moments_all_weigh_the_same() -> None:
+def test_choose_mix_without_validation_moments_gives_equal_weights() -> None:
     none = np.zeros(0, dtype=np.int64)
     lists = {"history": np.zeros((0, 200), dtype=np.int32), "popular": np.zeros((0, 200), dtype=np.int32)}
     chosen, value = fusion_weights.choose_mix(lists, none, np.zeros(1, dtype=np.int64))
@@ -105,7 +105,7 @@ def test_without_validation_moments_all_weigh_the_same() -> None:
     }
 
 
-def test_the_grid_has_each_mix_once() -> None:
+def test_grid_contains_each_mix_once() -> None:
     points = fusion_weights.grid(4)
     assert len(points) == 4**4 - 3**4
     assert (points.max(axis=1) == 1).all()
@@ -116,14 +116,14 @@ def test_the_grid_has_each_mix_once() -> None:
 
 
 @pytest.mark.slow
-def test_1024_moments_and_four_sources_of_200_take_seconds() -> None:
-    """Ten on an idle machine; the suite's own limit ends what takes minutes."""
-    recalled, targets, offsets = world(0, queries=1_024, items=3_000, width=200, sources=4)
+def test_choose_mix_of_1024_moments_and_four_sources_ends_in_time() -> None:
+    """It takes ten seconds on an idle machine; the time limit of the suite ends a slow run."""
+    recalled, targets, offsets = random_lists(0, queries=1_024, items=3_000, width=200, sources=4)
     fusion_weights.choose_mix(recalled, targets, offsets)
 
 
-def test_mix_or_single_keeps_a_mix_that_is_surely_better() -> None:
-    """Each source finds another half of the targets: together they are better for every user."""
+def test_mix_or_single_with_a_certain_gain_keeps_the_mix() -> None:
+    """Each source finds another half of the targets, so the mix is better for every user."""
     queries = 60
     first = np.tile([1, 9], (queries, 1))
     second = np.tile([2, 8], (queries, 1))
@@ -135,8 +135,8 @@ def test_mix_or_single_keeps_a_mix_that_is_surely_better() -> None:
     assert all(found.weights.values())
 
 
-def test_mix_or_single_falls_back_where_the_interval_holds_zero() -> None:
-    """The mix is ahead for two of 60 users and even for the others: best of the grid, but not surely better."""
+def test_mix_or_single_without_a_certain_gain_keeps_one_source() -> None:
+    """The mix is better for two of 60 users and equal for the others, so the gain is not certain."""
     queries = 60
     history = np.tile([1, 9], (queries, 1))
     history[:2] = [7, 9]
@@ -151,15 +151,15 @@ def test_mix_or_single_falls_back_where_the_interval_holds_zero() -> None:
     assert found.ndcg == pytest.approx(58 / 60)
 
 
-def test_mix_or_single_without_a_query_weighs_every_source() -> None:
+def test_mix_or_single_without_queries_gives_equal_weights() -> None:
     none = np.zeros(0, dtype=np.int64)
     found = fusion_weights.mix_or_single({"history": np.zeros((0, 3), int)}, none, np.zeros(1, int), seed=0)
     assert found.weights == {"history": 1.0}
     assert found.gain is None
 
 
-def test_mix_or_single_chooses_the_constant_that_keeps_first_places_first() -> None:
-    """A strong source finds its target first, a weak one far behind: with 60 the weak one's firsts push it down."""
+def test_mix_or_single_chooses_the_constant_with_the_best_ndcg() -> None:
+    """With constant 60 the first items of a weak source push down those of a strong one."""
     queries, width = 80, 30
     rng = np.random.default_rng(0)
     strong = np.tile(np.arange(1, width + 1), (queries, 1))
@@ -174,4 +174,4 @@ def test_mix_or_single_chooses_the_constant_that_keeps_first_places_first() -> N
     lists = {name: TopK(one, np.zeros(one.shape, np.float32)) for name, one in (("history", strong), ("popular", weak))}
     served = fuse(lists, found.weights, 10, found.constant).items
     ranked = metrics.ranking(served, targets, np.arange(queries + 1), 10)["NDCG"].mean()
-    assert ranked == pytest.approx(found.ndcg), "what serves ranks as what was chosen"
+    assert ranked == pytest.approx(found.ndcg), "serving ranks as the chosen weights do"

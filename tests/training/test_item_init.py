@@ -1,4 +1,4 @@
-"""The start of an item table: what follows one another lies near, whatever the table's size."""
+"""Initial item embeddings: co-occurring items are close for any table size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Arrays = Callable[..., TrainData]
 
 
 def communities(arrays: Arrays, n_items: int = 40) -> TrainData:
-    """Users who walk in one of two halves of the items; the last item is never seen."""
+    """Users with items of one of two halves; the last item is not seen."""
     rng = np.random.default_rng(0)
     half = (n_items - 1) // 2
     walks = [1 + (user % 2) * half + rng.integers(0, half, 12) for user in range(300)]
@@ -22,8 +22,10 @@ def communities(arrays: Arrays, n_items: int = 40) -> TrainData:
 
 
 @pytest.mark.parametrize("core", [2048, 10])
-def test_neighbours_lie_near(arrays: Arrays, core: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all items in the core, and with most of them placed by their own counts."""
+def test_init_item_embeddings_of_co_occurring_items_are_close(
+    arrays: Arrays, core: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all items in the core, and with most of them outside it."""
     monkeypatch.setattr(item_init, "CORE", core)
     data = communities(arrays)
     vectors = item_init.init_item_embeddings(data, 8, seed=0)
@@ -39,8 +41,8 @@ def test_neighbours_lie_near(arrays: Arrays, core: int, monkeypatch: pytest.Monk
     assert seen.std() == pytest.approx(item_init.SPREAD, rel=0.25)
 
 
-def test_a_catalogue_inside_the_core_gets_the_svd_itself(arrays: Arrays) -> None:
-    """U sqrt(S) of the positive log PMI, counted by hand: rows of the product are rebuilt at full rank."""
+def test_positive_pmi_of_a_small_catalog_by_hand(arrays: Arrays) -> None:
+    """The positive PMI matrix equals one counted by hand."""
     data = arrays([[[1], [2], [1]], [[3], [1]], [[2], [3], [3]]], 3)
     weight = {1: 1.0, 2: 0.7}
     counts = np.zeros((4, 4))
@@ -55,7 +57,7 @@ def test_a_catalogue_inside_the_core_gets_the_svd_itself(arrays: Arrays) -> None
     np.testing.assert_allclose(item_init._positive_pmi(data, np.array([1, 2, 3])).toarray(), pmi[:, 1:], atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_table(arrays: Arrays) -> None:
+def test_init_item_embeddings_with_one_seed_are_equal(arrays: Arrays) -> None:
     data = communities(arrays)
     np.testing.assert_array_equal(
         item_init.init_item_embeddings(data, 8, 5), item_init.init_item_embeddings(data, 8, 5)
@@ -63,7 +65,7 @@ def test_the_same_seed_gives_the_same_table(arrays: Arrays) -> None:
 
 
 @pytest.mark.parametrize("histories", [[[[1]]], [[[1], [1]]], [[[1], [2]]], [[[1, 2]], []]])
-def test_a_log_with_hardly_a_neighbour_still_gives_a_table(arrays: Arrays, histories: list[list[list[int]]]) -> None:
+def test_init_item_embeddings_of_a_tiny_log_are_finite(arrays: Arrays, histories: list[list[list[int]]]) -> None:
     vectors = item_init.init_item_embeddings(arrays(histories, 2), 8, seed=0)
     assert vectors.shape == (3, 8)
     assert np.isfinite(vectors).all()

@@ -1,4 +1,4 @@
-"""Losses against torch's own and against each other: values, gradients, weights, chunks."""
+"""Losses against those of torch: values, gradients, weights, chunks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def drawn(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
 
 
 def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return torch.autograd.grad(loss * 3, leaves)  # the factor: what stands before the loss must reach the gradient
+    return torch.autograd.grad(loss * 3, leaves)  # the factor must reach the gradient
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
-def test_ce_is_the_weighted_cross_entropy_of_torch(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_entropy_equals_the_weighted_one_of_torch(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK", chunk)
     vectors, items, targets, weights = drawn()
     ours = losses.cross_entropy(vectors, items, targets, weights)
@@ -42,13 +42,13 @@ def test_ce_is_the_weighted_cross_entropy_of_torch(chunk: int, monkeypatch: pyte
         torch.testing.assert_close(mine, other)
 
 
-def test_equal_weights_are_the_plain_mean() -> None:
+def test_cross_entropy_with_equal_weights_is_the_mean() -> None:
     vectors, items, targets, _ = drawn()
     ours = losses.cross_entropy(vectors, items, targets, torch.full((R,), 5.0, dtype=torch.float64))
     torch.testing.assert_close(ours, F.cross_entropy(vectors @ items.T, targets))
 
 
-def test_a_weight_of_zero_takes_the_row_out() -> None:
+def test_cross_entropy_with_weight_0_ignores_the_row() -> None:
     vectors, items, targets, weights = drawn()
     weights[4] = 0
     ours = losses.cross_entropy(vectors, items, targets, weights)
@@ -58,7 +58,7 @@ def test_a_weight_of_zero_takes_the_row_out() -> None:
     assert torch.all(to_vectors[4] == 0)
 
 
-def test_large_scores_stay_finite() -> None:
+def test_cross_entropy_of_large_scores_is_finite() -> None:
     vectors, items, targets, weights = (tensor.float() for tensor in drawn())
     large = (vectors * 1e4).detach().requires_grad_()
     loss = losses.cross_entropy(large, items, targets.long(), weights)
@@ -71,18 +71,18 @@ def data_of(n_items: int, arrays: Arrays) -> TrainData:
     return arrays([[[1], [2]], [[1], [1]]], n_items)
 
 
-def test_auto_is_the_full_softmax_up_to_a_hundred_thousand_items(arrays: Arrays) -> None:
+def test_criterion_auto_is_full_softmax_up_to_100000_items(arrays: Arrays) -> None:
     network = load_model("sasrec", {})
     small, large = data_of(100_000, arrays), data_of(100_001, arrays)
     assert losses.Criterion(network, small, Train()).target_loss is losses.cross_entropy
     assert losses.Criterion(network, large, Train()).target_loss is sampled_losses.ss_refined
     assert losses.Criterion(network, large, Train(loss="ce")).name == "ce"
-    for name, (told, refused, _) in losses.SAMPLED.items():
+    for name, (positive, refused, _) in losses.SAMPLED.items():
         found = losses.Criterion(network, small, Train.model_validate({"loss": name}))
-        assert (found.name, found.target_loss, found.refused) == (name, told, refused)
+        assert (found.name, found.target_loss, found.refused) == (name, positive, refused)
 
 
-def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Arrays) -> None:
+def test_criterion_of_two_tower_and_neumf_uses_their_own_losses(arrays: Arrays) -> None:
     data = data_of(30, arrays)
     towers = load_model("two_tower", {})
     assert losses.Criterion(towers, data, Train()).name == "ss_logq"
@@ -95,25 +95,25 @@ def test_two_tower_draws_for_itself_and_neumf_has_no_inner_product(arrays: Array
         losses.Criterion(neumf, data, Train(loss="bpr"))
 
 
-def test_an_unknown_loss_is_refused_with_the_nearest() -> None:
+def test_train_loss_unknown_raises_and_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"train\.loss=ss_log: expected 'auto'.* or 'bpr'; nearest: ss_logq; try: mend"):
         build({"train": {"loss": "ss_log"}}, environment={})
 
 
-def test_targets_and_what_was_turned_down_are_weighed_together(arrays: Arrays) -> None:
-    """Weights 1 and 3 of targets, 2 of a dislike: a sixth, a half, a third of their losses."""
+def test_criterion_weighs_targets_and_rejected_items_together(arrays: Arrays) -> None:
+    """Targets of weights 1 and 3 and a dislike of weight 2 count 1/6, 1/2 and 1/3."""
     criterion = losses.Criterion(load_model("sasrec", {}), data_of(N, arrays), Train())
     vectors, items, own, _ = drawn()
-    told = losses.LossRows(vectors[:2], own[:2], torch.tensor([1.0, 3.0], dtype=torch.float64))
+    positive = losses.LossRows(vectors[:2], own[:2], torch.tensor([1.0, 3.0], dtype=torch.float64))
     refused = losses.LossRows(vectors[2:3], own[2:3], torch.tensor([2.0], dtype=torch.float64))
     p = (vectors @ items.T).softmax(1)[torch.arange(R), own]
     expected = (-p[0].log() - 3 * p[1].log() - 2 * torch.log1p(-p[2])) / 6
-    torch.testing.assert_close(criterion(items, told, refused), expected)
-    torch.testing.assert_close(criterion(items, told, None), (-p[0].log() - 3 * p[1].log()) / 4)
+    torch.testing.assert_close(criterion(items, positive, refused), expected)
+    torch.testing.assert_close(criterion(items, positive, None), (-p[0].log() - 3 * p[1].log()) / 4)
 
 
-def test_a_dislike_by_hand() -> None:
-    """Scores 2, 1, 0, the first disliked at weight 3, the last at weight 1: -ln(1 - p), weighed."""
+def test_rejected_item_loss_by_hand() -> None:
+    """Scores 2, 1, 0; the first is disliked with weight 3, the last with weight 1: -ln(1 - p)."""
     vectors, items = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[2.0], [1.0], [0.0]], dtype=torch.float64)
     loss = losses.rejected_item_loss(
         vectors, items, torch.tensor([0, 2]), torch.tensor([3.0, 1.0], dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_a_dislike_by_hand() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
-def test_a_dislike_is_minus_the_log_of_what_is_left(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_item_loss_equals_minus_log_of_one_minus_p(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK", chunk)
     vectors, items, rejected, weights = drawn()
     ours = losses.rejected_item_loss(vectors, items, rejected, weights)
@@ -135,7 +135,7 @@ def test_a_dislike_is_minus_the_log_of_what_is_left(chunk: int, monkeypatch: pyt
         torch.testing.assert_close(mine, other)
 
 
-def test_a_dislike_stays_finite_where_its_item_has_all_the_score() -> None:
+def test_rejected_item_loss_of_a_dominant_item_is_finite() -> None:
     vectors, items, rejected, weights = (tensor.float() for tensor in drawn())
     large = (vectors * 1e4).detach().requires_grad_()
     loss = losses.rejected_item_loss(large, items, rejected.long(), weights)

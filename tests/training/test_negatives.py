@@ -1,4 +1,4 @@
-"""What was turned down: which rows teach, at which moment's end, and that weights and dislikes move a model."""
+"""Negative feedback: rows that count, their moments, and the effect of weights and dislikes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIGNAL = EventLabeler(
 
 
 def log(*rows: tuple[Any, ...]) -> pl.DataFrame:
-    """user, item, day, type and request of each row, labelled."""
+    """Labelled rows of (user, item, day, type, request)."""
     plain = [
         {"seq": n, "user_id": user, "item_id": item, "timestamp": day * DAY, "event_type": kind, "request_id": request}
         for n, (user, item, day, kind, *rest) in enumerate(rows, 1)
@@ -40,46 +40,48 @@ def log(*rows: tuple[Any, ...]) -> pl.DataFrame:
     return moment_stamps(SIGNAL.label(pl.DataFrame(plain, schema=EVENT_SCHEMA)))
 
 
-def told(found: Negatives | None) -> list[tuple[int, int, int, float]]:
+def rows_of(found: Negatives | None) -> list[tuple[int, int, int, float]]:
     if found is None:
         return []
     days = (found.stamps // DAY).tolist()
     return list(zip(found.user_ix.tolist(), found.items.tolist(), days, found.weights.tolist(), strict=True))
 
 
-def test_one_row_an_item_a_moment_with_its_largest_weight() -> None:
+def test_negatives_keep_the_largest_weight_per_item_and_moment() -> None:
     rows = log(
         ("u", "a", 1, "skip"), ("u", "a", 1, "dislike"), ("u", "a", 2, "skip"), ("v", "b", 1, "skip"),
         ("u", "unheard", 1, "dislike"), ("unheard", "a", 1, "dislike"),
     )  # fmt: skip
     found = negatives(Vocabulary(["a", "b"]), Vocabulary(["u", "v"]), rows)
-    assert told(found) == [(0, 1, 1, 1.0), (0, 1, 2, 0.5), (1, 2, 1, 0.5)]
+    assert rows_of(found) == [(0, 1, 1, 1.0), (0, 1, 2, 0.5), (1, 2, 1, 0.5)]
 
 
-def test_what_a_later_positive_took_back_teaches_nothing() -> None:
+def test_negatives_exclude_items_with_a_later_positive() -> None:
     rows = log(("u", "a", 1, "dislike"), ("u", "a", 2, "purchase"), ("u", "b", 2, "purchase"), ("u", "b", 3, "skip"))
-    assert told(negatives(Vocabulary(["a", "b"]), Vocabulary(["u"]), rows)) == [(0, 2, 3, 0.5)]
+    assert rows_of(negatives(Vocabulary(["a", "b"]), Vocabulary(["u"]), rows)) == [(0, 2, 3, 0.5)]
     assert negatives(Vocabulary(["a"]), Vocabulary(["u"]), log(("u", "a", 1, "purchase"))) is None
 
 
-def test_passed_over_is_above_the_last_click_of_the_same_request_and_nothing_else() -> None:
+def test_skipped_above_click_are_items_above_the_last_click_of_the_request() -> None:
     shown = [("u", item, 1, "impression", "r") for item in "abcdef"]
-    other = [("u", item, 2, "impression", "s") for item in "abc"]  # without a click: nothing
+    other = [("u", item, 2, "impression", "s") for item in "abc"]  # without a click there are no negatives
     rows = log(*shown, ("u", "b", 1, "click", "r"), ("u", "d", 1, "click", "r"), ("u", "c", 1, "dislike", "r"), *other)
     found = skipped_above_click(rows)
     assert found.select("user_id", "item_id", "weight").rows() == [("u", "a", pytest.approx(SHOWN_WEIGHT))]
-    # The order of an answered list goes before the order in which impressions were sent.
+    # The order of an answered list overrides the order of its impressions.
     lists = slots_of([decided("r", "u", "fdabce"), decided("r", "u", "b", role="shadow"), decided("x", "u", "ab")])
     assert skipped_above_click(rows, lists)["item_id"].to_list() == ["a", "f"]  # b at slot 3 is the last click
-    assert not len(skipped_above_click(rows, slots_of([decided("r", "somebody else", "fdabce")])))
+    assert not len(skipped_above_click(rows, slots_of([decided("r", "another user", "fdabce")])))
 
 
-def test_an_answered_list_needs_no_impression() -> None:
+def test_skipped_above_click_with_a_decision_needs_no_impressions() -> None:
     rows = log(("u", "b", 1, "click", "r"), ("u", "a", 3, "purchase"), ("v", "b", 1, "click", "r"))
     found = skipped_above_click(rows, slots_of([decided("r", "u", "cbad")]))
     assert found.select("user_id", "item_id", "seq").rows() == [("u", "c", 1)]
-    taught = negatives(Vocabulary(["a", "b", "c"]), Vocabulary(["u"]), rows, slots_of([decided("r", "u", "cbad")]))
-    assert told(taught) == [(0, 3, 1, pytest.approx(SHOWN_WEIGHT))]
+    found_negatives = negatives(
+        Vocabulary(["a", "b", "c"]), Vocabulary(["u"]), rows, slots_of([decided("r", "u", "cbad")])
+    )
+    assert rows_of(found_negatives) == [(0, 3, 1, pytest.approx(SHOWN_WEIGHT))]
 
 
 def decided(request: str, user: str, items: str, role: str = "answer") -> Decision:
@@ -89,23 +91,23 @@ def decided(request: str, user: str, items: str, role: str = "answer") -> Decisi
     )  # fmt: skip
 
 
-def turned(data: TrainData, *rows: tuple[int, int, float, int, float]) -> TrainData:
-    """With negatives: user_ix, item_ix, day, seq, weight."""
+def with_negatives(data: TrainData, *rows: tuple[int, int, float, int, float]) -> TrainData:
+    """The data with negatives (user_ix, item_ix, day, seq, weight)."""
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     user, item, day, seq, weight = columns
     stamps = (day * DAY).astype(np.int64)
     return replace(data, negatives=Negatives(user, item.astype(np.int32), stamps, seq, weight.astype(np.float32)))
 
 
-def test_asked_of_the_last_moment_strictly_before_that_is_an_input(arrays: Arrays) -> None:
+def test_negatives_by_moment_use_the_last_earlier_input_moment(arrays: Arrays) -> None:
     data = arrays([[[1], [2], [3], [4]], [[1]], [[2], [3]]], 5, seqs=[1, 2, 3, 40, 4, 5, 6])
-    data = turned(
+    data = with_negatives(
         data,
-        (0, 5, 0.0, 100, 1.0),  # at the stamp of the first moment: nothing lies before
-        (0, 5, 1.0, 101, 2.0),  # at the stamp of the second: asked of the first
-        (0, 5, 1.5, 102, 3.0),  # between second and third: asked of the second
-        (0, 5, 9.0, 103, 4.0),  # after the newest, which is a target alone: asked of the third
-        (0, 5, 2.5, 2, 5.0),  # when the third had not arrived
+        (0, 5, 0.0, 100, 1.0),  # at the stamp of the first moment: no earlier moment
+        (0, 5, 1.0, 101, 2.0),  # at the stamp of the second: used at the first
+        (0, 5, 1.5, 102, 3.0),  # between second and third: used at the second
+        (0, 5, 9.0, 103, 4.0),  # after the newest, which is only a target: used at the third
+        (0, 5, 2.5, 2, 5.0),  # arrived before the third moment
         (1, 5, 9.0, 104, 6.0),  # a user with one moment has no input
         (2, 5, 9.0, 105, 7.0),
     )
@@ -135,7 +137,7 @@ CASES = [("sasrec", 3), *((name, 2) for name in NETWORKS)]
 
 
 def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
-    """(N,) the scores of the items after item 1, by a network taught on these rows."""
+    """Scores (N,) of the items after item 1, by a network trained on these rows."""
     config = build(
         {"features": {"dim": 8, "max_history": 5, "context": []}, "train": {"lr": 0.02, "epochs": 20}}, environment={}
     )
@@ -151,12 +153,14 @@ def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
 
 
 def forked(arrays: Arrays) -> TrainData:
-    """After 1 comes 2 as often as 3; no user is held back."""
+    """Items 2 and 3 follow item 1 equally often; no user is held out."""
     return arrays([[[1], [2 + n % 2]] for n in range(60)], 8)
 
 
 @pytest.mark.parametrize(("name", "heavy"), CASES)
-def test_a_purchase_of_weight_5_beside_a_click_of_1(arrays: Arrays, tmp_path: Path, name: str, heavy: int) -> None:
+def test_train_with_weight_5_ranks_the_heavier_item_first(
+    arrays: Arrays, tmp_path: Path, name: str, heavy: int
+) -> None:
     data = forked(arrays)
     weights = np.where(data.items == heavy, 5.0, 1.0).astype(np.float32)
     scores = after_one(replace(data, weights=weights), tmp_path, name)
@@ -167,13 +171,16 @@ def test_a_purchase_of_weight_5_beside_a_click_of_1(arrays: Arrays, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "disliked"), CASES)
-def test_a_dislike_moves_the_model(arrays: Arrays, tmp_path: Path, name: str, disliked: int) -> None:
-    """The disliked item falls behind the other one, which stood beside it."""
+def test_train_with_dislikes_lowers_the_score(arrays: Arrays, tmp_path: Path, name: str, disliked: int) -> None:
+    """The disliked item falls behind the other one."""
     data = forked(arrays)
     rows = [(user, disliked, 0.5, 1000 + user, 1.0) for user in range(60)]
     before, after = (
         float(scores[disliked - 1] - scores[4 - disliked])
-        for scores in (after_one(data, tmp_path / "a", name), after_one(turned(data, *rows), tmp_path / "b", name))
+        for scores in (
+            after_one(data, tmp_path / "a", name),
+            after_one(with_negatives(data, *rows), tmp_path / "b", name),
+        )
     )
     assert abs(before) < 0.5
     assert after < before - 0.3

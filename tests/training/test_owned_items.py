@@ -1,4 +1,4 @@
-"""Negatives of a user: none is something that the user took, and q is how often an item is drawn."""
+"""Drawn negatives: owned items are masked, and q is the frequency of draws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HISTORY = 8
 
 
 def baskets(arrays: Arrays, users: int = 40, items: int = 12, old: tuple[int, ...] = ()) -> TrainData:
-    """Users of 3 to 9 moments of 1 to 4 items; item 1 lies in large baskets alone."""
+    """Users with 3 to 9 moments of 1 to 4 items; item 1 is only in large baskets."""
     rng = np.random.default_rng(0)
     histories = []
     for _ in range(users):
@@ -34,7 +34,7 @@ def baskets(arrays: Arrays, users: int = 40, items: int = 12, old: tuple[int, ..
 
 @pytest.mark.parametrize("which", ["all", "last"])
 def test_target_share_equals_the_frequency_of_drawn_targets(arrays: Arrays, which: str) -> None:
-    """Over 400 epochs of baskets, with users held back: each item is drawn as a target as often as q says."""
+    """Over 400 epochs each item is drawn as a target with frequency q."""
     data = baskets(arrays, old=(0, 3, 4))
     sequences = SequenceDataset(data, HISTORY)
     windows = sequences.training(which)
@@ -50,13 +50,11 @@ def test_target_share_equals_the_frequency_of_drawn_targets(arrays: Arrays, whic
     assert share.sum() == pytest.approx(1)
     assert np.abs(drawn - share).max() < 0.004
     counted = data.counts / data.counts.sum()
-    assert np.abs(counted - share).max() > 0.02, (
-        "shares of rows are something else: an item of large baskets is drawn less"
-    )
+    assert np.abs(counted - share).max() > 0.02, "shares of rows differ: an item of large baskets is drawn less often"
 
 
-def test_two_tower_expects_what_it_draws(arrays: Arrays) -> None:
-    """M q_j of a step against how often the step's ids hold j, over 2,000 steps of the same size."""
+def test_two_tower_expected_counts_equal_the_drawn_frequencies(arrays: Arrays) -> None:
+    """Expected counts M q_j against observed counts of id j over 2,000 steps."""
     data = baskets(arrays, users=60)
     share = data.target_share()[1:]
     network = load_model("two_tower", {"uniform": 6})
@@ -74,7 +72,7 @@ def test_two_tower_expects_what_it_draws(arrays: Arrays) -> None:
     np.testing.assert_allclose(seen / 2000, found, atol=0.06)
 
 
-def test_owned_marks_what_the_user_of_a_row_took(arrays: Arrays) -> None:
+def test_owned_items_mark_the_items_of_each_rows_user(arrays: Arrays) -> None:
     data = arrays([[[1], [2, 3]], [[3], [4]], [[5]]], 5)
     pairs = torch.from_numpy(data.owned())
     owned = OwnedItems(pairs, users=torch.tensor([1, 0]), window=torch.tensor([0, 0, 1]), size=5)
@@ -95,10 +93,8 @@ def test_owned_marks_what_the_user_of_a_row_took(arrays: Arrays) -> None:
         ("sasrec", "ss_logq", False),
     ],
 )
-def test_loss_gives_the_users_own_items_no_gradient_where_it_masks_them(
-    arrays: Arrays, name: str, loss: str, masked: bool
-) -> None:
-    """A step of one user: a taken item that is neither in sight nor a target moves in the losses that do not mask it."""
+def test_loss_with_masking_gives_owned_items_no_gradient(arrays: Arrays, name: str, loss: str, masked: bool) -> None:
+    """An owned item that is neither in the window nor a target moves only without masking."""
     data = arrays([[[1], [2], [3]], [[4], [5], [6]]], 6)
     extra = {"uniform": 256} if name == "two_tower" else {"negatives": 256} if name == "neumf" else {}
     config = Config.model_validate({"train": {"loss": loss, "negatives": 256}})
@@ -111,17 +107,17 @@ def test_loss_gives_the_users_own_items_no_gradient_where_it_masks_them(
         sequences = SequenceDataset(data, HISTORY)
         windows = sequences.training()
         batch = sequences.batch(windows[np.array([0])], sequences.draw(0, 0))
-        batch = batch._replace(targets=torch.where(batch.targets == 3, 2, batch.targets))  # item 3 is no target here
+        batch = batch._replace(targets=torch.where(batch.targets == 3, 2, batch.targets))  # item 3 is not a target here
         table = learner.vectors().detach().requires_grad_()
         learner.vectors = lambda: table  # type: ignore[method-assign]
         learner.training_step(batch, 0).backward()
     assert table.grad is not None
-    assert bool((table.grad[3] != 0).any()) is not masked, "item 3 is the user's own"
-    assert (table.grad[5] != 0).any(), "item 5 is another user's"
+    assert bool((table.grad[3] != 0).any()) is not masked, "item 3 is owned by the user"
+    assert (table.grad[5] != 0).any(), "item 5 is owned by another user"
 
 
-def test_two_tower_learns_tastes_better_without_own_items_as_negatives(arrays: Arrays) -> None:
-    """Users of one taste each: own items as negatives push a taste apart, as each row's target is every other's negative."""
+def test_two_tower_with_masked_owned_items_clusters_tastes_better(arrays: Arrays) -> None:
+    """Each user has one taste; owned items as negatives push its items apart."""
     rng = np.random.default_rng(0)
     tastes = rng.integers(20, size=200)
     histories = [[[int(t * 25 + 1 + i)] for i in rng.choice(25, 8, replace=False)] for t in tastes]

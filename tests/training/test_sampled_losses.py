@@ -1,4 +1,4 @@
-"""Losses over drawn negatives: by hand, their gradient against the full softmax, what is drawn, and a whole training."""
+"""Sampled losses: values by hand, gradients against full softmax, draws, and training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sigma(x: float) -> float:
 
 
 # One row of score 1 for its own item, item 0, and .5, -1 for items 1, 2 of four; drawn: 1, 0, 2, 1, to be expected
-# 2, 1, .5 and 2 times. The own item among the drawn is no negative.
+# 2, 1, .5 and 2 times. The target among the drawn items is not a negative.
 OWN, RIVALS, EXPECTED = 1.0, (0.5, -1.0, 0.5), (2.0, 0.5, 2.0)
 PLAIN = sum(math.exp(s) for s in RIVALS)
 CORRECTED = sum(math.exp(s) / e for s, e in zip(RIVALS, EXPECTED, strict=True))
@@ -54,17 +54,17 @@ def by_hand() -> PairScores:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_target_by_hand(name: str) -> None:
+def test_target_loss_by_hand(name: str) -> None:
     assert float(SAMPLED[name][0](by_hand())) == pytest.approx(BY_HAND[name], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_dislike_by_hand(name: str) -> None:
+def test_rejected_loss_by_hand(name: str) -> None:
     assert float(SAMPLED[name][1](by_hand())) == pytest.approx(REFUSED[name], abs=1e-12)
 
 
-def test_gbce_weighs_the_positive_by_what_was_drawn() -> None:
-    """4 drawn of 8 other items: a = .5, beta = .5 (.75 (1 - 2) + 2) = .625; the authors' beta at t = 1 is a itself."""
+def test_gbce_positive_weight_follows_the_sampling_rate() -> None:
+    """With 4 of 8 other items drawn, a = 0.5 and beta = 0.5 (0.75 (1 - 2) + 2) = 0.625."""
     assert CALIBRATION == 0.75
     few = by_hand()._replace(size=9)
     more = BY_HAND["gbce"] + math.log(sigma(OWN)) * (1 - 0.625)
@@ -73,7 +73,7 @@ def test_gbce_weighs_the_positive_by_what_was_drawn() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("part", [0, 1])
-def test_where_only_the_own_item_was_drawn_all_stays_finite(name: str, part: int) -> None:
+def test_sampled_loss_with_only_the_target_drawn_is_finite(name: str, part: int) -> None:
     vectors = torch.full((2, 1), 300.0, requires_grad=True)
     items = torch.ones(1, 1, requires_grad=True)
     scores = PairScores.of(
@@ -85,7 +85,7 @@ def test_where_only_the_own_item_was_drawn_all_stays_finite(name: str, part: int
     assert all(torch.isfinite(slope).all() for slope in slopes)
 
 
-def test_draws_follow_q_and_say_how_often() -> None:
+def test_negative_sampler_frequencies_equal_q() -> None:
     counts = np.array([0, 10, 30])
     for by_count, q in ((False, [1 / 3] * 3), (True, [1 / 6, 1 / 6 + 1 / 8, 1 / 6 + 3 / 8])):
         draws = NegativeSampler(counts, 200, 5, by_count)
@@ -95,11 +95,11 @@ def test_draws_follow_q_and_say_how_often() -> None:
             seen += np.bincount(ids, minlength=3)
             np.testing.assert_allclose(expected, 200 * np.array(q)[ids], rtol=1e-6)
         np.testing.assert_allclose(seen / seen.sum(), q, atol=0.006)  # 60,000 draws: three standard errors
-    nobody = NegativeSampler(np.zeros(3, np.int64), 6, 5, by_count=True)
-    assert nobody(torch.zeros(1)).expected.tolist() == [2.0] * 6  # nothing counted: uniform
+    without_counts = NegativeSampler(np.zeros(3, np.int64), 6, 5, by_count=True)
+    assert without_counts(torch.zeros(1)).expected.tolist() == [2.0] * 6  # without counts the draws are uniform
 
 
-def test_a_seed_draws_the_same_again_whatever_else_is_drawn() -> None:
+def test_negative_sampler_with_one_seed_repeats_its_draws() -> None:
     one, two, other = (NegativeSampler(np.arange(50), 8, seed, True) for seed in (3, 3, 4))
     first = [one(torch.zeros(1)).ids.tolist() for _ in range(3)]
     torch.rand(7)
@@ -112,7 +112,7 @@ DRAWS, ITEMS, TARGETS = 20_000, 200, 12
 
 
 def mean_gradient(name: str, m: int) -> tuple[float, float]:
-    """Relative error of the mean gradient over `DRAWS` steps of m negatives against ``ce``: as it is, and after the
+    """Relative error of the mean gradient of m negatives against ``ce``: as it is, and after the
     best factor, which tells the direction alone.
 
     As in a network that has learned something: 200 items whose counts fall as 1 / rank, 12 targets drawn by count, each
@@ -126,11 +126,11 @@ def mean_gradient(name: str, m: int) -> tuple[float, float]:
     near = 0.3 * table[targets] + 0.4 * rng.normal(size=(TARGETS, 16)).astype(np.float32)
     vectors = torch.from_numpy(near.astype(np.float32)).requires_grad_()
     exact = torch.nn.functional.cross_entropy(vectors @ items.T, targets)
-    told, _, corrected = SAMPLED[name]
+    target_loss, _, corrected = SAMPLED[name]
     draws = NegativeSampler(counts, m, 0, corrected)
 
     def step(ids: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-        return told(PairScores.of(vectors, items, targets, SampledItems(ids, expected))).mean()
+        return target_loss(PairScores.of(vectors, items, targets, SampledItems(ids, expected))).mean()
 
     found = [torch.zeros_like(vectors), torch.zeros_like(items)]
     many = 200
@@ -145,13 +145,13 @@ def mean_gradient(name: str, m: int) -> tuple[float, float]:
     return float((ours - true).norm() / true.norm()), float((best * ours - true).norm() / true.norm())
 
 
-def test_the_mean_gradient_of_ss_refined_is_that_of_the_full_softmax() -> None:
+def test_ss_refined_mean_gradient_equals_that_of_full_softmax() -> None:
     error, _ = mean_gradient("ss_refined", 256)
     assert error <= 0.05
 
 
 @pytest.mark.slow
-def test_the_mean_gradients_of_all() -> None:
+def test_sampled_losses_mean_gradients_against_full_softmax() -> None:
     """The table of docs/decisions/: ``pytest -s -m slow tests/training/test_sampled_losses.py -k gradients``."""
     for m in (256, 32):
         errors = {name: mean_gradient(name, m) for name in NAMES}
@@ -161,8 +161,8 @@ def test_the_mean_gradients_of_all() -> None:
     assert min(errors, key=lambda name: errors[name][1]) in ("ss_refined", "ss_logq")
 
 
-def test_ss_refined_and_ss_logq_differ_in_their_value_alone() -> None:
-    """With y out of the draws and not corrected, (1 - P_y) times the slope of the rest is the slope of ss_logq."""
+def test_ss_refined_and_ss_logq_have_equal_gradients() -> None:
+    """Without y in the draws, (1 - P_y) times the slope of the rest is the slope of ss_logq."""
     torch.manual_seed(0)
     leaves = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     drawn = NegativeSampler(np.arange(1, 31), 20, 0, by_count=True)(torch.zeros(1))
@@ -174,13 +174,13 @@ def test_ss_refined_and_ss_logq_differ_in_their_value_alone() -> None:
 
 
 def forked(arrays: Arrays) -> TrainData:
-    """After 1 comes 2 four times of five, else 3."""
+    """Item 2 follows item 1 four times of five, item 3 otherwise."""
     return arrays([[[1], [3 if n % 5 == 0 else 2]] for n in range(60)], 8)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_loss_learns(name: str, arrays: Arrays, tmp_path: Path) -> None:
-    """By each loss what comes next goes before the others, the frequent item first."""
+def test_train_with_each_loss_ranks_the_next_items_first(name: str, arrays: Arrays, tmp_path: Path) -> None:
+    """Each loss ranks the next items before the others, the frequent one first."""
     train = {"loss": name, "negatives": 16, "lr": 0.02, "epochs": 30}
     config = build({"features": {"dim": 8, "max_history": 5, "context": []}, "train": train}, environment={})
     network = load_model("sasrec", {"dropout": 0.0, "blocks": 1, "heads": 1, "start": "random"})
@@ -190,12 +190,12 @@ def test_every_loss_learns(name: str, arrays: Arrays, tmp_path: Path) -> None:
         one = torch.zeros(1, 1, dtype=torch.long)
         users = network.users(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
         order = (users @ table[1:].T)[0].argsort(descending=True) + 1
-    others = [item for item in order.tolist() if item != 1]  # 1 itself: some losses never draw what its user took
+    others = [item for item in order.tolist() if item != 1]  # some losses mask item 1, which its user owns
     assert others[:2] == [2, 3]
 
 
-def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_path: Path) -> None:
-    """A parent, and a child that goes on from its weights by drawn negatives: each twice the same."""
+def test_train_with_drawn_negatives_is_repeatable(arrays: Arrays, tmp_path: Path) -> None:
+    """A parent and its warm-started child give equal weights when they are trained again."""
     data = forked(arrays)
     config = build(
         {"features": {"dim": 8, "max_history": 5, "context": []}, "train": {"loss": "ss_refined", "epochs": 1}},
@@ -221,8 +221,8 @@ def test_a_run_draws_the_same_again_and_a_warm_start_too(arrays: Arrays, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_loss_trains_sasrec_on_the_world(name: str, tmp_path: Path) -> None:
-    """A whole turn: its Recall@10 of the next basket is three times that of chance."""
+def test_train_of_sasrec_with_each_loss_beats_chance(name: str, tmp_path: Path) -> None:
+    """After a first run Recall@10 of the next basket is above three times chance."""
     fitted = fit_on_world(tmp_path / "shop", "sasrec", (f"train.loss={name}", "train.epochs=3", "train.time_budget=1h"))
     answers = fitted.ask(range(len(fitted.users)))
     hits = [len(set(a.items) & held) / len(held) for a, held in zip(answers, fitted.targets, strict=True)]

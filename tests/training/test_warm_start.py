@@ -1,4 +1,4 @@
-"""A warm start: which positions are learned, how tables and optimizer grow, and how far a new row moves."""
+"""Warm start: learned positions, growth of tables and optimizer, movement of new rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = Config.model_validate({"features": {"dim": 8, "max_history": 10, "conte
 
 
 def all_until(seq: int) -> LearnedRange:
-    """Everything up to a seq, nothing held back."""
+    """All rows up to a seq, without held-out rows."""
     return LearnedRange(seq, 0, held_seq=1 << 60)
 
 
@@ -38,7 +38,7 @@ def newest(data: TrainData) -> np.ndarray:
     return np.maximum.reduceat(data.seqs, data.moment_offsets[:-1])
 
 
-def test_new_positions_lie_past_the_parents_last_seq(arrays: Arrays) -> None:
+def test_select_targets_without_replay_are_past_the_parents_seq(arrays: Arrays) -> None:
     data = arrays(HISTORIES, 3)
     until = int(np.sort(data.seqs)[-5])
     chosen = select_targets(data, all_until(until), 0.0, 0)
@@ -46,7 +46,7 @@ def test_new_positions_lie_past_the_parents_last_seq(arrays: Arrays) -> None:
     assert (chosen == (newest(data) > until)).all()
 
 
-def test_replay_draws_as_many_again_by_seed_never_of_old_users_or_first_moments(arrays: Arrays) -> None:
+def test_select_targets_with_replay_excludes_old_users_and_first_moments(arrays: Arrays) -> None:
     data = arrays(HISTORIES, 3, old=[3])
     until = int(np.sort(data.seqs)[-4])
     new = select_targets(data, all_until(until), 0.0, 0)
@@ -54,12 +54,12 @@ def test_replay_draws_as_many_again_by_seed_never_of_old_users_or_first_moments(
     assert both.sum() == 2 * new.sum()
     assert (both | new == both).all()
     assert (both == select_targets(data, all_until(until), 1.0, 0)).all()
-    assert not both[data.user_offsets[3] :].any(), "old users are in no loss"
-    assert not both[data.user_offsets[:-1]].any(), "a first moment has nothing before it"
+    assert not both[data.user_offsets[3] :].any(), "old users are excluded from the loss"
+    assert not both[data.user_offsets[:-1]].any(), "a first moment has no history"
 
 
-def test_positions_late_row_before_the_cut_is_new_and_held_back_moments_are_new(arrays: Arrays) -> None:
-    """A row that arrived after the parent was fitted is learned, however old; so are moments held back from it."""
+def test_select_targets_include_late_rows_and_held_out_moments(arrays: Arrays) -> None:
+    """Rows that arrived after the parent's fit are learned, and so are its held-out moments."""
     data = arrays(HISTORIES, 3)
     last, cut = int(data.seqs.max()), int(np.unique(data.stamps)[-1])
     held = select_targets(data, LearnedRange(last, cut, 0), 0.0, 0)
@@ -67,7 +67,7 @@ def test_positions_late_row_before_the_cut_is_new_and_held_back_moments_are_new(
     assert held.any()
     late = select_targets(data, LearnedRange(last - 1, int(data.stamps.max()) + 1, 0), 0.0, 0)
     assert (newest(data)[late] == last).all()
-    assert not select_targets(data, all_until(last), 0.0, 0).any(), "the rest of the window is not new again"
+    assert not select_targets(data, all_until(last), 0.0, 0).any(), "the rest of the window is not learned again"
 
 
 COUNTED = {
@@ -77,32 +77,34 @@ COUNTED = {
 }
 
 
-def test_a_new_row_starts_among_its_neighbours_and_0_before_three_events(arrays: Arrays) -> None:
+def test_grow_parameter_starts_new_rows_at_their_neighbours_mean(arrays: Arrays) -> None:
     data = arrays([[[1], [2], [3], [3], [3], [4]]], 5)
     data = replace(data, counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
     old = np.array([[0.0, 0], [1, 0], [0, 1]], np.float32)
     made = grow_parameter("table", old, np.zeros((6, 2), np.float32), data, COUNTED)
     assert (made[:3] == old).all()
     assert made[3].tolist() == [0.75, 0.25]
-    assert made[4].tolist() == [0.5, 0.5], "no neighbour: the mean of all"
-    assert made[5].tolist() == [0, 0], "not yet: its attributes alone carry it"
+    assert made[4].tolist() == [0.5, 0.5], "without neighbours: the mean of all rows"
+    assert made[5].tolist() == [0, 0], "too few events: only its attributes count"
     assert waits_for_row(data, old).tolist() == [False, False, False, False, False, True]
     with pytest.raises(ValueError, match="cannot grow"):
         grow_parameter("table", np.zeros((3, 3), np.float32), np.zeros((6, 2), np.float32), data, COUNTED)
 
 
-def test_a_row_that_the_parent_had_not_earned_waits_or_starts_in_the_child(arrays: Arrays) -> None:
-    """The parent's table has five items; the fourth and fifth had too few events there and are 0."""
+def test_grow_parameter_starts_zero_rows_with_enough_events(arrays: Arrays) -> None:
+    """The parent's table has five items; rows three to five had too few events and are 0."""
     data = replace(arrays([[[1], [2], [3], [4], [5]]], 5), counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
     parent = np.array([[0.0, 0], [1, 0], [0, 1], [0, 0], [0, 0], [0, 0]], np.float32)
     made = grow_parameter("table", parent, np.zeros((6, 2), np.float32), data, COUNTED)
     assert made.tolist() == [[0, 0], [1, 0], [0, 1], [0.75, 0.25], [0.5, 0.5], [0, 0]]
     assert waits_for_row(data, parent).tolist() == [False, False, False, False, False, True]
     layer = np.zeros((4, 2), np.float32)
-    assert grow_parameter("layer", layer, layer, data, COUNTED) is layer, "no table of items: as it was"
+    assert grow_parameter("layer", layer, layer, data, COUNTED) is layer, (
+        "a parameter that is not an item table is unchanged"
+    )
 
 
-def test_optimizer_rows_grow_with_m_0_and_v_the_column_mean() -> None:
+def test_grow_moments_adds_0_for_m_and_the_column_mean_for_v() -> None:
     old = np.array([[9.0, 9], [1, 2], [3, 4]], np.float32)
     assert grow_moments("exp_avg", old, 5)[3:].tolist() == [[0, 0], [0, 0]]
     assert grow_moments("exp_avg_sq", old, 5)[3:].tolist() == [[2, 3], [2, 3]]
@@ -116,7 +118,7 @@ def fitted(data: TrainData, folder: Path, warm: WarmStartState | None = None, lr
 
 
 @pytest.mark.slow
-def test_the_first_steps_move_a_new_row_no_further_than_the_rate(arrays: Arrays, tmp_path: Path) -> None:
+def test_warm_start_moves_a_new_row_at_most_by_the_rate(arrays: Arrays, tmp_path: Path) -> None:
     parent = fitted(arrays(HISTORIES, 3), tmp_path / "parent")
     data = arrays([*HISTORIES, [[1], [4], [4], [4], [5]]], 5)
     counted = load_model("covisitation", {}).fit(data)
@@ -127,13 +129,13 @@ def test_the_first_steps_move_a_new_row_no_further_than_the_rate(arrays: Arrays,
     before = grow_parameter("table", parent.train_state[table], np.zeros((6, 8), np.float32), data, counted)
     moved = np.abs(child.train_state[table] - before)
     assert 0 < moved[4].max() <= 0.2 * lr
-    assert (moved[5] == 0).all(), "two events are too few for a row of its own"
+    assert (moved[5] == 0).all(), "two events are too few for an embedding row"
     assert child.arrays["item_vectors"].shape == (6, 8)
     assert float(child.train_state["step.table.weight"].item()) > float(parent.train_state["step.table.weight"].item())
 
 
 @pytest.mark.slow
-def test_nothing_chosen_leaves_the_parents_weights(arrays: Arrays, tmp_path: Path) -> None:
+def test_warm_start_without_targets_keeps_the_parents_weights(arrays: Arrays, tmp_path: Path) -> None:
     data = arrays(HISTORIES, 3)
     parent = fitted(data, tmp_path / "parent")
     none = np.zeros(len(data.stamps), dtype=bool)
@@ -142,7 +144,7 @@ def test_nothing_chosen_leaves_the_parents_weights(arrays: Arrays, tmp_path: Pat
         assert (np.ravel(child.train_state[name]) == np.ravel(array)).all(), name
 
 
-def test_masked_positions_are_context_and_in_no_loss(arrays: Arrays) -> None:
+def test_sequence_dataset_uses_masked_positions_as_context_only(arrays: Arrays) -> None:
     from recloop.training.batches import SequenceDataset
 
     data = arrays(HISTORIES, 3)
