@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 CHUNK = 2_000_000
-"""Maximum numbers in the (rows, D, D) systems that are solved at once."""
+"""Maximum count of numbers in the (rows, D, D) systems that are solved at once."""
 
 
 def base_gram(table: np.ndarray, unseen: float) -> np.ndarray:
@@ -24,11 +24,11 @@ def solve_rows(
         sum over taken j of w_j (x . y_j - 1)^2 + sum over refused j of v_j (x . y_j)^2
         + unseen sum over all j of (x . y_j)^2 + l2 (n + unseen N) |x|^2,
 
-    n the number of items taken, N the length of the table: Hu, Koren & Volinsky 2008 with the scaled L2 of Rendle et
-    al. 2021, and target 0 with higher confidence for refused items. Rows are independent of each other.
+    where n is the number of items taken and N the length of the table. This is Hu, Koren & Volinsky 2008 with the
+    scaled L2 of Rendle et al. 2021; refused items have target 0 with a higher confidence. Rows are independent.
 
     Args:
-        table: (N+1, D) vectors y; row 0 pads. gram: `base_gram` of it.
+        table: (N+1, D) vectors y; row 0 is padding. gram: `base_gram` of the table.
         taken: (rows, N+1) weights w. refused: (rows, N+1) weights v.
     """
     size, dim = taken.shape[0], table.shape[1]
@@ -53,6 +53,6 @@ def solve_rows(
 
 
 def confidence(total: np.ndarray) -> np.ndarray:
-    """Confidence of an item by its total count or weight: 1 + ln(total), 1 below one."""
+    """Confidence of an item by its total count or weight: 1 + ln(total), at least 1."""
     weight: np.ndarray = 1.0 + np.log(np.maximum(total, 1.0))
     return weight

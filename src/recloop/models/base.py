@@ -1,8 +1,8 @@
 """Model contract: training data, closed-form and torch models, lookup by name.
 
-Two ends. *Learning*: a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed
-form) or a torch module that `recloop.training` trains. *Serving*: the arrays and graphs of a bundle, numpy and
-onnxruntime only, so a third-party package is needed for training but not for serving. This file does not import torch.
+*Training* uses a class with a frozen ``Config`` and either ``fit(data) -> arrays`` (closed form) or a torch module that
+`recloop.training` trains. *Serving* uses the arrays and graphs of a bundle with numpy and onnxruntime only, so it does
+not need a third-party model's package. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CLOSED = frozenset({*SOURCE_OF, "mf"})
 
 
 TRAINING = ("torch", "lightning")
-"""Packages of the extra ``train`` that a network's module imports."""
+"""Packages of the extra ``train`` that modules of networks import."""
 
 
 class ModelConfig(pydantic.BaseModel):
@@ -54,8 +54,8 @@ class ModelConfig(pydantic.BaseModel):
 class ValidationQueries:
     """Validation queries: held-out moments, one per user.
 
-    ``user_ix`` (V,), ``now`` (V,) int64 microseconds, ``as_of`` (V,) the seq just before the moment's first row; targets flat: query v owns ``items[offsets[v]:offsets[v+1]]``
-    (item_ix, 0 where the table does not know the item).
+    ``user_ix`` (V,), ``now`` (V,) int64 microseconds, ``as_of`` (V,) the seq just before the moment's first row. Query v
+    owns the targets ``items[offsets[v]:offsets[v+1]]`` (item_ix, 0 for items outside the table).
     """
 
     user_ix: np.ndarray
@@ -68,18 +68,21 @@ class ValidationQueries:
         return len(self.user_ix)
 
     def sample(self, user_ids: Sequence[str], most: int) -> ValidationQueries:
-        """Moments of ``most`` sampled users (`places`)."""
+        """Return the moments of ``most`` sampled users (`places`)."""
         return self if len(self) <= most else self.at(self.places(user_ids, most))
 
     def places(self, user_ids: Sequence[str], most: int) -> np.ndarray:
-        """Ascending indices of the moments of the ``most`` users of smallest hash("valid")."""
+        """Ascending indices of the moments of ``most`` users.
+
+        The users are those with the smallest hash("valid").
+        """
         if len(self) <= most:
             return np.arange(len(self))
         share = np.array([hash_unit_interval("valid", user_ids[ix]) for ix in self.user_ix])
         return np.sort(np.argsort(share, kind="stable")[:most])
 
     def at(self, kept: np.ndarray) -> ValidationQueries:
-        """The moments at these indices."""
+        """Return the moments at these indices."""
         sizes = np.diff(self.offsets)[kept]
         rows = np.repeat(self.offsets[kept] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -88,7 +91,7 @@ class ValidationQueries:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Refused items: R rows sorted by (user, moment stamp, id bytes); weights above 0."""
+    """Refused items: R rows by (user, moment stamp, id bytes), with weights above 0."""
 
     user_ix: np.ndarray  # (R,) from 0
     items: np.ndarray  # (R,) item_ix, from 1
@@ -104,12 +107,12 @@ class Negatives:
 class TrainData:
     """Training inputs as flat arrays, one row per item and moment.
 
-    Rows are sorted by (user, moment stamp, id bytes). ``targets`` marks the rows that are targets too; None: all are.
+    Rows are sorted by (user, moment stamp, id bytes). ``targets`` marks the rows that are targets too; None means all.
     A moment without a target is only history.
 
     E rows, M moments, U users, N items. ``user_offsets`` (U+1,) counts moments, ``moment_offsets`` (M+1,) counts rows.
-    ``user_ix`` counts from 0, ``item_ix`` from 1 (row 0 of every item array pads). ``seq`` is the row's number in the
-    log (the smallest where a moment holds the item twice). ``old`` marks users that are in no network's loss.
+    ``user_ix`` counts from 0, ``item_ix`` from 1 (row 0 of every item array is padding). ``seq`` is the row's number in the
+    log, the smallest one if a moment holds the item twice. ``old`` marks users that networks do not learn from.
     """
 
     item_ids: list[str]
@@ -132,7 +135,7 @@ class TrainData:
     negatives: Negatives | None = None
     targets: np.ndarray | None = None  # (E,) bool; None: every row is a target
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields and timezone for `encode.request_codes`
-    history: TrainData | None = None  # source of states if it has later rows than these; None: these
+    history: TrainData | None = None  # source of states if it has later rows; None: these rows
     targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
 
     @property
@@ -145,18 +148,18 @@ class TrainData:
 
     @property
     def events(self) -> np.ndarray:
-        """(N+1,) int64 training rows per item, targets or not."""
+        """(N+1,) int64 training rows per item, including inputs."""
         rows = np.bincount(self.items, minlength=self.n_items + 1)
         return np.asarray(np.maximum(self.counts, rows))
 
     @property
     def target_rows(self) -> np.ndarray:
-        """(E,) bool: rows that are targets."""
+        """(E,) bool mask of rows that are targets."""
         return np.ones(len(self.items), dtype=bool) if self.targets is None else self.targets
 
     @property
     def asked(self) -> np.ndarray:
-        """(M,) bool: moments that contain a target."""
+        """(M,) bool mask of moments that contain a target."""
         if self.targets is None or not len(self.stamps):
             return np.ones(len(self.stamps), dtype=bool)
         return np.asarray(np.logical_or.reduceat(self.targets, self.moment_offsets[:-1]))
@@ -168,11 +171,14 @@ class TrainData:
 
     @property
     def row_moment(self) -> np.ndarray:
-        """(E,) moment of each row."""
+        """(E,) moment index of each row."""
         return np.repeat(np.arange(len(self.stamps), dtype=np.int64), np.diff(self.moment_offsets))
 
     def decay(self, half_life: float | None) -> np.ndarray:
-        """(M,) weight of each moment, 0.5^(age at the cut / half_life in days); 1 for None."""
+        """(M,) weight of each moment.
+
+        It is 0.5^(age at the cut / half_life in days), or 1 if half_life is None.
+        """
         if half_life is None:
             return np.ones(len(self.stamps))
         age: np.ndarray = np.maximum(0, self.cut - self.stamps) / DAY
@@ -180,9 +186,9 @@ class TrainData:
         return weights
 
     def moments_with_past(self) -> np.ndarray:
-        """(M,) bool: moments that a network can learn as targets.
+        """(M,) bool mask of moments that a network can learn as targets.
 
-        Such a moment contains a target, is not its user's first, and its user is not in ``old``.
+        Such a moment contains a target and is not its user's first; its user is not in ``old``.
         """
         able: np.ndarray = ~self.old[self.moment_user]
         able[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
@@ -192,8 +198,8 @@ class TrainData:
     def target_share(self) -> np.ndarray:
         """(N+1,) float64: expected share of each item among an epoch's targets.
 
-        The shares sum to 1, or to 0. A target moment counts once, spread evenly over its target items, because one of
-        them is drawn (definitions, 2b).
+        The shares sum to 1, or to 0 without targets. A target moment counts once, spread evenly over its target items,
+        because one of them is drawn (definitions, 2b).
         """
         chosen = self.moments_with_past() if self.targeted is None else self.targeted
         sizes = np.bincount(self.row_moment, weights=self.target_rows, minlength=len(self.stamps))  # (M,) targets
@@ -204,7 +210,10 @@ class TrainData:
         return share
 
     def owned(self) -> np.ndarray:
-        """(P,) int64, ascending: user_ix * (N+1) + item_ix of each distinct training target."""
+        """(P,) int64 keys of the distinct training targets of all users.
+
+        The keys user_ix * (N+1) + item_ix ascend.
+        """
         own = self.target_rows
         user = self.moment_user[self.row_moment][own].astype(np.int64)
         pairs: np.ndarray = np.unique(user * (self.n_items + 1) + self.items[own])
@@ -213,7 +222,9 @@ class TrainData:
 
 @runtime_checkable
 class ClosedFormModel(Protocol):
-    """Closed-form model without torch; ``source`` names the source that it feeds in the mix.
+    """Closed-form model without torch.
+
+    ``source`` names the source that it feeds in the mix.
 
     A third-party model replaces the built-in one of its source. ``popular`` returns ``popular`` (N,) item_ix in order.
     ``neighbours`` returns the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1). ``history`` returns no arrays,
@@ -225,7 +236,10 @@ class ClosedFormModel(Protocol):
     source: ClassVar[str]
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
-        """Fit and return the arrays for ``serve.safetensors``, by the names that serving reads."""
+        """Fit and return the arrays for ``serve.safetensors``.
+
+        Serving reads them by name.
+        """
         ...
 
 
@@ -233,7 +247,7 @@ def model_class(name: str) -> Any:
     """Load the class of a built-in name or a dotted path ``package.module:Class``.
 
     Raises:
-        UserError: an unknown name, module or class; torch missing for a network.
+        UserError: the name, module or class is unknown, or torch is missing for a network.
     """
     path = MODELS.get(name, name)
     module, sep, attribute = path.partition(":")
@@ -251,12 +265,12 @@ def model_class(name: str) -> Any:
 
 
 def check_model(name: str) -> None:
-    """Check that ``model.name`` names a model before a run starts, with or without torch.
+    """Check that ``model.name`` names a model before a run starts.
 
-    A class whose module cannot be imported without torch is looked up in the module's source text instead.
+    It also works without torch: if a module cannot be imported, the class is looked up in its source text.
 
     Raises:
-        UserError: an unknown name (with the nearest known ones), or a class that does not keep the model contract.
+        UserError: the name is unknown (the error names the nearest ones), or the class does not fulfil the model contract.
     """
     if name in MODELS:
         return
@@ -286,12 +300,15 @@ def _no_such_model(name: str, known: list[str], module: str = "") -> UserError:
 
 
 def _top_level_names(module: str) -> list[str] | None:
-    """Names that a module's source defines or imports; None with torch or without source."""
+    """Names that a module's source defines or imports.
+
+    None with torch or without source.
+    """
     try:
         if all(importlib.util.find_spec(package) is not None for package in TRAINING):
             return None
     except ModuleNotFoundError:
-        pass  # an import hook that refuses torch
+        pass  # an import hook that blocks torch
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -12,13 +12,16 @@ from recloop.models.base import ModelConfig, TrainData
 class BoughtBefore:
     """score(i) = sum over the user's moments with i of 0.5^(age / half-life).
 
-    See definitions, section 2. Age is measured at the user's newest moment, which gives the same order as the age at
-    now. Moments are counted, not rows. All counts are in the user's state, so only the half-life is fitted: ``auto``
-    chooses it on validation (`recloop.training.baselines`).
+    See definitions, section 2. Age is measured at the user's newest moment, which gives the same order as the age now.
+    Moments are counted, not rows. All counts are in the user's state, so only the half-life is fitted. ``auto`` chooses
+    it on validation (`recloop.training.baselines`).
     """
 
     class Config(ModelConfig):
-        """``half_life`` in days; ``none``: every moment counts the same; ``auto``: by validation."""
+        """Options.
+
+        ``half_life`` is in days; ``none``: every moment has weight 1; ``auto``: chosen on validation.
+        """
 
         half_life: Literal["auto", "none"] | float = "auto"
 
@@ -29,5 +32,5 @@ class BoughtBefore:
         self.config = config or self.Config()
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:  # noqa: ARG002 - the contract's signature
-        """Return no arrays: the counts are in the state."""
+        """Return no arrays, because the counts are in the state."""
         return {}

@@ -19,18 +19,19 @@ CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
 class CoVisitation:
     """c(a, b) = sum over a user's moments m and lags l of w_l with a in m, b in m+l.
 
-    Lags are 1 to 8 (definitions, section 2).
-    With a half-life each term also counts .5^(age of m+l at the cut / half-life).
+    Lags are 1 to 8 (definitions, section 2). With a half-life, each term has the weight
+    0.5^(age of m+l at the cut / half-life).
 
-    Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest. A history is scored by its last five moments:
+    Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest entries. The last five moments score a history:
     score(b) = sum of the rows of their items, weighted 1, 0.6, 0.4, 0.25, 0.2, newest first.
     """
 
     class Config(ModelConfig):
-        """``lags``: weight of each lag; ``recent``: of each of the newest moments when a history is scored.
+        """Options.
 
-        ``shrink`` is added to a row's sum; ``width`` neighbours are kept of a row. ``half_life`` in days; None: every
-        moment counts the same.
+        ``lags`` holds the weight of each lag, ``recent`` the weight of each of the newest moments of a scored history.
+        ``shrink`` is added to a row's sum; a row keeps ``width`` neighbours. ``half_life`` is in days; None: every moment has
+        weight 1.
         """
 
         lags: tuple[float, ...] = LAGS
@@ -46,9 +47,10 @@ class CoVisitation:
         self.config = config or self.Config()
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
-        """``neighbours.indptr`` (N+2,) int64, ``neighbours.ids`` int32, ``neighbours.weights`` float32.
+        """Fit the three ``neighbours.*`` arrays of a CSR matrix.
 
-        Ties at the cut of a row go to the smaller item index.
+        These are ``indptr`` (N+2,) int64, ``ids`` int32 and ``weights`` float32. In ties at the end of a row the smaller item
+        index is kept.
         """
         size = data.n_items + 1
         held = sp.csr_array((np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size))
@@ -71,7 +73,10 @@ class CoVisitation:
 
 
 def _following(held: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:
-    """(M, N+1): row m = sum over lags l of w_l times the items of the same user's moment m + l."""
+    """(M, N+1) weighted items that follow each moment.
+
+    Row m = sum over lags l of w_l times the items of the same user's moment m + l.
+    """
     size = held.shape[0]
     rows, columns, weights = [], [], []
     for lag, weight in enumerate(lags, start=1):
@@ -88,7 +93,7 @@ def _following(held: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) ->
 
 
 def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
-    """(rows,) number of multiply-adds for each row of ``left @ right``."""
+    """(rows,) multiply-adds for each row of ``left @ right``."""
     lengths = np.diff(right.indptr)
     return np.asarray(
         np.add.reduceat(np.append(lengths[left.indices], 0), left.indptr[:-1]) * (np.diff(left.indptr) > 0)
@@ -96,7 +101,7 @@ def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
 
 
 def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
-    """The ``width`` largest of each row over (its sum + shrink), columns ascending."""
+    """``width`` largest entries of each row over (its sum + shrink), by column."""
     sums = np.asarray(block.sum(axis=1)).ravel()
     kept = np.ones(block.nnz, dtype=bool)
     for long in np.flatnonzero(np.diff(block.indptr) > width):

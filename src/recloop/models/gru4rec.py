@@ -13,25 +13,30 @@ from recloop.models.layers import SequenceModel
 
 
 class GRU4Rec(SequenceModel):
-    """Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016 (arXiv 1511.06939).
+    """GRU over the moments of a history.
 
-    With one table for input and output, as the authors do since 2018 ("constrained embedding", arXiv 1706.03847). What
-    moments change (definitions, section 2b): a step is a moment, its input the mean of its items' vectors; a row that
-    arrived after a later moment is in no input. The state after a moment, projected, plus the context, predicts the
-    next one. With one event a moment and no context nothing is changed.
+    Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016 (arXiv 1511.06939), with one
+    table for input and output, as the authors do since 2018 ("constrained embedding", arXiv 1706.03847).
+
+    Difference to the paper (definitions, section 2b): a step is a moment, and its input is the mean of its items'
+    vectors. A row that arrived after a later moment is not in the input. The projected state after a moment plus the
+    context predicts the next moment. With one event per moment and no context the model equals the paper's.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, H = ``hidden``, N items, C fields of the context.
     """
 
     class Config(SequenceModel.Config):
-        """``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training."""
+        """Options.
+
+        ``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training.
+        """
 
         layers: int = pydantic.Field(1, ge=1)
         hidden: int = pydantic.Field(100, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - no table counts positions
-        """Build the tables: N items, fields; a recurrent network does not need positions."""
+        """Build the tables: N items, fields; a recurrent network needs no positions."""
         self.make_tables(data, dim)
         self.dropout = nn.Dropout(self.config.dropout)
         self.gru = nn.GRU(dim, self.config.hidden, self.config.layers, batch_first=True)
@@ -66,7 +71,7 @@ class GRU4Rec(SequenceModel):
             arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
 
         Returns:
-            (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
+            (B, M, D), by the number of the moment; undefined for moments that a window does not have.
         """
         held = mask.to(history.dtype)
         if arrived is not None:
@@ -95,7 +100,10 @@ class GRU4Rec(SequenceModel):
 
 
 def _run(gru: nn.GRU, x: Tensor) -> Tensor:
-    """(B, M, D) -> (B, M, H). In an exported graph each layer is ONNX's own operator, not a loop traced step by step."""
+    """Run the layers: (B, M, D) -> (B, M, H).
+
+    In an exported graph each layer is one ONNX operator instead of a loop traced step by step.
+    """
     if not torch.onnx.is_in_onnx_export():
         states: Tensor = gru(x)[0]
         return states
@@ -116,6 +124,6 @@ def _run(gru: nn.GRU, x: Tensor) -> Tensor:
 
 
 def _gates(weight: Tensor, hidden: int) -> Tensor:
-    """Torch keeps the gates as reset, update, new; ONNX as update, reset, new."""
+    """Reorder gates from torch (reset, update, new) to ONNX (update, reset, new)."""
     reset, update, new = torch.split(weight, hidden)
     return torch.cat([update, reset, new])

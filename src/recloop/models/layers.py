@@ -12,7 +12,7 @@ from recloop.models.base import ModelConfig, TrainData
 
 
 class FieldEmbedding(nn.Module):
-    """Sum of the projected (D) embeddings of several fields' codes; code 0 = missing."""
+    """Sum of the embeddings (D) of several fields' codes; code 0 = missing."""
 
     def __init__(self, sizes: list[tuple[int, int]], dim: int) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class FieldEmbedding(nn.Module):
         self.tables = nn.ModuleList(embedding(size, width, std=0.1) for size, width in sizes)
         self.projections = nn.ModuleList(nn.Linear(width, dim, bias=False) for _, width in sizes)
         first = torch.tensor([0, *(size for size, _ in sizes)]).cumsum(0)[:-1]
-        self.first: Tensor  # (C,) row of a field's code 0 among the rows of all
+        self.first: Tensor  # (C,) row of each field's code 0 in the joined table
         self.register_buffer("first", first, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ class FieldEmbedding(nn.Module):
         if not len(self.tables):
             return torch.zeros(*codes.shape[:-1], self.dim, device=codes.device)
         rows = torch.cat([project(table.weight) for table, project in zip(self.tables, self.projections, strict=True)])
-        bags = (codes + self.first).reshape(-1, len(self.tables))  # a bag a row: the sum without its parts in memory
-        if torch.onnx.is_in_onnx_export():  # a bag becomes a loop there, whose outputs stand in another order each time
+        bags = (codes + self.first).reshape(-1, len(self.tables))  # one bag per row sums without storing the parts
+        if torch.onnx.is_in_onnx_export():  # an exported bag is a loop with outputs in random order
             return rows[bags].sum(1).view(*codes.shape[:-1], self.dim)
         return F.embedding_bag(bags, rows, mode="sum").view(*codes.shape[:-1], self.dim)
 
@@ -41,7 +41,10 @@ class SequenceModel(nn.Module):
     """
 
     class Config(ModelConfig):
-        """``start`` of the item table: from co-visitation (`recloop.training.item_init`) or random."""
+        """Options.
+
+        ``start``: initial item table, from co-visitation (`recloop.training.item_init`) or random.
+        """
 
         start: Literal["counts", "random"] = "counts"
 
@@ -63,7 +66,10 @@ class SequenceModel(nn.Module):
             self.table.weight.copy_(vectors)
 
     def items(self, codes: Tensor) -> Tensor:
-        """Item vectors (N+1, D) of the fields' codes (N+1, Ci): own row + the sum of the projected fields."""
+        """Item vectors (N+1, D) from the fields' codes (N+1, Ci).
+
+        Each is the item's row plus the sum of its field embeddings.
+        """
         vectors: Tensor = self.table.weight + self.item_fields(codes)
         return vectors
 

@@ -13,21 +13,25 @@ from recloop.models.base import ModelConfig, TrainData
 
 
 class MF:
-    """Hu, Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008, with the L2 of Rendle
+    """Matrix factorization for implicit feedback.
+
+    Hu, Koren & Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008, with the L2 of Rendle
     et al., "Revisiting the Performance of iALS on Item Recommendation Benchmarks", RecSys 2022 (arXiv 2110.14037).
 
-    Squared loss over all (user, item) pairs: 1 where the user took the item, of weight 1 + ln(weight of all times), 0
-    elsewhere, of weight ``unseen``, and of as much more as the user turned it down; the formula is that of
-    `recloop.models.als.solve_rows`. Each half-step is exact. The last one, which makes the user table, sees what a
-    state knows: how often, and what is out of the list (each of weight 1). So a user whom the table does not know, or
-    who did something since the cut, is folded in from the state by that very step.
+    The squared loss is over all (user, item) pairs. The target is 1 for an item that the user took, with the weight
+    1 + ln(sum of its weights). It is 0 for all others, with the weight ``unseen`` plus the weight of refusals
+    (`recloop.models.als.solve_rows`). Each half-step is exact. The last one makes the user table from the facts that a
+    state holds: counts of items, and suppressed items (each with weight 1). The same step folds in users that are
+    outside the table or have events after the cut.
 
     Shapes: U users, N items, D = ``dim``.
     """
 
     class Config(ModelConfig):
-        """``dim``: width of the vectors. ``l2``: strength of the regularisation. ``unseen``: weight of a pair that
-        did not happen. ``sweeps``: times that users and items are solved. ``seed``: of the vectors at the start.
+        """Options.
+
+        ``dim``: width of the vectors. ``l2``: strength of the regularization. ``unseen``: weight of an unobserved pair.
+        ``sweeps``: number of passes over users and items. ``seed``: seed of the initial vectors.
         """
 
         dim: int = pydantic.Field(64, ge=1)
@@ -43,9 +47,9 @@ class MF:
         self.config = config or self.Config()
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
-        """``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D) float32, row 0 = 0.
+        """Fit ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D), float32, row 0 = 0.
 
-        Users of ``old`` do not train item vectors, but they get a user vector.
+        Users in ``old`` do not train item vectors, but they get a user vector.
         """
         config = self.config
         owner = data.moment_user[data.row_moment]
@@ -69,7 +73,7 @@ class MF:
 
 
 def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.ndarray) -> sp.csr_array:
-    """(U+1, N+1) sum of the weights of each (user from 0, item)."""
+    """(U+1, N+1) sums of the weights of each (user from 0, item)."""
     shape = (data.n_users + 1, data.n_items + 1)
     pairs = sp.csr_array((weights.astype(np.float64), (users + 1, items)), shape=shape)
     pairs.sum_duplicates()
@@ -79,8 +83,8 @@ def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.nd
 def _refused(data: TrainData) -> tuple[sp.csr_array, sp.csr_array]:
     """Two matrices (U+1, N+1): confidence of refused items, and 1 for disliked ones.
 
-    The first includes skips and uses the confidence of positives of equal weight. The second marks the items that the
-    state hides.
+    The first includes skips and uses the confidence of positives of equal weight. The second marks the suppressed items
+    of the state.
     """
     found = data.negatives
     if found is None:

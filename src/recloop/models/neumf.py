@@ -16,25 +16,30 @@ from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
 
 EXAMINED = 2_000
-"""Number of most frequent items used in validation; scoring a large catalog takes minutes."""
+"""Number of most frequent items used in validation, because scoring a large catalog takes minutes."""
 
 PRODUCT = 10.0
 """Initial weight of each part of the product; vectors from counts have a standard deviation of 0.1."""
 
 
 class NeuMF(SequenceModel):
-    """He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031), ranking candidates.
+    """Neural collaborative filtering that ranks candidates.
 
-    Half of an item's vector goes to the product (GMF), half to the MLP; the last layer joins both to one logit. What a
-    log that moves changes: a person is the fading mean of what was taken, plus the context, not a row of a table, so
-    that nobody is unknown. Learned by ``bce``: each target against ``negatives`` drawn items that count as four, as in
-    the paper.
+    He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv 1708.05031). Half of an item's vector is the input of the
+    product (GMF), half is the input of the MLP; the last layer joins both into one logit.
+
+    Difference to the paper: a user is the time-decayed mean of the history plus the context instead of a table row, so
+    new users have a vector. The loss is ``bce``: each target against ``negatives`` drawn items with a total weight of
+    four, as in the paper.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, K candidates, R targets.
     """
 
     class Config(SequenceModel.Config):
-        """``hidden``: width of the MLP. ``negatives``: items drawn a step. ``dropout``: in the MLP."""
+        """Options.
+
+        ``hidden``: width of the MLP. ``negatives``: items drawn per step. ``dropout``: dropout in the MLP.
+        """
 
         hidden: int = pydantic.Field(64, ge=1)
         negatives: int = pydantic.Field(64, ge=1)
@@ -50,7 +55,7 @@ class NeuMF(SequenceModel):
             UserError: the width is odd and cannot be halved.
         """
         if dim % 2:
-            raise UserError("features.dim", dim, "an even width for NeuMF's two halves", "--set features.dim=64")
+            raise UserError("features.dim", dim, "an even width for the two halves of NeuMF", "--set features.dim=64")
         self.make_tables(data, dim)
         self.pool = TimeDecayPooling()
         self.person = nn.Linear(dim, dim)
@@ -73,24 +78,33 @@ class NeuMF(SequenceModel):
             self.join.weight[:, : self.join.in_features // 2] = PRODUCT
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """(B, D) users now; history (B, T, D), moments and mask (B, T), context (B, C)."""
+        """(B, D) users now.
+
+        Inputs are history (B, T, D), moments and mask (B, T), context (B, C).
+        """
         users: Tensor = self.person(self.pool.now(history, moments, mask)) + self.context(context)
         return users
 
     def ends(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """(B, M, D) users after each moment; context (B, M, C), the rest as in `SASRec.ends`."""
+        """(B, M, D) users after each moment.
+
+        ``context`` is (B, M, C); the other arguments are those of `SASRec.ends`.
+        """
         pooled = self.pool.ends(history, moments, mask, context.shape[1], arrived)
         ends: Tensor = self.person(pooled) + self.context(context)
         return ends
 
     def rank(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """(B, K) logits of candidates (B, K, D), or (1, K, D) for all, for users (B, D)."""
+        """(B, K) logits of candidates for users (B, D).
+
+        Candidates are (B, K, D), or (1, K, D) shared by all users.
+        """
         half = users.shape[1] // 2
         user = users[:, None, :]  # (B, 1, D)
         product = user[..., :half] * candidates[..., :half]  # (B, K, D/2)
-        left, right = self.wide.weight[:, :half], self.wide.weight[:, half:]  # the MLP's input, person beside item
+        left, right = self.wide.weight[:, :half], self.wide.weight[:, half:]  # the MLP's input is user and item
         wide = user[..., half:] @ left.T + candidates[..., half:] @ right.T + self.wide.bias  # (B, K, H)
         deep = F.relu(self.deep(self.dropout(F.relu(wide))))  # (B, K, D/2)
         logits: Tensor = self.join(torch.cat([product, deep], dim=-1))[..., 0]
@@ -105,13 +119,14 @@ class NeuMF(SequenceModel):
     def sampled_loss(
         self, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor, owned: Callable[[Tensor], Tensor] | None
     ) -> Tensor:
-        """``bce``: sum of w (softplus(-s_y) + 4 mean of softplus(s_j) over the drawn j that the user did not take).
+        """Loss ``bce`` over drawn negatives.
 
-        Divided by the sum of w. As in the paper, what the user took is not a negative.
+        It is the sum of w (softplus(-s_y) + 4 mean of softplus(s_j)) over the sum of w. The mean is over the drawn j that
+        the user did not take, as in the paper.
 
         Args:
             vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,). owned: (m,) drawn rows ->
-                (R, m) bool, what each row's user took (`recloop.training.sampled_losses.OwnedItems`).
+                (R, m) bool, the items that each row's user took (`recloop.training.sampled_losses.OwnedItems`).
         """
         drawn = torch.randint(len(items), (self.config.negatives,), device=targets.device)
         own = self.rank(vectors, items[targets][:, None])[:, 0]  # (R,)
@@ -125,7 +140,7 @@ class NeuMF(SequenceModel):
         return loss
 
     def refused(self, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
-        """Loss of dislikes and skips under ``bce``: sum of w softplus(s_d) / sum of w."""
+        """Loss ``bce`` of dislikes and skips: sum of w softplus(s_d) / sum of w."""
         each = F.softplus(self.rank(vectors, items[rejected][:, None])[:, 0])
         loss: Tensor = (weights * each).sum() / weights.sum()
         return loss

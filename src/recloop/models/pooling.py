@@ -1,4 +1,4 @@
-"""Time-decay pooling: weighted mean of a history's item vectors, decay learned."""
+"""Time-decay pooling: weighted mean of a history's item vectors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from torch import Tensor, nn
 
 
 class TimeDecayPooling(nn.Module):
-    """Mean over tokens of weight e^(-r age), age in moments, r > 0 learned; without a token: 0.
+    """Mean over tokens with weight e^(-r age).
+
+    Age is in moments and r > 0 is learned. Without tokens the mean is 0.
 
     Shapes: B windows, T tokens, M moments, D width.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.rate = nn.Parameter(torch.full((1,), -2.0))  # r = softplus of it
+        self.rate = nn.Parameter(torch.full((1,), -2.0))  # r = softplus(rate)
 
     def now(self, history: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D) vectors, (B, T) moments from the newest, (B, T) mask -> (B, D)."""
+        """Pool histories as of now.
+
+        (B, T, D) vectors, (B, T) moments from the newest, (B, T) mask -> (B, D).
+        """
         weight = torch.exp(-F.softplus(self.rate) * moments) * mask  # (B, T)
         mean: Tensor = (history * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-6)
         return mean
 
     def ends(self, history: Tensor, moments: Tensor, mask: Tensor, size: int, arrived: Tensor | None = None) -> Tensor:
-        """(B, M, D) the same as of the end of each moment m < ``size``, counted from the newest.
+        """(B, M, D) pooled histories at the end of each moment m < ``size``.
+
+        Moments are counted from the newest.
 
         Args:
             arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.

@@ -13,11 +13,14 @@ from recloop.models.base import ModelConfig, TrainData
 class Popular:
     """Items by number of training positives, ties by item index.
 
-    With a half-life newer moments count more. It is the baseline of tables, the last fallback, and fills short lists.
+    With a half-life newer moments weigh more. It is the baseline of evaluation tables and the last fallback.
     """
 
     class Config(ModelConfig):
-        """``half_life`` in days, at the cut; None: every positive counts the same. Chosen on validation by `tune`."""
+        """Options.
+
+        ``half_life`` in days, measured at the cut; None: every positive has weight 1. `tune` chooses it on validation.
+        """
 
         half_life: float | None = pydantic.Field(None, gt=0)
 
@@ -28,7 +31,7 @@ class Popular:
         self.config = config or self.Config()
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
-        """``popular`` (N,) int32: item_ix, most positives first."""
+        """Fit ``popular`` (N,) int32: item_ix, most positives first."""
         if self.config.half_life is None:
             return {"popular": popular_order(data.counts)}
         weights = data.decay(self.config.half_life)[data.row_moment] * data.target_rows
@@ -36,6 +39,9 @@ class Popular:
 
 
 def popular_order(counts: np.ndarray) -> np.ndarray:
-    """(N,) int32 item_ix by (count falling, index); ``counts`` (N+1,) with the padding row first."""
+    """(N,) int32 item_ix by descending count, ties by index.
+
+    ``counts`` is (N+1,) with the padding row first.
+    """
     order = np.argsort(-counts[1:], kind="stable") + 1
     return order.astype(np.int32)

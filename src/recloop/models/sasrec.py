@@ -1,4 +1,4 @@
-"""SASRec over moments: self-attention over a user's history, one vector per moment."""
+"""SASRec over moments: self-attention over a user's history."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from recloop.models.layers import SequenceModel, embedding
 
 
 class SASRec(SequenceModel):
-    """Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv 1808.09781), over moments.
+    """Self-attention over a user's history, with one vector per moment.
 
-    The paper's blocks: x + Dropout(Attention(LayerNorm(x))), then x + Dropout(FFN(LayerNorm(x))) with a point-wise
-    FFN of width D and ReLU; learned positions; one item table for input and output. What moments change (definitions,
-    section 2b): a token is an item of a moment, its position is the number of its moment counted from the newest, it
-    attends to its own and to earlier moments; the mean over a moment's tokens, plus the context, predicts the next
-    moment. With one event a moment and no context nothing is changed.
+    Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv 1808.09781). The blocks are the paper's:
+    x + Dropout(Attention(LayerNorm(x))), then x + Dropout(FFN(LayerNorm(x))) with a point-wise FFN of width D and ReLU;
+    learned positions; one item table for input and output.
+
+    Difference to the paper (definitions, section 2b): a token is an item of a moment. Its position is the number of its
+    moment from the newest, and it attends to its moment and earlier ones. The mean over a moment's tokens plus the
+    context predicts the next moment. With one event per moment and no context the model equals the paper's.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context.
     """
 
     class Config(SequenceModel.Config):
-        """``blocks`` of attention with ``heads`` each (heads divide ``features.dim``). ``dropout``: share dropped in
-        training.
+        """Options.
+
+        ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``. ``dropout``: share dropped in training.
         """
 
         blocks: int = pydantic.Field(2, ge=1)
@@ -39,7 +42,7 @@ class SASRec(SequenceModel):
         """Build the tables: N items, fields, ``history`` positions.
 
         Raises:
-            UserError: the heads do not divide the width.
+            UserError: the number of heads does not divide the width.
         """
         if dim % self.config.heads:
             raise UserError("model.heads", self.config.heads, f"a divisor of features.dim={dim}", "--set model.heads=1")
@@ -79,7 +82,7 @@ class SASRec(SequenceModel):
             arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
 
         Returns:
-            (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
+            (B, M, D), by the number of the moment; undefined for moments that a window does not have.
         """
         hidden = self.hidden(history, moments, mask, arrived)
         batch, size = context.shape[:2]
@@ -93,7 +96,7 @@ class SASRec(SequenceModel):
         """(B, T, D) tokens after all blocks."""
         number = moments.clamp(max=self.history - 1)
         x = self.dropout(history * math.sqrt(self.dim) + self.positions(number))  # (B, T, D)
-        sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is no newer than i
+        sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is not newer than i
         if arrived is not None:
             sees = sees & arrived
         own = torch.eye(moments.shape[1], dtype=torch.bool, device=moments.device)

@@ -19,21 +19,24 @@ COOLEST = 0.01
 
 
 class TwoTower(SequenceModel):
-    """Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019.
+    """Two towers with MLPs and a learned temperature.
 
-    The item's tower: its own row + its fields, then an MLP. The user's: the mean of the history's item vectors, older
-    moments less, + user and request fields, then an MLP. The score is their cosine / tau, tau learned from .05. In
-    training a share ``alone`` of items goes without its row and of windows without its history, so that attributes
-    alone must do: for users and items without history they are all there is (the ladder's ``attributes``).
+    Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019. The item
+    tower is an MLP over the sum of the item's row and its fields. The user tower is an MLP over the time-decayed mean of
+    the history's item vectors plus user and request fields. The score is their cosine / tau; tau is learned and starts at
+    0.05. Training drops the row of a share ``alone`` of items and the history of the same share of windows. The towers
+    thus learn to rank users and items without history by attributes (the fallback ``attributes``).
 
-    ``train.loss = "auto"`` is ``ss_logq`` here (definitions, section 4), over `draw`.
+    ``train.loss = "auto"`` is ``ss_logq`` over `draw` (definitions, section 4).
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """
 
     class Config(SequenceModel.Config):
-        """``hidden``: width of the MLPs. ``uniform``: items drawn a step as negatives beside the batch's own targets.
-        ``alone``: share of items and windows that do with attributes in training. ``dropout``: inside the MLPs.
+        """Options.
+
+        ``hidden``: width of the MLPs. ``uniform``: negative items drawn per step in addition to the batch's targets.
+        ``alone``: share of items and windows reduced to attributes in training. ``dropout``: dropout inside the MLPs.
         """
 
         hidden: int = pydantic.Field(128, ge=1)
@@ -49,12 +52,12 @@ class TwoTower(SequenceModel):
         self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
         self.pool = TimeDecayPooling()
         self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
-        self.share: Tensor  # (N,) of the training targets, as they are drawn
+        self.share: Tensor  # (N,) share of each item among the drawn training targets
         share = torch.from_numpy(data.target_share()[1:].astype(np.float32))
         self.register_buffer("share", share, persistent=False)
 
     def items(self, codes: Tensor) -> Tensor:
-        """Item vectors (N+1, D) of length 1 from own rows and the fields' codes (N+1, Ci)."""
+        """Item vectors (N+1, D) of length 1 from rows and the fields' codes (N+1, Ci)."""
         own = self.table.weight
         if self.training and len(self.item_fields.tables):
             own = own * self._kept(len(own), own)[:, None]
@@ -67,7 +70,7 @@ class TwoTower(SequenceModel):
         return vectors
 
     def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """Vector of each user now (length 1 / tau); without history only by the context.
+        """Vector of each user now (length 1 / tau); without history from the context only.
 
         Args:
             history: (B, T, D) item vectors. moments: (B, T) numbers from the newest, 0. mask: (B, T) True = a token.
@@ -89,7 +92,7 @@ class TwoTower(SequenceModel):
             arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
 
         Returns:
-            (B, M, D), by the number of the moment; without meaning where a window has fewer moments.
+            (B, M, D), by the number of the moment; undefined for moments that a window does not have.
         """
         mean = self.pool.ends(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
         if self.training:
@@ -97,11 +100,11 @@ class TwoTower(SequenceModel):
         return self._user(mean, context)
 
     def draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Negatives of a step, (m,): the batch's R targets and ``uniform`` draws; m q_j of each.
+        """Draw the negatives of a step, (m,), and return the expected count m q_j of each.
 
-        m q_j = R share_j + M / N for M uniform draws of N items. In-batch negatives alone would penalize popular items.
-        Items of the user's own history are masked afterwards (`recloop.training.sampled_losses.OwnedItems`): most targets of a window
-        are negatives of the other rows of the same window otherwise.
+        They are the batch's R targets and M uniform draws of N items, so m q_j = R share_j + M / N. In-batch negatives
+        alone would penalize popular items. `recloop.training.sampled_losses.OwnedItems` masks the items that the user took;
+        otherwise most targets of a window would be negatives of its other rows.
         """
         size = len(self.share)
         drawn = torch.randint(size, (self.config.uniform,), device=targets.device)
@@ -109,13 +112,13 @@ class TwoTower(SequenceModel):
         return ids, len(targets) * self.share[ids] + self.config.uniform / size
 
     def _user(self, mean: Tensor, context: Tensor) -> Tensor:
-        """(..., D) pooled history and (..., C) codes -> (..., D), of length 1 / tau."""
+        """(..., D) pooled history and (..., C) codes -> (..., D) of length 1 / tau."""
         tau = self.log_tau.exp().clamp(min=COOLEST)
         vectors: Tensor = F.normalize(self.user_tower(mean + self.context(context)), dim=-1) / tau
         return vectors
 
     def _kept(self, size: int, like: Tensor) -> Tensor:
-        """(size,) 1, or 0 for the dropped share ``alone``."""
+        """(size,) mask: 1, or 0 for the dropped share ``alone``."""
         kept: Tensor = (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
         return kept
 

@@ -1,1 +1,1 @@
-"""Recommend: from a user state to a list, in serving and in evaluation."""
+"""Path from a user state to a list, in serving and in evaluation."""

@@ -17,7 +17,7 @@ USER_FIELD = "user."
 
 
 class AttributeTowers:
-    """A bundle's towers; cold catalog items outside the item table are ranked too."""
+    """Towers of a bundle, which also rank catalog items outside the item table."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._user, self._item = (session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
@@ -38,7 +38,7 @@ class AttributeTowers:
     def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids near an item for query b, best first.
 
-        Empty for an item without a row and without a known field.
+        The result is empty for an item without a row and without a known field.
         """
         item_ix = self._bundle.items.ids.index(item_id)
         if item_ix:

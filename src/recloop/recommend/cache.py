@@ -12,11 +12,11 @@ from recloop.features.state import UserState
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 ENTRY_BYTES = 200
-"""Overhead of an entry: two dictionary slots, the tuple around the value, its key's header."""
+"""Overhead of an entry: two dictionary slots, the tuple around the value and the header of its key."""
 
 
 class ByteCache(Generic[Key, Value]):
-    """Values by key, at most ``limit`` bytes in total; not thread-safe.
+    """Values by key with at most ``limit`` bytes in total; not thread-safe.
 
     Attributes:
         bytes: Sum of the given sizes plus `ENTRY_BYTES` per entry.

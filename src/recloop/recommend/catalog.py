@@ -25,7 +25,7 @@ Kept = TypeVar("Kept")
 
 
 class _View:
-    """Catalog rows of one item table's items, with cached condition results.
+    """Catalog rows of the items of one table, with cached condition results.
 
     Attributes:
         rows: (N,) int32 catalog row of each item, -1 if the catalog lacks it.
@@ -52,7 +52,7 @@ class _View:
 
 
 class Catalog:
-    """Items by raw id; ``version`` does not depend on how the items were added."""
+    """Items by raw id; ``version`` depends only on the current items."""
 
     def __init__(self) -> None:
         self._items: dict[str, Item] = {}
@@ -82,7 +82,7 @@ class Catalog:
                 catalogue.upsert(
                     Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
                 )
-        catalogue._weighed()  # computed now, not at the first request
+        catalogue._weighed()  # computed here instead of at the first request
         return catalogue
 
     @classmethod
@@ -108,7 +108,7 @@ class Catalog:
         return self._first_seq.get(item_id, 0)
 
     def upsert(self, item: Item) -> None:
-        """Apply a new version of an item at once; it replaces all attributes."""
+        """Apply a new version of an item, which replaces all attributes."""
         old = self._items.get(item.item_id)
         if self._sum is not None:
             self._sum = (self._sum + _weight(item) - (0 if old is None else _weight(old))) % 2**64

@@ -1,4 +1,4 @@
-"""Fallback: stages that fill the free slots of a list, so that none is empty."""
+"""Fallback: stages that fill the free slots of a list."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SEGMENT = "segment."
 
 @dataclass(frozen=True)
 class FallbackQuery:
-    """Query ``b`` of a batch, as the stages of the fallback see it.
+    """Query ``b`` of a batch, as input of the fallback stages.
 
     Attributes:
-        item_id: The item that a list about an item is about.
-        list: The kind of list of the placement.
+        item_id: Query item of a list of similar items.
+        list: Kind of list of the placement.
     """
 
     encoded: EncodedBatch
@@ -39,12 +39,12 @@ class FallbackQuery:
 
     @cached_property
     def banned(self) -> set[int]:
-        """The item_ix that this query may not show."""
+        """Return the item_ix that this query must not show."""
         return set(self.allowed.banned[self.b].tolist())
 
 
 class FallbackStage(Protocol):
-    """Fallback stage; its name in the policy is the source of its slots."""
+    """Stage of the fallback; its name in the policy is the source of its slots."""
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
         """Return raw ids for a query, best first, filtered; duplicates are allowed."""
@@ -52,7 +52,7 @@ class FallbackStage(Protocol):
 
 
 class AttributesStage:
-    """Items with attributes like the query's item, or that fit the user's fields."""
+    """Items with attributes that resemble the query item or match the user."""
 
     def __init__(self, catalogue: Catalog, towers: AttributeTowers | None, similar: similar_items.SimilarItems) -> None:
         self._catalogue, self._towers, self._similar = catalogue, towers, similar
@@ -66,7 +66,7 @@ class AttributesStage:
 
 
 class SegmentStage:
-    """The popular items of the user's segment; none for a user without one."""
+    """Popular items of the user's segment; none for a user without a segment."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -80,7 +80,7 @@ class SegmentStage:
 
 
 class PopularStage:
-    """The popular items of all users."""
+    """Popular items of all users."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -90,7 +90,7 @@ class PopularStage:
 
 
 class LatestStage:
-    """The newest items: all in a list of the latest, else those outside the table."""
+    """Newest items: all items in a list ``latest``, else those outside the table."""
 
     def __init__(self, bundle: Bundle, catalogue: Catalog) -> None:
         self._bundle, self._catalogue = bundle, catalogue
@@ -121,7 +121,7 @@ class LatestStage:
 
     @cached_property
     def _newest_rows(self) -> np.ndarray:
-        """(N,) rows of the item table by falling first seq, ties by item_ix."""
+        """(N,) rows of the item table by descending first seq, ties by item_ix."""
         order: np.ndarray = np.argsort(-self._bundle.items.first_seq, kind="stable")
         return order
 
@@ -129,10 +129,10 @@ class LatestStage:
 def fill_fallback(
     stages: Iterable[tuple[str, FallbackStage]], query: FallbackQuery, taken: Iterable[str], free: int
 ) -> list[tuple[str, str]]:
-    """(item_id, source) of the next ``free`` slots: stage by stage, no item twice.
+    """Return (item_id, source) of the next ``free`` slots, without duplicates.
 
     Args:
-        stages: Name and stage, in their order; a stage is asked only where it is reached.
+        stages: Names and stages in order; a stage runs only if earlier ones leave slots free.
     """
     slots: list[tuple[str, str]] = []
     shown = {*taken} | query.allowed.banned_ids[query.b]
@@ -147,7 +147,7 @@ def fill_fallback(
 
 
 def _shown(bundle: Bundle, order: np.ndarray, query: FallbackQuery) -> Iterator[str]:
-    """The items of a list of item_ix that a query may show."""
+    """Yield the items of an ordered list of item_ix that a query may show."""
     mask = query.allowed.mask
     for item_ix in order if mask[1:].all() else order[mask[order]]:
         if int(item_ix) not in query.banned:
@@ -162,7 +162,7 @@ def segment_lists(
     Lists may be shorter; ties by item_ix.
 
     Args:
-        users: The segment of each user, None without one.
+        users: Segment of each user; None for users without a segment.
         user_ix, items, weights: (E,) user, item and weight of the training rows.
     """
     lists: dict[str, np.ndarray] = {}

@@ -17,8 +17,8 @@ from recloop.records import Query
 class CandidateMask:
     """Filters of B queries: a shared table mask and the banned items of each query.
 
-    ``mask`` (N+1,) bool; query b may not show the table items ``banned[b]`` (ascending item_ix) nor the raw ids
-    ``banned_ids[b]``; ``text`` is the whole condition, for items outside the table.
+    ``mask`` is (N+1,) bool. Query b must not show the table items ``banned[b]`` (ascending item_ix) or the raw ids
+    ``banned_ids[b]``. ``text`` is the whole condition, for items outside the table.
     """
 
     mask: np.ndarray

@@ -14,7 +14,7 @@ from recloop.records import MIX_SOURCES
 
 @dataclass(frozen=True)
 class FusedTopK:
-    """Fused lists (B, k): item_ix (0: no more), float32 scores, source number.
+    """Fused lists (B, k): item_ix (0 = empty slot), float32 scores, source number.
 
     Scores descend; the source number is the index in MIX_SOURCES.
     """
@@ -34,7 +34,7 @@ class FusedTopK:
 def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, constant: float = RRF) -> FusedTopK:
     """Fuse the sources; a slot's source is the one with the largest share.
 
-    Ties by item_ix.
+    Ties are ordered by item_ix.
 
     Args:
         k: Items per list. constant: added to each rank (`RRF`).

@@ -21,13 +21,13 @@ from recloop.storage.control import ReleaseRow
 from recloop.storage.data_manifest import DataManifest
 
 REMOVED = "removed.json"
-"""File in ``store/``: the time at which `[retention]` removed each bundle."""
+"""File in ``store/`` with the time at which `[retention]` removed each bundle."""
 RESTART = "restart.json"
-"""File in ``store/``: a committed restart that is not yet complete (`recloop.pipeline.restart`)."""
+"""File in ``store/`` that marks a committed but incomplete restart (`recloop.pipeline.restart`)."""
 
 
 def whole(project: Project) -> None:
-    """Refuse a project whose restart was interrupted during its publication.
+    """Reject a project with a restart that was interrupted while it was published.
 
     Raises:
         UserError: the next update must complete the restart first.
@@ -45,13 +45,13 @@ def log_range(project: Project) -> tuple[int, int]:
 
 
 def has_decisions(project: Project) -> bool:
-    """Return whether the project has ever answered a request."""
+    """Return True if the project has answered a request."""
     with project.open_decisions() as decisions:
         return bool(decisions.rows(last=1))
 
 
 def has_log_rows(project: Project) -> bool:
-    """Return whether served or posted rows exist, so the import must not change."""
+    """Return True if served or posted rows exist; the import must then not change."""
     with project.open_log() as log:
         if not log.is_empty() or has_decisions(project):
             return True
@@ -97,7 +97,7 @@ def status(project: Project) -> JsonTree:
 
 
 def lineage(project: Project, bundle: Bundle) -> list[str]:
-    """Return a bundle's parents, nearest first, as far as their manifests exist."""
+    """Return a bundle's parents, nearest first, as long as their manifests exist."""
     found: list[str] = []
     parent = bundle.manifest.parent
     while parent and parent not in found:
@@ -141,7 +141,7 @@ def check_servable(project: Project, bundle: Bundle, live: Bundle | None) -> Jso
 
     Args:
         bundle: The result of `open_bundle`.
-        live: The live bundle; the new item table must begin with its items, so an id never changes its index.
+        live: The live bundle; the new item table must start with its items, so that ids keep their index.
 
     Raises:
         BundleError: a check failed; the bundle must not be served.
@@ -149,17 +149,20 @@ def check_servable(project: Project, bundle: Bundle, live: Bundle | None) -> Jso
     ids = bundle.items.ids.ids
     if live is not None and list(ids[: len(live.items)]) != list(live.items.ids.ids):
         raise BundleError(
-            "item table", bundle.id, f"to begin with the {len(live.items)} items of {live.id}", "recloop update"
+            "item table",
+            bundle.id,
+            f"a table that starts with the {len(live.items)} items of {live.id}",
+            "recloop update",
         )
     _check_fields(project, bundle)
     return {"golden": "equal", "cases": len(bundle.golden), "items": len(ids)}
 
 
 def _check_fields(project: Project, bundle: Bundle) -> None:
-    """Check that an item or a user has each source field of the bundle's features.
+    """Check that the source field of each feature exists in items or users.
 
     Raises:
-        BundleError: no item or user has the field.
+        BundleError: a field is missing.
     """
     archive = project.open_archive()
     with project.open_log() as log:
@@ -177,7 +180,7 @@ def _check_fields(project: Project, bundle: Bundle) -> None:
 
 
 def _fields(frames: Iterable[pl.DataFrame | None], wanted: set[str]) -> set[str]:
-    """Return the attributes of these versions, read until all wanted ones are found."""
+    """Return the attributes of these versions; stop when all wanted ones are found."""
     known: set[str] = set()
     for frame in frames:
         for text in [] if frame is None else frame["attributes"]:
@@ -188,7 +191,7 @@ def _fields(frames: Iterable[pl.DataFrame | None], wanted: set[str]) -> set[str]
 
 
 def resolve_model(project: Project, name: str) -> str:
-    """Return the model that ``recloop train`` names; a network needs its extra.
+    """Return the model of ``recloop train``; a network needs its extra.
 
     Raises:
         UserError: the model is unknown or its extra is missing.

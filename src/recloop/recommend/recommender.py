@@ -1,7 +1,7 @@
 """Recommender of serving, evaluation and verification: from states to lists.
 
-The steps are encode, filter, recall, mix and fill, on batches; a request is a batch of one. An answer is a function of
-(bundle, state as of a seq, catalog as of that seq, now, query). Nothing here reads a clock or draws random numbers.
+The steps on a batch are encode, filter, recall, mix and fill; a request is a batch of one. An answer is a function of
+(bundle, state as of a seq, catalog as of that seq, now, query). This module reads no clock and draws no random numbers.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from recloop.records import MIX_SOURCES, Query, Slot
 
 LADDER = ("attributes", "segment", "popular", "latest")
 CLOSE = 1e-5
-"""Scores closer than this are equal; their ids may swap."""
+"""Scores closer than this are equal; their items may change order."""
 
 
 @dataclass(frozen=True)
 class RankedList:
-    """One list; ``inputs``: 8 hex per named input, in the order of comparison."""
+    """Ranked list; ``inputs`` holds 8 hex per named input, in the order of comparison."""
 
     slots: list[Slot]
     inputs: dict[str, str]
     positives: int
-    n: int = 0  # maximum length: the query's, else the placement's
+    n: int = 0  # maximum length, from the query or the placement
 
     @property
     def items(self) -> list[str]:
@@ -63,7 +63,7 @@ class RankedList:
 
 
 class Recommender:
-    """Recommender of a bundle over a catalog; ``threads`` of the user graph."""
+    """Recommender of a bundle over a catalog; the user graph uses ``threads``."""
 
     def __init__(self, bundle: Bundle, catalogue: Catalog, threads: int = 1) -> None:
         self.bundle = bundle
@@ -92,7 +92,7 @@ class Recommender:
         return placements[name]
 
     def asked(self, query: Query) -> Query:
-        """Normalize a query for its placement: with an item only for similar-items lists.
+        """Normalize a query for its placement; only lists of similar items keep the item.
 
         Raises:
             UserError: the bundle has no such placement, or the placement needs an item and the query has none.
@@ -141,7 +141,7 @@ class Recommender:
     def fused(
         self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
     ) -> FusedTopK:
-        """Return the best k of the mix per query, by state or by the query's item."""
+        """Return the best k of the mix per query, by state or by the query item."""
         weights = placement.weights
         if placement.list == "latest":
             return FusedTopK.empty(len(queries), k)
@@ -153,7 +153,7 @@ class Recommender:
     def recall(
         self, encoded: EncodedBatch, allowed: CandidateMask, sources: Sequence[str] | Mapping[str, float]
     ) -> dict[str, TopK]:
-        """Return the top 200 of each source; of a mapping, those with weight above 0."""
+        """Return the top 200 of each source; a mapping selects those with weight above 0."""
         asked = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
         made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
         return made or {"popular": self.scorers["popular"].best(encoded, allowed)}
@@ -193,7 +193,7 @@ class Recommender:
         return answers
 
     def inputs(self, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> dict[str, str]:
-        """Return 8 hex per input: state, catalogue, now, filters, then each feature."""
+        """Return 8 hex per input: state, catalog, now, filters, then each feature."""
         return {
             "state": encoded.states.digest(b),
             "catalogue": self.catalogue.version,
@@ -206,7 +206,7 @@ class Recommender:
 def one_state(states: StateBatch, b: int) -> StateBatch:
     """Return state b as a batch of one with only the names that it uses.
 
-    Looking up the names of a whole batch is slower.
+    A lookup of the names of a whole batch is slower.
     """
     moments = slice(states.moment_offsets[b], states.moment_offsets[b + 1])
     low, high = states.item_offsets[moments.start], states.item_offsets[moments.stop]
@@ -255,6 +255,4 @@ def check_golden(bundle: Bundle) -> None:
             answer.scores, case.scores, rtol=0, atol=CLOSE
         )
         if answer.items != case.ids or not same_scores:
-            raise BundleError(
-                "golden list", f"{bundle.id} case {number}", "the list that was recorded", "recloop update --full"
-            )
+            raise BundleError("golden list", f"{bundle.id} case {number}", "the recorded list", "recloop update --full")

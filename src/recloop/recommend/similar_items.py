@@ -45,7 +45,7 @@ class SimilarItems:
     def described(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids of items with similar attributes, best first.
 
-        Uses the bundle's towers if it has them, else fields.
+        They are ranked by the bundle's towers, or by fields if it has no towers.
         """
         if self._towers is not None:
             return self._towers.like(catalogue, item_id, allowed, b)

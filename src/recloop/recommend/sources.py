@@ -1,8 +1,8 @@
 """Scorers of a bundle: recall of each source for a batch of queries.
 
-Uses numpy and onnxruntime only. Four kinds: ``vectors`` (a user graph or a user table over an item
-table), ``neighbours`` (stored rows summed over the newest moments), ``counts`` (the state's own counts, popular
-lists), ``rank`` (scores the items that other sources recalled).
+They use numpy and onnxruntime only. There are four kinds: ``vectors`` (a user graph or a user table over an item
+table), ``neighbours`` (stored rows summed over the newest moments), ``counts`` (counts of the state, popular lists) and
+``rank`` (scores for the items that other sources recalled).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from recloop.recommend.top_k import TopK, best_dense, best_listed, best_sparse
 from recloop.records import DAY
 
 MOST_HALVINGS = 1000.0
-"""Cap on an act's age in half-lives, so that its weight 2^-1000 stays above 0."""
+"""Maximum age of an act in half-lives; its weight 2^-1000 is still above 0."""
 INPUT_SHARE = 0.2
-"""Weight in ``history`` of a moment with only inputs: a view weighs 1, a purchase 5."""
+"""Weight in ``history`` of a moment with only inputs, relative to one with a target."""
 TOGETHER = 32
 """Windows per run of the user graph."""
 
@@ -49,10 +49,10 @@ class PopularSource:
 
 
 class HistorySource:
-    """Source ``history``: the user's own items, weighted by age.
+    """Source ``history``: items of the user's history, weighted by age.
 
-    A moment in which the item was a target counts 1; a moment in which it was only an input counts `INPUT_SHARE`.
-    Age is measured at the user's newest moment. This orders items as age at now does and keeps weights above 0.
+    A moment with the item as a target counts 1; a moment with it only as an input counts `INPUT_SHARE`. Age is measured
+    at the user's newest moment. The order is the same as by the age now, and weights stay above 0.
     """
 
     def __init__(self, bundle: Bundle, half_life: float | None) -> None:
@@ -67,7 +67,7 @@ class HistorySource:
         rows = weight[encoded.row_moment] * np.where(encoded.targets, 1.0, INPUT_SHARE)
         scores = sp.csr_array((rows, encoded.items, encoded.row_offsets), shape=(len(encoded), self._size))
         scores.sum_duplicates()
-        mantissa, exponent = np.frexp(scores.data)  # scores equal in 24 bits tie, as in float32, at any size
+        mantissa, exponent = np.frexp(scores.data)  # scores equal in 24 bits tie at any magnitude, as in float32
         scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)
         return best_sparse(scores, allowed, self._rank)
 
@@ -115,7 +115,7 @@ class EmbeddingSource:
     def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the queries with a history, (b,), and their vectors, (b, D) float32.
 
-        Windows of similar length run together, `TOGETHER` at a time: little padding, cache-sized attention.
+        Windows of similar length run together, `TOGETHER` at a time, for little padding and attention that fits the cache.
         """
         items, moments, mask = window(encoded, self._history).padded()
         lengths = mask.sum(axis=1)
@@ -140,7 +140,7 @@ class EmbeddingSource:
 
 
 class FactorSource:
-    """Source ``model`` of a factorisation: the learned user vector, or fold-in.
+    """Source ``model`` of a factorization: the learned user vector, or fold-in.
 
     A user is folded in if the state changed since training, or if it holds rejected items. Fold-in is the exact
     half-step of training (`recloop.models.als`) on the item counts of the history and on the rejected items.
@@ -164,7 +164,7 @@ class FactorSource:
         user_ix = self._known.ids.lookup(encoded.states.users, len(encoded))[owners]
         newest = encoded.stamps[encoded.moment_offsets[1:][owners] - 1]
         stands = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
-        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not record their time
+        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not record when items were rejected
         vectors = self._users[np.where(stands, user_ix, 0)]
         if not stands.all():
             once = np.ones(len(encoded.items))
@@ -257,7 +257,7 @@ def popularity_rank(order: np.ndarray) -> np.ndarray:
 def age_weights(age: np.ndarray, half_life: float | None) -> np.ndarray:
     """Return the weight (M,) float64 of each moment, above 0.
 
-    ``age`` in microseconds, ``half_life`` in days; None: 1 for all.
+    ``age`` is in microseconds, ``half_life`` in days; None gives weight 1.
     """
     if half_life is None:
         return np.ones(len(age))

@@ -19,7 +19,7 @@ SPARED = 20
 class TopK:
     """Best items of one source, (B, n), by descending score.
 
-    ``items`` are item_ix (0: no more), ``scores`` float32 (-inf there).
+    ``items`` are item_ix (0 = empty), ``scores`` float32 (-inf for empty entries).
     """
 
     items: np.ndarray
@@ -35,20 +35,20 @@ def best_dense(
 ) -> TopK:
     """Return the largest inner products of user vectors with allowed items.
 
-    Ties by item_ix.
+    Ties are ordered by item_ix.
 
     Args:
         vectors: (N+1, D) float32 item table, row 0 is padding.
-        users: (b, D) float32 vectors of the queries ``owners`` (b,); other queries of the ``size`` get empty lists.
+        users: (b, D) float32 vectors of the queries ``owners`` (b,); the other of ``size`` queries get empty lists.
     """
     recalled = TopK.empty(size, depth)
     if not len(users):
         return recalled
     columns = np.flatnonzero(allowed.mask)
     few_out = (len(allowed.mask) - len(columns)) * SPARED < len(allowed.mask)
-    if few_out:  # score all but the padding row, then mask the few
+    if few_out:  # score all rows except padding, then mask the few
         columns, table = np.arange(1, len(vectors)), vectors[1:]
-    else:  # compress first: many -inf make the partition slow
+    else:  # compress first, because many -inf make the partition slow
         table = vectors[columns]
     out = np.flatnonzero(~allowed.mask[1:]) if few_out else np.zeros(0, dtype=np.int64)
     scores = users @ table.T
@@ -71,7 +71,7 @@ def best_dense(
 def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
     """Return the best allowed items of query b by its (N+1,) scores.
 
-    item_ix and scores, descending, ties by item_ix.
+    The result is item_ix and scores, descending, ties by item_ix.
     """
     columns = np.flatnonzero(allowed.mask)
     columns = columns[~np.isin(columns, allowed.banned[b], assume_unique=True)]
@@ -84,7 +84,7 @@ def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DE
 def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, depth: int = DEPTH) -> TopK:
     """Return the largest positive entries of each row, ties by ``rank`` (N+1,).
 
-    ``rank`` is the rank in training popularity. Entries are compared in their own precision; returned scores are
+    ``rank`` is the rank in training popularity. Entries are compared in their stored precision; returned scores are
     float32.
     """
     recalled = TopK.empty(scores.shape[0], depth)
@@ -97,7 +97,7 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
         items, values = items[keep], values[keep]
         if len(items) > depth:
             border = np.partition(values, len(values) - depth)[len(values) - depth]
-            inside = values >= border  # all that tie at the border; ``rank`` breaks the ties
+            inside = values >= border  # all entries that tie at the border; ``rank`` breaks the ties
             items, values = items[inside], values[inside]
         order = np.lexsort((rank[items], -values))[:depth]
         recalled.items[row, : len(order)] = items[order]

@@ -1,6 +1,6 @@
 """User states as of a seq, from the snapshot and later rows, with a cache.
 
-Everything here is a function of the log up to a seq, so a lost cache is rebuilt without a change of state.
+A state is a function of the log up to a seq, so a lost cache can be rebuilt without a change.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ ACT_COLUMNS = (ITEM_ID, TIMESTAMP, GROUP_ID, USE, WEIGHT, PAIR, UNITS)
 """Arguments of `UserState.add`, in order."""
 
 STATE_CACHE_BYTES = 256 * 2**20
-"""Memory of cached states per event meaning; beyond it the least recently used are dropped."""
+"""Memory limit of cached states per event meaning; the least recently used are dropped first."""
 MAX_NEWEST_USERS = 100_000
-"""Users whose newest seq is stored; for others the newest dropped seq is assumed."""
+"""Number of users with a stored newest seq; for others the newest dropped seq is assumed."""
 
 
 class RetractionIndex:
     """Retracted rows by user, with the seq from which each retraction applies.
 
-    Kept in memory with the archived rows of these users: retractions are few, and the serving event loop does not read
-    the archive. `prepare` may run on any thread; `put` and the queries run on the reader's thread.
+    The archived rows of these users are kept in memory, because retractions are few and the serving event loop does not
+    read the archive. `prepare` may run on any thread; `put` and the queries run on the reader's thread.
     """
 
     def __init__(self, archive: Archive, log: EventLog) -> None:
@@ -76,14 +76,14 @@ class RetractionIndex:
         return out_at(self._of.get(user_id, ()), seq)
 
     def changed(self, user_id: str, seq: int, after: int) -> bool:
-        """Return whether retracted rows up to ``after`` differ at ``seq`` and ``after``."""
+        """Return True if retracted rows up to ``after`` differ at ``seq`` and ``after``."""
         if not any(after < row.seq <= seq and row.of_seq <= after for row in self._of.get(user_id, ())):
             return False
         then, now = ({of for of in self.out(user_id, at) if of <= after} for at in (after, seq))
         return then != now
 
     def archived(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
-        """Return a user's archived rows up to ``until`` not retracted at ``seq``."""
+        """Return a user's archived rows up to ``until`` that are not retracted at ``seq``."""
         rows = self._rows[user_id].filter(pl.col(SEQ) <= until)
         return _without(rows, self.out(user_id, seq))
 
@@ -104,10 +104,10 @@ class StateCache:
         self._log, self._snapshot, self._signal, self._retracted = log, snapshot, signal, retracted
         self._cache: ByteCache[str, tuple[int, UserState]] = ByteCache(STATE_CACHE_BYTES)
         self._newest: OrderedDict[str, int] = OrderedDict()  # in the order of the seq
-        self._forgotten = 0  # the newest seq of a user dropped from it
+        self._forgotten = 0  # the newest seq of a user dropped from `_newest`
 
     def read(self, user_id: str, seq: int) -> UserState:
-        """Return a user's state at ``seq``, empty for unknown users; must not be changed."""
+        """Return a user's state at ``seq``, empty for unknown users; do not change it."""
         newest = self._newest.get(user_id, self._forgotten)
         cached = self._cache.get(user_id)
         if cached is not None and newest <= cached[0] and (cached[0] <= seq or newest <= seq):
@@ -148,7 +148,7 @@ class StateCache:
 
 
 def fold(state: UserState, labelled: pl.DataFrame) -> None:
-    """Fold a user's valid events into a state, in order of seq."""
+    """Fold a user's valid events into a state, in seq order."""
     for row in with_uses(labelled).sort(SEQ).select(ACT_COLUMNS).iter_rows():
         state.add(*row)
 
@@ -169,7 +169,7 @@ def snapshot_at(
 ) -> Iterator[tuple[str, bytes]]:
     """Build a snapshot of all states as of ``seq``.
 
-    It advances an earlier snapshot if there is one, else reads archive and log.
+    It advances an earlier snapshot if one exists, else it reads archive and log.
     """
     retractions = log.retractions(until=seq)
     if before is None:
@@ -180,7 +180,7 @@ def snapshot_at(
 def _snapshot_from_all_rows(
     seq: int, archive: Archive, log: EventLog, signal: EventLabeler, out: Collection[int]
 ) -> Iterator[tuple[str, bytes]]:
-    """The states of archive and log up to ``seq`` without the events ``out``."""
+    """Build states from archive and log up to ``seq``, without the events ``out``."""
     rows = pl.concat([archive.events(), _valid_events(log, archive.watermark, seq)])
     archived_users, new_users = archive.users(), log.users(archive.watermark, seq)
     users = new_users if archived_users is None else pl.concat([archived_users, new_users])
@@ -195,7 +195,10 @@ def _snapshot_from_earlier(
     before: Snapshot,
     retractions: Sequence[Retraction],
 ) -> Iterator[tuple[str, bytes]]:
-    """The states of an earlier snapshot advanced to ``seq``; users of whom it holds a retracted event are rebuilt."""
+    """Advance the states of an earlier snapshot to ``seq``.
+
+    Users with a retracted event in their stored state are rebuilt.
+    """
     out = out_at(retractions)
     new_rows = _without(_valid_events(log, before.seq, seq), out)
     affected = _affected_users(retractions, before.seq, archive, log)
@@ -209,7 +212,10 @@ def _snapshot_from_earlier(
 
 
 def _affected_users(retractions: Sequence[Retraction], since: int, archive: Archive, log: EventLog) -> list[str]:
-    """Users with an event up to ``since`` that was retracted or restored after it, ascending."""
+    """Users with an event up to ``since`` that changed after it, ascending.
+
+    A change is a retraction or a restoration.
+    """
     seqs = [row.of_seq for row in retractions if row.seq > since and row.of_seq <= since]
     return sorted({*archive.owners(seqs).values(), *log.owners(seqs).values()}) if seqs else []
 
@@ -220,10 +226,10 @@ def advanced_snapshot(
     users: pl.DataFrame | None,
     rebuilt: Mapping[str, pl.DataFrame] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """The states of a snapshot advanced by later valid rows and later versions of users.
+    """Advance a snapshot by later valid rows and later versions of users.
 
     Args:
-        rebuilt: All rows that remain of users whose stored state holds a retracted event.
+        rebuilt: All remaining rows of users with a retracted event in their stored state.
     """
     rebuilt = rebuilt or {}
     new_rows = _by_user(labelled)
@@ -246,7 +252,7 @@ def advanced_snapshot(
 
 
 def _valid_events(log: EventLog, after: int, until: int) -> pl.DataFrame:
-    """Events that no rule quarantines with ``after`` < seq <= ``until``: EVENT_SCHEMA."""
+    """Events with ``after`` < seq <= ``until`` that are not quarantined: EVENT_SCHEMA."""
     return log.events(after=after, until=until).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
 
 
