@@ -7,21 +7,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help demo shelf test test-demo test-all check pictures format clean
+.PHONY: help demo bench-quality test test-demo test-all check pictures format clean
 
 help:
-	@echo "make demo      the whole loop on a grocery chain's year"
-	@echo "make shelf     every model on two data sets, one table (about an hour; goes on where it stopped)"
-	@echo "make test      the fast tests"
-	@echo "make test-demo the whole demo of the seeded world, checked (about 3 minutes)"
-	@echo "make test-all  all tests: the slow ones too, and those on the data sets in ../shared/data"
-	@echo "make check     format, lint, types, import contracts, anchors, docs executed"
+	@echo "make demo           the whole loop on a grocery chain's year"
+	@echo "make bench-quality  every model on two data sets, one table (about an hour, resumable)"
+	@echo "make test           the fast tests"
+	@echo "make test-demo      the whole demo of the seeded world, checked (about 3 minutes)"
+	@echo "make test-all       all tests: the slow ones too, and those on the data sets in ../shared/data"
+	@echo "make check          format, lint, types, import contracts, anchors, docs executed"
 
 demo: $(VENV)/.demo
 	$(BIN)/recloop demo
 
-shelf: $(VENV)/.demo
-	$(BIN)/python benchmarks/shelf.py
+bench-quality: $(VENV)/.demo
+	$(BIN)/python benchmarks/quality.py
 
 # The fast tests; docs, borders, import contracts and the anchors run in `make check`.
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/evaluation/test_anchor.py

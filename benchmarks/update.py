@@ -38,7 +38,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from shelf import PROJECTS, RESULTS, git
+from quality import PROJECTS, RESULTS, git
 
 from recloop import bundle as bundles
 from recloop.bundle import Bundle

@@ -1,12 +1,12 @@
-"""The shelf's table: every model on Complete Journey and on ML-1M leave-one-out, one model a process, resumable.
+"""Table of model quality: every model on Complete Journey and on ML-1M leave-one-out, one model a process, resumable.
 
-    .venv/bin/python benchmarks/shelf.py                                   # everything that has no result file yet
-    .venv/bin/python benchmarks/shelf.py --data ml-1m --model sasrec       # this one
-    .venv/bin/python benchmarks/shelf.py --model gru4rec --epochs 3 --budget 1h --again  # bounded by epochs, made again
-    .venv/bin/python benchmarks/shelf.py --table                           # only the table of what is there
+    .venv/bin/python benchmarks/quality.py                                   # everything that has no result file yet
+    .venv/bin/python benchmarks/quality.py --data ml-1m --model sasrec       # this one
+    .venv/bin/python benchmarks/quality.py --model gru4rec --epochs 3 --budget 1h --again  # bounded by epochs, made again
+    .venv/bin/python benchmarks/quality.py --table                           # only the table of what is there
 
 A result file holds the command, the commit, the fingerprint of the data, the seed, the rows with their intervals, and
-seconds; a finished one is not made again. ``make shelf`` is the first line.
+seconds; a finished one is kept. ``make bench-quality`` is the first line.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
     asked = wanted.parse_args()
     for data in asked.data or DATA:
         for model in asked.model or MODELS:
-            file = RESULTS / f"shelf-{data}-{model}-seed{asked.seed}.json"
+            file = RESULTS / f"quality-{data}-{model}-seed{asked.seed}.json"
             if not asked.table and (asked.again or not file.exists()):
                 make(data, model, asked.budget, asked.epochs, asked.seed, file)
     sys.stdout.write("\n".join(table()) + "\n")
@@ -138,7 +138,7 @@ def git(*words: str) -> str:
 
 def table() -> Iterator[str]:
     """Every result file as rows of one Markdown table a data set: the model alone, and the list as served with it."""
-    found = [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("shelf-*.json"))]
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("quality-*.json"))]
     for data in dict.fromkeys(one["data"] for one in found):
         mine = [one for one in found if one["data"] == data]
         facts = mine[0]["protocol"]
