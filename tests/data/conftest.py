@@ -14,7 +14,7 @@ Shop = Callable[..., Project]
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
-    """``shop(log, *settings)``: a project whose log.csv holds ``log``; settings are those of ``--set``."""
+    """Make a project: ``shop(log, *settings)`` writes ``log`` to log.csv; settings as in ``--set``."""
 
     def make(log: str | bytes | None, *sets: str, name: str = "log.csv", toml: str = "") -> Project:
         (tmp_path / "recloop.toml").write_text(toml, "utf-8")

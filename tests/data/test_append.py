@@ -1,4 +1,4 @@
-"""What an update takes back of rows that were believed on arrival: the first of a burst, a repeat without an event_id."""
+"""Retractions of an update: the first rows of a burst, and repeats without an event_id."""
 
 from __future__ import annotations
 
@@ -24,41 +24,39 @@ def frame(rows: list[tuple[int, str, int, str, str | None]]) -> pl.DataFrame:
     return made.with_columns(*missing).with_columns(pl.concat_str(pl.lit("i"), "seq").alias("item_id"))
 
 
-def believed(rows: pl.DataFrame) -> pl.DataFrame:
+def valid(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
 
 
-def test_what_led_to_a_burst_lies_within_its_seconds_and_is_its_users_alone() -> None:
+def test_rows_before_burst_are_the_users_rows_within_the_window() -> None:
     rows = frame(
         [
-            (1, "ann", 0, "click", None),  # a second and a bit before the row that was taken: not of that second
+            (1, "ann", 0, "click", None),  # more than a second before the quarantined row
             (2, "ann", 100_001, "click", None),
             (3, "bob", 500_000, "click", None),
-            (4, "ann", 600_000, "purchase", None),  # a checkout is no burst
+            (4, "ann", 600_000, "purchase", None),  # a purchase does not count
             (5, "ann", 1_100_000, "click", "burst"),
-            (6, "ann", 1_100_001, "click", None),  # after it
+            (6, "ann", 1_100_001, "click", None),  # after the burst row
             (7, "bob", 1_100_000, "click", "keep"),
         ]
     )
-    assert rows_before_burst(believed(rows), rows, Clean(), SIGNAL) == [2]
+    assert rows_before_burst(valid(rows), rows, Clean(), SIGNAL) == [2]
     edge = rows.with_columns(
         pl.when(pl.col("seq") == 2).then(START + 100_000).otherwise("timestamp").alias("timestamp")
     )
-    assert rows_before_burst(believed(edge), edge, Clean(), SIGNAL) == [], (
-        "the window is open at its start, as on arrival"
-    )
-    assert rows_before_burst(believed(rows), rows, Clean(burst="off"), SIGNAL) == []
-    assert rows_before_burst(believed(rows), rows.filter(pl.col("seq") > 5), Clean(), SIGNAL) == []
+    assert rows_before_burst(valid(edge), edge, Clean(), SIGNAL) == [], "the window excludes its start, as on arrival"
+    assert rows_before_burst(valid(rows), rows, Clean(burst="off"), SIGNAL) == []
+    assert rows_before_burst(valid(rows), rows.filter(pl.col("seq") > 5), Clean(), SIGNAL) == []
 
 
-def test_a_row_archived_before_may_be_of_a_burst_that_is_new() -> None:
+def test_rows_before_burst_include_archived_rows() -> None:
     rows = frame([(1, "ann", 0, "click", None), (2, "ann", 10, "click", "burst")])
-    assert rows_before_burst(believed(rows), rows.filter(pl.col("seq") == 2), Clean(), SIGNAL) == [1]
+    assert rows_before_burst(valid(rows), rows.filter(pl.col("seq") == 2), Clean(), SIGNAL) == [1]
 
 
-def test_a_repeat_is_taken_by_the_first_rule_that_names_it() -> None:
+def test_retracted_rows_of_a_repeat_have_the_first_matching_rule() -> None:
     rows = frame([(1, "ann", 0, "click", None), (2, "ann", 0, "click", None), (3, "ann", 5, "click", "burst")])
     rows = rows.with_columns(item_id=pl.lit("i"))
-    assert retracted_rows(believed(rows), rows, Clean(), SIGNAL) == {1: "burst", 2: "burst"}
-    assert retracted_rows(believed(rows), rows.head(2), Clean(), SIGNAL) == {2: "duplicates"}
-    assert retracted_rows(believed(rows), rows.head(2), Clean(duplicates="off"), SIGNAL) == {}
+    assert retracted_rows(valid(rows), rows, Clean(), SIGNAL) == {1: "burst", 2: "burst"}
+    assert retracted_rows(valid(rows), rows.head(2), Clean(), SIGNAL) == {2: "duplicates"}
+    assert retracted_rows(valid(rows), rows.head(2), Clean(duplicates="off"), SIGNAL) == {}

@@ -1,4 +1,4 @@
-"""Which rows are believed, which rule takes the others, and that every row is somewhere."""
+"""Cleaning: valid rows, rules of removed rows, and completeness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START = 1_735_689_600 * SECOND
 
 
 def log(*rows: tuple[Any, ...]) -> pl.DataFrame:
-    """Rows of (user, item, seconds, and by name more)."""
+    """Rows of (user, item, seconds) and further fields by name."""
     made = []
     for user, item, seconds, *more in rows:
         row = dict.fromkeys(EVENT_SCHEMA)
@@ -31,7 +31,7 @@ def config(*sets: str):
     return build({}, sets, {})
 
 
-def test_seq_counts_in_time_then_file_order_and_includes_what_is_removed() -> None:
+def test_clean_numbers_all_rows_by_time_then_file_order() -> None:
     frame = log(("u", "b", 2), ("u", "bad", 1, {"quantity": 0.0}), ("u", "a", 2), ("u", "c", 0))
     cleaned = clean(frame, config(), after=10)
     assert cleaned.believed.select("seq", "item_id").rows() == [(11, "c"), (13, "b"), (14, "a")]
@@ -40,7 +40,7 @@ def test_seq_counts_in_time_then_file_order_and_includes_what_is_removed() -> No
     assert cleaned.removed == {"keep": 1}
 
 
-def test_exact_duplicates_go_group_and_value_included() -> None:
+def test_clean_quarantines_exact_duplicates() -> None:
     basket = {"group_id": "g", "value": 1.0}
     frame = log(
         ("u", "a", 0, basket), ("u", "a", 0, basket), ("u", "a", 0, {"group_id": "h", "value": 1.0}),
@@ -51,15 +51,15 @@ def test_exact_duplicates_go_group_and_value_included() -> None:
     assert len(clean(frame, config('clean.duplicates="off"')).believed) == 7
 
 
-def test_a_doubled_event_id_is_taken_and_counts_for_nothing_else() -> None:
-    """On arrival such a row never enters the log: it may not fill up a burst either."""
+def test_clean_quarantines_repeated_event_ids_before_other_rules() -> None:
+    """Such a row does not enter the log on arrival, so it must not count for a burst."""
     rows = [("u", f"i{n}", n / 100, {"event_id": f"e{n % 9}"}) for n in range(18)]
     cleaned = clean(log(*rows), config())
     assert cleaned.removed == {"event_id": 9}
     assert cleaned.believed["event_id"].to_list() == [f"e{n}" for n in range(9)]
 
 
-def test_the_tenth_click_of_a_second_goes_and_baskets_stay() -> None:
+def test_clean_quarantines_the_tenth_click_within_a_second() -> None:
     clicks = [("u", f"i{n}", 100 + n / 20) for n in range(10)]
     basket = [("v", f"i{n}", 100, {"group_id": "b", "event_type": "visit"}) for n in range(40)]
     purchases = [("w", f"i{n}", 100, {"event_type": "purchase"}) for n in range(40)]
@@ -69,8 +69,8 @@ def test_the_tenth_click_of_a_second_goes_and_baskets_stay() -> None:
     assert cleaned.quarantine["item_id"].to_list() == ["i9"]
 
 
-def test_causal_rules_are_those_of_arrival() -> None:
-    """One row at a time, each with what its user did before: the same rows are taken."""
+def test_clean_causal_rules_equal_those_on_arrival() -> None:
+    """Rows one at a time, with earlier rows of the user, give equal rules."""
     rows = [("u", f"i{n % 7}", (n * 37 % 40) / 13, {"quantity": float(n % 5 - 1)}) for n in range(60)]
     settings = config('clean.duplicates="off"', "clean.burst.events=5", "clean.max_removed=1")
     cleaned = clean(log(*rows), settings)
@@ -85,7 +85,7 @@ def test_causal_rules_are_those_of_arrival() -> None:
     assert set(arrived.values()) == {"keep", "burst"}
 
 
-def test_a_rule_that_takes_too_much_says_so_with_rows_and_key() -> None:
+def test_clean_with_excessive_removals_names_the_rule_and_fix() -> None:
     frame = log(*[("u", "a", n, {"quantity": float(n % 10)}) for n in range(100)])
     (error,) = clean(frame, config()).excessive
     assert error.name == "rule keep"
@@ -97,7 +97,7 @@ def test_a_rule_that_takes_too_much_says_so_with_rows_and_key() -> None:
     assert clean(frame, config("clean.max_removed=0.11")).excessive == ()
 
 
-def test_moments_are_numbered_by_their_first_row() -> None:
+def test_clean_numbers_moments_by_their_first_row() -> None:
     frame = log(
         ("u", "a", 0, {"group_id": "g"}), ("u", "c", 5), ("u", "b", 9, {"group_id": "g"}), ("u", "d", 5), ("v", "a", 3)
     )
@@ -107,27 +107,27 @@ def test_moments_are_numbered_by_their_first_row() -> None:
     ]  # fmt: skip
 
 
-def test_ties_by_row_give_every_row_a_moment_in_file_order() -> None:
+def test_clean_with_ties_by_row_gives_each_row_a_moment() -> None:
     frame = log(("u", "z", 0), ("u", "a", 0), ("u", "m", 0), ("v", "a", 0), ("u", "q", 1))
     believed = clean(frame, config('split.ties="row"')).believed
     rows = believed.filter(pl.col("user_id") == "u").select("item_id", pl.col("stamp") - START, "moment").rows()
     assert rows == [("z", 0, 0), ("a", 1, 1), ("m", 2, 2), ("q", SECOND, 3)]
 
 
-def test_k_core_until_all_that_stay_have_k() -> None:
+def test_clean_k_core_removes_until_all_have_k() -> None:
     frame = log(
         ("u", "a", 0), ("u", "b", 1), ("v", "a", 2), ("v", "b", 3), ("w", "a", 4), ("w", "c", 5), ("x", "c", 6),
         ("u", "b", 7, {"event_type": "dislike"}),
     )  # fmt: skip
     cleaned = clean(frame, config("split.k_core=2"))
-    # x has one row; then c has one; then w has one: all three fall, one after the other.
+    # x has one row; then c has one; then w has one: all three are removed in turn.
     assert cleaned.believed["item_id"].to_list() == ["a", "b", "a", "b", "b"]
     assert cleaned.removed == {"k_core": 3}
     assert cleaned.excessive == ()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_row_is_kept_or_removed_by_one_rule(seed: int) -> None:
+def test_clean_keeps_each_row_or_removes_it_by_one_rule(seed: int) -> None:
     draws = pl.Series(range(300)).hash(seed) % 97
     rows = [
         (f"u{d % 5}", f"i{d % 11}", d % 13, {"quantity": float(d % 4), "event_id": f"e{d}" if d % 3 else None})
@@ -141,7 +141,7 @@ def test_every_row_is_kept_or_removed_by_one_rule(seed: int) -> None:
 
 
 @pytest.mark.parametrize("setting", ["clean.keep=\"quantity > 'x'\"", 'events.positive=["event_type > 3"]'])
-def test_a_condition_on_unlike_kinds_is_refused_with_its_key(setting: str) -> None:
+def test_clean_with_a_condition_of_mixed_types_names_the_key(setting: str) -> None:
     with pytest.raises(UserError, match="numbers compared with numbers") as caught:
         clean(log(("u", "a", 0)), config(setting))
     assert caught.value.name == setting.partition("=")[0]

@@ -1,4 +1,4 @@
-"""The doctor's numbers add up, and its sentences come when they are due and not otherwise."""
+"""Doctor: counts that add up, and warnings exactly where they apply."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def said(report: Report) -> str:
 
 
 def rows(n: int = 100) -> str:
-    """Rows of 10 users, a basket of two at a time, to the second; one row in ten repeats the user's first item."""
+    """Rows of 10 users in baskets of two; one row in ten repeats the user's first item."""
     lines = []
     for k in range(n):
         basket = k // 2
@@ -34,7 +34,7 @@ def rows(n: int = 100) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_numbers_add_up_and_are_those_of_the_log(shop: Shop) -> None:
+def test_doctor_counts_add_up_to_the_rows_of_the_log(shop: Shop) -> None:
     log = HEAD + rows() + ",i,2025-01-01,buy,1,\nu1,i1,2025-01-02T03:04:05,buy,0,\nu0,i0,2025-01-01T08:00:00,buy,1,b0\n"
     report = build_report(shop(log, KIND, QTY, BASKET, "clean.max_removed=0.05"))
     assert (report.read, report.kept, report.rejected) == (103, 100, 1)
@@ -50,7 +50,7 @@ def test_the_numbers_add_up_and_are_those_of_the_log(shop: Shop) -> None:
     assert "1.0 % of rows could not be read: no user_id (1)" in said(report)
 
 
-def test_baskets_are_named_with_their_column_or_suspected_without(shop: Shop) -> None:
+def test_doctor_names_the_group_column_or_suspects_baskets(shop: Shop) -> None:
     with_group = build_report(shop(HEAD + rows(), BASKET))
     assert "100.0 % of rows share their stamp with others: baskets, grouped by basket" in with_group.warnings
     without = said(build_report(shop(HEAD + rows())))
@@ -58,7 +58,7 @@ def test_baskets_are_named_with_their_column_or_suspected_without(shop: Shop) ->
     assert "set data.columns.group_id" in without
 
 
-def test_excess_and_an_impossible_split_are_warnings_here(shop: Shop) -> None:
+def test_doctor_warns_of_excess_and_an_impossible_split(shop: Shop) -> None:
     log = HEAD + "".join(f"u{n},i,2025-01-01,buy,{n % 2},\n" for n in range(20))
     report = build_report(shop(log, QTY))
     assert (report.kept, report.removed) == (10, {"keep": 10})
@@ -75,16 +75,16 @@ def test_excess_and_an_impossible_split_are_warnings_here(shop: Shop) -> None:
         (["2025-01-01T05:00", "2025-01-01T06:00"], "hour"),
         (["2025-01-01T05:01", "2025-01-01T06:02"], "minute"),
         (["2025-01-01T05:01:01", "2025-01-01T06:02:00"], ""),
-        (["2025-01-01T05:01:01", "2025-01-01T06:02:01"], "minute"),  # always the same second: seconds say nothing
+        (["2025-01-01T05:01:01", "2025-01-01T06:02:01"], "minute"),  # a constant second carries no information
         (["2025-01-01", "2025-01-01"], ""),
     ],
 )
-def test_the_grain_of_stamps(stamps: list[str], coarse: str) -> None:
+def test_timestamp_resolution_is_the_coarsest_matching_unit(stamps: list[str], coarse: str) -> None:
     micros = pl.Series(stamps).str.to_datetime(time_unit="us", strict=False, format=None)
     assert timestamp_resolution(micros.dt.timestamp("us")) == coarse
 
 
-def test_coarse_stamps_and_the_burst_rule(shop: Shop) -> None:
+def test_doctor_with_coarse_timestamps_warns_of_the_burst_rule(shop: Shop) -> None:
     log = HEAD + "".join(f"u{n % 9},i{n},2025-01-{n % 28 + 1:02},buy,1,\n" for n in range(50))
     assert 'a resolution of one day, too coarse for the burst rule; set clean.burst = "off"' in said(
         build_report(shop(log))
@@ -92,7 +92,7 @@ def test_coarse_stamps_and_the_burst_rule(shop: Shop) -> None:
     assert "burst" not in said(build_report(shop(log, 'clean.burst="off"')))
 
 
-def test_types_that_no_rule_names_are_reported(shop: Shop) -> None:
+def test_doctor_reports_event_types_without_a_rule(shop: Shop) -> None:
     log = HEAD + "".join(
         f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{'buy' if n % 3 else 'look at'},1,\n" for n in range(60)
     )
@@ -104,7 +104,7 @@ def test_types_that_no_rule_names_are_reported(shop: Shop) -> None:
     assert "no rule of" not in said(named)
 
 
-def test_examine_views_that_are_history_are_called_input(shop: Shop) -> None:
+def test_doctor_classifies_history_events_as_input(shop: Shop) -> None:
     kinds = ("view", "buy", "hide")
     log = HEAD + "".join(f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{kinds[n % 3]},1,\n" for n in range(60))
     events = ('events.positive=["buy"]', 'events.history=["view"]', 'events.negative=["hide"]')
@@ -114,7 +114,7 @@ def test_examine_views_that_are_history_are_called_input(shop: Shop) -> None:
     assert mixed.event_classes["buy"] == "by condition"
 
 
-def test_repeats_seen_items_and_items_out_of_catalogue(shop: Shop, tmp_path: Path) -> None:
+def test_doctor_warns_of_repeats_seen_items_and_unlisted_items(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("item_id,name\n" + "".join(f"i{n},x\n" for n in range(90)) + "i1,y\n")
     log = HEAD + "".join(
         f"u{n % 9},i{n % 18 if n < 90 else n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(100)
@@ -125,14 +125,14 @@ def test_repeats_seen_items_and_items_out_of_catalogue(shop: Shop, tmp_path: Pat
     assert "1 rows of items.csv repeat an earlier item_id; the last one is used" in found
 
 
-def test_a_till_is_suspected(shop: Shop) -> None:
+def test_doctor_warns_of_a_user_with_many_rows(shop: Shop) -> None:
     log = HEAD + "".join(
         f"{'till' if n % 5 == 0 else f'u{n}'},i{n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(300)
     )
     assert "user 'till' has 20.0 % of all rows" in said(build_report(shop(log)))
 
 
-def test_the_rendered_report_holds_the_numbers(world_folder: Path) -> None:
+def test_doctor_rendered_report_contains_the_counts(world_folder: Path) -> None:
     report = build_report(open_project(world_folder))
     console = rich.console.Console(width=100, record=True, file=io.StringIO())
     console.print(render(report))
@@ -142,5 +142,5 @@ def test_the_rendered_report_holds_the_numbers(world_folder: Path) -> None:
     assert "purchase: positive" in text
 
 
-def test_the_same_second_of_every_minute_is_a_minute() -> None:
+def test_timestamp_resolution_of_one_second_per_minute_is_minute() -> None:
     assert timestamp_resolution(pl.Series([30 * SECOND, 90 * SECOND])) == "minute"

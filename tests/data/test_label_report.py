@@ -1,4 +1,4 @@
-"""``recloop doctor --signals``: each rule, its events, five of them; what no rule names; a rule that names nothing."""
+"""``recloop doctor --signals``: rules with events and examples, unmatched types, unused rules."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def project(folder: Path, weights: str) -> Project:
     return open_project(folder)
 
 
-def test_each_rule_its_events_and_five_examples(tmp_path: Path) -> None:
+def test_doctor_signals_lists_each_rule_with_events_and_examples(tmp_path: Path) -> None:
     here = project(tmp_path, "purchase = 5, \"event_type = 'rating' AND value >= 4\" = 2, skip = -0.5, dislike = -1")
     found = examine_signals(here)
     tree = found.to_json()
-    told = [(one["rule"], one["means"], one["weight"], one["events"]) for one in tree["signals"]]
-    assert told == [
+    rules = [(one["rule"], one["means"], one["weight"], one["events"]) for one in tree["signals"]]
+    assert rules == [
         ("quantity < 0", "undo", 0.0, 0),
         ("purchase", "positive", 5.0, 8),
         ("event_type = 'rating' AND value >= 4", "positive", 2.0, 4),
@@ -70,11 +70,11 @@ def test_each_rule_its_events_and_five_examples(tmp_path: Path) -> None:
     assert render(found).renderables
 
 
-def test_a_rule_with_an_unknown_word_stops_with_its_name(tmp_path: Path) -> None:
+def test_doctor_signals_with_an_unknown_field_names_the_rule(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"events\.weights\..*nearest to valeu: value"):
         examine_signals(project(tmp_path, "\"event_type = 'rating' AND valeu >= 4\" = 2"))
 
 
-def test_a_rule_that_compares_a_text_with_a_number_stops(tmp_path: Path) -> None:
+def test_doctor_signals_with_mixed_types_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"events\.weights.*numbers compared with numbers"):
         examine_signals(project(tmp_path, '"event_type >= 4" = 2'))

@@ -1,4 +1,4 @@
-"""``data/``: whole or not there, byte-identical, hashed, and read back as it was."""
+"""``data/``: written atomically, byte-identical, hashed, and read back unchanged."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def tree(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def project(world_folder: Path) -> Project:
-    """The world, with a row that cannot be read and one that is quarantined."""
+    """The simulated shop with one rejected and one quarantined row."""
     with (world_folder / "events.csv").open("a") as file:
         file.write("x1,,i001,2025-03-01T00:00:00Z,click,,,\n")
         file.write("x2,u001,i001,2025-03-01T00:00:00Z,purchase,1,0,\n")
     return open_project(world_folder)
 
 
-def test_everything_is_numbered_and_everything_is_somewhere(project: Project) -> None:
+def test_prepare_numbers_and_accounts_for_every_row(project: Project) -> None:
     made = prepare(project)
     data, report = load(project), made.report
     assert report.read == report.kept + sum(report.removed.values()) + report.rejected
@@ -60,7 +60,7 @@ def test_everything_is_numbered_and_everything_is_somewhere(project: Project) ->
     assert reject["raw"] == "x1,,i001,2025-03-01T00:00:00Z,click,,,"
 
 
-def test_the_files_are_those_of_the_interface(project: Project) -> None:
+def test_prepare_writes_files_with_the_documented_schemas(project: Project) -> None:
     made = prepare(project)
     data = load(project)
     for name, frame in (("train", data.train), ("valid", data.valid), ("test", data.test)):
@@ -81,7 +81,7 @@ def test_the_files_are_those_of_the_interface(project: Project) -> None:
     assert chunk.compression == "ZSTD"
 
 
-def test_the_manifest_hashes_every_file(project: Project) -> None:
+def test_prepare_manifest_contains_the_hash_of_every_file(project: Project) -> None:
     made = prepare(project)
     manifest = load(project).manifest
     written = tree(project.data)
@@ -94,7 +94,7 @@ def test_the_manifest_hashes_every_file(project: Project) -> None:
     assert manifest.config["data"]["events"] == "events.csv"
 
 
-def test_equal_input_gives_equal_bytes_wherever_it_lies(project: Project, tmp_path: Path) -> None:
+def test_prepare_of_equal_input_gives_equal_bytes(project: Project, tmp_path: Path) -> None:
     prepare(project)
     first = tree(project.data)
     prepare(project)
@@ -105,7 +105,7 @@ def test_equal_input_gives_equal_bytes_wherever_it_lies(project: Project, tmp_pa
     assert tree(other.data) == first
 
 
-def test_rows_that_follow_the_cut_are_the_test(project: Project) -> None:
+def test_prepare_test_rows_follow_the_cut(project: Project) -> None:
     made = prepare(project)
     data = load(project)
     assert data.test["stamp"].min() >= made.cut  # type: ignore[operator]
@@ -113,7 +113,7 @@ def test_rows_that_follow_the_cut_are_the_test(project: Project) -> None:
     assert data.valid["stamp"].max() < made.cut  # type: ignore[operator]
 
 
-def test_a_flipped_byte_is_seen(project: Project) -> None:
+def test_load_with_a_flipped_byte_raises(project: Project) -> None:
     prepare(project)
     path = project.data / "split" / "train.parquet"
     content = bytearray(path.read_bytes())
@@ -123,7 +123,7 @@ def test_a_flipped_byte_is_seen(project: Project) -> None:
         load(project)
 
 
-def test_a_prepare_that_fails_leaves_what_was_there(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_that_fails_keeps_the_earlier_data(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(project)
     before = tree(project.root)
 
@@ -139,7 +139,7 @@ def test_a_prepare_that_fails_leaves_what_was_there(project: Project, monkeypatc
     assert tree(project.root) == before
 
 
-def test_a_bad_log_leaves_nothing_behind(shop: Shop) -> None:
+def test_prepare_of_a_bad_log_writes_no_files(shop: Shop) -> None:
     project = shop("user_id,item_id,timestamp\nu,i,2025-01-01\nv,j,2025-01-01\n")
     before = tree(project.root)
     with pytest.raises(UserError, match="one instant"):
@@ -148,7 +148,7 @@ def test_a_bad_log_leaves_nothing_behind(shop: Shop) -> None:
     assert not project.data.exists()
 
 
-def test_a_swap_cut_in_two_is_taken_back(project: Project) -> None:
+def test_load_after_an_interrupted_swap_restores_the_data(project: Project) -> None:
     prepare(project)
     before = tree(project.data)
     project.data.rename(project.root / "data.old")
@@ -157,10 +157,10 @@ def test_a_swap_cut_in_two_is_taken_back(project: Project) -> None:
     assert not (project.root / "data.old").exists()
 
 
-def test_once_the_stores_hold_rows_another_import_is_refused(project: Project) -> None:
+def test_prepare_of_another_import_with_logged_rows_is_refused(project: Project) -> None:
     prepare(project)
     prepare(project, logged=True)
-    prepare(open_project(project.root, ['clean.burst="off"']), logged=True)  # other rules, the same import
+    prepare(open_project(project.root, ['clean.burst="off"']), logged=True)  # other rules with the same import
     before = tree(project.data)
     with (project.root / "events.csv").open("a") as file:
         file.write("x3,u001,i001,2025-03-01T00:00:00Z,purchase,1,1,\n")
@@ -171,12 +171,12 @@ def test_once_the_stores_hold_rows_another_import_is_refused(project: Project) -
     prepare(project)
 
 
-def test_nothing_prepared_names_the_command(shop: Shop) -> None:
+def test_load_without_prepared_data_names_update(shop: Shop) -> None:
     with pytest.raises(UserError, match="try: recloop update"):
         load(shop(""))
 
 
-def test_one_user_or_one_item_can_be_prepared(shop: Shop) -> None:
+def test_prepare_of_one_user_or_one_item_warns(shop: Shop) -> None:
     head = "user_id,item_id,timestamp\n"
     for rows in (["u,i{},2025-01-{:02}"] * 20, ["u{},i,2025-01-{:02}"] * 20):
         log = head + "\n".join(row.format(n, n + 1) for n, row in enumerate(rows))
@@ -185,7 +185,7 @@ def test_one_user_or_one_item_can_be_prepared(shop: Shop) -> None:
         assert any(warning.startswith("only one ") for warning in made.report.warnings)
 
 
-def test_the_raw_log_is_read_once_and_in_order(project: Project) -> None:
+def test_read_events_keeps_the_order_of_the_file(project: Project) -> None:
     raw = read_events(project)
     assert raw.read == len(raw.frame) + 1
     assert raw.frame["event_id"].to_list()[:2] == ["e0000001", "e0000002"]

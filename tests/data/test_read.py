@@ -1,4 +1,4 @@
-"""Any log in, every row accounted for: the bad inputs of the first page, and what stays exactly as it was."""
+"""Reading logs: bad inputs, accounting for every row, and values kept exactly."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HEAD = "user_id,item_id,timestamp\n"
 Shop = Callable[..., Project]
 
 
-def test_ids_are_kept_exactly(shop: Shop) -> None:
+def test_read_events_keeps_ids_exactly(shop: Shop) -> None:
     raw = read_events(shop(HEAD + " 1,01,2025-01-01\n1,1e5,2025-01-01\nnull,NA,2025-01-01\n1.0,İ,2025-01-01\n"))
     assert raw.frame["user_id"].to_list() == [" 1", "1", "null", "1.0"]
     assert raw.frame["item_id"].to_list() == ["01", "1e5", "NA", "İ"]
     assert (raw.read, raw.rejects) == (4, [])
 
 
-def test_rows_that_cannot_be_read_are_rejected_with_line_and_reason(shop: Shop) -> None:
+def test_read_events_rejects_rows_with_line_and_reason(shop: Shop) -> None:
     log = (
         "user_id,item_id,timestamp,quantity\n"
         "u1,i1,2025-01-01,1\n"
@@ -72,21 +72,21 @@ def test_rows_that_cannot_be_read_are_rejected_with_line_and_reason(shop: Shop) 
         ('[{"user_id": 1}]', "JSON array"),
     ],
 )
-def test_a_log_that_cannot_be_used_is_refused(shop: Shop, log: str | None, said: str) -> None:
+def test_read_events_of_an_unusable_log_raises_with_a_fix(shop: Shop, log: str | None, said: str) -> None:
     with pytest.raises(UserError) as caught:
         read_events(shop(log))
     assert said in str(caught.value)
     assert caught.value.fix
 
 
-def test_a_column_without_one_number_is_refused(shop: Shop) -> None:
+def test_read_events_of_a_value_column_without_numbers_raises(shop: Shop) -> None:
     project = shop("user_id,item_id,timestamp,price\nu,i,2025-01-01,€ 3\n", 'data.columns.value="price"')
     with pytest.raises(UserError, match=r"data.columns.value \(price\)=€ 3: expected numbers"):
         read_events(project)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030", "utf-16"])
-def test_encodings_are_recoded_and_said_in_the_first_line(shop: Shop, encoding: str) -> None:
+def test_read_events_recodes_encodings_and_reports_them(shop: Shop, encoding: str) -> None:
     log = "用户,商品,时间\n张伟,绿茶,2025-01-01 10:00:00\n,绿茶,2025-01-01\n"
     columns = ('data.columns.user_id="用户"', 'data.columns.item_id="商品"', 'data.columns.timestamp="时间"')
     raw = read_events(shop(log.encode(encoding), *columns))
@@ -96,7 +96,7 @@ def test_encodings_are_recoded_and_said_in_the_first_line(shop: Shop, encoding: 
     assert said[encoding] in raw.info
 
 
-def test_cp1252_with_semicolons_decimal_commas_and_day_first_dates(shop: Shop) -> None:
+def test_read_events_of_cp1252_with_semicolons_and_decimal_commas(shop: Shop) -> None:
     log = "Kunde;Artikel;Datum;Preis\nMüller;Käse;31.12.2025 08:05;3,50\nWeiß;Brötchen;01.12.2025 9:00;1.234,00\n"
     columns = ('data.columns.user_id="Kunde"', 'data.columns.item_id="Artikel"', 'data.columns.timestamp="Datum"')
     raw = read_events(
@@ -112,7 +112,9 @@ def test_cp1252_with_semicolons_decimal_commas_and_day_first_dates(shop: Shop) -
 
 @pytest.mark.parametrize("packing", ["gzip", "zstd"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_every_kind_of_file_gives_the_same_events(shop: Shop, tmp_path: Path, kind: str, packing: str) -> None:
+def test_read_events_of_each_file_format_gives_equal_events(
+    shop: Shop, tmp_path: Path, kind: str, packing: str
+) -> None:
     rows = pl.DataFrame({"user_id": [1, 2], "item_id": ["01", "x"], "timestamp": [1735732800, 1735732801]})
     path = tmp_path / "plain"
     {"csv": rows.write_csv, "jsonl": rows.write_ndjson, "parquet": rows.write_parquet}[kind](path)
@@ -125,11 +127,11 @@ def test_every_kind_of_file_gives_the_same_events(shop: Shop, tmp_path: Path, ki
     ]
 
 
-def test_parquet_keeps_what_its_types_say(shop: Shop, tmp_path: Path) -> None:
+def test_read_events_of_parquet_keeps_types(shop: Shop, tmp_path: Path) -> None:
     big = 2**62 + 1
     frame = pl.DataFrame(
         {
-            "user_id": pl.Series([17850.0, None, 3.0]),  # how pandas writes whole numbers with gaps
+            "user_id": pl.Series([17850.0, None, 3.0]),  # integers with nulls as pandas writes them
             "item_id": pl.Series([big, 2, 3], dtype=pl.UInt64),
             "timestamp": pl.Series([datetime(2025, 1, 1, 12, 0, 0, 1)] * 3, dtype=pl.Datetime("ns")),  # noqa: DTZ001
             "value": pl.Series(["1.10", "2", "3"]).cast(pl.Decimal(10, 2)),
@@ -146,14 +148,14 @@ def test_parquet_keeps_what_its_types_say(shop: Shop, tmp_path: Path) -> None:
     assert json.loads(raw.rejects[0].raw)["item_id"] == 2
 
 
-def test_fractions_and_lists_are_no_ids(shop: Shop, tmp_path: Path) -> None:
+def test_read_events_with_fractions_or_lists_as_ids_raises(shop: Shop, tmp_path: Path) -> None:
     for ids in ([1.5, 2.0], [[1], [2]]):
         pl.DataFrame({"user_id": ids, "item_id": [1, 2], "timestamp": [1, 2]}).write_parquet(tmp_path / "log.parquet")
         with pytest.raises(UserError, match=r"data.columns.user_id \(user_id\)"):
             read_events(shop(None, name="log.parquet"))
 
 
-def test_json_lines_with_garbage_between(shop: Shop) -> None:
+def test_read_events_of_json_lines_rejects_invalid_lines(shop: Shop) -> None:
     lines = [
         '{"user_id": 1, "item_id": "a", "timestamp": "2025-01-01T00:00:00Z"}',
         "not json",
@@ -165,7 +167,7 @@ def test_json_lines_with_garbage_between(shop: Shop) -> None:
     assert [(row.line, row.reason.split(":")[0]) for row in raw.rejects] == [(2, "not JSON"), (3, "no user_id")]
 
 
-def test_a_folder_is_one_log_in_the_order_of_names(shop: Shop, tmp_path: Path) -> None:
+def test_read_events_of_a_folder_reads_files_by_name(shop: Shop, tmp_path: Path) -> None:
     for day, stamp in (("1", "31/12/2025"), ("2", "01/02/2025"), ("3", "")):
         (tmp_path / "days").mkdir(exist_ok=True)
         (tmp_path / "days" / f"{day}.csv").write_text(HEAD + (f"u{day},i,{stamp}\n" if stamp else ""))
@@ -174,14 +176,14 @@ def test_a_folder_is_one_log_in_the_order_of_names(shop: Shop, tmp_path: Path) -
     assert raw.info.startswith("days/1.csv, days/2.csv")
 
 
-def test_a_missing_event_type_is_an_interaction(shop: Shop) -> None:
+def test_read_events_without_an_event_type_uses_interaction(shop: Shop) -> None:
     raw = read_events(
         shop("user_id,item_id,timestamp,kind\nu,i,2025-01-01,\nu,i,2025-01-01,buy\n", 'data.columns.event_type="kind"')
     )
     assert raw.frame["event_type"].to_list() == ["interaction", "buy"]
 
 
-def test_items_are_objects_with_numbers_as_numbers(shop: Shop, tmp_path: Path) -> None:
+def test_read_items_gives_json_attributes_with_typed_numbers(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text(
         "item_id,name,price,size,zip,new,empty\n01,Tee,3.50,10,01234,true,\n02,,2,,99999,FALSE,\n,x,1,1,1,true,\n"
     )
@@ -195,18 +197,18 @@ def test_items_are_objects_with_numbers_as_numbers(shop: Shop, tmp_path: Path) -
     assert [row.reason for row in found.rejects] == ["no item_id"]
 
 
-def test_users_from_json_keep_their_types(shop: Shop, tmp_path: Path) -> None:
+def test_read_users_from_json_keeps_types(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "users.jsonl").write_text('{"user_id": 1, "age": "30", "tags": ["a"], "x": null}\n')
     found = read_users(shop(HEAD + "u,i,2025-01-01\n", 'data.users="users.jsonl"'))
     assert found is not None
     assert found.frame.row(0, named=True)["attributes"] == '{"age":"30","tags":["a"]}'
 
 
-def test_an_items_file_without_the_id_column_is_refused(shop: Shop, tmp_path: Path) -> None:
+def test_read_items_without_the_id_column_raises(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("itm_id,name\n1,Tee\n")
     with pytest.raises(UserError, match=r"data.columns.item_id=item_id: .* nearest: itm_id"):
         read_items(shop(HEAD, 'data.items="items.csv"'))
 
 
-def test_not_configured_is_none(shop: Shop) -> None:
+def test_read_items_without_a_configured_file_is_none(shop: Shop) -> None:
     assert read_items(shop(HEAD)) is None

@@ -1,4 +1,4 @@
-"""Real logs, whole: a grocery chain's year, a wholesaler's daily files, film ratings."""
+"""Complete real logs: groceries of a year, daily files of a wholesaler, film ratings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def journey() -> Path:
 
 
 @pytest.mark.slow
-def test_a_grocery_chains_year(journey: Path, tmp_path: Path) -> None:
+def test_prepare_of_complete_journey_gives_known_counts(journey: Path, tmp_path: Path) -> None:
     files = [str(journey / f"{name}.parquet") for name in ("transactions", "products", "demographics")]
     made = init(*files, root=tmp_path, yes=True)
     assert {ours: theirs for ours, theirs in made.columns.items() if theirs} == {
@@ -37,7 +37,7 @@ def test_a_grocery_chains_year(journey: Path, tmp_path: Path) -> None:
         1_469_307,
         {"keep": 8_869},
         0,
-    )  # the burst rule takes nothing
+    )  # the burst rule removes no row
     assert (report.users, report.items) == (2_469, 68_260)
     assert report.repeats == pytest.approx(0.409, abs=0.0005)
     assert "97.7 % of rows share their stamp with others: baskets, grouped by basket_id" in report.warnings
@@ -48,24 +48,24 @@ def test_a_grocery_chains_year(journey: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_a_wholesalers_daily_files(shared_data: Path, tmp_path: Path) -> None:
+def test_prepare_of_online_retail_gives_known_counts(shared_data: Path, tmp_path: Path) -> None:
     made = init(str(shared_data / "online-retail-by-day"), root=tmp_path, yes=True)
     assert {ours: theirs for ours, theirs in made.columns.items() if theirs} == {
         "user_id": "CustomerID", "item_id": "StockCode", "timestamp": "InvoiceDate", "group_id": "InvoiceNo",
         "quantity": "Quantity", "value": "UnitPrice",
     }  # fmt: skip
     project = open_project(tmp_path)
-    assert project.config.clean.burst == "off"  # to the minute
+    assert project.config.clean.burst == "off"  # timestamps have minute resolution
     report = prepare(project).report
     assert (report.read, report.rejected) == (541_909, 135_080)
     assert report.read == report.kept + sum(report.removed.values()) + report.rejected
-    assert "keep" not in report.removed, "cancellations take purchases back; none is removed"
+    assert "keep" not in report.removed, "cancellations undo purchases and are not removed"
     assert 8_000 < (load(project).events["use"] == Use.UNDO).sum() <= 8_905
     assert 5_000 < report.removed["duplicates"] < 5_268
 
 
 @pytest.mark.data
-def test_film_ratings(shared_data: Path, tmp_path: Path) -> None:
+def test_prepare_of_movielens_100k_gives_known_counts(shared_data: Path, tmp_path: Path) -> None:
     files = [str(shared_data / f"ml-100k{part}.parquet") for part in ("", "_items", "_users")]
     made = init(*files, root=tmp_path, yes=True)
     assert (made.time_unit, made.columns["value"], made.columns["name"]) == ("s", "rating", "movie_title")

@@ -1,4 +1,4 @@
-"""Rows that cannot be read: a limit, the reasons, and a next command of `init` that works as it is printed."""
+"""Rejected rows: the limit, the reasons, and the next command of `init`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Rows = Callable[..., Path]
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Rows:
-    """``rows(guests=..., unstamped=...)``: a log of 1,000 rows, the first ones of each kind unreadable."""
+    """Write a log of 1,000 rows: ``rows(guests=..., unstamped=...)`` counts the unreadable ones."""
 
     def write(guests: int = 0, unstamped: int = 0, daily: bool = False) -> Path:
         size = range(1000)
@@ -53,14 +53,14 @@ def cli(root: Path, *words: str) -> tuple[int, str, str]:
 
 
 def follow(root: Path, printed: str) -> tuple[int, str, str]:
-    """The command after ``next:`` as it is printed, with the quickest model."""
+    """Run the printed command after ``next:`` with the fastest model."""
     found = re.search(r"next: recloop ([^(]+)", printed)
     assert found, printed
     return cli(root, *shlex.split(found[1]), *(["--set", "model.name=popular"] if "update" in found[1] else []))
 
 
 @pytest.mark.parametrize(("guests", "stops"), [(0, False), (50, False), (51, True), (990, True)])
-def test_prepare_stops_above_max_rejected(rows: Rows, guests: int, stops: bool) -> None:
+def test_prepare_above_max_rejected_raises_with_a_fix(rows: Rows, guests: int, stops: bool) -> None:
     folder = rows(guests)
     (folder / "recloop.toml").write_text(
         '[data]\nevents = "log.csv"\n[clean]\nduplicates = "off"\n[split]\nquantile = 0.5\n'
@@ -84,7 +84,7 @@ def test_prepare_stops_above_max_rejected(rows: Rows, guests: int, stops: bool) 
         assert prepare(raised).report.rejected == guests
 
 
-def test_excess_names_what_helps_against_each_reason() -> None:
+def test_excess_names_a_fix_for_each_reason() -> None:
     def said(reason: str) -> str:
         return excess([RejectedRow("f", 2, reason, "x")] * 10, 20, 0.05).fix  # type: ignore[union-attr]
 
@@ -106,7 +106,7 @@ def test_excess_names_what_helps_against_each_reason() -> None:
         ({"guests": 60, "daily": True}, "60 rejected", "clean.max_rejected=0.07 --set 'clean.duplicates=\"off\"'"),
     ],
 )
-def test_init_says_what_becomes_of_the_rows_and_its_next_command_works(
+def test_init_reports_row_counts_and_a_working_next_command(
     rows: Rows, kind: dict[str, int], said: str, setting: str
 ) -> None:
     folder = rows(**kind)
@@ -118,29 +118,29 @@ def test_init_says_what_becomes_of_the_rows_and_its_next_command_works(
     last = out.splitlines()[-1]
     assert f"next: recloop update --set {setting}" in last if setting else last.endswith("next: recloop update")
     if setting:
-        assert cli(folder, "update", "--set", "model.name=popular")[0] == 2, "without the setting it stops"
+        assert cli(folder, "update", "--set", "model.name=popular")[0] == 2, "update fails without the setting"
     code, _, err = follow(folder, last)
     assert code == 0, err
 
 
-def test_init_json_holds_rows_and_next(rows: Rows) -> None:
+def test_init_json_contains_rows_and_next(rows: Rows) -> None:
     folder = rows(guests=100)
     tree = json.loads(cli(folder, "init", str(folder / "log.csv"), "--yes", "--json")[1])
     assert tree["rows"]["read"] == 1000
     assert (tree["rows"]["rejected"], tree["next"]) == (100, "recloop update --set clean.max_rejected=0.11")
 
 
-# -- the columns that it chooses
+# -- chosen columns
 
 
-def test_init_never_chooses_a_blank_column(tmp_path: Path) -> None:
+def test_init_does_not_choose_a_blank_column(tmp_path: Path) -> None:
     lines = [f"u{n % 9},,i{n % 7},2026-01-{n % 28 + 1:02d}T10:{n % 60:02d}:07Z" for n in range(200)]
     (tmp_path / "log.csv").write_text("shopper_ref_no,Device ID,Lineitem sku,Created at\n" + "\n".join(lines) + "\n")
     columns = init(str(tmp_path / "log.csv"), root=tmp_path, yes=True).columns
     assert (columns["user_id"], columns["item_id"]) == ("shopper_ref_no", "Lineitem sku")
 
 
-def test_init_prefers_items_that_repeat_and_users_that_are_there(tmp_path: Path) -> None:
+def test_init_prefers_repeating_items_and_complete_users(tmp_path: Path) -> None:
     lines = [
         f"{n},{'' if n % 5 == 0 else n % 9},a{n % 9}@x.org,S-{n % 7},2026-01-{n % 28 + 1:02d}T10:{n % 60:02d}:07Z"
         for n in range(200)
@@ -154,7 +154,7 @@ def test_init_prefers_items_that_repeat_and_users_that_are_there(tmp_path: Path)
     assert "customer_id is empty in 20.0% of the rows" in whys["data.columns.user_id"]
 
 
-def test_init_refuses_a_column_that_holds_several_items(tmp_path: Path) -> None:
+def test_init_with_several_items_in_a_cell_raises(tmp_path: Path) -> None:
     lines = [f'2026-01-{n % 28 + 1:02d},c{n % 9},"2x Tea, 1x Cup {n % 3}",' for n in range(60)]
     (tmp_path / "log.csv").write_text("Date,Customer,Product(s),Blank\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match="Product\\(s\\) has several items in one cell") as refused:
@@ -163,10 +163,10 @@ def test_init_refuses_a_column_that_holds_several_items(tmp_path: Path) -> None:
     assert "Blank" not in str(refused.value)
 
 
-# -- in a living project
+# -- in a used project
 
 
-def test_init_force_in_a_living_project_says_what_becomes_of_its_data(rows: Rows) -> None:
+def test_init_force_in_a_used_project_reports_its_data(rows: Rows) -> None:
     folder = rows()
     assert cli(folder, "init", str(folder / "log.csv"), "--yes")[0] == 0
     assert cli(folder, "update", "--set", "model.name=popular")[0] == 0

@@ -1,4 +1,4 @@
-"""Which files a setting names, what their bytes are, and when two imports are the same."""
+"""Input files: found files, encodings and formats, and fingerprints of imports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def source(path: Path, content: bytes) -> InputFile:
         (HANZI.encode(), "utf-8"),
         (b"\xef\xbb\xbf" + HANZI.encode(), "utf-8"),
         (HANZI.encode("gb18030"), "gb18030"),
-        (("plain,text\n" * 300_000 + "用户,茶\n").encode("gb18030"), "gb18030"),  # seen only in a later block
+        (("plain,text\n" * 300_000 + "用户,茶\n").encode("gb18030"), "gb18030"),  # visible only in a later block
         (UMLAUTS.encode("cp1252"), "cp1252"),
         (UMLAUTS.encode("utf-16"), "utf-16"),
         (UMLAUTS.encode("utf-16-le"), "utf-16-le"),
@@ -35,17 +35,17 @@ def source(path: Path, content: bytes) -> InputFile:
         (b"plain,ascii\n1,2\n", "utf-8"),
     ],
 )
-def test_the_encoding_is_recognised_from_the_bytes(tmp_path: Path, content: bytes, encoding: str) -> None:
+def test_encoding_of_a_file_is_detected_from_its_bytes(tmp_path: Path, content: bytes, encoding: str) -> None:
     assert encoding_of(source(tmp_path / "log.csv", content)) == encoding
 
 
-def test_a_configured_encoding_that_does_not_fit_is_refused_with_the_byte(tmp_path: Path) -> None:
+def test_encoding_configured_but_wrong_raises_with_the_byte(tmp_path: Path) -> None:
     broken = source(tmp_path / "log.csv", b"a,b\n\xff,1\n")
     with pytest.raises(UserError, match=r"data\.encoding=utf-8: .*decoding fails at byte 4"):
         encoding_of(broken, "utf-8")
 
 
-def test_bytes_of_no_encoding_are_refused(tmp_path: Path) -> None:
+def test_encoding_of_invalid_bytes_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of them"):
         encoding_of(source(tmp_path / "log.csv", b"a,b\n\x81\x20\xff\x20\n"))
 
@@ -59,28 +59,28 @@ def test_bytes_of_no_encoding_are_refused(tmp_path: Path) -> None:
         (b"PAR1....", "parquet"),
     ],
 )
-def test_what_a_file_is_is_seen_from_its_bytes(tmp_path: Path, content: bytes, kind: str) -> None:
+def test_file_kind_is_detected_from_the_bytes(tmp_path: Path, content: bytes, kind: str) -> None:
     assert source(tmp_path / "log.txt", content).kind == kind
 
 
-def test_packed_files_are_unpacked_whatever_their_name(tmp_path: Path) -> None:
+def test_compressed_files_are_unpacked_independent_of_their_name(tmp_path: Path) -> None:
     assert source(tmp_path / "a", gzip.compress(b"a,b\n")).head() == b"a,b\n"
     assert source(tmp_path / "b", pa.compress(b"a,b\n", codec="zstd", asbytes=True)).head() == b"a,b\n"
 
 
-def test_a_cut_gzip_is_refused(tmp_path: Path) -> None:
+def test_gzip_truncated_raises(tmp_path: Path) -> None:
     cut = source(tmp_path / "log.csv.gz", gzip.compress(b"a,b\n" * 1000)[:-9])
     with pytest.raises(UserError, match="complete gzip file"):
         list(cut.blocks())
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04xx", "Excel"), (b"[{}]", "JSON array")])
-def test_foreign_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_unsupported_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _ = source(tmp_path / "log.xlsx", content).kind
 
 
-def test_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
+def test_find_accepts_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "days"
     (folder / "b").mkdir(parents=True)
     for name in ("2.csv", "10.csv", "b/1.jsonl.gz", ".hidden.csv", "_SUCCESS", "notes.md"):
@@ -99,7 +99,7 @@ def test_a_file_a_glob_and_a_folder(tmp_path: Path) -> None:
         ("empty", "a folder with"),
     ],
 )
-def test_nothing_there_says_what_is_nearest(tmp_path: Path, text: str, said: str) -> None:
+def test_find_without_a_match_names_the_nearest(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "log.csv").write_text("a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=said) as caught:
@@ -107,7 +107,7 @@ def test_nothing_there_says_what_is_nearest(tmp_path: Path, text: str, said: str
     assert caught.value.name == "data.events"
 
 
-def test_the_fingerprint_is_of_settings_bytes_and_paths(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_settings_bytes_and_paths(tmp_path: Path) -> None:
     log = source(tmp_path / "log.csv", b"a,b\n")
     same = fingerprint(Data(), [log])
     assert fingerprint(Data(), [log]) == same

@@ -1,4 +1,4 @@
-"""The temporal split by hand: the cut, the held-out moments, and what may not change them."""
+"""The temporal split by hand: the cut, validation moments, and invariances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def items(part: pl.DataFrame) -> list[str]:
     return part["item_id"].to_list()
 
 
-def test_the_cut_is_the_stamp_of_event_floor_of_nine_tenths() -> None:
+def test_split_cut_is_the_stamp_at_the_quantile() -> None:
     rows = [("u", f"i{n}", 10 * n, 1) for n in range(20)]
     parts = split(frame(rows), Split(validation_users=0))
     assert parts.cut == 180  # event 18, counted from 0
@@ -37,21 +37,21 @@ def test_the_cut_is_the_stamp_of_event_floor_of_nine_tenths() -> None:
     assert len(parts.valid) == 0
 
 
-def test_a_moment_is_never_torn_apart() -> None:
-    rows = [("u", f"i{n}", 0 if n < 5 else 10, 1) for n in range(20)]  # event 18 stands inside the second moment
+def test_split_keeps_moments_together() -> None:
+    rows = [("u", f"i{n}", 0 if n < 5 else 10, 1) for n in range(20)]  # event 18 is in the second moment
     parts = split(frame(rows), Split())
     assert parts.cut == 10
     assert len(parts.train) == 5
     assert len(parts.test) == 15
 
 
-def test_a_late_row_of_an_early_moment_lies_before_the_cut() -> None:
+def test_split_puts_a_late_row_of_an_early_moment_before_the_cut() -> None:
     rows = frame([("u", f"i{n}", n, 1) for n in range(20)])
     late = rows.with_columns(stamp=pl.when(pl.col("item_id") == "i19").then(3).otherwise("stamp"))
     assert items(split(late, Split(validation_users=0)).test) == ["i18"]
 
 
-def test_validation_is_the_last_moment_with_a_positive_of_the_users_with_the_smallest_hash() -> None:
+def test_split_validation_is_the_last_positive_moment_of_hashed_users() -> None:
     users = [f"u{n}" for n in range(40)]
     rows = []
     for user in users:
@@ -69,7 +69,7 @@ def test_validation_is_the_last_moment_with_a_positive_of_the_users_with_the_sma
     assert sorted(set(items(held))) == ["first", "looked"]
 
 
-def test_half_of_all_users_at_most_and_never_an_old_one() -> None:
+def test_split_validation_has_at_most_half_of_users_and_no_holdout_users() -> None:
     users = [f"u{n}" for n in range(200)]
     rows = [(user, f"i{stamp}", stamp, 1) for stamp in (1, 2) for user in users] + [("u1", "x", 9, 1)] * 100
     held = set(split(frame(rows), Split(validation_users=1000)).valid["user_id"])
@@ -78,8 +78,8 @@ def test_half_of_all_users_at_most_and_never_an_old_one() -> None:
     assert not any(is_holdout_user(user) for user in held)
 
 
-def test_validation_moments_lie_in_the_last_tenth_before_the_cut() -> None:
-    """200 users, a moment a day each for 100 days; every other user is gone after day 60: he is asked for nothing."""
+def test_split_validation_moments_are_in_the_last_tenth_before_the_cut() -> None:
+    """Of 200 users with daily moments for 100 days half stop after day 60 and are not validated."""
     users = [f"u{n}" for n in range(200)]
     rows = [(u, f"i{day}", day, 1) for day in range(100) for n, u in enumerate(users) if n % 2 or day < 60]
     parts = split(frame(rows), Split(quantile=0.99, validation_users=50))
@@ -91,19 +91,19 @@ def test_validation_moments_lie_in_the_last_tenth_before_the_cut() -> None:
     assert set(parts.valid["user_id"]) <= set(users[1::2])
 
 
-def test_validation_start_of_one_late_crowd_is_never_the_first_stamp() -> None:
+def test_validation_start_is_after_the_first_stamp() -> None:
     assert validation_start(pl.Series([1, 1, 1, 1, 1, 1, 1, 1, 1, 2])) == 2
     assert validation_start(pl.Series([1] * 99 + [5])) == 5
     assert validation_start(pl.Series(range(100))) == 90
-    assert validation_start(pl.Series([7, 7])) == 8, "one stamp: no moment is left to validate on"
+    assert validation_start(pl.Series([7, 7])) == 8, "one stamp: no moment is left for validation"
 
 
-def test_one_user_is_split_without_validation() -> None:
+def test_split_of_one_user_has_no_validation() -> None:
     parts = split(frame([("u", f"i{n}", n, 1) for n in range(10)]), Split())
     assert (len(parts.train), len(parts.valid), len(parts.test)) == (9, 0, 1)
 
 
-def test_the_order_of_rows_inside_moments_changes_nothing() -> None:
+def test_split_is_independent_of_the_order_within_moments() -> None:
     rows = [(f"u{n % 7}", f"i{n % 13}", n // 20, 1 if n % 3 else 0) for n in range(400)]
     one = split(frame(rows), Split(validation_users=3))
     shuffled = sorted(rows, key=lambda row: (row[2], hash_unit_interval("x", row[0] + row[1])))
@@ -124,6 +124,6 @@ def test_the_order_of_rows_inside_moments_changes_nothing() -> None:
         ([("u", "a", n, 0) for n in range(9)] + [("u", "a", 9, 1)], "no positive row before the cut"),
     ],
 )
-def test_where_no_split_is_possible_the_reason_is_said(rows: list[tuple[str, str, int, int]], said: str) -> None:
+def test_split_that_is_impossible_raises_with_the_reason(rows: list[tuple[str, str, int, int]], said: str) -> None:
     with pytest.raises(UserError, match=said):
         split(frame(rows), Split())

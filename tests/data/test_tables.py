@@ -1,4 +1,4 @@
-"""Every row of a file is in the table or known as broken, with its line and its raw text."""
+"""Tables: each row of a file is read or reported as broken with line and raw text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def table(path: Path, content: bytes | str):
     return read_table(InputFile("data.events", path, path.name))
 
 
-def test_texts_stay_what_they_are(tmp_path: Path) -> None:
+def test_read_table_keeps_texts(tmp_path: Path) -> None:
     read = table(tmp_path / "a.csv", 'a,b\n 1,01\n1e5,null\n"",NA\n"x ""y"" z","a,b"\n')
     assert read.frame.rows() == [(" 1", "01"), ("1e5", "null"), ("", "NA"), ('x "y" z', "a,b")]
     assert read.broken == {}
 
 
-def test_rows_of_another_length_are_broken_and_found_again(tmp_path: Path) -> None:
+def test_read_table_reports_rows_of_wrong_length_with_lines(tmp_path: Path) -> None:
     read = table(tmp_path / "a.csv", 'a,b,c\n1,2,3\n1,2\n"x\ny",5,6\n\n1,2,3,4\n7,8,9\n')
     assert read.frame["a"].to_list() == ["1", "x\ny", "7"]
     assert read.broken == {1: "expected 3 fields, found 2", 3: "expected 3 fields, found 4"}
@@ -33,32 +33,32 @@ def test_rows_of_another_length_are_broken_and_found_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_the_separator_is_the_headers(tmp_path: Path, separator: str) -> None:
+def test_read_table_separator_is_that_of_the_header(tmp_path: Path, separator: str) -> None:
     other = "," if separator != "," else ";"
     read = table(tmp_path / "a.csv", separator.join(["a", f"b{other}x", "c"]) + "\n" + separator.join("123") + "\n")
     assert read.separator == separator
     assert read.frame.rows() == [("1", "2", "3")]
 
 
-def test_an_open_quote_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_read_table_with_an_open_quote_raises_with_the_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the one in line 3 is never closed") as caught:
         table(tmp_path / "a.csv", 'a,b\n1,2\n3,"four\n5,6\n7,8\n')
     assert "four" in caught.value.samples[0]
 
 
-def test_windows_lines_and_no_last_newline(tmp_path: Path) -> None:
+def test_read_table_accepts_crlf_and_a_missing_last_newline(tmp_path: Path) -> None:
     assert table(tmp_path / "a.csv", "a,b\r\n1,2\r\n\r\n3,4").frame.rows() == [("1", "2"), ("3", "4")]
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8-sig"])
-def test_other_encodings_are_recoded(tmp_path: Path, encoding: str) -> None:
+def test_read_table_recodes_other_encodings(tmp_path: Path, encoding: str) -> None:
     read = table(tmp_path / "a.csv", "用户,b\n张伟,绿茶\n李娜\n".encode(encoding))
     assert read.columns == ("用户", "b")
     assert read.frame.rows() == [("张伟", "绿茶")]
     assert read.located(read.broken) == [(3, "李娜")]
 
 
-def test_doubled_names_are_refused_only_where_they_are_wanted(tmp_path: Path) -> None:
+def test_read_table_with_repeated_names_raises_only_if_requested(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b,a\n1,2,3\n")
     source = InputFile("data.events", path, path.name)
@@ -68,7 +68,7 @@ def test_doubled_names_are_refused_only_where_they_are_wanted(tmp_path: Path) ->
         read_table(source, names=["a"])
 
 
-def test_json_lines_keep_texts_and_numbers_apart_from_garbage(tmp_path: Path) -> None:
+def test_read_table_of_json_lines_reports_invalid_lines(tmp_path: Path) -> None:
     lines = ['{"a": "01", "b": 1}', "", '{"a": 2, "b": 1.5}', "{oops", "[1]", '{"b": null, "c": [1]}', '{"a": NaN}']
     read = table(tmp_path / "a.jsonl", "\n".join(lines))
     assert read.columns == ("a", "b", "c")
@@ -78,13 +78,13 @@ def test_json_lines_keep_texts_and_numbers_apart_from_garbage(tmp_path: Path) ->
     assert read.located(read.broken) == [(4, "{oops"), (5, "[1]"), (7, '{"a": NaN}')]
 
 
-def test_lone_surrogates_and_big_numbers_in_json(tmp_path: Path) -> None:
+def test_read_table_of_json_handles_lone_surrogates_and_big_numbers(tmp_path: Path) -> None:
     read = table(tmp_path / "a.jsonl", '{"a": "\\ud800"}\n{"a": 9223372036854775808}\n')
     assert list(read.broken) == [0]
     assert read.frame["a"].to_list() == ["9223372036854775808"]
 
 
-def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
+def test_read_table_of_a_damaged_parquet_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pl.DataFrame({"a": list(range(1000))}).write_parquet(path)
     with pytest.raises(UserError, match="complete Parquet file"):

@@ -1,4 +1,4 @@
-"""Stamps in every way that logs write them, each against microseconds worked out by hand."""
+"""Timestamps in the formats of logs, against microseconds by hand."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def micros(column: list[object] | pl.Series, **data: str) -> list[int | None]:
         "1735732800.0", " 2025-01-01T12:00:00Z ",
     ],
 )  # fmt: skip
-def test_one_noon_in_many_ways(text: str) -> None:
+def test_parse_timestamps_of_one_instant_in_many_formats(text: str) -> None:
     assert micros([text]) == [NOON]
 
 
 @pytest.mark.parametrize("dtype", [pl.Int32, pl.Int64, pl.UInt64, pl.Float64])
-def test_numbers_of_any_type(dtype: type[pl.DataType]) -> None:
+def test_parse_timestamps_of_any_number_type(dtype: type[pl.DataType]) -> None:
     assert micros(pl.Series([1_735_732_800], dtype=dtype)) == [NOON]
 
 
-def test_typed_datetimes_keep_their_precision() -> None:
+def test_parse_timestamps_of_datetimes_keeps_precision() -> None:
     exact = datetime(2025, 1, 1, 12, 0, 0, 123456)  # noqa: DTZ001 - a column without a zone is what is tested
     for unit in ("us", "ns"):
         assert micros(pl.Series([exact, None], dtype=pl.Datetime(unit))) == [NOON + 123_456, None]
@@ -60,14 +60,14 @@ def test_typed_datetimes_keep_their_precision() -> None:
     assert micros(pl.Series([exact.date()])) == [NOON - 43_200_000_000]
 
 
-def test_fractions_are_kept_to_the_microsecond() -> None:
+def test_parse_timestamps_keeps_microseconds() -> None:
     assert micros(["2025-01-01T12:00:00.123456789Z", "2025-01-01T12:00:00,5Z"]) == [NOON + 123_456, NOON + 500_000]
     assert micros(["1735732800.123456", "1735732801"]) == [NOON + 123_456, NOON + 1_000_000]
     assert micros(["1735732800000123", "1735732800000124"]) == [NOON + 123, NOON + 124]
     assert micros(pl.Series([1735732800.123456])) == [NOON + 123_456]
 
 
-def test_a_zone_for_stamps_that_carry_none() -> None:
+def test_parse_timestamps_applies_the_configured_zone() -> None:
     assert micros(["2025-01-01 13:00", "2025-01-01T12:00:00Z"], timezone="Europe/Berlin") == [NOON, NOON]
     twice, never = micros(["2025-10-26 02:30", "2025-03-30 02:30"], timezone="Europe/Berlin")
     assert twice == 1_761_438_600_000_000  # the first of the two: 00:30 UTC
@@ -84,17 +84,17 @@ def test_a_zone_for_stamps_that_carry_none() -> None:
         (["1.2.2025 12:00", "31.12.2025"], "2025-02-01"),
     ],
 )
-def test_a_day_above_12_decides(texts: list[object], first: str) -> None:
+def test_parse_timestamps_day_above_12_decides_the_order(texts: list[object], first: str) -> None:
     assert micros(texts)[0] == micros([f"{first}T12:00:00Z"])[0]
 
 
-def test_another_file_may_decide() -> None:
+def test_parse_timestamps_order_may_follow_from_another_file() -> None:
     read = parse_timestamps(tables(["01/02/2025"], ["31/12/2025"]), "t", Data())
     assert read[0].values.to_list() == micros(["2025-02-01"])
     assert read[0].how == "day first, UTC"
 
 
-def test_day_and_month_alone_are_refused_with_both_readings() -> None:
+def test_parse_timestamps_ambiguous_order_raises_with_both_readings() -> None:
     with pytest.raises(UserError) as caught:
         micros(["01/02/2025", "03/04/2025"])
     assert caught.value.value == "01/02/2025"
@@ -102,7 +102,7 @@ def test_day_and_month_alone_are_refused_with_both_readings() -> None:
     assert "2025-01-02 (month first)" in str(caught.value)
 
 
-def test_both_orders_are_refused_with_both_rows(tmp_path: Path) -> None:
+def test_parse_timestamps_mixed_orders_raise_with_both_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 3 of 0.csv \(31/12/2025\) is day first, line 4 of 0.csv \(12/31/2025\)"):
         parse_timestamps(tables(["01/01/2025", "31/12/2025", "12/31/2025"], folder=tmp_path), "t", Data())
 
@@ -117,12 +117,14 @@ def test_both_orders_are_refused_with_both_rows(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("unit", ["auto", "s"])
-def test_mixed_units_are_refused_with_the_row(tmp_path: Path, column: list[object], said: str, unit: str) -> None:
+def test_parse_timestamps_mixed_units_raise_with_the_row(
+    tmp_path: Path, column: list[object], said: str, unit: str
+) -> None:
     with pytest.raises(UserError, match=said):
         parse_timestamps(tables(column, folder=tmp_path), "t", Data(time_unit=unit))  # type: ignore[arg-type]
 
 
-def test_files_may_differ_in_unit() -> None:
+def test_parse_timestamps_accepts_units_per_file() -> None:
     first, second = parse_timestamps(tables([1735732800], [1735732800000]), "t", Data())
     assert first.values.to_list() == second.values.to_list() == [NOON]
 
@@ -135,20 +137,20 @@ def test_files_may_differ_in_unit() -> None:
         ("0000-12-31", OUTSIDE), ("", "no timestamp"), (None, "no timestamp"),
     ],
 )  # fmt: skip
-def test_a_stamp_that_cannot_be_read_says_why(text: str | None, reason: str) -> None:
+def test_parse_timestamps_unreadable_text_has_a_reason(text: str | None, reason: str) -> None:
     read = parse_timestamps(tables(["2024-02-29", "2100-12-31", text]), "t", Data())[0]
     assert read.values.to_list()[2] is None
     assert read.reasons.to_list() == [None, None, reason]
 
 
 @pytest.mark.parametrize(("number", "reason"), [("9999999999999999999999", OUTSIDE), ("x", "timestamp: not a stamp")])
-def test_a_number_that_is_no_stamp_says_why(number: str, reason: str) -> None:
+def test_parse_timestamps_invalid_number_has_a_reason(number: str, reason: str) -> None:
     assert parse_timestamps(tables(["1735732800", number]), "t", Data())[0].reasons.to_list() == [None, reason]
 
 
 @pytest.mark.parametrize("digits", ["20250101120000", "202501011200"])
-def test_digits_are_a_date_only_where_the_configuration_says_so(digits: str) -> None:
-    """20250101 may be a day or a number: once a column of such digits was read as days without a word."""
+def test_parse_timestamps_of_digits_as_dates_needs_the_setting(digits: str) -> None:
+    """20250101 may be a date or a number, so reading it as a date needs a setting."""
     for column in ([digits], [int(digits)]):
         assert micros(column, time_unit="iso") == [NOON]
         with pytest.raises(UserError, match=r"can be a date \(2025-01-01\) or a number"):
@@ -156,26 +158,26 @@ def test_digits_are_a_date_only_where_the_configuration_says_so(digits: str) -> 
     assert micros(["20250101"], time_unit="s") == [20_250_101_000_000]
 
 
-def test_day_numbers_of_a_spreadsheet_are_refused() -> None:
-    """46027.35 is 5 January 2026 at 8:24 in a spreadsheet; as seconds it was half a day of 1970."""
+def test_parse_timestamps_of_spreadsheet_day_numbers_raises() -> None:
+    """46027.35 is 5 January 2026 at 8:24 in a spreadsheet, and half a day of 1970 in seconds."""
     for column in ([46027.35, 46028.0], ["46027.35", "46028"]):
         with pytest.raises(UserError, match=r"=46027\.35"):
             micros(column)
-    assert micros(["46027", "46028"]) == [46_027_000_000, 46_028_000_000], "whole ones may be numbers of orders"
+    assert micros(["46027", "46028"]) == [46_027_000_000, 46_028_000_000], "integers may be order numbers"
     assert micros(["46027.35"], time_unit="s") == [46_027_350_000]
 
 
-def test_stamps_before_1970_are_read() -> None:
-    """The rule clock judges them, as it does on arrival."""
+def test_parse_timestamps_before_1970_are_read() -> None:
+    """The rule clock checks them, as on arrival."""
     assert micros(["1969-12-31T23:59:59Z"]) == micros(["-1"]) == micros([-1]) == [-1_000_000]
     assert micros(["2101-01-01"]) == [4_133_980_800_000_000]
 
 
-def test_order_numbers_count_as_seconds() -> None:
+def test_parse_timestamps_of_small_integers_are_seconds() -> None:
     assert micros([0, 1, 2]) == [0, 1_000_000, 2_000_000]
 
 
-def test_a_configured_unit_is_obeyed() -> None:
+def test_parse_timestamps_uses_the_configured_unit() -> None:
     assert micros(["90000000000"], time_unit="ms") == [90_000_000_000_000]
     with pytest.raises(UserError, match="ISO 8601"):
         micros(["1735732800"], time_unit="iso")
@@ -183,7 +185,7 @@ def test_a_configured_unit_is_obeyed() -> None:
         micros(["2025-01-01"], time_unit="s")
 
 
-def test_no_stamp_at_all_is_refused_with_a_sample() -> None:
+def test_parse_timestamps_without_a_valid_row_raises_with_a_sample() -> None:
     with pytest.raises(UserError, match="=soon: expected ISO 8601"):
         micros(["soon", None])
 
@@ -191,6 +193,6 @@ def test_no_stamp_at_all_is_refused_with_a_sample() -> None:
 @pytest.mark.parametrize(
     "day", ["1970-01-01", "1999-12-31", "2000-02-29", "2024-02-29", "2024-03-01", "2100-02-28", "2100-03-01"]
 )
-def test_the_calendar_is_the_worlds(day: str) -> None:
+def test_parse_timestamps_of_dates_follows_the_calendar(day: str) -> None:
     expected = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1_000_000)
     assert micros([day]) == [expected]

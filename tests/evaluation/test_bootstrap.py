@@ -1,4 +1,4 @@
-"""Tests of intervals: means over users, resampling, paired differences and Holm, by hand."""
+"""Intervals by hand: means over users, resampling, paired differences and Holm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from recloop.evaluation import bootstrap
 
 
-def test_mean_of_a_users_moments_then_of_users() -> None:
+def test_user_means_average_moments_per_user() -> None:
     values = np.array([[1.0], [0.0], [0.0], [1.0], [np.nan]])
     by_user = bootstrap.user_means(values, np.array([0, 0, 0, 1, 2]), 4)
     np.testing.assert_allclose(by_user[:, 0], [1 / 3, 1, np.nan, np.nan])
@@ -16,7 +16,7 @@ def test_mean_of_a_users_moments_then_of_users() -> None:
     assert np.isnan(bootstrap.mean_over_users(by_user[2:])).all()
 
 
-def test_interval_covers_and_has_the_width_of_theory() -> None:
+def test_estimate_interval_has_the_theoretical_width() -> None:
     random = np.random.default_rng(0)
     values = random.normal(0.3, 0.2, size=(400, 1))
     samples = bootstrap.resample(values, seed=1)
@@ -26,7 +26,7 @@ def test_interval_covers_and_has_the_width_of_theory() -> None:
     assert got.high - got.low == pytest.approx(theory, rel=0.08)
 
 
-def test_resampling_is_seeded_and_does_not_depend_on_other_columns() -> None:
+def test_resample_with_one_seed_is_equal_per_column() -> None:
     values = np.random.default_rng(2).random((50, 3))
     values[:10, 1] = np.nan
     first, again, other = (bootstrap.resample(values, seed=s, draws=200) for s in (5, 5, 6))
@@ -36,21 +36,21 @@ def test_resampling_is_seeded_and_does_not_depend_on_other_columns() -> None:
     assert first.shape == (200, 3)
 
 
-def test_resampling_in_pieces_is_the_same_draw() -> None:
-    values = np.random.default_rng(2).random((70_000, 1))  # two pieces or more at 2^23 weights
+def test_resample_in_chunks_gives_one_draw() -> None:
+    values = np.random.default_rng(2).random((70_000, 1))  # at least two chunks at 2^23 weights
     whole = bootstrap.resample(values, seed=0, draws=150)
     assert whole.std() == pytest.approx(values.std() / np.sqrt(70_000), rel=0.25)
     assert len(np.unique(whole)) > 100
 
 
-def test_one_user_and_no_user() -> None:
+def test_estimate_of_one_user_and_of_none() -> None:
     got = bootstrap.estimate(0.5, bootstrap.resample(np.array([[0.5]]), 0)[:, 0])
     assert (got.low, got.value, got.high) == (0.5, 0.5, 0.5)
     none = bootstrap.estimate(float("nan"), bootstrap.resample(np.zeros((0, 1)), 0)[:, 0])
     assert none.to_json() == {"value": None, "low": None, "high": None}
 
 
-def test_paired_difference_sees_what_two_intervals_do_not() -> None:
+def test_difference_of_pairs_detects_what_two_intervals_miss() -> None:
     random = np.random.default_rng(4)
     base = random.random(300)
     better = base + 0.01 + random.normal(0, 0.02, 300)
@@ -64,17 +64,17 @@ def test_paired_difference_sees_what_two_intervals_do_not() -> None:
     assert bootstrap.difference(base, better, seed=0).verdict == "less"
 
 
-def test_no_difference_is_exactly_none() -> None:
+def test_difference_of_equal_values_is_0() -> None:
     base = np.random.default_rng(4).random(30)
     got = bootstrap.difference(base, base, seed=0)
     assert (got.absolute.value, got.absolute.low, got.absolute.high, got.p) == (0, 0, 0, 1.0)
     assert got.verdict == "inconclusive"
 
 
-def test_difference_leaves_out_users_that_lack_one_side() -> None:
+def test_difference_excludes_users_without_both_values() -> None:
     got = bootstrap.difference(np.array([1.0, np.nan, 3.0]), np.array([0.0, 5.0, np.nan]), seed=0)
     assert got.absolute.value == 1.0
-    assert got.relative.value != got.relative.value  # relative to 0: not a number, not infinite
+    assert got.relative.value != got.relative.value  # relative to 0: NaN, not infinite
     assert got.to_json()["relative"]["value"] is None
 
 

@@ -1,4 +1,4 @@
-"""Tests of the evaluator: queries, every row against a slow recount, what may change no number, what is refused."""
+"""The evaluator: queries, rows against a slow recount, invariances, and refusals."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FACTS = {"split_hash": "a" * 64, "fingerprint": "b" * 64}
 
 @dataclass(frozen=True)
 class Data:
-    """A split as `recloop.data` gives it."""
+    """A split in the shape of `recloop.data`."""
 
     train: pl.DataFrame
     valid: pl.DataFrame
@@ -74,7 +74,7 @@ class Data:
 
 
 def numbered(frame: pl.DataFrame, config: Config = CONFIG) -> pl.DataFrame:
-    """Rows as the log numbers them, labelled, with their moments."""
+    """Labelled rows with seq and moments."""
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(SEQ))
     missing = [pl.lit(None, dtype=kind).alias(name) for name, kind in EVENT_SCHEMA.items() if name not in frame.columns]
     frame = frame.with_columns(missing)
@@ -88,7 +88,7 @@ def cut(frame: pl.DataFrame, config: Config = CONFIG) -> Data:
 
 
 def fitted(data: Data, weights: dict[str, float] | None = None, config: Config = CONFIG) -> Bundle:
-    """A bundle of counting models with a mix that is given."""
+    """A bundle of counting models with given fusion weights."""
     tables = make_tables(FeatureSpec.of(config), pl.concat([data.train, data.valid]), data.cut, None, None)
     arrays = train_data(tables, data.train, data.valid)
     made, scorers = fit_counts(arrays, tables)
@@ -118,7 +118,7 @@ def table(data: Data, bundle: Bundle) -> EvaluationTable:
 
 
 def numbers(table: EvaluationTable) -> dict[str, Any]:
-    """All of a table but the time it took."""
+    """A table as JSON without the seconds."""
     tree = table.to_json()
     for row in tree["rows"]:
         row.pop("seconds")
@@ -133,11 +133,11 @@ def log(*rows: tuple[str, str, int, str, str | None]) -> pl.DataFrame:
     return numbered(pl.DataFrame(rows, schema=schema, orient="row"))
 
 
-def test_queries_of_next_successive_and_last() -> None:
+def test_make_queries_of_next_successive_and_last() -> None:
     test = log(
         ("u1", "a", 10, "purchase", "g1"),
-        ("u2", "z", 11, "dislike", None),  # a moment without a positive asks nothing
-        ("u1", "b", 12, "purchase", "g1"),  # a late row of the basket: its stamp is 10
+        ("u2", "z", 11, "dislike", None),  # a moment without a positive is not a query
+        ("u1", "b", 12, "purchase", "g1"),  # a late row of the basket has stamp 10
         ("u1", "a", 20, "purchase", None),
         ("u1", "a", 20, "purchase", None),
         ("u1", "c", 20, "click", None),
@@ -146,7 +146,7 @@ def test_queries_of_next_successive_and_last() -> None:
     found = make_queries(test, "successive")
     assert found.users == ["u1", "u1", "u3"]
     assert found.now.tolist() == [10, 20, 21]
-    assert found.as_of.tolist() == [0, 3, 6]  # the newest seq before any row of the moment, whatever the row means
+    assert found.as_of.tolist() == [0, 3, 6]  # the newest seq before any row of the moment
     assert found.offsets.tolist() == [0, 2, 3, 4]
     assert found.targets == ["a", "b", "a", "c"]  # distinct, in the order of id bytes
     assert make_queries(test, "next").now.tolist() == [10, 21]
@@ -156,24 +156,24 @@ def test_queries_of_next_successive_and_last() -> None:
     assert make_queries(single, "last").now.tolist() == [20, 21]
 
 
-def test_a_late_row_of_another_basket_is_not_in_sight() -> None:
+def test_make_queries_exclude_late_rows_from_the_state() -> None:
     rows = log(
         ("u1", "a", 5, "purchase", None),
         ("u1", "b", 50, "purchase", None),  # the query
-        ("u1", "c", 6, "purchase", None),  # happened before it, arrived after it
+        ("u1", "c", 6, "purchase", None),  # dated before the query, arrived after it
     )
     found = make_queries(rows.filter(pl.col(STAMP) == 50), "next")
     states = StateHistory(rows).states(found.users, found.as_of.tolist(), found.now.tolist())
     assert states.names[states.items].tolist() == ["a"]
 
 
-# ---- numbers --------------------------------------------------------------------------------------------------------
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
 def recount(
     data: Data, bundle: Bundle, ranked: dict[tuple[str, int], list[str]], k: int
 ) -> dict[str, dict[str, float]]:
-    """Every metric of every slice again, one query at a time with sets and sums."""
+    """Recompute every metric of every slice, one query at a time."""
     events = data.events.filter(pl.col(LABEL) > 0)
     known = set(bundle.items.ids.ids)
     taken: dict[tuple[str, int], set[str]] = {}
@@ -189,11 +189,11 @@ def recount(
         for part, wanted in slices.items():
             if not wanted:
                 continue
-            hits = [place for place, item in enumerate(ranked[user, stamp][:k], 1) if item in wanted]
-            ideal = sum(1 / log2(place + 1) for place in range(1, min(k, len(wanted)) + 1))
+            hits = [rank for rank, item in enumerate(ranked[user, stamp][:k], 1) if item in wanted]
+            ideal = sum(1 / log2(rank + 1) for rank in range(1, min(k, len(wanted)) + 1))
             values = {
                 "HR": float(bool(hits)), "Recall": len(hits) / len(wanted), "MRR": 1 / hits[0] if hits else 0.0,
-                "NDCG": sum(1 / log2(place + 1) for place in hits) / ideal,
+                "NDCG": sum(1 / log2(rank + 1) for rank in hits) / ideal,
             }  # fmt: skip
             for name, value in values.items():
                 per_user.setdefault((part, name), {}).setdefault(user, []).append(value)
@@ -204,7 +204,7 @@ def recount(
 
 
 def slow_lists(data: Data, bundle: Bundle, source: str) -> dict[tuple[str, int], list[str]]:
-    """Popular and bought-before by dictionaries."""
+    """Popular and bought-before lists, computed with dictionaries."""
     order = sorted(
         range(len(bundle.items)), key=lambda ix: (-int(bundle.items.count[ix]), ix)
     )  # the popular list: training positives, ties by index
@@ -236,7 +236,7 @@ def slow_lists(data: Data, bundle: Bundle, source: str) -> dict[tuple[str, int],
 
 
 @pytest.mark.parametrize(("model", "source"), [("popular", "popular"), ("bought_before", "history")])
-def test_a_row_equals_a_slow_recount(
+def test_evaluate_row_equals_a_slow_recount(
     data: Data, bundle: Bundle, table: EvaluationTable, model: str, source: str
 ) -> None:
     row = next(row for row in table.rows if row.row.model == model)
@@ -247,14 +247,14 @@ def test_a_row_equals_a_slow_recount(
                 assert row.estimates[part, f"{name}@{k}"].value == pytest.approx(value, abs=1e-9), (part, name, k)
 
 
-def test_the_served_row_is_what_recommend_gives(data: Data, bundle: Bundle, table: EvaluationTable) -> None:
-    asked = make_queries(data.test, "successive")
+def test_evaluate_served_row_equals_recommend(data: Data, bundle: Bundle, table: EvaluationTable) -> None:
+    queries = make_queries(data.test, "successive")
     recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     timeline = StateHistory(data.events)
     ranked = {}
-    for q, user in enumerate(asked.users):  # one at a time, as the service does
-        now = int(asked.now[q])
-        states = timeline.states([user], [int(asked.as_of[q])], [now])
+    for q, user in enumerate(queries.users):  # one at a time, as in serving
+        now = int(queries.now[q])
+        states = timeline.states([user], [int(queries.as_of[q])], [now])
         answer = recommender.recommend(states, [Query(user_id=user, now=now, n=10)], with_inputs=False)[0]
         ranked[user, now] = answer.items
     slow = recount(data, bundle, ranked, 10)
@@ -262,20 +262,20 @@ def test_the_served_row_is_what_recommend_gives(data: Data, bundle: Bundle, tabl
     for part, values in slow.items():
         for name, value in values.items():
             assert served.estimates[part, f"{name}@10"].value == pytest.approx(value, abs=1e-9)
-    shown = {item for items in ranked.values() for item in items[:5]}  # coverage is of the first k
+    shown = {item for items in ranked.values() for item in items[:5]}  # coverage counts the first k
     assert served.row.coverage == pytest.approx(len(shown) / len(bundle.items))
 
 
-def test_unseen_targets_are_misses_in_all_and_dropped_in_warm(
+def test_evaluate_unseen_targets_are_misses_in_all_and_excluded_in_warm(
     data: Data, bundle: Bundle, table: EvaluationTable
 ) -> None:
     unseen = set(make_queries(data.test, "successive").targets) - set(bundle.items.ids.ids)
-    assert unseen  # the world launches items after the cut
+    assert unseen  # the simulated shop adds items after the cut
     for row in table.rows:
         assert row.estimates["warm", "Recall@10"].value > row.estimates["all", "Recall@10"].value
 
 
-def test_shuffling_rows_inside_moments_changes_no_number(data: Data, table: EvaluationTable) -> None:
+def test_evaluate_is_independent_of_the_order_within_moments(data: Data, table: EvaluationTable) -> None:
     events = data.events.sort(SEQ)
     order = np.random.default_rng(5).permutation(len(events))
     shuffled = events.with_columns(pl.Series("order", order)).sort("timestamp", "order")
@@ -285,21 +285,23 @@ def test_shuffling_rows_inside_moments_changes_no_number(data: Data, table: Eval
     assert numbers(tabled(again, fitted(again))) == numbers(table)
 
 
-def test_chunks_change_no_number(
+def test_evaluate_is_independent_of_the_chunk_size(
     data: Data, bundle: Bundle, table: EvaluationTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 7)
     assert numbers(tabled(data, bundle)) == numbers(table)
 
 
-def test_progress_is_told(data: Data, bundle: Bundle) -> None:
-    told: list[tuple[int, int]] = []
+def test_evaluate_reports_progress(data: Data, bundle: Bundle) -> None:
+    progress_calls: list[tuple[int, int]] = []
     catalogue = Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes)
-    evaluate([bundle], data, catalogue, CONFIG, FACTS, progress=lambda done, total: told.append((done, total)))
-    assert told[-1][0] == told[-1][1] == len(make_queries(data.test, "successive"))
+    evaluate(
+        [bundle], data, catalogue, CONFIG, FACTS, progress=lambda done, total: progress_calls.append((done, total))
+    )
+    assert progress_calls[-1][0] == progress_calls[-1][1] == len(make_queries(data.test, "successive"))
 
 
-def test_without_repeats_those_slices_are_null() -> None:
+def test_evaluate_without_repeats_has_null_slices() -> None:
     rows = [(f"u{u}", f"i{(u + m) % 12}", 1_000 * m + u, "purchase", None) for m in range(6) for u in range(8)]
     frame = pl.DataFrame(rows, schema=[USER_ID, ITEM_ID, "timestamp", EVENT_TYPE, GROUP_ID], orient="row")
     made = cut(frame)
@@ -308,10 +310,10 @@ def test_without_repeats_those_slices_are_null() -> None:
     assert tree["rows"][0]["warm"]["NDCG@10"]["value"] is not None
 
 
-# ---- what the table says --------------------------------------------------------------------------------------------
+# ---- the table --------------------------------------------------------------------------------------------
 
 
-def test_json_has_the_keys_of_the_interface(table: EvaluationTable, tmp_path: Path) -> None:
+def test_evaluation_json_has_the_documented_keys(table: EvaluationTable, tmp_path: Path) -> None:
     tree = json.loads(json.dumps(table.to_json(), allow_nan=False))
     assert {"name", "split_hash", "targets", "filter_seen", "ties", "k", "seed"} <= set(tree["protocol"])
     assert [row["model"] for row in tree["rows"]] == ["popular", "bought_before", "covisitation", "served"]
@@ -335,7 +337,7 @@ def test_json_has_the_keys_of_the_interface(table: EvaluationTable, tmp_path: Pa
     assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
 
 
-def test_a_bundle_keeps_what_a_rerun_gives_again(table: EvaluationTable) -> None:
+def test_bundle_metrics_exclude_the_bundle_name_and_seconds(table: EvaluationTable) -> None:
     kept = table.bundle_metrics()
     assert all("bundle" not in row and "seconds" not in row for row in kept["rows"])
     named = table.named("counts-20250101T000000Z-00000000")
@@ -343,7 +345,7 @@ def test_a_bundle_keeps_what_a_rerun_gives_again(table: EvaluationTable) -> None
     assert named.bundle_metrics() == kept
 
 
-def test_the_examples_show_what_was_known_and_what_was_then_taken(data: Data, table: EvaluationTable) -> None:
+def test_evaluation_examples_show_history_and_targets(data: Data, table: EvaluationTable) -> None:
     for one in table.examples:
         took = data.test.filter((pl.col(USER_ID) == one.user_id) & (pl.col(STAMP) == one.now) & (pl.col(LABEL) > 0))
         assert set(one.took) == set(took[ITEM_ID])
@@ -353,15 +355,15 @@ def test_the_examples_show_what_was_known_and_what_was_then_taken(data: Data, ta
     assert [one.positives for one in table.examples] == sorted(one.positives for one in table.examples)
 
 
-def made_up_protocol(users: int) -> EvaluationProtocol:
+def simulated_protocol(users: int) -> EvaluationProtocol:
     return EvaluationProtocol(
         name="temporal", split_hash="", fingerprint="", targets="next", filter_seen=False, ties="moment", k=(10,),
         seed=0, moments=users, users=users, items=9, wanted=0, unknown=0,
     )  # fmt: skip
 
 
-def made_up(gain: float, kind: str = "network", base: float = 0.2) -> EvaluationTable:
-    """A table of 400 users whose network row is ``gain`` above the counting row."""
+def simulated_table(gain: float, kind: str = "network", base: float = 0.2) -> EvaluationTable:
+    """A table of 400 users with a network row ``gain`` above the counting row."""
     random = np.random.default_rng(1)
     own = random.normal(base, 0.05, 400)
     lists = {"popular": own / 2, "covisitation": own, "sasrec": own + gain + random.normal(0, 0.02, 400)}
@@ -370,28 +372,28 @@ def made_up(gain: float, kind: str = "network", base: float = 0.2) -> Evaluation
         held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
         return QueryMetrics(name, "b", kind if name == "sasrec" else "counting", held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
-    protocol = made_up_protocol(400)
+    protocol = simulated_protocol(400)
     rows = [row(name, values) for name, values in lists.items()]
     return make_table(protocol, rows, [f"u{n}" for n in range(400)], np.arange(400), [])
 
 
-def test_the_sentence_says_what_the_network_adds_whatever_it_is() -> None:
-    more = made_up(0.01).sentence
+def test_evaluation_sentence_states_the_gain_of_the_network() -> None:
+    more = simulated_table(0.01).sentence
     assert "against covisitation, the best counting row (NDCG@10 0." in more[0].lower() + more[1:]
     assert "sasrec alone adds 0.0" in more
     assert "paired over 400 users" in more
-    assert "sasrec alone loses 0.0" in made_up(-0.01).sentence
-    assert "sasrec alone is inconclusive: " in made_up(0.0).sentence
-    assert made_up(0.01, kind="served").sentence.startswith("This table has no network; against covisitation")
+    assert "sasrec alone loses 0.0" in simulated_table(-0.01).sentence
+    assert "sasrec alone is inconclusive: " in simulated_table(0.0).sentence
+    assert simulated_table(0.01, kind="served").sentence.startswith("This table has no network; against covisitation")
 
 
-def test_sentence_table_of_zeros_explains_itself_and_one_user_has_no_interval() -> None:
+def test_evaluation_sentence_explains_zeros_and_a_single_user() -> None:
     def row(name: str, values: np.ndarray) -> QueryMetrics:
         held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
         kind = "served" if name == "served" else "counting"
         return QueryMetrics(name, "b", kind, held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
-    protocol = replace(made_up_protocol(22), wanted=22, unknown=22)
+    protocol = replace(simulated_protocol(22), wanted=22, unknown=22)
     zeros = [row("popular", np.zeros(22)), row("served", np.zeros(22))]
     made = make_table(protocol, zeros, [f"u{n}" for n in range(22)], np.zeros(22, dtype=np.int64), [])
     assert made.sentence.endswith("Every row is 0: 22 of 22 targets were not in the catalog before the cut.")
@@ -402,7 +404,7 @@ def test_sentence_table_of_zeros_explains_itself_and_one_user_has_no_interval() 
     assert made.to_json()["rows"][0]["NDCG@10"] == {"value": 0.5, "low": None, "high": None}
 
 
-def test_every_row_is_compared_with_the_best_counting_row(table: EvaluationTable) -> None:
+def test_evaluation_compares_rows_with_the_best_counting_row(table: EvaluationTable) -> None:
     best = max(table.rows[:3], key=lambda row: row.estimates["all", "NDCG@5"].value)
     assert [(one.model, one.base) for one in table.compared] == [("served", best.row.model)]
     served = table.rows[-1].estimates["all", "NDCG@5"].value
@@ -410,17 +412,17 @@ def test_every_row_is_compared_with_the_best_counting_row(table: EvaluationTable
     assert table.compared[0].difference.absolute.value == pytest.approx(gap)
 
 
-def test_lengths_are_buckets_of_positives_in_the_state(table: EvaluationTable) -> None:
+def test_evaluation_lengths_are_buckets_of_positives(table: EvaluationTable) -> None:
     for one in table.lengths:
         assert one.first in LENGTHS
         assert one.last is None or one.last + 1 in LENGTHS
         assert set(one.rows) == {"popular", "bought_before", "covisitation", "served"}
-    first = made_up(0.0).lengths
+    first = simulated_table(0.0).lengths
     assert [(one.first, one.last, one.moments) for one in first[:3]] == [(0, 0, 1), (1, 4, 4), (5, 9, 5)]
     assert sum(one.moments for one in first) == 400
 
 
-def test_two_bundles_stand_in_one_table(data: Data, bundle: Bundle) -> None:
+def test_evaluate_two_bundles_gives_one_table(data: Data, bundle: Bundle) -> None:
     first = replace(bundle, manifest=replace(bundle.manifest, bundle="counts-a"))
     other = fitted(data, {"popular": 1.0})
     other = replace(other, manifest=replace(other.manifest, bundle="counts-b"))
@@ -436,7 +438,7 @@ def test_two_bundles_stand_in_one_table(data: Data, bundle: Bundle) -> None:
     assert "the list as served of counts-b loses" in both.sentence
 
 
-def test_the_table_is_drawn(table: EvaluationTable, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_table_render_contains_its_rows(table: EvaluationTable, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
     Console(width=160).print(table.render())
@@ -454,10 +456,10 @@ def test_the_table_is_drawn(table: EvaluationTable, capsys: pytest.CaptureFixtur
         assert text in drawn
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_that_has_seen_the_test_is_not_scored_on_it(data: Data, bundle: Bundle) -> None:
+def test_evaluate_of_a_bundle_that_learned_the_test_is_refused(data: Data, bundle: Bundle) -> None:
     first = int(make_queries(data.test, "successive").now.min())
     later = replace(bundle, manifest=replace(bundle.manifest, data=TrainingRows(first + 1)))
     with pytest.raises(UserError, match="whose cut lies before the test"):
@@ -467,7 +469,7 @@ def test_a_bundle_that_has_seen_the_test_is_not_scored_on_it(data: Data, bundle:
         tabled(data, refitted)
 
 
-def test_nan_anywhere_stops(data: Data, bundle: Bundle) -> None:
+def test_evaluate_with_nan_in_a_bundle_raises(data: Data, bundle: Bundle) -> None:
     weights = bundle.arrays["neighbours.weights"].copy()
     weights[3] = np.nan
     broken = replace(bundle, arrays={**bundle.arrays, "neighbours.weights": weights})
@@ -475,8 +477,10 @@ def test_nan_anywhere_stops(data: Data, bundle: Bundle) -> None:
         tabled(data, broken)
 
 
-def test_a_network_that_gives_no_number_is_refused(data: Data, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user vector of NaN ranks nothing: the recall comes back empty for somebody with a history."""
+def test_evaluate_with_an_empty_model_ranking_raises(
+    data: Data, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user vector of NaN gives an empty ranking for a user with history."""
     from recloop.recommend import sources
 
     class Broken(sources.PopularSource):
@@ -493,12 +497,12 @@ def test_a_network_that_gives_no_number_is_refused(data: Data, bundle: Bundle, m
         tabled(data, bundle)
 
 
-def test_no_test_moment_is_said(data: Data, bundle: Bundle) -> None:
+def test_evaluate_without_test_moments_raises(data: Data, bundle: Bundle) -> None:
     with pytest.raises(UserError, match="test moments=0"):
         tabled(replace(data, test=data.test.clear()), bundle)
 
 
-def test_evaluating_loads_no_torch() -> None:
+def test_evaluate_import_loads_no_torch() -> None:
     code = "import sys, recloop.evaluation.evaluate, recloop.training.fusion_weights; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -511,14 +515,14 @@ def test_evaluating_loads_no_torch() -> None:
         (Training(epochs=0, steps=11, steps_per_epoch=351, mode="warm"), "", "0 epochs, 11 steps"),
     ],
 )
-def test_trained_of_less_than_an_epoch_says_not_trained(train: Training, note: str, text: str) -> None:
+def test_training_note_of_less_than_an_epoch_is_not_trained(train: Training, note: str, text: str) -> None:
     trained = TrainingNote.of(train)
     assert trained is not None
     assert (trained.note, str(trained)) == (note, text)
     assert TrainingNote.of(Training(epochs=0)) is None, "no network"
 
 
-def test_evaluate_row_of_an_untrained_network_carries_the_note(table: EvaluationTable) -> None:
+def test_evaluation_row_of_an_untrained_network_has_the_note(table: EvaluationTable) -> None:
     scored = replace(table.rows[-1], row=replace(table.rows[-1].row, trained=TrainingNote(0, 11, 351)))
     row = replace(table, rows=[*table.rows[:-1], scored]).to_json()["rows"][-1]
     assert (row["epochs"], row["steps"], row["note"]) == (0, 11, "not trained: 11 steps")
@@ -529,8 +533,8 @@ def test_evaluate_row_of_an_untrained_network_carries_the_note(table: Evaluation
     assert "not trained: 11 steps" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_validation_data_is_taught_by_earlier_rows_alone(data: Data) -> None:
-    """No row at or after the first validation moment teaches; looks still read the whole past of a user."""
+def test_validation_data_trains_on_earlier_rows_only(data: Data) -> None:
+    """Training ends before the first validation moment; validation reads the full history."""
     tables = make_tables(FeatureSpec.of(CONFIG), pl.concat([data.train, data.valid]), data.cut, None, None)
     found = validation_data(tables, data.train, data.valid, None, temporal=True)
     whole = train_data(tables, data.train, data.valid)

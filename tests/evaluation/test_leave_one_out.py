@@ -1,4 +1,4 @@
-"""Leave-one-out by hand and on the papers' ML-1M: the split, the place of the one target, the published number."""
+"""Leave-one-out by hand and on ML-1M: the split, the target's rank, the published metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETS = ["split.protocol=leave-one-out", "split.ties=row", "split.filter_seen=tru
 
 
 def frame(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
-    """Labelled rows of (user, item, label) in the order of the file, each a moment of its own."""
+    """Labelled rows of (user, item, label) in file order, each a separate moment."""
     made = []
     for seq, (user, item, label) in enumerate(rows, 1):
         row = dict.fromkeys(LABELLED)
@@ -35,12 +35,12 @@ def frame(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
     return pl.DataFrame(made, schema=LABELLED)
 
 
-def test_the_last_row_tests_and_the_one_before_it_chooses() -> None:
+def test_split_leave_one_out_tests_the_last_and_validates_the_one_before() -> None:
     rows = [("u", "a", 1), ("v", "a", 1), ("u", "b", 1), ("u", "c", 1), ("v", "b", 1), ("u", "d", 1), ("u", "x", 0)]
     parts = split(frame(rows), PAPERS)
     held = [(part["user_id"].to_list(), part["item_id"].to_list()) for part in parts[:3]]
     assert held == [
-        (["u", "v", "u", "v", "u"], ["a", "a", "b", "b", "x"]),  # v has two rows: training alone
+        (["u", "v", "u", "v", "u"], ["a", "a", "b", "b", "x"]),  # v has two rows: training only
         (["u"], ["c"]),
         (["u"], ["d"]),
     ]
@@ -48,35 +48,35 @@ def test_the_last_row_tests_and_the_one_before_it_chooses() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"ties": "moment"}, {"filter_seen": False}])
-def test_what_the_papers_did_goes_together(wrong: dict[str, object]) -> None:
+def test_split_leave_one_out_with_other_settings_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"split\.protocol=leave-one-out"):
         split(frame([("u", "a", 1)] * 3), PAPERS.model_copy(update=wrong))
 
 
-def test_nobody_with_three_rows() -> None:
+def test_split_leave_one_out_without_a_user_with_three_rows_raises() -> None:
     with pytest.raises(UserError, match="three positive rows"):
         split(frame([("u", "a", 1), ("u", "b", 1)]), PAPERS)
 
 
-def test_the_place_of_a_target_shares_its_ties() -> None:
-    """Five queries on one list of scores 3 2 2 1: the first, one of two tied, the last, one of the ladder, none."""
+def test_target_ranks_share_ties() -> None:
+    """Five targets in a list of scores 3 2 2 1: first, tied, last, in the fallback, none."""
     found = TopK(
         np.tile(np.array([[7, 4, 5, 2]], np.int32), (5, 1)), np.tile(np.array([[3, 2, 2, 1]], np.float32), (5, 1))
     )
     lists = np.tile(np.array([[7, 4, 5, 2, 9]]), (5, 1))
     target = np.array([7, 5, 2, 9, 0])
-    places = TargetRanks.of(5)
-    places.find(slice(0, 5), target, found, lists, ordered=False)
-    assert places.above[:4].tolist() == [0, 1, 3, 4]
-    assert places.tied[:4].tolist() == [1, 2, 1, 1]
-    assert places.values(2, np.ones(5, dtype=bool))["HR"].tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
+    ranks = TargetRanks.of(5)
+    ranks.find(slice(0, 5), target, found, lists, ordered=False)
+    assert ranks.above[:4].tolist() == [0, 1, 3, 4]
+    assert ranks.tied[:4].tolist() == [1, 2, 1, 1]
+    assert ranks.values(2, np.ones(5, dtype=bool))["HR"].tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
     ordered = TargetRanks.of(5)
     ordered.find(slice(0, 5), target, found, lists, ordered=True)
     assert ordered.above[:4].tolist() == [0, 2, 3, 4]
     assert np.isnan(ordered.values(2, target > 0)["NDCG"][4])
 
 
-def test_a_turn_by_leave_one_out(tmp_path: Path) -> None:
+def test_train_with_leave_one_out_evaluates_one_target_per_user(tmp_path: Path) -> None:
     SimulatedShop(seed=0).write(tmp_path)
     project = open_project(tmp_path, SETS)
     loop.collect(project)
@@ -93,8 +93,8 @@ def test_a_turn_by_leave_one_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_covisitation_on_ml_1m_as_published(tmp_path: Path) -> None:
-    """HR@10 .260, NDCG@10 .151 with rows cut to 200, of the file that the SASRec papers use, in seconds."""
+def test_covisitation_on_ml_1m_equals_the_published_metrics(tmp_path: Path) -> None:
+    """HR@10 0.260, NDCG@10 0.151 with histories cut to 200, on the file of the SASRec papers."""
     log = pl.read_parquet(DATA / "sasrec-ml-1m.parquet")
     rows = log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos"))
     rows.write_parquet(tmp_path / "log.parquet")

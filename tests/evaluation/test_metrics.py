@@ -1,4 +1,4 @@
-"""Tests of every number: by hand, against ir-measures, and with a constant scorer that must give exactly K/N."""
+"""Metrics: by hand, against ir-measures, and with a constant scorer that gives exactly K/N."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_ranking_by_hand() -> None:
     assert at4["MRR"][1] == pytest.approx(1 / 4)
 
 
-def test_ideal_counts_at_most_k_and_at_most_the_targets() -> None:
+def test_ndcg_ideal_is_limited_by_k_and_by_the_targets() -> None:
     targets, offsets = flat([1, 2, 3, 4, 5])
     assert metrics.ranking(np.array([[1, 2]]), targets, offsets, 2)["NDCG"] == pytest.approx([1.0])
     assert metrics.ranking(np.array([[1, 2, 9, 8]]), *flat([2, 1]), 4)["NDCG"] == pytest.approx([1.0])
 
 
-def test_unreachable_targets_stay_in_the_denominators() -> None:
+def test_ranking_keeps_unreachable_targets_in_the_denominators() -> None:
     targets, offsets = flat([3, 0, 0])
     got = metrics.ranking(np.array([[3, 4]]), targets, offsets, 2)
     assert got["Recall"] == pytest.approx([1 / 3])
@@ -51,14 +51,14 @@ def test_unreachable_targets_stay_in_the_denominators() -> None:
     assert warm["NDCG"] == pytest.approx([1.0])
 
 
-def test_padding_never_hits_and_no_target_is_nan() -> None:
+def test_ranking_of_padding_is_0_and_without_targets_is_nan() -> None:
     got = metrics.ranking(np.array([[0, 0], [1, 2]]), *flat([0], []), 2)
     for name in metrics.RANKING:
         assert got[name][0] == 0.0
         assert np.isnan(got[name][1])
 
 
-def test_lists_shorter_than_k() -> None:
+def test_ranking_of_lists_shorter_than_k() -> None:
     got = metrics.ranking(np.array([[4]]), *flat([4, 5]), 10)
     assert got["Recall"] == pytest.approx([0.5])
     assert got["NDCG"] == pytest.approx([1 / (1 + 1 / log2(3))])
@@ -66,7 +66,7 @@ def test_lists_shorter_than_k() -> None:
     assert [none[name][0] for name in metrics.RANKING] == [0, 0, 0, 0]
 
 
-def test_keep_targets_moves_the_offsets() -> None:
+def test_keep_targets_updates_the_offsets() -> None:
     targets, offsets = flat([1, 2], [], [3, 4, 5])
     kept, moved = metrics.keep_targets(targets, offsets, np.array([False, True, True, False, True]))
     assert kept.tolist() == [2, 3, 5]
@@ -95,7 +95,7 @@ def test_ranking_equals_ir_measures_on_distinct_scores() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 20])
-def test_a_constant_scorer_on_a_catalogue_of_20_gives_k_over_n(k: int) -> None:
+def test_one_target_expectation_of_a_constant_scorer_is_k_over_n(k: int) -> None:
     g, t = metrics.above_and_tied(np.ones((20, 20)), np.arange(20))
     got = metrics.one_target_expectation(g, t, k)
     assert np.abs(got["HR"] - k / 20).max() < 1e-12
@@ -103,15 +103,15 @@ def test_a_constant_scorer_on_a_catalogue_of_20_gives_k_over_n(k: int) -> None:
     assert np.abs(got["MRR"] - sum(1 / r for r in range(1, k + 1)) / 20).max() < 1e-12
 
 
-def test_expectation_by_hand() -> None:
-    # Target tied with one other behind one better item, K = 2: second with chance 1/2, third with chance 1/2.
+def test_one_target_expectation_by_hand() -> None:
+    # Target tied with one other behind one better item, K = 2: second or third with probability 1/2 each.
     got = metrics.one_target_expectation(np.array([1, 0, 5, 1]), np.array([2, 1, 3, 3]), 2)
     assert got["HR"] == pytest.approx([1 / 2, 1, 0, 1 / 3])
     assert got["NDCG"] == pytest.approx([1 / log2(3) / 2, 1, 0, 1 / log2(3) / 3])
     assert got["MRR"] == pytest.approx([1 / 4, 1, 0, 1 / 6])
 
 
-def test_expectation_is_the_mean_over_all_orders_of_the_tied() -> None:
+def test_one_target_expectation_is_the_mean_over_orders_of_ties() -> None:
     scores, target, k = np.array([[3.0, 1.0, 1.0, 1.0, 2.0, 0.0]]), 2, 4
     g, t = metrics.above_and_tied(scores, np.array([target]))
     assert (g[0], t[0]) == (2, 3)
@@ -123,7 +123,7 @@ def test_expectation_is_the_mean_over_all_orders_of_the_tied() -> None:
         assert got[name][0] == pytest.approx(np.mean([one[name][0] for one in by_place]))
 
 
-def test_a_nan_score_stops() -> None:
+def test_above_and_tied_with_nan_raises() -> None:
     with pytest.raises(ValueError, match="NaN"):
         metrics.above_and_tied(np.array([[1.0, np.nan]]), np.array([0]))
     with pytest.raises(ValueError, match="t >= 1"):
@@ -140,7 +140,7 @@ def test_entropy_by_hand() -> None:
     assert metrics.entropy(counts, 64) == pytest.approx(bits / 6)
     assert metrics.effective_items(counts) == pytest.approx(2**bits)
     assert metrics.entropy(np.array([9]), 64) == 0.0
-    assert metrics.entropy(np.array([1, 1]), 2) == 1.0  # the correction goes above 1: cut
+    assert metrics.entropy(np.array([1, 1]), 2) == 1.0  # the correction exceeds 1 and is clipped
     assert metrics.entropy(np.array([3]), 1) == 0.0
     assert np.isnan(metrics.entropy(np.array([0, 0]), 5))
 
@@ -172,7 +172,7 @@ def test_cold_coverage_by_hand() -> None:
     assert np.isnan(metrics.cold_coverage(users, np.zeros(5, dtype=bool), covering))
 
 
-def test_a_small_arm_looks_less_diverse_only_at_unequal_n() -> None:
+def test_equal_n_removes_the_bias_of_sample_size() -> None:
     random = np.random.default_rng(0)
     arms = {"large": random.integers(0, 500, 4_000), "small": random.integers(0, 500, 100), "none": np.zeros(0, int)}
 
@@ -182,7 +182,7 @@ def test_a_small_arm_looks_less_diverse_only_at_unequal_n() -> None:
     raw = {name: bits(np.bincount(slots)) for name, slots in arms.items() if len(slots)}
     equal = metrics.equal_n(arms, bits, seed=1)
     assert raw["large"] > 3 * raw["small"]
-    assert equal["small"] == raw["small"]  # drawn whole
+    assert equal["small"] == raw["small"]  # drawn completely
     assert equal["large"] == pytest.approx(equal["small"], rel=0.1)
     assert np.isnan(equal["none"])
     assert equal == pytest.approx(metrics.equal_n(arms, bits, seed=1), nan_ok=True)
@@ -190,7 +190,7 @@ def test_a_small_arm_looks_less_diverse_only_at_unequal_n() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40).filter(any), st.integers(0, 20))
-def test_health_numbers_stay_in_their_range(counts: list[int], more: int) -> None:
+def test_health_metrics_are_in_their_ranges(counts: list[int], more: int) -> None:
     shown = np.array(counts)
     n_items = len(counts) + more
     assert 0 <= metrics.entropy(shown, n_items) <= 1

@@ -1,4 +1,4 @@
-"""``recloop ingest``: what a file and stdin leave in the log, beside a service and without one."""
+"""``recloop ingest``: stored rows of files and stdin, with and without a running service."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ROWS = [
      "quantity": 0.0},
 ]  # fmt: skip
 COUNTS = {"accepted": 3, "duplicate": 0, "conflict": 0, "quarantined": 1, "rejected": 0}
-"""Of ROWS: the last one has no quantity, which ``clean.keep`` takes."""
+"""Counts of ROWS; ``clean.keep`` quarantines the last one for its quantity."""
 
 
 def ingest(root: Path, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """One command; in a process of its own where it reads stdin."""
+    """Run one command, in a separate process if it reads stdin."""
     arguments = ["-C", str(root), "ingest", *words, "--json"]
     if stdin is not None:
         command = [sys.executable, "-m", "recloop", *arguments]
@@ -55,7 +55,7 @@ def counts(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, i
 
 
 def logged(root: Path) -> list[dict[str, Any]]:
-    """The rows of the log but for what the moment of their arrival says."""
+    """The rows of the log without the time of arrival."""
     log = open_log("sqlite:///store/log.db", root)
     rows = log.events().drop("received_at").to_dicts()
     log.close()
@@ -66,24 +66,24 @@ def lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_a_file_leaves_in_the_log_what_posting_it_leaves(
+def test_ingest_of_a_file_equals_posting_its_rows(
     shop: Project, turned: Path, tmp_path: Path, serving: Callable[..., Server]
 ) -> None:
     pl.DataFrame(ROWS).write_csv(tmp_path / "new.csv")
     assert counts(ingest(shop.root, str(tmp_path / "new.csv"))) == COUNTS
-    twin = shutil.copytree(turned, tmp_path / "twin")
-    server = serving(twin)
-    by_time = sorted(ROWS, key=lambda row: str(row["timestamp"]))  # a file's rows come in the order of their time
+    copied = shutil.copytree(turned, tmp_path / "copy")
+    server = serving(copied)
+    by_time = sorted(ROWS, key=lambda row: str(row["timestamp"]))  # ingest sorts rows of a file by time
     assert server.client.post("/v1/events", json=by_time).json()["accepted"] == 3
     assert server.stop() == 0
     mine = logged(shop.root)
-    assert mine == logged(twin)
+    assert mine == logged(copied)
     assert [row["event_id"] for row in mine] == ["n3", "n1", "n2", "n4"]
     assert [row["rule"] for row in mine] == [None, None, None, "keep"]
     assert mine[0]["seq"] == manifest(shop).watermark + 1
 
 
-def test_sent_again_nothing_counts_twice(shop: Project, tmp_path: Path) -> None:
+def test_ingest_repeated_counts_duplicates(shop: Project, tmp_path: Path) -> None:
     pl.DataFrame(ROWS).write_parquet(tmp_path / "new.parquet")
     assert counts(ingest(shop.root, str(tmp_path / "new.parquet"))) == COUNTS
     again = counts(ingest(shop.root, str(tmp_path / "new.parquet")))
@@ -93,7 +93,7 @@ def test_sent_again_nothing_counts_twice(shop: Project, tmp_path: Path) -> None:
     assert "event_id=n1: its event_id was received before with other content" in other.stderr
 
 
-def test_rows_that_cannot_be_read_are_listed_and_the_rest_is_kept(shop: Project, tmp_path: Path) -> None:
+def test_ingest_lists_unreadable_rows_and_keeps_the_others(shop: Project, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text(
         "user_id,item_id,event_type,timestamp,event_id,group_id,value,quantity\n"
         "u01,i01,click,2026-01-01T00:00:00Z,a1,,,\n"
@@ -103,13 +103,13 @@ def test_rows_that_cannot_be_read_are_listed_and_the_rest_is_kept(shop: Project,
     )
     done = ingest(shop.root, str(tmp_path / "new.csv"))
     assert counts(done, 1) == {**dict.fromkeys(COUNTS, 0), "accepted": 1, "rejected": 3}
-    told = " ".join(done.stderr.split())
-    assert "new.csv:3: no user_id: ,i01,click" in told
-    assert "new.csv:4: timestamp: not a stamp: u02,i01,click,soon" in told
-    assert "new.csv:5: expected 8 fields, found 3" in told
+    messages = " ".join(done.stderr.split())
+    assert "new.csv:3: no user_id: ,i01,click" in messages
+    assert "new.csv:4: timestamp: not a stamp: u02,i01,click,soon" in messages
+    assert "new.csv:5: expected 8 fields, found 3" in messages
 
 
-def test_columns_by_their_mapped_names_or_by_ours(shop: Project, tmp_path: Path) -> None:
+def test_ingest_accepts_mapped_and_standard_column_names(shop: Project, tmp_path: Path) -> None:
     mapped = ("--set", 'data.columns.user_id="customer"', "--set", 'data.columns.item_id="sku"')
     theirs = [{"customer": "k1", "sku": "i01", "event_type": "click", "timestamp": 1767225600, "event_id": "m1"}]
     (tmp_path / "a.jsonl").write_text(lines(theirs))
@@ -130,7 +130,7 @@ def test_columns_by_their_mapped_names_or_by_ours(shop: Project, tmp_path: Path)
     assert (second["group_id"], second["quantity"]) == ("b1", 2.0)
 
 
-def test_a_context_that_is_no_object_is_one_rejected_row(shop: Project, tmp_path: Path) -> None:
+def test_ingest_with_an_invalid_context_rejects_the_row(shop: Project, tmp_path: Path) -> None:
     pl.DataFrame(
         [{**row, "context": text} for row, text in zip(ROWS, ['{"x":1}', "[1]", "{", ""], strict=True)]
     ).write_csv(tmp_path / "new.csv")
@@ -139,7 +139,7 @@ def test_a_context_that_is_no_object_is_one_rejected_row(shop: Project, tmp_path
     assert done.stderr.count("context: not a JSON object") == 2
 
 
-def test_stdin_is_judged_row_by_row_as_a_post_is(shop: Project) -> None:
+def test_ingest_of_stdin_checks_each_row_as_post_does(shop: Project) -> None:
     text = (
         lines(ROWS[:2])
         + "\n{broken\n"
@@ -148,22 +148,22 @@ def test_stdin_is_judged_row_by_row_as_a_post_is(shop: Project) -> None:
     )
     done = ingest(shop.root, "-", stdin=text.rstrip("\n"))
     assert counts(done, 1) == {**dict.fromkeys(COUNTS, 0), "accepted": 3, "rejected": 2}
-    told = " ".join(done.stderr.split())
-    assert "stdin:4: not JSON" in told
-    assert "stdin:5: item_id: expected `str`, got `int`" in told
+    messages = " ".join(done.stderr.split())
+    assert "stdin:4: not JSON" in messages
+    assert "stdin:5: item_id: expected `str`, got `int`" in messages
     assert [row["event_id"] for row in logged(shop.root)] == ["n1", "n2", "n3"]
     assert counts(ingest(shop.root, "-", stdin="")) == dict.fromkeys(COUNTS, 0)
 
 
-def test_beside_a_service_it_posts_or_names_the_holder(
+def test_ingest_during_serving_posts_or_names_the_lock_holder(
     shop: Project, serving: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = serving(shop.root)
     file = tmp_path / "new.csv"
     pl.DataFrame(ROWS).write_csv(file)
-    held = ingest(shop.root, str(file))
-    assert (held.returncode, held.stdout) == (3, "")
-    last = held.stderr.splitlines()[-1]
+    refused = ingest(shop.root, str(file))
+    assert (refused.returncode, refused.stdout) == (3, "")
+    last = refused.stderr.splitlines()[-1]
     assert "store/writer.lock is held by `recloop serve`" in last
     assert f"try: recloop ingest {file} --url http://127.0.0.1:8088" in last
     many = [
@@ -174,21 +174,21 @@ def test_beside_a_service_it_posts_or_names_the_holder(
     assert counts(ingest(shop.root, str(file), "--url", server.url)) == COUNTS
     assert counts(ingest(shop.root, str(file), "--url", server.url))["duplicate"] == 4
     known = server.client.get("/v1/users/fresh").json()
-    assert known["state"] == "cold"  # a click is no positive there, but the service has heard of the user
+    assert known["state"] == "cold"  # a click is not positive there, but the user is known
     unstamped = [{key: value for key, value in ROWS[0].items() if key != "timestamp"} | {"event_id": "late"}]
     for status in ("accepted", "duplicate"):
         assert counts(ingest(shop.root, "-", "--url", server.url, stdin=lines(unstamped)))[status] == 1
 
 
-def test_update_takes_what_was_ingested(shop: Project, tmp_path: Path) -> None:
+def test_update_reads_ingested_rows(shop: Project, tmp_path: Path) -> None:
     log = pl.read_csv(shop.root / "events.csv", schema_overrides={"event_id": pl.String})
     later = log.tail(400).with_columns(
         pl.format("again-{}", "event_id").alias("event_id"), pl.format("b-{}", "group_id").alias("group_id"),
         pl.col("timestamp").str.to_datetime("%Y-%m-%dT%H:%M:%SZ").dt.offset_by("60d").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )  # fmt: skip
     later.write_csv(tmp_path / "later.csv")
-    taken = counts(ingest(shop.root, str(tmp_path / "later.csv")))
-    assert taken["accepted"] + taken["quarantined"] == 400
+    ingested = counts(ingest(shop.root, str(tmp_path / "later.csv")))
+    assert ingested["accepted"] + ingested["quarantined"] == 400
     assert loop.update(shop).read == 400
 
 
@@ -204,7 +204,7 @@ def test_update_takes_what_was_ingested(shop: Project, tmp_path: Path) -> None:
         ((), "Missing argument"),
     ],
 )
-def test_a_mistake_leaves_the_log_as_it_was(shop: Project, words: tuple[str, ...], said: str) -> None:
+def test_ingest_with_a_bad_argument_changes_nothing(shop: Project, words: tuple[str, ...], said: str) -> None:
     (shop.root / "empty.csv").touch()
     (shop.root / "other.csv").write_text("who,what\na,b\n")
     (shop.root / "broken.csv").write_text(
@@ -220,7 +220,7 @@ def test_a_mistake_leaves_the_log_as_it_was(shop: Project, words: tuple[str, ...
     assert logged(shop.root) == []
 
 
-def test_without_a_live_bundle_there_is_nothing_to_judge_by(world_folder: Path) -> None:
+def test_ingest_without_a_live_bundle_exits_2_and_names_update(world_folder: Path) -> None:
     done = ingest(world_folder, "events.csv")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("try: recloop update")

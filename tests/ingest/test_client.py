@@ -1,4 +1,4 @@
-"""The client: one connection that is kept, taken up again where the service has closed it, errors with their body."""
+"""The client: a kept connection, reconnection after a close, errors with their body."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from recloop.ingest.client import Client
 
 
 class Shop(ThreadingHTTPServer):
-    """Counts its connections; says what it was asked, and hangs up after an answer where it is told to."""
+    """An echo server that counts connections and optionally closes them after an answer."""
 
     connections = 0
-    hang_up = False
+    closes_connections = False
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -31,18 +31,18 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        told = {"path": self.path, "body": body, **{k.lower(): v for k, v in self.headers.items()}}
-        text = json.dumps(told).encode()
+        request = {"path": self.path, "body": body, **{k.lower(): v for k, v in self.headers.items()}}
+        text = json.dumps(request).encode()
         self.send_response(409 if self.path.endswith("no") else 200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
-        self.close_connection = self.server.hang_up
+        self.close_connection = self.server.closes_connections
 
     do_POST = do_GET  # noqa: N815 - the name that the base class calls
 
     def log_message(self, *_: Any) -> None:
-        """It says nothing."""
+        """Suppress log output."""
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def client(shop: Shop) -> Iterator[Client]:
     made.close()
 
 
-def test_one_connection_serves_every_call(shop: Shop, client: Client) -> None:
+def test_client_uses_one_connection_for_all_calls(shop: Shop, client: Client) -> None:
     asked = client.recommend("a / ü", n="3")
     assert asked["path"] == "/base/v1/recommend/a%20%2F%20%C3%BC?n=3"
     assert "x-recloop-now" not in asked
@@ -74,14 +74,14 @@ def test_one_connection_serves_every_call(shop: Shop, client: Client) -> None:
     assert shop.connections == 1
 
 
-def test_a_connection_that_the_service_closed_is_made_anew(shop: Shop, client: Client) -> None:
-    shop.hang_up = True  # without a word: no `Connection: close`
+def test_client_reconnects_after_the_service_closed_the_connection(shop: Shop, client: Client) -> None:
+    shop.closes_connections = True  # without a `Connection: close` header
     for number in range(1, 4):
         assert client.get(f"/{number}")["path"] == f"/base/{number}"
         assert shop.connections == number
 
 
-def test_an_error_carries_its_body(client: Client) -> None:
+def test_client_error_contains_the_response_body(client: Client) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         client.post("/no", {})
     assert caught.value.code == 409
@@ -89,7 +89,7 @@ def test_an_error_carries_its_body(client: Client) -> None:
     assert client.get("/yes")["path"] == "/base/yes"
 
 
-def test_nobody_there_is_an_error(shop: Shop, client: Client) -> None:
+def test_client_without_a_service_raises(shop: Shop, client: Client) -> None:
     client.get("/yes")
     shop.shutdown()
     shop.server_close()

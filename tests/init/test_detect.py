@@ -1,4 +1,4 @@
-"""`init` on logs as they come: the right columns, the right meaning, a file that loads and is never overwritten."""
+"""`init` on varied logs: columns, event types, and a loadable file that is not overwritten."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def found(made: detect.InitResult, key: str) -> Any:
          {"user_id": "shop_customer_no", "item_id": "the_item_code", "timestamp": "happened_date"}),
     ],
 )  # fmt: skip
-def test_columns_by_name(tmp_path: Path, header: str, columns: dict[str, str]) -> None:
+def test_init_detects_columns_by_name(tmp_path: Path, header: str, columns: dict[str, str]) -> None:
     names = header.split(",")
     rows = []
     for n in range(60):
@@ -78,7 +78,7 @@ def test_columns_by_name(tmp_path: Path, header: str, columns: dict[str, str]) -
     prepare(open_project(tmp_path))
 
 
-def test_the_world_is_understood_and_prepared(tmp_path: Path) -> None:
+def test_init_of_the_simulated_shop_detects_all_settings(tmp_path: Path) -> None:
     SimulatedShop(seed=0).write(tmp_path)
     made = init("events.csv", "items.csv", "users.csv", tmp_path, yes=True, force=True)
     assert made.columns == {
@@ -102,7 +102,7 @@ def test_the_world_is_understood_and_prepared(tmp_path: Path) -> None:
     assert prepare(open_project(tmp_path)).report.removed == {}
 
 
-def test_ratings_that_never_repeat(tmp_path: Path) -> None:
+def test_init_of_ratings_sets_filter_seen(tmp_path: Path) -> None:
     n = 400
     write(
         tmp_path / "u.csv", user=[f"u{k % 10}" for k in range(n)], movie=[f"m{k}" for k in range(n)],
@@ -115,7 +115,7 @@ def test_ratings_that_never_repeat(tmp_path: Path) -> None:
     assert '# positive = ["value >= 4"]' in made.toml
 
 
-def test_stamps_of_days_switch_the_burst_rule_off_and_say_so(tmp_path: Path) -> None:
+def test_init_with_daily_timestamps_disables_the_burst_rule(tmp_path: Path) -> None:
     days = [f"2025-{1 + k % 9:02}-{1 + k % 28:02}" for k in range(200)]
     write(
         tmp_path / "a.csv", customer=[f"u{k % 9}" for k in range(200)], sku=[f"i{k % 5}" for k in range(200)], date=days
@@ -160,7 +160,7 @@ def test_stamps_of_days_switch_the_burst_rule_off_and_say_so(tmp_path: Path) -> 
         ({"impression": 60}, {"neutral": ["impression"]}),
     ],
 )  # fmt: skip
-def test_init_of_event_types_tells_input_target_and_undo_apart(
+def test_init_of_event_types_detects_input_target_and_undo(
     tmp_path: Path, types: dict[str, int], expected: dict[str, Any]
 ) -> None:
     kinds = [name for name, count in types.items() for _ in range(count)]
@@ -171,12 +171,12 @@ def test_init_of_event_types_tells_input_target_and_undo_apart(
     )  # fmt: skip
     made = init("a.csv", root=tmp_path, yes=True)
     events = open_project(tmp_path).config.events.model_dump(mode="json")
-    assert made.columns["event_type"] == "action", "one value is a type too"
+    assert made.columns["event_type"] == "action", "a single value is also a type"
     none: dict[str, Any] = {"positive": [], "negative": [], "neutral": [], "history": [], "weights": {}, "undo": {}}
     assert events == none | expected | {"undo": {"quantity < 0": "*"} | expected.get("undo", {})}
 
 
-def test_a_column_of_0_and_1_says_what_was_taken(tmp_path: Path) -> None:
+def test_init_of_a_binary_column_makes_1_positive(tmp_path: Path) -> None:
     write(
         tmp_path / "a.csv", user_id=[f"u{k % 9}" for k in range(90)], item_id=[f"i{k % 31}" for k in range(90)],
         time=times(90), click=[int(k % 3 == 0) for k in range(90)], impression_id=[k // 2 * 9 + k % 9 for k in range(90)],
@@ -187,7 +187,7 @@ def test_a_column_of_0_and_1_says_what_was_taken(tmp_path: Path) -> None:
     assert (events.positive, events.neutral) == (("value = 1",), ("value = 0",))
 
 
-def test_features_are_chosen_and_near_unique_text_is_not(tmp_path: Path) -> None:
+def test_init_chooses_features_and_omits_near_unique_text(tmp_path: Path) -> None:
     write(
         tmp_path / "log.csv",
         user_id=[f"u{k % 9}" for k in range(90)],
@@ -207,7 +207,7 @@ def test_features_are_chosen_and_near_unique_text_is_not(tmp_path: Path) -> None
     assert made.columns["name"] == "{kind}, {size}"
 
 
-def test_the_id_that_two_files_share_is_the_item(tmp_path: Path) -> None:
+def test_init_chooses_the_item_column_that_both_files_share(tmp_path: Path) -> None:
     n = 18
     codes = [f"p{k}" for k in range(n)]
     write(tmp_path / "log.csv", user=["a", "b"] * 9, item=["shelf"] * n, sku=codes, code=codes, time=times(n))
@@ -219,7 +219,7 @@ def test_the_id_that_two_files_share_is_the_item(tmp_path: Path) -> None:
         init("log.csv", "items.csv", root=tmp_path, yes=True, force=True)
 
 
-def test_it_refuses_to_overwrite_before_it_reads(tmp_path: Path) -> None:
+def test_init_with_an_existing_file_is_refused_before_reading(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("mine")
     with pytest.raises(UserError, match="--force"):
         init("nowhere.csv", root=tmp_path, yes=True)
@@ -240,7 +240,7 @@ def test_it_refuses_to_overwrite_before_it_reads(tmp_path: Path) -> None:
         ({"user_id": ["1"], "item_id": ["a"], "date": ["01/02/2025"]}, "month first"),
     ],
 )
-def test_what_cannot_be_guessed_is_said_and_nothing_is_written(
+def test_init_without_a_detectable_column_raises_and_writes_nothing(
     tmp_path: Path, columns: dict[str, list[str]], said: str
 ) -> None:
     write(tmp_path / "a.csv", **columns)
@@ -254,27 +254,27 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_it_asks_on_a_terminal_and_enter_keeps(
+def test_init_on_a_terminal_asks_and_enter_keeps_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "a.csv", user_id=["u", "v"], person=["p", "q"], item_id=["i", "j"], time=times(2))
     monkeypatch.setattr("sys.stdin", Terminal("persn\nperson\n\n\n-\n\n"))
     assert init("a.csv", root=tmp_path).columns["user_id"] == "person"
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "no column persn; nearest: person" in told.err
-    monkeypatch.setattr("sys.stdin", io.StringIO("person\n"))  # no terminal: never asks
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no column persn; nearest: person" in captured.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("person\n"))  # without a terminal init does not ask
     assert init("a.csv", root=tmp_path, force=True).columns["user_id"] == "user_id"
 
 
-def test_a_folder_elsewhere_is_written_so_that_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_into_another_folder_writes_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.csv", user_id=["u", "v"], item_id=["i", "j"], time=times(2))
     monkeypatch.chdir(tmp_path)
     init("a.csv", root="shop", yes=True)
     assert open_project("shop").config.data.events == (tmp_path / "a.csv").as_posix()
 
 
-def test_the_text_is_commented_and_every_default_is_the_defaults(tmp_path: Path) -> None:
+def test_init_file_has_comments_and_default_values(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", user_id=["u", "v"] * 5, item_id=list("abcdefghij"), time=times(10))
     made = init("a.csv", root=tmp_path, yes=True)
     assert (tmp_path / FILE).read_text() == made.toml
@@ -287,7 +287,7 @@ def test_the_text_is_commented_and_every_default_is_the_defaults(tmp_path: Path)
     assert plain.clean == defaults.clean
 
 
-def test_json_items_with_lists_and_names_in_other_letters(tmp_path: Path) -> None:
+def test_init_of_json_items_names_non_latin_fields(tmp_path: Path) -> None:
     write(tmp_path / "log.csv", user_id=["u", "v"] * 9, item_id=[f"i{k}" for k in range(18)], time=times(18))
     rows = [
         {"item_id": f"i{k}", "颜色": "红蓝"[k % 2], "产地": "南北"[k % 2], "mixed": ["x"] if k % 2 else "y"}

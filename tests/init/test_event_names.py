@@ -1,4 +1,4 @@
-"""Names of event types, by their whole words."""
+"""Meanings of event type names by their whole words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {
 @pytest.mark.parametrize(
     ("meaning", "name"), [(meaning, name) for meaning, names in NAMES.items() for name in names.split()]
 )
-def test_meaning_of_a_name_is_that_of_its_whole_words(meaning: Meaning, name: str) -> None:
+def test_meaning_of_an_event_name_follows_its_whole_words(meaning: Meaning, name: str) -> None:
     assert meaning_of(name) is meaning
     assert meaning_of(name.replace("-", " ")) is meaning
 
@@ -38,6 +38,6 @@ def test_meaning_of_a_name_is_that_of_its_whole_words(meaning: Meaning, name: st
         ("unbook", ""), ("return", "purchase"), ("order_cancelled", "purchase"), ("unblock", ""), ("unsave", "saved"),
     ],
 )  # fmt: skip
-def test_partner_of_an_undo_is_the_type_that_it_names(name: str, expected: str) -> None:
+def test_partner_of_an_undo_is_the_named_type(name: str, expected: str) -> None:
     types = ["view", "dislike", "like", "addtocart", "hide", "follow", "purchase", "unlike", "undislike", "saved"]
     assert partner(name, meaning_of(name), types) == expected

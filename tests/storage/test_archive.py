@@ -1,4 +1,4 @@
-"""The import's rows as the write path reads them: by event_id, by user and stamp, whole."""
+"""Archived rows: by event_id, by user and timestamp, and all."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(tmp_path)
 
 
-def test_it_reads_whole_and_in_order(archive: Archive) -> None:
+def test_archive_reads_all_rows_in_order(archive: Archive) -> None:
     assert archive.watermark == 8
     assert archive.events()["seq"].to_list() == [3, 4, 6, 7]
     assert archive.events().schema == EVENT_SCHEMA
@@ -60,14 +60,14 @@ def test_it_reads_whole_and_in_order(archive: Archive) -> None:
     assert archive.users() is None
 
 
-def test_event_ids_are_known_and_the_first_of_several_stands(archive: Archive) -> None:
+def test_archive_known_event_ids_give_the_first_row(archive: Archive) -> None:
     found = archive.known(["e3", "e7", "e8", "nope"])
     assert {name: event.seq for name, event in found.items()} == {"e3": 3, "e7": 7, "e8": 8}
     assert found["e7"].user_id == "u"
     assert archive.known([]) == {}
 
 
-def test_rows_near_a_stamp_come_by_user_the_quarantined_too(archive: Archive) -> None:
+def test_archive_between_includes_quarantined_rows(archive: Archive) -> None:
     near = archive.between(["u"], START + DAY - 1, START + DAY + 200)
     assert near["seq"].to_list() == [6, 7, 8]
     assert near["rule"].to_list() == [None, None, "burst"]
@@ -76,19 +76,19 @@ def test_rows_near_a_stamp_come_by_user_the_quarantined_too(archive: Archive) ->
     assert archive.between(["u"], -(10**18), 10**18)["seq"].to_list() == [3, 5, 6, 7, 8]
 
 
-def test_whom_and_what_it_has_heard_of(archive: Archive) -> None:
+def test_archive_has_id_of_users_and_items(archive: Archive) -> None:
     assert archive.has_id("item_id", "i4")
     assert archive.has_id("item_id", "i8")
     assert not archive.has_id("item_id", "u")
     assert archive.has_id("user_id", "v")
 
 
-def test_nothing_prepared_yet(tmp_path: Path) -> None:
+def test_archive_without_prepared_data_raises_and_names_update(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data=.*manifest.json: expected a prepared log; try: recloop update"):
         Archive(tmp_path)
 
 
-def test_data_manifest_parsed_and_written_is_the_same() -> None:
+def test_data_manifest_round_trips_through_json() -> None:
     tree = manifest(
         watermark=9, held_seq=4, imported=5, dwell={"weight": 1}, later=[1, None],
         sources=[{"name": "a.csv", "sha256": "b" * 64, "bytes": 3, "rows": 2, "rejected": 1}],
@@ -105,7 +105,7 @@ def test_data_manifest_parsed_and_written_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "cut", "watermark", "split_hash", "counts", "files", "config"])
-def test_a_data_manifest_without_a_key_is_refused_by_name(key: str) -> None:
+def test_data_manifest_without_a_key_raises_and_names_it(key: str) -> None:
     tree = manifest(watermark=8)
     del tree[key]
     with pytest.raises(UserError, match=rf"data/manifest\.json\.{key}=missing.*recloop prepare"):

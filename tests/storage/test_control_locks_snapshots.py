@@ -1,4 +1,4 @@
-"""The control store's compare-and-set, the two locks, and snapshots that are whole or not there."""
+"""Control store moves by compare-and-set, the two locks, and atomic snapshots."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ URL = "sqlite:///store/control.db"
 MOVE = {"by": "test", "reason": "because", "evidence": {"x": [1, "ü"]}, "at": 7}
 
 
-def test_a_move_is_a_compare_and_set(tmp_path: Path) -> None:
+def test_control_move_is_a_compare_and_set(tmp_path: Path) -> None:
     control = open_control(URL, tmp_path)
     assert control.releases() == []
-    assert not (tmp_path / "store").exists()  # a look makes nothing
+    assert not (tmp_path / "store").exists()  # reading creates no file
     row = control.move("b1", "ab" * 32, "", "registered", expected_generation=0, **MOVE)
     assert row.generation == 1
     with pytest.raises(ReleaseConflict, match="generation=1, threshold 0"):
@@ -45,7 +45,7 @@ def _move(root: Path, name: str) -> str:
     return "won"
 
 
-def test_of_many_processes_one_wins(tmp_path: Path) -> None:
+def test_control_move_of_many_processes_succeeds_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         answers = pool.starmap(_move, [(tmp_path, f"b{n}") for n in range(12)])
     assert answers.count("won") == 1
@@ -58,7 +58,7 @@ def _hold(root: Path, held: Signal, done: Signal) -> None:
         done.wait(60)
 
 
-def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
+def test_lock_names_its_holder_and_ends_with_its_process(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()
     child = context.Process(target=_hold, args=(tmp_path, held, done))
@@ -73,24 +73,24 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
             locks.run_lock(tmp_path, "prepare").__enter__()
     child.kill()
     child.join()
-    with locks.writer_lock(tmp_path):  # a killed holder holds nothing
+    with locks.writer_lock(tmp_path):  # the lock of a killed process is free
         pass
 
 
-def test_a_snapshot_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_snapshot_returns_the_written_states(tmp_path: Path) -> None:
     path = tmp_path / "store" / snapshots.name(12, "abcd0123")
     assert path.name == "snapshots-12-abcd0123.db"
     snapshots.write(path, ((user, user.encode() * 3) for user in ["u1", "ü", "u' OR 1"]), 12, "abcd0123")
     snapshot = snapshots.Snapshot(path)
     assert (snapshot.seq, snapshot.key, len(snapshot)) == (12, "abcd0123", 3)
     assert snapshot.get("ü") == "üüü".encode()
-    assert snapshot.get("nobody") is None
+    assert snapshot.get("unknown") is None
     assert [user for user, _ in snapshot] == ["u' OR 1", "u1", "ü"]
     snapshot.close()
     assert [file.name for file in (tmp_path / "store").iterdir()] == [path.name]
 
 
-def test_a_snapshot_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+def test_snapshot_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / snapshots.name(1, "k")
     snapshots.write(path, [("u", b"old")], 1, "k")
 
@@ -108,8 +108,8 @@ def test_a_snapshot_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
         snapshots.Snapshot(tmp_path / "none.db")
 
 
-def test_snapshot_of_an_earlier_schema_is_refused_and_made_anew(tmp_path: Path) -> None:
-    """States of schema 1 join rows to groups that were used again: they are not read."""
+def test_snapshot_of_an_earlier_schema_is_refused(tmp_path: Path) -> None:
+    """States of schema 1 join rows to reused group ids, so they are not read."""
     path = tmp_path / snapshots.name(5, "0" * 8)
     assert snapshots.current(path) is None
     snapshots.write(path, [("u", b"state")], 5, "0" * 8)

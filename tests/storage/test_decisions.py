@@ -1,4 +1,4 @@
-"""Decisions: behind the answer, the first row of a request stays, every lost row is counted."""
+"""Decisions: written after the answer, the first row per request, counted losses."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def decisions(tmp_path: Path) -> Iterator[DecisionLog]:
     decisions.close()
 
 
-def test_rows_come_back_as_they_were_taken(decisions: DecisionLog) -> None:
+def test_decisions_round_trip(decisions: DecisionLog) -> None:
     rows = [decision(str(n), at=n, propensities=[0.5, 1.0] if n else None) for n in range(5)]
     for row in rows:
         assert decisions.put(row)
     assert decisions.flush()
     assert decisions.rows() == rows
     assert decisions.rows(last=2) == rows[-2:]
-    assert decisions.rows(since=1, until=3) == rows[1:3]
+    assert decisions.rows(since=1, wait_until=3) == rows[1:3]
 
 
-def until(met: Callable[[], object], seconds: float = 60.0) -> bool:
-    """Whether it comes true, however slow the machine is."""
+def wait_until(met: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Wait until a condition holds; return whether it did."""
     end = time.monotonic() + seconds
     while not met():
         if time.monotonic() > end:
@@ -55,12 +55,12 @@ def until(met: Callable[[], object], seconds: float = 60.0) -> bool:
     return True
 
 
-def test_a_row_is_written_though_nobody_asks_for_it(decisions: DecisionLog) -> None:
+def test_decisions_are_written_without_a_flush(decisions: DecisionLog) -> None:
     decisions.put(decision())
-    assert until(lambda: len(decisions.rows()) == 1)
+    assert wait_until(lambda: len(decisions.rows()) == 1)
 
 
-def test_the_first_row_of_a_request_stays(decisions: DecisionLog) -> None:
+def test_decisions_keep_the_first_row_of_a_request(decisions: DecisionLog) -> None:
     decisions.put(decision("r", k=1))
     decisions.put(decision("r", k=2))
     decisions.put(decision("r", k=3, role="shadow"))
@@ -69,7 +69,7 @@ def test_the_first_row_of_a_request_stays(decisions: DecisionLog) -> None:
     assert [row.k for row in decisions.rows()] == [1, 3, 4]
 
 
-def test_decisions_a_repeated_key_is_left_out_and_counted(decisions: DecisionLog, tmp_path: Path) -> None:
+def test_decisions_with_a_repeated_key_are_dropped_and_counted(decisions: DecisionLog, tmp_path: Path) -> None:
     for _ in range(4):
         decisions.put(decision("r"))
     decisions.put(decision("s"))
@@ -80,7 +80,7 @@ def test_decisions_a_repeated_key_is_left_out_and_counted(decisions: DecisionLog
     kept.close()
 
 
-def test_decisions_the_same_client_id_a_thousand_times_is_a_thousand_rows(decisions: DecisionLog) -> None:
+def test_decisions_with_one_client_id_are_all_stored(decisions: DecisionLog) -> None:
     for n in range(1_000):
         decisions.put(decision(f"ours-{n}", client_request_id="page-view-7"))
     decisions.flush()
@@ -104,7 +104,7 @@ INSERT INTO counts VALUES (1, 3, 0, 0);
 PRAGMA user_version = 1"""
 
 
-def test_decisions_of_schema_1_are_read_as_they_are_and_migrated_by_a_writer(tmp_path: Path) -> None:
+def test_decisions_of_schema_1_are_read_and_migrated_by_a_writer(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     old = sqlite3.connect(tmp_path / "store" / "decisions.db", isolation_level=None)
     old.executescript(SCHEMA_1)
@@ -128,7 +128,7 @@ def test_decisions_of_schema_1_are_read_as_they_are_and_migrated_by_a_writer(tmp
     reader.close()
 
 
-def test_a_full_buffer_drops_and_counts(
+def test_decisions_over_the_buffer_are_dropped_and_counted(
     decisions: DecisionLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "ROOM", 0)
@@ -139,17 +139,17 @@ def test_a_full_buffer_drops_and_counts(
     decisions.close()
     again = open_decisions(URL, tmp_path, write=True)
     assert [row.request_id for row in again.rows()] == ["kept"]
-    assert again.lost == 0  # dropped is another thing than lost
+    assert again.lost == 0  # dropped is not lost
     again.close()
 
 
-def test_a_disk_that_refuses_keeps_the_rows_and_tries_again(decisions: DecisionLog, tmp_path: Path) -> None:
+def test_decisions_on_a_failing_disk_are_kept_and_retried(decisions: DecisionLog, tmp_path: Path) -> None:
     decisions.flush()
     other = sqlite3.connect(tmp_path / "store" / "decisions.db", isolation_level=None)
     other.execute("ALTER TABLE counts RENAME TO hidden")
     decisions.put(decision())
     assert not decisions.flush(0.1)
-    assert until(lambda: decisions.failing)
+    assert wait_until(lambda: decisions.failing)
     other.execute("ALTER TABLE hidden RENAME TO counts")
     other.close()
     assert decisions.flush(60.0)
@@ -158,7 +158,7 @@ def test_a_disk_that_refuses_keeps_the_rows_and_tries_again(decisions: DecisionL
 
 
 def _answer_and_die(root: Path) -> None:
-    module.EVERY_SECONDS = 60.0  # nothing of the second part is written by itself
+    module.EVERY_SECONDS = 60.0  # the second part is not written automatically
     decisions = open_decisions(URL, root, write=True)
     for n in range(5):
         decisions.put(decision(f"kept{n}"))
@@ -168,12 +168,12 @@ def _answer_and_die(root: Path) -> None:
     os.kill(os.getpid(), 9)
 
 
-def test_what_a_kill_takes_is_counted(tmp_path: Path) -> None:
+def test_decisions_lost_by_a_kill_are_counted(tmp_path: Path) -> None:
     child = multiprocessing.get_context("spawn").Process(target=_answer_and_die, args=(tmp_path,))
     child.start()
     child.join(60)
     assert child.exitcode == -9
-    for _ in range(2):  # counted once, whatever happens later
+    for _ in range(2):  # counted once over several openings
         decisions = open_decisions(URL, tmp_path, write=True)
         assert [row.request_id for row in decisions.rows()] == [f"kept{n}" for n in range(5)]
         assert decisions.lost == 3

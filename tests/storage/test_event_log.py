@@ -1,4 +1,4 @@
-"""The log: numbers, retries, one transaction for all kinds of rows, readers beside the writer, versions."""
+"""The event log: seqs, retries, transactions over all kinds of rows, readers, schema versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def event(item_id: str = "i", user_id: str = "u", **more: object) -> Event:
     return Event(**{"user_id": user_id, "item_id": item_id, "timestamp": 1, "received_at": 5, **more})
 
 
-def test_numbers_go_on_after_the_import_and_run_over_all_kinds_of_rows(log: EventLog) -> None:
+def test_event_log_numbers_all_rows_after_the_import(log: EventLog) -> None:
     log.start_at(100)
     assert log.last_seq() == 100
     assert log.is_empty()
@@ -47,18 +47,18 @@ def test_numbers_go_on_after_the_import_and_run_over_all_kinds_of_rows(log: Even
     assert log.users().schema == USER_SCHEMA
 
 
-def test_the_import_may_be_numbered_anew_only_while_nothing_came_since(log: EventLog) -> None:
+def test_event_log_start_at_after_new_rows_is_refused(log: EventLog) -> None:
     log.start_at(100)
     log.start_at(40)
     assert log.last_seq() == 40
     log.append_events([event()])
-    log.start_at(40)  # what a server does at each start
+    log.start_at(40)  # as a server does at each start
     with pytest.raises(UserError, match="watermark=90: expected at most 41"):
         log.start_at(90)
     assert log.last_seq() == 41
 
 
-def test_every_field_of_an_event_comes_back(log: EventLog) -> None:
+def test_event_log_events_round_trip(log: EventLog) -> None:
     full = event(
         seq=1, value=2.5, quantity=3.0, group_id="g", event_id="e", anonymous_id="an", session_id="s", placement="p",
         request_id="r", context='{"a":1}', event_type="purchase",
@@ -68,7 +68,7 @@ def test_every_field_of_an_event_comes_back(log: EventLog) -> None:
     assert Event(**row) == full
 
 
-def test_a_retry_is_a_duplicate_and_other_content_a_conflict(log: EventLog) -> None:
+def test_event_log_retry_is_duplicate_and_changed_content_conflict(log: EventLog) -> None:
     first = event(event_id="e1", value=2.0)
     got = log.append_events([first, event(event_id="e1", value=2.0), event(event_id="e1", value=3.0), event()])
     assert [(r.status, r.seq) for r in got] == [("accepted", 1), ("duplicate", 1), ("conflict", 1), ("accepted", 2)]
@@ -77,13 +77,13 @@ def test_a_retry_is_a_duplicate_and_other_content_a_conflict(log: EventLog) -> N
     assert log.events()["value"].to_list() == [2.0, None, None]
 
 
-def test_a_retry_without_a_stamp_is_a_duplicate_whenever_it_arrives(log: EventLog) -> None:
+def test_event_log_retry_without_a_timestamp_is_duplicate(log: EventLog) -> None:
     log.append_events([event(event_id="e", timestamp=5, received_at=5)])
     assert log.append_events([event(event_id="e", timestamp=9, received_at=9)])[0].status == "duplicate"
     assert log.append_events([event(event_id="e", timestamp=8, received_at=9)])[0].status == "conflict"
 
 
-def test_find_duplicates_imported_event_id_is_a_repeat(log: EventLog) -> None:
+def test_find_duplicates_of_an_imported_event_id(log: EventLog) -> None:
     log.start_at(10)
     arrived = [event(event_id="old"), event("other", event_id="old"), event(event_id="new")]
     with log.commit():
@@ -92,7 +92,7 @@ def test_find_duplicates_imported_event_id_is_a_repeat(log: EventLog) -> None:
     assert [(r.status, r.seq) for r in got] == [("duplicate", 7), ("conflict", 7), ("accepted", 11)]
 
 
-def test_find_duplicates_gives_new_rows_alone_with_their_numbers(log: EventLog) -> None:
+def test_find_duplicates_returns_only_new_rows_with_seqs(log: EventLog) -> None:
     log.append_events([event(event_id="e")])
     with log.commit():
         arrivals = log.find_duplicates([event(event_id="e"), event("bad"), event("good")], {})
@@ -113,30 +113,30 @@ def test_insert_events_after_other_rows_were_appended_raises(log: EventLog) -> N
     assert log.events().is_empty()
 
 
-def test_one_transaction_holds_all_or_nothing(log: EventLog) -> None:
+def test_event_log_transaction_is_all_or_nothing(log: EventLog) -> None:
     def half() -> None:
         with log.commit():
             log.append_events([event()])
             log.append_users([User(user_id="u")])
-            raise RuntimeError("the power went")
+            raise RuntimeError("power failure")
 
-    with pytest.raises(RuntimeError, match="the power went"):
+    with pytest.raises(RuntimeError, match="power failure"):
         half()
     assert log.last_seq() == 0
     assert log.is_empty()
     with log.commit():
         log.append_events([event()])
-        assert log.last_seq() == 0  # a reader sees nothing before the commit
-        assert log.recent(["u"], since=0)["seq"].to_list() == [1]  # the writer's own judgement does
+        assert log.last_seq() == 0  # readers see no uncommitted rows
+        assert log.recent(["u"], since=0)["seq"].to_list() == [1]  # the writer sees them
     assert log.last_seq() == 1
 
 
-def test_reads_by_user_and_by_number(log: EventLog) -> None:
+def test_event_log_reads_by_user_and_seq(log: EventLog) -> None:
     log.append_events([event("a", "u"), event("b", "v"), event("c", "u"), event("d", "u", timestamp=50)])
     assert log.events("u")["item_id"].to_list() == ["a", "c", "d"]
     assert log.events("u", after=1, until=3)["item_id"].to_list() == ["c"]
     assert log.events(until=2)["item_id"].to_list() == ["a", "b"]
-    assert log.events("nobody").schema == log.events().schema
+    assert log.events("unknown").schema == log.events().schema
     assert log.recent(["u", "v"], since=1)["item_id"].to_list() == ["d"]
     assert log.has_id("item_id", "b")
     assert not log.has_id("item_id", "z")
@@ -144,34 +144,34 @@ def test_reads_by_user_and_by_number(log: EventLog) -> None:
     assert not log.has_id("user_id", "w")
 
 
-def test_long_reads_come_in_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_log_long_reads_use_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recloop.storage.event_log.SLICE", 7)
     log.append_events([event(str(n)) for n in range(21)])
     assert log.events()["item_id"].to_list() == [str(n) for n in range(21)]
     assert len(log.events(after=3, until=20)) == 17
 
 
-def test_readers_in_other_threads_see_what_is_committed(log: EventLog, tmp_path: Path) -> None:
-    beside = open_log(URL, tmp_path)
+def test_event_log_readers_in_other_threads_see_committed_rows(log: EventLog, tmp_path: Path) -> None:
+    reader = open_log(URL, tmp_path)
     log.append_events([event()])
     seen: list[int] = []
-    thread = threading.Thread(target=lambda: seen.append(beside.last_seq()))
+    thread = threading.Thread(target=lambda: seen.append(reader.last_seq()))
     thread.start()
     thread.join()
     assert seen == [1]
     with pytest.raises(RuntimeError, match="opened for reading"):
-        beside.append_events([event()])
-    beside.close()
+        reader.append_events([event()])
+    reader.close()
 
 
-def test_the_file_is_a_durable_wal(log: EventLog, tmp_path: Path) -> None:
+def test_event_log_file_is_a_durable_wal(log: EventLog, tmp_path: Path) -> None:
     log.append_events([event()])
     with log.commit() as writer:
         assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
 
-def test_a_store_that_is_not_there_reads_as_empty(tmp_path: Path) -> None:
+def test_event_log_without_a_file_is_empty(tmp_path: Path) -> None:
     log = open_log(URL, tmp_path)
     assert log.last_seq() == 0
     assert log.events().is_empty()
@@ -179,7 +179,7 @@ def test_a_store_that_is_not_there_reads_as_empty(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+def test_event_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     open_log(URL, tmp_path, write=True).close()
     connection = sqlite3.connect(tmp_path / "store" / "log.db")
     connection.execute("PRAGMA user_version = 2")
@@ -189,7 +189,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
             open_log(URL, tmp_path, write=write)
 
 
-def test_what_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
+def test_event_log_that_is_not_a_database_raises(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "log.db").write_text("a text file, longer than the header of a database, twice over\n" * 4)
     with pytest.raises(UserError, match="expected a SQLite file"):
@@ -197,6 +197,6 @@ def test_what_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgresql://host/db", "store/log.db", "sqlite:///"])
-def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
+def test_event_log_with_an_unsupported_url_raises(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stores.log=.*expected sqlite:///PATH"):
         open_log(url, tmp_path)

@@ -1,4 +1,4 @@
-"""Retractions on their way: handed in by any process, taken by the log's one writer, there once however often they come."""
+"""The inbox of retractions: any process adds them, the writer applies each once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ INSERT INTO releases VALUES (1, 7, 'b', 'ab', '', 'registered', 'test', 'because
 PRAGMA user_version = 1"""
 
 
-def test_what_is_handed_waits_until_it_is_taken(tmp_path: Path) -> None:
+def test_inbox_keeps_retractions_until_they_are_applied(tmp_path: Path) -> None:
     control = open_control(URL, tmp_path)
     assert control.handed() == []
-    assert not (tmp_path / "store").exists()  # a look makes nothing
+    assert not (tmp_path / "store").exists()  # reading creates no file
     control.hand([Retraction(5, "duplicates"), Retraction(3, "burst")], "recloop update", 11)
     open_control(URL, tmp_path).hand([Retraction(5, "crawler"), Retraction(9, "crawler")], "again", 12)
     waiting = control.handed()
@@ -39,11 +39,11 @@ def test_what_is_handed_waits_until_it_is_taken(tmp_path: Path) -> None:
     assert waiting[0].retraction == Retraction(5, "duplicates")
     control.taken([waiting[0].id, waiting[2].id])
     assert [one.of_seq for one in control.handed()] == [3]
-    control.hand([Retraction(5, "duplicates")], "recloop update", 13)  # an update that goes on after a kill
+    control.hand([Retraction(5, "duplicates")], "recloop update", 13)  # an update continued after a kill
     assert [one.of_seq for one in control.handed()] == [3]
 
 
-def test_an_older_control_store_is_read_and_then_migrated(tmp_path: Path) -> None:
+def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path) -> None:
     file = tmp_path / "store" / "control.db"
     file.parent.mkdir()
     connection = sqlite3.connect(file)
@@ -53,7 +53,7 @@ def test_an_older_control_store_is_read_and_then_migrated(tmp_path: Path) -> Non
     control = open_control(URL, tmp_path)
     assert [row.bundle for row in control.releases()] == ["b"]
     assert control.handed() == []
-    assert file.read_bytes() == before  # who only reads changes nothing
+    assert file.read_bytes() == before  # reading changes no file
     control.move("b", "ab", "registered", "live", expected_generation=1, **MOVE)
     control.hand([Retraction(5, "duplicates")], "x", 1)
     assert (control.generation(), [one.of_seq for one in control.handed()]) == (2, [5])
@@ -69,7 +69,7 @@ def test_an_older_control_store_is_read_and_then_migrated(tmp_path: Path) -> Non
         open_control(URL, newer)
 
 
-def test_a_retraction_takes_a_number_and_is_there_once(tmp_path: Path) -> None:
+def test_event_log_retraction_has_a_seq_and_is_stored_once(tmp_path: Path) -> None:
     log = open_log("sqlite:///store/log.db", tmp_path, write=True)
     log.start_at(10)
     log.append_events([Event(user_id="u", item_id="a", timestamp=1), Event(user_id="v", item_id="a", timestamp=1)])
@@ -85,7 +85,7 @@ def test_a_retraction_takes_a_number_and_is_there_once(tmp_path: Path) -> None:
     log.close()
 
 
-def test_control_of_schema_2_keeps_its_inbox_and_takes_restorations(tmp_path: Path) -> None:
+def test_control_store_of_schema_2_keeps_its_inbox(tmp_path: Path) -> None:
     file = tmp_path / "store" / "control.db"
     file.parent.mkdir()
     connection = sqlite3.connect(file)
@@ -106,7 +106,7 @@ def test_control_of_schema_2_keeps_its_inbox_and_takes_restorations(tmp_path: Pa
     ]  # fmt: skip
 
 
-def test_retractions_and_restorations_follow_one_another_and_each_state_stays(tmp_path: Path) -> None:
+def test_retractions_and_restorations_alternate_and_keep_earlier_states(tmp_path: Path) -> None:
     log = open_log("sqlite:///store/log.db", tmp_path, write=True)
     log.append_events([Event(user_id="u", item_id=f"i{n}", timestamp=n) for n in range(3)])
     kept = log.append_retractions(

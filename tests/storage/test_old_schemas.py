@@ -1,4 +1,4 @@
-"""Stores and a bundle as an earlier program wrote them: read with the rows that were written."""
+"""Stores and a bundle of an earlier version are read completely."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture(params=["read only", "written"])
 def write(request: pytest.FixtureRequest) -> bool:
-    """Whether the store is opened for writing, which migrates it."""
+    """Open the store for writing, which migrates it, or only for reading."""
     return request.param == "written"
 
 
@@ -53,7 +53,7 @@ def test_control_of_schema_3_keeps_its_releases_and_inbox(folder: Path) -> None:
     assert [row.rule for row in control.handed()] == ["keep"]
 
 
-def test_bundle_of_before_the_new_names_loads_with_its_hash(folder: Path) -> None:
+def test_bundle_with_earlier_names_loads_with_its_hash(folder: Path) -> None:
     release = ControlStore(folder / "store" / "control.db").releases()[-1]
     bundle = bundles.load(folder / "bundles" / release.bundle, release.sha256)
     assert len(bundle.items) == 15

@@ -1,4 +1,4 @@
-"""The release machine: every move it knows, every move it refuses, and what a rollback brings back."""
+"""Releases: allowed moves, refused moves, and rollback targets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def states(control: ControlStore) -> dict[str, str]:
     return {row["bundle"]: row["state"] for row in releases.release_table(control)["bundles"]}
 
 
-def test_before_the_first_row(tmp_path: Path) -> None:
+def test_release_table_without_rows_is_empty(tmp_path: Path) -> None:
     control = open_control("sqlite:///store/control.db", tmp_path)
     assert releases.live(control) is None
     assert releases.lives(control) == []
@@ -39,7 +39,7 @@ def test_before_the_first_row(tmp_path: Path) -> None:
     }
 
 
-def test_one_is_live_and_the_former_retires(control: ControlStore) -> None:
+def test_promote_to_live_retires_the_former(control: ControlStore) -> None:
     releases.promote(control, "a", **WHO)
     row = releases.promote(control, "b", **{**WHO, "at": 9, "reason": "better"})
     assert (row.generation, row.from_, row.to, row.sha256) == (8, "checked", "live", "b" * 64)
@@ -50,7 +50,7 @@ def test_one_is_live_and_the_former_retires(control: ControlStore) -> None:
     assert table["bundles"][0] == {"bundle": "a", "state": "retired", "at": 9, "reason": "better"}
 
 
-def test_the_way_through_shadow_and_experiment(control: ControlStore) -> None:
+def test_promote_through_shadow_and_experiment_to_live(control: ControlStore) -> None:
     releases.promote(control, "a", to="shadow", **WHO)
     assert releases.release_table(control)["shadow"] == "a"
     releases.promote(control, "a", to="experiment", **WHO)
@@ -60,22 +60,22 @@ def test_the_way_through_shadow_and_experiment(control: ControlStore) -> None:
     assert states(control)["a"] == "live"
 
 
-def test_rollback_goes_back_one_live_bundle_at_a_time(control: ControlStore) -> None:
+def test_rollback_returns_to_the_previous_live_bundle(control: ControlStore) -> None:
     for name in ("a", "b", "c"):
         releases.promote(control, name, **WHO)
     assert [row.bundle for row in releases.lives(control)] == ["c", "b", "a"]
     row = releases.rollback(control, **WHO)
     assert (row.bundle, row.from_, row.sha256, row.evidence) == ("b", "retired", "b" * 64, {"rolled_back": "c"})
     assert states(control) == {"a": "retired", "b": "live", "c": "rolled_back"}
-    assert [row.bundle for row in releases.lives(control)] == ["b", "a"]  # c was bad: it answers nothing any more
+    assert [row.bundle for row in releases.lives(control)] == ["b", "a"]  # c was rolled back and is not live again
     assert releases.rollback(control, **WHO).bundle == "a"
     with pytest.raises(Refused, match="earlier live bundles=0, threshold 1"):
         releases.rollback(control, **WHO)
-    releases.promote(control, "c", **WHO)  # but a person may say otherwise
+    releases.promote(control, "c", **WHO)  # an explicit promotion is allowed
     assert releases.rollback(control, **WHO).bundle == "a"
 
 
-def test_a_refused_bundle_never_comes_back(control: ControlStore) -> None:
+def test_refused_bundle_cannot_be_promoted_or_rolled_back_to(control: ControlStore) -> None:
     releases.promote(control, "a", **WHO)
     releases.promote(control, "b", **WHO)
     with pytest.raises(Refused, match="state=live"):
@@ -89,7 +89,7 @@ def test_a_refused_bundle_never_comes_back(control: ControlStore) -> None:
         releases.rollback(control, **WHO)
 
 
-def test_wrong_moves_change_nothing(control: ControlStore) -> None:
+def test_invalid_moves_change_nothing(control: ControlStore) -> None:
     releases.promote(control, "a", **WHO)
     with pytest.raises(Refused):
         releases.promote(control, "a", **WHO)
@@ -104,13 +104,13 @@ def test_wrong_moves_change_nothing(control: ControlStore) -> None:
     assert releases.release_table(control)["generation"] == 7
 
 
-def test_what_was_not_checked_moves_nowhere_but_to_the_first_live(tmp_path: Path) -> None:
+def test_unchecked_bundle_is_refused_except_as_the_first_live(tmp_path: Path) -> None:
     control = open_control("sqlite:///store/control.db", tmp_path)
     for name in ("a", "b"):
         releases.register(control, name, name * 64, **WHO)
     with pytest.raises(Refused, match="state=registered"):
         releases.promote(control, "a", to="shadow", **WHO)
-    assert releases.promote(control, "a", **WHO).to == "live"  # nothing is live yet: there is nothing to compare with
+    assert releases.promote(control, "a", **WHO).to == "live"  # the first live bundle has no comparison
     with pytest.raises(Refused, match="state=registered, threshold one of checked, shadow"):
         releases.promote(control, "b", **WHO)
     assert releases.checked(control, "b", **{**WHO, "reason": "loaded"}).from_ == "registered"
@@ -119,12 +119,12 @@ def test_what_was_not_checked_moves_nowhere_but_to_the_first_live(tmp_path: Path
     assert releases.promote(control, "b", **WHO).to == "live"
 
 
-def test_one_experiment_at_a_time_and_several_shadows(control: ControlStore) -> None:
+def test_promote_allows_one_experiment_and_several_shadows(control: ControlStore) -> None:
     releases.promote(control, "a", **WHO)
     releases.promote(control, "b", to="shadow", **WHO)
     releases.promote(control, "c", to="shadow", **WHO)
     assert [row.bundle for row in releases.read_state(control).rows_in("shadow")] == ["b", "c"]
-    assert releases.release_table(control)["shadow"] == "b"  # the candidate is the one that came first
+    assert releases.release_table(control)["shadow"] == "b"  # the candidate is the first shadow
     releases.promote(control, "b", to="experiment", **WHO)
     assert (releases.release_table(control)["shadow"], releases.release_table(control)["experiment"]) == ("c", "b")
     with pytest.raises(Refused, match="bundle in the experiment=b"):
@@ -133,8 +133,8 @@ def test_one_experiment_at_a_time_and_several_shadows(control: ControlStore) -> 
     assert releases.promote(control, "c", to="experiment", **WHO).from_ == "shadow"
 
 
-def test_every_drawn_move_and_no_other(tmp_path: Path) -> None:
-    """The table of moves is the drawing of the docstring: each state, tried towards each other one."""
+def test_release_moves_equal_the_transition_table(tmp_path: Path) -> None:
+    """Each move between two states is allowed exactly if the transition table contains it."""
     moves = {"checked": releases.checked, "refused": releases.reject}
     found = set()
     for number, (state, to) in enumerate(
@@ -161,7 +161,9 @@ def test_every_drawn_move_and_no_other(tmp_path: Path) -> None:
     assert found == {(state, to) for to, sources in releases.FROM.items() for state in sources}
 
 
-def test_a_move_made_meanwhile_stops_this_one(control: ControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promote_after_a_concurrent_move_raises_a_conflict(
+    control: ControlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked = control.releases()
     releases.promote(control, "b", **WHO)
     monkeypatch.setattr(control, "releases", lambda: looked)

@@ -1,4 +1,4 @@
-"""The SQLite stores keep the store contract, inside the project and elsewhere."""
+"""The SQLite stores pass the store contract inside and outside the project."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class TestSQLite(StoreContract):
 
 
 class TestSQLiteElsewhere(StoreContract):
-    """Absolute paths, as where the stores lie on a disk of their own."""
+    """Absolute paths, as with stores on a separate disk."""
 
     @pytest.fixture(autouse=True)
     def _elsewhere(self, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
-        folder: Path = tmp_path_factory.mktemp("disk of its own")
+        folder: Path = tmp_path_factory.mktemp("separate disk")
         names = ("log.db", "decisions.db", "control.db")
         request.instance.urls = tuple(f"sqlite:///{folder / name}" for name in names)
