@@ -108,6 +108,7 @@ class _Page:
             self._bundle = ui.select([], label="bundle").classes("w-80 max-w-full").props("data-testid=bundle")
             self._to = ui.select(TARGETS, value=SHADOW, label="to").classes("w-64 max-w-full").props("data-testid=to")
             self._reason = ui.input("reason (required)").classes("grow").props("data-testid=reason")
+        with ui.row().classes("w-full gap-4"):
             ui.button("Promote", on_click=self._promote).props("data-testid=promote")
             ui.button("Rollback", on_click=self._rollback, color="negative").props("data-testid=rollback")
             ui.button("Reject", on_click=self._reject, color="negative").props("data-testid=reject")
