@@ -67,7 +67,7 @@ def first_run(project: Project, voice: Progress | None = None, verb: str = "upda
         begin = time.monotonic()
         prepared = collect(project, voice)  # 1. collect
         trained = train(project, voice)  # 2-5. features, learn, evaluate, bundle
-        parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first turn")  # 6. make live
+        parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first run")  # 6. make live
         return FirstRun(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
