@@ -107,7 +107,7 @@ def test_evaluate_gives_better_worse_or_inconclusive() -> None:
     assert (worse.verdict, worse.no_harm) == ("worse", False)
     same = of_truth(Truth(3, 1_500, 0.0))
     assert (same.verdict, same.decided_by, same.no_harm) == ("inconclusive", "none", False)
-    assert "1 of 1 planned looks taken, none passed its bound; a relative loss of 0." in same.why
+    assert "1 of 1 planned looks done, none crossed its bound; a relative loss of 0." in same.why
     assert same.loss > 0.01
     assert same.needed > 1_200
     assert same.sample_ratio.alarm is False
@@ -168,7 +168,7 @@ def test_evaluate_with_an_empty_arm_is_running() -> None:
     users = user_outcomes([answer("r", "u", T, ["i0"], "live")], frame([]), T, T + 3 * DAY)
     found = experiment.evaluate(users, PLAN)
     assert (found.verdict, found.users.candidate, found.metrics, found.no_harm) == ("running", 0, {}, False)
-    assert "no look was taken yet" in found.why
+    assert "no look is done yet" in found.why
 
 
 def less_active(seed: int, fails: float) -> tuple[list[Decision], pl.DataFrame]:

@@ -114,7 +114,7 @@ def test_write_with_from_and_to_limits_the_window(project: Project, tmp_path: Pa
     assert report.write(project, end=texts[0].removesuffix("Z"), file=file)["requests"] == 1
     none = report.write(project, start="2031-01-01", file=file)
     assert (none["requests"], none["entropy"], none["cold_coverage"]) == (0, None, None)
-    assert "No request was answered in this time" in Path(file).read_text("utf-8")
+    assert "No request was answered in this period" in Path(file).read_text("utf-8")
     with pytest.raises(UserError, match="--from=yesterday: expected ISO 8601"):
         report.write(project, start="yesterday", file=file)
 
@@ -164,7 +164,9 @@ def test_write_during_an_experiment_shows_its_verdict_and_plan(project: Project,
                  expected_generation=live.generation, at=NOW)  # fmt: skip
     html = Path(report.write(here)["path"]).read_text("utf-8")
     assert f"Experiment of {live.bundle}" in html
-    assert "<b>invalid</b>: the arms did not get their shares of the users" in html  # live answered all 40 users
+    assert (
+        "<b>invalid</b>: the arms differ from their planned shares of users" in html
+    )  # all 40 users were answered by live
     assert "hit_rate over 4,000 users, 4 looks, margin 0.01" in html
 
 
@@ -182,7 +184,7 @@ def test_write_without_an_evaluation_states_it(project: Project, tmp_path: Path)
     finally:
         aside.rename(held)
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "No evaluation was written yet" in page
+    assert "No evaluation yet" in page
     assert "<svg" not in page
 
 
@@ -202,14 +204,14 @@ def test_page_names_the_live_bundle(project: Project, page: str) -> None:
 def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project) -> None:
     """A table of another bundle is not shown under the name of the live one."""
     live = report.summarize(project).bundle.id
-    assert f"Table, chart and lists of <code>{live}</code> (live)." in page
+    assert f"Table, chart and lists: <code>{live}</code> (live)." in page
     assert f"by <code>{live}</code> (live): 40." in page
     seen = report.summarize(project)
     found = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
     for row in found["rows"]:
         row["bundle"] = "counts-other"
     other = report.render(found, seen.numbers, replace(seen.bundle.manifest, bundle="now-live"), str, "today")
-    assert "Table, chart and lists of <code>counts-other</code>, not of the live bundle" in other
+    assert "Table, chart and lists: <code>counts-other</code>. The live bundle is not evaluated" in other
     assert f"by <code>{live}</code>: 40." in other
 
 

@@ -14,7 +14,7 @@ from recloop.project import Project
         (0, 0.01, 500.0, 20.0, "at 500 requests a day and 1 %: 20 days; set release.shadow_share"),
         (50, 0.25, 500.0, 0.4, "at 500 requests a day and 25 %: 10 hours"),
         (0, 0.005, 40.0, 500.0, "at 40 requests a day and 0.5 %: 500 days"),
-        (0, 0.01, 0.0, None, "no request was answered yet"),
+        (0, 0.01, 0.0, None, "no request was answered"),
         (100, 0.01, 0.0, 0.0, "100 requests scored, 100 needed"),
     ],
 )

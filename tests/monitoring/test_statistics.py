@@ -136,7 +136,7 @@ def test_sequential_bounds_of_one_look_and_of_invalid_times() -> None:
     assert statistics.sequential_bounds((1.0,)) == pytest.approx([1.959964], abs=1e-5)
     assert statistics.alpha_spent(1.0) == pytest.approx(0.05)
     for wrong in ([0.5, 0.5], [0.0, 1.0], [0.5, 1.2]):
-        with pytest.raises(ValueError, match="rising"):
+        with pytest.raises(ValueError, match="increasing"):
             statistics.sequential_bounds(tuple(wrong))
 
 

@@ -109,8 +109,8 @@ def test_status_metrics_and_report_after_decisions_agree(shop: Project, tmp_path
         assert found["recloop_events", frozenset({("window", window)})] == status["events"][window]
     proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
     assert proven == [NOW / SECOND, 7, 1]
-    assert console_backend.ServiceConsoleBackend(service).windows() == health  # the numbers of the console
-    assert panels.proof(status["verify"]) == "verify: 1 of 7 differ unexplained, 2025-07-08 18:40 UTC"
+    assert console_backend.ServiceConsoleBackend(service).windows() == health  # what the console draws
+    assert panels.proof(status["verify"]) == "verify: 1 of 7 with an unexplained difference, 2025-07-08 18:40 UTC"
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
     # The report over the last hour has equal numbers; its windows are those of status.

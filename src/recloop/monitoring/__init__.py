@@ -1,1 +1,1 @@
-"""Monitoring: verification, list health, shadow comparison, experiments and report."""
+"""Verification, list health, shadow comparison, experiments and report."""

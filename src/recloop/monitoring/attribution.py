@@ -74,7 +74,7 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
 
 
 def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Credit each event to at most one list; adds the list's ``request_id`` and ``at``.
+    """Credit each event to at most one list; add its ``request_id`` and ``at``.
 
     Args:
         requests: request_id, user_id, at, items.

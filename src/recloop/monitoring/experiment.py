@@ -1,9 +1,9 @@
-"""Experiment analysis: users in two random arms and their outcomes (definitions, 9).
+"""Experiment analysis: outcomes of the users of two random arms (definitions, 9).
 
     verdict = experiment.analyze(project)     # of the newest experiment
 
-Users are analysed in their assigned arm, whichever bundle answered. Interim analyses decide, and between them only the
-confidence sequence. `recloop.monitoring.attribution` defines outcomes, `recloop.monitoring.statistics` the formulas,
+Users are analyzed in their assigned arm, whichever bundle answered. Only interim analyses and the confidence sequence
+decide. `recloop.monitoring.attribution` defines outcomes, `recloop.monitoring.statistics` the formulas,
 `recloop.monitoring.experiment_verdict` the order of evaluation, and `recloop.monitoring.experiment_plan` the plan.
 """
 
@@ -42,11 +42,11 @@ from recloop.storage.control import ReleaseRow
 
 @dataclass(frozen=True)
 class ExperimentMetric:
-    """Metric of an experiment: a mean of ``top`` per user, or the ratio ``top`` / ``bottom``.
+    """Metric of an experiment: the mean of ``top`` per user, or ``top`` / ``bottom``.
 
     ``better`` is -1 if lower is better. A guardrail is broken if its whole confidence sequence is a loss above
-    ``slack``, relative to live or, if ``absolute``, in the metric's unit. With ``proof``, verdict better requires the
-    whole sequence within the slack.
+    ``slack``. The slack is relative to live or, if ``absolute``, in the metric's unit. With ``proof``, the verdict
+    ``better`` requires the whole sequence within the slack.
     """
 
     name: str
@@ -128,7 +128,7 @@ def current(project: Project) -> Verdict | None:
 
 
 def reads_since(plan: Plan) -> int:
-    """Start of the data that an analysis reads (int64 microseconds), including CUPED's."""
+    """Start of the data that an analysis reads, CUPED included; int64 microseconds."""
     return plan.since - BEFORE - DAY
 
 
@@ -164,7 +164,7 @@ def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
 
 
 def _moves_live(row: ReleaseRow) -> bool:
-    """Return True if another recipe became live, which ends experiments; a refresh does not."""
+    """Return True if a bundle of another recipe became live, which ends experiments."""
     return row.to == "live" and not row.evidence.get(REFRESH)
 
 
@@ -206,7 +206,10 @@ def evaluate(
     now: int = 0,
     differs: Sequence[str] = (),
 ) -> Verdict:
-    """Decide the verdict from `user_outcomes`; ``running`` until both arms have outcomes."""
+    """Decide the verdict from `user_outcomes`.
+
+    It is ``running`` until both arms have outcomes.
+    """
     counts = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
     e = sample_ratio([counts[arm] for arm in ARMS], [1 - plan.share, plan.share])
     ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > ALARM)
@@ -272,9 +275,10 @@ def analysis_sizes(plan: Plan) -> list[int]:
 
 
 def interim_analyses(table: Table, plan: Plan) -> list[InterimAnalysis]:
-    """The planned looks that are due: look j is over the first j / looks of the planned users to enter.
+    """Compute the planned looks that are due.
 
-    A look depends on these users alone, so it is the same whenever it is taken.
+    Look j covers the first ``j / looks`` of the planned users to enter. It depends on these users alone, so a later
+    analysis gives the same look.
     """
     metric = next(one for one in METRICS if one.name == plan.metric)
     sizes = analysis_sizes(plan)

@@ -60,7 +60,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """
         plan = cls(share=settings.experiment_share, salt=salt, since=since, **settings.plan.model_dump())
         if not 0 < plan.share < 1:
-            expected = "a share above 0 and below 1: each arm needs users"
+            expected = "a share above 0 and below 1, so that each arm has users"
             raise UserError(
                 "release.experiment_share", plan.share, expected, "edit release.experiment_share in recloop.toml"
             )
@@ -80,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """
         found = row.evidence.get(EVIDENCE)
         if found is None:
-            expected = "an experiment whose release row holds its plan; an earlier version started this one"
+            expected = "a plan in the release row; an earlier version of recloop started this experiment"
             raise UserError("experiment", row.bundle, expected, f"recloop reject {row.bundle} --reason 'no plan'")
         try:
             return msgspec.convert(found, cls)

@@ -40,7 +40,7 @@ class SampleRatio(msgspec.Struct, frozen=True):
 
 
 class InterimAnalysis(msgspec.Struct, frozen=True, kw_only=True):
-    """Interim analysis (planned look): the primary metric over the first ``users`` to enter.
+    """Interim analysis (planned look) of the primary metric over the first users.
 
     ``low`` and ``high`` are the repeated confidence interval delta +- bound * se (Jennison and Turnbull, "Interim
     analyses: the repeated confidence interval approach", JRSS B 1989). All looks together miss the true value with a
@@ -157,16 +157,16 @@ def _decide(
     plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], looks: Sequence[InterimAnalysis]
 ) -> tuple[Word, Source, str]:
     if ratio.alarm:
-        why = f"the arms did not get their shares of the users (e = {ratio.e:.3g}, alarm above {ALARM:,.0f})"
+        why = f"the arms differ from their planned shares of users (e = {ratio.e:.3g}, alarm above {ALARM:,.0f})"
         return "invalid", "sample ratio", why
     for name, one in metrics.items():
         if one.kind == "guardrail" and one.worse:
             why = f"guardrail {name}: {_figure(one.live)} in live, {_figure(one.candidate)} in the candidate"
-            return "worse", "guardrail", f"{why}, all of its confidence sequence is a loss"
+            return "worse", "guardrail", f"{why}; its whole confidence sequence is a loss"
     for look in looks:
         if look.crossed:
             word: Word = "better" if look.delta > 0 else "worse"
-            passed = f"z {look.z or 0.0:+.2f} passed the bound {look.bound:.2f}"
+            passed = f"z {look.z or 0.0:+.2f} crossed the bound {look.bound:.2f}"
             return word, "look", f"{plan.metric}: {passed} at the planned look of {look.users:,} users"
     primary = metrics.get(plan.metric)
     if primary is not None and primary.sequence_low is not None and primary.sequence_high is not None:
@@ -174,7 +174,7 @@ def _decide(
         if low > 0 or high < 0:
             why = f"{plan.metric}: the confidence sequence {low:+.4g} to {high:+.4g} excludes 0"
             return "better" if low > 0 else "worse", "sequence", why
-    taken = f"{len(looks)} of {plan.looks} planned looks taken, none passed its bound"
+    taken = f"{len(looks)} of {plan.looks} planned looks done, none crossed its bound"
     return _undecided(plan, looks), "none", taken
 
 
@@ -192,7 +192,7 @@ def _loss(plan: Plan, metrics: Mapping[str, Measured], looks: Sequence[InterimAn
 
 
 def _needed(plan: Plan, looks: Sequence[InterimAnalysis]) -> int | None:
-    """Users for an interval around 0 that ends at the margin: n * (half width / margin)^2."""
+    """Users for an interval around 0 within the margin: n * (half width / margin)^2."""
     if not looks or not looks[-1].live:
         return None
     look = looks[-1]
@@ -203,9 +203,7 @@ def _needed(plan: Plan, looks: Sequence[InterimAnalysis]) -> int | None:
 def _margin_note(plan: Plan, loss: float | None, needed: int | None) -> str:
     if loss is not None and loss < plan.margin:
         return f"a loss of more than {plan.margin:.2g} of {plan.metric} is ruled out"
-    seen = (
-        "no look was taken yet" if loss is None else f"a relative loss of {loss:.2g} of {plan.metric} is not ruled out"
-    )
+    seen = "no look is done yet" if loss is None else f"a relative loss of {loss:.2g} of {plan.metric} is not ruled out"
     note = f"{seen}, margin {plan.margin:.2g}"
     return note if needed is None else f"{note} (an equal candidate needs about {needed:,} users)"
 

@@ -31,7 +31,7 @@ HISTORIES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
 
 @dataclass(frozen=True)
 class HealthReference:
-    """Reference of health numbers: the available items and their popularity before the cut.
+    """Available items and their popularity before the cut, for the health numbers.
 
     Attributes:
         ids: Raw id -> number, from 1, for the bundle's table.
@@ -96,7 +96,10 @@ class Exposures:
 
     @classmethod
     def of(cls, decisions: Sequence[Decision], against: HealthReference) -> Exposures:
-        """Flatten the decisions of role ``answer``; a list for nobody in particular was shown, but to no cold user."""
+        """Flatten the decisions of role ``answer``.
+
+        Requests without a user id count as exposures but never as cold users.
+        """
         answered = [one for one in decisions if one.role == "answer"]
         users: dict[str, int] = {}
         numbers: dict[str, int] = {}
@@ -203,13 +206,13 @@ def source_shares(shown: Exposures) -> dict[str, float]:
 def health(
     decisions: Sequence[Decision], against: HealthReference, until: int | None = None, received: Sequence[Received] = ()
 ) -> dict[str, Any]:
-    """Health in total and over the last hour, day and week, by variant and placement.
+    """Health over all decisions and the last hour, day and week, per group.
 
     Args:
         decisions: Decisions in any order; only responses count.
         against: See `reference`.
         until: End of the windows (int64 microseconds, inclusive); None for the newest decision.
-        received: Valid events received meanwhile.
+        received: Valid events received in the time of the decisions.
 
     Returns:
         ``whole`` and ``groups`` {variant: {placement: numbers}} over all decisions, and ``hour`` / ``day`` / ``week``

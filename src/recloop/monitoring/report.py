@@ -39,21 +39,23 @@ KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "
 SHOWN_ITEMS = 8  # listed items per moment; the rest is counted
 
 DEFINITIONS = {
-    "events": "Believed events received in that time which name an answered request.",
-    "requests": "Answered requests in the window; twins and shadows were shown to nobody and are left out.",
-    "slots": "Places of the answered lists, exploration included: n.",
-    "entropy": "H / log2 N, cut to 1: how evenly the slots fall on the N items that could be shown; "
+    "events": "Valid events received in the window that name an answered request.",
+    "requests": "Answered requests in the window. Shadow lists and replicas are not shown to users and do not count.",
+    "slots": "Positions of the answered lists: n.",
+    "entropy": "H / log2 N, at most 1: evenness of the slots over the N available items; "
     "H = -sum (n_i/n) log2 (n_i/n) + (d-1)/(2 n ln 2), d = distinct items shown (Miller-Madow).",
-    "effective_items": "2^H: so many items, shown equally often, would be as varied.",
-    "coverage": "d / N: distinct items shown among those that could be.",
-    "gini": "0: every item equally often; 1: one item alone. Items never shown are included.",
-    "long_tail_share": "Slots of items outside the fifth with most positive events in the 90 days before the cut.",
+    "effective_items": "2^H: number of equally frequent items with the same entropy.",
+    "coverage": "d / N: share of the available items that were shown.",
+    "gini": "0 if all items are shown equally often, 1 if only one is. Items never shown are included.",
+    "long_tail_share": "Share of slots with an item outside the fifth of items with most positive events in the 90 days "
+    "before the cut.",
     "reference_tail_share": "The tail's share of the positive events of those 90 days.",
-    "tail_ratio": "Long-tail share divided by the tail's share of events: above 1, the tail is shown more than it sells.",
-    "new_item_share": "Slots of items that had no positive event before the cut.",
+    "tail_ratio": "Long-tail share divided by the tail's share of events. Above 1, the tail is shown more often than it "
+    "is chosen.",
+    "new_item_share": "Share of slots with an item that had no positive event before the cut.",
     "novelty": "Mean over slots of -log2((c_i + 1) / (C + N)), c_i the item's events in the 90 days before the cut.",
-    "cold_coverage": "Of the users with fewer than 5 positives at a request, those with a list in which half or more of "
-    "the slots came from model, neighbours, attributes or history.",
+    "cold_coverage": "Share of users with fewer than 5 positives at a request who had a personal list: at least half of "
+    "its slots from model, neighbours, attributes or history.",
     "cold_users": "Distinct users with a request when they had fewer than 5 positives.",
 }
 TITLES = {
@@ -63,10 +65,10 @@ TITLES = {
     "cold_coverage": "cold-start coverage", "cold_users": "cold users",
 }  # fmt: skip
 METRICS = {
-    "Recall": "targets found in the first K, of all targets",
-    "NDCG": "targets found, each by 1/log2(place + 1), divided by the best possible",
-    "HR": "moments with at least one target in the first K",
-    "MRR": "1 / place of the first target found, 0 without one",
+    "Recall": "Share of all targets in the first K.",
+    "NDCG": "Sum of 1/log2(rank + 1) over the targets in the first K, divided by its largest possible value.",
+    "HR": "Share of moments with at least one target in the first K.",
+    "MRR": "1 / rank of the first target; 0 without one in the first K.",
 }
 COLORS = ("served", "network", "bought_before", "covisitation", "popular")
 MARKERS = {"served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v"}
@@ -305,4 +307,4 @@ def _learned(project: Project) -> pl.DataFrame | None:
 
 def _window(decisions: Sequence[Decision]) -> str:
     stamps = [one.at for one in decisions if one.role == "answer"]
-    return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this time"
+    return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this period"

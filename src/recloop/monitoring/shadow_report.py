@@ -1,10 +1,10 @@
-"""The shadow: what a candidate would have answered, beside what live did answer, on the very same requests.
+"""Shadow report: a candidate's lists compared with live's on the same requests.
 
-    found = shadow.compare(project, bundle)      # from the decisions of role answer, shadow and twin
-    shadow.draw(found, "shadow.svg")             # each measure with its interval, the noise floor beside it
+    report = shadow_report(project, bundle)      # reads the answers, shadow lists and replicas
+    plot(report, "shadow.svg")                   # each measure with its 95 % CI and the noise floor
 
-Two twins stand beside the candidate: live itself, which must agree exactly, and the same update with another seed,
-whose agreement is the noise floor: no candidate can be told from live by less. Agreement is evidence, never a gate.
+Two replicas check the comparison. Live again, with the same bundle, must agree exactly. The same update with another
+seed gives the noise floor, the agreement of equally good bundles. Agreement is evidence, not a gate.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from recloop.project import Project
 from recloop.records import COLD_POSITIVES, Decision
 
 MOST: Final = 2_000
-"""Shadowed requests that are looked at, the newest."""
+"""Most shadowed requests that a report reads; the newest ones."""
 FARTHEST: Final = 5
 FLOOR: Final = "seed"
-"""The twin of another seed, in a report."""
+"""Name of the reseeded replica in a report."""
 
 Name = Callable[[str], str]
 
@@ -41,22 +41,22 @@ Name = Callable[[str], str]
 def shadow_report(
     project: Project, bundle: str = "", since: int | None = None, until: int | None = None, name: Name = str
 ) -> dict[str, Any]:
-    """How a candidate compares with live over the requests that both scored.
+    """Compare a candidate with live over the requests that both scored.
 
     Args:
-        bundle: The candidate; empty: the one that was shadowed last.
+        bundle: The candidate; empty for the one that was shadowed last.
         since, until: ``since`` <= at < ``until``, int64 microseconds.
-        name: What a person reads in place of an item_id.
+        name: Returns the display name of an item_id.
 
     Returns:
         ``live``, ``candidate``, ``requests``, ``users``, ``from``, ``to``; ``agreement`` and ``noise`` {measure: {value,
-        low, high}} (None: no twin of another seed), ``segments`` {by: {segment: {requests, measure: ...}}}, ``twin``
+        low, high}} (``noise`` is None without a reseeded replica), ``segments`` {by: {segment: {requests, measure: ...}}}, ``twin``
         {requests, different, first}, ``shown`` {live, candidate: health}, ``latency`` {live, candidate (median
         microseconds), ratio}, ``disagree`` (the five requests of least agreement).
 
     Raises:
         UserError: this bundle was never shadowed in that time.
-        BundleError: one of the bundles is no longer what was registered.
+        BundleError: the files of a bundle differ from the registered ones.
     """
     shadowed = _shadowed_requests(project, bundle, since, until)
     others = [*shadowed.candidate, *shadowed.other_seed]
@@ -87,12 +87,12 @@ def shadow_report(
 
 @dataclass(frozen=True)
 class _ShadowedRequests:
-    """The decisions behind a report; ``live`` and ``candidate`` are parallel, request by request.
+    """Decisions of a report; ``live`` and ``candidate`` are parallel, by request.
 
     Attributes:
-        answers: What was answered, by request_id.
-        replicas: Live, scored again by the same bundle.
-        other_seed: Live, scored again by the same update with another seed.
+        answers: Responses by request_id.
+        replicas: Live's requests scored again by the same bundle.
+        other_seed: Live's requests scored again by the same update with another seed.
     """
 
     answers: Mapping[str, Decision]
@@ -103,7 +103,7 @@ class _ShadowedRequests:
 
 
 def _shadowed_requests(project: Project, bundle: str, since: int | None, until: int | None) -> _ShadowedRequests:
-    """The newest requests that a candidate scored in the shadow; an empty ``bundle``: the one shadowed last.
+    """Read the newest requests that a candidate scored in shadow.
 
     Raises:
         UserError: this bundle was never shadowed in that time.
@@ -128,7 +128,11 @@ def _shadowed_requests(project: Project, bundle: str, since: int | None, until: 
 
 
 def _disagreements(shadowed: _ShadowedRequests, table: NDArray[np.float64], name: Name) -> list[dict[str, Any]]:
-    """Both lists of the requests that disagree most, and their measures; ``table`` is (Q, measures)."""
+    """Format both lists of the requests that disagree most, with their measures.
+
+    Args:
+        table: (Q, measures) agreement.
+    """
     return [
         {
             "request_id": shadowed.live[q].request_id,
@@ -145,7 +149,11 @@ def _disagreements(shadowed: _ShadowedRequests, table: NDArray[np.float64], name
 def _numbers(
     project: Project, rebuilder: DecisionReplayer, answers: Mapping[str, Decision], others: Sequence[Decision]
 ) -> tuple[NDArray[np.float64], list[dict[str, str]], Any]:
-    """(Q, measures) agreement of each row with live's answer, the segments of each request, and the newest live bundle."""
+    """Measure the agreement of each row with live's response.
+
+    Returns:
+        (Q, measures) agreement, the segments of each request, and the newest live bundle.
+    """
     numbers = np.full((len(others), len(MEASURES)), np.nan)
     segments: list[dict[str, str]] = [{} for _ in others]
     live = None
@@ -170,7 +178,7 @@ def _numbers(
 
 
 def estimates(numbers: NDArray[np.float64], users: Sequence[str], seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """{measure: {value, low, high}}: each user's mean first, then over users; 95 % bootstrap over users."""
+    """Estimate {measure: {value, low, high}}: mean of user means, 95 % CI over users."""
     ids, codes = np.unique(np.array(users, dtype=object).astype(str), return_inverse=True)
     means = bootstrap.user_means(numbers, codes, len(ids))
     value, samples = bootstrap.mean_over_users(means), bootstrap.resample(means, seed)
@@ -183,7 +191,7 @@ def estimates(numbers: NDArray[np.float64], users: Sequence[str], seed: int = 0)
 def by_segment(
     numbers: NDArray[np.float64], users: Sequence[str], segments: Sequence[Mapping[str, str]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """{by: {segment: {requests, measure: {value, low, high}}}}."""
+    """Compute {by: {segment: {requests, measure: {value, low, high}}}}."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for by in dict.fromkeys(key for one in segments for key in one):
         for value in sorted({one[by] for one in segments}):
@@ -196,7 +204,10 @@ def by_segment(
 
 
 def self_check(pairs: Sequence[tuple[Decision, Decision]]) -> dict[str, Any]:
-    """Live beside its own twin: the same items, scores and sources, to the last bit; ``first`` is one that is not."""
+    """Count replicas of live that differ from its response.
+
+    Items, scores and sources must be equal bit by bit. ``first`` is the request id of the first that differs.
+    """
     different = [
         answer.request_id
         for answer, twin in pairs
@@ -206,13 +217,13 @@ def self_check(pairs: Sequence[tuple[Decision, Decision]]) -> dict[str, Any]:
 
 
 def largest_disagreements(numbers: NDArray[np.float64]) -> list[int]:
-    """The five requests that disagree most: least overlap@10, then least RBO, then the order in which they came."""
+    """Find the five requests that disagree most, by overlap@10, RBO and request order."""
     order = np.lexsort((numbers[:, MEASURES.index("rbo")], numbers[:, MEASURES.index("overlap@10")]))
     return [int(q) for q in order[:FARTHEST]]
 
 
 def latency(answers: Sequence[Decision], others: Sequence[Decision]) -> dict[str, float | None]:
-    """Median microseconds of both, and the median of their ratio request by request."""
+    """Compute the median microseconds of both, and the median ratio per request."""
     live = np.array([max(1, row.micros) for row in answers], dtype=np.float64)
     other = np.array([row.micros for row in others], dtype=np.float64)
     return {
@@ -228,13 +239,13 @@ def _health(rows: Sequence[Decision], against: HealthReference) -> dict[str, Any
 
 
 def plot(found: Mapping[str, Any], file: Path | str) -> None:
-    """The picture of a comparison: each measure with its 95 % CI, the noise floor in grey beside it."""
+    """Plot each measure of a report with its 95 % CI; the noise floor is grey."""
     with mpl.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "recloop"}):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.add_subplot()
         for offset, color, label, numbers in (
             (-0.12, "#1f5fa8", f"candidate, {found['requests']:,} requests", found["agreement"]),
-            (0.12, "#8a8a8a", "live again, another seed (noise floor)", found["noise"]),
+            (0.12, "#8a8a8a", "live with another seed (noise floor)", found["noise"]),
         ):
             if numbers is None:
                 continue
@@ -249,7 +260,7 @@ def plot(found: Mapping[str, Any], file: Path | str) -> None:
         axes.set_yticks(range(len(MEASURES)), MEASURES)
         axes.set_ylim(len(MEASURES) - 0.5, -0.5)
         axes.set_xlim(right=1.03)
-        axes.set_xlabel("1 = live and the other are of one mind")
+        axes.set_xlabel("agreement with live (1 = equal)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower center", ncols=2, bbox_to_anchor=(0.45, 1.0))
         figure.savefig(file, metadata={"Date": None} if str(file).endswith(".svg") else None, dpi=160)

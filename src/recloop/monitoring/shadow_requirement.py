@@ -47,7 +47,7 @@ class Requirement:
             return f"{self.scored:,} requests scored, {self.needed:,} needed"
         lead = f"{self.needed:,} requests needed, {self.scored:,} scored"
         if not self.per_day:
-            return f"{lead}; no request was answered yet, so no time can be given"
+            return f"{lead}; no estimate yet: no request was answered"
         days = self.days
         time = "never" if days is None else f"{days * 24:.0f} hours" if days < 2 else f"{math.ceil(days):,} days"
         share = f"{100 * self.share:g} %"

@@ -99,7 +99,7 @@ class Effect:
 def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Floats | None = None) -> Effect:
     """Estimate the effect on the mean of y, or on the ratio sum(y) / sum(n).
 
-    A ratio is linearised: L = y - R * n with R pooled over both arms. Each arm's mean of L divided by its mean of n is
+    A ratio is linearized: L = y - R * n with R pooled over both arms. Each arm's mean of L divided by its mean of n is
     its ratio minus R, so their difference is the difference of the ratios. With x, CUPED is applied: V - theta *
     (X - mean X), theta = cov(V, X) / var(X) pooled; a missing X is replaced by the mean. The standard error is that of
     two independent means.
@@ -114,7 +114,7 @@ def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Fl
         ValueError: an arm has no users.
     """
     if not treated.any() or treated.all():
-        raise ValueError("an arm has no user: there is nothing to compare")
+        raise ValueError("an arm has no users; expected users in both arms")
     arms = (~treated, treated)
     if n is None:
         values, shown = y.astype(np.float64), [float(y[arm].mean()) for arm in arms]
@@ -196,7 +196,7 @@ def sequential_bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[f
         times: Increasing shares of the planned information, the last at most 1.
     """
     if any(b <= a for a, b in zip([0.0, *times], times, strict=False)) or (times and times[-1] > 1 + 1e-9):
-        raise ValueError("looks lie at rising shares of the plan, above 0 and at most 1")
+        raise ValueError(f"looks at {times}; expected increasing shares of the plan, above 0 and at most 1")
     found: list[float] = []
     grid, density, before = np.zeros(1), np.ones(1), 0.0
     for t in times:
@@ -241,7 +241,7 @@ def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
     """
     n, theta = np.asarray(counts, dtype=np.float64), np.asarray(shares, dtype=np.float64)
     if (theta <= 0).any() or abs(theta.sum() - 1) > 1e-9:
-        raise ValueError("shares are above 0 and sum to 1")
+        raise ValueError(f"shares {list(shares)}; expected shares above 0 that sum to 1")
     prior = np.ones(len(n))
     log_e = (
         gammaln(prior.sum())

@@ -30,32 +30,33 @@ WEEK: Final = WINDOWS["week"]
 Windows = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 GAUGES: Final = {
-    "entropy": "How evenly the slots fall on the items that could be shown: H / log2 N",
-    "effective_items": "2^H: so many items, shown equally often, would be as varied",
-    "coverage": "Distinct items shown of those that could be",
-    "gini": "0: every item equally often; 1: one item alone",
-    "long_tail_share": "Slots of items outside the most popular fifth",
-    "new_item_share": "Slots of items that had no positive event before the cut",
-    "cold_coverage": "Of the users with fewer than 5 positives, those with a personal list",
+    "entropy": "Evenness of the slots over the available items: H / log2 N",
+    "effective_items": "Number of equally frequent items with the same entropy: 2^H",
+    "coverage": "Share of the available items that were shown",
+    "gini": "Concentration of the slots: 0 if all items are shown equally often, 1 if only one is",
+    "long_tail_share": "Share of slots with an item outside the most popular fifth",
+    "new_item_share": "Share of slots with an item that had no positive event before the cut",
+    "cold_coverage": "Share of users with fewer than 5 positives who had a personal list",
     "requests": "Answered requests in the window",
     "users": "Distinct users in the window",
-    "events": "Events received in the window that name an answer of this variant and placement",
+    "events": "Events received in the window that name a response of this variant and placement",
 }
 """Gauges by window, variant and placement; formulas in `recloop.evaluation.metrics`."""
 
 EXPOSED: Final = {"requests": "window_requests", "users": "window_users", "events": "window_events"}
-"""Exposed names that differ; ``recloop_requests_total`` counts all requests ever answered."""
+"""Metric names that differ from their key; ``recloop_requests_total`` counts all requests ever answered."""
 PROVEN: Final = {
-    "at": "When `recloop verify` ran last, in seconds since 1970", "checked": "Decisions that it rebuilt",
-    "unexplained": "Those of them that differ, unexplained",
+    "at": "Time of the last `recloop verify`, in seconds since 1970",
+    "checked": "Decisions recomputed by the last `recloop verify`",
+    "unexplained": "Decisions with an unexplained difference in the last `recloop verify`",
 }  # fmt: skip
 PROCESS_METRICS: Final = {
-    "generation": "Generation of the releases that this process serves",
+    "generation": "Release generation that this process serves",
     "last_seq": "Last seq that this process has read",
-    "degraded": "Number of parts that are missing from answers",
-    "decisions_dropped_total": "Decisions that found the buffer full",
-    "decisions_lost_total": "Decisions that ended processes took with them",
-    "decisions_repeated_total": "Decisions left out because their key existed",
+    "degraded": "Number of parts that are missing from responses",
+    "decisions_dropped_total": "Decisions dropped because the buffer was full",
+    "decisions_lost_total": "Decisions that earlier processes accepted but did not write",
+    "decisions_repeated_total": "Decisions not written because their key existed",
 }
 """Numbers of the process itself, without labels."""
 
@@ -79,7 +80,7 @@ class HealthSummary:
 
     @property
     def windows(self) -> Windows:
-        """Numbers by window, variant and placement: ``health`` of ``GET /v1/status``."""
+        """Numbers by window, variant and placement, as ``health`` of ``GET /v1/status``."""
         return {name: self.numbers[name] for name in WINDOWS}
 
 
@@ -119,7 +120,7 @@ def summarize(
 
 
 class HealthCache:
-    """Thread-safe cache of a service's summary, renewed after `FRESH` seconds."""
+    """Thread-safe cache of a service's summary, recomputed after `FRESH` seconds."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -183,7 +184,9 @@ def _families(seen: HealthSummary) -> Iterable[Metric]:
                 family.add_metric(group, numbers[name])
         yield family
     shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
-    slow = GaugeMetricFamily("recloop_latency_seconds", "From a request to its list", labels=(*labels, "quantile"))
+    slow = GaugeMetricFamily(
+        "recloop_latency_seconds", "Seconds from request to response", labels=(*labels, "quantile")
+    )
     for group, numbers in groups:
         for source, share in numbers["sources"].items():
             shares.add_metric((*group, source), share)
@@ -196,7 +199,7 @@ def _families(seen: HealthSummary) -> Iterable[Metric]:
     for pair, count in sorted(seen.totals.items()):
         answered.add_metric(pair, count)
     yield answered
-    came = GaugeMetricFamily("recloop_events", "Believed events received in the window", labels=labels[:1])
+    came = GaugeMetricFamily("recloop_events", "Valid events received in the window", labels=labels[:1])
     for window, count in seen.received.items():
         came.add_metric((window,), count)
     yield came

@@ -63,7 +63,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
     ``removed``: answered by a bundle that ``[retention]`` has removed since.
 
     ``late``: equal if rows received after the decision are ignored. A swap of items with scores closer than 1e-5 counts
-    as equal. ``inputs`` must be equal even if the mix gives them weight 0.
+    as equal. ``inputs`` must be equal even if the fusion gives them weight 0.
 
     Args:
         last: Number of decisions.
@@ -94,7 +94,7 @@ def save_result(project: Project, found: Mapping[str, Any], at: int) -> None:
 
 
 def last_result(project: Project) -> dict[str, int] | None:
-    """Read ``at``, ``checked`` and ``unexplained`` of the last result; None without one."""
+    """Read the last result: ``at``, ``checked`` and ``unexplained``; None without one."""
     try:
         tree = json.loads((project.reports / FILE).read_text("utf-8"))
         return {name: int(tree[name]) for name in ("at", "checked", "unexplained")}
@@ -129,7 +129,7 @@ def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebui
 
 
 def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
-    """Find the first difference: inputs in order of computation, then ids, then scores."""
+    """Find the first difference: inputs in computed order, then ids, then scores."""
     for name in [*answer.inputs, *(name for name in decision.inputs if name not in answer.inputs)]:
         was, now = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
         if was != now:
@@ -139,7 +139,7 @@ def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
     scores = dict(zip(answer.items, answer.scores, strict=True))
     edge = answer.scores[-1] if answer.scores else 0.0
     for place, (was, now) in enumerate(zip(decision.items, answer.items, strict=True)):
-        # A neighbour that closes may stand here instead; one that closes with the last may have stayed outside.
+        # Items with scores closer than `CLOSE` may swap ranks, also across the end of the list.
         if was != now and abs(scores.get(was, edge) - decision.scores[place]) >= CLOSE:
             return Mismatch("ids", was, now)
     for was_score, score in zip(decision.scores, answer.scores, strict=True):
@@ -154,7 +154,7 @@ class DecisionReplayer:
     def __init__(self, project: Project, log: EventLog, decisions: Sequence[Decision]) -> None:
         self._project = project
         archive = project.open_archive()
-        # Archived rows of an update came through the log, so each counts from its own seq.
+        # Rows that an update archived were in the log, so each counts from its seq on.
         first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
         first = min(first, archive.watermark)
         users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
@@ -187,7 +187,7 @@ class DecisionReplayer:
         """
         recommender = self._recommender(bundle or decision.bundle)
         out = self._out(decision)
-        # A user with retracted rows needs an own timeline per set of retractions; all others share one.
+        # A user with retracted rows needs a separate timeline per set of retractions; all others share one.
         key = recommender.bundle.spec.state_key, decision.user_id if out else "", out
         if key not in self._timelines:
             own = pl.col(USER_ID) == decision.user_id if out else pl.lit(value=True)
