@@ -74,7 +74,7 @@ def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(shop: Pr
     worse = loop.train(other, model="popular").bundle
     before = control_of(shop).generation()
     with pytest.raises(
-        Refused, match=r"gate slice_drop:repeat=-0\.\d+, threshold -0\.1: .*to go ahead of it: recloop promote"
+        Refused, match=r"gate slice_drop:repeat=-0\.\d+, threshold -0\.1: .*to override: recloop promote"
     ):
         promotion.promote(shop, worse.id)
     machine = releases.read_state(control_of(shop))
@@ -105,7 +105,7 @@ def test_promote_over_http_without_a_gate_names_the_command(shop: Project) -> No
         app.state.service.close()
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["field"]) == (409, "refused", "gate")
-    assert f"`recloop promote {trained} --to live` runs its gate" in error["message"]
+    assert f"run its gate: recloop promote {trained} --to live" in error["message"]
 
 
 def promote_fully_learned_bundle(shop: Project) -> None:

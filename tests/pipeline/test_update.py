@@ -323,7 +323,7 @@ def test_update_with_an_inconclusive_window_waits_for_more_rows(later: Later, fi
     assert one.verdict == "waiting", one.reason
     assert "inconclusive, this window" in one.reason
     again = loop.update(project)
-    assert "judged again at" in again.reason, again.reason
+    assert "judged again from" in again.reason, again.reason
     wider = open_project(project.root, [*COUNTS, "release.gates.max_ndcg_loss=0.5"])
     assert loop.update(wider).verdict == "registered", "another margin is evaluated at once"
 

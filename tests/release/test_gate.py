@@ -136,7 +136,7 @@ def test_enough_with_few_queries_or_no_growth_waits() -> None:
     assert gate.enough(users, 80, Gates()) is None
     same = gate.enough(users, 81, Gates())
     assert same is not None
-    assert same.reason == "new: inconclusive at 81 queries: judged again at 102, now 100"
+    assert same.reason == "new: inconclusive at 81 queries; judged again from 102 queries on, now 100"
 
 
 def test_non_inferiority_inconclusive_is_pooled_with_six_earlier_windows() -> None:
@@ -219,7 +219,7 @@ def test_no_slice_collapse_with_few_users_is_a_weak_pass() -> None:
     """The bootstrap of few users is too narrow: a single user gives [-1, -1]."""
     lost = gate.no_slice_collapse("slice_drop:cold", pairs([0.5], [0.0]), 0.1)
     assert (lost.ok, lost.weak, lost.value, lost.high) == (True, True, -1.0, -1.0)
-    assert lost.note == "weak: something found for 1 users, too few to judge"
+    assert lost.note == "weak: targets found for 1 users, too few to judge"
     most = pairs([0.2] * (gate.MIN_USERS - 1), [0.1] * (gate.MIN_USERS - 1))
     assert gate.no_slice_collapse("forgetting", most, 0.03).weak
     enough = pairs([0.2] * gate.MIN_USERS, [0.1] * gate.MIN_USERS)
@@ -297,7 +297,7 @@ def test_gate_result_json_and_line_contain_the_interval() -> None:
     assert "value" in gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json()
     json.dumps(gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json(), allow_nan=False)
     assert found.line().startswith("pass new: ")
-    assert "could have seen a loss of 0." in found.line()
+    assert "detectable loss 0." in found.line()
     assert GateResult.of(json.loads(json.dumps(tree))).line() == found.line()
     unbounded = {"threshold": None, **gate.at_most("latency", 1.0, math.inf).to_json()}
     assert GateResult.of(unbounded).line() == "pass latency: 1, no threshold"

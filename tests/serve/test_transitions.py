@@ -75,14 +75,14 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
     assert (moved["from"], moved["to"], moved["evidence"]["golden"]) == ("checked", "shadow", "equal")
     assert moved["evidence"]["shadow_requirement"]["needed"] == 100
     with pytest.raises(
-        Refused, match=r"shadow requests=0, threshold 100: the step shadow is not earned: .*; to go ahead"
+        Refused, match=r"shadow requests=0, threshold 100: the shadow step is not earned: .*; to override"
     ):
         transitions.promote(shop, bundle, "experiment")
     play(shop, ask_all, ticking(), "release.shadow_share=1.0")
     with pytest.raises(Refused, match="shadow requests=12, threshold 100"):
         transitions.promote(shop, bundle)
     monkeypatch.setattr(transitions, "SHADOWED", 12)
-    with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the step experiment is not earned"):
+    with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the experiment step is not earned"):
         transitions.promote(shop, bundle)
     moved = transitions.promote(shop, bundle, "experiment")
     plan = moved["evidence"].pop("experiment")
@@ -100,7 +100,7 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
     with pytest.raises(Refused, match=r"experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out: harm"):
         transitions.promote(shop, bundle)
     found = structs.replace(found, verdict="inconclusive", why="no evidence")
-    with pytest.raises(Refused, match=r"experiment=inconclusive, .*: no evidence; to go ahead of it"):
+    with pytest.raises(Refused, match=r"experiment=inconclusive, .*: no evidence; to override"):
         transitions.promote(shop, bundle)
     found = structs.replace(found, no_harm=True)
     moved = transitions.promote(shop, bundle)
@@ -129,7 +129,7 @@ def test_promote_with_a_replica_mismatch_is_refused(shop: Project, monkeypatch: 
         await ask_all(client, service)
 
     play(shop, skewed, ticking(), "release.shadow_share=1.0")
-    with pytest.raises(Refused, match="twins that differ=12, threshold 0: live does not agree with itself"):
+    with pytest.raises(Refused, match="replicas that differ=12, threshold 0: live's lists are not reproducible"):
         transitions.promote(shop, bundle, "experiment")
 
 

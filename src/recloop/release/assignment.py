@@ -1,4 +1,4 @@
-"""Assignment of users to experiment arms and shadow scoring by a hash of the user id.
+"""Assignment of users to experiment arms and shadow scoring, by a hash of the id.
 
 The arm is drawn first, with the salt ``arm:SALT`` and the share of the experiment's plan. The release row fixes the
 plan; the salt is the candidate's id. Among users of live, the salt ``shadow:BUNDLE`` draws those for shadow scoring.
@@ -17,9 +17,9 @@ CANDIDATE = "candidate"
 
 
 class Arm(NamedTuple):
-    """Bundle that answers, the generation that deployed it, and its variant in decisions.
+    """Bundle that answers, its generation, and its variant in decisions.
 
-    ``share`` and ``salt`` are those of the experiment plan; other arms do not draw users.
+    ``share`` and ``salt`` are those of the experiment plan. Other arms have none.
     """
 
     bundle: str

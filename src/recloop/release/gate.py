@@ -1,12 +1,12 @@
-"""Gates of a candidate: pure functions that decide its registration (definitions, 7).
+"""Gates of a candidate: pure functions that decide its registration.
 
     before training    `recloop.release.input_check`                   out of band: the window is held, no training
     after training     evaluate_gates(evidence, settings)              candidate' against live, on rows new to both
     after the rest     final_gates(losses, golden, final, before)      checks after the last quarter was learned
     finally            verdict(gates)                                  registered, waiting, refused or held
 
-This module reads and writes no files; the same numbers give the same gates. The first row of this table that applies
-decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
+See definitions, section 7. This module reads and writes no files; the same numbers give the same gates. The first row
+of this table that applies decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
 
     1  the candidate's number is NaN where live has one                         refused
     2  no comparable query, or live finds nothing in any query                  pass, weak
@@ -115,7 +115,7 @@ class GateResult:
         return cls(**{**tree, "threshold": math.nan if threshold is None else threshold})
 
     def line(self) -> str:
-        """One line for a person: the number, its threshold, its interval (or band), the smallest loss it could have seen."""
+        """Format for a terminal: number, threshold, interval or band, detectable loss."""
         compared = self.detectable is not None
         said = "-" if self.value is None else f"{self.value:+.4f}" if compared else f"{self.value:.4g}"
         if self.candidate is not None:
@@ -124,7 +124,7 @@ class GateResult:
         if self.low is not None and self.high is not None:
             said += f", {'95 % CI' if compared else 'band'} [{self.low:+.4f}, {self.high:+.4f}]"
         if compared:
-            said += f", could have seen a loss of {self.detectable:.4f}"
+            said += f", detectable loss {self.detectable:.4f}"
         note = f" ({self.note})" if self.note else ""
         return f"{'pass' if self.ok else 'wait' if self.waits else 'NO':4} {self.name}: {said}{note}"
 
@@ -209,7 +209,10 @@ def _sides(pairs: PairedScores) -> tuple[float, float]:
 
 
 def minimum_detectable(difference: Difference) -> float:
-    """Smallest relative loss detected with 80 % power: (1.96 + 0.84) * half width / 1.96."""
+    """Smallest relative loss detected with 80 % power: 2.8 standard errors.
+
+    2.8 = 1.96 + 0.84; the standard error is the half width / 1.96.
+    """
     reach = (difference.relative.high - difference.relative.low) / 2
     return float(reach / ndtri(0.975) * DETECTS)
 
@@ -258,7 +261,9 @@ def too_few(users: NDArray[Any], settings: Gates) -> str:
 
 
 def enough(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
-    """Gate ``new`` of a window that is too small to judge, before training; None if it suffices.
+    """Return gate ``new`` of a window that is too small to judge; None if it suffices.
+
+    It is called before training.
 
     Args:
         users: (Q,) user of each query of the window.
@@ -267,15 +272,15 @@ def enough(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | No
     few = too_few(users, settings)
     again = math.ceil(REPEAT_GROWTH * judged)
     if not few and len(users) < again:
-        few = f"inconclusive at {judged} queries: judged again at {again}, now {len(users)}"
+        few = f"inconclusive at {judged} queries; judged again from {again} queries on, now {len(users)}"
     return GateResult("new", None, -settings.max_ndcg_loss, False, note=few, waits=True) if few else None
 
 
 def before_a_trial(gates: Sequence[GateResult]) -> list[GateResult]:
-    """The gates of a bundle that is tried in shadow and experiment before it serves: it waits for nothing.
+    """Decide the waiting gates of a bundle that shadow and experiment judge next.
 
-    What waits is refused where the upper end is below 0 and the point below the margin (it is looked at once, so 95 %
-    are enough); else it is a weak pass.
+    A waiting gate is refused if the upper end is below 0 and the estimate below -margin. It is evaluated once, so a
+    95 % interval suffices. Otherwise it passes weakly.
     """
     return [_tried(one) if one.waits else one for one in gates]
 
@@ -296,7 +301,7 @@ def _decide(d: Difference, margin: float) -> str:
 
 
 def _pooled(own: Difference, windows: Sequence[PairedScores], margin: float, seed: int) -> tuple[str, str]:
-    """Decide an open window that is narrow enough, by rows 7 to 10; also returns a note."""
+    """Decide an open window that is narrow enough by rows 7 to 10; return also a note."""
     pooled, note = own, "this window"
     if windows:
         columns = (np.concatenate([getattr(one, name) for one in windows]) for name in ("users", "candidate", "live"))
@@ -322,7 +327,7 @@ def no_slice_collapse(name: str, pairs: PairedScores, drop: float, seed: int = 0
     users = len(np.unique(pairs.users[(pairs.candidate > 0) | (pairs.live > 0)]))
     few = users < MIN_USERS
     ok = few or d.relative.high > -drop
-    note = f"weak: something found for {users} users, too few to judge" if few else "the upper end decides"
+    note = f"weak: targets found for {users} users, too few to judge" if few else "the upper end decides"
     low, high = d.relative.low, d.relative.high
     return GateResult(name, d.relative.value, -drop, ok, minimum_detectable(d), low, high, note, *_sides(pairs))
 
@@ -362,7 +367,7 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
         ratio = float(np.median(candidate / live)) if len(live) else math.nan
         found = at_most("latency", ratio, settings.max_latency_ratio, "median of candidate / live", len(live))
         if not found.ok and (middle := float(np.median(candidate))) < FAST_SECONDS:
-            found = replace(found, ok=True, note=f"weak: {1000 * middle:.1f} ms, fast enough whatever live takes")
+            found = replace(found, ok=True, note=f"weak: {1000 * middle:.1f} ms, fast enough at any ratio")
         gates.append(found)
     if evidence.cold_coverage is not None:
         candidate_covers, live_covers = evidence.cold_coverage

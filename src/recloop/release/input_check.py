@@ -1,7 +1,7 @@
-"""Input check: holds a window on which live's loss is unusually high.
+"""Input check: blocks a window on which live's loss is unusually high.
 
-Shuffled items, bots or a lost hour raise live's loss; then nothing is trained (definitions, section 7). The functions
-are pure: the same windows give the same gate.
+Shuffled items, bots or a lost hour raise live's loss. Such a window is not trained on (definitions, section 7). The
+functions are pure: the same windows give the same gate.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ STILL: Final = 0.01
 
 
 def input_check(came: LossEstimate, earlier: Sequence[LossEstimate]) -> GateResult:
-    """Live's own loss on the incoming window against its last 20 windows; above their band holds the window.
+    """Compare live's loss on the incoming window with the band of its last 20 windows.
 
-    Band = mean +- t(n - 1; 1 - .0005) * sqrt(s^2 (1 + 1/n) + c^2 max(0, 1/q - mean of 1/q_i)) over the n earlier losses:
-    s their standard deviation, at least 1 % of their mean; c^2 the mean of their squared ``spread``, q and q_i the
-    queries of this window and of theirs. So the next usual window of their size lies in it 999 times of 1,000, and a
-    smaller one has the room that its own size asks for. Fewer than 3 earlier windows: no band yet; fewer than 30
-    queries: no verdict. A loss that is not finite is out of every band. A loss below the band is a warning: live finds
-    more than it used to, which harms nobody.
+    A loss above the band blocks the window, and so does a loss that is not finite. A loss below the band is a warning.
+    The gate passes weakly with fewer than 3 earlier windows or fewer than 30 queries.
+
+    Band = mean +- t(n - 1; 1 - 0.0005) * sqrt(s^2 (1 + 1/n) + c^2 max(0, 1/q - mean of 1/q_i)) over n earlier losses.
+    s is their standard deviation, at least 1 % of their mean; c^2 is the mean of their squared ``spread``; q and q_i are
+    the queries of this window and of theirs. A usual window of their size is in the band with a probability of 99.9 %.
+    The band of a smaller window is wider.
     """
     past = [window for window in earlier if math.isfinite(window.loss)][-WINDOWS:]
     if not math.isfinite(came.loss):
         return GateResult(INPUT, None, math.inf, False, note="live's loss on the incoming window is not finite")
     if came.queries < QUERIES:
-        return GateResult(INPUT, came.loss, math.inf, True, note=f"weak: {came.queries} queries, too few to tell")
+        return GateResult(INPUT, came.loss, math.inf, True, note=f"weak: {came.queries} queries, too few to judge")
     if len(past) < FEWEST:
         return GateResult(INPUT, came.loss, math.inf, True, note=f"weak: {len(past)} earlier windows, no band yet")
     losses, sizes, spreads = (np.array(column, dtype=np.float64) for column in zip(*past, strict=True))

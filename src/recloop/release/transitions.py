@@ -1,4 +1,4 @@
-"""Operator moves: promote, rollback and reject, with the requirements of each step.
+"""Operator moves (promote, rollback, refuse) and the requirements of each step.
 
 A bundle registered by `update` has passed its gate. A bundle registered by `train` has not: with a live bundle, it
 cannot move before its gate ran. `recloop promote` runs the gate (`recloop.pipeline.promotion`); a server does not.
@@ -40,7 +40,7 @@ PATIENCE = 60.0
 
 
 def validate(project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "") -> releases.ReleaseState:
-    """Check that a move is possible, checking the bundle if needed; return the new state.
+    """Check that a move is possible, and the bundle if needed; return the new state.
 
     Raises:
         UserError: unknown bundle or state, or an experiment plan with too few users in an arm.
@@ -57,7 +57,7 @@ def validate(project: Project, control: ControlStore, bundle: str, to: str = "",
 
 
 def needs_gate(control: ControlStore, bundle: str) -> bool:
-    """Return True if the bundle has no gate result, is not deployed, and another is live."""
+    """Return True if an undeployed bundle has no gate result and another is live."""
     machine = releases.read_state(control)
     return bool(machine.lives) and machine.state(bundle) in AT_THE_DOOR and _gates(control, bundle) is None
 
@@ -71,7 +71,9 @@ def promote(
     at: int = 0,
     gates: Sequence[Mapping[str, Any]] | None = None,
 ) -> JsonTree:
-    """Promote a registered bundle to ``to``, by default to live if both steps are earned.
+    """Promote a registered bundle to ``to``, by default to live.
+
+    The default requires that the steps shadow and experiment are earned.
 
     Args:
         by: Origin of the move; empty for this command line.
@@ -88,7 +90,7 @@ def promote(
     by, target, at = by or _who("promote"), _target(bundle, to), at or now()
     machine = validate(project, control, bundle, target, by)
     if gates is None and needs_gate(control, bundle):
-        how = f"{bundle} was trained, not updated to; `recloop promote {bundle} --to {target}` runs its gate"
+        how = f"`recloop train` made {bundle}; run its gate: recloop promote {bundle} --to {target}"
         raise Refused("gate", "not run", "passed", how)
     verify_hash(project, machine.since(bundle))
     missing, earned = _unmet_requirements(project, machine, bundle, target)
@@ -101,7 +103,7 @@ def promote(
         missing = [*_failed(judged), *missing]
     if missing and not (to and reason):
         first = missing[0]
-        how = f"{first.reason}; to go ahead of it: recloop promote {bundle} --to {target} --reason WHY"
+        how = f"{first.reason}; to override: recloop promote {bundle} --to {target} --reason TEXT"
         raise Refused(first.gate, first.number, first.threshold, how)
     if missing:
         earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
@@ -123,7 +125,7 @@ def _gates(control: ControlStore, bundle: str) -> list[JsonTree] | None:
 
 def _failed(gates: Sequence[Mapping[str, Any]]) -> list[Refused]:
     return [
-        Refused(f"gate {one['name']}", one["value"], one["threshold"], one.get("note") or "its gate says no")
+        Refused(f"gate {one['name']}", one["value"], one["threshold"], one.get("note") or "the gate did not pass")
         for one in gates
         if not one["ok"]
     ]
@@ -133,7 +135,7 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> J
     """Restore the previous live bundle after verifying its files.
 
     Raises:
-        Refused: there is no earlier live bundle, or another process moved a release meanwhile.
+        Refused: no bundle was live before, or another process moved a release meanwhile.
         BundleError: the bundle may not be served; nothing was changed.
     """
     control = project.open_control()
@@ -151,7 +153,7 @@ def reject(project: Project, bundle: str, reason: str, by: str = "", at: int = 0
         Refused: the bundle is live or already refused, or another process moved a release meanwhile.
     """
     if not reason.strip():
-        raise UserError("--reason", reason, "why this bundle is rejected", f"recloop reject {bundle} --reason WHY")
+        raise UserError("--reason", reason, "a reason for the refusal", f"recloop reject {bundle} --reason TEXT")
     control = project.open_control()
     return _result(releases.reject(control, bundle, by=by or _who("reject"), reason=reason, at=at or now()))
 
@@ -182,7 +184,7 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) ->
     """Have a registered bundle checked by the running server, or check it here.
 
     Raises:
-        Refused: the bundle may not be served and has been excluded permanently, or the server did not check it in time.
+        Refused: the bundle may not be served and was excluded permanently, or the server did not check it in time.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -225,13 +227,13 @@ def _unmet_requirements(
     missing = []
     if state == releases.ROLLED_BACK:
         missing.append(
-            Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and taken back")
+            Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and was rolled back")
         )
     if shadowed < SHADOWED:
         need = shadow_requirement(project, bundle, SHADOWED)
-        missing.append(Refused("shadow requests", shadowed, SHADOWED, f"the step shadow is not earned: {need}"))
+        missing.append(Refused("shadow requests", shadowed, SHADOWED, f"the shadow step is not earned: {need}"))
     if differ:
-        missing.append(Refused("twins that differ", differ, 0, "live does not agree with itself: recloop verify"))
+        missing.append(Refused("replicas that differ", differ, 0, "live's lists are not reproducible: recloop verify"))
     if target == "live":
         missing += _experiment(project, bundle, numbers)
     return missing, numbers
@@ -244,12 +246,12 @@ def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refuse
     except UserError as error:  # never in an experiment, or its row has no plan
         users: dict[str, int] = dict.fromkeys((LIVE, CANDIDATE), 0)
         numbers.update(users=users, verdict="none")
-        return [Refused(f"users in the arm {LIVE}", 0, USERS, f"the step experiment is not earned: {error}")]
+        return [Refused(f"users in the arm {LIVE}", 0, USERS, f"the experiment step is not earned: {error}")]
     users = {LIVE: found.users.live, CANDIDATE: found.users.candidate}
     numbers.update(_evidence(found), users=users)
     fewest = min(users, key=lambda arm: users[arm])
     if users[fewest] < USERS:
-        why = f"the step experiment is not earned: {found.why}"
+        why = f"the experiment step is not earned: {found.why}"
         return [Refused(f"users in the arm {fewest}", users[fewest], USERS, why)]
     if not found.no_harm:
         threshold = f"a loss above {found.plan.margin:.2g} of {found.plan.metric} ruled out"
