@@ -171,7 +171,7 @@ def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened
         assert f"In the shadow: {shop.beside}" in agreed
         asked = compared["requests"]
         assert f"{asked} requests of {compared['users']} users" in agreed
-        assert f"Live, scored again {asked} times, gave the same list each time" in agreed
+        assert f"Live, scored again {asked} times, gave equal lists each time" in agreed
         for measure in ("overlap@10", "tau_b"):
             for side in ("agreement", "noise"):
                 one = compared[side][measure]
@@ -257,17 +257,17 @@ def test_console_buttons_move_bundles_and_show_refusals(shop: Shop, opened: Any)
     with opened() as page:
         before = status()
         page.get_by_test_id("promote").click()
-        expect(page.get_by_text("reason is empty: enter why this move is made")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("reason is empty: enter a reason for this move")).to_be_visible(timeout=WAIT)
         page.get_by_test_id("reason").fill("it looks good")
         choose(page, "bundle", shop.tried)
         choose(page, "to", "live, if both steps are earned")
         page.get_by_test_id("promote").click()
         expect(page.get_by_test_id("refused")).to_be_visible(timeout=WAIT)
         said = text(page, "refused")
-        assert "shadow requests 0 100 the step shadow is not earned" in said
+        assert "shadow requests 0 100 the shadow step is not earned" in said
         page.get_by_test_id("rollback").click()
         expect(page.get_by_test_id("refused")).to_contain_text("earlier live bundles", timeout=WAIT)
-        assert "earlier live bundles 0 1 nothing to go back to" in text(page, "refused")
+        assert "earlier live bundles 0 1 no earlier live bundle to restore" in text(page, "refused")
         choose(page, "to", "live (skip requirements)")
         choose(page, "bundle", shop.live)
         page.get_by_test_id("promote").click()

@@ -148,7 +148,7 @@ def test_admin_move_is_served_once_it_is_answered(shop: Project, within: Callabl
         assert (done.json()["from"], done.json()["to"]) == ("checked", "shadow")
         early = await client.post("/v1/admin/promote", json={"bundle": candidate})
         assert (early.status_code, early.json()["error"]["code"]) == (409, "refused")
-        assert "the step shadow is not earned" in early.json()["error"]["message"]
+        assert "the shadow step is not earned" in early.json()["error"]["message"]
         body = {"bundle": candidate, "to": "live", "reason": "by hand"}
         assert (await client.post("/v1/admin/promote", json=body)).json()["to"] == "live"
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
@@ -169,9 +169,9 @@ def test_admin_move_is_served_once_it_is_answered(shop: Project, within: Callabl
         ("promote", {"bundle": "nothing"}, 404, "bundle=nothing: expected a registered bundle"),
         ("promote", {}, 404, "bundle="),
         ("promote", {"bundle": "nothing", "to": "moon"}, 422, "--to=moon"),
-        ("reject", {"bundle": "nothing", "reason": "why"}, 404, "bundle=nothing"),
-        ("reject", {"bundle": "nothing"}, 422, "--reason="),
-        ("rollback", {}, 409, "earlier live bundles=0, threshold 1: nothing to go back to"),
+        ("refuse", {"bundle": "nothing", "reason": "why"}, 404, "bundle=nothing"),
+        ("refuse", {"bundle": "nothing"}, 422, "--reason="),
+        ("rollback", {}, 409, "earlier live bundles=0, threshold 1: no earlier live bundle to restore"),
         ("rollback", {"why": "x"}, 422, "unknown field `why`"),
         ("rollback", [], 422, "expected `object`"),
     ],

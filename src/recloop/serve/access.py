@@ -74,7 +74,7 @@ class AccessMiddleware:
     def _check_host(self, head: Head) -> None:
         if len(head.hosts) != 1:
             raise HttpError(
-                400, "bad_host", f"the request has {len(head.hosts)} Host headers; expected one", "Host", "one Host header"
+                400, "bad_host", f"the request has {len(head.hosts)} Host headers; expected 1", "Host", "one Host header"
             )  # fmt: skip
         if name_of(head.hosts[0]) not in self._hosts:
             shown, known = _shown(head.hosts[0]), ", ".join(sorted(name.decode() for name in self._hosts))
@@ -99,7 +99,7 @@ class AccessMiddleware:
         kind, _, token = head.authorization.partition(b" ")
         if kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token):
             return
-        message = "the admin token is missing or wrong; recloop token shows it"
+        message = "the admin token is missing or wrong; to show it: recloop token"
         error = HttpError(401, "unauthorized", message, "Authorization", "Authorization: Bearer TOKEN")
         error.headers["WWW-Authenticate"] = "Bearer"
         raise error

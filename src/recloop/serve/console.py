@@ -1,4 +1,4 @@
-"""Console page at `/`: status, comparisons, release table, moves and one user.
+"""Console page at `/`: status, comparisons, releases, moves and one user.
 
 The page is served on the service's own port, and all of its files come from installed packages. It shows the data of a
 `ConsoleBackend` and sends moves to it. The frame is shown first; slow parts (the comparisons) are filled in later.
@@ -142,13 +142,13 @@ class _Page:
         self, state: str, bundle: str, ask: Callable[[str], Compared], show: Callable[[Compared], None]
     ) -> None:
         with self._tried, ui.column().classes("boxed w-full gap-2").props(f"data-testid=tried-{state}"):
-            ui.label(f"In the {state}: {bundle}").classes("text-lg font-bold break-all")
-            waiting = ui.label("comparing ...")
+            ui.label(f"Bundle in {state}: {bundle}").classes("text-lg font-bold break-all")
+            waiting = ui.label("Comparing ...")
             found, why = await run_in_threadpool(_asked, ask, bundle)
             if waiting.is_deleted:
                 return  # the visitor left or started another refresh
             if found is None:
-                waiting.text = f"nothing to compare yet: {why}"
+                waiting.text = f"No comparison yet: {why}"
                 return
             waiting.delete()
             show(found)
@@ -169,7 +169,7 @@ class _Page:
         self._said.clear()
         with self._said:
             if not self._reason.value.strip():
-                ui.label("reason is empty: enter why this move is made").classes("text-negative")
+                ui.label("reason is empty: enter a reason for this move").classes("text-negative")
                 return
             try:
                 done = await move()

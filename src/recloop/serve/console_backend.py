@@ -1,4 +1,4 @@
-"""Console backend of a running service, and the page shown without the console."""
+"""Console backend of a running service, and the page shown if it is not installed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from recloop.release import transitions
 from recloop.serve.service import Service
 
 HINT = """<!doctype html><meta charset="utf-8"><title>recloop</title>
-<p>recloop answers under <a href="/openapi.json">/v1</a>. The console is not installed: <code>pip install "recloop[console]"</code>"""
+<p>The API is at <a href="/openapi.json">/v1</a>. The console is not installed. To install it: <code>pip install "recloop[console]"</code>"""
 NEWEST = 20
 BY = "console"
 
 
 def install_hint(app: Starlette, _: Service) -> None:
-    """Add a page at `/` that says how to install the console."""
+    """Add a page at `/` with the command that installs the console."""
 
     async def page(_: Request) -> HTMLResponse:
         return HTMLResponse(HINT)

@@ -45,7 +45,7 @@ def proof(found: Mapping[str, int] | None) -> str:
     """Summarize the last `recloop verify`."""
     if found is None:
         return "verify: not run yet"
-    return f"verify: {found['unexplained']:,} of {found['checked']:,} differ unexplained, {utc_minute(found['at'])} UTC"
+    return f"verify: {found['unexplained']:,} of {found['checked']:,} with an unexplained difference, {utc_minute(found['at'])} UTC"
 
 
 def health(windows: Windows) -> None:
@@ -102,7 +102,7 @@ def releases(moves: Sequence[Mapping[str, Any]]) -> None:
 def shadow(found: Mapping[str, Any]) -> None:
     """Show a shadow candidate's agreement with live, noise floor and list health."""
     repeat, latency = found["twin"], found["latency"]
-    same = "the same list each time" if not repeat["different"] else f"a DIFFERENT list {repeat['different']:,} times"
+    same = "equal lists each time" if not repeat["different"] else f"a DIFFERENT list {repeat['different']:,} times"
     ui.label(f"candidate {found['candidate']}, live {found['live']}").classes("break-all")
     ui.label(
         f"{found['requests']:,} requests of {found['users']:,} users. Live, scored again {repeat['requests']:,} times, "
@@ -130,7 +130,7 @@ def experiment(found: Verdict) -> None:
     for line in found.differs:
         ui.label(f"The plan applies: {line}").props("data-testid=differs").classes("text-negative")
     ui.label(
-        f"Users with a completed 24 h window: live {users.live:,}, candidate {users.candidate:,}; waiting "
+        f"Users with a completed 24 h window: live {users.live:,}, candidate {users.candidate:,}; open "
         f"{users.waiting:,}. Sample ratio: {ratio.counts['live']:,} to {ratio.counts['candidate']:,}, planned "
         f"{1 - ratio.share:.0%} to {ratio.share:.0%}, e = {_number(ratio.e)}, alarm above {ALARM:,.0f}: "
         f"{'ALARM' if ratio.alarm else 'none'}."

@@ -30,7 +30,7 @@ BY = "recloop serve"
 SPARES = 2
 """Bundles kept in memory in addition to the deployed ones."""
 MOST_SHADOWS = 3
-"""Shadow bundles that are scored: the candidate and two replicas; each costs the time of a request."""
+"""Most shadow bundles: the candidate and two replicas; each costs the time of a request."""
 
 
 class Deployment(NamedTuple):
@@ -77,7 +77,7 @@ class Deployments:
 
 
 class DeploymentLoader:
-    """Loads the deployments that the control store requests.
+    """Loads the deployments that the control store names.
 
     Args:
         catalogue: Catalog of the service; passed to recommenders and not read here.

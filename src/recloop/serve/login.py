@@ -25,7 +25,7 @@ PRIVATE = {
 """Default headers of console responses: the page is neither framed nor cached."""
 PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title><meta name="viewport" content="width=device-width">
 <style>body{font:16px sans-serif;margin:4rem auto;max-width:32rem;padding:0 1rem}</style><h1>recloop</h1>
-<p>The console needs the admin token. <code>recloop serve</code> printed it; <code>recloop token</code> shows it.</p>
+<p>The console requires the admin token. To show it: <code>recloop token</code></p>
 <p><strong>PROBLEM</strong></p><form method="post" action="/login">
 <input type="password" name="token" aria-label="admin token" autofocus> <button>log in</button></form>"""
 

@@ -79,9 +79,7 @@ def _known(error: Exception) -> HttpError:
     if isinstance(error, HttpError):
         return error
     if isinstance(error, LogUncertainError):
-        why = (
-            "the log failed during the commit; rows of this request may be stored. Send them again with their event_id"
-        )
+        why = "the log failed during the commit; the rows may or may not be stored. Send them again with their event_id"
         made = HttpError(503, "log_uncertain", why)
         made.headers["Retry-After"] = "1"
         return made

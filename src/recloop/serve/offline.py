@@ -30,7 +30,7 @@ def recommend(
     """Compute the reply of ``GET /v1/recommend/{user_id}``, with item names.
 
     Args:
-        n: List length, 1 to 1000; None for the placement's own.
+        k: List length, 1 to 1000; None for the placement's.
         bundle: A registered bundle; empty for the live one.
 
     Raises:
@@ -40,7 +40,7 @@ def recommend(
     if n is not None and not 1 <= n <= 1000:
         raise UserError("-n", n, "a whole number from 1 to 1000", f"recloop recommend {user_id} -n 10")
     if not user_id:
-        raise UserError("USER", user_id, "the id of a user", "recloop recommend USER")
+        raise UserError("USER", user_id, "a user id", "recloop recommend USER")
     loading.whole(project)
     loaded = project.load_bundle(bundle)
     archive = project.open_archive()

@@ -30,7 +30,7 @@ ALWAYS = ("400", "403", "421", "422", "500")
 """Error statuses of every operation."""
 TOKEN = "admin_token"  # noqa: S105 - the name of a scheme
 VERBS = {
-    "promote": "Promote a bundle one step, or to live if that is earned",
+    "promote": "Promote a bundle to a step, or to live if both steps are earned",
     "rollback": "Restore the previous live bundle",
     "reject": "Exclude a bundle permanently",
 }
@@ -53,18 +53,20 @@ def document() -> JsonTree:
         "info": {
             "title": "recloop",
             "version": __version__,
-            "description": "Recommendations and the interaction log they learn from.",
+            "description": "Recommendations, interaction log and releases of one project.",
         },
         "paths": _paths(),
         "components": {
             "schemas": schemas,
-            "securitySchemes": {TOKEN: {"type": "http", "scheme": "bearer", "description": "recloop token shows it"}},
+            "securitySchemes": {
+                TOKEN: {"type": "http", "scheme": "bearer", "description": "Admin token; shown by recloop token"}
+            },
         },
     }
 
 
 def _paths() -> dict[str, JsonTree]:
-    listed = "Recommend items to a user, known or unknown"
+    listed = "Recommend items to a known or unknown user"
     return {
         "/v1/recommend/{user_id}": _get(
             "recommend", listed, "RecommendResponse", request_parts.RECOMMEND, path="user_id"

@@ -1,4 +1,4 @@
-"""Read routes: lists for a user or an item, and one item or user."""
+"""Read routes: lists for a user or an item, one item, one user."""
 
 from __future__ import annotations
 

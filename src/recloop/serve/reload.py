@@ -1,4 +1,4 @@
-"""Reload of changes by other processes: releases, retractions and published data."""
+"""Reload of releases, retractions and data that other processes changed."""
 
 from __future__ import annotations
 

@@ -58,11 +58,11 @@ def build_decision(
     anonymous_id: str | None,
     client_request_id: str | None,
 ) -> Decision:
-    """The decision of role ``answer`` that records an answered query.
+    """Build the decision of role ``answer`` that records an answered query.
 
     Args:
         arm: The arm that answered; ``assigned`` is the variant that the user was assigned to.
-        as_of: The newest seq that the answer knew.
+        as_of: Newest seq that the response includes.
     """
     asked: JsonTree = {
         "exclude": list(query.exclude),

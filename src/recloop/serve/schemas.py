@@ -86,7 +86,7 @@ class PastEvent(msgspec.Struct):
 
 
 class UserResponse(msgspec.Struct):
-    """User state; ``events`` counts positives, ``last_events`` has the newest 20."""
+    """User state; ``events`` counts positives, ``last_events`` lists the newest 20."""
 
     user_id: str
     attributes: AttributeValues

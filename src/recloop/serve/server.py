@@ -22,7 +22,7 @@ DRAIN = KEEP_ALIVE + 1  # seconds for clients to receive `Connection: close`
 
 
 def check_host(host: str) -> None:
-    """Check that the host is a loopback address, since there are no API keys.
+    """Check that the host is a loopback address; API keys are not supported.
 
     Raises:
         UserError: the host is not a loopback address.

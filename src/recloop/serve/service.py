@@ -1,7 +1,7 @@
-"""Serving composed: control store -> fleet of bundles, catalogue, states, the way in, decisions behind answers.
+"""Service of one project: deployments, user states, catalog, writer and decisions.
 
-Everything that an answer reads is touched on the event loop's one thread: the number ``as_of`` moves on, the caches
-are dropped, the fleet is switched and an update's watermark taken up between two requests, never inside one.
+All data that a response reads changes on the event loop only, between two requests: ``as_of``, caches, deployments and
+the archive with its watermark.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from recloop.storage.archive import Archive
 LOGGER = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
-"""The one clock of a process: int64 microseconds UTC."""
+"""Clock of the process; returns int64 microseconds UTC."""
 
 
 class Service:
-    """One server over one project folder.
+    """Service of one project folder.
 
     Args:
-        locked: The caller holds the writer's lock; else the service takes it until it is closed.
+        locked: True if the caller holds the writer lock; otherwise the service holds it until it is closed.
 
     Attributes:
-        as_of: The newest seq that every answer from now on knows.
-        fleet: The bundles that serve now.
-        unsettled: The seq after which committed rows may not be in the caches yet; None: all are.
-        token: The admin token, of admin routes and console.
+        as_of: Newest seq that responses include.
+        fleet: Current deployments.
+        unsettled: Seq after which committed rows may be missing from the caches; None if none are.
+        token: Admin token of admin routes and console.
 
     Raises:
-        Locked: another server (or writer) has this folder.
-        UserError: nothing was prepared, or nothing is live yet.
-        BundleError: no live bundle, present or earlier, can be loaded.
+        Locked: another server or writer uses this folder.
+        UserError: the data are not prepared, or no bundle is live yet.
+        BundleError: neither the live bundle nor an earlier one can be loaded.
     """
 
     def __init__(self, project: Project, clock: Clock = now, locked: bool = False) -> None:
@@ -103,7 +103,7 @@ class Service:
         self._stack.callback(self.writer.close)
 
     def close(self) -> None:
-        """Write what waits and let the folder go."""
+        """Write queued rows and decisions, close the stores and release the lock."""
         self._stack.close()
 
     @property
@@ -124,7 +124,7 @@ class Service:
 
     @property
     def degraded(self) -> list[str]:
-        """What is missing now, by name."""
+        """Sorted names of the parts that are missing from responses."""
         missing = {"bundle"} if self.fleet.failed else set()
         if self.writer.failing or self.unsettled is not None:
             missing.add("log")
@@ -141,15 +141,15 @@ class Service:
         anonymous_id: str | None = None,
         client_request_id: str | None = None,
     ) -> tuple[RankedList, Decision]:
-        """Answer a query from the newest state, and put the decision down behind the answer.
+        """Answer a query from the newest state and record the decision.
 
         Args:
-            query: With its ``now``, ``n`` (0: the placement's) and request_id.
-            started: When the request came, by `time.perf_counter`.
-            client_request_id: What the client called the request; kept beside the id, never in its stead.
+            query: Query with ``now``, ``k`` (0 for the placement's) and ``request_id``.
+            started: Time of receipt, by `time.perf_counter`.
+            client_request_id: The client's id of the request; recorded in addition to ``request_id``.
 
         Raises:
-            UserError: no such placement, or a filter that does not parse.
+            UserError: unknown placement, or invalid filter.
         """
         assigned = self._assign(query.user_id)
         self.recommender.placement(query.placement)
@@ -175,12 +175,12 @@ class Service:
         return answer, decision
 
     def look(self, query: Query) -> tuple[RankedList, assignment.Arm]:
-        """The list that a query would get now, and its arm; nothing is recorded."""
+        """Compute the list and arm of a query without recording a decision."""
         deployment = self._assign(query.user_id)
         return self._list(deployment, query, set())[0], deployment.arm
 
     def _assign(self, user_id: str) -> Deployment:
-        """The deployment that a user is assigned to; live for a list about an item, which has no user."""
+        """Return the deployment assigned to a user; live for a query without a user."""
         live, candidate = self.fleet.live, self.fleet.candidate
         if not user_id or candidate is None:
             return live
@@ -188,40 +188,44 @@ class Service:
         return candidate if arm is candidate.arm else live
 
     def _answer(self, assigned: Deployment, query: Query, degraded: set[str]) -> tuple[Deployment, RankedList, int]:
-        """The list of the assigned deployment, or of live where a candidate fails; who answered, list, seq."""
+        """Compute the list of the assigned deployment, or of live if a candidate fails.
+
+        Returns:
+            The deployment that answered, its list, and the seq that the list includes.
+        """
         live = self.fleet.live
         if assigned is not live:
             try:
                 return assigned, *self._list(assigned, query, degraded)
-            except Exception as error:  # noqa: BLE001 - whatever a candidate does, its users get a list
-                LOGGER.warning("bundle %s gave no list: %s", assigned.arm.bundle, type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - a failing candidate must not leave its users without a list
+                LOGGER.warning("bundle %s failed, live answers: %s", assigned.arm.bundle, type(error).__name__)
         return live, *self._list(live, query, degraded)
 
     def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
-        """Whether the shadow bundles score a request of this user again."""
+        """Return True if the shadow bundles score a request of this user."""
         if not self.fleet.shadows or not user_id:
             return False
         shadow = self.fleet.shadows[0].arm.bundle
         return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)
 
     def reply(self, query: Query, answer: RankedList, decision: Decision) -> RecommendResponse:
-        """An answer as the client gets it."""
+        """Build the response from a list and its decision."""
         return build_response(query, answer, self.catalogue, decision.bundle, decision.variant, decision.degraded)
 
     def user_state(self, user_id: str) -> UserState:
-        """What is known of a user now."""
+        """Read a user's newest state."""
         return self.known.state(self.bundle.spec, user_id, self.as_of, set())[0]
 
     def item_exists(self, item_id: str) -> bool:
-        """Whether any event names this item; reads files, so never on the event loop."""
+        """Return True if an event names this item; reads files, not on the event loop."""
         return self.log.has_id(ITEM_ID, item_id) or self.archive.has_id(ITEM_ID, item_id)
 
     def user_exists(self, user_id: str) -> bool:
-        """Whether any event names this user; reads files, so never on the event loop."""
+        """Return True if an event names this user; reads files, not on the event loop."""
         return self.log.has_id(USER_ID, user_id) or self.archive.has_id(USER_ID, user_id)
 
     def table(self) -> JsonTree:
-        """``GET /v1/status``; opens the control store, so never on the event loop."""
+        """Build the content of ``GET /v1/status``; reads files, not on the event loop."""
         last_seq, watermark = self.as_of, self.archive.watermark
         return {
             **loading.marked(self.project, releases.release_table(self.control)),
@@ -232,14 +236,17 @@ class Service:
         }
 
     def health(self) -> JsonTree:
-        """``health`` over the last hour, day and week, ``events`` received, ``verify``; empty where the decisions cannot be read."""
+        """Return ``health`` of the last hour, day and week, ``events`` and ``verify``.
+
+        The values are empty if the decisions cannot be read. Reads files, so not on the event loop.
+        """
         seen = self._seen()
         if seen is None:
             return {"health": {}, "events": {}, "verify": None}
         return {"health": seen.windows, "events": seen.received, "verify": seen.proven}
 
     def windows(self) -> Windows:
-        """`health` without the rest. Never on the event loop."""
+        """Return the windows of `health`; reads files, so not on the event loop."""
         found: Windows = self.health()["health"]
         return found
 
@@ -250,7 +257,7 @@ class Service:
             return None
 
     def metrics(self) -> bytes:
-        """``GET /metrics``; as `windows`, never on the event loop."""
+        """Build the content of ``GET /metrics``; reads files, so not on the event loop."""
         process = {
             "generation": self.fleet.generation,
             "last_seq": self.as_of,
@@ -262,15 +269,18 @@ class Service:
         return exposition(self._seen(), process)
 
     def ready(self) -> str:
-        """Answer a golden query with what serves now; empty, or why it could not."""
-        return "" if self.fleet.live.ready() else "the golden query got no list"
+        """Answer a golden query with the live bundle; return the failure, or empty."""
+        return "" if self.fleet.live.ready() else "the live bundle returned no list for the golden query"
 
     async def follow(self) -> bool:
-        """Take up what other processes did (see `recloop.serve.reload`); whether another fleet serves."""
+        """Apply changes of other processes; return True if the deployments changed.
+
+        See `recloop.serve.reload`.
+        """
         return await self._follower.follow()
 
     def switch(self, fleet: Deployments, known: Mapping[str, StateSource]) -> None:
-        """Serve this fleet from the next request on; on the loop."""
+        """Use these deployments from the next request on; on the event loop."""
         self.behind.drain()
         fleet.warm(self.fleet)
         self.known.keep(known)
@@ -278,7 +288,7 @@ class Service:
         self.writer.set_labeler(EventLabeler.of(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
 
     def use_archive(self, archive: Archive, known: StateRegistry) -> None:
-        """What an update archived is read there, and states go on from its snapshots; on the loop."""
+        """Use a new archive and the states over its snapshots; on the event loop."""
         self.behind.drain()
         before, self.known = self.known, known
         before.close()
@@ -287,39 +297,39 @@ class Service:
     def _list(
         self, served: Deployment, query: Query, degraded: set[str], seq: int | None = None
     ) -> tuple[RankedList, int]:
-        """A bundle's list for a query, and the seq that it knew: ``seq``, else the newest.
+        """Compute a bundle's list as of ``seq`` (default: the newest) and the seq used.
 
         Raises:
-            UserError: the bundle has no such placement, or the filter does not fit the fields.
+            UserError: unknown placement, or a filter whose values do not fit the fields.
         """
         spec = served.bundle.spec
         state, as_of = self.known.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
         try:
             return served.recommender.recommend(StateBatch.of([query.user_id], [state]), [query])[0], as_of
-        except pl.exceptions.PolarsError as error:  # it parses, but compares a text with a number
+        except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
 
     def _after_commit(self, jobs: list[WriteRequest], seq: int) -> None:
-        """After a commit, on the loop: what it changed is dropped or put in place, then ``as_of`` moves on.
+        """Apply a commit to caches and catalog, then advance ``as_of``; on the event loop.
 
-        The rows are on the disk, so an error here undoes nothing: every cached state is dropped and the follower
-        reads the rest anew (`repair`).
+        The rows are already durable. After an error, every cached state is dropped and the reloader reads the rows again
+        (`repair`).
         """
         try:
             self._apply_commit(jobs, seq)
-        except Exception as error:  # noqa: BLE001 - whatever fails, the rows are kept and must be seen
-            LOGGER.error("a commit was not taken in: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
+        except Exception as error:  # noqa: BLE001 - the rows are durable, so responses must include them
+            LOGGER.error("a commit was not applied to the caches: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             self.known.forget()
             self.unsettled = self.as_of if self.unsettled is None else self.unsettled
         self.as_of = seq
 
     def repair(self, known: StateRegistry, items: Sequence[Item]) -> None:
-        """Put in place what a failed `_after_commit` left out; on the loop.
+        """Apply the rows that a failed `_after_commit` left out; on the event loop.
 
         Args:
-            known: Made anew from snapshots and log.
-            items: Versions after `unsettled`, in the order of their seq.
+            known: States rebuilt from snapshots and log.
+            items: Item versions after `unsettled`, by ascending seq.
         """
         self.use_archive(self.archive, known)
         for item in items:
