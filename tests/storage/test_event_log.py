@@ -107,7 +107,7 @@ def test_insert_events_after_other_rows_were_appended_raises(log: EventLog) -> N
     with log.commit():
         arrivals = log.find_duplicates([event()], {})
     log.append_users([User(user_id="u")])
-    with pytest.raises(RuntimeError, match="do not follow seq 1"):
+    with pytest.raises(RuntimeError, match="not the newest seq 1 plus 1"):
         log.insert_events(arrivals.new)
     assert log.last_seq() == 1
     assert log.events().is_empty()
@@ -159,9 +159,9 @@ def test_event_log_readers_in_other_threads_see_committed_rows(log: EventLog, tm
     thread.start()
     thread.join()
     assert seen == [1]
-    with pytest.raises(RuntimeError, match="opened for reading"):
-        reader.append_events([event()])
-    reader.close()
+    with pytest.raises(RuntimeError, match="open for reading"):
+        beside.append_events([event()])
+    beside.close()
 
 
 def test_event_log_file_is_a_durable_wal(log: EventLog, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_promote_after_a_concurrent_move_raises_a_conflict(
     looked = control.releases()
     releases.promote(control, "b", **WHO)
     monkeypatch.setattr(control, "releases", lambda: looked)
-    with pytest.raises(ReleaseConflict, match="meanwhile test moved b to live; look again"):
+    with pytest.raises(ReleaseConflict, match="test moved b to live meanwhile; for the new state"):
         releases.promote(control, "a", **WHO)
     monkeypatch.undo()
     assert releases.release_table(control)["live"] == "b"

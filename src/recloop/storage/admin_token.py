@@ -32,7 +32,7 @@ def read(root: Path) -> str:
     except FileNotFoundError:
         return ""
     if not SHAPE.fullmatch(text):
-        raise UserError("token", file, "a file with 43 letters, digits, - and _", "recloop token --new")
+        raise UserError("token", file, "a file with 43 characters: letters, digits, - and _", "recloop token --new")
     return text
 
 

@@ -52,7 +52,7 @@ class Archive:
 
     def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
         """Events with one of these event_ids, by event_id; the first of several."""
-        if self._hashes is None:  # 8 bytes per id in memory; the rows stay on disk
+        if self._hashes is None:  # only 8 bytes per id are kept in memory
             ids = self._all().select(EVENT_ID).drop_nulls().collect().to_series()
             self._hashes = np.unique(ids.hash(0).to_numpy())
         asked = pl.Series(event_ids, dtype=pl.String)

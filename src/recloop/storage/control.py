@@ -1,8 +1,8 @@
 """Control store: release rows and the inbox of pending retractions.
 
 Any process may add a release row by a compare-and-set on the generation. The inbox holds retractions that another
-process, such as an update, hands to the single writer of the log. The writer numbers them and marks them as taken; the
-rows are kept, so that a later restoration and retraction can be handed in again.
+process, such as an update, submits to the single writer of the log. The writer numbers them and marks them as applied.
+The rows are kept, so that an event can be retracted again after a restoration.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ReleaseConflict(Refused):
     """Another process moved a release between the read and the write."""
 
     def __init__(self, found: int, expected: int, who: str) -> None:
-        super().__init__("generation", found, expected, f"meanwhile {who}; look again: recloop status")
+        super().__init__("generation", found, expected, f"{who} meanwhile; for the new state: recloop status")
 
 
 class ReleaseRow(NamedTuple):
@@ -67,7 +67,7 @@ class ReleaseRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingRetraction:
-    """Inbox row not yet in the log: event ``of_seq`` is retracted by ``rule``."""
+    """Inbox row that is not yet in the log: ``rule`` retracts event ``of_seq``."""
 
     id: int
     of_seq: int
@@ -135,7 +135,7 @@ class ControlStore(Store):
     def hand(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
         """Put retractions into the inbox and return the number of new ones.
 
-        An event that was handed in before is skipped, unless it was restored since.
+        An event that was submitted before is skipped, unless it was restored since.
 
         Args:
             rows: Retractions; only ``of_seq`` and ``rule`` are read.

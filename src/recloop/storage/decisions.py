@@ -161,7 +161,7 @@ class DecisionLog(Store):
         return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
     def twins_that_differ(self, bundle: str) -> int:
-        """Count requests that ``bundle`` scored in shadow and live failed to reproduce."""
+        """Count requests scored by ``bundle`` in shadow that live did not reproduce."""
         asked = """SELECT count(*) FROM decisions AS shadow
             JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
             JOIN decisions AS twin ON twin.request_id = shadow.request_id AND twin.role = 'twin'

@@ -1,7 +1,7 @@
-"""The log that grows: what arrived since the import, numbered by one counter in the commit that writes it.
+"""Event log: rows received since the import, numbered by one counter.
 
-A ``seq`` is given in commit order and never used again; rows are never changed. One connection writes (WAL,
-``synchronous=FULL``: what is committed is on the disk), readers open the file read-only and in slices.
+A ``seq`` is assigned in commit order and never used again. Rows are never changed. One connection writes (WAL,
+``synchronous=FULL``), so a committed row is on disk. Readers open the file read-only and read in slices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, E
 from recloop.storage.sqlite import ReaderPool, Store, give_back, open_writer, transaction
 
 SCHEMA = 1
-SLICE = 100_000  # rows of one read: a longer one would pin the write-ahead log
+SLICE = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 
 SCRIPT = """
 CREATE TABLE counter (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL);
@@ -47,7 +47,7 @@ CREATE TABLE retractions (seq INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL, rule
 EVENT_COLUMNS = (*EVENT_SCHEMA, RULE)
 CONTENT = tuple(
     name for name in EVENT_SCHEMA if name not in {SEQ, "timestamp", "received_at"}
-)  # what the client said, but for the stamp
+)  # content sent by the client, without the timestamp
 
 T = TypeVar("T")
 Row = TypeVar("Row", Item, User, "Retraction")
@@ -55,7 +55,10 @@ Status = Literal["accepted", "duplicate", "conflict", "quarantined"]
 
 
 class Receipt(NamedTuple):
-    """What became of an event: its status, its seq (of the first row for a duplicate or conflict), its rule."""
+    """Result of an event: status, seq and rule.
+
+    A duplicate or conflict has the seq of the first row.
+    """
 
     status: Status
     seq: int
@@ -63,26 +66,26 @@ class Receipt(NamedTuple):
 
 
 class Arrivals(NamedTuple):
-    """Events as they arrived: the new ones, numbered, and the receipts of repeats by their position."""
+    """Received events: new ones with a seq, and receipts of repeats by position."""
 
     new: list[Event]
     repeats: dict[int, Receipt]
 
     def receipts(self, inserted: Sequence[Receipt]) -> list[Receipt]:
-        """The receipts of all events in the order of arrival, given those of the new ones."""
+        """Merge the receipts of new events and repeats, in order of arrival."""
         remaining = iter(inserted)
         total = len(self.new) + len(self.repeats)
         return [self.repeats.get(position) or next(remaining) for position in range(total)]
 
 
 RESTORED = "restored"
-"""The rule of a row of ``retractions`` that brings an event back."""
+"""Rule of a row of ``retractions`` that restores an event."""
 
 
 class Retraction(msgspec.Struct, frozen=True):
-    """A row of the log taken back by a rule: from ``seq`` on (0 until the log has numbered it) no state holds ``of_seq``.
+    """Retraction of event ``of_seq`` by a rule: no state includes it from ``seq`` on.
 
-    With the rule `RESTORED` it is the other way round: from ``seq`` on states hold the event again.
+    ``seq`` is 0 until the log has numbered the row. With rule `RESTORED`, states include the event again from ``seq`` on.
     """
 
     of_seq: int
@@ -91,9 +94,12 @@ class Retraction(msgspec.Struct, frozen=True):
 
 
 def out_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
-    """The events that these rows, in the order of their seq, have taken back at ``seq`` (None: after all of them).
+    """Find the events that are retracted at ``seq``; None for after all rows.
 
-    The newest row of an event decides, so retraction and restoration can follow one another any number of times.
+    The newest row of an event decides, so retractions and restorations may alternate.
+
+    Args:
+        rows: Retractions and restorations, by ascending seq.
     """
     out: set[int] = set()
     for row in rows:
@@ -103,11 +109,11 @@ def out_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
 
 
 class EventLog(Store):
-    """log.db; see `recloop.storage.open_log`.
+    """Store log.db; see `recloop.storage.open_log`.
 
     Args:
-        file: The SQLite file.
-        write: Open the one writing connection; the caller holds the writer's lock.
+        file: SQLite file.
+        write: Open the single writing connection; the caller holds the writer lock.
     """
 
     def __init__(self, file: Path, write: bool) -> None:
@@ -131,7 +137,10 @@ class EventLog(Store):
 
     @contextmanager
     def commit(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: appends inside it become durable, and visible, together; nested ones join the outermost."""
+        """Open a transaction, whose appends become durable and visible together.
+
+        Nested transactions join the outermost one.
+        """
         with self._lock:
             writer = self._writing()
             if self._depth and writer.in_transaction:
@@ -145,23 +154,26 @@ class EventLog(Store):
                 self._depth = 0
 
     def append_events(self, events: Sequence[Event]) -> list[Receipt]:
-        """Number and keep these events, durably once the outermost `commit` ends; a repeat is not kept.
+        """Number and insert new events; repeats are not stored.
+
+        The rows are durable when the outermost `commit` ends.
 
         Args:
-            events: In the order of their arrival; ``seq`` is ignored, ``rule`` filled means quarantined.
+            events: Events in order of arrival; ``seq`` is ignored; an event with a ``rule`` is quarantined.
         """
         with self.commit():
             arrivals = self.find_duplicates(events, {})
             return arrivals.receipts(self.insert_events(arrivals.new))
 
     def find_duplicates(self, events: Sequence[Event], imported: Mapping[str, Event]) -> Arrivals:
-        """Separate new events, numbered, from repeats of an event_id; inside the `commit` that inserts them.
+        """Separate new events, which it numbers, from repeats of an event_id.
 
-        A repeat with equal content is a ``duplicate``, with other content a ``conflict``. A stamp that the client left
-        out counts as equal (both rows then carry their arrival).
+        Call it inside the `commit` that inserts the events. A repeat with equal content is a ``duplicate``, with other
+        content a ``conflict``. A timestamp that the client omitted counts as equal, because both rows then have their
+        time of receipt.
 
         Args:
-            events: In the order of their arrival; ``seq`` is ignored.
+            events: Events in order of arrival; ``seq`` is ignored.
             imported: Events of the import by event_id.
         """
         with self.commit() as writer:
@@ -182,15 +194,15 @@ class EventLog(Store):
         return Arrivals(new, repeats)
 
     def insert_events(self, events: Sequence[Event]) -> list[Receipt]:
-        """Keep new events under the numbers of `find_duplicates`; ``rule`` filled means quarantined.
+        """Insert new events with the seqs of `find_duplicates`; a ``rule`` quarantines.
 
         Raises:
-            RuntimeError: the numbers do not follow the newest one, so rows were appended in between.
+            RuntimeError: the seqs do not follow the newest one, because rows were appended in between.
         """
         with self.commit() as writer:
             seq = self._counter(writer)
             if any(event.seq != expected for expected, event in enumerate(events, seq + 1)):
-                raise RuntimeError(f"events of {self.file.name} do not follow seq {seq}")
+                raise RuntimeError(f"{self.file.name}: seq of a new event is not the newest seq {seq} plus 1")
             writer.executemany(
                 f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})",
                 [tuple(getattr(event, name) for name in EVENT_COLUMNS) for event in events],
@@ -199,19 +211,19 @@ class EventLog(Store):
         return [Receipt("quarantined" if event.rule else "accepted", event.seq, event.rule) for event in events]
 
     def append_items(self, items: Sequence[Item]) -> list[Item]:
-        """Number and keep these versions of items; the rows as kept."""
+        """Number and insert item versions; return the stored rows."""
         columns = ("seq", "item_id", "received_at", "attributes", "hidden", "deleted")
         return self._append("items", columns, items)
 
     def append_users(self, users: Sequence[User]) -> list[User]:
-        """Number and keep these versions of users; the rows as kept."""
+        """Number and insert user versions; return the stored rows."""
         return self._append("users", ("seq", "user_id", "received_at", "attributes", "deleted"), users)
 
     def append_retractions(self, rows: Sequence[Retraction]) -> list[Retraction]:
-        """Number and keep these; the rows as kept.
+        """Number and insert retractions; return the stored rows.
 
-        A retraction of an event that is out, or a restoration of one that is not, is left out: handed twice, it is
-        there once.
+        A retraction of a retracted event, or a restoration of an event that is not retracted, is skipped. Thus a row
+        that is submitted twice is stored once.
         """
         with self.commit() as writer:
             newest = dict(writer.execute("SELECT of_seq, rule FROM retractions ORDER BY seq"))
@@ -236,10 +248,10 @@ class EventLog(Store):
         return kept
 
     def start_at(self, watermark: int) -> None:
-        """The log goes on at ``watermark`` + 1: the import took the numbers up to it.
+        """Start numbering at ``watermark`` + 1, after the rows of the import.
 
         Raises:
-            UserError: the log holds rows that were numbered after another import.
+            UserError: the log has rows that were numbered after another import.
         """
         with self.commit() as writer:
             counter = self._counter(writer)
@@ -249,48 +261,51 @@ class EventLog(Store):
                 raise UserError(
                     "watermark",
                     watermark,
-                    f"at most {counter}, the last seq of {self.file.name}, which holds rows of another import",
+                    f"at most {counter}, the last seq of {self.file.name}, which has rows of another import",
                     "a new project folder",
                 )
 
     # -- reading
 
     def last_seq(self) -> int:
-        """The newest number given, the import's last one when nothing came since."""
+        """Newest seq; the last seq of the import if the log is empty."""
         return self._counter(self._readers.get())
 
     def newest_in(self, commit: sqlite3.Connection) -> int:
-        """The newest number given inside an open `commit`; durable, and `last_seq`, once that commit has ended."""
+        """Newest seq inside an open `commit`; it becomes `last_seq` when the commit ends."""
         return self._counter(commit)
 
     def is_empty(self) -> bool:
-        """Whether no row of any kind came since the import."""
+        """Return True if the log has no rows since the import."""
         return self._count(self._readers.get()) == 0
 
     def events(self, user_id: str | None = None, after: int = 0, until: int | None = None) -> pl.DataFrame:
-        """Events with ``after`` < seq <= ``until``, of one user or all, quarantined ones too: EVENT_SCHEMA + rule."""
+        """Events with ``after`` < seq <= ``until``, of one user or all.
+
+        Includes quarantined events: EVENT_SCHEMA + rule.
+        """
         where, parameters = ("AND user_id = ?", (user_id,)) if user_id is not None else ("", ())
         rows = self._sliced("events", EVENT_COLUMNS, after, until, where, parameters)
         return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row")
 
     def items(self, after: int = 0, until: int | None = None, item_id: str | None = None) -> pl.DataFrame:
-        """Versions of items with ``after`` < seq <= ``until``: ITEM_SCHEMA."""
+        """Item versions with ``after`` < seq <= ``until``: ITEM_SCHEMA."""
         where, parameters = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
         rows = self._sliced("items", tuple(ITEM_SCHEMA), after, until, where, parameters)
         return pl.DataFrame([(*row[:-2], bool(row[-2]), bool(row[-1])) for row in rows], ITEM_SCHEMA, orient="row")
 
     def users(self, after: int = 0, until: int | None = None, user_id: str | None = None) -> pl.DataFrame:
-        """Versions of users with ``after`` < seq <= ``until``: USER_SCHEMA."""
+        """User versions with ``after`` < seq <= ``until``: USER_SCHEMA."""
         where, parameters = ("AND user_id = ?", (user_id,)) if user_id is not None else ("", ())
         rows = self._sliced("users", tuple(USER_SCHEMA), after, until, where, parameters)
         return pl.DataFrame([(*row[:-1], bool(row[-1])) for row in rows], USER_SCHEMA, orient="row")
 
     def retractions(self, after: int = 0, until: int | None = None) -> list[Retraction]:
-        """Rows taken back by a retraction with ``after`` < seq <= ``until``, in the order of seq."""
+        """Retractions and restorations with ``after`` < seq <= ``until``, by seq."""
         return [Retraction(*row) for row in self._sliced("retractions", ("of_seq", "rule", SEQ), after, until, "", ())]
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
-        """Whose events have these numbers, by number; those of the import are not among them."""
+        """User id of each of these seqs; seqs of the import are omitted."""
         found: dict[int, str] = {}
         for part in _parts(list(seqs)):
             places = ", ".join("?" * len(part))
@@ -298,9 +313,9 @@ class EventLog(Store):
         return found
 
     def recent(self, users: Sequence[str], since: int) -> pl.DataFrame:
-        """Events of these users that happened after the stamp ``since``, in the order of their seq: for the burst rule.
+        """Events of these users with a timestamp after ``since``, by seq, for rule burst.
 
-        Reads on the writing connection where there is one, so rows of the open transaction are in sight.
+        Reads on the writing connection if there is one, so it includes rows of the open transaction.
         """
         connection = self._writer or self._readers.get()
         rows: list[tuple[Any, ...]] = []
@@ -313,17 +328,20 @@ class EventLog(Store):
         return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row").sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
-        """Whether some event has this id in that column."""
+        """Return True if an event has this id in the column."""
         found = self._readers.get().execute(f"SELECT 1 FROM events WHERE {column} = ? LIMIT 1", (raw_id,))
         return found.fetchone() is not None
 
     def received(self, since: int, until: int) -> list[tuple[int, str | None]]:
-        """When each believed event of ``since`` < received_at <= ``until`` came, and the request that it names."""
+        """Time of receipt and request id of valid events: ``since`` < time <= ``until``."""
         text = "SELECT received_at, request_id FROM events WHERE rule IS NULL AND received_at > ? AND received_at <= ?"
         return self._readers.get().execute(text, (since, until)).fetchall()
 
     def old_events(self, after: int, until: int, before: int, limit: int) -> pl.DataFrame:
-        """The first events with ``after`` < seq <= ``until`` that were received before a stamp: EVENT_SCHEMA + rule."""
+        """First events with ``after`` < seq <= ``until`` that were received before a time.
+
+        Columns: EVENT_SCHEMA + rule.
+        """
         rows = self._readers.get().execute(
             f"""SELECT {", ".join(EVENT_COLUMNS)} FROM events
             WHERE seq > ? AND seq <= ? AND received_at < ? ORDER BY seq LIMIT ?""",
@@ -332,17 +350,20 @@ class EventLog(Store):
         return pl.DataFrame(rows.fetchall(), schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row")
 
     def newest_received(self) -> int | None:
-        """When the newest event was received; None: there is none."""
+        """Time of receipt of the newest event; None without events."""
         found = self._readers.get().execute("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         return None if found is None else int(found[0])
 
     def delete_events(self, seqs: Sequence[int]) -> None:
-        """Delete events that the caller has found in the archive, whole; their numbers are not given again."""
+        """Delete events that the caller found complete in the archive.
+
+        Their seqs are not assigned again.
+        """
         with self.commit() as writer:
             writer.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq in seqs])
 
     def give_back(self) -> None:
-        """Return the room of deleted rows to the disk."""
+        """Return the free pages of deleted rows to the disk."""
         with self._lock:
             give_back(self._writing())
 
@@ -350,7 +371,7 @@ class EventLog(Store):
 
     def _writing(self) -> sqlite3.Connection:
         if self._writer is None:
-            raise RuntimeError(f"{self.file} was opened for reading")
+            raise RuntimeError(f"{self.file} is open for reading; expected open_log(..., write=True)")
         return self._writer
 
     def _sliced(
@@ -402,12 +423,12 @@ class EventLog(Store):
 
 
 def event_ids(events: Iterable[Event]) -> list[str]:
-    """The distinct event_ids of these events, in the order of arrival."""
+    """List the distinct event_ids of these events, in order of arrival."""
     return list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
 
 
 def same_content(first: Event, again: Event) -> bool:
-    """Whether a row sent again says what the first one said."""
+    """Return True if a repeated event has the content of the first one."""
     if any(getattr(first, name) != getattr(again, name) for name in CONTENT):
         return False
     unstamped = first.timestamp == first.received_at and again.timestamp == again.received_at
@@ -415,7 +436,10 @@ def same_content(first: Event, again: Event) -> bool:
 
 
 def object_text(attributes: Mapping[str, Any]) -> str:
-    """A JSON object as text: keys sorted, compact, so that equal objects are equal texts."""
+    """Format a JSON object as compact text with sorted keys.
+
+    Equal objects have equal texts.
+    """
     return json.dumps(attributes, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -9,8 +9,8 @@ from recloop.storage.event_log import EventLog, Retraction
 def apply_inbox(control: ControlStore, log: EventLog) -> list[Retraction]:
     """Write pending retractions to the log and return the stored rows.
 
-    The two stores do not share a transaction. After a crash in between, the same rows are delivered again, and the log
-    recognizes them.
+    The two stores do not share a transaction. After a crash in between, the same rows are delivered again and the log
+    skips them.
 
     Args:
         log: Opened for writing; the caller holds `locks.writer_lock`.

@@ -15,7 +15,7 @@ from recloop.errors import Locked
 def writer_lock(root: Path, verb: str = "serve") -> _Lock:
     """Lock ``store/writer.lock`` for writing log.db and decisions.db.
 
-    It is a separate file because opening and closing a database file drops all locks that the process has on it.
+    It is a separate file, because closing any handle of a database file drops all locks of the process on it.
     """
     return _Lock(root / "store" / "writer.lock", verb)
 

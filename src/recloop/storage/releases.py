@@ -2,13 +2,13 @@
 
     registered ──> checked ──> shadow ──> experiment ──> live ──> retired, when another becomes live
         │             ├───────────┴──────────>│ ^          │ ^         │
-        │             └───────────────────────┴─┘          v └─────────┤ (a rollback, or a promotion)
+        │             └───────────────────────┴─┘          v └─────────┤ (by rollback or promotion)
         │                                             rolled_back ─────┘
-        └──> refused, for good: from any state but live
+        └──> refused, permanently; from any state but live
 
-A bundle is ``registered`` with the hash of its manifest, which serving compares: by ``update`` after its gate, by
-``train`` before it. It is ``checked`` after it was loaded and its hashes and golden lists agreed: by the server, or by
-``promote`` without a server. In shadow, a bundle scores requests after live has answered them; several bundles may be
+A bundle is ``registered`` with the hash of its manifest, which serving compares. ``update`` registers it after its gate,
+``train`` before it. It is ``checked`` when it was loaded and its hashes and golden lists agreed. The server checks it,
+or ``promote`` without a server. In shadow, a bundle scores requests after live has answered them; several bundles may be
 in shadow. In an experiment, one bundle answers a share of the users. The first bundle of a project becomes live at once.
 
 One bundle is live. When another becomes live, the same row makes the former ``retired``, or ``rolled_back`` if the row
@@ -130,7 +130,7 @@ def register(
     """
     now = read_state(control)
     if bundle in now.states:
-        raise Refused("state", now.state(bundle), "not registered yet", f"{bundle} is known")
+        raise Refused("state", now.state(bundle), "not registered yet", f"{bundle} is already registered")
     return control.move(
         bundle, sha256, "", "registered",
         by=by, reason=reason, evidence=evidence or {}, expected_generation=now.generation, at=at,
@@ -176,12 +176,12 @@ def rollback(control: ControlStore, *, by: str, reason: str, at: int) -> Release
     """Restore the previous live bundle.
 
     Raises:
-        Refused: there is no earlier live bundle.
+        Refused: no bundle was live before.
         ReleaseConflict: another process moved a release meanwhile.
     """
     found = read_state(control)
     if len(found.lives) < 2:
-        raise Refused("earlier live bundles", max(0, len(found.lives) - 1), 1, "nothing to go back to")
+        raise Refused("earlier live bundles", max(0, len(found.lives) - 1), 1, "no earlier live bundle to restore")
     now, before = found.lives[-1], found.lives[-2]
     return _move(control, found, before, "live", by, reason, at, {ROLLED_BACK: now})
 
@@ -249,7 +249,7 @@ def allowed(found: ReleaseState, bundle: str, to: str) -> None:
         raise Refused("state", state, f"one of {', '.join(FROM[to])}", fix)
     tried = found.rows_in("experiment")
     if to == "experiment" and tried:
-        raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or reject that one first")
+        raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or reject that bundle first")
 
 
 def _move(

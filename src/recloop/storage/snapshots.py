@@ -1,4 +1,4 @@
-"""State snapshots: encoded user states at one seq, immutable once published."""
+"""State snapshots: encoded user states at one seq, immutable after publication."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ WORTHWHILE_BYTES = 1_000_000
 
 
 class Store(ABC):
-    """Base of stores: a context manager that closes at the end of the block."""
+    """Base class of stores: a context manager that closes the store."""
 
     @abstractmethod
     def close(self) -> None:
@@ -152,8 +152,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def give_back(connection: sqlite3.Connection) -> None:
     """Return free pages of a file to the disk.
 
-    A file with ``auto_vacuum = INCREMENTAL`` frees them in steps. An older file is rewritten if at least a quarter of
-    it and 1 MB are free, and frees pages in steps from then on.
+    A file with ``auto_vacuum = INCREMENTAL`` frees them in steps. A file of an earlier version is rewritten if at least
+    a quarter of it and 1 MB are free. It then frees pages in steps.
     """
 
     def asked(name: str) -> int:
