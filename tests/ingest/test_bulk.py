@@ -90,7 +90,7 @@ def test_ingest_repeated_counts_duplicates(shop: Project, tmp_path: Path) -> Non
     assert again == {**COUNTS, "accepted": 0, "quarantined": 0, "duplicate": 4}
     other = ingest(shop.root, "-", stdin=lines([{**ROWS[0], "item_id": "i09"}]))
     assert counts(other, 1) == {**dict.fromkeys(COUNTS, 0), "conflict": 1}
-    assert "event_id=n1: its event_id was received before with other content" in other.stderr
+    assert "event_id=n1: this event_id was received before with other content" in other.stderr
 
 
 def test_ingest_lists_unreadable_rows_and_keeps_the_others(shop: Project, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Event intake: parse rows, number them, apply causal rules and commit to the log."""
+"""Event intake: parsing, numbering, causal rules and commits to the log."""

@@ -43,7 +43,7 @@ BATCH: Final = 50_000  # rows per commit
 CHUNK: Final = 1 << 22  # most bytes of stdin per batch
 BODY: Final = 4_000_000  # bytes per posted body, below the service's 5 MiB
 TRIES: Final = 10  # attempts to post to an overloaded service, one per second
-SHOWN: Final = 100  # most printed lines about rows that were not kept
+SHOWN: Final = 100  # most printed lines about rows that were not stored
 
 
 class RejectedRow(NamedTuple):
@@ -116,7 +116,7 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
             for event, outcome in zip(batch.events, outcomes, strict=True):
                 taken.counts[outcome.status] += 1
                 if outcome.status in {"rejected", "conflict"}:
-                    reason = outcome.reason or "its event_id was received before with other content"
+                    reason = outcome.reason or "this event_id was received before with other content"
                     wrong.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
             taken.counts["rejected"] += len(batch.wrong)
             taken.guests += sum(row.reason == GUESTS for row in batch.wrong)
@@ -124,7 +124,7 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
             if batch.share:
                 teller.bar("ingest", round(batch.share * 1000), 1000)
     if taken.shown > SHOWN:
-        teller.say("ingest", f"... and {taken.shown - SHOWN:,} more rows that were not kept")
+        teller.say("ingest", f"... and {taken.shown - SHOWN:,} more rows that were not stored")
     taken.seconds = time.monotonic() - begin
     return taken
 
@@ -202,7 +202,7 @@ def _read() -> tuple[bytes, bool]:
 
 
 def _named(row: Any, columns: Columns) -> Any:
-    """Rename a row's columns to ours; without a type column, set the default type."""
+    """Rename a row's columns to recloop's; set the default type if it has none."""
     if not isinstance(row, dict):
         return row
     for ours, theirs in columns:
@@ -231,7 +231,7 @@ def _row(event: Event) -> JsonTree:
     return row
 
 
-# -- where they go
+# -- sinks
 
 
 def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
@@ -257,7 +257,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
         except (LogUnavailableError, LogUncertainError):
             raise UserError(
                 "stores.log", project.config.stores.log, "a writable disk with free space",
-                f"free space, then repeat: recloop ingest {file} (rows with an event_id count once)",
+                f"free space, then run again: recloop ingest {file} (rows with an event_id count once)",
             ) from None  # fmt: skip
         return [Outcome(receipt.status) for receipt in job.receipts]
 
@@ -310,5 +310,5 @@ def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
         except (OSError, ValueError) as error:
             raise UserError("--url", client.url, f"a running service ({error})", "recloop serve") from None
         time.sleep(1)
-    expected = f"a service that is not overloaded, but got 503 in {TRIES} attempts ({problem})"
-    raise UserError("--url", client.url, expected, "the same command later")
+    expected = f"a service that is not overloaded, but {TRIES} attempts returned 503 ({problem})"
+    raise UserError("--url", client.url, expected, "run the command again later")

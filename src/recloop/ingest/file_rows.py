@@ -13,13 +13,13 @@ from recloop.data.tables import Table, read_table
 from recloop.records import TIMESTAMP
 
 ALSO: Final = ("anonymous_id", "session_id", "placement", "request_id", "context")
-"""Event columns that an import does not have, read under our own names."""
+"""Event columns that an import does not have, read under recloop's names."""
 
 
 def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
     """Read the rows of a file, glob or folder, sorted by time (ties in file order).
 
-    Each column is found by its name in ``[data.columns]``, otherwise by ours.
+    Each column is found by its name in ``[data.columns]``, otherwise by recloop's name.
 
     Args:
         root: Folder to search if ``file`` does not exist in the current folder.
@@ -36,7 +36,7 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
 
 
 def found_columns(tables: Sequence[Table], columns: Columns) -> Columns:
-    """Replace mapped columns that the files lack by ours that they have."""
+    """Replace mapped columns that the files lack by recloop's columns that they have."""
     shared = set.intersection(*(set(table.columns) for table in tables))
     names: tuple[str, ...] = (*REQUIRED, *OPTIONAL)
     ours = {name: name for name in names if getattr(columns, name) not in shared and name in shared}

@@ -1,4 +1,4 @@
-"""Parser of posted rows: refuses whole requests or rejects single rows."""
+"""Parser of posted rows, which refuses whole requests or rejects single rows."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
     except OverflowError:
         return Rejected(_ids(raw), "a number is too large")
     if not _storable(raw.get("context", raw.get("attributes"))):
-        return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits, and no more than {DEPTH} levels")
+        return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {DEPTH} levels")
     return row
 
 
@@ -201,7 +201,7 @@ def _decode(data: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from None
     except RecursionError:
-        raise ValueError("it nests too deep") from None
+        raise ValueError("nested too deeply") from None
 
 
 def _storable(tree: Any, depth: int = 0) -> bool:

@@ -2,7 +2,7 @@
 
 A commit: find duplicates, apply causal rules, insert, commit, `after_commit`, acknowledge.
 One thread writes the log. It commits all requests that queued during the last fsync in one transaction (a group commit
-without a timer), then hands the receipts to the event loop, which never waits for a disk.
+without a timer). Then it passes the receipts to the event loop, which does not wait for the disk.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from recloop.storage.archive import Archive
 from recloop.storage.event_log import Receipt, event_ids
 
 LOGGER = logging.getLogger(__name__)
-MAX_COMMIT_ROWS = 5_000  # rows of one commit at most
-MAX_PENDING_ROWS = 100_000  # rows that wait at most
+MAX_COMMIT_ROWS = 5_000  # most rows per commit
+MAX_PENDING_ROWS = 100_000  # most queued rows
 
 
 class LogBusyError(Exception):
-    """More rows wait for the disk than there is room for: send them again later."""
+    """Too many rows are queued; the client sends the request again later."""
 
 
 class LogUnavailableError(Exception):
-    """The log cannot be written; nothing of the request was kept."""
+    """The log cannot be written; no row of the request was stored."""
 
 
 class LogUncertainError(Exception):
-    """The log failed while it committed and cannot be read back: the rows of the request may be kept or not."""
+    """The log failed during a commit and cannot be read; the rows may be stored."""
 
 
 @dataclass
 class WriteRequest:
-    """The rows of one request, and what became of them once it is settled."""
+    """Rows of one request, and the stored rows and receipts after its commit."""
 
     done: asyncio.Future[WriteRequest]
     events: Sequence[Event] = ()
@@ -61,14 +61,14 @@ class WriteRequest:
 
 
 class Writer:
-    """The one thread that writes the log.
+    """The only thread that writes the log.
 
     Args:
         log: Opened for writing.
-        archive: What was archived: its event_ids are known, its rows count for the causal rules.
-        signal: Judges what is believed.
-        after_commit: Called on the event loop after a commit, before its requests are acknowledged: with the jobs and
-            the newest seq. The rows are kept by then, so an error of it is logged and the requests are acknowledged.
+        archive: Archived rows; their event_ids are duplicates, and the causal rules read them.
+        signal: Labeler with the causal rules that decide which events are valid.
+        after_commit: Called on the event loop after a commit, before its requests are acknowledged, with the requests
+            and the newest seq. The rows are durable by then, so its errors are only logged.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Writer:
         self._log, self.archive, self._after_commit = log, archive, after_commit
         self._judge = signal, round(burst_seconds * SECOND)
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
-        self._waiting = 0  # rows; touched by the event loop's thread alone
+        self._waiting = 0  # queued rows; used on the event loop only
         self.failing = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -94,22 +94,22 @@ class Writer:
         users: Sequence[User] = (),
         retractions: Sequence[Retraction] = (),
     ) -> WriteRequest:
-        """Keep these rows; back when they are durable and every later read knows them.
+        """Store rows; return when they are durable and later reads include them.
 
         Raises:
-            LogBusyError: too many rows wait already.
-            LogDownError: the disk refuses; nothing was kept.
-            LogUncertainError: the disk failed while it committed; the rows may be kept.
+            LogBusyError: too many rows are queued.
+            LogUnavailableError: the disk cannot be written; no row was stored.
+            LogUncertainError: the disk failed during the commit; the rows may be stored.
         """
         job = WriteRequest(asyncio.get_running_loop().create_future(), events, items, users, retractions)
         if self._waiting + len(job) > MAX_PENDING_ROWS:
             raise LogBusyError
         self._waiting += len(job)
         self._queue.put(job)
-        return await asyncio.shield(job.done)  # a client that hangs up takes nothing back
+        return await asyncio.shield(job.done)  # a client that disconnects does not cancel the commit
 
     def close(self) -> None:
-        """Write what waits, end the thread."""
+        """Write the queued rows and stop the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -137,7 +137,10 @@ class Writer:
                 self._deliver(group, 0, LogUncertainError())
 
     def _commit(self, group: list[WriteRequest]) -> None:
-        """Append and commit a group, and hand back what became of it: the answer says what the disk holds."""
+        """Append and commit a group, and deliver its result.
+
+        After a failed commit, the result says whether the rows are on disk.
+        """
         newest: int | None = None
         receipts: list[Receipt] = []
         try:
@@ -158,7 +161,7 @@ class Writer:
         self._deliver(group, newest or 0, None)
 
     def _append(self, group: list[WriteRequest]) -> list[Receipt]:
-        """The rows of a group, numbered inside the open commit; the receipts of its events, in their order."""
+        """Number and insert a group's rows in the open commit; return event receipts."""
         for job in group:
             job.kept_items = self._log.append_items(job.items) if job.items else []
             job.kept_users = self._log.append_users(job.users) if job.users else []
@@ -167,7 +170,7 @@ class Writer:
         return self._append_events(events) if events else []
 
     def _append_events(self, events: list[Event]) -> list[Receipt]:
-        """Find duplicates, apply the causal rules to the new events, insert these; inside the open commit."""
+        """Find duplicates, apply the causal rules and insert events in the open commit."""
         ids = event_ids(events)
         arrivals = self._log.find_duplicates(events, self.archive.known(ids) if ids else {})
         if not arrivals.new:
@@ -177,10 +180,10 @@ class Writer:
         return arrivals.receipts(self._log.insert_events(ruled))
 
     def _is_kept(self, newest: int | None) -> bool | None:
-        """Whether a commit that raised is on the disk; None: the log cannot be read.
+        """Return whether a failed commit is on disk; None if the log cannot be read.
 
         Args:
-            newest: The last number that it gave; None: it failed before all rows were appended.
+            newest: Last seq that it assigned; None if it failed before all rows were appended.
         """
         if newest is None:
             return False
@@ -190,7 +193,13 @@ class Writer:
             return None
 
     def _not_kept(self, group: list[WriteRequest], error: Exception, uncertain: bool) -> None:
-        """Nothing of this group is on the disk, or nobody can say: one request alone is told, of several each is tried."""
+        """Fail the requests of a group after a disk error; otherwise retry each alone.
+
+        A request that fails alone gets its error.
+
+        Args:
+            uncertain: True if the log cannot be read, so the rows may be stored.
+        """
         if uncertain or isinstance(error, sqlite3.Error):
             self.failing = True
             self._deliver(group, 0, LogUncertainError() if uncertain else LogUnavailableError())
@@ -201,15 +210,15 @@ class Writer:
             self._deliver(group, 0, error)
 
     def _deliver(self, group: list[WriteRequest], seq: int, error: Exception | None) -> None:
-        """Tell the requests of a group, on their event loop, what became of them."""
+        """Deliver the result to the requests of a group, on their event loop."""
 
         def on_loop() -> None:
             try:
                 self._waiting -= sum(map(len, group))
                 if error is None:
                     self._after_commit(group, seq)
-            except Exception as failed:  # noqa: BLE001 - the rows are kept, whatever comes after
-                LOGGER.error("after a commit: %s", type(failed).__name__)  # noqa: TRY400 - its text may name a user
+            except Exception as failed:  # noqa: BLE001 - the rows are durable, so the requests are acknowledged
+                LOGGER.error("after_commit failed: %s", type(failed).__name__)  # noqa: TRY400 - its text may name a user
             finally:
                 _acknowledge(group, error)
 
@@ -219,27 +228,30 @@ class Writer:
         except RuntimeError:
             if not loop.is_closed():
                 raise
-            LOGGER.warning("%d requests ended before they were answered", len(group))
+            LOGGER.warning("%d requests were cancelled before their acknowledgement", len(group))
 
     def set_labeler(self, signal: EventLabeler, burst_seconds: float) -> None:
-        """Another bundle is live: from the next commit on its rules decide what is believed."""
+        """Use the causal rules of a new live bundle from the next commit on."""
         self._judge = signal, round(burst_seconds * SECOND)
 
     def causal_rules(self, events: Sequence[Event]) -> list[str | None]:
-        """The causal rule that takes each new event, given all its user's rows of smaller seq."""
+        """Return the causal rule that quarantines each new event; None for a valid one.
+
+        The rules read all rows of its user with a smaller seq.
+        """
         signal, width = self._judge
         frame = frame_of(events)
         users = frame["user_id"].unique().to_list()
         stamps = frame.filter(~signal.wrong_clock(frame))[TIMESTAMP].to_list() or [frame[RECEIVED_AT][0]]
-        after, until = min(stamps) - width, max(stamps)  # a stamp of the year 5 asks for no row of the archive
+        after, until = min(stamps) - width, max(stamps)  # a timestamp long before the archive matches no day folder
         earlier = [self.archive.between(users, after, until), self._log.recent(users, after)]
-        known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # what an update archived stands in the log as well
+        known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # archived rows may be in the log as well
         rules: list[str | None] = signal.causal_rule(frame, known).to_list()
         return rules
 
 
 def _acknowledge(group: Sequence[WriteRequest], error: Exception | None) -> None:
-    """End the wait of each request that still waits."""
+    """Resolve the future of each request that still waits."""
     for job in group:
         if job.done.done():
             continue
@@ -250,11 +262,11 @@ def _acknowledge(group: Sequence[WriteRequest], error: Exception | None) -> None
 
 
 def frame_of(events: Sequence[Event]) -> pl.DataFrame:
-    """Events as columns: EVENT_SCHEMA and rule."""
+    """Convert events to columns: EVENT_SCHEMA and rule."""
     schema = {**EVENT_SCHEMA, RULE: pl.String}
     return pl.DataFrame([[getattr(event, name) for name in schema] for event in events], schema=schema, orient="row")
 
 
 def burst_seconds(clean: Clean) -> float:
-    """Seconds of earlier rows that the causal rules look at."""
+    """Return the seconds of earlier rows that the causal rules read."""
     return 0.0 if clean.burst == "off" else clean.burst.seconds
