@@ -193,7 +193,7 @@ def test_verify_counts_decisions_of_earlier_data_separately(mistaken: Path) -> N
     code, out, _ = cli(mistaken, "verify", "--json")
     found = json.loads(out)
     assert (code, found["checked"], found["equal"], found["earlier"], found["unexplained"]) == (0, 2, 1, 1, 0)
-    assert "1 of an earlier generation of the data" in cli(mistaken, "verify")[1]
+    assert "1 from before the last new first run" in cli(mistaken, "verify")[1]
 
 
 def test_restart_during_serving_is_refused_and_changes_nothing(mistaken: Path) -> None:
@@ -203,7 +203,7 @@ def test_restart_during_serving_is_refused_and_changes_nothing(mistaken: Path) -
         code, out, err = cli(mistaken, "update")
     assert (code, out) == (3, "")
     assert "data.columns.item_id: line -> sku" in err
-    assert "stop it, recloop update" in err
+    assert "stop it, run recloop update" in err
     assert {path: path.read_bytes() for path in (mistaken / "data").rglob("*") if path.is_file()} == before
     assert not (mistaken / ".restart").exists()
 
@@ -280,7 +280,7 @@ def test_update_with_a_changed_model_retrains_in_full(shop: Project) -> None:
     shop.file.write_text(toml.replace("history = 1.0, neighbours = 0.5, popular = 0.25", "model = 1.0, popular = 0.25"))
     code, out, err = cli(shop.root, "update", "--json")
     tree = json.loads(out)
-    assert "a full retrain (model.name: covisitation -> mf" in " ".join(err.split())
+    assert "(model.name: covisitation -> mf" in " ".join(err.split())
     assert (code, tree["verdict"]) in {(0, "registered"), (1, "refused")}
     assert set(tree["changed"]) == {"model.name", "placement.home.weights.history", "placement.home.weights.neighbours",
                                     "placement.home.weights.model"}  # fmt: skip

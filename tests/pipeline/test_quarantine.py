@@ -38,7 +38,7 @@ def test_quarantine_without_a_match_exits_0_and_reports_0_rows(
 ) -> None:
     words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'unknown'", "--reason", "none"]
     assert run(words) == 0
-    assert capsys.readouterr().out == "0 rows quarantined of 0 that match (0 already quarantined)\n"
+    assert capsys.readouterr().out == "0 rows quarantined of 0 matching rows (0 already quarantined)\n"
 
 
 def test_quarantine_repeated_reports_0_new_rows(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:

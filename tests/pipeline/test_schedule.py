@@ -27,7 +27,7 @@ UPDATES = 28
 
 
 class Hours:
-    """A clock that returns at once from each wait; after ``stop`` waits it ends the loop."""
+    """A clock that sleeps in no time; after ``stop`` waits a stop is requested."""
 
     def __init__(self, stop: int = 10**9) -> None:
         self.seconds, self.waits, self.stop = 0.0, [0.0][:0], stop
@@ -64,7 +64,7 @@ def test_repeat_waits_from_start_to_start_without_overlap() -> None:
         return 0
 
     ended = schedule.repeat(update, HOUR, clock, print, str)
-    assert ended == (0, "told to stop", 3)
+    assert ended == (0, "stop requested", 3)
     assert clock.waits == [3000.0, 0.0, HOUR]
 
 

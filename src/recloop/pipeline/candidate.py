@@ -1,4 +1,4 @@
-"""Train the child of a bundle: it inherits item rows, codes, mix and weights."""
+"""Training of a child bundle, which inherits item rows, codes and weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from recloop.training.warm_start import RATE, WarmStartState, select_targets
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Warm start: the initial weights and the range that their bundle has learned."""
+    """Initial weights of a warm start, and the range that their bundle has learned."""
 
     state: Mapping[str, np.ndarray]
     learned: LearnedRange
@@ -40,12 +40,12 @@ class WarmStart:
 def build_child(
     run: UpdateRun, parent: Bundle, rows: pl.DataFrame, cut: int, held_seq: int, start: WarmStart | None, folder: Path
 ) -> Bundle:
-    """Train a child over these rows with the parent's item rows, codes and mix.
+    """Train a child over these rows with the parent's item rows, codes and fusion weights.
 
     Args:
         cut: End of its windows (tail, replay), int64 microseconds.
-        held_seq: The first seq of its held-out moments.
-        start: Weights of the parent; None: train from scratch with the parent's number of epochs.
+        held_seq: First seq of its held-out moments.
+        start: Weights of the parent; None to train from scratch with the parent's number of epochs.
     """
     begin = time.monotonic()
     data = run.data
@@ -63,11 +63,11 @@ def build_child(
 
 @dataclass(frozen=True)
 class _TrainPlan:
-    """How long a child's network is trained, and from what.
+    """Time budget, epochs and initial weights of a child's network.
 
     Attributes:
         seconds: Time budget.
-        warm: Start of a warm child; None: the network is trained from scratch.
+        warm: Start of a warm child; None to train the network from scratch.
     """
 
     epochs: int
@@ -83,7 +83,10 @@ class _TrainPlan:
         counts: Mapping[str, np.ndarray],
         start: WarmStart | None,
     ) -> _TrainPlan:
-        """One epoch from given weights; from scratch as many as the parent found, without a tight budget."""
+        """Plan one epoch from given weights, or the parent's epochs from scratch.
+
+        Training from scratch has no tight time budget.
+        """
         if start is None:
             return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
         chosen = select_targets(arrays, start.learned, run.config.update.replay_ratio, run.seed)
@@ -91,7 +94,7 @@ class _TrainPlan:
 
 
 def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
-    """The parent's scorers without its network."""
+    """Return the parent's scorers without its network."""
     network = has_network(parent)
     return {source: spec for source, spec in parent.scorers.items() if source != "model" or not network}
 
@@ -99,7 +102,7 @@ def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
 def _fit_counts(
     config: Config, arrays: TrainData, tables: ItemUserTables, scorers: Mapping[str, ScorerSpec]
 ) -> dict[str, np.ndarray]:
-    """Arrays of the closed-form models with the parent's half-lives and options."""
+    """Fit the closed-form models with the parent's half-lives and options."""
     custom = next(iter(custom_scorers(scorers)), None)
     name = "" if custom is None else custom.model
     half_lives = baselines.half_lives_of(scorers)
@@ -110,7 +113,7 @@ def _fit_counts(
 def _fit_network(
     run: UpdateRun, parent: Bundle, arrays: TrainData, plan: _TrainPlan, folder: Path, begin: float
 ) -> TrainedNetwork:
-    """Train the parent's network by the plan, and report steps and seconds since ``begin``."""
+    """Train the parent's network by the plan; report steps and time since ``begin``."""
     config, model = run.config, parent.manifest.model
     settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": plan.epochs})})
     quiet = not sys.stderr.isatty()
@@ -144,7 +147,7 @@ def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:
 
 
 def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
-    """Return the configuration's placements; a validated mix is the parent's."""
+    """Return the configuration's placements; validated fusion weights are the parent's."""
     placements = dict(drafted.policy.placements)
     for name, placement in drafted.policy.placements.items():
         before = parent.policy.placements.get(name)
@@ -162,12 +165,12 @@ def write(run: UpdateRun, bundle: Bundle, folder: Path) -> Bundle:
 
 
 def load_candidate(run: UpdateRun) -> Bundle:
-    """Load candidate' as `learn` wrote it."""
+    """Load candidate' as `train_candidate` wrote it."""
     return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
 
 
 def load_train_state(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, np.ndarray]:
-    """Weights and optimizer state of a bundle with a network, for a warm start.
+    """Load the weights and optimizer state of a bundle with a network.
 
     Args:
         reset: Load only the weights; the optimizer starts fresh.

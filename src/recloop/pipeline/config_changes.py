@@ -1,8 +1,8 @@
-"""Compare recloop.toml with a bundle's settings and classify each changed key.
+"""Differences between recloop.toml and a bundle's settings, and their effects.
 
-    [data], [clean], how [split] cuts                     a new first run: the rows themselves change
+    [data], [clean], the cuts of [split]                  a new first run, because the rows change
     [events], [features], [model], [baselines], [train], ..  a full retrain on the same rows, judged by the gate
-    [placement], train.seed                               used by the next bundle; does not start a training by itself
+    [placement], train.seed                               used by the next bundle; does not start a training
 
 Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.time_budget`` do not change a bundle and are not compared.
 """
@@ -26,7 +26,7 @@ IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "tr
 ROWS: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or prefixes of keys) that decide the rows and their split."""
 LATER: Final = ("placement.", "train.seed")
-"""Keys that do not start a training by themselves."""
+"""Keys that do not start a training."""
 
 
 class Effect(enum.Enum):
@@ -34,7 +34,7 @@ class Effect(enum.Enum):
 
     RESTART = "a new first run"
     RETRAIN = "a full retrain"
-    NEXT = "taken up by the next bundle"
+    NEXT = "used by the next bundle"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def changed_keys(config: Config, before: Mapping[str, Any] | None) -> list[Chang
     if before is None:
         return []
     before, now = translate_recorded(before), recorded(config)
-    defaults = recorded(Config())  # a key that is newer than the bundle had its default then
+    defaults = recorded(Config())  # a key added after the bundle was made had its default value
     keys = sorted({*before, *now})
     pairs = [(key, before.get(key, defaults.get(key)), now.get(key)) for key in keys if key not in IGNORED]
     return [Change(key, was, new) for key, was, new in pairs if was != new]

@@ -1,7 +1,7 @@
 """Gate evidence of an update: windows, tables and checks stored with the child.
 
-A child's ``window.parquet`` holds the numbers of its own *new* window and of up to five earlier ones, copied from live.
-So the windows of a lineage move with its bundles, and the next update finds them there.
+A child's ``window.parquet`` has the numbers of its *new* window and of up to five earlier ones, copied from live. Thus
+each bundle has the windows of its lineage, and the next update reads them there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ They are the window's last seq, hash("window") of the user, NDCG@10 of candidate
 
 
 class EvaluationSplit(NamedTuple):
-    """Test moments and user states of a table."""
+    """Test moments and user states of an evaluation."""
 
     test: pl.DataFrame
     events: pl.DataFrame
@@ -52,7 +52,7 @@ class EvaluationSplit(NamedTuple):
 
 
 def compared(ours: QueryResults, lives: QueryResults, part: str = "ndcg") -> PairedScores:
-    """A metric of both bundles over the same queries; users are hashes, not ids."""
+    """Pair a metric of both bundles over the same queries; users are hashes, not ids."""
     users = np.array([hash_unit_interval("window", user) for user in ours.users.tolist()])
     return PairedScores(users, getattr(ours, part), getattr(lives, part))
 
@@ -72,7 +72,7 @@ def window_scores(windows: pl.DataFrame, recipe: str) -> list[PairedScores]:
 
 
 def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe: str) -> None:
-    """Write this window after the newest of its lineage into the run's folder."""
+    """Append this window to the newest of its lineage in the run's folder."""
     columns = {
         "to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live,
         "recipe": [recipe] * len(new),
@@ -101,7 +101,7 @@ def load_window(run: UpdateRun) -> pl.DataFrame:
 def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     """Evaluate candidate' on *new* for the child's metrics.json; {} without queries.
 
-    The child itself has learned these rows, so its own numbers on them would be training numbers.
+    The child has learned these rows, so its numbers on them would be training numbers.
     """
     data = run.data
     new = paired.subsample(make_queries(data.test, "successive"))
@@ -119,8 +119,8 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
 def holdout_queries(run: UpdateRun) -> Queries:
     """Return the *old* users' moments in the 90 days before live's cut.
 
-    Both bundles have counted them, and no loss used them. Rows that arrived later are excluded: only the candidate has
-    counted them.
+    Both bundles have counted them, and no training loss used them. Rows that arrived later are excluded, because only
+    the candidate has counted them.
     """
     span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
     counted = span & run.learned.rows
@@ -128,7 +128,7 @@ def holdout_queries(run: UpdateRun) -> Queries:
 
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:
-    """Return the rows of the *old* users, whom no loss used."""
+    """Return the rows of the *old* users, which no training loss used."""
     users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user)]
     return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
 

@@ -1,4 +1,4 @@
-"""Import new files of ``data.events`` into the log: the first step of an update."""
+"""Import of new files of ``data.events`` into the log before an update."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def take(project: Project, voice: Progress) -> Read:
     """
     manifest = loading.manifest(project)
     for name in new_files.changed_catalogs(project, manifest):
-        voice.say("collect", f"{name} has changed since its import: post its rows, or recloop update --restart")
+        voice.say("collect", f"{name} has changed since its import; post its rows, or recloop update --restart")
     new = new_files.look(project, manifest)
     if not new.records:
         return Read(0, 0, 0)
-    if not new.sources:  # the same content under another name
+    if not new.sources:  # only known content under other names
         new_files.remember(project, new.records, ())
         return Read(0, 0, 0)
     raw = new_files.read_new(project, new, manifest)
@@ -73,7 +73,7 @@ def _limit(
         raise UserError(
             "rejected", f"{bad / rows:.1%} of the rows of all files; in the new ones {rejected_rows.reasons(rejects)}",
             f"at most {allowed:.1%} (clean.max_rejected)",
-            f"recloop update --set clean.max_rejected={share}, if these rows may be dropped",
+            f"correct the rows, or drop them: recloop update --set clean.max_rejected={share}",
             tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
         )  # fmt: skip
 
@@ -93,6 +93,8 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         refused = [one for one in outcomes if one.status in {"rejected", "conflict"}]
         if refused:
             expected = f"rows that the log accepts; {len(refused):,} were refused ({refused[0].reason or 'conflict'})"
-            raise UserError("data.events", project.config.data.events, expected, "correct the file")
+            raise UserError(
+                "data.events", project.config.data.events, expected, "correct the file, then recloop update"
+            )
         kept += sum(one.status in {"accepted", "quarantined"} for one in outcomes)
     return kept

@@ -1,9 +1,9 @@
-"""Gate at promotion of a trained bundle: compare with live on unlearned moments.
+"""Gate at the promotion of a trained bundle, on moments unknown to both bundles.
 
 `train` holds out the moments after its cut (unless it refits), and live may have learned those. So *new* are the moments
-unknown to both: held out from both, or arrived after both were fitted. Without such moments, the *old* users'
-moments after the candidate's cut replace them: no loss used them, but live has counted them. If there are none of
-these either, the gate reports ``weak`` and uses only checks without targets: latency, cold coverage, parity.
+unknown to both: held out from both, or received after both were fitted. Without such moments, the *old* users' moments
+after the candidate's cut replace them. No training loss used these, but live has counted them. Without any of them, the
+gate passes weakly and uses only checks without targets: latency, cold coverage, parity.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from recloop.storage.event_log import out_at
 def promote(
     project: Project, bundle: str, to: str = "", reason: str = "", voice: Progress | None = None, at: int = 0
 ) -> JsonTree:
-    """Promote a registered bundle after its gate; the gate runs if it has not yet.
+    """Promote a registered bundle; run its gate first if it has not run.
 
     See `recloop.release.transitions.promote`.
 
     Raises:
-        UserError, BundleError, Refused: as `recloop.release.transitions.promote`; Refused also if the gate fails.
+        UserError, BundleError, Refused: see `recloop.release.transitions.promote`; also Refused if the gate fails.
     """
     control = project.open_control()
     transitions.validate(project, control, bundle, to)
@@ -61,7 +61,7 @@ def promote(
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """All valid rows, archived or not, and the other inputs of a list."""
+    """Valid rows of archive and log, and the other inputs of a list."""
 
     rows: pl.DataFrame
     users: pl.DataFrame | None
@@ -88,7 +88,7 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class BundleUnderTest:
-    """One of the two compared bundles with its data."""
+    """Bundle of the comparison with its data."""
 
     bundle: Bundle
     ground: EvaluationData
@@ -107,7 +107,7 @@ class BundleUnderTest:
 
 
 def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> list[GateResult]:
-    """Return the gates of a bundle against live in reading order.
+    """Return the gates of a bundle against live in display order.
 
     Golden lists and finite weights are last.
     """
@@ -134,7 +134,7 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
     return [
         *gate.before_a_trial(gate.evaluate_gates(evidence, project.config.release.gates, project.config.train.seed)),
         gate.at_most("golden", broken_golden(candidate), 0, "golden queries that differ"),
-        gate.at_most("finite", _not_finite(candidate), 0, "arrays with a number that is not finite"),
+        gate.at_most("finite", _not_finite(candidate), 0, "arrays with a non-finite number"),
     ]
 
 

@@ -1,6 +1,7 @@
-"""Step 6 of an update: publish its files.
+"""Step 6 of an update: publication of its files.
 
-After passed gates snapshot, bundle, release row and data are moved in, the watermark last; else nothing moves.
+If the gates passed, it moves snapshot, bundle, release row and data into the project, the watermark last. Otherwise it
+changes nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from recloop.storage.data_manifest import WindowLoss
 def publish_update(run: UpdateRun) -> tuple[str, str] | None:
     """Step 6. Publish a passed update, the watermark last, and release a refresh.
 
-    Otherwise nothing changes.
+    An update that did not pass changes nothing.
 
     Returns:
-        The new bundle's id and its state; None if none was registered.
+        Id and state of the new bundle; None if none was registered.
     """
     verdict = run.verdict
     if verdict != "registered":
@@ -56,7 +57,7 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
 
 
 def _snapshots(run: UpdateRun) -> None:
-    """Write user states at the new watermark for each event meaning in use.
+    """Write user states at the new watermark for each set of event labels in use.
 
     The manifest names the watermark afterwards.
     """
@@ -81,11 +82,11 @@ def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
     taken = run.journal.facts("collect")["taken_back"]
     if taken:
         control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
-        run.voice.say("collect", f"{len(taken):,} rows that serving counted are retracted")
+        run.voice.say("collect", f"retracted {len(taken):,} rows that serving had counted")
 
 
 def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:
-    """Without a server: apply pending retractions and delete older snapshots."""
+    """Apply pending retractions and delete older snapshots if no server runs."""
     try:
         with locks.writer_lock(run.project.root, "update"):
             with run.project.open_log(write=True) as log:

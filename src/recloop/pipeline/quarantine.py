@@ -1,8 +1,8 @@
-"""``recloop quarantine``: exclude rows from states and training, or restore them.
+"""Quarantine of rows, which excludes them from states and training.
 
 A row is never changed or deleted. A quarantine is a retraction with the rule ``quarantine``; a restore is one with the
-rule ``restored``. Both have their own seq, so a state as of any seq never changes. They pass through the inbox of the
-control store. A running service assigns their seqs within a second; without one this command does.
+rule ``restored``. Both have a seq, so a state as of any seq never changes. They pass through the inbox of the control
+store. A running service assigns their seqs within a second; without a service this command does.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ QUARANTINE: Final = "quarantine"
 """Rule of a row that a person quarantined."""
 SAMPLES: Final = 5
 WAIT_SECONDS: Final = 5.0
-"""Wait for a running service to apply the rows before they are reported as waiting."""
+"""Longest wait for a running service to apply the rows; then they are reported as waiting."""
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """Result of one call: the keys of ``recloop quarantine --json``.
+    """Result of one call, with the keys of ``recloop quarantine --json``.
 
     Attributes:
         matched: Valid rows that meet the condition.
-        already: Matched rows that are quarantined already (with ``restore``: not quarantined).
+        already: Matched rows that are already quarantined (with ``restore``: not quarantined).
         new: Rows that this call quarantined or restored.
         rows: All valid rows that are not quarantined.
         share: ``new`` / ``rows``.
@@ -77,18 +77,18 @@ def quarantine(
     """Quarantine the valid rows that meet a condition, or restore them.
 
     Args:
-        where: A condition over the fields of an event.
-        reason: The reason, stored with the rows.
-        start, end: ISO 8601; only rows with ``start`` <= timestamp < ``end``; empty: no limit.
+        where: Condition over the fields of an event.
+        reason: Reason, stored with the rows.
+        start, end: ISO 8601; only rows with ``start`` <= timestamp < ``end``; empty for no limit.
         restore: Restore quarantined rows.
         force: Quarantine more than ``clean.max_removed`` of all rows.
 
     Raises:
-        UserError: the condition or a stamp does not parse, or the reason is empty.
+        UserError: the condition or a timestamp is invalid, or the reason is empty.
         Refused: more than ``clean.max_removed`` of all rows meet the condition.
     """
     if not reason.strip():
-        raise UserError("--reason", reason, "the reason for this quarantine or restore", '--reason "bot on 3 May"')
+        raise UserError("--reason", reason, "a reason for this quarantine or restore", '--reason "bot on 3 May"')
     condition = _condition(where, start, end)
     control = project.open_control()
     archive = project.open_archive()
@@ -103,9 +103,7 @@ def quarantine(
     limit = project.config.clean.max_removed
     if not restore and not force and share > limit:
         counts = f"{len(chosen):,} of {rows:,} rows"
-        raise Refused(
-            "share of all rows", f"{share:.4f}", limit, f"{counts} (clean.max_removed); to quarantine them: --force"
-        )
+        raise Refused("share of all rows", f"{share:.4f}", limit, f"{counts} (clean.max_removed); to override: --force")
     control.hand(
         [Retraction(seq, RESTORED if restore else QUARANTINE) for seq in chosen[SEQ]],
         by="recloop quarantine", at=now(), reason=reason,
@@ -148,7 +146,7 @@ def _matching(archive: Archive, log: EventLog, condition: pl.Expr, out: set[int]
 
 
 def _sample(row: JsonTree) -> JsonTree:
-    """Format a row for a person."""
+    """Format a row for display."""
     return {
         SEQ: row[SEQ],
         USER_ID: row[USER_ID],

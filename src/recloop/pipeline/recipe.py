@@ -1,4 +1,4 @@
-"""Bundle recipe: a hash over everything except data that determines its answers.
+"""Bundle recipe: a hash of everything except data that determines its lists.
 
 A child made by `recloop update` with its parent's recipe is a refresh: the same settings, trained on newer rows. The
 hash covers the settings that a manifest records (`recloop.pipeline.config_changes`), without ``[data]``.
@@ -29,7 +29,8 @@ def child_recipe(config: Config, parent: Manifest) -> str:
     """Return a child's recipe: the parent's if neither settings nor code differ.
 
     Args:
-        parent: The model of a `recloop train NAME` bundle differs from its settings, and so does its child's.
+        parent: Manifest of the parent. The model of a `recloop train NAME` bundle differs from the settings, and so
+            does its child's.
     """
     same_code = _code(parent.encode_version, parent.recloop or "") == _code(ENCODE_VERSION, __version__)
     differing = [

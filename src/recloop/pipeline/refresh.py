@@ -1,13 +1,13 @@
-"""Release a refresh: replace live by a gated child of its own recipe.
+"""Release of a refresh, a gated child with live's recipe.
 
 The setting `release.refresh` decides how:
 
     gate      it becomes live at once                                  (the default)
-    shadow    it becomes the shadow; a person promotes it
+    shadow    it moves to shadow; an operator promotes it
     manual    it stays registered
 
-It also stays registered if the gate had nothing to compare, while a bundle is in the experiment (both arms stay
-unchanged), and after a rollback until a person promotes a bundle again.
+It also stays registered if the gate had nothing to compare, while a bundle is in an experiment (both arms stay
+unchanged), and after a rollback until an operator promotes a bundle.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def release_refresh(run: UpdateRun, bundle: str) -> str:
     mode = run.config.release.refresh
     manifest = bundles.check(run.project.bundles / bundle)
     if not is_refresh(manifest, run.live.manifest):
-        run.voice.say("release", f"{bundle} has another recipe than {run.live.id}: shadow and experiment come first")
+        run.voice.say("release", f"{bundle} has another recipe than {run.live.id}; next steps: shadow, then experiment")
     elif mode != "manual":
         why = _reason_to_stay(run, control)
         if why:
@@ -51,9 +51,9 @@ def _reason_to_stay(run: UpdateRun, control: ControlStore) -> str:
     if not machine.lives or machine.lives[-1] != run.live.id:
         return "another bundle became live meanwhile"
     if tried:
-        return f"{tried[0].bundle} is in the experiment, whose arms must not change"
+        return f"{tried[0].bundle} is in an experiment, and its arms must not change"
     if releases.ROLLED_BACK in machine.since(run.live.id).evidence:
-        return "live was rolled back to; promote a bundle to continue"
+        return "live was restored by a rollback; promote a bundle to continue"
     new = next(gate for gate in run.gates if gate.name == "new")
     return "its gate had nothing to compare" if new.value is None else ""
 
@@ -63,7 +63,7 @@ def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.T
         machine = transitions.validate(run.project, control, bundle, target, BY)
         loading.verify_hash(run.project, machine.since(bundle))
         releases.promote(
-            control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: its recipe, past its gate",
+            control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: same recipe, gate passed",
             at=now(), evidence={"gates": trees(run.gates), "refresh_of": run.live.id},
         )  # fmt: skip
     except RecloopError as error:

@@ -1,11 +1,12 @@
-"""Restart a project from changed data: stage a new first run, then swap it in.
+"""New first run of a project from changed data: it is staged, then swapped in.
 
     stage    build data, log, bundle and evaluation in a folder inside ``runs/``; the project is unchanged
     commit   name the stage in ``store/restart.json``; from here on `finish` completes the swap, also after a kill
     finish   rename bundle, log, data and snapshots into the project, write the release rows, remove the stage
 
-The posted log is kept. Every seq is assigned anew, so earlier decisions belong to an earlier generation of the data:
-`verify` counts them as ``earlier``. Bundles of the earlier data are refused: their items and events no longer exist.
+The posted log is kept. Every row gets a new seq, so earlier decisions belong to an earlier generation of the data, and
+`verify` counts them as ``earlier``. Bundles of the earlier data are refused, because their items and events no longer
+exist.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ BY: Final = "recloop update"
 
 @dataclass(frozen=True)
 class Staged:
-    """Staged project; ``posted`` rows go into its data, ``changed`` is the reason."""
+    """Staged project; its data include ``posted`` rows, ``changed`` is the reason."""
 
     project: Project
     posted: PostedRows
@@ -65,7 +66,7 @@ def reason(project: Project) -> str:
 
 
 def check_files_complete(project: Project, asked: bool) -> None:
-    """Check that every imported file exists, since a new first run reads all again.
+    """Check that every imported file exists, because a new first run reads all again.
 
     Args:
         asked: The user requested the new first run; rows of missing files are dropped.
@@ -79,7 +80,7 @@ def check_files_complete(project: Project, asked: bool) -> None:
     if gone:
         raise UserError(
             "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
-            "every imported file, since a new first run reads them all again",
+            "every imported file, because a new first run reads all of them",
             "restore the files, or recloop update --restart (drops their rows)",
         )  # fmt: skip
 
@@ -99,20 +100,20 @@ def consequences(project: Project) -> list[str]:
     if not why and changed_files(project):
         why = "an imported file has changed; start it with --restart"
     if not why:
-        return [f"{live.id} stays live: it was trained on the same data"]
+        return [f"{live.id} stays live; it was trained on the same data"]
     with project.open_log() as log:
         posted = len(PostedRows.gather(project.open_archive(), log))
     before = str((live.manifest.config or {}).get("data.events", "its files"))
     return [
         f"{live.id} was trained from {before}; the next recloop update is a new first run ({why})",
         f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",
-        "it refuses every bundle of the earlier data; for another shop use a new folder",
+        "it refuses every bundle of the earlier data; use a new folder for another shop",
     ]
 
 
 @contextmanager
 def exclusive(project: Project, reason: str) -> Iterator[None]:
-    """Hold the writer's lock while a new first run replaces the log.
+    """Hold the writer lock while a new first run replaces the log.
 
     Raises:
         Locked: a server is running; the message names the change.
@@ -121,7 +122,7 @@ def exclusive(project: Project, reason: str) -> Iterator[None]:
         try:
             stack.enter_context(locks.writer_lock(project.root, "update"))
         except Locked as held:
-            fix = f"stop it, recloop update, start it again (a new first run replaces the log: {reason})"
+            fix = f"stop it, run recloop update, start it again (a new first run replaces the log: {reason})"
             raise Locked(held.lock, held.holder, fix) from None
         yield
 
@@ -160,9 +161,11 @@ def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
 
 
 def result(staged: Staged, prepared: PrepareResult, bundle: str, voice: Progress, seconds: float) -> UpdateResult:
-    """The result of a new first run that was committed, reported and returned."""
+    """Report and return the result of a committed new first run."""
     report = prepared.report
-    voice.say("update", f"live: {bundle}; {len(staged.posted):,} posted rows kept; bundles of the earlier data refused")
+    voice.say(
+        "update", f"live: {bundle}; kept {len(staged.posted):,} posted rows; refused the bundles of the earlier data"
+    )
     return UpdateResult(
         1, prepared.watermark, report.read, report.kept, report.users, report.items, bundle, "restarted", [], seconds,
         report.removed, [], [change.key for change in staged.changed],
@@ -170,9 +173,9 @@ def result(staged: Staged, prepared: PrepareResult, bundle: str, voice: Progress
 
 
 def finish_interrupted(project: Project, voice: Progress) -> None:
-    """Put a committed new first run in place that was interrupted, and say so."""
+    """Complete and report a committed new first run that was interrupted."""
     if finish(project):
-        voice.say("update", "a new first run that was interrupted is now in place")
+        voice.say("update", "completed an interrupted new first run")
 
 
 def finish(project: Project) -> bool:

@@ -1,8 +1,8 @@
-"""``[retention]``: delete unneeded bundles, runs, decisions and archived log rows.
+"""Deletion of bundles, runs, decisions and log rows by ``[retention]``.
 
-Kept are the live bundle, the ``retention.bundles`` before it (for rollbacks), bundles in the shadow or the experiment,
-and the newest ``retention.bundles`` registered ones. A row of log.db is deleted only if ``data/`` holds it with the same
-content. A running service deletes these rows itself, since only it writes that file.
+It keeps the live bundle, the ``retention.bundles`` before it (for rollbacks), bundles in shadow or in an experiment, and
+the newest ``retention.bundles`` registered ones. A row of log.db is deleted only if ``data/`` has it with the same
+content. A running service deletes these rows itself, because only it writes that file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TRIED: Final = ("shadow", "experiment")
 
 @dataclass(frozen=True)
 class Freed:
-    """Count and bytes on disk of one kind to delete; bytes are an estimate beforehand."""
+    """Count and bytes on disk of one kind; a dry run estimates the bytes."""
 
     count: int
     bytes: int
@@ -47,12 +47,14 @@ class Freed:
 
 @dataclass(frozen=True)
 class Collection:
-    """Removed (or, in a dry run, removable) things: the keys of ``recloop gc --json``.
+    """Result of a collection, with the keys of ``recloop gc --json``.
+
+    In a dry run, it lists what would be removed.
 
     Attributes:
         bundles, runs: Names.
-        not_archived: Rows of log.db up to the watermark that are kept, because ``data/`` lacks or differs from them.
-        log_left_to: The process that deletes rows of log.db instead of this call; empty: this call did.
+        not_archived: Rows of log.db up to the watermark that are kept, because ``data/`` lacks them or differs.
+        log_left_to: The process that deletes rows of log.db; empty if this call did.
     """
 
     dry_run: bool
@@ -68,14 +70,14 @@ class Collection:
 
     @property
     def lines(self) -> list[str]:
-        """Return one line per kind and a total, for a person."""
+        """Format one line per kind and a total."""
         verb = "would be freed" if self.dry_run else "freed"
         kinds = [f"{name}: {one.count:,} ({one.bytes / 1e6:,.1f} MB)" for name, one in self.freed.items()]
         found = [*kinds, f"{self.bytes / 1e6:,.1f} MB {verb}"]
         if self.not_archived:
-            found.append(f"log: {self.not_archived:,} rows kept, because data/ does not hold the same content")
+            found.append(f"log: kept {self.not_archived:,} rows that data/ does not have with the same content")
         if self.log_left_to:
-            found.append(f"log: its rows are left to {self.log_left_to}")
+            found.append(f"log: {self.log_left_to} deletes its rows")
         return found
 
     def to_json(self) -> JsonTree:
@@ -83,10 +85,12 @@ class Collection:
 
 
 def collect(project: Project, dry_run: bool = False) -> Collection:
-    """Delete all that ``[retention]`` does not keep; the caller holds the update lock.
+    """Delete everything that ``[retention]`` does not keep.
+
+    The caller holds the update lock.
 
     Args:
-        dry_run: Delete nothing, only report.
+        dry_run: Only report.
     """
     bundles, runs = removable_bundles(project), removable_runs(project)
     freed = {
@@ -103,7 +107,7 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
 
 
 def tidy(project: Project, voice: Progress) -> None:
-    """Run `collect` after an update, log one line; the next update retries failures."""
+    """Run `collect` after an update and log one line; the next one retries failures."""
     try:
         done = collect(project)
     except (OSError, sqlite3.Error) as error:
@@ -151,7 +155,7 @@ def _remove_bundles(project: Project, names: Sequence[str]) -> None:
 
 
 def _decisions(project: Project, dry_run: bool) -> Freed:
-    """Delete decisions older than ``retention.decisions`` that no test evaluates."""
+    """Delete decisions older than ``retention.decisions`` that no experiment needs."""
     file = locate("stores.decisions", project.config.stores.decisions, project.root)
     if not file.exists():
         return Freed(0, 0)
@@ -171,7 +175,7 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
 
 
 def _judged_since(row: ReleaseRow) -> int:
-    """Return the earliest time whose decisions a tested bundle needs.
+    """Return the time from which a tested bundle needs decisions.
 
     An experiment also reads some decisions before its start.
     """

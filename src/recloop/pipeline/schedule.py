@@ -1,4 +1,4 @@
-"""Repeat updates at an interval until a stop signal or a failed gate (`--every`)."""
+"""Repetition of updates at an interval until a stop signal or a failed gate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recloop.storage import locks
 class Ended(NamedTuple):
     """End of a loop: exit code, reason and number of updates.
 
-    Exit codes: 0 stopped by a signal, 1 a gate failed, 2 and 70 as for an update.
+    Exit codes: 0 after a stop signal, 1 after a failed gate, 2 and 70 as for an update.
     """
 
     code: int
@@ -72,7 +72,7 @@ def repeat(
         elif code != 0:
             return Ended(code, reason(code), updates)
         if not clock.wait(max(0.0, interval - (clock.now() - begin))):
-            return Ended(0, "told to stop", updates)
+            return Ended(0, "stop requested", updates)
 
 
 def run(project: Project, command: Sequence[str], interval: float, say: Callable[[str], None]) -> Ended:
@@ -99,14 +99,14 @@ def run(project: Project, command: Sequence[str], interval: float, say: Callable
             for child in children[-1:]:
                 child.terminate()
                 child.wait()
-            return Ended(0, "told to stop by SIGTERM", len(children))
+            return Ended(0, "stopped by SIGTERM", len(children))
 
 
 def last_reason(project: Project) -> str:
     """Return the reason why the newest update registered no bundle."""
     journal = next(iter(Journal.ended(project.runs)), None)
     if journal is None:
-        return "no update ran"
+        return "no update has run"
     facts = [journal.facts(step) for step in ("check", "enough", "judge", "finish") if journal.has(step)]
     failed = [gate for one in facts for gate in map(GateResult.of, one["gates"]) if not gate.ok and not gate.waits]
     return f"{journal.verdict}: {'; '.join(one.reason for one in failed)}"

@@ -58,7 +58,7 @@ REFIT_SECONDS = 7 * 86_400.0
 
 @dataclass(frozen=True)
 class FittedBundle:
-    """Bundle in memory before evaluation; ``network`` None: counting models only."""
+    """Bundle in memory before evaluation; ``network`` is None without a network."""
 
     bundle: Bundle
     arrays: TrainData
@@ -96,7 +96,7 @@ def open_run(project: Project, started: datetime) -> Path:
 
 
 def validation_arrays(project: Project, tables: ItemUserTables, data: PreparedData) -> TrainData:
-    """Build the arrays on which half-lives, epochs and the mix are chosen."""
+    """Build the arrays on which half-lives, epochs and fusion weights are chosen."""
     temporal = project.config.split.protocol != LEAVE_ONE_OUT
     return validation_data(tables, data.train, data.valid, clicked_lists(project, data.train), temporal)
 
@@ -116,10 +116,11 @@ def fit_models(
     voice: Progress,
     model: str | None,
 ) -> FittedBundle:
-    """Fit counting models, train the network within ``train.time_budget``, choose the mix.
+    """Fit the counting models, train the network, choose fusion weights.
 
-    Under a temporal protocol everything is first fitted on the rows before the validation moments. With the chosen
-    half-lives and mix, the counts are refitted on all rows before the cut and the network learns the rest in one pass.
+    The network is trained within ``train.time_budget``. Under a temporal protocol, all models are first fitted on the
+    rows before the validation moments. With the chosen half-lives and weights, the counts are then refitted on all
+    rows before the cut, and the network learns the remaining rows in one pass.
     """
     config, begin = project.config, time.monotonic()
     name = model or config.model.name
@@ -128,7 +129,7 @@ def fit_models(
     options = config.model.options if model in {None, config.model.name} else {}
     voice.say(
         "learn",
-        f"counting models, then {f'{name} for {config.train.time_budget} of training at most' if wanted else 'nothing more'}",
+        f"counting models{f', then {name} for at most {config.train.time_budget} of training' if wanted else ''}",
     )
     past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
     made, scorers = baselines.fit_counts(arrays, tables, "" if wanted else name, options)
@@ -140,7 +141,7 @@ def fit_models(
     voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
     if wanted and missing:
-        voice.say("learn", f'no {name}: it needs {missing[0]}; pip install "recloop[train]" adds it to the mix')
+        voice.say("learn", f'skipping {name}: {missing[0]} is not installed; pip install "recloop[train]"')
     elif wanted and not has_sequences(arrays):
         voice.say("learn", f"skipping {name}: no user has two moments, so there is no next item to predict")
     elif wanted:
@@ -174,8 +175,9 @@ def train_window(
     An update learns a window in the same way.
 
     Args:
-        network: Trained on the rows before ``start``; its metadata and measured NDCG are kept.
-        whole: All rows before the cut. bundle: The bundle with the counts over them.
+        network: Network trained on the rows before ``start``; its metadata and measured NDCG are kept.
+        whole: All rows before the cut.
+        bundle: The bundle with the counts over them.
     """
     fresh = whole.stamps >= start
     chosen = with_replay(whole, fresh, config.update.replay_ratio, config.train.seed)
@@ -245,7 +247,9 @@ def evaluate_on_test(
     prepared = data.manifest.protocol
     if project.config.split.protocol != prepared:
         expected = f"{prepared}, as data/ was split and the bundle was fitted"
-        how = f"recloop prepare, then train, with split.protocol={project.config.split.protocol} in a folder of its own"
+        how = (
+            f"in a new folder with split.protocol={project.config.split.protocol}: recloop prepare, then recloop train"
+        )
         raise UserError("split.protocol", project.config.split.protocol, expected, how)
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
@@ -258,7 +262,7 @@ def evaluate_on_test(
 
 
 def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, voice: Progress) -> FittedBundle:
-    """Refit on all rows with the chosen epochs, half-lives and mix; it has no score."""
+    """Refit on all rows with the chosen epochs, half-lives and weights."""
     cut = end_of(data.events, STAMP) + 1
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
@@ -277,7 +281,7 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
             run / "refit", REFIT_SECONDS,
         )  # fmt: skip
         bundle = with_network(bundle, network)
-    voice.say("learn", f"refit on all {len(data.events):,} rows; its numbers are those of the fit before the cut")
+    voice.say("learn", f"refit on all {len(data.events):,} rows; the metrics are those of the fit before the cut")
     return FittedBundle(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
 
 
@@ -359,15 +363,15 @@ def base_manifest(
 
 
 def _mix_line(config: Config, chosen: baselines.Chosen) -> str:
-    """Describe the source weights of ``home`` for a person."""
+    """Describe the source weights of placement ``home`` in one line."""
     home, moments = config.placement["home"].weights, chosen.validation_moments
     mix = None if chosen.mixed is None else chosen.mixed.weights
     if home != "auto":
         instead = f" (validation would have chosen {_weights(mix)})" if mix else ""
-        return f"mix as configured: {_weights(home)}{instead}"
+        return f"fusion weights as configured: {_weights(home)}{instead}"
     if mix is None:
-        return "no validation moments: all sources weigh 1" if not moments else "all sources weigh 1"
-    return f"mix on {moments:,} validation moments: {_weights(mix)}"
+        return "no validation moments; all sources have weight 1" if not moments else "all sources have weight 1"
+    return f"fusion weights chosen on {moments:,} validation moments: {_weights(mix)}"
 
 
 def _weights(mix: Mapping[Any, float]) -> str:
@@ -375,7 +379,7 @@ def _weights(mix: Mapping[Any, float]) -> str:
 
 
 def report_data(voice: Progress, prepared: PrepareResult) -> None:
-    """Describe the row counts and the cut."""
+    """Report the row counts and the cut."""
     report = prepared.report
     removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
     voice.say(
@@ -390,8 +394,8 @@ def report_data(voice: Progress, prepared: PrepareResult) -> None:
 
 
 def report_features(voice: Progress, tables: ItemUserTables, arrays: TrainData) -> None:
-    """Describe the training data in one line."""
-    names = ", ".join(tables.fields.codes) or "ids alone"
+    """Report the training data in one line."""
+    names = ", ".join(tables.fields.codes) or "ids only"
     voice.say(
         "features",
         f"{arrays.n_users:,} users, {arrays.n_items:,} items, {len(arrays.stamps):,} moments, {len(arrays.items):,} rows; {names}",
@@ -399,6 +403,6 @@ def report_features(voice: Progress, tables: ItemUserTables, arrays: TrainData) 
 
 
 def report_bundle(voice: Progress, bundle: Bundle) -> None:
-    """Log the bundle's name and size."""
+    """Report the bundle's name and size."""
     size = sum(facts.bytes for facts in bundle.manifest.files.values())
     voice.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")

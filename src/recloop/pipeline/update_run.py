@@ -1,4 +1,4 @@
-"""Update run: its inputs, its progress and how a killed run resumes."""
+"""Update run: inputs, progress, and resumption after a kill."""
 
 from __future__ import annotations
 
@@ -49,9 +49,11 @@ class UpdateResult:
     """Result of an update.
 
     Attributes:
-        verdict: registered, waiting, refused, held, restarted or nothing. bundle: None if none was registered.
+        verdict: registered, waiting, refused, held, restarted or nothing.
+        bundle: None if none was registered.
         state: State of the registered bundle: ``live`` (a refresh replaced its parent), ``shadow``, ``registered``.
-        changed: Keys of recloop.toml that differ from live's settings. removed: {rule: rows}.
+        changed: Keys of recloop.toml that differ from live's settings.
+        removed: {rule: rows}.
         signals: Effect of each rule of ``[events]`` on the rows (rule, means, weight, events).
     """
 
@@ -140,7 +142,7 @@ class UpdateRun:
     def refreshes(self) -> bool:
         """Return whether the child has live's recipe.
 
-        If so, only its gate decides on its release; else shadow and experiment do.
+        Then only its gate decides its release; otherwise shadow and experiment do.
         """
         return self.recipe == self.live.manifest.recipe
 
@@ -168,7 +170,7 @@ class UpdateRun:
         return gate.verdict(self.gates)
 
     def done(self, placed: tuple[str, str] | None, seconds: float) -> UpdateResult:
-        """Return the result; ``placed``: the registered bundle and its state."""
+        """Return the result; ``placed`` is the registered bundle and its state."""
         bundle, state = placed or (None, None)
         came = {name: self.journal.facts("collect")[name] for name in CAME}
         return UpdateResult(
@@ -185,7 +187,7 @@ class UpdateRun:
 
 
 def nothing_new(project: Project, changed: Sequence[Change], seconds: float) -> UpdateResult:
-    """The result of an update without new rows: live stays."""
+    """Return the result of an update without new rows, after which live is unchanged."""
     seq, _ = loading.log_range(project)
     keys = [change.key for change in changed]
     return UpdateResult(seq, seq, 0, 0, 0, 0, project.live_bundle_id(), "nothing", [], seconds, {}, [], keys)
@@ -202,7 +204,10 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
     config = project.config
     if config.split.protocol != "temporal":
         raise UserError(
-            "split.protocol", config.split.protocol, "temporal: a log that goes on", "recloop train, then evaluate"
+            "split.protocol",
+            config.split.protocol,
+            "temporal, for a growing log",
+            "recloop train, then recloop evaluate",
         )
     EventLabeler(config.events, config.clean)  # reject unknown words in rules before the run starts
     live = project.load_bundle()
@@ -210,7 +215,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
     retrain = config_changes.with_effect(changed, Effect.RETRAIN)
     asked, full = full, full or config.update.mode == "full" or bool(retrain)
     if full and reset:
-        expected = "a warm start: a full retrain has no parent optimizer"
+        expected = "a warm start, because a full retrain has no parent optimizer"
         raise UserError("--reset-optimizer", "with a full retrain", expected, "recloop update --full")
     watermark, last = loading.log_range(project)
     settings = hashlib.sha256(dump(config).encode()).hexdigest()
@@ -237,7 +242,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
         started = datetime.now(UTC)
         journal = Journal.begin(training_steps.open_run(project, started), started, {**head, "to_seq": last})
     else:
-        voice.say("update", f"run {journal.folder.name} goes on: {mode}, up to seq {last:,}")
+        voice.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last:,}")
     spec = FeatureSpec.of(config, live.spec.dwell)
     if not full and spec.to_json() != live.spec.to_json():  # a bundle without recorded settings
         journal.close("left")
@@ -246,7 +251,8 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
     if retrain:
         voice.say(
-            "update", f"recloop.toml changed since {live.id}: a full retrain ({config_changes.list_changes(retrain)})"
+            "update",
+            f"full retrain, because recloop.toml changed since {live.id} ({config_changes.list_changes(retrain)})",
         )
     return UpdateRun(project, journal, live, spec, full, reset, voice, config.train.seed, changed)
 
@@ -301,4 +307,4 @@ def explain_disk_full(project: Project) -> Iterator[None]:
         if getattr(error, "errno", None) not in FULL and not any(one in text for one in told):
             raise
         expected = f"free space for the run ({text.splitlines()[0]})"
-        raise UserError("disk", project.root, expected, "free some space, then recloop update again") from None
+        raise UserError("disk", project.root, expected, "free some space, then recloop update") from None

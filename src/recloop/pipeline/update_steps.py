@@ -1,4 +1,4 @@
-"""Steps 1 to 5 of an update; each writes into the run's folder and the journal."""
+"""Steps 1 to 5 of an update; each writes to the run's folder and the journal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from recloop.training.dataset import make_tables
 CHECKED = 300
 """Most queries per window of the input check."""
 NOTHING_FRESH = (
-    "weak: nothing to judge: no moment with a positive is dated after what live has learned; the rows are learned"
+    "weak: nothing to judge, because no moment with a positive is newer than live's training data; the rows are learned"
 )
 
 
@@ -69,7 +69,7 @@ def collect(run: UpdateRun) -> None:
             "they are used for training, not for the gate",
         )
     rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
-    run.voice.say("collect", f"by the rules of [events]: {rules or 'nothing'}")
+    run.voice.say("collect", f"rows by rule of [events]: {rules or 'none'}")
 
 
 def check(run: UpdateRun) -> None:
@@ -79,7 +79,7 @@ def check(run: UpdateRun) -> None:
 
 
 def check_input(run: UpdateRun) -> None:
-    """Compare live's loss on the new rows with earlier windows; hold an outlier."""
+    """Compare live's loss on the new rows with earlier windows; block an outlier."""
     if run.journal.has("check"):
         return
     events = run.data.events
@@ -101,7 +101,7 @@ def check_input(run: UpdateRun) -> None:
     windows = [_window(run, one, run.watermark) for one in past]
     if len(windows) < input_check.FEWEST:
         windows = own + windows
-    inherited = len(windows) < input_check.FEWEST  # a new live bundle has no own windows
+    inherited = len(windows) < input_check.FEWEST  # a new live bundle has no windows yet
     if inherited:
         windows = parents + windows
     incoming = _window(run, came, run.until)
@@ -134,7 +134,7 @@ def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
 
 
 def check_size(run: UpdateRun) -> None:
-    """Check that the window has enough queries; otherwise wait and train nothing."""
+    """Check that the window has enough queries; otherwise wait without training."""
     if run.journal.has("enough"):
         return
     users = np.array(make_queries(run.data.test, "successive").users)
