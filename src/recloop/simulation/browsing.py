@@ -6,7 +6,7 @@ two lists is known in closed form. Tastes drift, users and items arrive over tim
 clicks beyond their utility.
 
     world = BrowsingSimulator(seed=0)
-    world.write("shop", days=60)                          # the log of the shop's own lists, a project like any other
+    world.write("shop", days=60)                          # a project with the log of the shop's lists
     for now, user_id in world.visits(60, 61):             # then, over HTTP:
         items = ask(user_id)
         post(world.respond(user_id, items, now, request_id))
@@ -27,15 +27,15 @@ from recloop.files import JsonTree
 from recloop.records import DAY, SECOND, iso
 from recloop.simulation.shop import AGES, CATEGORIES, KINDS, START, pick
 
-SLOTS: Final = 10  # of the shop's own lists
-EXAMINED: Final = 0.6  # slot k (from 0) is looked at with probability (k + 1) ** -EXAMINED
-BAIT: Final = 0.1  # share of items that draw clicks beyond their worth
+SLOTS: Final = 10  # length of the shop's lists
+EXAMINED: Final = 0.6  # slot k (from 0) is examined with probability (k + 1) ** -EXAMINED
+BAIT: Final = 0.1  # share of items that draw clicks beyond their utility
 LATE_USERS: Final = 0.2  # share of users that arrive after the first third of the days
-LATE_ITEMS: Final = 0.15  # the same of items
+LATE_ITEMS: Final = 0.15  # share of items that arrive after the first third of the days
 TYPES: Final = ("click", "dwell", "purchase", "skip", "dislike")
 
 PROJECT: Final = """\
-# The seeded world that browses, as a project like any other.
+# Project with the log of simulated users who browse.
 [data]
 events = "events.csv"
 items = "items.csv"
@@ -74,8 +74,8 @@ class BrowsingSimulator:
         seed: Seed of all random draws.
         users, items: Numbers of users and items, late arrivals included.
         days: Days over which tastes drift and newcomers arrive.
-        drift: Change of a taste over these days: 0 none, 1 into another of the same strength.
-        demand: The utility at which half of the looks at an item become clicks.
+        drift: Change of a taste over these days, from 0 (none) to 1 (an independent taste of the same strength).
+        demand: Utility at which half of the examined slots become clicks.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class BrowsingSimulator:
         self._quality = draw.normal(0, 1, items)
         self.bait = draw.random(items) < BAIT  # (items,) bool
         self._bait = 1.8 * self.bait
-        self._duration = np.round(np.exp(draw.normal(4.5, 0.8, items)))  # seconds; the median is a minute and a half
+        self._duration = np.round(np.exp(draw.normal(4.5, 0.8, items)))  # seconds; the median is 90
         self._price = np.round(np.exp(draw.normal(1.2, 0.5, items)), 2)
         self._launch = _arrivals(draw, items, LATE_ITEMS, days)
         self._age = draw.integers(0, len(AGES), users)
         self._arrival = _arrivals(draw, users, LATE_USERS, days)
         group = draw.normal(0, 0.7, (len(AGES), kinds))
         self._taste = group[self._age] + draw.normal(0, 0.8, (users, kinds))  # at the first day
-        self._later = group[self._age] + draw.normal(0, 0.8, (users, kinds))  # what it turns into
+        self._later = group[self._age] + draw.normal(0, 0.8, (users, kinds))  # at the last day
         self._own = draw.normal(0, 0.8, (users, items))
         self._rate = draw.gamma(3, 1 / 15, users)  # visits a day
 
@@ -138,7 +138,7 @@ class BrowsingSimulator:
         }
 
     def _chances(self, user_id: str, now: int) -> dict[str, np.ndarray]:
-        """Return P(click | look), P(purchase | click), P(skip | no click), P(dislike)."""
+        """Return P(click | examined), P(purchase | click), P(skip | no click), P(dislike)."""
         worth = self.utility(user_id, now)
         return {
             "click": _sigmoid(1.5 * (worth - self.demand) + self._bait),
@@ -156,7 +156,7 @@ class BrowsingSimulator:
             while stamp < last_day:
                 if stamp >= first_day:
                     found.append((START + int(stamp * DAY), user_id))
-                stamp += 0.02 + float(draw.exponential(1 / self._rate[ix]))  # half an hour at least
+                stamp += 0.02 + float(draw.exponential(1 / self._rate[ix]))  # at least half an hour
         return iter(sorted(found))
 
     def respond(self, user_id: str, items: Sequence[str], now: int, request_id: str) -> list[JsonTree]:
@@ -185,7 +185,7 @@ class BrowsingSimulator:
         return self._events(user_id, rows, bought, now, request_id)
 
     def search(self, user_id: str, now: int, request_id: str, but: Collection[str] = ()) -> list[JsonTree]:
-        """Return events on items that a user finds without a list, by own utility.
+        """Return events on items that a user finds without a list, by true utility.
 
         Args:
             but: Items to exclude, because a list has shown them.
@@ -205,7 +205,7 @@ class BrowsingSimulator:
         return self._events(user_id, rows, bought, now, request_id)
 
     def shop_list(self, user_id: str, now: int) -> list[str]:
-        """Return the shop's own list without a recommender: noisy bestsellers."""
+        """Return the shop's list without a recommender: noisy bestsellers."""
         draw = self._draw(4, user_id, str(now))
         pull = np.where(self.on_sale(now), 0.7 * self._quality + 0.5 * self._bait, -np.inf)
         return [self.item_ids[ix] for ix in pick(draw, pull, SLOTS)]
@@ -242,7 +242,7 @@ class BrowsingSimulator:
         return np.random.default_rng([self.seed, purpose, int.from_bytes(digest, "big")])
 
     def events(self, days: float | None = None) -> pl.DataFrame:
-        """Return the log of these days under the shop's own lists.
+        """Return the log of these days under the shop's lists.
 
         Columns: event_id, user_id, item_id, timestamp, event_type, value, group_id.
         """

@@ -5,8 +5,8 @@ utility, from companions of the last basket's items (each item has two), and fro
 the true `SimulatedShop.utility` and not only by the next purchase.
 
     world = SimulatedShop(seed=0)
-    world.events()            # a Polars frame with the columns of records.Event, as a shop's log has them
-    world.write("shop")       # events.csv, items.csv, users.csv and a recloop.toml that works
+    world.events()            # a Polars frame with columns of records.Event
+    world.write("shop")       # events.csv, items.csv, users.csv and a recloop.toml
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LATE_ITEMS: Final = 0.05  # share of items that are launched in the last tenth o
 SILENT_USERS: Final = 0.03  # share of users with attributes and no event: warm to a service, new to a model
 
 PROJECT: Final = """\
-# The seeded world as a project like any other.
+# Project with the log of a simulated shop.
 [data]
 events = "events.csv"
 items = "items.csv"
@@ -79,7 +79,7 @@ class _Truth:
     companions: np.ndarray  # (I, COMPANIONS) int
     age: np.ndarray  # (U,) int
     utility: np.ndarray  # (U, I) float
-    baskets: np.ndarray  # (U,) int: how many each user fills
+    baskets: np.ndarray  # (U,) int: number of baskets of each user
 
 
 class SimulatedShop:
@@ -87,8 +87,8 @@ class SimulatedShop:
 
     Args:
         seed: Seed of all random draws.
-        users: Number of customers, the silent ones (`SILENT_USERS`) included.
-        items: Number of catalog items, those never bought included.
+        users: Number of customers, including silent ones (`SILENT_USERS`).
+        items: Number of catalog items, including those never bought.
         days: Length of the log.
     """
 
@@ -160,7 +160,7 @@ class SimulatedShop:
         return root
 
     def _history(self, ix: int) -> Iterator[tuple[object, ...]]:
-        """Draw one user's rows from an own generator, so other users do not change them."""
+        """Draw one user's rows from a separate generator, so other users do not matter."""
         truth, user_id = self._truth, self.user_ids[ix]
         generator = np.random.default_rng([self.seed, 1, ix])
         utility = truth.utility[ix]
