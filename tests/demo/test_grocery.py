@@ -65,7 +65,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
         "keep learning", "gate", "shadow", "experiment", "release", "verify", "files",
     ]  # fmt: skip
     assert "1,411,279 rows read = 1,402,756 kept + keep 8,523 removed + 0 rejected" in said["collect"]
-    assert "the disliked one is gone" in said["serve"]
+    assert "the disliked item is gone" in said["serve"]
     assert "10 items from segment" in said["serve"]
     assert "10 items from popular" in said["serve"]
     assert re.search(r"305 checked, 305 equal, 0 late, 0 unexplained", said["watch"])
@@ -73,9 +73,9 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert "exit 2" in said["watch"]
     assert re.search(r"recloop update: [\d,]+ rows .*: registered", said["keep learning"])
     assert "poisoned copy, with the input check: held" in said["gate"]
-    assert "poisoned copy, with that check off: refused" in said["gate"]
-    assert "unchanged byte for byte: yes" in said["gate"]
-    assert re.search(r"twin of live itself: 0 of [1-9]\d* differ", said["shadow"])
+    assert "poisoned copy, without the input check: refused" in said["gate"]
+    assert "unchanged, byte for byte: yes" in said["gate"]
+    assert re.search(r"replica of live: 0 of [1-9]\d* differ", said["shadow"])
     assert re.search(r"overlap@10: .* noise floor", said["shadow"])
     assert "this measures prediction, not effect" in said["experiment"]
     assert re.search(r"-> live .*POST /v1/admin/rollback", said["release"])

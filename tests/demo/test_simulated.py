@@ -102,12 +102,12 @@ def test_harm_is_refused_and_gain_is_earned(
 ) -> None:
     worse, better = (experiments[verdict]["bundle"] for verdict in ("worse", "better"))
     assert re.search(r"NO +new: -0\.\d+ \(NDCG@10 [\d.]+, live [\d.]+\), threshold -0\.03", said["candidates"])
-    assert re.search(r"--reason 'the garden week is wanted', ahead of gate new=-0\.\d+", said["candidates"])
+    assert re.search(r"--reason 'requested garden week', overriding gate new=-0\.\d+", said["candidates"])
     assert re.search(
         r"409 refused: experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out",
         said["a harmful candidate"],
     )
-    assert re.search(r"earned by\n[1-9]\d\d requests in the shadow \(0 twins differ\)", said["a better candidate"])
+    assert re.search(r"earned by\n[1-9]\d\d requests in shadow \(0 replicas differ\)", said["a better candidate"])
     project = open_project(folder)
     rows = project.open_control().releases()
     steps = {bundle: [row.to for row in rows if row.bundle == bundle] for bundle in (worse, better)}
@@ -117,7 +117,7 @@ def test_harm_is_refused_and_gain_is_earned(
     assert ahead == [(worse, "shadow")]
     assert [row.reason for row in rows if row.bundle == better][2:] == ["", "", ""]
     assert rows[-1].bundle == better
-    before, after = (float(found) for found in re.findall(r"at all with ([\d.]+)%", said["released"]))
+    before, after = (float(found) for found in re.findall(r"click probability of ([\d.]+)%", said["released"]))
     assert after > before + 10
 
 

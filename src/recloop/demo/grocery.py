@@ -39,11 +39,9 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
     """
     begin = time.monotonic()
     shown = DemoNarrator(voice, out)
-    shown.say("collect", "The Complete Journey, data by 84.51°: a grocery chain's year; terms in its package")
+    shown.say("collect", "The Complete Journey by 84.51°: a year of a grocery chain; the package has the license terms")
     project = write_project(folder, grocery_days.DAYS)
-    shown.say(
-        "collect", f"its last {grocery_days.DAYS} days are held out as the future; they are replayed from step 8 on"
-    )
+    shown.say("collect", f"the last {grocery_days.DAYS} days are held out as the future and replayed from step 8 on")
     loop.first_run(project, shown, "demo")
     row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
     now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
@@ -51,13 +49,13 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
     with serving(project.root) as client:
         client.now = now
         serve_and_ask(client, project, lambda line: shown.say("serve", line))
-    shown.say("watch", "health of the shown lists, and every list rebuilt from the log by the batch path")
+    shown.say("watch", "health of the shown lists; every list is recomputed from the log by the batch path")
     watch(project, lambda line: shown.say("watch", line))
     planted_skew(project, now, lambda line: shown.say("watch", line))
     later_days(folder, project, shown)
     files = [str(path) for path in sorted(_files(folder))]
     commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
-    shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left:")
+    shown.say("files", f"the whole loop took {time.monotonic() - begin:.0f} s and wrote:")
     for line in [*files, *(f"next: {command}" for command in commands)]:
         shown.say("files", line)
     shown.end()
@@ -65,7 +63,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
 
 
 def later_days(folder: Path, project: Project, shown: DemoNarrator) -> None:
-    """Replay the held-out days with their own service."""
+    """Replay the held-out days with a separate service."""
     future = grocery_days.as_rows(pl.read_parquet(folder / "future.parquet"))
     first = int(future["timestamp"].min())  # type: ignore[arg-type]
     with serving(project.root) as client:
@@ -99,18 +97,18 @@ def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None])
         }
     )
     answer = client.post("/v1/events", rows)
-    tell(f"posted a basket of {len(basket)} and a dislike of {disliked}: {answer['accepted']} accepted")
+    tell(f"posted a basket of {len(basket)} items and a dislike of {disliked}: {answer['accepted']} rows accepted")
     client.now += 60 * SECOND
     after = client.recommend(user, properties="product_type,package_size,department")
     now_shown = {slot["item_id"] for slot in after["items"]}
     new = [slot for slot in after["items"] if slot["item_id"] not in shown]
     tell(
-        f"asked again: {len(shown & now_shown)} stay, {len(new)} are new, the disliked one is {'still there' if disliked in now_shown else 'gone'}"
+        f"next list: {len(shown & now_shown)} items stay, {len(new)} are new, the disliked item is {'still there' if disliked in now_shown else 'gone'}"
     )
     for line in lines({"items": new}):
         tell(line)
     client.post("/v1/users", {"user_id": "new-household", "attributes": {"income": "50-74K", "age": "35-44"}})
-    for name, what in (("new-household", "attributes alone"), ("a stranger / 名", "nothing at all")):
+    for name, what in (("new-household", "attributes only"), ("an unknown id / 名", "no data")):
         found = client.recommend(name)["items"]
         sources = sorted({slot["source"] for slot in found})
         tell(f"a household with {what}: {len(found)} items from {', '.join(sources)}")
@@ -118,12 +116,12 @@ def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None])
     for household in households[:HOUSEHOLDS]:
         client.recommend(household)
     tell(
-        f"{min(HOUSEHOLDS, len(households))} households asked, one after the other, in {time.monotonic() - begin:.1f} s"
+        f"lists for {min(HOUSEHOLDS, len(households))} households, one after the other, in {time.monotonic() - begin:.1f} s"
     )
 
 
 def lines(answer: Mapping[str, Any]) -> list[str]:
-    """Format a list for a person: name, score, source."""
+    """Format a list for display: name, score, source."""
     return [
         f"  {slot['item_id']:>9}  {slot.get('product_type') or '?':<32.32} {slot.get('package_size') or '':<10.10} "
         f"{slot['score']:>8.4f}  {slot['source']}"

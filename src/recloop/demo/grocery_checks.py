@@ -33,7 +33,7 @@ def watch(project: Project, tell: Callable[[str], None]) -> None:
 
 
 def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> None:
-    """Move a bucket edge: verify finds it in memory, the hash check finds it on disk."""
+    """Move a bucket edge in memory and on disk; verify and the hash check find it."""
     copy = project.root / "skewed"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(
@@ -49,7 +49,7 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
         found = verify.verify(open_project(copy), 1000)
         names = sorted({difference["name"] for difference in found["differences"]})
         tell(
-            f"a bucket edge moved in the service's memory: verify finds {found['unexplained']} of {found['checked']}, named {', '.join(names)}"
+            f"moved a bucket edge in the service's memory: verify finds {found['unexplained']} of {found['checked']} decisions, in {', '.join(names)}"
         )
         if not found["unexplained"]:
             raise AssertionError("verify did not find the planted skew")
@@ -57,7 +57,7 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
         fields.write_text(fields.read_text("utf-8").replace("request.gap", "request.pag"), "utf-8")
         words = [sys.executable, "-m", "recloop", "-C", str(copy), "serve", "--port", "0"]
         refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=WAIT)
-        tell(f"the same on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...")
+        tell(f"moved it on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...")
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 
@@ -74,4 +74,4 @@ def _move_edges(service: Service) -> None:
 
 
 def _or_none(value: float | None) -> str:
-    return "none asked" if value is None else f"{value:.3f}"
+    return "no cold user" if value is None else f"{value:.3f}"

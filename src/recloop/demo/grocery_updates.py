@@ -41,7 +41,7 @@ def _command(root: Path, *words: str) -> list[str]:
 
 
 def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Format each gate of an update's JSON for a person."""
+    """Format each gate of an update's JSON for display."""
     return [GateResult.of(one).line() for one in gates]
 
 
@@ -87,34 +87,34 @@ def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Te
     text, _ = begun.communicate()
     done = json.loads(text) if text else {}
     if done.get("verdict") != "registered":
-        tell(f"the same update with another seed: {done.get('verdict', 'failed')}, so the shadow has no noise floor")
+        tell(f"same update with another seed: {done.get('verdict', 'failed')}, so the shadow has no noise floor")
         return None
     name = str(done["bundle"])
     target = project.bundles / name
     shutil.move(copy / "bundles" / name, target)
     control = project.open_control()
     releases.register(
-        control, name, bundle.manifest_hash(target), by="recloop demo", reason="the same update, another seed",
+        control, name, bundle.manifest_hash(target), by="recloop demo", reason="same update with another seed",
         at=now(), evidence={"gates": done["gates"]},
     )  # fmt: skip
-    tell(f"the same update with another seed, to be the shadow's noise floor: {name}")
+    tell(f"same update with another seed, for the shadow's noise floor: {name}")
     return name
 
 
 def poison(copy: Path, tell: Tell) -> None:
-    """Run the update on a copy with shuffled items: input check, then gate, hold it."""
+    """Run the update on a copy with shuffled items, which input check and gate block."""
     _shuffle_items(copy / "store" / "log.db", _watermark(copy))
     before = _bytes_of(copy)
     for words, what in (
         ((), "with the input check"),
-        (("--set", "update.input_check=false", *SHORT), "with that check off"),
+        (("--set", "update.input_check=false", *SHORT), "without the input check"),
     ):
         done, last = update(copy, *words)
         tell(f"poisoned copy, {what}: {done.get('verdict', last)}")
         for line in gate_lines(done.get("gates", [])):
             tell(f"  {line}")
     same = _bytes_of(copy) == before
-    tell(f"live, vocabulary, state and watermark unchanged byte for byte: {'yes' if same else 'NO'}")
+    tell(f"live, vocabulary, state and watermark are unchanged, byte for byte: {'yes' if same else 'NO'}")
 
 
 def _watermark(root: Path) -> int:

@@ -17,7 +17,7 @@ MARK = "# The demo of recloop."
 
 
 class DemoNarrator:
-    """Print the demo step by step and keep each step's lines for ``--json``."""
+    """Prints the demo step by step and keeps each step's lines for ``--json``."""
 
     def __init__(self, voice: Progress, out: rich.console.Console) -> None:
         self.steps: list[JsonTree] = []

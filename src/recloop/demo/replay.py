@@ -22,7 +22,7 @@ BEFORE = 1_000_000
 
 @dataclass
 class Replayed:
-    """Result of a stretch of days: requested, posted and skipped baskets, rows."""
+    """Result of some days: requested, posted and skipped baskets, rows."""
 
     baskets: int = 0
     rows: int = 0

@@ -1,8 +1,7 @@
 """Simulated-shop demo: a harmful candidate is stopped, a better one promoted.
 
 The demo needs no download and no torch. World, seed and plan are fixed, so the true effects are fixed. Request ids and
-bundle names differ between runs: they decide a user's random response and experiment arm. So each run is another
-sample. Run: ``recloop demo --world``.
+bundle names differ between runs and determine a user's random response and arm. So each run is another sample. Run: ``recloop demo --world``.
 """
 
 from __future__ import annotations
@@ -48,19 +47,19 @@ The last users of an experiment need one day until their outcome is complete.
 """
 RULE: Final = "price >= 6"
 CAMPAIGN: Final = "category = 'garden'"
-WANTED: Final = "the garden week is wanted"
+WANTED: Final = "requested garden week"
 
 TOML: Final = """\
 {mark} {words}; written by `recloop demo --world`.
-{project}allow_time_header = true       # requests carry their own time
+{project}allow_time_header = true       # requests name their time
 [model]
-name = "covisitation"          # counting models alone: no torch, and seconds
+name = "covisitation"          # counting models only: no torch, trained in seconds
 [placement.home]
-filter = "{rule}"         # the shop's own rule: only what pays
+filter = "{rule}"         # rule of the shop
 weights = {{ history = 0.25, neighbours = 1.0 }}
 [release]
-shadow_share = 0.4             # 1 % by default: the demo's days are few
-refresh = "manual"             # each bundle of this story is moved by name
+shadow_share = 0.4             # 1 % by default; the demo has few days
+refresh = "manual"             # the demo moves each bundle itself
 plan = {{ users = 400, looks = 2 }}   # 4,000 users by default
 """
 
@@ -139,14 +138,14 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
         try:
             stage = SimulationContext(world, project, client, people, shown)
             first = stage.live(FIRST, "browse")
-            stage.say("browse", f"newcomers' first lists are filled by {counts(first.newcomers)}")
+            stage.say("browse", f"slots of new users' first lists, by source: {counts(first.newcomers)}")
             keep_learning(stage)
             whole = [first, harmful(stage, campaign), better(stage, free), released(stage, first)]
         finally:
             people.close()
     prove(project, whole, shown)
     files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and "archive" not in path.parts]
-    shown.say("files", f"the whole loop in {time.monotonic() - begin:.0f} s; it left {len(files)} files in {folder}")
+    shown.say("files", f"the whole loop took {time.monotonic() - begin:.0f} s and wrote {len(files)} files to {folder}")
     for words in ("status", "doctor --signals", "report", "serve"):
         shown.say("files", f"next: recloop -C {folder} {words}")
     shown.end()
@@ -154,14 +153,14 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
 
 
 def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -> Project:
-    """Write the first days of the world as a project into an own folder.
+    """Write the first days of the simulation as a project into a new folder.
 
     Raises:
         UserError: the folder contains something other than an earlier demo.
     """
     world.write(fresh_folder(folder), LOG)
     config = folder / "recloop.toml"
-    words = f"A seeded world: {', '.join(f'{name} {value:g}' for name, value in WORLD.items())}"
+    words = f"simulated shop: {', '.join(f'{name} {value:g}' for name, value in WORLD.items())}"
     text = TOML.format(mark=MARK, words=words, project=config.read_text("utf-8"), rule=RULE)
     config.write_text(text, "utf-8")
     now = START + LOG * DAY
@@ -170,7 +169,7 @@ def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -
     on_sale = world.on_sale(now)
     shown.say("the world", words)
     shown.say("the world", f"{LOG} days as a log: {len(world.users(now))} users, {on_sale.sum()} items; others arrive")
-    shown.say("the world", f"tastes drift: today's correlate {alike:.2f} with those of the first day")
+    shown.say("the world", f"tastes drift: correlation of today's with those of the first day {alike:.2f}")
     shown.say("the world", f"bait: {np.mean(world.bait[on_sale]):.0%} of the items draw clicks beyond their utility")
     return open_project(folder)
 
@@ -183,9 +182,9 @@ def trained(project: Project, rule: str) -> str:
 
 
 def candidates(project: Project, shown: DemoNarrator) -> list[str]:
-    """Build two bundles with other rules, run their gates and start both as shadows."""
+    """Build two bundles with other rules, run their gates and move both to shadow."""
     made = []
-    shown.say("candidates", "two more bundles over the arrays of live, each with another rule")
+    shown.say("candidates", "two more bundles with the arrays of live and another rule each")
     for rule, words, reason in ((CAMPAIGN, "a garden week", WANTED), ("", "no price rule", "")):
         bundle = trained(project, rule)
         shown.say("candidates", f"recloop train --set placement.home.filter={json.dumps(rule)}: {bundle}, {words}")
@@ -194,7 +193,7 @@ def candidates(project: Project, shown: DemoNarrator) -> list[str]:
             shown.say("candidates", f"  {line}")
         said = "recloop promote --to shadow"
         if "not_earned" in evidence:  # the row records the skipped requirements
-            said += f" --reason {reason!r}, ahead of {'; '.join(evidence['not_earned'])}"
+            said += f" --reason {reason!r}, overriding {'; '.join(evidence['not_earned'])}"
         shown.say("candidates", said)
         made.append(bundle)
     return made
@@ -219,7 +218,7 @@ def harmful(stage: SimulationContext, campaign: str) -> SimulationTotals:
     """Test the campaign on half of the users; it is harmful, so it is refused."""
     chapter = "a harmful candidate"
     stage.move(campaign, "experiment")
-    stage.say(chapter, f"{campaign} has earned its experiment in the shadow: half of the users see the garden alone")
+    stage.say(chapter, f"{campaign} has earned its experiment; half of the users see only garden items")
     done = stage.live(TRIED, chapter)
     found = stage.compared(chapter, campaign)
     try:
@@ -241,7 +240,7 @@ def better(stage: SimulationContext, free: str) -> SimulationTotals:
     stage.move(free, "experiment")
     stage.say(
         chapter,
-        f"{free} has earned its experiment in the shadow, meanwhile; half of the users see lists without a rule",
+        f"{free} has earned its experiment; half of the users see lists without a rule",
     )
     done = stage.live(TRIED, chapter)
     found = stage.compared(chapter, free)
@@ -252,7 +251,7 @@ def better(stage: SimulationContext, free: str) -> SimulationTotals:
     earned = moved["evidence"]
     stage.say(
         chapter,
-        f"{earned['shadowed']} requests in the shadow ({earned['twins_that_differ']} twins differ), users "
+        f"{earned['shadowed']} requests in shadow ({earned['twins_that_differ']} replicas differ), users "
         f"{earned['users']}, verdict {earned['verdict']}",
     )
     return done
@@ -266,10 +265,10 @@ def released(stage: SimulationContext, first: SimulationTotals) -> SimulationTot
     for name, one in (("before", first), ("after", after)):
         stage.say(
             chapter,
-            f"{name}: a list brings {one.clicks / one.visits:.2f} clicks and a click at all with "
-            f"{one.hits / one.visits:.1%}, by the truth of {one.visits} lists shown",
+            f"{name}: {one.clicks / one.visits:.2f} clicks per list and a click probability of "
+            f"{one.hits / one.visits:.1%}, by the true effect of {one.visits} lists",
         )
-    stage.say(chapter, f"newcomers' first lists are filled by {counts(after.newcomers) or 'nothing: there were none'}")
+    stage.say(chapter, f"slots of new users' first lists, by source: {counts(after.newcomers) or 'none'}")
     for row in release_rows(stage.project):
         stage.say(chapter, row)
     return after

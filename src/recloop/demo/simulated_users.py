@@ -47,7 +47,7 @@ class SimulationTotals:
     seconds: float = 0.0
 
     def add(self, other: SimulationTotals) -> None:
-        """Add the result of another stretch or lane."""
+        """Add the result of other days or of another lane."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 

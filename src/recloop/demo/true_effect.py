@@ -57,7 +57,7 @@ def compared(
     users, ratio, plan = found.users, found.sample_ratio, found.plan
     lines = [
         f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}",
-        f"{users.live} users of live, {users.candidate} of the candidate, {users.waiting} wait for their 24 hours",
+        f"{users.live} users of live, {users.candidate} of the candidate, {users.waiting} with an open 24 h window",
         f"sample ratio e = {ratio.e:.3g}, alarm above 1000: {'ALARM' if ratio.alarm else 'none'}",
     ]
     for name, one in found.metrics.items():
@@ -66,14 +66,14 @@ def compared(
             f"{one.delta:+.4g} (95 % CI {one.low:+.4g} to {one.high:+.4g})"
         )
         if name in known:
-            lines.append(f"  the truth: {truth_line(known[name], one)}")
+            lines.append(f"  true effect: {truth_line(known[name], one)}")
     lines.append(f"verdict: {found.verdict}: {found.why}")
     for name in METRICS:
         one = found.metrics[name]
         if one.sequence_low is None or one.sequence_high is None:
             raise AssertionError(f"{name}: too few users for the confidence sequence")
         if not one.sequence_low <= known[name].delta <= one.sequence_high:
-            raise AssertionError(f"{name}: the truth {known[name].delta:+.4g} lies outside of the confidence sequence")
+            raise AssertionError(f"{name}: the true effect {known[name].delta:+.4g} is outside the confidence sequence")
     return found, known, lines
 
 
@@ -82,8 +82,8 @@ def truth_line(known: TrueEffect, one: Measured) -> str:
     inside = _holds(one.low, known.delta, one.high)
     always = _holds(one.sequence_low, known.delta, one.sequence_high)
     return (
-        f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists of the same {known.requests} requests): "
-        f"{'inside' if inside else 'OUTSIDE'} the CI, {'inside' if always else 'OUTSIDE'} the confidence sequence "
+        f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists for the same {known.requests} requests): "
+        f"{'inside' if inside else 'OUTSIDE'} the interval, {'inside' if always else 'OUTSIDE'} the confidence sequence "
         f"({_signed(one.sequence_low)} to {_signed(one.sequence_high)})"
     )
 
