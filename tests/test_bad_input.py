@@ -78,8 +78,16 @@ LINES = [
     (["update", "--set", "events.weights={purchase = nan}"], 2, "events.weights.purchase=nan: expected a number"),
     (["promote", "nothing", "--to", "live", "--reason", "x"], 2, "bundle=nothing: expected a registered bundle"),
     (["promote", "CHILD", "--to", "live", "--reason", "x"], 1, "refused: state=refused"),
-    (["rollback", "--reason", "x"], 1, "refused: earlier live bundles=0, threshold 1: nothing to go back to"),
-    (["promote", "CHILD", "--to", "experiment", "--set", "release.experiment_share=1.0"], 2, "each arm needs users"),
+    (
+        ["rollback", "--reason", "x"],
+        1,
+        "refused: earlier live bundles=0, threshold 1: no earlier live bundle to restore",
+    ),
+    (
+        ["promote", "CHILD", "--to", "experiment", "--set", "release.experiment_share=1.0"],
+        2,
+        "so that each arm has users",
+    ),
     (["evaluate", "nothing"], 2, "bundle=nothing: expected one of"),
     (["serve", "--port", "70000"], 2, "--port"),
     (["serve", "--port", "-5"], 2, "--port"),
@@ -192,5 +200,5 @@ def test_a_bug_of_ours_is_saved_and_not_shown(
     code, out, err = cli("-C", shop.root, "status", "--json")
     assert (code, out) == (70, "")
     (saved,) = tmp_path.glob("recloop-*.log")
-    assert err == f"error: a bug in recloop; the traceback is in {saved}; try: report it with that file\n"
+    assert err == f"error: a bug in recloop, with its traceback in {saved}; try: report it with this file\n"
     assert "ZeroDivisionError" in saved.read_text()

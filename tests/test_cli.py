@@ -143,7 +143,7 @@ def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Pat
     for words in ([], ["--to", "live"], ["--to", "experiment"]):
         code, out, err = cli("-C", shop, "promote", made["bundle"], *words)
         assert (code, out) == (1, "")
-        assert "refused: shadow requests=0, threshold 100: the step shadow is not earned" in err
+        assert "refused: shadow requests=0, threshold 100: the shadow step is not earned" in err
     moved = tree(cli("-C", shop, "promote", made["bundle"], "--to", "shadow", "--json"))
     assert (moved["from"], moved["to"]) == ("checked", "shadow")
     words = ["promote", made["bundle"], "--to", "live", "--reason", "tried it", "--json"]
@@ -160,8 +160,8 @@ def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Pat
     assert back["evidence"] == {"rolled_back": made["bundle"]}
     code, out, err = cli("-C", shop, "rollback")
     assert (code, out) == (1, "")
-    assert "refused: earlier live bundles=0, threshold 1: nothing to go back to" in err
-    gone = tree(cli("-C", shop, "reject", made["bundle"], "--reason", "worse", "--json"))
+    assert "refused: earlier live bundles=0, threshold 1: no earlier live bundle to restore" in err
+    gone = tree(cli("-C", shop, "refuse", made["bundle"], "--reason", "worse", "--json"))
     assert (gone["from"], gone["to"]) == ("rolled_back", "refused")
     for verb in (["promote", made["bundle"]], ["reject", made["bundle"], "--reason", "again"]):
         code, out, err = cli("-C", shop, *verb)

@@ -101,14 +101,14 @@ def update(
     elif made.verdict == "restarted":
         plain(f"live: {made.bundle}, a new first run ({made.seconds:.0f} s); next: recloop serve")
     elif made.verdict == "nothing":
-        plain(f"nothing new since seq {made.from_seq}: {made.bundle} stays live")
+        plain(f"nothing new since seq {made.from_seq}; {made.bundle} stays live")
         _print_changed(here, made)
     elif made.bundle is not None and made.state == "live":
-        plain(f"live: {made.bundle}, a refresh that passed its gate ({made.seconds:.0f} s)")
+        plain(f"live: {made.bundle}, a refresh with a passed gate ({made.seconds:.0f} s)")
     elif made.bundle is not None:
         plain(f"registered: {made.bundle} ({made.seconds:.0f} s); next: recloop promote {made.bundle}")
     else:
-        plain(f"{made.verdict}: {made.reason}; nothing was changed, the next update reads these rows again")
+        plain(f"{made.verdict}: {made.reason}; nothing was changed, and the next update reads these rows again")
     if made.failed:
         raise typer.Exit(1)
 
@@ -178,9 +178,9 @@ def serve(
 
 
 def _dress(app: Starlette, service: Service) -> None:
-    """Mount the console at ``/``, or a page that says how to install it.
+    """Mount the console at ``/``, or a page with the command that installs it.
 
-    The console takes a second to import, so it is mounted after the checks at startup.
+    Importing the console takes a second, so it is mounted after the checks at startup.
     """
     from recloop.serve import console_backend
 

@@ -84,7 +84,7 @@ def status(as_json: Json = False) -> None:
         print_json({**found, "verdict": tried and tried.to_json(), "shadow_requirement": need and need.to_json()})
         return
     plain(f"live: {found['live'] or 'nothing yet; next: recloop update'}")
-    plain(f"generation {found['generation']}, last seq {found['last_seq']}, learned up to seq {found['watermark']}")
+    plain(f"generation {found['generation']}, last seq {found['last_seq']}, data up to seq {found['watermark']}")
     for row in found["bundles"]:
         plain(f"  {row['state']:<11} {row['bundle']}  {row['reason']}")
     if need is not None:
@@ -121,7 +121,7 @@ def report(
     if as_json:
         print_json(done)
     else:
-        plain(f"wrote {done['path']} over {done['requests']} requests")
+        plain(f"wrote {done['path']}, a report of {done['requests']} requests")
 
 
 def verify(
@@ -140,7 +140,7 @@ def verify(
     else:
         line = "{checked} decisions checked: {equal} equal, {late} late, {unexplained} unexplained"
         if found["earlier"]:
-            line += ", {earlier} of an earlier generation of the data"
+            line += ", {earlier} from before the last new first run"
         plain(line.format(**found) + f"; largest score difference {found['max_score_diff']:.2g}")
         for difference in found["differences"][:10]:
             plain("  {request_id}: {name} was {was}, is {is}".format(**difference))

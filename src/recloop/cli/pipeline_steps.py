@@ -71,7 +71,7 @@ def quarantine(
         return
     verb = "restored" if restore else "quarantined"
     others = "not in quarantine" if restore else "already quarantined"
-    plain(f"{done.new:,} rows {verb} of {done.matched:,} that match ({done.already:,} {others})")
+    plain(f"{done.new:,} rows {verb} of {done.matched:,} matching rows ({done.already:,} {others})")
     if not done.new:
         return
     types = ", ".join(f"{name} {count:,}" for name, count in done.types.items())

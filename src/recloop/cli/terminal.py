@@ -32,14 +32,14 @@ BARRED: Final = {
     errno.EFBIG: ROOM, errno.ENOTDIR: "parents that are folders, not files", errno.EEXIST: "parents that are folders, not files", errno.EISDIR: "a file, not a folder",
     errno.ENOENT: "an existing file", errno.ENAMETOOLONG: "a shorter name",
 }  # fmt: skip
-"""The expectation to report for each error code of the file system."""
+"""Expectation in the error message, by error code of the file system."""
 BARRED_STORE: Final = {
     sqlite3.SQLITE_PERM: WRITABLE, sqlite3.SQLITE_READONLY: WRITABLE, sqlite3.SQLITE_CANTOPEN: WRITABLE,
     sqlite3.SQLITE_FULL: ROOM, sqlite3.SQLITE_IOERR: "a readable and writable disk",
     sqlite3.SQLITE_BUSY: "stores that no other program has locked", sqlite3.SQLITE_CORRUPT: "undamaged stores",
     sqlite3.SQLITE_NOTADB: "undamaged stores",
 }  # fmt: skip
-"""The expectation to report for each error code of SQLite."""
+"""Expectation in the error message, by error code of SQLite."""
 
 out = rich.console.Console(width=None if sys.stdout.isatty() else 132)
 
@@ -55,7 +55,7 @@ class CliContext:
 
 def project() -> Project:
     """Open the project of this run."""
-    from recloop.project import open_project  # the stores take a second to import, too long for --help
+    from recloop.project import open_project  # importing the stores takes a second, too long for --help
 
     return open_project(CliContext.root, CliContext.sets)
 
@@ -98,7 +98,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         with tempfile.NamedTemporaryFile("w", prefix="recloop-", suffix=".log", delete=False) as file:
             traceback.print_exc(file=file)
         print(
-            f"error: a bug in recloop; the traceback is in {file.name}; try: report it with that file", file=sys.stderr
+            f"error: a bug in recloop, with its traceback in {file.name}; try: report it with this file",
+            file=sys.stderr,
         )
         return 70
 
@@ -117,7 +118,7 @@ def _print_error(error: RecloopError) -> int:
 
 
 def _discard_output() -> int:
-    """Return exit code 0 after the reader closed stdout.
+    """Exit with 0 after the reader closed stdout (``recloop status | head -1``).
 
     ``recloop status | head -1`` is such a reader; rich and click would exit 1.
     """
@@ -126,7 +127,7 @@ def _discard_output() -> int:
 
 
 def _as_user_error(error: Exception) -> UserError | None:
-    """Turn permission, disk and path errors into a `UserError`, else return None."""
+    """Convert permission, disk and path errors to a `UserError`; None for others."""
     if isinstance(error, sqlite3.Error):
         expected = BARRED_STORE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         path: object = CliContext.root / "store"
@@ -179,7 +180,7 @@ def _extract_global_options(arguments: list[str]) -> list[str]:
             break
         if word in {"-C", "--set"}:
             if not arguments:
-                raise UserError(word, "", "a value after it", "recloop --help")
+                raise UserError(word, "", "a value after this option", "recloop --help")
             value = arguments.pop(0)
         elif word.startswith("--set="):
             word, value = "--set", word.removeprefix("--set=")
