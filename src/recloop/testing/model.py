@@ -137,7 +137,7 @@ def assert_same(one: RankedList, other: RankedList) -> None:
     scores = np.asarray(one.scores)
     for place in np.flatnonzero([a != b for a, b in zip(one.items, other.items, strict=True)]):
         near = np.flatnonzero(np.abs(scores - scores[place]) <= CLOSE)
-        last = near[-1] == len(scores) - 1  # the last slot's rival may be just below it
+        last = near[-1] == len(scores) - 1  # an item just below the list may swap with the last slot
         assert last or other.items[place] in {one.items[n] for n in near}, (place, one.items, other.items)
 
 
@@ -146,7 +146,8 @@ class ModelContract:
 
     Attributes:
         model: A built-in name or ``package.module:Class``.
-        settings: Settings in the form of ``--set``; a network gets epochs, not seconds, to be machine-independent.
+        settings: Settings in the form of ``--set``; a network gets epochs instead of seconds, for equal results on
+            all machines.
         better: Minimum ratio of the model's recall of the next basket to that of a constant scorer.
         liked: Mean percentile of listed items by true utility; 0.5 is chance.
     """
