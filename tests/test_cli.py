@@ -161,7 +161,7 @@ def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Pat
     code, out, err = cli("-C", shop, "rollback")
     assert (code, out) == (1, "")
     assert "refused: earlier live bundles=0, threshold 1: no earlier live bundle to restore" in err
-    gone = tree(cli("-C", shop, "refuse", made["bundle"], "--reason", "worse", "--json"))
+    gone = tree(cli("-C", shop, "reject", made["bundle"], "--reason", "worse", "--json"))
     assert (gone["from"], gone["to"]) == ("rolled_back", "refused")
     for verb in (["promote", made["bundle"]], ["reject", made["bundle"], "--reason", "again"]):
         code, out, err = cli("-C", shop, *verb)

@@ -1,4 +1,4 @@
-"""Operator moves (promote, rollback, refuse) and the requirements of each step.
+"""Operator moves (promote, rollback, reject) and the requirements of each step.
 
 A bundle registered by `update` has passed its gate. A bundle registered by `train` has not: with a live bundle, it
 cannot move before its gate ran. `recloop promote` runs the gate (`recloop.pipeline.promotion`); a server does not.
@@ -153,7 +153,7 @@ def reject(project: Project, bundle: str, reason: str, by: str = "", at: int = 0
         Refused: the bundle is live or already refused, or another process moved a release meanwhile.
     """
     if not reason.strip():
-        raise UserError("--reason", reason, "a reason for the refusal", f"recloop reject {bundle} --reason TEXT")
+        raise UserError("--reason", reason, "a reason for this rejection", f"recloop reject {bundle} --reason TEXT")
     control = project.open_control()
     return _result(releases.reject(control, bundle, by=by or _who("reject"), reason=reason, at=at or now()))
 

@@ -1,4 +1,4 @@
-"""Admin routes promote, rollback and refuse; they deploy before they respond.
+"""Admin routes promote, rollback and reject; they deploy before they respond.
 
 They call the same functions as the command-line verbs and return the same result.
 """

@@ -30,7 +30,7 @@ def recommend(
     """Compute the reply of ``GET /v1/recommend/{user_id}``, with item names.
 
     Args:
-        k: List length, 1 to 1000; None for the placement's.
+        n: List length, 1 to 1000; None for the placement's.
         bundle: A registered bundle; empty for the live one.
 
     Raises:
