@@ -168,7 +168,7 @@ def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened
         )
         compared, agreed = shadow_report.shadow_report(shop.project), text(page, "tried-shadow")
         assert compared["candidate"] == shop.beside
-        assert f"In the shadow: {shop.beside}" in agreed
+        assert f"Bundle in shadow: {shop.beside}" in agreed
         asked = compared["requests"]
         assert f"{asked} requests of {compared['users']} users" in agreed
         assert f"Live, scored again {asked} times, gave equal lists each time" in agreed
@@ -177,7 +177,7 @@ def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened
                 one = compared[side][measure]
                 assert f"{one['value']:.3f} {one['low']:.3f} to {one['high']:.3f}" in agreed, (measure, side)
         measured, said = experiment.analyze(shop.project), text(page, "tried-experiment")
-        assert f"In the experiment: {shop.tried}" in said
+        assert f"Bundle in experiment: {shop.tried}" in said
         assert f"{measured.verdict}: {measured.why}" in said
         assert (
             "Plan, fixed at the start: hit_rate over 4,000 users, 4 interim analyses, 50% of users, margin 0.01."

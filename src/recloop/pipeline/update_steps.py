@@ -65,7 +65,7 @@ def collect(run: UpdateRun) -> None:
     if made.late:
         run.voice.say(
             "collect",
-            f"{made.late:,} of {made.late + made.fresh:,} new moments are dated before live's training data: "
+            f"{made.late:,} of {made.late + made.fresh:,} new moments are older than the end of live's training data; "
             "they are used for training, not for the gate",
         )
     rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
@@ -107,7 +107,7 @@ def check_input(run: UpdateRun) -> None:
     incoming = _window(run, came, run.until)
     found = input_check.input_check(LossEstimate.of(incoming), [LossEstimate.of(one) for one in windows])
     if inherited and parents and not found.weak:
-        found = replace(found, note=f"the windows of its parents count: {found.note}")
+        found = replace(found, note=f"with the windows of its parents: {found.note}")
     if (incoming.queries or 0) >= input_check.QUERIES:
         windows = [*windows, incoming]
     kept = _json_of(windows[-input_check.WINDOWS :])

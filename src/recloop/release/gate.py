@@ -349,9 +349,9 @@ def at_most(name: str, value: float, threshold: float, note: str = "", queries: 
 def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list[GateResult]:
     """Evaluate the gates before the last quarter is learned, in display order.
 
-    ``new``: `non_inferiority`. ``forgetting`` (on *old*, by ``margin``) and ``slice_drop:SLICE`` (by ``slice_drop``):
-    `no_slice_collapse`. ``parity``. ``latency``: median of candidate / live over the same queries, refuses only from
-    `FAST_SECONDS`. ``cold_coverage_drop``: live minus candidate.
+    ``new``: `non_inferiority`. ``forgetting`` (on *old*, by ``max_ndcg_loss``) and ``slice_drop:SLICE`` (by
+    ``max_slice_loss``): `no_slice_collapse`. ``parity``: unexplained decisions. ``latency``: median of candidate / live
+    over the same queries; it refuses only from `FAST_SECONDS`. ``cold_coverage_drop``: live minus candidate.
     """
     gates = [non_inferiority(evidence.new, evidence.earlier, settings, seed)]
     if evidence.old is not None:

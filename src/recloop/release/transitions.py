@@ -199,7 +199,7 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) ->
             raise Refused("check", "failed", "passed", since.reason)
         if state != "registered":
             return
-    raise Refused("state", "registered", "checked", f"the server has not checked it within {PATIENCE:.0f} s; try again")
+    raise Refused("state", "registered", "checked", f"the server did not check it within {PATIENCE:.0f} s; try again")
 
 
 def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
@@ -215,7 +215,7 @@ def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: st
 def _unmet_requirements(
     project: Project, machine: releases.ReleaseState, bundle: str, target: str
 ) -> tuple[list[Refused], JsonTree]:
-    """Missing steps for ``target``, and the numbers of the checked ones."""
+    """Find the missing steps for ``target`` and the numbers of the checked ones."""
     state = machine.state(bundle)
     if target == "shadow" and machine.lives:
         return [], {"golden": "equal", "shadow_requirement": shadow_requirement(project, bundle, SHADOWED).to_json()}
@@ -240,7 +240,7 @@ def _unmet_requirements(
 
 
 def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refused]:
-    """List what the experiment lacks: users in an arm, or evidence of no harm."""
+    """List the missing requirements of the experiment: users, evidence of no harm."""
     try:
         found = experiment.analyze(project, bundle)
     except UserError as error:  # never in an experiment, or its row has no plan
