@@ -197,7 +197,7 @@ def test_status_with_a_config_edited_in_an_experiment_says_that_the_plan_holds(c
         "release.plan.users = 4000 in this experiment, 9000 in recloop.toml",
     ]
     said = cli("-C", shop, *edited, "status")[1]
-    assert f"experiment of {made}: running: 0 of 4 planned looks taken" in said
+    assert f"experiment of {made}: running: 0 of 4 planned looks done" in said
     assert verdict["differs"][0] in said
 
 

@@ -44,7 +44,7 @@ def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
     shop: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = loop.train(shop, model="covisitation").bundle
-    with pytest.raises(Refused, match=rf"gate=not run, threshold passed: .*`recloop promote {same.id} --to shadow`"):
+    with pytest.raises(Refused, match=rf"gate=not run, threshold passed: .*recloop promote {same.id} --to shadow"):
         transitions.promote(shop, same.id, "shadow", "with a reason it is not run either")
     asked: list[int] = []
     right = promotion.BundleUnderTest.ask
