@@ -84,7 +84,7 @@ LINES = [
     (["serve", "--port", "70000"], 2, "--port"),
     (["serve", "--port", "-5"], 2, "--port"),
     (["serve", "--port", "0"], 3, "store/writer.lock is held by `recloop serve`"),
-    (["recommend", ""], 2, "USER=: expected the id of a user"),
+    (["recommend", ""], 2, "USER=: expected a user id"),
 ]
 
 

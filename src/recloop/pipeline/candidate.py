@@ -40,7 +40,7 @@ class WarmStart:
 def build_child(
     run: UpdateRun, parent: Bundle, rows: pl.DataFrame, cut: int, held_seq: int, start: WarmStart | None, folder: Path
 ) -> Bundle:
-    """Train a child over these rows with the parent's item rows, codes and fusion weights.
+    """Train a child over these rows with the parent's item rows, codes and weights.
 
     Args:
         cut: End of its windows (tail, replay), int64 microseconds.
@@ -147,7 +147,7 @@ def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:
 
 
 def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
-    """Return the configuration's placements; validated fusion weights are the parent's."""
+    """Return the configuration's placements with the parent's validated weights."""
     placements = dict(drafted.policy.placements)
     for name, placement in drafted.policy.placements.items():
         before = parent.policy.placements.get(name)

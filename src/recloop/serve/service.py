@@ -144,7 +144,7 @@ class Service:
         """Answer a query from the newest state and record the decision.
 
         Args:
-            query: Query with ``now``, ``k`` (0 for the placement's) and ``request_id``.
+            query: Query with ``now``, ``n`` (0 for the placement's) and ``request_id``.
             started: Time of receipt, by `time.perf_counter`.
             client_request_id: The client's id of the request; recorded in addition to ``request_id``.
 
