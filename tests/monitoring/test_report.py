@@ -164,9 +164,7 @@ def test_write_during_an_experiment_shows_its_verdict_and_plan(project: Project,
                  expected_generation=live.generation, at=NOW)  # fmt: skip
     html = Path(report.write(here)["path"]).read_text("utf-8")
     assert f"Experiment of {live.bundle}" in html
-    assert (
-        "<b>invalid</b>: the arms differ from their planned shares of users" in html
-    )  # all 40 users were answered by live
+    assert "<b>invalid</b>: the arms differ from their planned shares of users" in html  # live answered all 40 users
     assert "hit_rate over 4,000 users, 4 looks, margin 0.01" in html
 
 

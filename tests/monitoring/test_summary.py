@@ -109,7 +109,7 @@ def test_status_metrics_and_report_after_decisions_agree(shop: Project, tmp_path
         assert found["recloop_events", frozenset({("window", window)})] == status["events"][window]
     proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
     assert proven == [NOW / SECOND, 7, 1]
-    assert console_backend.ServiceConsoleBackend(service).windows() == health  # what the console draws
+    assert console_backend.ServiceConsoleBackend(service).windows() == health  # the numbers of the console
     assert panels.proof(status["verify"]) == "verify: 1 of 7 with an unexplained difference, 2025-07-08 18:40 UTC"
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
@@ -123,7 +123,7 @@ def test_status_metrics_and_report_after_decisions_agree(shop: Project, tmp_path
     whole = summary.summarize(shop, NOW - 3_600 * SECOND, NOW).numbers["whole"]
     assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
     assert (written["requests"], written["events"], written["verify"]) == (26, 2, status["verify"])
-    assert "1 of 7 decisions differ unexplained" in (tmp_path / "page.html").read_text("utf-8")
+    assert "1 of 7 decisions have an unexplained difference" in (tmp_path / "page.html").read_text("utf-8")
     assert panels.proof(None) == "verify: not run yet"
 
 

@@ -27,7 +27,7 @@ UPDATES = 28
 
 
 class Hours:
-    """A clock that sleeps in no time; after ``stop`` waits a stop is requested."""
+    """A clock that returns at once from each wait; after ``stop`` waits it ends the loop."""
 
     def __init__(self, stop: int = 10**9) -> None:
         self.seconds, self.waits, self.stop = 0.0, [0.0][:0], stop

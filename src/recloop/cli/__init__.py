@@ -67,7 +67,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    """Declare the global options for --help; `terminal.run` parses -C and --set."""
+    """Declare the global options; `terminal.run` parses ``-C`` and ``--set``."""
 
 
 for _panel, _verbs in PANELS:

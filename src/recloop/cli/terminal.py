@@ -118,7 +118,7 @@ def _print_error(error: RecloopError) -> int:
 
 
 def _discard_output() -> int:
-    """Exit with 0 after the reader closed stdout (``recloop status | head -1``).
+    """Return exit code 0 after the reader closed stdout.
 
     ``recloop status | head -1`` is such a reader; rich and click would exit 1.
     """

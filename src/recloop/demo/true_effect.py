@@ -83,7 +83,7 @@ def truth_line(known: TrueEffect, one: Measured) -> str:
     always = _holds(one.sequence_low, known.delta, one.sequence_high)
     return (
         f"{known.delta:+.4g} ({known.live:.4g} to {known.candidate:.4g}, both lists for the same {known.requests} requests): "
-        f"{'inside' if inside else 'OUTSIDE'} the interval, {'inside' if always else 'OUTSIDE'} the confidence sequence "
+        f"{'inside' if inside else 'OUTSIDE'} the CI, {'inside' if always else 'OUTSIDE'} the confidence sequence "
         f"({_signed(one.sequence_low)} to {_signed(one.sequence_high)})"
     )
 

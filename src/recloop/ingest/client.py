@@ -90,7 +90,10 @@ class Client:
 
 @contextmanager
 def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
-    """Run ``recloop serve`` on a free port as a child process; drain it at the end."""
+    """Run ``recloop serve`` on a free port as a child process.
+
+    SIGTERM drains and ends it.
+    """
     words = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -98,10 +101,7 @@ def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
             ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
             if ready is None:
                 raise UserError(
-                    "serve",
-                    child.wait(WAIT),
-                    "a service that starts and prints its ready line",
-                    f"recloop -C {root} serve",
+                    "serve", child.wait(WAIT), "a first line that starts with ready", f"recloop -C {root} serve"
                 )
             with closing(
                 Client(ready[1], token=admin_token.read(root))
