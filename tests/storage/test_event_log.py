@@ -160,8 +160,8 @@ def test_event_log_readers_in_other_threads_see_committed_rows(log: EventLog, tm
     thread.join()
     assert seen == [1]
     with pytest.raises(RuntimeError, match="open for reading"):
-        beside.append_events([event()])
-    beside.close()
+        reader.append_events([event()])
+    reader.close()
 
 
 def test_event_log_file_is_a_durable_wal(log: EventLog, tmp_path: Path) -> None:
