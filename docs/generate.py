@@ -107,7 +107,7 @@ def config_page() -> str:
     lines = [
         "Every key of `recloop.toml` with its type and default. `--set a.b=c` overrides `RECLOOP_A__B`, which overrides the file.",
         "An unknown key is refused and the nearest known one is named. A condition is SQL over the fields of a row.",
-        "What happens when a setting changes in a living project: [stability](../stability.md#a-changed-recloop-toml).",
+        "What happens when a setting changes in a living project: [stability](../stability.md#a-changed-reclooptoml).",
         "",
     ]
     return page("Configuration", [*lines, *_section(config.Config, "", config_descriptions())])
@@ -411,7 +411,7 @@ def metrics_page() -> str:
     """Every Prometheus metric."""
     lines = [
         "Prometheus reads these at `GET /metrics`. No label holds an id of a user or an item.",
-        "Formulas: [definitions](../definitions.md).",
+        "Formulas: [diversity and coverage](../definitions/diversity-and-coverage.md).",
         "",
         *table(("name", "type", "labels", "meaning"), metric_families()),
     ]

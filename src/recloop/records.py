@@ -87,7 +87,7 @@ USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
 }
 
 SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest", "pin", "explore")
-"""All sources of a slot (definitions, section 1)."""
+"""All sources of a slot (docs/definitions/terms.md)."""
 MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
 """The sources that a mix weighs, in the order that breaks ties between weights."""
 COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
@@ -105,7 +105,7 @@ class FileFacts:
 
 
 class Use(IntEnum):
-    """Use of a valid event in a state (definitions, section 1).
+    """Use of a valid event in a state (docs/definitions/terms.md).
 
     A target is an input too. A light negative (a skip) is used in training but not in states, so its use is NONE.
     """
@@ -228,8 +228,8 @@ def hash_unit_interval(salt: str, raw_id: str) -> float:
     """Hash an id to [0, 1) under a salt.
 
     BLAKE2b with 8 bytes over the salt, a zero byte and the id. Salts in use: ``old``, ``valid``, ``window``,
-    ``shadow:BUNDLE``, ``arm:BUNDLE`` (definitions, section 7). The hash is the same in every process and on every machine,
-    so an assignment never changes.
+    ``shadow:BUNDLE``, ``arm:SALT`` (docs/definitions/terms.md). The hash is the same in every process and on every
+    machine, so an assignment never changes.
     """
     digest = hashlib.blake2b(salt.encode() + b"\0" + raw_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -1,4 +1,6 @@
-"""Split the valid log into train, validation and test (definitions, section 2).
+"""Split the valid log into train, validation and test.
+
+Definitions: docs/definitions/validation.md.
 
 The cut is the stamp of event floor(quantile * n), counted from 0 in (timestamp, seq) order. Rows with an earlier
 *moment* stamp are before the cut, so moments stay whole. The order of rows inside a moment does not affect queries.

@@ -1,6 +1,6 @@
 """Bootstrap over users: means, intervals, paired differences, Holm's adjustment.
 
-Formulas are those of ``docs/definitions.md`` (sections 2 and 9), each with a test computed by hand. U users, C columns;
+Formulas are those of docs/definitions/ranking-metrics.md, each with a test computed by hand. U users, C columns;
 NaN marks a missing value of a user.
 """
 

@@ -1,7 +1,7 @@
 """Leave-one-out metrics: a target's rank in expectation over random tie-breaking.
 
-The definitions (section 2) measure a table's row on the list of `recommend`, except if each query has one target.
-Then the rank is computed from the scores, so the order of ids does not decide ties.
+docs/definitions/ranking-metrics.md measures a table's row on the list of `recommend`, except if each query has one
+target. Then the rank is computed from the scores, so the order of ids does not decide ties.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 A dwell is the value, in seconds, of an event of type ``dwell``. Ten seconds mean more for a song than for a film, so a
 dwell is compared inside its item's *band*: one of ten equal bands of the item attribute ``duration``. An item without a
-duration is compared with its own dwells if it has at least 30, else with its ``category`` (definitions, section 5). The
-tables are fitted on the training rows and then frozen, so training, service and ``verify`` agree about each row.
+duration is compared with its own dwells if it has at least 30, else with its ``category``
+(docs/definitions/feedback.md). The tables are fitted on the training rows and then frozen, so training, service and
+``verify`` agree about each row.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ class EncodedBatch:
 class HistoryWindow:
     """Newest whole moments of each history as flat arrays, oldest token first.
 
-    All moments of a history together have at most ``history`` items. ``moments`` is the age of a token's moment: 0 is the
-    newest. A newest moment larger than ``history`` is cut to its first items by id bytes (definitions, 2b).
+    All moments of a history together have at most ``history`` items. ``moments`` is the age of a token's moment: 0 is
+    the newest. A newest moment larger than ``history`` is cut to its first items by id bytes
+    (docs/definitions/sequence-models.md).
     """
 
     offsets: np.ndarray  # (B+1,) int64

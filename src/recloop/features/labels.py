@@ -1,10 +1,10 @@
 """Label rules and causal rules, shared by training, state and write path.
 
 ``[events]`` decides an event's *label* and *use*: rules are evaluated in the order undo, weights, neutral, negative,
-history, positive, and the first match decides (definitions, section 5). The use (`records.Use`) separates inputs that
-models see, targets that they predict, and suppressions that remove items from lists. An event is *valid* unless a causal
-rule removes it. Such a rule needs only the earlier rows of the user, so the same function runs in ``prepare`` and on
-arrival.
+history, positive, and the first match decides (docs/definitions/feedback.md). The use (`records.Use`) separates inputs
+that models see, targets that they predict, and suppressions that remove items from lists. An event is *valid* unless a
+causal rule removes it. Such a rule needs only the earlier rows of the user, so the same function runs in ``prepare``
+and on arrival.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from recloop.features.log_end import end_of
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, max_int
 
 TESTED_SHARE: Final = 0.25
-"""Newest share of a window's new moments, tested before it is learned (definitions, section 7)."""
+"""Newest share of a window's new moments, tested before it is learned (docs/definitions/gate.md)."""
 
 LAST_SEQ: Final = 2**63 - 1
 FIRST_SEQ: Final = pl.col(SEQ).min().over(USER_ID, STAMP)

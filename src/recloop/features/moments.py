@@ -1,4 +1,6 @@
-"""Moments: stamps that join a user's simultaneous rows (definitions, section 1).
+"""Moments: stamps that join a user's simultaneous rows.
+
+Definitions: docs/definitions/terms.md.
 
 A moment's stamp is that of the first row (smallest seq) of its (user, group_id). A row without a group keeps its stamp.
 A row more than `GROUP_SPAN` from the moment of its group starts a new moment, because receipt numbers are reused. A row

@@ -1,9 +1,9 @@
 """User state: the fold of valid events up to a seq, incremental and columnar.
 
 A user's rows of one moment stamp (`recloop.features.moments`) are one moment, a set of items in the order of their ids'
-bytes. A state at ``s`` holds every moment with an input, a target flag for each item, the active dislikes, and the attributes
-(definitions, section 1). Undone acts (`recloop.features.undo`) are excluded. A state holds raw ids, so all bundles with
-the same event classes can read it.
+bytes. A state at ``s`` holds every moment with an input, a target flag for each item, the active dislikes, and the
+attributes (docs/definitions/terms.md). Undone acts (`recloop.features.undo`) are excluded. A state holds raw ids, so
+all bundles with the same event classes can read it.
 
 A property-based test compares the two implementations, `UserState.add` and `StateHistory.states`.
 """

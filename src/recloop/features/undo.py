@@ -1,4 +1,6 @@
-"""Undo rules: acts that a return or an unlike reverses (definitions, section 1).
+"""Undo rules: acts that a return or an unlike reverses.
+
+Definitions: docs/definitions/terms.md.
 
 `undone_acts` is the definition for one user and item. States and the columns of a split both call it.
 """

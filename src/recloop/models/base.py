@@ -199,7 +199,7 @@ class TrainData:
         """(N+1,) float64: expected share of each item among an epoch's targets.
 
         The shares sum to 1, or to 0 without targets. A target moment counts once, spread evenly over its target items,
-        because one of them is drawn (definitions, 2b).
+        because one of them is drawn (docs/definitions/sequence-models.md).
         """
         chosen = self.moments_with_past() if self.targeted is None else self.targeted
         sizes = np.bincount(self.row_moment, weights=self.target_rows, minlength=len(self.stamps))  # (M,) targets

@@ -12,9 +12,9 @@ from recloop.models.base import ModelConfig, TrainData
 class BoughtBefore:
     """score(i) = sum over the user's moments with i of 0.5^(age / half-life).
 
-    See definitions, section 2. Age is measured at the user's newest moment, which gives the same order as the age now.
-    Moments are counted, not rows. All counts are in the user's state, so only the half-life is fitted. ``auto`` chooses
-    it on validation (`recloop.training.baselines`).
+    See docs/definitions/baselines.md. Age is measured at the user's newest moment, which gives the same order as the
+    age now. Moments are counted, not rows. All counts are in the user's state, so only the half-life is fitted.
+    ``auto`` chooses it on validation (`recloop.training.baselines`).
     """
 
     class Config(ModelConfig):

@@ -19,7 +19,7 @@ CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
 class CoVisitation:
     """c(a, b) = sum over a user's moments m and lags l of w_l with a in m, b in m+l.
 
-    Lags are 1 to 8 (definitions, section 2). With a half-life, each term has the weight
+    Lags are 1 to 8 (docs/definitions/baselines.md). With a half-life, each term has the weight
     0.5^(age of m+l at the cut / half-life).
 
     Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest entries. The last five moments score a history:

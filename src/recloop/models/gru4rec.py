@@ -18,9 +18,9 @@ class GRU4Rec(SequenceModel):
     Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016 (arXiv 1511.06939), with one
     table for input and output, as the authors do since 2018 ("constrained embedding", arXiv 1706.03847).
 
-    Difference to the paper (definitions, section 2b): a step is a moment, and its input is the mean of its items'
-    vectors. A row that arrived after a later moment is not in the input. The projected state after a moment plus the
-    context predicts the next moment. With one event per moment and no context the model equals the paper's.
+    Difference to the paper (docs/definitions/sequence-models.md): a step is a moment, and its input is the mean of its
+    items' vectors. A row that arrived after a later moment is not in the input. The projected state after a moment plus
+    the context predicts the next moment. With one event per moment and no context the model equals the paper's.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, H = ``hidden``, N items, C fields of the context.
     """

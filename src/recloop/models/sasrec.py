@@ -21,9 +21,9 @@ class SASRec(SequenceModel):
     x + Dropout(Attention(LayerNorm(x))), then x + Dropout(FFN(LayerNorm(x))) with a point-wise FFN of width D and ReLU;
     learned positions; one item table for input and output.
 
-    Difference to the paper (definitions, section 2b): a token is an item of a moment. Its position is the number of its
-    moment from the newest, and it attends to its moment and earlier ones. The mean over a moment's tokens plus the
-    context predicts the next moment. With one event per moment and no context the model equals the paper's.
+    Difference to the paper (docs/definitions/sequence-models.md): a token is an item of a moment. Its position is the
+    number of its moment from the newest, and it attends to its moment and earlier ones. The mean over a moment's tokens
+    plus the context predicts the next moment. With one event per moment and no context the model equals the paper's.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context.
     """

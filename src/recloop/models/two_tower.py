@@ -27,7 +27,7 @@ class TwoTower(SequenceModel):
     0.05. Training drops the row of a share ``alone`` of items and the history of the same share of windows. The towers
     thus learn to rank users and items without history by attributes (the fallback ``attributes``).
 
-    ``train.loss = "auto"`` is ``ss_logq`` over `draw` (definitions, section 4).
+    ``train.loss = "auto"`` is ``ss_logq`` over `draw` (docs/definitions/losses.md).
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """

@@ -1,10 +1,10 @@
 """Attribution of events to lists, and user outcomes of an experiment.
 
-See definitions, section 9. The unit is the user in the assigned arm (intention to treat): a request that the candidate
-could not answer is an outcome of the candidate's arm. An outcome covers the 24 hours after the first exposure, and a
-user enters when they are over; later events do not exclude a user. An event is credited to the last exposure of its
-item to its user (a click within 1 h, any other event within 7 days). An event with the ``request_id`` of a list is
-credited to that list.
+See docs/definitions/experiments.md. The unit is the user in the assigned arm (intention to treat): a request that the
+candidate could not answer is an outcome of the candidate's arm. An outcome covers the 24 hours after the first
+exposure, and a user enters when they are over; later events do not exclude a user. An event is credited to the last
+exposure of its item to its user (a click within 1 h, any other event within 7 days). An event with the ``request_id``
+of a list is credited to that list.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Experiment analysis: outcomes of the users of two random arms (definitions, 9).
+"""Experiment analysis: outcomes of the users of two random arms.
+
+Definitions: docs/definitions/experiments.md.
 
     verdict = experiment.analyze(project)     # of the newest experiment
 

@@ -1,7 +1,7 @@
 """Experiment verdict: a typed record and the rules that decide it.
 
-Order of evaluation (definitions, section 9): sample ratio, guardrails, interim analyses, confidence sequence. The
-record is used by promote, HTTP, status, report and console.
+Order of evaluation (docs/definitions/experiments.md): sample ratio, guardrails, interim analyses, confidence sequence.
+The record is used by promote, HTTP, status, report and console.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """List health over logged decisions, by variant, placement and window.
 
-The formulas are those of `recloop.evaluation.metrics` (definitions, section 3). An exposure is one slot of a response;
-shadow lists and replicas are not shown to users and are ignored.
+The formulas are those of `recloop.evaluation.metrics` (docs/definitions/diversity-and-coverage.md). An exposure is one
+slot of a response; shadow lists and replicas are not shown to users and are ignored.
 """
 
 from __future__ import annotations

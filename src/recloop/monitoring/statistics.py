@@ -1,7 +1,7 @@
 """Experiment statistics: effects, CUPED, sequential bounds, sample ratio.
 
-See definitions, section 9. Every function is pure, works on one number per user, and is tested against known answers
-and by simulation.
+See docs/definitions/experiments.md. Every function is pure, works on one number per user, and is tested against known
+answers and by simulation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weighted reciprocal rank fusion of the sources (definitions, section 2b)."""
+"""Weighted reciprocal rank fusion of the sources (docs/definitions/fusion.md)."""
 
 from __future__ import annotations
 

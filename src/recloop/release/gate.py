@@ -5,7 +5,7 @@
     after the rest     final_gates(losses, golden, final, before)      checks after the last quarter was learned
     finally            verdict(gates)                                  registered, waiting, refused or held
 
-See definitions, section 7. This module reads and writes no files; the same numbers give the same gates. The first row
+See docs/definitions/gate.md. This module reads and writes no files; the same numbers give the same gates. The first row
 of this table that applies decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
 
     1  the candidate's number is NaN where live has one                         refused

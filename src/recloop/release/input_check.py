@@ -1,6 +1,6 @@
 """Input check: blocks a window on which live's loss is unusually high.
 
-Shuffled items, bots or a lost hour raise live's loss. Such a window is not trained on (definitions, section 7). The
+Shuffled items, bots or a lost hour raise live's loss. Such a window is not trained on (docs/definitions/gate.md). The
 functions are pure: the same windows give the same gate.
 """
 

@@ -34,7 +34,7 @@ AT_THE_DOOR = ("registered", "checked")
 SHADOWED = 100
 """Requests that a bundle must score in shadow before an experiment."""
 USERS = 200
-"""Users per arm with a closed outcome that live requires (definitions, section 9)."""
+"""Users per arm with a closed outcome that live requires (docs/definitions/experiments.md)."""
 PATIENCE = 60.0
 """Seconds to wait for a running server to check a bundle."""
 

@@ -64,7 +64,7 @@ def make_tables(
     """Build the item and user tables over the inputs before the cut, targets included.
 
     Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
-    most positives in the 90 days before the cut, ties by id bytes (definitions, section 1).
+    most positives in the 90 days before the cut, ties by id bytes (docs/definitions/terms.md).
 
     Args:
         before: Labelled rows before the cut, the held-out moments included.

@@ -32,7 +32,7 @@ SAMPLED: dict[str, tuple[Each, Each, bool]] = {
 }
 """By name: loss of a target, loss of a rejected item, and whether q may differ from uniform."""
 UNTAKEN = frozenset({"bce", "bpr"})
-"""Losses whose negatives exclude the user's own items, as in their papers (definitions, section 4).
+"""Losses whose negatives exclude the user's own items, as in their papers (docs/definitions/losses.md).
 
 The other losses estimate a sum over all items but the target, so only the target is masked in random draws.
 """
