@@ -159,6 +159,42 @@ def test_links_inside_the_docs_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    titles = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_anchor_links_lead_to_headings() -> None:
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text("utf-8")):
+            linked = page.parent / target if target else page
+            assert anchor in anchors(linked), f"{page.name}: {target}#{anchor}"
+
+
+def test_definitions_index_links_every_heading() -> None:
+    index = (DOCS / "definitions.md").read_text("utf-8")
+    for page in (DOCS / "definitions").glob("*.md"):
+        headings = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)
+        assert re.findall(rf"^- \[(.*)\]\(definitions/{page.name}#", index, re.MULTILINE) == headings
+
+
+def test_definitions_links_to_code_exist() -> None:
+    pattern = re.compile(r"`([a-z_/]+\.py): ([A-Za-z_]+)(?:\.([a-z_]+))?`")
+    for page in (DOCS / "definitions").glob("*.md"):
+        for name, top, method in pattern.findall(page.read_text("utf-8")):
+            source = (ROOT / "src" / "recloop" / name).read_text("utf-8")
+            assert re.search(rf"^(?:class |def )?{top}\b", source, re.MULTILINE), f"{page.name}: {name}: {top}"
+            assert not method or f"    def {method}(" in source, f"{page.name}: {name}: {top}.{method}"
+
+
+def test_docstring_links_to_definitions_exist() -> None:
+    for file in sources():
+        for name in re.findall(r"docs/[a-z/-]+\.md", file.read_text("utf-8")):
+            assert (ROOT / name).is_file(), f"{file.name}: {name}"
+
+
 def test_decisions_index_links_every_file() -> None:
     folder = ROOT / "docs" / "decisions"
     index = (folder / "README.md").read_text("utf-8")
