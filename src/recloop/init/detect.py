@@ -413,7 +413,9 @@ def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[s
         if len(positive)
         else 0.0
     )
-    facts = f"median of {many:g} moments per user, {own * 100:.0f} % of moments with one row,  {repeats * 100:.0f} % repeats"
+    facts = (
+        f"median of {many:g} moments per user, {own * 100:.0f} % of moments with one row, {repeats * 100:.0f} % repeats"
+    )
     if many >= 5 and own >= 0.5 and repeats < FEW_REPEATS:
         return "sequential", f"separate moments with few repeats: {facts}"
     if attributes:
