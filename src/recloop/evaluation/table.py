@@ -208,7 +208,8 @@ class EvaluationTable:
         parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
         lead = "" if any(row.kind == "network" for row in self.compared) else "This table has no network; "
         users = self.protocol.users
-        over = "one user: no interval" if users == 1 else f"95 % CI, paired over {users:,} users"
+        interval = "95 % CI, " if any(_has_interval(one) for one in self.compared) else ""
+        over = "one user: no interval" if users == 1 else f"{interval}paired over {users:,} users"
         text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
 
@@ -364,13 +365,19 @@ def _compare(
     ]
 
 
+def _has_interval(one: BaselineComparison) -> bool:
+    """Tell whether a difference has an interval; one user, or users without a difference, give none."""
+    estimate = one.difference.absolute
+    return not np.isnan(estimate.low) and estimate.low != estimate.high
+
+
 def _said(one: BaselineComparison) -> str:
     estimate, relative = one.difference.absolute, one.difference.relative
     verb = {"more": "adds", "less": "loses", "inconclusive": "is inconclusive:"}[one.difference.verdict]
     size = estimate.value if one.difference.verdict != "less" else -estimate.value
     share = "" if np.isnan(relative.value) else f", {relative.value:+.1%}"
     who = f"{one.label} alone" if one.kind == "network" else one.label.replace("served", "the list as served", 1)
-    if estimate.low == estimate.high or np.isnan(estimate.low):  # one user, or users who do not differ
+    if not _has_interval(one):
         return f"{who}: difference {estimate.value:+.4f}{share}"
     return (
         f"{who} {verb} {size:{'+' if one.difference.verdict == 'inconclusive' else ''}.4f} "
