@@ -141,7 +141,7 @@ def load(path: str | Path, events: Any = None) -> FittedRecommender:
 
 
 def _refuse_k(method: Callable[P, T]) -> Callable[P, T]:
-    """Make a method raise a TypeError that names ``n`` where the old name ``k`` is passed."""
+    """Make a method raise a TypeError that names ``n`` if ``k`` is passed."""
 
     @functools.wraps(method)
     def checked(*arguments: P.args, **named: P.kwargs) -> T:

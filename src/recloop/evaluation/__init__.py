@@ -1,1 +1,1 @@
-"""Measure a bundle: metrics, queries, intervals, comparison with baselines."""
+"""Evaluation of bundles: metrics, queries, intervals, baseline comparison."""

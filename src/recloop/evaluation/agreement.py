@@ -25,13 +25,13 @@ K: Final = 10
 TOP: Final = 100
 PERSISTENCE: Final = 0.9
 SLOTS: Final = 5
-"""Fewest slots of a list whose order is compared."""
+"""Minimum slots of a list for a comparison of order."""
 MEASURES: Final = ("overlap@10", "rbo", "tau_b", "percentile")
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A bundle's ranking for one request before rules: top 100 ids, all mix scores."""
+    """Ranking of a bundle for one request before filters: top 100 ids, all mix scores."""
 
     top: list[str]
     scores: NDArray[np.float64]  # (N+1,); 0 if no source recalled the item; row 0: items outside the table
@@ -67,8 +67,8 @@ def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking)
     """Compute every number of `MEASURES` for one request; NaN if a list is too short.
 
     Args:
-        answer: Live's list. other: The other bundle's list.
-        opinion: The other bundle's ranking. own: Live's ranking.
+        answer: List of live. other: List of the other bundle.
+        opinion: Ranking of the other bundle. own: Ranking of live.
     """
     shown = answer.items[:K]
     scores = opinion.of(shown)
@@ -81,7 +81,7 @@ def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking)
 
 
 def overlap(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """Return |A and B| / the longer length (10 if full); two empty lists give 1."""
+    """Return |A and B| / the longer length; two empty lists give 1."""
     longest = max(len(first), len(second))
     return len(set(first) & set(second)) / longest if longest else 1.0
 
@@ -116,7 +116,7 @@ def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSIS
 def tau_b(scores: NDArray[np.float64]) -> float:
     """Return Kendall's tau-b of a list's order and another's scores; NaN if all tie.
 
-    (with - against) / sqrt(pairs * (pairs that do not tie)). Written in numpy: scipy.stats takes a second to import.
+    It is (with - against) / sqrt(pairs * (pairs that do not tie)), in numpy because scipy.stats takes a second to import.
     """
     if len(scores) < 2 or (scores == scores[0]).all():
         return math.nan
@@ -129,8 +129,8 @@ def tau_b(scores: NDArray[np.float64]) -> float:
 def mean_percentile(catalogue: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     """Return the mean percentile of items in the catalog: 1 is first, 0.5 is chance.
 
-    Mean over items of 1 - (g + (t-1)/2) / (N-1), with g catalog items scored strictly higher and t tied with it,
-    itself included. An item outside the catalog (-inf) has percentile 0.
+    It is the mean over items of 1 - (g + (t-1)/2) / (N-1), with g catalog items scored strictly higher and t tied items,
+    including the item. An item outside the catalog (-inf) has percentile 0.
     """
     ordered = np.sort(catalogue)
     below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")

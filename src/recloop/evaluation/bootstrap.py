@@ -20,7 +20,7 @@ DRAWS: Final = 2_000
 
 
 def user_means(values: NDArray[Any], users: NDArray[Any], n_users: int) -> Floats:
-    """Average (Q, C) values per user to (U, C), ignoring NaN; NaN without a value."""
+    """Average (Q, C) values per user to (U, C) without NaN; NaN without a value."""
     known = ~np.isnan(values)
     out = np.full((n_users, values.shape[1]), np.nan)
     for c in range(values.shape[1]):
@@ -69,14 +69,14 @@ def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % CI over users."""
+    """Mean and its 95 % CI over users."""
 
     value: float
     low: float
     high: float
 
     def to_json(self) -> dict[str, float | None]:
-        """Return the numbers with six decimals: stable under the order of sums."""
+        """Return the numbers with six decimals, which do not depend on the order of sums."""
         return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high)}
 
 
@@ -96,7 +96,7 @@ def estimate(value: float, samples: Floats) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of two means over the same users; relative to the second."""
+    """Paired difference of two means over the same users, also relative to the second."""
 
     absolute: Estimate
     relative: Estimate
@@ -114,7 +114,7 @@ class Difference:
 
 
 def difference(first: Floats, second: Floats, seed: int, draws: int = DRAWS) -> Difference:
-    """Return the paired difference of two (U,) columns over the users that have both.
+    """Return the paired difference of two (U,) columns over the users with both.
 
     value = mean(first - second); relative = mean(first) / mean(second) - 1; intervals by `resample`;
     p = two-sided bootstrap, 2 * min((1 + draws <= 0) / (1 + draws), (1 + draws >= 0) / (1 + draws)), at most 1.

@@ -1,8 +1,8 @@
 """Evaluate bundles on every test moment: each source alone and the served list.
 
-A query is just before a test moment. Its state holds the rows that had arrived and happened before, ``now`` is the
-moment's stamp, and the targets are its distinct positive items. Bundles are fixed, states grow. All
-rows of the table share one recall; the lists are those of serving.
+A query is just before a test moment. Its state holds the rows that had arrived and happened before. ``now`` is the
+moment's stamp, and the targets are its distinct positive items. Bundles stay fixed while states grow. All rows of the
+table share one recall; the lists are those of serving.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import Query
 
 CHUNK = 256
-"""Queries per batch; bounds the memory for any test size."""
+"""Queries per batch, which bounds the memory for any test size."""
 EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Quantiles of history length at which the report shows a user."""
+"""Quantiles of history length for the example users of the report."""
 ONE = "leave-one-out"
-"""Protocol whose queries have one target each."""
+"""Protocol with one target per query."""
 ALONE = ("popular",)
 """Fallback order of a single-source row: its own list, then Popular (docs/definitions/ranking-metrics.md)."""
 
@@ -75,10 +75,10 @@ def evaluate(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> EvaluationTable:
-    """Evaluate bundles: the first's counting rows, each network, each served list.
+    """Evaluate bundles: counting rows of the first, each network, each served list.
 
     Args:
-        bundles: The first one gives the counting rows. No bundle may be fitted on a test moment.
+        bundles: The first one supplies the counting rows. No bundle may be fitted on a test moment.
         data: The split; states are read from all its events.
         catalogue: The catalog for the placements' filters.
         config: ``split``, ``evaluate`` and ``train.seed`` are read.
@@ -87,11 +87,11 @@ def evaluate(
         progress: Callback with (finished queries, all queries).
 
     Raises:
-        UserError: no test moment, a bundle fitted on the test (``train.refit``), or non-finite scores.
+        UserError: the test is empty, a bundle was fitted on it (``train.refit``), or scores are not finite.
     """
     queries = make_queries(data.test, config.split.targets)
     if not len(queries):
-        raise UserError("test moments", 0, "a moment with a positive after the cut", "a log of a longer time")
+        raise UserError("test moments", 0, "a moment with a positive after the cut", "a longer log")
     for bundle in bundles:
         _unseen(bundle, queries, config.split.protocol)
     timeline = StateHistory(data.events, data.users)
@@ -134,7 +134,7 @@ def evaluate(
 
 
 def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
-    """Refuse a bundle that was fitted on test moments."""
+    """Reject a bundle that was fitted on test moments."""
     learned = bundle.manifest.data.protocol or "temporal"
     if ONE in {learned, protocol}:
         seen = learned != protocol
@@ -142,13 +142,13 @@ def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
         seen = not bundle.learned.is_new(queries.as_of + 1, queries.now).all()
     if seen or bundle.manifest.train.refit:
         raise UserError(
-            "bundle", bundle.id or "refit", "one whose cut lies before the test (this one was fitted on it too)",
-            "recloop evaluate BUNDLE, with the one from before the refit",
+            "bundle", bundle.id or "refit", "a bundle with a cut before the test (this one was fitted on the test)",
+            "recloop evaluate BUNDLE, with the bundle from before the refit",
         )  # fmt: skip
 
 
 def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return (T,) bool: the target is a repeat, a target in its query's state already."""
+    """Return a (T,) bool mask of targets that are already in their query's state."""
     row_offsets = states.item_offsets[states.moment_offsets]
     held = np.zeros(len(states.names), dtype=bool)
     found = np.zeros(len(wanted), dtype=bool)
@@ -163,13 +163,13 @@ def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int6
 
 @dataclass
 class _EvaluatedRow:
-    """One row of the table while its lists are collected: one source alone, or the list as served.
+    """Row of the table while its lists are collected: a single source or served lists.
 
     Attributes:
         fallback: Stages that fill free slots; None: those of the bundle.
-        lists: (Q, K) item_ix, numbers behind the table for items that it does not hold.
-        ranks: Of the targets under leave-one-out; None under another protocol.
-        seconds: Time that its lists cost.
+        lists: (Q, K) item_ix; items outside the table have numbers after its end.
+        ranks: Ranks of the targets under leave-one-out; None under another protocol.
+        seconds: Time spent on the lists.
     """
 
     name: str
@@ -184,14 +184,17 @@ class _EvaluatedRow:
     def values(
         self, k: int, mask: NDArray[np.bool_], targets: NDArray[np.int64], offsets: NDArray[np.int64]
     ) -> Mapping[str, NDArray[np.float64]]:
-        """(Q,) each metric at k over the targets of one slice, given as a mask and as the kept targets."""
+        """(Q,) each metric at k over the targets of one slice.
+
+        The slice is given as a mask and as the kept targets.
+        """
         if self.ranks is not None:
             return self.ranks.values(k, mask)
         return metrics.ranking(self.lists, targets, offsets, k)
 
 
 class _BundleEvaluation:
-    """One bundle under test and its rows."""
+    """Bundle under test and its rows."""
 
     def __init__(
         self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, counting: bool, threads: int
@@ -228,7 +231,7 @@ class _BundleEvaluation:
         ]
         self.evaluated.append(make_row("served", "served", served, None, self.settings.fusion_constant))
         self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
-        # Items that are only in served lists get numbers after the table's.
+        # Items that are only in served lists get numbers after the end of the table.
         self.beyond: dict[str, int] = {}
 
     def ask(self, states: StateBatch, span: slice) -> None:
@@ -261,7 +264,7 @@ class _BundleEvaluation:
             row.seconds += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
 
     def _write_lists(self, lists: NDArray[np.int64], answers: Sequence[RankedList]) -> None:
-        """Write answers into (b, K) lists, by the numbers of the item table and behind it."""
+        """Write answers into (b, K) lists as item numbers."""
         index = self.bundle.items.ids.index
         for b, answer in enumerate(answers):
             for rank, item_id in enumerate(answer.items):
@@ -271,7 +274,7 @@ class _BundleEvaluation:
                 lists[b, rank] = item_ix
 
     def _targets(self, span: slice) -> NDArray[np.int64]:
-        """Return the targets' numbers: table items, then items only in served lists."""
+        """Return the item numbers of the targets; items outside the table follow its end."""
         wanted = self.wanted[span].copy()
         raw = self.queries.targets[span]
         for number in np.flatnonzero(wanted == 0):
@@ -312,12 +315,12 @@ class _BundleEvaluation:
         return rows
 
     def _trained(self, row: _EvaluatedRow) -> TrainingNote | None:
-        """Training of the network behind a row, if one is."""
+        """Training of the network behind a row; None for other rows."""
         return TrainingNote.of(self.bundle.manifest.train) if row.weights.get("model", 0.0) > 0 else None
 
 
 class _Clock:
-    """Return the seconds since the last lap."""
+    """Timer of laps in seconds."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
@@ -336,7 +339,7 @@ def _finite(bundle: Bundle) -> None:
 
 
 def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found: TopK) -> None:
-    """Refuse a network that gave NaN scores to a user with a history."""
+    """Reject a network with NaN scores for a user with a history."""
     asked = np.diff(encoded.row_offsets) > 0
     room = int(allowed.mask.sum())
     asked &= np.array([len(banned) < room for banned in allowed.banned])
@@ -350,7 +353,7 @@ def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found
 def _examples(
     test: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
 ) -> list[Example]:
-    """Return five users' last query, served list and items taken, at `EXAMPLES`."""
+    """Return last query, served list and taken items of five users, at `EXAMPLES`."""
     last = np.append(np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1)
     order = last[np.argsort(positives[last], kind="stable")]
     chosen = sorted({int(order[int(share * (len(order) - 1))]) for share in EXAMPLES}, key=lambda q: (positives[q], q))

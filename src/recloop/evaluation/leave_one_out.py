@@ -17,19 +17,19 @@ from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.top_k import TopK
 
 FAR = 1 << 40
-"""Count of items above a target that is in no list."""
+"""Number of items above a target that is in no list."""
 
 
 @dataclass(frozen=True)
 class TargetRanks:
-    """Ties of each target: (Q,) items scored higher, (Q,) items tied, itself included."""
+    """Ties of each target: (Q,) items scored higher, (Q,) items tied with it."""
 
     above: NDArray[np.int64]
     tied: NDArray[np.int64]
 
     @classmethod
     def of(cls, size: int) -> TargetRanks:
-        """Start with every target missing."""
+        """Create ranks with every target missing."""
         return cls(np.full(size, FAR, dtype=np.int64), np.ones(size, dtype=np.int64))
 
     def find(
@@ -40,8 +40,8 @@ class TargetRanks:
         Args:
             target: (b,) item_ix, 0 for items outside the table.
             found: The row's scores, deeper than its lists.
-            lists: (b, K) the lists shown; fallback items are only in these.
-            ordered: Equal scores have a defined order (closed-form rows: training popularity, then item index).
+            lists: (b, K) shown lists; only these contain fallback items.
+            ordered: True if equal scores have a defined order (closed-form rows: training popularity, then item index).
         """
         hit = (found.items == target[:, None]) & (target[:, None] > 0)  # (b, R)
         inside = hit.any(axis=1)
@@ -53,6 +53,6 @@ class TargetRanks:
         self.tied[span] = np.where(by_list | ~inside, 1, tied)
 
     def values(self, k: int, asked: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-        """Return (Q,) per name of `metrics.RANKING`; NaN for targets not ``asked`` for."""
+        """Return (Q,) per name of `metrics.RANKING`; NaN for targets outside ``asked``."""
         made = metrics.one_target_expectation(self.above, self.tied, k)
         return {name: np.where(asked, value, np.nan) for name, value in made.items()}

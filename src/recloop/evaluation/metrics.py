@@ -30,10 +30,10 @@ def ranking(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any], k
     NDCG@K = sum of hit(r) / log2(r + 1) over r <= K, divided by the sum of 1 / log2(r + 1) over r <= min(K, T).
 
     Args:
-        lists: (Q, at least K) item_ix, 0 where a list ends early.
+        lists: (Q, at least K) item_ix, 0 after the end of a list.
         targets: flat distinct item_ix; 0 is a target outside the table (it counts in T).
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
-        k: ranks that count; a list shorter than k has misses there.
+        k: Number of evaluated ranks; a shorter list has misses at the missing ranks.
 
     Returns:
         (Q,) for each name of `RANKING`; NaN for a query without a target.
@@ -63,7 +63,7 @@ def ideal_gain(total: NDArray[Any], k: int) -> Floats:
 
 
 def _hits(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return (Q, K) bool: the rank holds one of its query's targets."""
+    """Return a (Q, K) bool mask of ranks that hold one of the query's targets."""
     width = int(max(lists.max(initial=0), targets.max(initial=0))) + 1
     owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
     wanted = (owner * width + targets)[targets > 0]
@@ -81,9 +81,9 @@ def keep_targets(targets: NDArray[Any], offsets: NDArray[Any], mask: NDArray[np.
 def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str, Floats]:
     """Return one target's metrics in expectation over random tie-breaking.
 
-    With g items scored strictly higher than the target and t items tied with it, itself included:
+    With g items scored strictly higher than the target and t tied items, including the target:
     HR@K = Recall@K = clip((K - g) / t, 0, 1); NDCG@K = 1/t * sum over r = g+1 .. min(g+t, K) of 1 / log2(r + 1);
-    MRR@K the same with 1 / r; no term: 0. (McSherry & Najork, "Computing information retrieval performance measures
+    MRR@K is the same with 1 / r; without terms the sums are 0. (McSherry & Najork, "Computing information retrieval performance measures
     efficiently in the presence of tied scores", ECIR 2008.)
     """
     above, tied = np.asarray(g, dtype=np.int64), np.asarray(t, dtype=np.int64)
@@ -113,16 +113,16 @@ def above_and_tied(scores: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[
     return (scores > own).sum(axis=1), (scores == own).sum(axis=1)
 
 
-# ---- health of what is shown ----------------------------------------------------------------------------------------
+# ---- health of shown lists ------------------------------------------------------------------------------------------
 
 
 def entropy_bits(counts: NDArray[Any]) -> float:
     """Return the entropy of the shown items in bits, with Miller-Madow's correction.
 
-    H = -sum (n_i/n) log2(n_i/n) + (d-1) / (2 n ln 2); the correction matters for few slots.
+    H = -sum (n_i/n) log2(n_i/n) + (d-1) / (2 n ln 2). The correction matters for few slots.
 
     Args:
-        counts: n_i, slots of each item shown; zeros are allowed. n is their sum, d the number of items shown.
+        counts: n_i, slots of each shown item; zeros are allowed. n is their sum, d the number of shown items.
     """
     shown = np.asarray(counts, dtype=np.float64)
     shown = shown[shown > 0]
@@ -149,7 +149,7 @@ def effective_items(counts: NDArray[Any]) -> float:
 def coverage(counts: NDArray[Any], n_items: int) -> float:
     """Return the share d / N of showable items that were shown.
 
-    At most 1, since an item may be hidden after it was shown.
+    It is capped at 1, because shown items may be hidden later.
     """
     shown = int((np.asarray(counts) > 0).sum())
     return min(1.0, shown / n_items) if shown and n_items else float("nan")
@@ -158,7 +158,7 @@ def coverage(counts: NDArray[Any], n_items: int) -> float:
 def gini(counts: NDArray[Any], n_items: int) -> float:
     """Return the Gini coefficient of the slots per item; 0 is even.
 
-    Sum over i = 1..N of (2i - N - 1) n_(i) / (N n), n_(i) ascending, items never shown included.
+    It is the sum over i = 1..N of (2i - N - 1) n_(i) / (N n), with ascending n_(i), including items that were never shown.
     """
     shown = np.sort(np.asarray(counts, dtype=np.float64)[np.asarray(counts) > 0])
     if not len(shown):
@@ -173,8 +173,8 @@ def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
 
     Args:
         counts: n_i of each item; zeros are allowed.
-        tail: whether the item is a tail item: outside the ceil(0.2 N) with most positive events in the 90 days before
-            the bundle's cut. An item without an event is tail.
+        tail: True for tail items, those outside the ceil(0.2 N) with most positive events in the 90 days before the
+            bundle's cut. An item without events is a tail item.
     """
     n = float(np.asarray(counts).sum())
     return float(np.asarray(counts)[tail].sum()) / n if n else float("nan")
@@ -183,7 +183,7 @@ def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
 def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> float:
     """Return the mean novelty over slots: -log2((c_i + 1) / (C + N)).
 
-    c_i are the item's events in the reference window, C is their sum.
+    c_i is the number of the item's events in the reference window; C is their sum.
 
     Args:
         counts: n_i, slots of each item.
@@ -199,14 +199,14 @@ def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> floa
 
 
 def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArray[Any]) -> float:
-    """Return the share of cold users (with a decision) that got a personal list.
+    """Return the share of cold users with a decision that got a personal list.
 
     A decision's list is personal if half or more of its slots have a covering source (`records.COVERING`:
-    ``model``, ``neighbours``, ``attributes``, ``history``). Without a cold user: NaN.
+    ``model``, ``neighbours``, ``attributes``, ``history``). Without cold users it is NaN.
 
     Args:
-        users: (Q,) the number of each decision's user.
-        cold: (Q,) fewer than 5 valid positives in the state at the request.
+        users: (Q,) number of each decision's user.
+        cold: (Q,) True for fewer than 5 valid positives in the state at the request.
         covering: (Q,) share of the decision's slots with a covering source.
     """
     among = np.unique(users[cold])
@@ -218,14 +218,14 @@ def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArra
 def equal_n(
     groups: Mapping[str, NDArray[Any]], number: Callable[[NDArray[Any]], float], seed: int = 0, draws: int = 20
 ) -> dict[str, float]:
-    """Compute a number of each group's slots at equal n, since diversity grows with n.
+    """Compute a number of each group's slots at equal n.
 
-    n = the smallest group's slots. The result is the mean of ``number`` over 20 seeded draws of n slots without
-    replacement from each group. A group without a slot is NaN and does not set n.
+    Diversity grows with n, so n is the number of slots of the smallest group. The result is the mean of ``number`` over 20 seeded draws of n slots
+    without replacement from each group. A group without slots is NaN and does not set n.
 
     Args:
         groups: name -> (slots,) item numbers shown.
-        number: takes the counts by item number, up to the highest number of any group, such as
+        number: Function of the counts by item number, up to the highest number of any group, such as
             ``lambda counts: entropy(counts, N)``.
     """
     sizes = [len(slots) for slots in groups.values() if len(slots)]

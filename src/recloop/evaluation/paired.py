@@ -20,7 +20,7 @@ from recloop.storage.data_manifest import WindowLoss
 
 
 class LossEstimate(NamedTuple):
-    """Live's loss over the queries of one window.
+    """Loss of live over the queries of one window.
 
     Attributes:
         loss: -ln of the mean NDCG@10, in nats.
@@ -42,9 +42,9 @@ class LossEstimate(NamedTuple):
 K = 10
 CHUNK = 256
 MOST = 4_000
-"""Most queries of a comparison, spread evenly over all of them."""
+"""Maximum queries of a comparison, spread evenly over all of them."""
 WINDOWS = 10
-"""Minimum number of windows of earlier queries; fewer give a band too wide to detect a change."""
+"""Minimum number of windows of earlier queries; with fewer the band is too wide to detect a change."""
 TIMED = 200
 FLOOR = 1e-4
 """Lower bound of NDCG in the loss."""
@@ -56,9 +56,9 @@ class QueryResults:
 
     Attributes:
         lists: Raw ids, at most 10 per query.
-        ndcg, repeat, explore: (Q,) NDCG@10 over all targets, over those the user had before, over the others; NaN
-            without targets.
-        cold: (Q,) fewer than 5 positives in the state. covering: (Q,) share of the slots with a personal source.
+        ndcg, repeat, explore: (Q,) NDCG@10 over all targets, over repeated ones and over the others; NaN without
+            targets.
+        cold: (Q,) True for fewer than 5 positives in the state. covering: (Q,) share of slots with a personal source.
     """
 
     users: NDArray[np.str_]
@@ -137,7 +137,10 @@ def answer(
 
 
 def _numbered(lists: list[list[str]], targets: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lists (Q, 10) and targets (T,) as numbers from 1; 0 pads, and items that are no target share the last number."""
+    """Number the items of lists (Q, 10) and targets (T,) from 1.
+
+    0 is padding, and all items that are not targets share the last number.
+    """
     number = {raw_id: n for n, raw_id in enumerate(dict.fromkeys(targets), start=1)}
     other = len(number) + 1
     shown = [[number.get(raw_id, other) for raw_id in items] + [0] * (K - len(items)) for items in lists]
@@ -150,7 +153,7 @@ def latency(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Measure each bundle's seconds per query, alternating between bundles.
 
-    The fastest of three runs counts, to exclude the load of other processes.
+    The fastest of three runs is used, to exclude the load of other processes.
     """
     some = subsample(queries, TIMED)
     states = _states(timeline, some, slice(0, len(some)))
@@ -169,7 +172,7 @@ def latency(
 def windows(queries: Queries, count: int, size: int) -> list[Queries]:
     """Return the newest ``count`` windows of ``size`` queries, oldest first.
 
-    Windows are fewer and smaller if there are few queries.
+    Few queries give fewer and smaller windows.
     """
     order = np.lexsort((np.array(queries.users), queries.now))
     size = max(1, min(size, len(order) // WINDOWS))

@@ -34,11 +34,11 @@ class Queries:
 def make_queries(test: pl.DataFrame, which: Targets) -> Queries:
     """Build the test queries: NEXT (first moment), SUCCESSIVE (every), LAST (last).
 
-    A moment without a target is not a query, and an undone row of the test is not a target. The moment's own rows and
-    later seqs are not visible.
+    A moment without a target is not a query, and an undone row of the test is not a target. Rows of the moment and later
+    seqs are not visible.
 
     Raises:
-        UserError: LAST with moments of several items: "the last item" would be the largest id of a basket.
+        UserError: LAST with moments of several items, where "the last item" would be the largest id of a basket.
     """
     rows = (
         without_undone(test)
@@ -50,7 +50,7 @@ def make_queries(test: pl.DataFrame, which: Targets) -> Queries:
     if which == "last":
         several = int((rows[ITEM_ID].list.len() > 1).sum())
         if several:
-            expected = f"moments of one item ({several} of {len(rows)} test moments hold several)"
+            expected = f"moments of one item ({several} of {len(rows)} test moments have several)"
             raise UserError("split.targets", which, expected, '--set split.targets="successive"')
         rows = rows.unique(USER_ID, keep="last", maintain_order=True)
     elif which == "next":

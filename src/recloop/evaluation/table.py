@@ -23,7 +23,7 @@ from recloop.manifest import Training
 
 SLICES: Final = ("all", "warm", "repeat", "explore")
 LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Lower ends of the history-length buckets, in valid positives of the state."""
+"""Lower bounds of the history-length buckets, in valid positives of the state."""
 FILE: Final = "evaluation.json"
 
 Kind = Literal["counting", "network", "served"]
@@ -31,7 +31,7 @@ Kind = Literal["counting", "network", "served"]
 
 @dataclass(frozen=True)
 class TrainingNote:
-    """Training of a row: epochs, steps, steps per epoch; ``warm``: from a parent."""
+    """Training of a row: epochs, steps, steps per epoch; ``warm`` means from a parent."""
 
     epochs: int
     steps: int
@@ -48,7 +48,7 @@ class TrainingNote:
 
     @property
     def note(self) -> str:
-        """Return ``not trained: N steps`` below one epoch from scratch, else empty."""
+        """Return ``not trained: N steps`` for less than one epoch from scratch, else ""."""
         return "" if self.warm or self.epochs >= 1 else f"not trained: {self.steps:,} steps"
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class QueryMetrics:
 
 @dataclass(frozen=True)
 class Example:
-    """One user in the report: newest moments, served list, items taken next."""
+    """User in the report: newest moments, served list, items taken next."""
 
     user_id: str
     now: int
@@ -121,7 +121,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """Row against the best counting row: paired NDCG at the first k; ``p`` after Holm."""
+    """Row against the best counting row: paired NDCG at the first k, ``p`` by Holm."""
 
     label: str
     model: str
@@ -148,7 +148,7 @@ class EvaluationProtocol:
     Attributes:
         name, targets, filter_seen, ties: ``split.protocol`` and the other settings of ``[split]``.
         split_hash, fingerprint: Hashes of ``data/``; empty for rows in memory.
-        k: Cut-offs of the metrics. seed: seed of the intervals.
+        k: Cut-offs of the metrics. seed: Seed of the intervals.
         moments, users, items: Numbers of queries, of their users, and of ranked items.
         wanted, unknown: Numbers of targets, and of targets that were not in the catalog before the cut.
     """
@@ -199,7 +199,7 @@ class EvaluationTable:
 
     @property
     def sentence(self) -> str:
-        """Summarize the gain of the networks and the mix over the best counting row."""
+        """Summarize the gain of networks and mix over the best counting row."""
         name = f"NDCG@{self.protocol.k[0]}"
         if not self.compared:
             return f"This table has no counting row, so it reports no {name} gain over one."
@@ -214,7 +214,7 @@ class EvaluationTable:
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
 
     def _zeros(self) -> str:
-        """Explain a table of only zeros; empty for other tables."""
+        """Explain a table with only zeros; empty for other tables."""
         values = [one.value for row in self.rows for one in row.estimates.values()]
         if any(value > 0 for value in values):
             return ""
@@ -237,7 +237,7 @@ class EvaluationTable:
     def bundle_metrics(self) -> JsonTree:
         """Return the part that a bundle stores: protocol and rows.
 
-        ``bundle`` and ``seconds`` are left out, since a rerun would change them.
+        ``bundle`` and ``seconds`` are excluded, because a rerun would change them.
         """
         tree = self.to_json()
         rows = [
@@ -246,7 +246,7 @@ class EvaluationTable:
         return {"protocol": self.protocol.to_json(), "rows": rows, "sentence": self.sentence}
 
     def named(self, bundle: str) -> EvaluationTable:
-        """Return the table with the id of the bundle that was evaluated in memory."""
+        """Return the table with the id of a bundle that was evaluated in memory."""
 
         def name(old: str) -> str:
             return old or bundle
@@ -312,8 +312,8 @@ def make_table(
     All columns share the resampled users.
 
     Args:
-        users: (Q,) each query's user.
-        positives: (Q,) valid positives in its state.
+        users: (Q,) user of each query.
+        positives: (Q,) valid positives in the query's state.
     """
     names, code = np.unique(np.array(users, dtype=object), return_inverse=True)
     keys = list(rows[0].values)
@@ -397,5 +397,5 @@ def protocol_line(protocol: EvaluationProtocol) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Format a share for a table: ``0.1234``, a dash for none."""
+    """Format a share for a table: ``0.1234``, or a dash for NaN."""
     return "-" if np.isnan(value) else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Fit the closed-form models of a bundle; choose half-lives and fusion weights."""
+"""Fit the closed-form models of a bundle and choose half-lives and weights."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def choose_half_life_and_weights(
 
     Args:
         data: The rows that the bundle's models were fitted on (`recloop.training.dataset.validation_data`).
-        past: Timeline of the rows before the cut, validation moments included; each query sees earlier rows only.
+        past: Timeline of the rows before the cut, including validation moments; each query sees earlier rows only.
     """
     whole = data.held
     few = np.zeros(0, np.int64) if whole is None else whole.places(data.user_ids, config.split.validation_users)
@@ -171,10 +171,10 @@ def choose_half_life_and_weights(
 def refitted(
     bundle: Bundle, data: TrainData, tables: ItemUserTables, options: Mapping[str, Any] | None = None
 ) -> Bundle:
-    """Refit the closed-form models of a bundle with the half-lives that it holds.
+    """Refit the closed-form models of a bundle with the half-lives of the bundle.
 
     Args:
-        data: All rows before the cut, validation moments included.
+        data: All rows before the cut, including validation moments.
         options: The options of the bundle's closed-form model by dotted path, if it has one.
     """
     made, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
@@ -197,11 +197,11 @@ def _choose_half_life(
 ) -> Bundle:
     """Choose the best half-life of one source; on a tie the first of `HALF_LIVES`.
 
-    Popular and Co-visitation skip half-lives longer than the log: they would change little and cost a fit.
+    Popular and Co-visitation skip half-lives longer than the log, which change little and cost a fit.
     """
     days = config.baselines.half_life
     if bundle.scorers[source].model not in SOURCE_OF:
-        return bundle  # a custom model decides by itself
+        return bundle  # a custom model chooses its own half-life
     if days != "auto":
         return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
     if data.held is None:

@@ -23,13 +23,13 @@ from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.negatives import NegativesByMoment
 
 TOKENS = 2_800
-"""Tokens per step, padding included; small steps learn more per second (docs/decisions/)."""
+"""Tokens per step, including padding; small steps learn more per second (docs/decisions/)."""
 
 
 class Batch(NamedTuple):
     """B windows of T tokens in M moments, right-padded.
 
-    Moments are numbered from the newest, 0. ``targets`` (B, M): the item that the end of moment m predicts, 0 for
+    Moments are numbered from the newest, 0. ``targets`` (B, M) is the item that the end of moment m predicts, 0 for
     padding.
     """
 
@@ -67,7 +67,7 @@ class MomentRows:
     seqs: np.ndarray  # (R,)
     moment: np.ndarray  # (R,) its moment
     offsets: np.ndarray  # (M+1,) rows of each moment
-    newest_seq: np.ndarray  # (M,) the largest seq of each moment, rows left out included
+    newest_seq: np.ndarray  # (M,) the largest seq of each moment, including excluded rows
     user: np.ndarray  # (M,) user_ix
 
     @classmethod
@@ -86,7 +86,7 @@ class MomentRows:
 
     @property
     def arrived_late(self) -> bool:
-        """Whether rows of some moment arrived after rows of its user's next moment."""
+        """True if rows of a moment arrived after rows of the user's next moment."""
         same_user = self.user[1:] == self.user[:-1]
         return bool((np.diff(self.newest_seq) < 0)[same_user].any())
 
@@ -95,7 +95,7 @@ class SequenceDataset:
     """Windows over the rows of moments, and their batches.
 
     Args:
-        chosen: (M,) bool, the moments that are targets; the others are only context. None: all.
+        chosen: (M,) bool, the moments that are targets; the others are only context. None means all.
     """
 
     def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
@@ -108,9 +108,9 @@ class SequenceDataset:
         self.late = self.rows.arrived_late
 
     def training(self, which: str = "all") -> HistoryWindows:
-        """Cut each user's moments, newest first, into windows; ``old`` users have none.
+        """Cut each user's moments into windows, newest first.
 
-        The newest moment is only a target.
+        The newest moment is only a target. ``old`` users have no windows.
 
         Args:
             which: ``all`` windows or the ``last`` of each user (``train.windows``).
@@ -132,7 +132,7 @@ class SequenceDataset:
         return self._asked(HistoryWindows(np.concatenate(starts), np.concatenate(stops)))
 
     def _asked(self, windows: HistoryWindows) -> HistoryWindows:
-        """Keep windows with a target; each ends where its last target begins."""
+        """Keep windows with a target; each ends before its last target."""
         if self.chosen is None:
             return windows
         target_moments = np.flatnonzero(self.chosen)
@@ -160,7 +160,7 @@ class SequenceDataset:
         return lengths
 
     def draw(self, seed: int, epoch: int) -> np.ndarray:
-        """Draw one target row per moment (M,) for an epoch; any row without a target."""
+        """Draw one target row per moment (M,) for an epoch, or any row of one without."""
         share = np.random.default_rng([seed, epoch]).random(len(self.data.stamps))
         offsets = self.data.moment_offsets
         rows: np.ndarray = offsets[:-1] + (share * np.diff(offsets)).astype(np.int64)
@@ -172,9 +172,9 @@ class SequenceDataset:
         return rows
 
     def tokens(self, windows: HistoryWindows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return right-padded (B, T): rows of ``items``, moments from the newest, mask.
+        """Return right-padded (B, T) arrays of the windows.
 
-        Padding is 0.
+        They are rows of ``items``, moments from the newest, and the mask; padding is 0.
         """
         lengths = self.lengths(windows)
         step = np.arange(lengths.max(initial=1))
@@ -211,7 +211,7 @@ class SequenceDataset:
         )
 
     def targeted(self, windows: HistoryWindows) -> np.ndarray:
-        """Return (M,) bool: the moments that these windows predict."""
+        """Return a (M,) bool mask of the moments that these windows predict."""
         steps = np.zeros(len(self.data.stamps) + 2, dtype=np.int64)
         np.add.at(steps, windows.starts + 1, 1)
         np.add.at(steps, windows.stops + 1, -1)
@@ -239,7 +239,7 @@ class SequenceDataset:
     def queries(self, users: np.ndarray, now: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the serving inputs of these users at ``now``.
 
-        items (B, T), moments, mask, context (B, C).
+        They are items (B, T), moments, mask and context (B, C).
         """
         windows = self.newest(users)
         rows, moments, mask = self.tokens(windows)
@@ -265,7 +265,7 @@ class SequenceDataset:
 
 
 def history_before(data: TrainData, held: ValidationQueries) -> TrainData:
-    """Build the data of held-out users just before their moments; others have no row."""
+    """Build the data of held-out users just before their moments, without other users."""
     as_of = np.full(data.n_users, -1, dtype=np.int64)
     as_of[held.user_ix] = held.as_of
     moment = data.row_moment
@@ -312,7 +312,7 @@ class LengthBucketSampler(Sampler[np.ndarray]):
 def _bounds(lengths: np.ndarray, tokens: int) -> np.ndarray:
     """Cut ascending lengths into the fewest runs of at most ``tokens`` padded tokens.
 
-    A run has (windows x longest window) <= tokens, and at least one window.
+    A run has at least one window, and (windows x longest window) <= tokens.
     """
     bounds = [0]
     while bounds[-1] < len(lengths):

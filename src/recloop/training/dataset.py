@@ -61,16 +61,16 @@ def make_tables(
     parent: Sequence[str] = (),
     fields: FieldCodes | None = None,
 ) -> ItemUserTables:
-    """Build the item and user tables over the inputs before the cut, targets included.
+    """Build the item and user tables over the inputs before the cut.
 
     Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
     most positives in the 90 days before the cut, ties by id bytes (docs/definitions/terms.md).
 
     Args:
-        before: Labelled rows before the cut, the held-out moments included.
+        before: Labelled rows before the cut, including the held-out moments.
         items, users: Versions of the catalog (id, seq, attributes).
-        parent: Items of the parent bundle in their order; the table begins with them.
-        fields: The parent's codes, kept unchanged; None: learn them from these rows.
+        parent: Items of the parent bundle in their order; the table starts with them.
+        fields: Codes of the parent, kept unchanged; None: learn them from these rows.
     """
     known = _inputs(before)
     last_seq = max_int(before[SEQ])
@@ -125,7 +125,7 @@ def train_data(
     Args:
         train: Labelled rows to learn from.
         held: Labelled rows of the validation moments, one moment per user; excluded from all counts.
-        shown: Slots of the lists that the rows refer to (`recloop.training.negatives.slots_of`).
+        shown: Slots of the served lists that the rows refer to (`recloop.training.negatives.slots_of`).
     """
     train, held = _settled(train, held)
     train = _in_tables(tables, train)
@@ -179,7 +179,7 @@ def validation_data(
 
     Args:
         train, valid: Labelled rows before the cut; ``valid`` holds the validation moments, ``train`` all others.
-        temporal: False for leave-one-out, whose validation rows have no common start.
+        temporal: False for leave-one-out, which has no common start of validation.
     """
     whole = train_data(tables, train, valid, shown)
     if not temporal or whole.held is None:
@@ -212,7 +212,7 @@ def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFra
 
 
 def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
-    """Keep rows whose user and item have an index; later returned purchases have none."""
+    """Keep rows with an index of user and item; later returned purchases have none."""
     users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
     return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
 

@@ -40,7 +40,7 @@ def user_graph(network: Any, dim: int, n_context: int) -> bytes:
     """Export ``user.onnx``, the graph from a history to user vectors.
 
     Inputs: history (B, T, D) f32, moments (B, T) i64, mask (B, T) bool, context (B, C) i64. Output: vectors (B, D).
-    B and T are dynamic. The file holds every weight except the item table.
+    B and T are dynamic. The file contains all weights except the item table.
     """
     example, shapes = _example(dim, n_context)
     return _export(_Users(network), example, shapes, list(INPUTS))
@@ -116,9 +116,9 @@ def _export(face: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], 
 
 
 def _forget_origin(message: Any) -> None:
-    """Remove the call traces that each node of a protobuf carries.
+    """Remove the call traces of all nodes of a protobuf.
 
-    They contain the installation folder, so the bytes and the bundle's hash would differ between machines.
+    They contain the installation folder, so that the bundle's hash would differ between machines.
     """
     for field, value in message.ListFields():
         if field.name in {"doc_string", "metadata_props"}:

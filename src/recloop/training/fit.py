@@ -22,7 +22,7 @@ from recloop.training.warm_start import WarmStartState
 
 @dataclass(frozen=True)
 class Look:
-    """One validation of the weights, at an epoch's end or after a tenth of the budget."""
+    """Validation of the weights at the end of an epoch or after a tenth of the budget."""
 
     at: Literal["epoch", "tenth"]
     epoch: int
@@ -40,8 +40,8 @@ class FitMetrics:
 
     Attributes:
         ndcg: NDCG@10 of the kept weights on the validation moments; None without validation moments.
-        epochs, step: Position of the kept weights. look_seconds: time spent on validation, not on training.
-        window_steps, window_seconds: Size of the pass over the last moments before the cut; None without one.
+        epochs, step: Position of the kept weights. look_seconds: Time spent on validation, not on training.
+        window_steps, window_seconds: Size of the pass over the last moments before the cut; None without such a pass.
     """
 
     loss: str
@@ -69,11 +69,11 @@ class TrainedNetwork:
 
     Attributes:
         name, config: Name and full options of the model.
-        arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx. item_graph: item.onnx of a
-            network that describes items without a row; empty for others. kind: ``rank``: graph is rank.onnx.
+        arrays: ``item_vectors`` (N+1, D) float32, for serve.safetensors. graph: user.onnx, or rank.onnx if ``kind`` is
+            ``rank``. item_graph: item.onnx of a network that encodes items without a row; empty for others.
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
-        epochs, steps: Whole epochs and steps until the kept weights. steps_per_epoch: steps of a whole epoch.
-        stopped: ``patience``, ``epochs`` or ``budget``. seconds: training and export.
+        epochs, steps: Whole epochs and steps until the kept weights. steps_per_epoch: Steps of a whole epoch.
+        stopped: ``patience``, ``epochs`` or ``budget``. seconds: Time of training and export.
         metrics: Measurements of the run.
     """
 
@@ -92,7 +92,7 @@ class TrainedNetwork:
     kind: str = "vectors"
 
     def training(self, before: Training) -> Training:
-        """Update the manifest's training section; fields unknown here keep their values."""
+        """Update the manifest's training section and keep all other fields."""
         return replace(
             before,
             epochs=self.epochs,
@@ -108,7 +108,7 @@ class TrainedNetwork:
 
 
 def has_sequences(data: TrainData) -> bool:
-    """Return whether a user outside the ``old`` holdout has two moments."""
+    """Return True if a user outside the ``old`` holdout has two moments."""
     return bool(((np.diff(data.user_offsets) > 1) & ~data.old).any())
 
 
@@ -128,10 +128,10 @@ def fit_network(
 
     Args:
         name: A built-in network or ``package.module:Class``.
-        warm: Start from a parent's weights and learn only the chosen positions, at a share of the rate.
+        warm: Start from a parent's weights and learn only the chosen positions, with a share of the learning rate.
 
     Raises:
-        UserError: unknown option or loss, torch missing, not a network, or no user with two moments.
+        UserError: an option or loss is unknown, torch is missing, the model is not a network, or no user has two moments.
     """
     started = time.monotonic()
     network = load_model(name, options)

@@ -21,10 +21,10 @@ from recloop.policy import RRF
 from recloop.records import MIX_SOURCES
 
 GRID = (0.0, 0.25, 0.5, 1.0)
-CHUNK = 128  # queries at a time: about 100 MiB with four sources of 200
+CHUNK = 128  # queries per pass: about 100 MiB with four sources of 200
 CONSTANTS = (60, 20, 5, 1)
-"""Fusion constants to try; on a tie the first."""
-SAME = 1e-12  # two NDCG closer than this are a tie
+"""Fusion constants to try; the first one wins a tie."""
+SAME = 1e-12  # two NDCG values closer than this are a tie
 
 
 def choose_mix(
@@ -36,14 +36,14 @@ def choose_mix(
 ) -> tuple[dict[str, float], float]:
     """Return the weights with the best NDCG@k over the queries, and that NDCG.
 
-    The grid is {0, 0.25, 0.5, 1} for each source. On a tie: fewer sources, then larger weights in the order model,
-    history, neighbours, popular. Without a query that has a target: all 1, and NaN.
+    The grid is {0, 0.25, 0.5, 1} for each source. Ties prefer fewer sources, then larger weights in the order model,
+    history, neighbours, popular. Without queries with a target the weights are 1 and the NDCG is NaN.
 
     Args:
-        recalled: source -> (Q, R) item_ix, best first, 0 where a list ends early; the same queries for all.
+        recalled: source -> (Q, R) item_ix, best first, 0 after the end of a list; the same queries for all.
         targets: flat distinct item_ix, 0 for items outside the table (they count in the ideal).
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
-        k: ranks that count. constant: the fusion constant.
+        k: Number of evaluated ranks. constant: Fusion constant.
     """
     sources = [source for source in MIX_SOURCES if source in recalled]
     asked = np.flatnonzero(np.diff(offsets) > 0)
@@ -60,9 +60,9 @@ class Mixed:
     """Chosen fusion weights and the numbers of the choice.
 
     Attributes:
-        weights: Weight of every source. constant: the fusion constant. ndcg: their NDCG on validation.
-        best: The weights with the best NDCG of the grid. alone: NDCG of each source. single: the best source.
-        gain: NDCG of ``best`` less that of ``single``, paired over users; None if ``best`` has one source.
+        weights: Weight of every source. constant: Fusion constant. ndcg: Their NDCG on validation.
+        best: Weights with the best NDCG of the grid. alone: NDCG of each source. single: The best source.
+        gain: NDCG of ``best`` minus that of ``single``, paired over users; None if ``best`` has one source.
     """
 
     weights: dict[str, float]
@@ -82,13 +82,13 @@ def mix_or_single(
     few: NDArray[np.int64] | None = None,
     k: int = 10,
 ) -> Mixed:
-    """Return the best mix if significantly better than the best source, else that one.
+    """Return the best mix if it is significantly better than the best source.
 
-    Significant: the lower end of the paired 95 % CI over users is above 0. Each user has one query.
+    Otherwise the best source is returned. Significant means that the lower end of the paired 95 % CI over users is above 0. Each user has one query.
 
     Args:
-        recalled, targets, offsets, k: As in `choose_mix`. seed: seed of the interval.
-        few: Queries of the grid search; the interval always covers all queries. None: all.
+        recalled, targets, offsets, k: As in `choose_mix`. seed: Seed of the interval.
+        few: Queries of the grid search; None means all. The interval always covers all queries.
     """
     places = np.arange(len(offsets) - 1) if few is None else few
     some = {source: found[places] for source, found in recalled.items()}
@@ -96,11 +96,11 @@ def mix_or_single(
     wanted = np.concatenate(mine) if mine else targets[:0]
     ends = np.concatenate([[0], np.cumsum([len(one) for one in mine], dtype=np.int64)])
     tried = [(*choose_mix(some, wanted, ends, k, constant), constant) for constant in CONSTANTS]
-    best, ndcg, constant = max(tried, key=lambda one: one[1])  # on a tie the first; NaN without a query
+    best, ndcg, constant = max(tried, key=lambda one: one[1])  # the first one wins a tie; NaN without a query
     alone = {source: choose_mix({source: some[source]}, wanted, ends, k)[1] for source in best}
     if not alone or np.isnan(ndcg):
         return Mixed(best, RRF, ndcg, best, alone, "", None)
-    single = max(alone, key=lambda source: alone[source])  # on a tie the first of MIX_SOURCES
+    single = max(alone, key=lambda source: alone[source])  # the first of MIX_SOURCES wins a tie
     only = {source: float(source == single) for source in best}
     if sum(weight > 0 for weight in best.values()) == 1:
         return Mixed(best, RRF, ndcg, best, alone, single, None)
@@ -113,7 +113,7 @@ def mix_or_single(
 
 
 def grid(sources: int) -> NDArray[np.float64]:
-    """Return (G, sources) weights whose largest is 1, in tie-breaking order."""
+    """Return (G, sources) weights with a largest weight of 1, in tie-breaking order."""
     points = [point for point in itertools.product(sorted(GRID, reverse=True), repeat=sources) if max(point) == 1.0]
     points.sort(key=lambda point: (sum(w > 0 for w in point), [-w for w in point]))
     return np.array(points)
@@ -127,7 +127,7 @@ def _ndcg(
     k: int,
     constant: float,
 ) -> NDArray[np.float64]:
-    """Return (G, Q) NDCG@k at each grid point, for the queries that have a target."""
+    """Return (G, Q) NDCG@k at each grid point, for the queries with a target."""
     asked = np.flatnonzero(np.diff(offsets) > 0)
     parts = []
     for start in range(0, len(asked), CHUNK):
@@ -156,7 +156,9 @@ def _ndcg_of(
     values = np.empty((len(points), len(targets)))
     for number, weights in enumerate(points):
         total = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)
-        score = np.asarray(total, dtype=np.float32)  # (Q, C) ties as `recloop.recommend.fusion.fuse` sees them
+        score = np.asarray(
+            total, dtype=np.float32
+        )  # (Q, C) float32, so that ties equal those of `recloop.recommend.fusion.fuse`
         rivals = score[rows]  # (T, C)
         own = rivals[np.arange(len(rows)), place][:, None]
         above = (rivals > own).sum(axis=1) + ((rivals == own) & earlier).sum(axis=1)
@@ -167,7 +169,7 @@ def _ndcg_of(
 
 
 def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Merge each query's lists; return each item's 1 / (constant + rank) per list.
+    """Merge each query's lists and return 1 / (constant + rank) of each item per list.
 
     Returns:
         (Q, C) items ascending, padded with the largest integer; (S, Q, C) shares, 0 outside a list.
@@ -177,7 +179,7 @@ def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any]
     ascending = np.take_along_axis(stacked, order, axis=1)
     new = np.ones_like(ascending, dtype=bool)
     new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
-    slot = np.cumsum(new, axis=1) - 1  # (Q, S * R) which candidate each entry is
+    slot = np.cumsum(new, axis=1) - 1  # (Q, S * R) candidate index of each entry
     row = np.arange(len(stacked))[:, None]
     candidates = np.full((len(stacked), int(slot.max(initial=0)) + 1), np.iinfo(np.int64).max)
     candidates[row, slot] = ascending

@@ -10,9 +10,9 @@ from recloop.models.base import TrainData
 from recloop.models.covisitation import LAGS
 
 CORE = 2048
-"""Number of items with most events whose SVD spans the space; other items are projected on it."""
+"""Number of most frequent items in the SVD; other items are projected on its space."""
 SPREAD = 0.1
-"""Standard deviation of the table."""
+"""Standard deviation of the item table."""
 
 
 def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from recloop.training import sampled_losses
 from recloop.training.sampled_losses import NegativeSampler, OwnedItems, PairScores, SampledItems
 
 CHUNK = 4_000_000
-"""Scores in memory at a time (16 MB); a full softmax over 65,116 items would need gigabytes."""
+"""Number of scores in memory at a time (16 MB); a full softmax over 65,116 items would need gigabytes."""
 
 MANY = 100_000
 """Catalog size above which ``auto`` samples negatives (timings in docs/decisions/)."""
@@ -30,11 +30,11 @@ SAMPLED: dict[str, tuple[Each, Each, bool]] = {
     "bce": (sampled_losses.bce, sampled_losses.bce_refused, False),
     "bpr": (sampled_losses.bpr, sampled_losses.bpr_refused, False),
 }
-"""By name: loss of a target, loss of a rejected item, and whether q may differ from uniform."""
+"""Losses by name: loss of a target, loss of a rejected item, and True if q can differ from uniform."""
 UNTAKEN = frozenset({"bce", "bpr"})
 """Losses whose negatives exclude the user's own items, as in their papers (docs/definitions/losses.md).
 
-The other losses estimate a sum over all items but the target, so only the target is masked in random draws.
+The other losses estimate a sum over all items except the target, so only the target is masked in random draws.
 """
 
 
@@ -49,11 +49,10 @@ class LossRows(NamedTuple):
 class Criterion:
     """Loss of a network by its name in ``train.loss``.
 
-    ``auto`` is the network's own choice if it has one, else ``ce``, or ``ss_refined`` above `MANY` items.
-    A network without an inner product (NeuMF) defines ``loss`` and ``refused`` like `cross_entropy` and
-    `rejected_item_loss`. Alternatively it defines ``sampled_loss``, whose additional argument is the rows'
-    `OwnedItems`. A network with its own sampler (Two-Tower) defines ``draw(targets) -> (ids, m q_j)``; draws that are
-    the user's own items are masked.
+    ``auto`` is the network's default loss if it has one, else ``ce``, or ``ss_refined`` above `MANY` items. A network
+    without an inner product (NeuMF) defines ``loss`` and ``refused`` like `cross_entropy` and `rejected_item_loss`.
+    Alternatively it defines ``sampled_loss`` with the rows' `OwnedItems` as an additional argument. A network with a
+    custom sampler (Two-Tower) defines ``draw(targets) -> (ids, m q_j)``; draws of items that the user took are masked.
 
     Raises:
         UserError: the network does not support the loss.
@@ -64,7 +63,7 @@ class Criterion:
         auto = getattr(network, "auto", None) or ("ss_refined" if data.n_items > MANY else "ce")
         self.name: str = auto if settings.loss == "auto" else settings.loss
         if own is not None and self.name != auto:
-            expected = f"auto or {auto}: {type(network).__name__} has a loss of its own"
+            expected = f"auto or {auto}, the loss that {type(network).__name__} defines"
             raise UserError("train.loss", settings.loss, expected, "--set train.loss=auto")
         self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self.masks_owned = self.samples = hasattr(network, "sampled_loss")
@@ -84,7 +83,7 @@ class Criterion:
         """Return the weighted mean loss over targets and rejected items; items (N, D).
 
         Args:
-            owned: The owned items of the target rows; required if ``masks_owned``.
+            owned: Owned items of the target rows; required if ``masks_owned``.
         """
         if self.samples:
             loss: Tensor = self.target_loss(targets.vectors, items, targets.items, targets.weights, owned)
@@ -109,15 +108,15 @@ class Criterion:
 
 
 def weighted(each: Tensor, weights: Tensor) -> Tensor:
-    """Return sum of w each / sum of w, both (R,)."""
+    """Return the weighted mean: sum of w each / sum of w, both (R,)."""
     return (weights * each).sum() / weights.sum()
 
 
 def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the full-softmax cross-entropy (``ce``).
 
-    Sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item. The gradient is computed in
-    the same pass, a few rows of scores at a time, so memory does not grow with the catalog.
+    The loss is sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item. The gradient is
+    computed in the same pass, a few rows of scores at a time, so memory does not grow with the catalog.
 
     Args:
         vectors: (R, D). items: (N, D). targets: (R,) int64 rows of ``items``. weights: (R,).
@@ -129,8 +128,8 @@ def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tens
 def rejected_item_loss(vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
     """Return the softmax loss of disliked or skipped items.
 
-    Sum of w softplus(s_d - ln Z) / sum of w, with Z = sum of e^s over the other items. So softplus(s_d - ln Z) =
-    -ln(1 - p_d), finite for every score.
+    The loss is sum of w softplus(s_d - ln Z) / sum of w, with Z = sum of e^s over the other items. The term
+    softplus(s_d - ln Z) = -ln(1 - p_d) is finite for every score.
 
     Args:
         vectors: (K, D). items: (N, D), N > 1. rejected: (K,) int64 rows of ``items``. weights: (K,).
@@ -174,7 +173,7 @@ class _RejectedItemLoss(torch.autograd.Function):
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Cross-entropy and both gradients, chunk by chunk, with one reused score buffer."""
+    """Cross-entropy and its gradients, chunk by chunk, with one reused score buffer."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -185,7 +184,7 @@ class _FullSoftmax(torch.autograd.Function):
         rows = max(1, CHUNK // len(items))
         scratch = vectors.new_empty(
             min(rows, len(vectors)), len(items)
-        )  # allocated once: fresh pages cost more than exp
+        )  # allocated once, because fresh pages cost more than exp
         for start in range(0, len(vectors), rows):
             part = slice(start, start + rows)
             own, target, w = vectors[part], items[targets[part]], share[part]  # (rows, D), (rows, D), (rows,)

@@ -1,7 +1,7 @@
 """Negative training rows: dislikes, skips, and items skipped above a click.
 
-A negative has its own loss term (`recloop.training.losses`) at the user's vector just before it. The term is added to
-the softmax loss and does not replace the softmax's other items.
+A negative has a separate loss term (`recloop.training.losses`) at the user's vector just before it. The term is added
+to the softmax loss and does not replace the other items of the softmax.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ SHOWN_WEIGHT: Final = 0.1
 def negatives(
     items: Vocabulary, users: Vocabulary, train: pl.DataFrame, shown: pl.DataFrame | None = None
 ) -> Negatives | None:
-    """Return a split's negative rows, one per (user, moment, item); None without any.
+    """Return a split's negative rows, one per (user, moment, item).
 
-    Each row has the largest weight of its group. A negative is ignored if a later positive retracts it.
+    Each row has the largest weight of its group. A negative is ignored if a later positive retracts it. None without
+    negatives.
 
     Args:
         items, users: Vocabularies of the tables; rows of other ids are dropped.
         train: Labelled rows.
-        shown: As for `skipped_above_click`.
+        shown: As in `skipped_above_click`.
     """
     key = [USER_ID, ITEM_ID, STAMP]
     rows = train.filter(pl.col(LABEL) < 0).select(*key, SEQ, WEIGHT)
@@ -66,7 +67,7 @@ def skipped_above_click(rows: pl.DataFrame, shown: pl.DataFrame | None = None) -
     Source: Joachims et al., SIGIR 2005. Items below the last click and requests without a click are ignored.
 
     Args:
-        rows: Labelled rows; those with a request_id count.
+        rows: Labelled rows; only those with a request_id are used.
         shown: request_id, user_id, item_id, slot (from 0) of answered lists (`slots_of`). A request without such rows
             uses its impressions in their order.
 
@@ -104,7 +105,7 @@ def slots_of(decisions: Iterable[Decision]) -> pl.DataFrame:
 
 
 class NegativesByMoment:
-    """Negatives by the moment that scores them: the user's last input moment before.
+    """Negatives by the moment that scores them, the user's last earlier input moment.
 
     Moment m owns ``offsets[m]:offsets[m+1]`` of ``items`` and ``weights``.
     """
@@ -125,7 +126,7 @@ class NegativesByMoment:
         anchor = np.minimum(anchor, data.user_offsets[found.user_ix + 1] - 2)
         kept = anchor >= data.user_offsets[found.user_ix]
         known = np.maximum.reduceat(data.seqs, data.moment_offsets[:-1])
-        kept &= known[np.maximum(anchor, 0)] < found.seqs  # the vector contains only rows that had arrived
+        kept &= known[np.maximum(anchor, 0)] < found.seqs  # the vector contains only rows that had arrived by then
         anchor = anchor[kept]
         order = np.argsort(anchor, kind="stable")
         self.moment = anchor[order]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CALIBRATION = 0.75
-"""t of gBCE: 0 is plain bce, 1 calibrates to all negatives; 0.75 is the authors' choice."""
+"""Parameter t of gBCE: 0 is bce, 1 calibrates to all negatives; 0.75 is the authors' choice."""
 
 
 class SampledItems(NamedTuple):
@@ -23,7 +23,7 @@ class SampledItems(NamedTuple):
 class NegativeSampler:
     """Sampler of m items per step: uniform, or half uniform, half by training count.
 
-    It has its own random generator, so a seed gives the same draws independently of other draws.
+    It has a separate random generator, so a seed gives the same draws independently of other draws.
     """
 
     def __init__(self, counts: np.ndarray, m: int, seed: int, by_count: bool) -> None:
@@ -46,8 +46,8 @@ class OwnedItems:
 
     Args:
         pairs: (P,) int64, ascending: user_ix * (N+1) + item_ix (`TrainData.owned`).
-        users: (B,) int64 user_ix of the step's windows. window: (R,) int64, the window of each row.
-        size: N.
+        users: (B,) int64 user_ix of the step's windows. window: (R,) int64 window of each row.
+        size: Number of items N.
     """
 
     def __init__(self, pairs: Tensor, users: Tensor, window: Tensor, size: int) -> None:
@@ -65,7 +65,7 @@ class PairScores(NamedTuple):
 
     own: Tensor  # (R,)
     drawn: Tensor  # (R, m)
-    same: Tensor  # (R, m) bool: the drawn item is the row's own or its user's (`OwnedItems`), so not a negative
+    same: Tensor  # (R, m) bool: the drawn item is the row's item or its user's (`OwnedItems`), so not a negative
     expected: Tensor  # (m,)
     size: int  # N
 
@@ -96,17 +96,17 @@ class PairScores(NamedTuple):
 
     def total(self, scores: Tensor) -> Tensor:
         """Return (R,) ln of the sum of e^score over unmasked draws; -1e9 without any."""
-        return scores.masked_fill(self.same, -1e9).logsumexp(1)  # not -inf: its gradient would be NaN
+        return scores.masked_fill(self.same, -1e9).logsumexp(1)  # -inf would have a NaN gradient
 
     def mean(self, terms: Tensor) -> Tensor:
-        """Return (R,) mean of (R, m) over unmasked drawn items; 0 if all are masked."""
+        """Return (R,) mean of (R, m) over unmasked draws, 0 if all are masked."""
         return terms.masked_fill(self.same, 0).sum(1) / (~self.same).sum(1).clamp(min=1)
 
 
 def ss(s: PairScores) -> Tensor:
     """Return the sampled softmax: -s_y + ln(e^s_y + sum of e^s_j).
 
-    q is uniform, scores are uncorrected (eSASRec, arXiv 2508.06450).
+    q is uniform and scores are uncorrected (eSASRec, arXiv 2508.06450).
     """
     return torch.logaddexp(s.own, s.total(s.drawn)) - s.own
 
@@ -123,8 +123,8 @@ def ss_refined(s: PairScores) -> Tensor:
     """Return the refined logQ loss: sg(1 - P_y) (-s_y + ln sum of e^c_j).
 
     P_y = e^s_y / (e^s_y + sum of e^c_j). Source: Khrylchenko et al., RecSys 2025, arXiv 2507.09331.
-    The gradient of the full softmax is (1 - P_y) times that of s_y less the mean slope of the *other* items. Only
-    this mean needs sampling.
+    The gradient of the full softmax is (1 - P_y) times the gradient of s_y minus the mean gradient of the *other* items.
+    Only this mean needs sampling.
     """
     margin = s.total(s.corrected()) - s.own
     return margin.sigmoid().detach() * margin
@@ -134,8 +134,8 @@ def gbce(s: PairScores) -> Tensor:
     """Return gBCE: -beta ln sigma(s_y) - sum of ln(1 - sigma(s_j)).
 
     beta = a (t (1 - 1/a) + 1/a), a = min(1, m / (N - 1)). Source: gSASRec, Petrov & Macdonald, RecSys 2023
-    (arXiv 2308.07192). The paper's constant 1 / (m + 1) is left out: AdamW is invariant to it, and so a dislike weighs
-    as much as one drawn negative.
+    (arXiv 2308.07192). The paper's constant 1 / (m + 1) is omitted, because AdamW is invariant to it; a dislike thus has
+    the weight of one drawn negative.
     """
     share = min(1.0, s.drawn.shape[1] / max(1, s.size - 1))
     beta = share * (CALIBRATION * (1 - 1 / share) + 1 / share)

@@ -1,4 +1,4 @@
-"""The Lightning module and its training run: step, optimizer, determinism."""
+"""Lightning module and its training run: step, optimizer, determinism."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from recloop.training.validation import TrainingCallback, ValidationSet
 from recloop.training.warm_start import STEPS, WarmStartState, grow_moments, grow_parameter, is_table, waits_for_row
 
 CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""Setting for deterministic cuBLAS; set before any CUDA call, since the first handle reads it."""
+"""Setting for deterministic cuBLAS; the first CUDA handle reads it."""
 CLIP = 1.0  # largest norm of a step's gradient
 DECAY = 0.01  # weight decay of matrices; tables, biases and norms have none
 
@@ -101,7 +101,7 @@ class Learner(lightning.LightningModule):
 def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -> None:
     """Load the parent's weights, grown to the new tables.
 
-    Rows of new items with too few events are 0 and get no gradient.
+    Rows of new items with too few events stay 0 without a gradient.
 
     Raises:
         UserError: the network's shape differs from the parent's.
@@ -150,8 +150,8 @@ def train(
 
     Args:
         network: A built-in or custom module, not yet built.
-        budget: Training seconds from the first batch on, without validation.
-        warm: The parent's weights and the positions to learn; its rate is a share of ``train.lr``.
+        budget: Training seconds from the first batch on, excluding validation.
+        warm: Weights of the parent and the positions to learn; its rate is a share of ``train.lr``.
     """
     settings = config.train
     sequences = SequenceDataset(data, config.features.max_history, None if warm is None else warm.chosen)
@@ -197,7 +197,7 @@ def train(
 
 
 def _interruptible(run: Callable[[], None]) -> None:
-    """Run and let Ctrl-C raise KeyboardInterrupt; Lightning would exit with 1."""
+    """Run and let Ctrl-C raise KeyboardInterrupt, where Lightning would exit with 1."""
     try:
         run()
     except SystemExit as end:
@@ -210,8 +210,8 @@ def _interruptible(run: Callable[[], None]) -> None:
 def deterministic(seed: int) -> Iterator[None]:
     """Make results reproducible on one machine and thread count.
 
-    The caller's random state is restored. On a GPU, an operation without a deterministic implementation only warns; numbers may then differ in their last
-    digits.
+    The caller's random state is restored. On a GPU, an operation without a deterministic implementation only warns;
+    the last digits of numbers may then differ.
     """
     os.environ.setdefault(*CUBLAS)
     memory: Any = torch.utils.deterministic

@@ -1,4 +1,4 @@
-"""Validation during training: NDCG@10, the kept weights, the log, early stopping."""
+"""Validation during training: NDCG@10, best weights, log, early stopping."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from recloop.training.fit import Look
 
 K = 10
 TENTHS = 10
-QUERIES = 128  # validation queries scored at a time
+QUERIES = 128  # validation queries scored per pass
 MAX_USERS = 1024
-"""Most users of one validation: those of smallest hash("valid")."""
+"""Maximum users of a validation, those with the smallest hash("valid")."""
 LOOK_SHARE = 0.1
 """Validations at tenths of the budget are skipped above this share of the training seconds."""
 
@@ -97,9 +97,9 @@ class BestWeights:
 class TrainingCallback(lightning.Callback):
     """Lightning callback: validate, keep the best weights, write the log, stop early.
 
-    After each epoch it validates for patience; a run that stops by itself keeps the best of these weights. At each
+    After each epoch it validates for patience; a run that ends before its budget keeps the best of these weights. At each
     tenth of the budget it validates for runs that the budget stops. The budget counts training seconds from the first
-    batch on, without validation. A run whose validation took as long as its budget ends with the epoch.
+    batch on, excluding validation. A run with as many seconds of validation as its budget ends with the epoch.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class TrainingCallback(lightning.Callback):
 
     @staticmethod
     def last_batch_cut(trainer: Any) -> bool:
-        """Return whether the epoch ended before its last step."""
+        """Return True if the epoch ended before its last step."""
         return int(trainer.fit_loop.epoch_loop.batch_progress.current.completed) < int(trainer.num_training_batches)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -183,7 +183,7 @@ class TrainingCallback(lightning.Callback):
             self._look(trainer, pl_module, "tenth")
 
     def _look(self, trainer: Any, learner: Any, at: Literal["epoch", "tenth"]) -> None:
-        """Validate the weights; without validation moments the newest are the best."""
+        """Validate the weights; without validation moments the newest ones are the best."""
         self.last_look = trainer.global_step
         self.log_file.flush()
         seconds, begin = self.seconds, time.monotonic()
@@ -228,7 +228,7 @@ class TrainingCallback(lightning.Callback):
 def train_state(kept: BestWeights) -> dict[str, Tensor]:
     """Return the tensors of a warm start.
 
-    Their names: ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
+    Their names are ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME`` and ``step.NAME``.
     """
     named = {f"network.{name}": tensor for name, tensor in kept.weights.items()} | kept.optimizer
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}

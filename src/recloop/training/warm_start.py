@@ -18,7 +18,7 @@ from recloop.records import DAY
 
 RECENT = 30 * DAY
 OWN_ROW = 3
-"""Events after which a new id gets its own row; before, only its attributes represent it."""
+"""Events after which a new id gets a row; before, only its attributes represent it."""
 RATE = 0.2
 """Share of the last full run's learning rate."""
 STEPS = 200
@@ -31,9 +31,9 @@ class WarmStartState:
 
     Attributes:
         state: The parent's train.safetensors: ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``.
-        chosen: (M,) bool, the moments that are targets; every other is context.
+        chosen: (M,) bool, the moments that are targets; the others are context.
         rate: Share of the configured learning rate.
-        counted: The child's co-visitation rows; they give a new item its initial row.
+        counted: Co-visitation rows of the child, which give a new item its initial row.
     """
 
     state: Mapping[str, np.ndarray]
@@ -80,10 +80,10 @@ def grow_parameter(
     """Grow a parameter of the parent to the child's shape; rows of new items follow.
 
     A new item with ``OWN_ROW`` events starts at the mean of its neighbours' rows, weighted by co-visitation. Without
-    neighbours it starts at the mean of all rows; with fewer events at 0. A zero row of the parent counts as new.
+    neighbours it starts at the mean of all rows. With fewer events it starts at 0. A zero row of the parent counts as new.
 
     Args:
-        fresh: The child's newly built parameter, used for its shape.
+        fresh: Newly built parameter of the child, used for its shape.
         data: The child's arrays.
 
     Raises:
@@ -125,19 +125,19 @@ def grow_moments(key: str, old: np.ndarray, rows: int) -> np.ndarray:
 
 
 def is_table(array: np.ndarray, data: TrainData) -> bool:
-    """Return whether a parameter has a row for each item and a padding row."""
+    """Return True if a parameter has a row for each item and a padding row."""
     return array.ndim > 1 and len(array) == data.n_items + 1
 
 
 def has_row(old: np.ndarray, data: TrainData) -> np.ndarray:
-    """Return (N+1,) bool: items with a nonzero row in the parent's table."""
+    """Return a (N+1,) bool mask of items with a nonzero row in the parent's table."""
     owned = np.zeros(data.n_items + 1, dtype=bool)
     owned[1 : len(old)] = old[1:].reshape(len(old) - 1, -1).any(axis=1)
     return owned
 
 
 def waits_for_row(data: TrainData, old: np.ndarray) -> np.ndarray:
-    """Return (N+1,) bool: items without a parent row and with too few events for one."""
+    """Return a (N+1,) bool mask of items without a parent row and with too few events."""
     none = ~has_row(old, data) & (data.events < OWN_ROW)
     none[0] = False
     return none
