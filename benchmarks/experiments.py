@@ -1,14 +1,14 @@
-"""False and true verdicts of an experiment by simulation: planned looks, confidence sequence, guardrails, no harm.
+"""Simulate the false and true verdicts of an experiment.
 
-    .venv/bin/python benchmarks/experiments.py         # 2,000 runs a row; writes benchmarks/results/experiments.json
+.venv/bin/python benchmarks/experiments.py         # 2,000 runs per row; writes benchmarks/results/experiments.json
 
-Fixed before the first run: seed 0 and 2,000 runs of each row; users, taste and requests are drawn as in `WORLDS`. Each run is
-asked at its planned looks and at every 50 users between them. A verdict is false where the arms are equal and any ask says `better`,
-`worse` or `invalid`; the same share is given for each procedure alone. The number `delivered` analyses the
-same runs by the bundle that answered, without the users who saw both, as was done before.
+Fixed before the first run: seed 0 and 2,000 runs of each row. Users, taste and requests are drawn as in `WORLDS`. Each
+run is analysed at its planned looks and at every 50 users between them. A verdict is false if the arms are equal and any
+analysis gives `better`, `worse` or `invalid`; each procedure has a separate share. The number `delivered` analyses the
+same runs by the bundle that answered, without the users who saw both, as an earlier version did.
 
-All runs are computed together from prefix sums over users; `tests/monitoring/test_simulated_experiments.py` holds them equal to
-`recloop.monitoring.experiment`, which is the code that decides.
+All runs are computed together from prefix sums over users. `tests/monitoring/test_simulated_experiments.py` compares them
+with `recloop.monitoring.experiment`, which is the code that decides.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ RESULT: Final = Path(__file__).resolve().parent / "results" / "experiments.json"
 SEED: Final = 0
 RUNS: Final = 2_000
 BATCH: Final = 50
-"""Runs in memory at once."""
+"""Number of runs in memory at once."""
 STEP: Final = 50
-"""Users between two asks."""
+"""Number of users between two analyses."""
 EARNED_USERS: Final = 200
-"""Users of each arm before a bundle may go live (`recloop.release.transitions.USERS`)."""
+"""Minimum users of each arm before a bundle may become live (`recloop.release.transitions.USERS`)."""
 NAMES: Final = {metric.name: metric for metric in METRICS}
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ World = Callable[[np.random.Generator, int, int], "Users"]
 
 @dataclass(frozen=True)
 class Users:
-    """Outcomes of R runs of U users in the order of entering; ``columns`` as in `experiment.Table`."""
+    """Outcomes of R runs of U users in order of entry; ``columns`` as in `experiment.Table`."""
 
     treated: Bools  # (R, U)
     columns: Mapping[str, Floats]  # each (R, U)
@@ -58,7 +58,7 @@ class Users:
 
 @dataclass(frozen=True)
 class Effects:
-    """The effect on one metric over the first users of each run, at A asks: each (R, A)."""
+    """Effect on one metric over the first users of each run, at A analyses: each (R, A)."""
 
     live: Floats
     delta: Floats
@@ -71,14 +71,17 @@ class Effects:
         return np.divide(self.delta, self.se, out=np.zeros_like(self.delta), where=self.se > 0)
 
     def sequence(self, asks: list[int], alpha: float, tuned: float) -> tuple[Floats, Floats]:
-        """`Effect.sequence` of every ask: NaN below 200 users an arm."""
+        """`Effect.sequence` of every analysis; NaN below 200 users per arm."""
         width = np.array([half_width(1.0, ask, alpha, tuned) for ask in asks])
         reach = np.where(np.minimum(self.n_live, self.n_candidate) < FEWEST, math.nan, self.se * width)
         return self.delta - reach, self.delta + reach
 
 
 def two_arms(lift: float) -> World:
-    """Users with a taste of Beta(2, 3) and 1 + Poisson(2) requests; the candidate's hit rate is (1 + lift) times live's."""
+    """World with a taste of Beta(2, 3) and 1 + Poisson(2) requests per user.
+
+    The candidate's hit rate is (1 + lift) times that of live.
+    """
 
     def draw(rng: np.random.Generator, runs: int, users: int) -> Users:
         shape = (runs, users)
@@ -97,7 +100,10 @@ def two_arms(lift: float) -> World:
 
 
 def failing(fails: float) -> World:
-    """Equally good lists; the candidate raises for a share of the later requests of the less active four fifths of the users."""
+    """World with equally good lists and a candidate that fails.
+
+    It raises for a share of the later requests of the less active four fifths of the users.
+    """
 
     def draw(rng: np.random.Generator, runs: int, users: int) -> Users:
         shape = (runs, users)
@@ -117,10 +123,10 @@ def _users(treated: Bools, **columns: Any) -> Users:
 
 
 def effects(users: Users, metric: ExperimentMetric, asks: list[int], kept: Bools | None = None) -> Effects:
-    """`experiment.measure` over the first ``asks`` users of every run, from prefix sums.
+    """Compute `experiment.measure` for the first ``asks`` users of every run.
 
     Args:
-        kept: (R, U) users to analyse; None: all.
+        kept: (R, U) users to analyse; None means all.
     """
     y = users.columns[metric.top]  # (R, U)
     n = np.ones_like(y) if metric.bottom is None else users.columns[metric.bottom]
@@ -137,7 +143,7 @@ def effects(users: Users, metric: ExperimentMetric, asks: list[int], kept: Bools
 
 
 def _past(users: Users, metric: ExperimentMetric) -> tuple[Floats, Bools]:
-    """The same outcome before the experiment and where it is known, as in `experiment.measure`."""
+    """Outcome before the experiment and where it is known, as in `experiment.measure`."""
     past = users.columns[f"before_{metric.top}"]
     if metric.bottom is not None:
         bottom = users.columns[f"before_{metric.bottom}"]
@@ -148,14 +154,14 @@ def _past(users: Users, metric: ExperimentMetric) -> tuple[Floats, Bools]:
 
 
 def _prefix(values: NDArray[Any], asks: list[int]) -> Floats:
-    """(R, A) sums of the first users."""
+    """(R, A) sums over the first users."""
     blocks = np.add.reduceat(values[:, : asks[-1]].astype(np.float64), [0, *asks[:-1]], axis=1)
     total: Floats = np.cumsum(blocks, axis=1)
     return total
 
 
 def _effects(sums: list[dict[str, Floats]], ratio: bool) -> Effects:
-    """The formulas of `recloop.monitoring.statistics.effect`, written in sums of products."""
+    """Compute `recloop.monitoring.statistics.effect` from sums of products."""
     with np.errstate(all="ignore"):
         y, n = sums[0]["y"] + sums[1]["y"], sums[0]["n"] + sums[1]["n"]
         pooled = y / n if ratio else np.zeros_like(y)
@@ -187,7 +193,10 @@ def _effects(sums: list[dict[str, Floats]], ratio: bool) -> Effects:
 
 @dataclass(frozen=True)
 class Asked:
-    """What each ask of each run says: each (R, A); ``look`` is +1, -1 or 0 from the look that decided on."""
+    """Results of each analysis of each run, (R, A).
+
+    ``look`` is +1, -1 or 0 from the deciding look on.
+    """
 
     look: NDArray[np.int64]
     sequence: NDArray[np.int64]
@@ -196,30 +205,33 @@ class Asked:
     unproven: Bools
     no_harm: Bools
     enough: Bools
-    often: Bools  # a test at full alpha at each planned look, as a person who peeks would do
+    often: Bools  # a test at full alpha at each planned look, which ignores multiple looks
 
     @property
     def word(self) -> NDArray[np.int64]:
-        """The verdict: +1 better, -1 worse or invalid, 0 none; the order of `recloop.monitoring.experiment_verdict.decide`."""
+        """Verdict: +1 better, -1 worse or invalid, 0 none.
+
+        The order is that of `recloop.monitoring.experiment_verdict.decide`.
+        """
         statistic = np.where(self.look != 0, self.look, self.sequence)
         statistic = np.where(self.unproven, np.minimum(statistic, 0), statistic)
         return np.where(self.invalid | self.guardrail, -1, statistic)
 
     @property
     def live(self) -> Bools:
-        """Whether a promotion to live without a reason would pass."""
+        """True if a promotion to live would pass without a reason."""
         found: Bools = self.enough & self.no_harm & ~self.unproven & (self.word >= 0)
         return found
 
 
 def asked_at(users: Users, plan: Plan) -> list[int]:
-    """Users at each ask: the planned looks, and every `STEP` users."""
+    """Number of users at each analysis: the planned looks, and every `STEP` users."""
     last = users.treated.shape[1]
     return sorted({*(size for size in analysis_sizes(plan) if size <= last), *range(STEP, last + 1, STEP)})
 
 
 def ask(users: Users, plan: Plan) -> Asked:
-    """The verdicts of all runs at every ask up to the last user."""
+    """Compute the verdicts of all runs at every analysis up to the last user."""
     looks = analysis_sizes(plan)
     asks = asked_at(users, plan)
     primary = effects(users, NAMES[plan.metric], asks)
@@ -251,7 +263,7 @@ def ask(users: Users, plan: Plan) -> Asked:
 
 
 def _guarded(users: Users, metric: ExperimentMetric, asks: list[int], plan: Plan) -> tuple[Bools, Bools]:
-    """`Effect.is_worse` and `Effect.is_within` of every ask."""
+    """`Effect.is_worse` and `Effect.is_within` of every analysis."""
     one = effects(users, metric, asks)
     low, high = one.sequence(asks, plan.alpha / GUARDRAILS, plan.users)
     least, most = (low, high) if metric.better > 0 else (-high, -low)
@@ -260,7 +272,7 @@ def _guarded(users: Users, metric: ExperimentMetric, asks: list[int], plan: Plan
 
 
 def _leaks(primary: Effects, share: float) -> Bools:
-    """`sample_ratio` above its alarm."""
+    """True if `sample_ratio` is above its alarm."""
     live, candidate = primary.n_live, primary.n_candidate
     log_e = gammaln(2) - gammaln(2 + live + candidate) + gammaln(1 + live) + gammaln(1 + candidate)
     log_e -= live * math.log(1 - share) + candidate * math.log(share)
@@ -270,7 +282,7 @@ def _leaks(primary: Effects, share: float) -> Bools:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a world, a plan, and how many users enter."""
+    """Row of the table: a world, a plan, and the number of users."""
 
     world: World
     plan: Plan
@@ -298,7 +310,7 @@ ROWS: Final = {
 
 
 def simulate(row: Row, runs: int, seed: int) -> dict[str, float]:
-    """Shares of the runs in which each thing was ever said, at any ask."""
+    """Compute the share of runs with each result at any analysis."""
     rng = np.random.default_rng(seed)
     ever: dict[str, float] = {}
     for start in range(0, runs, BATCH):
@@ -318,7 +330,7 @@ def simulate(row: Row, runs: int, seed: int) -> dict[str, float]:
 
 
 def delivered_better(users: Users, plan: Plan) -> Bools:
-    """(R, 1) whether a test over all users but those who saw both bundles says that the candidate is better."""
+    """(R, 1) bool: a test without users who saw both bundles finds the candidate better."""
     kept = ~(users.treated & (users.columns["unanswered"] > 0))
     found: Bools = (
         effects(users, NAMES[plan.metric], [users.treated.shape[1]], kept).z > sequential_bounds((1.0,), plan.alpha)[0]

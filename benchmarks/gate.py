@@ -1,9 +1,9 @@
-"""An hourly update in a small shop, simulated: how often the gate stops a harmless loop, and how often a loss passes.
+"""Simulate hourly updates in a small shop to measure the error rates of the gate.
 
 python benchmarks/gate.py [--weeks 200]
 
-Each hour brings U test queries of as many users. One query in ten differs between the two bundles; the relative standard
-deviation of a difference is S. A true relative loss D is added from the first update on, or after three that passed.
+Each hour brings U test queries of U users. One query in ten differs between the two bundles; the relative standard
+deviation of a difference is S. A true relative loss D is added from the first update on, or after three updates passed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recloop.release import gate
 HOURS = 168
 SEED = 0
 SHOPS = ((10, 0.2), (40, 0.2), (40, 0.5), (200, 0.5), (40, 1.0))
-"""Queries an hour, and the relative standard deviation of a difference."""
+"""Queries per hour, and the relative standard deviation of a difference."""
 RESULT = Path(__file__).resolve().parent / "results" / "gate.json"
 MARGIN = 0.03
 MIN_QUERIES = 30
@@ -35,7 +35,11 @@ CHANGED = 0.1
 
 @dataclass(frozen=True)
 class Rule:
-    """``width``: margins that a detectable loss may have; ``certain``: standard errors of a refusal; ``growth``: between looks."""
+    """Rule of a gate.
+
+    ``width``: maximum detectable loss in margins; ``certain``: standard errors of a refusal; ``growth``: growth of data
+    between looks.
+    """
 
     name: str
     width: float
@@ -44,7 +48,7 @@ class Rule:
 
 
 class Row(NamedTuple):
-    """Shares of weeks, hours, and passes a week."""
+    """Shares of weeks, hours, and passes per week."""
 
     stopped: float
     first_pass_median: float
@@ -64,7 +68,7 @@ RULES = (
 
 
 def decide(rule: Rule, own: NDArray[np.float64], earlier: list[NDArray[np.float64]]) -> str:
-    """Rows 4 to 10 of the table in `recloop.release.gate`, by normal intervals."""
+    """Decide by rows 4 to 10 of the table in `recloop.release.gate`, with normal intervals."""
     value, error = _mean(own)
     if value - 1.96 * error > -MARGIN:
         return "pass"
@@ -88,7 +92,10 @@ def _mean(values: NDArray[np.float64]) -> tuple[float, float]:
 def week(
     rng: np.random.Generator, rule: Rule, users: int, spread: float, loss: float, after: int
 ) -> tuple[str, int, int]:
-    """How a week ends (``ran``, ``refused``, ``slipped``), the hour of the first pass (168: none), and the passes."""
+    """Simulate a week.
+
+    Returns its end (``ran``, ``refused``, ``slipped``), the hour of the first pass (168: none), and the number of passes.
+    """
     waiting: list[float] = []
     earlier: list[NDArray[np.float64]] = []
     judged, first = 0, HOURS
@@ -113,7 +120,7 @@ def week(
 
 
 def main() -> None:
-    """Print the table as Markdown and write it beside the other results."""
+    """Print the table as Markdown and write it to the results folder."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--weeks", type=int, default=200)
     weeks = arguments.parse_args().weeks
@@ -141,7 +148,10 @@ def main() -> None:
 
 
 def simulate(rule: Rule, users: int, spread: float, weeks: int) -> Row:
-    """One row of the table: so many weeks without a loss, with one of 10 %, and with one after three good updates."""
+    """Simulate one row of the table.
+
+    Its weeks are without a loss, with a loss of 10 %, and with that loss after three updates passed.
+    """
     rng = np.random.default_rng(SEED)
     harmless = [week(rng, rule, users, spread, 0.0, 0) for _ in range(weeks)]
     lossy = [Counter(week(rng, rule, users, spread, -0.1, after)[0] for _ in range(weeks)) for after in (0, 3)]

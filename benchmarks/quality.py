@@ -32,7 +32,7 @@ SHARED: Final = HERE.parents[1] / "shared" / "data"
 TRAIN: Final = ("epochs", "step", "steps_per_epoch", "stopped", "seconds", "look_seconds", "NDCG@10")
 MODELS: Final = ("covisitation", "mf", "gru4rec", "sasrec", "two_tower", "neumf")
 ML_1M: Final = """\
-# MovieLens-1M as the SASRec papers use it: 5-core, in the order of the file; the last row of a user is the test.
+# MovieLens-1M as in the SASRec papers: 5-core, in file order; the last row of a user is the test.
 [data]
 events = "log.parquet"
 [clean]
@@ -52,7 +52,7 @@ baselines = ["popular", "covisitation"]
 
 
 def ml_1m(folder: Path) -> None:
-    """The papers' file as a log: its order becomes seconds."""
+    """Write the papers' file as a log with its order as seconds."""
     folder.mkdir(parents=True)
     log = pl.read_parquet(SHARED / "sasrec-ml-1m.parquet")
     rows = log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos"))
@@ -61,7 +61,7 @@ def ml_1m(folder: Path) -> None:
 
 
 def complete_journey(folder: Path) -> None:
-    """The project that the demo writes: the year without its last days."""
+    """Write the project of the demo: the year without its last days."""
     write_project(folder, DAYS)
 
 
@@ -69,15 +69,15 @@ DATA: Final[dict[str, Callable[[Path], None]]] = {"ml-1m": ml_1m, "complete-jour
 
 
 def main() -> None:
-    """Make what is missing, then print the table."""
+    """Run what is missing, then print the table."""
     wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     wanted.add_argument("--data", choices=DATA, action="append")
     wanted.add_argument("--model", choices=MODELS, action="append")
     wanted.add_argument("--budget", default="5m", help="train.time_budget of each model")
     wanted.add_argument("--epochs", type=int, default=0, help="train.epochs of each model; 0: as configured")
     wanted.add_argument("--seed", type=int, default=0)
-    wanted.add_argument("--again", action="store_true", help="also where a result file is there")
-    wanted.add_argument("--table", action="store_true", help="make nothing")
+    wanted.add_argument("--again", action="store_true", help="repeat existing results")
+    wanted.add_argument("--table", action="store_true", help="print the table only")
     asked = wanted.parse_args()
     for data in asked.data or DATA:
         for model in asked.model or MODELS:
@@ -88,7 +88,10 @@ def main() -> None:
 
 
 def make(data: str, model: str, budget: str, epochs: int, seed: int, file: Path) -> None:
-    """One model on one data set, each verb a process of its own; the result file by rename."""
+    """Run one model on one data set.
+
+    Each command runs in a separate process; the result file is written atomically.
+    """
     folder = PROJECTS / data
     if not (folder / "recloop.toml").exists():
         DATA[data](folder)
@@ -123,7 +126,7 @@ def make(data: str, model: str, budget: str, epochs: int, seed: int, file: Path)
 
 
 def recloop(folder: Path, *words: str) -> str:
-    """Stdout of one command line; its stderr goes to ours."""
+    """Run a command and return its stdout; its stderr is passed through."""
     done = subprocess.run(
         [sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -131,7 +134,7 @@ def recloop(folder: Path, *words: str) -> str:
 
 
 def git(*words: str) -> str:
-    """What git says of this checkout."""
+    """Return the output of git for this checkout."""
     done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -156,7 +159,7 @@ def table() -> Iterator[str]:
 
 
 def line(name: str, row: dict[str, Any], train: dict[str, Any], seconds: float | None) -> str:
-    """One row, intervals in brackets."""
+    """Format one row with intervals in brackets."""
     cells = [
         f"{row[key]['value']:.4f} [{row[key]['low']:.4f}, {row[key]['high']:.4f}]"
         for key in ("HR@10", "Recall@10", "NDCG@10")
@@ -170,7 +173,10 @@ def line(name: str, row: dict[str, Any], train: dict[str, Any], seconds: float |
 
 
 def steps_of(train: dict[str, Any]) -> str:
-    """Epochs and steps behind a network's row; a result file without ``steps_per_epoch`` does not tell whole epochs."""
+    """Format the epochs and steps of a network's row.
+
+    A result file without ``steps_per_epoch`` has no whole epochs.
+    """
     if not train.get("step"):
         return ""
     per_epoch = train.get("steps_per_epoch")

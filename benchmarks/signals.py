@@ -1,20 +1,20 @@
-"""What skips, dwells and dislikes are worth: the same world learned from more and more of what people do.
+"""Measure the value of skips, dwells and dislikes on a simulated world.
 
-    .venv/bin/python benchmarks/signals.py          # about five minutes on 2 cores; writes benchmarks/results/signals.json
+.venv/bin/python benchmarks/signals.py          # about five minutes on 2 cores; writes benchmarks/results/signals.json
 
-Fixed before the first run: the world is ``BrowsingSimulator(seed=0)`` with its defaults (400 people, 300 items, 90 days), the
-seed of training is 0, the network is SASRec with the settings of the world's own recloop.toml and no budget that could
-stop it. The rows differ in ``[events]`` alone: clicks and purchases; then with skips, with long dwells, with dislikes;
-then with all three. Everything is learned before the cut and judged at the cut by the truth, over everybody with a click
-or a purchase before it:
+Fixed before the first run: the world is ``BrowsingSimulator(seed=0)`` with its defaults (400 users, 300 items, 90 days),
+the seed of training is 0, and the network is SASRec with the settings of the world's recloop.toml and no effective time
+budget. The rows differ only in ``[events]``: clicks and purchases; then with skips, with long dwells, with dislikes; then
+with all three. Models learn rows before the cut and are judged at the cut by the truth, over all users with a click or a
+purchase before it:
 
-- true NDCG@10 of the network's list and of the served one: an item's gain is `BrowsingSimulator.enjoyment`, ideal over what is
-  on sale;
-- the median rank, in the network's order of all items (nothing filtered), of the items that a user disliked in so many
-  words, and of the tenth of the items on sale that the truth likes least;
-- the share of the served top 10 that such items take.
+- true NDCG@10 of the network's list and of the served one: an item's gain is `BrowsingSimulator.enjoyment`, ideal over
+  the items on sale;
+- the median rank, in the network's unfiltered order of all items, of the items that a user disliked explicitly, and of the
+  tenth of the items on sale with the lowest truth;
+- the share of such items in the served top 10.
 
-Intervals: people resampled, 2,000 times; differences to the first row are paired.
+Intervals are by 2,000 resamples of users; differences to the first row are paired.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ROWS: Final[dict[str, tuple[dict[str, float], set[str]]]] = {
 
 
 def main() -> None:
-    """Learn every row, judge it by the truth, write the result file and print the table."""
+    """Run every row, write the result file and print the table."""
     world = BrowsingSimulator(seed=SEED)
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def learned(world: BrowsingSimulator, root: Path, sets: list[str]) -> dict[str, Any]:
-    """One row: a turn without its release, then the truth's judgement person by person."""
+    """Run one row: a first run without its release, then the evaluation by user."""
     project = open_project(root, sets)
     loop.collect(project)
     trained = loop.train(project)
@@ -121,7 +121,7 @@ def judged(
     world: BrowsingSimulator, bundle: Bundle, users: list[str], served: list[list[str]], scores: np.ndarray,
     disliked: dict[str, list[str]], cut: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Numbers a person under ``people``, and the two medians over all (person, item)."""
+    """Return numbers per user under ``people``, and two medians over all (user, item)."""
     table = bundle.items.ids.ids
     place = {item: ix for ix, item in enumerate(world.item_ids)}
     on_sale = world.on_sale(cut)
@@ -168,7 +168,7 @@ def _gain_of(gains: np.ndarray) -> float:
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean over people and its 95 % interval."""
+    """Mean over users and its 95 % CI."""
     known = values[~np.isnan(values)]
     draws = np.random.default_rng(0).integers(0, len(known), (2000, len(known)))
     low, high = np.quantile(known[draws].mean(axis=1), [0.025, 0.975])
@@ -176,7 +176,7 @@ def interval(values: np.ndarray) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The result as Markdown."""
+    """Format the result as Markdown."""
     names = [*MEASURES, "median rank of disliked", "median rank of worst tenth"]
     lines = ["| learned from | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, row in rows.items():

@@ -1,11 +1,12 @@
-"""Swaps under load: 20 times another bundle becomes live while 8 clients ask; failed requests, answers of mixed version.
+"""Measure failed requests and answers of mixed version while the live bundle changes.
 
-    .venv/bin/python benchmarks/swaps.py                         # the seeded world, made in a folder of its own
-    .venv/bin/python benchmarks/swaps.py --project DIR           # a copy of a finished project, such as the demo's
+.venv/bin/python benchmarks/swaps.py                         # the seeded world, in a temporary folder
+.venv/bin/python benchmarks/swaps.py --project DIR           # a copy of a finished project, such as the demo's
 
-Every other swap is asked for over HTTP (in force when it is answered), the others by the verbs (taken up within a
-second). An answer is of mixed version where what the client got is not the decision that was written, or where that
-decision is not what its own bundle answers at its own ``as_of`` (`recloop verify` over all of them).
+The live bundle changes 20 times while 8 clients send requests. Every other swap is requested over HTTP (active when it is
+answered), the others by commands (active within a second). An answer is of mixed version if the client's answer differs
+from the stored decision, or if that decision differs from the answer of its bundle at its ``as_of`` (`recloop verify`
+over all of them).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from recloop.storage import releases
 HERE: Final = Path(__file__).resolve().parent
 FILE: Final = HERE / "results" / "swaps.json"
 PAUSE: Final = 1.5
-"""Seconds between two swaps: longer than the server takes to look."""
+"""Seconds between two swaps, longer than the poll interval of the server."""
 
 
 @dataclass
 class Asking:
-    """What the clients saw; each appends to lists, so no lock is needed."""
+    """Observations of the clients, which append to lists, so no lock is needed."""
 
     users: list[str]
     items: list[str]
@@ -56,7 +57,7 @@ class Asking:
     posted: list[int] = field(default_factory=list)
 
     def ask(self, url: str, number: int, pause: float) -> None:
-        """One client: lists, and now and then a purchase, on one connection, until told to stop."""
+        """Request lists and sometimes post a purchase on one connection, until stopped."""
         draw, count = random.Random(number), 0
         with httpx.Client(base_url=url, timeout=30) as client:
             while not self.stop.is_set():
@@ -80,7 +81,7 @@ class Asking:
 
 
 def main() -> None:
-    """Run, print, and keep the result beside the others."""
+    """Run, print the result and write it to the results folder."""
     wanted = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     wanted.add_argument("--project", type=Path, help="a finished project; it is copied")
     wanted.add_argument("--swaps", type=int, default=20)
@@ -108,7 +109,7 @@ def main() -> None:
 
 
 def swap(folder: Path, swaps: int, clients: int, pause: float) -> dict[str, Any]:
-    """Two bundles take turns as the live one while clients ask."""
+    """Swap two live bundles while clients send requests."""
     first = json.loads(recloop(folder, "status", "--json"))["live"]
     second = another(folder)
     split = pl.read_parquet(folder / "data" / "split" / "train.parquet", columns=["user_id", "item_id"])
@@ -147,7 +148,7 @@ def swap(folder: Path, swaps: int, clients: int, pause: float) -> dict[str, Any]
 
 
 def another(folder: Path) -> str:
-    """A registered child of live over the same arrays that shows another list to everybody: what is popular."""
+    """Register a child of live with the same arrays that shows popular items."""
     project = open_project(folder)
     live = project.load_bundle()
     home = replace(live.policy.placements["home"], weights={"popular": 1.0})
@@ -173,7 +174,7 @@ def judged(
     swaps: int,
     clients: int,
 ) -> dict[str, Any]:
-    """What became of every request."""
+    """Classify every request."""
     project = open_project(folder)
     store = project.open_decisions()
     written = {row.client_request_id: row for row in store.rows()}
@@ -222,7 +223,7 @@ def percentiles(values: np.ndarray) -> dict[str, float]:
 
 
 def recloop(folder: Path, *words: str) -> str:
-    """Stdout of one command line; its stderr goes to ours."""
+    """Run a command and return its stdout; its stderr is passed through."""
     done = subprocess.run(
         [sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -230,7 +231,7 @@ def recloop(folder: Path, *words: str) -> str:
 
 
 def git(*words: str) -> str:
-    """What git says of this checkout."""
+    """Return the output of git for this checkout."""
     done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 

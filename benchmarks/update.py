@@ -1,25 +1,25 @@
-"""An update beside a full retrain on the same rows and beside the frozen model, on the days that follow; resumable.
+"""Compare an update with a full retrain and with a frozen model on later days.
 
-    .venv/bin/python benchmarks/update.py                            # Complete Journey: every row without a result file
-    .venv/bin/python benchmarks/update.py --row warm --again --seed 1
-    .venv/bin/python benchmarks/update.py --data world --set train.epochs=2 --results /tmp/results
-    .venv/bin/python benchmarks/update.py --project DIR --future FILE.parquet --name mine
-    .venv/bin/python benchmarks/update.py --table                    # only the table of what is there
+.venv/bin/python benchmarks/update.py                            # Complete Journey: every row without a result file
+.venv/bin/python benchmarks/update.py --row warm --again --seed 1
+.venv/bin/python benchmarks/update.py --data world --set train.epochs=2 --results /tmp/results
+.venv/bin/python benchmarks/update.py --project DIR --future FILE.parquet --name mine
+.venv/bin/python benchmarks/update.py --table                    # only the table of existing results
 
-The last 2 x ``--days`` days of a log are held back. A project makes its first turn without them (a folder of one's own,
-``--project``, has made it, and nothing was posted since; ``--future`` holds rows with the columns of an event). Each row
-is a copy of it: the first half of the future is posted, one ``recloop update`` is made, and its bundle is asked for
-every list of the second half, the states growing:
+The last 2 x ``--days`` days of a log are held back. A project runs its first run without them. (With ``--project`` this
+has been done in your folder without posted rows, and ``--future`` holds rows with the columns of an event.) Each row is a
+copy of the project. The first half of the future is posted, and one ``recloop update`` runs. Its bundle then answers every
+query of the second half with growing states:
 
-    frozen           the bundle of the first turn, no update
+    frozen           the bundle of the first run, no update
     warm             recloop update
     fresh-optimizer  recloop update --reset-optimizer
     no-replay        recloop update --set update.replay_ratio=0
     full             recloop update --full
 
-The gates are wide open here (what they saw stands in the result), so that a row is measured whatever they would say. A
-result file holds command, commit, fingerprint of the data, seed, the gates, seconds and memory of the verb, NDCG@10 with
-its interval over users and its paired difference from ``frozen``, and the new items that the lists reached.
+The gates accept everything here, so that each row is measured; the result holds their findings. A result file has command,
+commit, fingerprint of the data, seed, gates, seconds and memory of the command, NDCG@10 with its interval over users and
+its paired difference from ``frozen``, and the new items in the lists. An interrupted benchmark can be resumed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ THREADS: Final = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for on the command line, and where it works."""
+    """Arguments of the command line, and the working folder."""
 
     name: str
     project: Path
@@ -85,25 +85,25 @@ class Asked:
 
     @property
     def words(self) -> list[str]:
-        """The settings of every verb."""
+        """Settings of every command."""
         return [word for one in (*self.sets, f"train.seed={self.seed}") for word in ("--set", one)]
 
     def file(self, row: str) -> Path:
         return self.results / f"update-{self.name}-{row}-seed{self.seed}.json"
 
     def values(self, row: str) -> Path:
-        """NDCG@10 of each user in a row, for paired differences."""
+        """File with NDCG@10 of each user in a row, for paired differences."""
         return self.projects / f"{row}-seed{self.seed}.parquet"
 
 
 def complete_journey(folder: Path, days: int) -> None:
-    """The project that the demo writes, the future beside it."""
+    """Write the project of the demo, and the future next to it."""
     write_project(folder, 2 * days)
     as_rows(pl.read_parquet(folder / "future.parquet")).write_parquet(folder / "later.parquet")
 
 
 def world(folder: Path, days: int) -> None:
-    """The seeded world, for a trial of this file in seconds."""
+    """Write the seeded world, for a trial of this file in seconds."""
     SimulatedShop(seed=0).write(folder)
     events = SimulatedShop(seed=0).events()
     late = events[TIMESTAMP] >= events[TIMESTAMP].max() - 2 * days * DAY  # type: ignore[operator]
@@ -116,20 +116,20 @@ DATA: Final[dict[str, Callable[[Path, int], None]]] = {"complete-journey": compl
 
 
 def main() -> None:
-    """Make what is missing, then print the table."""
+    """Run what is missing, then print the table."""
     wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     wanted.add_argument("--data", choices=DATA, default="complete-journey")
-    wanted.add_argument("--project", type=Path, help="a folder after its first turn, in place of --data")
-    wanted.add_argument("--future", type=Path, help="rows that came after it, Parquet")
-    wanted.add_argument("--name", help="of the result files with --project")
+    wanted.add_argument("--project", type=Path, help="a folder after its first run, instead of --data")
+    wanted.add_argument("--future", type=Path, help="Parquet file with later rows")
+    wanted.add_argument("--name", help="name of the result files with --project")
     wanted.add_argument("--row", choices=ROWS, action="append")
     wanted.add_argument("--days", type=int, default=7)
     wanted.add_argument("--seed", type=int, default=0)
-    wanted.add_argument("--set", action="append", default=[], dest="sets", help="a setting of every verb")
+    wanted.add_argument("--set", action="append", default=[], dest="sets", help="a setting of every command")
     wanted.add_argument("--results", type=Path, default=RESULTS)
-    wanted.add_argument("--projects", type=Path, default=PROJECTS, help="where copies are made")
-    wanted.add_argument("--again", action="store_true", help="also where a result file is there")
-    wanted.add_argument("--table", action="store_true", help="make nothing")
+    wanted.add_argument("--projects", type=Path, default=PROJECTS, help="folder for the copies")
+    wanted.add_argument("--again", action="store_true", help="repeat existing results")
+    wanted.add_argument("--table", action="store_true", help="print the table only")
     read = wanted.parse_args()
     name = (read.name or read.project.resolve().name) if read.project else read.data
     projects = read.projects / f"update-{name}"
@@ -143,14 +143,14 @@ def main() -> None:
         for made in (asked.results, asked.projects):
             made.mkdir(parents=True, exist_ok=True)
         if not asked.values("frozen").exists() and "frozen" not in rows:
-            rows = ["frozen", *rows]  # what the others are compared with
+            rows = ["frozen", *rows]  # the reference of the other rows
         for row in rows:
             make(asked, row)
     sys.stdout.write("\n".join(table(asked)) + "\n")
 
 
 def begin(asked: Asked, write: Callable[[Path, int], None]) -> None:
-    """The project without its future, and its first turn."""
+    """Write the project without its future and run its first run."""
     shutil.rmtree(asked.project, ignore_errors=True)
     asked.project.parent.mkdir(parents=True, exist_ok=True)
     write(asked.project, asked.days)
@@ -158,7 +158,7 @@ def begin(asked: Asked, write: Callable[[Path, int], None]) -> None:
 
 
 def make(asked: Asked, row: str) -> None:
-    """One row; the result file by rename."""
+    """Run one row and write its result file atomically."""
     words = ROWS[row]
     commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
     source = open_project(asked.project, asked.sets)
@@ -198,13 +198,16 @@ def make(asked: Asked, row: str) -> None:
 
 
 def fresh(folder: Path) -> Path:
-    """A folder that is not there: what a killed row left goes."""
+    """Return a path without a folder; the rest of a killed row is deleted."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The rows of the first ``days`` and of the ``days`` after, numbered behind the import: EVENT_SCHEMA."""
+    """Split the future into the first ``days`` and the following ``days``: EVENT_SCHEMA.
+
+    The rows are numbered after the import.
+    """
     columns = {TIMESTAMP: pl.col(TIMESTAMP), RECEIVED_AT: pl.col(TIMESTAMP), "event_type": pl.lit("interaction")}
     missing = [expr.alias(name) for name, expr in columns.items() if name == RECEIVED_AT or name not in future.columns]
     rows = future.with_columns(missing).sort(TIMESTAMP, maintain_order=True)
@@ -219,7 +222,7 @@ def halves(project: Project, future: pl.DataFrame, days: int) -> tuple[pl.DataFr
 
 
 def post(project: Project, rows: pl.DataFrame) -> None:
-    """Believed rows into the log as the server would have put them."""
+    """Append valid rows to the log as the server does."""
     log = project.open_log(write=True)
     for part in rows.iter_slices(10_000):
         log.append_events(
@@ -235,7 +238,7 @@ def measure(
     asked: Asked, row: str, bundle: Bundle, first: Bundle, future: pl.DataFrame, after: pl.DataFrame,
     users: pl.DataFrame | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The lists of a bundle for every moment of ``after``, from the states just before."""
+    """Recommend lists for every moment of ``after``, from the states just before."""
     source = open_project(asked.project, asked.sets)
     rows = moment_stamps(EventLabeler.of(bundle.spec).label(pl.concat([source.open_archive().events(), future])))
     queries = paired.subsample(make_queries(rows.filter(pl.col(SEQ).is_in(after[SEQ].implode())), "successive"))
@@ -246,7 +249,7 @@ def measure(
     pl.DataFrame({"user": names.tolist(), "ndcg": means}).write_parquet(asked.values(row))
     frozen = pl.read_parquet(asked.values("frozen"))
     if frozen["user"].to_list() != names.tolist():
-        raise SystemExit(f"{asked.values('frozen')} is of other queries: --row frozen --again first")
+        raise SystemExit(f"{asked.values('frozen')} is of other queries; run --row frozen --again first")
     against = bootstrap.difference(means, frozen["ndcg"].to_numpy(), asked.seed)
     samples = bootstrap.resample(means[:, None], asked.seed)
     estimate = bootstrap.estimate(float(bootstrap.mean_over_users(means[:, None])[0]), samples[:, 0])
@@ -260,7 +263,10 @@ def measure(
 
 
 def new_items(lists: Sequence[Sequence[str]], queries: Queries, known: set[str], size: int) -> dict[str, int]:
-    """Items that the first turn did not know: in the table, asked for, shown, and shown to who then took them."""
+    """Count items that the first run did not know.
+
+    The counts are those in the table, wanted, shown, and shown and then taken.
+    """
     offsets = queries.offsets
     wanted = [set(queries.targets[offsets[q] : offsets[q + 1]]) - known for q in range(len(queries))]
     shown = [set(one) - known for one in lists]
@@ -274,10 +280,12 @@ def new_items(lists: Sequence[Sequence[str]], queries: Queries, known: set[str],
 
 
 def recloop(folder: Path, *words: str) -> tuple[dict[str, Any], int]:
-    """One command line: its JSON, {} without, and its peak memory in MiB; its stderr goes to ours.
+    """Run a command and return its JSON ({} without) and peak memory in MiB.
+
+    Its stderr is passed through.
 
     Raises:
-        SystemExit: it failed (1 says that the answer is no, and is an answer).
+        SystemExit: the command failed; exit code 1 is a valid result.
     """
     child = subprocess.Popen([sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -291,13 +299,13 @@ def recloop(folder: Path, *words: str) -> tuple[dict[str, Any], int]:
 
 
 def table(asked: Asked) -> Iterator[str]:
-    """Every result file of this name and seed as one Markdown table."""
+    """Yield one Markdown table from the result files of this name and seed."""
     files = [asked.file(row) for row in ROWS if asked.file(row).exists()]
     found = [json.loads(file.read_text("utf-8")) for file in files]
     if not found:
         yield "no result yet"
         return
-    yield f"\n{asked.name}: {found[0]['model']['name']}, seed {asked.seed}, {asked.days} days learned, the {asked.days} after asked\n"
+    yield f"\n{asked.name}: {found[0]['model']['name']}, seed {asked.seed}, {asked.days} days learned, the {asked.days} after evaluated\n"
     yield "| row | NDCG@10 | against frozen | new items shown (slots, hits) of wanted | update s | MiB | verdict |"
     yield "|---|---|---|---|---|---|---|"
     for one in found:

@@ -1,6 +1,8 @@
-"""Files that an event, a query and an update enter, and calls from file to file, counted by a profile hook.
+"""Count the files and calls of an event, a query and an update.
 
-python benchmarks/walks.py                  # one line a walk; --files lists the files
+python benchmarks/walks.py                  # one line per walk; --files lists the files
+
+A profile hook counts the files that a walk enters and the calls from file to file.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ PACKAGE = str(Path(recloop.__file__).parent) + "/"
 
 
 class Walk:
-    """Files of the package that were entered, and pairs (calling file, called file), while `active`."""
+    """Files of the package and pairs (calling file, called file), recorded while `active`."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
@@ -50,7 +52,7 @@ class Walk:
             self.hops.add((source, called))
 
     def measure(self, name: str, work: Callable[[], object], listed: bool) -> None:
-        """Do the work and print what it entered."""
+        """Run the work and print the files that it entered."""
         self.files, self.hops, self.active = set(), set(), True
         work()
         self.active = False
@@ -60,14 +62,14 @@ class Walk:
 
 
 def command(folder: Path, *words: str) -> None:
-    """One verb in a project folder; its output is not shown."""
+    """Run a command in a project folder without its output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         code = run(["-C", str(folder), *words])
     assert code == 0, words
 
 
 def main(listed: bool) -> None:
-    """A seeded shop with counting models: its first run, then the three walks."""
+    """Run the first run of a seeded shop with counting models, then the three walks."""
     reload.EVERY_SECONDS = 3600.0  # the poll is not part of a walk
     walk = Walk()
     threading.setprofile(walk.hook)

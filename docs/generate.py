@@ -1,7 +1,7 @@
-"""Generate docs/reference from the code: config, commands, REST, bundle, stores, metrics; ``--write`` writes the pages.
+"""Generate docs/reference from the code; ``--write`` writes the pages.
 
-Sentences that the code does not carry are in ``descriptions.toml``. Without ``--write`` the pages are compared, and the
-exit code is 1 where one of them is stale.
+The pages are config, commands, REST, bundle, stores and metrics. Sentences that the code does not contain are in
+``descriptions.toml``. Without ``--write`` the pages are compared, and the exit code is 1 if one of them is stale.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "policy.json: placements.NAME": Placement,
 }
 VALUES: Final = {"int": "NUMBER", "int range": "NUMBER", "float": "NUMBER"}
-"""Names of an option's value by its type; any other is text."""
+"""Names of an option's value by its type; other types are text."""
 NOT_IN_JSON: Final = {"other_keys", "source"}
-"""Fields of a record that are not keys of its JSON: keys of later versions, and the name that a record is filed under."""
+"""Fields of a record that are not keys of its JSON: keys of later versions, and the name of the record."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """A Markdown table."""
+    """Format a Markdown table."""
     head = list(head)
     lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines] + [""]
 
 
 def described(*path: str) -> str:
-    """The sentence of ``descriptions.toml`` at a path.
+    """Return the sentence of ``descriptions.toml`` at a path.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: the sentence is missing.
     """
     node: Any = DESCRIPTIONS
     for name in path:
@@ -78,12 +78,12 @@ def described(*path: str) -> str:
 
 
 def page(title: str, lines: Iterable[str]) -> str:
-    """A whole page under its title."""
+    """Format a page with its title."""
     return "\n".join([f"# {title}", "", f"<!-- generated: {COMMAND} -->", "", *lines]).rstrip() + "\n"
 
 
 def first_sentence(text: str | None) -> str:
-    """The first paragraph of a docstring, on one line, with plain code marks."""
+    """First paragraph of a docstring on one line, with plain code marks."""
     return " ".join((text or "").split("\n\n")[0].split()).replace("``", "`")
 
 
@@ -91,7 +91,7 @@ def first_sentence(text: str | None) -> str:
 
 
 def config_descriptions() -> dict[tuple[str, str], str]:
-    """The docstring below each field of config.py, by class and field."""
+    """Docstrings below the fields of config.py, by class and field."""
     found = {}
     for node in ast.parse(inspect.getsource(config)).body:
         if isinstance(node, ast.ClassDef):
@@ -103,7 +103,7 @@ def config_descriptions() -> dict[tuple[str, str], str]:
 
 
 def config_page() -> str:
-    """Every key of recloop.toml by table."""
+    """Page with every key of recloop.toml by table."""
     lines = [
         "Every key of `recloop.toml` with its type and default. `--set a.b=c` overrides `RECLOOP_A__B`, which overrides the file.",
         "An unknown key is refused and the nearest known one is named. A condition is SQL over the fields of a row.",
@@ -133,7 +133,7 @@ def _section(section: type[pydantic.BaseModel], prefix: str, texts: Mapping[tupl
 
 
 def _child(annotation: Any) -> tuple[type[pydantic.BaseModel] | None, str]:
-    """The table that a key holds, if any, and what its name adds to the path."""
+    """Table under a key, if any, and the part that its name adds to the path."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return annotation, ""
     if get_origin(annotation) is dict and isinstance(get_args(annotation)[1], type):
@@ -146,7 +146,7 @@ def _child(annotation: Any) -> tuple[type[pydantic.BaseModel] | None, str]:
 
 
 def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """A type as a reader of TOML names it, with its bounds."""
+    """Name a type in TOML terms, with its bounds."""
     if hasattr(annotation, "__metadata__"):
         return _type(annotation.__origin__, [m for item in annotation.__metadata__ for m in _constraints(item)])
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -195,24 +195,27 @@ def _toml(value: Any) -> str:
 
 
 def commands() -> dict[str, Any]:
-    """Every verb of the command line; typer brings its own copy of click, so they have no public type."""
+    """All commands by name.
+
+    They have no public type, because typer contains a copy of click.
+    """
     group: Any = typer.main.get_command(app)
     return {name: command for name, command in group.commands.items() if not command.hidden}
 
 
 def exit_codes() -> list[tuple[str, str]]:
-    """Exit codes with what each one means, from the exception tree."""
-    by_code = {0: "Done; also where nothing was new.", terminal.INTERRUPTED: "Interrupted."}
+    """Exit codes with their meanings, from the exception tree."""
+    by_code = {0: "Done, or there was nothing new.", terminal.INTERRUPTED: "Interrupted."}
     for error in (errors.RecloopError, *errors.RecloopError.__subclasses__()):
         by_code[error.exit_code] = described("exit_codes", error.__name__)
     return [(str(code), by_code[code]) for code in sorted(by_code)]
 
 
 def cli_page() -> str:
-    """Every verb by help panel."""
+    """Page with every command by help panel."""
     lines = [
         "Run in the project folder, or with `-C DIR`. `--set KEY=VALUE` overrides one setting and may be repeated.",
-        "Both stand before or after the verb. Results are written to stdout, progress and errors to stderr.",
+        "Both go before or after the command. Results are written to stdout, progress and errors to stderr.",
         "With `--json` stdout is exactly one JSON object; its keys are listed in [stability](../stability.md).",
         "",
         "## Exit codes",
@@ -254,10 +257,10 @@ def _parameter(parameter: Any) -> tuple[str, str, str]:
 
 
 def rest_page() -> str:
-    """Every route, then every schema."""
+    """Page with every route, then every schema."""
     document = openapi.document()
     lines = [
-        "JSON over HTTP, generated from the OpenAPI document that the service answers at `/openapi.json`.",
+        "JSON over HTTP, generated from the OpenAPI document at `/openapi.json`.",
         "Limits, hosts and tokens: [stability](../stability.md#rest).",
         "",
     ]
@@ -320,10 +323,10 @@ def _schema_type(schema: Mapping[str, Any]) -> str:
 
 
 def bundle_page() -> str:
-    """Files of a bundle and keys of its records."""
+    """Page with the files of a bundle and the keys of its records."""
     lines = [
-        "A bundle is a folder that holds everything which decides a list. It is written once and never changed.",
-        "Its name is `MODEL-YYYYMMDDTHHMMSSZ-HASH8`; rules for reading and refusing one: [stability](../stability.md#bundles).",
+        "A bundle is a folder with everything that decides a list. It is written once and never changed.",
+        "Its name is `MODEL-YYYYMMDDTHHMMSSZ-HASH8`; rules for reading and rejecting bundles: [stability](../stability.md#bundles).",
         "",
         "## Files",
         "",
@@ -340,7 +343,7 @@ def bundle_page() -> str:
 
 
 def _annotation(kind: Any) -> str:
-    """A field's type as text, without what JSON does not tell apart."""
+    """Type of a field as text, without distinctions that JSON does not make."""
     text = str(kind).replace("Mapping[str, Any]", "object").replace("Mapping[str, ", "object of [")
     return f"`{text.replace('object of [', 'object[').replace(' | None', '?')}`"
 
@@ -349,7 +352,7 @@ def _annotation(kind: Any) -> str:
 
 
 def tables(script: str) -> Iterator[tuple[str, list[tuple[str, str, bool]]]]:
-    """Tables of a store with (column, type, may be null), read from the database that its script makes."""
+    """Tables of a store with (column, type, may be null), read from its script."""
     connection = sqlite3.connect(":memory:")
     try:
         connection.executescript(script)
@@ -362,10 +365,10 @@ def tables(script: str) -> Iterator[tuple[str, list[tuple[str, str, bool]]]]:
 
 
 def stores_page() -> str:
-    """Every table and column."""
+    """Page with every table and column."""
     lines = [
         "Stores are SQLite files in `store/`. Timestamps are int64 microseconds UTC; ids are text and never parsed.",
-        "Rows are never changed; what counts and in which order: [stability](../stability.md#stores).",
+        "Rows are never changed. Order and validity of rows: [stability](../stability.md#stores).",
         "",
     ]
     for store, script in STORES.items():
@@ -389,7 +392,10 @@ def stores_page() -> str:
 
 
 def metric_families() -> list[tuple[str, str, str, str]]:
-    """(name, type, labels, help) of every family of ``GET /metrics``, from an exposition with one sample each."""
+    """(name, type, labels, help) of every family of ``GET /metrics``.
+
+    They are read from an exposition with one sample each.
+    """
     numbers: dict[str, Any] = dict.fromkeys(summary.GAUGES, 1.0)
     numbers |= {"sources": {"model": 1.0}, "latency_ms": {"p50": 1.0, "p99": 1.0}}
     seen = types.SimpleNamespace(
@@ -408,7 +414,7 @@ def metric_families() -> list[tuple[str, str, str, str]]:
 
 
 def metrics_page() -> str:
-    """Every Prometheus metric."""
+    """Page with every Prometheus metric."""
     lines = [
         "Prometheus reads these at `GET /metrics`. No label holds an id of a user or an item.",
         "Formulas: [diversity and coverage](../definitions/diversity-and-coverage.md).",
@@ -429,7 +435,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def stale() -> list[str]:
-    """Names of pages that differ from what the code says."""
+    """Names of pages that differ from the generated ones."""
     return [
         name
         for name, build in PAGES.items()
@@ -438,7 +444,7 @@ def stale() -> list[str]:
 
 
 def write() -> None:
-    """Write every page."""
+    """Write all pages."""
     FOLDER.mkdir(exist_ok=True)
     for name, build in PAGES.items():
         (FOLDER / name).write_text(build(), "utf-8")
