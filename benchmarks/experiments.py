@@ -1,6 +1,6 @@
 """Simulate the false and true verdicts of an experiment.
 
-.venv/bin/python benchmarks/experiments.py         # 2,000 runs per row; writes benchmarks/results/experiments.json
+    .venv/bin/python benchmarks/experiments.py         # 2,000 runs per row; writes benchmarks/results/experiments.json
 
 Fixed before the first run: seed 0 and 2,000 runs of each row. Users, taste and requests are drawn as in `WORLDS`. Each
 run is analysed at its planned looks and at every 50 users between them. A verdict is false if the arms are equal and any

@@ -1,6 +1,6 @@
 """Simulate hourly updates in a small shop to measure the error rates of the gate.
 
-python benchmarks/gate.py [--weeks 200]
+    python benchmarks/gate.py [--weeks 200]
 
 Each hour brings U test queries of U users. One query in ten differs between the two bundles; the relative standard
 deviation of a difference is S. A true relative loss D is added from the first update on, or after three updates passed.

@@ -1,6 +1,6 @@
 """Time the step of each loss by catalog size.
 
-.venv/bin/python benchmarks/losses.py          # about a minute on 2 cores; prints a table
+    .venv/bin/python benchmarks/losses.py          # about a minute on 2 cores; prints a table
 
 The numbers are CPU seconds of loss, gradient and AdamW over the table, with 1,000 targets of width 64 per step and 256
 negatives: the median of three steps after a warm-up step. Learning per epoch is not measured: a step of the full softmax

@@ -1,6 +1,6 @@
 """Measure the value of skips, dwells and dislikes on a simulated world.
 
-.venv/bin/python benchmarks/signals.py          # about five minutes on 2 cores; writes benchmarks/results/signals.json
+    .venv/bin/python benchmarks/signals.py          # about five minutes on 2 cores; writes benchmarks/results/signals.json
 
 Fixed before the first run: the world is ``BrowsingSimulator(seed=0)`` with its defaults (400 users, 300 items, 90 days),
 the seed of training is 0, and the network is SASRec with the settings of the world's recloop.toml and no effective time

@@ -1,7 +1,7 @@
 """Measure failed requests and answers of mixed version while the live bundle changes.
 
-.venv/bin/python benchmarks/swaps.py                         # the seeded world, in a temporary folder
-.venv/bin/python benchmarks/swaps.py --project DIR           # a copy of a finished project, such as the demo's
+    .venv/bin/python benchmarks/swaps.py                         # the seeded world, in a temporary folder
+    .venv/bin/python benchmarks/swaps.py --project DIR           # a copy of a finished project, such as the demo's
 
 The live bundle changes 20 times while 8 clients send requests. Every other swap is requested over HTTP (active when it is
 answered), the others by commands (active within a second). An answer is of mixed version if the client's answer differs

@@ -1,10 +1,10 @@
 """Compare an update with a full retrain and with a frozen model on later days.
 
-.venv/bin/python benchmarks/update.py                            # Complete Journey: every row without a result file
-.venv/bin/python benchmarks/update.py --row warm --again --seed 1
-.venv/bin/python benchmarks/update.py --data world --set train.epochs=2 --results /tmp/results
-.venv/bin/python benchmarks/update.py --project DIR --future FILE.parquet --name mine
-.venv/bin/python benchmarks/update.py --table                    # only the table of existing results
+    .venv/bin/python benchmarks/update.py                            # Complete Journey: every row without a result file
+    .venv/bin/python benchmarks/update.py --row warm --again --seed 1
+    .venv/bin/python benchmarks/update.py --data world --set train.epochs=2 --results /tmp/results
+    .venv/bin/python benchmarks/update.py --project DIR --future FILE.parquet --name mine
+    .venv/bin/python benchmarks/update.py --table                    # only the table of existing results
 
 The last 2 x ``--days`` days of a log are held back. A project runs its first run without them. (With ``--project`` this
 has been done in your folder without posted rows, and ``--future`` holds rows with the columns of an event.) Each row is a

@@ -1,6 +1,6 @@
 """Count the files and calls of an event, a query and an update.
 
-python benchmarks/walks.py                  # one line per walk; --files lists the files
+    python benchmarks/walks.py                  # one line per walk; --files lists the files
 
 A profile hook counts the files that a walk enters and the calls from file to file.
 """

@@ -76,7 +76,7 @@ def tree(done: Done) -> dict[str, Any]:
         (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
         (["status", "--set", "serve.port=x"], "serve.port=x"),
         (["status", "--set", "train.loss=ss_log"], "nearest: ss_logq"),
-        (["status", "--set", "stores.log=postgresql://x"], "later version"),
+        (["status", "--set", "stores.log=postgresql://x"], "supports no other value"),
         (["status", "--set", "release.shadow_share=1.5"], "release.shadow_share=1.5"),
         (["promote", "nothing"], "bundle=nothing"),
         (["promote", "nothing", "--to", "moon"], "--to=moon"),

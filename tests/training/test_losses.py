@@ -91,12 +91,16 @@ def test_criterion_of_two_tower_and_neumf_uses_their_own_losses(arrays: Arrays) 
     assert losses.Criterion(towers, data, Train(loss="ce")).draw is None
     neumf = load_model("neumf", {})
     assert losses.Criterion(neumf, data, Train(loss="bce")).target_loss == neumf.sampled_loss
-    with pytest.raises(UserError, match=r"train\.loss=bpr: expected auto or bce: NeuMF .*try: --set train\.loss=auto"):
+    with pytest.raises(
+        UserError, match=r"train\.loss=bpr: expected auto or bce, the loss that NeuMF .*try: --set train\.loss=auto"
+    ):
         losses.Criterion(neumf, data, Train(loss="bpr"))
 
 
 def test_train_loss_unknown_raises_and_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"train\.loss=ss_log: expected 'auto'.* or 'bpr'; nearest: ss_logq; try: mend"):
+    with pytest.raises(
+        UserError, match=r"train\.loss=ss_log: expected 'auto'.* or 'bpr'; nearest: ss_logq; try: correct"
+    ):
         build({"train": {"loss": "ss_log"}}, environment={})
 
 
