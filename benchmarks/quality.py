@@ -1,12 +1,13 @@
-"""Table of model quality: every model on Complete Journey and on ML-1M leave-one-out, one model a process, resumable.
+"""Train and evaluate every model on Complete Journey and on ML-1M leave-one-out.
 
-    .venv/bin/python benchmarks/quality.py                                   # everything that has no result file yet
-    .venv/bin/python benchmarks/quality.py --data ml-1m --model sasrec       # this one
-    .venv/bin/python benchmarks/quality.py --model gru4rec --epochs 3 --budget 1h --again  # bounded by epochs, made again
-    .venv/bin/python benchmarks/quality.py --table                           # only the table of what is there
+    .venv/bin/python benchmarks/quality.py                                   # all without a result file
+    .venv/bin/python benchmarks/quality.py --data ml-1m --model sasrec       # one model
+    .venv/bin/python benchmarks/quality.py --model gru4rec --epochs 3 --budget 1h --again  # bounded by epochs, repeated
+    .venv/bin/python benchmarks/quality.py --table                           # only the table of existing results
 
-A result file holds the command, the commit, the fingerprint of the data, the seed, the rows with their intervals, and
-seconds; a finished one is kept. ``make bench-quality`` is the first line.
+Each model runs in one process, and an interrupted benchmark can be resumed. A result file holds the command, the commit,
+the fingerprint of the data, the seed, the rows with their intervals, and seconds. An existing one is not repeated.
+``make bench-quality`` runs the first line.
 """
 
 from __future__ import annotations
@@ -140,7 +141,10 @@ def git(*words: str) -> str:
 
 
 def table() -> Iterator[str]:
-    """Every result file as rows of one Markdown table a data set: the model alone, and the list as served with it."""
+    """Yield one Markdown table per data set from all result files.
+
+    Its rows are the model alone and the list as served with it.
+    """
     found = [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("quality-*.json"))]
     for data in dict.fromkeys(one["data"] for one in found):
         mine = [one for one in found if one["data"] == data]

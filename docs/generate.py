@@ -106,8 +106,8 @@ def config_page() -> str:
     """Page with every key of recloop.toml by table."""
     lines = [
         "Every key of `recloop.toml` with its type and default. `--set a.b=c` overrides `RECLOOP_A__B`, which overrides the file.",
-        "An unknown key is refused and the nearest known one is named. A condition is SQL over the fields of a row.",
-        "What happens when a setting changes in a living project: [stability](../stability.md#a-changed-reclooptoml).",
+        "An unknown key is an error that names the nearest known one. A condition is SQL over the fields of a row.",
+        "Effects of a changed setting in an existing project: [stability](../stability.md#a-changed-reclooptoml).",
         "",
     ]
     return page("Configuration", [*lines, *_section(config.Config, "", config_descriptions())])
@@ -416,7 +416,7 @@ def metric_families() -> list[tuple[str, str, str, str]]:
 def metrics_page() -> str:
     """Page with every Prometheus metric."""
     lines = [
-        "Prometheus reads these at `GET /metrics`. No label holds an id of a user or an item.",
+        "Prometheus reads these at `GET /metrics`. Labels never contain the id of a user or an item.",
         "Formulas: [diversity and coverage](../definitions/diversity-and-coverage.md).",
         "",
         *table(("name", "type", "labels", "meaning"), metric_families()),

@@ -1,7 +1,7 @@
 """Agreement of two bundles on one request: overlap, RBO, tau-b, percentile.
 
 Source: docs/definitions/shadow-agreement.md. Each function's docstring has its formula and source. A ranking is a
-bundle's order before any rule.
+bundle's order before filters.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
 ONE = "leave-one-out"
 """Protocol with one target per query."""
 ALONE = ("popular",)
-"""Fallback order of a single-source row: its own list, then Popular (docs/definitions/ranking-metrics.md)."""
+"""Fallback order of a single-source row: its list, then Popular (docs/definitions/ranking-metrics.md)."""
 
 Progress = Callable[[int, int], None]
 RowKind = Literal["counting", "network", "served"]

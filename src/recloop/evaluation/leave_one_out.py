@@ -1,7 +1,7 @@
 """Leave-one-out metrics: a target's rank in expectation over random tie-breaking.
 
-docs/definitions/ranking-metrics.md measures a table's row on the list of `recommend`, except if each query has one
-target. Then the rank is computed from the scores, so the order of ids does not decide ties.
+A row is measured on the list of `recommend`, except if each query has one target (docs/definitions/ranking-metrics.md).
+Then the rank is computed from the scores, so the order of ids does not decide ties.
 """
 
 from __future__ import annotations

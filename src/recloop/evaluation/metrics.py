@@ -1,9 +1,9 @@
 """Metrics: ranking quality, diversity and coverage; one formula per function.
 
-Formulas are those of docs/definitions/ranking-metrics.md and diversity-and-coverage.md, each in its function's
-docstring, each with a test computed by hand. Intervals are in `recloop.evaluation.bootstrap`. All functions work on
-flat arrays: Q queries, K ranks, U users, N items; an ``item_ix`` of 0 is padding. A value that cannot be computed (a
-query without a target, a share of nothing) is NaN.
+Formulas are those of docs/definitions/ranking-metrics.md and diversity-and-coverage.md. Each is in its function's
+docstring and has a test computed by hand. Intervals are in `recloop.evaluation.bootstrap`. All functions work on flat
+arrays: Q queries, K ranks, U users, N items; an ``item_ix`` of 0 is padding. An undefined value (a query without a
+target, a share with denominator 0) is NaN.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training batches: windows of moments, drawn targets, length buckets, padding.
 
-A window is a run of a user's moments with at most ``history`` items. The vector that ends moment t predicts moment
-t + 1, which for the window's newest moment is outside the window (docs/definitions/sequence-models.md). All data are
-flat arrays, without Python work per row.
+A window is a sequence of a user's moments with at most ``history`` items. The vector at the end of moment t predicts
+moment t + 1. For the window's newest moment this is outside the window (docs/definitions/sequence-models.md). All data
+are flat arrays, without Python work per row.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def make_tables(
 ) -> ItemUserTables:
     """Build the item and user tables over the inputs before the cut.
 
-    Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
+    Targets are inputs too. Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
     most positives in the 90 days before the cut, ties by id bytes (docs/definitions/terms.md).
 
     Args:

@@ -1,8 +1,8 @@
 """Choose fusion weights by grid search on the validation moments.
 
 A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i))
-(docs/definitions/fusion.md). Lists do not change when all weights are scaled, so only grid points whose largest weight
-is 1 are scored.
+(docs/definitions/fusion.md). Scaling all weights does not change lists, so only grid points with a largest weight of
+1 are scored.
 """
 
 from __future__ import annotations

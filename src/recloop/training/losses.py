@@ -32,7 +32,7 @@ SAMPLED: dict[str, tuple[Each, Each, bool]] = {
 }
 """Losses by name: loss of a target, loss of a rejected item, and True if q can differ from uniform."""
 UNTAKEN = frozenset({"bce", "bpr"})
-"""Losses whose negatives exclude the user's own items, as in their papers (docs/definitions/losses.md).
+"""Losses with negatives outside the user's items, as in their papers (docs/definitions/losses.md).
 
 The other losses estimate a sum over all items except the target, so only the target is masked in random draws.
 """

@@ -22,7 +22,7 @@ IMPRESSION: Final = "impression"
 CLICK: Final = "click"
 SLOT: Final = "slot"
 SHOWN_WEIGHT: Final = 0.1
-"""Weight of a shown item that the user skipped (docs/definitions/feedback.md)."""
+"""Weight of a skipped item (docs/definitions/feedback.md)."""
 
 
 def negatives(
