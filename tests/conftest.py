@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: the seeded world, a small shop after its first turn, servers, the data sets beside it."""
+"""Shared fixtures: the simulated shop, a small project after its first run, servers, data sets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from recloop.simulation.shop import SimulatedShop
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
-# One deadline for all machines would fail the slow ones; examples are drawn from a fixed seed, so a red test stays red.
+# A deadline would fail on slow machines; a fixed seed draws the same examples in each run.
 settings.register_profile("thorough", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("fast", settings.get_profile("thorough"), max_examples=30)
 settings.load_profile("thorough")
 
-# Two test processes share two cores: more threads each would only wait for one another.
+# Two test processes share two cores, so more threads would only wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COUNTING = """
@@ -41,14 +41,14 @@ n = 3
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw fewer examples where the slow tests are deselected, as `make test` does."""
+    """Draw fewer examples if the slow tests are deselected, as in `make test`."""
     if "not slow" in config.getoption("markexpr"):
         settings.load_profile("fast")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def few_timed_queries() -> Iterator[None]:
-    """The latency gate asks 30 queries instead of 200, half of an update's time; the gate's rule has tests of its own."""
+    """Let the latency gate time 30 queries instead of 200, which halves the time of an update."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paired, "TIMED", 30)
         yield
@@ -56,25 +56,25 @@ def few_timed_queries() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """The root of the checkout."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def world() -> SimulatedShop:
-    """The small world: 300 users, 200 items, about 11,500 events."""
+    """The small simulated shop: 300 users, 200 items, about 11,500 events."""
     return SimulatedShop(seed=0)
 
 
 @pytest.fixture
 def world_folder(world: SimulatedShop, tmp_path: Path) -> Path:
-    """The world written as a project of its own for this test."""
+    """A new project folder with the simulated shop."""
     return world.write(tmp_path / "shop")
 
 
 @pytest.fixture(scope="session")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that tests copy, never change: counting models over 60 users and 80 items, live."""
+    """A read-only project folder: live counting models over 60 users and 80 items."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("turned") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)
@@ -84,13 +84,13 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shop(turned: Path, tmp_path: Path) -> Project:
-    """That shop as a project of its own for this test."""
+    """A copy of the shared project."""
     return open_project(shutil.copytree(turned, tmp_path / "shop"))
 
 
 @pytest.fixture
 def serving() -> Iterator[Callable[..., servers.Server]]:
-    """Starts servers, and ends those that a test left."""
+    """Start servers, and stop those that are left at the end of a test."""
     started: list[servers.Server] = []
 
     def one(root: Path, *words: str, **more: Any) -> servers.Server:
@@ -104,7 +104,7 @@ def serving() -> Iterator[Callable[..., servers.Server]]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of public data sets beside the checkout; tests that need it are marked ``data``."""
+    """The folder of public data sets next to the checkout; tests marked ``data`` need it."""
     if not SHARED.is_dir():
         pytest.skip("needs the data sets in ../shared/data, which are not there")
     return SHARED

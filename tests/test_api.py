@@ -1,4 +1,4 @@
-"""The Python face: any frame in, the same kind out; states move on, weights do not; saved and loaded alike."""
+"""The Python API: frames of any kind, observed states, similar items, save and load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rec(world: SimulatedShop) -> recloop.FittedRecommender:
     return recloop.fit(world.events(), world.items(), world.users(), config=CONFIG)
 
 
-def test_the_kind_of_frame_that_goes_in_comes_out(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
+def test_recommend_returns_the_kind_of_frame_that_fit_got(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
     expected = rec.recommend(["u01", "new"], n=4)
     assert isinstance(expected, pl.DataFrame)
     assert expected.columns == ["user_id", "item_id", "score", "rank", "source"]
@@ -37,14 +37,16 @@ def test_the_kind_of_frame_that_goes_in_comes_out(world: SimulatedShop, rec: rec
         assert pl.DataFrame(found)["item_id"].to_list() == expected["item_id"].to_list()
 
 
-def test_filter_viewed_and_items_to_recommend(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
+def test_recommend_with_filter_viewed_and_items_to_recommend(
+    world: SimulatedShop, rec: recloop.FittedRecommender
+) -> None:
     had = set(world.events().filter((pl.col("user_id") == "u01") & (pl.col("event_type") == "purchase"))["item_id"])
     assert had & set(rec.recommend(["u01"], n=40)["item_id"])
     assert not had & set(rec.recommend(["u01"], n=40, filter_viewed=True)["item_id"])
     assert set(rec.recommend(["u01", "new"], items_to_recommend=["i01", "i02"])["item_id"]) == {"i01", "i02"}
 
 
-def test_observe_moves_the_state_and_not_the_weights(world: SimulatedShop) -> None:
+def test_observe_changes_the_state_and_not_the_weights(world: SimulatedShop) -> None:
     rec = recloop.fit(world.events(), config=CONFIG)
     rows = rec.bundle.arrays["neighbours.weights"].copy()
     assert set(rec.recommend(["new"])["source"]) == {"popular"}
@@ -55,7 +57,7 @@ def test_observe_moves_the_state_and_not_the_weights(world: SimulatedShop) -> No
     assert (rec.bundle.arrays["neighbours.weights"] == rows).all()
 
 
-def test_similar_items_are_rows_of_covisitation_filled_by_popular(rec: recloop.FittedRecommender) -> None:
+def test_similar_items_are_covisitation_rows_filled_by_popular(rec: recloop.FittedRecommender) -> None:
     found = rec.similar_items(["i01", "i02"], n=39)
     assert found["item_id"].to_list() == ["i01"] * 39 + ["i02"] * 39
     assert found["rank"].to_list() == [*range(1, 40)] * 2
@@ -72,7 +74,7 @@ def test_similar_items_are_rows_of_covisitation_filled_by_popular(rec: recloop.F
         rec.similar_items(["nothing"])
 
 
-def test_saved_and_loaded_lists_are_the_same(
+def test_recommend_after_save_and_load_is_equal(
     world: SimulatedShop, rec: recloop.FittedRecommender, tmp_path: Path
 ) -> None:
     path = rec.save(tmp_path / "bundle")
@@ -85,19 +87,19 @@ def test_saved_and_loaded_lists_are_the_same(
         loaded.evaluate()
 
 
-def test_evaluate_gives_the_table(rec: recloop.FittedRecommender) -> None:
+def test_evaluate_returns_the_table(rec: recloop.FittedRecommender) -> None:
     table = rec.evaluate()
     assert [row.row.model for row in table.rows] == ["popular", "bought_before", "covisitation", "served"]
     with pytest.raises(UserError, match=r"split\.protocol"):
         rec.evaluate("leave-one-out")
 
 
-def test_auto_mixes_the_counting_models(world: SimulatedShop) -> None:
+def test_fit_with_auto_mixes_the_counting_models(world: SimulatedShop) -> None:
     weights = recloop.fit(world.events(), model="auto", config=CONFIG).bundle.policy.placements["home"].weights
     assert weights["history"] == 1.0
 
 
-def test_mistakes_are_named(world: SimulatedShop) -> None:
+def test_fit_with_bad_arguments_names_them(world: SimulatedShop) -> None:
     with pytest.raises(UserError, match="a frame of pandas, Polars or Arrow"):
         recloop.fit([1, 2, 3])
     with pytest.raises(UserError, match=r"item_id.*nearest"):
@@ -108,7 +110,7 @@ def test_mistakes_are_named(world: SimulatedShop) -> None:
         _ = recloop.nothing
 
 
-def test_a_project_from_python(world: SimulatedShop, tmp_path: Path) -> None:
+def test_project_opened_from_python_updates_and_recommends(world: SimulatedShop, tmp_path: Path) -> None:
     shop = recloop.open(world.write(tmp_path / "shop"), model__name="popular")
     live = shop.update()
     assert shop.update() == live == shop.status()["live"]
@@ -116,6 +118,6 @@ def test_a_project_from_python(world: SimulatedShop, tmp_path: Path) -> None:
     assert shop.evaluate().rows[-1].row.model == "served"
 
 
-def test_every_public_name_is_there() -> None:
+def test_public_names_are_importable() -> None:
     for name in recloop.__all__:
         assert getattr(recloop, name) is not None

@@ -1,4 +1,4 @@
-"""Arguments and settings out of bounds: exit 2 before any work, whether or not torch is installed."""
+"""Arguments and settings out of bounds: exit 2 before any work, with and without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """One command line in this process: exit code, stdout, stderr."""
+    """Run one command line in this process: exit code, stdout, stderr."""
 
     def call(*words: str | Path) -> tuple[int, str, str]:
         code = run([str(word) for word in words])
@@ -102,7 +102,7 @@ def test_check_model_not_a_model_is_refused(name: str, said: str) -> None:
     assert said in str(refused.value)
 
 
-def test_check_model_without_torch_refuses_the_same_names() -> None:
+def test_check_model_without_torch_refuses_equal_names() -> None:
     good = [*MODELS, "recloop.models.sasrec:SASRec", "recloop.models.covisitation:CoVisitation"]
     names = [*good, *(name for name, _ in BAD_MODELS)]
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *names], capture_output=True, text=True, check=True)
@@ -121,7 +121,7 @@ def test_model_name_misspelt_exits_2_before_any_work(world_folder: Path, cli: Cl
     assert sorted(path.name for path in world_folder.iterdir() if path.is_dir()) in ([], ["store"])
 
 
-def test_model_name_misspelt_beside_a_live_bundle_exits_2(shop: Project, cli: Cli) -> None:
+def test_model_name_misspelt_with_a_live_bundle_exits_2(shop: Project, cli: Cli) -> None:
     code, out, err = cli("-C", shop.root, "update", "--set", "model.name=sasrek")
     assert (code, out) == (2, ""), err
     assert "model.name=sasrek" in err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Bad input beside a running service: the exit code, one clear message, the folder as it was, every list answered."""
+"""Bad input during serving: exit code, one message, unchanged folder, lists still answered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Said = tuple[int, str, str]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """One command line in this process: exit code, stdout, stderr."""
+    """Run one command line in this process: exit code, stdout, stderr."""
 
     def call(*words: str | Path) -> Said:
         code = run([str(word) for word in words])
@@ -41,7 +41,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 
 @pytest.fixture(scope="module")
 def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[servers.Server, Project, str]]:
-    """A server with a row that no update has read, and a child of live that was refused: server, project, child."""
+    """A server with a pending row and a refused child of live: server, project, child."""
     project = open_project(shutil.copytree(turned, tmp_path_factory.mktemp("busy") / "shop"))
     control = project.open_control()
     live = bundles.load(project.bundles / (project.live_bundle_id() or ""))
@@ -60,7 +60,7 @@ def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
 
 
 def written(root: Path) -> dict[str, bytes]:
-    """Everything outside the stores, byte for byte."""
+    """Contents of all files outside the stores."""
     files = [path for path in root.rglob("*") if path.is_file() and path.parent.name != "store"]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
@@ -89,7 +89,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("words", "code", "said"), LINES, ids=[" ".join(words) for words, _, _ in LINES])
-def test_a_mistake_is_one_message_and_moves_nothing(
+def test_cli_with_a_bad_argument_prints_one_error_and_changes_nothing(
     busy: tuple[servers.Server, Project, str], cli: Callable[..., Said], words: list[str], code: int, said: str
 ) -> None:
     server, project, child = busy
@@ -105,19 +105,21 @@ def test_a_mistake_is_one_message_and_moves_nothing(
     assert (written(project.root), control.releases(), listed(server)) == before
 
 
-def test_feedback_with_an_unknown_request_id_is_an_event_like_any_other(
+def test_post_events_with_an_unknown_request_id_is_accepted(
     busy: tuple[servers.Server, Project, str],
 ) -> None:
     server, _, _ = busy
-    row = {"user_id": "told", "item_id": "i07", "event_type": "purchase", "event_id": "told-1", "request_id": "never"}
+    row = {"user_id": "new", "item_id": "i07", "event_type": "purchase", "event_id": "new-1", "request_id": "never"}
     answer = server.client.post("/v1/events", json=row)
     assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
-    first = server.client.get("/v1/recommend/told").json()["items"][0]
+    first = server.client.get("/v1/recommend/new").json()["items"][0]
     assert (first["item_id"], first["source"]) == ("i07", "history")
-    assert server.client.get("/v1/users/told").json()["events"] == 1
+    assert server.client.get("/v1/users/new").json()["events"] == 1
 
 
-def test_a_place_that_is_no_place(shop: Project, cli: Callable[..., Said], tmp_path: Path) -> None:
+def test_cli_with_an_unusable_path_exits_2_and_names_it(
+    shop: Project, cli: Callable[..., Said], tmp_path: Path
+) -> None:
     (tmp_path / "odd" / "recloop.toml").mkdir(parents=True)
     for root, said in ((tmp_path / "odd", "a file, not a folder"), (shop.file, "parents that are folders, not files")):
         code, out, err = cli("-C", root, "status")
@@ -132,13 +134,13 @@ def test_a_place_that_is_no_place(shop: Project, cli: Callable[..., Said], tmp_p
 
 
 @pytest.mark.parametrize("file", ["data/manifest.json", "data/items.parquet", "store/log.db", "store/control.db"])
-def test_a_file_that_is_junk_is_named(shop: Project, cli: Callable[..., Said], file: str) -> None:
+def test_cli_with_a_corrupt_file_exits_2_and_names_it(shop: Project, cli: Callable[..., Said], file: str) -> None:
     (shop.root / file).write_bytes(b"junk" * 100)
     before = written(shop.root)
     for words in (["recommend", "u05"], ["report"], ["evaluate"]):
         code, out, err = cli("-C", shop.root, *words)
         if code == 0:
-            continue  # it asks for no such file
+            continue  # this command does not read the file
         assert (code, out) == (2, ""), (words, err)
         assert Path(file).name in err.splitlines()[-1]
     assert cli("-C", shop.root, "recommend", "u05")[0] == 2
@@ -146,7 +148,7 @@ def test_a_file_that_is_junk_is_named(shop: Project, cli: Callable[..., Said], f
     assert written(shop.root) == {name: data for name, data in before.items() if not name.startswith("reports/")}
 
 
-def test_a_disk_without_room_leaves_no_half_of_a_bundle(shop: Project) -> None:
+def test_train_on_a_full_disk_leaves_no_partial_bundle(shop: Project) -> None:
     names = sorted(path.name for path in shop.bundles.iterdir())
     full = subprocess.run(
         [*RECLOOP, "-C", str(shop.root), "train", "popular"], capture_output=True, text=True,
@@ -158,7 +160,7 @@ def test_a_disk_without_room_leaves_no_half_of_a_bundle(shop: Project) -> None:
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["--help"]])
-def test_whoever_reads_the_output_may_go(shop: Project, words: list[str]) -> None:
+def test_cli_with_a_closed_pipe_exits_0(shop: Project, words: list[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     try:
@@ -170,21 +172,21 @@ def test_whoever_reads_the_output_may_go(shop: Project, words: list[str]) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_interrupted_turn_says_so_and_the_next_one_is_whole(tmp_path: Path) -> None:
+def test_update_interrupted_exits_130_and_the_next_succeeds(tmp_path: Path) -> None:
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
     words = [*RECLOOP, "-C", str(folder), "update", "--set", "model.name=popular"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as turn:
-        assert turn.stderr is not None
-        first = turn.stderr.readline()
-        turn.send_signal(signal.SIGINT)
-        out, err = turn.communicate(timeout=servers.PATIENCE)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as update:
+        assert update.stderr is not None
+        first = update.stderr.readline()
+        update.send_signal(signal.SIGINT)
+        out, err = update.communicate(timeout=servers.PATIENCE)
     assert "collect" in first
-    assert (turn.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted")
+    assert (update.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted")
     assert "Traceback" not in err
     assert subprocess.run(words, capture_output=True).returncode == 0
 
 
-def test_a_bug_of_ours_is_saved_and_not_shown(
+def test_cli_internal_error_writes_the_traceback_to_a_file(
     shop: Project, cli: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "status", lambda _: 1 / 0)

@@ -1,4 +1,4 @@
-"""The benchmark of an update on the small world: its rows, its result files, and that a finished row is not made again."""
+"""The update benchmark on the simulated shop: rows, result files, and reuse of finished rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_rows_of_an_update_are_made_once_and_compared_with_the_frozen_model(root: Path, tmp_path: Path) -> None:
+def test_benchmark_update_reuses_rows_and_compares_with_the_frozen_model(root: Path, tmp_path: Path) -> None:
     words = ["--data", "world", "--projects", str(tmp_path / "projects"), "--results", str(tmp_path), "--set"]
     words = [sys.executable, str(root / "benchmarks" / "update.py"), *words, "model.name=covisitation"]
     first = subprocess.run([*words, "--row", "warm"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A bundle on disk: every byte checked, nothing missing, nothing extra, no link, no graph with tensors elsewhere."""
+"""Bundles on disk: hashes, missing and extra files, links, and graphs with external tensors."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def folder(fitted: Bundle, tmp_path: Path) -> Path:
     return tmp_path / bundles.write(fitted, tmp_path, STARTED).id
 
 
-def test_the_name_is_model_start_and_hash(folder: Path) -> None:
+def test_bundle_name_is_model_start_and_hash(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert folder.name == manifest["bundle"] == f"counts-20250102T030405Z-{bundles.content_hash(manifest)}"
     assert not list(folder.parent.glob(".stage*"))
 
 
-def test_what_is_loaded_is_what_was_written(folder: Path, fitted: Bundle) -> None:
+def test_bundle_round_trips(folder: Path, fitted: Bundle) -> None:
     loaded = bundles.load(folder, bundles.manifest_hash(folder))
     assert (loaded.spec, loaded.fields, loaded.policy) == (fitted.spec, fitted.fields, fitted.policy)
     assert loaded.items.ids.ids == fitted.items.ids.ids
@@ -57,7 +57,7 @@ def test_what_is_loaded_is_what_was_written(folder: Path, fitted: Bundle) -> Non
 
 
 @pytest.mark.parametrize("dtype", list(bundles.DTYPES.values()))
-def test_arrays_are_read_as_the_library_reads_them(tmp_path: Path, dtype: type) -> None:
+def test_bundle_arrays_equal_those_read_by_safetensors(tmp_path: Path, dtype: type) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "matrix": rng.integers(0, 2, (5, 3)).astype(dtype), "none": np.zeros((0, 4), dtype=dtype),
@@ -76,13 +76,13 @@ def test_arrays_are_read_as_the_library_reads_them(tmp_path: Path, dtype: type) 
         bundles._arrays(tmp_path / "a.safetensors")
 
 
-def test_the_same_content_has_the_same_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
+def test_bundle_of_equal_content_has_equal_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
     again = tmp_path / "again" / bundles.write(fitted, tmp_path / "again", STARTED).id
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", ["serve.safetensors", "items.parquet", "spec.json", "policy.json", "manifest.json"])
-def test_a_flipped_byte_is_refused_by_file_and_hash(folder: Path, name: str) -> None:
+def test_bundle_with_a_flipped_byte_is_refused_with_file_and_hash(folder: Path, name: str) -> None:
     sha256 = bundles.manifest_hash(folder)
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -91,7 +91,7 @@ def test_a_flipped_byte_is_refused_by_file_and_hash(folder: Path, name: str) -> 
         bundles.load(folder, sha256)
 
 
-def test_a_file_that_is_missing_extra_or_a_link_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_bundle_with_a_missing_extra_or_linked_file_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "extra.json").write_text("{}")
     with pytest.raises(BundleError, match=r"extra\.json.*the manifest lists"):
         bundles.load(folder)
@@ -105,7 +105,7 @@ def test_a_file_that_is_missing_extra_or_a_link_is_refused(folder: Path, tmp_pat
         bundles.load(folder)
 
 
-def test_a_newer_format_or_encoding_is_refused(folder: Path) -> None:
+def test_bundle_of_a_newer_format_or_encoding_is_refused(folder: Path) -> None:
     for key in ("format", "encode_version"):
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest[key] += 1
@@ -116,7 +116,7 @@ def test_a_newer_format_or_encoding_is_refused(folder: Path) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_graph_with_tensors_elsewhere_is_refused(fitted: Bundle, tmp_path: Path) -> None:
+def test_bundle_graph_with_external_tensors_is_refused(fitted: Bundle, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="../../secret")
@@ -127,7 +127,7 @@ def test_a_graph_with_tensors_elsewhere_is_refused(fitted: Bundle, tmp_path: Pat
         bundles.load(tmp_path / written.id)
 
 
-def test_a_list_that_changed_is_refused(folder: Path) -> None:
+def test_check_golden_with_a_changed_list_raises(folder: Path) -> None:
     loaded = bundles.load(folder)
     rec = recloop.load(folder)
     ids = rec.recommend(["x"], n=3)["item_id"].to_list()
@@ -140,7 +140,7 @@ def test_a_list_that_changed_is_refused(folder: Path) -> None:
 
 
 def rewritten(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The bundle with one JSON file changed, and every hash and the folder's name made to fit."""
+    """Change one JSON file of a bundle and update its hashes and name."""
     tree = json.loads((folder / name).read_text())
     change(tree)
     (folder / name).write_bytes(bundles._json(tree))
@@ -161,11 +161,11 @@ def written_again(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_policy_and_manifest_parsed_and_written_have_the_same_bytes(folder: Path) -> None:
+def test_policy_and_manifest_round_trip_to_equal_bytes(folder: Path) -> None:
     assert written_again(folder) == {name: (folder / name).read_bytes() for name in ("policy.json", "manifest.json")}
 
 
-def test_optional_keys_of_networks_and_children_have_the_same_bytes(folder: Path) -> None:
+def test_manifest_of_networks_and_children_round_trips_to_equal_bytes(folder: Path) -> None:
     def network(tree: dict[str, Any]) -> None:
         tree |= {"parent": "sasrec-20250101T000000Z-00000000", "recipe": "a" * 64, "config": {"features.dim": 32}}
         tree["model"] = {"name": "sasrec", "config": {"layers": 2, "dropout": 0.1}}
@@ -190,7 +190,7 @@ def test_optional_keys_of_networks_and_children_have_the_same_bytes(folder: Path
         ("manifest.json", ("scorers", "popular")),
     ],
 )  # fmt: skip
-def test_unknown_keys_are_kept_and_written_back(folder: Path, tmp_path: Path, name: str, path: tuple[str, ...]) -> None:
+def test_bundle_unknown_keys_are_kept(folder: Path, tmp_path: Path, name: str, path: tuple[str, ...]) -> None:
     def added(tree: dict[str, Any]) -> None:
         for key in path:
             tree = tree[key]
@@ -211,7 +211,7 @@ def test_unknown_keys_are_kept_and_written_back(folder: Path, tmp_path: Path, na
         ("manifest.json", ("scorers", "popular", "model")),
     ],
 )  # fmt: skip
-def test_a_missing_key_is_refused_by_name(folder: Path, name: str, path: tuple[str, ...]) -> None:
+def test_bundle_with_a_missing_key_is_refused_and_names_it(folder: Path, name: str, path: tuple[str, ...]) -> None:
     def removed(tree: dict[str, Any]) -> None:
         for key in path[:-1]:
             tree = tree[key]
@@ -224,7 +224,7 @@ def test_a_missing_key_is_refused_by_name(folder: Path, name: str, path: tuple[s
 @pytest.mark.parametrize(
     ("path", "value"), [(("k",), "ten"), (("weights",), {"popular": "much"}), (("filter",), None), (("rrf",), "60")]
 )
-def test_a_value_of_another_type_is_refused_by_name(folder: Path, path: tuple[str, ...], value: object) -> None:
+def test_policy_value_of_a_wrong_type_is_refused_and_named(folder: Path, path: tuple[str, ...], value: object) -> None:
     def changed(tree: dict[str, Any]) -> None:
         tree["placements"]["home"][path[0]] = value
 
@@ -232,7 +232,7 @@ def test_a_value_of_another_type_is_refused_by_name(folder: Path, path: tuple[st
         bundles.load(rewritten(folder, "policy.json", changed))
 
 
-def test_a_policy_without_placements_is_refused(folder: Path) -> None:
+def test_policy_without_placements_is_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match=r"policy\.json\.placements=.*at least one placement"):
         bundles.load(rewritten(folder, "policy.json", lambda tree: tree.update(placements={})))
 
@@ -245,7 +245,7 @@ def test_scorer_is_a_baseline_unless_the_model_was_named(source: str, model: str
     assert ScorerSpec(source, model, "counts").is_baseline is baseline
 
 
-def test_golden_cases_parsed_and_written_have_the_same_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
+def test_golden_cases_round_trip_to_equal_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
     state = UserState(moments=[(5, ["i1", "i2"], [0, 0])], groups={"g": 5}, positives=2, attributes={"age": 30})
     case = GoldenCase(state, fitted.cut, "home", 2, ["i1", "i2"], [0.25, -1.0])
     written = bundles.write(replace(fitted, golden=[case]), tmp_path / "again", STARTED)
@@ -256,7 +256,7 @@ def test_golden_cases_parsed_and_written_have_the_same_bytes(folder: Path, fitte
     assert (tmp_path / "third" / again.id / "golden.json").read_bytes() == file.read_bytes()
 
 
-def test_a_golden_file_of_another_shape_is_refused(folder: Path) -> None:
+def test_golden_file_of_a_wrong_shape_is_refused(folder: Path) -> None:
     def broken(tree: Any) -> None:
         tree.append({"state": {}})
 

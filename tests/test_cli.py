@@ -1,4 +1,4 @@
-"""The command line from outside: exit codes, one last line of stderr, exactly one JSON object on stdout."""
+"""The command line: exit codes, the last line of stderr, one JSON object on stdout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A counting project after its first turn."""
+    """A project with counting models after its first run."""
     folder = SimulatedShop(users=60, items=40).write(tmp_path_factory.mktemp("cli") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "popular"\n')
@@ -44,8 +44,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mistake(done: Done) -> str:
-    """The last line of a user's mistake: exit 2, nothing on stdout, no traceback."""
+def user_error(done: Done) -> str:
+    """Check exit 2, empty stdout and no traceback; return the last line of stderr."""
     code, out, err = done
     assert (code, out) == (2, ""), err
     assert "Traceback" not in err
@@ -90,23 +90,23 @@ def tree(done: Done) -> dict[str, Any]:
         (["report", "--from", "yesterday"], "yesterday"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_and_mends(cli: Cli, shop: Path, words: list[str], said: str) -> None:
-    assert said in mistake(cli("-C", shop, *words))
+def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(cli: Cli, shop: Path, words: list[str], said: str) -> None:
+    assert said in user_error(cli("-C", shop, *words))
 
 
-def test_no_project_here(cli: Cli, tmp_path: Path) -> None:
-    assert "recloop init FILE" in mistake(cli("-C", tmp_path, "update"))
+def test_cli_without_a_project_exits_2_and_names_init(cli: Cli, tmp_path: Path) -> None:
+    assert "recloop init FILE" in user_error(cli("-C", tmp_path, "update"))
     (tmp_path / "recloop.toml").write_text("[data\n")
-    assert "recloop.toml" in mistake(cli("-C", tmp_path, "update"))
+    assert "recloop.toml" in user_error(cli("-C", tmp_path, "update"))
 
 
-def test_before_the_first_turn(cli: Cli, world_folder: Path) -> None:
+def test_cli_before_the_first_run_exits_2_and_names_update(cli: Cli, world_folder: Path) -> None:
     for verb in (["recommend", "u1"], ["evaluate"], ["serve"]):
-        assert "recloop update" in mistake(cli("-C", world_folder, *verb))
+        assert "recloop update" in user_error(cli("-C", world_folder, *verb))
     assert tree(cli("status", "--json", "-C", world_folder))["live"] is None
 
 
-def test_json_is_one_object_with_the_keys_of_the_interface(cli: Cli, shop: Path) -> None:
+def test_cli_json_is_one_object_with_the_documented_keys(cli: Cli, shop: Path) -> None:
     status = tree(cli("-C", shop, "status", "--json"))
     assert set(status) >= {"live", "shadow", "experiment", "generation", "bundles", "last_seq", "watermark"}
     doctor = tree(cli("-C", shop, "doctor", "--json"))
@@ -131,12 +131,12 @@ def test_json_is_one_object_with_the_keys_of_the_interface(cli: Cli, shop: Path)
     assert Path(report["path"]).read_text("utf-8").startswith("<!")
 
 
-def test_with_a_live_bundle_and_nothing_new_an_update_does_nothing(cli: Cli, shop: Path) -> None:
+def test_update_without_new_rows_does_nothing(cli: Cli, shop: Path) -> None:
     done = tree(cli("-C", shop, "update", "--json"))
     assert (done["verdict"], done["read"]) == ("nothing", 0)
 
 
-def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Path) -> None:
+def test_train_registers_and_promote_checks_requirements(cli: Cli, shop: Path) -> None:
     before = tree(cli("-C", shop, "status", "--json"))["live"]
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))
     assert (shop / "runs" / made["run"] / "metrics.json").exists()
@@ -170,21 +170,23 @@ def test_train_registers_and_promote_asks_for_what_is_earned(cli: Cli, shop: Pat
 
 
 @pytest.mark.parametrize("share", ["0.0", "1.0"])
-def test_an_experiment_needs_users_in_both_arms(cli: Cli, shop: Path, share: str) -> None:
+def test_promote_to_an_experiment_with_an_empty_arm_exits_2(cli: Cli, shop: Path, share: str) -> None:
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
     words = ["--set", f"release.experiment_share={share}", "promote", made, "--to", "experiment", "--reason", "try"]
-    assert f"release.experiment_share={share}: expected a share above 0 and below 1" in mistake(cli("-C", shop, *words))
+    assert f"release.experiment_share={share}: expected a share above 0 and below 1" in user_error(
+        cli("-C", shop, *words)
+    )
     assert tree(cli("-C", shop, "status", "--json"))["experiment"] is None
 
 
-def test_promote_with_a_plan_of_too_few_users_names_the_least_that_works(cli: Cli, shop: Path) -> None:
+def test_promote_with_too_few_planned_users_names_the_minimum(cli: Cli, shop: Path) -> None:
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
     words = ["--set", "release.experiment_share=0.05", "promote", made, "--to", "experiment", "--reason", "try"]
     expected = "release.plan.users=4000: expected at least 8000 for 4 looks at a share of 0.05"
-    assert expected in mistake(cli("-C", shop, *words))
+    assert expected in user_error(cli("-C", shop, *words))
 
 
-def test_status_with_a_config_edited_in_an_experiment_says_that_the_plan_holds(cli: Cli, shop: Path) -> None:
+def test_status_after_a_config_edit_during_an_experiment_shows_the_plan(cli: Cli, shop: Path) -> None:
     made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
     assert tree(cli("-C", shop, "status", "--json"))["verdict"] is None
     assert cli("-C", shop, "promote", made, "--to", "experiment", "--reason", "try")[0] == 0
@@ -201,23 +203,23 @@ def test_status_with_a_config_edited_in_an_experiment_says_that_the_plan_holds(c
     assert verdict["differs"][0] in said
 
 
-def test_another_run_holds_the_lock(cli: Cli, shop: Path) -> None:
+def test_prepare_during_an_update_exits_3_and_names_it(cli: Cli, shop: Path) -> None:
     with locks.run_lock(shop, "update"):
         code, out, err = cli("-C", shop, "prepare")
     assert (code, out) == (3, "")
     assert "update" in err
 
 
-def test_prepare_says_where_it_cut(cli: Cli, world_folder: Path) -> None:
+def test_prepare_json_reports_the_split(cli: Cli, world_folder: Path) -> None:
     done = tree(cli("-C", world_folder, "prepare", "--json"))
     assert done["train"] + done["valid"] + done["test"] == done["kept"]
     assert len(done["fingerprint"]) == 64
 
 
-def test_a_rule_that_takes_too_much_stops_and_leaves_nothing(cli: Cli, world_folder: Path) -> None:
+def test_update_with_excessive_removals_exits_2_and_writes_no_data(cli: Cli, world_folder: Path) -> None:
     done = cli("-C", world_folder, "--set", "clean.keep=\"event_type = 'click'\"", "update")
-    assert "clean.max_removed" in mistake(done)
-    assert len(done[2].splitlines()) >= 4  # sample rows stand above
+    assert "clean.max_removed" in user_error(done)
+    assert len(done[2].splitlines()) >= 4  # sample rows precede the last line
     assert not (world_folder / "data").exists()
     assert not list(world_folder.glob("data*"))
 
@@ -230,7 +232,7 @@ def test_help_has_four_panels_and_needs_no_project(words: list[str]) -> None:
 
 
 def help_texts() -> Iterator[tuple[str, str]]:
-    """Each verb, argument and option with its help."""
+    """Help texts of verbs, arguments and options by name."""
     group: Any = typer.main.get_command(app)
     yield from ((f"recloop {one.opts[0]}", one.help) for one in group.params)
     for verb, command in group.commands.items():
@@ -258,15 +260,15 @@ def test_version_prints_name_and_number(cli: Cli) -> None:
     ],
 )
 def test_old_name_is_refused_with_the_new_one(cli: Cli, words: list[str], said: str) -> None:
-    assert said in mistake(cli(*words))
+    assert said in user_error(cli(*words))
 
 
-def test_init_then_update_by_the_readmes_three_commands(cli: Cli, world: SimulatedShop, tmp_path: Path) -> None:
+def test_init_and_update_of_the_readme_succeed(cli: Cli, world: SimulatedShop, tmp_path: Path) -> None:
     world.write(tmp_path)
     (tmp_path / "recloop.toml").unlink()
     files = [tmp_path / "events.csv", "--items", tmp_path / "items.csv", "--users", tmp_path / "users.csv"]
     made = tree(cli("-C", tmp_path, "init", *files, "--yes", "--json"))
     assert made["columns"]["group_id"] == "group_id"
     assert made["scenario"] == "content"
-    assert "--force" in mistake(cli("-C", tmp_path, "init", *files, "--yes"))
+    assert "--force" in user_error(cli("-C", tmp_path, "init", *files, "--yes"))
     assert tree(cli("-C", tmp_path, "update", "--set", "model.name=popular", "--json"))["verdict"] == "first"

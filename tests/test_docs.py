@@ -1,4 +1,4 @@
-"""Docs are executed: marked blocks run, links resolve, both READMEs agree, every verb and key is written down."""
+"""Documentation: marked blocks run, links resolve, both READMEs agree, all verbs and keys exist."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FENCE = re.compile(r"^```(\w+) run[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The (language, code) of each block of a page that is marked to run."""
+    """(language, code) of each block of a page that is marked to run."""
     return FENCE.findall(page.read_text("utf-8"))
 
 
 def free_port() -> int:
-    """One below those that the system gives away: no server of another test takes it before the page's own does."""
+    """A free port below the ephemeral range, so that no other test's server takes it first."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -63,7 +63,7 @@ def run_blocks(page: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project_after_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which every block of the quickstart has run."""
+    """A project folder after all blocks of the quickstart."""
     folder = tmp_path_factory.mktemp("quickstart")
     run_blocks(QUICKSTART, folder)
     return folder
@@ -138,21 +138,21 @@ def sources() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("file", sorted(sources()), ids=lambda file: str(file.relative_to(ROOT)))
-def test_every_file_opens_with_what_it_is_for(file: Path) -> None:
+def test_source_files_have_a_module_docstring(file: Path) -> None:
     first = sentence(file)
     assert 10 < len(first) < 160, first
     assert "TODO" not in file.read_text("utf-8") or file.name == "test_docs.py"
     assert ast.get_docstring(ast.parse(file.read_text("utf-8")))
 
 
-def test_every_verb_is_documented() -> None:
-    app = importlib.import_module("recloop.cli").app  # here: a broken command line fails this test alone
+def test_stability_page_names_every_verb() -> None:
+    app = importlib.import_module("recloop.cli").app  # imported here so that a broken command line fails only this test
     text = (ROOT / "docs" / "stability.md").read_text("utf-8").split("## A project folder")[0]
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert [verb for verb in verbs if f"`{verb}`" not in text] == []
 
 
-def test_links_inside_the_docs_lead_somewhere() -> None:
+def test_doc_links_resolve() -> None:
     for page in PAGES:
         text = page.read_text("utf-8")
         for target in [*re.findall(r"\]\(([^)#:]+)\)", text), *re.findall(r'<img src="([^":]+)"', text)]:
@@ -201,6 +201,6 @@ def test_decisions_index_links_every_file() -> None:
     assert [file.name for file in folder.glob("2*.md") if f"]({file.name})" not in index] == []
 
 
-def test_no_page_names_a_place_of_this_machine() -> None:
+def test_docs_contain_no_local_paths() -> None:
     for page in PAGES:
         assert not re.search(r"(?<![\w.~-])/(?:work|farm|tmp|home|root|opt)/", page.read_text("utf-8")), page

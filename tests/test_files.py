@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the new one, and an error leaves nothing beside it."""
+"""Atomic writes: readers see the old or the new file, and an error leaves no temporary file."""
 
 from __future__ import annotations
 

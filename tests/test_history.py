@@ -1,4 +1,4 @@
-"""Looks are history: a log of views, carts and purchases from `init` to a list over HTTP; returns; no positive row."""
+"""Views as history: a browsing log from `init` to a list over HTTP; returns; no positive row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PERSONAL = {"model", "history", "neighbours"}
 
 
 def browsing(folder: Path, visitors: int = 200) -> Path:
-    """A log of views with few carts and purchases: three of five visitors only look."""
+    """Write a log of views with few carts and purchases; most visitors only view."""
     draw = random.Random(0)
     rows = []
     for visitor in range(visitors):
@@ -47,16 +47,20 @@ def browsing(folder: Path, visitors: int = 200) -> Path:
     return folder
 
 
-def test_update_on_a_browsing_log_serves_visitors_who_only_look(tmp_path: Path) -> None:
+def test_update_of_a_browsing_log_serves_visitors_without_targets(tmp_path: Path) -> None:
     project = open_project(browsing(tmp_path), ['model.name="covisitation"'])
     bundle = loop.first_run(project).bundle
     data = load(project)
     users = data.events["user_id"].unique().sort().to_list()
     states = StateHistory(data.events).states(users, [10**9] * len(users))
     assert (np.diff(states.moment_offsets) == 0).mean() <= 0.05
-    assert 1 - data.events.filter(pl.col("label") > 0)["user_id"].n_unique() / len(users) > 0.4, "most only look"
+    assert 1 - data.events.filter(pl.col("label") > 0)["user_id"].n_unique() / len(users) > 0.4, (
+        "most visitors only view"
+    )
     assert set(data.test.filter(pl.col("label") > 0)["event_type"]) == {"addtocart", "transaction"}
-    assert int(bundle.items.count.sum()) == (pl.concat([data.train, data.valid])["label"] > 0).sum(), "targets alone"
+    assert int(bundle.items.count.sum()) == (pl.concat([data.train, data.valid])["label"] > 0).sum(), (
+        "only targets are counted"
+    )
     assert bundle.policy.filter_seen == project.config.split.filter_seen
 
     async def visit() -> set[str]:
@@ -75,7 +79,7 @@ def test_update_on_a_browsing_log_serves_visitors_who_only_look(tmp_path: Path) 
 
 
 def log_of(rows: list[tuple[int, str, str, Use, float]]) -> pl.DataFrame:
-    """Labelled rows of one user: (day, item, type of a pair, use, units); weight 5 of a target."""
+    """Labelled rows of one user: (day, item, undone type, use, units); targets have weight 5."""
     frame = pl.DataFrame(
         [
             {"seq": n, "user_id": "u", "item_id": item, "timestamp": day, "group_id": None, "use": int(use), "pair": pair,
@@ -87,24 +91,24 @@ def log_of(rows: list[tuple[int, str, str, Use, float]]) -> pl.DataFrame:
     return moment_stamps(frame)
 
 
-def test_settled_a_return_takes_the_newest_purchase_by_its_units() -> None:
+def test_without_undone_return_removes_units_of_the_newest_purchase() -> None:
     bought = [(1, "a", "", Use.TARGET, 1.0), (2, "a", "", Use.TARGET, 3.0), (3, "b", "", Use.TARGET, 1.0)]
     part = without_undone(log_of([*bought, (4, "a", "*", Use.UNDO, 2.0)]))
-    assert part["label"].to_list() == [1, 1, 1, 0], "two of three went back: one is left"
+    assert part["label"].to_list() == [1, 1, 1, 0], "two of three units were returned: one is left"
     whole = without_undone(log_of([*bought, (4, "a", "*", Use.UNDO, 3.0)]))
     assert whole["label"].to_list() == [1, 0, 1, 0]
     more = without_undone(log_of([*bought, (4, "a", "*", Use.UNDO, 9.0), (5, "a", "", Use.TARGET, 1.0)]))
-    assert more["label"].to_list() == [0, 0, 1, 0, 1], "what is left over takes back nothing later"
+    assert more["label"].to_list() == [0, 0, 1, 0, 1], "surplus units undo no later purchase"
 
 
-def test_settled_before_the_cut_keeps_what_comes_back_after_it() -> None:
+def test_without_undone_before_the_cut_keeps_purchases_returned_later() -> None:
     rows = log_of([(1, "a", "", Use.TARGET, 1.0), (5, "a", "", Use.TARGET, 1.0), (9, "a", "*", Use.UNDO, 2.0)])
     assert without_undone(rows.filter(pl.col("stamp") < 5))["label"].to_list() == [1]
     test = make_queries(rows.filter(pl.col("stamp") >= 5), "successive")
-    assert len(test) == 0, "in the test it went back: not a target"
+    assert len(test) == 0, "an item returned in the test is not a target"
 
 
-def test_train_data_asks_for_targets_alone(tmp_path: Path) -> None:
+def test_train_data_targets_exclude_history_events(tmp_path: Path) -> None:
     project = open_project(browsing(tmp_path, 40))
     prepare(project)
     data = load(project)
@@ -121,8 +125,8 @@ def test_train_data_asks_for_targets_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["purchase", "return"])
-def test_returns_take_purchases_out_of_counts_and_stop_nothing(tmp_path: Path, kind: str) -> None:
-    """A quarter of the rows go back, said by a negative quantity or by a type: nobody has item `i0` in the end."""
+def test_prepare_with_returns_removes_purchases_from_counts(tmp_path: Path, kind: str) -> None:
+    """A quarter of the rows are returned, by negative quantity or by type; no user keeps `i0`."""
     rows = []
     for n in range(90):
         basket = ("i0", f"i{1 + n % 7}", f"i{8 + n % 5}")
@@ -138,13 +142,13 @@ def test_returns_take_purchases_out_of_counts_and_stop_nothing(tmp_path: Path, k
     data = load(project)
     tables = make_tables(FeatureSpec.of(project.config), data.train, data.manifest.cut, None, None)
     counts = dict(zip(tables.items.ids, train_data(tables, data.train, None).counts[1:].tolist(), strict=True))
-    assert counts.get("i0", 0) <= 1, "at most the one whose return lies after the cut"
+    assert counts.get("i0", 0) <= 1, "at most the one that was returned after the cut"
     assert min(count for item, count in counts.items() if item != "i0") >= 8
     whole = StateHistory(data.events).states(["u3"], [10**9])
     assert "i0" not in whole.names[whole.items].tolist()
 
 
-def test_prepare_of_a_log_without_a_positive_row_says_so(tmp_path: Path) -> None:
+def test_prepare_without_a_positive_row_raises(tmp_path: Path) -> None:
     names = ["user_id", "item_id", "timestamp", "event_type"]
     rows = [(f"u{n % 5}", f"i{n % 7}", 1_700_000_000 + n * 3_600, "impression") for n in range(60)]
     pl.DataFrame(rows, schema=names, orient="row").write_csv(tmp_path / "log.csv")

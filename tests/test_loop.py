@@ -1,4 +1,4 @@
-"""One turn on the world: what it leaves, what it refuses, and that its list is the one that was measured."""
+"""The first run on the simulated shop: files, refusals, and metrics of the served lists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.FirstRu
     return folder, loop.first_run(open_project(folder, COUNTS))
 
 
-def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.FirstRun]) -> None:
+def test_first_run_writes_a_whole_project(turned: tuple[Path, loop.FirstRun]) -> None:
     folder, made = turned
     project = open_project(folder)
     assert project.live_bundle_id() == made.bundle.id
@@ -48,14 +48,14 @@ def test_a_turn_leaves_a_whole_project(turned: tuple[Path, loop.FirstRun]) -> No
     assert not [path for path in folder.rglob("*") if path.name.startswith(".stage") or path.suffix == ".tmp"]
 
 
-def test_a_simple_row_wins_by_the_truth_of_the_world(turned: tuple[Path, loop.FirstRun]) -> None:
+def test_first_run_rows_rank_by_the_simulated_truth(turned: tuple[Path, loop.FirstRun]) -> None:
     ndcg = {row.row.model: row.estimates["all", "NDCG@10"].value for row in turned[1].table.rows}
     assert ndcg["bought_before"] > ndcg["popular"] + 0.05
     assert ndcg["served"] > ndcg["popular"] + 0.05
 
 
-def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.FirstRun]) -> None:
-    """The table's hit rate of `served`, counted again from single answers of the bundle as it lies on disk."""
+def test_first_run_metrics_equal_those_of_served_lists(turned: tuple[Path, loop.FirstRun]) -> None:
+    """The hit rate of `served`, recomputed from single answers of the stored bundle."""
     folder, made = turned
     project = open_project(folder, COUNTS)
     data, bundle = load(project), project.load_bundle()
@@ -74,7 +74,7 @@ def test_what_was_measured_is_what_is_served(turned: tuple[Path, loop.FirstRun])
     assert served.estimates["all", "HR@10"].value == pytest.approx(rate, abs=1e-9)
 
 
-def test_a_turn_again_gives_the_same_bytes(turned: tuple[Path, loop.FirstRun], tmp_path: Path) -> None:
+def test_first_run_repeated_gives_equal_bytes(turned: tuple[Path, loop.FirstRun], tmp_path: Path) -> None:
     folder, made = turned
     again = shutil.copytree(
         folder, tmp_path / "shop", ignore=shutil.ignore_patterns("data", "bundles", "store", "runs")
@@ -86,13 +86,13 @@ def test_a_turn_again_gives_the_same_bytes(turned: tuple[Path, loop.FirstRun], t
         assert (folder / "data" / name).read_bytes() == (again / "data" / name).read_bytes(), name
 
 
-def test_two_turns_at_once_the_second_names_the_holder(turned: tuple[Path, loop.FirstRun]) -> None:
+def test_first_run_during_an_update_raises_locked(turned: tuple[Path, loop.FirstRun]) -> None:
     project = open_project(turned[0], COUNTS)
     with locks.run_lock(project.root, "update"), pytest.raises(Locked, match="update"):
         loop.first_run(project)
 
 
-def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: SimulatedShop, tmp_path: Path) -> None:
+def test_refit_learns_test_rows_and_keeps_the_metrics(world: SimulatedShop, tmp_path: Path) -> None:
     folder = world.write(tmp_path / "shop")
     project = open_project(folder, [*COUNTS, "train.refit=true"])
     loop.collect(project)
@@ -106,7 +106,7 @@ def test_refit_learns_the_test_rows_too_and_keeps_the_measured_numbers(world: Si
     assert bundle.metrics["rows"]
 
 
-def test_an_unseen_user_gets_a_list_and_a_dislike_leaves_it(turned: tuple[Path, loop.FirstRun]) -> None:
+def test_recommend_for_an_unseen_user_excludes_disliked_items(turned: tuple[Path, loop.FirstRun]) -> None:
     bundle = turned[1].bundle
     recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     query = Query(user_id="new", now=bundle.cut, n=10)
@@ -131,8 +131,8 @@ sys.exit(run(["-C", sys.argv[1], "update"]) or run(["-C", sys.argv[1], "recommen
 """
 
 
-def test_a_whole_turn_where_importing_torch_raises(world_folder: Path) -> None:
-    """The configured network is left out, with one line that says what would add it."""
+def test_first_run_without_torch_uses_counting_models(world_folder: Path) -> None:
+    """The configured network is skipped with one line that names the extra."""
     done = subprocess.run(
         [sys.executable, "-c", TURN_WITHOUT_TORCH, str(world_folder)], capture_output=True, text=True, timeout=120
     )

@@ -1,4 +1,4 @@
-"""The clock and the text of a stamp."""
+"""The clock and the text of a timestamp."""
 
 from __future__ import annotations
 

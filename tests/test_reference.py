@@ -1,4 +1,4 @@
-"""Pages of docs/reference are complete: every key, verb, option, exit code, route and schema has its row."""
+"""Pages of docs/reference contain every key, verb, option, exit code, route and schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old keys: refused in a project with their new names, translated in the settings that an old bundle recorded."""
+"""Old keys: refused in a project with their new names, translated in recorded settings."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_renamed_keys_are_keys_of_the_present_configuration() -> None:
         assert new_key(new) == new
 
 
-def test_recorded_settings_of_an_old_bundle_equal_the_same_settings_of_today() -> None:
+def test_recorded_settings_with_old_names_equal_current_settings() -> None:
     sets = (
         "baselines.half_life=30.0", "features.dim=32", "features.max_history=50",
         'features.context=["hour", "days_since_last"]', "placement.home.n=5",
@@ -78,7 +78,7 @@ def test_recorded_settings_of_an_old_bundle_equal_the_same_settings_of_today() -
     assert [str(change) for change in changed] == ["placement.home.n: 5 -> 7"]
 
 
-def test_recorded_settings_of_a_committed_old_bundle_equal_its_recloop_toml_under_new_names() -> None:
+def test_recorded_settings_of_the_old_fixture_equal_its_renamed_recloop_toml() -> None:
     (manifest,) = OLD_PROJECT.glob("bundles/*/manifest.json")
     toml = (OLD_PROJECT / "recloop.toml").read_text("utf-8")
     for old, new in (("history = 50", "max_history = 50"), ("budget = ", "time_budget = "), ("mix = ", "weights = ")):

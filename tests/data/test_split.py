@@ -79,7 +79,7 @@ def test_split_validation_has_at_most_half_of_users_and_no_holdout_users() -> No
 
 
 def test_split_validation_moments_are_in_the_last_tenth_before_the_cut() -> None:
-    """Of 200 users with daily moments for 100 days half stop after day 60 and are not validated."""
+    """Half of the users stop after day 60 of 100 and are not in the validation set."""
     users = [f"u{n}" for n in range(200)]
     rows = [(u, f"i{day}", day, 1) for day in range(100) for n, u in enumerate(users) if n % 2 or day < 60]
     parts = split(frame(rows), Split(quantile=0.99, validation_users=50))

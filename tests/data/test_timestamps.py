@@ -52,7 +52,7 @@ def test_parse_timestamps_of_any_number_type(dtype: type[pl.DataType]) -> None:
 
 
 def test_parse_timestamps_of_datetimes_keeps_precision() -> None:
-    exact = datetime(2025, 1, 1, 12, 0, 0, 123456)  # noqa: DTZ001 - a column without a zone is what is tested
+    exact = datetime(2025, 1, 1, 12, 0, 0, 123456)  # noqa: DTZ001 - the test needs a column without a zone
     for unit in ("us", "ns"):
         assert micros(pl.Series([exact, None], dtype=pl.Datetime(unit))) == [NOON + 123_456, None]
     aware = pl.Series([exact.replace(tzinfo=UTC)]).dt.convert_time_zone("Asia/Tokyo")

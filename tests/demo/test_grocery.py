@@ -1,4 +1,4 @@
-"""The demo: its prices, its folder, and (slow) the whole loop on the grocery chain's year."""
+"""The grocery demo: prices, its folder, and (slow) the complete run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recloop.ingest.client import iso
 from recloop.project import open_project
 
 
-def test_a_price_is_the_median_before_the_cut() -> None:
+def test_priced_is_the_median_before_the_cut() -> None:
     products = pl.DataFrame({"product_id": [2, 1, 3], "brand": ["b", "a", "c"]})
     rows = [(1, 10, 1, 2, 3.0), (2, 20, 1, 1, 4.0), (3, 30, 1, 0, 9.0), (4, 40, 2, 4, 2.0), (5, 50, 1, 1, 100.0)]
     purchases = pl.DataFrame(
@@ -31,12 +31,12 @@ def test_a_price_is_the_median_before_the_cut() -> None:
         orient="row",
     )
     made = priced(products, purchases, 0.8)
-    # Of four rows with a quantity the cut is the stamp of the fourth: 100 lies behind it; 3 / 2 and 4 give 2.75.
+    # The cut is the stamp of the fourth row with a quantity, so 100 is excluded; 3 / 2 and 4 give 2.75.
     assert made["product_id"].to_list() == [2, 1, 3]
     assert made["price"].to_list() == [0.5, 2.75, None]
 
 
-def test_the_demo_writes_over_a_demo_and_over_nothing_else(tmp_path: Path) -> None:
+def test_demo_overwrites_only_a_demo_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="--dir"):
         write_project(tmp_path)
@@ -49,13 +49,13 @@ def test_the_demo_writes_over_a_demo_and_over_nothing_else(tmp_path: Path) -> No
     assert not (tmp_path / "demo" / "data").exists()
 
 
-def test_stamps_as_requests_carry_them() -> None:
+def test_iso_formats_timestamps_for_requests() -> None:
     assert iso(1_514_764_800_000_001) == "2018-01-01T00:00:00.000001+00:00"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_whole_demo(tmp_path: Path) -> None:
+def test_demo_on_complete_journey_prints_every_step(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "recloop", "demo", "--dir", str(tmp_path / "demo"), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     shown = json.loads(done.stdout)

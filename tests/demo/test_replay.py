@@ -1,4 +1,4 @@
-"""Days that were held back, replayed against a real service: asked, posted, linked, and nothing lost."""
+"""Replay of held-out days against a service: requests, posts, links, and complete counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recloop.simulation.shop import SimulatedShop
 
 @pytest.fixture
 def held(tmp_path: Path) -> tuple[Path, pl.DataFrame]:
-    """A world whose last 20 days are not imported, after its first turn."""
+    """A simulated project after its first run, without the last 20 days."""
     folder = SimulatedShop(users=60, items=40).write(tmp_path / "shop")
     events = SimulatedShop(users=60, items=40).events()
     border = int(events["timestamp"].max()) - 20 * DAY  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def held(tmp_path: Path) -> tuple[Path, pl.DataFrame]:
     return folder, future
 
 
-def test_a_replay_asks_posts_and_links(held: tuple[Path, pl.DataFrame]) -> None:
+def test_replay_requests_posts_and_links_baskets(held: tuple[Path, pl.DataFrame]) -> None:
     folder, future = held
     first = int(future["timestamp"].min())  # type: ignore[arg-type]
     with serving(folder) as client:
@@ -48,12 +48,12 @@ def test_a_replay_asks_posts_and_links(held: tuple[Path, pl.DataFrame]) -> None:
     rows, decisions = log.events(), store.rows()
     log.close()
     store.close()
-    asked = {decision.request_id: decision for decision in decisions}
+    decision_of = {decision.request_id: decision for decision in decisions}
     linked = rows.filter(pl.col("request_id").is_not_null())
-    assert linked["request_id"].n_unique() == done.baskets == len(asked)
+    assert linked["request_id"].n_unique() == done.baskets == len(decision_of)
     hits = 0
     for (request_id,), basket in linked.group_by("request_id"):
-        decision = asked[str(request_id)]
+        decision = decision_of[str(request_id)]
         assert decision.user_id == basket["user_id"][0]
         assert decision.at < basket["timestamp"][0]
         hits += bool(set(decision.items) & set(basket["item_id"]))

@@ -1,4 +1,4 @@
-"""`recloop demo --world` as a child: known truth inside, the harmful candidate stopped, the better one earned and live.
+"""`recloop demo --world` in a process: known truth, one rejected and one promoted candidate.
 
 The tests that read the whole run are slow; `make test-demo` runs them.
 """
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(folder: Path) -> dict[str, Any]:
-    """What the demo said, run once in this file; it ends with 70 where something is not as it says."""
+    """Output of the demo, run once per file; it exits 70 if a statement does not hold."""
     done = child(folder)
     assert done.returncode == 0, done.stderr
     tree: dict[str, Any] = json.loads(done.stdout)
@@ -60,14 +60,14 @@ def said(shown: dict[str, Any]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def experiments(shown: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The two experiments by their verdict."""
+    """The two experiments by verdict."""
     files = [Path(path) for path in shown["files"] if re.search(r"experiment-counts-.*\.json$", path)]
     found = [json.loads(file.read_text("utf-8")) for file in files]
     return {one["verdict"]: one for one in found}
 
 
 @pytest.mark.slow
-def test_every_chapter_and_its_files(shown: dict[str, Any], said: dict[str, str]) -> None:
+def test_demo_prints_every_chapter_and_writes_its_files(shown: dict[str, Any], said: dict[str, str]) -> None:
     assert list(said) == CHAPTERS
     assert set(shown) == {"steps", "files"}
     assert all(Path(path).is_file() for path in shown["files"])
@@ -79,8 +79,8 @@ def test_every_chapter_and_its_files(shown: dict[str, Any], said: dict[str, str]
 
 
 @pytest.mark.slow
-def test_the_truth_lies_in_what_the_experiments_say(experiments: dict[str, dict[str, Any]]) -> None:
-    """In the confidence sequence, always; the interval of 95 % may miss once in twenty runs: every run is another draw."""
+def test_demo_experiments_cover_the_truth(experiments: dict[str, dict[str, Any]]) -> None:
+    """The confidence sequence covers the truth; the 95 % interval may miss in one of twenty runs."""
     assert sorted(experiments) == ["better", "worse"]
     for one in experiments.values():
         assert min(one["users"]["live"], one["users"]["candidate"]) >= 200
@@ -97,7 +97,7 @@ def test_the_truth_lies_in_what_the_experiments_say(experiments: dict[str, dict[
 
 
 @pytest.mark.slow
-def test_harm_is_refused_and_gain_is_earned(
+def test_demo_rejects_the_harmful_and_promotes_the_better_candidate(
     shown: dict[str, Any], folder: Path, said: dict[str, str], experiments: dict[str, dict[str, Any]]
 ) -> None:
     worse, better = (experiments[verdict]["bundle"] for verdict in ("worse", "better"))
@@ -122,7 +122,7 @@ def test_harm_is_refused_and_gain_is_earned(
 
 
 @pytest.mark.slow
-def test_nothing_disliked_comes_back_and_every_decision_is_rebuilt(said: dict[str, str]) -> None:
+def test_demo_lists_omit_disliked_items_and_verify(said: dict[str, str]) -> None:
     assert re.search(r"[1-9]\d+ lists for users with dislikes: 0 disliked items", said["verify"])
     checked, equal, unexplained = re.findall(r"([\d,]+) (?:decisions|equal|unexplained)", said["verify"])
     assert int(checked.replace(",", "")) > 2000
@@ -130,7 +130,7 @@ def test_nothing_disliked_comes_back_and_every_decision_is_rebuilt(said: dict[st
     assert unexplained == "0"
 
 
-def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:
+def test_demo_in_a_foreign_folder_exits_2_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     done = child(tmp_path)
     assert done.returncode == 2
@@ -139,29 +139,29 @@ def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
-    world, told = (
+def test_demo_replaces_an_earlier_demo(tmp_path: Path) -> None:
+    world, narrator = (
         BrowsingSimulator(users=20, items=30, days=60),
         DemoNarrator(NullProgress(), rich.console.Console(quiet=True)),
     )
     folder = tmp_path / "demo"
-    assert write_project(folder, world, told).config.placement["home"].filter == RULE
+    assert write_project(folder, world, narrator).config.placement["home"].filter == RULE
     (folder / "data").mkdir()
-    write_project(folder, world, told)
+    write_project(folder, world, narrator)
     assert not (folder / "data").exists()
     (folder / "recloop.toml").write_text("# mine", "utf-8")
     with pytest.raises(UserError, match="--dir"):
-        write_project(folder, world, told)
+        write_project(folder, world, narrator)
 
 
-def test_the_requests_that_count() -> None:
-    """The first 24 hours of each user, where they are over: u2's are not, u1's third request lies behind them."""
-    asked = [decision("u1", 0), decision("u1", DAY - 1), decision("u1", DAY), decision("u2", DAY), decision("u3", 1)]
-    assert [(one.user_id, one.at) for one in entered(asked, DAY + 1)] == [("u1", 0), ("u1", DAY - 1), ("u3", 1)]
-    assert [one.user_id for one in entered(asked, DAY)] == ["u1", "u1"]
+def test_entered_keeps_the_first_24_hours_of_finished_users() -> None:
+    """Requests of the first 24 hours of users: those of u2 are not over, u1's third is later."""
+    requests = [decision("u1", 0), decision("u1", DAY - 1), decision("u1", DAY), decision("u2", DAY), decision("u3", 1)]
+    assert [(one.user_id, one.at) for one in entered(requests, DAY + 1)] == [("u1", 0), ("u1", DAY - 1), ("u3", 1)]
+    assert [one.user_id for one in entered(requests, DAY)] == ["u1", "u1"]
 
 
-def test_a_truth_outside_is_said() -> None:
+def test_truth_line_marks_a_truth_outside_the_interval() -> None:
     metric = Measured(
         kind="primary", better="higher", live=0.5, candidate=0.7, delta=0.2, se=0.05, low=0.1, high=0.3, p=0.0,
         relative=0.4, relative_low=0.2, relative_high=0.6, sequence_low=0.0, sequence_high=0.4, reduction=0.0, worse=False,
@@ -172,7 +172,7 @@ def test_a_truth_outside_is_said() -> None:
     assert truth_line(TrueEffect(0.5, 0.95, 9), metric).count("OUTSIDE") == 2
 
 
-def test_lanes_add_up() -> None:
+def test_simulation_totals_add_up() -> None:
     whole, lane = SimulationTotals(visits=1, clicks=0.5), SimulationTotals(visits=2, clicks=1.0)
     whole.rows.update(click=1)
     lane.rows.update(click=2, skip=1)

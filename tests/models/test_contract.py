@@ -82,13 +82,15 @@ def test_model_contract_with_a_random_scorer_fails(tmp_path: Path) -> None:
     nothing = replace(popular, bundle=replace(popular.bundle, arrays={**popular.bundle.arrays, "popular": drawn}))
     answers = nothing.ask(range(len(nothing.users)))
     contract = TestPopular()
-    contract.test_finds_the_right_items(popular, popular.ask(range(len(popular.users))))
+    contract.test_recall_is_above_that_of_a_constant_scorer(popular, popular.ask(range(len(popular.users))))
     with pytest.raises(AssertionError):
-        contract.test_finds_the_right_items(nothing, answers)
+        contract.test_recall_is_above_that_of_a_constant_scorer(nothing, answers)
     with pytest.raises(AssertionError):
-        contract.test_lists_what_users_like_by_the_truth(nothing, answers)
+        contract.test_listed_items_have_high_true_utility(nothing, answers)
     with pytest.raises(AssertionError):
-        contract.test_saved_and_loaded_answers_alike(nothing, answers, tmp_path)  # the stored bundle has the other list
+        contract.test_list_after_save_and_load_is_equal(
+            nothing, answers, tmp_path
+        )  # the stored bundle has the other list
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 20])

@@ -36,7 +36,7 @@ def neighbours(rows: dict[int, dict[int, float]]) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def make_bundle() -> Callable[..., Bundle]:
-    """A bundle of five items; ``weights`` of its home placement, further policy keys by name."""
+    """Make a bundle of five items with the weights of its home placement and policy keys."""
 
     def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
         spec = FeatureSpec.of(build({"features": {"context": []}, "serve": {"segment": "age"}}, (), {}))
@@ -72,7 +72,7 @@ def make_bundle() -> Callable[..., Bundle]:
 
 @pytest.fixture
 def catalogue() -> Catalog:
-    """The bundle's items, and two that it does not know."""
+    """The bundle's items and two further ones."""
     made = Catalog.of_table(IDS, [{"price": price} for price in PRICES])
     made.upsert(Item(item_id="figs", attributes={"price": 2.5}, seq=10))
     made.upsert(Item(item_id="grapes", attributes={"price": 9.0}, seq=11))

@@ -1,4 +1,4 @@
-"""Caches are bounded by bytes and die with what they are about; what they answer is what is worked out anew."""
+"""Caches: bounded by bytes, freed with their subject, equal to uncached results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACTIONS = st.lists(st.tuples(st.sampled_from("gpx"), st.integers(0, 6), st.integ
 
 
 @given(ACTIONS)
-def test_byte_cache_any_order_of_use_keeps_the_newest_within_the_limit(actions: list[tuple[str, int, int]]) -> None:
+def test_byte_cache_keeps_the_most_recent_entries_within_the_limit(actions: list[tuple[str, int, int]]) -> None:
     cache: ByteCache[int, int] = ByteCache(1_000)
     order: list[tuple[int, int]] = []  # (key, size), the least recently used first
     for what, key, size in actions:
@@ -59,24 +59,24 @@ def table_of(size: int) -> Catalog:
     return Catalog.of_table(ids, [{"price": float(n)} for n in range(size)])
 
 
-def test_catalogue_bundle_that_is_gone_frees_its_table() -> None:
-    catalogue, gone = table_of(50), []
-    gc.disable()  # a reference count of zero, not a collector that comes some day
+def test_catalog_frees_the_table_of_a_removed_bundle() -> None:
+    catalogue, references = table_of(50), []
+    gc.disable()  # freed by reference count, without the garbage collector
     try:
         for _ in range(20):
             vocabulary = Vocabulary([f"i{n}" for n in range(40)])
             for text in ("", "price > 3"):
                 catalogue.mask(text, vocabulary)
                 catalogue.latest(text, vocabulary)
-            gone.append(weakref.ref(vocabulary))
+            references.append(weakref.ref(vocabulary))
             del vocabulary
-        assert [ref() for ref in gone] == [None] * 20
+        assert [ref() for ref in references] == [None] * 20
     finally:
         gc.enable()
     assert catalogue.cached_bytes < 1_000  # the bits of two conditions
 
 
-def test_catalogue_1000_client_filters_stay_within_the_byte_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalog_cache_of_1000_filters_stays_within_the_byte_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FILTER_CACHE_BYTES == 64 * 2**20
     monkeypatch.setattr(catalogues, "FILTER_CACHE_BYTES", 2**18)
     catalogue = table_of(800)
@@ -97,7 +97,7 @@ def test_catalogue_1000_client_filters_stay_within_the_byte_bound(monkeypatch: p
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=12), st.data())
-def test_catalogue_after_any_upserts_answers_as_one_made_anew(rows: list[tuple[int, int, bool]], data: Any) -> None:
+def test_catalog_after_upserts_equals_a_new_catalog(rows: list[tuple[int, int, bool]], data: Any) -> None:
     catalogue = Catalog.of_table([f"i{n}" for n in range(6)], [{"price": n % 4} for n in range(6)])
     vocabulary = Vocabulary([f"i{n}" for n in (5, 1, 9, 3)])
     texts = ("", "price > 1", "price IS NULL", "TRUE")
@@ -113,7 +113,7 @@ def test_catalogue_after_any_upserts_answers_as_one_made_anew(rows: list[tuple[i
         }
         hidden_ids = {item_id for item_id, item in catalogue._items.items() if item.hidden}
         shown = [item_id in passes if text else item_id not in hidden_ids for item_id in vocabulary.ids]
-        for _ in range(2):  # worked out, then from the cache
+        for _ in range(2):  # computed, then from the cache
             assert catalogue.mask(text, vocabulary).tolist() == [False, *shown]
             fresh = sorted(passes - set(vocabulary.ids), key=lambda item_id: (-catalogue.first_seq(item_id), item_id))
             assert catalogue.latest(text, vocabulary) == fresh
@@ -129,17 +129,17 @@ def state_of(moments: int) -> UserState:
 
 
 @pytest.mark.parametrize("moments", [1, 20, 400])
-def test_state_bytes_is_what_the_states_take(moments: int) -> None:
+def test_state_bytes_estimates_the_memory_of_states(moments: int) -> None:
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     states = [state_of(moments) for _ in range(4_000 // moments)]
-    taken = tracemalloc.get_traced_memory()[0] - before
+    traced_bytes = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert 0.7 * taken < sum(map(state_bytes, states)) < 1.4 * taken
+    assert 0.7 * traced_bytes < sum(map(state_bytes, states)) < 1.4 * traced_bytes
 
 
-class Users:
-    """A log in which nobody did anything, and a count of who was asked for."""
+class CountingReader:
+    """A state cache that records which users are rebuilt."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reader = StateCache(None, None, None)  # type: ignore[arg-type]
@@ -154,33 +154,33 @@ class Users:
 def test_state_cache_is_least_recently_used_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert readers.STATE_CACHE_BYTES == 256 * 2**20
     monkeypatch.setattr(readers, "STATE_CACHE_BYTES", 100_000)
-    users = Users(monkeypatch)
+    users = CountingReader(monkeypatch)
     for number in range(500):
         users.reader.read(f"u{number}", 5)
-        users.reader.read("regular", 5)  # asked for all the time: stays
+        users.reader.read("regular", 5)  # read regularly, so it stays cached
         assert users.reader._cache.bytes <= 100_000
     assert users.read.count("regular") == 1
     users.reader.read("u0", 5)
     assert users.read.count("u0") == 2
 
 
-def test_state_reader_remembers_a_bounded_number_of_commits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no longer remembered of a user is assumed to be newer than it was: read again, never read wrong."""
+def test_state_cache_keeps_a_bounded_number_of_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with a forgotten commit is read again instead of being read wrongly."""
     monkeypatch.setattr(readers, "MAX_NEWEST_USERS", 10)
-    users = Users(monkeypatch)
+    users = CountingReader(monkeypatch)
     users.reader.read("early", 3)
     for number in range(100):
         users.reader.drop([f"u{number}"], 10 + number)
     assert len(users.reader._newest) == 10
-    users.reader.read("early", 200)  # nothing of theirs was committed, but that is no longer known
+    users.reader.read("early", 200)  # no row of the user was committed, but that is forgotten
     users.reader.read("early", 200)
     assert users.read == ["early", "early"]
-    users.reader.read("u0", 5)  # as of before their row
+    users.reader.read("u0", 5)  # as of a seq before the user's row
     users.reader.read("u0", 200)
     assert users.read[2:] == ["u0", "u0"]
 
 
-def test_masks_are_bits_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalog_masks_are_stored_as_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = table_of(10)
     assert catalogue.mask("price >= 4", Vocabulary([f"i{n}" for n in range(10)])).dtype == np.bool_
     assert catalogue._passing.bytes < 2 + ENTRY_BYTES + 100

@@ -1,4 +1,4 @@
-"""Lists by hand: each source, the mix, the filters, the ladder; a batch is its requests one by one."""
+"""Lists by hand: sources, fusion, filters, fallback; batches equal single requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., Bundle]
 
 
 def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), age: str | None = None) -> UserState:
-    """A user by (days ago, items)."""
+    """A user state of moments (days ago, items)."""
     state = UserState(attributes=None if age is None else {"age": age})
     for days, items in sorted(moments, reverse=True):
         for item in items:
@@ -30,21 +30,21 @@ def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), a
 
 
 def ask(bundle: Bundle, catalogue: Catalog, state: UserState, **query: Any) -> RankedList:
-    asked = Query(user_id="u", now=NOW, **query)
-    return Recommender(bundle, catalogue).recommend(StateBatch.of(["u"], [state]), [asked])[0]
+    request = Query(user_id="u", now=NOW, **query)
+    return Recommender(bundle, catalogue).recommend(StateBatch.of(["u"], [state]), [request])[0]
 
 
-def test_history_counts_moments_and_halves_with_age(make_bundle: Make, catalogue: Catalog) -> None:
+def test_history_source_counts_moments_with_half_life(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["dates"]), (40, ["apple", "bread"]), (41, ["bread"]))
     by_count = ask(make_bundle({"history": 1.0}), catalogue, state)
-    assert by_count.items == ["bread", "apple", "dates"]  # apple and dates tie: the more popular goes first
+    assert by_count.items == ["bread", "apple", "dates"]  # apple and dates tie: the more popular item is first
     by_age = ask(make_bundle({"history": 1.0}, half_life=30.0), catalogue, state)
     assert by_age.items == ["dates", "bread", "apple"]
     assert by_age.scores == pytest.approx([1 / 61, 1 / 62, 1 / 63])
     assert set(by_age.sources) == {"history"}
 
 
-def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, catalogue: Catalog) -> None:
+def test_history_source_order_is_independent_of_the_age_of_the_log(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0}, half_life=30.0)
     moments = ((700, ["eggs"]), (460, ["dates"]), (400, ["apple"]), (10, ["bread"]))
     then = ask(bundle, catalogue, shopper(*moments), n=4).items
@@ -52,19 +52,19 @@ def test_history_of_an_old_log_is_ordered_as_when_it_was_new(make_bundle: Make, 
     assert now.items == then == ["bread", "apple", "dates", "eggs"]
     assert now.sources == ["history"] * 4
     apart = ask(bundle, catalogue, shopper((1, ["bread"]), (40 * 365, ["apple"]), (41 * 365, ["eggs"])), n=3)
-    assert apart.items == ["bread", "apple", "eggs"], "weights of one user that lie 500 half-lives apart"
+    assert apart.items == ["bread", "apple", "eggs"], "weights of one user that are 500 half-lives apart"
 
 
-def test_neighbours_sum_the_rows_of_the_newest_moments(make_bundle: Make, catalogue: Catalog) -> None:
+def test_neighbours_source_sums_rows_of_the_newest_moments(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["apple"]), (2, ["bread"]), (3, ["dates"]))
-    # apple: bread .5, cheese .25; bread at half weight: cheese .25; dates lies beyond the two newest moments.
+    # apple: bread 0.5, cheese 0.25; bread at half weight: cheese 0.25; dates is not in the two newest moments.
     answer = ask(make_bundle({"neighbours": 1.0}), catalogue, state)
     assert answer.items == ["bread", "cheese", "apple"]
     assert answer.sources == ["neighbours", "neighbours", "popular"]
     assert answer.scores[2] == -1.0
 
 
-def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: Make, catalogue: Catalog) -> None:
+def test_fusion_adds_reciprocal_ranks_and_names_the_larger_source(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["apple"]))
     answer = ask(make_bundle({"history": 1.0, "neighbours": 0.5, "popular": 0.25}), catalogue, state, n=5)
     expected = {
@@ -79,7 +79,7 @@ def test_the_mix_adds_reciprocal_ranks_and_names_the_larger_share(make_bundle: M
     assert answer.sources == ["history", "neighbours", "neighbours", "popular", "popular"]
 
 
-def test_equal_scores_stand_in_the_order_of_the_index(make_bundle: Make, catalogue: Catalog) -> None:
+def test_recommend_breaks_ties_by_item_index(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper((1, ["eggs"]))
     answer = ask(make_bundle({"history": 1.0, "popular": 1.0}), catalogue, state, exclude=("bread", "cheese", "dates"))
     assert answer.items[:2] == ["eggs", "apple"]
@@ -87,11 +87,9 @@ def test_equal_scores_stand_in_the_order_of_the_index(make_bundle: Make, catalog
     assert tied.items[:2] == ["dates", "eggs"]  # both 1/61
 
 
-def test_nothing_that_is_excluded_disliked_hidden_or_filtered_out_is_shown(
-    make_bundle: Make, catalogue: Catalog
-) -> None:
+def test_recommend_omits_excluded_disliked_hidden_and_filtered_items(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"popular": 1.0})
-    assert ask(bundle, catalogue, shopper(), exclude=("apple", "nobody knows this")).items == [
+    assert ask(bundle, catalogue, shopper(), exclude=("apple", "unknown item")).items == [
         "bread",
         "cheese",
         "dates",
@@ -103,19 +101,19 @@ def test_nothing_that_is_excluded_disliked_hidden_or_filtered_out_is_shown(
     assert ask(bundle, catalogue, shopper(), placement="cheap", filter="price > 1").items == ["bread", "figs"]
 
 
-def test_a_dislike_that_was_taken_back_is_shown_again(make_bundle: Make, catalogue: Catalog) -> None:
+def test_recommend_after_a_later_positive_shows_a_disliked_item(make_bundle: Make, catalogue: Catalog) -> None:
     state = shopper(dislikes=("apple",))
     state.add("apple", NOW + 1, None, 1)
     assert ask(make_bundle({"popular": 1.0}), catalogue, state).items[0] == "apple"
 
 
-def test_seen_items_go_where_the_policy_says_so(make_bundle: Make, catalogue: Catalog) -> None:
+def test_recommend_with_filter_seen_omits_seen_items(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "neighbours": 1.0}, filter_seen=True)
     answer = ask(bundle, catalogue, shopper((1, ["apple"]), (2, ["bread"])))
     assert answer.items == ["cheese", "dates", "eggs"]
 
 
-def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catalogue: Catalog) -> None:
+def test_fallback_order_is_segment_popular_latest(make_bundle: Make, catalogue: Catalog) -> None:
     answer = ask(make_bundle({"history": 1.0}), catalogue, shopper(age="old"), n=9)
     assert answer.items == ["eggs", "dates", "apple", "bread", "cheese", "grapes", "figs"]
     assert answer.sources == ["segment"] * 2 + ["popular"] * 3 + ["latest"] * 2
@@ -123,7 +121,7 @@ def test_the_ladder_is_segment_then_popular_then_latest(make_bundle: Make, catal
     assert ask(make_bundle({"history": 1.0}), catalogue, shopper(age="young")).sources == ["popular"] * 3
 
 
-def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalog) -> None:
+def test_recommend_of_a_batch_equals_single_requests(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "neighbours": 0.5})
     states = [
         shopper((1, ["apple"])), shopper(), shopper((3, ["bread", "dates"]), (1, ["eggs"]), dislikes=("cheese",)),
@@ -142,7 +140,7 @@ def test_a_batch_is_its_requests_one_by_one(make_bundle: Make, catalogue: Catalo
         assert mixed[b].slots == alone.slots
 
 
-def test_inputs_name_the_part_that_moved(make_bundle: Make, catalogue: Catalog) -> None:
+def test_input_hashes_name_the_changed_part(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"popular": 1.0})
     plain = ask(bundle, catalogue, shopper((1, ["apple"]))).inputs
 
@@ -156,7 +154,7 @@ def test_inputs_name_the_part_that_moved(make_bundle: Make, catalogue: Catalog) 
     assert moved(ask(bundle, catalogue, shopper((1, ["apple"])))) == ["catalogue"]
 
 
-def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalog) -> None:
+def test_catalog_version_is_independent_of_the_order_of_upserts(catalogue: Catalog) -> None:
     other = Catalog()
     for item_id in ("grapes", "figs", "eggs", "dates", "cheese", "bread", "apple"):
         other.upsert(Item(item_id=item_id, attributes={"price": 0.0}))
@@ -170,22 +168,20 @@ def test_the_catalogue_is_the_same_however_it_came(catalogue: Catalog) -> None:
     assert grown.version == Catalog.of([]).version
     for item in rows:
         grown.upsert(item)
-    assert table.version == grown.version  # worked out at once, or as items came in
+    assert table.version == grown.version  # computed at once, or item by item
     grown.upsert(Item(item_id="b", attributes={"price": 2}))
     table.upsert(Item(item_id="b", attributes={"price": 2}))
     assert table.version == grown.version
 
 
-def test_an_unknown_placement_and_a_filter_on_an_unknown_field_are_refused(
-    make_bundle: Make, catalogue: Catalog
-) -> None:
+def test_recommend_with_an_unknown_placement_or_field_raises(make_bundle: Make, catalogue: Catalog) -> None:
     with pytest.raises(UserError, match=r"placement=cart.*home, cheap"):
         ask(make_bundle({"popular": 1.0}), catalogue, shopper(), placement="cart")
     with pytest.raises(UserError, match="colour"):
         catalogue.check("colour = 'red'", "filter")
 
 
-def test_golden_lists_that_differ_are_refused(make_bundle: Make, catalogue: Catalog) -> None:
+def test_check_golden_with_a_changed_bundle_raises(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "popular": 0.5})
     own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
     states = [shopper((1, ["eggs"]), dislikes=("apple",)), shopper()]

@@ -1,4 +1,4 @@
-"""The exact scan: right items, right order, whatever is masked, banned or tied."""
+"""Exact top-k: items and order with masks, bans and ties."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def allowed(mask: np.ndarray, banned: list[list[int]]) -> CandidateMask:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 40))
-def test_dense_is_the_full_sort(seed: int, depth: int, items: int) -> None:
+def test_best_dense_equals_a_full_sort(seed: int, depth: int, items: int) -> None:
     generator = np.random.default_rng(seed)
-    table = generator.integers(-2, 3, (items + 1, 2)).astype(np.float32)  # whole numbers: many exact ties
+    table = generator.integers(-2, 3, (items + 1, 2)).astype(np.float32)  # integers give many exact ties
     users = generator.integers(-2, 3, (3, 2)).astype(np.float32)
     mask = generator.random(items + 1) < 0.7
     mask[0] = False
@@ -36,7 +36,7 @@ def test_dense_is_the_full_sort(seed: int, depth: int, items: int) -> None:
     assert not found.items[2].any()
 
 
-def test_sparse_takes_positive_entries_and_breaks_ties_by_rank() -> None:
+def test_best_sparse_keeps_positive_entries_and_breaks_ties_by_rank() -> None:
     scores = sp.csr_array(np.array([[0, 2.0, 1.0, 1.0, 1.0, 0.0, -1.0]]))
     rank = np.array([9, 5, 4, 3, 0, 1, 2])
     mask = np.ones(7, dtype=bool)
@@ -46,7 +46,7 @@ def test_sparse_takes_positive_entries_and_breaks_ties_by_rank() -> None:
     assert best_sparse(scores, allowed(mask, [[1]]), rank, depth=3).items.tolist() == [[3, 2, 0]]
 
 
-def test_listed_walks_past_what_is_banned() -> None:
+def test_best_listed_skips_banned_items() -> None:
     mask = np.array([False, True, True, False, True])
     found = best_listed(np.array([3, 1, 4, 2], dtype=np.int32), 2, allowed(mask, [[1], []]), depth=2)
     assert found.items.tolist() == [[4, 2], [1, 4]]

@@ -1,4 +1,4 @@
-"""The world that browses: repeatable, as its truth says, and a project that a turn can learn from."""
+"""The browsing simulator: repeatable, consistent with its truth, usable as a project."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def browsing() -> BrowsingSimulator:
     return BrowsingSimulator(seed=0, users=120, items=100, days=60)
 
 
-def test_the_same_seed_gives_the_same_world(browsing: BrowsingSimulator) -> None:
+def test_browsing_simulator_with_one_seed_is_equal(browsing: BrowsingSimulator) -> None:
     again = BrowsingSimulator(seed=0, users=120, items=100, days=60)
     assert again.events(20).equals(browsing.events(20))
     assert not BrowsingSimulator(seed=1, users=120, items=100, days=60).events(20).equals(browsing.events(20))
@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_world(browsing: BrowsingSimulator) -> None
     assert browsing.respond("u001", shown, NOON, "r1") == again.respond("u001", shown, NOON, "r1")
 
 
-def test_every_kind_of_event_in_the_order_of_time(browsing: BrowsingSimulator) -> None:
+def test_browsing_events_have_all_types_in_time_order(browsing: BrowsingSimulator) -> None:
     events = browsing.events()
     assert events["timestamp"].is_sorted()
     assert events["event_id"].n_unique() == len(events)
@@ -41,24 +41,24 @@ def test_every_kind_of_event_in_the_order_of_time(browsing: BrowsingSimulator) -
     assert counts["purchase"] > 300
 
 
-def test_what_people_do_follows_the_truth(browsing: BrowsingSimulator) -> None:
-    """Purchases and long dwells are far above the middle of the user's own order, skips below, dislikes far below."""
-    places: dict[str, list[float]] = {kind: [] for kind in TYPES}
+def test_browsing_events_follow_the_utilities(browsing: BrowsingSimulator) -> None:
+    """Purchases rank high in the user's utility, skips below the middle, dislikes low."""
+    shares: dict[str, list[float]] = {kind: [] for kind in TYPES}
     ix = {item: n for n, item in enumerate(browsing.item_ids)}
     for user, item, kind, stamp in (
         browsing.events().select("user_id", "item_id", "event_type", "timestamp").iter_rows()
     ):
         now = int(np.datetime64(stamp.removesuffix("Z"), "us").astype(np.int64))
         worth = browsing.utility(user, now)
-        places[kind].append(float((worth < worth[ix[item]]).mean()))
-    means = {kind: float(np.mean(found)) for kind, found in places.items()}
+        shares[kind].append(float((worth < worth[ix[item]]).mean()))
+    means = {kind: float(np.mean(found)) for kind, found in shares.items()}
     assert means["purchase"] > 0.85
     assert means["purchase"] > means["click"] > 0.7
     assert means["skip"] < 0.5
     assert means["dislike"] < 0.3 < means["skip"]
 
 
-def test_the_expectation_of_a_list_is_what_is_drawn_on_average(browsing: BrowsingSimulator) -> None:
+def test_browsing_expected_equals_the_mean_of_responses(browsing: BrowsingSimulator) -> None:
     shown = browsing.item_ids[:10]
     drawn = [browsing.respond("u001", shown, NOON, f"r{n}") for n in range(4000)]
     expected = browsing.expected("u001", shown, NOON)
@@ -69,14 +69,14 @@ def test_the_expectation_of_a_list_is_what_is_drawn_on_average(browsing: Browsin
         assert expected[kind] == pytest.approx(found.mean(), abs=4 * found.std() / np.sqrt(len(found)))
 
 
-def test_a_better_list_is_better_in_truth(browsing: BrowsingSimulator) -> None:
+def test_browsing_expected_is_higher_for_better_lists(browsing: BrowsingSimulator) -> None:
     order = np.argsort(-browsing.utility("u001", NOON))
     best, worst = ([browsing.item_ids[ix] for ix in some] for some in (order[:10], order[-10:]))
     assert browsing.expected("u001", best, NOON)["purchase"] > 10 * browsing.expected("u001", worst, NOON)["purchase"]
     assert browsing.expected("u001", best, NOON)["click"] > browsing.expected("u001", best[::-1], NOON)["click"]
 
 
-def test_nobody_looks_for_what_a_list_has_shown(browsing: BrowsingSimulator) -> None:
+def test_browsing_search_excludes_shown_items(browsing: BrowsingSimulator) -> None:
     found = {row["item_id"] for n in range(200) for row in browsing.search("u001", NOON, f"s{n}")}
     shown = sorted(found)[::2]
     later = {row["item_id"] for n in range(200) for row in browsing.search("u001", NOON, f"s{n}", shown)}
@@ -85,12 +85,12 @@ def test_nobody_looks_for_what_a_list_has_shown(browsing: BrowsingSimulator) -> 
     assert later.isdisjoint(shown)
 
 
-def test_tastes_drift_and_newcomers_arrive(browsing: BrowsingSimulator) -> None:
+def test_browsing_tastes_drift_and_new_users_and_items_arrive(browsing: BrowsingSimulator) -> None:
     first, last = START, START + 60 * DAY
-    turned = [
+    correlations = [
         np.corrcoef(browsing.utility(user, first), browsing.utility(user, last))[0, 1] for user in browsing.user_ids
     ]
-    assert 0.6 < np.mean(turned) < 0.97
+    assert 0.6 < np.mean(correlations) < 0.97
     still = BrowsingSimulator(seed=0, users=5, items=20, drift=0)
     assert (still.utility("u1", first) == still.utility("u1", last)).all()
     assert browsing.on_sale(first).sum() == 85
@@ -105,14 +105,14 @@ def test_tastes_drift_and_newcomers_arrive(browsing: BrowsingSimulator) -> None:
     assert late.isdisjoint(user for _, user in browsing.visits(0, 20))
 
 
-def test_visits_come_in_time_and_do_not_depend_on_where_one_looks(browsing: BrowsingSimulator) -> None:
+def test_browsing_visits_are_ordered_and_independent_of_the_range(browsing: BrowsingSimulator) -> None:
     whole = list(browsing.visits(0, 60))
     assert whole == sorted(whole)
     assert list(browsing.visits(0, 30)) + list(browsing.visits(30, 60)) == whole
 
 
-def test_a_long_dwell_tells_worth_from_bait(browsing: BrowsingSimulator, tmp_path: Path) -> None:
-    """Among clicked items those with a dwell in the upper 30 % of their band are worth more to their users."""
+def test_browsing_long_dwells_have_higher_utility(browsing: BrowsingSimulator, tmp_path: Path) -> None:
+    """Clicked items with a dwell in the upper 30 % of their band have higher utility."""
     here = open_project(browsing.write(tmp_path / "shop"))
     items = read_items(here)
     assert items is not None

@@ -1,4 +1,4 @@
-"""The seeded world: the same for a seed, shaped like a shop's log, with a truth that its own log follows."""
+"""The simulated shop: repeatable, shaped like a real log, consistent with its truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recloop.project import open_project
 from recloop.simulation.shop import START, SimulatedShop
 
 
-def test_the_same_seed_gives_the_same_world(world: SimulatedShop) -> None:
+def test_simulated_shop_with_one_seed_is_equal(world: SimulatedShop) -> None:
     again, other = SimulatedShop(seed=0), SimulatedShop(seed=1)
     assert again.events().equals(world.events())
     assert again.items().equals(world.items())
@@ -19,7 +19,7 @@ def test_the_same_seed_gives_the_same_world(world: SimulatedShop) -> None:
     assert not other.events().equals(world.events())
 
 
-def test_a_basket_has_one_stamp_and_no_item_twice(world: SimulatedShop) -> None:
+def test_simulated_baskets_have_one_timestamp_and_distinct_items(world: SimulatedShop) -> None:
     baskets = world.events().filter(pl.col("event_type") == "purchase").group_by("user_id", "group_id")
     shape = baskets.agg(
         stamps=pl.col("timestamp").n_unique(), twice=pl.col("item_id").is_duplicated().any(), rows=pl.len()
@@ -29,7 +29,7 @@ def test_a_basket_has_one_stamp_and_no_item_twice(world: SimulatedShop) -> None:
     assert shape["rows"].max() > 3
 
 
-def test_small_but_enough(world: SimulatedShop) -> None:
+def test_simulated_shop_has_the_expected_size(world: SimulatedShop) -> None:
     events = world.events()
     assert 9_000 < events.height < 15_000
     assert events["timestamp"].is_sorted()
@@ -40,15 +40,15 @@ def test_small_but_enough(world: SimulatedShop) -> None:
     assert events["timestamp"].min() >= START
 
 
-def test_late_items_are_bought_only_after_their_launch(world: SimulatedShop) -> None:
+def test_simulated_late_items_are_bought_after_their_launch(world: SimulatedShop) -> None:
     events = world.events().filter(pl.col("event_type") == "purchase")
     first = events.group_by("item_id").agg(pl.col("timestamp").min())
     cold = first.filter(pl.col("timestamp") >= START + int(0.9 * world.days) * 86_400_000_000)
     assert cold.height >= 5
 
 
-def test_purchases_follow_the_truth(world: SimulatedShop) -> None:
-    """A bought item stands far above the middle of its buyer's own utility; a disliked one far below."""
+def test_simulated_purchases_follow_the_utilities(world: SimulatedShop) -> None:
+    """Bought items rank high in the user's utility, disliked ones low."""
     ix = {item: n for n, item in enumerate(world.item_ids)}
     ranks: dict[str, list[float]] = {"purchase": [], "dislike": []}
     order = {user: world.utility(user).argsort().argsort() / len(ix) for user in world.user_ids}
@@ -59,12 +59,12 @@ def test_purchases_follow_the_truth(world: SimulatedShop) -> None:
     assert np.mean(ranks["dislike"]) < 0.3
 
 
-def test_best_is_the_largest_utility(world: SimulatedShop) -> None:
+def test_best_item_has_the_largest_utility(world: SimulatedShop) -> None:
     user = world.user_ids[7]
     assert world.utility(user)[world.item_ids.index(world.best(user))] == world.utility(user).max()
 
 
-def test_written_as_a_project(world: SimulatedShop, tmp_path: Path) -> None:
+def test_simulated_shop_write_gives_a_project(world: SimulatedShop, tmp_path: Path) -> None:
     project = open_project(world.write(tmp_path / "shop"))
     events = pl.read_csv(project.root / project.config.data.events)
     assert events.height == world.events().height

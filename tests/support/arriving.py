@@ -1,4 +1,4 @@
-"""Rows into a project's log as the server would have put them, and an update that dies after one of its steps."""
+"""Rows written to a project's log as by the server, and an update killed after a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recloop.project import Project
 from recloop.records import Event
 
 STEPS = ("collect", "check", "learn", "judge", "finish", "publish")
-"""Of an update, in their order."""
+"""Steps of an update in order."""
 KILL = """
 import os, signal, sys
 from recloop.pipeline.journal import Journal
@@ -30,22 +30,22 @@ sys.exit(run(sys.argv[2:]))
 
 
 def post(project: Project, rows: pl.DataFrame) -> None:
-    """Judge and number rows (columns of an Event), each received at its own stamp."""
+    """Store rows with rules and seqs; each row's arrival is its timestamp."""
     with project.open_log(write=True) as log:
-        taken = EventLabeler(project.config.events, project.config.clean).causal_rule(rows).to_list()
+        rules = EventLabeler(project.config.events, project.config.clean).causal_rule(rows).to_list()
         events = [
             Event(
                 **{name: value for name, value in row.items() if value is not None},
                 received_at=row["timestamp"],
                 rule=rule,
             )
-            for row, rule in zip(rows.iter_rows(named=True), taken, strict=True)
+            for row, rule in zip(rows.iter_rows(named=True), rules, strict=True)
         ]
         log.append_events(events)
 
 
 def die_after(step: str, project: Project, sets: Sequence[str]) -> None:
-    """``recloop update`` in a process that kill -9 ends once that step is whole."""
+    """Run ``recloop update`` in a process that is killed after the step."""
     words = [word for one in sets for word in ("--set", one)]
     verb = [sys.executable, "-c", KILL, step, "-C", str(project.root), *words, "update", "--json"]
     killed = subprocess.run(verb, capture_output=True, text=True, check=False)

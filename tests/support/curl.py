@@ -1,4 +1,4 @@
-"""The few options of curl that the docs use, for machines that have Python and no curl."""
+"""The curl options that the docs use, for machines without curl."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def main() -> int:
     parser.add_argument("-X", "--request")
     parser.add_argument("-H", "--header", action="append", default=[])
     parser.add_argument("-d", "--data")
-    asked = parser.parse_args()
-    headers = dict(line.split(": ", 1) for line in asked.header)
-    body = None if asked.data is None else asked.data.encode()
-    request = urllib.request.Request(asked.url, body, headers, method=asked.request)
+    options = parser.parse_args()
+    headers = dict(line.split(": ", 1) for line in options.header)
+    body = None if options.data is None else options.data.encode()
+    request = urllib.request.Request(options.url, body, headers, method=options.request)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             sys.stdout.write(answer.read().decode())
     except urllib.error.HTTPError as error:
         sys.stdout.write(error.read().decode())
-        return 22 if asked.fail else 0
+        return 22 if options.fail else 0
     return 0
 
 

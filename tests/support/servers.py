@@ -1,4 +1,4 @@
-"""Real servers for tests: `recloop serve` as a child process over a project folder, and what it has written down."""
+"""Servers for tests: `recloop serve` as a child process, and its stored decisions."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from recloop.records import Decision
 from recloop.storage import admin_token, open_decisions
 
 PATIENCE = 60.0
-"""Seconds that a slow machine is given for what an idle one does at once; no test measures it."""
+"""Time limit for slow machines; no test measures it."""
 MARKS = itertools.count()
 WITHOUT_CONSOLE = ("-c", 'import sys; sys.modules["nicegui"] = None; from recloop.cli import main; main()')
-"""A server in whose process NiceGUI cannot be imported: it starts in half the time."""
+"""Start a server that cannot import NiceGUI, which takes half the time."""
 
 
 @dataclass
 class Server:
-    """``recloop serve`` as a child process, and a client of it that has the admin token."""
+    """``recloop serve`` as a child process, with a client that has the admin token."""
 
     process: subprocess.Popen[str]
     client: httpx.Client
@@ -41,14 +41,14 @@ class Server:
     token: str
 
     def stop(self, how: int = signal.SIGTERM) -> int:
-        """End it; its exit code."""
+        """Stop the server and return its exit code."""
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.process.wait(PATIENCE)
 
     def close(self) -> None:
-        """End what is left of it, however it stands."""
+        """Close the client and kill the process if it runs."""
         self.client.close()
         if self.process.poll() is None:
             self.process.kill()
@@ -57,14 +57,14 @@ class Server:
         self.process.stdout.close()
 
     def decided(self, **headers: str) -> list[Decision]:
-        """The decisions of every request answered so far.
+        """Return the decisions of all requests answered so far.
 
-        They are written behind the answers, in order: one more request is asked, and its row waited for.
+        Decisions are written in order after the answers, so one more request marks the end.
         """
         mark = f"mark-{next(MARKS)}"
         headers |= {"X-Request-Id": mark}
-        asked = self.client.get("/v1/recommend/mark", params={"n": 1}, headers=headers)
-        assert asked.status_code == 200, asked.text
+        response = self.client.get("/v1/recommend/mark", params={"n": 1}, headers=headers)
+        assert response.status_code == 200, response.text
         store = open_decisions("sqlite:///store/decisions.db", self.root)
         try:
             end = time.monotonic() + PATIENCE
@@ -79,13 +79,13 @@ class Server:
 
 
 def local(app: Starlette) -> httpx.AsyncClient:
-    """A client of a service of this process, with its admin token."""
-    told = {"Authorization": f"Bearer {app.state.service.token}"}
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=told)
+    """A client of a service in this process, with its admin token."""
+    headers = {"Authorization": f"Bearer {app.state.service.token}"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers)
 
 
 def inside(app: Starlette, work: Callable[[httpx.AsyncClient, Any], Awaitable[None]]) -> None:
-    """Requests against a service of this process; its decisions are on the disk when it is back."""
+    """Run requests against a service in this process; decisions are stored on return."""
 
     async def whole() -> None:
         async with local(app) as client:
@@ -98,12 +98,12 @@ def inside(app: Starlette, work: Callable[[httpx.AsyncClient, Any], Awaitable[No
 
 
 def command(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop")) -> list[str]:
-    """The command line of a server over a folder."""
+    """The command line of a server on a folder."""
     return [sys.executable, *program, "-C", str(root), "serve", *words]
 
 
 def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE) -> Server:
-    """Start a server on a free port and wait for its first line; ``program``: what Python is told to run."""
+    """Start a server on a free port and wait for its first line; ``program``: arguments of Python."""
     errors = root / f"stderr-{len(list(root.glob('stderr-*')))}"
     with errors.open("w") as file:
         process = subprocess.Popen(
@@ -119,6 +119,6 @@ def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE) -> 
         process.stdout.close()
     assert ready, f"{line!r} {errors.read_text()}"
     token = admin_token.read(root)
-    told = {"Authorization": f"Bearer {token}"}
-    client = httpx.Client(base_url=ready[1], timeout=PATIENCE, headers=told)
+    headers = {"Authorization": f"Bearer {token}"}
+    client = httpx.Client(base_url=ready[1], timeout=PATIENCE, headers=headers)
     return Server(process, client, root, ready[1], ready[2], errors, token)

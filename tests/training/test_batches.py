@@ -76,7 +76,7 @@ def test_query_windows_equal_those_of_serving(arrays: Arrays, sizes: list[list[i
     none = np.zeros(0, np.int32)
     served = encoding.window(
         EncodedBatch(
-            states=None,  # type: ignore[arg-type] - a window reads the history alone
+            states=None,  # type: ignore[arg-type] - a window reads only the history
             moment_offsets=data.user_offsets,
             stamps=data.stamps,
             item_offsets=data.moment_offsets,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody reads
+import torch.nn.functional as F  # noqa: N812 - the usual name
 
 from recloop.config import Train
 from recloop.errors import UserError

@@ -167,12 +167,12 @@ class ModelContract:
     def answers(cls, fitted: Fitted) -> list[RankedList]:
         return fitted.ask(range(len(fitted.users)))
 
-    def test_finds_the_right_items(self, fitted: Fitted, answers: list[RankedList]) -> None:
+    def test_recall_is_above_that_of_a_constant_scorer(self, fitted: Fitted, answers: list[RankedList]) -> None:
         """Check Recall@10 of the next basket against 10/N of a constant or random scorer."""
         hits = [len(set(a.items) & held) / len(held) for a, held in zip(answers, fitted.targets, strict=True)]
         assert np.mean(hits) > self.better * 10 / len(fitted.bundle.items)
 
-    def test_lists_what_users_like_by_the_truth(self, fitted: Fitted, answers: list[RankedList]) -> None:
+    def test_listed_items_have_high_true_utility(self, fitted: Fitted, answers: list[RankedList]) -> None:
         world = _world()
         place = {item_id: ix for ix, item_id in enumerate(world.item_ids)}
         shares = []
@@ -181,41 +181,41 @@ class ModelContract:
             shares.append(np.mean([share[place[item]] for item in answer.items]))
         assert np.mean(shares) > self.liked
 
-    def test_batch_equals_single(self, fitted: Fitted, answers: list[RankedList]) -> None:
+    def test_batch_equals_single_requests(self, fitted: Fitted, answers: list[RankedList]) -> None:
         for q in range(0, len(answers), max(1, len(answers) // 12)):
             assert_same(answers[q], fitted.ask([q])[0])
 
-    def test_company_in_the_batch_changes_nothing(self, fitted: Fitted, answers: list[RankedList]) -> None:
+    def test_list_is_independent_of_the_batch(self, fitted: Fitted, answers: list[RankedList]) -> None:
         """Repeat the queries in another order, together with users without history."""
         order = np.random.default_rng(0).permutation(len(answers)).tolist()
-        users = [fitted.users[q] for q in order] + ["nobody", "nobody else"]
+        users = [fitted.users[q] for q in order] + ["unknown", "unknown too"]
         now = [fitted.now[q] for q in order] + fitted.now[:1] * 2
         states = fitted.timeline.states(users, [fitted.as_of[q] for q in order] + [0, 0], now)
         mixed = fitted.answers(states, now)
         for place, q in enumerate(order):
             assert_same(answers[q], mixed[place])
 
-    def test_saved_and_loaded_answers_alike(self, fitted: Fitted, answers: list[RankedList], tmp_path: Path) -> None:
+    def test_list_after_save_and_load_is_equal(self, fitted: Fitted, answers: list[RankedList], tmp_path: Path) -> None:
         folder = tmp_path / fitted.bundle.id
         shutil.copytree(fitted.project.bundles / fitted.bundle.id, folder)
         again = fitted.answers(fitted.states(range(len(answers))), fitted.now, bundle=bundles.load(folder))
         assert [answer.slots for answer in again] == [answer.slots for answer in answers]
 
-    def test_an_unseen_user_gets_a_list(self, fitted: Fitted) -> None:
+    def test_unseen_user_gets_a_list(self, fitted: Fitted) -> None:
         attributes = [None, {}, {"age": "30-44"}, {"age": "unheard of"}, {"something": [1, None]}]
         states = StateBatch.of([f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes])
         for answer in fitted.answers(states, fitted.now[:1] * 5):
             assert len(answer.slots) == 10
             assert np.isfinite(answer.scores).all()
 
-    def test_a_user_of_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
-        stranger = UserState()
-        stranger.add("an item of another shop", fitted.now[0] - DAY, None, Use.TARGET)
-        answer = fitted.answers(StateBatch.of(["u"], [stranger]), fitted.now[:1])[0]
+    def test_user_with_only_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
+        user = UserState()
+        user.add("an item of another shop", fitted.now[0] - DAY, None, Use.TARGET)
+        answer = fitted.answers(StateBatch.of(["u"], [user]), fitted.now[:1])[0]
         assert len(answer.slots) == 10
 
     @pytest.mark.parametrize("n", [1, 10, 100])
-    def test_slots_are_n_different_items_of_the_catalogue(self, fitted: Fitted, n: int) -> None:
+    def test_list_has_n_distinct_items_of_the_catalog(self, fitted: Fitted, n: int) -> None:
         catalogue = set(_world().item_ids)
         for answer in fitted.ask(range(len(fitted.users)), n):
             assert len(answer.items) == n
@@ -223,22 +223,20 @@ class ModelContract:
             assert set(answer.items) <= catalogue
             assert (np.diff(answer.scores) <= 0).all()
 
-    def test_more_than_all_gives_all(self, fitted: Fitted) -> None:
+    def test_list_with_n_above_the_catalog_has_all_items(self, fitted: Fitted) -> None:
         states = fitted.states([0])
         disliked = set(states.names[states.negatives].tolist())
         items = fitted.answers(states, fitted.now[:1], 1000)[0].items
         assert len(set(items)) == len(items)
         assert set(fitted.bundle.items.ids.ids) - set(items) == disliked & set(fitted.bundle.items.ids.ids)
 
-    def test_what_is_excluded_is_not_listed_and_the_rest_moves_up(
-        self, fitted: Fitted, answers: list[RankedList]
-    ) -> None:
+    def test_list_without_excluded_items_keeps_the_order(self, fitted: Fitted, answers: list[RankedList]) -> None:
         out = tuple(answers[0].items[:3])
         again = fitted.ask(range(20), exclude=out)
         assert all(not set(out) & set(answer.items) for answer in again)
         assert again[0].items[:7] == answers[0].items[3:]
 
-    def test_order_inside_a_moment_carries_nothing(
+    def test_list_is_independent_of_the_order_within_moments(
         self, fitted: Fitted, answers: list[RankedList], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         """Shuffle the rows of each basket: lists after a new training are the same."""

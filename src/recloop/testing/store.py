@@ -75,7 +75,7 @@ class StoreContract:
         yield stores
         stores.close()
 
-    def test_one_counter_numbers_rows_of_every_kind(self, stores: Stores) -> None:
+    def test_seq_numbers_rows_of_every_kind_by_one_counter(self, stores: Stores) -> None:
         log = stores.log()
         log.start_at(40)
         seqs = [receipt.seq for receipt in log.append_events([some_event("a"), some_event("b")])]
@@ -85,7 +85,7 @@ class StoreContract:
         assert seqs == [41, 42, 43, 44, 45]
         assert log.last_seq() == 45
 
-    def test_numbers_and_rows_outlive_the_process(self, stores: Stores) -> None:
+    def test_rows_and_seqs_survive_reopening(self, stores: Stores) -> None:
         log = stores.log()
         assert log.is_empty()
         whole = some_event(
@@ -100,7 +100,7 @@ class StoreContract:
         rows = [Event(**row) for row in again.events().iter_rows(named=True)]
         assert rows == [msgspec.structs.replace(whole, seq=1), msgspec.structs.replace(some_event(" 01 "), seq=2)]
 
-    def test_sent_twice_is_there_once(self, stores: Stores) -> None:
+    def test_event_sent_twice_is_stored_once(self, stores: Stores) -> None:
         log = stores.log()
         first = some_event("a", event_id="e1", value=1.0)
         assert [receipt.status for receipt in log.append_events([first, first])] == ["accepted", "duplicate"]
@@ -110,13 +110,13 @@ class StoreContract:
         assert [receipt.seq for receipt in again] == [1, 1, 2, 3]
         assert log.events().height == log.last_seq() == 3
 
-    def test_a_quarantined_row_is_numbered_and_kept(self, stores: Stores) -> None:
+    def test_quarantined_row_is_numbered_and_kept(self, stores: Stores) -> None:
         log = stores.log()
         got = log.append_events([some_event("a", rule="burst"), some_event("b")])
         assert [(receipt.status, receipt.seq) for receipt in got] == [("quarantined", 1), ("accepted", 2)]
         assert log.events().get_column("rule").to_list() == ["burst", None]
 
-    def test_a_transaction_that_fails_leaves_nothing_and_no_gap(self, stores: Stores) -> None:
+    def test_failed_transaction_stores_nothing_and_uses_no_seq(self, stores: Stores) -> None:
         log = stores.log()
 
         def half() -> None:
@@ -130,7 +130,7 @@ class StoreContract:
         assert log.is_empty()
         assert log.append_events([some_event("b")])[0].seq == 1
 
-    def test_readers_see_what_is_committed(self, stores: Stores) -> None:
+    def test_readers_see_only_committed_rows(self, stores: Stores) -> None:
         log = stores.log()
         reader = stores.log(write=False)
         log.append_events([some_event(str(n)) for n in range(50)])
@@ -141,7 +141,7 @@ class StoreContract:
         assert seen == [20]
         assert reader.events(user_id="nobody").is_empty()
 
-    def test_newest_versions_come_last(self, stores: Stores) -> None:
+    def test_item_versions_are_ordered_by_seq(self, stores: Stores) -> None:
         log = stores.log()
         log.append_items([Item(item_id="a", attributes={"b": 1, "a": "é"}), Item(item_id="a", hidden=True)])
         rows = log.items()
@@ -149,7 +149,7 @@ class StoreContract:
         assert rows.get_column("attributes").to_list() == ['{"a":"é","b":1}', "{}"]
         assert rows.get_column("hidden").to_list() == [False, True]
 
-    def test_decisions_come_back_as_they_were(self, stores: Stores) -> None:
+    def test_decisions_round_trip(self, stores: Stores) -> None:
         decisions = stores.decisions()
         put = [some_decision(f"r{n}", at=n) for n in range(5)] + [some_decision("r0", role="shadow", bundle="c", at=9)]
         for decision in put:
@@ -159,14 +159,14 @@ class StoreContract:
         assert decisions.rows(last=2) == put[-2:]
         assert decisions.rows(since=2, until=4) == put[2:4]
 
-    def test_the_first_decision_of_a_request_stays(self, stores: Stores) -> None:
+    def test_first_decision_of_a_request_is_kept(self, stores: Stores) -> None:
         decisions = stores.decisions()
         decisions.put(some_decision("r", k=2))
         decisions.put(some_decision("r", k=3))
         decisions.flush()
         assert [row.k for row in decisions.rows()] == [2]
 
-    def test_closing_writes_what_waits(self, stores: Stores) -> None:
+    def test_close_writes_buffered_decisions(self, stores: Stores) -> None:
         decisions = stores.decisions()
         for n in range(1500):
             decisions.put(some_decision(f"r{n}"))
@@ -175,7 +175,7 @@ class StoreContract:
         assert len(again.rows()) == 1500
         assert (again.dropped, again.lost) == (0, 0)
 
-    def test_a_move_is_a_compare_and_set(self, stores: Stores) -> None:
+    def test_move_is_a_compare_and_set(self, stores: Stores) -> None:
         control = stores.control()
         first = control.move("b", "00", "", "registered", **_move(0, {"gate": [1, 0.5]}))
         assert first.generation == 1
@@ -184,7 +184,7 @@ class StoreContract:
         assert stores.control().releases() == [first]
         assert first.evidence == {"gate": [1, 0.5]}
 
-    def test_of_many_movers_one_moves(self, stores: Stores) -> None:
+    def test_concurrent_moves_succeed_once(self, stores: Stores) -> None:
         stores.control().move("b", "00", "", "registered", **_move(0))
         moved: list[str] = []
 

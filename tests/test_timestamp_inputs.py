@@ -1,4 +1,4 @@
-"""One stamp, every way in: a file, stdin, POST and Python give the same moment, or all refuse it."""
+"""Timestamps by file, stdin, POST and Python: each input gives the same time or refuses it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Value = Any
 
 
 def file_of(value: Value, data: Data, folder: Path, kind: str) -> int | None:
-    """A file with the one value."""
+    """Read the value from a file."""
     path = folder / f"log.{kind}"
     row = {"user_id": "u", "item_id": "i", "timestamp": value}
     if kind == "csv":
@@ -51,7 +51,7 @@ def file_of(value: Value, data: Data, folder: Path, kind: str) -> int | None:
 
 
 def python(value: Value, data: Data, _: Path) -> int | None:
-    """As `fit` and `observe` read a frame."""
+    """Read the value as `fit` and `observe` read a frame."""
     frame = pl.DataFrame([{"user_id": "u", "item_id": "i", "timestamp": value}])
     own = settings_of(frame, {"data": {"timezone": data.timezone, "time_unit": data.time_unit}}).data
     try:
@@ -61,7 +61,7 @@ def python(value: Value, data: Data, _: Path) -> int | None:
 
 
 def posted(value: Value, data: Data, _: Path) -> int | None:
-    """As ``POST /v1/events`` reads a body."""
+    """Read the value as ``POST /v1/events`` reads a body."""
     body = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
     (row,) = parse.parse_rows(body, "application/json")
     event = parse.check_event(row, ARRIVAL, data)
@@ -69,13 +69,13 @@ def posted(value: Value, data: Data, _: Path) -> int | None:
 
 
 def stdin(value: Value, data: Data, _: Path) -> int | None:
-    """As ``recloop ingest -`` reads a line."""
+    """Read the value as ``recloop ingest -`` reads a line."""
     line = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
     batch = bulk._judged([(1, line)], data)
     return batch.events[0].timestamp if batch.events else None
 
 
-DOORS: dict[str, Callable[[Value, Data, Path], int | None]] = {
+INPUTS: dict[str, Callable[[Value, Data, Path], int | None]] = {
     "csv": lambda value, data, folder: file_of(value, data, folder, "csv"),
     "jsonl": lambda value, data, folder: file_of(value, data, folder, "jsonl"),
     "parquet": lambda value, data, folder: file_of(value, data, folder, "parquet"),
@@ -85,7 +85,7 @@ DOORS: dict[str, Callable[[Value, Data, Path], int | None]] = {
 }
 TABLE: list[tuple[Value, int | None]] = [
     ("2026-11-18T13:55:12.345Z", NOW),
-    ("2026-11-18T13:55:12.345", NOW - 3_600 * SECOND),  # without a zone: of data.timezone
+    ("2026-11-18T13:55:12.345", NOW - 3_600 * SECOND),  # without a zone: data.timezone
     ("2026-11-18T14:55:12.345+01:00", NOW),
     ("2026-11-18 13:55:12.345", NOW - 3_600 * SECOND),
     ("2026-11-18", 1_794_956_400 * SECOND),
@@ -107,15 +107,15 @@ TABLE: list[tuple[Value, int | None]] = [
     ("0005-01-01T00:00:00Z", -62_009_366_400 * SECOND),
     ("9999-12-31T00:00:00Z", 253_402_214_400 * SECOND),
     ("2026-11-19T13:55:12.345Z", NOW + 86_400 * SECOND),  # tomorrow: read, then quarantined
-    ("2026-10-25 02:30", 1_792_888_200 * SECOND),  # of an hour that comes twice the first
-    ("2026-03-29 02:30", None),  # of an hour that never came
+    ("2026-10-25 02:30", 1_792_888_200 * SECOND),  # the first of a repeated hour
+    ("2026-03-29 02:30", None),  # in a skipped hour
     ("20261118", None),
     (20261118, None),
     ("20261118135512", None),
     (46027.35, None),
     ("46027.35", None),
     (46027, 46_027 * SECOND),
-    ("01/02/2026", None),  # day and month cannot be told apart
+    ("01/02/2026", None),  # the order of day and month is ambiguous
     ("2026-02-29", None),
     ("0000-01-01", None),
     (10**22, None),
@@ -126,17 +126,19 @@ TABLE: list[tuple[Value, int | None]] = [
 
 
 @pytest.mark.parametrize(("value", "stamp"), TABLE)
-def test_stamp_at_every_door_is_the_same_moment_or_refused(value: Value, stamp: int | None, tmp_path: Path) -> None:
+def test_timestamp_by_each_input_is_equal_or_refused(value: Value, stamp: int | None, tmp_path: Path) -> None:
     assert datetime(2026, 11, 18, 13, 55, 12, 345_000, tzinfo=UTC).timestamp() * SECOND == NOW
-    doors = DOORS if value != 10**22 else {name: DOORS[name] for name in ("csv", "stdin", "post")}  # no column holds it
-    assert {name: door(value, BERLIN, tmp_path) for name, door in doors.items()} == dict.fromkeys(doors, stamp)
+    inputs = (
+        INPUTS if value != 10**22 else {name: INPUTS[name] for name in ("csv", "stdin", "post")}
+    )  # no column type can represent it
+    assert {name: read(value, BERLIN, tmp_path) for name, read in inputs.items()} == dict.fromkeys(inputs, stamp)
 
 
 @pytest.mark.parametrize(
     ("stamp", "wrong"), [(-SECOND, True), (NOW, False), (NOW + 86_400 * SECOND, True), (253_402_214_400 * SECOND, True)]
 )
-def test_wrong_clock_at_every_door_is_quarantined(stamp: int, wrong: bool) -> None:
-    """In a file the end of the log stands for the arrival that nobody recorded."""
+def test_wrong_clock_by_each_input_is_quarantined(stamp: int, wrong: bool) -> None:
+    """In a file the end of the log replaces the unknown arrival."""
     rows = [{"user_id": f"u{n % 9}", "timestamp": NOW - n * 3_600 * SECOND} for n in range(90)]
     frame = pl.DataFrame([*rows, {"user_id": "u", "timestamp": stamp}])
     for judged in (received_by_end(frame), frame.with_columns(pl.lit(ARRIVAL).alias("received_at"))):
@@ -144,20 +146,20 @@ def test_wrong_clock_at_every_door_is_quarantined(stamp: int, wrong: bool) -> No
 
 
 @given(
-    st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)),  # noqa: DTZ001 - its zone is what is drawn
+    st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)),  # noqa: DTZ001 - the zone is drawn separately
     st.sampled_from(
         ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M", "%Y/%m/%d %H:%M:%S.%f", "%d.%m.%Y %H:%M", "%m/%d/%Y %I:%M %p"]
     ),
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York"]),
 )
-def test_read_stamp_one_value_is_a_file_of_one_value(moment: datetime, form: str, timezone: str) -> None:
+def test_parse_timestamp_of_a_text_equals_that_of_a_file(moment: datetime, form: str, timezone: str) -> None:
     assert one_and_column(moment.strftime(form), Data(timezone=timezone))
 
 
 @given(st.integers(-(10**19), 10**19) | st.floats(-1e12, 1e12).map(repr), st.sampled_from(["auto", "s", "ms", "us"]))
-def test_read_stamp_one_number_is_a_file_of_one_number(value: int | str, unit: str) -> None:
+def test_parse_timestamp_of_a_number_equals_that_of_a_file(value: int | str, unit: str) -> None:
     if unit != "auto" and unit_is_clear(value):
-        return  # in a file the configured unit decides, in a row the size of a number that is clear
+        return  # a file uses the configured unit, a row the size of a clear number
     assert one_and_column(str(value), Data(time_unit=unit))  # type: ignore[arg-type]
 
 
