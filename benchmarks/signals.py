@@ -100,7 +100,7 @@ def learned(world: BrowsingSimulator, root: Path, sets: list[str]) -> dict[str, 
     cut = data.manifest.cut
     acted = before.filter(pl.col(EVENT_TYPE).is_in(["click", "purchase"]))
     users = acted[USER_ID].unique().sort().to_list()
-    recommender = Recommender(trained.bundle, Catalog.of([data.items]))
+    recommender = Recommender(trained.bundle, Catalog.from_frames([data.items]))
     states = StateHistory(before, data.users).states(
         users, [int(before[SEQ].max() or 0)] * len(users), [cut] * len(users)
     )

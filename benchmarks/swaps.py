@@ -153,7 +153,7 @@ def another(folder: Path) -> str:
     live = project.load_bundle()
     home = replace(live.policy.placements["home"], weights={"popular": 1.0})
     made = replace(live, policy=live.policy.with_placement("home", home))
-    own = Recommender(made, Catalog.of_table(made.items.ids.ids, made.items.attributes))
+    own = Recommender(made, Catalog.from_table(made.items.ids.ids, made.items.attributes))
     states = [case.state for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime.now(UTC))

@@ -240,9 +240,9 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     """Recommend lists for every moment of ``after``, from the states just before."""
     source = open_project(asked.project, asked.sets)
-    rows = moment_stamps(EventLabeler.of(bundle.spec).label(pl.concat([source.open_archive().events(), future])))
+    rows = moment_stamps(EventLabeler.from_spec(bundle.spec).label(pl.concat([source.open_archive().events(), future])))
     queries = paired.subsample(make_queries(rows.filter(pl.col(SEQ).is_in(after[SEQ].implode())), "successive"))
-    timeline, catalogue = StateHistory(rows, users), Catalog.of([source.open_archive().items()])
+    timeline, catalogue = StateHistory(rows, users), Catalog.from_frames([source.open_archive().items()])
     found = paired.answer(bundle, queries, timeline, catalogue, THREADS)
     names, codes = np.unique(found.users, return_inverse=True)
     means = bootstrap.user_means(found.ndcg[:, None], codes, len(names))[:, 0]

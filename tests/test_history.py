@@ -113,7 +113,7 @@ def test_train_data_targets_exclude_history_events(tmp_path: Path) -> None:
     prepare(project)
     data = load(project)
     tables = make_tables(
-        FeatureSpec.of(project.config), pl.concat([data.train, data.valid]), data.manifest.cut, None, None
+        FeatureSpec.from_config(project.config), pl.concat([data.train, data.valid]), data.manifest.cut, None, None
     )
     train = train_data(tables, data.train, data.valid)
     assert train.targets is not None
@@ -140,7 +140,7 @@ def test_prepare_with_returns_removes_purchases_from_counts(tmp_path: Path, kind
     made = prepare(project)
     assert made.report.removed == {}
     data = load(project)
-    tables = make_tables(FeatureSpec.of(project.config), data.train, data.manifest.cut, None, None)
+    tables = make_tables(FeatureSpec.from_config(project.config), data.train, data.manifest.cut, None, None)
     counts = dict(zip(tables.items.ids, train_data(tables, data.train, None).counts[1:].tolist(), strict=True))
     assert counts.get("i0", 0) <= 1, "at most the one that was returned after the cut"
     assert min(count for item, count in counts.items() if item != "i0") >= 8

@@ -59,7 +59,7 @@ def test_first_run_metrics_equal_those_of_served_lists(turned: tuple[Path, loop.
     folder, made = turned
     project = open_project(folder, COUNTS)
     data, bundle = load(project), project.load_bundle()
-    recommender = Recommender(bundle, Catalog.of([data.items]))
+    recommender = Recommender(bundle, Catalog.from_frames([data.items]))
     timeline = StateHistory(data.events, data.users)
     positive = data.test.filter(pl.col("label") > 0)
     moments = positive.group_by("user_id", "stamp").agg(pl.col("item_id"), pl.col("seq").min())
@@ -108,13 +108,13 @@ def test_refit_learns_test_rows_and_keeps_the_metrics(world: SimulatedShop, tmp_
 
 def test_recommend_for_an_unseen_user_excludes_disliked_items(turned: tuple[Path, loop.FirstRun]) -> None:
     bundle = turned[1].bundle
-    recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     query = Query(user_id="new", now=bundle.cut, n=10)
-    first = recommender.recommend(StateBatch.of(["new"], [UserState()]), [query])[0]
+    first = recommender.recommend(StateBatch.from_states(["new"], [UserState()]), [query])[0]
     assert len(first.items) == 10
     angry = UserState()
     angry.add(first.items[0], bundle.cut, None, -1)
-    assert first.items[0] not in recommender.recommend(StateBatch.of(["new"], [angry]), [query])[0].items
+    assert first.items[0] not in recommender.recommend(StateBatch.from_states(["new"], [angry]), [query])[0].items
 
 
 TURN_WITHOUT_TORCH = """

@@ -132,7 +132,7 @@ def load(path: str | Path, events: Any = None) -> FittedRecommender:
     ).with_columns(
         pl.lit(0, pl.Int64).alias(SEQ), pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
     )
-    labelled = _labelled(EventLabeler.of(spec), empty, empty)
+    labelled = _labelled(EventLabeler.from_spec(spec), empty, empty)
     native = "polars" if events is None else nw.get_native_namespace(events).__name__
     made = FittedRecommender(bundle, FittedData(labelled, items, None, None), settings, native)
     if events is not None:
@@ -158,8 +158,8 @@ class FittedRecommender:
     def __init__(self, bundle: Bundle, rows: FittedData, config: Config, native: str) -> None:
         self.bundle = bundle
         self._rows, self._config, self._native = rows, config, native
-        self._signal = EventLabeler.of(bundle.spec)
-        self._recommender = Recommender(bundle, Catalog.of([rows.items]), THREADS)
+        self._signal = EventLabeler.from_spec(bundle.spec)
+        self._recommender = Recommender(bundle, Catalog.from_frames([rows.items]), THREADS)
         self._timeline = StateHistory(rows.events, rows.users)
 
     @_refuse_k
@@ -189,7 +189,7 @@ class FittedRecommender:
         placement = recommender.placement(name)
         queries = [Query(user_id=user, now=moment, n=n, placement=name) for user in users]
         encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
-        allowed = recommender.allowed(encoded, queries, placement)
+        allowed = recommender.candidate_mask(encoded, queries, placement)
         rungs = None
         if items_to_recommend is not None:
             shown = np.zeros_like(allowed.mask)
@@ -198,7 +198,7 @@ class FittedRecommender:
             rungs = ("segment", "popular")
         recalled = recommender.recall(encoded, allowed, placement.weights)
         fused = fuse(recalled, placement.weights, n, placement.fusion_constant)
-        answers = recommender.answers(encoded, allowed, fused, queries, placement, rungs)
+        answers = recommender.assemble(encoded, allowed, fused, queries, placement, rungs)
         rows = [
             (query.user_id, slot.item_id, slot.score, rank, slot.source)
             for query, answer in zip(queries, answers, strict=True)
@@ -223,7 +223,7 @@ class FittedRecommender:
                 expected = "an item of the catalog, or one with a positive event before the cut"
                 raise UserError("item_id", item, expected, "rec.recommend(...)")
         queries = [Query(user_id="", now=self.bundle.cut, n=n, placement=similar.LIST, item_id=item) for item in ids]
-        states = StateBatch.of([""] * len(ids), [UserState()] * len(ids))
+        states = StateBatch.from_states([""] * len(ids), [UserState()] * len(ids))
         rows = [
             (query.item_id, slot.item_id, slot.score, rank, slot.source)
             for query, answer in zip(queries, self._recommender.recommend(states, queries, False), strict=True)
@@ -272,7 +272,7 @@ class FittedRecommender:
             expected = f"{self._config.split.protocol}, the protocol of the fit"
             raise UserError("split.protocol", protocol, expected, 'recloop.fit(events, config={"split": {...}})')
         config = build({**self._config.model_dump(mode="json", by_alias=True)}, [f"split.protocol={protocol}"], {})
-        return evaluate([self.bundle], self._rows, Catalog.of([self._rows.items]), config, {}, THREADS)
+        return evaluate([self.bundle], self._rows, Catalog.from_frames([self._rows.items]), config, {}, THREADS)
 
     def save(self, path: str | Path) -> Path:
         """Save the bundle as a folder.
@@ -283,7 +283,7 @@ class FittedRecommender:
         target = Path(path)
         if target.exists():
             raise UserError("path", target, "a path that does not exist yet", "another path")
-        own = Recommender(self.bundle, Catalog.of_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
+        own = Recommender(self.bundle, Catalog.from_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
         golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as beside:
@@ -311,7 +311,7 @@ def _learned(config: Config, rows: FittedData, model: str) -> Bundle:
     parts = rows.parts
     assert parts is not None
     before = pl.concat([parts.train, parts.valid]).sort(SEQ)
-    tables = make_tables(FeatureSpec.of(config, rows.dwell), before, parts.cut, rows.items, rows.users)
+    tables = make_tables(FeatureSpec.from_config(config, rows.dwell), before, parts.cut, rows.items, rows.users)
     temporal = config.split.protocol != LEAVE_ONE_OUT
     arrays = validation_data(tables, parts.train, parts.valid, None, temporal)
     network_wanted = model != "auto" and not is_closed_form(model)

@@ -21,7 +21,7 @@ from recloop.pipeline import new_files, publish, update_steps
 from recloop.pipeline import restart as restarts
 from recloop.pipeline import training_steps as parts
 from recloop.pipeline import update_run as runs
-from recloop.pipeline.retention import tidy
+from recloop.pipeline.retention import apply_retention
 from recloop.pipeline.update_run import UpdateResult
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
@@ -95,10 +95,10 @@ def update(
         if reason:
             restarts.check_files_complete(project, restart)
             return _restart(project, voice, reason, begin)
-        new_files.take(project, voice)
+        new_files.import_new_files(project, voice)
         run = runs.start_or_resume(project, full, reset, voice)
         if run is None:
-            tidy(project, voice)
+            apply_retention(project, voice)
             return runs.nothing_new(project, restarts.differing(project), time.monotonic() - begin)
         update_steps.collect(run)  # 1. collect: the rows since the last update
         update_steps.check(run)  # 2. check: are they like earlier rows, and enough to judge?
@@ -108,8 +108,8 @@ def update(
         if run.verdict == "registered":
             update_steps.train_final(run)  # 5. train final: the candidate on the newest rows too
         placed = publish.publish_update(run)  # 6. publish: bundle, states and data, or nothing
-        tidy(project, voice)
-        return run.done(placed, time.monotonic() - begin)
+        apply_retention(project, voice)
+        return run.result(placed, time.monotonic() - begin)
 
 
 def _restart(project: Project, voice: Progress, reason: str, begin: float) -> UpdateResult:

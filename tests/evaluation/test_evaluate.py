@@ -89,7 +89,7 @@ def cut(frame: pl.DataFrame, config: Config = CONFIG) -> Data:
 
 def fitted(data: Data, weights: dict[str, float] | None = None, config: Config = CONFIG) -> Bundle:
     """A bundle of counting models with given fusion weights."""
-    tables = make_tables(FeatureSpec.of(config), pl.concat([data.train, data.valid]), data.cut, None, None)
+    tables = make_tables(FeatureSpec.from_config(config), pl.concat([data.train, data.valid]), data.cut, None, None)
     arrays = train_data(tables, data.train, data.valid)
     made, scorers = fit_counts(arrays, tables)
     manifest = Manifest(ModelSpec("counts", {}), TrainingRows(data.cut))
@@ -99,7 +99,7 @@ def fitted(data: Data, weights: dict[str, float] | None = None, config: Config =
 
 
 def tabled(data: Data, bundle: Bundle, config: Config = CONFIG) -> EvaluationTable:
-    return evaluate([bundle], data, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes), config, FACTS)
+    return evaluate([bundle], data, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes), config, FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_evaluate_row_equals_a_slow_recount(
 
 def test_evaluate_served_row_equals_recommend(data: Data, bundle: Bundle, table: EvaluationTable) -> None:
     queries = make_queries(data.test, "successive")
-    recommender = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     timeline = StateHistory(data.events)
     ranked = {}
     for q, user in enumerate(queries.users):  # one at a time, as in serving
@@ -294,7 +294,7 @@ def test_evaluate_is_independent_of_the_chunk_size(
 
 def test_evaluate_reports_progress(data: Data, bundle: Bundle) -> None:
     progress_calls: list[tuple[int, int]] = []
-    catalogue = Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes)
+    catalogue = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
     evaluate(
         [bundle], data, catalogue, CONFIG, FACTS, progress=lambda done, total: progress_calls.append((done, total))
     )
@@ -426,7 +426,7 @@ def test_evaluate_two_bundles_gives_one_table(data: Data, bundle: Bundle) -> Non
     first = replace(bundle, manifest=replace(bundle.manifest, bundle="counts-a"))
     other = fitted(data, {"popular": 1.0})
     other = replace(other, manifest=replace(other.manifest, bundle="counts-b"))
-    catalogue = Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes)
+    catalogue = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
     both = evaluate([first, other], data, catalogue, CONFIG, FACTS)
     assert [(row.row.model, row.row.bundle) for row in both.rows[3:]] == [
         ("served", "counts-a"),
@@ -516,10 +516,10 @@ def test_evaluate_import_loads_no_torch() -> None:
     ],
 )
 def test_training_note_of_less_than_an_epoch_is_not_trained(train: Training, note: str, text: str) -> None:
-    trained = TrainingNote.of(train)
+    trained = TrainingNote.from_training(train)
     assert trained is not None
     assert (trained.note, str(trained)) == (note, text)
-    assert TrainingNote.of(Training(epochs=0)) is None, "no network"
+    assert TrainingNote.from_training(Training(epochs=0)) is None, "no network"
 
 
 def test_evaluation_row_of_an_untrained_network_has_the_note(table: EvaluationTable) -> None:
@@ -535,7 +535,7 @@ def test_evaluation_row_of_an_untrained_network_has_the_note(table: EvaluationTa
 
 def test_validation_data_trains_on_earlier_rows_only(data: Data) -> None:
     """Training ends before the first validation moment; validation reads the full history."""
-    tables = make_tables(FeatureSpec.of(CONFIG), pl.concat([data.train, data.valid]), data.cut, None, None)
+    tables = make_tables(FeatureSpec.from_config(CONFIG), pl.concat([data.train, data.valid]), data.cut, None, None)
     found = validation_data(tables, data.train, data.valid, None, temporal=True)
     whole = train_data(tables, data.train, data.valid)
     assert found.held is not None

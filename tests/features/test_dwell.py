@@ -94,10 +94,10 @@ def test_dwell_rule_with_a_negative_label_is_refused() -> None:
 
 def test_dwell_percentiles_are_part_of_the_spec() -> None:
     found = fitted()
-    spec = FeatureSpec.of(Config(), found)
+    spec = FeatureSpec.from_config(Config(), found)
     assert FeatureSpec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True))) == spec
-    assert spec.state_key != FeatureSpec.of(Config()).state_key
-    assert FeatureSpec.of(build({}, environment={})).to_json().get("dwell") is None
+    assert spec.state_key != FeatureSpec.from_config(Config()).state_key
+    assert FeatureSpec.from_config(build({}, environment={})).to_json().get("dwell") is None
 
 
 def test_dwell_percentiles_of_many_dwells_are_stored_as_quantiles() -> None:

@@ -13,7 +13,7 @@ from recloop.records import DAY, SECOND
 from recloop.settings import build
 
 NOON = 1_735_732_800 * SECOND  # Wednesday 2025-01-01T12:00:00Z
-SPEC = FeatureSpec.of(
+SPEC = FeatureSpec.from_config(
     build({"features": {"user": {"age": {"from": "band"}}}, "data": {"timezone": "America/New_York"}}, (), {})
 )
 FIELDS = FieldCodes(
@@ -39,7 +39,7 @@ def state(*moments: tuple[int, str], dislikes: str = "", **rest: object) -> User
 
 def encoded(*states: UserState, now: int = NOON) -> EncodedBatch:
     users = [f"u{n}" for n in range(len(states))]
-    return encode(SPEC, FIELDS, ITEMS, StateBatch.of(users, states), [now] * len(states))
+    return encode(SPEC, FIELDS, ITEMS, StateBatch.from_states(users, states), [now] * len(states))
 
 
 def test_encode_maps_items_to_indices_and_drops_unknown_ones() -> None:

@@ -45,12 +45,12 @@ def test_label_weights_keep_their_order_in_a_bundle() -> None:
     rules = {"event_type = 'rating' AND value >= 4": 2, "rating": -1, "purchase": 5, "skip": -0.5}
     config = build({"events": {"weights": rules}}, environment={})
     reversed_weights = build({"events": {"weights": dict(reversed(rules.items()))}}, environment={})
-    spec = FeatureSpec.of(config)
+    spec = FeatureSpec.from_config(config)
     again = FeatureSpec.from_json(json.loads(json.dumps(spec.to_json(), sort_keys=True)))  # as in spec.json
     rows = frame([{"event_type": "rating", "value": 5.0}, {"event_type": "rating", "value": 1.0}])
-    assert EventLabeler.of(again).label(rows)["label"].to_list() == [1, -1]
-    assert EventLabeler.of(again).label(rows)["weight"].to_list() == [2.0, 1.0]
-    assert again.state_key == spec.state_key != FeatureSpec.of(reversed_weights).state_key
+    assert EventLabeler.from_spec(again).label(rows)["label"].to_list() == [1, -1]
+    assert EventLabeler.from_spec(again).label(rows)["weight"].to_list() == [2.0, 1.0]
+    assert again.state_key == spec.state_key != FeatureSpec.from_config(reversed_weights).state_key
 
 
 @pytest.mark.parametrize("weight", ["many", True, float("nan"), float("inf"), [1]])

@@ -183,7 +183,7 @@ def test_state_added_event_by_event_equals_state_from_columns(events: Any, versi
     seqs = [0, *data.draw(st.lists(st.integers(0, last), max_size=4)), last + 1]
     queries = [(user, seq) for user in USERS for seq in seqs]
     columns = timeline.states([user for user, _ in queries], [seq for _, seq in queries])
-    single = StateBatch.of(
+    single = StateBatch.from_states(
         [user for user, _ in queries], [state_by_events(valid, users, user, seq) for user, seq in queries]
     )
     for b, (user, seq) in enumerate(queries):
@@ -270,7 +270,7 @@ def test_states_until_now_exclude_later_moments(events: Any, now: int) -> None:
     valid = SIGNAL.label(log_of(events))
     users = sorted(set(valid[USER_ID]))
     grown_states = [state_by_events(valid, users_of([]), user, 10**6) for user in users]
-    seen = StateBatch.of(users, grown_states).until(np.full(len(users), now))
+    seen = StateBatch.from_states(users, grown_states).until(np.full(len(users), now))
     columns = StateHistory(moment_stamps(valid)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
     for b, state in enumerate(grown_states):
         assert named_state(seen, b)[1] == [moment for moment in state.view().moments if moment[0] <= now]

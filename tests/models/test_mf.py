@@ -85,7 +85,7 @@ def test_mf_folds_in_users_with_new_events(fitted: Fitted) -> None:
     item = fitted.bundle.items.ids.ids[3]
     active = UserState()
     active.add(item, fitted.bundle.cut + DAY, None, Use.TARGET)
-    users = StateBatch.of([fitted.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
+    users = StateBatch.from_states([fitted.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
     own, other = vectors(fitted, users)
     np.testing.assert_array_equal(own, other)
     scores = fitted.bundle.arrays["item_vectors"] @ own

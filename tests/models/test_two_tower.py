@@ -89,7 +89,9 @@ def test_two_tower_loss_by_hand() -> None:
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
     torch.manual_seed(1)
-    found = weighted(ss_logq(PairScores.of(vectors, items, targets, SampledItems(*network.draw(targets)))), weights)
+    found = weighted(
+        ss_logq(PairScores.from_vectors(vectors, items, targets, SampledItems(*network.draw(targets)))), weights
+    )
     torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()
     share = np.arange(1, N + 1) / sum(range(1, N + 1))
@@ -118,14 +120,14 @@ def test_two_tower_ranks_for_users_and_items_without_history(fitted: Fitted) -> 
     Items without events before the cut are part of that ranking.
     """
     recommender = Recommender(fitted.bundle, fitted.catalogue)
-    states = StateBatch.of(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
+    states = StateBatch.from_states(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
     queries = [Query(user_id=user, now=fitted.now[0], n=200) for user in states.users]
     known, unknown = recommender.recommend(states, queries)
     assert set(unknown.sources[:10]) <= {"popular", "segment"}
     found = {source: known.sources.count(source) for source in set(known.sources)}
     assert "attributes" in found or "model" in known.sources
     encoded = recommender.encode(states, [fitted.now[0]] * 2)
-    allowed = recommender.allowed(encoded, queries, recommender.placement("home"))
+    allowed = recommender.candidate_mask(encoded, queries, recommender.placement("home"))
     assert recommender.attributes is not None
     ranked = list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 0))
     cold = set(fitted.catalogue.latest("", fitted.bundle.items.ids))
@@ -140,7 +142,7 @@ def test_two_tower_cold_item_is_near_its_category(fitted: Fitted) -> None:
     """The nearest items of a cold item share its category more often than by chance."""
     recommender = Recommender(fitted.bundle, fitted.catalogue)
     assert recommender.attributes is not None
-    ids, vectors = recommender.attributes._outside(fitted.catalogue, "")
+    ids, vectors = recommender.attributes._items_without_row(fitted.catalogue, "")
     world = SimulatedShop(seed=0).items()
     category = dict(world.select(ITEM_ID, pl.col("category")).iter_rows())
     table = fitted.bundle.arrays["item_vectors"][1:]
@@ -160,7 +162,7 @@ def test_two_tower_similar_lists_of_cold_and_hot_items(fitted: Fitted) -> None:
     category = dict(SimulatedShop(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
     names = [*cold, ids.ids[0]]
     queries = [Query(user_id="", now=fitted.now[0], n=10, placement="similar", item_id=name) for name in names]
-    answers = recommender.recommend(StateBatch.of([""] * len(names), [UserState()] * len(names)), queries)
+    answers = recommender.recommend(StateBatch.from_states([""] * len(names), [UserState()] * len(names)), queries)
     assert all(set(answer.sources) == {"attributes"} for answer in answers[:-1])
     shares = [
         np.mean([category[item] == category[name] for item in answer.items])

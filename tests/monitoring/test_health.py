@@ -29,7 +29,7 @@ def bundle(ids: list[str], tail: list[bool]) -> Bundle:
     )
     return Bundle(
         Manifest(ModelSpec("counts", {}), TrainingRows(CUT)),
-        FeatureSpec.of(Config()),
+        FeatureSpec.from_config(Config()),
         FieldCodes({}),
         Policy({}, True, ()),
         table,
@@ -158,7 +158,7 @@ def test_compare_uses_equal_sample_sizes() -> None:
     def arm(requests: int) -> health.Exposures:
         lists = [random.choice(ids, 5, replace=False).tolist() for _ in range(requests)]
         made = [decision(n, f"u{n}", one, ["model"] * 5) for n, one in enumerate(lists)]
-        return health.Exposures.of(made, against)
+        return health.Exposures.from_decisions(made, against)
 
     arms = {"live": arm(400), "tried": arm(12)}
     raw = {name: health.compute(shown, against) for name, shown in arms.items()}

@@ -67,12 +67,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         log.append_items([Item(item_id=shown, attributes={"name": HOSTILE, "category": "tea"}, received_at=NOW)])
         log.close()
         recommender = Recommender(
-            made.bundle, Catalog.of_table(made.bundle.items.ids.ids, made.bundle.items.attributes)
+            made.bundle, Catalog.from_table(made.bundle.items.ids.ids, made.bundle.items.attributes)
         )
         decisions = project.open_decisions(write=True)
         for number in range(40):
             query = Query(user_id=f"new{number}", now=NOW)
-            answer = recommender.recommend(StateBatch.of([query.user_id], [UserState()]), [query])[0]
+            answer = recommender.recommend(StateBatch.from_states([query.user_id], [UserState()]), [query])[0]
             at = NOW + number * 3600 * SECOND
             decisions.put(
                 Decision(
@@ -159,7 +159,7 @@ def test_write_during_an_experiment_shows_its_verdict_and_plan(project: Project,
     control = here.open_control()
     live = releases.live(control)
     assert live is not None
-    plan = Plan.of(here.config.release, live.bundle, NOW).to_evidence()
+    plan = Plan.from_config(here.config.release, live.bundle, NOW).to_evidence()
     control.move(live.bundle, live.sha256, "live", "experiment", by="t", reason="", evidence={EVIDENCE: plan},
                  expected_generation=live.generation, at=NOW)  # fmt: skip
     html = Path(report.write(here)["path"]).read_text("utf-8")

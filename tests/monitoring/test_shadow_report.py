@@ -66,7 +66,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
 def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle]) -> None:
     """Store 40 requests of 30 users: live's answer, its replica, the shadow and the retrain."""
     archive = project.open_archive()
-    catalogue = Catalog.of([archive.items()])
+    catalogue = Catalog.from_frames([archive.items()])
     labelled = EventLabeler(live.spec.events, live.spec.clean).label(archive.events())
     attributes = attribute_versions(archive.users())
     store = project.open_decisions(write=True)
@@ -78,7 +78,7 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
             ("answer", live), ("twin", live), ("shadow", children["candidate"]), ("twin", children["seed"])
         ):  # fmt: skip
             query = Query(user_id=user, now=START + number * SECOND, n=10)
-            got = Recommender(bundle, catalogue).recommend(StateBatch.of([user], [state]), [query])[0]
+            got = Recommender(bundle, catalogue).recommend(StateBatch.from_states([user], [state]), [query])[0]
             store.put(
                 Decision(
                     request_id=f"r{number}",

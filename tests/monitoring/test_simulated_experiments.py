@@ -58,7 +58,7 @@ def test_simulated_effects_equal_those_of_measure(simulated: ModuleType) -> None
             continue
         many = simulated.effects(users, metric, [300, 650, 900])
         for run in range(2):
-            table = experiment.Table.of(frame(users, run))
+            table = experiment.Table.from_outcomes(frame(users, run))
             for look, size in enumerate((300, 650, 900)):
                 one = experiment.measure(table.first(size), metric)
                 got = (many.live[run, look], many.delta[run, look], many.se[run, look])

@@ -144,23 +144,23 @@ def test_metrics_labels_contain_no_ids(shop: Project) -> None:
 def test_health_windows_end_now_and_not_at_the_last_answer(shop: Project) -> None:
     """Windows end now and not at the last answer, so an idle shop has empty windows."""
     _, _, service = status_and_metrics(shop)
-    late = summary.HealthCache(shop).look(service.bundle, NOW + 3 * DAY)
+    late = summary.HealthCache(shop).get(service.bundle, NOW + 3 * DAY)
     assert late.windows["day"] == {}
     assert late.windows["week"]["live"]["home"]["requests"] == 51
     replaying = shop.config.model_copy(
         update={"serve": shop.config.serve.model_copy(update={"allow_time_header": True})}
     )
-    again = summary.HealthCache(Project(shop.root, replaying)).look(service.bundle, NOW + 300 * DAY)
+    again = summary.HealthCache(Project(shop.root, replaying)).get(service.bundle, NOW + 300 * DAY)
     assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay uses the time of its newest answer
 
 
 def test_health_cache_reuses_its_result_while_fresh(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, service = status_and_metrics(shop)
     own = summary.HealthCache(shop)
-    first = own.look(service.bundle, NOW)
-    assert own.look(service.bundle, NOW + DAY) is first
+    first = own.get(service.bundle, NOW)
+    assert own.get(service.bundle, NOW + DAY) is first
     monkeypatch.setattr(summary, "FRESH", 0.0)
-    assert own.look(service.bundle, NOW + DAY) is not first
+    assert own.get(service.bundle, NOW + DAY) is not first
 
 
 def test_status_with_unreadable_decisions_still_answers(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_status_with_unreadable_decisions_still_answers(shop: Project, monkeypat
     monkeypatch.setattr(summary, "summarize", broken)
     try:
         assert service.windows() == {}
-        assert (service.table()["health"], service.table()["verify"]) == ({}, None)
+        assert (service.status()["health"], service.status()["verify"]) == ({}, None)
         assert b"recloop_generation" in service.metrics()
     finally:
         service.close()

@@ -145,7 +145,7 @@ def shift_an_hour(service: Service) -> None:
 
 
 def keep_old_states(service: Service) -> None:
-    service.states.drop = lambda *_: None  # type: ignore[method-assign]
+    service.live_states.invalidate = lambda *_: None  # type: ignore[method-assign]
 
 
 def change_an_attribute(service: Service) -> None:

@@ -121,7 +121,10 @@ def lists(bundle: Bundle, project: Project) -> dict[str, list[tuple[str, float]]
     data = load(project)
     now = int(data.events["timestamp"].max()) + 1  # type: ignore[arg-type]
     users = sorted(data.events["user_id"].unique())[:300]
-    timeline, recommender = StateHistory(data.events, data.users), Recommender(bundle, Catalog.of([data.items]))
+    timeline, recommender = (
+        StateHistory(data.events, data.users),
+        Recommender(bundle, Catalog.from_frames([data.items])),
+    )
     states = timeline.states(users, [10**9] * len(users), [now] * len(users))
     answers = recommender.recommend(states, [Query(user_id=user, now=now, n=10) for user in users])
     found = {}

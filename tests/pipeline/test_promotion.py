@@ -95,7 +95,7 @@ def test_promote_over_http_without_a_gate_names_the_command(shop: Project) -> No
 
     async def ask() -> httpx.Response:
         async with servers.local(app) as client:
-            await app.state.service.follow()
+            await app.state.service.reload()
             body = {"bundle": trained, "to": "live", "reason": "I want it"}
             return await client.post("/v1/admin/promote", json=body)
 

@@ -28,7 +28,7 @@ from recloop.storage import snapshots
 def test_quarantine_of_all_rows_without_force_is_refused(shop: Project) -> None:
     with pytest.raises(Refused, match=r"share of all rows=1\.0000, threshold 0\.05"):
         quarantine(shop, "user_id IS NOT NULL", "all of it")
-    assert shop.open_control().handed() == []
+    assert shop.open_control().pending() == []
     done = quarantine(shop, "user_id IS NOT NULL", "all of it", force=True)
     assert (done.new, done.share, done.user_share) == (done.rows, 1.0, 1.0)
 
@@ -82,7 +82,7 @@ def test_quarantine_from_and_to_limit_the_time_range(shop: Project) -> None:
 def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(shop: Project) -> None:
     """Cache, full snapshot and advanced snapshot agree at every seq, also at earlier ones."""
     user = "u01"
-    item = shop.open_archive().of([user])["item_id"][0]
+    item = shop.open_archive().for_users([user])["item_id"][0]
     where = f"user_id = '{user}' AND item_id = '{item}'"
     seqs = [loading.log_range(shop)[1]]
     for restore in (False, True, False, True):
@@ -90,7 +90,7 @@ def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(shop: Project) -
         seqs.append(loading.log_range(shop)[1])
     assert len(set(seqs)) == 5
     archive, log = shop.open_archive(), shop.open_log()
-    signal = EventLabeler.of(shop.load_bundle().spec)
+    signal = EventLabeler.from_spec(shop.load_bundle().spec)
     (file,) = shop.store.glob("snapshots-*.db")
     snapshot = snapshots.Snapshot(file)
     reader = StateCache(log, snapshot, signal, RetractionIndex(archive, log))
@@ -103,7 +103,7 @@ def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(shop: Project) -
         assert msgspec.msgpack.encode(reader.read(user, seq)) == expected[user], n
         assert dict(snapshot_at(seq, archive, log, signal)) == expected
         assert dict(snapshot_at(seq, archive, log, signal, snapshot)) == expected
-        reader.forget()
+        reader.clear()
     snapshot.close()
     log.close()
 

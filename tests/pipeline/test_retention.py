@@ -195,7 +195,7 @@ def test_gc_during_an_experiment_keeps_two_weeks_of_decisions_before_it(shop: Pr
     live = releases.read_state(control).lives[-1]
     sha256 = releases.read_state(control).hashes[live]
     who: dict[str, Any] = {"by": "test", "reason": "tried", "at": 40 * DAY}
-    plan = Plan.of(shop.config.release, "tried", 40 * DAY).to_evidence()
+    plan = Plan.from_config(shop.config.release, "tried", 40 * DAY).to_evidence()
     releases.register(control, "tried", sha256, **who)
     releases.checked(control, "tried", **who)
     releases.promote(control, "tried", to="experiment", evidence={EVIDENCE: plan}, **who)
@@ -244,7 +244,7 @@ def test_trim_during_serving_is_done_by_the_server_and_detects_duplicates(shop: 
         made = loop.update(shop)
         assert made.verdict == "registered", made.failed
         assert counted(shop.store / "log.db", "events") == 21, "only the service deletes rows of its log"
-        await service.follow()
+        await service.reload()
         assert counted(shop.store / "log.db", "events") == 1
         assert (await client.get("/v1/users/u05")).json() == before
         answer = (await client.post("/v1/events", json=rows, headers=early)).json()

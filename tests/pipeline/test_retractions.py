@@ -51,7 +51,7 @@ def folded(project: Project, until: int) -> dict[str, bytes]:
     archive = project.open_archive()
     out = [row.of_seq for row in retractions_of(project) if row.seq <= until]
     rows = archive.events().filter(~pl.col("seq").is_in(out))
-    return dict(full_snapshot(EventLabeler.of(project.load_bundle().spec).label(rows), archive.users()))
+    return dict(full_snapshot(EventLabeler.from_spec(project.load_bundle().spec).label(rows), archive.users()))
 
 
 def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
@@ -83,7 +83,7 @@ def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
     while len(retractions_of(shop)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert sorted((row.of_seq, row.rule) for row in retractions_of(shop)) == expected
-    assert shop.open_control().handed() == []
+    assert shop.open_control().pending() == []
     assert set(recommended("u01")) == set(before), "the retracted dislikes no longer hide items"
     recommended("u02")
     server.decided()

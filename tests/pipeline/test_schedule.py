@@ -69,7 +69,7 @@ def test_repeat_waits_from_start_to_start_without_overlap() -> None:
 
 
 def test_run_during_another_loop_raises_locked(shop: Project) -> None:
-    with locks.every_lock(shop.root), pytest.raises(Locked, match="every"):
+    with locks.schedule_lock(shop.root), pytest.raises(Locked, match="every"):
         schedule.run(shop, ["true"], HOUR, print)
 
 

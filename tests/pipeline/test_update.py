@@ -120,7 +120,7 @@ def test_update_snapshot_equals_a_full_snapshot(later: Later) -> None:
     spec = project.load_bundle().spec
     assert files == [snapshots.name(done.to_seq, spec.state_key)]
     archive = project.open_archive()
-    whole = dict(full_snapshot(EventLabeler.of(spec).label(archive.events()), archive.users()))
+    whole = dict(full_snapshot(EventLabeler.from_spec(spec).label(archive.events()), archive.users()))
     stored = snapshots.Snapshot(project.store / files[0])
     assert dict(stored) == whole
     stored.close()

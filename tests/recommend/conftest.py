@@ -39,7 +39,7 @@ def make_bundle() -> Callable[..., Bundle]:
     """Make a bundle of five items with the weights of its home placement and policy keys."""
 
     def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
-        spec = FeatureSpec.of(build({"features": {"context": []}, "serve": {"segment": "age"}}, (), {}))
+        spec = FeatureSpec.from_config(build({"features": {"context": []}, "serve": {"segment": "age"}}, (), {}))
         home = {"list": "for_you", "weights": weights, "filter": "", "k": 3}
         return Bundle(
             manifest=Manifest(
@@ -73,7 +73,7 @@ def make_bundle() -> Callable[..., Bundle]:
 @pytest.fixture
 def catalogue() -> Catalog:
     """The bundle's items and two further ones."""
-    made = Catalog.of_table(IDS, [{"price": price} for price in PRICES])
+    made = Catalog.from_table(IDS, [{"price": price} for price in PRICES])
     made.upsert(Item(item_id="figs", attributes={"price": 2.5}, seq=10))
     made.upsert(Item(item_id="grapes", attributes={"price": 9.0}, seq=11))
     return made

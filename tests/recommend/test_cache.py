@@ -56,7 +56,7 @@ def test_byte_cache_value_above_the_limit_is_not_kept() -> None:
 
 def table_of(size: int) -> Catalog:
     ids = [f"i{n}" for n in range(size)]
-    return Catalog.of_table(ids, [{"price": float(n)} for n in range(size)])
+    return Catalog.from_table(ids, [{"price": float(n)} for n in range(size)])
 
 
 def test_catalog_frees_the_table_of_a_removed_bundle() -> None:
@@ -98,7 +98,7 @@ def test_catalog_cache_of_1000_filters_stays_within_the_byte_limit(monkeypatch: 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=12), st.data())
 def test_catalog_after_upserts_equals_a_new_catalog(rows: list[tuple[int, int, bool]], data: Any) -> None:
-    catalogue = Catalog.of_table([f"i{n}" for n in range(6)], [{"price": n % 4} for n in range(6)])
+    catalogue = Catalog.from_table([f"i{n}" for n in range(6)], [{"price": n % 4} for n in range(6)])
     vocabulary = Vocabulary([f"i{n}" for n in (5, 1, 9, 3)])
     texts = ("", "price > 1", "price IS NULL", "TRUE")
     for seq, (number, price, hidden) in enumerate(rows, start=1):
@@ -170,7 +170,7 @@ def test_state_cache_keeps_a_bounded_number_of_commits(monkeypatch: pytest.Monke
     users = CountingReader(monkeypatch)
     users.reader.read("early", 3)
     for number in range(100):
-        users.reader.drop([f"u{number}"], 10 + number)
+        users.reader.invalidate([f"u{number}"], 10 + number)
     assert len(users.reader._newest) == 10
     users.reader.read("early", 200)  # no row of the user was committed, but that is forgotten
     users.reader.read("early", 200)

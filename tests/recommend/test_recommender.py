@@ -31,7 +31,7 @@ def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), a
 
 def ask(bundle: Bundle, catalogue: Catalog, state: UserState, **query: Any) -> RankedList:
     request = Query(user_id="u", now=NOW, **query)
-    return Recommender(bundle, catalogue).recommend(StateBatch.of(["u"], [state]), [request])[0]
+    return Recommender(bundle, catalogue).recommend(StateBatch.from_states(["u"], [state]), [request])[0]
 
 
 def test_history_source_counts_moments_with_half_life(make_bundle: Make, catalogue: Catalog) -> None:
@@ -130,12 +130,13 @@ def test_recommend_of_a_batch_equals_single_requests(make_bundle: Make, catalogu
     queries = [Query(user_id=f"u{n}", now=NOW + n, n=4) for n in range(len(states))]
     recommender = Recommender(bundle, catalogue)
     users = [query.user_id for query in queries]
-    together = recommender.recommend(StateBatch.of(users, states), queries)
+    together = recommender.recommend(StateBatch.from_states(users, states), queries)
     mixed = recommender.recommend(
-        StateBatch.of(users, states), [*queries[:3], Query(user_id="u3", now=NOW + 3, n=4, filter="price < 99")]
+        StateBatch.from_states(users, states),
+        [*queries[:3], Query(user_id="u3", now=NOW + 3, n=4, filter="price < 99")],
     )
     for b, query in enumerate(queries):
-        alone = recommender.recommend(StateBatch.of([query.user_id], [states[b]]), [query])[0]
+        alone = recommender.recommend(StateBatch.from_states([query.user_id], [states[b]]), [query])[0]
         assert together[b] == alone
         assert mixed[b].slots == alone.slots
 
@@ -162,10 +163,10 @@ def test_catalog_version_is_independent_of_the_order_of_upserts(catalogue: Catal
         assert item is not None
         other.upsert(item)
     assert other.version == catalogue.version
-    table = Catalog.of_table(["a", "b"], [{"price": 1}, {}])
+    table = Catalog.from_table(["a", "b"], [{"price": 1}, {}])
     rows = [Item(item_id="a", attributes={"price": 1}), Item(item_id="b")]
     grown = Catalog()
-    assert grown.version == Catalog.of([]).version
+    assert grown.version == Catalog.from_frames([]).version
     for item in rows:
         grown.upsert(item)
     assert table.version == grown.version  # computed at once, or item by item
@@ -183,7 +184,7 @@ def test_recommend_with_an_unknown_placement_or_field_raises(make_bundle: Make, 
 
 def test_check_golden_with_a_changed_bundle_raises(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "popular": 0.5})
-    own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     states = [shopper((1, ["eggs"]), dislikes=("apple",)), shopper()]
     golden = make_golden(own, ["a", "b"], states, NOW, "home", 3)
     bundle.golden.extend(golden)

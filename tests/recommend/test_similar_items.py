@@ -28,7 +28,7 @@ VECTORS = np.array([[0, 0], [1, 0], [2, 1], [0, 3], [-1, 0], [4, 1]], dtype=np.f
 
 def ask(recommender: Recommender, item_id: str, state: UserState | None = None, **query: object) -> RankedList:
     asked = Query(user_id="u", now=0, **{"placement": "similar", "item_id": item_id, "n": 5, **query})  # type: ignore[arg-type]
-    return recommender.recommend(StateBatch.of(["u"], [state or UserState()]), [asked])[0]
+    return recommender.recommend(StateBatch.from_states(["u"], [state or UserState()]), [asked])[0]
 
 
 def with_vectors(bundle: Bundle) -> Bundle:
@@ -41,7 +41,7 @@ def with_kinds(bundle: Bundle, catalogue: Catalog) -> tuple[Bundle, Catalog]:
     rows = [{"kind": kind} for kind in kinds]
     for item_id, row in zip(bundle.items.ids.ids, rows, strict=True):
         catalogue.upsert(Item(item_id=item_id, attributes=row))
-    spec = FeatureSpec.of(
+    spec = FeatureSpec.from_config(
         build({"features": {"context": [], "item": {"kind": {"kind": "category", "from": "kind"}}}}, (), {})
     )
     items = replace(bundle.items, attributes=rows)
@@ -114,7 +114,7 @@ def test_similar_items_of_a_batch_equal_single_requests(make_bundle: Make, catal
     recommender = Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue)
     names = ["apple", "eggs", "figs", "bread"]
     queries = [Query(user_id="u", now=0, n=5, placement="similar", item_id=name) for name in names]
-    together = recommender.recommend(StateBatch.of(["u"] * 4, [UserState()] * 4), queries)
+    together = recommender.recommend(StateBatch.from_states(["u"] * 4, [UserState()] * 4), queries)
     assert together == [ask(recommender, name) for name in names]
 
 
@@ -137,11 +137,11 @@ def test_latest_list_orders_visible_items_by_first_seq(make_bundle: Make, catalo
 def test_query_item_is_required_or_ignored_by_the_placement(make_bundle: Make, catalogue: Catalog) -> None:
     recommender = Recommender(make_bundle({"popular": 1.0}), catalogue)
     home = Query(user_id="u", now=0, item_id="apple")
-    assert recommender.asked(home).item_id == ""
+    assert recommender.normalize(home).item_id == ""
     about = Query(user_id="u", now=0, item_id="apple", placement="similar")
-    assert recommender.asked(about) == about
+    assert recommender.normalize(about) == about
     with pytest.raises(UserError, match="item=: expected an item id, required by the placement similar"):
-        recommender.asked(Query(user_id="u", now=0, placement="similar"))
+        recommender.normalize(Query(user_id="u", now=0, placement="similar"))
     assert recommender.placement("similar") == similar_items.PLACEMENT
 
 

@@ -82,7 +82,7 @@ def test_non_inferiority_with_a_wide_interval_is_inconclusive_and_waits() -> Non
     assert "inconclusive" in wide.note
     assert gate.verdict([wide]) == "waiting"
     assert wide.line().startswith("wait new: ")
-    assert GateResult.of(json.loads(json.dumps(wide.to_json()))).waits
+    assert GateResult.from_json(json.loads(json.dumps(wide.to_json()))).waits
 
 
 def test_non_inferiority_with_a_certain_loss_inside_the_margin_passes() -> None:
@@ -121,20 +121,20 @@ def test_before_a_trial_turns_waiting_gates_into_weak_passes() -> None:
     assert wide.waits
     assert few.waits
     assert lost.waits
-    assert [(one.ok, one.weak, one.waits) for one in gate.before_a_trial([wide, few, lost])] == [
+    assert [(one.ok, one.weak, one.waits) for one in gate.gates_before_trial([wide, few, lost])] == [
         (True, True, False), (True, True, False), (False, False, False),
     ]  # fmt: skip
 
 
 def test_enough_with_few_queries_or_no_growth_waits() -> None:
     users = np.array([f"u{n}" for n in range(100)])
-    few = gate.enough(users[:10], 0, Gates())
+    few = gate.check_window_size(users[:10], 0, Gates())
     assert few is not None
     assert few.waits
     assert few.reason == "new: too few to judge: 10 queries of 10 users, 30 of 20 needed"
-    assert gate.enough(users, 0, Gates()) is None
-    assert gate.enough(users, 80, Gates()) is None
-    same = gate.enough(users, 81, Gates())
+    assert gate.check_window_size(users, 0, Gates()) is None
+    assert gate.check_window_size(users, 80, Gates()) is None
+    same = gate.check_window_size(users, 81, Gates())
     assert same is not None
     assert same.reason == "new: inconclusive at 81 queries; judged again from 102 queries on, now 100"
 
@@ -298,6 +298,6 @@ def test_gate_result_json_and_line_contain_the_interval() -> None:
     json.dumps(gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json(), allow_nan=False)
     assert found.line().startswith("pass new: ")
     assert "detectable loss 0." in found.line()
-    assert GateResult.of(json.loads(json.dumps(tree))).line() == found.line()
+    assert GateResult.from_json(json.loads(json.dumps(tree))).line() == found.line()
     unbounded = {"threshold": None, **gate.at_most("latency", 1.0, math.inf).to_json()}
-    assert GateResult.of(unbounded).line() == "pass latency: 1, no threshold"
+    assert GateResult.from_json(unbounded).line() == "pass latency: 1, no threshold"

@@ -257,9 +257,9 @@ def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
 
     async def work(client: Any, service: Service) -> None:
         await client.get("/v1/recommend/u14")
-        known = type(service.known)
-        drop = known.drop
-        monkeypatch.setattr(known, "drop", lambda *_: 1 / 0)
+        registry = type(service.user_states)
+        invalidate = registry.invalidate
+        monkeypatch.setattr(registry, "invalidate", lambda *_: 1 / 0)
         bought = {"user_id": "u14", "item_id": "i01", "event_type": "purchase", "event_id": "e"}
         before = service.user_state("u14").positives
         answer = await client.post("/v1/events", json=bought)
@@ -268,8 +268,8 @@ def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
         assert (await client.post("/v1/items", json=item)).status_code == 200
         assert service.user_state("u14").positives == before + 1
         assert service.degraded == ["log"]
-        monkeypatch.setattr(known, "drop", drop)
-        await service.follow()
+        monkeypatch.setattr(registry, "invalidate", invalidate)
+        await service.reload()
         assert service.degraded == []
         assert service.catalogue.get("unsettled") is not None
         assert service.as_of == service.log.last_seq()

@@ -55,7 +55,7 @@ def child(project: Project, live: Bundle, number: int, weights: dict[str, float]
     home = replace(live.policy.placements["home"], weights=weights)
     policy = live.policy.with_placement("home", home)
     made = replace(live, policy=policy)
-    own = Recommender(made, Catalog.of_table(made.items.ids.ids, made.items.attributes))
+    own = Recommender(made, Catalog.from_table(made.items.ids.ids, made.items.attributes))
     states = [case.state for case in live.golden]
     golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime(2025, 7, number, tzinfo=UTC))

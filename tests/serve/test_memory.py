@@ -49,9 +49,9 @@ def test_swap_frees_the_tables_of_replaced_bundles(shop: Project) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         for number in range(6):
             names = copies(shop, first, 1, number)
-            await service.follow()
+            await service.reload()
             releases.promote(control, names[0], to="live", **WHO)
-            await service.follow()
+            await service.reload()
             for text in ("", "price < 5"):
                 answer = await client.get("/v1/recommend/u14", params={"filter": text} if text else {})
                 assert answer.json()["model_version"] == names[0]

@@ -56,7 +56,7 @@ async def known(client: httpx.AsyncClient) -> int:
 def test_user_state_after_a_retraction_excludes_the_row(shop: Project) -> None:
     """Retract a row that arrived since the import, a row of the snapshot, and an unknown row."""
     control = control_of(shop)
-    archived = shop.open_archive().of([USER])
+    archived = shop.open_archive().for_users([USER])
     bought = archived.filter(pl.col("event_type") == "purchase")
     (first,) = bought["seq"].head(1)
     last: list[list[str]] = []
@@ -68,20 +68,20 @@ def test_user_state_after_a_retraction_excludes_the_row(shop: Project) -> None:
         before, later = await known(client), service.as_of
         assert before == len(bought) + 2
         await ask(client)
-        control.hand([Retraction(later, "duplicates")], "recloop update", START)
+        control.submit([Retraction(later, "duplicates")], "recloop update", START)
         assert await known(client) == before  # it applies once it is in the log
-        await service.follow()
-        assert (await known(client), service.as_of, control.handed()) == (before - 1, later + 1, [])
+        await service.reload()
+        assert (await known(client), service.as_of, control.pending()) == (before - 1, later + 1, [])
         await ask(client)
-        control.hand([Retraction(first, "burst"), Retraction(10**9, "burst")], "recloop update", START)
-        await service.follow()
+        control.submit([Retraction(first, "burst"), Retraction(10**9, "burst")], "recloop update", START)
+        await service.reload()
         assert await known(client) == before - 2
         await ask(client)
         await buy(client, "i06")
         assert await known(client) == before - 1
         last.append(await ask(client))
         assert len(service.log.retractions()) == 3
-        reader = service.known.of(service.bundle.spec).reader
+        reader = service.user_states.get(service.bundle.spec).reader
         assert reader.read(USER, later).positives == before  # as of an earlier seq the row still counts
 
     within(shop, work)
@@ -99,12 +99,12 @@ def test_user_state_after_a_retraction_excludes_the_row(shop: Project) -> None:
 
 
 def test_verify_with_a_missed_retraction_reports_the_state(shop: Project) -> None:
-    (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+    (first,) = shop.open_archive().for_users([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
-        control_of(shop).hand([Retraction(first, "burst")], "test", START)
-        service.known.retracted.put = lambda _: set()  # type: ignore[method-assign]
-        await service.follow()
+        control_of(shop).submit([Retraction(first, "burst")], "test", START)
+        service.user_states.retractions.register = lambda _: set()  # type: ignore[method-assign]
+        await service.reload()
         await ask(client)
 
     within(shop, skewed)
@@ -113,15 +113,15 @@ def test_verify_with_a_missed_retraction_reports_the_state(shop: Project) -> Non
 
 
 def test_service_start_applies_retractions_of_the_inbox_once(shop: Project) -> None:
-    (first,) = shop.open_archive().of([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
-    control_of(shop).hand([Retraction(first, "burst")], "recloop update", START)
+    (first,) = shop.open_archive().for_users([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+    control_of(shop).submit([Retraction(first, "burst")], "recloop update", START)
     log = shop.open_log(write=True)
     log.start_at(shop.open_archive().watermark)
     log.append_retractions([Retraction(first, "burst")])  # killed before it was marked as applied
     log.close()
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        assert control_of(shop).handed() == []
+        assert control_of(shop).pending() == []
         assert len(service.log.retractions()) == 1
         await ask(client)
 

@@ -43,7 +43,7 @@ def control_of(shop: Project) -> ControlStore:
 
 def planned(bundle: str) -> dict[str, Any]:
     """The evidence of a row that starts an experiment, as `promote` writes it."""
-    return {EVIDENCE: Plan.of(Release(), bundle, WHO["at"]).to_evidence()}
+    return {EVIDENCE: Plan.from_config(Release(), bundle, WHO["at"]).to_evidence()}
 
 
 def child(shop: Project, number: int = 1, **changed: Any) -> str:
@@ -53,7 +53,7 @@ def child(shop: Project, number: int = 1, **changed: Any) -> str:
     policy = live.policy.with_placement("home", home)
     made: Bundle = replace(live, **{"policy": policy, **changed})
     if "golden" not in changed:
-        own = Recommender(made, Catalog.of_table(made.items.ids.ids, made.items.attributes))
+        own = Recommender(made, Catalog.from_table(made.items.ids.ids, made.items.attributes))
         states = [case.state for case in live.golden]
         made = replace(
             made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
@@ -84,16 +84,16 @@ def test_registered_bundle_is_checked_then_promoted_to_live(shop: Project, withi
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         candidate = child(shop)
-        assert await service.follow()
-        assert not await service.follow()
+        assert await service.reload()
+        assert not await service.reload()
         assert state(shop, candidate) == ("checked", "loaded")
         row = releases.read_state(control_of(shop)).since(candidate)
         assert (row.by, row.evidence["golden"]) == ("recloop serve", "equal")
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
         releases.promote(control_of(shop), candidate, to="live", **WHO)
-        under_way = service.fleet
-        assert await service.follow()
-        assert service.fleet is not under_way
+        under_way = service.deployments
+        assert await service.reload()
+        assert service.deployments is not under_way
         answer = (await client.get("/v1/recommend/u14")).json()
         assert (answer["model_version"], answer["variant"], answer["degraded"]) == (candidate, "live", [])
         assert {item["source"] for item in answer["items"]} <= {"popular", "history"}
@@ -115,18 +115,18 @@ def test_rollback_reuses_the_loaded_bundle_and_promote_checks_the_files(
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         opened.clear()
         candidate = child(shop)
-        await service.follow()
+        await service.reload()
         releases.promote(control_of(shop), candidate, to="live", **WHO)
-        await service.follow()
+        await service.reload()
         assert opened == [candidate]  # checked, then live: loaded once
         releases.rollback(control_of(shop), **WHO)
-        await service.follow()
+        await service.reload()
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
         assert opened == [candidate]
         file = shop.bundles / candidate / "policy.json"
         file.write_bytes(file.read_bytes() + b" ")
         releases.promote(control_of(shop), candidate, to="live", **WHO)
-        await service.follow()
+        await service.reload()
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
         assert "policy.json" in state(shop, candidate)[1]
 
@@ -140,7 +140,7 @@ def test_admin_move_is_served_once_it_is_answered(shop: Project, within: Callabl
         candidate = child(shop)
         moving = asyncio.create_task(client.post("/v1/admin/promote", json={"bundle": candidate, "to": "shadow"}))
         while not moving.done():  # a server follows once a second
-            await service.follow()
+            await service.reload()
             await asyncio.sleep(0.01)
         done = moving.result()
         assert done.status_code == 200, done.text
@@ -256,7 +256,7 @@ def test_service_refuses_a_broken_bundle_and_records_the_reason(
         before = (await client.get("/v1/recommend/u14")).json()
         changed = change(live)
         bad = child(shop, **changed)
-        await service.follow()
+        await service.reload()
         now, reason = state(shop, bad)
         assert now == "refused"
         assert said in reason
@@ -290,11 +290,11 @@ def test_service_with_an_unloadable_live_bundle_keeps_the_serving_one(
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         second = child(shop)
-        await service.follow()
+        await service.reload()
         file = shop.bundles / second / "serve.safetensors"
         file.write_bytes(file.read_bytes()[:-1] + b"\x00\x00")
         releases.promote(control_of(shop), second, **WHO)
-        await service.follow()
+        await service.reload()
         answer = (await client.get("/v1/recommend/u14")).json()
         assert (answer["model_version"], answer["degraded"]) == (first, [])
         assert state(shop, second)[0] == "refused"
@@ -309,10 +309,10 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(shop: Project, within: C
     candidate, seed = child(shop, 1), child(shop, 2)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        await service.follow()
+        await service.reload()
         for one in (candidate, seed):
             releases.promote(control_of(shop), one, to="shadow", **WHO)
-        await service.follow()
+        await service.reload()
         for n in range(40):
             user = f"u{n:02}"
             answer = await client.get(f"/v1/recommend/{user}", headers={"X-Request-Id": f"r{n}"})
@@ -353,12 +353,12 @@ def test_experiment_assignment_after_a_restart_is_unchanged(shop: Project, withi
     seen: list[dict[str, str]] = []
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        await service.follow()
+        await service.reload()
         machine = releases.read_state(control_of(shop))
         if machine.state(candidate) == "checked":
             releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
             releases.promote(control_of(shop), shadow, to="shadow", **WHO)
-            await service.follow()
+            await service.reload()
         answered = {}
         for n in range(60):
             answer = (await client.get(f"/v1/recommend/u{n:02}")).json()
@@ -383,10 +383,10 @@ def test_experiment_with_a_failing_candidate_answers_from_live(shop: Project, wi
     candidate = child(shop)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        await service.follow()
+        await service.reload()
         releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
-        await service.follow()
-        service.fleet.candidate.recommender.recommend = lambda *_: 1 / 0
+        await service.reload()
+        service.deployments.candidate.recommender.recommend = lambda *_: 1 / 0
         for n in range(20):
             answer = (await client.get(f"/v1/recommend/u{n:02}")).json()
             assert (answer["variant"], len(answer["items"])) == ("live", 10)
@@ -407,10 +407,10 @@ def test_experiment_share_edited_during_the_experiment_moves_no_user(
     seen: list[list[str]] = []
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        await service.follow()
+        await service.reload()
         if releases.read_state(control_of(shop)).state(candidate) == "checked":
             releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
-            await service.follow()
+            await service.reload()
         seen.append([(await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] for n in range(30)])
 
     within(work)
@@ -423,10 +423,10 @@ def test_experiment_without_a_plan_answers_from_live(shop: Project, within: Call
     candidate = child(shop)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        await service.follow()
+        await service.reload()
         releases.promote(control_of(shop), candidate, to="experiment", **WHO)
-        await service.follow()
-        assert service.fleet.candidate is None
+        await service.reload()
+        assert service.deployments.candidate is None
         for n in range(20):
             assert (await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] == "live"
 

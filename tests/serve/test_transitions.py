@@ -48,7 +48,7 @@ def play(shop: Project, work: Callable[..., Any], clock: Callable[[], int], *set
 
     async def whole() -> None:
         async with servers.local(app) as client:
-            await app.state.service.follow()
+            await app.state.service.reload()
             await work(client, app.state.service)
 
     try:

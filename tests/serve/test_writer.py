@@ -122,12 +122,12 @@ def test_recommend_with_an_unreadable_log_is_degraded_and_full(app: Any, monkeyp
         monkeypatch.setattr(
             log_module.EventLog, "events", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("io"))
         )
-        service.states.drop(["u14"], service.as_of)
+        service.live_states.invalidate(["u14"], service.as_of)
         listed = (await client.get("/v1/recommend/u14")).json()
         assert listed["degraded"] == ["log"]
         assert listed["items"] == expected["items"]  # from the snapshot
         monkeypatch.setattr(
-            service.known.of(service.bundle.spec).snapshot,
+            service.user_states.get(service.bundle.spec).snapshot,
             "get",
             lambda _: (_ for _ in ()).throw(sqlite3.OperationalError("io")),
         )

@@ -12,7 +12,7 @@ from recloop.errors import UserError
 from recloop.records import Event
 from recloop.storage import Retraction, open_control, open_log
 from recloop.storage.control import PendingRetraction
-from recloop.storage.event_log import RESTORED, out_at
+from recloop.storage.event_log import RESTORED, retracted_at
 
 URL = "sqlite:///store/control.db"
 MOVE = {"by": "test", "reason": "because", "evidence": {}, "at": 7}
@@ -26,21 +26,21 @@ PRAGMA user_version = 1"""
 
 def test_inbox_keeps_retractions_until_they_are_applied(tmp_path: Path) -> None:
     control = open_control(URL, tmp_path)
-    assert control.handed() == []
+    assert control.pending() == []
     assert not (tmp_path / "store").exists()  # reading creates no file
-    control.hand([Retraction(5, "duplicates"), Retraction(3, "burst")], "recloop update", 11)
-    open_control(URL, tmp_path).hand([Retraction(5, "crawler"), Retraction(9, "crawler")], "again", 12)
-    waiting = control.handed()
+    control.submit([Retraction(5, "duplicates"), Retraction(3, "burst")], "recloop update", 11)
+    open_control(URL, tmp_path).submit([Retraction(5, "crawler"), Retraction(9, "crawler")], "again", 12)
+    waiting = control.pending()
     assert waiting == [
         PendingRetraction(1, 5, "duplicates", "recloop update", 11),
         PendingRetraction(2, 3, "burst", "recloop update", 11),
         PendingRetraction(waiting[2].id, 9, "crawler", "again", 12),
     ]
     assert waiting[0].retraction == Retraction(5, "duplicates")
-    control.taken([waiting[0].id, waiting[2].id])
-    assert [one.of_seq for one in control.handed()] == [3]
-    control.hand([Retraction(5, "duplicates")], "recloop update", 13)  # an update continued after a kill
-    assert [one.of_seq for one in control.handed()] == [3]
+    control.mark_applied([waiting[0].id, waiting[2].id])
+    assert [one.of_seq for one in control.pending()] == [3]
+    control.submit([Retraction(5, "duplicates")], "recloop update", 13)  # an update continued after a kill
+    assert [one.of_seq for one in control.pending()] == [3]
 
 
 def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path)
     before = file.read_bytes()
     control = open_control(URL, tmp_path)
     assert [row.bundle for row in control.releases()] == ["b"]
-    assert control.handed() == []
+    assert control.pending() == []
     assert file.read_bytes() == before  # reading changes no file
     control.move("b", "ab", "registered", "live", expected_generation=1, **MOVE)
-    control.hand([Retraction(5, "duplicates")], "x", 1)
-    assert (control.generation(), [one.of_seq for one in control.handed()]) == (2, [5])
+    control.submit([Retraction(5, "duplicates")], "x", 1)
+    assert (control.generation(), [one.of_seq for one in control.pending()]) == (2, [5])
     connection = sqlite3.connect(file)
     assert connection.execute("PRAGMA user_version").fetchone() == (3,)
     connection.close()
@@ -99,9 +99,11 @@ def test_control_store_of_schema_2_keeps_its_inbox(tmp_path: Path) -> None:
     )
     connection.close()
     control = open_control(URL, tmp_path)
-    assert [one.of_seq for one in control.handed()] == [8]
-    assert control.hand([Retraction(7, "burst"), Retraction(7, RESTORED), Retraction(8, RESTORED)], "x", 1, "why") == 2
-    assert [(one.id, one.of_seq, one.rule) for one in control.handed()] == [
+    assert [one.of_seq for one in control.pending()] == [8]
+    assert (
+        control.submit([Retraction(7, "burst"), Retraction(7, RESTORED), Retraction(8, RESTORED)], "x", 1, "why") == 2
+    )
+    assert [(one.id, one.of_seq, one.rule) for one in control.pending()] == [
         (5, 8, "burst"), (6, 7, RESTORED), (7, 8, RESTORED)
     ]  # fmt: skip
 
@@ -117,5 +119,5 @@ def test_retractions_and_restorations_alternate_and_keep_earlier_states(tmp_path
     log.append_retractions([Retraction(1, "quarantine"), Retraction(3, "quarantine")])
     rows = log.retractions()
     log.close()
-    assert [out_at(rows, seq) for seq in range(3, 8)] == [set(), {1}, set(), {1}, {1, 3}]
-    assert out_at(rows) == {1, 3}
+    assert [retracted_at(rows, seq) for seq in range(3, 8)] == [set(), {1}, set(), {1}, {1, 3}]
+    assert retracted_at(rows) == {1, 3}

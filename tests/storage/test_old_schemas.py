@@ -50,7 +50,7 @@ def test_log_of_schema_1_keeps_its_events_and_retractions(folder: Path, write: b
 def test_control_of_schema_3_keeps_its_releases_and_inbox(folder: Path) -> None:
     control = ControlStore(folder / "store" / "control.db")
     assert [row.to for row in control.releases()] == ["registered", "live"]
-    assert [row.rule for row in control.handed()] == ["keep"]
+    assert [row.rule for row in control.pending()] == ["keep"]
 
 
 def test_bundle_with_earlier_names_loads_with_its_hash(folder: Path) -> None:

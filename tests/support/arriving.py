@@ -19,12 +19,12 @@ KILL = """
 import os, signal, sys
 from recloop.pipeline.journal import Journal
 from recloop.cli import run
-done = Journal.done
+record = Journal.record
 def dying(self, step, **facts):
-    done(self, step, **facts)
+    record(self, step, **facts)
     if step == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGKILL)
-Journal.done = dying
+Journal.record = dying
 sys.exit(run(sys.argv[2:]))
 """
 

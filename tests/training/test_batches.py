@@ -190,7 +190,7 @@ def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, li
         },
         environment={},
     )
-    spec = FeatureSpec.of(config)
+    spec = FeatureSpec.from_config(config)
     events = world.events().sort("timestamp", maintain_order=True).with_row_index("seq", offset=1_000)
     events = moment_stamps(
         EventLabeler(config.events, config.clean).label(events.with_columns(pl.col("seq").cast(pl.Int64)))

@@ -41,7 +41,7 @@ def test_validation_data_excludes_a_purchase_returned_later() -> None:
     )
     valid = rows.filter(pl.col(STAMP) == 30)
     train = rows.filter(pl.col(STAMP) != 30)
-    tables = make_tables(FeatureSpec.of(CONFIG), rows, 100, None, None)
+    tables = make_tables(FeatureSpec.from_config(CONFIG), rows, 100, None, None)
     assert (tables.users.ids, tables.items.ids) == (["bob", "eve"], ["kept", "other"])
     arrays = validation_data(tables, train, valid, None, temporal=True)
     assert arrays.user_offsets.tolist() == [0, 1, 2]
@@ -53,7 +53,7 @@ def test_train_data_excludes_a_validation_moment_returned_later() -> None:
     rows = labelled(
         ("ann", "returned", "purchase", 30), ("bob", "kept", "purchase", 20), ("ann", "returned", "refund", 40)
     )  # fmt: skip
-    tables = make_tables(FeatureSpec.of(CONFIG), rows, 100, None, None)
+    tables = make_tables(FeatureSpec.from_config(CONFIG), rows, 100, None, None)
     arrays = train_data(tables, rows.filter(pl.col(STAMP) == 20), rows.filter(pl.col(STAMP) == 30))
     assert arrays.held is None or not len(arrays.held.user_ix)
     assert arrays.user_offsets.tolist() == [0, 1]

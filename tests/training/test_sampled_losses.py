@@ -50,7 +50,7 @@ REFUSED = {
 def by_hand() -> PairScores:
     items = torch.tensor([[1.0], [0.5], [-1.0], [7.0]], dtype=torch.float64)
     drawn = SampledItems(torch.tensor([1, 0, 2, 1]), torch.tensor([2.0, 1.0, 0.5, 2.0]))
-    return PairScores.of(torch.ones(1, 1, dtype=torch.float64), items, torch.tensor([0]), drawn)
+    return PairScores.from_vectors(torch.ones(1, 1, dtype=torch.float64), items, torch.tensor([0]), drawn)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +76,7 @@ def test_gbce_positive_weight_follows_the_sampling_rate() -> None:
 def test_sampled_loss_with_only_the_target_drawn_is_finite(name: str, part: int) -> None:
     vectors = torch.full((2, 1), 300.0, requires_grad=True)
     items = torch.ones(1, 1, requires_grad=True)
-    scores = PairScores.of(
+    scores = PairScores.from_vectors(
         vectors, items, torch.tensor([0, 0]), SampledItems(torch.tensor([0, 0]), torch.tensor([1.0, 1.0]))
     )
     loss = weighted(SAMPLED[name][part](scores), torch.tensor([1.0, 2.0]))
@@ -130,7 +130,7 @@ def mean_gradient(name: str, m: int) -> tuple[float, float]:
     draws = NegativeSampler(counts, m, 0, corrected)
 
     def step(ids: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-        return target_loss(PairScores.of(vectors, items, targets, SampledItems(ids, expected))).mean()
+        return target_loss(PairScores.from_vectors(vectors, items, targets, SampledItems(ids, expected))).mean()
 
     found = [torch.zeros_like(vectors), torch.zeros_like(items)]
     many = 200
@@ -166,7 +166,7 @@ def test_ss_refined_and_ss_logq_have_equal_gradients() -> None:
     torch.manual_seed(0)
     leaves = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     drawn = NegativeSampler(np.arange(1, 31), 20, 0, by_count=True)(torch.zeros(1))
-    scores = [PairScores.of(*leaves, torch.arange(5), drawn) for _ in range(2)]
+    scores = [PairScores.from_vectors(*leaves, torch.arange(5), drawn) for _ in range(2)]
     one, two = (SAMPLED[name][0](s).sum() for name, s in zip(("ss_logq", "ss_refined"), scores, strict=True))
     assert not torch.isclose(one, two)
     for mine, other in zip(torch.autograd.grad(one, leaves), torch.autograd.grad(two, leaves), strict=True):

@@ -174,10 +174,10 @@ def serve(
 
     here = project()
     host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
-    service.run(here, host, port, as_json, dress=_dress)
+    service.run(here, host, port, as_json, mount=_mount_console)
 
 
-def _dress(app: Starlette, service: Service) -> None:
+def _mount_console(app: Starlette, service: Service) -> None:
     """Mount the console at ``/``, or a page with the command that installs it.
 
     Importing the console takes a second, so it is mounted after the checks at startup.

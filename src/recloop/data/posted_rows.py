@@ -15,7 +15,7 @@ import polars as pl
 from recloop.records import CONTENT, EVENT_ID, EVENT_SCHEMA, FILE_ROW, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, max_int
 from recloop.storage import EventLog
 from recloop.storage.archive import Archive
-from recloop.storage.event_log import RESTORED, out_at
+from recloop.storage.event_log import RESTORED, retracted_at
 
 REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
 """Rules that a new first run applies again; rows keep any other rule, such as a manual withdrawal."""
@@ -45,7 +45,7 @@ class PostedRows:
         taken = archive.quarantine().filter(pl.col(SEQ) > imported)
         events = pl.concat([archived.select(schema), taken.select(schema), log.events(after=after).select(schema)])
         rows = log.retractions()
-        out = out_at(rows)
+        out = retracted_at(rows)
         back = {row.of_seq: row.rule for row in rows if row.of_seq in out and row.rule not in {*REJUDGED, RESTORED}}
         by_hand = pl.DataFrame({SEQ: list(back), "by_hand": list(back.values())}, {SEQ: pl.Int64, "by_hand": pl.String})
         kept_rule = pl.when(~pl.col(RULE).is_in(REJUDGED)).then(RULE)

@@ -64,7 +64,7 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
 
 def serve_skewed(root: str) -> None:
     """Serve a project with moved bucket edges in memory; used only by this check."""
-    app.run(open_project(root), "127.0.0.1", 0, tamper=_move_edges)
+    app.run(open_project(root), "127.0.0.1", 0, before_start=_move_edges)
 
 
 def _move_edges(service: Service) -> None:

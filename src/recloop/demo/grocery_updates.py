@@ -42,7 +42,7 @@ def _command(root: Path, *words: str) -> list[str]:
 
 def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
     """Format each gate of an update's JSON for display."""
-    return [GateResult.of(one).line() for one in gates]
+    return [GateResult.from_json(one).line() for one in gates]
 
 
 def rule_lines(signals: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -127,7 +127,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
     world = BrowsingSimulator(**WORLD)  # type: ignore[arg-type]
     project = write_project(folder, world, shown)
     loop.first_run(project, shown, "demo")
-    signal = EventLabeler.of(project.load_bundle().spec)
+    signal = EventLabeler.from_spec(project.load_bundle().spec)
     for count in counted(signal, project.open_archive().events()):
         shown.say("signals", str(count))
     campaign, free = candidates(project, shown)

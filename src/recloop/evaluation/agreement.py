@@ -37,7 +37,7 @@ class Ranking:
     scores: NDArray[np.float64]  # (N+1,); 0 if no source recalled the item; row 0: items outside the table
     vocabulary: Vocabulary
 
-    def of(self, items: Sequence[str]) -> NDArray[np.float64]:
+    def scores_of(self, items: Sequence[str]) -> NDArray[np.float64]:
         """Return the scores of these items; items outside the table rank last."""
         found: NDArray[np.float64] = self.scores[self.vocabulary.lookup(items)]
         return found
@@ -55,7 +55,7 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
     table = recommender.bundle.items.ids
     allowed = candidate_mask(recommender.catalogue, table, encoded, [query], ("", ""), False)
     placement = recommender.placement(decision.placement)
-    fused = recommender.fused(encoded, allowed, [query], placement, min(len(table), DEPTH * len(MIX_SOURCES)))
+    fused = recommender.fuse_sources(encoded, allowed, [query], placement, min(len(table), DEPTH * len(MIX_SOURCES)))
     items, found = fused.items[0], int(np.count_nonzero(fused.items[0]))
     scores = np.zeros(len(table) + 1)
     scores[0] = -np.inf
@@ -71,7 +71,7 @@ def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking)
         opinion: Ranking of the other bundle. own: Ranking of live.
     """
     shown = answer.items[:K]
-    scores = opinion.of(shown)
+    scores = opinion.scores_of(shown)
     return {
         "overlap@10": overlap(shown, other.items[:K]),
         "rbo": rbo(own.top, opinion.top),

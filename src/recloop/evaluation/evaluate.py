@@ -222,7 +222,7 @@ class _BundleEvaluation:
             fallback: Sequence[str] | None,
             fusion_constant: float,
         ) -> _EvaluatedRow:
-            ranks = TargetRanks.of(len(queries)) if one_target else None
+            ranks = TargetRanks.empty(len(queries)) if one_target else None
             return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, np.zeros(shape, dtype=np.int64), ranks)
 
         self.evaluated = [
@@ -244,7 +244,7 @@ class _BundleEvaluation:
         ]
         clock = _Clock()
         encoded = self.recommender.encode(states, now)
-        allowed = self.recommender.allowed(encoded, asked, self.settings)
+        allowed = self.recommender.candidate_mask(encoded, asked, self.settings)
         shared = clock.lap()
         recalled: dict[str, TopK] = {}
         recall_seconds: dict[str, float] = {}
@@ -256,7 +256,7 @@ class _BundleEvaluation:
         for row in self.evaluated:
             mine = {source: found for source, found in recalled.items() if row.weights.get(source, 0.0) > 0}
             fused = fuse(mine or recalled, row.weights, self.depth, row.fusion_constant)
-            answers = self.recommender.answers(encoded, allowed, fused, asked, self.settings, row.fallback)
+            answers = self.recommender.assemble(encoded, allowed, fused, asked, self.settings, row.fallback)
             self._write_lists(row.lists[span], answers)
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
@@ -316,7 +316,7 @@ class _BundleEvaluation:
 
     def _trained(self, row: _EvaluatedRow) -> TrainingNote | None:
         """Training of the network behind a row; None for other rows."""
-        return TrainingNote.of(self.bundle.manifest.train) if row.weights.get("model", 0.0) > 0 else None
+        return TrainingNote.from_training(self.bundle.manifest.train) if row.weights.get("model", 0.0) > 0 else None
 
 
 class _Clock:

@@ -28,7 +28,7 @@ class TargetRanks:
     tied: NDArray[np.int64]
 
     @classmethod
-    def of(cls, size: int) -> TargetRanks:
+    def empty(cls, size: int) -> TargetRanks:
         """Create ranks with every target missing."""
         return cls(np.full(size, FAR, dtype=np.int64), np.ones(size, dtype=np.int64))
 

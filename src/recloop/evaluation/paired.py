@@ -14,7 +14,7 @@ from recloop.evaluation import metrics
 from recloop.evaluation.queries import Queries
 from recloop.features.state import StateBatch, StateHistory
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, one_state
+from recloop.recommend.recommender import Recommender, select_state
 from recloop.records import COLD_POSITIVES, COVERING, Query
 from recloop.storage.data_manifest import WindowLoss
 
@@ -34,7 +34,7 @@ class LossEstimate(NamedTuple):
     spread: float
 
     @classmethod
-    def of(cls, record: WindowLoss) -> LossEstimate:
+    def from_window(cls, record: WindowLoss) -> LossEstimate:
         """Read a ``windows`` entry of ``data/manifest.json``; empty for earlier versions."""
         return cls(record.loss, record.queries or 0, record.spread or 0.0)
 
@@ -160,7 +160,7 @@ def latency(
     made = [Recommender(bundle, catalogue) for bundle in bundles]
     seconds = np.full((2, len(some)), np.inf)
     for b in range(len(some)):
-        state = one_state(states, b)
+        state = select_state(states, b)
         for side in (0, 1, 1, 0, 0, 1):
             query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), n=K)
             begin = time.perf_counter()

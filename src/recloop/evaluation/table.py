@@ -39,7 +39,7 @@ class TrainingNote:
     warm: bool = False
 
     @classmethod
-    def of(cls, training: Training) -> TrainingNote | None:
+    def from_training(cls, training: Training) -> TrainingNote | None:
         """Read a manifest's ``train``; None without a network or recorded steps."""
         if not training.steps_per_epoch:
             return None

@@ -116,7 +116,7 @@ class EventLabeler:
         self._pairs = set(events.undo.values())
 
     @classmethod
-    def of(cls, spec: FeatureSpec) -> EventLabeler:
+    def from_spec(cls, spec: FeatureSpec) -> EventLabeler:
         """Labeler of a feature spec."""
         return cls(spec.events, spec.clean, spec.dwell)
 

@@ -45,7 +45,7 @@ class FeatureSpec:
     dwell: DwellPercentiles | None = None
 
     @classmethod
-    def of(cls, config: Config, dwell: DwellPercentiles | None = None) -> FeatureSpec:
+    def from_config(cls, config: Config, dwell: DwellPercentiles | None = None) -> FeatureSpec:
         """Spec of a configuration; ``dwell`` is from the manifest of ``data/``."""
         features = config.features
         return cls(

@@ -177,7 +177,7 @@ class StateBatch:
         return len(self.users)
 
     @classmethod
-    def of(cls, users: Sequence[str], states: Sequence[UserState]) -> StateBatch:
+    def from_states(cls, users: Sequence[str], states: Sequence[UserState]) -> StateBatch:
         """Batch of incremental states."""
         views = [state.view() for state in states]
         known = {item for view in views for _, items, _ in view.moments for item in items}
@@ -260,7 +260,7 @@ class StateHistory:
         self._seq = rows[SEQ].to_numpy()
         self._code = rows["code"].to_numpy()
         self._use = rows[USE].to_numpy()
-        self._acts = ActColumns.of(rows)
+        self._acts = ActColumns.from_frame(rows)
         self._undone = bool((self._use == Use.UNDO).any())
         self._attributes = attribute_versions(users)
 

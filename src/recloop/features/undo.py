@@ -105,7 +105,7 @@ class ActColumns:
     units: np.ndarray  # float64
 
     @classmethod
-    def of(cls, frame: pl.DataFrame) -> ActColumns:
+    def from_frame(cls, frame: pl.DataFrame) -> ActColumns:
         """Columns of a frame with ``stamp`` and uses."""
         return cls(
             frame[STAMP].to_numpy(), frame[USE].to_numpy(), frame[PAIR].to_numpy().astype(object),
@@ -151,7 +151,7 @@ def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
     places = frame.with_row_index("row").join(pairs, on=[USER_ID, ITEM_ID]).select("row", "key").sort("row")
     rows = places["row"].to_numpy().astype(np.int64)
     lost = np.zeros(len(frame), dtype=bool)
-    lost[rows] = ActColumns.of(frame).lost(rows, places["key"].to_numpy().astype(np.int64)).rows
+    lost[rows] = ActColumns.from_frame(frame).lost(rows, places["key"].to_numpy().astype(np.int64)).rows
     gone = pl.Series(lost)
     return frame.with_columns(
         pl.when(gone).then(pl.lit(0, frame.schema[name])).otherwise(pl.col(name)).alias(name)

@@ -242,12 +242,12 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
         serve = project.config.serve
         fix = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
         raise Locked(held.lock, held.holder, f"{fix} (posts to the running service)") from None
-    loading.whole(project)
+    loading.check_complete(project)
     spec = project.load_bundle().spec
     archive = project.open_archive()
     log = stack.enter_context(project.open_log(write=True))
     log.start_at(archive.watermark)
-    writer = Writer(log, archive, EventLabeler.of(spec), burst_seconds(spec.clean), lambda _jobs, _seq: None)
+    writer = Writer(log, archive, EventLabeler.from_spec(spec), burst_seconds(spec.clean), lambda _jobs, _seq: None)
     stack.callback(writer.close)
     runner = stack.enter_context(asyncio.Runner())
 

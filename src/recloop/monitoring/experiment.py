@@ -114,7 +114,7 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
     if now is None:
         now = max([plan.since, *(one.at for one in newest), *later[RECEIVED_AT].to_list()])
     now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
-    users = user_outcomes(decisions, EventLabeler.of(own.spec).label(rows), plan.since, now)
+    users = user_outcomes(decisions, EventLabeler.from_spec(own.spec).label(rows), plan.since, now)
     differs = plan.differences(project.config.release)
     return evaluate(users, plan, bundle=bundle, until=until, now=now, differs=differs)
 
@@ -178,7 +178,7 @@ class Table:
     columns: dict[str, Floats]
 
     @classmethod
-    def of(cls, entered: pl.DataFrame) -> Table:
+    def from_outcomes(cls, entered: pl.DataFrame) -> Table:
         """Select the columns that `METRICS` name from `user_outcomes`."""
         names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
         columns = {
@@ -215,7 +215,7 @@ def evaluate(
     counts = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
     e = sample_ratio([counts[arm] for arm in ARMS], [1 - plan.share, plan.share])
     ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > ALARM)
-    table = Table.of(users.filter(~pl.col("waiting")))
+    table = Table.from_outcomes(users.filter(~pl.col("waiting")))
     arms = table.arms
     both = bool(arms.live and arms.candidate)
     metrics = measured(table, plan) if both else {}

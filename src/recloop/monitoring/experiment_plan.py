@@ -1,6 +1,6 @@
 """Experiment plan, fixed in the release row that starts the experiment.
 
-    plan = Plan.of(project.config.release, salt="sasrec-...", since=now)
+    plan = Plan.from_config(project.config.release, salt="sasrec-...", since=now)
     evidence = {"experiment": plan.to_evidence()}      # of the row; serving and analysis use Plan.from_row(row)
 
 A changed `recloop.toml` does not change a running experiment; `Plan.differences` names the keys that differ.
@@ -52,7 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     since: int
 
     @classmethod
-    def of(cls, settings: Release, salt: str, since: int) -> Plan:
+    def from_config(cls, settings: Release, salt: str, since: int) -> Plan:
         """Build the plan from the configuration.
 
         Raises:

@@ -95,7 +95,7 @@ class Exposures:
         return len(self.at)
 
     @classmethod
-    def of(cls, decisions: Sequence[Decision], against: HealthReference) -> Exposures:
+    def from_decisions(cls, decisions: Sequence[Decision], against: HealthReference) -> Exposures:
         """Flatten the decisions of role ``answer``.
 
         Requests without a user id count as exposures but never as cold users.
@@ -219,7 +219,7 @@ def health(
         {variant: {placement: numbers}} over (until - length, until]. Numbers are those of `compute`, and ``events``:
         events received in that time with a request id of the group.
     """
-    shown = Exposures.of(decisions, against)
+    shown = Exposures.from_decisions(decisions, against)
     end = until if until is not None else int(shown.at.max(initial=0))
     group = {one.request_id: (one.variant, one.placement) for one in decisions if one.role == "answer"}
 

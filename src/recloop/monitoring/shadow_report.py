@@ -235,7 +235,7 @@ def latency(answers: Sequence[Decision], others: Sequence[Decision]) -> dict[str
 
 def _health(rows: Sequence[Decision], against: HealthReference) -> dict[str, Any]:
     answered = [msgspec.structs.replace(row, role="answer") for row in rows]
-    return compute(Exposures.of(answered, against), against)
+    return compute(Exposures.from_decisions(answered, against), against)
 
 
 def plot(found: Mapping[str, Any], file: Path | str) -> None:

@@ -112,7 +112,7 @@ def summarize(
         received = log.received(end - WEEK if since is None else min(since, end - WEEK), end)
     if until is not None:
         posted = posted.filter(pl.col(RECEIVED_AT) <= until)
-    catalogue = Catalog.of([project.open_archive().items(), posted])
+    catalogue = Catalog.from_frames([project.open_archive().items(), posted])
     hidden = [raw for raw in posted[ITEM_ID] if (item := catalogue.get(raw)) and (item.hidden or item.deleted)]
     numbers = health(decisions, reference(bundle, posted[ITEM_ID], hidden, learned), until, received)
     counts = {name: sum(at > end - length for at, _ in received) for name, length in WINDOWS.items()}
@@ -127,7 +127,7 @@ class HealthCache:
         self._lock = threading.Lock()
         self._seen: tuple[float, str, HealthSummary] | None = None
 
-    def look(self, bundle: Bundle, now: int) -> HealthSummary:
+    def get(self, bundle: Bundle, now: int) -> HealthSummary:
         """Summarize the last week up to ``now``, or up to the newest replayed request.
 
         Args:

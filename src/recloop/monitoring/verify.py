@@ -23,10 +23,10 @@ from recloop.files import JsonTree, replace_json
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import CLOSE, RankedList, Recommender, one_state
+from recloop.recommend.recommender import CLOSE, RankedList, Recommender, select_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
-from recloop.storage.event_log import out_at
+from recloop.storage.event_log import retracted_at
 
 FILE = "verify.json"
 SHOWN = 100
@@ -74,7 +74,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
     found = VerificationResult(checked=len(decisions))
     decisions = [decision for decision in decisions if decision.generation >= since]
     found.earlier = found.checked - len(decisions)
-    gone = loading.removed(project)
+    gone = loading.removal_times(project)
     found.removed = sum(decision.bundle in gone for decision in decisions)
     decisions = [decision for decision in decisions if decision.bundle not in gone]
     if decisions:
@@ -169,7 +169,7 @@ class DecisionReplayer:
         self._old_users, self._new_users = _cut(None if old_users is None else old_users.filter(named), later, first)
         self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, until), first)
         self._retracted = self._taken_back(log, until)
-        self._catalogue = Catalog.of([self._old_items])
+        self._catalogue = Catalog.from_frames([self._old_items])
         self._items_seen = 0
         self._recommenders: dict[str, Recommender] = {}
         self._timelines: dict[tuple[str, str, frozenset[int]], StateHistory] = {}
@@ -195,7 +195,7 @@ class DecisionReplayer:
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
             self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
-        return recommender, one_state(self._timelines[key].states([decision.user_id], [decision.as_of]), 0)
+        return recommender, select_state(self._timelines[key].states([decision.user_id], [decision.as_of]), 0)
 
     def has_late(self, decision: Decision) -> bool:
         """Return True if the state or catalog includes a row received after the decision."""
@@ -209,10 +209,10 @@ class DecisionReplayer:
         in_time = pl.col(RECEIVED_AT) <= decision.at
         served = self._recommender(decision.bundle)
         items = self._new_items.filter(in_time)
-        recommender = Recommender(served.bundle, Catalog.of([self._old_items, items], decision.as_of))
+        recommender = Recommender(served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of))
         own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, own, self._new_users.filter(in_time), self._out(decision))
-        states = one_state(timeline.states([decision.user_id], [decision.as_of]), 0)
+        states = select_state(timeline.states([decision.user_id], [decision.as_of]), 0)
         return recommender.recommend(states, [_query(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:
@@ -234,7 +234,7 @@ class DecisionReplayer:
 
     def _out(self, decision: Decision) -> frozenset[int]:
         """Seqs of the user's events that were retracted when the decision was made."""
-        return frozenset(out_at(self._retracted.get(decision.user_id, ()), decision.as_of))
+        return frozenset(retracted_at(self._retracted.get(decision.user_id, ()), decision.as_of))
 
     def _timeline(
         self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, out: frozenset[int]
@@ -243,7 +243,7 @@ class DecisionReplayer:
         rows = pl.concat([self._old_events, new_events])
         rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(out), dtype=pl.Int64).implode()))
         users = pl.concat([self._old_users, new_users])
-        return StateHistory(moment_stamps(EventLabeler.of(spec).label(rows)), users)
+        return StateHistory(moment_stamps(EventLabeler.from_spec(spec).label(rows)), users)
 
 
 def _cut(archived: pl.DataFrame | None, later: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:

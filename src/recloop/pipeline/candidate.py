@@ -56,7 +56,7 @@ def build_child(
     manifest = training_steps.base_manifest(run.config, tables, data, rows, held_seq)
     child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
     if has_network(parent):
-        plan = _TrainPlan.of(run, parent, arrays, counts, start)
+        plan = _TrainPlan.for_child(run, parent, arrays, counts, start)
         child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, begin))
     return tag_child(run, replace(child, policy=_policy(run.config, parent, child)), "full" if run.full else "warm")
 
@@ -75,7 +75,7 @@ class _TrainPlan:
     warm: WarmStartState | None
 
     @classmethod
-    def of(
+    def for_child(
         cls,
         run: UpdateRun,
         parent: Bundle,

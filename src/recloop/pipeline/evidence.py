@@ -83,12 +83,12 @@ def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe
         frame.write_parquet(file)
 
 
-def judged_before(run: UpdateRun) -> int:
+def queries_judged_before(run: UpdateRun) -> int:
     """Return the queries that an earlier, waiting update judged with the same live."""
     for journal in Journal.ended(run.project.runs):
         if any(journal.head.get(key) != run.journal.head[key] for key in ("live", "mode", "settings")):
             return 0
-        if journal.verdict == "waiting" and journal.has("judge"):
+        if journal.verdict == "waiting" and journal.is_done("judge"):
             return int(journal.facts("judge").get("window_queries", 0))
     return 0
 
@@ -110,9 +110,9 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     asked = pl.DataFrame({USER_ID: new.users, STAMP: new.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
     test = EvaluationSplit(data.test.join(asked, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
-    table = evaluate([candidate], test, run.world[1], run.config, facts, training_steps.THREADS)
+    table = evaluate([candidate], test, run.evaluation_context[1], run.config, facts, training_steps.THREADS)
     made = table.bundle_metrics()
-    window = {"from_seq": run.learned.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
+    window = {"from_seq": run.live_range.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
     return {**made, "protocol": {**made["protocol"], "set": "new", "window": window}}
 
 
@@ -123,7 +123,7 @@ def holdout_queries(run: UpdateRun) -> Queries:
     the candidate has counted them.
     """
     span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
-    counted = span & run.learned.rows
+    counted = span & run.live_range.rows
     return paired.subsample(make_queries(run.data.events.filter(counted & holdout_rows(run.data.events)), "successive"))
 
 
@@ -147,7 +147,7 @@ def final_evidence(run: UpdateRun, candidate: Bundle, written: Bundle) -> list[G
     broken = broken_golden(bundles.load(run.folder / "bundles" / written.id))
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
-        timeline, catalogue = run.world
+        timeline, catalogue = run.evaluation_context
         some = paired.subsample(make_queries(run.data.test, "successive"), OVERLAPPED)
         if len(some):
             lists = [paired.answer(bundle, some, timeline, catalogue).lists for bundle in (written, candidate)]

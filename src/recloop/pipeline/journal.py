@@ -70,7 +70,7 @@ class Journal:
         head: JsonTree = self._tree["head"]
         return head
 
-    def has(self, step: str) -> bool:
+    def is_done(self, step: str) -> bool:
         """Return whether a step is done."""
         return step in self._tree["steps"]
 
@@ -79,7 +79,7 @@ class Journal:
         facts: JsonTree = self._tree["steps"][step]
         return facts
 
-    def done(self, step: str, **facts: Any) -> None:
+    def record(self, step: str, **facts: Any) -> None:
         """Record a step as finished."""
         self._tree["steps"][step] = facts
         self._write()

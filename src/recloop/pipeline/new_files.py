@@ -27,7 +27,7 @@ class Read:
     rejected: int
 
 
-def take(project: Project, voice: Progress) -> Read:
+def import_new_files(project: Project, voice: Progress) -> Read:
     """Import every new or grown file once; post its rows to the server if one runs.
 
     Rows without event ids get ids from the file name and row number, so a resumed run may read the file again.
@@ -82,7 +82,7 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
     try:
         keep = bulk.into_log(project, project.config.data.events, stack)
     except Locked:
-        url = locks.served_at(project.root)
+        url = locks.server_url(project.root)
         if not url:
             raise
         keep = bulk.into_service(url, stack)

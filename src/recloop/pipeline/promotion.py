@@ -34,7 +34,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
 from recloop.release import gate, transitions
 from recloop.release.gate import GateInputs, GateResult
-from recloop.storage.event_log import out_at
+from recloop.storage.event_log import retracted_at
 
 
 def promote(
@@ -55,7 +55,7 @@ def promote(
         found = run_promotion_gates(project, project.load_bundle(bundle), project.load_bundle())
         for one in found:
             voice.say("gate", one.line())
-        gates = gate.trees(found)
+        gates = gate.gates_to_json(found)
     return transitions.promote(project, bundle, to, reason, at=at, gates=gates)
 
 
@@ -68,22 +68,22 @@ class EvaluationData:
     catalogue: Catalog
 
     @classmethod
-    def of(cls, project: Project) -> EvaluationData:
+    def load(cls, project: Project) -> EvaluationData:
         """Read the valid rows; exclude repeats that an update would retract."""
         archive = project.open_archive()
         with project.open_log() as log:
             fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-            out = pl.Series(sorted(out_at(log.retractions())), dtype=pl.Int64)
+            out = pl.Series(sorted(retracted_at(log.retractions())), dtype=pl.Int64)
             users, items = log.users(after=archive.watermark), [archive.items(), log.items(after=archive.watermark)]
         rows = pl.concat([archive.events(), fresh]).filter(~pl.col(SEQ).is_in(out.implode()))
         if project.config.clean.duplicates == "exact":
             rows = rows.filter(~pl.col(SEQ).is_in(duplicate_rows(rows).implode()))
         known = archive.users()
-        return cls(rows, users if known is None else pl.concat([known, users]), Catalog.of(items))
+        return cls(rows, users if known is None else pl.concat([known, users]), Catalog.from_frames(items))
 
     def labelled(self, spec: FeatureSpec) -> pl.DataFrame:
         """Label the rows by a spec and add the stamp of their moment."""
-        return moment_stamps(EventLabeler.of(spec).label(self.rows))
+        return moment_stamps(EventLabeler.from_spec(spec).label(self.rows))
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class BundleUnderTest:
     """Bundle of the comparison with its data."""
 
     bundle: Bundle
-    ground: EvaluationData
+    data: EvaluationData
 
     @cached_property
     def timeline(self) -> StateHistory:
-        return StateHistory(self.ground.labelled(self.bundle.spec), self.ground.users)
+        return StateHistory(self.data.labelled(self.bundle.spec), self.data.users)
 
     @property
     def unseen(self) -> pl.Expr:
@@ -103,7 +103,7 @@ class BundleUnderTest:
         return self.bundle.learned.new_moments
 
     def ask(self, queries: Queries) -> QueryResults:
-        return paired.answer(self.bundle, queries, self.timeline, self.ground.catalogue, training_steps.THREADS)
+        return paired.answer(self.bundle, queries, self.timeline, self.data.catalogue, training_steps.THREADS)
 
 
 def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> list[GateResult]:
@@ -111,9 +111,9 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
 
     Golden lists and finite weights are last.
     """
-    ground = EvaluationData.of(project)
-    ours, lives = BundleUnderTest(candidate, ground), BundleUnderTest(live, ground)
-    events = ground.labelled(candidate.spec)
+    data = EvaluationData.load(project)
+    ours, lives = BundleUnderTest(candidate, data), BundleUnderTest(live, data)
+    events = data.labelled(candidate.spec)
     new = paired.subsample(make_queries(events.filter(ours.unseen & lives.unseen), "successive"))
     old = paired.subsample(make_queries(events.filter(ours.unseen & holdout_rows(events)), "successive"))
     newest = paired.subsample(make_queries(events.sort(STAMP).tail(paired.MOST), "successive"), paired.TIMED)
@@ -128,11 +128,13 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
         old=pairs if targets is old else None,
         slices={} if targets is None else {"cold": pairs.where(mine.cold), **slices},
         parity=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
-        latency=paired.latency((candidate, live), asked, ours.timeline, ground.catalogue) if len(asked) else None,
+        latency=paired.latency((candidate, live), asked, ours.timeline, data.catalogue) if len(asked) else None,
         cold_coverage=(mine.cold_coverage, theirs.cold_coverage),
     )
     return [
-        *gate.before_a_trial(gate.evaluate_gates(evidence, project.config.release.gates, project.config.train.seed)),
+        *gate.gates_before_trial(
+            gate.evaluate_gates(evidence, project.config.release.gates, project.config.train.seed)
+        ),
         gate.at_most("golden", broken_golden(candidate), 0, "golden queries that differ"),
         gate.at_most("finite", _not_finite(candidate), 0, "arrays with a non-finite number"),
     ]

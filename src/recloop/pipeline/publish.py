@@ -17,7 +17,7 @@ from recloop.pipeline.refresh import release_refresh
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend.user_states import snapshot_at
 from recloop.records import now
-from recloop.release.gate import trees
+from recloop.release.gate import gates_to_json
 from recloop.storage import ControlStore, Retraction, inbox, locks, releases, snapshots
 from recloop.storage.data_manifest import WindowLoss
 
@@ -35,9 +35,9 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
         run.journal.close(verdict)
         return None
     name = str(run.journal.facts("finish")["bundle"])
-    if not run.journal.has("publish"):
+    if not run.journal.is_done("publish"):
         _snapshots(run)
-        run.journal.done("publish")
+        run.journal.record("publish")
     made, target = run.folder / "bundles" / name, run.project.bundles / name
     move(made, target)
     control = run.project.open_control()
@@ -45,7 +45,7 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
         sha256 = bundles.manifest_hash(target)
         releases.register(
             control, name, sha256, by="recloop update", reason="passed its gate", at=now(),
-            evidence={"gates": trees(run.gates)},
+            evidence={"gates": gates_to_json(run.gates)},
         )  # fmt: skip
     windows = msgspec.convert(run.journal.facts("check")["windows"], tuple[WindowLoss, ...])
     publish_data(run.folder / "data", run.project.data, windows)
@@ -70,7 +70,7 @@ def _snapshots(run: UpdateRun) -> None:
                 continue
             stored = snapshots.current(before)
             try:
-                states = snapshot_at(run.until, archive, log, EventLabeler.of(spec), stored)
+                states = snapshot_at(run.until, archive, log, EventLabeler.from_spec(spec), stored)
                 snapshots.write(path, states, run.until, spec.state_key)
             finally:
                 if stored is not None:
@@ -81,7 +81,7 @@ def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
     """Send retractions of retrospective rules to the log's writer; idempotent."""
     taken = run.journal.facts("collect")["taken_back"]
     if taken:
-        control.hand([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
+        control.submit([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
         run.voice.say("collect", f"retracted {len(taken):,} rows that serving had counted")
 
 

@@ -22,7 +22,7 @@ from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ
 from recloop.storage import EventLog, Retraction, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.control import ControlStore
-from recloop.storage.event_log import RESTORED, out_at
+from recloop.storage.event_log import RESTORED, retracted_at
 
 QUARANTINE: Final = "quarantine"
 """Rule of a row that a person quarantined."""
@@ -93,10 +93,10 @@ def quarantine(
     control = project.open_control()
     archive = project.open_archive()
     with project.open_log() as log:
-        past = [*log.retractions(), *(one.retraction for one in control.handed())]
-        matched, rows, users = _matching(archive, log, condition, out_at(past))
+        past = [*log.retractions(), *(one.retraction for one in control.pending())]
+        matched, rows, users = _matching(archive, log, condition, retracted_at(past))
     held = {row.of_seq for row in past if row.rule == QUARANTINE} if restore else set()
-    out = pl.Series(sorted(out_at(past) & held if restore else out_at(past)), dtype=pl.Int64)
+    out = pl.Series(sorted(retracted_at(past) & held if restore else retracted_at(past)), dtype=pl.Int64)
     is_out = pl.col(SEQ).is_in(out.implode())
     chosen = matched.filter(is_out if restore else ~is_out)
     share = len(chosen) / max(1, rows)
@@ -104,7 +104,7 @@ def quarantine(
     if not restore and not force and share > limit:
         counts = f"{len(chosen):,} of {rows:,} rows"
         raise Refused("share of all rows", f"{share:.4f}", limit, f"{counts} (clean.max_removed); to override: --force")
-    control.hand(
+    control.submit(
         [Retraction(seq, RESTORED if restore else QUARANTINE) for seq in chosen[SEQ]],
         by="recloop quarantine", at=now(), reason=reason,
     )  # fmt: skip
@@ -120,7 +120,7 @@ def quarantine(
         user_share=chosen[USER_ID].n_unique() / max(1, users),
         types=dict(sorted(chosen[EVENT_TYPE].value_counts().iter_rows())),
         samples=[_sample(row) for row in chosen.head(SAMPLES).iter_rows(named=True)],
-        waiting=_take_up(project, control) if len(chosen) else 0,
+        waiting=_apply_or_wait(project, control) if len(chosen) else 0,
     )
 
 
@@ -157,7 +157,7 @@ def _sample(row: JsonTree) -> JsonTree:
     }
 
 
-def _take_up(project: Project, control: ControlStore) -> int:
+def _apply_or_wait(project: Project, control: ControlStore) -> int:
     """Apply pending rows or wait for the running service; return the waiting rows."""
     try:
         with locks.writer_lock(project.root, "quarantine"), project.open_log(write=True) as log:
@@ -165,6 +165,6 @@ def _take_up(project: Project, control: ControlStore) -> int:
         return 0
     except Locked:
         deadline = time.monotonic() + WAIT_SECONDS
-        while (waiting := len(control.handed())) and time.monotonic() < deadline:
+        while (waiting := len(control.pending())) and time.monotonic() < deadline:
             time.sleep(0.1)
         return waiting

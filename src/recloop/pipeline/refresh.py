@@ -19,7 +19,7 @@ from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import now
 from recloop.release import transitions
-from recloop.release.gate import trees
+from recloop.release.gate import gates_to_json
 from recloop.storage import ControlStore, releases
 
 BY = "recloop update"
@@ -64,7 +64,7 @@ def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.T
         loading.verify_hash(run.project, machine.since(bundle))
         releases.promote(
             control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: same recipe, gate passed",
-            at=now(), evidence={"gates": trees(run.gates), "refresh_of": run.live.id},
+            at=now(), evidence={"gates": gates_to_json(run.gates), "refresh_of": run.live.id},
         )  # fmt: skip
     except RecloopError as error:
         run.voice.say("release", f"{bundle} was not moved to {target}: {error}")

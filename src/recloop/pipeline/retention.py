@@ -106,7 +106,7 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
     return Collection(dry_run, freed, bundles, runs, not_archived, holder)
 
 
-def tidy(project: Project, voice: Progress) -> None:
+def apply_retention(project: Project, voice: Progress) -> None:
     """Run `collect` after an update and log one line; the next one retries failures."""
     try:
         done = collect(project)
@@ -145,7 +145,7 @@ def _finished(run: Path) -> bool:
 def _remove_bundles(project: Project, names: Sequence[str]) -> None:
     """Record the names, then rename and delete each folder, so no bundle is partial."""
     if names:
-        loading.write_removed(project, {**loading.removed(project), **dict.fromkeys(names, now())})
+        loading.write_removal_times(project, {**loading.removal_times(project), **dict.fromkeys(names, now())})
     for name in names:
         (project.bundles / name).rename(project.bundles / f"{GONE}{name}-{os.getpid()}")
     if names:

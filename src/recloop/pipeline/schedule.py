@@ -83,7 +83,7 @@ def run(project: Project, command: Sequence[str], interval: float, say: Callable
     Raises:
         Locked: another loop repeats updates in this project.
     """
-    with locks.every_lock(project.root), _terminable():
+    with locks.schedule_lock(project.root), _terminable():
         children: list[subprocess.Popen[bytes]] = []
 
         def update() -> int:
@@ -107,8 +107,10 @@ def last_reason(project: Project) -> str:
     journal = next(iter(Journal.ended(project.runs)), None)
     if journal is None:
         return "no update has run"
-    facts = [journal.facts(step) for step in ("check", "enough", "judge", "finish") if journal.has(step)]
-    failed = [gate for one in facts for gate in map(GateResult.of, one["gates"]) if not gate.ok and not gate.waits]
+    facts = [journal.facts(step) for step in ("check", "enough", "judge", "finish") if journal.is_done(step)]
+    failed = [
+        gate for one in facts for gate in map(GateResult.from_json, one["gates"]) if not gate.ok and not gate.waits
+    ]
     return f"{journal.verdict}: {'; '.join(one.reason for one in failed)}"
 
 

@@ -79,7 +79,7 @@ def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: Prepa
     """Start log.db after the import and write every user's state as of its last row."""
     with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
         log.start_at(prepared.watermark)
-    key = FeatureSpec.of(project.config, data.dwell).state_key
+    key = FeatureSpec.from_config(project.config, data.dwell).state_key
     path = project.snapshot_file(prepared.watermark, key)
     snapshots.write(path, full_snapshot(data.events, data.users), prepared.watermark, key)
     for old in project.store.glob("snapshots-*.db"):
@@ -104,7 +104,9 @@ def validation_arrays(project: Project, tables: ItemUserTables, data: PreparedDa
 def build_tables(project: Project, data: PreparedData) -> ItemUserTables:
     """Build the tables over the rows before the cut."""
     before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
-    return make_tables(FeatureSpec.of(project.config, data.dwell), before, data.manifest.cut, data.items, data.users)
+    return make_tables(
+        FeatureSpec.from_config(project.config, data.dwell), before, data.manifest.cut, data.items, data.users
+    )
 
 
 def fit_models(
@@ -253,7 +255,7 @@ def evaluate_on_test(
         raise UserError("split.protocol", project.config.split.protocol, expected, how)
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
-        candidates, data, Catalog.of([data.items]), project.config, facts, THREADS,
+        candidates, data, Catalog.from_frames([data.items]), project.config, facts, THREADS,
         lambda done, total: voice.bar("evaluate", done, total),
     )  # fmt: skip
     voice.show("evaluate", table.render())
@@ -316,7 +318,7 @@ def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     states = [UserState() for _ in range(len(users) + 1)]
     for user, state in zip(users, states, strict=False):
         fold(state, rows.filter(pl.col(USER_ID) == user))
-    own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     return replace(
         bundle, golden=make_golden(own, [*users, "nobody"], states, bundle.cut, bundle.default_placement, 10)
     )

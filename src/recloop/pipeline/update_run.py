@@ -40,7 +40,7 @@ from recloop.storage import releases
 
 RETROSPECTIVE = frozenset({"duplicates", "burst"})
 """Rules by which an update itself retracts rows."""
-CAME = ("read", "kept", "removed", "signals", "new_users", "new_items")
+COLLECT_FACTS = ("read", "kept", "removed", "signals", "new_users", "new_items")
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -80,7 +80,7 @@ class UpdateResult:
     @property
     def reason(self) -> str:
         """Return the reasons of each gate that failed or waits for more rows."""
-        gates = [GateResult.of(one) for one in self.gates]
+        gates = [GateResult.from_json(one) for one in self.gates]
         stopping = [one for one in gates if not one.ok and not one.waits] or [one for one in gates if one.waits]
         return "; ".join(one.reason for one in stopping)
 
@@ -123,7 +123,7 @@ class UpdateRun:
         return int(self.journal.head["from_seq"]) - 1
 
     @property
-    def learned(self) -> LearnedRange:
+    def live_range(self) -> LearnedRange:
         """Return the range of rows that live has learned."""
         return self.live.learned
 
@@ -154,32 +154,34 @@ class UpdateRun:
         return self.loaded
 
     @cached_property
-    def world(self) -> tuple[StateHistory, Catalog]:
+    def evaluation_context(self) -> tuple[StateHistory, Catalog]:
         """Return the states and the catalog of this run's queries."""
-        return StateHistory(self.data.events, self.data.users), Catalog.of([self.data.items])
+        return StateHistory(self.data.events, self.data.users), Catalog.from_frames([self.data.items])
 
     @property
     def gates(self) -> list[GateResult]:
         """Return every gate so far, in order."""
-        steps = [self.journal.facts(step) for step in ("check", "enough", "judge", "finish") if self.journal.has(step)]
-        return [GateResult.of(tree) for facts in steps for tree in facts["gates"]]
+        steps = [
+            self.journal.facts(step) for step in ("check", "enough", "judge", "finish") if self.journal.is_done(step)
+        ]
+        return [GateResult.from_json(tree) for facts in steps for tree in facts["gates"]]
 
     @property
     def verdict(self) -> str:
         """Return the verdict of the gates so far."""
         return gate.verdict(self.gates)
 
-    def done(self, placed: tuple[str, str] | None, seconds: float) -> UpdateResult:
+    def result(self, placed: tuple[str, str] | None, seconds: float) -> UpdateResult:
         """Return the result; ``placed`` is the registered bundle and its state."""
         bundle, state = placed or (None, None)
-        came = {name: self.journal.facts("collect")[name] for name in CAME}
+        came = {name: self.journal.facts("collect")[name] for name in COLLECT_FACTS}
         return UpdateResult(
             self.watermark + 1,
             self.until,
             **came,
             bundle=bundle,
             verdict=self.verdict,
-            gates=gate.trees(self.gates),
+            gates=gate.gates_to_json(self.gates),
             seconds=seconds,
             changed=[one.key for one in self.changed],
             state=state,
@@ -228,7 +230,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
         "out": _quarantined(project),
     }
     journal = Journal.unfinished(project.runs)
-    if journal is not None and not journal.has("publish"):
+    if journal is not None and not journal.is_done("publish"):
         then = {key: value for key, value in journal.head.items() if key != "to_seq"}
         if then != head:
             journal.close("left")
@@ -243,7 +245,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
         journal = Journal.begin(training_steps.open_run(project, started), started, {**head, "to_seq": last})
     else:
         voice.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last:,}")
-    spec = FeatureSpec.of(config, live.spec.dwell)
+    spec = FeatureSpec.from_config(config, live.spec.dwell)
     if not full and spec.to_json() != live.spec.to_json():  # a bundle without recorded settings
         journal.close("left")
         differ = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
@@ -287,7 +289,7 @@ def _quarantined(project: Project) -> int:
     with project.open_log() as log:
         rows = [
             *log.retractions(),
-            *(one.retraction for one in project.open_control().handed()),
+            *(one.retraction for one in project.open_control().pending()),
         ]
     return sum(row.rule not in RETROSPECTIVE for row in rows)
 

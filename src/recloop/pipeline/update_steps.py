@@ -26,8 +26,8 @@ from recloop.pipeline.evidence import (
     final_evidence,
     holdout_queries,
     inherited_windows,
-    judged_before,
     load_window,
+    queries_judged_before,
     save_window,
     window_scores,
 )
@@ -37,7 +37,7 @@ from recloop.records import SEQ, STAMP
 from recloop.release import gate, input_check
 from recloop.release.gate import GateInputs, GateResult
 from recloop.storage.data_manifest import WindowLoss
-from recloop.storage.event_log import out_at
+from recloop.storage.event_log import retracted_at
 from recloop.training.dataset import make_tables
 
 CHECKED = 300
@@ -49,13 +49,15 @@ NOTHING_FRESH = (
 
 def collect(run: UpdateRun) -> None:
     """Step 1. Collect new rows: label, archive and split them in the run's folder."""
-    if run.journal.has("collect"):
+    if run.journal.is_done("collect"):
         return
     with run.project.open_log() as log:
-        waiting = run.project.open_control().handed()
-        out = sorted(out_at([*log.retractions(), *(row.retraction for row in waiting)]))
-        made = append(run.project, log, run.until, run.learned, EventLabeler.of(run.spec), run.folder / "data", out)
-    run.journal.done("collect", **msgspec.to_builtins(made))
+        waiting = run.project.open_control().pending()
+        out = sorted(retracted_at([*log.retractions(), *(row.retraction for row in waiting)]))
+        made = append(
+            run.project, log, run.until, run.live_range, EventLabeler.from_spec(run.spec), run.folder / "data", out
+        )
+    run.journal.record("collect", **msgspec.to_builtins(made))
     removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
     run.voice.say(
         "collect",
@@ -80,19 +82,19 @@ def check(run: UpdateRun) -> None:
 
 def check_input(run: UpdateRun) -> None:
     """Compare live's loss on the new rows with earlier windows; block an outlier."""
-    if run.journal.has("check"):
+    if run.journal.is_done("check"):
         return
     events = run.data.events
     own, parents = _known_windows(run)
     # Late rows are excluded: live has learned the rows that follow them.
-    events = events.filter(run.learned.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
+    events = events.filter(run.live_range.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
     came = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
     if not run.config.update.input_check or not len(came):
         why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
-        run.journal.done(
+        run.journal.record(
             "check",
             windows=_json_of(parents + own),
-            gates=gate.trees([GateResult(gate.INPUT, None, 0.0, True, note=why)]),
+            gates=gate.gates_to_json([GateResult(gate.INPUT, None, 0.0, True, note=why)]),
         )
         return
     before = make_queries(events.filter(pl.col("first") <= run.watermark), "successive")
@@ -105,13 +107,15 @@ def check_input(run: UpdateRun) -> None:
     if inherited:
         windows = parents + windows
     incoming = _window(run, came, run.until)
-    found = input_check.input_check(LossEstimate.of(incoming), [LossEstimate.of(one) for one in windows])
+    found = input_check.input_check(
+        LossEstimate.from_window(incoming), [LossEstimate.from_window(one) for one in windows]
+    )
     if inherited and parents and not found.weak:
         found = replace(found, note=f"with the windows of its parents: {found.note}")
     if (incoming.queries or 0) >= input_check.QUERIES:
         windows = [*windows, incoming]
     kept = _json_of(windows[-input_check.WINDOWS :])
-    run.journal.done("check", windows=kept, gates=gate.trees([found]))
+    run.journal.record("check", windows=kept, gates=gate.gates_to_json([found]))
     run.voice.say("check", found.line())
 
 
@@ -129,27 +133,27 @@ def _known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
 
 def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
     """Return live's loss over these queries in the form of ``data/manifest.json``."""
-    lost = paired.window_loss(paired.answer(run.live, queries, *run.world).ndcg)
+    lost = paired.window_loss(paired.answer(run.live, queries, *run.evaluation_context).ndcg)
     return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread)
 
 
 def check_size(run: UpdateRun) -> None:
     """Check that the window has enough queries; otherwise wait without training."""
-    if run.journal.has("enough"):
+    if run.journal.is_done("enough"):
         return
     users = np.array(make_queries(run.data.test, "successive").users)
     late_alone = not len(users) and run.window.late > 0
     found = None
     if run.refreshes and not late_alone:
-        found = gate.enough(users, judged_before(run), run.config.release.gates)
-    run.journal.done("enough", gates=gate.trees([found] if found else []))
+        found = gate.check_window_size(users, queries_judged_before(run), run.config.release.gates)
+    run.journal.record("enough", gates=gate.gates_to_json([found] if found else []))
     if found is not None:
         run.voice.say("check", found.line())
 
 
 def train_candidate(run: UpdateRun) -> None:
     """Step 3. Train the candidate: live and all new rows except the test moments."""
-    if run.journal.has("learn"):
+    if run.journal.is_done("learn"):
         return
     data, window = run.data, run.window
     before = pl.concat([data.train, data.valid]).sort(SEQ)
@@ -161,19 +165,19 @@ def train_candidate(run: UpdateRun) -> None:
     else:
         weights = load_train_state(run.live, run.project.bundles, run.reset)
         candidate = build_child(
-            run, run.live, before, window.cut, window.held_seq, WarmStart(weights, run.learned), run.folder
+            run, run.live, before, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
         )
     written = write(run, candidate, run.folder / "candidate")
-    run.journal.done("learn", bundle=written.id)
+    run.journal.record("learn", bundle=written.id)
 
 
 def run_gates(run: UpdateRun) -> None:
     """Step 4. Run the gates: candidate and live on unlearned moments, *new* and *old*."""
-    if run.journal.has("judge"):
+    if run.journal.is_done("judge"):
         return
     candidate, window = load_candidate(run), run.window
     recipe = str(candidate.manifest.recipe)
-    timeline, catalogue = run.world
+    timeline, catalogue = run.evaluation_context
     asked = make_queries(run.data.test, "successive")
     new = paired.subsample(asked)
     ours, lives = (
@@ -204,21 +208,21 @@ def run_gates(run: UpdateRun) -> None:
     )
     found = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
     if not run.refreshes:
-        found = gate.before_a_trial(found)
+        found = gate.gates_before_trial(found)
     if not len(new):
         found = [replace(one, note=NOTHING_FRESH) if one.name == "new" else one for one in found]
     save_window(run, pairs, windows, recipe)
     facts = {
         "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "old_queries": len(old),
     }  # fmt: skip
-    run.journal.done("judge", gates=gate.trees(found), **facts)
+    run.journal.record("judge", gates=gate.gates_to_json(found), **facts)
     for one in found:
         run.voice.say("gate", one.line())
 
 
 def train_final(run: UpdateRun) -> None:
     """Step 5. Train the final bundle: add the test moments by the same recipe."""
-    if run.journal.has("finish"):
+    if run.journal.is_done("finish"):
         return
     candidate, data = load_candidate(run), run.data
     cut = end_of(data.events, STAMP) + 1
@@ -227,6 +231,6 @@ def train_final(run: UpdateRun) -> None:
     grown = replace(grown, metrics=candidate_table(run, candidate), window=load_window(run))
     written = write(run, grown, run.folder / "bundles")
     found = final_evidence(run, candidate, written)
-    run.journal.done("finish", bundle=written.id, gates=gate.trees(found))
+    run.journal.record("finish", bundle=written.id, gates=gate.gates_to_json(found))
     for one in found:
         run.voice.say("gate", one.line())

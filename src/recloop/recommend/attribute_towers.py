@@ -10,7 +10,7 @@ from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch, attribute_codes
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
-from recloop.recommend.sources import session
+from recloop.recommend.sources import open_session
 from recloop.recommend.top_k import DEPTH
 
 USER_FIELD = "user."
@@ -20,7 +20,7 @@ class AttributeTowers:
     """Towers of a bundle, which also rank catalog items outside the item table."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._user, self._item = (session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
+        self._user, self._item = (open_session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
         self._inputs = {given.name for given in self._user.get_inputs()}
         self._bundle, self._items = bundle, bundle.arrays["item_vectors"]
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
@@ -33,16 +33,16 @@ class AttributeTowers:
         own = [n for n, name in enumerate(encoded.context_names) if name.startswith(USER_FIELD)]
         if not encoded.context[b, own].any():
             return
-        yield from self._near(self._person(encoded.context[b : b + 1]), catalogue, allowed, b)
+        yield from self._by_vector(self._user_vector(encoded.context[b : b + 1]), catalogue, allowed, b)
 
-    def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+    def similar_to(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids near an item for query b, best first.
 
         The result is empty for an item without a row and without a known field.
         """
         item_ix = self._bundle.items.ids.index(item_id)
         if item_ix:
-            yield from self._near(self._items[item_ix], catalogue, allowed, b)
+            yield from self._by_vector(self._items[item_ix], catalogue, allowed, b)
             return
         item = catalogue.get(item_id)
         codes, _ = attribute_codes(
@@ -50,14 +50,14 @@ class AttributeTowers:
         )
         if codes.any():
             vector = self._item.run(None, {"codes": codes.astype(np.int64)})[0][0]
-            yield from self._near(vector, catalogue, allowed, b)
+            yield from self._by_vector(vector, catalogue, allowed, b)
 
-    def _near(self, vector: np.ndarray, catalogue: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
+    def _by_vector(self, vector: np.ndarray, catalogue: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids by their inner product with a vector (D,)."""
-        cold_ids, cold = self._outside(catalogue, allowed.text)
+        cold_ids, cold = self._items_without_row(catalogue, allowed.text)
         yield from ranked(self._items @ vector, allowed, b, self._bundle.items.ids.ids, cold_ids, cold @ vector)
 
-    def _person(self, context: np.ndarray) -> np.ndarray:
+    def _user_vector(self, context: np.ndarray) -> np.ndarray:
         dim = self._items.shape[1]
         feeds = {
             "history": np.zeros((1, 1, dim), np.float32),
@@ -68,7 +68,7 @@ class AttributeTowers:
         vector: np.ndarray = self._user.run(None, {name: feeds[name] for name in self._inputs})[0][0]
         return vector
 
-    def _outside(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
+    def _items_without_row(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
         """Return shown rowless items that pass a condition, and their vectors (n, D).
 
         Ids ascend.

@@ -64,7 +64,7 @@ class Catalog:
         self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view is dropped with its bundle
 
     @classmethod
-    def of(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalog:
+    def from_frames(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalog:
         """Build the catalog as of a seq from frames of item versions.
 
         Columns: item_id, seq, attributes, hidden, deleted.
@@ -82,11 +82,11 @@ class Catalog:
                 catalogue.upsert(
                     Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
                 )
-        catalogue._weighed()  # computed here instead of at the first request
+        catalogue._weight_sum()  # computed here instead of at the first request
         return catalogue
 
     @classmethod
-    def of_table(cls, ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> Catalog:
+    def from_table(cls, ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> Catalog:
         """Build a catalog from a bundle's item table; no item is hidden."""
         catalogue = cls()
         rows = zip(ids, attributes, strict=True)
@@ -121,12 +121,12 @@ class Catalog:
             self._out.add(item.item_id)
         else:
             self._out.discard(item.item_id)
-        self._forget()
+        self._invalidate_conditions()
 
     @property
     def version(self) -> str:
         """Return 8 hex digits that identify the current items."""
-        return f"{self._weighed():016x}"[:8]
+        return f"{self._weight_sum():016x}"[:8]
 
     @property
     def fields(self) -> set[str]:
@@ -161,7 +161,7 @@ class Catalog:
             for item_id in self._out:
                 mask[vocabulary.index(item_id)] = False
             mask[0] = False
-            self._keep(view.masks, text, mask, mask.nbytes)
+            self._cache(view.masks, text, mask, mask.nbytes)
         return mask
 
     def latest(self, text: str, vocabulary: Vocabulary) -> list[str]:
@@ -175,7 +175,7 @@ class Catalog:
             fresh = self._passes(text).copy()
             fresh[view.rows[view.rows >= 0]] = False
             latest = sorted(compress(self._items, fresh), key=lambda item_id: (-self._first_seq[item_id], item_id))
-            self._keep(view.latest, text, latest, sys.getsizeof(latest))
+            self._cache(view.latest, text, latest, sys.getsizeof(latest))
         return latest
 
     def _passes(self, text: str) -> np.ndarray:
@@ -189,7 +189,7 @@ class Catalog:
             rule = conditions.parse(text, table.schema, "filter")
             passes &= table.select(rule.expr.fill_null(False)).to_series().to_numpy()  # a constant applies to all rows
         packed = np.packbits(passes)
-        self._keep(self._passing, text, packed, packed.nbytes)
+        self._cache(self._passing, text, packed, packed.nbytes)
         return passes
 
     def _view(self, vocabulary: Vocabulary) -> _View:
@@ -200,7 +200,7 @@ class Catalog:
             view = self._views[vocabulary] = _View(rows)
         return view
 
-    def _keep(self, cache: ByteCache[str, Kept], text: str, value: Kept, size: int) -> None:
+    def _cache(self, cache: ByteCache[str, Kept], text: str, value: Kept, size: int) -> None:
         """Cache a condition's result; clients choose conditions, so the cache is bounded."""
         size += sys.getsizeof(text)
         while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
@@ -208,12 +208,12 @@ class Catalog:
             max(caches, key=lambda one: one.bytes).drop_oldest()
         cache.put(text, value, size)
 
-    def _weighed(self) -> int:
+    def _weight_sum(self) -> int:
         if self._sum is None:
             self._sum = sum(_weight(item) for item in self._items.values()) % 2**64
         return self._sum
 
-    def _forget(self) -> None:
+    def _invalidate_conditions(self) -> None:
         """Invalidate cached condition results after an item changed."""
         self._frame = None
         self._passing.clear()

@@ -59,7 +59,7 @@ class AttributesStage:
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
         if query.list == similar_items.LIST:
-            return self._similar.described(self._catalogue, query.item_id, query.allowed, query.b)
+            return self._similar.by_attributes(self._catalogue, query.item_id, query.allowed, query.b)
         if self._towers is None:
             return iter(())
         return self._towers.best(self._catalogue, query.encoded, query.allowed, query.b)

@@ -26,7 +26,7 @@ RESTART = "restart.json"
 """File in ``store/`` that marks a committed but incomplete restart (`recloop.pipeline.restart`)."""
 
 
-def whole(project: Project) -> None:
+def check_complete(project: Project) -> None:
     """Reject a project with a restart that was interrupted while it was published.
 
     Raises:
@@ -58,7 +58,7 @@ def has_log_rows(project: Project) -> bool:
     return (project.data / "manifest.json").exists() and bool(manifest(project).updates)
 
 
-def removed(project: Project) -> dict[str, int]:
+def removal_times(project: Project) -> dict[str, int]:
     """Return the time (us) at which `[retention]` removed each bundle's folder."""
     try:
         found: dict[str, int] = json.loads((project.store / REMOVED).read_text("utf-8"))
@@ -67,14 +67,14 @@ def removed(project: Project) -> dict[str, int]:
         return {}
 
 
-def write_removed(project: Project, tree: dict[str, int]) -> None:
-    """Write the result of `removed` atomically."""
+def write_removal_times(project: Project, tree: dict[str, int]) -> None:
+    """Write the result of `removal_times` atomically."""
     replace_json(project.store / REMOVED, tree)
 
 
-def marked(project: Project, table: JsonTree) -> JsonTree:
-    """Return the release table with ``removed`` set on bundles without a folder."""
-    gone = removed(project)
+def with_removed_flags(project: Project, table: JsonTree) -> JsonTree:
+    """Return the release table with ``removal_times`` set on bundles without a folder."""
+    gone = removal_times(project)
     return {**table, "bundles": [{**row, "removed": row["bundle"] in gone} for row in table["bundles"]]}
 
 
@@ -89,7 +89,7 @@ def manifest(project: Project) -> DataManifest:
 
 def status(project: Project) -> JsonTree:
     """Return the keys of ``recloop status``: live, shadow and experiment bundles."""
-    found = marked(project, releases.release_table(project.open_control()))
+    found = with_removed_flags(project, releases.release_table(project.open_control()))
     if not (project.data / "manifest.json").exists():
         return {**found, "last_seq": 0, "watermark": 0}
     watermark, last = log_range(project)

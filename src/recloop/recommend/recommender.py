@@ -91,7 +91,7 @@ class Recommender:
             raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
         return placements[name]
 
-    def asked(self, query: Query) -> Query:
+    def normalize(self, query: Query) -> Query:
         """Normalize a query for its placement; only lists of similar items keep the item.
 
         Raises:
@@ -113,15 +113,15 @@ class Recommender:
             return self._recommend_batch(states, queries, with_inputs)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
-            answers[b] = self._recommend_batch(one_state(states, b), [query], with_inputs)[0]
+            answers[b] = self._recommend_batch(select_state(states, b), [query], with_inputs)[0]
         return [answers[b] for b in range(len(queries))]
 
     def _recommend_batch(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool) -> list[RankedList]:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
-        allowed = self.allowed(encoded, queries, placement)
-        fused = self.fused(encoded, allowed, queries, placement, queries[0].n or placement.k)
-        answers = self.answers(encoded, allowed, fused, queries, placement)
+        allowed = self.candidate_mask(encoded, queries, placement)
+        fused = self.fuse_sources(encoded, allowed, queries, placement, queries[0].n or placement.k)
+        answers = self.assemble(encoded, allowed, fused, queries, placement)
         if not with_inputs:
             return answers
         return [replace(answer, inputs=self.inputs(encoded, allowed, b)) for b, answer in enumerate(answers)]
@@ -130,7 +130,7 @@ class Recommender:
         """Encode the states for this bundle at each query's now."""
         return encode(self.bundle.spec, self.bundle.fields, self.bundle.items.ids, states, now)
 
-    def allowed(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
+    def candidate_mask(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
         """Return the allowed items of queries with this placement and one filter."""
         conditions = (placement.filter, queries[0].filter)
         seen = self.bundle.policy.filter_seen
@@ -138,7 +138,7 @@ class Recommender:
             queries = [msgspec.structs.replace(one, exclude=(*one.exclude, one.item_id)) for one in queries]
         return candidate_mask(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
 
-    def fused(
+    def fuse_sources(
         self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
     ) -> FusedTopK:
         """Return the best k of the mix per query, by state or by the query item."""
@@ -158,20 +158,20 @@ class Recommender:
         made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
         return made or {"popular": self.scorers["popular"].best(encoded, allowed)}
 
-    def answers(
+    def assemble(
         self,
         encoded: EncodedBatch,
         allowed: CandidateMask,
         fused: FusedTopK,
         queries: Sequence[Query],
         placement: Placement,
-        rungs: Sequence[str] | None = None,
+        stage_names: Sequence[str] | None = None,
     ) -> list[RankedList]:
         """Build the slots: fused items, then fallback items with scores -1, -2, ..."""
         ids = self.bundle.items.ids.ids
-        if rungs is None:
-            rungs = ("latest",) if placement.list == "latest" else self.bundle.policy.ladder
-        stages = [(name, self._stages[name]) for name in rungs]
+        if stage_names is None:
+            stage_names = ("latest",) if placement.list == "latest" else self.bundle.policy.ladder
+        stages = [(name, self._stages[name]) for name in stage_names]
         answers = []
         for b, query in enumerate(queries):
             k = query.n or placement.k
@@ -203,7 +203,7 @@ class Recommender:
         }
 
 
-def one_state(states: StateBatch, b: int) -> StateBatch:
+def select_state(states: StateBatch, b: int) -> StateBatch:
     """Return state b as a batch of one with only the names that it uses.
 
     A lookup of the names of a whole batch is slower.
@@ -236,7 +236,7 @@ def make_golden(
     cases = []
     for user_id, state in zip(users, states, strict=True):
         query = Query(user_id=user_id, now=now, n=k, placement=placement)
-        answer = recommender.recommend(StateBatch.of([user_id], [state]), [query], with_inputs=False)[0]
+        answer = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
         cases.append(GoldenCase(state=state, now=now, placement=placement, k=k, ids=answer.items, scores=answer.scores))
     return cases
 
@@ -247,10 +247,10 @@ def check_golden(bundle: Bundle) -> None:
     Raises:
         BundleError: ids differ, or scores differ by more than 1e-5.
     """
-    own = Recommender(bundle, Catalog.of_table(bundle.items.ids.ids, bundle.items.attributes))
+    own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
         query = Query(user_id="golden", now=case.now, n=case.k, placement=case.placement)
-        answer = own.recommend(StateBatch.of(["golden"], [case.state]), [query], with_inputs=False)[0]
+        answer = own.recommend(StateBatch.from_states(["golden"], [case.state]), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case.scores) and np.allclose(
             answer.scores, case.scores, rtol=0, atol=CLOSE
         )

@@ -30,44 +30,44 @@ class SimilarItems:
 
     def __init__(self, bundle: Bundle, towers: AttributeTowers | None) -> None:
         self._bundle, self._towers = bundle, towers
-        self._described = _AttributeNeighbours(bundle)
+        self._neighbours = _AttributeNeighbours(bundle)
 
     def recall(self, item_ids: Sequence[str], allowed: CandidateMask, weights: Mapping[str, float]) -> dict[str, TopK]:
         """Return the top 200 of each source per query item; empty for items without a row."""
         item_ix = self._bundle.items.ids.lookup(item_ids, len(item_ids))
         made = {}
         if weights.get("model", 0) > 0 and "item_vectors" in self._bundle.arrays:
-            made["model"] = self._near(item_ix, allowed)
+            made["model"] = self._by_cosine(item_ix, allowed)
         if weights.get("neighbours", 0) > 0 or not made:
-            made["neighbours"] = self._after(item_ix, allowed)
+            made["neighbours"] = self._by_covisitation(item_ix, allowed)
         return made
 
-    def described(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+    def by_attributes(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids of items with similar attributes, best first.
 
         They are ranked by the bundle's towers, or by fields if it has no towers.
         """
         if self._towers is not None:
-            return self._towers.like(catalogue, item_id, allowed, b)
-        return self._described.like(catalogue, item_id, allowed, b)
+            return self._towers.similar_to(catalogue, item_id, allowed, b)
+        return self._neighbours.similar_to(catalogue, item_id, allowed, b)
 
     @cached_property
-    def _lengths(self) -> np.ndarray:
+    def _norms(self) -> np.ndarray:
         """Return the norms (N+1,) of the item vectors; never 0."""
         lengths: np.ndarray = np.maximum(np.linalg.norm(self._bundle.arrays["item_vectors"], axis=1), 1e-12)
         return lengths
 
-    def _near(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
+    def _by_cosine(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
         """Rank by cosine; one query at a time, so scores do not depend on the batch."""
         vectors, recalled = self._bundle.arrays["item_vectors"], TopK.empty(len(item_ix))
         for b in np.flatnonzero(item_ix).tolist():
             own = item_ix[b]
-            cosine = vectors @ vectors[own] / (self._lengths * self._lengths[own])  # (N+1,)
+            cosine = vectors @ vectors[own] / (self._norms * self._norms[own])  # (N+1,)
             items, scores = best_row(cosine, allowed, b)
             recalled.items[b, : len(items)], recalled.scores[b, : len(items)] = items, scores
         return recalled
 
-    def _after(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
+    def _by_covisitation(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
         """Rank by the stored co-visitation rows."""
         arrays = self._bundle.arrays
         spans = [slice(arrays["neighbours.indptr"][ix], arrays["neighbours.indptr"][ix + 1]) for ix in item_ix.tolist()]
@@ -85,7 +85,7 @@ class _AttributeNeighbours:
         self._bundle = bundle
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
 
-    def like(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+    def similar_to(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids, best first; empty if no field of the item is known."""
         bundle, item = self._bundle, catalogue.get(item_id)
         own_ix = bundle.items.ids.index(item_id)
@@ -95,7 +95,7 @@ class _AttributeNeighbours:
             return iter(())
         same = ((self._table == own) & (own > 0)).sum(axis=1)  # (N+1,)
         place = popularity_rank(bundle.arrays["popular"]) / (len(same) + 1)  # below 1: a tie-breaker
-        cold_ids, cold = self._outside(catalogue, allowed.text)
+        cold_ids, cold = self._items_without_row(catalogue, allowed.text)
         cold_same = ((cold == own) & (own > 0)).sum(axis=1)
         scores = np.where(same > 0, same - place, -np.inf)
         behind = np.where(cold_same > 0, cold_same - 1.0, -np.inf)
@@ -109,7 +109,7 @@ class _AttributeNeighbours:
     def _codes(self, rows: Sequence[Mapping[str, Any] | None]) -> np.ndarray:
         return attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)[0]
 
-    def _outside(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
+    def _items_without_row(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
         """Return shown items without a row that pass a condition, and their codes (n, C).
 
         Ids ascend.

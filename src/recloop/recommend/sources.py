@@ -105,7 +105,7 @@ class EmbeddingSource:
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self._items = bundle.arrays["item_vectors"]
         self._history = bundle.spec.history
-        self._session = session(bundle.graphs["user.onnx"], threads)
+        self._session = open_session(bundle.graphs["user.onnx"], threads)
         self._inputs = {given.name for given in self._session.get_inputs()}
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
@@ -187,7 +187,7 @@ class RerankSource:
     def __init__(self, bundle: Bundle, others: Mapping[str, Source], threads: int = 1) -> None:
         self._items, self._history = bundle.arrays["item_vectors"], bundle.spec.history
         self._others = others
-        self._session = session(bundle.graphs["rank.onnx"], threads)
+        self._session = open_session(bundle.graphs["rank.onnx"], threads)
         self._inputs = {given.name for given in self._session.get_inputs()}
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
@@ -217,7 +217,7 @@ class RerankSource:
         return recalled
 
 
-def session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
+def open_session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
     """Open an ONNX graph for a number of threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

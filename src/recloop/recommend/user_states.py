@@ -23,7 +23,7 @@ from recloop.recommend.cache import ByteCache, state_bytes
 from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, PAIR, RULE, SEQ, TIMESTAMP, UNITS, USE, USER_ID, WEIGHT
 from recloop.storage import snapshots
 from recloop.storage.archive import Archive
-from recloop.storage.event_log import EventLog, Retraction, out_at
+from recloop.storage.event_log import EventLog, Retraction, retracted_at
 from recloop.storage.snapshots import Snapshot
 
 ACT_COLUMNS = (ITEM_ID, TIMESTAMP, GROUP_ID, USE, WEIGHT, PAIR, UNITS)
@@ -48,10 +48,10 @@ class RetractionIndex:
         self._of: dict[str, list[Retraction]] = {}
         self._rows: dict[str, pl.DataFrame] = {}
         earlier = log.retractions()
-        self.prepare(earlier)
-        self.put(earlier)
+        self.preload(earlier)
+        self.register(earlier)
 
-    def prepare(self, rows: Sequence[Retraction]) -> None:
+    def preload(self, rows: Sequence[Retraction]) -> None:
         """Read the users of these retractions and their archived rows, before they apply."""
         seqs = [row.of_seq for row in rows if row.of_seq not in self._owners]
         if seqs:
@@ -59,10 +59,10 @@ class RetractionIndex:
         later = {row.of_seq for row in rows if row.seq == 0 or row.seq > self._archive.watermark}
         users = sorted({self._owners[seq] for seq in later if seq in self._owners} - set(self._rows))
         if users:
-            held = self._archive.of(users).partition_by(USER_ID, as_dict=True)
+            held = self._archive.for_users(users).partition_by(USER_ID, as_dict=True)
             self._rows |= {user: held.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
 
-    def put(self, rows: Sequence[Retraction]) -> set[str]:
+    def register(self, rows: Sequence[Retraction]) -> set[str]:
         """Register retractions and return the affected user ids; unknown rows are ignored."""
         touched = set()
         for row in rows:
@@ -71,21 +71,21 @@ class RetractionIndex:
                 self._of.setdefault(self._owners[row.of_seq], []).append(row)
         return touched
 
-    def out(self, user_id: str, seq: int) -> set[int]:
+    def retracted_at(self, user_id: str, seq: int) -> set[int]:
         """Return the events of a user that are retracted at ``seq``."""
-        return out_at(self._of.get(user_id, ()), seq)
+        return retracted_at(self._of.get(user_id, ()), seq)
 
-    def changed(self, user_id: str, seq: int, after: int) -> bool:
+    def differs_between(self, user_id: str, seq: int, after: int) -> bool:
         """Return True if retracted rows up to ``after`` differ at ``seq`` and ``after``."""
         if not any(after < row.seq <= seq and row.of_seq <= after for row in self._of.get(user_id, ())):
             return False
-        then, now = ({of for of in self.out(user_id, at) if of <= after} for at in (after, seq))
+        then, now = ({of for of in self.retracted_at(user_id, at) if of <= after} for at in (after, seq))
         return then != now
 
-    def archived(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
+    def archived_rows(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
         """Return a user's archived rows up to ``until`` that are not retracted at ``seq``."""
         rows = self._rows[user_id].filter(pl.col(SEQ) <= until)
-        return _without(rows, self.out(user_id, seq))
+        return _without(rows, self.retracted_at(user_id, seq))
 
 
 class StateCache:
@@ -116,7 +116,7 @@ class StateCache:
         self._cache.put(user_id, (seq, state), sys.getsizeof(user_id) + state_bytes(state))
         return state
 
-    def drop(self, user_ids: Iterable[str], seq: int) -> None:
+    def invalidate(self, user_ids: Iterable[str], seq: int) -> None:
         """Drop the cached states of users with rows committed up to ``seq``."""
         for user_id in user_ids:
             self._newest[user_id] = seq
@@ -125,7 +125,7 @@ class StateCache:
         while len(self._newest) > MAX_NEWEST_USERS:
             self._forgotten = max(self._forgotten, self._newest.popitem(last=False)[1])
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop every cached state; the next read of each user uses snapshot and log."""
         self._cache = ByteCache(STATE_CACHE_BYTES)
 
@@ -135,10 +135,10 @@ class StateCache:
         after = 0 if self._snapshot is None else self._snapshot.seq
         rows = self._log.events(user_id, after, seq).filter(pl.col(RULE).is_null())
         if self._retracted is not None:
-            rows = _without(rows, self._retracted.out(user_id, seq))
-            if self._retracted.changed(user_id, seq, after):  # the snapshot of this user is outdated
+            rows = _without(rows, self._retracted.retracted_at(user_id, seq))
+            if self._retracted.differs_between(user_id, seq, after):  # the snapshot of this user is outdated
                 state = UserState(attributes=state.attributes)
-                rows = pl.concat([self._retracted.archived(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
+                rows = pl.concat([self._retracted.archived_rows(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
         if len(rows):
             fold(state, self._signal.label(rows))
         users = self._log.users(after, seq, user_id)
@@ -173,7 +173,7 @@ def snapshot_at(
     """
     retractions = log.retractions(until=seq)
     if before is None:
-        return _snapshot_from_all_rows(seq, archive, log, signal, out_at(retractions))
+        return _snapshot_from_all_rows(seq, archive, log, signal, retracted_at(retractions))
     return _snapshot_from_earlier(seq, archive, log, signal, before, retractions)
 
 
@@ -199,12 +199,12 @@ def _snapshot_from_earlier(
 
     Users with a retracted event in their stored state are rebuilt.
     """
-    out = out_at(retractions)
+    out = retracted_at(retractions)
     new_rows = _without(_valid_events(log, before.seq, seq), out)
     affected = _affected_users(retractions, before.seq, archive, log)
     is_affected = pl.col(USER_ID).is_in(pl.Series(affected, dtype=pl.String).implode())
     between = _valid_events(log, archive.watermark, before.seq)
-    all_rows = pl.concat([archive.of(affected), between.filter(is_affected), new_rows.filter(is_affected)])
+    all_rows = pl.concat([archive.for_users(affected), between.filter(is_affected), new_rows.filter(is_affected)])
     labelled = signal.label(_without(all_rows, out))
     rows_by_user = _by_user(labelled)
     rebuilt = {user_id: rows_by_user.get(user_id, labelled.clear()) for user_id in affected}
@@ -276,7 +276,7 @@ class StateRegistry:
 
     def __init__(self, project: Project, archive: Archive, log: EventLog) -> None:
         self._project, self.archive, self._log = project, archive, log
-        self.retracted = RetractionIndex(archive, log)
+        self.retractions = RetractionIndex(archive, log)
         self._by_key: dict[str, StateSource] = {}
 
     def open(self, specs: Iterable[FeatureSpec]) -> dict[str, StateSource]:
@@ -287,20 +287,20 @@ class StateRegistry:
             opened[key] = self._by_key.get(key) or opened.get(key) or self._open(spec)
         return opened
 
-    def keep(self, opened: Mapping[str, StateSource]) -> None:
+    def activate(self, opened: Mapping[str, StateSource]) -> None:
         """Use only these sources and close the others; on the event loop."""
         unused = [source for key, source in self._by_key.items() if opened.get(key) is not source]
         self._by_key = dict(opened)
         for source in unused:
             source.snapshot.close()
 
-    def reopened(self, archive: Archive, specs: Iterable[FeatureSpec]) -> StateRegistry:
+    def over_archive(self, archive: Archive, specs: Iterable[FeatureSpec]) -> StateRegistry:
         """Build the registry over a new archive; reads files, so not on the event loop."""
-        known = StateRegistry(self._project, archive, self._log)
-        known.keep(known.open(specs))
-        return known
+        registry = StateRegistry(self._project, archive, self._log)
+        registry.activate(registry.open(specs))
+        return registry
 
-    def of(self, spec: FeatureSpec) -> StateSource:
+    def get(self, spec: FeatureSpec) -> StateSource:
         return self._by_key[spec.state_key]
 
     def state(self, spec: FeatureSpec, user_id: str, seq: int, degraded: set[str]) -> tuple[UserState, int]:
@@ -308,7 +308,7 @@ class StateRegistry:
 
         Falls back from ``seq`` to the snapshot's seq, then to an empty state at 0.
         """
-        snapshot, reader = self.of(spec)
+        snapshot, reader = self.get(spec)
         try:
             return reader.read(user_id, seq), seq
         except sqlite3.Error:
@@ -320,35 +320,35 @@ class StateRegistry:
             return UserState(), 0
         return UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState), snapshot.seq
 
-    def drop(self, user_ids: Iterable[str], seq: int) -> None:
+    def invalidate(self, user_ids: Iterable[str], seq: int) -> None:
         """Drop cached states of these users after a commit up to ``seq``."""
         users = list(user_ids)
         for source in self._by_key.values():
-            source.reader.drop(users, seq)
+            source.reader.invalidate(users, seq)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop every cached state."""
         for source in self._by_key.values():
-            source.reader.forget()
+            source.reader.clear()
 
     def retract(self, rows: Sequence[Retraction]) -> set[str]:
         """Register committed retractions and return the affected user ids.
 
         `RetractionIndex.prepare` must have read their users before the commit.
         """
-        return self.retracted.put(rows)
+        return self.retractions.register(rows)
 
     def close(self) -> None:
-        self.keep({})
+        self.activate({})
 
     def _open(self, spec: FeatureSpec) -> StateSource:
         """Open the snapshot at the archive's watermark; rebuild a missing or damaged file."""
         key, watermark = spec.state_key, self.archive.watermark
-        signal = EventLabeler.of(spec)
+        signal = EventLabeler.from_spec(spec)
         try:
             snapshot = self._project.open_snapshot(watermark, key)
         except (UserError, sqlite3.Error):
             path = self._project.snapshot_file(watermark, key)
             snapshots.write(path, snapshot_at(watermark, self.archive, self._log, signal), watermark, key)
             snapshot = self._project.open_snapshot(watermark, key)
-        return StateSource(snapshot, StateCache(self._log, snapshot, signal, self.retracted))
+        return StateSource(snapshot, StateCache(self._log, snapshot, signal, self.retractions))

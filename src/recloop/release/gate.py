@@ -109,7 +109,7 @@ class GateResult:
         return {name: value for name, value in tree.items() if value is not None or name == "value"}
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any]) -> GateResult:
+    def from_json(cls, tree: Mapping[str, Any]) -> GateResult:
         """Parse the output of `to_json`; a missing threshold becomes NaN."""
         threshold = tree.get("threshold")
         return cls(**{**tree, "threshold": math.nan if threshold is None else threshold})
@@ -260,7 +260,7 @@ def too_few(users: NDArray[Any], settings: Gates) -> str:
     return f"too few to judge: {len(users)} queries of {known} users, {needed} needed"
 
 
-def enough(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
+def check_window_size(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
     """Return gate ``new`` of a window that is too small to judge; None if it suffices.
 
     It is called before training.
@@ -276,7 +276,7 @@ def enough(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | No
     return GateResult("new", None, -settings.max_ndcg_loss, False, note=few, waits=True) if few else None
 
 
-def before_a_trial(gates: Sequence[GateResult]) -> list[GateResult]:
+def gates_before_trial(gates: Sequence[GateResult]) -> list[GateResult]:
     """Decide the waiting gates of a bundle that shadow and experiment judge next.
 
     A waiting gate is refused if the upper end is below 0 and the estimate below -margin. It is evaluated once, so a
@@ -419,7 +419,7 @@ def verdict(gates: Sequence[GateResult]) -> str:
     return "waiting" if any(gate.waits for gate in gates) else "registered"
 
 
-def trees(gates: Sequence[GateResult]) -> list[JsonTree]:
+def gates_to_json(gates: Sequence[GateResult]) -> list[JsonTree]:
     """Format gates for ``recloop update --json`` and release rows."""
     return [{"threshold": None, **gate.to_json()} for gate in gates]
 

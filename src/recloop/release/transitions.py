@@ -95,7 +95,7 @@ def promote(
     verify_hash(project, machine.since(bundle))
     missing, earned = _unmet_requirements(project, machine, bundle, target)
     if target == "experiment":
-        earned[EVIDENCE] = Plan.of(project.config.release, bundle, at).to_evidence()
+        earned[EVIDENCE] = Plan.from_config(project.config.release, bundle, at).to_evidence()
     if gates is not None:
         earned["gates"] = list(gates)
     if machine.state(bundle) in AT_THE_DOOR:
@@ -175,7 +175,7 @@ def _share(project: Project, target: str) -> None:
     """Check that the target's share of users is not empty."""
     settings = project.config.release
     if target == "experiment":
-        Plan.of(settings, "", 0)
+        Plan.from_config(settings, "", 0)
     if target == "shadow" and settings.shadow_share == 0:
         raise UserError("release.shadow_share", 0.0, "a share above 0", "edit release.shadow_share in recloop.toml")
 

@@ -50,7 +50,7 @@ class AdminRoutes:
             raise HttpError(status, f"bad_{field}", str(error), field, error.expected) from None
         except Refused as error:
             raise HttpError(409, "refused", str(error), error.gate, str(error.threshold)) from None
-        await self._service.follow()
+        await self._service.reload()
         return Response(msgspec.json.encode(msgspec.convert(done, ReleaseResponse)), media_type="application/json")
 
     def _move(self, asked: ReleaseRequest, at: int) -> JsonTree:

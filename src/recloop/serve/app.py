@@ -50,8 +50,8 @@ def run(
     host: str | None = None,
     port: int | None = None,
     json: bool = False,
-    tamper: Callable[[Service], None] | None = None,
-    dress: Callable[[Starlette, Service], None] | None = None,
+    before_start: Callable[[Service], None] | None = None,
+    mount: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -76,11 +76,11 @@ def run(
         with reload.gc_paused():
             service = Service(project, locked=True)
         stack.callback(service.close)
-        if tamper is not None:
-            tamper(service)
+        if before_start is not None:
+            before_start(service)
         app = build(service, host)
-        if dress is not None:
-            dress(app, service)
+        if mount is not None:
+            mount(app, service)
         note = server.token_line(listening, service.token, app.state.console)
         lock.note(url=server.address(listening))
         server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note)
@@ -152,7 +152,7 @@ class StatusRoutes:
         )
 
     async def status(self, _: Request) -> Response:
-        table = await run_in_threadpool(self._service.table)
+        table = await run_in_threadpool(self._service.status)
         return json_response(msgspec.convert(table, StatusResponse))
 
     async def metrics(self, _: Request) -> Response:

@@ -41,7 +41,7 @@ class ServiceConsoleBackend:
         self._service = service
 
     def status(self) -> JsonTree:
-        return self._service.table()
+        return self._service.status()
 
     def moves(self) -> list[JsonTree]:
         rows = self._service.control.releases()
@@ -68,7 +68,7 @@ class ServiceConsoleBackend:
     async def _move(self, verb: Callable[..., JsonTree], *asked: str) -> JsonTree:
         """Make a release move and deploy it before returning."""
         done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
-        await self._service.follow()
+        await self._service.reload()
         return done
 
     async def person(self, user_id: str) -> JsonTree:
@@ -77,7 +77,7 @@ class ServiceConsoleBackend:
         ``list`` holds (rank, name, source, score); ``history`` holds (at, name). States are read on the event loop.
         """
         state = self._service.user_state(user_id)
-        answer, arm = self._service.look(Query(user_id=user_id, now=self._service.clock()))
+        answer, arm = self._service.preview(Query(user_id=user_id, now=self._service.clock()))
         view = state.view()
         past = [(stamp, self._name(item)) for stamp, items, _ in reversed(view.moments[-NEWEST:]) for item in items]
         fields = "".join(f", {name} {value}" for name, value in (state.attributes or {}).items())

@@ -43,7 +43,7 @@ class Deployment(NamedTuple):
     def bundle(self) -> Bundle:
         return self.recommender.bundle
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Return True if the bundle answers a golden query; warms the caches."""
         bundle = self.bundle
         golden = bundle.golden[0] if bundle.golden else None
@@ -51,7 +51,7 @@ class Deployment(NamedTuple):
         placement = bundle.default_placement if golden is None else golden.placement
         now = bundle.cut if golden is None else golden.now
         query = Query(user_id="golden", now=now, placement=placement, n=5)
-        states = StateBatch.of(["golden"], [state])
+        states = StateBatch.from_states(["golden"], [state])
         return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
 
 
@@ -66,14 +66,14 @@ class Deployments:
     failed: str = ""  # the live bundle if it does not load; an earlier one serves instead
 
     @property
-    def every(self) -> list[Deployment]:
+    def all(self) -> list[Deployment]:
         return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
 
-    def warm(self, before: Deployments) -> None:
+    def warm_up(self, before: Deployments) -> None:
         """Warm up newly added bundles before they receive traffic."""
-        for deployment in self.every:
-            if all(deployment.recommender is not old.recommender for old in before.every):
-                deployment.ready()
+        for deployment in self.all:
+            if all(deployment.recommender is not old.recommender for old in before.all):
+                deployment.is_ready()
 
 
 class DeploymentLoader:
@@ -88,7 +88,7 @@ class DeploymentLoader:
         self._project, self._control, self._catalogue, self._clock = project, control, catalogue, clock
         self._spare: dict[str, Recommender] = {}
 
-    def first(self) -> Deployments:
+    def load_initial(self) -> Deployments:
         """Load the newest loadable live bundle, the candidate and the shadows.
 
         Raises:
@@ -109,11 +109,11 @@ class DeploymentLoader:
                 continue
             failed = "" if first is None else rows[0].bundle
             deployed = Deployments(live, failed=failed)  # without a generation, so that the first poll reloads
-            return self._beside(machine, deployed, None)
+            return self._load_others(machine, deployed, None)
         assert first is not None
         raise first
 
-    def next(self, now: Deployments) -> Deployments:
+    def load_changes(self, now: Deployments) -> Deployments:
         """Load the deployments after recent release moves.
 
         This may make moves itself, so repeat until the generation is unchanged.
@@ -126,22 +126,22 @@ class DeploymentLoader:
         if live.arm.bundle != now.live.arm.bundle:
             checked = {row.bundle for row in machine.rows_in("checked")}
             self._spare = {name: one for name, one in self._spare.items() if name in checked}
-            self._keep(now.live.recommender)  # for a rollback; older spares are dropped
-        return self._beside(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
+            self._keep_in_memory(now.live.recommender)  # for a rollback; older spares are dropped
+        return self._load_others(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
 
     def _check(self, row: ReleaseRow, live: Bundle) -> None:
         try:
             recommender = self._open(row)
             evidence = check_servable(self._project, recommender.bundle, live)
         except BundleError as error:
-            self._refuse(row.bundle, error)
+            self._reject(row.bundle, error)
             return
         try:
             releases.checked(self._control, row.bundle, by=BY, reason="loaded", at=self._clock(), evidence=evidence)
         except Refused as error:  # moved concurrently; the next poll reads the result
             LOGGER.info("bundle %s: %s", row.bundle, error)
             return
-        self._keep(recommender)
+        self._keep_in_memory(recommender)
 
     def _live(self, machine: releases.ReleaseState, now: Deployments) -> tuple[Deployment, str]:
         """Load the live bundle; if that fails, roll back to the serving one and refuse it."""
@@ -156,24 +156,26 @@ class DeploymentLoader:
                 releases.rollback(self._control, by=BY, reason=f"{name} does not load: {error}", at=self._clock())
             except Refused:
                 return now.live, name
-            self._refuse(name, error)
+            self._reject(name, error)
             return now.live, ""  # live again after the rollback, which the next poll reads
 
-    def _beside(self, machine: releases.ReleaseState, fleet: Deployments, before: Deployments | None) -> Deployments:
+    def _load_others(
+        self, machine: releases.ReleaseState, deployments: Deployments, before: Deployments | None
+    ) -> Deployments:
         """Add the experiment candidate and the shadows."""
-        tried = [self._try(row, CANDIDATE, before) for row in machine.rows_in("experiment")]
-        shadows = [self._try(row, "shadow", before) for row in machine.rows_in("shadow")[:MOST_SHADOWS]]
+        tried = [self._load_or_reject(row, CANDIDATE, before) for row in machine.rows_in("experiment")]
+        shadows = [self._load_or_reject(row, "shadow", before) for row in machine.rows_in("shadow")[:MOST_SHADOWS]]
         return replace(
-            fleet,
+            deployments,
             candidate=next(filter(None, tried), None),
             shadows=tuple(deployment for deployment in shadows if deployment is not None),
         )
 
-    def _try(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment | None:
+    def _load_or_reject(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment | None:
         try:
             return self._load(row, variant, before)
         except BundleError as error:
-            self._refuse(row.bundle, error)
+            self._reject(row.bundle, error)
             return None
         except UserError as error:  # without a plan users cannot be assigned; an operator decides
             LOGGER.warning("bundle %s is not deployed: %s", row.bundle, error)
@@ -181,7 +183,7 @@ class DeploymentLoader:
 
     def _load(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment:
         arm = _arm(row, variant)
-        for deployment in [] if before is None else before.every:
+        for deployment in [] if before is None else before.all:
             if deployment.arm.bundle == row.bundle:
                 return Deployment(deployment.recommender, arm)
         if row.bundle in self._spare:
@@ -193,14 +195,14 @@ class DeploymentLoader:
     def _open(self, row: ReleaseRow) -> Recommender:
         return Recommender(open_bundle(self._project, row), self._catalogue)
 
-    def _keep(self, recommender: Recommender) -> None:
+    def _keep_in_memory(self, recommender: Recommender) -> None:
         """Keep a bundle in memory: one just checked, or the target of a rollback."""
         self._spare.pop(recommender.bundle.id, None)
         self._spare[recommender.bundle.id] = recommender
         while len(self._spare) > SPARES:
             self._spare.pop(next(iter(self._spare)))
 
-    def _refuse(self, bundle: str, error: BundleError) -> None:
+    def _reject(self, bundle: str, error: BundleError) -> None:
         LOGGER.warning("bundle %s is refused: %s", bundle, error)
         try:
             releases.reject(self._control, bundle, by=BY, reason=str(error), at=self._clock())

@@ -41,14 +41,14 @@ def recommend(
         raise UserError("-n", n, "a whole number from 1 to 1000", f"recloop recommend {user_id} -n 10")
     if not user_id:
         raise UserError("USER", user_id, "a user id", "recloop recommend USER")
-    loading.whole(project)
+    loading.check_complete(project)
     loaded = project.load_bundle(bundle)
     archive = project.open_archive()
     with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
-        catalogue = Catalog.of([archive.items(), log.items(until=as_of)])
+        catalogue = Catalog.from_frames([archive.items(), log.items(until=as_of)])
         with project.open_snapshot(archive.watermark, loaded.spec.state_key) as snapshot:
-            signal = EventLabeler.of(loaded.spec)
+            signal = EventLabeler.from_spec(loaded.spec)
             state = StateCache(log, snapshot, signal, RetractionIndex(archive, log)).read(user_id, as_of)
     query = Query(
         user_id=user_id,
@@ -60,8 +60,8 @@ def recommend(
         item_id=item,
     )
     recommender = Recommender(loaded, catalogue)
-    query = recommender.asked(query)
-    answer = recommender.recommend(StateBatch.of([user_id], [state]), [query], with_inputs=False)[0]
+    query = recommender.normalize(query)
+    answer = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
     made: JsonTree = msgspec.to_builtins(build_response(query, answer, catalogue, loaded.id, LIVE, []))
     return made
 

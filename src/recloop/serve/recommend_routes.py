@@ -32,23 +32,23 @@ class RecommendRoutes:
         user_id = request.path_params.get("user_id", given.get("user_id", ""))
         if not user_id:
             raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
-        return self._listed(request, self._query(request, user_id, "home", given.get("item", "")))
+        return self._respond(request, self._query(request, user_id, "home", given.get("item", "")))
 
     async def similar(self, request: Request) -> Response:
         """Recommend items similar to an item; ``?user_id=`` is optional."""
         item_id, service = request.path_params["item_id"], self._service
-        if not await self._heard_of(item_id):
+        if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
         query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST, item_id)
         placement = service.bundle.policy.placements.get(query.placement)
         if placement is not None and placement.list != similar_items.LIST:
             raise unprocessable("placement", query.placement, "a placement whose list is similar")
-        return self._listed(request, query)
+        return self._respond(request, query)
 
-    def _listed(self, request: Request, query: Query) -> Response:
+    def _respond(self, request: Request, query: Query) -> Response:
         started, given = time.perf_counter(), request.query_params
         try:
-            query = self._service.recommender.asked(query)
+            query = self._service.recommender.normalize(query)
             made, decision = self._service.recommend(
                 query,
                 started=started,
@@ -59,27 +59,27 @@ class RecommendRoutes:
         except UserError as error:
             raise unprocessable(error.name, str(error.value), error.expected) from None
         response = json_response(self._service.reply(query, made, decision))
-        if self._service.behind:
-            response.background = BackgroundTask(self._rehearse)
+        if self._service.shadow_queue:
+            response.background = BackgroundTask(self._score_shadows)
         return response
 
-    async def _rehearse(self) -> None:
+    async def _score_shadows(self) -> None:
         """Score queued shadow requests after the response, on the event loop."""
-        self._service.behind.drain()
+        self._service.shadow_queue.drain()
 
     async def get_item(self, request: Request) -> Response:
         item_id = request.path_params["item_id"]
         service = self._service
         item = service.catalogue.get(item_id)
         hot = service.bundle.items.ids.index(item_id) > 0
-        if not await self._heard_of(item_id):
+        if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
         warm = item is not None and bool(item.attributes)
         state: Temperature = "hot" if hot else "warm" if warm else "cold"
         attributes, hidden = ({}, False) if item is None else (item.attributes, item.hidden)
         return json_response(ItemResponse(item_id, attributes, hidden, state))
 
-    async def _heard_of(self, item_id: str) -> bool:
+    async def _item_exists(self, item_id: str) -> bool:
         service = self._service
         known = service.catalogue.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
         return known or await run_in_threadpool(service.item_exists, item_id)

@@ -30,7 +30,7 @@ async def poll_forever(service: Service) -> None:
     """Reload every second until cancelled; failures are logged and retried."""
     while True:
         try:
-            await service.follow()
+            await service.reload()
         except Exception as error:  # noqa: BLE001 - an unreadable store must not stop the service
             LOGGER.warning("reload failed: %s: %s", type(error).__name__, error)
         await asyncio.sleep(EVERY_SECONDS)
@@ -59,71 +59,71 @@ class Reloader:
     def __init__(self, service: Service, loader: DeploymentLoader) -> None:
         self._service, self._loader = service, loader
         self._lock = asyncio.Lock()
-        self._manifest = self._stamp()
+        self._manifest = self._manifest_identity()
 
-    async def follow(self) -> bool:
+    async def apply_changes(self) -> bool:
         """Apply all pending changes; return True if the deployments changed."""
         async with self._lock:
-            switched = await self._moves()
-            await self._published()
-            await self._handed()
-            await self._mended()
+            switched = await self._apply_releases()
+            await self._apply_publication()
+            await self._apply_retractions()
+            await self._rebuild_caches()
         return switched
 
-    async def _moves(self) -> bool:
+    async def _apply_releases(self) -> bool:
         """Load, warm up and switch deployments; running requests finish on the old ones."""
         service, switched = self._service, False
-        while await run_in_threadpool(service.control.generation) != service.fleet.generation:
+        while await run_in_threadpool(service.control.generation) != service.deployments.generation:
             with gc_paused():
-                fleet = await run_in_threadpool(self._loader.next, service.fleet)
-                known = await run_in_threadpool(
-                    service.known.open, [deployment.bundle.spec for deployment in fleet.every]
+                deployments = await run_in_threadpool(self._loader.load_changes, service.deployments)
+                user_states = await run_in_threadpool(
+                    service.user_states.open, [deployment.bundle.spec for deployment in deployments.all]
                 )
-            service.switch(fleet, known)
+            service.activate(deployments, user_states)
             switched = True
         return switched
 
-    async def _handed(self) -> None:
+    async def _apply_retractions(self) -> None:
         """Write queued retractions to the log; their users are read before they apply."""
         control = self._service.control
-        waiting = await run_in_threadpool(control.handed)
+        waiting = await run_in_threadpool(control.pending)
         if not waiting:
             return
         rows = [one.retraction for one in waiting]
-        await run_in_threadpool(self._service.known.retracted.prepare, rows)
+        await run_in_threadpool(self._service.user_states.retractions.preload, rows)
         await self._service.writer.write(retractions=rows)
-        await run_in_threadpool(control.taken, [one.id for one in waiting])
+        await run_in_threadpool(control.mark_applied, [one.id for one in waiting])
 
-    async def _published(self) -> None:
+    async def _apply_publication(self) -> None:
         """Switch to a newly published archive and its snapshots; remove old snapshots."""
-        service, stamp = self._service, self._stamp()
+        service, stamp = self._service, self._manifest_identity()
         if stamp == self._manifest:
             return
         archive = await run_in_threadpool(Archive, service.project.data)
         if archive.watermark > service.archive.watermark:
-            specs = [deployment.bundle.spec for deployment in service.fleet.every]
-            service.use_archive(archive, await run_in_threadpool(service.known.reopened, archive, specs))
+            specs = [deployment.bundle.spec for deployment in service.deployments.all]
+            service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
             await run_in_threadpool(forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp
 
-    async def _mended(self) -> None:
+    async def _rebuild_caches(self) -> None:
         """Rebuild caches from the log after a commit that failed to update them."""
-        service, since = self._service, self._service.unsettled
+        service, since = self._service, self._service.uncommitted_since
         if since is None:
             return
-        specs = [deployment.bundle.spec for deployment in service.fleet.every]
-        known = await run_in_threadpool(service.known.reopened, service.archive, specs)
+        specs = [deployment.bundle.spec for deployment in service.deployments.all]
+        user_states = await run_in_threadpool(service.user_states.over_archive, service.archive, specs)
         rows = await run_in_threadpool(service.log.items, since)
         service.repair(
-            known,
+            user_states,
             [
                 Item(**{**row, "attributes": msgspec.json.decode(row["attributes"])})
                 for row in rows.iter_rows(named=True)
             ],
         )
 
-    def _stamp(self) -> tuple[int, int] | None:
+    def _manifest_identity(self) -> tuple[int, int] | None:
         """Identity of ``data/manifest.json``; an update replaces the file by rename."""
         try:
             found = (self._service.project.data / "manifest.json").stat()

@@ -73,7 +73,7 @@ class Service:
 
     def _open(self) -> None:
         project = self.project
-        loading.whole(project)
+        loading.check_complete(project)
         self.archive = project.open_archive()
         self.token = admin_token.ensure(project.root)
         self.control = project.open_control()
@@ -81,22 +81,22 @@ class Service:
         self.log.start_at(self.archive.watermark)
         inbox.apply_inbox(self.control, self.log)
         self.as_of = self.log.last_seq()
-        self.unsettled: int | None = None
-        self.catalogue = Catalog.of([self.archive.items(), self.log.items()])
+        self.uncommitted_since: int | None = None
+        self.catalogue = Catalog.from_frames([self.archive.items(), self.log.items()])
         loader = DeploymentLoader(project, self.control, self.catalogue, self.clock)
-        self.fleet = loader.first()
-        self.known = StateRegistry(project, self.archive, self.log)
-        self._stack.callback(lambda: self.known.close())  # noqa: PLW0108 the one in use by then
-        self.known.keep(self.known.open(one.bundle.spec for one in self.fleet.every))
-        self._follower = Reloader(self, loader)
+        self.deployments = loader.load_initial()
+        self.user_states = StateRegistry(project, self.archive, self.log)
+        self._stack.callback(lambda: self.user_states.close())  # noqa: PLW0108 the one in use by then
+        self.user_states.activate(self.user_states.open(one.bundle.spec for one in self.deployments.all))
+        self._reloader = Reloader(self, loader)
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
-        self.pulse = HealthCache(project)
-        self.behind = ShadowQueue(self._list, self.decisions)
-        self._stack.callback(self.behind.drain)
+        self.health_cache = HealthCache(project)
+        self.shadow_queue = ShadowQueue(self._list, self.decisions)
+        self._stack.callback(self.shadow_queue.drain)
         self.writer = Writer(
             self.log,
             self.archive,
-            EventLabeler.of(self.bundle.spec),
+            EventLabeler.from_spec(self.bundle.spec),
             burst_seconds(self.bundle.spec.clean),
             self._after_commit,
         )
@@ -108,25 +108,25 @@ class Service:
 
     @property
     def recommender(self) -> Recommender:
-        return self.fleet.live.recommender
+        return self.deployments.live.recommender
 
     @property
     def bundle(self) -> Bundle:
-        return self.fleet.live.bundle
+        return self.deployments.live.bundle
 
     @property
     def arm(self) -> assignment.Arm:
-        return self.fleet.live.arm
+        return self.deployments.live.arm
 
     @property
-    def states(self) -> StateCache:
-        return self.known.of(self.bundle.spec).reader
+    def live_states(self) -> StateCache:
+        return self.user_states.get(self.bundle.spec).reader
 
     @property
     def degraded(self) -> list[str]:
         """Sorted names of the parts that are missing from responses."""
-        missing = {"bundle"} if self.fleet.failed else set()
-        if self.writer.failing or self.unsettled is not None:
+        missing = {"bundle"} if self.deployments.failed else set()
+        if self.writer.failing or self.uncommitted_since is not None:
             missing.add("log")
         if self.decisions.failing or self.decisions.full:
             missing.add("decisions")
@@ -171,17 +171,17 @@ class Service:
         )
         self.decisions.put(decision)
         if not degraded and self._is_shadowed(query.user_id, deployment.arm):
-            self.behind.add(query, decision, self.fleet)
+            self.shadow_queue.add(query, decision, self.deployments)
         return answer, decision
 
-    def look(self, query: Query) -> tuple[RankedList, assignment.Arm]:
+    def preview(self, query: Query) -> tuple[RankedList, assignment.Arm]:
         """Compute the list and arm of a query without recording a decision."""
         deployment = self._assign(query.user_id)
         return self._list(deployment, query, set())[0], deployment.arm
 
     def _assign(self, user_id: str) -> Deployment:
         """Return the deployment assigned to a user; live for a query without a user."""
-        live, candidate = self.fleet.live, self.fleet.candidate
+        live, candidate = self.deployments.live, self.deployments.candidate
         if not user_id or candidate is None:
             return live
         arm = assignment.assign(user_id, live.arm, candidate.arm)
@@ -193,7 +193,7 @@ class Service:
         Returns:
             The deployment that answered, its list, and the seq that the list includes.
         """
-        live = self.fleet.live
+        live = self.deployments.live
         if assigned is not live:
             try:
                 return assigned, *self._list(assigned, query, degraded)
@@ -203,9 +203,9 @@ class Service:
 
     def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
         """Return True if the shadow bundles score a request of this user."""
-        if not self.fleet.shadows or not user_id:
+        if not self.deployments.shadows or not user_id:
             return False
-        shadow = self.fleet.shadows[0].arm.bundle
+        shadow = self.deployments.shadows[0].arm.bundle
         return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)
 
     def reply(self, query: Query, answer: RankedList, decision: Decision) -> RecommendResponse:
@@ -214,7 +214,7 @@ class Service:
 
     def user_state(self, user_id: str) -> UserState:
         """Read a user's newest state."""
-        return self.known.state(self.bundle.spec, user_id, self.as_of, set())[0]
+        return self.user_states.state(self.bundle.spec, user_id, self.as_of, set())[0]
 
     def item_exists(self, item_id: str) -> bool:
         """Return True if an event names this item; reads files, not on the event loop."""
@@ -224,11 +224,11 @@ class Service:
         """Return True if an event names this user; reads files, not on the event loop."""
         return self.log.has_id(USER_ID, user_id) or self.archive.has_id(USER_ID, user_id)
 
-    def table(self) -> JsonTree:
+    def status(self) -> JsonTree:
         """Build the content of ``GET /v1/status``; reads files, not on the event loop."""
         last_seq, watermark = self.as_of, self.archive.watermark
         return {
-            **loading.marked(self.project, releases.release_table(self.control)),
+            **loading.with_removed_flags(self.project, releases.release_table(self.control)),
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": self.degraded,
@@ -240,7 +240,7 @@ class Service:
 
         The values are empty if the decisions cannot be read. Reads files, so not on the event loop.
         """
-        seen = self._seen()
+        seen = self._health_summary()
         if seen is None:
             return {"health": {}, "events": {}, "verify": None}
         return {"health": seen.windows, "events": seen.received, "verify": seen.proven}
@@ -250,47 +250,47 @@ class Service:
         found: Windows = self.health()["health"]
         return found
 
-    def _seen(self) -> HealthSummary | None:
+    def _health_summary(self) -> HealthSummary | None:
         try:
-            return self.pulse.look(self.bundle, self.clock())
+            return self.health_cache.get(self.bundle, self.clock())
         except sqlite3.Error:
             return None
 
     def metrics(self) -> bytes:
         """Build the content of ``GET /metrics``; reads files, so not on the event loop."""
         process = {
-            "generation": self.fleet.generation,
+            "generation": self.deployments.generation,
             "last_seq": self.as_of,
             "degraded": len(self.degraded),
             "decisions_dropped_total": self.decisions.dropped,
             "decisions_lost_total": self.decisions.lost,
             "decisions_repeated_total": self.decisions.repeated,
         }
-        return exposition(self._seen(), process)
+        return exposition(self._health_summary(), process)
 
     def ready(self) -> str:
         """Answer a golden query with the live bundle; return the failure, or empty."""
-        return "" if self.fleet.live.ready() else "the live bundle returned no list for the golden query"
+        return "" if self.deployments.live.is_ready() else "the live bundle returned no list for the golden query"
 
-    async def follow(self) -> bool:
+    async def reload(self) -> bool:
         """Apply changes of other processes; return True if the deployments changed.
 
         See `recloop.serve.reload`.
         """
-        return await self._follower.follow()
+        return await self._reloader.apply_changes()
 
-    def switch(self, fleet: Deployments, known: Mapping[str, StateSource]) -> None:
+    def activate(self, deployments: Deployments, user_states: Mapping[str, StateSource]) -> None:
         """Use these deployments from the next request on; on the event loop."""
-        self.behind.drain()
-        fleet.warm(self.fleet)
-        self.known.keep(known)
-        self.fleet = fleet
-        self.writer.set_labeler(EventLabeler.of(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
+        self.shadow_queue.drain()
+        deployments.warm_up(self.deployments)
+        self.user_states.activate(user_states)
+        self.deployments = deployments
+        self.writer.set_labeler(EventLabeler.from_spec(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
 
-    def use_archive(self, archive: Archive, known: StateRegistry) -> None:
+    def use_archive(self, archive: Archive, user_states: StateRegistry) -> None:
         """Use a new archive and the states over its snapshots; on the event loop."""
-        self.behind.drain()
-        before, self.known = self.known, known
+        self.shadow_queue.drain()
+        before, self.user_states = self.user_states, user_states
         before.close()
         self.archive = self.writer.archive = archive
 
@@ -303,9 +303,9 @@ class Service:
             UserError: unknown placement, or a filter whose values do not fit the fields.
         """
         spec = served.bundle.spec
-        state, as_of = self.known.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
+        state, as_of = self.user_states.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
         try:
-            return served.recommender.recommend(StateBatch.of([query.user_id], [state]), [query])[0], as_of
+            return served.recommender.recommend(StateBatch.from_states([query.user_id], [state]), [query])[0], as_of
         except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
@@ -320,31 +320,31 @@ class Service:
             self._apply_commit(jobs, seq)
         except Exception as error:  # noqa: BLE001 - the rows are durable, so responses must include them
             LOGGER.error("a commit was not applied to the caches: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
-            self.known.forget()
-            self.unsettled = self.as_of if self.unsettled is None else self.unsettled
+            self.user_states.clear()
+            self.uncommitted_since = self.as_of if self.uncommitted_since is None else self.uncommitted_since
         self.as_of = seq
 
-    def repair(self, known: StateRegistry, items: Sequence[Item]) -> None:
+    def repair(self, user_states: StateRegistry, items: Sequence[Item]) -> None:
         """Apply the rows that a failed `_after_commit` left out; on the event loop.
 
         Args:
             known: States rebuilt from snapshots and log.
-            items: Item versions after `unsettled`, by ascending seq.
+            items: Item versions after `uncommitted_since`, by ascending seq.
         """
-        self.use_archive(self.archive, known)
+        self.use_archive(self.archive, user_states)
         for item in items:
             present = self.catalogue.get(item.item_id)
             if present is None or present.seq < item.seq:
                 self.catalogue.upsert(item)
-        self.unsettled = None
+        self.uncommitted_since = None
 
     def _apply_commit(self, jobs: list[WriteRequest], seq: int) -> None:
         touched: set[str] = set()
         for job in jobs:
             touched.update(event.user_id for event in job.events)
             touched.update(user.user_id for user in job.kept_users)
-            touched |= self.known.retract(job.kept_retractions)
-        self.behind.drain()
-        self.known.drop(touched, seq)
+            touched |= self.user_states.retract(job.kept_retractions)
+        self.shadow_queue.drain()
+        self.user_states.invalidate(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
             self.catalogue.upsert(item)

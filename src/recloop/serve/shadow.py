@@ -39,15 +39,15 @@ class ShadowQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, query: Query, decision: Decision, fleet: Deployments) -> None:
+    def add(self, query: Query, decision: Decision, deployments: Deployments) -> None:
         """Queue a request that these deployments answered."""
-        self._waiting.append((query, decision, fleet))
+        self._waiting.append((query, decision, deployments))
 
     def drain(self) -> None:
         """Score the queue; call after each response and before any state changes."""
         while self._waiting:
-            query, decision, fleet = self._waiting.popleft()
-            for index, deployment in enumerate((fleet.live, *fleet.shadows)):
+            query, decision, deployments = self._waiting.popleft()
+            for index, deployment in enumerate((deployments.live, *deployments.shadows)):
                 self._score(deployment, "shadow" if index == 1 else "twin", query, decision)
 
     def _score(self, deployment: Deployment, role: str, query: Query, decision: Decision) -> None:

@@ -72,7 +72,7 @@ class Archive:
         named = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
         return dict(self._all().filter(named).select(SEQ, USER_ID).collect().iter_rows())
 
-    def of(self, users: Sequence[str]) -> pl.DataFrame:
+    def for_users(self, users: Sequence[str]) -> pl.DataFrame:
         """Valid events of these users by seq: EVENT_SCHEMA."""
         named = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
         return self._believed().filter(named).collect().sort(SEQ)

@@ -132,7 +132,7 @@ class ControlStore(Store):
             _compare_and_set(connection, row, expected_generation)
         return row
 
-    def hand(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
+    def submit(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
         """Put retractions into the inbox and return the number of new ones.
 
         An event that was submitted before is skipped, unless it was restored since.
@@ -155,7 +155,7 @@ class ControlStore(Store):
             connection.executemany(text, fresh)
         return len(fresh)
 
-    def handed(self) -> list[PendingRetraction]:
+    def pending(self) -> list[PendingRetraction]:
         """Pending inbox rows, oldest first."""
         connection = open_reader(self.file, SCHEMA, SCRIPT)
         try:
@@ -166,7 +166,7 @@ class ControlStore(Store):
         finally:
             connection.close()
 
-    def taken(self, ids: Sequence[int]) -> None:
+    def mark_applied(self, ids: Sequence[int]) -> None:
         """Mark inbox rows as written to the log."""
         with self._writing() as connection:
             connection.executemany("UPDATE inbox SET taken = 1 WHERE id = ?", [(row_id,) for row_id in ids])

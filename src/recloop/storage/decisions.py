@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from recloop.records import Decision
-from recloop.storage.sqlite import ReaderPool, Store, give_back, open_writer, transaction
+from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
 SCHEMA = 3
 EVERY_SECONDS = 0.2
@@ -82,7 +82,7 @@ class DecisionLog(Store):
         if write:
             writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
             self._taken = _MappedCounter(file.with_suffix(".taken"))
-            self._take_stock(writer)
+            self._count_lost(writer)
             self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
         self._readers = ReaderPool(file, SCHEMA, SCRIPT)
         self._columns = _readable(self._readers.get())
@@ -198,7 +198,7 @@ class DecisionLog(Store):
         """True if the store has no decisions."""
         return self._readers.get().execute("SELECT 1 FROM decisions LIMIT 1").fetchone() is None
 
-    def _take_stock(self, writer: sqlite3.Connection) -> None:
+    def _count_lost(self, writer: sqlite3.Connection) -> None:
         """Count decisions that a previous process accepted but did not write as lost."""
         settled, lost = writer.execute("SELECT settled, lost FROM counts").fetchone()
         missing = max(0, self._taken.value - settled)
@@ -266,7 +266,7 @@ def remove_before(file: Path, at: int) -> int:
             removed += len(rows)
             if len(rows) < BATCH:
                 break
-        give_back(writer)
+        release_space(writer)
     finally:
         writer.close()
     return removed

@@ -19,7 +19,7 @@ import polars as pl
 
 from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, Event, Item, User
-from recloop.storage.sqlite import ReaderPool, Store, give_back, open_writer, transaction
+from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
 SCHEMA = 1
 SLICE = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
@@ -93,7 +93,7 @@ class Retraction(msgspec.Struct, frozen=True):
     seq: int = 0
 
 
-def out_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
+def retracted_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
     """Find the events that are retracted at ``seq``; None for after all rows.
 
     The newest row of an event decides, so retractions and restorations may alternate.
@@ -362,10 +362,10 @@ class EventLog(Store):
         with self.commit() as writer:
             writer.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq in seqs])
 
-    def give_back(self) -> None:
+    def release_space(self) -> None:
         """Return the free pages of deleted rows to the disk."""
         with self._lock:
-            give_back(self._writing())
+            release_space(self._writing())
 
     # -- inside
 

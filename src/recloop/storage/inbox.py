@@ -15,9 +15,9 @@ def apply_inbox(control: ControlStore, log: EventLog) -> list[Retraction]:
     Args:
         log: Opened for writing; the caller holds `locks.writer_lock`.
     """
-    waiting = control.handed()
+    waiting = control.pending()
     if not waiting:
         return []
     kept = log.append_retractions([row.retraction for row in waiting])
-    control.taken([row.id for row in waiting])
+    control.mark_applied([row.id for row in waiting])
     return kept

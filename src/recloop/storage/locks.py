@@ -25,7 +25,7 @@ def run_lock(root: Path, verb: str) -> _Lock:
     return _Lock(root / "store" / "turn.lock", verb)
 
 
-def every_lock(root: Path) -> _Lock:
+def schedule_lock(root: Path) -> _Lock:
     """Lock ``store/every.lock`` for repeating updates in a project."""
     return _Lock(root / "store" / "every.lock", "update --every")
 
@@ -70,7 +70,7 @@ class _Lock:
         self._handle = -1
 
 
-def served_at(root: Path) -> str:
+def server_url(root: Path) -> str:
     """Address of the service that holds the writer lock; empty if none is ready."""
     try:
         return str(json.loads((root / "store" / "writer.lock").read_text("utf-8")).get("url", ""))

@@ -64,13 +64,13 @@ class ReleaseState:
     generation: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[ReleaseRow]) -> ReleaseState:
+    def from_rows(cls, rows: Sequence[ReleaseRow]) -> ReleaseState:
         state = cls()
         for row in rows:
-            state.take(row)
+            state.apply(row)
         return state
 
-    def take(self, row: ReleaseRow) -> None:
+    def apply(self, row: ReleaseRow) -> None:
         """Apply one row."""
         self.hashes.setdefault(row.bundle, row.sha256)
         if row.to == "live":
@@ -109,7 +109,7 @@ class ReleaseState:
 
 def read_state(control: ControlStore) -> ReleaseState:
     """Read the current release state."""
-    return ReleaseState.of(control.releases())
+    return ReleaseState.from_rows(control.releases())
 
 
 def register(
@@ -209,7 +209,7 @@ def lives(control: ControlStore) -> list[ReleaseRow]:
     """Rows of the live bundle and of rollback targets, newest first."""
     rows = control.releases()
     newest = {row.bundle: row for row in rows if row.to == "live"}
-    return [newest[bundle] for bundle in dict.fromkeys(reversed(ReleaseState.of(rows).lives))]
+    return [newest[bundle] for bundle in dict.fromkeys(reversed(ReleaseState.from_rows(rows).lives))]
 
 
 def data_since(control: ControlStore) -> int:

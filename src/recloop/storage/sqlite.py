@@ -149,7 +149,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def give_back(connection: sqlite3.Connection) -> None:
+def release_space(connection: sqlite3.Connection) -> None:
     """Return free pages of a file to the disk.
 
     A file with ``auto_vacuum = INCREMENTAL`` frees them in steps. A file of an earlier version is rewritten if at least

@@ -38,16 +38,16 @@ def trim(log: EventLog, archive: Archive, seconds: float, dry_run: bool = False)
     before, after, deleted, kept = newest - round(seconds * 1_000_000), 0, 0, 0
     while len(rows := log.old_events(after, archive.watermark, before, BATCH)):
         after = int(rows[SEQ][-1])
-        archived = found_in(archive, rows)
+        archived = archived_seqs(archive, rows)
         deleted, kept = deleted + len(archived), kept + len(rows) - len(archived)
         if len(archived) and not dry_run:
             log.delete_events(archived)
     if deleted and not dry_run:
-        log.give_back()
+        log.release_space()
     return Trimmed(deleted, kept)
 
 
-def found_in(archive: Archive, rows: pl.DataFrame) -> list[int]:
+def archived_seqs(archive: Archive, rows: pl.DataFrame) -> list[int]:
     """Seqs of the rows that the archive holds with the same hash of all columns."""
     named = pl.col(SEQ).is_between(int(rows[SEQ][0]), int(rows[SEQ][-1]))
     valid = archive.matching(named).with_columns(pl.lit(None, pl.String).alias(RULE))

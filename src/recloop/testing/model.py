@@ -79,9 +79,9 @@ class Fitted:
         ]
         encoded = recommender.encode(states, now)
         placement = recommender.placement("home")
-        allowed = recommender.allowed(encoded, queries, placement)
+        allowed = recommender.candidate_mask(encoded, queries, placement)
         fused = fuse(recommender.recall(encoded, allowed, [self.source]), {self.source: 1.0}, n)
-        return recommender.answers(encoded, allowed, fused, queries, placement, ALONE)
+        return recommender.assemble(encoded, allowed, fused, queries, placement, ALONE)
 
 
 def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle: int | None = None) -> Fitted:
@@ -115,7 +115,7 @@ def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle
         bundle=bundle,
         source=_source(bundle, model),
         timeline=StateHistory(data.events, data.users),
-        catalogue=Catalog.of([data.items]),
+        catalogue=Catalog.from_frames([data.items]),
         users=first[USER_ID].to_list(),
         now=first[STAMP].to_list(),
         as_of=first[SEQ].to_list(),
@@ -203,7 +203,9 @@ class ModelContract:
 
     def test_unseen_user_gets_a_list(self, fitted: Fitted) -> None:
         attributes = [None, {}, {"age": "30-44"}, {"age": "unheard of"}, {"something": [1, None]}]
-        states = StateBatch.of([f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes])
+        states = StateBatch.from_states(
+            [f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes]
+        )
         for answer in fitted.answers(states, fitted.now[:1] * 5):
             assert len(answer.slots) == 10
             assert np.isfinite(answer.scores).all()
@@ -211,7 +213,7 @@ class ModelContract:
     def test_user_with_only_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
         user = UserState()
         user.add("an item of another shop", fitted.now[0] - DAY, None, Use.TARGET)
-        answer = fitted.answers(StateBatch.of(["u"], [user]), fitted.now[:1])[0]
+        answer = fitted.answers(StateBatch.from_states(["u"], [user]), fitted.now[:1])[0]
         assert len(answer.slots) == 10
 
     @pytest.mark.parametrize("n", [1, 10, 100])

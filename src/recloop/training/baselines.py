@@ -258,7 +258,7 @@ def _recalled(
     held = data.held
     assert held is not None
     table = bundle.items
-    recommender = Recommender(bundle, Catalog.of_table(table.ids.ids, table.attributes), threads)
+    recommender = Recommender(bundle, Catalog.from_table(table.ids.ids, table.attributes), threads)
     name = bundle.default_placement
     placement = recommender.placement(name)
     parts = []
@@ -270,7 +270,7 @@ def _recalled(
         queries = [
             Query(user_id=user, now=int(now), placement=name) for user, now in zip(users, held.now[span], strict=True)
         ]
-        parts.append(recommender.recall(encoded, recommender.allowed(encoded, queries, placement), sources))
+        parts.append(recommender.recall(encoded, recommender.candidate_mask(encoded, queries, placement), sources))
     return {
         source: TopK(
             np.concatenate([part[source].items for part in parts]),

@@ -71,7 +71,7 @@ class MomentRows:
     user: np.ndarray  # (M,) user_ix
 
     @classmethod
-    def of(cls, data: TrainData, history: int) -> MomentRows:
+    def from_data(cls, data: TrainData, history: int) -> MomentRows:
         moment = data.row_moment
         starts = data.moment_offsets[:-1]
         kept = np.arange(len(moment)) - data.moment_offsets[moment] < history  # (rows of data,)
@@ -104,7 +104,7 @@ class SequenceDataset:
         self.data = data
         self.history = history
         self.chosen = chosen
-        self.rows = MomentRows.of(data, history)
+        self.rows = MomentRows.from_data(data, history)
         self.late = self.rows.arrived_late
 
     def training(self, which: str = "all") -> HistoryWindows:
@@ -226,7 +226,7 @@ class SequenceDataset:
     def _refused(self, windows: HistoryWindows) -> tuple[Tensor | None, Tensor | None]:
         if self.anchored is None:
             return None, None
-        window, row = self.anchored.of(windows.starts, windows.stops)
+        window, row = self.anchored.for_windows(windows.starts, windows.stops)
         if self.chosen is not None:  # used only if the following moment is a chosen target
             asked = self.chosen[self.anchored.moment[row] + 1]
             window, row = window[asked], row[asked]

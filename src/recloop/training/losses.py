@@ -104,7 +104,7 @@ class Criterion:
         if drawn is None:
             mean: Tensor = loss(vectors, items, own, weights)
             return mean
-        return weighted(loss(PairScores.of(vectors, items, own, drawn, owned)), weights)
+        return weighted(loss(PairScores.from_vectors(vectors, items, own, drawn, owned)), weights)
 
 
 def weighted(each: Tensor, weights: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class NegativesByMoment:
         self.weights = found.weights[kept][order].astype(np.float32)
         self.offsets = offsets_of(np.bincount(anchor, minlength=moments))
 
-    def of(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def for_windows(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the negatives of each window: (K,) window number, (K,) row of ``items``."""
         low, high = self.offsets[starts], self.offsets[stops]
         window = np.repeat(np.arange(len(starts)), high - low)

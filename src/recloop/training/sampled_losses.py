@@ -70,7 +70,7 @@ class PairScores(NamedTuple):
     size: int  # N
 
     @classmethod
-    def of(
+    def from_vectors(
         cls, vectors: Tensor, items: Tensor, own: Tensor, drawn: SampledItems, owned: OwnedItems | None = None
     ) -> PairScores:
         """Score vectors (R, D) over items (N, D).
