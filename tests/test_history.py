@@ -121,7 +121,7 @@ def test_train_data_targets_exclude_history_events(tmp_path: Path) -> None:
     assert len(train.items) > 5 * train.targets.sum() > 0
     assert set(looked["item_id"]) <= set(train.item_ids)
     assert (train.target_share() > 0).sum() <= (train.counts > 0).sum()
-    assert not train.moments_with_past()[~train.asked].any()
+    assert not train.moments_with_past()[~train.has_target].any()
 
 
 @pytest.mark.parametrize("kind", ["purchase", "return"])

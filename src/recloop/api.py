@@ -338,7 +338,7 @@ def _learned(config: Config, rows: FittedData, model: str) -> Bundle:
     )
     if arrays.history is not None:
         whole, start = train_data(tables, before, None), arrays.cut
-        bundle = baselines.refitted(bundle, whole, tables, options)
+        bundle = baselines.refit_baselines(bundle, whole, tables, options)
         if network_wanted:
             with tempfile.TemporaryDirectory() as run:
                 bundle = with_network(bundle, train_window(config, network, whole, start, bundle, Path(run)))

@@ -41,8 +41,12 @@ def test_gru4rec_with_single_item_moments_equals_a_plain_gru() -> None:
     history, moments, mask, context = window(*[1] * 7)
     states, _ = network.gru(history * math.sqrt(D))
     plain = network.norm(network.out(states))
-    torch.testing.assert_close(network.ends(history, moments, mask, context).flip(1), plain, rtol=0, atol=1e-6)
-    torch.testing.assert_close(network.users(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        network.forward_moments(history, moments, mask, context).flip(1), plain, rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        network.forward_user(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-6
+    )
 
 
 def test_gru4rec_is_independent_of_padding_batch_and_order_within_a_moment() -> None:
@@ -54,9 +58,12 @@ def test_gru4rec_is_independent_of_padding_batch_and_order_within_a_moment() -> 
         reordered = h[0] if row else h[0][[1, 0, 2, 5, 3, 4]]
         history[row, : h.shape[1]], moments[row, : m.shape[1]], mask[row, : k.shape[1]] = reordered, m[0], k[0]
     context = torch.zeros(2, 6, 0, dtype=torch.int64)
-    ends, users = network.ends(history, moments, mask, context), network.users(history, moments, mask, context[:, 0])
+    ends, users = (
+        network.forward_moments(history, moments, mask, context),
+        network.forward_user(history, moments, mask, context[:, 0]),
+    )
     for row, (h, m, k, c) in enumerate((short, long)):
-        alone = network.ends(h, m, k, c)[0]
+        alone = network.forward_moments(h, m, k, c)[0]
         torch.testing.assert_close(ends[row, : len(alone)], alone, rtol=0, atol=1e-5)
         torch.testing.assert_close(users[row], alone[0], rtol=0, atol=1e-5)
 
@@ -65,9 +72,9 @@ def test_gru4rec_is_independent_of_padding_batch_and_order_within_a_moment() -> 
 def test_gru4rec_moment_depends_on_itself_and_earlier_ones(token: int, moved: list[int]) -> None:
     network = made()
     history, moments, mask, context = window(2, 3, 1)
-    before = network.ends(history, moments, mask, context)[0]
+    before = network.forward_moments(history, moments, mask, context)[0]
     history[0, token] += torch.linspace(-1, 1, D)
-    after = network.ends(history, moments, mask, context)[0]
+    after = network.forward_moments(history, moments, mask, context)[0]
     assert ((after - before).abs().amax(1) > 1e-6).nonzero().ravel().tolist() == moved
 
 
@@ -76,7 +83,7 @@ def test_gru4rec_masked_positions_have_no_gradient() -> None:
     history, moments, mask, context = window(2, 1, 3)
     mask[0, -1] = False
     history.requires_grad_()
-    network.ends(history, moments, mask, context).square().sum().backward()
+    network.forward_moments(history, moments, mask, context).square().sum().backward()
     assert history.grad is not None
     assert torch.all(history.grad[0, -1] == 0)
     assert torch.all(history.grad[0, :-1].abs().sum(-1) > 0)
@@ -87,9 +94,9 @@ def test_gru4rec_late_row_does_not_change_earlier_outputs() -> None:
     history, moments, mask, context = window(2, 1, 1)
     arrived = torch.ones(1, 4, 4, dtype=torch.bool)
     arrived[0, 2, 0] = False  # the second moment did not know token 0
-    before = network.ends(history, moments, mask, context, arrived)[0]
+    before = network.forward_moments(history, moments, mask, context, arrived)[0]
     history[0, 0] += torch.linspace(-1, 1, D)
-    after = network.ends(history, moments, mask, context, arrived)[0]
+    after = network.forward_moments(history, moments, mask, context, arrived)[0]
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
@@ -98,7 +105,7 @@ def test_gru4rec_adds_the_context() -> None:
     history, moments, mask, _ = window(2, 1)
     codes = torch.tensor([[1], [3]])
     two = [tensor.expand(2, *tensor.shape[1:]) for tensor in (history, moments, mask)]
-    users, expected = network.users(*two, codes), network.context(codes)
+    users, expected = network.forward_user(*two, codes), network.context(codes)
     torch.testing.assert_close(users[0] - users[1], expected[0] - expected[1], rtol=0, atol=1e-6)
 
 
@@ -111,5 +118,5 @@ def test_gru4rec_graph_equals_torch_for_any_length(layers: int) -> None:
         codes = torch.tensor([[0], [1], [3]])
         feeds = {"history": history, "moments": moments, "mask": mask, "context": codes}
         found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})[0]
-        expected = network.users(history, moments, mask, codes).detach().numpy()
+        expected = network.forward_user(history, moments, mask, codes).detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)

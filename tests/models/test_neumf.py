@@ -35,7 +35,7 @@ def test_neumf_logit_by_hand() -> None:
     both = torch.cat([user[0, D // 2 :], item[0, 0, D // 2 :]])
     deep = torch.relu(network.deep(torch.relu(network.wide(both))))
     expected = network.join(torch.cat([user[0, : D // 2] * item[0, 0, : D // 2], deep]))
-    torch.testing.assert_close(network.rank(user, item)[0], expected)
+    torch.testing.assert_close(network.score_candidates(user, item)[0], expected)
 
 
 def test_neumf_loss_by_hand() -> None:
@@ -50,7 +50,7 @@ def test_neumf_loss_by_hand() -> None:
 
     torch.manual_seed(1)
     found = network.sampled_loss(vectors, items, torch.tensor([4, 9]), torch.tensor([1.0, 3.0]), owned).item()
-    logits = network.rank(vectors, items[None]).tolist()
+    logits = network.score_candidates(vectors, items[None]).tolist()
     each = []
     for row, target in enumerate((4, 9)):
         rivals = [math.log1p(math.exp(logits[row][j])) for j in drawn if j not in taken[target]]
@@ -71,7 +71,7 @@ def test_neumf_graph_equals_torch_for_any_size() -> None:
         }
         found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})[0]
         candidates = feeds.pop("candidates")
-        expected = network.rank(network.users(**feeds), candidates).detach().numpy()
+        expected = network.score_candidates(network.forward_user(**feeds), candidates).detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
@@ -79,9 +79,9 @@ def test_neumf_moment_output_equals_the_user_at_that_time() -> None:
     network = made()
     history, mask = torch.randn(1, 4, D), torch.ones(1, 4, dtype=torch.bool)
     moments, context = torch.tensor([[2, 1, 1, 0]]), torch.zeros(1, 3, 1, dtype=torch.int64)
-    ends = network.ends(history, moments, mask, context)[0]
+    ends = network.forward_moments(history, moments, mask, context)[0]
     for moment, tokens in ((0, 4), (1, 3), (2, 1)):
-        then = network.users(history[:, :tokens], moments[:, :tokens] - moment, mask[:, :tokens], context[:, 0])
+        then = network.forward_user(history[:, :tokens], moments[:, :tokens] - moment, mask[:, :tokens], context[:, 0])
         torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
 
 

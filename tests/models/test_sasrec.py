@@ -81,9 +81,11 @@ def test_sasrec_with_single_item_moments_equals_a_causal_transformer() -> None:
         )
         x = theirs.train()(x, src_mask=forbidden)  # eval mode uses another implementation
     plain = ours.norm(x)  # (1, T, D), oldest first
-    ends = ours.ends(history, moments, mask, context)  # (1, M, D), newest first
+    ends = ours.forward_moments(history, moments, mask, context)  # (1, M, D), newest first
     torch.testing.assert_close(ends.flip(1), plain, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours.users(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours.forward_user(history, moments, mask, context[:, 0]), plain[:, -1], rtol=0, atol=1e-5
+    )
 
 
 def test_sasrec_is_independent_of_padding_and_batch() -> None:
@@ -95,9 +97,12 @@ def test_sasrec_is_independent_of_padding_and_batch() -> None:
     for row, (h, m, k, _) in enumerate((short, long)):
         history[row, : h.shape[1]], moments[row, : m.shape[1]], mask[row, : k.shape[1]] = h[0], m[0], k[0]
     context = torch.zeros(batch, size, 0, dtype=torch.int64)
-    ends, users = network.ends(history, moments, mask, context), network.users(history, moments, mask, context[:, 0])
+    ends, users = (
+        network.forward_moments(history, moments, mask, context),
+        network.forward_user(history, moments, mask, context[:, 0]),
+    )
     for row, (h, m, k, c) in enumerate((short, long)):
-        alone = network.ends(h, m, k, c)[0]
+        alone = network.forward_moments(h, m, k, c)[0]
         torch.testing.assert_close(ends[row, : len(alone)], alone, rtol=0, atol=1e-5)
         torch.testing.assert_close(users[row], alone[0], rtol=0, atol=1e-5)
 
@@ -107,7 +112,7 @@ def test_sasrec_masked_positions_have_no_gradient() -> None:
     history, moments, mask, context = window(2, 1, 3)
     mask[0, -1] = False
     history.requires_grad_()
-    network.ends(history, moments, mask, context).square().sum().backward()
+    network.forward_moments(history, moments, mask, context).square().sum().backward()
     assert history.grad is not None
     assert torch.all(history.grad[0, -1] == 0)
     assert torch.all(history.grad[0, :-1].abs().sum(-1) > 0)
@@ -118,11 +123,14 @@ def test_sasrec_is_independent_of_the_order_within_a_moment() -> None:
     history, moments, mask, context = window(3, 2, 4)
     shuffled = history[:, [2, 0, 1, 4, 3, 8, 5, 7, 6]]
     torch.testing.assert_close(
-        network.ends(shuffled, moments, mask, context), network.ends(history, moments, mask, context), rtol=0, atol=1e-6
+        network.forward_moments(shuffled, moments, mask, context),
+        network.forward_moments(history, moments, mask, context),
+        rtol=0,
+        atol=1e-6,
     )
     torch.testing.assert_close(
-        network.users(shuffled, moments, mask, context[:, 0]),
-        network.users(history, moments, mask, context[:, 0]),
+        network.forward_user(shuffled, moments, mask, context[:, 0]),
+        network.forward_user(history, moments, mask, context[:, 0]),
         rtol=0,
         atol=1e-6,
     )
@@ -132,11 +140,11 @@ def test_sasrec_moment_depends_on_itself_and_earlier_ones() -> None:
     """Moments of 2, 3, 1 items; the changed token decides which ends move (numbered from the newest)."""
     network = made()
     history, moments, mask, context = window(2, 3, 1)
-    before = network.ends(history, moments, mask, context)[0]
+    before = network.forward_moments(history, moments, mask, context)[0]
     for token, moved in ((0, [0, 1, 2]), (3, [0, 1]), (5, [0])):
         other = history.clone()
         other[0, token] += SHIFT
-        after = network.ends(other, moments, mask, context)[0]
+        after = network.forward_moments(other, moments, mask, context)[0]
         changed = ((after - before).abs().amax(1) > 1e-6).nonzero().ravel().tolist()
         assert changed == moved
 
@@ -157,10 +165,10 @@ def test_sasrec_late_row_does_not_change_earlier_outputs() -> None:
     history, moments, mask, context = window(1, 1, 1)
     arrived = torch.ones(1, 3, 3, dtype=torch.bool)
     arrived[0, 1, 0] = False  # token 1 does not see token 0
-    before = network.ends(history, moments, mask, context, arrived)[0]
+    before = network.forward_moments(history, moments, mask, context, arrived)[0]
     other = history.clone()
     other[0, 0] += SHIFT
-    after = network.ends(other, moments, mask, context, arrived)[0]
+    after = network.forward_moments(other, moments, mask, context, arrived)[0]
     assert ((after - before).abs().amax(1) > 1e-6).tolist() == [True, False, True]
 
 
@@ -169,7 +177,7 @@ def test_sasrec_adds_the_context_after_the_mean() -> None:
     history, moments, mask, _ = window(2, 1, 3)
     codes = torch.tensor([[1, 3], [0, 2]])
     two = [tensor.expand(2, *tensor.shape[1:]) for tensor in (history, moments, mask)]
-    users = network.users(*two, codes)
+    users = network.forward_user(*two, codes)
     expected = network.context(codes)
     torch.testing.assert_close(users[0] - users[1], expected[0] - expected[1], rtol=0, atol=1e-6)
     by_hand = sum(
@@ -177,14 +185,14 @@ def test_sasrec_adds_the_context_after_the_mean() -> None:
         for table, project, code in zip(network.context.tables, network.context.projections, (1, 3), strict=True)
     )
     torch.testing.assert_close(expected[0], by_hand, rtol=0, atol=1e-6)
-    ends = network.ends(*two, torch.stack([codes, codes, codes], 1))
+    ends = network.forward_moments(*two, torch.stack([codes, codes, codes], 1))
     torch.testing.assert_close(ends[:, 0], users, rtol=0, atol=1e-6)
 
 
 def test_sasrec_item_vector_is_embedding_plus_fields() -> None:
     network = made(fields=2)
     codes = torch.randint(0, 5, (N + 1, 2), generator=torch.Generator().manual_seed(1))
-    vectors = network.items(codes)
+    vectors = network.item_vectors(codes)
     fields = network.item_fields
     by_hand = network.table.weight[7] + sum(
         project.weight @ table.weight[codes[7, c]]

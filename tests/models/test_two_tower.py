@@ -48,17 +48,17 @@ def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 def test_two_tower_moment_output_equals_the_user_at_that_time() -> None:
     network = made()
     history, moments, mask, context = window(2, 3, 1)
-    ends = network.ends(history, moments, mask, context)[0]
+    ends = network.forward_moments(history, moments, mask, context)[0]
     for moment, tokens in ((0, 6), (1, 5), (2, 2)):
-        then = network.users(history[:, :tokens], moments[:, :tokens] - moment, mask[:, :tokens], context[:, 0])
+        then = network.forward_user(history[:, :tokens], moments[:, :tokens] - moment, mask[:, :tokens], context[:, 0])
         torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
 
 
 def test_two_tower_score_is_a_cosine_over_tau() -> None:
     network = made()
     history, moments, mask, context = window(1, 1)
-    user = network.users(history, moments, mask, context[:, 0])
-    items = network.items(torch.ones(N + 1, 1, dtype=torch.int64))
+    user = network.forward_user(history, moments, mask, context[:, 0])
+    items = network.item_vectors(torch.ones(N + 1, 1, dtype=torch.int64))
     torch.testing.assert_close(items.norm(dim=1), torch.ones(N + 1))
     assert user.norm().item() == pytest.approx(1 / 0.05, rel=1e-5)
 
@@ -67,8 +67,8 @@ def test_two_tower_without_history_uses_the_context_only() -> None:
     network = made()
     history, moments, mask, _ = window(1)
     codes = torch.tensor([[2]])
-    none = network.users(history, moments, torch.zeros_like(mask), codes)
-    other = network.users(history * 7, moments, torch.zeros_like(mask), codes)
+    none = network.forward_user(history, moments, torch.zeros_like(mask), codes)
+    other = network.forward_user(history * 7, moments, torch.zeros_like(mask), codes)
     torch.testing.assert_close(none, other)
 
 
@@ -77,9 +77,9 @@ def test_two_tower_late_row_does_not_change_earlier_outputs() -> None:
     history, moments, mask, context = window(1, 1, 1)
     arrived = torch.ones(1, 3, 3, dtype=torch.bool)
     arrived[0, 1, 0] = False
-    before = network.ends(history, moments, mask, context, arrived)[0]
+    before = network.forward_moments(history, moments, mask, context, arrived)[0]
     history[0, 0] += torch.linspace(-1, 1, D) ** 3
-    after = network.ends(history, moments, mask, context, arrived)[0]
+    after = network.forward_moments(history, moments, mask, context, arrived)[0]
     assert ((after - before).abs().amax(1) > 1e-5).tolist() == [True, False, True]
 
 
@@ -90,7 +90,8 @@ def test_two_tower_loss_by_hand() -> None:
     targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
     torch.manual_seed(1)
     found = weighted(
-        ss_logq(PairScores.from_vectors(vectors, items, targets, SampledItems(*network.draw(targets)))), weights
+        ss_logq(PairScores.from_vectors(vectors, items, targets, SampledItems(*network.draw_negatives(targets)))),
+        weights,
     )
     torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()

@@ -59,7 +59,7 @@ def test_user_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, tim
     inputs = query(batch, time, 2)
     (answer,) = session(graph).run([OUTPUT], inputs)
     with torch.no_grad():
-        expected = network.users(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUTS))
     assert answer.shape == (batch, D)
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_user_graph_without_context_keeps_the_input(arrays: Arrays) -> None:
     inputs = query(3, 20, 0)
     (answer,) = run.run([OUTPUT], inputs)
     with torch.no_grad():
-        expected = network.users(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUTS))
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
 

@@ -173,7 +173,7 @@ def test_validation_ndcg_is_computed_on_the_full_ranking(arrays: Arrays) -> None
     items, moments, mask, context = SequenceDataset(data, 20).queries(held.user_ix, held.now)
     with torch.no_grad():
         table = learner.vectors()
-        scores = network.users(table[items], moments, mask, context) @ table.T
+        scores = network.forward_user(table[items], moments, mask, context) @ table.T
     for filter_seen in (False, True):
         values = []
         for v, user in enumerate(held.user_ix):

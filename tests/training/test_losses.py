@@ -79,16 +79,16 @@ def test_criterion_auto_is_full_softmax_up_to_100000_items(arrays: Arrays) -> No
     assert losses.Criterion(network, large, Train(loss="ce")).name == "ce"
     for name, (positive, refused, _) in losses.SAMPLED.items():
         found = losses.Criterion(network, small, Train.model_validate({"loss": name}))
-        assert (found.name, found.target_loss, found.refused) == (name, positive, refused)
+        assert (found.name, found.target_loss, found.rejected_loss) == (name, positive, refused)
 
 
 def test_criterion_of_two_tower_and_neumf_uses_their_own_losses(arrays: Arrays) -> None:
     data = data_of(30, arrays)
     towers = load_model("two_tower", {})
     assert losses.Criterion(towers, data, Train()).name == "ss_logq"
-    assert losses.Criterion(towers, data, Train(loss="ss_refined")).draw == towers.draw
-    assert losses.Criterion(towers, data, Train(loss="bpr")).draw != towers.draw  # q is uniform there
-    assert losses.Criterion(towers, data, Train(loss="ce")).draw is None
+    assert losses.Criterion(towers, data, Train(loss="ss_refined")).sampler == towers.draw_negatives
+    assert losses.Criterion(towers, data, Train(loss="bpr")).sampler != towers.draw_negatives  # q is uniform there
+    assert losses.Criterion(towers, data, Train(loss="ce")).sampler is None
     neumf = load_model("neumf", {})
     assert losses.Criterion(neumf, data, Train(loss="bce")).target_loss == neumf.sampled_loss
     with pytest.raises(

@@ -116,10 +116,10 @@ def test_negatives_by_moment_use_the_last_earlier_input_moment(arrays: Arrays) -
     sequences = SequenceDataset(data, 2)
     windows = sequences.training()
     batch = sequences.batch(windows, sequences.draw(0, 0))
-    assert batch.refused is not None
-    assert batch.refusals is not None
+    assert batch.rejected is not None
+    assert batch.rejected_weights is not None
     seen = {}
-    for (window, moment, item), weight in zip(batch.refused.tolist(), batch.refusals.tolist(), strict=True):
+    for (window, moment, item), weight in zip(batch.rejected.tolist(), batch.rejected_weights.tolist(), strict=True):
         seen[weight] = int(windows.stops[window] - 1 - moment)
         assert item == 5
     assert seen == {2.0: 0, 3.0: 1, 4.0: 2, 7.0: 5}
@@ -147,8 +147,10 @@ def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
     with torch.no_grad():
         table = learner.vectors()
         one = torch.zeros(1, 1, dtype=torch.long)
-        users = network.users(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
-        scores: torch.Tensor = (users @ table[1:].T if name != "neumf" else network.rank(users, table[None, 1:]))[0]
+        users = network.forward_user(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
+        scores: torch.Tensor = (
+            users @ table[1:].T if name != "neumf" else network.score_candidates(users, table[None, 1:])
+        )[0]
     return scores
 
 

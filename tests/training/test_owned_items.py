@@ -38,7 +38,7 @@ def test_target_share_equals_the_frequency_of_drawn_targets(arrays: Arrays, whic
     data = baskets(arrays, old=(0, 3, 4))
     sequences = SequenceDataset(data, HISTORY)
     windows = sequences.training(which)
-    data = replace(data, targeted=sequences.targeted(windows))
+    data = replace(data, targeted=sequences.target_moments(windows))
     steps = LengthBucketSampler(sequences.lengths(windows), 0, tokens=64)
     epoch, seen = EpochDataset(sequences, windows, 0, steps), np.zeros(data.n_items + 1)
     for number in range(400):
@@ -63,10 +63,10 @@ def test_two_tower_expected_counts_equal_the_drawn_frequencies(arrays: Arrays) -
         seen, rng = np.zeros(data.n_items), np.random.default_rng(1)
         for _ in range(2000):
             targets = torch.from_numpy(rng.choice(data.n_items, 10, p=share))
-            ids, _ = network.draw(targets)
+            ids, _ = network.draw_negatives(targets)
             seen += np.bincount(ids.numpy(), minlength=data.n_items)
         everything = torch.arange(data.n_items)
-        ids, expected = network.draw(everything)
+        ids, expected = network.draw_negatives(everything)
     mean = dict(zip(ids.tolist(), expected.tolist(), strict=True))  # of a step of N targets and 6 uniform ones
     found = np.array([(mean[j] - 6 / data.n_items) / data.n_items * 10 + 6 / data.n_items for j in range(data.n_items)])
     np.testing.assert_allclose(seen / 2000, found, atol=0.06)
@@ -103,7 +103,7 @@ def test_loss_with_masking_gives_owned_items_no_gradient(arrays: Arrays, name: s
         network.build(data, 8, HISTORY)
         learner = Learner(network, data, config.train)
         if network.__class__.__name__ == "NeuMF":
-            network.start(torch.randn(7, 8))
+            network.init_items(torch.randn(7, 8))
         sequences = SequenceDataset(data, HISTORY)
         windows = sequences.training()
         batch = sequences.batch(windows[np.array([0])], sequences.draw(0, 0))

@@ -188,7 +188,7 @@ def test_train_with_each_loss_ranks_the_next_items_first(name: str, arrays: Arra
     with torch.no_grad():
         table = learner.vectors()
         one = torch.zeros(1, 1, dtype=torch.long)
-        users = network.users(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
+        users = network.forward_user(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
         order = (users @ table[1:].T)[0].argsort(descending=True) + 1
     others = [item for item in order.tolist() if item != 1]  # some losses mask item 1, which its user owns
     assert others[:2] == [2, 3]

@@ -158,7 +158,7 @@ class TrainData:
         return np.ones(len(self.items), dtype=bool) if self.targets is None else self.targets
 
     @property
-    def asked(self) -> np.ndarray:
+    def has_target(self) -> np.ndarray:
         """(M,) bool mask of moments that contain a target."""
         if self.targets is None or not len(self.stamps):
             return np.ones(len(self.stamps), dtype=bool)
@@ -192,8 +192,8 @@ class TrainData:
         """
         able: np.ndarray = ~self.old[self.moment_user]
         able[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
-        asked: np.ndarray = able & self.asked
-        return asked
+        has_target: np.ndarray = able & self.has_target
+        return has_target
 
     def target_share(self) -> np.ndarray:
         """(N+1,) float64: expected share of each item among an epoch's targets.

@@ -43,7 +43,7 @@ class GRU4Rec(SequenceModel):
         self.out = nn.Linear(self.config.hidden, dim)
         self.norm = nn.LayerNorm(dim)
 
-    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+    def forward_user(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """Vector of each user now.
 
         Args:
@@ -60,7 +60,7 @@ class GRU4Rec(SequenceModel):
         users: Tensor = (states * newest[:, :, None]).sum(1) + self.context(context)
         return users
 
-    def ends(
+    def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
         """Vector after each moment, in training.

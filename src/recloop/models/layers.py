@@ -60,12 +60,12 @@ class SequenceModel(nn.Module):
         self.item_fields = FieldEmbedding([(size, width) for _, size, width in data.item_fields], dim)
         self.context = FieldEmbedding([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
 
-    def start(self, vectors: Tensor) -> None:
+    def init_items(self, vectors: Tensor) -> None:
         """Initialize the item table with these rows (N+1, D)."""
         with torch.no_grad():
             self.table.weight.copy_(vectors)
 
-    def items(self, codes: Tensor) -> Tensor:
+    def item_vectors(self, codes: Tensor) -> Tensor:
         """Item vectors (N+1, D) from the fields' codes (N+1, Ci).
 
         Each is the item's row plus the sum of its field embeddings.

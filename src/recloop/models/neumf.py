@@ -46,7 +46,7 @@ class NeuMF(SequenceModel):
         dropout: float = pydantic.Field(0.1, ge=0, lt=1)
 
     kind: ClassVar[str] = "rank"
-    auto: ClassVar[str] = "bce"
+    default_loss: ClassVar[str] = "bce"
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
         """Build the tables and the MLP.
@@ -66,37 +66,37 @@ class NeuMF(SequenceModel):
         self.examined: Tensor  # (at most EXAMINED,) rows
         self.register_buffer("examined", order[order > 0][:EXAMINED], persistent=False)
 
-    def start(self, vectors: Tensor) -> None:
+    def init_items(self, vectors: Tensor) -> None:
         """Initialize the item vectors (N+1, D) and the weights of the product.
 
         The paper starts from a trained GMF; here the vectors from counts replace it.
         """
-        super().start(vectors)
+        super().init_items(vectors)
         with torch.no_grad():
             self.person.weight.copy_(torch.eye(len(self.person.weight)))
             self.person.bias.zero_()
             self.join.weight[:, : self.join.in_features // 2] = PRODUCT
 
-    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+    def forward_user(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """(B, D) users now.
 
         Inputs are history (B, T, D), moments and mask (B, T), context (B, C).
         """
-        users: Tensor = self.person(self.pool.now(history, moments, mask)) + self.context(context)
+        users: Tensor = self.person(self.pool.pool_user(history, moments, mask)) + self.context(context)
         return users
 
-    def ends(
+    def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
         """(B, M, D) users after each moment.
 
         ``context`` is (B, M, C); the other arguments are those of `SASRec.ends`.
         """
-        pooled = self.pool.ends(history, moments, mask, context.shape[1], arrived)
+        pooled = self.pool.pool_moments(history, moments, mask, context.shape[1], arrived)
         ends: Tensor = self.person(pooled) + self.context(context)
         return ends
 
-    def rank(self, users: Tensor, candidates: Tensor) -> Tensor:
+    def score_candidates(self, users: Tensor, candidates: Tensor) -> Tensor:
         """(B, K) logits of candidates for users (B, D).
 
         Candidates are (B, K, D), or (1, K, D) shared by all users.
@@ -110,10 +110,10 @@ class NeuMF(SequenceModel):
         logits: Tensor = self.join(torch.cat([product, deep], dim=-1))[..., 0]
         return logits
 
-    def scores(self, users: Tensor, table: Tensor) -> Tensor:
+    def score_items(self, users: Tensor, table: Tensor) -> Tensor:
         """(B, N+1) for validation: logits of the `EXAMINED` items, -inf for the others."""
         scores = users.new_full((len(users), len(table)), -torch.inf)
-        scores[:, self.examined] = self.rank(users, table[self.examined][None])
+        scores[:, self.examined] = self.score_candidates(users, table[self.examined][None])
         return scores
 
     def sampled_loss(
@@ -129,8 +129,8 @@ class NeuMF(SequenceModel):
                 (R, m) bool, the items that each row's user took (`recloop.training.sampled_losses.OwnedItems`).
         """
         drawn = torch.randint(len(items), (self.config.negatives,), device=targets.device)
-        own = self.rank(vectors, items[targets][:, None])[:, 0]  # (R,)
-        rival = F.softplus(self.rank(vectors, items[drawn][None]))  # (R, m)
+        own = self.score_candidates(vectors, items[targets][:, None])[:, 0]  # (R,)
+        rival = F.softplus(self.score_candidates(vectors, items[drawn][None]))  # (R, m)
         masked = drawn == targets[:, None]
         if owned is not None:
             masked = masked | owned(drawn)
@@ -139,8 +139,8 @@ class NeuMF(SequenceModel):
         loss: Tensor = (weights * each).sum() / weights.sum()
         return loss
 
-    def refused(self, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
+    def rejected_loss(self, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
         """Loss ``bce`` of dislikes and skips: sum of w softplus(s_d) / sum of w."""
-        each = F.softplus(self.rank(vectors, items[rejected][:, None])[:, 0])
+        each = F.softplus(self.score_candidates(vectors, items[rejected][:, None])[:, 0])
         loss: Tensor = (weights * each).sum() / weights.sum()
         return loss

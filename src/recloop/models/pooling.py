@@ -19,7 +19,7 @@ class TimeDecayPooling(nn.Module):
         super().__init__()
         self.rate = nn.Parameter(torch.full((1,), -2.0))  # r = softplus(rate)
 
-    def now(self, history: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
+    def pool_user(self, history: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
         """Pool histories as of now.
 
         (B, T, D) vectors, (B, T) moments from the newest, (B, T) mask -> (B, D).
@@ -28,7 +28,9 @@ class TimeDecayPooling(nn.Module):
         mean: Tensor = (history * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-6)
         return mean
 
-    def ends(self, history: Tensor, moments: Tensor, mask: Tensor, size: int, arrived: Tensor | None = None) -> Tensor:
+    def pool_moments(
+        self, history: Tensor, moments: Tensor, mask: Tensor, size: int, arrived: Tensor | None = None
+    ) -> Tensor:
         """(B, M, D) pooled histories at the end of each moment m < ``size``.
 
         Moments are counted from the newest.

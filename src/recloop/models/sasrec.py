@@ -55,7 +55,7 @@ class SASRec(SequenceModel):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+    def forward_user(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """Vector of each user now.
 
         Args:
@@ -71,7 +71,7 @@ class SASRec(SequenceModel):
         users: Tensor = mean + self.context(context)
         return users
 
-    def ends(
+    def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
         """Vector after each moment, in training.

@@ -44,7 +44,7 @@ class TwoTower(SequenceModel):
         alone: float = pydantic.Field(0.1, ge=0, lt=1)
         dropout: float = pydantic.Field(0.1, ge=0, lt=1)
 
-    auto: ClassVar[str] = "ss_logq"
+    default_loss: ClassVar[str] = "ss_logq"
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
         """Build the tables and both MLPs: N items, fields of items, users and requests."""
@@ -56,7 +56,7 @@ class TwoTower(SequenceModel):
         share = torch.from_numpy(data.target_share()[1:].astype(np.float32))
         self.register_buffer("share", share, persistent=False)
 
-    def items(self, codes: Tensor) -> Tensor:
+    def item_vectors(self, codes: Tensor) -> Tensor:
         """Item vectors (N+1, D) of length 1 from rows and the fields' codes (N+1, Ci)."""
         own = self.table.weight
         if self.training and len(self.item_fields.tables):
@@ -64,12 +64,12 @@ class TwoTower(SequenceModel):
         vectors: Tensor = F.normalize(self.item_tower(own + self.item_fields(codes)), dim=-1)
         return vectors
 
-    def described(self, codes: Tensor) -> Tensor:
+    def cold_item_vectors(self, codes: Tensor) -> Tensor:
         """(n, D) vectors of items without a row, from their fields' codes (n, Ci)."""
         vectors: Tensor = F.normalize(self.item_tower(self.item_fields(codes)), dim=-1)
         return vectors
 
-    def users(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+    def forward_user(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """Vector of each user now (length 1 / tau); without history from the context only.
 
         Args:
@@ -79,9 +79,9 @@ class TwoTower(SequenceModel):
         Returns:
             (B, D)
         """
-        return self._user(self.pool.now(history, moments, mask), context)
+        return self._user(self.pool.pool_user(history, moments, mask), context)
 
-    def ends(
+    def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
         """Vector of the user after each moment, in training.
@@ -94,12 +94,12 @@ class TwoTower(SequenceModel):
         Returns:
             (B, M, D), by the number of the moment; undefined for moments that a window does not have.
         """
-        mean = self.pool.ends(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
+        mean = self.pool.pool_moments(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
         if self.training:
             mean = mean * self._kept(len(mean), mean)[:, None, None]
         return self._user(mean, context)
 
-    def draw(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_negatives(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the negatives of a step, (m,), and return the expected count m q_j of each.
 
         They are the batch's R targets and M uniform draws of N items, so m q_j = R share_j + M / N. In-batch negatives

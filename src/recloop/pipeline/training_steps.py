@@ -161,7 +161,7 @@ def fit_models(
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
     whole = train_data(tables, past, None, clicked_lists(project, past))
-    bundle = baselines.refitted(bundle, whole, tables, options)
+    bundle = baselines.refit_baselines(bundle, whole, tables, options)
     if network is not None:
         network = train_window(config, network, whole, arrays.cut, bundle, run)
         bundle = replace(bundle, arrays={**bundle.arrays, **network.arrays})

@@ -109,10 +109,10 @@ class EmbeddingSource:
         self._inputs = {given.name for given in self._session.get_inputs()}
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        owners, users = self.users(encoded)
+        owners, users = self.user_vectors(encoded)
         return best_dense(self._items, users, owners, len(encoded), allowed)
 
-    def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
+    def user_vectors(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the queries with a history, (b,), and their vectors, (b, D) float32.
 
         Windows of similar length run together, `TOGETHER` at a time, for little padding and attention that fits the cache.
@@ -154,10 +154,10 @@ class FactorSource:
         self._gram = base_gram(self._items, unseen)
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        owners, users = self.users(encoded)
+        owners, users = self.user_vectors(encoded)
         return best_dense(self._items, users, owners, len(encoded), allowed)
 
-    def users(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
+    def user_vectors(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the queries with a history, (b,), and their vectors, (b, D) float32."""
         sizes = np.diff(encoded.row_offsets)
         owners = np.flatnonzero(sizes)

@@ -168,7 +168,7 @@ def choose_half_life_and_weights(
     return replace(bundle, policy=replace(bundle.policy, placements=placements)), Chosen(len(few), half_lives, mixed)
 
 
-def refitted(
+def refit_baselines(
     bundle: Bundle, data: TrainData, tables: ItemUserTables, options: Mapping[str, Any] | None = None
 ) -> Bundle:
     """Refit the closed-form models of a bundle with the half-lives of the bundle.

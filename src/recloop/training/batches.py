@@ -40,8 +40,8 @@ class Batch(NamedTuple):
     context: Tensor  # (B, M, C) int64
     targets: Tensor  # (B, M) int64
     weights: Tensor  # (B, M) float32
-    refused: Tensor | None = None  # (K, 3) int64: window, moment from the newest, rejected item_ix
-    refusals: Tensor | None = None  # (K,) float32: their weights
+    rejected: Tensor | None = None  # (K, 3) int64: window, moment from the newest, rejected item_ix
+    rejected_weights: Tensor | None = None  # (K,) float32: their weights
     users: Tensor | None = None  # (B,) int64 user_ix of each window
 
 
@@ -100,7 +100,7 @@ class SequenceDataset:
 
     def __init__(self, data: TrainData, history: int, chosen: np.ndarray | None = None) -> None:
         if data.targets is not None:  # a moment with only inputs is never a target
-            chosen = data.asked if chosen is None else chosen & data.asked
+            chosen = data.has_target if chosen is None else chosen & data.has_target
         self.data = data
         self.history = history
         self.chosen = chosen
@@ -120,7 +120,7 @@ class SequenceDataset:
         first, stop = first[active], stop[active]
         starts, stops = [], []
         while len(stop):
-            start = self._reach(first, stop)
+            start = self._window_start(first, stop)
             starts.append(start)
             stops.append(stop)
             if which == "last":
@@ -129,9 +129,9 @@ class SequenceDataset:
             first, stop = first[more], start[more]
         if not starts:
             return HistoryWindows(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return self._asked(HistoryWindows(np.concatenate(starts), np.concatenate(stops)))
+        return self._windows_with_targets(HistoryWindows(np.concatenate(starts), np.concatenate(stops)))
 
-    def _asked(self, windows: HistoryWindows) -> HistoryWindows:
+    def _windows_with_targets(self, windows: HistoryWindows) -> HistoryWindows:
         """Keep windows with a target; each ends before its last target."""
         if self.chosen is None:
             return windows
@@ -143,12 +143,12 @@ class SequenceDataset:
         holds_target = (rank >= 0) & (last > windows.starts)  # (W,)
         return HistoryWindows(windows.starts[holds_target], last[holds_target])
 
-    def newest(self, users: np.ndarray) -> HistoryWindows:
+    def latest_windows(self, users: np.ndarray) -> HistoryWindows:
         """Return the newest window of each user with a moment, as serving builds it."""
         first, stop = self.data.user_offsets[users], self.data.user_offsets[users + 1]
-        return HistoryWindows(self._reach(first, stop), stop)
+        return HistoryWindows(self._window_start(first, stop), stop)
 
-    def _reach(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    def _window_start(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Return the first start from ``first`` with at most ``history`` items."""
         start = np.searchsorted(self.rows.offsets, self.rows.offsets[stop] - self.history, side="left")
         reached: np.ndarray = np.maximum(start, first)
@@ -196,7 +196,7 @@ class SequenceDataset:
         if self.late:
             known = self.rows.newest_seq[self.rows.moment[rows]]  # (B, T)
             arrived = torch.from_numpy(self.rows.seqs[rows][:, None, :] <= known[:, :, None])
-        refused, refusals = self._refused(windows)
+        rejected, rejected_weights = self._refused(windows)
         return Batch(
             items=torch.from_numpy(np.where(mask, self.rows.items[rows], 0)),
             moments=torch.from_numpy(moments),
@@ -205,12 +205,12 @@ class SequenceDataset:
             context=torch.from_numpy(self.context[target]),
             targets=torch.from_numpy(np.where(predicted, self.data.items[drawn[target]], 0).astype(np.int64)),
             weights=torch.from_numpy(np.where(predicted, self.data.weights[drawn[target]], 0).astype(np.float32)),
-            refused=refused,
-            refusals=refusals,
+            rejected=rejected,
+            rejected_weights=rejected_weights,
             users=torch.from_numpy(self.rows.user[windows.starts].astype(np.int64)),
         )
 
-    def targeted(self, windows: HistoryWindows) -> np.ndarray:
+    def target_moments(self, windows: HistoryWindows) -> np.ndarray:
         """Return a (M,) bool mask of the moments that these windows predict."""
         steps = np.zeros(len(self.data.stamps) + 2, dtype=np.int64)
         np.add.at(steps, windows.starts + 1, 1)
@@ -219,29 +219,29 @@ class SequenceDataset:
         return held if self.chosen is None else held & self.chosen
 
     @cached_property
-    def anchored(self) -> NegativesByMoment | None:
+    def negatives_by_moment(self) -> NegativesByMoment | None:
         """Return the rejected items after each moment."""
         return None if self.data.negatives is None else NegativesByMoment(self.data)
 
     def _refused(self, windows: HistoryWindows) -> tuple[Tensor | None, Tensor | None]:
-        if self.anchored is None:
+        if self.negatives_by_moment is None:
             return None, None
-        window, row = self.anchored.for_windows(windows.starts, windows.stops)
+        window, row = self.negatives_by_moment.for_windows(windows.starts, windows.stops)
         if self.chosen is not None:  # used only if the following moment is a chosen target
-            asked = self.chosen[self.anchored.moment[row] + 1]
+            asked = self.chosen[self.negatives_by_moment.moment[row] + 1]
             window, row = window[asked], row[asked]
         if not len(row):
             return None, None
-        moment = windows.stops[window] - 1 - self.anchored.moment[row]
-        refused = np.stack([window, moment, self.anchored.items[row]], axis=1).astype(np.int64)
-        return torch.from_numpy(refused), torch.from_numpy(self.anchored.weights[row])
+        moment = windows.stops[window] - 1 - self.negatives_by_moment.moment[row]
+        rejected = np.stack([window, moment, self.negatives_by_moment.items[row]], axis=1).astype(np.int64)
+        return torch.from_numpy(rejected), torch.from_numpy(self.negatives_by_moment.weights[row])
 
     def queries(self, users: np.ndarray, now: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the serving inputs of these users at ``now``.
 
         They are items (B, T), moments, mask and context (B, C).
         """
-        windows = self.newest(users)
+        windows = self.latest_windows(users)
         rows, moments, mask = self.tokens(windows)
         context = self._context(users, now, self.data.stamps[windows.stops - 1], np.ones(len(users), dtype=bool))
         items = np.where(mask, self.rows.items[rows], 0)

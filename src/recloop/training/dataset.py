@@ -84,7 +84,7 @@ def make_tables(
         .sort(STAMP, ITEM_ID)
     )
     if parent:
-        table = _begin_with(parent, table)
+        table = _parent_items_first(parent, table)
     head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
     tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
     item_ids = table[ITEM_ID].to_list()
@@ -108,7 +108,7 @@ def make_tables(
     )
 
 
-def _begin_with(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
+def _parent_items_first(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
     """Order the parent's items first, then new ones; every parent item keeps its row."""
     first = pl.DataFrame({ITEM_ID: parent}, schema={ITEM_ID: pl.String}).join(
         table, on=ITEM_ID, how="left", maintain_order="left"
@@ -127,7 +127,7 @@ def train_data(
         held: Labelled rows of the validation moments, one moment per user; excluded from all counts.
         shown: Slots of the served lists that the rows refer to (`recloop.training.negatives.slots_of`).
     """
-    train, held = _settled(train, held)
+    train, held = _resolve_undos(train, held)
     train = _in_tables(tables, train)
     held = None if held is None else _in_tables(tables, held)
     known = train.filter(is_input())
@@ -199,7 +199,7 @@ def _inputs(rows: pl.DataFrame) -> pl.DataFrame:
     return without_undone(rows).filter(is_input())
 
 
-def _settled(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+def _resolve_undos(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Resolve undos over both frames; a training row may undo a held-out moment."""
     if held is None or not len(held):
         return without_undone(train), held

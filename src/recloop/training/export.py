@@ -16,22 +16,22 @@ INPUTS = ("history", "moments", "mask", "context")
 OUTPUT = "vectors"
 
 
-class _Users(nn.Module):
-    """Expose a network's ``users`` as ``forward``."""
+class _UserVectors(nn.Module):
+    """Expose a network's ``forward_user`` as ``forward``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        vectors: Tensor = self.network.users(history, moments, mask, context)
+        vectors: Tensor = self.network.forward_user(history, moments, mask, context)
         return vectors
 
 
 def item_vectors(network: Any, codes: Tensor) -> np.ndarray:
     """Return the item vectors, (N+1, D) float32, row 0 = 0."""
     with torch.no_grad():
-        vectors: np.ndarray = network.items(codes).cpu().numpy().astype(np.float32)
+        vectors: np.ndarray = network.item_vectors(codes).cpu().numpy().astype(np.float32)
     vectors[0] = 0
     return vectors
 
@@ -43,7 +43,7 @@ def user_graph(network: Any, dim: int, n_context: int) -> bytes:
     B and T are dynamic. The file contains all weights except the item table.
     """
     example, shapes = _example(dim, n_context)
-    return _export(_Users(network), example, shapes, list(INPUTS))
+    return _export(_UserVectors(network), example, shapes, list(INPUTS))
 
 
 def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
@@ -57,7 +57,7 @@ def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[i
     return example, ({0: batch, 1: time}, {0: batch, 1: time}, {0: batch, 1: time}, {0: batch})
 
 
-class _Ranks(nn.Module):
+class _CandidateScores(nn.Module):
     """Expose a network's candidate scores as ``forward``."""
 
     def __init__(self, network: Any) -> None:
@@ -65,8 +65,8 @@ class _Ranks(nn.Module):
         self.network = network
 
     def forward(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, candidates: Tensor) -> Tensor:
-        users = self.network.users(history, moments, mask, context)
-        scores: Tensor = self.network.rank(users, candidates)
+        users = self.network.forward_user(history, moments, mask, context)
+        scores: Tensor = self.network.score_candidates(users, candidates)
         return scores
 
 
@@ -74,25 +74,27 @@ def rank_graph(network: Any, dim: int, n_context: int) -> bytes:
     """Export ``rank.onnx``: user.onnx inputs, candidates (B, K, D) -> scores (B, K)."""
     example, shapes = _example(dim, n_context)
     candidates = {0: torch.export.Dim("B"), 1: torch.export.Dim("K")}
-    return _export(_Ranks(network), (*example, torch.zeros(2, 4, dim)), (*shapes, candidates), [*INPUTS, "candidates"])
+    return _export(
+        _CandidateScores(network), (*example, torch.zeros(2, 4, dim)), (*shapes, candidates), [*INPUTS, "candidates"]
+    )
 
 
-class _Described(nn.Module):
-    """Expose a network's ``described`` as ``forward``."""
+class _ColdItems(nn.Module):
+    """Expose a network's ``cold_item_vectors`` as ``forward``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.network.described(codes)
+        vectors: Tensor = self.network.cold_item_vectors(codes)
         return vectors
 
 
 def item_graph(network: Any, n_fields: int) -> bytes:
     """Export ``item.onnx``: codes (n, Ci) -> vectors (n, D) of items without a row."""
     return _export(
-        _Described(network), (torch.zeros(2, n_fields, dtype=torch.int64),), ({0: torch.export.Dim("n")},), ["codes"]
+        _ColdItems(network), (torch.zeros(2, n_fields, dtype=torch.int64),), ({0: torch.export.Dim("n")},), ["codes"]
     )
 
 

@@ -150,7 +150,7 @@ def fit_network(
     kept, trained = watch.kept, watch.seconds
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.request_fields)
-    described = hasattr(network, "described") and bool(data.item_fields)
+    has_item_graph = hasattr(network, "cold_item_vectors") and bool(data.item_fields)
     kind = str(getattr(network, "kind", "vectors"))
     graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
     metrics = FitMetrics(
@@ -172,7 +172,7 @@ def fit_network(
         arrays={"item_vectors": vectors},
         graph=graph,
         kind=kind,
-        item_graph=item_graph(network, len(data.item_fields)) if described else b"",
+        item_graph=item_graph(network, len(data.item_fields)) if has_item_graph else b"",
         train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
         epochs=kept.epoch,
         steps=kept.step,

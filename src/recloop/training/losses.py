@@ -23,12 +23,12 @@ MANY = 100_000
 
 Each = Callable[[PairScores], Tensor]
 SAMPLED: dict[str, tuple[Each, Each, bool]] = {
-    "ss": (sampled_losses.ss, sampled_losses.softmax_refused, False),
-    "ss_logq": (sampled_losses.ss_logq, sampled_losses.softmax_refused, True),
-    "ss_refined": (sampled_losses.ss_refined, sampled_losses.softmax_refused, True),
-    "gbce": (sampled_losses.gbce, sampled_losses.bce_refused, False),
-    "bce": (sampled_losses.bce, sampled_losses.bce_refused, False),
-    "bpr": (sampled_losses.bpr, sampled_losses.bpr_refused, False),
+    "ss": (sampled_losses.ss, sampled_losses.softmax_rejected, False),
+    "ss_logq": (sampled_losses.ss_logq, sampled_losses.softmax_rejected, True),
+    "ss_refined": (sampled_losses.ss_refined, sampled_losses.softmax_rejected, True),
+    "gbce": (sampled_losses.gbce, sampled_losses.bce_rejected, False),
+    "bce": (sampled_losses.bce, sampled_losses.bce_rejected, False),
+    "bpr": (sampled_losses.bpr, sampled_losses.bpr_rejected, False),
 }
 """Losses by name: loss of a target, loss of a rejected item, and True if q can differ from uniform."""
 UNTAKEN = frozenset({"bce", "bpr"})
@@ -50,9 +50,9 @@ class Criterion:
     """Loss of a network by its name in ``train.loss``.
 
     ``auto`` is the network's default loss if it has one, else ``ce``, or ``ss_refined`` above `MANY` items. A network
-    without an inner product (NeuMF) defines ``loss`` and ``refused`` like `cross_entropy` and `rejected_item_loss`.
+    without an inner product (NeuMF) defines ``loss`` and ``rejected_loss`` like `cross_entropy` and `rejected_item_loss`.
     Alternatively it defines ``sampled_loss`` with the rows' `OwnedItems` as an additional argument. A network with a
-    custom sampler (Two-Tower) defines ``draw(targets) -> (ids, m q_j)``; draws of items that the user took are masked.
+    custom sampler (Two-Tower) defines ``draw_negatives(targets) -> (ids, m q_j)``; draws of items that the user took are masked.
 
     Raises:
         UserError: the network does not support the loss.
@@ -60,25 +60,27 @@ class Criterion:
 
     def __init__(self, network: Any, data: TrainData, settings: Train) -> None:
         own = getattr(network, "sampled_loss", None) or getattr(network, "loss", None)
-        auto = getattr(network, "auto", None) or ("ss_refined" if data.n_items > MANY else "ce")
-        self.name: str = auto if settings.loss == "auto" else settings.loss
-        if own is not None and self.name != auto:
-            expected = f"auto or {auto}, the loss that {type(network).__name__} defines"
+        default_loss = getattr(network, "default_loss", None) or ("ss_refined" if data.n_items > MANY else "ce")
+        self.name: str = default_loss if settings.loss == "auto" else settings.loss
+        if own is not None and self.name != default_loss:
+            expected = f"auto or {default_loss}, the loss that {type(network).__name__} defines"
             raise UserError("train.loss", settings.loss, expected, "--set train.loss=auto")
-        self.draw: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self.sampler: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        self.target_loss: Callable[..., Tensor]
+        self.rejected_loss: Callable[..., Tensor]
         self.masks_owned = self.samples = hasattr(network, "sampled_loss")
         if own is not None or self.name == "ce":
-            self.target_loss: Callable[..., Tensor] = own or cross_entropy
-            self.refused = getattr(network, "refused", None) or rejected_item_loss
+            self.target_loss = own or cross_entropy
+            self.rejected_loss = getattr(network, "rejected_loss", None) or rejected_item_loss
             return
-        self.target_loss, self.refused, corrected = SAMPLED[self.name]
-        self.draw = getattr(network, "draw", None) if corrected else None
-        self.masks_owned = self.draw is not None or self.name in UNTAKEN
-        if self.draw is None:
-            self.draw = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
+        self.target_loss, self.rejected_loss, corrected = SAMPLED[self.name]
+        self.sampler = getattr(network, "draw_negatives", None) if corrected else None
+        self.masks_owned = self.sampler is not None or self.name in UNTAKEN
+        if self.sampler is None:
+            self.sampler = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
 
     def __call__(
-        self, items: Tensor, targets: LossRows, refused: LossRows | None, owned: OwnedItems | None = None
+        self, items: Tensor, targets: LossRows, rejected: LossRows | None, owned: OwnedItems | None = None
     ) -> Tensor:
         """Return the weighted mean loss over targets and rejected items; items (N, D).
 
@@ -89,12 +91,12 @@ class Criterion:
             loss: Tensor = self.target_loss(targets.vectors, items, targets.items, targets.weights, owned)
             drawn = None
         else:
-            drawn = None if self.draw is None else SampledItems(*self.draw(targets.items))
+            drawn = None if self.sampler is None else SampledItems(*self.sampler(targets.items))
             loss = self._mean(self.target_loss, items, targets, drawn, owned if self.masks_owned else None)
-        if refused is None:
+        if rejected is None:
             return loss
-        share = refused.weights.sum() / (targets.weights.sum() + refused.weights.sum())
-        return (1 - share) * loss + share * self._mean(self.refused, items, refused, drawn)
+        share = rejected.weights.sum() / (targets.weights.sum() + rejected.weights.sum())
+        return (1 - share) * loss + share * self._mean(self.rejected_loss, items, rejected, drawn)
 
     @staticmethod
     def _mean(

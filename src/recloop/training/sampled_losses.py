@@ -155,7 +155,7 @@ def bpr(s: PairScores) -> Tensor:
     return s.mean(F.softplus(s.drawn - s.own[:, None]))
 
 
-def softmax_refused(s: PairScores) -> Tensor:
+def softmax_rejected(s: PairScores) -> Tensor:
     """Return the softmax loss of a rejected item: softplus(s_d - ln Z) = -ln(1 - p_d).
 
     Z = sum of e^c_j. The loss is 0 if only d itself was drawn.
@@ -164,11 +164,11 @@ def softmax_refused(s: PairScores) -> Tensor:
     return each.masked_fill(s.same.all(1), 0)
 
 
-def bce_refused(s: PairScores) -> Tensor:
+def bce_rejected(s: PairScores) -> Tensor:
     """Return the BCE loss of a rejected item: softplus(s_d), as for a drawn negative."""
     return F.softplus(s.own)
 
 
-def bpr_refused(s: PairScores) -> Tensor:
+def bpr_rejected(s: PairScores) -> Tensor:
     """Return the BPR loss of a rejected item: mean of softplus(s_d - s_j)."""
     return s.mean(F.softplus(s.own[:, None] - s.drawn))

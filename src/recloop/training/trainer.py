@@ -41,10 +41,10 @@ class Learner(lightning.LightningModule):
     A network defines:
         ``inputs = "sequence"`` and a frozen ``Config``;
         ``build(data, dim, history)``, which creates its tables;
-        ``items(codes) -> (N+1, D)``;
-        ``users(history, moments, mask, context) -> (B, D)`` for serving;
-        ``ends(history, moments, mask, context, arrived) -> (B, M, D)``, one vector per moment, for training;
-        ``start(vectors)`` with ``Config.start = "counts"``.
+        ``item_vectors(codes) -> (N+1, D)``;
+        ``forward_user(history, moments, mask, context) -> (B, D)`` for serving;
+        ``forward_moments(history, moments, mask, context, arrived) -> (B, M, D)``, for training;
+        ``init_items(vectors)`` with ``Config.start = "counts"``.
     `recloop.models.sasrec` shows each with its shapes.
     """
 
@@ -64,24 +64,26 @@ class Learner(lightning.LightningModule):
 
     def vectors(self) -> Tensor:
         """Return the current item vectors, (N+1, D)."""
-        vectors: Tensor = self.network.items(self.item_codes)
+        vectors: Tensor = self.network.item_vectors(self.item_codes)
         return vectors
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Return the loss over moment ends with a next moment and over rejected items."""
         table = self.vectors()  # (N+1, D)
         history = F.embedding(batch.items, table)  # (B, T, D)
-        ends = self.network.ends(history, batch.moments, batch.mask, batch.context, batch.arrived)  # (B, M, D)
-        told = batch.targets > 0  # (B, M)
-        targets = LossRows(ends[told], batch.targets[told] - 1, batch.weights[told])
-        refused = None
-        if batch.refused is not None and batch.refusals is not None:
-            window, moment, item = batch.refused.unbind(1)
-            refused = LossRows(ends[window, moment], item - 1, batch.refusals)
+        ends = self.network.forward_moments(
+            history, batch.moments, batch.mask, batch.context, batch.arrived
+        )  # (B, M, D)
+        has_target = batch.targets > 0  # (B, M)
+        targets = LossRows(ends[has_target], batch.targets[has_target] - 1, batch.weights[has_target])
+        rejected = None
+        if batch.rejected is not None and batch.rejected_weights is not None:
+            window, moment, item = batch.rejected.unbind(1)
+            rejected = LossRows(ends[window, moment], item - 1, batch.rejected_weights)
         owned = None
         if self.criterion.masks_owned and batch.users is not None:
-            owned = OwnedItems(self.owned, batch.users, told.nonzero()[:, 0], len(table) - 1)
-        return self.criterion(table[1:], targets, refused, owned)
+            owned = OwnedItems(self.owned, batch.users, has_target.nonzero()[:, 0], len(table) - 1)
+        return self.criterion(table[1:], targets, rejected, owned)
 
     def configure_optimizers(self) -> Any:
         """Build AdamW with decay for matrices; a warm start restores the parent's state."""
@@ -156,13 +158,13 @@ def train(
     settings = config.train
     sequences = SequenceDataset(data, config.features.max_history, None if warm is None else warm.chosen)
     windows = sequences.training(settings.windows)
-    data = replace(data, targeted=sequences.targeted(windows))
+    data = replace(data, targeted=sequences.target_moments(windows))
     with deterministic(settings.seed), quiet_lightning():
         network.build(data, config.features.dim, config.features.max_history)
         if warm is not None:
             restore_weights(network, data, warm)
         elif getattr(network.config, "start", "") == "counts":
-            network.start(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
+            network.init_items(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
         steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
         held = data.held
         seen = config.split.filter_seen

@@ -71,8 +71,8 @@ class ValidationSet:
 
     def _top(self, learner: Any, table: Tensor, part: slice) -> np.ndarray:
         items, moments, mask, context = (tensor[part].to(table.device) for tensor in self.queries)
-        users = learner.network.users(table[items], moments, mask, context)  # (b, D)
-        own = getattr(learner.network, "scores", None)  # a network without an inner product
+        users = learner.network.forward_user(table[items], moments, mask, context)  # (b, D)
+        own = getattr(learner.network, "score_items", None)  # a network without an inner product
         scores = users @ table.T if own is None else own(users, table)  # (b, N+1)
         scores[:, 0] = -torch.inf
         if self.seen is not None:
