@@ -29,8 +29,8 @@ def test_replacing_error_in_block_keeps_old_file(tmp_path: Path) -> None:
     files.replace_json(target, {"b": 1, "a": "é"})
 
     def write_half() -> None:
-        with files.replacing(target) as beside:
-            beside.write_text("half", "utf-8")
+        with files.replacing(target) as temporary:
+            temporary.write_text("half", "utf-8")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -42,8 +42,8 @@ def test_replacing_error_in_block_keeps_old_file(tmp_path: Path) -> None:
 def test_replacing_block_in_progress_shows_old_file(tmp_path: Path) -> None:
     target = tmp_path / "state"
     files.replace_file(target, "old")
-    with files.replacing(target) as beside:
-        beside.write_text("new", "utf-8")
+    with files.replacing(target) as temporary:
+        temporary.write_text("new", "utf-8")
         assert target.read_text("utf-8") == "old"
     assert target.read_text("utf-8") == "new"
 

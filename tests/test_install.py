@@ -35,8 +35,8 @@ def test_base_package_updates_and_reports_without_torch(fresh: Path, tmp_path: P
         command = [fresh / "recloop", "-C", shop, *words]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
-    asked = [fresh / "python", "-c", "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('pandas'))"]
-    found = subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    probe = [fresh / "python", "-c", "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('pandas'))"]
+    found = subprocess.run(probe, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert found.stdout.strip() == "None None"
     first = run("update", "--json")
     assert first.returncode == 0, first.stderr

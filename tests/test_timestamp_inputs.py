@@ -141,8 +141,8 @@ def test_wrong_clock_by_each_input_is_quarantined(stamp: int, wrong: bool) -> No
     """In a file the end of the log replaces the unknown arrival."""
     rows = [{"user_id": f"u{n % 9}", "timestamp": NOW - n * 3_600 * SECOND} for n in range(90)]
     frame = pl.DataFrame([*rows, {"user_id": "u", "timestamp": stamp}])
-    for judged in (received_by_end(frame), frame.with_columns(pl.lit(ARRIVAL).alias("received_at"))):
-        assert wrong_clock(judged, Config().clean).to_list() == [*[False] * 90, wrong]
+    for arrived in (received_by_end(frame), frame.with_columns(pl.lit(ARRIVAL).alias("received_at"))):
+        assert wrong_clock(arrived, Config().clean).to_list() == [*[False] * 90, wrong]
 
 
 @given(

@@ -176,15 +176,15 @@ def recount(
     """Recompute every metric of every slice, one query at a time."""
     events = data.events.filter(pl.col(LABEL) > 0)
     known = set(bundle.items.ids.ids)
-    taken: dict[tuple[str, int], set[str]] = {}
+    items_at: dict[tuple[str, int], set[str]] = {}
     for user, item, stamp in events.select(USER_ID, ITEM_ID, STAMP).iter_rows():
-        taken.setdefault((user, stamp), set()).add(item)
+        items_at.setdefault((user, stamp), set()).add(item)
     per_user: dict[tuple[str, str], dict[str, list[float]]] = {}
     for user, stamp in {
         (user, stamp) for user, stamp in data.test.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).iter_rows()
     }:
-        targets = taken[user, stamp]
-        before = set().union(*(items for (u, s), items in taken.items() if u == user and s < stamp))
+        targets = items_at[user, stamp]
+        before = set().union(*(items for (u, s), items in items_at.items() if u == user and s < stamp))
         slices = {"all": targets, "warm": targets & known, "repeat": targets & before, "explore": targets - before}
         for part, wanted in slices.items():
             if not wanted:

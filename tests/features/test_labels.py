@@ -131,8 +131,8 @@ def test_bursts_ignore_the_heaviest_event_type() -> None:
 def test_bursts_count_a_basket_once() -> None:
     basket = [{"group_id": "b", "timestamp": n} for n in range(30)]
     clicks = [{"timestamp": SECOND // 2 + n} for n in range(9)]
-    taken = EventLabeler(Events(), Clean()).causal_rule(frame([*basket, *clicks]))
-    assert taken.to_list() == [None] * 38 + ["burst"], "the basket and nine clicks count as ten"
+    rules = EventLabeler(Events(), Clean()).causal_rule(frame([*basket, *clicks]))
+    assert rules.to_list() == [None] * 38 + ["burst"], "the basket and nine clicks count as ten"
 
 
 def test_bursts_of_many_rows_of_one_user_take_linear_time() -> None:

@@ -63,9 +63,9 @@ def client(shop: Shop) -> Iterator[Client]:
 
 
 def test_client_uses_one_connection_for_all_calls(shop: Shop, client: Client) -> None:
-    asked = client.recommend("a / ü", n="3")
-    assert asked["path"] == "/base/v1/recommend/a%20%2F%20%C3%BC?n=3"
-    assert "x-recloop-now" not in asked
+    response = client.recommend("a / ü", n="3")
+    assert response["path"] == "/base/v1/recommend/a%20%2F%20%C3%BC?n=3"
+    assert "x-recloop-now" not in response
     client.now = 1_000_000
     posted = client.post("/v1/events", [{"user_id": "a"}])
     assert json.loads(posted["body"]) == [{"user_id": "a"}]

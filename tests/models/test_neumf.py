@@ -43,17 +43,17 @@ def test_neumf_loss_by_hand() -> None:
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     torch.manual_seed(1)
     drawn = torch.randint(N, (3,)).tolist()
-    taken = {4: {4, drawn[0]}, 9: {9}}  # the first user owns the first drawn item
+    owned_items = {4: {4, drawn[0]}, 9: {9}}  # the first user owns the first drawn item
 
     def owned(ids: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([[j in taken[target] for j in ids.tolist()] for target in (4, 9)])
+        return torch.tensor([[j in owned_items[target] for j in ids.tolist()] for target in (4, 9)])
 
     torch.manual_seed(1)
     found = network.sampled_loss(vectors, items, torch.tensor([4, 9]), torch.tensor([1.0, 3.0]), owned).item()
     logits = network.score_candidates(vectors, items[None]).tolist()
     each = []
     for row, target in enumerate((4, 9)):
-        rivals = [math.log1p(math.exp(logits[row][j])) for j in drawn if j not in taken[target]]
+        rivals = [math.log1p(math.exp(logits[row][j])) for j in drawn if j not in owned_items[target]]
         each.append(math.log1p(math.exp(-logits[row][target])) + 4 * sum(rivals) / len(rivals))
     assert found == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-4)
 

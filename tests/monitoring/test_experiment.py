@@ -216,8 +216,8 @@ def test_evaluate_with_failures_near_the_slack_is_not_better() -> None:
         for one in decisions
         if one.assigned == "candidate" and hash_unit_interval("f", one.request_id) < 0.012
     }
-    asked = [msgspec.structs.replace(one, variant="live") if one.request_id in failed else one for one in decisions]
-    found = experiment.evaluate(user_outcomes(asked, events, T, T + 3 * DAY), PLAN)
+    answered = [msgspec.structs.replace(one, variant="live") if one.request_id in failed else one for one in decisions]
+    found = experiment.evaluate(user_outcomes(answered, events, T, T + 3 * DAY), PLAN)
     assert found.looks[0].crossed
     assert (found.verdict, found.decided_by, found.no_harm) == ("inconclusive", "none", False)
     assert "but guardrail unanswered may be above its slack" in found.why

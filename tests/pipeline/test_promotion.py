@@ -46,13 +46,13 @@ def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
     same = loop.train(shop, model="covisitation").bundle
     with pytest.raises(Refused, match=rf"gate=not run, threshold passed: .*recloop promote {same.id} --to shadow"):
         transitions.promote(shop, same.id, "shadow", "with a reason it is not run either")
-    asked: list[int] = []
+    evaluated: list[int] = []
     right = promotion.BundleUnderTest.ask
     monkeypatch.setattr(
-        promotion.BundleUnderTest, "ask", lambda self, queries: asked.append(len(queries)) or right(self, queries)
+        promotion.BundleUnderTest, "ask", lambda self, queries: evaluated.append(len(queries)) or right(self, queries)
     )
     moved = promotion.promote(shop, same.id, "shadow")
-    assert asked == [len(positives_after(shop, same.cut))] * 2  # candidate and live, every moment of the test
+    assert evaluated == [len(positives_after(shop, same.cut))] * 2  # candidate and live, every moment of the test
     found = gates(moved["evidence"])
     assert list(found) == [
         "new", "slice_drop:cold", "slice_drop:repeat", "slice_drop:explore", "latency", "cold_coverage_drop", "golden",
@@ -65,7 +65,7 @@ def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
         Refused, match="shadow requests=0, threshold 100"
     ):  # the gate is recorded in the release table by now
         transitions.promote(shop, same.id, "experiment")
-    assert len(asked) == 2
+    assert len(evaluated) == 2
 
 
 def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(shop: Project) -> None:
@@ -129,17 +129,17 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
     promote_fully_learned_bundle(shop)
     live = shop.load_bundle()
     test = positives_after(shop, candidate.cut)
-    asked: list[set[tuple[str, int]]] = []
+    evaluated: list[set[tuple[str, int]]] = []
     right = promotion.BundleUnderTest.ask
 
     def ask(self: promotion.BundleUnderTest, queries: Any) -> Any:
-        asked.append(set(zip(queries.users, queries.now.tolist(), strict=True)))
+        evaluated.append(set(zip(queries.users, queries.now.tolist(), strict=True)))
         return right(self, queries)
 
     monkeypatch.setattr(promotion.BundleUnderTest, "ask", ask)
     monkeypatch.setattr(evidence, "is_holdout_user", lambda user: user < "u2")
     found = {one.name: one for one in promotion.run_promotion_gates(shop, candidate, live)}
-    assert asked[0] == asked[1] == {(user, stamp) for user, stamp in test if user < "u2"}
+    assert evaluated[0] == evaluated[1] == {(user, stamp) for user, stamp in test if user < "u2"}
     assert found["new"].note == "weak: nothing to compare"
     assert found["forgetting"].value is not None
     monkeypatch.setattr(
@@ -158,6 +158,6 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
     made = [Event(user_id=u, item_id=i, timestamp=t, event_type="purchase", received_at=t) for u, i, t in rows]
     log.append_events([*made, made[0]])  # a repeat, which an update would retract, is the same moment
     log.close()
-    asked.clear()
+    evaluated.clear()
     promotion.run_promotion_gates(shop, candidate, live)
-    assert asked[0] == asked[1] == {("u03", late), ("u05", late + 1)}
+    assert evaluated[0] == evaluated[1] == {("u03", late), ("u05", late + 1)}

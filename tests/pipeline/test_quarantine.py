@@ -114,19 +114,19 @@ def test_quarantine_during_serving_is_applied_and_verified(shop: Project) -> Non
     async def work(client: Any, service: Service) -> None:
         following = asyncio.create_task(poll_forever(service))
 
-        async def asked() -> tuple[int, list[str]]:
+        async def events_and_list() -> tuple[int, list[str]]:
             answer = (await client.get("/v1/recommend/u01", params={"n": 5})).json()
             known = (await client.get("/v1/users/u01")).json()["events"]
             return known, [slot["item_id"] for slot in answer["items"]]
 
-        before = await asked()
+        before = await events_and_list()
         done = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")
         assert (done.new > 0, done.waiting) == (True, 0)
-        assert (await asked())[0] == 0
+        assert (await events_and_list())[0] == 0
         assert (await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")).new == 0
         back = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "not a bot", restore=True)
         assert back.new == done.new
-        assert await asked() == before
+        assert await events_and_list() == before
         following.cancel()
 
     inside(app, work)

@@ -230,9 +230,9 @@ def test_update_with_shuffled_items_is_blocked_by_the_input_check(
     assert moved(project) == before
     assert loading.log_range(project)[0] < loading.log_range(project)[1], "its rows stay pending"
     unchecked = open_project(project.root, [*COUNTS, "update.input_check=false"])
-    judged = loop.update(unchecked)
-    assert judged.from_seq == done.from_seq
-    assert {"new", "forgetting"} <= {one["name"] for one in judged.gates}
+    unchecked_update = loop.update(unchecked)
+    assert unchecked_update.from_seq == done.from_seq
+    assert {"new", "forgetting"} <= {one["name"] for one in unchecked_update.gates}
 
 
 def test_update_after_quarantine_of_poisoned_rows_equals_one_without_them(
@@ -271,14 +271,14 @@ def test_update_after_a_restore_learns_the_restored_rows(later: Later, first: tu
     post(project, first[1][:30].with_columns(pl.col("event_id") + "-again"))
     made = loop.update(project)
     assert made.verdict == "registered", made.failed
-    taken = range(made.from_seq, made.from_seq + len(rows))
-    assert set(load(project).events["seq"]).isdisjoint(taken)
+    quarantined_seqs = range(made.from_seq, made.from_seq + len(rows))
+    assert set(load(project).events["seq"]).isdisjoint(quarantined_seqs)
     restored = quarantine(project, "placement = 'suspect'", "not bots", restore=True)
     assert (restored.new, restored.restore) == (len(rows), True)
     assert quarantine(project, "placement = 'suspect'", "twice", restore=True).new == 0
     back = loop.update(project)
     assert back.verdict == "registered", back.failed
-    assert set(load(project).events["seq"]).issuperset(taken)
+    assert set(load(project).events["seq"]).issuperset(quarantined_seqs)
 
 
 def test_update_refresh_becomes_live_but_not_after_a_rollback(later: Later, first: tuple[Path, pl.DataFrame]) -> None:

@@ -27,8 +27,8 @@ VECTORS = np.array([[0, 0], [1, 0], [2, 1], [0, 3], [-1, 0], [4, 1]], dtype=np.f
 
 
 def ask(recommender: Recommender, item_id: str, state: UserState | None = None, **query: object) -> RankedList:
-    asked = Query(user_id="u", now=0, **{"placement": "similar", "item_id": item_id, "n": 5, **query})  # type: ignore[arg-type]
-    return recommender.recommend(StateBatch.from_states(["u"], [state or UserState()]), [asked])[0]
+    request = Query(user_id="u", now=0, **{"placement": "similar", "item_id": item_id, "n": 5, **query})  # type: ignore[arg-type]
+    return recommender.recommend(StateBatch.from_states(["u"], [state or UserState()]), [request])[0]
 
 
 def with_vectors(bundle: Bundle) -> Bundle:

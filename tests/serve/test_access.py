@@ -70,7 +70,7 @@ def bare() -> Browser:
     return Browser(app)
 
 
-def asked(client: Any, path: str = "/v1/health/live", method: str = "GET", **headers: str) -> tuple[int, str]:
+def status_and_code(client: Any, path: str = "/v1/health/live", method: str = "GET", **headers: str) -> tuple[int, str]:
     answer = client.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
     code = answer.json()["error"]["code"] if answer.status_code >= 400 else ""
     return answer.status_code, code
@@ -81,7 +81,7 @@ def asked(client: Any, path: str = "/v1/health/live", method: str = "GET", **hea
     ["localhost", "LOCALHOST:1", "127.0.0.1:65000", "[::1]", "[::1]:8088", "127.0.0.2:9", "shop.example", "Shop.Example:443"],
 )  # fmt: skip
 def test_host_known_is_answered(bare: Browser, host: str) -> None:
-    assert asked(bare, host=host) == (200, "")
+    assert status_and_code(bare, host=host) == (200, "")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_host_known_is_answered(bare: Browser, host: str) -> None:
      "localhost:8088:1", "localhost:x", "a@localhost", "localhost/", ""],
 )  # fmt: skip
 def test_host_unknown_is_421(bare: Browser, host: str) -> None:
-    assert asked(bare, host=host) == (421, "unknown_host")
+    assert status_and_code(bare, host=host) == (421, "unknown_host")
 
 
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
@@ -105,18 +105,21 @@ def test_host_missing_or_repeated_is_400(server: Server, hosts: list[str]) -> No
 def test_rebinding_page_is_421_for_reads_and_writes(server: Server) -> None:
     """DNS rebinding gives a foreign page the origin of the service; Host and Origin hold its name."""
     page = {"host": "evil.example:8088", "origin": "http://evil.example:8088"}
-    assert asked(server.client, "/v1/users/u14", **page) == (421, "unknown_host")
-    assert asked(server.client, "/v1/events", "POST", **page) == (421, "unknown_host")
-    assert asked(server.client, "/v1/admin/rollback", "POST", **page) == (421, "unknown_host")
-    assert asked(server.client, "/", **page) == (421, "unknown_host")
+    assert status_and_code(server.client, "/v1/users/u14", **page) == (421, "unknown_host")
+    assert status_and_code(server.client, "/v1/events", "POST", **page) == (421, "unknown_host")
+    assert status_and_code(server.client, "/v1/admin/rollback", "POST", **page) == (421, "unknown_host")
+    assert status_and_code(server.client, "/", **page) == (421, "unknown_host")
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Host", "X-Original-Host", "Forwarded"])
 def test_proxy_header_is_not_trusted(bare: Browser, header: str) -> None:
     header_value = "host=localhost" if header == "Forwarded" else "localhost"
-    assert asked(bare, host="evil.example", **{header: header_value}) == (421, "unknown_host")
+    assert status_and_code(bare, host="evil.example", **{header: header_value}) == (421, "unknown_host")
     local = {"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", header: header_value}
-    assert asked(bare, "/v1/admin/rollback", "POST", content_type="application/json", **local) == (401, "unauthorized")
+    assert status_and_code(bare, "/v1/admin/rollback", "POST", content_type="application/json", **local) == (
+        401,
+        "unauthorized",
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,9 +133,9 @@ def test_proxy_header_is_not_trusted(bare: Browser, header: str) -> None:
 def test_origin_foreign_is_403(bare: Browser, origin: str, known: bool) -> None:
     for path in ("/v1/health/live", "/_nicegui/x"):
         wanted = (200, "") if known else (403, "foreign_origin")
-        assert asked(bare, path, origin=origin, authorization=f"Bearer {TOKEN}") == wanted
+        assert status_and_code(bare, path, origin=origin, authorization=f"Bearer {TOKEN}") == wanted
     if not known:
-        assert asked(bare, "/v1/events", "OPTIONS", origin=origin)[0] == 403
+        assert status_and_code(bare, "/v1/events", "OPTIONS", origin=origin)[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_request_from_a_foreign_page_without_origin_is_403(
     bare: Browser, site: str, destination: str, known: bool
 ) -> None:
     wanted = (200, "") if known else (403, "foreign_origin")
-    assert asked(bare, sec_fetch_site=site, sec_fetch_dest=destination) == wanted
+    assert status_and_code(bare, sec_fetch_site=site, sec_fetch_dest=destination) == wanted
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/items", "/v1/users", "/v1/admin/rollback"])
@@ -214,7 +217,7 @@ def test_console_login_sets_a_strict_cookie(bare: Browser, way: str) -> None:
         assert (answer.status_code, answer.text) == (200, "console")
         assert answer.headers["x-frame-options"] == "DENY"
     assert (
-        asked(bare, "/v1/admin/rollback", "POST", content_type="application/json")[0] == 401
+        status_and_code(bare, "/v1/admin/rollback", "POST", content_type="application/json")[0] == 401
     )  # the cookie is not a token
     assert bare.get("/", headers={"origin": "http://evil.example"}).status_code == 403
     bare.cookies.clear()

@@ -31,7 +31,7 @@ HOUR = 3_600
 UNKNOWN_USERS = 20
 MIXES = {
     "tried": {"history": 1.0, "neighbours": 1.0, "popular": 0.5},
-    "beside": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
+    "shadowed": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
     "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
 }
 PICTURE = "RECLOOP_PICTURES"
@@ -46,7 +46,7 @@ class Shop:
     project: Project
     live: str
     tried: str
-    beside: str
+    shadowed: str
     seed: str
 
 
@@ -99,7 +99,7 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     words = ("--set", "serve.allow_time_header=true", "--set", "release.shadow_share=1.0")
     server = servers.start(folder, *words, program=("-m", "recloop"))
     try:
-        for name, to in (("tried", "experiment"), ("beside", "shadow"), ("seed", "shadow")):
+        for name, to in (("tried", "experiment"), ("shadowed", "shadow"), ("seed", "shadow")):
             body = {"bundle": names[name], "to": to, "reason": f"a try of {name}"}
             moved = server.client.post("/v1/admin/promote", json=body)
             assert moved.status_code == 200, moved.text
@@ -129,20 +129,20 @@ def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
 
     @contextmanager
     def page(width: int = 1180, height: int = 1300, **options: Any) -> Iterator[Page]:
-        asked: list[str] = []
+        requested: list[str] = []
         page_errors: list[str] = []
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         made = context.new_page()
         made.set_default_timeout(WAIT)
-        made.on("request", lambda one: asked.append(one.url))
-        made.on("websocket", lambda one: asked.append(one.url))
+        made.on("request", lambda one: requested.append(one.url))
+        made.on("websocket", lambda one: requested.append(one.url))
         made.on("pageerror", lambda error: page_errors.append(str(error)))
         made.goto(f"{shop.server.url}/?token={shop.server.token}")
         expect(made.get_by_test_id("live")).to_be_visible(timeout=WAIT)
         yield made
         context.close()
-        assert asked
-        assert [url for url in asked if not url.startswith(own)] == []
+        assert requested
+        assert [url for url in requested if not url.startswith(own)] == []
         assert page_errors == []
 
     return page
@@ -167,11 +167,11 @@ def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened
             f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} % {shop.tried}"
         )
         compared, agreed = shadow_report.shadow_report(shop.project), text(page, "tried-shadow")
-        assert compared["candidate"] == shop.beside
-        assert f"Bundle in shadow: {shop.beside}" in agreed
-        asked = compared["requests"]
-        assert f"{asked} requests of {compared['users']} users" in agreed
-        assert f"Live, scored again {asked} times, gave equal lists each time" in agreed
+        assert compared["candidate"] == shop.shadowed
+        assert f"Bundle in shadow: {shop.shadowed}" in agreed
+        requested = compared["requests"]
+        assert f"{requested} requests of {compared['users']} users" in agreed
+        assert f"Live, scored again {requested} times, gave equal lists each time" in agreed
         for measure in ("overlap@10", "tau_b"):
             for side in ("agreement", "noise"):
                 one = compared[side][measure]
@@ -242,7 +242,7 @@ def test_console_shows_a_users_list_with_sources_as_served(shop: Shop, opened: A
             answer = shop.server.client.get(f"/v1/recommend/{user}", params={"properties": "name"}).json()
             assert answer["variant"] == arm
             rows = [row.split("\t")[:3] for row in page.get_by_test_id("list").locator("tbody tr").all_inner_texts()]
-            assert rows == [[str(place), item["name"], item["source"]] for place, item in enumerate(answer["items"], 1)]
+            assert rows == [[str(rank), item["name"], item["source"]] for rank, item in enumerate(answer["items"], 1)]
             history = page.get_by_test_id("history").locator("tbody tr")
             assert history.count() == min(20, events)
 

@@ -65,10 +65,10 @@ def test_serve_with_a_running_server_exits_3_and_names_it(shop: Project, serving
 
 
 def test_serve_with_a_used_port_exits_2_and_names_the_fix(shop: Project) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         code, out, err = refused(command(shop.root, "--port", str(port)))
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (

@@ -330,13 +330,13 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(shop: Project, within: C
     assert len(answers) == 41
     assert {row.bundle for row in answers.values()} == {live}
     shadows = [row for row in rows if row.role == "shadow"]
-    twins = [row for row in rows if row.role == "twin"]
+    replicas = [row for row in rows if row.role == "twin"]
     expected = {name for name, row in answers.items() if assignment.in_shadow(candidate, row.user_id, 0.5)}
     assert 5 < len(expected) < 35
     assert {row.request_id for row in shadows} == expected
     assert {row.bundle for row in shadows} == {candidate}
-    assert {row.bundle for row in twins} == {live, seed}
-    for row in (*shadows, *twins):
+    assert {row.bundle for row in replicas} == {live, seed}
+    for row in (*shadows, *replicas):
         answer = answers[row.request_id]
         assert (row.as_of, row.at, row.placement, row.k) == (answer.as_of, answer.at, answer.placement, answer.k)
         if row.bundle == live:

@@ -46,8 +46,8 @@ def archive(tmp_path: Path) -> Archive:
         folder = tmp_path / "archive" / f"date={day}"
         folder.mkdir(parents=True)
         frame.write_parquet(folder / "events.parquet")
-    taken = rows((5, "e3", "u", START + 5), (8, "e8", "u", START + DAY + 200))
-    taken.with_columns(pl.lit("burst").alias(RULE)).write_parquet(tmp_path / "quarantine.parquet")
+    quarantined = rows((5, "e3", "u", START + 5), (8, "e8", "u", START + DAY + 200))
+    quarantined.with_columns(pl.lit("burst").alias(RULE)).write_parquet(tmp_path / "quarantine.parquet")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest(watermark=8)))
     return Archive(tmp_path)
 

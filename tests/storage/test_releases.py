@@ -133,9 +133,18 @@ def test_promote_allows_one_experiment_and_several_shadows(control: ControlStore
     assert releases.promote(control, "c", to="experiment", **WHO).from_ == "shadow"
 
 
+def move(control: ControlStore, bundle: str, to: str) -> None:
+    """Move a bundle to a state by the function of that state."""
+    if to == "checked":
+        releases.checked(control, bundle, **WHO)
+    elif to == "refused":
+        releases.reject(control, bundle, **WHO)
+    else:
+        releases.promote(control, bundle, to=to, **WHO)
+
+
 def test_release_moves_equal_the_transition_table(tmp_path: Path) -> None:
     """Each move between two states is allowed exactly if the transition table contains it."""
-    moves = {"checked": releases.checked, "refused": releases.reject}
     found = set()
     for number, (state, to) in enumerate(
         (a, b) for a in [*releases.FROM, "registered", "retired", "rolled_back"] for b in releases.FROM
@@ -147,14 +156,14 @@ def test_release_moves_equal_the_transition_table(tmp_path: Path) -> None:
                 releases.checked(control, name, **WHO)
         releases.promote(control, "first", **WHO)
         for step in {"retired": ["live"], "rolled_back": ["live"], "checked": [], "registered": []}.get(state, [state]):
-            moves[step](control, "x", **WHO) if step in moves else releases.promote(control, "x", to=step, **WHO)
+            move(control, "x", step)
         if state == "retired":
             releases.promote(control, "second", **WHO)
         if state == "rolled_back":
             releases.rollback(control, **WHO)
         assert states(control)["x"] == state
         try:
-            moves[to](control, "x", **WHO) if to in moves else releases.promote(control, "x", to=to, **WHO)
+            move(control, "x", to)
             found.add((state, to))
         except Refused:
             pass

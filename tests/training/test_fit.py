@@ -86,13 +86,13 @@ def test_exported_graph_ranks_the_next_item_first(fitted_circle_run: tuple[Train
     network, _ = fitted_circle_run
     vectors = network.arrays["item_vectors"]
     session = onnxruntime.InferenceSession(network.graph, providers=["CPUExecutionProvider"])
-    asked = {
+    inputs = {
         "history": vectors[[1, 2, 3]][None],
         "moments": np.array([[2, 1, 0]]),
         "mask": np.ones((1, 3), bool),
         "context": np.zeros((1, 0), np.int64),
     }
-    (user,) = session.run(None, asked)
+    (user,) = session.run(None, inputs)
     assert int((user @ vectors[1:].T).argmax()) + 1 == 4
 
 

@@ -42,13 +42,13 @@ def random_lists(
 def test_choose_mix_equals_an_exhaustive_search(seed: int) -> None:
     recalled, targets, offsets = random_lists(seed, queries=40, items=30, width=12, sources=3)
     best: tuple[float, int, tuple[float, ...]] | None = None
-    asked = np.diff(offsets) > 0
+    with_targets = np.diff(offsets) > 0
     for weights in itertools.product((0, 0.25, 0.5, 1), repeat=3):
         if not any(weights):
             continue
         made = [fused([one[q].tolist() for one in recalled.values()], weights, 10) for q in range(40)]
         lists = np.array([one + [0] * (10 - len(one)) for one in made])
-        value = float(metrics.ranking(lists, targets, offsets, 10)["NDCG"][asked].mean())
+        value = float(metrics.ranking(lists, targets, offsets, 10)["NDCG"][with_targets].mean())
         if best is None or value > best[0] + 1e-12:
             best = (value, 0, weights)
     assert best is not None
@@ -58,7 +58,7 @@ def test_choose_mix_equals_an_exhaustive_search(seed: int) -> None:
     if all(weight in fusion_weights.GRID for weight in scaled):
         made = [fused([one[q].tolist() for one in recalled.values()], tuple(chosen.values()), 10) for q in range(40)]
         again = np.array([one + [0] * (10 - len(one)) for one in made])
-        assert metrics.ranking(again, targets, offsets, 10)["NDCG"][asked].mean() == pytest.approx(value)
+        assert metrics.ranking(again, targets, offsets, 10)["NDCG"][with_targets].mean() == pytest.approx(value)
 
 
 def test_choose_mix_value_equals_that_of_fuse() -> None:
