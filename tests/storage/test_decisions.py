@@ -42,7 +42,7 @@ def test_decisions_round_trip(decisions: DecisionLog) -> None:
     assert decisions.flush()
     assert decisions.rows() == rows
     assert decisions.rows(last=2) == rows[-2:]
-    assert decisions.rows(since=1, wait_until=3) == rows[1:3]
+    assert decisions.rows(since=1, until=3) == rows[1:3]
 
 
 def wait_until(met: Callable[[], object], seconds: float = 60.0) -> bool:
