@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
+import killed_update
 import polars as pl
 
 from recloop.features.labels import EventLabeler
@@ -15,18 +17,6 @@ from recloop.records import Event
 
 STEPS = ("collect", "check", "learn", "judge", "finish", "publish")
 """Steps of an update in order."""
-KILL = """
-import os, signal, sys
-from recloop.pipeline.journal import Journal
-from recloop.cli import run
-record = Journal.record
-def dying(self, step, **facts):
-    record(self, step, **facts)
-    if step == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-Journal.record = dying
-sys.exit(run(sys.argv[2:]))
-"""
 
 
 def post(project: Project, rows: pl.DataFrame) -> None:
@@ -46,7 +36,8 @@ def post(project: Project, rows: pl.DataFrame) -> None:
 
 def die_after(step: str, project: Project, sets: Sequence[str]) -> None:
     """Run ``recloop update`` in a process that is killed after the step."""
-    words = [word for one in sets for word in ("--set", one)]
-    verb = [sys.executable, "-c", KILL, step, "-C", str(project.root), *words, "update", "--json"]
-    killed = subprocess.run(verb, capture_output=True, text=True, check=False)
+    options = [word for setting in sets for word in ("--set", setting)]
+    command = [sys.executable, killed_update.__file__, "-C", str(project.root), *options, "update", "--json"]
+    environment = {**os.environ, killed_update.VARIABLE: step}
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
