@@ -13,6 +13,7 @@ import servers
 from hypothesis import settings
 
 from recloop import loop
+from recloop.cli import run
 from recloop.evaluation import paired
 from recloop.project import Project, open_project
 from recloop.simulation.shop import SimulatedShop
@@ -61,19 +62,19 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def world() -> SimulatedShop:
+def simulated_shop() -> SimulatedShop:
     """The small simulated shop: 300 users, 200 items, about 11,500 events."""
     return SimulatedShop(seed=0)
 
 
 @pytest.fixture
-def world_folder(world: SimulatedShop, tmp_path: Path) -> Path:
+def simulated_shop_folder(simulated_shop: SimulatedShop, tmp_path: Path) -> Path:
     """A new project folder with the simulated shop."""
-    return world.write(tmp_path / "shop")
+    return simulated_shop.write(tmp_path / "shop")
 
 
 @pytest.fixture(scope="session")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A read-only project folder: live counting models over 60 users and 80 items."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("turned") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
@@ -83,9 +84,20 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shop(turned: Path, tmp_path: Path) -> Project:
+def project(trained_folder: Path, tmp_path: Path) -> Project:
     """A copy of the shared project."""
-    return open_project(shutil.copytree(turned, tmp_path / "shop"))
+    return open_project(shutil.copytree(trained_folder, tmp_path / "shop"))
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run one command line in this process: exit code, stdout, stderr."""
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        code = run([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

@@ -17,37 +17,48 @@ CONFIG = {"events": {"positive": ["purchase"], "neutral": ["click"]}}
 
 
 @pytest.fixture(scope="module")
-def world() -> SimulatedShop:
+def tiny_simulated_shop() -> SimulatedShop:
     return SimulatedShop(users=60, items=40)
 
 
 @pytest.fixture(scope="module")
-def rec(world: SimulatedShop) -> recloop.FittedRecommender:
-    return recloop.fit(world.events(), world.items(), world.users(), config=CONFIG)
+def rec(tiny_simulated_shop: SimulatedShop) -> recloop.FittedRecommender:
+    return recloop.fit(
+        tiny_simulated_shop.events(), tiny_simulated_shop.items(), tiny_simulated_shop.users(), config=CONFIG
+    )
 
 
-def test_recommend_returns_the_kind_of_frame_that_fit_got(world: SimulatedShop, rec: recloop.FittedRecommender) -> None:
+def test_recommend_returns_the_kind_of_frame_that_fit_got(
+    tiny_simulated_shop: SimulatedShop, rec: recloop.FittedRecommender
+) -> None:
     expected = rec.recommend(["u01", "new"], n=4)
     assert isinstance(expected, pl.DataFrame)
     assert expected.columns == ["user_id", "item_id", "score", "rank", "source"]
     assert expected["rank"].to_list() == [1, 2, 3, 4] * 2
-    for frame, kind in ((world.events().to_pandas(), pd.DataFrame), (world.events().to_arrow(), pa.Table)):
+    for frame, kind in (
+        (tiny_simulated_shop.events().to_pandas(), pd.DataFrame),
+        (tiny_simulated_shop.events().to_arrow(), pa.Table),
+    ):
         found = recloop.fit(frame, config=CONFIG).recommend(["u01", "new"], n=4)
         assert isinstance(found, kind)
         assert pl.DataFrame(found)["item_id"].to_list() == expected["item_id"].to_list()
 
 
 def test_recommend_with_filter_viewed_and_items_to_recommend(
-    world: SimulatedShop, rec: recloop.FittedRecommender
+    tiny_simulated_shop: SimulatedShop, rec: recloop.FittedRecommender
 ) -> None:
-    had = set(world.events().filter((pl.col("user_id") == "u01") & (pl.col("event_type") == "purchase"))["item_id"])
+    had = set(
+        tiny_simulated_shop.events().filter((pl.col("user_id") == "u01") & (pl.col("event_type") == "purchase"))[
+            "item_id"
+        ]
+    )
     assert had & set(rec.recommend(["u01"], n=40)["item_id"])
     assert not had & set(rec.recommend(["u01"], n=40, filter_viewed=True)["item_id"])
     assert set(rec.recommend(["u01", "new"], items_to_recommend=["i01", "i02"])["item_id"]) == {"i01", "i02"}
 
 
-def test_observe_changes_the_state_and_not_the_weights(world: SimulatedShop) -> None:
-    rec = recloop.fit(world.events(), config=CONFIG)
+def test_observe_changes_the_state_and_not_the_weights(tiny_simulated_shop: SimulatedShop) -> None:
+    rec = recloop.fit(tiny_simulated_shop.events(), config=CONFIG)
     rows = rec.bundle.arrays["neighbours.weights"].copy()
     assert set(rec.recommend(["new"])["source"]) == {"popular"}
     rec.observe(
@@ -75,11 +86,11 @@ def test_similar_items_are_covisitation_rows_filled_by_popular(rec: recloop.Fitt
 
 
 def test_recommend_after_save_and_load_is_equal(
-    world: SimulatedShop, rec: recloop.FittedRecommender, tmp_path: Path
+    tiny_simulated_shop: SimulatedShop, rec: recloop.FittedRecommender, tmp_path: Path
 ) -> None:
     path = rec.save(tmp_path / "bundle")
-    loaded = recloop.load(path, events=world.events())
-    users = world.user_ids[:20]
+    loaded = recloop.load(path, events=tiny_simulated_shop.events())
+    users = tiny_simulated_shop.user_ids[:20]
     assert loaded.recommend(users).equals(rec.recommend(users))
     with pytest.raises(UserError, match="does not exist yet"):
         rec.save(path)
@@ -94,24 +105,26 @@ def test_evaluate_returns_the_table(rec: recloop.FittedRecommender) -> None:
         rec.evaluate("leave-one-out")
 
 
-def test_fit_with_auto_mixes_the_counting_models(world: SimulatedShop) -> None:
-    weights = recloop.fit(world.events(), model="auto", config=CONFIG).bundle.policy.placements["home"].weights
+def test_fit_with_auto_mixes_the_counting_models(tiny_simulated_shop: SimulatedShop) -> None:
+    weights = (
+        recloop.fit(tiny_simulated_shop.events(), model="auto", config=CONFIG).bundle.policy.placements["home"].weights
+    )
     assert weights["history"] == 1.0
 
 
-def test_fit_with_bad_arguments_names_them(world: SimulatedShop) -> None:
+def test_fit_with_bad_arguments_names_them(tiny_simulated_shop: SimulatedShop) -> None:
     with pytest.raises(UserError, match="a frame of pandas, Polars or Arrow"):
         recloop.fit([1, 2, 3])
     with pytest.raises(UserError, match=r"item_id.*nearest"):
-        recloop.fit(world.events().rename({"item_id": "sku"}))
+        recloop.fit(tiny_simulated_shop.events().rename({"item_id": "sku"}))
     with pytest.raises(UserError, match=r"model\.name=nothing"):
-        recloop.fit(world.events(), model="nothing")
+        recloop.fit(tiny_simulated_shop.events(), model="nothing")
     with pytest.raises(AttributeError, match="fit, load, open"):
         _ = recloop.nothing
 
 
-def test_project_opened_from_python_updates_and_recommends(world: SimulatedShop, tmp_path: Path) -> None:
-    shop = recloop.open(world.write(tmp_path / "shop"), model__name="popular")
+def test_project_opened_from_python_updates_and_recommends(tiny_simulated_shop: SimulatedShop, tmp_path: Path) -> None:
+    shop = recloop.open(tiny_simulated_shop.write(tmp_path / "shop"), model__name="popular")
     live = shop.update()
     assert shop.update() == live == shop.status()["live"]
     assert len(shop.recommend("u01")["items"]) == 10

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 import recloop
-from recloop.cli import run
 from recloop.errors import UserError
 from recloop.models.base import MODELS, check_model
 from recloop.project import Project
@@ -20,27 +19,16 @@ from recloop.settings import build
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run one command line in this process: exit code, stdout, stderr."""
-
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        code = run([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return call
-
-
 @pytest.mark.parametrize("n", ["0", "-1", "1001", "ten"])
-def test_recommend_n_out_of_bounds_exits_2(shop: Project, cli: Cli, n: str) -> None:
-    code, out, err = cli("-C", shop.root, "recommend", "u05", "-n", n)
+def test_recommend_n_out_of_bounds_exits_2(project: Project, cli: Cli, n: str) -> None:
+    code, out, err = cli("-C", project.root, "recommend", "u05", "-n", n)
     assert (code, out) == (2, ""), err
     assert "-n" in err.splitlines()[-1]
 
 
-def test_python_n_out_of_bounds_is_refused(shop: Project) -> None:
+def test_python_n_out_of_bounds_is_refused(project: Project) -> None:
     with pytest.raises(UserError, match="from 1 to 1000"):
-        recloop.open(shop.root).recommend("u05", n=0)
+        recloop.open(project.root).recommend("u05", n=0)
     rows = pl.DataFrame({"user_id": ["a", "b"] * 20, "item_id": ["x", "y"] * 20, "timestamp": range(10**9, 10**9 + 40)})
     fitted = recloop.fit(rows, model="popular", config={"clean": {"burst": "off"}})
     for call in (lambda: fitted.recommend(["a"], n=0), lambda: fitted.similar_items(["x"], n=-1)):
@@ -114,14 +102,14 @@ def test_check_model_without_torch_refuses_equal_names() -> None:
 
 
 @pytest.mark.parametrize("verb", ["update", "train"])
-def test_model_name_misspelt_exits_2_before_any_work(world_folder: Path, cli: Cli, verb: str) -> None:
-    code, out, err = cli("-C", world_folder, verb, "--set", "model.name=sasrek")
+def test_model_name_misspelt_exits_2_before_any_work(simulated_shop_folder: Path, cli: Cli, verb: str) -> None:
+    code, out, err = cli("-C", simulated_shop_folder, verb, "--set", "model.name=sasrek")
     assert (code, out) == (2, ""), err
     assert "nearest: sasrec" in err.splitlines()[-1]
-    assert sorted(path.name for path in world_folder.iterdir() if path.is_dir()) in ([], ["store"])
+    assert sorted(path.name for path in simulated_shop_folder.iterdir() if path.is_dir()) in ([], ["store"])
 
 
-def test_model_name_misspelt_with_a_live_bundle_exits_2(shop: Project, cli: Cli) -> None:
-    code, out, err = cli("-C", shop.root, "update", "--set", "model.name=sasrek")
+def test_model_name_misspelt_with_a_live_bundle_exits_2(project: Project, cli: Cli) -> None:
+    code, out, err = cli("-C", project.root, "update", "--set", "model.name=sasrek")
     assert (code, out) == (2, ""), err
     assert "model.name=sasrek" in err.splitlines()[-1]

@@ -18,7 +18,6 @@ import pytest
 import servers
 
 from recloop import bundle as bundles
-from recloop.cli import run
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.simulation.shop import SimulatedShop
@@ -28,21 +27,12 @@ RECLOOP = [sys.executable, "-m", "recloop"]
 Said = tuple[int, str, str]
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Run one command line in this process: exit code, stdout, stderr."""
-
-    def call(*words: str | Path) -> Said:
-        code = run([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return call
-
-
 @pytest.fixture(scope="module")
-def busy(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[servers.Server, Project, str]]:
+def busy(
+    trained_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[servers.Server, Project, str]]:
     """A server with a pending row and a refused child of live: server, project, child."""
-    project = open_project(shutil.copytree(turned, tmp_path_factory.mktemp("busy") / "shop"))
+    project = open_project(shutil.copytree(trained_folder, tmp_path_factory.mktemp("busy") / "shop"))
     control = project.open_control()
     live = bundles.load(project.bundles / (project.live_bundle_id() or ""))
     child = bundles.write(replace(live, metrics={"n": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)).id
@@ -118,54 +108,57 @@ def test_post_events_with_an_unknown_request_id_is_accepted(
 
 
 def test_cli_with_an_unusable_path_exits_2_and_names_it(
-    shop: Project, cli: Callable[..., Said], tmp_path: Path
+    project: Project, cli: Callable[..., Said], tmp_path: Path
 ) -> None:
     (tmp_path / "odd" / "recloop.toml").mkdir(parents=True)
-    for root, said in ((tmp_path / "odd", "a file, not a folder"), (shop.file, "parents that are folders, not files")):
+    for root, said in (
+        (tmp_path / "odd", "a file, not a folder"),
+        (project.file, "parents that are folders, not files"),
+    ):
         code, out, err = cli("-C", root, "status")
         assert (code, out) == (2, "")
         assert f"error: file={root}/recloop.toml: expected {said}" in err
-    for target in (shop.file / "page.html", shop.root, Path("/proc/page.html")):
-        before = sorted(path.name for path in shop.root.parent.iterdir()), written(shop.root)
-        code, out, err = cli("-C", shop.root, "report", "--out", target)
+    for target in (project.file / "page.html", project.root, Path("/proc/page.html")):
+        before = sorted(path.name for path in project.root.parent.iterdir()), written(project.root)
+        code, out, err = cli("-C", project.root, "report", "--out", target)
         assert (code, out) == (2, ""), err
         assert "error: file=" in err.splitlines()[-1]
-        assert (sorted(path.name for path in shop.root.parent.iterdir()), written(shop.root)) == before
+        assert (sorted(path.name for path in project.root.parent.iterdir()), written(project.root)) == before
 
 
 @pytest.mark.parametrize("file", ["data/manifest.json", "data/items.parquet", "store/log.db", "store/control.db"])
-def test_cli_with_a_corrupt_file_exits_2_and_names_it(shop: Project, cli: Callable[..., Said], file: str) -> None:
-    (shop.root / file).write_bytes(b"junk" * 100)
-    before = written(shop.root)
+def test_cli_with_a_corrupt_file_exits_2_and_names_it(project: Project, cli: Callable[..., Said], file: str) -> None:
+    (project.root / file).write_bytes(b"junk" * 100)
+    before = written(project.root)
     for words in (["recommend", "u05"], ["report"], ["evaluate"]):
-        code, out, err = cli("-C", shop.root, *words)
+        code, out, err = cli("-C", project.root, *words)
         if code == 0:
             continue  # this command does not read the file
         assert (code, out) == (2, ""), (words, err)
         assert Path(file).name in err.splitlines()[-1]
-    assert cli("-C", shop.root, "recommend", "u05")[0] == 2
-    shutil.rmtree(shop.root / "reports", ignore_errors=True)
-    assert written(shop.root) == {name: data for name, data in before.items() if not name.startswith("reports/")}
+    assert cli("-C", project.root, "recommend", "u05")[0] == 2
+    shutil.rmtree(project.root / "reports", ignore_errors=True)
+    assert written(project.root) == {name: data for name, data in before.items() if not name.startswith("reports/")}
 
 
-def test_train_on_a_full_disk_leaves_no_partial_bundle(shop: Project) -> None:
-    names = sorted(path.name for path in shop.bundles.iterdir())
+def test_train_on_a_full_disk_leaves_no_partial_bundle(project: Project) -> None:
+    names = sorted(path.name for path in project.bundles.iterdir())
     full = subprocess.run(
-        [*RECLOOP, "-C", str(shop.root), "train", "popular"], capture_output=True, text=True,
+        [*RECLOOP, "-C", str(project.root), "train", "popular"], capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY)),
     )  # fmt: skip
     assert (full.returncode, full.stdout) == (2, ""), full.stderr
     assert "free space on its disk (File too large)" in full.stderr.splitlines()[-1]
-    assert sorted(path.name for path in shop.bundles.iterdir()) == names
+    assert sorted(path.name for path in project.bundles.iterdir()) == names
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["--help"]])
-def test_cli_with_a_closed_pipe_exits_0(shop: Project, words: list[str]) -> None:
+def test_cli_with_a_closed_pipe_exits_0(project: Project, words: list[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     try:
         done = subprocess.run(
-            [*RECLOOP, "-C", str(shop.root), *words], stdout=writes, stderr=subprocess.PIPE, text=True
+            [*RECLOOP, "-C", str(project.root), *words], stdout=writes, stderr=subprocess.PIPE, text=True
         )
     finally:
         os.close(writes)
@@ -187,11 +180,11 @@ def test_update_interrupted_exits_130_and_the_next_succeeds(tmp_path: Path) -> N
 
 
 def test_cli_internal_error_writes_the_traceback_to_a_file(
-    shop: Project, cli: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, cli: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "status", lambda _: 1 / 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code, out, err = cli("-C", shop.root, "status", "--json")
+    code, out, err = cli("-C", project.root, "status", "--json")
     assert (code, out) == (70, "")
     (saved,) = tmp_path.glob("recloop-*.log")
     assert err == f"error: a bug in recloop, with its traceback in {saved}; try: report it with this file\n"

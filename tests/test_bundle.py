@@ -29,7 +29,7 @@ STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Bundle:
+def fitted_bundle() -> Bundle:
     world = SimulatedShop(users=40, items=30)
     return recloop.fit(
         world.events(), world.items(), world.users(), config={"events": {"positive": ["purchase"]}}
@@ -37,23 +37,27 @@ def fitted() -> Bundle:
 
 
 @pytest.fixture
-def folder(fitted: Bundle, tmp_path: Path) -> Path:
-    return tmp_path / bundles.write(fitted, tmp_path, STARTED).id
+def bundle_folder(fitted_bundle: Bundle, tmp_path: Path) -> Path:
+    return tmp_path / bundles.write(fitted_bundle, tmp_path, STARTED).id
 
 
-def test_bundle_name_is_model_start_and_hash(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert folder.name == manifest["bundle"] == f"counts-20250102T030405Z-{bundles.content_hash(manifest)}"
-    assert not list(folder.parent.glob(".stage*"))
+def test_bundle_name_is_model_start_and_hash(bundle_folder: Path) -> None:
+    manifest = json.loads((bundle_folder / "manifest.json").read_text())
+    assert bundle_folder.name == manifest["bundle"] == f"counts-20250102T030405Z-{bundles.content_hash(manifest)}"
+    assert not list(bundle_folder.parent.glob(".stage*"))
 
 
-def test_bundle_round_trips(folder: Path, fitted: Bundle) -> None:
-    loaded = bundles.load(folder, bundles.manifest_hash(folder))
-    assert (loaded.spec, loaded.fields, loaded.policy) == (fitted.spec, fitted.fields, fitted.policy)
-    assert loaded.items.ids.ids == fitted.items.ids.ids
-    assert loaded.items.attributes == fitted.items.attributes
-    assert all(np.array_equal(loaded.arrays[name], array) for name, array in fitted.arrays.items())
-    assert loaded.arrays.keys() == fitted.arrays.keys()
+def test_bundle_round_trips(bundle_folder: Path, fitted_bundle: Bundle) -> None:
+    loaded = bundles.load(bundle_folder, bundles.manifest_hash(bundle_folder))
+    assert (loaded.spec, loaded.fields, loaded.policy) == (
+        fitted_bundle.spec,
+        fitted_bundle.fields,
+        fitted_bundle.policy,
+    )
+    assert loaded.items.ids.ids == fitted_bundle.items.ids.ids
+    assert loaded.items.attributes == fitted_bundle.items.attributes
+    assert all(np.array_equal(loaded.arrays[name], array) for name, array in fitted_bundle.arrays.items())
+    assert loaded.arrays.keys() == fitted_bundle.arrays.keys()
 
 
 @pytest.mark.parametrize("dtype", list(bundles.DTYPES.values()))
@@ -76,60 +80,62 @@ def test_bundle_arrays_equal_those_read_by_safetensors(tmp_path: Path, dtype: ty
         bundles._arrays(tmp_path / "a.safetensors")
 
 
-def test_bundle_of_equal_content_has_equal_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
-    again = tmp_path / "again" / bundles.write(fitted, tmp_path / "again", STARTED).id
-    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
+def test_bundle_of_equal_content_has_equal_bytes(bundle_folder: Path, fitted_bundle: Bundle, tmp_path: Path) -> None:
+    again = tmp_path / "again" / bundles.write(fitted_bundle, tmp_path / "again", STARTED).id
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {
+        p.name: p.read_bytes() for p in bundle_folder.iterdir()
+    }
 
 
 @pytest.mark.parametrize("name", ["serve.safetensors", "items.parquet", "spec.json", "policy.json", "manifest.json"])
-def test_bundle_with_a_flipped_byte_is_refused_with_file_and_hash(folder: Path, name: str) -> None:
-    sha256 = bundles.manifest_hash(folder)
-    data = bytearray((folder / name).read_bytes())
+def test_bundle_with_a_flipped_byte_is_refused_with_file_and_hash(bundle_folder: Path, name: str) -> None:
+    sha256 = bundles.manifest_hash(bundle_folder)
+    data = bytearray((bundle_folder / name).read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
+    (bundle_folder / name).write_bytes(data)
     with pytest.raises(BundleError, match=rf"{name}.*SHA-256 [0-9a-f]{{64}}"):
-        bundles.load(folder, sha256)
+        bundles.load(bundle_folder, sha256)
 
 
-def test_bundle_with_a_missing_extra_or_linked_file_is_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / "extra.json").write_text("{}")
+def test_bundle_with_a_missing_extra_or_linked_file_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
+    (bundle_folder / "extra.json").write_text("{}")
     with pytest.raises(BundleError, match=r"extra\.json.*the manifest lists"):
-        bundles.load(folder)
-    (folder / "extra.json").unlink()
-    shutil.copy(folder / "policy.json", tmp_path / "policy.json")
-    (folder / "policy.json").unlink()
+        bundles.load(bundle_folder)
+    (bundle_folder / "extra.json").unlink()
+    shutil.copy(bundle_folder / "policy.json", tmp_path / "policy.json")
+    (bundle_folder / "policy.json").unlink()
     with pytest.raises(BundleError, match=r"policy\.json.*an existing file"):
-        bundles.load(folder)
-    (folder / "policy.json").symlink_to(tmp_path / "policy.json")
+        bundles.load(bundle_folder)
+    (bundle_folder / "policy.json").symlink_to(tmp_path / "policy.json")
     with pytest.raises(BundleError, match=r"policy\.json.*not a link"):
-        bundles.load(folder)
+        bundles.load(bundle_folder)
 
 
-def test_bundle_of_a_newer_format_or_encoding_is_refused(folder: Path) -> None:
+def test_bundle_of_a_newer_format_or_encoding_is_refused(bundle_folder: Path) -> None:
     for key in ("format", "encode_version"):
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((bundle_folder / "manifest.json").read_text())
         manifest[key] += 1
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (bundle_folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(BundleError, match=f"{key}={manifest[key]}"):
-            bundles.load(folder)
+            bundles.load(bundle_folder)
         manifest[key] -= 1
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (bundle_folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_bundle_graph_with_external_tensors_is_refused(fitted: Bundle, tmp_path: Path) -> None:
+def test_bundle_graph_with_external_tensors_is_refused(fitted_bundle: Bundle, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="../../secret")
     graph = onnx.helper.make_graph([], "g", [], [], [tensor])
-    outside = replace(fitted, graphs={"user.onnx": onnx.helper.make_model(graph).SerializeToString()})
+    outside = replace(fitted_bundle, graphs={"user.onnx": onnx.helper.make_model(graph).SerializeToString()})
     written = bundles.write(outside, tmp_path, STARTED)
     with pytest.raises(BundleError, match=r"user\.onnx.*without external tensors"):
         bundles.load(tmp_path / written.id)
 
 
-def test_check_golden_with_a_changed_list_raises(folder: Path) -> None:
-    loaded = bundles.load(folder)
-    rec = recloop.load(folder)
+def test_check_golden_with_a_changed_list_raises(bundle_folder: Path) -> None:
+    loaded = bundles.load(bundle_folder)
+    rec = recloop.load(bundle_folder)
     ids = rec.recommend(["x"], n=3)["item_id"].to_list()
     case = GoldenCase(UserState(), loaded.cut, "home", 3, ids, [-1.0, -2.0, -3.0])
     check_golden(replace(loaded, golden=[case]))
@@ -161,11 +167,13 @@ def written_again(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_policy_and_manifest_round_trip_to_equal_bytes(folder: Path) -> None:
-    assert written_again(folder) == {name: (folder / name).read_bytes() for name in ("policy.json", "manifest.json")}
+def test_policy_and_manifest_round_trip_to_equal_bytes(bundle_folder: Path) -> None:
+    assert written_again(bundle_folder) == {
+        name: (bundle_folder / name).read_bytes() for name in ("policy.json", "manifest.json")
+    }
 
 
-def test_manifest_of_networks_and_children_round_trips_to_equal_bytes(folder: Path) -> None:
+def test_manifest_of_networks_and_children_round_trips_to_equal_bytes(bundle_folder: Path) -> None:
     def network(tree: dict[str, Any]) -> None:
         tree |= {"parent": "sasrec-20250101T000000Z-00000000", "recipe": "a" * 64, "config": {"features.dim": 32}}
         tree["model"] = {"name": "sasrec", "config": {"layers": 2, "dropout": 0.1}}
@@ -175,9 +183,11 @@ def test_manifest_of_networks_and_children_round_trips_to_equal_bytes(folder: Pa
     def tuned(tree: dict[str, Any]) -> None:
         tree["placements"]["home"] |= {"rrf": 60, "weights": {"popular": 1, "history": 0.25}}
 
-    folder = rewritten(rewritten(folder, "manifest.json", network), "policy.json", tuned)
-    assert written_again(folder) == {name: (folder / name).read_bytes() for name in ("policy.json", "manifest.json")}
-    manifest = bundles.load(folder).manifest
+    bundle_folder = rewritten(rewritten(bundle_folder, "manifest.json", network), "policy.json", tuned)
+    assert written_again(bundle_folder) == {
+        name: (bundle_folder / name).read_bytes() for name in ("policy.json", "manifest.json")
+    }
+    manifest = bundles.load(bundle_folder).manifest
     assert manifest.train.repeated_epochs == 2
     assert [scorer.model for scorer in custom_scorers(manifest.scorers)] == ["neumf"]
 
@@ -190,16 +200,16 @@ def test_manifest_of_networks_and_children_round_trips_to_equal_bytes(folder: Pa
         ("manifest.json", ("scorers", "popular")),
     ],
 )  # fmt: skip
-def test_bundle_unknown_keys_are_kept(folder: Path, tmp_path: Path, name: str, path: tuple[str, ...]) -> None:
+def test_bundle_unknown_keys_are_kept(bundle_folder: Path, tmp_path: Path, name: str, path: tuple[str, ...]) -> None:
     def added(tree: dict[str, Any]) -> None:
         for key in path:
             tree = tree[key]
         tree["from_a_later_version"] = {"value": [1, None]}
 
-    folder = rewritten(folder, name, added)
-    assert written_again(folder)[name] == (folder / name).read_bytes()
-    again = bundles.write(bundles.load(folder), tmp_path / "again", STARTED)
-    assert (tmp_path / "again" / again.id / name).read_bytes() == (folder / name).read_bytes()
+    bundle_folder = rewritten(bundle_folder, name, added)
+    assert written_again(bundle_folder)[name] == (bundle_folder / name).read_bytes()
+    again = bundles.write(bundles.load(bundle_folder), tmp_path / "again", STARTED)
+    assert (tmp_path / "again" / again.id / name).read_bytes() == (bundle_folder / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -211,30 +221,34 @@ def test_bundle_unknown_keys_are_kept(folder: Path, tmp_path: Path, name: str, p
         ("manifest.json", ("scorers", "popular", "model")),
     ],
 )  # fmt: skip
-def test_bundle_with_a_missing_key_is_refused_and_names_it(folder: Path, name: str, path: tuple[str, ...]) -> None:
+def test_bundle_with_a_missing_key_is_refused_and_names_it(
+    bundle_folder: Path, name: str, path: tuple[str, ...]
+) -> None:
     def removed(tree: dict[str, Any]) -> None:
         for key in path[:-1]:
             tree = tree[key]
         del tree[path[-1]]
 
     with pytest.raises(BundleError, match=rf"^{re.escape('.'.join((name, *path)))}=missing: expected"):
-        bundles.load(rewritten(folder, name, removed))
+        bundles.load(rewritten(bundle_folder, name, removed))
 
 
 @pytest.mark.parametrize(
     ("path", "value"), [(("k",), "ten"), (("weights",), {"popular": "much"}), (("filter",), None), (("rrf",), "60")]
 )
-def test_policy_value_of_a_wrong_type_is_refused_and_named(folder: Path, path: tuple[str, ...], value: object) -> None:
+def test_policy_value_of_a_wrong_type_is_refused_and_named(
+    bundle_folder: Path, path: tuple[str, ...], value: object
+) -> None:
     def changed(tree: dict[str, Any]) -> None:
         tree["placements"]["home"][path[0]] = value
 
     with pytest.raises(BundleError, match=rf"^policy\.json\.placements\.home\.{path[0]}="):
-        bundles.load(rewritten(folder, "policy.json", changed))
+        bundles.load(rewritten(bundle_folder, "policy.json", changed))
 
 
-def test_policy_without_placements_is_refused(folder: Path) -> None:
+def test_policy_without_placements_is_refused(bundle_folder: Path) -> None:
     with pytest.raises(BundleError, match=r"policy\.json\.placements=.*at least one placement"):
-        bundles.load(rewritten(folder, "policy.json", lambda tree: tree.update(placements={})))
+        bundles.load(rewritten(bundle_folder, "policy.json", lambda tree: tree.update(placements={})))
 
 
 @pytest.mark.parametrize(
@@ -245,10 +259,10 @@ def test_scorer_is_a_baseline_unless_the_model_was_named(source: str, model: str
     assert ScorerSpec(source, model, "counts").is_baseline is baseline
 
 
-def test_golden_cases_round_trip_to_equal_bytes(folder: Path, fitted: Bundle, tmp_path: Path) -> None:
+def test_golden_cases_round_trip_to_equal_bytes(bundle_folder: Path, fitted_bundle: Bundle, tmp_path: Path) -> None:
     state = UserState(moments=[(5, ["i1", "i2"], [0, 0])], groups={"g": 5}, positives=2, attributes={"age": 30})
-    case = GoldenCase(state, fitted.cut, "home", 2, ["i1", "i2"], [0.25, -1.0])
-    written = bundles.write(replace(fitted, golden=[case]), tmp_path / "again", STARTED)
+    case = GoldenCase(state, fitted_bundle.cut, "home", 2, ["i1", "i2"], [0.25, -1.0])
+    written = bundles.write(replace(fitted_bundle, golden=[case]), tmp_path / "again", STARTED)
     file = tmp_path / "again" / written.id / "golden.json"
     loaded = bundles.load(file.parent)
     assert loaded.golden == [case]
@@ -256,9 +270,9 @@ def test_golden_cases_round_trip_to_equal_bytes(folder: Path, fitted: Bundle, tm
     assert (tmp_path / "third" / again.id / "golden.json").read_bytes() == file.read_bytes()
 
 
-def test_golden_file_of_a_wrong_shape_is_refused(folder: Path) -> None:
+def test_golden_file_of_a_wrong_shape_is_refused(bundle_folder: Path) -> None:
     def broken(tree: Any) -> None:
         tree.append({"state": {}})
 
     with pytest.raises(BundleError, match=r"golden\.json=.*a list of golden cases"):
-        bundles.load(rewritten(folder, "golden.json", broken))
+        bundles.load(rewritten(bundle_folder, "golden.json", broken))

@@ -22,20 +22,8 @@ Done = tuple[int, str, str]
 Cli = Callable[..., Done]
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run one command line in this process: exit code, stdout, stderr."""
-
-    def call(*words: str | Path) -> Done:
-        code = run([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def popular_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with counting models after its first run."""
     folder = SimulatedShop(users=60, items=40).write(tmp_path_factory.mktemp("cli") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
@@ -90,8 +78,10 @@ def tree(done: Done) -> dict[str, Any]:
         (["report", "--from", "yesterday"], "yesterday"),
     ],
 )
-def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(cli: Cli, shop: Path, words: list[str], said: str) -> None:
-    assert said in user_error(cli("-C", shop, *words))
+def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(
+    cli: Cli, popular_folder: Path, words: list[str], said: str
+) -> None:
+    assert said in user_error(cli("-C", popular_folder, *words))
 
 
 def test_cli_without_a_project_exits_2_and_names_init(cli: Cli, tmp_path: Path) -> None:
@@ -100,21 +90,21 @@ def test_cli_without_a_project_exits_2_and_names_init(cli: Cli, tmp_path: Path) 
     assert "recloop.toml" in user_error(cli("-C", tmp_path, "update"))
 
 
-def test_cli_before_the_first_run_exits_2_and_names_update(cli: Cli, world_folder: Path) -> None:
+def test_cli_before_the_first_run_exits_2_and_names_update(cli: Cli, simulated_shop_folder: Path) -> None:
     for verb in (["recommend", "u1"], ["evaluate"], ["serve"]):
-        assert "recloop update" in user_error(cli("-C", world_folder, *verb))
-    assert tree(cli("status", "--json", "-C", world_folder))["live"] is None
+        assert "recloop update" in user_error(cli("-C", simulated_shop_folder, *verb))
+    assert tree(cli("status", "--json", "-C", simulated_shop_folder))["live"] is None
 
 
-def test_cli_json_is_one_object_with_the_documented_keys(cli: Cli, shop: Path) -> None:
-    status = tree(cli("-C", shop, "status", "--json"))
+def test_cli_json_is_one_object_with_the_documented_keys(cli: Cli, popular_folder: Path) -> None:
+    status = tree(cli("-C", popular_folder, "status", "--json"))
     assert set(status) >= {"live", "shadow", "experiment", "generation", "bundles", "last_seq", "watermark"}
-    doctor = tree(cli("-C", shop, "doctor", "--json"))
+    doctor = tree(cli("-C", popular_folder, "doctor", "--json"))
     assert doctor["read"] == doctor["kept"] + sum(doctor["removed"].values()) + doctor["rejected"]
-    answer = tree(cli("-C", shop, "recommend", "u01", "-n", "3", "--json"))
+    answer = tree(cli("-C", popular_folder, "recommend", "u01", "-n", "3", "--json"))
     assert answer["model_version"] == status["live"]
     assert len(answer["items"]) == 3
-    verify = tree(cli("-C", shop, "verify", "--json"))
+    verify = tree(cli("-C", popular_folder, "verify", "--json"))
     assert verify == {
         "checked": 0,
         "equal": 0,
@@ -125,103 +115,103 @@ def test_cli_json_is_one_object_with_the_documented_keys(cli: Cli, shop: Path) -
         "max_score_diff": 0.0,
         "differences": [],
     }
-    table = tree(cli("-C", shop, "evaluate", "--json"))
+    table = tree(cli("-C", popular_folder, "evaluate", "--json"))
     assert [row["model"] for row in table["rows"]] == ["popular", "bought_before", "covisitation", "served"]
-    report = tree(cli("-C", shop, "report", "--json", "--out", shop / "page.html"))
+    report = tree(cli("-C", popular_folder, "report", "--json", "--out", popular_folder / "page.html"))
     assert Path(report["path"]).read_text("utf-8").startswith("<!")
 
 
-def test_update_without_new_rows_does_nothing(cli: Cli, shop: Path) -> None:
-    done = tree(cli("-C", shop, "update", "--json"))
+def test_update_without_new_rows_does_nothing(cli: Cli, popular_folder: Path) -> None:
+    done = tree(cli("-C", popular_folder, "update", "--json"))
     assert (done["verdict"], done["read"]) == ("nothing", 0)
 
 
-def test_train_registers_and_promote_checks_requirements(cli: Cli, shop: Path) -> None:
-    before = tree(cli("-C", shop, "status", "--json"))["live"]
-    made = tree(cli("-C", shop, "train", "covisitation", "--json"))
-    assert (shop / "runs" / made["run"] / "metrics.json").exists()
+def test_train_registers_and_promote_checks_requirements(cli: Cli, popular_folder: Path) -> None:
+    before = tree(cli("-C", popular_folder, "status", "--json"))["live"]
+    made = tree(cli("-C", popular_folder, "train", "covisitation", "--json"))
+    assert (popular_folder / "runs" / made["run"] / "metrics.json").exists()
     for words in ([], ["--to", "live"], ["--to", "experiment"]):
-        code, out, err = cli("-C", shop, "promote", made["bundle"], *words)
+        code, out, err = cli("-C", popular_folder, "promote", made["bundle"], *words)
         assert (code, out) == (1, "")
         assert "refused: shadow requests=0, threshold 100: the shadow step is not earned" in err
-    moved = tree(cli("-C", shop, "promote", made["bundle"], "--to", "shadow", "--json"))
+    moved = tree(cli("-C", popular_folder, "promote", made["bundle"], "--to", "shadow", "--json"))
     assert (moved["from"], moved["to"]) == ("checked", "shadow")
     words = ["promote", made["bundle"], "--to", "live", "--reason", "tried it", "--json"]
-    moved = tree(cli("-C", shop, *words))
+    moved = tree(cli("-C", popular_folder, *words))
     assert (moved["from"], moved["to"]) == ("shadow", "live")
     assert len(moved["evidence"]["not_earned"]) == 2
-    status = tree(cli("-C", shop, "status", "--json"))
+    status = tree(cli("-C", popular_folder, "status", "--json"))
     assert (status["live"], status["bundles"][-1]["reason"]) == (made["bundle"], "tried it")
-    code, out, err = cli("-C", shop, "promote", made["bundle"])
+    code, out, err = cli("-C", popular_folder, "promote", made["bundle"])
     assert (code, out) == (1, "")
     assert "state=live" in err
-    back = tree(cli("-C", shop, "rollback", "--reason", "it was better", "--json"))
+    back = tree(cli("-C", popular_folder, "rollback", "--reason", "it was better", "--json"))
     assert (back["bundle"], back["from"], back["to"]) == (before, "retired", "live")
     assert back["evidence"] == {"rolled_back": made["bundle"]}
-    code, out, err = cli("-C", shop, "rollback")
+    code, out, err = cli("-C", popular_folder, "rollback")
     assert (code, out) == (1, "")
     assert "refused: earlier live bundles=0, threshold 1: no earlier live bundle to restore" in err
-    gone = tree(cli("-C", shop, "reject", made["bundle"], "--reason", "worse", "--json"))
+    gone = tree(cli("-C", popular_folder, "reject", made["bundle"], "--reason", "worse", "--json"))
     assert (gone["from"], gone["to"]) == ("rolled_back", "refused")
     for verb in (["promote", made["bundle"]], ["reject", made["bundle"], "--reason", "again"]):
-        code, out, err = cli("-C", shop, *verb)
+        code, out, err = cli("-C", popular_folder, *verb)
         assert (code, out) == (1, "")
         assert "state=refused" in err
 
 
 @pytest.mark.parametrize("share", ["0.0", "1.0"])
-def test_promote_to_an_experiment_with_an_empty_arm_exits_2(cli: Cli, shop: Path, share: str) -> None:
-    made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
+def test_promote_to_an_experiment_with_an_empty_arm_exits_2(cli: Cli, popular_folder: Path, share: str) -> None:
+    made = tree(cli("-C", popular_folder, "train", "covisitation", "--json"))["bundle"]
     words = ["--set", f"release.experiment_share={share}", "promote", made, "--to", "experiment", "--reason", "try"]
     assert f"release.experiment_share={share}: expected a share above 0 and below 1" in user_error(
-        cli("-C", shop, *words)
+        cli("-C", popular_folder, *words)
     )
-    assert tree(cli("-C", shop, "status", "--json"))["experiment"] is None
+    assert tree(cli("-C", popular_folder, "status", "--json"))["experiment"] is None
 
 
-def test_promote_with_too_few_planned_users_names_the_minimum(cli: Cli, shop: Path) -> None:
-    made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
+def test_promote_with_too_few_planned_users_names_the_minimum(cli: Cli, popular_folder: Path) -> None:
+    made = tree(cli("-C", popular_folder, "train", "covisitation", "--json"))["bundle"]
     words = ["--set", "release.experiment_share=0.05", "promote", made, "--to", "experiment", "--reason", "try"]
     expected = "release.plan.users=4000: expected at least 8000 for 4 looks at a share of 0.05"
-    assert expected in user_error(cli("-C", shop, *words))
+    assert expected in user_error(cli("-C", popular_folder, *words))
 
 
-def test_status_after_a_config_edit_during_an_experiment_shows_the_plan(cli: Cli, shop: Path) -> None:
-    made = tree(cli("-C", shop, "train", "covisitation", "--json"))["bundle"]
-    assert tree(cli("-C", shop, "status", "--json"))["verdict"] is None
-    assert cli("-C", shop, "promote", made, "--to", "experiment", "--reason", "try")[0] == 0
+def test_status_after_a_config_edit_during_an_experiment_shows_the_plan(cli: Cli, popular_folder: Path) -> None:
+    made = tree(cli("-C", popular_folder, "train", "covisitation", "--json"))["bundle"]
+    assert tree(cli("-C", popular_folder, "status", "--json"))["verdict"] is None
+    assert cli("-C", popular_folder, "promote", made, "--to", "experiment", "--reason", "try")[0] == 0
     edited = ["--set", "release.experiment_share=0.1", "--set", "release.plan.users=9000"]
-    verdict = tree(cli("-C", shop, *edited, "status", "--json"))["verdict"]
+    verdict = tree(cli("-C", popular_folder, *edited, "status", "--json"))["verdict"]
     assert (verdict["bundle"], verdict["verdict"], verdict["no_harm"]) == (made, "running", False)
     assert (verdict["plan"]["share"], verdict["plan"]["users"]) == (0.5, 4000)
     assert verdict["differs"] == [
         "release.experiment_share = 0.5 in this experiment, 0.1 in recloop.toml",
         "release.plan.users = 4000 in this experiment, 9000 in recloop.toml",
     ]
-    said = cli("-C", shop, *edited, "status")[1]
+    said = cli("-C", popular_folder, *edited, "status")[1]
     assert f"experiment of {made}: running: 0 of 4 planned looks done" in said
     assert verdict["differs"][0] in said
 
 
-def test_prepare_during_an_update_exits_3_and_names_it(cli: Cli, shop: Path) -> None:
-    with locks.run_lock(shop, "update"):
-        code, out, err = cli("-C", shop, "prepare")
+def test_prepare_during_an_update_exits_3_and_names_it(cli: Cli, popular_folder: Path) -> None:
+    with locks.run_lock(popular_folder, "update"):
+        code, out, err = cli("-C", popular_folder, "prepare")
     assert (code, out) == (3, "")
     assert "update" in err
 
 
-def test_prepare_json_reports_the_split(cli: Cli, world_folder: Path) -> None:
-    done = tree(cli("-C", world_folder, "prepare", "--json"))
+def test_prepare_json_reports_the_split(cli: Cli, simulated_shop_folder: Path) -> None:
+    done = tree(cli("-C", simulated_shop_folder, "prepare", "--json"))
     assert done["train"] + done["valid"] + done["test"] == done["kept"]
     assert len(done["fingerprint"]) == 64
 
 
-def test_update_with_excessive_removals_exits_2_and_writes_no_data(cli: Cli, world_folder: Path) -> None:
-    done = cli("-C", world_folder, "--set", "clean.keep=\"event_type = 'click'\"", "update")
+def test_update_with_excessive_removals_exits_2_and_writes_no_data(cli: Cli, simulated_shop_folder: Path) -> None:
+    done = cli("-C", simulated_shop_folder, "--set", "clean.keep=\"event_type = 'click'\"", "update")
     assert "clean.max_removed" in user_error(done)
     assert len(done[2].splitlines()) >= 4  # sample rows precede the last line
-    assert not (world_folder / "data").exists()
-    assert not list(world_folder.glob("data*"))
+    assert not (simulated_shop_folder / "data").exists()
+    assert not list(simulated_shop_folder.glob("data*"))
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -263,8 +253,8 @@ def test_old_name_is_refused_with_the_new_one(cli: Cli, words: list[str], said: 
     assert said in user_error(cli(*words))
 
 
-def test_init_and_update_of_the_readme_succeed(cli: Cli, world: SimulatedShop, tmp_path: Path) -> None:
-    world.write(tmp_path)
+def test_init_and_update_of_the_readme_succeed(cli: Cli, simulated_shop: SimulatedShop, tmp_path: Path) -> None:
+    simulated_shop.write(tmp_path)
     (tmp_path / "recloop.toml").unlink()
     files = [tmp_path / "events.csv", "--items", tmp_path / "items.csv", "--users", tmp_path / "users.csv"]
     made = tree(cli("-C", tmp_path, "init", *files, "--yes", "--json"))

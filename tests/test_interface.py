@@ -84,7 +84,7 @@ def recloop(folder: Path, *arguments: str) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def updated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with counting models after its first run."""
     folder = SimulatedShop(seed=0).write(tmp_path_factory.mktemp("interface") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
@@ -96,10 +96,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [("status", "--json"), ("promote", "nothing"), ("promote",)])
-def test_cli_in_a_process_equals_run(shop: Path, arguments: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "recloop", "-C", str(shop), *arguments]
+def test_cli_in_a_process_equals_run(updated_folder: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "recloop", "-C", str(updated_folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert Ran(done.returncode, done.stdout, done.stderr) == recloop(shop, *arguments)
+    assert Ran(done.returncode, done.stdout, done.stderr) == recloop(updated_folder, *arguments)
 
 
 def test_cli_help_shows_panels_and_verbs(tmp_path: Path) -> None:
@@ -130,18 +130,18 @@ def test_stability_page_documents_the_json_keys() -> None:
         assert keys_in(listed) <= keys_in(rows[f"`{verb}`"]), verb
 
 
-def test_update_json_of_the_first_and_of_an_empty_update(shop: Path) -> None:
-    first = json.loads((shop / "update.json").read_text("utf-8"))
+def test_update_json_of_the_first_and_of_an_empty_update(updated_folder: Path) -> None:
+    first = json.loads((updated_folder / "update.json").read_text("utf-8"))
     assert set(first) >= keys_in(UPDATE)
     assert first["verdict"] == "first"
-    again = recloop(shop, "update", "--json")
+    again = recloop(updated_folder, "update", "--json")
     assert again.code == 0, again.err
     assert again.json["verdict"] == "nothing"
     assert set(again.json) >= keys_in(UPDATE)
 
 
-def test_doctor_json_counts_add_up(shop: Path) -> None:
-    tree = recloop(shop, "doctor", "--json").json
+def test_doctor_json_counts_add_up(updated_folder: Path) -> None:
+    tree = recloop(updated_folder, "doctor", "--json").json
     assert set(tree) >= keys_in(DOCTOR)
     assert tree["read"] == tree["kept"] + sum(tree["removed"].values()) + tree["rejected"]
     assert tree["read"] == SimulatedShop(seed=0).events().height
@@ -158,8 +158,8 @@ def test_init_json_contains_columns_and_guesses(tmp_path: Path) -> None:
     assert (tmp_path / "recloop.toml").is_file()
 
 
-def test_evaluate_json_contains_the_table(shop: Path) -> None:
-    done = recloop(shop, "evaluate", "--json")
+def test_evaluate_json_contains_the_table(updated_folder: Path) -> None:
+    done = recloop(updated_folder, "evaluate", "--json")
     assert done.code == 0, done.err
     assert set(done.json["protocol"]) >= {"name", "split_hash", "targets", "filter_seen", "ties", "k", "seed"}
     assert [row["model"] for row in done.json["rows"]][-1] == "served"
@@ -169,47 +169,49 @@ def test_evaluate_json_contains_the_table(shop: Path) -> None:
         assert set(row) >= {"warm", "repeat", "explore"}
         assert set(row["NDCG@10"]) == {"value", "low", "high"}
         assert row["NDCG@10"]["low"] <= row["NDCG@10"]["value"] <= row["NDCG@10"]["high"]
-    files = b"".join((shop / "data" / "split" / f"{part}.parquet").read_bytes() for part in ("train", "valid", "test"))
+    files = b"".join(
+        (updated_folder / "data" / "split" / f"{part}.parquet").read_bytes() for part in ("train", "valid", "test")
+    )
     digests = [
-        hashlib.sha256((shop / "data" / "split" / f"{part}.parquet").read_bytes()).hexdigest()
+        hashlib.sha256((updated_folder / "data" / "split" / f"{part}.parquet").read_bytes()).hexdigest()
         for part in ("train", "valid", "test")
     ]
     over = {hashlib.sha256(files).hexdigest(), hashlib.sha256("".join(digests).encode()).hexdigest()}
     assert done.json["protocol"]["split_hash"] in over
 
 
-def test_recommend_status_and_report_json_have_the_documented_keys(shop: Path) -> None:
-    answer = recloop(shop, "recommend", "u001", "-n", "3", "--json")
+def test_recommend_status_and_report_json_have_the_documented_keys(updated_folder: Path) -> None:
+    answer = recloop(updated_folder, "recommend", "u001", "-n", "3", "--json")
     assert answer.code == 0, answer.err
     assert set(answer.json) >= keys_in(REPLY)
     assert len(answer.json["items"]) == 3
-    status = recloop(shop, "status", "--json").json
+    status = recloop(updated_folder, "status", "--json").json
     assert set(status) >= keys_in(STATUS)
     assert status["live"] == answer.json["model_version"]
-    report = recloop(shop, "report", "--json")
+    report = recloop(updated_folder, "report", "--json")
     assert report.code == 0, report.err
     assert set(report.json) >= keys_in(REPORT)
-    assert (shop / report.json["path"]).is_file()
+    assert (updated_folder / report.json["path"]).is_file()
 
 
-def test_prepare_train_and_promote_json_have_the_documented_keys(shop: Path) -> None:
+def test_prepare_train_and_promote_json_have_the_documented_keys(updated_folder: Path) -> None:
     """The pipeline steps; a registered bundle becomes live by one move."""
-    before = (shop / "data" / "manifest.json").read_bytes()
-    prepared = recloop(shop, "prepare", "--json")
+    before = (updated_folder / "data" / "manifest.json").read_bytes()
+    prepared = recloop(updated_folder, "prepare", "--json")
     assert prepared.code == 0, prepared.err
     assert set(prepared.json) >= keys_in(DOCTOR) | keys_in("fingerprint cut train valid test")
-    assert (shop / "data" / "manifest.json").read_bytes() == before
-    trained = recloop(shop, "train", "popular", "--json")
+    assert (updated_folder / "data" / "manifest.json").read_bytes() == before
+    trained = recloop(updated_folder, "train", "popular", "--json")
     assert trained.code == 0, trained.err
     assert set(trained.json) >= keys_in("bundle run epochs seconds metrics")
-    early = recloop(shop, "promote", trained.json["bundle"])
+    early = recloop(updated_folder, "promote", trained.json["bundle"])
     assert early.code == 1, early.err
-    moved = recloop(shop, "promote", trained.json["bundle"], "--to", "live", "--reason", "by hand", "--json")
+    moved = recloop(updated_folder, "promote", trained.json["bundle"], "--to", "live", "--reason", "by hand", "--json")
     assert moved.code == 0, moved.err
     assert set(moved.json) >= keys_in("bundle from to generation evidence")
-    assert recloop(shop, "status", "--json").json["live"] == trained.json["bundle"]
+    assert recloop(updated_folder, "status", "--json").json["live"] == trained.json["bundle"]
     for verb in (("rollback",), ("reject", trained.json["bundle"], "--reason", "an example")):
-        done = recloop(shop, *verb, "--json")
+        done = recloop(updated_folder, *verb, "--json")
         assert done.code == 0, done.err
         assert set(done.json) >= keys_in("bundle from to generation evidence")
 
@@ -228,9 +230,9 @@ def test_prepare_train_and_promote_json_have_the_documented_keys(shop: Path) -> 
         ("recommend", "u001", "--placement", "nowhere"),
     ],
 )
-def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(shop: Path, arguments: tuple[str, ...]) -> None:
+def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(updated_folder: Path, arguments: tuple[str, ...]) -> None:
     """Exit 2, stdout empty, last line ``error: NAME=VALUE: expected ...; try: COMMAND``, no traceback."""
-    done = recloop(shop, *arguments)
+    done = recloop(updated_folder, *arguments)
     assert (done.code, done.out) == (2, ""), done.err
     assert re.fullmatch(r"error: .+=.*: expected .+; try: .+", done.err.rstrip().splitlines()[-1]), done.err
     assert "Traceback" not in done.err
@@ -239,43 +241,49 @@ def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(shop: Path, arguments: 
 # ---- files
 
 
-def test_ingest_json_counts_duplicates(shop: Path) -> None:
+def test_ingest_json_counts_duplicates(updated_folder: Path) -> None:
     """Imported rows sent again are duplicates."""
-    (shop / "again.csv").write_text("".join((shop / "events.csv").read_text("utf-8").splitlines(True)[:4]), "utf-8")
-    done = recloop(shop, "ingest", str(shop / "again.csv"), "--json")
+    (updated_folder / "again.csv").write_text(
+        "".join((updated_folder / "events.csv").read_text("utf-8").splitlines(True)[:4]), "utf-8"
+    )
+    done = recloop(updated_folder, "ingest", str(updated_folder / "again.csv"), "--json")
     assert done.code == 0, done.err
     assert done.json == {**dict.fromkeys(keys_in(INGEST), 0), "duplicate": 3}
-    (shop / "again.csv").unlink()
+    (updated_folder / "again.csv").unlink()
 
 
-def test_project_folder_contains_the_documented_files(shop: Path) -> None:
+def test_project_folder_contains_the_documented_files(updated_folder: Path) -> None:
     for name in ("items.parquet", "users.parquet", "quarantine.parquet", "rejects.jsonl", "manifest.json"):
-        assert (shop / "data" / name).is_file(), name
-    archive = pl.read_parquet(next((shop / "data" / "archive").glob("date=*/*.parquet")), hive_partitioning=False)
+        assert (updated_folder / "data" / name).is_file(), name
+    archive = pl.read_parquet(
+        next((updated_folder / "data" / "archive").glob("date=*/*.parquet")), hive_partitioning=False
+    )
     assert set(archive.columns) >= set(records.EVENT_SCHEMA)
     for part in ("train", "valid", "test"):
-        split = pl.read_parquet(shop / "data" / "split" / f"{part}.parquet")
+        split = pl.read_parquet(updated_folder / "data" / "split" / f"{part}.parquet")
         types = {"moment": pl.Int32, "label": pl.Int8, "weight": pl.Float32, "use": pl.Int8, "pair": pl.String}
         types |= {"units": pl.Float64}
         assert {name: split.schema[name] for name in types} == types
         assert set(split.columns) >= set(records.EVENT_SCHEMA)
-    manifest = json.loads((shop / "data" / "manifest.json").read_text("utf-8"))
+    manifest = json.loads((updated_folder / "data" / "manifest.json").read_text("utf-8"))
     assert set(manifest) >= {"fingerprint", "cut", "watermark", "config"}
-    runs = sorted((shop / "runs").iterdir())
+    runs = sorted((updated_folder / "runs").iterdir())
     assert (runs[0] / "config.toml").is_file()
     assert (runs[0] / "metrics.json").is_file()
-    assert json.loads((shop / "reports" / "evaluation.json").read_text("utf-8"))["rows"]
+    assert json.loads((updated_folder / "reports" / "evaluation.json").read_text("utf-8"))["rows"]
 
 
-def test_import_numbers_items_users_then_events(shop: Path) -> None:
+def test_import_numbers_items_users_then_events(updated_folder: Path) -> None:
     """1..n: items in file order, users in file order, then events by (timestamp, file row)."""
     world = SimulatedShop(seed=0)
-    items = pl.read_parquet(shop / "data" / "items.parquet").sort("seq")
+    items = pl.read_parquet(updated_folder / "data" / "items.parquet").sort("seq")
     assert items["item_id"].to_list() == world.item_ids
     assert items["seq"].to_list() == list(range(1, 201))
-    users = pl.read_parquet(shop / "data" / "users.parquet").sort("seq")
+    users = pl.read_parquet(updated_folder / "data" / "users.parquet").sort("seq")
     assert users["user_id"].to_list() == world.user_ids
-    events = pl.read_parquet(shop / "data" / "archive" / "**" / "*.parquet", hive_partitioning=False).sort("seq")
+    events = pl.read_parquet(updated_folder / "data" / "archive" / "**" / "*.parquet", hive_partitioning=False).sort(
+        "seq"
+    )
     assert events["seq"][0] >= 501
     assert events["timestamp"].is_sorted()
 
@@ -288,9 +296,9 @@ def columns(file: Path, table: str) -> set[str]:
         connection.close()
 
 
-def test_store_tables_have_the_documented_columns(service: str, shop: Path) -> None:
+def test_store_tables_have_the_documented_columns(service: str, updated_folder: Path) -> None:
     """Store tables have the columns of docs/reference/stores.md after a service run."""
-    log = shop / "store" / "log.db"
+    log = updated_folder / "store" / "log.db"
     assert columns(log, "events") == {*records.EVENT_SCHEMA, records.RULE}
     assert columns(log, "items") >= {"seq", "item_id", "received_at", "attributes", "hidden", "deleted"}
     assert columns(log, "users") >= {"seq", "user_id", "received_at", "attributes", "deleted"}
@@ -299,15 +307,15 @@ def test_store_tables_have_the_documented_columns(service: str, shop: Path) -> N
         "request_id role user_id at as_of bundle generation variant placement k query items scores sources "
         "propensities degraded session_id anonymous_id client_request_id assigned positives inputs micros"
     )
-    assert columns(shop / "store" / "decisions.db", "decisions") >= decision
+    assert columns(updated_folder / "store" / "decisions.db", "decisions") >= decision
     releases = keys_in("generation at bundle from to by reason evidence") | {"sha256"}
-    assert columns(shop / "store" / "control.db", "releases") >= releases
+    assert columns(updated_folder / "store" / "control.db", "releases") >= releases
 
 
-def test_bundle_files_and_manifest_are_as_documented(shop: Path) -> None:
+def test_bundle_files_and_manifest_are_as_documented(updated_folder: Path) -> None:
     """The name ends in the manifest's hash, and the manifest lists each file's hash."""
-    bundle = json.loads((shop / "update.json").read_text("utf-8"))["bundle"]
-    folder = shop / "bundles" / bundle
+    bundle = json.loads((updated_folder / "update.json").read_text("utf-8"))["bundle"]
+    folder = updated_folder / "bundles" / bundle
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     listed = {
         "format", "bundle", "parent", "recloop", "encode_version", "model", "scorers", "data", "train", "files",
@@ -334,9 +342,9 @@ def test_bundle_files_and_manifest_are_as_documented(shop: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def service(shop: Path) -> Iterator[str]:
+def service(updated_folder: Path) -> Iterator[str]:
     """The address of a running service."""
-    server = servers.start(shop)
+    server = servers.start(updated_folder)
     try:
         yield server.url
         assert server.stop() == 0
@@ -413,13 +421,13 @@ def test_error_responses_share_one_schema(service: str, path: str, body: object,
         assert set(answer["error"]) == {"code", "message", "field", "expected"}
 
 
-def test_verify_checks_served_decisions(service: str, shop: Path) -> None:
+def test_verify_checks_served_decisions(service: str, updated_folder: Path) -> None:
     for n in range(1, 6):
         assert ask(f"{service}/v1/recommend/u00{n}")[0] == 200
     assert ask(f"{service}/v1/status")[0] == 200
     found: Ran | None = None
     for _ in range(20):  # decisions are written at most 200 ms after the answer
-        found = recloop(shop, "verify", "--last", "50", "--json")
+        found = recloop(updated_folder, "verify", "--last", "50", "--json")
         if found.json["checked"] >= 5:
             break
     assert found is not None

@@ -28,13 +28,13 @@ COUNTS = ('model.name="covisitation"',)
 
 
 @pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.FirstRun]:
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.FirstRun]:
     folder = SimulatedShop(seed=0).write(tmp_path_factory.mktemp("loop") / "shop")
     return folder, loop.first_run(open_project(folder, COUNTS))
 
 
-def test_first_run_writes_a_whole_project(turned: tuple[Path, loop.FirstRun]) -> None:
-    folder, made = turned
+def test_first_run_writes_a_whole_project(first_run: tuple[Path, loop.FirstRun]) -> None:
+    folder, made = first_run
     project = open_project(folder)
     assert project.live_bundle_id() == made.bundle.id
     status = loading.status(project)
@@ -48,15 +48,15 @@ def test_first_run_writes_a_whole_project(turned: tuple[Path, loop.FirstRun]) ->
     assert not [path for path in folder.rglob("*") if path.name.startswith(".stage") or path.suffix == ".tmp"]
 
 
-def test_first_run_rows_rank_by_the_simulated_truth(turned: tuple[Path, loop.FirstRun]) -> None:
-    ndcg = {row.row.model: row.estimates["all", "NDCG@10"].value for row in turned[1].table.rows}
+def test_first_run_rows_rank_by_the_simulated_truth(first_run: tuple[Path, loop.FirstRun]) -> None:
+    ndcg = {row.row.model: row.estimates["all", "NDCG@10"].value for row in first_run[1].table.rows}
     assert ndcg["bought_before"] > ndcg["popular"] + 0.05
     assert ndcg["served"] > ndcg["popular"] + 0.05
 
 
-def test_first_run_metrics_equal_those_of_served_lists(turned: tuple[Path, loop.FirstRun]) -> None:
+def test_first_run_metrics_equal_those_of_served_lists(first_run: tuple[Path, loop.FirstRun]) -> None:
     """The hit rate of `served`, recomputed from single answers of the stored bundle."""
-    folder, made = turned
+    folder, made = first_run
     project = open_project(folder, COUNTS)
     data, bundle = load(project), project.load_bundle()
     recommender = Recommender(bundle, Catalog.from_frames([data.items]))
@@ -74,8 +74,8 @@ def test_first_run_metrics_equal_those_of_served_lists(turned: tuple[Path, loop.
     assert served.estimates["all", "HR@10"].value == pytest.approx(rate, abs=1e-9)
 
 
-def test_first_run_repeated_gives_equal_bytes(turned: tuple[Path, loop.FirstRun], tmp_path: Path) -> None:
-    folder, made = turned
+def test_first_run_repeated_gives_equal_bytes(first_run: tuple[Path, loop.FirstRun], tmp_path: Path) -> None:
+    folder, made = first_run
     again = shutil.copytree(
         folder, tmp_path / "shop", ignore=shutil.ignore_patterns("data", "bundles", "store", "runs")
     )
@@ -86,14 +86,14 @@ def test_first_run_repeated_gives_equal_bytes(turned: tuple[Path, loop.FirstRun]
         assert (folder / "data" / name).read_bytes() == (again / "data" / name).read_bytes(), name
 
 
-def test_first_run_during_an_update_raises_locked(turned: tuple[Path, loop.FirstRun]) -> None:
-    project = open_project(turned[0], COUNTS)
+def test_first_run_during_an_update_raises_locked(first_run: tuple[Path, loop.FirstRun]) -> None:
+    project = open_project(first_run[0], COUNTS)
     with locks.run_lock(project.root, "update"), pytest.raises(Locked, match="update"):
         loop.first_run(project)
 
 
-def test_refit_learns_test_rows_and_keeps_the_metrics(world: SimulatedShop, tmp_path: Path) -> None:
-    folder = world.write(tmp_path / "shop")
+def test_refit_learns_test_rows_and_keeps_the_metrics(simulated_shop: SimulatedShop, tmp_path: Path) -> None:
+    folder = simulated_shop.write(tmp_path / "shop")
     project = open_project(folder, [*COUNTS, "train.refit=true"])
     loop.collect(project)
     trained = loop.train(project)
@@ -106,8 +106,8 @@ def test_refit_learns_test_rows_and_keeps_the_metrics(world: SimulatedShop, tmp_
     assert bundle.metrics["rows"]
 
 
-def test_recommend_for_an_unseen_user_excludes_disliked_items(turned: tuple[Path, loop.FirstRun]) -> None:
-    bundle = turned[1].bundle
+def test_recommend_for_an_unseen_user_excludes_disliked_items(first_run: tuple[Path, loop.FirstRun]) -> None:
+    bundle = first_run[1].bundle
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     query = Query(user_id="new", now=bundle.cut, n=10)
     first = recommender.recommend(StateBatch.from_states(["new"], [UserState()]), [query])[0]
@@ -131,12 +131,15 @@ sys.exit(run(["-C", sys.argv[1], "update"]) or run(["-C", sys.argv[1], "recommen
 """
 
 
-def test_first_run_without_torch_uses_counting_models(world_folder: Path) -> None:
+def test_first_run_without_torch_uses_counting_models(simulated_shop_folder: Path) -> None:
     """The configured network is skipped with one line that names the extra."""
     done = subprocess.run(
-        [sys.executable, "-c", TURN_WITHOUT_TORCH, str(world_folder)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", TURN_WITHOUT_TORCH, str(simulated_shop_folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert 'pip install "recloop[train]"' in done.stderr
     assert len(json.loads(done.stdout.splitlines()[-1])["items"]) == 10
-    assert open_project(world_folder).load_bundle().manifest.model.name == "counts"
+    assert open_project(simulated_shop_folder).load_bundle().manifest.model.name == "counts"

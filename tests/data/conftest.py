@@ -9,12 +9,12 @@ import pytest
 
 from recloop.project import Project, open_project
 
-Shop = Callable[..., Project]
+ProjectFactory = Callable[..., Project]
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    """Make a project: ``shop(log, *settings)`` writes ``log`` to log.csv; settings as in ``--set``."""
+def project_factory(tmp_path: Path) -> ProjectFactory:
+    """Make a project: ``project_factory(log, *settings)`` writes ``log`` to log.csv; settings as in ``--set``."""
 
     def make(log: str | bytes | None, *sets: str, name: str = "log.csv", toml: str = "") -> Project:
         (tmp_path / "recloop.toml").write_text(toml, "utf-8")

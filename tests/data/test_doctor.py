@@ -14,7 +14,7 @@ from recloop.data.doctor import Report, Span, TypeRows, build_report, render, ti
 from recloop.project import Project, open_project
 from recloop.records import SECOND
 
-Shop = Callable[..., Project]
+ProjectFactory = Callable[..., Project]
 HEAD = "user_id,item_id,timestamp,kind,qty,basket\n"
 KIND, QTY, BASKET = ('data.columns.event_type="kind"', 'data.columns.quantity="qty"', 'data.columns.group_id="basket"')
 
@@ -34,9 +34,9 @@ def rows(n: int = 100) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_doctor_counts_add_up_to_the_rows_of_the_log(shop: Shop) -> None:
+def test_doctor_counts_add_up_to_the_rows_of_the_log(project_factory: ProjectFactory) -> None:
     log = HEAD + rows() + ",i,2025-01-01,buy,1,\nu1,i1,2025-01-02T03:04:05,buy,0,\nu0,i0,2025-01-01T08:00:00,buy,1,b0\n"
-    report = build_report(shop(log, KIND, QTY, BASKET, "clean.max_removed=0.05"))
+    report = build_report(project_factory(log, KIND, QTY, BASKET, "clean.max_removed=0.05"))
     assert (report.read, report.kept, report.rejected) == (103, 100, 1)
     assert report.removed == {"keep": 1, "duplicates": 1}
     assert report.read == report.kept + sum(report.removed.values()) + report.rejected
@@ -50,22 +50,22 @@ def test_doctor_counts_add_up_to_the_rows_of_the_log(shop: Shop) -> None:
     assert "1.0 % of rows could not be read: no user_id (1)" in said(report)
 
 
-def test_doctor_names_the_group_column_or_suspects_baskets(shop: Shop) -> None:
-    with_group = build_report(shop(HEAD + rows(), BASKET))
+def test_doctor_names_the_group_column_or_suspects_baskets(project_factory: ProjectFactory) -> None:
+    with_group = build_report(project_factory(HEAD + rows(), BASKET))
     assert "100.0 % of rows share their stamp with others: baskets, grouped by basket" in with_group.warnings
-    without = said(build_report(shop(HEAD + rows())))
+    without = said(build_report(project_factory(HEAD + rows())))
     assert "100.0 % of rows share their stamp with others of the same user and count as one moment" in without
     assert "set data.columns.group_id" in without
 
 
-def test_doctor_warns_of_excess_and_an_impossible_split(shop: Shop) -> None:
+def test_doctor_warns_of_excess_and_an_impossible_split(project_factory: ProjectFactory) -> None:
     log = HEAD + "".join(f"u{n},i,2025-01-01,buy,{n % 2},\n" for n in range(20))
-    report = build_report(shop(log, QTY))
+    report = build_report(project_factory(log, QTY))
     assert (report.kept, report.removed) == (10, {"keep": 10})
     assert "rule keep=50.0% of the rows (10 of 20): expected at most 5.0%" in said(report)
     assert "all have one instant" in said(report)
     assert "only one item" in said(report)
-    assert not Path(shop(log).data).exists()
+    assert not Path(project_factory(log).data).exists()
 
 
 @pytest.mark.parametrize(
@@ -84,56 +84,58 @@ def test_timestamp_resolution_is_the_coarsest_matching_unit(stamps: list[str], c
     assert timestamp_resolution(micros.dt.timestamp("us")) == coarse
 
 
-def test_doctor_with_coarse_timestamps_warns_of_the_burst_rule(shop: Shop) -> None:
+def test_doctor_with_coarse_timestamps_warns_of_the_burst_rule(project_factory: ProjectFactory) -> None:
     log = HEAD + "".join(f"u{n % 9},i{n},2025-01-{n % 28 + 1:02},buy,1,\n" for n in range(50))
     assert 'a resolution of one day, too coarse for the burst rule; set clean.burst = "off"' in said(
-        build_report(shop(log))
+        build_report(project_factory(log))
     )
-    assert "burst" not in said(build_report(shop(log, 'clean.burst="off"')))
+    assert "burst" not in said(build_report(project_factory(log, 'clean.burst="off"')))
 
 
-def test_doctor_reports_event_types_without_a_rule(shop: Shop) -> None:
+def test_doctor_reports_event_types_without_a_rule(project_factory: ProjectFactory) -> None:
     log = HEAD + "".join(
         f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{'buy' if n % 3 else 'look at'},1,\n" for n in range(60)
     )
     events = ('events.positive=["buy"]', "events.negative=[]")
-    report = build_report(shop(log, KIND, *events))
+    report = build_report(project_factory(log, KIND, *events))
     assert "event type 'look at' (20 rows) is not in a rule of [events] and is neutral" in report.warnings
     assert report.event_types == {"buy": TypeRows(40, 1), "look at": TypeRows(20, 0)}
-    named = build_report(shop(log, KIND, *events, "events.neutral=[\"event_type = 'look at'\"]"))
+    named = build_report(project_factory(log, KIND, *events, "events.neutral=[\"event_type = 'look at'\"]"))
     assert "not in a rule of" not in said(named)
 
 
-def test_doctor_classifies_history_events_as_input(shop: Shop) -> None:
+def test_doctor_classifies_history_events_as_input(project_factory: ProjectFactory) -> None:
     kinds = ("view", "buy", "hide")
     log = HEAD + "".join(f"u{n % 9},i{n},2025-01-01T00:{n:02}:01,{kinds[n % 3]},1,\n" for n in range(60))
     events = ('events.positive=["buy"]', 'events.history=["view"]', 'events.negative=["hide"]')
-    report = build_report(shop(log, KIND, *events))
+    report = build_report(project_factory(log, KIND, *events))
     assert report.event_classes == {"view": "input", "buy": "positive", "hide": "negative"}
-    mixed = build_report(shop(log, KIND, *events, "events.weights={\"event_type = 'buy' AND item_id = 'i1'\" = -1}"))
+    mixed = build_report(
+        project_factory(log, KIND, *events, "events.weights={\"event_type = 'buy' AND item_id = 'i1'\" = -1}")
+    )
     assert mixed.event_classes["buy"] == "by condition"
 
 
-def test_doctor_warns_of_repeats_seen_items_and_unlisted_items(shop: Shop, tmp_path: Path) -> None:
+def test_doctor_warns_of_repeats_seen_items_and_unlisted_items(project_factory: ProjectFactory, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("item_id,name\n" + "".join(f"i{n},x\n" for n in range(90)) + "i1,y\n")
     log = HEAD + "".join(
         f"u{n % 9},i{n % 18 if n < 90 else n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(100)
     )
-    found = said(build_report(shop(log, 'data.items="items.csv"', "split.filter_seen=true")))
+    found = said(build_report(project_factory(log, 'data.items="items.csv"', "split.filter_seen=true")))
     assert "% of rows are repeats; split.filter_seen = true never recommends them" in found
     assert "10 items of the log (10.0 % of rows) are not in items.csv" in found
     assert "1 rows of items.csv repeat an earlier item_id; the last one is used" in found
 
 
-def test_doctor_warns_of_a_user_with_many_rows(shop: Shop) -> None:
+def test_doctor_warns_of_a_user_with_many_rows(project_factory: ProjectFactory) -> None:
     log = HEAD + "".join(
         f"{'till' if n % 5 == 0 else f'u{n}'},i{n},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(300)
     )
-    assert "user 'till' has 20.0 % of all rows" in said(build_report(shop(log)))
+    assert "user 'till' has 20.0 % of all rows" in said(build_report(project_factory(log)))
 
 
-def test_doctor_rendered_report_contains_the_counts(world_folder: Path) -> None:
-    report = build_report(open_project(world_folder))
+def test_doctor_rendered_report_contains_the_counts(simulated_shop_folder: Path) -> None:
+    report = build_report(open_project(simulated_shop_folder))
     console = rich.console.Console(width=100, record=True, file=io.StringIO())
     console.print(render(report))
     text = console.export_text()

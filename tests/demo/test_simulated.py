@@ -40,14 +40,14 @@ def child(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("world") / "demo"
 
 
 @pytest.fixture(scope="module")
-def shown(folder: Path) -> dict[str, Any]:
+def shown(demo_folder: Path) -> dict[str, Any]:
     """Output of the demo, run once per file; it exits 70 if a statement does not hold."""
-    done = child(folder)
+    done = child(demo_folder)
     assert done.returncode == 0, done.stderr
     tree: dict[str, Any] = json.loads(done.stdout)
     return tree
@@ -98,7 +98,7 @@ def test_demo_experiments_cover_the_truth(experiments: dict[str, dict[str, Any]]
 
 @pytest.mark.slow
 def test_demo_rejects_the_harmful_and_promotes_the_better_candidate(
-    shown: dict[str, Any], folder: Path, said: dict[str, str], experiments: dict[str, dict[str, Any]]
+    shown: dict[str, Any], demo_folder: Path, said: dict[str, str], experiments: dict[str, dict[str, Any]]
 ) -> None:
     worse, better = (experiments[verdict]["bundle"] for verdict in ("worse", "better"))
     assert re.search(r"NO +new: -0\.\d+ \(NDCG@10 [\d.]+, live [\d.]+\), threshold -0\.03", said["candidates"])
@@ -108,7 +108,7 @@ def test_demo_rejects_the_harmful_and_promotes_the_better_candidate(
         said["a harmful candidate"],
     )
     assert re.search(r"earned by\n[1-9]\d\d requests in shadow \(0 replicas differ\)", said["a better candidate"])
-    project = open_project(folder)
+    project = open_project(demo_folder)
     rows = project.open_control().releases()
     steps = {bundle: [row.to for row in rows if row.bundle == bundle] for bundle in (worse, better)}
     assert steps[worse] == ["registered", "checked", "shadow", "experiment", "refused"]

@@ -14,7 +14,7 @@ import pytest
 from recloop.ingest.client import Client
 
 
-class Shop(ThreadingHTTPServer):
+class FakeServer(ThreadingHTTPServer):
     """An echo server that counts connections and optionally closes them after an answer."""
 
     connections = 0
@@ -23,7 +23,7 @@ class Shop(ThreadingHTTPServer):
 
 class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Shop
+    server: FakeServer
 
     def setup(self) -> None:
         super().setup()
@@ -46,8 +46,8 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def shop() -> Iterator[Shop]:
-    with Shop(("127.0.0.1", 0), Answer) as server:
+def fake_server() -> Iterator[FakeServer]:
+    with FakeServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -56,43 +56,45 @@ def shop() -> Iterator[Shop]:
 
 
 @pytest.fixture
-def client(shop: Shop) -> Iterator[Client]:
-    made = Client(f"http://127.0.0.1:{shop.server_port}/base")
+def posting_client(fake_server: FakeServer) -> Iterator[Client]:
+    made = Client(f"http://127.0.0.1:{fake_server.server_port}/base")
     yield made
     made.close()
 
 
-def test_client_uses_one_connection_for_all_calls(shop: Shop, client: Client) -> None:
-    response = client.recommend("a / ü", n="3")
+def test_client_uses_one_connection_for_all_calls(fake_server: FakeServer, posting_client: Client) -> None:
+    response = posting_client.recommend("a / ü", n="3")
     assert response["path"] == "/base/v1/recommend/a%20%2F%20%C3%BC?n=3"
     assert "x-recloop-now" not in response
-    client.now = 1_000_000
-    posted = client.post("/v1/events", [{"user_id": "a"}])
+    posting_client.now = 1_000_000
+    posted = posting_client.post("/v1/events", [{"user_id": "a"}])
     assert json.loads(posted["body"]) == [{"user_id": "a"}]
     assert posted["content-type"] == "application/json"
     assert posted["x-recloop-now"] == "1970-01-01T00:00:01+00:00"
-    assert shop.connections == 1
+    assert fake_server.connections == 1
 
 
-def test_client_reconnects_after_the_service_closed_the_connection(shop: Shop, client: Client) -> None:
-    shop.closes_connections = True  # without a `Connection: close` header
+def test_client_reconnects_after_the_service_closed_the_connection(
+    fake_server: FakeServer, posting_client: Client
+) -> None:
+    fake_server.closes_connections = True  # without a `Connection: close` header
     for number in range(1, 4):
-        assert client.get(f"/{number}")["path"] == f"/base/{number}"
-        assert shop.connections == number
+        assert posting_client.get(f"/{number}")["path"] == f"/base/{number}"
+        assert fake_server.connections == number
 
 
-def test_client_error_contains_the_response_body(client: Client) -> None:
+def test_client_error_contains_the_response_body(posting_client: Client) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        client.post("/no", {})
+        posting_client.post("/no", {})
     assert caught.value.code == 409
     assert json.loads(caught.value.read())["path"] == "/base/no"
-    assert client.get("/yes")["path"] == "/base/yes"
+    assert posting_client.get("/yes")["path"] == "/base/yes"
 
 
-def test_client_without_a_service_raises(shop: Shop, client: Client) -> None:
-    client.get("/yes")
-    shop.shutdown()
-    shop.server_close()
-    client.close()
+def test_client_without_a_service_raises(fake_server: FakeServer, posting_client: Client) -> None:
+    posting_client.get("/yes")
+    fake_server.shutdown()
+    fake_server.server_close()
+    posting_client.close()
     with pytest.raises(OSError, match="refused"):
-        client.get("/yes")
+        posting_client.get("/yes")

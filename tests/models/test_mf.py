@@ -46,7 +46,7 @@ def test_solve_rows_gives_the_minimum() -> None:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted_mf(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit_on_world(tmp_path_factory.mktemp("mf") / "shop", "mf", ("model.dim=16", "train.refit=true"))
 
 
@@ -61,34 +61,34 @@ def _encoder(fitted: Fitted) -> Recommender:
     return Recommender(fitted.bundle, fitted.catalogue)
 
 
-def test_mf_refit_keeps_model_and_options(fitted: Fitted) -> None:
-    assert fitted.bundle.manifest.model.name == "mf"
-    assert fitted.bundle.arrays["item_vectors"].shape == (len(fitted.bundle.items) + 1, 16)
-    assert fitted.bundle.id.startswith("mf-")
-    assert not fitted.bundle.graphs
+def test_mf_refit_keeps_model_and_options(fitted_mf: Fitted) -> None:
+    assert fitted_mf.bundle.manifest.model.name == "mf"
+    assert fitted_mf.bundle.arrays["item_vectors"].shape == (len(fitted_mf.bundle.items) + 1, 16)
+    assert fitted_mf.bundle.id.startswith("mf-")
+    assert not fitted_mf.bundle.graphs
 
 
-def test_mf_user_table_equals_folding_in(fitted: Fitted) -> None:
+def test_mf_user_table_equals_folding_in(fitted_mf: Fitted) -> None:
     """Users as of the end of the log get their table row; folding in gives an equal vector."""
-    users = fitted.bundle.users
+    users = fitted_mf.bundle.users
     assert users is not None
     ids = users.ids.ids[:50]
-    last = fitted.bundle.learned.until_seq
-    states = fitted.timeline.states(ids, [last] * len(ids))
-    table = vectors(fitted, states)
-    np.testing.assert_array_equal(table, fitted.bundle.arrays["user_vectors"][1 : len(ids) + 1])
-    folded = vectors(fitted, states, users=replace(users, count=np.zeros_like(users.count)))
+    last = fitted_mf.bundle.learned.until_seq
+    states = fitted_mf.timeline.states(ids, [last] * len(ids))
+    table = vectors(fitted_mf, states)
+    np.testing.assert_array_equal(table, fitted_mf.bundle.arrays["user_vectors"][1 : len(ids) + 1])
+    folded = vectors(fitted_mf, states, users=replace(users, count=np.zeros_like(users.count)))
     np.testing.assert_allclose(folded, table, atol=1e-5)
 
 
-def test_mf_folds_in_users_with_new_events(fitted: Fitted) -> None:
-    item = fitted.bundle.items.ids.ids[3]
+def test_mf_folds_in_users_with_new_events(fitted_mf: Fitted) -> None:
+    item = fitted_mf.bundle.items.ids.ids[3]
     active = UserState()
-    active.add(item, fitted.bundle.cut + DAY, None, Use.TARGET)
-    users = StateBatch.from_states([fitted.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
-    own, other = vectors(fitted, users)
+    active.add(item, fitted_mf.bundle.cut + DAY, None, Use.TARGET)
+    users = StateBatch.from_states([fitted_mf.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
+    own, other = vectors(fitted_mf, users)
     np.testing.assert_array_equal(own, other)
-    scores = fitted.bundle.arrays["item_vectors"] @ own
+    scores = fitted_mf.bundle.arrays["item_vectors"] @ own
     assert scores.argmax() == 4 or scores[4] > np.quantile(scores, 0.9)
 
 
@@ -143,26 +143,26 @@ def test_mf_with_weight_5_raises_the_score() -> None:
     assert heavy > plain
 
 
-def test_mf_folds_in_a_user_with_a_new_dislike(fitted: Fitted) -> None:
+def test_mf_folds_in_a_user_with_a_new_dislike(fitted_mf: Fitted) -> None:
     """A new dislike lowers the item's score, and the table row is no longer used."""
-    users = fitted.bundle.users
+    users = fitted_mf.bundle.users
     assert users is not None
-    last = fitted.bundle.learned.until_seq
-    one = fitted.timeline.states(users.ids.ids[:1], [last])
-    plain = vectors(fitted, one)[0]
-    liked = int((fitted.bundle.arrays["item_vectors"] @ plain).argmax())
-    name = fitted.bundle.items.ids.ids[liked - 1]
+    last = fitted_mf.bundle.learned.until_seq
+    one = fitted_mf.timeline.states(users.ids.ids[:1], [last])
+    plain = vectors(fitted_mf, one)[0]
+    liked = int((fitted_mf.bundle.arrays["item_vectors"] @ plain).argmax())
+    name = fitted_mf.bundle.items.ids.ids[liked - 1]
     names = np.array([*one.names, name], dtype=object)
     offsets = np.array([0, 1])
     mine = replace(one, names=names, negatives=np.array([len(names) - 1], np.int32), negative_offsets=offsets)
-    found = vectors(fitted, mine)[0]
-    table = fitted.bundle.arrays["item_vectors"]
+    found = vectors(fitted_mf, mine)[0]
+    table = fitted_mf.bundle.arrays["item_vectors"]
     assert table[liked] @ found < table[liked] @ plain - 0.05
     held = one.items, one.item_offsets
-    lengths = np.bincount(fitted.bundle.items.ids.lookup(one.names, len(one.names))[held[0]], minlength=len(table))
+    lengths = np.bincount(fitted_mf.bundle.items.ids.lookup(one.names, len(one.names))[held[0]], minlength=len(table))
     often = sp.csr_array(np.where(lengths, confidence(lengths.astype(float)), 0)[None])
     refused = sp.csr_array((np.ones(1), [liked], [0, 1]), shape=(1, len(table)))
-    config = fitted.bundle.scorers["model"].config
+    config = fitted_mf.bundle.scorers["model"].config
     gram = base_gram(table, config["unseen"])
     expected = solve_rows(table, gram, often, config["l2"], config["unseen"], refused)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -173,9 +173,9 @@ def test_mf_options_invalid_are_refused() -> None:
         load_model("mf", {"sweeps": 0})
 
 
-def test_mf_bundle_round_trips_with_its_users(fitted: Fitted) -> None:
-    again = bundles.load(fitted.project.bundles / fitted.bundle.id)
+def test_mf_bundle_round_trips_with_its_users(fitted_mf: Fitted) -> None:
+    again = bundles.load(fitted_mf.project.bundles / fitted_mf.bundle.id)
     assert again.users is not None
-    assert fitted.bundle.users is not None
-    assert again.users.ids.ids == fitted.bundle.users.ids.ids
-    np.testing.assert_array_equal(again.users.count, fitted.bundle.users.count)
+    assert fitted_mf.bundle.users is not None
+    assert again.users.ids.ids == fitted_mf.bundle.users.ids.ids
+    np.testing.assert_array_equal(again.users.count, fitted_mf.bundle.users.count)

@@ -108,61 +108,63 @@ def test_two_tower_loss_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+def fitted_two_tower(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return fit_on_world(
         tmp_path_factory.mktemp("towers") / "shop", "two_tower", ("train.epochs=4", "train.time_budget=1h")
     )
 
 
 @pytest.mark.slow
-def test_two_tower_ranks_for_users_and_items_without_history(fitted: Fitted) -> None:
+def test_two_tower_ranks_for_users_and_items_without_history(fitted_two_tower: Fitted) -> None:
     """A user with only attributes gets a list of the towers, a user without them a popular one.
 
     Items without events before the cut are part of that ranking.
     """
-    recommender = Recommender(fitted.bundle, fitted.catalogue)
+    recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
     states = StateBatch.from_states(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
-    queries = [Query(user_id=user, now=fitted.now[0], n=200) for user in states.users]
+    queries = [Query(user_id=user, now=fitted_two_tower.now[0], n=200) for user in states.users]
     known, unknown = recommender.recommend(states, queries)
     assert set(unknown.sources[:10]) <= {"popular", "segment"}
     found = {source: known.sources.count(source) for source in set(known.sources)}
     assert "attributes" in found or "model" in known.sources
-    encoded = recommender.encode(states, [fitted.now[0]] * 2)
+    encoded = recommender.encode(states, [fitted_two_tower.now[0]] * 2)
     allowed = recommender.candidate_mask(encoded, queries, recommender.placement("home"))
     assert recommender.attributes is not None
-    ranked = list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 0))
-    cold = set(fitted.catalogue.latest("", fitted.bundle.items.ids))
+    ranked = list(recommender.attributes.best(fitted_two_tower.catalogue, encoded, allowed, 0))
+    cold = set(fitted_two_tower.catalogue.latest("", fitted_two_tower.bundle.items.ids))
     assert cold
     assert cold <= set(ranked)
     assert len(set(ranked)) == len(ranked)
-    assert list(recommender.attributes.best(fitted.catalogue, encoded, allowed, 1)) == []
+    assert list(recommender.attributes.best(fitted_two_tower.catalogue, encoded, allowed, 1)) == []
 
 
 @pytest.mark.slow
-def test_two_tower_cold_item_is_near_its_category(fitted: Fitted) -> None:
+def test_two_tower_cold_item_is_near_its_category(fitted_two_tower: Fitted) -> None:
     """The nearest items of a cold item share its category more often than by chance."""
-    recommender = Recommender(fitted.bundle, fitted.catalogue)
+    recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
     assert recommender.attributes is not None
-    ids, vectors = recommender.attributes._items_without_row(fitted.catalogue, "")
+    ids, vectors = recommender.attributes._items_without_row(fitted_two_tower.catalogue, "")
     world = SimulatedShop(seed=0).items()
     category = dict(world.select(ITEM_ID, pl.col("category")).iter_rows())
-    table = fitted.bundle.arrays["item_vectors"][1:]
+    table = fitted_two_tower.bundle.arrays["item_vectors"][1:]
     shares = []
     for item_id, vector in zip(ids, vectors, strict=True):
         near = np.argsort(-(table @ vector))[:10]
-        shares.append(np.mean([category[fitted.bundle.items.ids.ids[n]] == category[item_id] for n in near]))
+        shares.append(np.mean([category[fitted_two_tower.bundle.items.ids.ids[n]] == category[item_id] for n in near]))
     assert np.mean(shares) > 0.4  # eight categories: 0.125 by chance
 
 
 @pytest.mark.slow
-def test_two_tower_similar_lists_of_cold_and_hot_items(fitted: Fitted) -> None:
+def test_two_tower_similar_lists_of_cold_and_hot_items(fitted_two_tower: Fitted) -> None:
     """Cold items get the nearest items of their category; hot items fuse vectors and co-visitation."""
-    recommender = Recommender(fitted.bundle, fitted.catalogue)
-    ids = fitted.bundle.items.ids
-    cold = fitted.catalogue.latest("", ids)
+    recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
+    ids = fitted_two_tower.bundle.items.ids
+    cold = fitted_two_tower.catalogue.latest("", ids)
     category = dict(SimulatedShop(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
     names = [*cold, ids.ids[0]]
-    queries = [Query(user_id="", now=fitted.now[0], n=10, placement="similar", item_id=name) for name in names]
+    queries = [
+        Query(user_id="", now=fitted_two_tower.now[0], n=10, placement="similar", item_id=name) for name in names
+    ]
     answers = recommender.recommend(StateBatch.from_states([""] * len(names), [UserState()] * len(names)), queries)
     assert all(set(answer.sources) == {"attributes"} for answer in answers[:-1])
     shares = [
@@ -171,6 +173,6 @@ def test_two_tower_similar_lists_of_cold_and_hot_items(fitted: Fitted) -> None:
     ]
     assert np.mean(shares) > 0.4  # eight categories: 0.125 by chance
     assert set(answers[-1].sources) <= {"model", "neighbours"}
-    vectors = fitted.bundle.arrays["item_vectors"]
+    vectors = fitted_two_tower.bundle.arrays["item_vectors"]
     nearest = np.argsort(-(vectors[1:] @ vectors[1]))[1]  # vectors have length 1; the item itself is the nearest
     assert ids.ids[nearest] in answers[-1].items

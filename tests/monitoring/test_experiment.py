@@ -256,7 +256,7 @@ def test_period_continues_over_a_refresh_of_live_or_candidate() -> None:
 
 
 @pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def experiment_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = SimulatedShop(seed=0, users=40, items=40).write(tmp_path_factory.mktemp("experiment") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "covisitation"\n')
@@ -264,9 +264,9 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_analyze_from_the_stores_equals_evaluate(turned: Path, tmp_path: Path) -> None:
+def test_analyze_from_the_stores_equals_evaluate(experiment_folder: Path, tmp_path: Path) -> None:
     """Stored decisions and rows give the verdict of the frames."""
-    shutil.copytree(turned, tmp_path / "shop")
+    shutil.copytree(experiment_folder, tmp_path / "shop")
     project: Project = open_project(tmp_path / "shop")
     control = project.open_control()
     live = releases.live(control)

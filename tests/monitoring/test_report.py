@@ -56,7 +56,7 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project_with_decisions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A shop with a live bundle, a hostile item name, and 40 decisions an hour apart."""
     folder = SimulatedShop(seed=0, users=120, items=80).write(tmp_path_factory.mktemp("shop"))
     project = open_project(folder, ['model.name="popular"'])
@@ -86,75 +86,75 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 
 @pytest.fixture(scope="module")
-def page(project: Project) -> str:
-    done = report.write(project)
+def report_page(project_with_decisions: Project) -> str:
+    done = report.write(project_with_decisions)
     return Path(done["path"]).read_text("utf-8")
 
 
-def test_write_returns_the_path_and_health_metrics(project: Project, tmp_path: Path) -> None:
-    done = report.write(project)
+def test_write_returns_the_path_and_health_metrics(project_with_decisions: Project, tmp_path: Path) -> None:
+    done = report.write(project_with_decisions)
     assert set(done) == {"path", *report.KEYS, "verify"}
-    assert done["path"] == str(project.reports / "report.html")
-    assert [file.name for file in project.reports.iterdir() if file.name.startswith(".")] == []
+    assert done["path"] == str(project_with_decisions.reports / "report.html")
+    assert [file.name for file in project_with_decisions.reports.iterdir() if file.name.startswith(".")] == []
     # Forty unknown users got the popular list: ten items, without a personal source.
-    bundle = load(next(project.bundles.iterdir()))
+    bundle = load(next(project_with_decisions.bundles.iterdir()))
     assert done["requests"] == 40
     assert done["coverage"] == pytest.approx(10 / len(bundle.items), abs=1e-6)
     assert done["cold_coverage"] == 0.0
     elsewhere = tmp_path / "deep" / "page.html"
-    assert report.write(project, file=str(elsewhere))["path"] == str(elsewhere)
+    assert report.write(project_with_decisions, file=str(elsewhere))["path"] == str(elsewhere)
     assert elsewhere.exists()
 
 
-def test_write_with_from_and_to_limits_the_window(project: Project, tmp_path: Path) -> None:
+def test_write_with_from_and_to_limits_the_window(project_with_decisions: Project, tmp_path: Path) -> None:
     file = str(tmp_path / "page.html")
     stamps = [(NOW + number * 3600 * SECOND) / SECOND for number in (0, 3, 7)]
     texts = [utc_minute(int(stamp * SECOND)).replace(" ", "T") + ":00Z" for stamp in stamps]
-    assert report.write(project, start=texts[1], end=texts[2], file=file)["requests"] == 5
-    assert report.write(project, end=texts[0].removesuffix("Z"), file=file)["requests"] == 1
-    none = report.write(project, start="2031-01-01", file=file)
+    assert report.write(project_with_decisions, start=texts[1], end=texts[2], file=file)["requests"] == 5
+    assert report.write(project_with_decisions, end=texts[0].removesuffix("Z"), file=file)["requests"] == 1
+    none = report.write(project_with_decisions, start="2031-01-01", file=file)
     assert (none["requests"], none["entropy"], none["cold_coverage"]) == (0, None, None)
     assert "No request was answered in this period" in Path(file).read_text("utf-8")
     with pytest.raises(UserError, match="--from=yesterday: expected ISO 8601"):
-        report.write(project, start="yesterday", file=file)
+        report.write(project_with_decisions, start="yesterday", file=file)
 
 
-def test_page_is_complete_and_loads_no_external_resources(page: str) -> None:
+def test_page_is_complete_and_loads_no_external_resources(report_page: str) -> None:
     tags = Tags()
-    tags.feed(page)
+    tags.feed(report_page)
     assert tags.open == []
     assert all(urls.startswith("#") for urls in tags.urls)
     assert tags.count["svg"] == 1
     assert tags.count["article"] == 5
     assert "script" not in tags.count
-    links = set(re.findall(r"https?://[^\s\"'<)]+", page))
+    links = set(re.findall(r"https?://[^\s\"'<)]+", report_page))
     assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # XML namespaces, not addresses
-    assert "url(http" not in page
-    assert "@import" not in page
+    assert "url(http" not in report_page
+    assert "@import" not in report_page
 
 
-def test_page_escapes_names(page: str) -> None:
-    assert HOSTILE not in page
-    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; \u8336" in page
+def test_page_escapes_names(report_page: str) -> None:
+    assert HOSTILE not in report_page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; \u8336" in report_page
 
 
-def test_page_contains_the_evaluation_and_protocol(page: str, project: Project) -> None:
-    table = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
+def test_page_contains_the_evaluation_and_protocol(report_page: str, project_with_decisions: Project) -> None:
+    table = json.loads((project_with_decisions.reports / "evaluation.json").read_text("utf-8"))
     for text in (
         "<html lang=\"en\">", table["rows"][0]["bundle"], table["protocol"]["split_hash"][:8], "filter_seen false",
         "bought_before", "served", "Recall@10", "NDCG@10 by length of history", "cold-start coverage", "Miller-Madow",
         "prefers-color-scheme: dark", "@media print", "Five lists", "popular 100.0 %",
     ):  # fmt: skip
-        assert text in page, text
-    assert table["sentence"].split("(")[0] in page
+        assert text in report_page, text
+    assert table["sentence"].split("(")[0] in report_page
     for row in table["rows"]:
-        assert report.share(row["NDCG@10"]["value"]) in page
+        assert report.share(row["NDCG@10"]["value"]) in report_page
     best = max(row["NDCG@10"]["value"] for row in table["rows"])
-    assert f'class="best">{report.share(best)}' in page
+    assert f'class="best">{report.share(best)}' in report_page
 
 
-def test_write_during_an_experiment_shows_its_verdict_and_plan(project: Project, tmp_path: Path) -> None:
-    shutil.copytree(project.root, tmp_path / "shop")
+def test_write_during_an_experiment_shows_its_verdict_and_plan(project_with_decisions: Project, tmp_path: Path) -> None:
+    shutil.copytree(project_with_decisions.root, tmp_path / "shop")
     here = open_project(tmp_path / "shop")
     control = here.open_control()
     live = releases.live(control)
@@ -168,17 +168,17 @@ def test_write_during_an_experiment_shows_its_verdict_and_plan(project: Project,
     assert "hit_rate over 4,000 users, 4 looks, margin 0.01" in html
 
 
-def test_write_repeated_gives_equal_bytes(page: str, project: Project, tmp_path: Path) -> None:
+def test_write_repeated_gives_equal_bytes(report_page: str, project_with_decisions: Project, tmp_path: Path) -> None:
     file = tmp_path / "again.html"
-    report.write(project, file=str(file))
-    assert file.read_text("utf-8") == page
+    report.write(project_with_decisions, file=str(file))
+    assert file.read_text("utf-8") == report_page
 
 
-def test_write_without_an_evaluation_states_it(project: Project, tmp_path: Path) -> None:
-    held = project.reports / "evaluation.json"
+def test_write_without_an_evaluation_states_it(project_with_decisions: Project, tmp_path: Path) -> None:
+    held = project_with_decisions.reports / "evaluation.json"
     aside = held.rename(tmp_path / "aside.json")
     try:
-        report.write(project, file=str(tmp_path / "page.html"))
+        report.write(project_with_decisions, file=str(tmp_path / "page.html"))
     finally:
         aside.rename(held)
     page = (tmp_path / "page.html").read_text("utf-8")
@@ -193,19 +193,19 @@ def test_write_without_a_live_bundle_raises_and_names_update(tmp_path: Path) -> 
     assert not (tmp_path / "empty" / "reports").exists()
 
 
-def test_page_names_the_live_bundle(project: Project, page: str) -> None:
-    row = releases.live(project.open_control())
+def test_page_names_the_live_bundle(project_with_decisions: Project, report_page: str) -> None:
+    row = releases.live(project_with_decisions.open_control())
     assert row is not None
-    assert f"Live bundle <code>{row.bundle}</code>" in page
+    assert f"Live bundle <code>{row.bundle}</code>" in report_page
 
 
-def test_render_names_the_bundles_of_table_and_lists(page: str, project: Project) -> None:
+def test_render_names_the_bundles_of_table_and_lists(report_page: str, project_with_decisions: Project) -> None:
     """A table of another bundle is not shown under the name of the live one."""
-    live = report.summarize(project).bundle.id
-    assert f"Table, chart and lists: <code>{live}</code> (live)." in page
-    assert f"by <code>{live}</code> (live): 40." in page
-    seen = report.summarize(project)
-    found = json.loads((project.reports / "evaluation.json").read_text("utf-8"))
+    live = report.summarize(project_with_decisions).bundle.id
+    assert f"Table, chart and lists: <code>{live}</code> (live)." in report_page
+    assert f"by <code>{live}</code> (live): 40." in report_page
+    seen = report.summarize(project_with_decisions)
+    found = json.loads((project_with_decisions.reports / "evaluation.json").read_text("utf-8"))
     for row in found["rows"]:
         row["bundle"] = "counts-other"
     other = report.render(found, seen.numbers, replace(seen.bundle.manifest, bundle="now-live"), str, "today")

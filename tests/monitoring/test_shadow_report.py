@@ -43,7 +43,7 @@ PLANTED = 3  # a request with a replica mismatch
 
 
 @pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def compared_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A project with two children of its live bundle and 40 requests answered by each."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("shadow") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
@@ -105,13 +105,15 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
 
 
 @pytest.fixture
-def shop(turned: tuple[Path, dict[str, str]], tmp_path: Path) -> tuple[Project, dict[str, str]]:
-    shutil.copytree(turned[0], tmp_path / "shop")
-    return open_project(tmp_path / "shop"), turned[1]
+def compared_project(compared_folder: tuple[Path, dict[str, str]], tmp_path: Path) -> tuple[Project, dict[str, str]]:
+    shutil.copytree(compared_folder[0], tmp_path / "shop")
+    return open_project(tmp_path / "shop"), compared_folder[1]
 
 
-def test_shadow_report_compares_candidate_live_and_noise(shop: tuple[Project, dict[str, str]], tmp_path: Path) -> None:
-    project, ids = shop
+def test_shadow_report_compares_candidate_live_and_noise(
+    compared_project: tuple[Project, dict[str, str]], tmp_path: Path
+) -> None:
+    project, ids = compared_project
     found = shadow_report.shadow_report(project)
     assert (found["live"], found["candidate"]) == (ids["live"], ids["candidate"])
     assert (found["requests"], found["users"]) == (40, 30)
@@ -136,8 +138,8 @@ def test_shadow_report_compares_candidate_live_and_noise(shop: tuple[Project, di
     assert verify(project)["unexplained"] == 0
 
 
-def test_shadow_report_of_one_request_names_its_items(shop: tuple[Project, dict[str, str]]) -> None:
-    project, ids = shop
+def test_shadow_report_of_one_request_names_its_items(compared_project: tuple[Project, dict[str, str]]) -> None:
+    project, ids = compared_project
     found = shadow_report.shadow_report(
         project, ids["candidate"], START + 7 * SECOND, START + 8 * SECOND, lambda item: f"<{item}>"
     )
@@ -152,8 +154,8 @@ def test_shadow_report_of_one_request_names_its_items(shop: tuple[Project, dict[
     assert found["agreement"]["overlap@10"]["value"] == one["overlap@10"]
 
 
-def test_self_check_names_the_request_with_a_replica_mismatch(shop: tuple[Project, dict[str, str]]) -> None:
-    project, _ = shop
+def test_self_check_names_the_request_with_a_replica_mismatch(compared_project: tuple[Project, dict[str, str]]) -> None:
+    project, _ = compared_project
     store = project.open_decisions()
     rows = store.rows()
     store.close()
@@ -163,8 +165,8 @@ def test_self_check_names_the_request_with_a_replica_mismatch(shop: tuple[Projec
     assert shadow_report.self_check(pairs) == {"requests": 40, "different": 1, "first": pairs[PLANTED][0].request_id}
 
 
-def test_shadow_report_without_shadow_requests_raises(shop: tuple[Project, dict[str, str]]) -> None:
-    project, ids = shop
+def test_shadow_report_without_shadow_requests_raises(compared_project: tuple[Project, dict[str, str]]) -> None:
+    project, ids = compared_project
     with pytest.raises(UserError, match="a bundle that was shadowed"):
         shadow_report.shadow_report(project, ids["live"])
     with pytest.raises(UserError, match="none"):

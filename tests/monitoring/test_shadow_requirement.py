@@ -27,6 +27,6 @@ def test_requirement_names_requests_and_days(
     assert need.to_json()["text"] == str(need)
 
 
-def test_shadow_requirement_without_requests_has_no_days(shop: Project) -> None:
-    need = shadow_requirement(shop, "none", 100)
+def test_shadow_requirement_without_requests_has_no_days(project: Project) -> None:
+    need = shadow_requirement(project, "none", 100)
     assert (need.scored, need.per_day, need.days) == (0, 0.0, None)

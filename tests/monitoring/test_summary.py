@@ -28,10 +28,10 @@ class Clock:
         return self.now
 
 
-def status_and_metrics(shop: Project) -> tuple[dict[str, Any], str, Service]:
+def status_and_metrics(project: Project) -> tuple[dict[str, Any], str, Service]:
     """Answer 30 requests two days ago and 25 in the last hour; return status and /metrics."""
     clock = Clock()
-    app = create(shop, clock=clock)
+    app = create(project, clock=clock)
     service: Service = app.state.service
 
     async def whole() -> tuple[dict[str, Any], str]:
@@ -77,10 +77,10 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
-def test_status_metrics_and_report_after_decisions_agree(shop: Project, tmp_path: Path) -> None:
+def test_status_metrics_and_report_after_decisions_agree(project: Project, tmp_path: Path) -> None:
     panels = pytest.importorskip("recloop.serve.console_panels", reason="needs recloop[console]", exc_type=ImportError)
-    verify.save_result(shop, {"checked": 7, "unexplained": 1, "equal": 6, "differences": []}, NOW)
-    status, text, service = status_and_metrics(shop)
+    verify.save_result(project, {"checked": 7, "unexplained": 1, "equal": 6, "differences": []}, NOW)
+    status, text, service = status_and_metrics(project)
     health = status["health"]
     assert {name: one["live"]["home"]["events"] for name, one in health.items()} == {"hour": 2, "day": 2, "week": 2}
     assert health["hour"]["live"]["cart"]["events"] == 0
@@ -114,21 +114,21 @@ def test_status_metrics_and_report_after_decisions_agree(shop: Project, tmp_path
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
     # The report over the last hour has equal numbers; its windows are those of status.
-    seen = summary.summarize(shop, until=NOW)
+    seen = summary.summarize(project, until=NOW)
     for window, variants in health.items():
         for placement, numbers in variants["live"].items():
             assert {name: seen.windows[window]["live"][placement][name] for name in numbers} == numbers
     hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
-    written = report.write(shop, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
-    whole = summary.summarize(shop, NOW - 3_600 * SECOND, NOW).numbers["whole"]
+    written = report.write(project, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
+    whole = summary.summarize(project, NOW - 3_600 * SECOND, NOW).numbers["whole"]
     assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
     assert (written["requests"], written["events"], written["verify"]) == (26, 2, status["verify"])
     assert "1 of 7 decisions have an unexplained difference" in (tmp_path / "page.html").read_text("utf-8")
     assert panels.proof(None) == "verify: not run yet"
 
 
-def test_metrics_labels_contain_no_ids(shop: Project) -> None:
-    _, text, _ = status_and_metrics(shop)
+def test_metrics_labels_contain_no_ids(project: Project) -> None:
+    _, text, _ = status_and_metrics(project)
     labels = {
         (name, value)
         for family in text_string_to_metric_families(text)
@@ -141,33 +141,33 @@ def test_metrics_labels_contain_no_ids(shop: Project) -> None:
     assert "i01" not in text
 
 
-def test_health_windows_end_now_and_not_at_the_last_answer(shop: Project) -> None:
+def test_health_windows_end_now_and_not_at_the_last_answer(project: Project) -> None:
     """Windows end now and not at the last answer, so an idle shop has empty windows."""
-    _, _, service = status_and_metrics(shop)
-    late = summary.HealthCache(shop).get(service.bundle, NOW + 3 * DAY)
+    _, _, service = status_and_metrics(project)
+    late = summary.HealthCache(project).get(service.bundle, NOW + 3 * DAY)
     assert late.windows["day"] == {}
     assert late.windows["week"]["live"]["home"]["requests"] == 51
-    replaying = shop.config.model_copy(
-        update={"serve": shop.config.serve.model_copy(update={"allow_time_header": True})}
+    replaying = project.config.model_copy(
+        update={"serve": project.config.serve.model_copy(update={"allow_time_header": True})}
     )
-    again = summary.HealthCache(Project(shop.root, replaying)).get(service.bundle, NOW + 300 * DAY)
+    again = summary.HealthCache(Project(project.root, replaying)).get(service.bundle, NOW + 300 * DAY)
     assert again.windows["hour"]["live"]["cart"]["requests"] == 5  # a replay uses the time of its newest answer
 
 
-def test_health_cache_reuses_its_result_while_fresh(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, service = status_and_metrics(shop)
-    own = summary.HealthCache(shop)
+def test_health_cache_reuses_its_result_while_fresh(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, service = status_and_metrics(project)
+    own = summary.HealthCache(project)
     first = own.get(service.bundle, NOW)
     assert own.get(service.bundle, NOW + DAY) is first
     monkeypatch.setattr(summary, "FRESH", 0.0)
     assert own.get(service.bundle, NOW + DAY) is not first
 
 
-def test_status_with_unreadable_decisions_still_answers(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_with_unreadable_decisions_still_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 
-    app = create(shop, clock=Clock())
+    app = create(project, clock=Clock())
     service: Service = app.state.service
     monkeypatch.setattr(summary, "summarize", broken)
     try:

@@ -38,11 +38,11 @@ class Clock:
 
 
 @pytest.fixture
-def play(shop: Project) -> Callable[[Work], None]:
+def play(project: Project) -> Callable[[Work], None]:
     """Run requests against a service of this process; decisions are stored on return."""
 
     def run(work: Work) -> None:
-        inside(create(shop, clock=Clock()), work)
+        inside(create(project, clock=Clock()), work)
 
     return run
 
@@ -94,9 +94,9 @@ async def random_day(client: httpx.AsyncClient, service: Service, actions: int =
     assert service.decisions.flush()
 
 
-def test_verify_rebuilds_decisions_of_a_day_exactly(shop: Project, play: Any) -> None:
+def test_verify_rebuilds_decisions_of_a_day_exactly(project: Project, play: Any) -> None:
     play(random_day)
-    found = verify(shop)
+    found = verify(project)
     assert list(found) == [
         "checked",
         "equal",
@@ -111,11 +111,11 @@ def test_verify_rebuilds_decisions_of_a_day_exactly(shop: Project, play: Any) ->
     assert found["differences"] == []
     assert (found["equal"], found["late"], found["unexplained"]) == (found["checked"], 0, 0)
     assert found["max_score_diff"] == 0.0
-    assert verify(shop, last=7)["checked"] == 7
+    assert verify(project, last=7)["checked"] == 7
 
 
-def test_verify_without_decisions_checks_0(shop: Project) -> None:
-    found = verify(shop)
+def test_verify_without_decisions_checks_0(project: Project) -> None:
+    found = verify(project)
     assert (found["checked"], found["unexplained"], found["differences"]) == (0, 0, [])
 
 
@@ -184,7 +184,7 @@ SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [
 
 @pytest.mark.parametrize(("skew", "names"), SKEWS, ids=[skew.__name__ for skew, _ in SKEWS])
 def test_verify_names_the_skewed_input_of_the_service(
-    shop: Project, play: Any, skew: Callable[[Service], None], names: set[str]
+    project: Project, play: Any, skew: Callable[[Service], None], names: set[str]
 ) -> None:
     before: list[str] = []
 
@@ -193,21 +193,21 @@ def test_verify_names_the_skewed_input_of_the_service(
         before.extend(row.request_id for row in service.decisions.rows())
 
     play(honest)
-    assert verify(shop)["unexplained"] == 0
+    assert verify(project)["unexplained"] == 0
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
         skew(service)
         await random_day(client, service, 80)
 
     play(skewed)
-    found = verify(shop)
+    found = verify(project)
     assert found["unexplained"] == len(found["differences"]) > 0
     assert {difference["name"] for difference in found["differences"]} <= names
     assert not {difference["request_id"] for difference in found["differences"]} & set(before)
     assert all(difference["was"] != difference["is"] for difference in found["differences"])
 
 
-def test_verify_counts_differences_by_late_rows_as_late(shop: Project, play: Any) -> None:
+def test_verify_counts_differences_by_late_rows_as_late(project: Project, play: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await ask(client, "u14")
         late = {"user_id": "u14", "item_id": "i05", "event_type": "purchase", "timestamp": "2025-01-01"}
@@ -221,22 +221,22 @@ def test_verify_counts_differences_by_late_rows_as_late(shop: Project, play: Any
         )
 
     play(work)
-    found = verify(shop)
+    found = verify(project)
     assert (found["checked"], found["equal"], found["late"], found["unexplained"]) == (3, 1, 1, 1)
     assert found["differences"][0]["request_id"] == "wrong"
 
 
-def test_verify_with_a_changed_or_removed_bundle_is_unexplained(shop: Project, play: Any) -> None:
+def test_verify_with_a_changed_or_removed_bundle_is_unexplained(project: Project, play: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await ask(client, "u14")
 
     play(work)
-    (bundle,) = shop.bundles.iterdir()
+    (bundle,) = project.bundles.iterdir()
     (bundle / "policy.json").write_text("{}")
-    found = verify(shop)
+    found = verify(project)
     assert (found["unexplained"], found["differences"][0]["name"]) == (1, "bundle")
     shutil.rmtree(bundle)
-    assert verify(shop)["differences"][0]["was"] == bundle.name
+    assert verify(project)["differences"][0]["was"] == bundle.name
 
 
 def decision(items: str, scores: list[float], **inputs: str) -> Decision:
@@ -277,13 +277,15 @@ def test_compare_accepts_swaps_of_close_scores_only(was: Decision, now: RankedLi
     assert (found and found.name) == name
 
 
-def test_verify_changes_no_file(shop: Project, play: Any) -> None:
+def test_verify_changes_no_file(project: Project, play: Any) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await ask(client, "u14")
 
     play(work)
-    before = {path: path.stat().st_mtime_ns for path in shop.root.rglob("*") if path.is_file() and "-" not in path.name}
-    verify(shop)
+    before = {
+        path: path.stat().st_mtime_ns for path in project.root.rglob("*") if path.is_file() and "-" not in path.name
+    }
+    verify(project)
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after == before
-    assert len(shop.open_decisions().rows()) == 1
+    assert len(project.open_decisions().rows()) == 1

@@ -275,33 +275,35 @@ def test_update_after_prepare_and_train_with_other_columns_restarts(mistaken: Pa
 # -- a full retrain
 
 
-def test_update_with_a_changed_model_retrains_in_full(shop: Project) -> None:
-    toml = shop.file.read_text().replace('name = "covisitation"', 'name = "mf"')
-    shop.file.write_text(toml.replace("history = 1.0, neighbours = 0.5, popular = 0.25", "model = 1.0, popular = 0.25"))
-    code, out, err = cli(shop.root, "update", "--json")
+def test_update_with_a_changed_model_retrains_in_full(project: Project) -> None:
+    toml = project.file.read_text().replace('name = "covisitation"', 'name = "mf"')
+    project.file.write_text(
+        toml.replace("history = 1.0, neighbours = 0.5, popular = 0.25", "model = 1.0, popular = 0.25")
+    )
+    code, out, err = cli(project.root, "update", "--json")
     tree = json.loads(out)
     assert "(model.name: covisitation -> mf" in " ".join(err.split())
     assert (code, tree["verdict"]) in {(0, "registered"), (1, "refused")}
     assert set(tree["changed"]) == {"model.name", "placement.home.weights.history", "placement.home.weights.neighbours",
                                     "placement.home.weights.model"}  # fmt: skip
     if tree["bundle"]:
-        child = open_project(shop.root).load_bundle(tree["bundle"])
+        child = open_project(project.root).load_bundle(tree["bundle"])
         assert (child.manifest.model.name, child.manifest.train.mode) == ("mf", "full")
-        code, out, _ = cli(shop.root, "update")
+        code, out, _ = cli(project.root, "update")
         assert code == 0
         assert f"next: recloop promote {tree['bundle']}" in " ".join(out.split()), (
             "an unchanged recipe is not trained again"
         )
 
 
-def test_update_with_a_changed_placement_suggests_full(shop: Project) -> None:
-    shop.file.write_text(shop.file.read_text().replace("n = 3", "n = 4"))
-    code, out, _ = cli(shop.root, "update")
+def test_update_with_a_changed_placement_suggests_full(project: Project) -> None:
+    project.file.write_text(project.file.read_text().replace("n = 3", "n = 4"))
+    code, out, _ = cli(project.root, "update")
     assert code == 0
     assert "placement.cart.n" in out
     assert "next: recloop update --full" in out
-    tree = json.loads(cli(shop.root, "update", "--full", "--json")[1])
+    tree = json.loads(cli(project.root, "update", "--full", "--json")[1])
     assert tree["verdict"] in {"registered", "refused"}
     if tree["bundle"]:
-        policy = open_project(shop.root).load_bundle(tree["bundle"]).policy
+        policy = open_project(project.root).load_bundle(tree["bundle"]).policy
         assert policy.placements["cart"].k == 4

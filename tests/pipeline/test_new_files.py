@@ -86,7 +86,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(begun: Path, tmp_path: Path) -> Project:
+def begun_project(begun: Path, tmp_path: Path) -> Project:
     return open_project(shutil.copytree(begun, tmp_path / "shop"))
 
 
@@ -160,24 +160,24 @@ def _stored(project: Project, key: str) -> dict[str, bytes]:
     return found
 
 
-def test_update_per_daily_file_equals_one_run_over_all_files(project: Project, tmp_path: Path) -> None:
+def test_update_per_daily_file_equals_one_run_over_all_files(begun_project: Project, tmp_path: Path) -> None:
     for day in range(DAYS, DAYS + 3):
-        write_days(project.root, day, day + 1)
-        done = loop.update(project)
+        write_days(begun_project.root, day, day + 1)
+        done = loop.update(begun_project)
         assert done.verdict == "registered", [(one["name"], one["note"]) for one in done.gates]
         assert done.read == SIZE - GUESTS, "rows of guests are rejected"
-        assert project.live_bundle_id() == done.bundle, "a refresh"
+        assert begun_project.live_bundle_id() == done.bundle, "a refresh"
     once = tmp_path / "once"
     write_days(once, 0, DAYS + 3)
     (once / "recloop.toml").write_text(TOML)
     loop.first_run(open_project(once))
-    assert_equal_to_one_run(project, open_project(once))
-    assert {name: row["sha256"] for name, row in recorded(project).items()} == {
+    assert_equal_to_one_run(begun_project, open_project(once))
+    assert {name: row["sha256"] for name, row in recorded(begun_project).items()} == {
         name: row["sha256"] for name, row in recorded(open_project(once)).items()
     }
-    manifest = loading.manifest(project).counts
+    manifest = loading.manifest(begun_project).counts
     assert manifest.read == loading.manifest(open_project(once)).counts.read == (DAYS + 3) * SIZE
-    assert loop.update(project).verdict == "nothing"
+    assert loop.update(begun_project).verdict == "nothing"
 
 
 @pytest.mark.data
@@ -204,40 +204,42 @@ def test_update_of_5_daily_files_after_300_equals_one_run_over_305(shared_data: 
     assert_equal_to_one_run(project, open_project(tmp_path / "once"))
 
 
-def test_update_with_an_appended_file_reads_the_new_rows_only(project: Project) -> None:
-    file = project.root / "days" / "007.csv"
+def test_update_with_an_appended_file_reads_the_new_rows_only(begun_project: Project) -> None:
+    file = begun_project.root / "days" / "007.csv"
     with file.open("a") as lines:
         lines.write("c1,s1,2026-01-08T20:00:00,late-1\n,s2,2026-01-08T20:01:00,late-2\n")
-    assert loop.update(project).read == 1
-    rows = logged(project)
+    assert loop.update(begun_project).read == 1
+    rows = logged(begun_project)
     assert rows["group_id"].to_list() == ["late-1"]
     assert rows[EVENT_ID].to_list() == [f"{FILE_ROW}days/007.csv:{SIZE + 1}"]
-    assert (recorded(project)["days/007.csv"]["rows"], recorded(project)["days/007.csv"]["rejected"]) == (
+    assert (recorded(begun_project)["days/007.csv"]["rows"], recorded(begun_project)["days/007.csv"]["rejected"]) == (
         SIZE + 2,
         GUESTS + 1,
     )
-    reject = json.loads((project.data / "rejects.jsonl").read_text().splitlines()[-1])
+    reject = json.loads((begun_project.data / "rejects.jsonl").read_text().splitlines()[-1])
     assert (reject["file"], reject["line"], reject["reason"]) == ("days/007.csv", SIZE + 3, "no user_id")
-    loop.update(project)
-    assert len(logged(project)) == 1
+    loop.update(begun_project)
+    assert len(logged(begun_project)) == 1
 
 
-def test_update_with_a_file_read_twice_stores_its_rows_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_with_a_file_read_twice_stores_its_rows_once(
+    begun_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from recloop.data import new_files
 
-    write_days(project.root, DAYS, DAYS + 1)
+    write_days(begun_project.root, DAYS, DAYS + 1)
     with monkeypatch.context() as patch:  # killed after the rows, before the record
         patch.setattr(new_files, "remember", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            loop.update(project)
-    rows = len(logged(project))
+            loop.update(begun_project)
+    rows = len(logged(begun_project))
     assert rows == SIZE - GUESTS
-    loop.update(project)
-    assert len(logged(project)) == rows
-    shutil.copy(project.root / "days" / "008.csv", project.root / "days" / "again.csv")
-    loop.update(project)
-    assert len(logged(project)) == rows, "the same content under another name is ignored"
-    assert "days/again.csv" in recorded(project)
+    loop.update(begun_project)
+    assert len(logged(begun_project)) == rows
+    shutil.copy(begun_project.root / "days" / "008.csv", begun_project.root / "days" / "again.csv")
+    loop.update(begun_project)
+    assert len(logged(begun_project)) == rows, "the same content under another name is ignored"
+    assert "days/again.csv" in recorded(begun_project)
 
 
 @pytest.mark.parametrize(
@@ -248,22 +250,22 @@ def test_update_with_a_file_read_twice_stores_its_rows_once(project: Project, mo
         pytest.param("its last line continued", marks=pytest.mark.slow),
     ],
 )
-def test_update_with_a_changed_old_file_is_refused_and_names_it(project: Project, how: str) -> None:
-    file = project.root / "days" / "005.csv"
+def test_update_with_a_changed_old_file_is_refused_and_names_it(begun_project: Project, how: str) -> None:
+    file = begun_project.root / "days" / "005.csv"
     text = file.read_text()
     if how == "its last line continued":
         file.write_text(text.rstrip("\n"))
-        project = open_project(project.root)
-        loop.update(project, restart=True)
+        begun_project = open_project(begun_project.root)
+        loop.update(begun_project, restart=True)
         file.write_text(text.rstrip("\n") + "9\n")
     else:
         file.write_text(text.replace("T09", "T08", 1) if how == "a row changed" else text[: len(text) // 2])
-    before = (project.data / "manifest.json").read_bytes()
+    before = (begun_project.data / "manifest.json").read_bytes()
     with pytest.raises(UserError, match=r"005\.csv") as refused:
-        loop.update(project)
+        loop.update(begun_project)
     assert "recloop update --restart" in refused.value.fix
-    assert (project.data / "manifest.json").read_bytes() == before
-    assert loop.update(project, restart=True).verdict == "restarted"
+    assert (begun_project.data / "manifest.json").read_bytes() == before
+    assert loop.update(begun_project, restart=True).verdict == "restarted"
 
 
 def test_update_with_a_changed_catalog_warns_and_ignores_a_stale_lock(
@@ -283,42 +285,46 @@ def test_update_with_a_changed_catalog_warns_and_ignores_a_stale_lock(
     assert len(logged(project)) == SIZE - GUESTS
 
 
-def test_restart_with_a_deleted_file_is_refused_and_names_it(project: Project) -> None:
-    (project.root / "days" / "003.csv").unlink()
-    assert loop.update(project).verdict == "nothing", "its rows are in data/"
-    changed = open_project(project.root, ["split.quantile=0.8"])
+def test_restart_with_a_deleted_file_is_refused_and_names_it(begun_project: Project) -> None:
+    (begun_project.root / "days" / "003.csv").unlink()
+    assert loop.update(begun_project).verdict == "nothing", "its rows are in data/"
+    changed = open_project(begun_project.root, ["split.quantile=0.8"])
     with pytest.raises(UserError, match=r"003\.csv"):
         loop.update(changed)
     assert loop.update(changed, restart=True).verdict == "restarted"
-    assert "days/003.csv" not in recorded(project)
+    assert "days/003.csv" not in recorded(begun_project)
 
 
-def test_restart_reads_files_again_without_duplicating_rows(project: Project) -> None:
-    write_days(project.root, DAYS, DAYS + 1)
-    loop.update(project)
-    assert loop.update(project, restart=True).verdict == "restarted"
-    archive = project.open_archive()
+def test_restart_reads_files_again_without_duplicating_rows(begun_project: Project) -> None:
+    write_days(begun_project.root, DAYS, DAYS + 1)
+    loop.update(begun_project)
+    assert loop.update(begun_project, restart=True).verdict == "restarted"
+    archive = begun_project.open_archive()
     assert archive.watermark == archive.manifest.imported
     assert not archive.events()[EVENT_ID].drop_nulls().len()
     assert archive.manifest.counts.read == (DAYS + 1) * SIZE
 
 
-def test_max_rejected_applies_to_new_files(project: Project) -> None:
+def test_max_rejected_applies_to_new_files(begun_project: Project) -> None:
     lines = ["customer,sku,at,bon", *(f",s1,2026-01-09T{n % 24:02d}:00:00,g{n}" for n in range(3000))]
-    (project.root / "days" / "zz.csv").write_text("\n".join(lines) + "\n")
+    (begun_project.root / "days" / "zz.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="max_rejected") as refused:
-        loop.update(project)
+        loop.update(begun_project)
     assert refused.value.samples[0].startswith("days/zz.csv:2: ")
-    assert len(logged(project)) == 0
-    assert loop.update(open_project(project.root, ["clean.max_rejected=0.9"])).verdict == "nothing", "guests alone"
+    assert len(logged(begun_project)) == 0
+    assert loop.update(open_project(begun_project.root, ["clean.max_rejected=0.9"])).verdict == "nothing", (
+        "guests alone"
+    )
 
 
 @pytest.mark.slow
-def test_update_during_serving_posts_new_files_to_the_server(project: Project, serving: Callable[..., Server]) -> None:
-    server = serving(project.root)
-    write_days(project.root, DAYS, DAYS + 1)
-    assert loop.update(project).read == SIZE - GUESTS
-    rows = logged(project)
+def test_update_during_serving_posts_new_files_to_the_server(
+    begun_project: Project, serving: Callable[..., Server]
+) -> None:
+    server = serving(begun_project.root)
+    write_days(begun_project.root, DAYS, DAYS + 1)
+    assert loop.update(begun_project).read == SIZE - GUESTS
+    rows = logged(begun_project)
     assert rows[EVENT_ID].str.starts_with(FILE_ROW).all()
     assert server.client.get("/v1/status").json()["last_seq"] >= rows[SEQ].max()
     assert server.stop() == 0
@@ -341,12 +347,12 @@ def test_update_reads_day_and_month_of_new_files_as_the_import_did(tmp_path: Pat
     assert days == ["2026-01-02"]
 
 
-def test_ingest_with_guest_rows_exits_0(project: Project, tmp_path: Path) -> None:
+def test_ingest_with_guest_rows_exits_0(begun_project: Project, tmp_path: Path) -> None:
     def ingest(text: str) -> tuple[int, dict[str, int]]:
         (tmp_path / "more.csv").write_text("customer,sku,at,bon\n" + text)
         out = io.StringIO()
         with redirect_stdout(out), redirect_stderr(io.StringIO()):
-            code = run(["-C", str(project.root), "ingest", str(tmp_path / "more.csv"), "--json"])
+            code = run(["-C", str(begun_project.root), "ingest", str(tmp_path / "more.csv"), "--json"])
         return code, json.loads(out.getvalue())
 
     good, guest = "c1,s1,2026-01-08T20:00:00,x\n", ",s1,2026-01-08T20:00:00,y\n"

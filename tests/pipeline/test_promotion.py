@@ -25,34 +25,34 @@ from recloop.storage import releases
 WHO = {"by": "test", "reason": "a test", "at": 5}
 
 
-def control_of(shop: Project) -> Any:
-    return shop.open_control()
+def control_of(project: Project) -> Any:
+    return project.open_control()
 
 
 def gates(evidence: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in evidence["gates"]}
 
 
-def positives_after(shop: Project, cut: int) -> set[tuple[str, int]]:
+def positives_after(project: Project, cut: int) -> set[tuple[str, int]]:
     """(user, stamp) of the moments with a purchase from a cut on, the queries of the gate."""
-    rows = pl.read_parquet(shop.data / "split" / "test.parquet")
+    rows = pl.read_parquet(project.data / "split" / "test.parquet")
     assert rows["stamp"].min() >= cut  # type: ignore[operator]
     return set(rows.filter(pl.col("label") > 0).select("user_id", "stamp").iter_rows())
 
 
 def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
-    shop: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same = loop.train(shop, model="covisitation").bundle
+    same = loop.train(project, model="covisitation").bundle
     with pytest.raises(Refused, match=rf"gate=not run, threshold passed: .*recloop promote {same.id} --to shadow"):
-        transitions.promote(shop, same.id, "shadow", "with a reason it is not run either")
+        transitions.promote(project, same.id, "shadow", "with a reason it is not run either")
     evaluated: list[int] = []
     right = promotion.BundleUnderTest.ask
     monkeypatch.setattr(
         promotion.BundleUnderTest, "ask", lambda self, queries: evaluated.append(len(queries)) or right(self, queries)
     )
-    moved = promotion.promote(shop, same.id, "shadow")
-    assert evaluated == [len(positives_after(shop, same.cut))] * 2  # candidate and live, every moment of the test
+    moved = promotion.promote(project, same.id, "shadow")
+    assert evaluated == [len(positives_after(project, same.cut))] * 2  # candidate and live, every moment of the test
     found = gates(moved["evidence"])
     assert list(found) == [
         "new", "slice_drop:cold", "slice_drop:repeat", "slice_drop:explore", "latency", "cold_coverage_drop", "golden",
@@ -60,38 +60,38 @@ def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
     ]  # fmt: skip
     assert all(one["ok"] for one in found.values())
     assert found["new"]["value"] == 0  # equal lists
-    assert releases.read_state(control_of(shop)).since(same.id).evidence["gates"] == moved["evidence"]["gates"]
+    assert releases.read_state(control_of(project)).since(same.id).evidence["gates"] == moved["evidence"]["gates"]
     with pytest.raises(
         Refused, match="shadow requests=0, threshold 100"
     ):  # the gate is recorded in the release table by now
-        transitions.promote(shop, same.id, "experiment")
+        transitions.promote(project, same.id, "experiment")
     assert len(evaluated) == 2
 
 
-def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(shop: Project) -> None:
-    settings = shop.config.placement["home"].model_copy(update={"weights": {"popular": 1.0}})
-    other = Project(shop.root, shop.config.model_copy(update={"placement": {"home": settings}}))
+def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(project: Project) -> None:
+    settings = project.config.placement["home"].model_copy(update={"weights": {"popular": 1.0}})
+    other = Project(project.root, project.config.model_copy(update={"placement": {"home": settings}}))
     worse = loop.train(other, model="popular").bundle
-    before = control_of(shop).generation()
+    before = control_of(project).generation()
     with pytest.raises(
         Refused, match=r"gate slice_drop:repeat=-0\.\d+, threshold -0\.1: .*to override: recloop promote"
     ):
-        promotion.promote(shop, worse.id)
-    machine = releases.read_state(control_of(shop))
+        promotion.promote(project, worse.id)
+    machine = releases.read_state(control_of(project))
     assert (machine.state(worse.id), machine.generation) == ("checked", before + 1)
-    moved = promotion.promote(shop, worse.id, "shadow", "to see what happens")
+    moved = promotion.promote(project, worse.id, "shadow", "to see what happens")
     assert moved["to"] == "shadow"
     assert moved["evidence"]["not_earned"][0].startswith("gate slice_drop:repeat=-0.")
     assert "shadow and experiment decide" in gates(moved["evidence"])["new"]["note"]
     with pytest.raises(Refused, match="shadow requests=0"):  # after a waived gate only the steps are required
-        transitions.promote(shop, worse.id, "experiment")
+        transitions.promote(project, worse.id, "experiment")
     with pytest.raises(UserError, match="bundle=nothing"):
-        promotion.promote(shop, "nothing")
+        promotion.promote(project, "nothing")
 
 
-def test_promote_over_http_without_a_gate_names_the_command(shop: Project) -> None:
-    trained = loop.train(shop, model="covisitation").bundle.id
-    app = create(shop)
+def test_promote_over_http_without_a_gate_names_the_command(project: Project) -> None:
+    trained = loop.train(project, model="covisitation").bundle.id
+    app = create(project)
 
     async def ask() -> httpx.Response:
         async with servers.local(app) as client:
@@ -108,27 +108,27 @@ def test_promote_over_http_without_a_gate_names_the_command(shop: Project) -> No
     assert f"run its gate: recloop promote {trained} --to live" in error["message"]
 
 
-def promote_fully_learned_bundle(shop: Project) -> None:
+def promote_fully_learned_bundle(project: Project) -> None:
     """Promote a live bundle that has learned every row, as after an update."""
-    live = shop.load_bundle()
-    events = shop.open_archive().events()
+    live = project.load_bundle()
+    events = project.open_archive().events()
     data = replace(live.manifest.data, cut=events["timestamp"].max() + 1, until_seq=events["seq"].max())
     made = bundles.write(
-        replace(live, manifest=replace(live.manifest, data=data)), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC)
+        replace(live, manifest=replace(live.manifest, data=data)), project.bundles, datetime(2026, 1, 1, tzinfo=UTC)
     )
-    control, sha256 = control_of(shop), bundles.manifest_hash(shop.bundles / made.id)
+    control, sha256 = control_of(project), bundles.manifest_hash(project.bundles / made.id)
     releases.register(control, made.id, sha256, evidence={"gates": []}, **WHO)
     releases.checked(control, made.id, **WHO)
     releases.promote(control, made.id, **WHO)
 
 
 def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
-    shop: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidate = loop.train(shop, model="covisitation").bundle
-    promote_fully_learned_bundle(shop)
-    live = shop.load_bundle()
-    test = positives_after(shop, candidate.cut)
+    candidate = loop.train(project, model="covisitation").bundle
+    promote_fully_learned_bundle(project)
+    live = project.load_bundle()
+    test = positives_after(project, candidate.cut)
     evaluated: list[set[tuple[str, int]]] = []
     right = promotion.BundleUnderTest.ask
 
@@ -138,20 +138,20 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
 
     monkeypatch.setattr(promotion.BundleUnderTest, "ask", ask)
     monkeypatch.setattr(evidence, "is_holdout_user", lambda user: user < "u2")
-    found = {one.name: one for one in promotion.run_promotion_gates(shop, candidate, live)}
+    found = {one.name: one for one in promotion.run_promotion_gates(project, candidate, live)}
     assert evaluated[0] == evaluated[1] == {(user, stamp) for user, stamp in test if user < "u2"}
     assert found["new"].note == "weak: nothing to compare"
     assert found["forgetting"].value is not None
     monkeypatch.setattr(
         evidence, "is_holdout_user", lambda _: False
     )  # no holdout users: the gate reports that it compared nothing
-    found = {one.name: one for one in promotion.run_promotion_gates(shop, candidate, live)}
+    found = {one.name: one for one in promotion.run_promotion_gates(project, candidate, live)}
     assert all(one.ok for one in found.values())
     assert list(found) == ["new", "latency", "cold_coverage_drop", "golden", "finite"]
     assert found["new"].note == "weak: nothing to compare"
     assert found["latency"].value is not None
-    archive = shop.open_archive()
-    log = shop.open_log(write=True)
+    archive = project.open_archive()
+    log = project.open_log(write=True)
     log.start_at(archive.watermark)
     late = archive.events()["timestamp"].max() + DAY  # type: ignore[operator]
     rows = [("u03", "i01", late), ("u03", "i02", late), ("u05", "i03", late + 1)]
@@ -159,5 +159,5 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
     log.append_events([*made, made[0]])  # a repeat, which an update would retract, is the same moment
     log.close()
     evaluated.clear()
-    promotion.run_promotion_gates(shop, candidate, live)
+    promotion.run_promotion_gates(project, candidate, live)
     assert evaluated[0] == evaluated[1] == {("u03", late), ("u05", late + 1)}

@@ -25,31 +25,31 @@ from recloop.serve.service import Service
 from recloop.storage import snapshots
 
 
-def test_quarantine_of_all_rows_without_force_is_refused(shop: Project) -> None:
+def test_quarantine_of_all_rows_without_force_is_refused(project: Project) -> None:
     with pytest.raises(Refused, match=r"share of all rows=1\.0000, threshold 0\.05"):
-        quarantine(shop, "user_id IS NOT NULL", "all of it")
-    assert shop.open_control().pending() == []
-    done = quarantine(shop, "user_id IS NOT NULL", "all of it", force=True)
+        quarantine(project, "user_id IS NOT NULL", "all of it")
+    assert project.open_control().pending() == []
+    done = quarantine(project, "user_id IS NOT NULL", "all of it", force=True)
     assert (done.new, done.share, done.user_share) == (done.rows, 1.0, 1.0)
 
 
 def test_quarantine_without_a_match_exits_0_and_reports_0_rows(
-    shop: Project, capsys: pytest.CaptureFixture[str]
+    project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'unknown'", "--reason", "none"]
+    words = ["-C", str(project.root), "quarantine", "--where", "user_id = 'unknown'", "--reason", "none"]
     assert run(words) == 0
     assert capsys.readouterr().out == "0 rows quarantined of 0 matching rows (0 already quarantined)\n"
 
 
-def test_quarantine_repeated_reports_0_new_rows(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["-C", str(shop.root), "quarantine", "--where", "user_id = 'u01'", "--reason", "a bot"]
+def test_quarantine_repeated_reports_0_new_rows(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-C", str(project.root), "quarantine", "--where", "user_id = 'u01'", "--reason", "a bot"]
     assert run(words) == 0
     first = capsys.readouterr().out
     assert "users (" in first
     assert "purchase" in first
     assert run(words) == 0
     assert capsys.readouterr().out.startswith("0 rows quarantined of ")
-    log = shop.open_log()
+    log = project.open_log()
     rules = {row.rule for row in log.retractions()}
     log.close()
     assert rules == {"quarantine"}
@@ -64,34 +64,34 @@ def test_quarantine_repeated_reports_0_new_rows(shop: Project, capsys: pytest.Ca
         ({"reason": " "}, "--reason"),
     ],
 )
-def test_quarantine_with_a_bad_argument_names_it(shop: Project, more: dict[str, Any], said: str) -> None:
+def test_quarantine_with_a_bad_argument_names_it(project: Project, more: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        quarantine(shop, **{"where": "user_id = 'u01'", "reason": "a bot", **more})
+        quarantine(project, **{"where": "user_id = 'u01'", "reason": "a bot", **more})
 
 
-def test_quarantine_from_and_to_limit_the_time_range(shop: Project) -> None:
-    stamps = shop.open_archive().events()["timestamp"].sort()
+def test_quarantine_from_and_to_limit_the_time_range(project: Project) -> None:
+    stamps = project.open_archive().events()["timestamp"].sort()
     middle = stamps[len(stamps) // 2]
     start = datetime.fromtimestamp(middle / 1e6, UTC).isoformat()
-    late = quarantine(shop, "TRUE", "late", start=start, force=True)
-    early = quarantine(shop, "TRUE", "early", end=start, force=True)
+    late = quarantine(project, "TRUE", "late", start=start, force=True)
+    early = quarantine(project, "TRUE", "early", end=start, force=True)
     assert late.new + early.new == len(stamps)
     assert late.new == int((stamps >= middle).sum())
 
 
-def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(shop: Project) -> None:
+def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(project: Project) -> None:
     """Cache, full snapshot and advanced snapshot agree at every seq, also at earlier ones."""
     user = "u01"
-    item = shop.open_archive().for_users([user])["item_id"][0]
+    item = project.open_archive().for_users([user])["item_id"][0]
     where = f"user_id = '{user}' AND item_id = '{item}'"
-    seqs = [loading.log_range(shop)[1]]
+    seqs = [loading.log_range(project)[1]]
     for restore in (False, True, False, True):
-        quarantine(shop, where, "again", restore=restore)
-        seqs.append(loading.log_range(shop)[1])
+        quarantine(project, where, "again", restore=restore)
+        seqs.append(loading.log_range(project)[1])
     assert len(set(seqs)) == 5
-    archive, log = shop.open_archive(), shop.open_log()
-    signal = EventLabeler.from_spec(shop.load_bundle().spec)
-    (file,) = shop.store.glob("snapshots-*.db")
+    archive, log = project.open_archive(), project.open_log()
+    signal = EventLabeler.from_spec(project.load_bundle().spec)
+    (file,) = project.store.glob("snapshots-*.db")
     snapshot = snapshots.Snapshot(file)
     reader = StateCache(log, snapshot, signal, RetractionIndex(archive, log))
     whole = dict(full_snapshot(signal.label(archive.events()), archive.users()))
@@ -108,8 +108,8 @@ def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(shop: Project) -
     log.close()
 
 
-def test_quarantine_during_serving_is_applied_and_verified(shop: Project) -> None:
-    app = create(shop, clock=lambda: 1_800_000_000_000_000)
+def test_quarantine_during_serving_is_applied_and_verified(project: Project) -> None:
+    app = create(project, clock=lambda: 1_800_000_000_000_000)
 
     async def work(client: Any, service: Service) -> None:
         following = asyncio.create_task(poll_forever(service))
@@ -120,18 +120,18 @@ def test_quarantine_during_serving_is_applied_and_verified(shop: Project) -> Non
             return known, [slot["item_id"] for slot in answer["items"]]
 
         before = await events_and_list()
-        done = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")
+        done = await asyncio.to_thread(quarantine, project, "user_id = 'u01'", "a bot")
         assert (done.new > 0, done.waiting) == (True, 0)
         assert (await events_and_list())[0] == 0
-        assert (await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "a bot")).new == 0
-        back = await asyncio.to_thread(quarantine, shop, "user_id = 'u01'", "not a bot", restore=True)
+        assert (await asyncio.to_thread(quarantine, project, "user_id = 'u01'", "a bot")).new == 0
+        back = await asyncio.to_thread(quarantine, project, "user_id = 'u01'", "not a bot", restore=True)
         assert back.new == done.new
         assert await events_and_list() == before
         following.cancel()
 
     inside(app, work)
-    found = verify.verify(shop)
+    found = verify.verify(project)
     assert (found["unexplained"], found["late"], found["checked"]) == (0, 0, 3), found["differences"]
-    log = shop.open_log()
-    assert set(shop.open_archive().events()[SEQ]) >= {row.of_seq for row in log.retractions()}
+    log = project.open_log()
+    assert set(project.open_archive().events()[SEQ]) >= {row.of_seq for row in log.retractions()}
     log.close()

@@ -46,7 +46,7 @@ SETS = (
 URLS = ("sqlite:///store/log.db", "sqlite:///store/decisions.db")
 
 
-def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
+def hourly_rows(project: Project, hour: int, count: int = 30) -> pl.DataFrame:
     """Purchases of unknown items in one hour after the log; no gate can compare, so no update waits."""
     start = 1_751_800_000 * SECOND + hour * HOUR
     return pl.DataFrame(
@@ -60,16 +60,16 @@ def hourly_rows(shop: Project, hour: int, count: int = 30) -> pl.DataFrame:
     ).with_columns(pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity"))
 
 
-def answer_some(shop: Project, hour: int, count: int = 40) -> None:
+def answer_some(project: Project, hour: int, count: int = 40) -> None:
     """Store decisions of one hour by the live bundle."""
-    store = shop.open_decisions(write=True)
-    at, live = 1_751_800_000 * SECOND + hour * HOUR, shop.live_bundle_id() or ""
+    store = project.open_decisions(write=True)
+    at, live = 1_751_800_000 * SECOND + hour * HOUR, project.live_bundle_id() or ""
     for n in range(count):
         store.put(some_decision(f"h{hour}-{n}", at=at + n, bundle=live))
     store.close()
 
 
-def ask_some(shop: Project, hour: int, count: int = 10) -> None:
+def ask_some(project: Project, hour: int, count: int = 10) -> None:
     """Request lists for one hour from the live bundle."""
     at = 1_751_800_000 * SECOND + hour * HOUR + HOUR // 2
 
@@ -77,12 +77,12 @@ def ask_some(shop: Project, hour: int, count: int = 10) -> None:
         for n in range(count):
             assert (await client.get(f"/v1/recommend/u{1 + n:02}")).status_code == 200
 
-    inside(create(shop, clock=lambda: at), work)
+    inside(create(project, clock=lambda: at), work)
 
 
-def files(shop: Project) -> list[str]:
+def files(project: Project) -> list[str]:
     """All files of the folder except locks and SQLite side files."""
-    return sorted(str(f) for f in shop.root.rglob("*") if not f.name.endswith((".lock", "-shm", "-wal")))
+    return sorted(str(f) for f in project.root.rglob("*") if not f.name.endswith((".lock", "-shm", "-wal")))
 
 
 def counted(file: Path, table: str) -> int:
@@ -93,25 +93,25 @@ def counted(file: Path, table: str) -> int:
 
 
 @pytest.mark.parametrize("hours", [6, pytest.param(100, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))])
-def test_retention_during_hourly_updates_bounds_the_folder(shop: Project, hours: int) -> None:
-    shop = open_project(
-        shop.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']
+def test_retention_during_hourly_updates_bounds_the_folder(project: Project, hours: int) -> None:
+    project = open_project(
+        project.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']
     )
     sizes: list[dict[str, int]] = []
     for hour in range(hours):
-        ask_some(shop, hour)
-        post(shop, hourly_rows(shop, hour))
-        made = loop.update(shop)
+        ask_some(project, hour)
+        post(project, hourly_rows(project, hour))
+        made = loop.update(project)
         assert made.verdict == "registered", made.gates
-        transitions.promote(shop, made.bundle or "", "live", "hourly")
+        transitions.promote(project, made.bundle or "", "live", "hourly")
         sizes.append(
             {
-                "bundles": len(list(shop.bundles.iterdir())),
-                "runs": len(list(shop.runs.iterdir())),
-                "decisions": counted(shop.store / "decisions.db", "decisions"),
-                "events": counted(shop.store / "log.db", "events"),
+                "bundles": len(list(project.bundles.iterdir())),
+                "runs": len(list(project.runs.iterdir())),
+                "decisions": counted(project.store / "decisions.db", "decisions"),
+                "events": counted(project.store / "log.db", "events"),
                 "bytes": sum(
-                    f.stat().st_size for kind in ("bundles", "runs", "store") for f in (shop.root / kind).rglob("*")
+                    f.stat().st_size for kind in ("bundles", "runs", "store") for f in (project.root / kind).rglob("*")
                 ),
             }
         )
@@ -121,39 +121,39 @@ def test_retention_during_hourly_updates_bounds_the_folder(shop: Project, hours:
     assert max(one["events"] for one in sizes) <= 5 * 30
     middle = max(one["bytes"] for one in sizes[hours // 3 : 2 * hours // 3])
     assert max(one["bytes"] for one in sizes[2 * hours // 3 :]) < 1.5 * middle
-    states = {row["bundle"]: row for row in loading.status(shop)["bundles"]}
+    states = {row["bundle"]: row for row in loading.status(project)["bundles"]}
     assert sum(row["removed"] for row in states.values()) == len(states) - sizes[-1]["bundles"]
-    transitions.rollback(shop, "back")
-    log = shop.open_log()
-    again = hourly_rows(shop, 0)
-    known = shop.open_archive().known(again["event_id"].to_list())
+    transitions.rollback(project, "back")
+    log = project.open_log()
+    again = hourly_rows(project, 0)
+    known = project.open_archive().known(again["event_id"].to_list())
     assert len(known) == len(again), "trimmed rows are still duplicates"
-    assert log.last_seq() == shop.open_archive().watermark
+    assert log.last_seq() == project.open_archive().watermark
     log.close()
-    found = verify.verify(shop)
+    found = verify.verify(project)
     assert (found["unexplained"], found["removed"] > 0, found["equal"] > 0) == (0, True, True)
 
 
-def test_gc_removes_what_its_dry_run_reported(shop: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    shop = open_project(shop.root, SETS)
+def test_gc_removes_what_its_dry_run_reported(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project = open_project(project.root, SETS)
     for hour in range(4):
-        (shop.runs / f"2020010{hour}T000000000000Z").mkdir(parents=True)
-        (shop.runs / f"2020010{hour}T000000000000Z" / "log.jsonl").write_text("x" * 1_000)
-    answer_some(shop, 0, 3_000)
-    answer_some(shop, 24 * 31, 10)
-    before = files(shop)
+        (project.runs / f"2020010{hour}T000000000000Z").mkdir(parents=True)
+        (project.runs / f"2020010{hour}T000000000000Z" / "log.jsonl").write_text("x" * 1_000)
+    answer_some(project, 0, 3_000)
+    answer_some(project, 24 * 31, 10)
+    before = files(project)
     sets = [word for one in SETS for word in ("--set", one)]
-    assert run(["-C", str(shop.root), *sets, "gc", "--dry-run", "--json"]) == 0
+    assert run(["-C", str(project.root), *sets, "gc", "--dry-run", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert files(shop) == before
+    assert files(project) == before
     assert (said["dry_run"], said["freed"]["decisions"]["count"], said["freed"]["runs"]["count"]) == (True, 3_000, 2)
-    assert run(["-C", str(shop.root), *sets, "gc", "--json"]) == 0
+    assert run(["-C", str(project.root), *sets, "gc", "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert (done["dry_run"], done["freed"]["decisions"]["count"]) == (False, 3_000)
     assert done["runs"] == said["runs"] == ["20200100T000000000000Z", "20200101T000000000000Z"]
     assert done["bytes"] == sum(one["bytes"] for one in done["freed"].values())
     assert done["freed"]["decisions"]["bytes"] > 3_000 * 100, "the space is freed"
-    assert run(["-C", str(shop.root), *sets, "gc"]) == 0
+    assert run(["-C", str(project.root), *sets, "gc"]) == 0
     assert "decisions: 0 (0.0 MB)" in capsys.readouterr().out
 
 
@@ -172,49 +172,49 @@ def test_decision_totals_after_removal_are_unchanged(tmp_path: Path) -> None:
     store.close()
 
 
-def test_gc_during_a_shadow_keeps_decisions_since_its_start(shop: Project) -> None:
-    control = shop.open_control()
+def test_gc_during_a_shadow_keeps_decisions_since_its_start(project: Project) -> None:
+    control = project.open_control()
     live = releases.read_state(control).lives[-1]
     sha256 = releases.read_state(control).hashes[live]
     who: dict[str, Any] = {"by": "test", "reason": "tried"}
     releases.register(control, "tried", sha256, at=5 * DAY, **who)
     releases.checked(control, "tried", at=5 * DAY, **who)
     releases.promote(control, "tried", to="shadow", at=5 * DAY, **who)
-    store = shop.open_decisions(write=True)
+    store = project.open_decisions(write=True)
     for day in (1, 4, 6, 100):
         store.put(some_decision(f"day{day}", at=day * DAY))
     store.close()
-    assert retention.collect(shop).freed["decisions"].count == 2
-    store = shop.open_decisions()
+    assert retention.collect(project).freed["decisions"].count == 2
+    store = project.open_decisions()
     assert [row.request_id for row in store.rows()] == ["day6", "day100"]
     store.close()
 
 
-def test_gc_during_an_experiment_keeps_two_weeks_of_decisions_before_it(shop: Project) -> None:
-    control = shop.open_control()
+def test_gc_during_an_experiment_keeps_two_weeks_of_decisions_before_it(project: Project) -> None:
+    control = project.open_control()
     live = releases.read_state(control).lives[-1]
     sha256 = releases.read_state(control).hashes[live]
     who: dict[str, Any] = {"by": "test", "reason": "tried", "at": 40 * DAY}
-    plan = Plan.from_config(shop.config.release, "tried", 40 * DAY).to_evidence()
+    plan = Plan.from_config(project.config.release, "tried", 40 * DAY).to_evidence()
     releases.register(control, "tried", sha256, **who)
     releases.checked(control, "tried", **who)
     releases.promote(control, "tried", to="experiment", evidence={EVIDENCE: plan}, **who)
-    store = shop.open_decisions(write=True)
+    store = project.open_decisions(write=True)
     for day in (10, 26, 41, 100):
         store.put(some_decision(f"day{day}", at=day * DAY))
     store.close()
-    assert retention.collect(shop).freed["decisions"].count == 1
-    store = shop.open_decisions()
+    assert retention.collect(project).freed["decisions"].count == 1
+    store = project.open_decisions()
     assert [row.request_id for row in store.rows()] == ["day26", "day41", "day100"]
     store.close()
 
 
-def test_trim_keeps_rows_that_differ_from_the_archive(shop: Project) -> None:
-    post(shop, hourly_rows(shop, 0, 40))
-    made = loop.update(open_project(shop.root, SETS))
+def test_trim_keeps_rows_that_differ_from_the_archive(project: Project) -> None:
+    post(project, hourly_rows(project, 0, 40))
+    made = loop.update(open_project(project.root, SETS))
     assert made.verdict == "registered"
-    log = shop.open_log(write=True)
-    archive = shop.open_archive()
+    log = project.open_log(write=True)
+    archive = project.open_archive()
     with log.commit() as writer:  # one changed row, and one that the archive lacks
         writer.execute("UPDATE events SET item_id = 'other' WHERE seq = ?", (made.from_seq,))
         writer.execute("UPDATE events SET seq = 1 WHERE seq = ?", (made.from_seq + 1,))
@@ -226,13 +226,13 @@ def test_trim_keeps_rows_that_differ_from_the_archive(shop: Project) -> None:
     log.close()
 
 
-def test_trim_during_serving_is_done_by_the_server_and_detects_duplicates(shop: Project) -> None:
+def test_trim_during_serving_is_done_by_the_server_and_detects_duplicates(project: Project) -> None:
     sets = (*SETS, 'retention.log="1h"', 'model.name="covisitation"')
-    shop = open_project(shop.root, [*sets, "serve.allow_time_header=true"])
-    app = create(shop)
+    project = open_project(project.root, [*sets, "serve.allow_time_header=true"])
+    app = create(project)
     rows = [
         {name: value for name, value in row.items() if value is not None and name != "timestamp"}
-        for row in hourly_rows(shop, 0, 20).iter_rows(named=True)
+        for row in hourly_rows(project, 0, 20).iter_rows(named=True)
     ]
 
     async def work(client: Any, service: Service) -> None:
@@ -241,27 +241,27 @@ def test_trim_during_serving_is_done_by_the_server_and_detects_duplicates(shop: 
         fresh = {"user_id": "u01", "item_id": "i02", "event_type": "purchase", "event_id": "fresh"}
         assert (await client.post("/v1/events", json=fresh, headers=later)).status_code == 200
         before = (await client.get("/v1/users/u05")).json()
-        made = loop.update(shop)
+        made = loop.update(project)
         assert made.verdict == "registered", made.failed
-        assert counted(shop.store / "log.db", "events") == 21, "only the service deletes rows of its log"
+        assert counted(project.store / "log.db", "events") == 21, "only the service deletes rows of its log"
         await service.reload()
-        assert counted(shop.store / "log.db", "events") == 1
+        assert counted(project.store / "log.db", "events") == 1
         assert (await client.get("/v1/users/u05")).json() == before
         answer = (await client.post("/v1/events", json=rows, headers=early)).json()
         assert (answer["duplicate"], answer["accepted"]) == (20, 0)
 
     inside(app, work)
-    assert loading.has_log_rows(shop)
+    assert loading.has_log_rows(project)
 
 
-def test_has_log_rows_of_a_trimmed_log_is_true(shop: Project) -> None:
-    post(shop, hourly_rows(shop, 0, 40))
-    done = loop.update(open_project(shop.root, SETS))
+def test_has_log_rows_of_a_trimmed_log_is_true(project: Project) -> None:
+    post(project, hourly_rows(project, 0, 40))
+    done = loop.update(open_project(project.root, SETS))
     assert done.verdict == "registered", done.gates
-    log = shop.open_log(write=True)
+    log = project.open_log(write=True)
     log.delete_events(log.events()["seq"].to_list())
     assert log.is_empty()
-    log.start_at(shop.open_archive().watermark)
-    assert log.last_seq() == shop.open_archive().watermark
+    log.start_at(project.open_archive().watermark)
+    assert log.last_seq() == project.open_archive().watermark
     log.close()
-    assert loading.has_log_rows(shop)
+    assert loading.has_log_rows(project)

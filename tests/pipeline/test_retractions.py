@@ -55,10 +55,10 @@ def folded(project: Project, until: int) -> dict[str, bytes]:
 
 
 def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
-    shop: Project, serving: Callable[..., Server]
+    project: Project, serving: Callable[..., Server]
 ) -> None:
-    server = serving(shop.root)
-    shop = open_project(shop.root, LOOSE)
+    server = serving(project.root)
+    project = open_project(project.root, LOOSE)
 
     def recommended(user: str) -> list[str]:
         answer = server.client.get(f"/v1/recommend/{user}").json()
@@ -74,60 +74,62 @@ def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
     assert (answer["accepted"], answer["quarantined"]) == (11, 1), "the tenth event within a second is a burst"
     assert not set(recommended("u01")) & set(before[:9]), "nine dislikes are valid until the update"
     recommended("u02")
-    first = loading.log_range(shop)[0] + 1
-    done = loop.update(shop)
+    first = loading.log_range(project)[0] + 1
+    done = loop.update(project)
     assert done.verdict == "registered", done.reason
     assert (done.read, done.kept) == (12, 1)
     expected = [(seq, "burst") for seq in range(first, first + 9)] + [(first + 11, "duplicates")]
     deadline = time.monotonic() + PATIENCE
-    while len(retractions_of(shop)) < len(expected) and time.monotonic() < deadline:
+    while len(retractions_of(project)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert sorted((row.of_seq, row.rule) for row in retractions_of(shop)) == expected
-    assert shop.open_control().pending() == []
+    assert sorted((row.of_seq, row.rule) for row in retractions_of(project)) == expected
+    assert project.open_control().pending() == []
     assert set(recommended("u01")) == set(before), "the retracted dislikes no longer hide items"
     recommended("u02")
     server.decided()
-    learned = load(shop).events["seq"].to_list()
+    learned = load(project).events["seq"].to_list()
     assert not set(learned) & {seq for seq, _ in expected}
     assert first + 10 in learned
-    assert set(shop.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, (
+    assert set(project.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, (
         "retracted rows stay in the archive"
     )
-    assert loop.update(shop).verdict == "nothing", "retractions alone start no update"
+    assert loop.update(project).verdict == "nothing", "retractions alone start no update"
     purchase = {**again, "timestamp": MORNING.format(50), "item_id": before[1]}
     assert server.client.post("/v1/events", json=purchase).json()["accepted"] == 1
-    later = loop.update(shop)
+    later = loop.update(project)
     assert later.verdict == "registered", later.failed
     assert (later.read, later.kept) == (1, 1)
-    assert len(retractions_of(shop)) == len(expected), "each retraction is written once"
+    assert len(retractions_of(project)) == len(expected), "each retraction is written once"
     recommended("u01")
     recommended("u02")
     server.decided()
     assert server.stop() == 0
-    found = verify.verify(shop)
+    found = verify.verify(project)
     assert found["unexplained"] == 0, found["differences"]
-    snapshots.forget(shop.store, later.to_seq)
-    assert states(shop) == folded(shop, later.to_seq)
+    snapshots.forget(project.store, later.to_seq)
+    assert states(project) == folded(project, later.to_seq)
 
 
-def test_update_without_a_server_applies_retractions_once_despite_a_kill(shop: Project, tmp_path: Path) -> None:
+def test_update_without_a_server_applies_retractions_once_despite_a_kill(project: Project, tmp_path: Path) -> None:
     row = {"user_id": "u01", "item_id": "i01", "event_type": "purchase", "timestamp": 1_752_000_000_000_000}
     rows = pl.DataFrame([row] * 3, schema_overrides={"timestamp": pl.Int64}).with_columns(
         pl.lit(None, pl.String).alias("group_id"), pl.lit(None, pl.Float64).alias("quantity")
     )
-    post(shop, rows)
-    shop = open_project(shop.root, LOOSE)
-    other = open_project(shutil.copytree(shop.root, tmp_path / "other"), LOOSE)
-    first = loading.log_range(shop)[0] + 1
-    done = loop.update(shop)
+    post(project, rows)
+    project = open_project(project.root, LOOSE)
+    other = open_project(shutil.copytree(project.root, tmp_path / "other"), LOOSE)
+    first = loading.log_range(project)[0] + 1
+    done = loop.update(project)
     assert done.verdict == "registered", done.reason
     expected = [
         Retraction(first + 1, "duplicates", done.to_seq + 1),
         Retraction(first + 2, "duplicates", done.to_seq + 2),
     ]
-    assert retractions_of(shop) == expected
+    assert retractions_of(project) == expected
     die_after("publish", other, LOOSE)
     assert loop.update(other).verdict == "registered"
     assert retractions_of(other) == expected
     assert loop.update(other).verdict == "nothing"
-    assert states(other) == states(shop) == folded(shop, done.to_seq), "the retractions have seqs after this watermark"
+    assert states(other) == states(project) == folded(project, done.to_seq), (
+        "the retractions have seqs after this watermark"
+    )

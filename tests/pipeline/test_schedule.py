@@ -68,13 +68,13 @@ def test_repeat_waits_from_start_to_start_without_overlap() -> None:
     assert clock.waits == [3000.0, 0.0, HOUR]
 
 
-def test_run_during_another_loop_raises_locked(shop: Project) -> None:
-    with locks.schedule_lock(shop.root), pytest.raises(Locked, match="every"):
-        schedule.run(shop, ["true"], HOUR, print)
+def test_run_during_another_loop_raises_locked(project: Project) -> None:
+    with locks.schedule_lock(project.root), pytest.raises(Locked, match="every"):
+        schedule.run(project, ["true"], HOUR, print)
 
 
-def test_run_after_sigterm_exits_0(shop: Project) -> None:
-    words = ["-C", str(shop.root), "update", "--every", "1h"]
+def test_run_after_sigterm_exits_0(project: Project) -> None:
+    words = ["-C", str(project.root), "update", "--every", "1h"]
     loop_process = subprocess.Popen([sys.executable, "-m", "recloop", *words], stdout=subprocess.PIPE, text=True)
     try:
         assert loop_process.stdout is not None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import servers
 
+USER_NUMBERS = itertools.count()
+
 
 @pytest.fixture(scope="module")
-def server(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+def server(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """One server for all tests of a file; requests may set the time in a header."""
     folder = tmp_path_factory.mktemp("served") / "shop"
-    shutil.copytree(turned, folder)
+    shutil.copytree(trained_folder, folder)
     server = servers.start(folder, "--set", "serve.allow_time_header=true")
     try:
         yield server
@@ -27,3 +31,15 @@ def server(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 @pytest.fixture
 def client(server: servers.Server) -> httpx.Client:
     return server.client
+
+
+@pytest.fixture(scope="module")
+def openapi_document(server: servers.Server) -> dict[str, Any]:
+    """The OpenAPI document as the server returns it."""
+    return server.client.get("/openapi.json").json()
+
+
+@pytest.fixture
+def user() -> str:
+    """A user id that no other test uses."""
+    return f"t-{next(USER_NUMBERS)}"

@@ -251,9 +251,9 @@ def test_writer_with_a_fault_at_any_line_answers_as_stored(tmp_path: Path) -> No
 
 
 def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
-    shop: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = create(shop, clock=lambda: 1_800_000_000_000_000)
+    app = create(project, clock=lambda: 1_800_000_000_000_000)
 
     async def work(client: Any, service: Service) -> None:
         await client.get("/v1/recommend/u14")
@@ -281,7 +281,7 @@ def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
     ("error", "code"), [(LogUnavailableError(), "log_unavailable"), (LogUncertainError(), "log_uncertain")]
 )
 def test_post_events_with_a_log_error_answers_503_and_its_code(
-    shop: Project, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     async def failing(*_: Any, **__: Any) -> Any:
         raise error
@@ -293,4 +293,4 @@ def test_post_events_with_a_log_error_answers_503_and_its_code(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
         assert ("this request was not stored" in answer.text) is (code == "log_unavailable")
 
-    inside(create(shop), work)
+    inside(create(project), work)

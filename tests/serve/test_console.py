@@ -39,7 +39,7 @@ PICTURE = "RECLOOP_PICTURES"
 
 
 @dataclass
-class Shop:
+class ServedProject:
     """A server over a shop with one bundle live, one in the experiment, two in the shadow."""
 
     server: servers.Server
@@ -89,9 +89,9 @@ def simulate_two_days(server: servers.Server, tried: str, begin: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def served_project(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
     """The shop with written decisions of the shadow and the experiment."""
-    folder = shutil.copytree(turned, tmp_path_factory.mktemp("console") / "shop")
+    folder = shutil.copytree(trained_folder, tmp_path_factory.mktemp("console") / "shop")
     project = open_project(folder)
     control = project.open_control()
     live = bundles.load(project.bundles / releases.live(control).bundle)  # type: ignore[union-attr]
@@ -105,7 +105,7 @@ def shop(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
             assert moved.status_code == 200, moved.text
         since = releases.read_state(control).since(names["tried"]).at
         simulate_two_days(server, names["tried"], since // SECOND)
-        yield Shop(server, project, live.id, **names)
+        yield ServedProject(server, project, live.id, **names)
         assert server.stop() == 0
     finally:
         server.close()
@@ -123,9 +123,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
+def opened(browser: Browser, served_project: ServedProject) -> Callable[..., Any]:
     """Open the page in a new context: ``opened(width, height, color_scheme=...)``; foreign requests fail."""
-    own = (shop.server.url, shop.server.url.replace("http", "ws"), "data:", "blob:")
+    own = (served_project.server.url, served_project.server.url.replace("http", "ws"), "data:", "blob:")
 
     @contextmanager
     def page(width: int = 1180, height: int = 1300, **options: Any) -> Iterator[Page]:
@@ -137,7 +137,7 @@ def opened(browser: Browser, shop: Shop) -> Callable[..., Any]:
         made.on("request", lambda one: requested.append(one.url))
         made.on("websocket", lambda one: requested.append(one.url))
         made.on("pageerror", lambda error: page_errors.append(str(error)))
-        made.goto(f"{shop.server.url}/?token={shop.server.token}")
+        made.goto(f"{served_project.server.url}/?token={served_project.server.token}")
         expect(made.get_by_test_id("live")).to_be_visible(timeout=WAIT)
         yield made
         context.close()
@@ -152,23 +152,23 @@ def text(page: Page, name: str) -> str:
     return " ".join(page.get_by_test_id(name).inner_text().split())
 
 
-def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened: Any) -> None:
+def test_console_shows_live_shadow_and_experiment_as_reported(served_project: ServedProject, opened: Any) -> None:
     with opened() as page:
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
         expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
-        assert text(page, "live") == f"live: {shop.live}"
+        assert text(page, "live") == f"live: {served_project.live}"
         assert text(page, "well") == "healthy"
         assert text(page, "verify") == "verify: not run yet"
-        status = shop.server.client.get("/v1/status").json()
+        status = served_project.server.client.get("/v1/status").json()
         health = status["health"]["week"]["candidate"]["home"]
         row = " ".join(page.locator("tr", has_text="week").filter(has_text="candidate").inner_text().split())
         assert row == (
             f"week candidate home {health['requests']} {health['events']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
-            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} % {shop.tried}"
+            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} % {served_project.tried}"
         )
-        compared, agreed = shadow_report.shadow_report(shop.project), text(page, "tried-shadow")
-        assert compared["candidate"] == shop.shadowed
-        assert f"Bundle in shadow: {shop.shadowed}" in agreed
+        compared, agreed = shadow_report.shadow_report(served_project.project), text(page, "tried-shadow")
+        assert compared["candidate"] == served_project.shadowed
+        assert f"Bundle in shadow: {served_project.shadowed}" in agreed
         requested = compared["requests"]
         assert f"{requested} requests of {compared['users']} users" in agreed
         assert f"Live, scored again {requested} times, gave equal lists each time" in agreed
@@ -176,8 +176,8 @@ def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened
             for side in ("agreement", "noise"):
                 one = compared[side][measure]
                 assert f"{one['value']:.3f} {one['low']:.3f} to {one['high']:.3f}" in agreed, (measure, side)
-        measured, said = experiment.analyze(shop.project), text(page, "tried-experiment")
-        assert f"Bundle in experiment: {shop.tried}" in said
+        measured, said = experiment.analyze(served_project.project), text(page, "tried-experiment")
+        assert f"Bundle in experiment: {served_project.tried}" in said
         assert f"{measured.verdict}: {measured.why}" in said
         assert (
             "Plan, fixed at the start: hit_rate over 4,000 users, 4 interim analyses, 50% of users, margin 0.01."
@@ -196,12 +196,12 @@ def test_console_shows_live_shadow_and_experiment_as_reported(shop: Shop, opened
         assert moves.count() == status["generation"]
         newest = " ".join(moves.first.inner_text().split())
         assert newest.startswith(f"{status['generation']} 20")
-        assert f"{shop.seed} checked shadow POST /v1/admin/promote a try of seed" in newest
+        assert f"{served_project.seed} checked shadow POST /v1/admin/promote a try of seed" in newest
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
 def test_console_fits_desktop_and_phone_in_light_and_dark(
-    shop: Shop, opened: Any, tmp_path: Path, width: int, scheme: str
+    served_project: ServedProject, opened: Any, tmp_path: Path, width: int, scheme: str
 ) -> None:
     with opened(width, 900, color_scheme=scheme) as page:
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
@@ -226,20 +226,20 @@ def test_console_fits_desktop_and_phone_in_light_and_dark(
                 page.screenshot(path=str(Path(wanted) / "list.png"), full_page=True, clip=person)
 
 
-def test_console_shows_a_users_list_with_sources_as_served(shop: Shop, opened: Any) -> None:
+def test_console_shows_a_users_list_with_sources_as_served(served_project: ServedProject, opened: Any) -> None:
     """The page lists what the service answers for the user's arm."""
     with opened() as page:
         for user in ("u05", "u06", "u07", "u08", "unknown"):
-            arm = "candidate" if assignment.in_experiment(shop.tried, user, 0.5) else "live"
+            arm = "candidate" if assignment.in_experiment(served_project.tried, user, 0.5) else "live"
             page.get_by_test_id("user").fill(user)
             page.get_by_test_id("user").press("Enter")
-            known = shop.server.client.get(f"/v1/users/{user}")
+            known = served_project.server.client.get(f"/v1/users/{user}")
             events = known.json()["events"] if known.status_code == 200 else 0
             facts = page.get_by_test_id("facts")
-            bundle = shop.tried if arm == "candidate" else shop.live
+            bundle = served_project.tried if arm == "candidate" else served_project.live
             expect(facts).to_contain_text(f"{user}: {events} events in the history", timeout=WAIT)
             assert f"answered by {arm} ({bundle})" in facts.inner_text()
-            answer = shop.server.client.get(f"/v1/recommend/{user}", params={"properties": "name"}).json()
+            answer = served_project.server.client.get(f"/v1/recommend/{user}", params={"properties": "name"}).json()
             assert answer["variant"] == arm
             rows = [row.split("\t")[:3] for row in page.get_by_test_id("list").locator("tbody tr").all_inner_texts()]
             assert rows == [[str(rank), item["name"], item["source"]] for rank, item in enumerate(answer["items"], 1)]
@@ -247,8 +247,8 @@ def test_console_shows_a_users_list_with_sources_as_served(shop: Shop, opened: A
             assert history.count() == min(20, events)
 
 
-def test_console_buttons_move_bundles_and_show_refusals(shop: Shop, opened: Any) -> None:
-    status = lambda: shop.server.client.get("/v1/status").json()  # noqa: E731
+def test_console_buttons_move_bundles_and_show_refusals(served_project: ServedProject, opened: Any) -> None:
+    status = lambda: served_project.server.client.get("/v1/status").json()  # noqa: E731
 
     def choose(page: Page, name: str, option: str) -> None:
         page.get_by_test_id(name).click()
@@ -259,7 +259,7 @@ def test_console_buttons_move_bundles_and_show_refusals(shop: Shop, opened: Any)
         page.get_by_test_id("promote").click()
         expect(page.get_by_text("reason is empty: enter a reason for this move")).to_be_visible(timeout=WAIT)
         page.get_by_test_id("reason").fill("it looks good")
-        choose(page, "bundle", shop.tried)
+        choose(page, "bundle", served_project.tried)
         choose(page, "to", "live, if both steps are earned")
         page.get_by_test_id("promote").click()
         expect(page.get_by_test_id("refused")).to_be_visible(timeout=WAIT)
@@ -269,62 +269,64 @@ def test_console_buttons_move_bundles_and_show_refusals(shop: Shop, opened: Any)
         expect(page.get_by_test_id("refused")).to_contain_text("earlier live bundles", timeout=WAIT)
         assert "earlier live bundles 0 1 no earlier live bundle to restore" in text(page, "refused")
         choose(page, "to", "live (skip requirements)")
-        choose(page, "bundle", shop.live)
+        choose(page, "bundle", served_project.live)
         page.get_by_test_id("promote").click()
         expect(page.get_by_test_id("refused")).to_contain_text("state", timeout=WAIT)
-        assert f"{shop.live} is live" in text(page, "refused")
+        assert f"{served_project.live} is live" in text(page, "refused")
         assert {key: status()[key] for key in ("live", "generation")} == {
             key: before[key] for key in ("live", "generation")
         }
-        choose(page, "bundle", shop.tried)
+        choose(page, "bundle", served_project.tried)
         page.get_by_test_id("promote").click()
-        expect(page.get_by_test_id("live")).to_have_text(f"live: {shop.tried}", timeout=WAIT)
-        assert status()["live"] == shop.tried
-        assert shop.server.client.get("/v1/recommend/u05").json()["model_version"] == shop.tried
+        expect(page.get_by_test_id("live")).to_have_text(f"live: {served_project.tried}", timeout=WAIT)
+        assert status()["live"] == served_project.tried
+        assert served_project.server.client.get("/v1/recommend/u05").json()["model_version"] == served_project.tried
         page.get_by_test_id("reason").fill("it was better before")
         page.get_by_test_id("rollback").click()
-        expect(page.get_by_test_id("live")).to_have_text(f"live: {shop.live}", timeout=WAIT)
-        assert shop.server.client.get("/v1/recommend/u05").json()["model_version"] == shop.live
-        rows = [one for one in status()["bundles"] if one["bundle"] in {shop.live, shop.tried}]
+        expect(page.get_by_test_id("live")).to_have_text(f"live: {served_project.live}", timeout=WAIT)
+        assert served_project.server.client.get("/v1/recommend/u05").json()["model_version"] == served_project.live
+        rows = [one for one in status()["bundles"] if one["bundle"] in {served_project.live, served_project.tried}]
         assert {one["state"]: one["reason"] for one in rows} == {
             "live": "it was better before", "rolled_back": "it was better before",
         }  # fmt: skip
         page.get_by_test_id("reason").fill("worse than live")
-        choose(page, "bundle", shop.tried)
+        choose(page, "bundle", served_project.tried)
         page.get_by_test_id("reject").click()
         moves = page.get_by_test_id("releases")
         expect(moves).to_contain_text("worse than live", timeout=WAIT)
-        assert {one["bundle"]: one["state"] for one in status()["bundles"]}[shop.tried] == "refused"
+        assert {one["bundle"]: one["state"] for one in status()["bundles"]}[served_project.tried] == "refused"
         expect(moves).to_contain_text("it looks good", timeout=WAIT)
         expect(moves).to_contain_text("console")
 
 
-def test_service_with_console_keeps_its_own_routes(shop: Shop) -> None:
-    client = shop.server.client
+def test_service_with_console_keeps_its_own_routes(served_project: ServedProject) -> None:
+    client = served_project.server.client
     assert client.post("/v1/status", json={}).status_code == 405
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert client.get("/metrics").text.startswith("# HELP recloop_")
 
 
-def test_root_page_without_nicegui_names_the_extra(turned: Path, tmp_path: Path, serving: Callable[..., Any]) -> None:
+def test_root_page_without_nicegui_names_the_extra(
+    trained_folder: Path, tmp_path: Path, serving: Callable[..., Any]
+) -> None:
     """Run a server process that cannot import NiceGUI."""
-    server = serving(shutil.copytree(turned, tmp_path / "shop"), program=servers.WITHOUT_CONSOLE)
+    server = serving(shutil.copytree(trained_folder, tmp_path / "shop"), program=servers.WITHOUT_CONSOLE)
     page = server.client.get("/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert 'pip install "recloop[console]"' in page.text
     assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
 
 
-def test_console_login_with_the_token_opens_the_page(shop: Shop, browser: Browser) -> None:
+def test_console_login_with_the_token_opens_the_page(served_project: ServedProject, browser: Browser) -> None:
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(WAIT)
-    assert page.goto(shop.server.url).status == 401  # type: ignore[union-attr]
+    assert page.goto(served_project.server.url).status == 401  # type: ignore[union-attr]
     page.get_by_label("admin token").fill("wrong")
     page.get_by_role("button").click()
     expect(page.get_by_text("This is not the admin token.")).to_be_visible(timeout=WAIT)
-    page.get_by_label("admin token").fill(shop.server.token)
+    page.get_by_label("admin token").fill(served_project.server.token)
     page.get_by_role("button").click()
     expect(page.get_by_test_id("live")).to_be_visible(timeout=WAIT)
-    assert page.url == f"{shop.server.url}/"
+    assert page.url == f"{served_project.server.url}/"
     context.close()

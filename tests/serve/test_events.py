@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 from collections.abc import Iterator
@@ -15,13 +14,6 @@ import pytest
 
 from recloop.features.timestamp_text import EXPECTED, NOT_A_STAMP, OUTSIDE
 from recloop.storage import open_log
-
-NAMES = itertools.count()
-
-
-@pytest.fixture
-def user() -> str:
-    return f"e-{next(NAMES)}"
 
 
 def row(user: str, item: str = "i01", **more: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from servers import Server
 
@@ -19,15 +18,10 @@ PACKAGE = "recloop_generated_client"
 
 
 @pytest.fixture(scope="module")
-def document(server: Server) -> dict[str, Any]:
-    return httpx.get(f"{server.url}/openapi.json").json()
-
-
-@pytest.fixture(scope="module")
-def generated(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def generated(openapi_document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of the generated package."""
     folder: Path = tmp_path_factory.mktemp("client")
-    (folder / "openapi.json").write_text(json.dumps(document))
+    (folder / "openapi.json").write_text(json.dumps(openapi_document))
     (folder / "config.yml").write_text("post_hooks: []\n")
     words = ["generate", "--path", "openapi.json", "--config", "config.yml", "--meta", "none"]
     done = subprocess.run(
@@ -43,7 +37,7 @@ def generated(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_generated_client_parses_the_answer_of_every_route(
-    generated: str, document: dict[str, Any], server: Server
+    generated: str, openapi_document: dict[str, Any], server: Server
 ) -> None:
     package = importlib.import_module(generated)
     models = importlib.import_module(f"{generated}.models")
@@ -67,7 +61,7 @@ def test_generated_client_parses_the_answer_of_every_route(
         "rollback": ((), {"body": models.ReleaseRequest(reason="a test")}, 409, models.ErrorResponse),
         "reject": ((), {"body": move}, 404, models.ErrorResponse),
     }
-    operations = {one["operationId"] for path in document["paths"].values() for one in path.values()}
+    operations = {one["operationId"] for path in openapi_document["paths"].values() for one in path.values()}
     assert operations == set(calls)
     with client:
         for name, (words, options, status, shape) in calls.items():

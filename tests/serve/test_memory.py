@@ -40,15 +40,15 @@ def test_gc_paused_collects_cycles_at_its_end() -> None:
     assert gc.isenabled()
 
 
-def test_swap_frees_the_tables_of_replaced_bundles(shop: Project) -> None:
+def test_swap_frees_the_tables_of_replaced_bundles(project: Project) -> None:
     """Only the tables of live, of the rollback target and of checked bundles stay in memory."""
-    control = shop.open_control()
+    control = project.open_control()
     first = releases.live(control).bundle  # type: ignore[union-attr]
     seen: dict[int, weakref.ref[Any]] = {}
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         for number in range(6):
-            names = copies(shop, first, 1, number)
+            names = copies(project, first, 1, number)
             await service.reload()
             releases.promote(control, names[0], to="live", **WHO)
             await service.reload()
@@ -58,24 +58,24 @@ def test_swap_frees_the_tables_of_replaced_bundles(shop: Project) -> None:
             seen[number] = weakref.ref(service.bundle.items.ids)
             del answer
 
-    inside(create(shop), work)
+    inside(create(project), work)
     alive = [number for number, ref in seen.items() if ref() is not None]
     assert len(alive) <= 1 + SPARES, alive
 
 
-def copies(shop: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
+def copies(project: Project, bundle: str, count: int, begin: int = 0) -> list[str]:
     """Register copies of one bundle that differ in their creation times."""
     from dataclasses import replace
     from datetime import UTC, datetime, timedelta
 
-    control, names = shop.open_control(), []
-    live = bundles.load(shop.bundles / bundle)
+    control, names = project.open_control(), []
+    live = bundles.load(project.bundles / bundle)
     for number in range(begin, begin + count):
         policy = replace(live.policy, other_keys={"copy": number})
         made = bundles.write(
-            replace(live, policy=policy), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+            replace(live, policy=policy), project.bundles, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
         )
-        sha256 = bundles.manifest_hash(shop.bundles / made.id)
+        sha256 = bundles.manifest_hash(project.bundles / made.id)
         releases.register(control, made.id, sha256, evidence={"gates": []}, **WHO)
         names.append(made.id)
     return names
@@ -88,10 +88,10 @@ def resident(process: int) -> float:
 
 
 @pytest.mark.slow
-def test_memory_after_fifty_swaps_grows_less_than_5_percent(shop: Project, serving: Callable[..., Any]) -> None:
-    control = shop.open_control()
-    names = copies(shop, releases.live(control).bundle, 50)  # type: ignore[union-attr]
-    server = serving(shop.root)
+def test_memory_after_fifty_swaps_grows_less_than_5_percent(project: Project, serving: Callable[..., Any]) -> None:
+    control = project.open_control()
+    names = copies(project, releases.live(control).bundle, 50)  # type: ignore[union-attr]
+    server = serving(project.root)
 
     def swap(name: str) -> float:
         body = {"bundle": name, "to": "live", "reason": "a swap"}

@@ -13,12 +13,7 @@ from recloop.serve import schemas
 from recloop.serve.app import build
 
 
-@pytest.fixture
-def document(client: httpx.Client) -> dict[str, Any]:
-    return client.get("/openapi.json").json()
-
-
-def test_openapi_paths_equal_the_routes(document: dict[str, Any]) -> None:
+def test_openapi_paths_equal_the_routes(openapi_document: dict[str, Any]) -> None:
     class Nothing:
         pass
 
@@ -29,18 +24,18 @@ def test_openapi_paths_equal_the_routes(document: dict[str, Any]) -> None:
         for method in route.methods - {"HEAD"}
         if route.include_in_schema and route.path != "/openapi.json"
     }
-    documented = {(path, method) for path, methods in document["paths"].items() for method in methods}
+    documented = {(path, method) for path, methods in openapi_document["paths"].items() for method in methods}
     assert routes == documented
 
 
-def test_openapi_references_are_defined(document: dict[str, Any]) -> None:
-    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
-    assert names <= set(document["components"]["schemas"])
+def test_openapi_references_are_defined(openapi_document: dict[str, Any]) -> None:
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(openapi_document)))
+    assert names <= set(openapi_document["components"]["schemas"])
     assert {"EventIn", "EventsResponse", "RecommendResponse", "ErrorResponse"} <= names
 
 
-def test_openapi_event_schema_names_required_fields(document: dict[str, Any]) -> None:
-    event = document["components"]["schemas"]["EventIn"]
+def test_openapi_event_schema_names_required_fields(openapi_document: dict[str, Any]) -> None:
+    event = openapi_document["components"]["schemas"]["EventIn"]
     assert event["required"] == ["user_id", "item_id", "event_type"]
     assert event["additionalProperties"] is False
     assert event["properties"]["user_id"] == {"type": "string", "minLength": 1}
@@ -56,23 +51,27 @@ def test_openapi_event_schema_names_required_fields(document: dict[str, Any]) ->
         ("/v1/nothing", schemas.ErrorResponse),
     ],
 )
-def test_response_keys_equal_the_schema(client: httpx.Client, document: dict[str, Any], path: str, shape: type) -> None:
-    schema = document["components"]["schemas"][shape.__name__]
+def test_response_keys_equal_the_schema(
+    client: httpx.Client, openapi_document: dict[str, Any], path: str, shape: type
+) -> None:
+    schema = openapi_document["components"]["schemas"][shape.__name__]
     assert set(client.get(path).json()) == set(schema["properties"])
 
 
-def test_openapi_operation_ids_are_unique(document: dict[str, Any]) -> None:
-    names = [one["operationId"] for path in document["paths"].values() for one in path.values()]
+def test_openapi_operation_ids_are_unique(openapi_document: dict[str, Any]) -> None:
+    names = [one["operationId"] for path in openapi_document["paths"].values() for one in path.values()]
     assert len(names) == len(set(names)) == 15
     assert all(re.fullmatch("[a-z_]+", name) for name in names)
 
 
-def test_openapi_parameters_equal_those_of_the_routes(document: dict[str, Any]) -> None:
+def test_openapi_parameters_equal_those_of_the_routes(openapi_document: dict[str, Any]) -> None:
     """The documented parameters and defaults are those that the routes read."""
-    similar = {one["name"]: one for one in document["paths"]["/v1/items/{item_id}/similar"]["get"]["parameters"]}
+    similar = {
+        one["name"]: one for one in openapi_document["paths"]["/v1/items/{item_id}/similar"]["get"]["parameters"]
+    }
     assert similar["placement"]["schema"]["default"] == "similar"
     assert "item" not in similar
-    assert document["components"]["schemas"]["RecommendResponse"]["properties"]["items"]["items"] == {
+    assert openapi_document["components"]["schemas"]["RecommendResponse"]["properties"]["items"]["items"] == {
         "$ref": "#/components/schemas/SlotResponse"
     }
 

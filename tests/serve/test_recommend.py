@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,8 +21,6 @@ from recloop.project import open_project
 from recloop.records import MIX_SOURCES, Decision
 from recloop.storage import releases
 
-NAMES = itertools.count()
-
 
 def ask(client: httpx.Client, user_id: str = "u14", **query: Any) -> dict[str, Any]:
     answer = client.get(f"/v1/recommend/{user_id}", params=query)
@@ -33,12 +30,6 @@ def ask(client: httpx.Client, user_id: str = "u14", **query: Any) -> dict[str, A
 
 def ids(answer: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
-
-
-@pytest.fixture
-def user() -> str:
-    """A user id that no other test uses."""
-    return f"t-{next(NAMES)}"
 
 
 def post(client: httpx.Client, path: str, body: Any) -> dict[str, Any]:
@@ -173,9 +164,9 @@ def test_user_with_only_attributes_is_warm(client: httpx.Client, user: str) -> N
 
 
 @pytest.fixture(scope="module")
-def without_popular(turned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Bundle]]:
+def without_popular(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Bundle]]:
     """A server and its bundle; users without history get their list from the fallback alone."""
-    folder = shutil.copytree(turned, tmp_path_factory.mktemp("without") / "shop")
+    folder = shutil.copytree(trained_folder, tmp_path_factory.mktemp("without") / "shop")
     bundle = open_project(folder).load_bundle()
     home = replace(bundle.policy.placements["home"], weights={"history": 1.0})
     policy = replace(bundle.policy, placements={**bundle.policy.placements, "home": home})
@@ -285,8 +276,8 @@ def test_time_header_when_allowed_sets_the_decision_time(client: httpx.Client, s
     assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "X-Recloop-Now")
 
 
-def test_time_header_when_not_allowed_is_ignored(shop: Any, serving: Any) -> None:
-    server = serving(shop.root)
+def test_time_header_when_not_allowed_is_ignored(project: Any, serving: Any) -> None:
+    server = serving(project.root)
     headers = {"X-Recloop-Now": "2001-01-01T00:00:00Z", "X-Request-Id": "now"}
     before = time.time_ns() // 1_000
     server.client.get("/v1/recommend/u14", headers=headers)

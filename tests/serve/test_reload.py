@@ -28,14 +28,14 @@ USER = "u14"
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
-def within(shop: Project, work: Work) -> None:
+def within(project: Project, work: Work) -> None:
     """Run requests against a service of this process; its clock advances a second per reading."""
     stamps = iter(range(START, START + 10_000 * SECOND, SECOND))
-    inside(create(shop, clock=lambda: next(stamps)), work)
+    inside(create(project, clock=lambda: next(stamps)), work)
 
 
-def control_of(shop: Project) -> Any:
-    return shop.open_control()
+def control_of(project: Project) -> Any:
+    return project.open_control()
 
 
 async def ask(client: httpx.AsyncClient, user: str = USER) -> list[str]:
@@ -53,10 +53,10 @@ async def known(client: httpx.AsyncClient) -> int:
     return int((await client.get(f"/v1/users/{USER}")).json()["events"])
 
 
-def test_user_state_after_a_retraction_excludes_the_row(shop: Project) -> None:
+def test_user_state_after_a_retraction_excludes_the_row(project: Project) -> None:
     """Retract a row that arrived since the import, a row of the snapshot, and an unknown row."""
-    control = control_of(shop)
-    archived = shop.open_archive().for_users([USER])
+    control = control_of(project)
+    archived = project.open_archive().for_users([USER])
     bought = archived.filter(pl.col("event_type") == "purchase")
     (first,) = bought["seq"].head(1)
     last: list[list[str]] = []
@@ -84,61 +84,61 @@ def test_user_state_after_a_retraction_excludes_the_row(shop: Project) -> None:
         reader = service.user_states.get(service.bundle.spec).reader
         assert reader.read(USER, later).positives == before  # as of an earlier seq the row still counts
 
-    within(shop, work)
-    found = verify(shop)
+    within(project, work)
+    found = verify(project)
     assert (found["checked"], found["unexplained"], found["late"], found["differences"]) == (5, 0, 0, [])
 
     async def again(client: httpx.AsyncClient, service: Service) -> None:
         assert await known(client) == len(bought) + 1
         assert await ask(client) == last[0]
 
-    within(shop, again)
-    assert verify(shop)["unexplained"] == 0
-    offline_list = offline.recommend(shop, USER)
+    within(project, again)
+    assert verify(project)["unexplained"] == 0
+    offline_list = offline.recommend(project, USER)
     assert [item["item_id"] for item in offline_list["items"]] == last[0]
 
 
-def test_verify_with_a_missed_retraction_reports_the_state(shop: Project) -> None:
-    (first,) = shop.open_archive().for_users([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+def test_verify_with_a_missed_retraction_reports_the_state(project: Project) -> None:
+    (first,) = project.open_archive().for_users([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
-        control_of(shop).submit([Retraction(first, "burst")], "test", START)
+        control_of(project).submit([Retraction(first, "burst")], "test", START)
         service.user_states.retractions.register = lambda _: set()  # type: ignore[method-assign]
         await service.reload()
         await ask(client)
 
-    within(shop, skewed)
-    found = verify(shop)
+    within(project, skewed)
+    found = verify(project)
     assert (found["unexplained"], found["differences"][0]["name"]) == (1, "state")
 
 
-def test_service_start_applies_retractions_of_the_inbox_once(shop: Project) -> None:
-    (first,) = shop.open_archive().for_users([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
-    control_of(shop).submit([Retraction(first, "burst")], "recloop update", START)
-    log = shop.open_log(write=True)
-    log.start_at(shop.open_archive().watermark)
+def test_service_start_applies_retractions_of_the_inbox_once(project: Project) -> None:
+    (first,) = project.open_archive().for_users([USER]).filter(pl.col("event_type") == "purchase")["seq"].head(1)
+    control_of(project).submit([Retraction(first, "burst")], "recloop update", START)
+    log = project.open_log(write=True)
+    log.start_at(project.open_archive().watermark)
     log.append_retractions([Retraction(first, "burst")])  # killed before it was marked as applied
     log.close()
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        assert control_of(shop).pending() == []
+        assert control_of(project).pending() == []
         assert len(service.log.retractions()) == 1
         await ask(client)
 
-    within(shop, work)
-    assert verify(shop)["unexplained"] == 0
+    within(project, work)
+    assert verify(project)["unexplained"] == 0
 
 
-def test_snapshot_advanced_over_retractions_equals_a_new_snapshot(shop: Project) -> None:
-    archive = shop.open_archive()
+def test_snapshot_advanced_over_retractions_equals_a_new_snapshot(project: Project) -> None:
+    archive = project.open_archive()
     events = archive.events()
     alone = events.group_by("user_id").agg(pl.col("seq")).sort(pl.col("seq").list.len())
     everything = alone["seq"][0].to_list()  # all rows of the user with the fewest rows
-    log = shop.open_log(write=True)
+    log = project.open_log(write=True)
     log.start_at(archive.watermark)
     log.append_retractions([Retraction(seq, "crawler") for seq in [*everything, events["seq"][40], events["seq"][41]]])
-    signal = EventLabeler(shop.config.events, shop.config.clean)
-    (path,) = shop.store.glob("snapshots-*.db")
+    signal = EventLabeler(project.config.events, project.config.clean)
+    (path,) = project.store.glob("snapshots-*.db")
     stored = snapshots.Snapshot(path)
     on = dict(snapshot_at(log.last_seq(), archive, log, signal, stored))
     whole = dict(snapshot_at(log.last_seq(), archive, log, signal))
@@ -155,13 +155,13 @@ def test_snapshot_advanced_over_retractions_equals_a_new_snapshot(shop: Project)
     log.close()
 
 
-def test_server_after_an_update_uses_the_new_watermark_and_snapshots(shop: Project, serving: Any) -> None:
+def test_server_after_an_update_uses_the_new_watermark_and_snapshots(project: Project, serving: Any) -> None:
     """Run ``recloop update`` while a server runs: new watermark and snapshots, equal lists."""
-    server = serving(shop.root, "--set", "serve.allow_time_header=true")
+    server = serving(project.root, "--set", "serve.allow_time_header=true")
     rows = [
         {"user_id": row["user_id"], "item_id": row["item_id"], "event_type": row["event_type"], "event_id": f"n{n}",
          "group_id": row["group_id"] and f"again-{row['group_id']}", "timestamp": row["timestamp"] / SECOND + 40 * 86_400}
-        for n, row in enumerate(shop.open_archive().events().tail(400).iter_rows(named=True))
+        for n, row in enumerate(project.open_archive().events().tail(400).iter_rows(named=True))
     ]  # fmt: skip
     now = {"X-Recloop-Now": "2025-09-01T00:00:00Z"}
     assert server.client.post("/v1/events", json=rows, headers=now).json()["rejected"] == 0
@@ -176,7 +176,7 @@ def test_server_after_an_update_uses_the_new_watermark_and_snapshots(shop: Proje
         "-m",
         "recloop",
         "-C",
-        str(shop.root),
+        str(project.root),
         "--set",
         loose,
         "--set",
@@ -192,7 +192,7 @@ def test_server_after_an_update_uses_the_new_watermark_and_snapshots(shop: Proje
     while (status := server.client.get("/v1/status").json())["watermark"] != made["to_seq"]:
         assert time.monotonic() < end, status
         time.sleep(0.1)
-    while {int(file.name.split("-")[1]) for file in shop.store.glob("snapshots-*.db")} != {made["to_seq"]}:
+    while {int(file.name.split("-")[1]) for file in project.store.glob("snapshots-*.db")} != {made["to_seq"]}:
         assert time.monotonic() < end
         time.sleep(0.1)
     assert lists() == before  # the same bundle, the same states, from other files
@@ -203,5 +203,5 @@ def test_server_after_an_update_uses_the_new_watermark_and_snapshots(shop: Proje
     lists()
     server.decided()
     assert server.stop() == 0
-    found = verify(shop)
+    found = verify(project)
     assert (found["checked"], found["unexplained"]) == (16, 0)

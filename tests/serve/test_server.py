@@ -37,39 +37,39 @@ def refused(words: list[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def refused_here(capsys: Captured, shop: Project, *words: str) -> tuple[int, str, str]:
+def refused_here(capsys: Captured, project: Project, *words: str) -> tuple[int, str, str]:
     """Run `recloop serve` in this process and return exit code, stdout and stderr."""
-    code = run(["-C", str(shop.root), "serve", *words])
+    code = run(["-C", str(project.root), "serve", *words])
     said = capsys.readouterr()
     return code, said.out, said.err
 
 
-def test_serve_with_json_prints_the_ready_line(shop: Project) -> None:
-    with subprocess.Popen(command(shop.root, "--port", "0", "--json"), stdout=subprocess.PIPE, text=True) as process:
+def test_serve_with_json_prints_the_ready_line(project: Project) -> None:
+    with subprocess.Popen(command(project.root, "--port", "0", "--json"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = json.loads(process.stdout.readline())
         assert set(line) == {"ready", "bundle"}
         assert httpx.get(line["ready"] + "/v1/health/ready").status_code == 200
-        assert line["bundle"] == releases.live(shop.open_control()).bundle
+        assert line["bundle"] == releases.live(project.open_control()).bundle
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
         assert process.stdout.read() == ""
 
 
-def test_serve_with_a_running_server_exits_3_and_names_it(shop: Project, serving: Serving) -> None:
-    first = serving(shop.root)
-    code, out, err = refused(command(shop.root, "--port", "0"))
+def test_serve_with_a_running_server_exits_3_and_names_it(project: Project, serving: Serving) -> None:
+    first = serving(project.root)
+    code, out, err = refused(command(project.root, "--port", "0"))
     assert (code, out) == (3, "")
     assert f"store/writer.lock is held by `recloop serve` (process {first.process.pid}, since 20" in err
     assert first.client.get("/v1/health/ready").status_code == 200
 
 
-def test_serve_with_a_used_port_exits_2_and_names_the_fix(shop: Project) -> None:
+def test_serve_with_a_used_port_exits_2_and_names_the_fix(project: Project) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        code, out, err = refused(command(shop.root, "--port", str(port)))
+        code, out, err = refused(command(project.root, "--port", str(port)))
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
         f"error: port={port}: expected a free port (already in use); try: recloop serve --port 0"
@@ -77,75 +77,77 @@ def test_serve_with_a_used_port_exits_2_and_names_the_fix(shop: Project) -> None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])
-def test_serve_on_a_public_host_exits_2(shop: Project, host: str, capsys: Captured) -> None:
-    code, _, err = refused_here(capsys, shop, "--host", host, "--port", "0")
+def test_serve_on_a_public_host_exits_2(project: Project, host: str, capsys: Captured) -> None:
+    code, _, err = refused_here(capsys, project, "--host", host, "--port", "0")
     assert code == 2
     assert f"error: serve.host={host}: expected a loopback address" in err
 
 
-def test_serve_with_two_workers_exits_2(shop: Project, capsys: Captured) -> None:
-    code, _, err = refused_here(capsys, shop, "--workers", "2")
+def test_serve_with_two_workers_exits_2(project: Project, capsys: Captured) -> None:
+    code, _, err = refused_here(capsys, project, "--workers", "2")
     assert code == 2
     assert "error: --workers=2: expected 1" in err
 
 
-def test_serve_without_a_live_bundle_exits_2_and_names_update(shop: Project, capsys: Captured) -> None:
-    (shop.store / "control.db").unlink()
-    code, _, err = refused_here(capsys, shop, "--port", "0")
+def test_serve_without_a_live_bundle_exits_2_and_names_update(project: Project, capsys: Captured) -> None:
+    (project.store / "control.db").unlink()
+    code, _, err = refused_here(capsys, project, "--port", "0")
     assert code == 2
     assert err.splitlines()[-1] == "error: bundle=none live yet: expected a live bundle; try: recloop update"
 
 
-def damage(shop: Project, name: str) -> Path:
-    file = shop.bundles / name / "serve.safetensors"
+def damage(project: Project, name: str) -> Path:
+    file = project.bundles / name / "serve.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     return file
 
 
-def second_bundle(shop: Project) -> str:
+def second_bundle(project: Project) -> str:
     """Write and promote a copy of the live bundle."""
-    control = shop.open_control()
-    first = bundles.load(shop.bundles / releases.live(control).bundle)
-    made = bundles.write(replace(first, metrics={"again": 1}), shop.bundles, datetime(2026, 1, 1, tzinfo=UTC))
+    control = project.open_control()
+    first = bundles.load(project.bundles / releases.live(control).bundle)
+    made = bundles.write(replace(first, metrics={"again": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC))
     who = {"by": "test", "reason": "newer", "at": 5}
-    releases.register(control, made.id, bundles.manifest_hash(shop.bundles / made.id), **who)
+    releases.register(control, made.id, bundles.manifest_hash(project.bundles / made.id), **who)
     releases.checked(control, made.id, **who)
     releases.promote(control, made.id, **who)
     return made.id
 
 
-def test_serve_with_a_damaged_live_bundle_falls_back_to_the_previous(shop: Project, serving: Serving) -> None:
-    first = releases.live(shop.open_control())
-    second = second_bundle(shop)
-    file = damage(shop, second)
-    server = serving(shop.root)
+def test_serve_with_a_damaged_live_bundle_falls_back_to_the_previous(project: Project, serving: Serving) -> None:
+    first = releases.live(project.open_control())
+    second = second_bundle(project)
+    file = damage(project, second)
+    server = serving(project.root)
     assert server.bundle == first.bundle
     answer = server.client.get("/v1/recommend/u14", headers={"X-Request-Id": "d"}).json()
     assert (answer["model_version"], answer["degraded"]) == (first.bundle, ["bundle"])
     assert server.client.get("/v1/status").json()["degraded"] == ["bundle"]
     assert str(file) in server.errors.read_text()
     server.stop()
-    (row,) = shop.open_decisions().rows()
+    (row,) = project.open_decisions().rows()
     assert (row.bundle, row.generation, row.degraded) == (first.bundle, first.generation, ["bundle"])
 
 
 @pytest.mark.parametrize("how", ["flip", "missing", "extra", "link"])
-def test_serve_without_a_loadable_bundle_exits_2_and_names_the_file(shop: Project, how: str, capsys: Captured) -> None:
-    name = releases.live(shop.open_control()).bundle
-    file = shop.bundles / name / "serve.safetensors"
+def test_serve_without_a_loadable_bundle_exits_2_and_names_the_file(
+    project: Project, how: str, capsys: Captured
+) -> None:
+    name = releases.live(project.open_control()).bundle
+    file = project.bundles / name / "serve.safetensors"
     if how == "flip":
-        damage(shop, name)
+        damage(project, name)
     elif how == "missing":
         file.unlink()
     elif how == "extra":
         file = file.with_name("more.bin")
         file.write_text("x")
     else:
-        shutil.move(file, shop.root / "elsewhere")
-        file.symlink_to(shop.root / "elsewhere")
-    code, out, err = refused_here(capsys, shop, "--port", "0")
+        shutil.move(file, project.root / "elsewhere")
+        file.symlink_to(project.root / "elsewhere")
+    code, out, err = refused_here(capsys, project, "--port", "0")
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
     assert last.startswith("error: bundle file=")
@@ -155,20 +157,20 @@ def test_serve_without_a_loadable_bundle_exits_2_and_names_the_file(shop: Projec
 
 
 @pytest.mark.slow
-def test_server_with_a_lost_or_broken_snapshot_rebuilds_it(shop: Project, serving: Serving) -> None:
-    (snapshot,) = shop.store.glob("snapshots-*.db")
-    server = serving(shop.root)
+def test_server_with_a_lost_or_broken_snapshot_rebuilds_it(project: Project, serving: Serving) -> None:
+    (snapshot,) = project.store.glob("snapshots-*.db")
+    server = serving(project.root)
     known = server.client.get("/v1/users/u14").json()
     assert known["events"] > 0
     assert server.stop() == 0
     before = snapshot.read_bytes()
     snapshot.unlink()
-    server = serving(shop.root)
+    server = serving(project.root)
     assert server.client.get("/v1/users/u14").json() == known
     assert server.stop() == 0
     for broken in (b"no database", before[:5000]):
         snapshot.write_bytes(broken)
-        service = Service(shop)
+        service = Service(project)
         try:
             state = service.user_state("u14")
         finally:
@@ -177,8 +179,8 @@ def test_server_with_a_lost_or_broken_snapshot_rebuilds_it(shop: Project, servin
         assert snapshot.read_bytes() != broken
 
 
-def test_server_output_contains_no_user_id(shop: Project, serving: Serving) -> None:
-    server = serving(shop.root)
+def test_server_output_contains_no_user_id(project: Project, serving: Serving) -> None:
+    server = serving(project.root)
     secret = "secret-user-7391"
     server.client.get(f"/v1/recommend/{secret}")
     server.client.get(f"/v1/users/{secret}")
@@ -193,28 +195,28 @@ def test_server_output_contains_no_user_id(shop: Project, serving: Serving) -> N
     assert secret not in server.errors.read_text()
 
 
-def test_rows_and_decisions_survive_a_restart(shop: Project, serving: Serving) -> None:
-    server = serving(shop.root)
+def test_rows_and_decisions_survive_a_restart(project: Project, serving: Serving) -> None:
+    server = serving(project.root)
     rows = [{"user_id": "v", "item_id": f"i{n:02}", "event_type": "purchase", "group_id": "g"} for n in range(1, 6)]
     assert server.client.post("/v1/events", json=rows).status_code == 200
     server.client.post("/v1/items", json={"item_id": "made", "attributes": {"price": 3}})
     server.client.post("/v1/users", json={"user_id": "v", "attributes": {"age": "60+"}})
     before = server.client.get("/v1/recommend/v").json()
     assert server.stop() == 0
-    decisions = shop.open_decisions()
+    decisions = project.open_decisions()
     assert [row.user_id for row in decisions.rows()] == ["v"]  # the buffer is written at shutdown
     assert decisions.lost == 0
     decisions.close()
-    server = serving(shop.root)
+    server = serving(project.root)
     after = server.client.get("/v1/recommend/v").json()
     assert after["items"] == before["items"]
     assert server.client.get("/v1/users/v").json()["attributes"] == {"age": "60+"}
     assert server.client.get("/v1/items/made").json()["attributes"] == {"price": 3}
 
 
-def test_server_stop_answers_every_accepted_request(shop: Project, serving: Serving) -> None:
+def test_server_stop_answers_every_accepted_request(project: Project, serving: Serving) -> None:
     """Every request on an accepted connection is answered; the last answer closes it."""
-    server = serving(shop.root)
+    server = serving(project.root)
     failed: list[str] = []
     answered = [0] * 4
 
@@ -243,14 +245,14 @@ def test_server_stop_answers_every_accepted_request(shop: Project, serving: Serv
         thread.join(PATIENCE)
     assert failed == []
     assert min(answered) > 3
-    decisions = shop.open_decisions()
+    decisions = project.open_decisions()
     assert len(decisions.rows()) == sum(answered)
     decisions.close()
 
 
-def test_decisions_under_concurrent_writes_are_verified(shop: Project, serving: Serving) -> None:
+def test_decisions_under_concurrent_writes_are_verified(project: Project, serving: Serving) -> None:
     """With concurrent reads and writes each decision's ``as_of`` is the state that its list used."""
-    server = serving(shop.root)
+    server = serving(project.root)
     failed: list[str] = []
 
     def shop_on(number: int) -> None:
@@ -282,7 +284,7 @@ def test_decisions_under_concurrent_writes_are_verified(shop: Project, serving: 
         thread.join(2 * PATIENCE)
     assert failed == []
     assert server.stop() == 0
-    found = verify(shop)
+    found = verify(project)
     assert found["checked"] > 100
     assert (found["unexplained"], found["late"], found["differences"]) == (0, 0, [])
 
@@ -314,11 +316,11 @@ class Poster(threading.Thread):
                 self.acknowledged += [row["event_id"] for row in answer.json()["rows"]]
 
 
-def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
+def kill_again_and_again(project: Project, serving: Serving, times: int) -> None:
     generator = random.Random(0)
     posters: list[Poster] = []
     for start in range(times):
-        server = serving(shop.root)
+        server = serving(project.root)
         now = [Poster(server.url, f"k{start}-{n}") for n in range(3)]
         for poster in now:
             poster.start()
@@ -330,7 +332,7 @@ def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
         for poster in now:
             poster.join(PATIENCE)
         posters += now
-    log = shop.open_log()
+    log = project.open_log()
     kept = log.events()
     assert kept["seq"].n_unique() == len(kept)
     assert kept["seq"].max() == log.last_seq()
@@ -341,7 +343,7 @@ def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
     assert {event_id: counts.get(event_id, 0) for event_id in acknowledged if counts.get(event_id, 0) != 1} == {}
     sent = {event_id for poster in posters for event_id in poster.sent}
     assert set(counts) <= sent
-    server = serving(shop.root)  # a client that sends its last rows again gets `duplicate`
+    server = serving(project.root)  # a client that sends its last rows again gets `duplicate`
     last = posters[-1]
     names = ("event_id", "user_id", "item_id", "event_type", "group_id")
     rows = kept.filter(kept[USER_ID] == last.user).select(names).to_dicts()
@@ -351,11 +353,11 @@ def kill_again_and_again(shop: Project, serving: Serving, times: int) -> None:
     assert server.client.get(f"/v1/users/{last.user}").json()["events"] == len(valid)
 
 
-def test_acknowledged_events_survive_a_kill(shop: Project, serving: Serving) -> None:
-    kill_again_and_again(shop, serving, 2)
+def test_acknowledged_events_survive_a_kill(project: Project, serving: Serving) -> None:
+    kill_again_and_again(project, serving, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_acknowledged_events_survive_fifty_kills(shop: Project, serving: Serving) -> None:
-    kill_again_and_again(shop, serving, 50)
+def test_acknowledged_events_survive_fifty_kills(project: Project, serving: Serving) -> None:
+    kill_again_and_again(project, serving, 50)

@@ -23,14 +23,14 @@ DAYS = 30
 
 
 @pytest.fixture(scope="module")
-def browsing() -> BrowsingSimulator:
+def signals_simulator() -> BrowsingSimulator:
     return BrowsingSimulator(seed=0, users=60, items=60, days=40)
 
 
 @pytest.fixture(scope="module")
-def shop(browsing: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def browsing_project(signals_simulator: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with thirty simulated days and a live counting model."""
-    folder = browsing.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
+    folder = signals_simulator.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)
     here = open_project(folder, ["serve.allow_time_header=true"])
@@ -39,8 +39,8 @@ def shop(browsing: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def client(shop: Project, serving: Callable[..., Any]) -> Iterator[httpx.Client]:
-    server = serving(shop.root, "--set", "serve.allow_time_header=true")
+def browsing_client(browsing_project: Project, serving: Callable[..., Any]) -> Iterator[httpx.Client]:
+    server = serving(browsing_project.root, "--set", "serve.allow_time_header=true")
     yield server.client
     assert server.stop() == 0
 
@@ -60,38 +60,38 @@ def post_rows(client: httpx.Client, rows: list[dict[str, Any]]) -> None:
 
 
 def test_feedback_over_http_changes_lists_as_configured_and_verifies(
-    browsing: BrowsingSimulator, shop: Project, client: httpx.Client
+    signals_simulator: BrowsingSimulator, browsing_project: Project, browsing_client: httpx.Client
 ) -> None:
     now = START + DAYS * DAY
-    user = browsing.user_ids[0]
-    _, shown = recommended(client, user, now)
+    user = signals_simulator.user_ids[0]
+    _, shown = recommended(browsing_client, user, now)
     first, second = shown[0], shown[1]
     row = {"user_id": user, "timestamp": (now + SECOND) // SECOND}
-    post_rows(client, [{**row, "item_id": first, "event_type": "skip", "event_id": "s1"}])
-    assert first in recommended(client, user, now + 2 * SECOND)[1]
-    post_rows(client, [{**row, "item_id": first, "event_type": "dislike", "event_id": "d1"}])
-    assert first not in recommended(client, user, now + 3 * SECOND)[1]
+    post_rows(browsing_client, [{**row, "item_id": first, "event_type": "skip", "event_id": "s1"}])
+    assert first in recommended(browsing_client, user, now + 2 * SECOND)[1]
+    post_rows(browsing_client, [{**row, "item_id": first, "event_type": "dislike", "event_id": "d1"}])
+    assert first not in recommended(browsing_client, user, now + 3 * SECOND)[1]
 
     dwell = {**row, "event_type": "dwell", "timestamp": (now + 4 * SECOND) // SECOND}
-    post_rows(client, [{**dwell, "item_id": second, "value": 0.0, "event_id": "w1"}])
-    before = client.get(f"/v1/users/{user}").json()
-    post_rows(client, [{**dwell, "item_id": second, "value": 1e6, "event_id": "w2"}])
-    after = client.get(f"/v1/users/{user}").json()
+    post_rows(browsing_client, [{**dwell, "item_id": second, "value": 0.0, "event_id": "w1"}])
+    before = browsing_client.get(f"/v1/users/{user}").json()
+    post_rows(browsing_client, [{**dwell, "item_id": second, "value": 1e6, "event_id": "w2"}])
+    after = browsing_client.get(f"/v1/users/{user}").json()
     assert after["events"] == before["events"] + 1
 
     seen: set[str] = set()
     lists = 3
-    for moment, visitor in browsing.visits(DAYS, DAYS + 6):
+    for moment, visitor in signals_simulator.visits(DAYS, DAYS + 6):
         lists += 1
-        request, items = recommended(client, visitor, moment)
-        rows = browsing.respond(visitor, items, moment, request)
+        request, items = recommended(browsing_client, visitor, moment)
+        rows = signals_simulator.respond(visitor, items, moment, request)
         seen |= {one["event_type"] for one in rows}
         if rows:
-            post_rows(client, rows)
+            post_rows(browsing_client, rows)
     assert {"click", "dwell", "purchase", "skip"} <= seen
     found = {"checked": 0}
     for _ in range(100):  # decisions are written after the answer
-        found = verify.verify(shop, 1000)
+        found = verify.verify(browsing_project, 1000)
         if found["checked"] == lists:
             break
         time.sleep(0.1)
@@ -100,8 +100,8 @@ def test_feedback_over_http_changes_lists_as_configured_and_verifies(
     assert found["equal"] == found["checked"]
 
 
-def test_bundle_spec_contains_the_learned_tables(shop: Project) -> None:
-    (bundle,) = shop.bundles.iterdir()
+def test_bundle_spec_contains_the_learned_tables(browsing_project: Project) -> None:
+    (bundle,) = browsing_project.bundles.iterdir()
     spec = (Path(bundle) / "spec.json").read_text()
     assert '"duration ' in spec
     assert '"weights"' in spec

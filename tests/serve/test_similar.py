@@ -28,7 +28,7 @@ n = 3
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Project:
+def project_with_lists(tmp_path: Path) -> Project:
     """A shop with one placement for each kind of list."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
@@ -37,8 +37,10 @@ def page(tmp_path: Path) -> Project:
     return open_project(folder)
 
 
-def test_similar_and_latest_lists_over_http_are_verified(page: Project, serving: Callable[..., Server]) -> None:
-    server = serving(page.root)
+def test_similar_and_latest_lists_over_http_are_verified(
+    project_with_lists: Project, serving: Callable[..., Server]
+) -> None:
+    server = serving(project_with_lists.root)
     client = server.client
     hot = client.get("/v1/items/i01/similar").json()
     assert (hot["placement"], hot["variant"], hot["model_version"]) == ("similar", "live", server.bundle)
@@ -52,9 +54,9 @@ def test_similar_and_latest_lists_over_http_are_verified(page: Project, serving:
     assert all(slot["price"] < 6 for slot in cheap["items"])
     mine = client.get("/v1/recommend/u01", params={"placement": "product", "item": "i01"}).json()
     assert [slot["item_id"] for slot in mine["items"]] == [slot["item_id"] for slot in cheap["items"]]
-    assert [slot["item_id"] for slot in offline.recommend(page, "u01", None, "product", item="i01")["items"]] == [
-        slot["item_id"] for slot in mine["items"]
-    ]
+    assert [
+        slot["item_id"] for slot in offline.recommend(project_with_lists, "u01", None, "product", item="i01")["items"]
+    ] == [slot["item_id"] for slot in mine["items"]]
     dislike = {"user_id": "u01", "item_id": cheap["items"][0]["item_id"], "event_type": "dislike"}
     assert client.post("/v1/events", json=dislike).json()["accepted"] == 1
     again = client.get("/v1/items/i01/similar", params={"placement": "product", "user_id": "u01"}).json()
@@ -71,7 +73,7 @@ def test_similar_and_latest_lists_over_http_are_verified(page: Project, serving:
     assert decided[mine["request_id"]].query["item"] == "i01"
     assert decided[hot["request_id"]].user_id == ""
     assert server.stop() == 0
-    found = verify.verify(page)
+    found = verify.verify(project_with_lists)
     assert (found["unexplained"], found["checked"]) == (0, found["equal"])
     assert found["checked"] >= 6
 

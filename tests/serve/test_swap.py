@@ -37,8 +37,8 @@ WHO: dict[str, Any] = {"by": "test", "reason": "a test", "at": 5}
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
-def control_of(shop: Project) -> ControlStore:
-    return shop.open_control()
+def control_of(project: Project) -> ControlStore:
+    return project.open_control()
 
 
 def planned(bundle: str) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def planned(bundle: str) -> dict[str, Any]:
     return {EVIDENCE: Plan.from_config(Release(), bundle, WHO["at"]).to_evidence()}
 
 
-def child(shop: Project, number: int = 1, **changed: Any) -> str:
+def child(project: Project, number: int = 1, **changed: Any) -> str:
     """Register a copy of the live bundle with other source weights and the given changes."""
-    live = bundles.load(shop.bundles / releases.live(control_of(shop)).bundle)
+    live = bundles.load(project.bundles / releases.live(control_of(project)).bundle)
     home = replace(live.policy.placements["home"], weights={"popular": 1.0, "history": 0.25 * number})
     policy = live.policy.with_placement("home", home)
     made: Bundle = replace(live, **{"policy": policy, **changed})
@@ -58,39 +58,41 @@ def child(shop: Project, number: int = 1, **changed: Any) -> str:
         made = replace(
             made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
         )
-    made = bundles.write(made, shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
+    made = bundles.write(made, project.bundles, datetime(2026, 1, number, tzinfo=UTC))
     passed: dict[str, Any] = {"gates": []}  # as `update` registers a bundle that passed
-    releases.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
+    releases.register(
+        control_of(project), made.id, bundles.manifest_hash(project.bundles / made.id), evidence=passed, **WHO
+    )
     return made.id
 
 
 @pytest.fixture
-def within(shop: Project) -> Callable[..., None]:
+def within(project: Project) -> Callable[..., None]:
     """Run requests against a service of this process that follows the release table on demand."""
 
     def run(work: Work, *settings: str) -> None:
-        inside(create(open_project(shop.root, settings)), work)
+        inside(create(open_project(project.root, settings)), work)
 
     return run
 
 
-def state(shop: Project, bundle: str) -> tuple[str, str]:
-    machine = releases.read_state(control_of(shop))
+def state(project: Project, bundle: str) -> tuple[str, str]:
+    machine = releases.read_state(control_of(project))
     return machine.state(bundle), machine.since(bundle).reason
 
 
-def test_registered_bundle_is_checked_then_promoted_to_live(shop: Project, within: Callable[..., None]) -> None:
-    live = releases.live(control_of(shop)).bundle
+def test_registered_bundle_is_checked_then_promoted_to_live(project: Project, within: Callable[..., None]) -> None:
+    live = releases.live(control_of(project)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        candidate = child(shop)
+        candidate = child(project)
         assert await service.reload()
         assert not await service.reload()
-        assert state(shop, candidate) == ("checked", "loaded")
-        row = releases.read_state(control_of(shop)).since(candidate)
+        assert state(project, candidate) == ("checked", "loaded")
+        row = releases.read_state(control_of(project)).since(candidate)
         assert (row.by, row.evidence["golden"]) == ("recloop serve", "equal")
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
-        releases.promote(control_of(shop), candidate, to="live", **WHO)
+        releases.promote(control_of(project), candidate, to="live", **WHO)
         under_way = service.deployments
         assert await service.reload()
         assert service.deployments is not under_way
@@ -99,45 +101,43 @@ def test_registered_bundle_is_checked_then_promoted_to_live(shop: Project, withi
         assert {item["source"] for item in answer["items"]} <= {"popular", "history"}
 
     within(work)
-    assert (verify(shop)["checked"], verify(shop)["unexplained"]) == (2, 0)
+    assert (verify(project)["checked"], verify(project)["unexplained"]) == (2, 0)
 
 
 def test_rollback_reuses_the_loaded_bundle_and_promote_checks_the_files(
-    shop: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    project: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = releases.live(control_of(shop)).bundle
+    live = releases.live(control_of(project)).bundle
     opened: list[str] = []
     right = deployments.open_bundle
-    monkeypatch.setattr(
-        deployments, "open_bundle", lambda project, row: opened.append(row.bundle) or right(project, row)
-    )
+    monkeypatch.setattr(deployments, "open_bundle", lambda owner, row: opened.append(row.bundle) or right(owner, row))
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         opened.clear()
-        candidate = child(shop)
+        candidate = child(project)
         await service.reload()
-        releases.promote(control_of(shop), candidate, to="live", **WHO)
+        releases.promote(control_of(project), candidate, to="live", **WHO)
         await service.reload()
         assert opened == [candidate]  # checked, then live: loaded once
-        releases.rollback(control_of(shop), **WHO)
+        releases.rollback(control_of(project), **WHO)
         await service.reload()
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
         assert opened == [candidate]
-        file = shop.bundles / candidate / "policy.json"
+        file = project.bundles / candidate / "policy.json"
         file.write_bytes(file.read_bytes() + b" ")
-        releases.promote(control_of(shop), candidate, to="live", **WHO)
+        releases.promote(control_of(project), candidate, to="live", **WHO)
         await service.reload()
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
-        assert "policy.json" in state(shop, candidate)[1]
+        assert "policy.json" in state(project, candidate)[1]
 
     within(work)
 
 
-def test_admin_move_is_served_once_it_is_answered(shop: Project, within: Callable[..., None]) -> None:
-    live = releases.live(control_of(shop)).bundle
+def test_admin_move_is_served_once_it_is_answered(project: Project, within: Callable[..., None]) -> None:
+    live = releases.live(control_of(project)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        candidate = child(shop)
+        candidate = child(project)
         moving = asyncio.create_task(client.post("/v1/admin/promote", json={"bundle": candidate, "to": "shadow"}))
         while not moving.done():  # a server follows once a second
             await service.reload()
@@ -160,7 +160,7 @@ def test_admin_move_is_served_once_it_is_answered(shop: Project, within: Callabl
         assert (gone.json()["from"], gone.json()["to"]) == ("rolled_back", "refused")
 
     within(work)
-    assert verify(shop)["unexplained"] == 0
+    assert verify(project)["unexplained"] == 0
 
 
 @pytest.mark.parametrize(
@@ -247,17 +247,17 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "said"), BAD)
 def test_service_refuses_a_broken_bundle_and_records_the_reason(
-    shop: Project, within: Callable[..., None], change: Callable[[Bundle], dict[str, Any]], said: str
+    project: Project, within: Callable[..., None], change: Callable[[Bundle], dict[str, Any]], said: str
 ) -> None:
-    first = releases.live(control_of(shop))
-    live = bundles.load(shop.bundles / first.bundle)
+    first = releases.live(control_of(project))
+    live = bundles.load(project.bundles / first.bundle)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         before = (await client.get("/v1/recommend/u14")).json()
         changed = change(live)
-        bad = child(shop, **changed)
+        bad = child(project, **changed)
         await service.reload()
-        now, reason = state(shop, bad)
+        now, reason = state(project, bad)
         assert now == "refused"
         assert said in reason
         after = (await client.get("/v1/recommend/u14")).json()
@@ -266,52 +266,52 @@ def test_service_refuses_a_broken_bundle_and_records_the_reason(
         assert (answer.status_code, answer.json()["error"]["field"]) == (409, "state")
 
     within(work)
-    assert releases.live(control_of(shop)) == first
+    assert releases.live(control_of(project)) == first
 
 
 @pytest.mark.parametrize(("change", "said"), BAD)
 def test_promote_without_a_server_refuses_a_broken_bundle(
-    shop: Project, capsys: pytest.CaptureFixture[str], change: Callable[[Bundle], dict[str, Any]], said: str
+    project: Project, capsys: pytest.CaptureFixture[str], change: Callable[[Bundle], dict[str, Any]], said: str
 ) -> None:
-    changed = change(bundles.load(shop.bundles / releases.live(control_of(shop)).bundle))
-    bad = child(shop, **changed)
-    code = run(["-C", str(shop.root), "promote", bad, "--to", "live", "--reason", "now"])
+    changed = change(bundles.load(project.bundles / releases.live(control_of(project)).bundle))
+    bad = child(project, **changed)
+    code = run(["-C", str(project.root), "promote", bad, "--to", "live", "--reason", "now"])
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
     assert err.startswith("error: refused: check=failed")
     assert said in err
-    assert state(shop, bad)[0] == "refused"
+    assert state(project, bad)[0] == "refused"
 
 
 def test_service_with_an_unloadable_live_bundle_keeps_the_serving_one(
-    shop: Project, within: Callable[..., None]
+    project: Project, within: Callable[..., None]
 ) -> None:
-    first = releases.live(control_of(shop)).bundle
+    first = releases.live(control_of(project)).bundle
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        second = child(shop)
+        second = child(project)
         await service.reload()
-        file = shop.bundles / second / "serve.safetensors"
+        file = project.bundles / second / "serve.safetensors"
         file.write_bytes(file.read_bytes()[:-1] + b"\x00\x00")
-        releases.promote(control_of(shop), second, **WHO)
+        releases.promote(control_of(project), second, **WHO)
         await service.reload()
         answer = (await client.get("/v1/recommend/u14")).json()
         assert (answer["model_version"], answer["degraded"]) == (first, [])
-        assert state(shop, second)[0] == "refused"
-        assert "serve.safetensors" in state(shop, second)[1]
-        assert releases.live(control_of(shop)).bundle == first
+        assert state(project, second)[0] == "refused"
+        assert "serve.safetensors" in state(project, second)[1]
+        assert releases.live(control_of(project)).bundle == first
 
     within(work)
 
 
-def test_shadow_scores_live_requests_as_of_the_same_seq(shop: Project, within: Callable[..., None]) -> None:
-    live = releases.live(control_of(shop)).bundle
-    candidate, seed = child(shop, 1), child(shop, 2)
+def test_shadow_scores_live_requests_as_of_the_same_seq(project: Project, within: Callable[..., None]) -> None:
+    live = releases.live(control_of(project)).bundle
+    candidate, seed = child(project, 1), child(project, 2)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.reload()
         for one in (candidate, seed):
-            releases.promote(control_of(shop), one, to="shadow", **WHO)
+            releases.promote(control_of(project), one, to="shadow", **WHO)
         await service.reload()
         for n in range(40):
             user = f"u{n:02}"
@@ -325,7 +325,7 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(shop: Project, within: C
         assert again.status_code == 200
 
     within(work, "release.shadow_share=0.5")
-    rows = shop.open_decisions().rows()
+    rows = project.open_decisions().rows()
     answers = {row.request_id: row for row in rows if row.role == "answer"}
     assert len(answers) == 41
     assert {row.bundle for row in answers.values()} == {live}
@@ -342,22 +342,22 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(shop: Project, within: C
         if row.bundle == live:
             assert (row.items, row.scores, row.inputs) == (answer.items, answer.scores, answer.inputs)
     assert any(row.items != answers[row.request_id].items for row in shadows)
-    found = verify(shop)
+    found = verify(project)
     assert found["checked"] == len(rows) == 41 + 3 * len(expected)
     assert (found["unexplained"], found["late"]) == (0, 0)
 
 
-def test_experiment_assignment_after_a_restart_is_unchanged(shop: Project, within: Callable[..., None]) -> None:
-    live = releases.live(control_of(shop))
-    candidate, shadow = child(shop, 1), child(shop, 2)
+def test_experiment_assignment_after_a_restart_is_unchanged(project: Project, within: Callable[..., None]) -> None:
+    live = releases.live(control_of(project))
+    candidate, shadow = child(project, 1), child(project, 2)
     seen: list[dict[str, str]] = []
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.reload()
-        machine = releases.read_state(control_of(shop))
+        machine = releases.read_state(control_of(project))
         if machine.state(candidate) == "checked":
-            releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
-            releases.promote(control_of(shop), shadow, to="shadow", **WHO)
+            releases.promote(control_of(project), candidate, to="experiment", evidence=planned(candidate), **WHO)
+            releases.promote(control_of(project), shadow, to="shadow", **WHO)
             await service.reload()
         answered = {}
         for n in range(60):
@@ -371,20 +371,20 @@ def test_experiment_assignment_after_a_restart_is_unchanged(shop: Project, withi
     assert seen[0] == seen[1]
     assert seen[0] == {u: candidate if assignment.in_experiment(candidate, u, 0.5) else live.bundle for u in seen[0]}
     assert 15 < sum(one == candidate for one in seen[0].values()) < 45
-    rows = shop.open_decisions().rows()
+    rows = project.open_decisions().rows()
     tried = {row.generation for row in rows if row.role == "answer" and row.variant == "candidate"}
-    assert tried == {releases.read_state(control_of(shop)).since(candidate).generation}
+    assert tried == {releases.read_state(control_of(project)).since(candidate).generation}
     shadowed = {row.user_id for row in rows if row.role == "shadow"}
     assert shadowed == {u for u, one in seen[0].items() if one == live.bundle}  # live answers the users of the shadow
-    assert verify(shop)["unexplained"] == 0
+    assert verify(project)["unexplained"] == 0
 
 
-def test_experiment_with_a_failing_candidate_answers_from_live(shop: Project, within: Callable[..., None]) -> None:
-    candidate = child(shop)
+def test_experiment_with_a_failing_candidate_answers_from_live(project: Project, within: Callable[..., None]) -> None:
+    candidate = child(project)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.reload()
-        releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
+        releases.promote(control_of(project), candidate, to="experiment", evidence=planned(candidate), **WHO)
         await service.reload()
         service.deployments.candidate.recommender.recommend = lambda *_: 1 / 0
         for n in range(20):
@@ -392,7 +392,7 @@ def test_experiment_with_a_failing_candidate_answers_from_live(shop: Project, wi
             assert (answer["variant"], len(answer["items"])) == ("live", 10)
 
     within(work)
-    rows = shop.open_decisions().rows()
+    rows = project.open_decisions().rows()
     assert {(row.variant, row.bundle == candidate) for row in rows} == {("live", False)}
     drawn = {row.user_id for row in rows if row.assigned == "candidate"}
     assert drawn == {f"u{n:02}" for n in range(20) if assignment.in_experiment(candidate, f"u{n:02}", 0.5)}
@@ -401,15 +401,15 @@ def test_experiment_with_a_failing_candidate_answers_from_live(shop: Project, wi
 
 @pytest.mark.parametrize("edited", [0.0, 0.1, 1.0])
 def test_experiment_share_edited_during_the_experiment_moves_no_user(
-    shop: Project, within: Callable[..., None], edited: float
+    project: Project, within: Callable[..., None], edited: float
 ) -> None:
-    candidate = child(shop)
+    candidate = child(project)
     seen: list[list[str]] = []
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.reload()
-        if releases.read_state(control_of(shop)).state(candidate) == "checked":
-            releases.promote(control_of(shop), candidate, to="experiment", evidence=planned(candidate), **WHO)
+        if releases.read_state(control_of(project)).state(candidate) == "checked":
+            releases.promote(control_of(project), candidate, to="experiment", evidence=planned(candidate), **WHO)
             await service.reload()
         seen.append([(await client.get(f"/v1/recommend/u{n:02}")).json()["variant"] for n in range(30)])
 
@@ -419,12 +419,12 @@ def test_experiment_share_edited_during_the_experiment_moves_no_user(
     assert set(seen[0]) == {"live", "candidate"}
 
 
-def test_experiment_without_a_plan_answers_from_live(shop: Project, within: Callable[..., None]) -> None:
-    candidate = child(shop)
+def test_experiment_without_a_plan_answers_from_live(project: Project, within: Callable[..., None]) -> None:
+    candidate = child(project)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.reload()
-        releases.promote(control_of(shop), candidate, to="experiment", **WHO)
+        releases.promote(control_of(project), candidate, to="experiment", **WHO)
         await service.reload()
         assert service.deployments.candidate is None
         for n in range(20):
@@ -433,14 +433,14 @@ def test_experiment_without_a_plan_answers_from_live(shop: Project, within: Call
     within(work)
 
 
-def test_running_server_follows_a_promotion_by_the_cli(shop: Project, serving: Callable[..., Any]) -> None:
-    server = serving(shop.root)
-    candidate = child(shop)
-    words = ["-m", "recloop", "-C", str(shop.root), "promote", candidate, "--to", "live", "--reason", "swap"]
+def test_running_server_follows_a_promotion_by_the_cli(project: Project, serving: Callable[..., Any]) -> None:
+    server = serving(project.root)
+    candidate = child(project)
+    words = ["-m", "recloop", "-C", str(project.root), "promote", candidate, "--to", "live", "--reason", "swap"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert releases.read_state(control_of(shop)).states[candidate][0] == "live"
-    checked = next(row for row in control_of(shop).releases() if row.to == "checked")
+    assert releases.read_state(control_of(project)).states[candidate][0] == "live"
+    checked = next(row for row in control_of(project).releases() if row.to == "checked")
     assert (checked.bundle, checked.by) == (candidate, "recloop serve")  # the running server checks it
     end = time.monotonic() + PATIENCE
     while server.client.get("/v1/recommend/u14").json()["model_version"] != candidate:

@@ -30,21 +30,23 @@ WHO = {"by": "test", "reason": "a test", "at": 5}
 START = 1_752_000_000 * SECOND  # a few days after the shop's last row
 
 
-def control_of(shop: Project) -> ControlStore:
-    return shop.open_control()
+def control_of(project: Project) -> ControlStore:
+    return project.open_control()
 
 
-def child(shop: Project, number: int = 1) -> str:
+def child(project: Project, number: int = 1) -> str:
     """Register a copy of the live bundle with other metrics."""
-    live = bundles.load(shop.bundles / releases.live(control_of(shop)).bundle)
-    made = bundles.write(replace(live, metrics={"n": number}), shop.bundles, datetime(2026, 1, number, tzinfo=UTC))
+    live = bundles.load(project.bundles / releases.live(control_of(project)).bundle)
+    made = bundles.write(replace(live, metrics={"n": number}), project.bundles, datetime(2026, 1, number, tzinfo=UTC))
     passed: dict[str, Any] = {"gates": []}  # as `update` registers a bundle that passed
-    releases.register(control_of(shop), made.id, bundles.manifest_hash(shop.bundles / made.id), evidence=passed, **WHO)
+    releases.register(
+        control_of(project), made.id, bundles.manifest_hash(project.bundles / made.id), evidence=passed, **WHO
+    )
     return made.id
 
 
-def play(shop: Project, work: Callable[..., Any], clock: Callable[[], int], *settings: str) -> None:
-    app = create(open_project(shop.root, settings), clock=clock)
+def play(project: Project, work: Callable[..., Any], clock: Callable[[], int], *settings: str) -> None:
+    app = create(open_project(project.root, settings), clock=clock)
 
     async def whole() -> None:
         async with servers.local(app) as client:
@@ -68,56 +70,56 @@ async def ask_all(client: httpx.AsyncClient, _: Any) -> None:
 
 
 def test_promote_requires_shadow_requests_and_an_experiment_result(
-    shop: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = child(shop)
-    moved = transitions.promote(shop, bundle, "shadow")
+    bundle = child(project)
+    moved = transitions.promote(project, bundle, "shadow")
     assert (moved["from"], moved["to"], moved["evidence"]["golden"]) == ("checked", "shadow", "equal")
     assert moved["evidence"]["shadow_requirement"]["needed"] == 100
     with pytest.raises(
         Refused, match=r"shadow requests=0, threshold 100: the shadow step is not earned: .*; to override"
     ):
-        transitions.promote(shop, bundle, "experiment")
-    play(shop, ask_all, ticking(), "release.shadow_share=1.0")
+        transitions.promote(project, bundle, "experiment")
+    play(project, ask_all, ticking(), "release.shadow_share=1.0")
     with pytest.raises(Refused, match="shadow requests=12, threshold 100"):
-        transitions.promote(shop, bundle)
+        transitions.promote(project, bundle)
     monkeypatch.setattr(transitions, "SHADOWED", 12)
     with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the experiment step is not earned"):
-        transitions.promote(shop, bundle)
-    moved = transitions.promote(shop, bundle, "experiment")
+        transitions.promote(project, bundle)
+    moved = transitions.promote(project, bundle, "experiment")
     plan = moved["evidence"].pop("experiment")
     assert plan == {
         "share": 0.5, "metric": "hit_rate", "users": 4_000, "looks": 4, "margin": 0.01, "alpha": 0.05, "salt": bundle,
-        "since": releases.read_state(control_of(shop)).since(bundle).at,
+        "since": releases.read_state(control_of(project)).since(bundle).at,
     }  # fmt: skip
     assert moved["evidence"] == {"golden": "equal", "shadowed": 12, "twins_that_differ": 0}
     monkeypatch.setattr(transitions, "USERS", 1)
     with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty until 24 hours of a user are over
-        transitions.promote(shop, bundle)
-    seen = experiment.analyze(shop, bundle)
+        transitions.promote(project, bundle)
+    seen = experiment.analyze(project, bundle)
     found = structs.replace(seen, users=Arms(3, 2), verdict="worse", why="harm")
     monkeypatch.setattr(transitions.experiment, "analyze", lambda *_: found)
     with pytest.raises(Refused, match=r"experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out: harm"):
-        transitions.promote(shop, bundle)
+        transitions.promote(project, bundle)
     found = structs.replace(found, verdict="inconclusive", why="no evidence")
     with pytest.raises(Refused, match=r"experiment=inconclusive, .*: no evidence; to override"):
-        transitions.promote(shop, bundle)
+        transitions.promote(project, bundle)
     found = structs.replace(found, no_harm=True)
-    moved = transitions.promote(shop, bundle)
+    moved = transitions.promote(project, bundle)
     assert (moved["from"], moved["to"]) == ("experiment", "live")
     assert moved["evidence"]["users"] == {"live": 3, "candidate": 2}
     assert "not_earned" not in moved["evidence"]
-    first = next(row.bundle for row in control_of(shop).releases() if row.to == "live")
-    transitions.rollback(shop, "to see")
+    first = next(row.bundle for row in control_of(project).releases() if row.to == "live")
+    transitions.rollback(project, "to see")
     with pytest.raises(Refused, match="state=rolled_back"):  # a reason overrides the requirement
-        transitions.promote(shop, bundle)
-    assert transitions.promote(shop, bundle, "live", "it was the network")["evidence"]["not_earned"]
-    assert transitions.promote(shop, first)["from"] == "retired"  # a bundle that was live needs no requirements
+        transitions.promote(project, bundle)
+    assert transitions.promote(project, bundle, "live", "it was the network")["evidence"]["not_earned"]
+    assert transitions.promote(project, first)["from"] == "retired"  # a bundle that was live needs no requirements
 
 
-def test_promote_with_a_replica_mismatch_is_refused(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = child(shop)
-    transitions.promote(shop, bundle, "shadow")
+def test_promote_with_a_replica_mismatch_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = child(project)
+    transitions.promote(project, bundle, "shadow")
     monkeypatch.setattr(transitions, "SHADOWED", 1)
 
     async def skewed(client: httpx.AsyncClient, service: Any) -> None:
@@ -128,20 +130,20 @@ def test_promote_with_a_replica_mismatch_is_refused(shop: Project, monkeypatch: 
         ]
         await ask_all(client, service)
 
-    play(shop, skewed, ticking(), "release.shadow_share=1.0")
+    play(project, skewed, ticking(), "release.shadow_share=1.0")
     with pytest.raises(Refused, match="replicas that differ=12, threshold 0: live's lists are not reproducible"):
-        transitions.promote(shop, bundle, "experiment")
+        transitions.promote(project, bundle, "experiment")
 
 
-def test_concurrent_promotions_one_wins_and_the_other_names_it(shop: Project) -> None:
-    names = [child(shop, n) for n in (1, 2)]
+def test_concurrent_promotions_one_wins_and_the_other_names_it(project: Project) -> None:
+    names = [child(project, n) for n in (1, 2)]
     for name in names:
-        transitions.promote(shop, name, "shadow")
-    before = control_of(shop).generation()
+        transitions.promote(project, name, "shadow")
+    before = control_of(project).generation()
     gate, outcomes = threading.Barrier(2), []
 
     def move(name: str) -> None:
-        control = control_of(shop)
+        control = control_of(project)
         looked = control.releases()
         control.releases = lambda: looked  # type: ignore[method-assign]
         gate.wait()
@@ -157,12 +159,12 @@ def test_concurrent_promotions_one_wins_and_the_other_names_it(shop: Project) ->
         thread.join(60)
     (won,) = [one for one in outcomes if not isinstance(one, ReleaseConflict)]
     (lost,) = [one for one in outcomes if isinstance(one, ReleaseConflict)]
-    assert releases.live(control_of(shop)) == won
-    assert won.generation == control_of(shop).generation() == before + 1
+    assert releases.live(control_of(project)) == won
+    assert won.generation == control_of(project).generation() == before + 1
     assert f"mover of {won.bundle} moved {won.bundle} to live" in str(lost)
 
 
-def test_event_of_tomorrow_is_quarantined_and_of_next_minute_is_seen_when_due(shop: Project) -> None:
+def test_event_of_tomorrow_is_quarantined_and_of_next_minute_is_seen_when_due(project: Project) -> None:
     """A state excludes events dated beyond clean.future, and sees nearer ones from their time on."""
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
@@ -182,12 +184,12 @@ def test_event_of_tomorrow_is_quarantined_and_of_next_minute_is_seen_when_due(sh
         assert any(item["source"] == "history" and item["item_id"] == "i06" for item in listed["items"])
 
     tick, offset = ticking(), [0]
-    play(shop, work, lambda: tick() + offset[0])
-    found = verify(shop)
+    play(project, work, lambda: tick() + offset[0])
+    found = verify(project)
     assert (found["checked"], found["unexplained"]) == (3, 0)
 
 
-def test_service_clock_set_back_keeps_all_rows_and_answers(shop: Project) -> None:
+def test_service_clock_set_back_keeps_all_rows_and_answers(project: Project) -> None:
     """Rows are ordered by seq: a repeated hour changes no state and loses no row."""
     stamps = iter([*(START + n * SECOND for n in range(6)), *(START - DAY + n * SECOND for n in range(100))])
 
@@ -202,21 +204,21 @@ def test_service_clock_set_back_keeps_all_rows_and_answers(shop: Project) -> Non
         assert moved.status_code == 409
         assert service.as_of == service.log.last_seq()
 
-    play(shop, work, lambda: next(stamps))
-    found = verify(shop)
+    play(project, work, lambda: next(stamps))
+    found = verify(project)
     assert (found["checked"], found["unexplained"]) == (6, 0)
 
 
-def test_decisions_with_one_client_request_id_are_all_stored(shop: Project) -> None:
-    bundle = child(shop)
-    transitions.promote(shop, bundle, "shadow")
+def test_decisions_with_one_client_request_id_are_all_stored(project: Project) -> None:
+    bundle = child(project)
+    transitions.promote(project, bundle, "shadow")
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
         await ask_all(client, None)
         await ask_all(client, None)
 
-    play(shop, work, ticking(), "release.shadow_share=1.0")
-    store = shop.open_decisions()
+    play(project, work, ticking(), "release.shadow_share=1.0")
+    store = project.open_decisions()
     rows = store.rows()
     assert store.lost == store.dropped == 0
     store.close()

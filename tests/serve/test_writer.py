@@ -25,8 +25,8 @@ from recloop.storage import event_log as log_module
 
 
 @pytest.fixture
-def app(shop: Project) -> Iterator[Any]:
-    app = create(shop, clock=lambda: 1_800_000_000_000_000)
+def app(project: Project) -> Iterator[Any]:
+    app = create(project, clock=lambda: 1_800_000_000_000_000)
     yield app
     app.state.service.close()
 
@@ -74,8 +74,8 @@ def test_writer_commits_waiting_requests_together(app: Any, monkeypatch: pytest.
     assert len(commits) <= 2  # first the waiting rows, then all that queued meanwhile
 
 
-def test_post_events_waits_for_the_commit_while_reads_are_answered(app: Any, shop: Project) -> None:
-    other = sqlite3.connect(shop.store / "log.db", isolation_level=None)
+def test_post_events_waits_for_the_commit_while_reads_are_answered(app: Any, project: Project) -> None:
+    other = sqlite3.connect(project.store / "log.db", isolation_level=None)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         other.execute("BEGIN IMMEDIATE")  # the disk is busy
@@ -201,11 +201,11 @@ def test_writer_numbers_events_items_and_users_by_one_counter(app: Any) -> None:
     within(app, work)
 
 
-def test_create_with_a_running_application_raises_locked(app: Any, shop: Project) -> None:
+def test_create_with_a_running_application_raises_locked(app: Any, project: Project) -> None:
     with pytest.raises(Locked, match="held by `recloop serve`"):
-        create(shop)
+        create(project)
     app.state.service.close()
-    create(shop).state.service.close()
+    create(project).state.service.close()
 
 
 @pytest.mark.parametrize("banned", [("torch", "lightning", "onnx"), ()])

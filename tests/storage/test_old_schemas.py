@@ -22,13 +22,13 @@ def write(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def old_folder(tmp_path: Path) -> Path:
     """A copy of the project folder of schema 3: 20 users, 15 items, 3 decisions, 2 events, 1 retraction."""
     return shutil.copytree(FIXTURES / "schema-3", tmp_path / "shop")
 
 
-def test_decisions_of_schema_3_keep_their_rows(folder: Path, write: bool) -> None:
-    with DecisionLog(folder / "store" / "decisions.db", write) as decisions:
+def test_decisions_of_schema_3_keep_their_rows(old_folder: Path, write: bool) -> None:
+    with DecisionLog(old_folder / "store" / "decisions.db", write) as decisions:
         rows = sorted(decisions.rows(), key=lambda row: row.user_id or "")
     assert [row.user_id for row in rows] == ["new", "u01", "u02"]
     assert [row.request_id for row in rows] == ["c-new", "c-u01", "c-u02"]
@@ -36,8 +36,8 @@ def test_decisions_of_schema_3_keep_their_rows(folder: Path, write: bool) -> Non
     assert [len(row.items) for row in rows] == [3, 3, 3]
 
 
-def test_log_of_schema_1_keeps_its_events_and_retractions(folder: Path, write: bool) -> None:
-    with EventLog(folder / "store" / "log.db", write) as log:
+def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, write: bool) -> None:
+    with EventLog(old_folder / "store" / "log.db", write) as log:
         events = log.events()
         retractions = log.retractions()
     assert events.select("seq", "user_id", "item_id", "event_id", "group_id").rows() == [
@@ -47,15 +47,15 @@ def test_log_of_schema_1_keeps_its_events_and_retractions(folder: Path, write: b
     assert [row.rule for row in retractions] == ["burst"]
 
 
-def test_control_of_schema_3_keeps_its_releases_and_inbox(folder: Path) -> None:
-    control = ControlStore(folder / "store" / "control.db")
+def test_control_of_schema_3_keeps_its_releases_and_inbox(old_folder: Path) -> None:
+    control = ControlStore(old_folder / "store" / "control.db")
     assert [row.to for row in control.releases()] == ["registered", "live"]
     assert [row.rule for row in control.pending()] == ["keep"]
 
 
-def test_bundle_with_earlier_names_loads_with_its_hash(folder: Path) -> None:
-    release = ControlStore(folder / "store" / "control.db").releases()[-1]
-    bundle = bundles.load(folder / "bundles" / release.bundle, release.sha256)
+def test_bundle_with_earlier_names_loads_with_its_hash(old_folder: Path) -> None:
+    release = ControlStore(old_folder / "store" / "control.db").releases()[-1]
+    bundle = bundles.load(old_folder / "bundles" / release.bundle, release.sha256)
     assert len(bundle.items) == 15
     assert set(bundle.policy.placements) == {"home"}
     assert bundle.spec.request == ("hour", "weekday", "gap")

@@ -180,7 +180,7 @@ def test_epoch_dataset_draws_targets_once_per_epoch(arrays: Arrays) -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, list[str]]:
+def purchase_arrays(simulated_shop: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, list[str]]:
     """Purchases as arrays with each user's last moment held out, and the state history."""
     config = build(
         {
@@ -191,7 +191,7 @@ def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, li
         environment={},
     )
     spec = FeatureSpec.from_config(config)
-    events = world.events().sort("timestamp", maintain_order=True).with_row_index("seq", offset=1_000)
+    events = simulated_shop.events().sort("timestamp", maintain_order=True).with_row_index("seq", offset=1_000)
     events = moment_stamps(
         EventLabeler(config.events, config.clean).label(events.with_columns(pl.col("seq").cast(pl.Int64)))
     )
@@ -204,7 +204,7 @@ def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, li
             pl.lit(1, pl.Int64).alias("seq"),
             pl.struct(pl.all().exclude(key)).struct.json_encode().alias("attributes"),
         )
-        for frame, key in ((world.items(), "item_id"), (world.users(), "user_id"))
+        for frame, key in ((simulated_shop.items(), "item_id"), (simulated_shop.users(), "user_id"))
     ]
     cut = int(events["stamp"].max()) + 1  # type: ignore[call-overload]
     tables = make_tables(spec, events, cut, *versions)
@@ -214,10 +214,10 @@ def shop(world: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, li
 
 
 def test_validation_queries_are_encoded_as_in_serving(
-    shop: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
+    purchase_arrays: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
 ) -> None:
     """Tokens, moment numbers and context of validation moments equal `encode` and `window`."""
-    spec, data, timeline, user_ids = shop
+    spec, data, timeline, user_ids = purchase_arrays
     held = data.held
     assert held is not None
     known = np.diff(data.user_offsets)[held.user_ix] > 0
@@ -234,10 +234,10 @@ def test_validation_queries_are_encoded_as_in_serving(
 
 
 def test_training_context_is_encoded_as_in_serving(
-    shop: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
+    purchase_arrays: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
 ) -> None:
     """The context of a target moment equals that of a request at its stamp."""
-    spec, data, timeline, user_ids = shop
+    spec, data, timeline, user_ids = purchase_arrays
     moment = np.flatnonzero(np.arange(len(data.stamps)) != data.user_offsets[data.moment_user])[::17]
     users, now = data.moment_user[moment], data.stamps[moment]
     states = timeline.states([user_ids[ix] for ix in users], [10**9] * len(users), before=now.tolist())
