@@ -101,18 +101,6 @@ def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str
     return {"Recall": hit, "NDCG": mean_of(1.0 / np.log2(rank + 1)), "HR": hit, "MRR": mean_of(1.0 / rank)}
 
 
-def above_and_tied(scores: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return g and t of `one_target_expectation`: (Q, N) scores, (Q,) target columns.
-
-    Raises:
-        ValueError: a score is NaN, so the ranking is undefined.
-    """
-    if np.isnan(scores).any():
-        raise ValueError("a score is NaN: the ranking is undefined")
-    own = np.take_along_axis(scores, target[:, None], axis=1)
-    return (scores > own).sum(axis=1), (scores == own).sum(axis=1)
-
-
 # ---- health of shown lists ------------------------------------------------------------------------------------------
 
 
