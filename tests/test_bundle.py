@@ -21,7 +21,7 @@ from recloop import bundle as bundles
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError
 from recloop.features.state import UserState
-from recloop.policy import ScorerSpec, custom_scorers
+from recloop.policy import FALLBACK, ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
 from recloop.simulation.shop import SimulatedShop
 
@@ -145,7 +145,7 @@ def test_check_golden_with_a_changed_list_raises(bundle_folder: Path) -> None:
         check_golden(replace(loaded, golden=[replace(case, scores=[-1.0, -2.0, -3.1])]))
 
 
-def rewritten(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+def rewritten(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
     """Change one JSON file of a bundle and update its hashes and name."""
     tree = json.loads((folder / name).read_text())
     change(tree)
@@ -215,7 +215,7 @@ def test_bundle_unknown_keys_are_kept(bundle_folder: Path, tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        ("policy.json", ("placements",)), ("policy.json", ("filter_seen",)), ("policy.json", ("ladder",)),
+        ("policy.json", ("placements",)), ("policy.json", ("filter_seen",)), ("policy.json", ("fallback",)),
         ("policy.json", ("placements", "home", "k")), ("policy.json", ("placements", "home", "weights")),
         ("manifest.json", ("data", "cut")), ("manifest.json", ("model", "name")), ("manifest.json", ("train",)),
         ("manifest.json", ("scorers", "popular", "model")),
@@ -244,6 +244,32 @@ def test_policy_value_of_a_wrong_type_is_refused_and_named(
 
     with pytest.raises(BundleError, match=rf"^policy\.json\.placements\.home\.{path[0]}="):
         bundles.load(rewritten(bundle_folder, "policy.json", changed))
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda tree: tree.update(fallback=["popular", "trending"]), "fallback=trending: expected one of attributes, segment,"),
+        (lambda tree: tree.update(ladder=[*tree.pop("fallback"), "pin"]), "ladder=pin: expected one of attributes, segment,"),
+        (lambda tree: tree["placements"]["home"].update(list="trending"), "placements.home.list=trending: expected one of for"),
+        (lambda tree: tree["placements"]["home"]["weights"].update(pin=1), "placements.home.weights=pin: expected one of model"),
+    ],
+)  # fmt: skip
+def test_policy_unknown_name_is_refused_on_load(
+    folder: Path, change: Callable[[dict[str, Any]], object], where: str
+) -> None:
+    with pytest.raises(BundleError, match=rf"^policy\.json\.{re.escape(where)}"):
+        bundles.load(rewritten(folder, "policy.json", change))
+
+
+def test_policy_of_an_earlier_bundle_keeps_its_fallback_under_the_new_name(folder: Path) -> None:
+    def renamed(tree: dict[str, Any]) -> None:
+        tree["ladder"] = tree.pop("fallback")[::-1]
+
+    policy = bundles.load(rewritten(folder, "policy.json", renamed)).policy
+    assert policy.fallback == FALLBACK[::-1]
+    assert policy.to_json()["fallback"] == [*policy.fallback]
+    assert "ladder" not in policy.to_json()
 
 
 def test_policy_without_placements_is_refused(bundle_folder: Path) -> None:

@@ -190,15 +190,15 @@ class FittedRecommender:
         queries = [Query(user_id=user, now=moment, n=n, placement=name) for user in users]
         encoded = recommender.encode(self._timeline.states(users, [newest] * len(users)), [moment] * len(users))
         allowed = recommender.candidate_mask(encoded, queries, placement)
-        rungs = None
+        fallback = None
         if items_to_recommend is not None:
             shown = np.zeros_like(allowed.mask)
             shown[self.bundle.items.ids.lookup(map(str, items_to_recommend))] = True
             allowed = replace(allowed, mask=allowed.mask & shown)
-            rungs = ("segment", "popular")
+            fallback = ("segment", "popular")
         recalled = recommender.recall(encoded, allowed, placement.weights)
         fused = fuse(recalled, placement.weights, n, placement.fusion_constant)
-        answers = recommender.assemble(encoded, allowed, fused, queries, placement, rungs)
+        answers = recommender.assemble(encoded, allowed, fused, queries, placement, fallback)
         rows = [
             (query.user_id, slot.item_id, slot.score, rank, slot.source)
             for query, answer in zip(queries, answers, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +182,16 @@ class JsonObject:
     def number(self, key: str) -> float | None:
         """Return an optional number as written: 60 stays an int."""
         return self.optional(key, int | float)  # type: ignore[arg-type]
+
+    def check(self, key: str, names: Iterable[str], known: Collection[str]) -> None:
+        """Check names that were read under a key against a closed list.
+
+        Raises:
+            UserError: a name is not in the list.
+        """
+        for name in names:
+            if name not in known:
+                raise self._error(f"{self._where}.{key}", name, f"one of {', '.join(known)}", self._fix)
 
     def child(self, key: str) -> JsonObject:
         """Return the object under a key.

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from recloop.errors import BundleError
 from recloop.files import JsonObject, JsonTree, without_none
+from recloop.records import MIX_SOURCES
 
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
@@ -19,6 +20,10 @@ RRF: Final = 60
 Default constant of the rank fusion. A smaller one gives the first ranks of a source more weight; ``weights = "auto"``
 chooses it on validation.
 """
+LISTS: Final = ("for_you", "popular", "similar", "latest")
+"""Kinds of list that a placement serves."""
+FALLBACK: Final = ("attributes", "segment", "popular", "latest")
+"""Sources of the fallback, in the order of a new bundle."""
 FADING: Final = ("popular", "neighbours", "history")
 """Sources with a half-life, in tuning order; Popular is first because its order breaks the ties of the others."""
 
@@ -48,9 +53,13 @@ class Placement:
 
     @classmethod
     def read(cls, tree: JsonObject) -> Placement:
+        kind = tree.required("list", str)
+        tree.check("list", [kind], LISTS)
+        weights = tree.required("weights", dict[str, int | float])
+        tree.check("weights", weights, MIX_SOURCES)
         return cls(
-            list=tree.required("list", str),
-            weights=tree.required("weights", dict[str, int | float]),
+            list=kind,
+            weights=weights,
             filter=tree.required("filter", str),
             k=tree.required("k", int),
             rrf=tree.number("rrf"),
@@ -68,7 +77,7 @@ class Policy:
 
     placements: Mapping[str, Placement]
     filter_seen: bool
-    ladder: tuple[str, ...]
+    fallback: tuple[str, ...]
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,7 +93,7 @@ class Policy:
         """Parse ``policy.json``.
 
         Raises:
-            BundleError: a key is missing or has another type, or the policy has no placement.
+            BundleError: a key is missing or has another type, a list or source is unknown, or the policy has no placement.
         """
         policy = JsonObject(tree, "policy.json")
         placements = {name: Placement.read(one) for name, one in policy.children("placements").items()}
@@ -93,7 +102,7 @@ class Policy:
         return cls(
             placements=placements,
             filter_seen=policy.required("filter_seen", bool),
-            ladder=policy.required("ladder", tuple[str, ...]),
+            fallback=_read_fallback(policy),
             other_keys=policy.unread,
         )
 
@@ -102,8 +111,16 @@ class Policy:
             **self.other_keys,
             "placements": {name: placement.to_json() for name, placement in self.placements.items()},
             "filter_seen": self.filter_seen,
-            "ladder": [*self.ladder],
+            "fallback": [*self.fallback],
         }
+
+
+def _read_fallback(policy: JsonObject) -> tuple[str, ...]:
+    """The stages of the fallback; earlier bundles have them under ``ladder``."""
+    key = "ladder" if "ladder" in policy.unread and "fallback" not in policy.unread else "fallback"
+    stages = policy.required(key, tuple[str, ...])
+    policy.check(key, stages, FALLBACK)
+    return stages
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from recloop.bundle import Bundle, ItemTable
 from recloop.features.spec import FeatureSpec
 from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.manifest import Manifest, ModelSpec, TrainingRows
-from recloop.policy import Policy, ScorerSpec
+from recloop.policy import FALLBACK, Policy, ScorerSpec
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import LADDER
 from recloop.records import Item
 from recloop.settings import build
 
@@ -54,7 +53,7 @@ def make_bundle() -> Callable[..., Bundle]:
             fields=FieldCodes({}),
             policy=Policy.from_json({
                 "placements": {"home": home, "cheap": {**home, "filter": "price < 3"}},
-                "filter_seen": False, "ladder": list(LADDER), **policy,
+                "filter_seen": False, "fallback": list(FALLBACK), **policy,
             }),
             items=ItemTable(
                 ids=Vocabulary(IDS), count=np.arange(5, 0, -1), tail=np.zeros(5, dtype=bool),

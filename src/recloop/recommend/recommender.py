@@ -35,7 +35,6 @@ from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import TopK
 from recloop.records import MIX_SOURCES, Query, Slot
 
-LADDER = ("attributes", "segment", "popular", "latest")
 CLOSE = 1e-5
 """Scores closer than this are equal; their items may change order."""
 
@@ -170,7 +169,7 @@ class Recommender:
         """Build the slots: fused items, then fallback items with scores -1, -2, ..."""
         ids = self.bundle.items.ids.ids
         if stage_names is None:
-            stage_names = ("latest",) if placement.list == "latest" else self.bundle.policy.ladder
+            stage_names = ("latest",) if placement.list == "latest" else self.bundle.policy.fallback
         stages = [(name, self._stages[name]) for name in stage_names]
         answers = []
         for b, query in enumerate(queries):

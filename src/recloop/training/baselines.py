@@ -17,11 +17,11 @@ from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, is_closed_form, load_model
 from recloop.models.covisitation import RECENT
-from recloop.policy import FADING, Placement, Policy, ScorerSpec, custom_scorers
+from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec, custom_scorers
 from recloop.recommend import similar_items
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import segment_lists
-from recloop.recommend.recommender import LADDER, Recommender
+from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import TopK
 from recloop.records import DAY, MIX_SOURCES, Query
 from recloop.training.dataset import ItemUserTables
@@ -125,7 +125,7 @@ def draft_bundle(
         manifest=replace(manifest, scorers=dict(scorers)),
         spec=tables.spec,
         fields=tables.fields,
-        policy=Policy(placements, config.split.filter_seen, LADDER),
+        policy=Policy(placements, config.split.filter_seen, FALLBACK),
         items=ItemTable(
             ids=tables.items,
             count=data.counts[1:],
