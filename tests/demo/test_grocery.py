@@ -72,7 +72,7 @@ def test_demo_on_complete_journey_prints_every_step(tmp_path: Path) -> None:
     assert re.search(r"verify finds [1-9]\d* of 30, named request\.gap", said["watch"])
     assert "exit 2" in said["watch"]
     assert re.search(r"recloop update: [\d,]+ rows .*: registered", said["keep learning"])
-    assert "poisoned copy, with the input check: held" in said["gate"]
+    assert "poisoned copy, with the input check: blocked" in said["gate"]
     assert "poisoned copy, without the input check: refused" in said["gate"]
     assert "unchanged, byte for byte: yes" in said["gate"]
     assert re.search(r"replica of live: 0 of [1-9]\d* differ", said["shadow"])

@@ -136,4 +136,4 @@ def test_update_loop_of_a_week_promotes_refreshes_and_stops_on_shuffled_items(
     assert live != first
     poisoned = schedule.repeat(update, 6 * HOUR, Hours(stop=10), print, str)
     assert poisoned.code == 1, verdicts[UPDATES:]
-    assert schedule.last_reason(project).partition(":")[0] in {"held", "refused"}
+    assert schedule.last_reason(project).partition(":")[0] in {"blocked", "refused"}

@@ -225,7 +225,7 @@ def test_update_with_shuffled_items_is_blocked_by_the_input_check(
     project = later(poisoned)
     before = moved(project)
     done = loop.update(project)
-    assert (done.verdict, done.bundle) == ("held", None)
+    assert (done.verdict, done.bundle) == ("blocked", None)
     assert [one["name"] for one in done.failed] == ["input"]
     assert moved(project) == before
     assert loading.log_range(project)[0] < loading.log_range(project)[1], "its rows stay pending"
@@ -248,7 +248,7 @@ def test_update_after_quarantine_of_poisoned_rows_equals_one_without_them(
     )  # the gain from so few rows is not tested
     project, clean = later(poisoned, wide), later(few, wide)
     post(project, few)
-    assert loop.update(project).verdict == "held", "later good rows do not unblock the window"
+    assert loop.update(project).verdict == "blocked", "later good rows do not unblock the window"
     with pytest.raises(Refused, match=r"share of all rows=0\.1\d+, threshold 0\.05: .* rows .* --force"):
         quarantine(project, "placement = 'broken'", "shuffled items")
     done = quarantine(project, "placement = 'broken'", "shuffled items", force=True)
@@ -452,12 +452,12 @@ def test_update_cli_with_shuffled_items_exits_1_and_ends_the_loop(
     verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update", "--json"]
     held = subprocess.run(verb, capture_output=True, text=True)
     tree = json.loads(held.stdout)
-    assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "held", None)
+    assert (held.returncode, tree["verdict"], tree["bundle"]) == (1, "blocked", None)
     keys = "from_seq to_seq read kept new_users new_items bundle verdict gates seconds removed signals changed state"
     assert list(tree) == keys.split()
     assert {"name", "value", "threshold", "ok"} <= set(tree["gates"][0])
     assert sum(tree["removed"].values()) + sum(one["events"] for one in tree["signals"]) == tree["read"]
     again = subprocess.run([*verb, "--every", "1s"], capture_output=True, text=True)
     assert again.returncode == 1, "a failed gate ends the loop"
-    assert json.loads(again.stdout)["verdict"] == "held"
-    assert "stopped: held: input=" in again.stderr.splitlines()[-1]
+    assert json.loads(again.stdout)["verdict"] == "blocked"
+    assert "stopped: blocked: input=" in again.stderr.splitlines()[-1]

@@ -279,14 +279,14 @@ def test_final_gates_check_scores_parity_and_overlap() -> None:
 
 
 def test_verdict_follows_from_the_failed_gates() -> None:
-    yes, no, held = (
+    yes, no, blocked = (
         GateResult("new", 0.0, -0.03, True),
         GateResult("new", -0.1, -0.03, False),
         GateResult("input", 9.0, 3.0, False),
     )
     assert gate.verdict([yes]) == "registered"
     assert gate.verdict([yes, no]) == "refused"
-    assert gate.verdict([no, held]) == "held"
+    assert gate.verdict([no, blocked]) == "blocked"
 
 
 def test_gate_result_json_and_line_contain_the_interval() -> None:

@@ -32,7 +32,7 @@ def test_input_check_band_by_hand() -> None:
         input_check.input_check(LossEstimate(9.0, 300, 1), windows([9.0] * 5 + [1.0] * 20)).ok is False
     )  # only the last 20
     json.dumps(input_check.input_check(LossEstimate(math.nan, 0, 0), []).to_json(), allow_nan=False)
-    assert gate.verdict([input_check.input_check(LossEstimate(9.0, 300, 1), windows([1.0] * 20))]) == "held"
+    assert gate.verdict([input_check.input_check(LossEstimate(9.0, 300, 1), windows([1.0] * 20))]) == "blocked"
 
 
 def test_input_check_band_widens_for_smaller_windows_only() -> None:

@@ -114,7 +114,7 @@ def update(
 
 
 def _repeat(here: Project, words: Sequence[str], every: str) -> None:
-    """Run updates until one is refused or held, or until SIGTERM or SIGINT."""
+    """Run updates until one is refused or blocked, or until SIGTERM or SIGINT."""
     from recloop.pipeline import schedule as loops
 
     ended = loops.run(

@@ -49,7 +49,7 @@ class UpdateResult:
     """Result of an update.
 
     Attributes:
-        verdict: registered, waiting, refused, held, restarted or nothing.
+        verdict: registered, waiting, refused, blocked, restarted or nothing.
         bundle: None if none was registered.
         state: State of the registered bundle: ``live`` (a refresh replaced its parent), ``shadow``, ``registered``.
         changed: Keys of recloop.toml that differ from live's settings.

@@ -1,9 +1,9 @@
 """Gates of a candidate: pure functions that decide its registration.
 
-    before training    `recloop.release.input_check`                   out of band: the window is held, no training
+    before training    `recloop.release.input_check`                   out of band: the window is blocked, no training
     after training     evaluate_gates(evidence, settings)              candidate' against live, on rows new to both
     after the rest     final_gates(losses, golden, final, before)      checks after the last quarter was learned
-    finally            verdict(gates)                                  registered, waiting, refused or held
+    finally            verdict(gates)                                  registered, waiting, refused or blocked
 
 See docs/definitions/gate.md. This module reads and writes no files; the same numbers give the same gates. The first row
 of this table that applies decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
@@ -407,13 +407,13 @@ def final_gates(
 
 
 def verdict(gates: Sequence[GateResult]) -> str:
-    """Combine gates into ``held``, ``refused``, ``waiting`` or ``registered``.
+    """Combine gates into ``blocked``, ``refused``, ``waiting`` or ``registered``.
 
-    ``held``: the input is out of band. ``refused``: another gate failed. ``waiting``: a gate needs more rows.
+    ``blocked``: the input is out of band. ``refused``: another gate failed. ``waiting``: a gate needs more rows.
     """
     failed = {gate.name for gate in gates if not gate.ok and not gate.waits}
     if INPUT in failed:
-        return "held"
+        return "blocked"
     if failed:
         return "refused"
     return "waiting" if any(gate.waits for gate in gates) else "registered"
