@@ -91,9 +91,9 @@ def two_arms(lift: float) -> World:
         hits = rng.binomial(asked, np.clip(taste * (1 + lift * treated), 0, 1))
         return _users(
             treated, requests=asked, hits=hits, all_positives=rng.poisson(3 * taste), dislikes=rng.binomial(2, 0.05, shape),
-            micros=asked * rng.integers(3_000, 6_000, shape), before_requests=before,
+            latency_us=asked * rng.integers(3_000, 6_000, shape), before_requests=before,
             before_hits=rng.binomial(before, taste), before_all_positives=rng.poisson(3 * taste),
-            before_dislikes=rng.binomial(2, 0.05, shape), before_micros=before * 4_000,
+            before_dislikes=rng.binomial(2, 0.05, shape), before_latency_us=before * 4_000,
         )  # fmt: skip
 
     return draw

@@ -256,17 +256,17 @@ def test_policy_value_of_a_wrong_type_is_refused_and_named(
     ],
 )  # fmt: skip
 def test_policy_unknown_name_is_refused_on_load(
-    folder: Path, change: Callable[[dict[str, Any]], object], where: str
+    bundle_folder: Path, change: Callable[[dict[str, Any]], object], where: str
 ) -> None:
     with pytest.raises(BundleError, match=rf"^policy\.json\.{re.escape(where)}"):
-        bundles.load(rewritten(folder, "policy.json", change))
+        bundles.load(rewritten(bundle_folder, "policy.json", change))
 
 
-def test_policy_of_an_earlier_bundle_keeps_its_fallback_under_the_new_name(folder: Path) -> None:
+def test_policy_of_an_earlier_bundle_keeps_its_fallback_under_the_new_name(bundle_folder: Path) -> None:
     def renamed(tree: dict[str, Any]) -> None:
         tree["ladder"] = tree.pop("fallback")[::-1]
 
-    policy = bundles.load(rewritten(folder, "policy.json", renamed)).policy
+    policy = bundles.load(rewritten(bundle_folder, "policy.json", renamed)).policy
     assert policy.fallback == FALLBACK[::-1]
     assert policy.to_json()["fallback"] == [*policy.fallback]
     assert "ladder" not in policy.to_json()

@@ -139,7 +139,7 @@ def test_train_registers_and_promote_checks_requirements(cli: Cli, popular_folde
     words = ["promote", made["bundle"], "--to", "live", "--reason", "tried it", "--json"]
     moved = tree(cli("-C", popular_folder, *words))
     assert (moved["from"], moved["to"]) == ("shadow", "live")
-    assert len(moved["evidence"]["not_earned"]) == 2
+    assert len(moved["evidence"]["waived_requirements"]) == 2
     status = tree(cli("-C", popular_folder, "status", "--json"))
     assert (status["live"], status["bundles"][-1]["reason"]) == (made["bundle"], "tried it")
     code, out, err = cli("-C", popular_folder, "promote", made["bundle"])

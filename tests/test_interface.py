@@ -117,7 +117,7 @@ UPDATE = "from_seq to_seq read kept new_users new_items bundle verdict gates[{na
 DOCTOR = "read kept removed{rule:n} rejected users items moments span repeats warnings[]"
 STATUS = "live shadow experiment generation bundles[{bundle,state,at,reason,removed}] last_seq watermark"
 REPORT = "path entropy long_tail_share cold_coverage coverage requests"
-VERIFY = "checked equal late unexplained earlier removed max_score_diff differences[{request_id,name,was,is}]"
+VERIFY = "checked equal late unexplained earlier removed max_score_diff differences[{request_id,name,expected,actual}]"
 INIT = "columns time_unit scenario (collaborative, content, sequential) guesses[{key,value,why}]"
 INGEST = "accepted duplicate conflict quarantined rejected"
 REPLY = "request_id model_version variant placement degraded items"
@@ -302,10 +302,10 @@ def test_store_tables_have_the_documented_columns(service: str, updated_folder: 
     assert columns(log, "events") == {*records.EVENT_SCHEMA, records.RULE}
     assert columns(log, "items") >= {"seq", "item_id", "received_at", "attributes", "hidden", "deleted"}
     assert columns(log, "users") >= {"seq", "user_id", "received_at", "attributes", "deleted"}
-    assert columns(log, "retractions") == {"seq", "of_seq", "rule"}
+    assert columns(log, "retractions") == {"seq", "retracted_seq", "rule"}
     decision = keys_in(
-        "request_id role user_id at as_of bundle generation variant placement k query items scores sources "
-        "propensities degraded session_id anonymous_id client_request_id assigned positives inputs micros"
+        "request_id role user_id served_at as_of_seq bundle generation variant placement k query items scores sources "
+        "degraded session_id anonymous_id client_request_id assigned positives inputs latency_us"
     )
     assert columns(updated_folder / "store" / "decisions.db", "decisions") >= decision
     releases = keys_in("generation at bundle from to by reason evidence") | {"sha256"}

@@ -86,7 +86,7 @@ USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
     "deleted": pl.Boolean,
 }
 
-SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest", "pin", "explore")
+SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest")
 """All sources of a slot (docs/definitions/terms.md)."""
 MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
 """The sources that a mix weighs, in the order that breaks ties between weights."""
@@ -200,10 +200,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request_id: str
-    role: str  # answer | shadow | twin
+    role: str  # answer | shadow | replica
     user_id: str
-    at: int
-    as_of: int
+    served_at: int
+    as_of_seq: int
     bundle: str
     generation: int
     variant: str
@@ -213,7 +213,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     items: list[str]
     scores: list[float]
     sources: list[str]
-    propensities: list[float] | None = None
     degraded: list[str] = []
     session_id: str | None = None
     anonymous_id: str | None = None
@@ -221,7 +220,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     assigned: str = "live"  # live | candidate
     positives: int = 0
     inputs: dict[str, str] = {}
-    micros: int = 0
+    latency_us: int = 0
 
 
 def hash_unit_interval(salt: str, raw_id: str) -> float:

@@ -55,7 +55,7 @@ def test_replay_requests_posts_and_links_baskets(held: tuple[Path, pl.DataFrame]
     for (request_id,), basket in linked.group_by("request_id"):
         decision = decision_of[str(request_id)]
         assert decision.user_id == basket["user_id"][0]
-        assert decision.at < basket["timestamp"][0]
+        assert decision.served_at < basket["timestamp"][0]
         hits += bool(set(decision.items) & set(basket["item_id"]))
     assert hits == done.hits
     assert verify(project)["unexplained"] == 0

@@ -113,7 +113,7 @@ def test_demo_rejects_the_harmful_and_promotes_the_better_candidate(
     steps = {bundle: [row.to for row in rows if row.bundle == bundle] for bundle in (worse, better)}
     assert steps[worse] == ["registered", "checked", "shadow", "experiment", "refused"]
     assert steps[better] == ["registered", "checked", "shadow", "experiment", "live"]
-    ahead = [(row.bundle, row.to) for row in rows if "not_earned" in row.evidence]
+    ahead = [(row.bundle, row.to) for row in rows if "waived_requirements" in row.evidence]
     assert ahead == [(worse, "shadow")]
     assert [row.reason for row in rows if row.bundle == better][2:] == ["", "", ""]
     assert rows[-1].bundle == better
@@ -157,7 +157,11 @@ def test_demo_replaces_an_earlier_demo(tmp_path: Path) -> None:
 def test_entered_keeps_the_first_24_hours_of_finished_users() -> None:
     """Requests of the first 24 hours of users: those of u2 are not over, u1's third is later."""
     requests = [decision("u1", 0), decision("u1", DAY - 1), decision("u1", DAY), decision("u2", DAY), decision("u3", 1)]
-    assert [(one.user_id, one.at) for one in entered(requests, DAY + 1)] == [("u1", 0), ("u1", DAY - 1), ("u3", 1)]
+    assert [(one.user_id, one.served_at) for one in entered(requests, DAY + 1)] == [
+        ("u1", 0),
+        ("u1", DAY - 1),
+        ("u3", 1),
+    ]
     assert [one.user_id for one in entered(requests, DAY)] == ["u1", "u1"]
 
 
@@ -182,6 +186,6 @@ def test_simulation_totals_add_up() -> None:
 
 def decision(user_id: str, at: int) -> Decision:
     return Decision(
-        request_id=f"{user_id}-{at}", role="answer", user_id=user_id, at=at, as_of=0, bundle="b", generation=1,
-        variant="live", placement="home", k=10, query={}, items=[], scores=[], sources=[], positives=0, inputs={}, micros=1,
+        request_id=f"{user_id}-{at}", role="answer", user_id=user_id, served_at=at, as_of_seq=0, bundle="b", generation=1,
+        variant="live", placement="home", k=10, query={}, items=[], scores=[], sources=[], positives=0, inputs={}, latency_us=1,
     )  # fmt: skip

@@ -17,9 +17,9 @@ def answer(
     request_id: str, user: str, at: int, items: list[str], variant: str = "live", assigned: str = ""
 ) -> Decision:
     return Decision(
-        request_id=request_id, role="answer", user_id=user, at=at, as_of=1, bundle="b", generation=1, variant=variant,
+        request_id=request_id, role="answer", user_id=user, served_at=at, as_of_seq=1, bundle="b", generation=1, variant=variant,
         assigned=assigned or variant,
-        placement="home", k=2, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), micros=50,
+        placement="home", k=2, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), latency_us=50,
     )  # fmt: skip
 
 
@@ -30,8 +30,8 @@ def log(*rows: tuple[object, ...]) -> pl.DataFrame:
 
 def requests(*decisions: Decision) -> pl.DataFrame:
     return pl.DataFrame(
-        [(one.request_id, one.user_id, one.at, one.items) for one in decisions],
-        schema=["request_id", "user_id", "at", "items"],
+        [(one.request_id, one.user_id, one.served_at, one.items) for one in decisions],
+        schema=["request_id", "user_id", "served_at", "items"],
         orient="row",
     )
 
@@ -102,7 +102,7 @@ def test_user_outcomes_have_one_row_per_user() -> None:
     own = found["u"]
     assert (own["arm"], own["start"], own["closes"]) == ("candidate", T + HOUR, T + 25 * HOUR)
     expected = {"requests": 2, "hits": 1, "clicks": 1, "positives": 2, "value": 7.0, "all_positives": 3,
-                "dislikes": 1, "micros": 100}  # fmt: skip
+                "dislikes": 1, "latency_us": 100}  # fmt: skip
     assert {name: own[name] for name in expected} == expected
     before = {
         "before_requests": 1,

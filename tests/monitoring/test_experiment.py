@@ -69,8 +69,8 @@ class Truth:
 
 def answer(request_id: str, user: str, at: int, items: list[str], variant: str, assigned: str = "") -> Decision:
     return Decision(
-        request_id=request_id, role="answer", user_id=user, at=at, as_of=1, bundle="b", generation=1, variant=variant,
-        placement="home", k=5, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), micros=50,
+        request_id=request_id, role="answer", user_id=user, served_at=at, as_of_seq=1, bundle="b", generation=1, variant=variant,
+        placement="home", k=5, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), latency_us=50,
         assigned=assigned or variant,
     )  # fmt: skip
 
@@ -155,13 +155,13 @@ def test_evaluate_with_a_violated_guardrail_is_worse_despite_a_better_hit_rate()
 def test_evaluate_with_latency_within_the_slack_is_not_worse() -> None:
     users = user_outcomes(*Truth(6, 600, 0.0).play(), T, T + 3 * DAY)
     slower = users.with_columns(
-        pl.when(pl.col("arm") == "candidate").then(1.1).otherwise(1.0).mul(pl.col("micros")).alias("micros")
+        pl.when(pl.col("arm") == "candidate").then(1.1).otherwise(1.0).mul(pl.col("latency_us")).alias("latency_us")
     )
     assert experiment.evaluate(slower, replace(PLAN, users=500)).verdict == "inconclusive"
     crawling = users.with_columns(
-        pl.when(pl.col("arm") == "candidate").then(1.5).otherwise(1.0).mul(pl.col("micros")).alias("micros")
+        pl.when(pl.col("arm") == "candidate").then(1.5).otherwise(1.0).mul(pl.col("latency_us")).alias("latency_us")
     )
-    assert "micros_per_request" in experiment.evaluate(crawling, PLAN).why
+    assert "latency_us_per_request" in experiment.evaluate(crawling, PLAN).why
 
 
 def test_evaluate_with_an_empty_arm_is_running() -> None:

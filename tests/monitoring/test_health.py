@@ -41,7 +41,7 @@ def decision(
     number: int, user: str, items: list[str], sources: list[str], positives: int = 9, **more: object
 ) -> Decision:
     values: dict[str, object] = {
-        "request_id": f"r{number}", "role": "answer", "user_id": user, "at": NOW, "as_of": 1, "bundle": "b",
+        "request_id": f"r{number}", "role": "answer", "user_id": user, "served_at": NOW, "as_of_seq": 1, "bundle": "b",
         "generation": 1, "variant": "live", "placement": "home", "k": len(items), "query": {}, "items": items,
         "scores": [0.0] * len(items), "sources": sources, "positives": positives,
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_health_metrics_by_hand(facts: health.HealthReference) -> None:
 
 def test_health_excludes_replicas_and_shadows(facts: health.HealthReference) -> None:
     answer = decision(1, "u1", ["a"], ["popular"])
-    others = [decision(2, "u9", ["b"], ["model"], role=role) for role in ("twin", "shadow")]
+    others = [decision(2, "u9", ["b"], ["model"], role=role) for role in ("replica", "shadow")]
     assert health.health([answer, *others], facts) == health.health([answer], facts)
 
 

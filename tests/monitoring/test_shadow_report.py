@@ -75,7 +75,7 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
         state = UserState(attributes=attributes[user][-1][1])
         fold(state, labelled.filter(pl.col("user_id") == user))
         for role, bundle in (
-            ("answer", live), ("twin", live), ("shadow", children["candidate"]), ("twin", children["seed"])
+            ("answer", live), ("replica", live), ("shadow", children["candidate"]), ("replica", children["seed"])
         ):  # fmt: skip
             query = Query(user_id=user, now=START + number * SECOND, n=10)
             got = Recommender(bundle, catalogue).recommend(StateBatch.from_states([user], [state]), [query])[0]
@@ -84,8 +84,8 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
                     request_id=f"r{number}",
                     role=role,
                     user_id=user,
-                    at=query.now,
-                    as_of=archive.watermark,
+                    served_at=query.now,
+                    as_of_seq=archive.watermark,
                     bundle=bundle.id,
                     generation=2,
                     variant="live",
@@ -97,7 +97,7 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
                     sources=got.sources,
                     positives=got.positives,
                     inputs=got.inputs,
-                    micros=100 if bundle is live else 200,
+                    latency_us=100 if bundle is live else 200,
                 )
             )
     assert store.flush()
@@ -118,7 +118,7 @@ def test_shadow_report_compares_candidate_live_and_noise(
     assert (found["live"], found["candidate"]) == (ids["live"], ids["candidate"])
     assert (found["requests"], found["users"]) == (40, 30)
     assert (found["from"], found["to"]) == (START, START + 39 * SECOND)
-    assert found["twin"] == {"requests": 40, "different": 0, "first": None}
+    assert found["replica"] == {"requests": 40, "different": 0, "first": None}
     # The candidate's weights change lists more than another seed does.
     for measure in ("overlap@10", "rbo", "tau_b"):
         assert found["agreement"][measure]["high"] < found["noise"][measure]["low"], measure

@@ -204,7 +204,7 @@ def test_verify_names_the_skewed_input_of_the_service(
     assert found["unexplained"] == len(found["differences"]) > 0
     assert {difference["name"] for difference in found["differences"]} <= names
     assert not {difference["request_id"] for difference in found["differences"]} & set(before)
-    assert all(difference["was"] != difference["is"] for difference in found["differences"])
+    assert all(difference["expected"] != difference["actual"] for difference in found["differences"])
 
 
 def test_verify_counts_differences_by_late_rows_as_late(project: Project, play: Any) -> None:
@@ -215,9 +215,9 @@ def test_verify_counts_differences_by_late_rows_as_late(project: Project, play: 
         service.decisions.flush()
         (row,) = service.decisions.rows()
         # As in a store that commits numbers out of order.
-        service.decisions.put(msgspec.structs.replace(row, request_id="late", as_of=service.as_of))
+        service.decisions.put(msgspec.structs.replace(row, request_id="late", as_of_seq=service.as_of))
         service.decisions.put(
-            msgspec.structs.replace(row, request_id="wrong", as_of=service.as_of, items=row.items[::-1])
+            msgspec.structs.replace(row, request_id="wrong", as_of_seq=service.as_of, items=row.items[::-1])
         )
 
     play(work)
@@ -236,12 +236,12 @@ def test_verify_with_a_changed_or_removed_bundle_is_unexplained(project: Project
     found = verify(project)
     assert (found["unexplained"], found["differences"][0]["name"]) == (1, "bundle")
     shutil.rmtree(bundle)
-    assert verify(project)["differences"][0]["was"] == bundle.name
+    assert verify(project)["differences"][0]["expected"] == bundle.name
 
 
 def decision(items: str, scores: list[float], **inputs: str) -> Decision:
     return Decision(
-        request_id="r", role="answer", user_id="u", at=0, as_of=0, bundle="b", generation=1, variant="live",
+        request_id="r", role="answer", user_id="u", served_at=0, as_of_seq=0, bundle="b", generation=1, variant="live",
         placement="home", k=len(items), query={}, items=list(items), scores=scores, sources=["model"] * len(items),
         inputs=inputs,
     )  # fmt: skip

@@ -105,7 +105,7 @@ def valid_rows(project: Project) -> pl.DataFrame:
     """All valid rows by seq, without seq, arrival and event id."""
     archive = project.open_archive()
     log = project.open_log()
-    out = [row.of_seq for row in log.retractions()]
+    out = [row.retracted_seq for row in log.retractions()]
     log.close()
     rows = archive.events().filter(~pl.col(SEQ).is_in(out))
     return rows.drop(SEQ, RECEIVED_AT, EVENT_ID)

@@ -81,7 +81,7 @@ def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(project:
     assert (machine.state(worse.id), machine.generation) == ("checked", before + 1)
     moved = promotion.promote(project, worse.id, "shadow", "to see what happens")
     assert moved["to"] == "shadow"
-    assert moved["evidence"]["not_earned"][0].startswith("gate slice_drop:repeat=-0.")
+    assert moved["evidence"]["waived_requirements"][0].startswith("gate slice_drop:repeat=-0.")
     assert "shadow and experiment decide" in gates(moved["evidence"])["new"]["note"]
     with pytest.raises(Refused, match="shadow requests=0"):  # after a waived gate only the steps are required
         transitions.promote(project, worse.id, "experiment")

@@ -133,5 +133,5 @@ def test_quarantine_during_serving_is_applied_and_verified(project: Project) -> 
     found = verify.verify(project)
     assert (found["unexplained"], found["late"], found["checked"]) == (0, 0, 3), found["differences"]
     log = project.open_log()
-    assert set(project.open_archive().events()[SEQ]) >= {row.of_seq for row in log.retractions()}
+    assert set(project.open_archive().events()[SEQ]) >= {row.retracted_seq for row in log.retractions()}
     log.close()

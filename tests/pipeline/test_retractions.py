@@ -49,7 +49,7 @@ def states(project: Project) -> dict[str, bytes]:
 def folded(project: Project, until: int) -> dict[str, bytes]:
     """All states, computed from archive and retractions."""
     archive = project.open_archive()
-    out = [row.of_seq for row in retractions_of(project) if row.seq <= until]
+    out = [row.retracted_seq for row in retractions_of(project) if row.seq <= until]
     rows = archive.events().filter(~pl.col("seq").is_in(out))
     return dict(full_snapshot(EventLabeler.from_spec(project.load_bundle().spec).label(rows), archive.users()))
 
@@ -82,7 +82,7 @@ def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
     deadline = time.monotonic() + PATIENCE
     while len(retractions_of(project)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert sorted((row.of_seq, row.rule) for row in retractions_of(project)) == expected
+    assert sorted((row.retracted_seq, row.rule) for row in retractions_of(project)) == expected
     assert project.open_control().pending() == []
     assert set(recommended("u01")) == set(before), "the retracted dislikes no longer hide items"
     recommended("u02")

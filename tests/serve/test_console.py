@@ -155,7 +155,7 @@ def text(page: Page, name: str) -> str:
 def test_console_shows_live_shadow_and_experiment_as_reported(served_project: ServedProject, opened: Any) -> None:
     with opened() as page:
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
-        expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_test_id("replica")).to_be_visible(timeout=WAIT)
         assert text(page, "live") == f"live: {served_project.live}"
         assert text(page, "well") == "healthy"
         assert text(page, "verify") == "verify: not run yet"
@@ -205,7 +205,7 @@ def test_console_fits_desktop_and_phone_in_light_and_dark(
 ) -> None:
     with opened(width, 900, color_scheme=scheme) as page:
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
-        expect(page.get_by_test_id("twin")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_test_id("replica")).to_be_visible(timeout=WAIT)
         page.get_by_test_id("user").fill("u05")
         page.get_by_test_id("show").click()
         expect(page.get_by_test_id("history")).to_be_visible(timeout=WAIT)

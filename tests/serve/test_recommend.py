@@ -241,9 +241,9 @@ def test_decision_row_equals_the_answer(client: httpx.Client, server: Server, us
     assert (row.bundle, row.generation, row.positives, row.session_id) == (answer["model_version"], 2, 2, "s9")
     assert list(row.inputs)[:4] == ["state", "catalogue", "now", "filters"]
     assert {"history", "user.age", "request.hour", "request.gap"} <= set(row.inputs)
-    assert row.as_of == client.get("/v1/status").json()["last_seq"]
-    assert row.micros > 0
-    assert before <= row.at <= time.time_ns() // 1_000
+    assert row.as_of_seq == client.get("/v1/status").json()["last_seq"]
+    assert row.latency_us > 0
+    assert before <= row.served_at <= time.time_ns() // 1_000
 
 
 def test_decisions_of_three_lists_with_one_client_id_are_three_rows(
@@ -268,7 +268,7 @@ def test_time_header_when_allowed_sets_the_decision_time(client: httpx.Client, s
     assert client.post("/v1/events", json=row, headers=headers).status_code == 200
     assert client.get(f"/v1/recommend/{user}", headers=headers).status_code == 200
     (decision,) = logged(server, f"then-{user}")
-    assert decision.at == 1_751_371_200_000_000
+    assert decision.served_at == 1_751_371_200_000_000
     assert client.get(f"/v1/users/{user}").json()["last_events"] == [
         {"item_id": "i05", "timestamp": "2025-07-01T12:00:00Z"}
     ]
@@ -282,7 +282,7 @@ def test_time_header_when_not_allowed_is_ignored(project: Any, serving: Any) -> 
     before = time.time_ns() // 1_000
     server.client.get("/v1/recommend/u14", headers=headers)
     (row,) = logged(server, "now")
-    assert before <= row.at <= time.time_ns() // 1_000
+    assert before <= row.served_at <= time.time_ns() // 1_000
 
 
 def test_user_and_item_routes_report_state_and_history(client: httpx.Client, user: str, server: Server) -> None:

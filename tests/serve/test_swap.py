@@ -330,7 +330,7 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(project: Project, within
     assert len(answers) == 41
     assert {row.bundle for row in answers.values()} == {live}
     shadows = [row for row in rows if row.role == "shadow"]
-    replicas = [row for row in rows if row.role == "twin"]
+    replicas = [row for row in rows if row.role == "replica"]
     expected = {name for name, row in answers.items() if assignment.in_shadow(candidate, row.user_id, 0.5)}
     assert 5 < len(expected) < 35
     assert {row.request_id for row in shadows} == expected
@@ -338,7 +338,12 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(project: Project, within
     assert {row.bundle for row in replicas} == {live, seed}
     for row in (*shadows, *replicas):
         answer = answers[row.request_id]
-        assert (row.as_of, row.at, row.placement, row.k) == (answer.as_of, answer.at, answer.placement, answer.k)
+        assert (row.as_of_seq, row.served_at, row.placement, row.k) == (
+            answer.as_of_seq,
+            answer.served_at,
+            answer.placement,
+            answer.k,
+        )
         if row.bundle == live:
             assert (row.items, row.scores, row.inputs) == (answer.items, answer.scores, answer.inputs)
     assert any(row.items != answers[row.request_id].items for row in shadows)

@@ -92,7 +92,7 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
         "share": 0.5, "metric": "hit_rate", "users": 4_000, "looks": 4, "margin": 0.01, "alpha": 0.05, "salt": bundle,
         "since": releases.read_state(control_of(project)).since(bundle).at,
     }  # fmt: skip
-    assert moved["evidence"] == {"golden": "equal", "shadowed": 12, "twins_that_differ": 0}
+    assert moved["evidence"] == {"golden": "equal", "shadow_requests": 12, "replica_mismatches": 0}
     monkeypatch.setattr(transitions, "USERS", 1)
     with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty until 24 hours of a user are over
         transitions.promote(project, bundle)
@@ -108,13 +108,13 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
     moved = transitions.promote(project, bundle)
     assert (moved["from"], moved["to"]) == ("experiment", "live")
     assert moved["evidence"]["users"] == {"live": 3, "candidate": 2}
-    assert "not_earned" not in moved["evidence"]
+    assert "waived_requirements" not in moved["evidence"]
     first = next(row.bundle for row in control_of(project).releases() if row.to == "live")
     transitions.rollback(project, "to see")
     with pytest.raises(Refused, match="state=rolled_back"):  # a reason overrides the requirement
         transitions.promote(project, bundle)
-    assert transitions.promote(project, bundle, "live", "it was the network")["evidence"]["not_earned"]
-    assert transitions.promote(project, first)["from"] == "retired"  # a bundle that was live needs no requirements
+    assert transitions.promote(project, bundle, "live", "it expected the network")["evidence"]["waived_requirements"]
+    assert transitions.promote(project, first)["from"] == "retired"  # a bundle that expected live needs no requirements
 
 
 def test_promote_with_a_replica_mismatch_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

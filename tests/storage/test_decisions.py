@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +17,15 @@ from recloop.storage import DecisionLog, open_decisions
 from recloop.storage import decisions as module
 
 URL = "sqlite:///store/decisions.db"
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def decision(request_id: str = "r", **more: object) -> Decision:
     values: dict[str, object] = {
-        "request_id": request_id, "role": "answer", "user_id": "u", "at": 10, "as_of": 3, "bundle": "counts-1",
+        "request_id": request_id, "role": "answer", "user_id": "u", "served_at": 10, "as_of_seq": 3, "bundle": "counts-1",
         "generation": 1, "variant": "live", "placement": "home", "k": 2, "query": {"exclude": ["x"], "filter": ""},
         "items": ["a", "b"], "scores": [0.1, 1 / 3], "sources": ["history", "popular"], "degraded": ["log"],
-        "inputs": {"state": "0a1b2c3d"}, "positives": 4, "micros": 900,
+        "inputs": {"state": "0a1b2c3d"}, "positives": 4, "latency_us": 900,
     }  # fmt: skip
     return Decision(**(values | more))
 
@@ -36,7 +38,7 @@ def decisions(tmp_path: Path) -> Iterator[DecisionLog]:
 
 
 def test_decisions_round_trip(decisions: DecisionLog) -> None:
-    rows = [decision(str(n), at=n, propensities=[0.5, 1.0] if n else None) for n in range(5)]
+    rows = [decision(str(n), served_at=n) for n in range(5)]
     for row in rows:
         assert decisions.put(row)
     assert decisions.flush()
@@ -126,6 +128,61 @@ def test_decisions_of_schema_1_are_read_and_migrated_by_a_writer(tmp_path: Path)
     assert [row.client_request_id for row in rows] == [None, None, None, "theirs"]
     writer.close()
     reader.close()
+
+
+@pytest.fixture
+def schema_3(tmp_path: Path) -> Path:
+    """A copy of decisions.db of schema 3 with one more row, of the role that is now called replica."""
+    file = tmp_path / "store" / "decisions.db"
+    file.parent.mkdir()
+    shutil.copy(FIXTURES / "schema-3" / "store" / "decisions.db", file)
+    connection = sqlite3.connect(file, isolation_level=None)
+    names = [
+        row[1] for row in connection.execute("PRAGMA table_info(decisions)") if row[1] not in {"n", "role", "variant"}
+    ]
+    columns = ", ".join(names)
+    connection.execute(
+        f"INSERT INTO decisions (role, variant, {columns}) SELECT 'twin', 'twin', {columns} FROM decisions LIMIT 1"
+    )
+    connection.close()
+    return file
+
+
+def test_decisions_schema_3_reads_the_same_before_and_after_its_migration(schema_3: Path, tmp_path: Path) -> None:
+    connection = sqlite3.connect(schema_3)
+    old = connection.execute("SELECT request_id, at, as_of, micros FROM decisions ORDER BY n").fetchall()
+    connection.close()
+    before = schema_3.read_bytes()
+    with open_decisions(URL, tmp_path) as reader:
+        rows, totals, newest = reader.rows(), reader.totals(), reader.newest_served_at()
+        assert schema_3.read_bytes() == before
+        with open_decisions(URL, tmp_path, write=True) as writer:
+            assert (writer.rows(), writer.totals(), writer.newest_served_at()) == (rows, totals, newest)
+        assert reader.rows() == rows  # opened before the migration
+    assert [(row.request_id, row.served_at, row.as_of_seq, row.latency_us) for row in rows] == old
+    assert [(row.role, row.variant) for row in rows] == [("answer", "live")] * 3 + [("replica", "replica")]
+
+
+def test_decisions_migrated_file_has_the_columns_of_a_new_one(schema_3: Path, tmp_path: Path) -> None:
+    open_decisions(URL, tmp_path, write=True).close()
+    open_decisions(URL, tmp_path / "new", write=True).close()
+    migrated, new = (
+        {row[1] for row in sqlite3.connect(file).execute("PRAGMA table_info(decisions)")}
+        for file in (schema_3, tmp_path / "new" / "store" / "decisions.db")
+    )
+    assert migrated == new
+    assert not migrated & {"at", "as_of", "micros", "propensities"}
+
+
+def test_decisions_failed_migration_leaves_the_old_file(
+    schema_3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.MIGRATIONS, 3, f"{module.MIGRATIONS[3]}; SELECT no_such_column FROM decisions")
+    with pytest.raises(sqlite3.OperationalError, match="no_such_column"):
+        open_decisions(URL, tmp_path, write=True)
+    with open_decisions(URL, tmp_path) as reader:
+        assert len(reader.rows()) == 4
+    assert sqlite3.connect(schema_3).execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_decisions_over_the_buffer_are_dropped_and_counted(

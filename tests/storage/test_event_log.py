@@ -182,10 +182,10 @@ def test_event_log_without_a_file_is_empty(tmp_path: Path) -> None:
 def test_event_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     open_log(URL, tmp_path, write=True).close()
     connection = sqlite3.connect(tmp_path / "store" / "log.db")
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
     for write in (True, False):
-        with pytest.raises(UserError, match=r"log\.db=schema 2: expected schema 1 or older; try: pip install"):
+        with pytest.raises(UserError, match=r"log\.db=schema 3: expected schema 2 or older; try: pip install"):
             open_log(URL, tmp_path, write=write)
 
 

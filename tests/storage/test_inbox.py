@@ -38,9 +38,9 @@ def test_inbox_keeps_retractions_until_they_are_applied(tmp_path: Path) -> None:
     ]
     assert waiting[0].retraction == Retraction(5, "duplicates")
     control.mark_applied([waiting[0].id, waiting[2].id])
-    assert [one.of_seq for one in control.pending()] == [3]
+    assert [one.retracted_seq for one in control.pending()] == [3]
     control.submit([Retraction(5, "duplicates")], "recloop update", 13)  # an update continued after a kill
-    assert [one.of_seq for one in control.pending()] == [3]
+    assert [one.retracted_seq for one in control.pending()] == [3]
 
 
 def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path) -> None:
@@ -56,16 +56,16 @@ def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path)
     assert file.read_bytes() == before  # reading changes no file
     control.move("b", "ab", "registered", "live", expected_generation=1, **MOVE)
     control.submit([Retraction(5, "duplicates")], "x", 1)
-    assert (control.generation(), [one.of_seq for one in control.pending()]) == (2, [5])
+    assert (control.generation(), [one.retracted_seq for one in control.pending()]) == (2, [5])
     connection = sqlite3.connect(file)
-    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (4,)
     connection.close()
     newer = tmp_path / "newer"
     shutil.copytree(tmp_path / "store", newer / "store")
     connection = sqlite3.connect(newer / "store" / "control.db")
-    connection.execute("PRAGMA user_version = 4")
+    connection.execute("PRAGMA user_version = 5")
     connection.close()
-    with pytest.raises(UserError, match="schema 4: expected schema 3 or older"):
+    with pytest.raises(UserError, match="schema 5: expected schema 4 or older"):
         open_control(URL, newer)
 
 
@@ -99,13 +99,37 @@ def test_control_store_of_schema_2_keeps_its_inbox(tmp_path: Path) -> None:
     )
     connection.close()
     control = open_control(URL, tmp_path)
-    assert [one.of_seq for one in control.pending()] == [8]
+    assert [one.retracted_seq for one in control.pending()] == [8]
     assert (
         control.submit([Retraction(7, "burst"), Retraction(7, RESTORED), Retraction(8, RESTORED)], "x", 1, "why") == 2
     )
-    assert [(one.id, one.of_seq, one.rule) for one in control.pending()] == [
+    assert [(one.id, one.retracted_seq, one.rule) for one in control.pending()] == [
         (5, 8, "burst"), (6, 7, RESTORED), (7, 8, RESTORED)
     ]  # fmt: skip
+
+
+FIXTURES = Path(__file__).parent / "fixtures" / "schema-3" / "store"
+
+
+def test_log_of_schema_1_reader_stays_open_over_the_migration(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES, tmp_path / "store")
+    with open_log("sqlite:///store/log.db", tmp_path) as reader:
+        before = reader.retractions()
+        with open_log("sqlite:///store/log.db", tmp_path, write=True) as writer:
+            kept = writer.append_retractions([Retraction(660, "burst")])
+            assert writer.retractions() == reader.retractions() == [*before, *kept]
+
+
+def test_control_of_schema_3_inbox_is_migrated_by_the_first_write(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES, tmp_path / "store")
+    control = open_control(URL, tmp_path)
+    (pending,) = control.pending()
+    control.mark_applied([pending.id])
+    assert control.pending() == []
+    connection = sqlite3.connect(tmp_path / "store" / "control.db")
+    row = connection.execute("SELECT retracted_seq, applied FROM inbox WHERE id = ?", (pending.id,)).fetchone()
+    connection.close()
+    assert row == (pending.retracted_seq, 1)
 
 
 def test_retractions_and_restorations_alternate_and_keep_earlier_states(tmp_path: Path) -> None:
@@ -114,7 +138,7 @@ def test_retractions_and_restorations_alternate_and_keep_earlier_states(tmp_path
     kept = log.append_retractions(
         [Retraction(1, "quarantine"), Retraction(1, "burst"), Retraction(2, RESTORED), Retraction(1, RESTORED)]
     )
-    assert [(row.of_seq, row.rule, row.seq) for row in kept] == [(1, "quarantine", 4), (1, RESTORED, 5)]
+    assert [(row.retracted_seq, row.rule, row.seq) for row in kept] == [(1, "quarantine", 4), (1, RESTORED, 5)]
     assert log.append_retractions([Retraction(1, RESTORED)]) == []
     log.append_retractions([Retraction(1, "quarantine"), Retraction(3, "quarantine")])
     rows = log.retractions()

@@ -143,6 +143,6 @@ def verify(
             line += ", {earlier} from before the last new first run"
         plain(line.format(**found) + f"; largest score difference {found['max_score_diff']:.2g}")
         for difference in found["differences"][:10]:
-            plain("  {request_id}: {name} was {was}, is {is}".format(**difference))
+            plain("  {request_id}: {name} expected {expected}, actual {actual}".format(**difference))
     if found["unexplained"]:
         raise typer.Exit(1)

@@ -52,5 +52,5 @@ def _print_move(moved: dict[str, Any], as_json: bool) -> None:
         plain(f"{moved['bundle']}: {moved['from']} -> {moved['to']} (generation {moved['generation']})")
         if "shadow_requirement" in moved["evidence"]:
             plain(f"  shadow: {moved['evidence']['shadow_requirement']['text']}")
-        if "not_earned" in moved["evidence"]:
-            plain(f"  overridden: {'; '.join(moved['evidence']['not_earned'])}")
+        if "waived_requirements" in moved["evidence"]:
+            plain(f"  overridden: {'; '.join(moved['evidence']['waived_requirements'])}")

@@ -46,7 +46,11 @@ class PostedRows:
         events = pl.concat([archived.select(schema), taken.select(schema), log.events(after=after).select(schema)])
         rows = log.retractions()
         out = retracted_at(rows)
-        back = {row.of_seq: row.rule for row in rows if row.of_seq in out and row.rule not in {*REJUDGED, RESTORED}}
+        back = {
+            row.retracted_seq: row.rule
+            for row in rows
+            if row.retracted_seq in out and row.rule not in {*REJUDGED, RESTORED}
+        }
         by_hand = pl.DataFrame({SEQ: list(back), "by_hand": list(back.values())}, {SEQ: pl.Int64, "by_hand": pl.String})
         kept_rule = pl.when(~pl.col(RULE).is_in(REJUDGED)).then(RULE)
         events = (

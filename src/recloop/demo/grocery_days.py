@@ -81,11 +81,11 @@ def run(stage: GroceryContext) -> None:
         candidate = keep_learning(stage)  # the copies include the week
         with grocery_updates.another_seed(reseeded) as begun:
             grocery_updates.poison(poisoned, tell)
-            twin = grocery_updates.take_in(stage.project, reseeded, begun, tell)
+            other_seed = grocery_updates.take_in(stage.project, reseeded, begun, tell)
     if candidate is None:
         stage.told.say("release", "no candidate passed its gate; live is unchanged, and nothing is tested")
     else:
-        in_the_shadow(stage, candidate, twin)
+        in_the_shadow(stage, candidate, other_seed)
         in_an_experiment(stage, candidate)
         there_and_back(stage, candidate)
     prove(stage)
@@ -109,11 +109,11 @@ def keep_learning(stage: GroceryContext) -> str | None:
     return done["bundle"] if done["verdict"] == "registered" else None
 
 
-def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> None:
+def in_the_shadow(stage: GroceryContext, candidate: str, other_seed: str | None) -> None:
     """Run days 8-10: shadow scoring by candidate, replica of live and other seed."""
     stage.move("promote", bundle=candidate, to="shadow", reason="passed its gate")
-    if twin is not None:
-        stage.move("promote", bundle=twin, to="shadow", reason="noise floor")
+    if other_seed is not None:
+        stage.move("promote", bundle=other_seed, to="shadow", reason="noise floor")
     stage.live(7, 3, WALL["shadow"], "shadow")
     items = pl.read_parquet(stage.project.data / "items.parquet").sort("seq").unique("item_id", keep="last")
     names = {
@@ -124,7 +124,7 @@ def in_the_shadow(stage: GroceryContext, candidate: str, twin: str | None) -> No
     stage.told.say(
         "shadow",
         f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow_share:.0%} of all; default 1 %); "
-        f"replica of live: {found['twin']['different']} of {found['twin']['requests']} differ",
+        f"replica of live: {found['replica']['different']} of {found['replica']['requests']} differ",
     )
     for measure, one in found["agreement"].items():
         noise = "" if not found.get("noise") else f", noise floor {found['noise'][measure]['value']:.3f}"

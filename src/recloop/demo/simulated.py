@@ -192,8 +192,8 @@ def candidates(project: Project, shown: DemoNarrator) -> list[str]:
         for line in gate_lines(evidence["gates"]):
             shown.say("candidates", f"  {line}")
         said = "recloop promote --to shadow"
-        if "not_earned" in evidence:  # the row records the skipped requirements
-            said += f" --reason {reason!r}, overriding {'; '.join(evidence['not_earned'])}"
+        if "waived_requirements" in evidence:  # the row records the skipped requirements
+            said += f" --reason {reason!r}, overriding {'; '.join(evidence['waived_requirements'])}"
         shown.say("candidates", said)
         made.append(bundle)
     return made
@@ -251,7 +251,7 @@ def better(stage: SimulationContext, free: str) -> SimulationTotals:
     earned = moved["evidence"]
     stage.say(
         chapter,
-        f"{earned['shadowed']} requests in shadow ({earned['twins_that_differ']} replicas differ), users "
+        f"{earned['shadow_requests']} requests in shadow ({earned['replica_mismatches']} replicas differ), users "
         f"{earned['users']}, verdict {earned['verdict']}",
     )
     return done

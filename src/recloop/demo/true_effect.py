@@ -104,7 +104,7 @@ def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[st
     """
     with project.open_decisions() as store, project.open_log() as log:
         rows = [one for one in store.rows(since=found.since, until=found.until) if one.role == "answer"]
-        asked = sorted(entered(rows, found.now), key=lambda one: one.as_of)
+        asked = sorted(entered(rows, found.now), key=lambda one: one.as_of_seq)
         live = next(one.bundle for one in asked if one.variant == LIVE)
         rebuilder = DecisionReplayer(project, log, asked)
         values = {name: np.zeros((len(asked), 2)) for name in METRICS}
@@ -112,7 +112,7 @@ def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[st
             shown, other = (0, live) if one.bundle == found.bundle else (1, found.bundle)
             lists = {1 - shown: one.items, shown: _list(rebuilder, one, other)}
             for side, items in lists.items():
-                expected = world.expected(one.user_id, items, one.at)
+                expected = world.expected(one.user_id, items, one.served_at)
                 for name, ours in METRICS.items():
                     values[name][number, side] = expected[ours]
     means = {name: table.mean(axis=0) for name, table in values.items()}
@@ -122,16 +122,16 @@ def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[st
 def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
     """Return requests in the first 24 hours of users whose 24 hours ended by ``now``."""
     first: dict[str, int] = {}
-    for one in sorted(decisions, key=lambda one: one.at):
-        first.setdefault(one.user_id, one.at)
-    return [one for one in decisions if one.at < first[one.user_id] + OUTCOME <= now]
+    for one in sorted(decisions, key=lambda one: one.served_at):
+        first.setdefault(one.user_id, one.served_at)
+    return [one for one in decisions if one.served_at < first[one.user_id] + OUTCOME <= now]
 
 
 def _list(rebuilder: DecisionReplayer, decision: Decision, bundle: str) -> list[str]:
     """Return the list of another bundle for the same request."""
     recommender, states = rebuilder.view(decision, bundle)
     query = Query(
-        user_id=decision.user_id, now=decision.at, n=decision.k, placement=decision.placement,
+        user_id=decision.user_id, now=decision.served_at, n=decision.k, placement=decision.placement,
         request_id=decision.request_id,
     )  # fmt: skip
     return recommender.recommend(states, [query], with_inputs=False)[0].items

@@ -49,9 +49,12 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
     Conditions, exclusions and the filter of seen items are ignored. Hidden and disliked items stay excluded.
     """
     query = Query(
-        user_id=decision.user_id, now=decision.at, placement=decision.placement, item_id=decision.query.get("item", "")
+        user_id=decision.user_id,
+        now=decision.served_at,
+        placement=decision.placement,
+        item_id=decision.query.get("item", ""),
     )
-    encoded = recommender.encode(states, [decision.at])
+    encoded = recommender.encode(states, [decision.served_at])
     table = recommender.bundle.items.ids
     allowed = candidate_mask(recommender.catalogue, table, encoded, [query], ("", ""), False)
     placement = recommender.placement(decision.placement)

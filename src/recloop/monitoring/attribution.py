@@ -41,24 +41,24 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
     """
     requests = pl.DataFrame(
         [
-            (one.request_id, one.user_id, one.at, one.assigned, one.variant != one.assigned, one.micros, one.items)
+            (one.request_id, one.user_id, one.served_at, one.assigned, one.variant != one.assigned, one.latency_us, one.items)
             for one in decisions
         ],
         schema={
-            REQUEST_ID: pl.String, USER_ID: pl.String, "at": pl.Int64, "arm": pl.String, "unanswered": pl.Boolean,
-            "micros": pl.Int64, "items": pl.List(pl.String),
+            REQUEST_ID: pl.String, USER_ID: pl.String, "served_at": pl.Int64, "arm": pl.String, "unanswered": pl.Boolean,
+            "latency_us": pl.Int64, "items": pl.List(pl.String),
         },
         orient="row",
     )  # fmt: skip
     credited = attribute(requests, events)
-    inside = requests.filter((pl.col("at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != ""))
+    inside = requests.filter((pl.col("served_at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != ""))
     users = (
-        inside.sort("at", REQUEST_ID)
+        inside.sort("served_at", REQUEST_ID)
         .group_by(USER_ID, maintain_order=True)
         .agg(
             # Until the server has reloaded (at most a second), it assigns every user to live.
             pl.when((pl.col("arm") == CANDIDATE).any()).then(pl.lit(CANDIDATE)).otherwise(pl.lit(LIVE)).alias("arm"),
-            pl.col("at").first().alias("start"),
+            pl.col("served_at").first().alias("start"),
         )
         .with_columns((pl.col("start") + OUTCOME).alias("closes"))
         .with_columns((pl.col("closes") > now).alias("waiting"))
@@ -80,7 +80,9 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
         requests: request_id, user_id, at, items.
         events: user_id, item_id, timestamp, event_type, value, label, request_id.
     """
-    exposures = requests.select(USER_ID, pl.col("items").alias(ITEM_ID), "at", REQUEST_ID).explode(ITEM_ID).drop_nulls()
+    exposures = (
+        requests.select(USER_ID, pl.col("items").alias(ITEM_ID), "served_at", REQUEST_ID).explode(ITEM_ID).drop_nulls()
+    )
     rows = events.select(
         USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, LABEL, pl.col(REQUEST_ID).alias("sent"),
         pl.col(EVENT_TYPE).replace_strict(WITHIN, default=WITHIN_OTHERWISE, return_dtype=pl.Int64).alias("within"),
@@ -94,13 +96,13 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
         rows.join(known, on=[USER_ID, "sent"], how="anti")
         .sort(TIMESTAMP)
         .join_asof(
-            exposures.sort("at"), left_on=TIMESTAMP, right_on="at", by=[USER_ID, ITEM_ID], strategy="backward",
+            exposures.sort("served_at"), left_on=TIMESTAMP, right_on="served_at", by=[USER_ID, ITEM_ID], strategy="backward",
             check_sortedness=False,
         )
-        .drop_nulls("at")
+        .drop_nulls("served_at")
     )  # fmt: skip
     found = pl.concat([told, guessed], how="diagonal")
-    return found.filter(pl.col(TIMESTAMP) - pl.col("at") <= pl.col("within"))
+    return found.filter(pl.col(TIMESTAMP) - pl.col("served_at") <= pl.col("within"))
 
 
 def _sums(windows: pl.DataFrame, requests: pl.DataFrame, credited: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
@@ -113,8 +115,10 @@ def _sums(windows: pl.DataFrame, requests: pl.DataFrame, credited: pl.DataFrame,
         return joined.group_by(USER_ID)
 
     positive, click = pl.col(LABEL) > 0, pl.col(EVENT_TYPE) == "click"
-    asked = within(requests, "at").agg(pl.len().alias("requests"), pl.col("micros").sum(), pl.col("unanswered").sum())
-    done = within(credited, "at", TIMESTAMP).agg(
+    asked = within(requests, "served_at").agg(
+        pl.len().alias("requests"), pl.col("latency_us").sum(), pl.col("unanswered").sum()
+    )
+    done = within(credited, "served_at", TIMESTAMP).agg(
         pl.col(REQUEST_ID).filter(positive).n_unique().alias("hits"),
         click.sum().alias("clicks"),
         positive.sum().alias("positives"),

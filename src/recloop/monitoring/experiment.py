@@ -68,7 +68,7 @@ METRICS: Final = (
     ExperimentMetric("value_from_lists", "secondary", "value"),
     ExperimentMetric("positives", "guardrail", "all_positives"),
     ExperimentMetric("dislikes", "guardrail", "dislikes", better=-1),
-    ExperimentMetric("micros_per_request", "guardrail", "micros", "requests", better=-1, slack=0.2),
+    ExperimentMetric("latency_us_per_request", "guardrail", "latency_us", "requests", better=-1, slack=0.2),
     ExperimentMetric(
         "unanswered", "guardrail", "unanswered", "requests", better=-1, slack=0.01, absolute=True, proof=True
     ),
@@ -112,7 +112,7 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
         later = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
         rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= first)
     if now is None:
-        now = max([plan.since, *(one.at for one in newest), *later[RECEIVED_AT].to_list()])
+        now = max([plan.since, *(one.served_at for one in newest), *later[RECEIVED_AT].to_list()])
     now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
     users = user_outcomes(decisions, EventLabeler.from_spec(own.spec).label(rows), plan.since, now)
     differs = plan.differences(project.config.release)

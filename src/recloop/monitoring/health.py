@@ -80,7 +80,7 @@ class Exposures:
     Decision q has the slots ``offsets[q]:offsets[q+1]``.
     """
 
-    at: NDArray[np.int64]  # (Q,)
+    served_at: NDArray[np.int64]  # (Q,)
     users: NDArray[np.int64]  # (Q,) user numbers
     positives: NDArray[np.int64]  # (Q,)
     variant: NDArray[Any]  # (Q,) object
@@ -88,11 +88,11 @@ class Exposures:
     offsets: NDArray[np.int64]  # (Q+1,)
     items: NDArray[np.int64]  # (S,) numbers of `HealthReference.ids`; other items have higher numbers
     sources: NDArray[np.int64]  # (S,) indices in SOURCES
-    micros: NDArray[np.int64]  # (Q,) microseconds from request to list
+    latency_us: NDArray[np.int64]  # (Q,) microseconds from request to list
     bundles: NDArray[np.object_]  # (Q,) bundle that answered
 
     def __len__(self) -> int:
-        return len(self.at)
+        return len(self.served_at)
 
     @classmethod
     def from_decisions(cls, decisions: Sequence[Decision], against: HealthReference) -> Exposures:
@@ -109,7 +109,7 @@ class Exposures:
             return against.ids.get(raw) or numbers.setdefault(raw, len(against.tail) + len(numbers))
 
         return cls(
-            at=np.array([one.at for one in answered], dtype=np.int64),
+            served_at=np.array([one.served_at for one in answered], dtype=np.int64),
             users=np.array([users.setdefault(one.user_id, len(users)) for one in answered], dtype=np.int64),
             positives=np.array([one.positives if one.user_id else COLD_POSITIVES for one in answered], dtype=np.int64),
             variant=np.array([one.variant for one in answered], dtype=object),
@@ -117,7 +117,7 @@ class Exposures:
             offsets=np.concatenate([[0], np.cumsum([len(one.items) for one in answered])]).astype(np.int64),
             items=np.array([number(raw) for one in answered for raw in one.items], dtype=np.int64),
             sources=np.array([place[source] for one in answered for source in one.sources], dtype=np.int64),
-            micros=np.array([one.micros for one in answered], dtype=np.int64),
+            latency_us=np.array([one.latency_us for one in answered], dtype=np.int64),
             bundles=np.array([one.bundle for one in answered], dtype=object),
         )
 
@@ -126,9 +126,9 @@ class Exposures:
         lengths = np.diff(self.offsets)
         slots = np.repeat(mask, lengths)
         return Exposures(
-            self.at[mask], self.users[mask], self.positives[mask], self.variant[mask], self.placement[mask],
+            self.served_at[mask], self.users[mask], self.positives[mask], self.variant[mask], self.placement[mask],
             np.concatenate([[0], np.cumsum(lengths[mask])]).astype(np.int64), self.items[slots], self.sources[slots],
-            self.micros[mask], self.bundles[mask],
+            self.latency_us[mask], self.bundles[mask],
         )  # fmt: skip
 
     def covering(self) -> NDArray[np.float64]:
@@ -192,7 +192,7 @@ def latency(shown: Exposures) -> dict[str, float | None]:
     """Milliseconds from request to list: median and 99th percentile."""
     if not len(shown):
         return {"p50": None, "p99": None}
-    p50, p99 = np.quantile(shown.micros, (0.5, 0.99)) / 1_000
+    p50, p99 = np.quantile(shown.latency_us, (0.5, 0.99)) / 1_000
     return {"p50": bootstrap.plain(float(p50)), "p99": bootstrap.plain(float(p99))}
 
 
@@ -220,7 +220,7 @@ def health(
         events received in that time with a request id of the group.
     """
     shown = Exposures.from_decisions(decisions, against)
-    end = until if until is not None else int(shown.at.max(initial=0))
+    end = until if until is not None else int(shown.served_at.max(initial=0))
     group = {one.request_id: (one.variant, one.placement) for one in decisions if one.role == "answer"}
 
     def events(since: int) -> Counter[Group]:
@@ -231,7 +231,7 @@ def health(
         "whole": {**compute(shown, against), "events": ever.total()}, "groups": by_variant_and_placement(shown, against, ever),
     }  # fmt: skip
     for name, length in WINDOWS.items():
-        mine = shown.where((shown.at > end - length) & (shown.at <= end))
+        mine = shown.where((shown.served_at > end - length) & (shown.served_at <= end))
         out[name] = by_variant_and_placement(mine, against, events(end - length))
     return out
 

@@ -306,5 +306,5 @@ def _learned(project: Project) -> pl.DataFrame | None:
 
 
 def _window(decisions: Sequence[Decision]) -> str:
-    stamps = [one.at for one in decisions if one.role == "answer"]
+    stamps = [one.served_at for one in decisions if one.role == "answer"]
     return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this period"

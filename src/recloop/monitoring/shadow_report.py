@@ -45,12 +45,12 @@ def shadow_report(
 
     Args:
         bundle: The candidate; empty for the one that was shadowed last.
-        since, until: ``since`` <= at < ``until``, int64 microseconds.
+        since, until: ``since`` <= served_at < ``until``, int64 microseconds.
         name: Returns the display name of an item_id.
 
     Returns:
         ``live``, ``candidate``, ``requests``, ``users``, ``from``, ``to``; ``agreement`` and ``noise`` {measure: {value,
-        low, high}} (``noise`` is None without a reseeded replica), ``segments`` {by: {segment: {requests, measure: ...}}}, ``twin``
+        low, high}} (``noise`` is None without a reseeded replica), ``segments`` {by: {segment: {requests, measure: ...}}}, ``replica``
         {requests, different, first}, ``shown`` {live, candidate: health}, ``latency`` {live, candidate (median
         microseconds), ratio}, ``disagree`` (the five requests of least agreement).
 
@@ -63,7 +63,7 @@ def shadow_report(
     with project.open_log() as log:
         replayer = DecisionReplayer(project, log, shadowed.live)
         numbers, segments, live = _numbers(project, replayer, shadowed.answers, others)
-        newest = max(row.as_of for row in shadowed.candidate)
+        newest = max(row.as_of_seq for row in shadowed.candidate)
         against = reference(live, log.items(until=newest)["item_id"])
     requests = len(shadowed.candidate)
     table, noise = numbers[:requests], numbers[requests:]
@@ -73,12 +73,12 @@ def shadow_report(
         "candidate": shadowed.candidate[-1].bundle,
         "requests": requests,
         "users": len(set(users)),
-        "from": min(row.at for row in shadowed.live),
-        "to": max(row.at for row in shadowed.live),
+        "from": min(row.served_at for row in shadowed.live),
+        "to": max(row.served_at for row in shadowed.live),
         "agreement": estimates(table, users),
         "noise": estimates(noise, [row.user_id for row in shadowed.other_seed]) if shadowed.other_seed else None,
         "segments": by_segment(table, users, segments[:requests]),
-        "twin": self_check([(shadowed.answers[row.request_id], row) for row in shadowed.replicas]),
+        "replica": self_check([(shadowed.answers[row.request_id], row) for row in shadowed.replicas]),
         "shown": {"live": _health(shadowed.live, against), "candidate": _health(shadowed.candidate, against)},
         "latency": latency(shadowed.live, shadowed.candidate),
         "disagree": _disagreements(shadowed, table, name),
@@ -117,13 +117,13 @@ def _shadowed_requests(project: Project, bundle: str, since: int | None, until: 
         raise UserError("bundle", bundle or "none", "a bundle that was shadowed", "recloop promote BUNDLE --to shadow")
     candidate = [row for row in shadows if row.bundle == shadows[-1].bundle][-MOST:]
     scored = {row.request_id for row in candidate}
-    twins = [row for row in beside if row.role == "twin" and row.request_id in scored]
+    replicas = [row for row in beside if row.role == "replica" and row.request_id in scored]
     return _ShadowedRequests(
         answers,
         live=[answers[row.request_id] for row in candidate],
         candidate=candidate,
-        replicas=[row for row in twins if row.bundle == answers[row.request_id].bundle],
-        other_seed=[row for row in twins if row.bundle != answers[row.request_id].bundle],
+        replicas=[row for row in replicas if row.bundle == answers[row.request_id].bundle],
+        other_seed=[row for row in replicas if row.bundle != answers[row.request_id].bundle],
     )
 
 
@@ -137,7 +137,7 @@ def _disagreements(shadowed: _ShadowedRequests, table: NDArray[np.float64], name
         {
             "request_id": shadowed.live[q].request_id,
             "user_id": shadowed.live[q].user_id,
-            "at": shadowed.live[q].at,
+            "served_at": shadowed.live[q].served_at,
             **{measure: bootstrap.plain(table[q, column]) for column, measure in enumerate(MEASURES)},
             "live": [name(item) for item in shadowed.live[q].items[: agreement.K]],
             "candidate": [name(item) for item in shadowed.candidate[q].items[: agreement.K]],
@@ -158,7 +158,7 @@ def _numbers(
     segments: list[dict[str, str]] = [{} for _ in others]
     live = None
     field = project.config.serve.segment
-    for place in sorted(range(len(others)), key=lambda place: answers[others[place].request_id].as_of):
+    for place in sorted(range(len(others)), key=lambda place: answers[others[place].request_id].as_of_seq):
         other = others[place]
         answer = answers[other.request_id]
         serving, states = rebuilder.view(answer)
@@ -210,8 +210,8 @@ def self_check(pairs: Sequence[tuple[Decision, Decision]]) -> dict[str, Any]:
     """
     different = [
         answer.request_id
-        for answer, twin in pairs
-        if (answer.items, answer.scores, answer.sources) != (twin.items, twin.scores, twin.sources)
+        for answer, replica in pairs
+        if (answer.items, answer.scores, answer.sources) != (replica.items, replica.scores, replica.sources)
     ]
     return {"requests": len(pairs), "different": len(different), "first": different[0] if different else None}
 
@@ -224,8 +224,8 @@ def largest_disagreements(numbers: NDArray[np.float64]) -> list[int]:
 
 def latency(answers: Sequence[Decision], others: Sequence[Decision]) -> dict[str, float | None]:
     """Compute the median microseconds of both, and the median ratio per request."""
-    live = np.array([max(1, row.micros) for row in answers], dtype=np.float64)
-    other = np.array([row.micros for row in others], dtype=np.float64)
+    live = np.array([max(1, row.latency_us) for row in answers], dtype=np.float64)
+    other = np.array([row.latency_us for row in others], dtype=np.float64)
     return {
         "live": bootstrap.plain(float(np.median(live))),
         "candidate": bootstrap.plain(float(np.median(other))),

@@ -59,4 +59,4 @@ def shadow_requirement(project: Project, bundle: str, needed: int) -> Requiremen
     with project.open_decisions() as store:
         count, first, last = store.traffic(WEEK)
         days = max(last - first, DAY // 24) / DAY
-        return Requirement(store.shadowed(bundle), needed, project.config.release.shadow_share, count / days)
+        return Requirement(store.shadow_requests(bundle), needed, project.config.release.shadow_share, count / days)

@@ -108,7 +108,9 @@ def summarize(
         posted = log.items()
         decisions = store.rows(since=since, until=None if until is None else until + 1)
         totals = store.totals()
-        end = until if until is not None else max((one.at for one in decisions if one.role == "answer"), default=0)
+        end = (
+            until if until is not None else max((one.served_at for one in decisions if one.role == "answer"), default=0)
+        )
         received = log.received(end - WEEK if since is None else min(since, end - WEEK), end)
     if until is not None:
         posted = posted.filter(pl.col(RECEIVED_AT) <= until)

@@ -2,7 +2,7 @@
 
 Serving reads a user's state event by event, through a snapshot and a cache. Verification computes it from the columns of
 archive and log, without snapshot and cache. It then uses the same `encode` and the recommender of the decision's
-bundle, over the catalog at the decision's ``as_of``, one query at a time. The ``inputs``, ids and scores must be equal.
+bundle, over the catalog at the decision's ``as_of_seq``, one query at a time. The ``inputs``, ids and scores must be equal.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class Mismatch(NamedTuple):
     """First difference between a decision and its recomputation."""
 
     name: str
-    was: str
-    now: str
+    expected: str
+    """As served."""
+    actual: str
+    """As recomputed."""
 
 
 @dataclass
@@ -103,7 +105,7 @@ def last_result(project: Project) -> dict[str, int] | None:
 
 
 def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebuilder: DecisionReplayer) -> None:
-    for decision in sorted(decisions, key=lambda row: row.as_of):
+    for decision in sorted(decisions, key=lambda row: row.as_of_seq):
         try:
             answer = rebuilder.answer(decision)
             difference = compare(decision, answer)
@@ -124,38 +126,37 @@ def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebui
             continue
         found.unexplained += 1
         if len(found.differences) < SHOWN:
-            name, was, now = difference
-            found.differences.append({"request_id": decision.request_id, "name": name, "was": was, "is": now})
+            found.differences.append({"request_id": decision.request_id, **difference._asdict()})
 
 
 def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
     """Find the first difference: inputs in computed order, then ids, then scores."""
     for name in [*answer.inputs, *(name for name in decision.inputs if name not in answer.inputs)]:
-        was, now = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
-        if was != now:
-            return Mismatch(name, was, now)
+        expected, actual = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
+        if expected != actual:
+            return Mismatch(name, expected, actual)
     if len(decision.items) != len(answer.items):
         return Mismatch("ids", f"{len(decision.items)} ids", f"{len(answer.items)} ids")
     scores = dict(zip(answer.items, answer.scores, strict=True))
     edge = answer.scores[-1] if answer.scores else 0.0
-    for place, (was, now) in enumerate(zip(decision.items, answer.items, strict=True)):
+    for place, (expected, actual) in enumerate(zip(decision.items, answer.items, strict=True)):
         # Items with scores closer than `CLOSE` may swap ranks, also across the end of the list.
-        if was != now and abs(scores.get(was, edge) - decision.scores[place]) >= CLOSE:
-            return Mismatch("ids", was, now)
-    for was_score, score in zip(decision.scores, answer.scores, strict=True):
-        if abs(was_score - score) >= CLOSE:
-            return Mismatch("scores", repr(was_score), repr(score))
+        if expected != actual and abs(scores.get(expected, edge) - decision.scores[place]) >= CLOSE:
+            return Mismatch("ids", expected, actual)
+    for expected_score, actual_score in zip(decision.scores, answer.scores, strict=True):
+        if abs(expected_score - actual_score) >= CLOSE:
+            return Mismatch("scores", repr(expected_score), repr(actual_score))
     return None
 
 
 class DecisionReplayer:
-    """Recomputes decisions from columns; call in order of ``as_of``."""
+    """Recomputes decisions from columns; call in order of ``as_of_seq``."""
 
     def __init__(self, project: Project, log: EventLog, decisions: Sequence[Decision]) -> None:
         self._project = project
         archive = project.open_archive()
         # Rows that an update archived were in the log, so each counts from its seq on.
-        first, until = (side(decision.as_of for decision in decisions) for side in (min, max))
+        first, until = (side(decision.as_of_seq for decision in decisions) for side in (min, max))
         first = min(first, archive.watermark)
         users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
         named = pl.col(USER_ID).is_in(users)
@@ -175,12 +176,12 @@ class DecisionReplayer:
         self._timelines: dict[tuple[str, str, frozenset[int]], StateHistory] = {}
 
     def answer(self, decision: Decision) -> RankedList:
-        """Recompute a decision from state and catalog at its ``as_of``."""
+        """Recompute a decision from state and catalog at its ``as_of_seq``."""
         recommender, states = self.view(decision)
         return recommender.recommend(states, [_query(decision)])[0]
 
     def view(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
-        """Rebuild the recommender and user state of a decision at its ``as_of``.
+        """Rebuild the recommender and user state of a decision at its ``as_of_seq``.
 
         Args:
             bundle: Bundle of the recommender and the event labels; empty for the decision's own.
@@ -192,27 +193,27 @@ class DecisionReplayer:
         if key not in self._timelines:
             own = pl.col(USER_ID) == decision.user_id if out else pl.lit(value=True)
             self._timelines[key] = self._timeline(recommender, self._new_events.filter(own), self._new_users, out)
-        while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of:
+        while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of_seq:
             self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
-        return recommender, select_state(self._timelines[key].states([decision.user_id], [decision.as_of]), 0)
+        return recommender, select_state(self._timelines[key].states([decision.user_id], [decision.as_of_seq]), 0)
 
     def has_late(self, decision: Decision) -> bool:
         """Return True if the state or catalog includes a row received after the decision."""
-        known = (pl.col(RECEIVED_AT) > decision.at) & (pl.col(SEQ) <= decision.as_of)
+        known = (pl.col(RECEIVED_AT) > decision.served_at) & (pl.col(SEQ) <= decision.as_of_seq)
         own = known & (pl.col(USER_ID) == decision.user_id)
         rows = (self._new_items.filter(known), self._new_events.filter(own), self._new_users.filter(own))
         return any(map(len, rows))
 
     def answer_without_late(self, decision: Decision) -> RankedList:
         """Recompute a decision without rows that were received after it."""
-        in_time = pl.col(RECEIVED_AT) <= decision.at
+        in_time = pl.col(RECEIVED_AT) <= decision.served_at
         served = self._recommender(decision.bundle)
         items = self._new_items.filter(in_time)
-        recommender = Recommender(served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of))
+        recommender = Recommender(served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of_seq))
         own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, own, self._new_users.filter(in_time), self._out(decision))
-        states = select_state(timeline.states([decision.user_id], [decision.as_of]), 0)
+        states = select_state(timeline.states([decision.user_id], [decision.as_of_seq]), 0)
         return recommender.recommend(states, [_query(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:
@@ -225,7 +226,7 @@ class DecisionReplayer:
         rows = pl.concat([self._old_events, self._new_events])
         back: dict[int, list[Retraction]] = {}
         for row in log.retractions(until=until):
-            back.setdefault(row.of_seq, []).append(row)
+            back.setdefault(row.retracted_seq, []).append(row)
         seqs = pl.Series(list(back), dtype=pl.Int64).implode()
         found: dict[str, list[Retraction]] = {}
         for user_id, seq in rows.filter(pl.col(SEQ).is_in(seqs)).select(USER_ID, SEQ).iter_rows():
@@ -234,7 +235,7 @@ class DecisionReplayer:
 
     def _out(self, decision: Decision) -> frozenset[int]:
         """Seqs of the user's events that were retracted when the decision was made."""
-        return frozenset(retracted_at(self._retracted.get(decision.user_id, ()), decision.as_of))
+        return frozenset(retracted_at(self._retracted.get(decision.user_id, ()), decision.as_of_seq))
 
     def _timeline(
         self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, out: frozenset[int]
@@ -255,7 +256,7 @@ def _cut(archived: pl.DataFrame | None, later: pl.DataFrame, seq: int) -> tuple[
 def _query(decision: Decision) -> Query:
     return Query(
         user_id=decision.user_id,
-        now=decision.at,
+        now=decision.served_at,
         n=decision.k,
         placement=decision.placement,
         exclude=tuple(decision.query.get("exclude", ())),

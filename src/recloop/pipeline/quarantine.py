@@ -95,7 +95,7 @@ def quarantine(
     with project.open_log() as log:
         past = [*log.retractions(), *(one.retraction for one in control.pending())]
         matched, rows, users = _matching(archive, log, condition, retracted_at(past))
-    held = {row.of_seq for row in past if row.rule == QUARANTINE} if restore else set()
+    held = {row.retracted_seq for row in past if row.rule == QUARANTINE} if restore else set()
     out = pl.Series(sorted(retracted_at(past) & held if restore else retracted_at(past)), dtype=pl.Int64)
     is_out = pl.col(SEQ).is_in(out.implode())
     chosen = matched.filter(is_out if restore else ~is_out)

@@ -160,7 +160,7 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
     if not file.exists():
         return Freed(0, 0)
     with project.open_decisions() as store:
-        newest = store.newest_at()
+        newest = store.newest_served_at()
         if newest is None:
             return Freed(0, 0)
         before = newest - round(project.config.retention.decision_seconds * SECOND)

@@ -53,10 +53,10 @@ class RetractionIndex:
 
     def preload(self, rows: Sequence[Retraction]) -> None:
         """Read the users of these retractions and their archived rows, before they apply."""
-        seqs = [row.of_seq for row in rows if row.of_seq not in self._owners]
+        seqs = [row.retracted_seq for row in rows if row.retracted_seq not in self._owners]
         if seqs:
             self._owners |= {**self._archive.owners(seqs), **self._log.owners(seqs)}
-        later = {row.of_seq for row in rows if row.seq == 0 or row.seq > self._archive.watermark}
+        later = {row.retracted_seq for row in rows if row.seq == 0 or row.seq > self._archive.watermark}
         users = sorted({self._owners[seq] for seq in later if seq in self._owners} - set(self._rows))
         if users:
             held = self._archive.for_users(users).partition_by(USER_ID, as_dict=True)
@@ -66,9 +66,9 @@ class RetractionIndex:
         """Register retractions and return the affected user ids; unknown rows are ignored."""
         touched = set()
         for row in rows:
-            if row.of_seq in self._owners:
-                touched.add(self._owners[row.of_seq])
-                self._of.setdefault(self._owners[row.of_seq], []).append(row)
+            if row.retracted_seq in self._owners:
+                touched.add(self._owners[row.retracted_seq])
+                self._of.setdefault(self._owners[row.retracted_seq], []).append(row)
         return touched
 
     def retracted_at(self, user_id: str, seq: int) -> set[int]:
@@ -77,7 +77,7 @@ class RetractionIndex:
 
     def differs_between(self, user_id: str, seq: int, after: int) -> bool:
         """Return True if retracted rows up to ``after`` differ at ``seq`` and ``after``."""
-        if not any(after < row.seq <= seq and row.of_seq <= after for row in self._of.get(user_id, ())):
+        if not any(after < row.seq <= seq and row.retracted_seq <= after for row in self._of.get(user_id, ())):
             return False
         then, now = ({of for of in self.retracted_at(user_id, at) if of <= after} for at in (after, seq))
         return then != now
@@ -216,7 +216,7 @@ def _affected_users(retractions: Sequence[Retraction], since: int, archive: Arch
 
     A change is a retraction or a restoration.
     """
-    seqs = [row.of_seq for row in retractions if row.seq > since and row.of_seq <= since]
+    seqs = [row.retracted_seq for row in retractions if row.seq > since and row.retracted_seq <= since]
     return sorted({*archive.owners(seqs).values(), *log.owners(seqs).values()}) if seqs else []
 
 

@@ -106,7 +106,7 @@ def promote(
         how = f"{first.reason}; to override: recloop promote {bundle} --to {target} --reason TEXT"
         raise Refused(first.gate, first.number, first.threshold, how)
     if missing:
-        earned["not_earned"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
+        earned["waived_requirements"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
     return _result(releases.promote(control, bundle, to=target, by=by, reason=reason, at=at, evidence=earned))
 
 
@@ -222,18 +222,20 @@ def _unmet_requirements(
     if target == "shadow" or state == "retired" or not machine.lives:
         return [], {"golden": "equal"}
     with project.open_decisions() as store:
-        shadowed, differ = store.shadowed(bundle), store.twins_that_differ(bundle)
-    numbers: JsonTree = {"golden": "equal", "shadowed": shadowed, "twins_that_differ": differ}
+        shadow_requests, mismatches = store.shadow_requests(bundle), store.replica_mismatches(bundle)
+    numbers: JsonTree = {"golden": "equal", "shadow_requests": shadow_requests, "replica_mismatches": mismatches}
     missing = []
     if state == releases.ROLLED_BACK:
         missing.append(
             Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and was rolled back")
         )
-    if shadowed < SHADOWED:
+    if shadow_requests < SHADOWED:
         need = shadow_requirement(project, bundle, SHADOWED)
-        missing.append(Refused("shadow requests", shadowed, SHADOWED, f"the shadow step is not earned: {need}"))
-    if differ:
-        missing.append(Refused("replicas that differ", differ, 0, "live's lists are not reproducible: recloop verify"))
+        missing.append(Refused("shadow requests", shadow_requests, SHADOWED, f"the shadow step is not earned: {need}"))
+    if mismatches:
+        missing.append(
+            Refused("replicas that differ", mismatches, 0, "live's lists are not reproducible: recloop verify")
+        )
     if target == "live":
         missing += _experiment(project, bundle, numbers)
     return missing, numbers

@@ -24,7 +24,7 @@ MEASURES: Final = {
 METRICS: Final = {
     "hit_rate": "hit rate", "clicks_per_request": "clicks per request",
     "positives_from_lists": "positives from lists per user", "value_from_lists": "value from lists per user",
-    "positives": "positives per user", "dislikes": "dislikes per user", "micros_per_request": "response time, µs",
+    "positives": "positives per user", "dislikes": "dislikes per user", "latency_us_per_request": "response time, µs",
     "unanswered": "requests without a candidate list",
 }  # fmt: skip
 
@@ -101,13 +101,13 @@ def releases(moves: Sequence[Mapping[str, Any]]) -> None:
 
 def shadow(found: Mapping[str, Any]) -> None:
     """Show a shadow candidate's agreement with live, noise floor and list health."""
-    repeat, latency = found["twin"], found["latency"]
+    repeat, latency = found["replica"], found["latency"]
     same = "equal lists each time" if not repeat["different"] else f"a DIFFERENT list {repeat['different']:,} times"
     ui.label(f"candidate {found['candidate']}, live {found['live']}").classes("break-all")
     ui.label(
         f"{found['requests']:,} requests of {found['users']:,} users. Live, scored again {repeat['requests']:,} times, "
         f"gave {same}. Time per list: live {_millis(latency['live'])}, candidate {_millis(latency['candidate'])}."
-    ).props("data-testid=twin")
+    ).props("data-testid=replica")
     noise = found["noise"] or {}
     rows = [
         [label, *_interval(found["agreement"][name]), *_interval(noise.get(name))] for name, label in MEASURES.items()
@@ -221,5 +221,5 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}".replace("%", " %")
 
 
-def _millis(micros: float | None) -> str:
-    return "-" if micros is None else f"{micros / 1_000:.1f} ms"
+def _millis(latency_us: float | None) -> str:
+    return "-" if latency_us is None else f"{latency_us / 1_000:.1f} ms"

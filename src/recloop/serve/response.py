@@ -19,8 +19,6 @@ REASONS: Mapping[str, str] = {
     "segment": "popular with people like you",
     "popular": "popular with everybody",
     "latest": "new here",
-    "pin": "chosen by the shop",
-    "explore": "something to try",
 }
 """Reason shown to users, per source of a slot."""
 ABOUT: Mapping[str, str] = {
@@ -50,7 +48,7 @@ def build_decision(
     answer: RankedList,
     arm: Arm,
     *,
-    as_of: int,
+    as_of_seq: int,
     degraded: list[str],
     assigned: str,
     latency_us: int,
@@ -62,7 +60,7 @@ def build_decision(
 
     Args:
         arm: The arm that answered; ``assigned`` is the variant that the user was assigned to.
-        as_of: Newest seq that the response includes.
+        as_of_seq: Newest seq that the response includes.
     """
     asked: JsonTree = {
         "exclude": list(query.exclude),
@@ -76,8 +74,8 @@ def build_decision(
         request_id=query.request_id,
         role="answer",
         user_id=query.user_id,
-        at=query.now,
-        as_of=as_of,
+        served_at=query.now,
+        as_of_seq=as_of_seq,
         bundle=arm.bundle,
         generation=arm.generation,
         variant=arm.variant,
@@ -94,5 +92,5 @@ def build_decision(
         assigned=assigned,
         positives=answer.positives,
         inputs=answer.inputs,
-        micros=latency_us,
+        latency_us=latency_us,
     )

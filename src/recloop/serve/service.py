@@ -156,12 +156,12 @@ class Service:
         if query.filter:
             self.catalogue.check(query.filter, "filter")
         degraded = set(self.degraded)
-        deployment, answer, as_of = self._answer(assigned, query, degraded)
+        deployment, answer, as_of_seq = self._answer(assigned, query, degraded)
         decision = build_decision(
             query,
             answer,
             deployment.arm,
-            as_of=as_of,
+            as_of_seq=as_of_seq,
             degraded=sorted(degraded),
             assigned=assigned.arm.variant,
             latency_us=round((time.perf_counter() - started) * 1e6),

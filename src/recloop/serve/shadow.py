@@ -28,7 +28,7 @@ class Recommend(Protocol):
 class ShadowQueue:
     """Queue of answered requests for shadow scoring; used on the event loop only.
 
-    Role ``shadow`` is the candidate, the first bundle in shadow. Role ``twin`` is live itself, which must agree
+    Role ``shadow`` is the candidate, the first bundle in shadow. Role ``replica`` is live itself, which must agree
     exactly, and every further shadow bundle (the same update with another seed, for the noise floor).
     """
 
@@ -48,23 +48,23 @@ class ShadowQueue:
         while self._waiting:
             query, decision, deployments = self._waiting.popleft()
             for index, deployment in enumerate((deployments.live, *deployments.shadows)):
-                self._score(deployment, "shadow" if index == 1 else "twin", query, decision)
+                self._score(deployment, "shadow" if index == 1 else "replica", query, decision)
 
     def _score(self, deployment: Deployment, role: str, query: Query, decision: Decision) -> None:
         begin = time.perf_counter()
         degraded: set[str] = set()
         try:
-            answer, as_of = self._list(deployment, query, degraded, decision.as_of)
+            answer, as_of_seq = self._list(deployment, query, degraded, decision.as_of_seq)
         except Exception as error:  # noqa: BLE001 - a failing shadow bundle must not affect the response
             LOGGER.warning("bundle %s failed in shadow: %s", deployment.arm.bundle, type(error).__name__)
             return
         if degraded:
             return  # not comparable: made from less data than the response
-        micros = round((time.perf_counter() - begin) * 1e6)
+        latency_us = round((time.perf_counter() - begin) * 1e6)
         self._decisions.put(
             msgspec.structs.replace(
                 decision, role=role, bundle=deployment.arm.bundle, generation=deployment.arm.generation, variant=role,
-                as_of=as_of, items=answer.items, scores=answer.scores, sources=answer.sources,
-                positives=answer.positives, inputs=answer.inputs, micros=micros,
+                as_of_seq=as_of_seq, items=answer.items, scores=answer.scores, sources=answer.sources,
+                positives=answer.positives, inputs=answer.inputs, latency_us=latency_us,
             )
         )  # fmt: skip

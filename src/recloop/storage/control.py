@@ -22,17 +22,33 @@ from recloop.files import JsonTree
 from recloop.storage.event_log import RESTORED, Retraction
 from recloop.storage.sqlite import Store, open_reader, open_writer, transaction
 
-SCHEMA = 3
+SCHEMA = 4
 INBOX = """
+CREATE TABLE inbox (
+    id INTEGER PRIMARY KEY, retracted_seq INTEGER NOT NULL, rule TEXT NOT NULL, "by" TEXT NOT NULL,
+    at INTEGER NOT NULL, applied INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '')"""
+INBOX_OF_SCHEMA_3 = """
 CREATE TABLE inbox (
     id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL, rule TEXT NOT NULL, "by" TEXT NOT NULL,
     at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '')"""
-WITHOUT_UNIQUE = f"""
+MIGRATIONS = {
+    1: INBOX_OF_SCHEMA_3,
+    2: f"""
 ALTER TABLE inbox RENAME TO inbox_of_schema_2;
-{INBOX};
+{INBOX_OF_SCHEMA_3};
 INSERT INTO inbox (id, of_seq, rule, "by", at, taken) SELECT id, of_seq, rule, "by", at, taken FROM inbox_of_schema_2;
-DROP TABLE inbox_of_schema_2"""
-MIGRATIONS = {1: INBOX, 2: WITHOUT_UNIQUE}
+DROP TABLE inbox_of_schema_2""",
+    3: """
+ALTER TABLE inbox RENAME COLUMN of_seq TO retracted_seq;
+ALTER TABLE inbox RENAME COLUMN taken TO applied""",
+}
+"""Schema 1 has no inbox; in schema 2 an event is in it once."""
+NO_INBOX = """
+CREATE TEMP VIEW inbox AS SELECT 0 AS id, 0 AS retracted_seq, '' AS rule, '' AS "by", 0 AS at, 0 AS applied WHERE 0"""
+OLD_INBOX = """
+CREATE TEMP VIEW inbox AS
+SELECT id, of_seq AS retracted_seq, rule, "by", at, taken AS applied FROM main.inbox"""
+VIEWS = {1: NO_INBOX, 2: OLD_INBOX, 3: OLD_INBOX}
 SCRIPT = f"""
 CREATE TABLE releases (
     generation INTEGER PRIMARY KEY, at INTEGER NOT NULL, bundle TEXT NOT NULL, sha256 TEXT NOT NULL,
@@ -67,17 +83,17 @@ class ReleaseRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingRetraction:
-    """Inbox row that is not yet in the log: ``rule`` retracts event ``of_seq``."""
+    """Inbox row that is not yet in the log: ``rule`` retracts event ``retracted_seq``."""
 
     id: int
-    of_seq: int
+    retracted_seq: int
     rule: str
     by: str
     at: int
 
     @property
     def retraction(self) -> Retraction:
-        return Retraction(self.of_seq, self.rule)
+        return Retraction(self.retracted_seq, self.rule)
 
 
 class ControlStore(Store):
@@ -89,11 +105,11 @@ class ControlStore(Store):
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lock = threading.Lock()
-        open_reader(file, SCHEMA, SCRIPT).close()  # refuse an unreadable file without creating one
+        open_reader(file, SCHEMA, SCRIPT, VIEWS).close()  # refuse an unreadable file without creating one
 
     def releases(self) -> list[ReleaseRow]:
         """All release rows, oldest first."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT)
+        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
         try:
             rows = connection.execute(f"SELECT {COLUMNS} FROM releases ORDER BY generation").fetchall()
         finally:
@@ -102,7 +118,7 @@ class ControlStore(Store):
 
     def generation(self) -> int:
         """Newest generation; 0 before the first row."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT)
+        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
         try:
             return int(connection.execute("SELECT coalesce(max(generation), 0) FROM releases").fetchone()[0])
         finally:
@@ -138,30 +154,30 @@ class ControlStore(Store):
         An event that was submitted before is skipped, unless it was restored since.
 
         Args:
-            rows: Retractions; only ``of_seq`` and ``rule`` are read.
+            rows: Retractions; only ``retracted_seq`` and ``rule`` are read.
             by: Origin of the retractions.
             at: Time, int64 microseconds.
             reason: Reason given by the operator.
         """
         with self._writing() as connection:
-            newest = dict(connection.execute("SELECT of_seq, rule FROM inbox ORDER BY id"))
+            newest = dict(connection.execute("SELECT retracted_seq, rule FROM inbox ORDER BY id"))
             fresh = []
             for row in rows:
-                before = newest.get(row.of_seq)
+                before = newest.get(row.retracted_seq)
                 if before is None or (before == RESTORED) != (row.rule == RESTORED):
-                    newest[row.of_seq] = row.rule
-                    fresh.append((row.of_seq, row.rule, by, at, reason))
-            text = 'INSERT INTO inbox (of_seq, rule, "by", at, reason) VALUES (?, ?, ?, ?, ?)'
+                    newest[row.retracted_seq] = row.rule
+                    fresh.append((row.retracted_seq, row.rule, by, at, reason))
+            text = 'INSERT INTO inbox (retracted_seq, rule, "by", at, reason) VALUES (?, ?, ?, ?, ?)'
             connection.executemany(text, fresh)
         return len(fresh)
 
     def pending(self) -> list[PendingRetraction]:
         """Pending inbox rows, oldest first."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT)
+        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
         try:
-            if int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1:  # schema 1 has no inbox
-                return []
-            rows = connection.execute('SELECT id, of_seq, rule, "by", at FROM inbox WHERE taken = 0 ORDER BY id')
+            rows = connection.execute(
+                'SELECT id, retracted_seq, rule, "by", at FROM inbox WHERE applied = 0 ORDER BY id'
+            )
             return [PendingRetraction(*row) for row in rows]
         finally:
             connection.close()
@@ -169,7 +185,7 @@ class ControlStore(Store):
     def mark_applied(self, ids: Sequence[int]) -> None:
         """Mark inbox rows as written to the log."""
         with self._writing() as connection:
-            connection.executemany("UPDATE inbox SET taken = 1 WHERE id = ?", [(row_id,) for row_id in ids])
+            connection.executemany("UPDATE inbox SET applied = 1 WHERE id = ?", [(row_id,) for row_id in ids])
 
     def close(self) -> None:
         """Do nothing: connections are closed after each call."""

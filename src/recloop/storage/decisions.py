@@ -11,7 +11,7 @@ import mmap
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import msgspec
 from recloop.records import Decision
 from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
-SCHEMA = 3
+SCHEMA = 4
 EVERY_SECONDS = 0.2
 BATCH = 1_000
 ROOM = 50_000  # most rows in the buffer
@@ -30,13 +30,13 @@ CREATE TABLE removed (
     variant TEXT NOT NULL, placement TEXT NOT NULL, answers INTEGER NOT NULL, PRIMARY KEY (variant, placement))"""
 SCRIPT = f"""
 CREATE TABLE decisions (
-    n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL,
-    as_of INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL, variant TEXT NOT NULL,
-    placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL, scores TEXT NOT NULL,
-    sources TEXT NOT NULL, propensities TEXT, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
-    positives INTEGER NOT NULL, inputs TEXT NOT NULL, micros INTEGER NOT NULL, client_request_id TEXT,
+    n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL,
+    served_at INTEGER NOT NULL, as_of_seq INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL,
+    variant TEXT NOT NULL, placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL,
+    scores TEXT NOT NULL, sources TEXT NOT NULL, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
+    positives INTEGER NOT NULL, inputs TEXT NOT NULL, latency_us INTEGER NOT NULL, client_request_id TEXT,
     assigned TEXT NOT NULL DEFAULT 'live', UNIQUE (request_id, role, bundle));
-CREATE INDEX decisions_at ON decisions (at);
+CREATE INDEX decisions_served_at ON decisions (served_at);
 CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
     lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
 INSERT INTO counts VALUES (1, 0, 0, 0, 0);
@@ -48,17 +48,47 @@ ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
 UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
 ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
     2: REMOVED,
+    3: """
+ALTER TABLE decisions RENAME COLUMN at TO served_at;
+ALTER TABLE decisions RENAME COLUMN as_of TO as_of_seq;
+ALTER TABLE decisions RENAME COLUMN micros TO latency_us;
+ALTER TABLE decisions DROP COLUMN propensities;
+DROP INDEX decisions_at;
+CREATE INDEX decisions_served_at ON decisions (served_at);
+UPDATE decisions SET role = 'replica', variant = 'replica' WHERE role = 'twin'""",
 }
 """Schema 1 does not record the assigned arm: a row keeps the arm that answered."""
-AS_OF_SCHEMA_1 = {
-    "client_request_id": "NULL",
-    "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
-}
 
 PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL")
 COLUMNS = Decision.__struct_fields__
-JSON_COLUMNS = {"query", "items", "scores", "sources", "propensities", "degraded", "inputs"}
+JSON_COLUMNS = {"query", "items", "scores", "sources", "degraded", "inputs"}
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM decisions"
 INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+def _view(expressions: Mapping[str, str]) -> str:
+    """Build the view that shows the table of an older schema with the columns of this one."""
+    columns = ", ".join(f"{expressions.get(name, name)} AS {name}" for name in ("n", *COLUMNS))
+    return f"CREATE TEMP VIEW decisions AS SELECT {columns} FROM main.decisions"
+
+
+NAMES_OF_SCHEMA_3 = {
+    "served_at": "at",
+    "as_of_seq": "as_of",
+    "latency_us": "micros",
+    "role": "CASE role WHEN 'twin' THEN 'replica' ELSE role END",
+    "variant": "CASE variant WHEN 'twin' THEN 'replica' ELSE variant END",
+}
+COLUMNS_AFTER_SCHEMA_1 = {
+    "client_request_id": "NULL",
+    "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
+}
+NONE_REMOVED = "CREATE TEMP VIEW removed AS SELECT '' AS variant, '' AS placement, 0 AS answers WHERE 0"
+VIEWS = {
+    1: f"{_view(NAMES_OF_SCHEMA_3 | COLUMNS_AFTER_SCHEMA_1)}; {NONE_REMOVED}",
+    2: f"{_view(NAMES_OF_SCHEMA_3)}; {NONE_REMOVED}",
+    3: _view(NAMES_OF_SCHEMA_3),
+}
 
 
 class DecisionLog(Store):
@@ -84,8 +114,7 @@ class DecisionLog(Store):
             self._taken = _MappedCounter(file.with_suffix(".taken"))
             self._count_lost(writer)
             self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
-        self._readers = ReaderPool(file, SCHEMA, SCRIPT)
-        self._columns = _readable(self._readers.get())
+        self._readers = ReaderPool(file, SCHEMA, SCRIPT, VIEWS)
         if self._thread is not None:
             self._thread.start()
         else:
@@ -130,43 +159,43 @@ class DecisionLog(Store):
         self._readers.close()
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
-        """Rows in insertion order: the ``last`` ones with ``since`` <= at < ``until``."""
-        tests = [(text, stamp) for text, stamp in (("at >= ?", since), ("at < ?", until)) if stamp is not None]
+        """Rows in insertion order: the ``last`` ones with ``since`` <= served_at < ``until``."""
+        bounds = (("served_at >= ?", since), ("served_at < ?", until))
+        tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
         limit = "" if last is None else f"LIMIT {int(last)}"
-        found = self._readers.get().execute(
-            f"SELECT {self._columns} FROM decisions {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests]
-        )
+        found = self._readers.get().execute(f"{SELECT} {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests])
         return [_decision(row) for row in found][::-1]
 
     def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
         """Stored responses to these requests."""
         for start in range(0, len(request_ids), BATCH):
             part = request_ids[start : start + BATCH]
-            asked = f"""SELECT {self._columns} FROM decisions WHERE role = 'answer'
+            asked = f"""{SELECT} WHERE role = 'answer'
                 AND request_id IN ({", ".join("?" * len(part))}) ORDER BY n"""
             for row in self._readers.get().execute(asked, part):
                 yield _decision(row)
 
-    def traffic(self, micros: int) -> tuple[int, int, int]:
-        """Count, first and last time of responses in the ``micros`` up to the newest."""
-        asked = """SELECT count(*), min(at), max(at) FROM decisions
-            WHERE role = 'answer' AND at > (SELECT max(at) FROM decisions WHERE role = 'answer') - ?"""
-        count, first, last = self._readers.get().execute(asked, (micros,)).fetchone()
+    def traffic(self, window_us: int) -> tuple[int, int, int]:
+        """Count, first and last time of responses in the ``window_us`` microseconds up to the newest."""
+        asked = """SELECT count(*), min(served_at), max(served_at) FROM decisions
+            WHERE role = 'answer' AND served_at > (SELECT max(served_at) FROM decisions WHERE role = 'answer') - ?"""
+        count, first, last = self._readers.get().execute(asked, (window_us,)).fetchone()
         return int(count), int(first or 0), int(last or 0)
 
-    def shadowed(self, bundle: str) -> int:
+    def shadow_requests(self, bundle: str) -> int:
         """Count the requests that a bundle has scored in shadow."""
         asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
         return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
-    def twins_that_differ(self, bundle: str) -> int:
+    def replica_mismatches(self, bundle: str) -> int:
         """Count requests scored by ``bundle`` in shadow that live did not reproduce."""
         asked = """SELECT count(*) FROM decisions AS shadow
             JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
-            JOIN decisions AS twin ON twin.request_id = shadow.request_id AND twin.role = 'twin'
-                AND twin.bundle = answer.bundle
-            WHERE shadow.role = 'shadow' AND shadow.bundle = ? AND (twin.items, twin.scores) <> (answer.items, answer.scores)"""
+            JOIN decisions AS replica ON replica.request_id = shadow.request_id AND replica.role = 'replica'
+                AND replica.bundle = answer.bundle
+            WHERE shadow.role = 'shadow' AND shadow.bundle = ?
+                AND (replica.items, replica.scores) <> (answer.items, answer.scores)"""
         return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
 
     def totals(self) -> dict[tuple[str, str], int]:
@@ -174,24 +203,19 @@ class DecisionLog(Store):
         connection = self._readers.get()
         text = "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
         totals = {(variant, placement): int(count) for variant, placement, count in connection.execute(text)}
-        if int(connection.execute("PRAGMA user_version").fetchone()[0]) in {
-            1,
-            2,
-        }:  # schemas 1 and 2 have no table of removed rows
-            return totals
         for variant, placement, count in connection.execute("SELECT variant, placement, answers FROM removed"):
             totals[variant, placement] = totals.get((variant, placement), 0) + int(count)
         return totals
 
-    def newest_at(self) -> int | None:
-        """Newest ``at`` of a response; None without responses."""
-        found = self._readers.get().execute("SELECT max(at) FROM decisions").fetchone()[0]
+    def newest_served_at(self) -> int | None:
+        """Newest ``served_at`` of a response; None without responses."""
+        found = self._readers.get().execute("SELECT max(served_at) FROM decisions").fetchone()[0]
         return None if found is None else int(found)
 
-    def count_before(self, at: int) -> tuple[int, int]:
+    def count_before(self, stamp: int) -> tuple[int, int]:
         """Count the rows before a timestamp, and all rows."""
-        text = "SELECT (SELECT count(*) FROM decisions WHERE at < ?), (SELECT count(*) FROM decisions)"
-        before, whole = self._readers.get().execute(text, (at,)).fetchone()
+        text = "SELECT (SELECT count(*) FROM decisions WHERE served_at < ?), (SELECT count(*) FROM decisions)"
+        before, whole = self._readers.get().execute(text, (stamp,)).fetchone()
         return int(before), int(whole)
 
     def is_empty(self) -> bool:
@@ -244,7 +268,7 @@ class DecisionLog(Store):
                     self._wake.wait(EVERY_SECONDS)  # pause before the retry on a full disk
 
 
-def remove_before(file: Path, at: int) -> int:
+def remove_before(file: Path, stamp: int) -> int:
     """Delete decisions before a timestamp, free disk space and return their number.
 
     Any process may call this: transactions are short, and a running service waits for them. `DecisionLog.totals` still
@@ -255,7 +279,7 @@ def remove_before(file: Path, at: int) -> int:
     try:
         while True:
             with transaction(writer):
-                rows = writer.execute("SELECT n FROM decisions WHERE at < ? LIMIT ?", (at, BATCH)).fetchall()
+                rows = writer.execute("SELECT n FROM decisions WHERE served_at < ? LIMIT ?", (stamp, BATCH)).fetchall()
                 named = f"n IN ({', '.join(str(n) for (n,) in rows)})"
                 writer.execute(
                     f"""INSERT INTO removed SELECT variant, placement, count(*) FROM decisions
@@ -304,14 +328,6 @@ def _row(decision: Decision) -> tuple[Any, ...]:
             value = msgspec.json.encode(value).decode()
         values.append(value)
     return tuple(values)
-
-
-def _readable(connection: sqlite3.Connection) -> str:
-    """Select list of a decision's columns; supports schema 1 before its migration."""
-    old = int(connection.execute("PRAGMA user_version").fetchone()[0]) == 1
-    return ", ".join(
-        f"{AS_OF_SCHEMA_1[name]} AS {name}" if old and name in AS_OF_SCHEMA_1 else name for name in COLUMNS
-    )
 
 
 def _decision(row: Sequence[Any]) -> Decision:

@@ -21,7 +21,7 @@ from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, Event, Item, User
 from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
-SCHEMA = 1
+SCHEMA = 2
 SLICE = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 
 SCRIPT = """
@@ -42,8 +42,13 @@ CREATE TABLE users (
     seq INTEGER PRIMARY KEY, user_id TEXT NOT NULL, received_at INTEGER NOT NULL, attributes TEXT NOT NULL,
     deleted INTEGER NOT NULL);
 CREATE INDEX users_user ON users (user_id, seq);
-CREATE TABLE retractions (seq INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL, rule TEXT NOT NULL)"""
+CREATE TABLE retractions (seq INTEGER PRIMARY KEY, retracted_seq INTEGER NOT NULL, rule TEXT NOT NULL)"""
+MIGRATIONS = {1: "ALTER TABLE retractions RENAME COLUMN of_seq TO retracted_seq"}
+VIEWS = {
+    1: "CREATE TEMP VIEW retractions AS SELECT seq, of_seq AS retracted_seq, rule FROM main.retractions",
+}
 
+PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL")
 EVENT_COLUMNS = (*EVENT_SCHEMA, RULE)
 CONTENT = tuple(
     name for name in EVENT_SCHEMA if name not in {SEQ, "timestamp", "received_at"}
@@ -83,12 +88,12 @@ RESTORED = "restored"
 
 
 class Retraction(msgspec.Struct, frozen=True):
-    """Retraction of event ``of_seq`` by a rule: no state includes it from ``seq`` on.
+    """Retraction of event ``retracted_seq`` by a rule: no state includes it from ``seq`` on.
 
     ``seq`` is 0 until the log has numbered the row. With rule `RESTORED`, states include the event again from ``seq`` on.
     """
 
-    of_seq: int
+    retracted_seq: int
     rule: str
     seq: int = 0
 
@@ -104,7 +109,7 @@ def retracted_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]
     out: set[int] = set()
     for row in rows:
         if seq is None or row.seq <= seq:
-            (out.discard if row.rule == RESTORED else out.add)(row.of_seq)
+            (out.discard if row.rule == RESTORED else out.add)(row.retracted_seq)
     return out
 
 
@@ -122,10 +127,8 @@ class EventLog(Store):
         self._depth = 0
         self._writer: sqlite3.Connection | None = None
         if write:
-            self._writer = open_writer(file, SCHEMA, SCRIPT, (
-                "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL",
-            ))  # fmt: skip
-        self._readers = ReaderPool(file, SCHEMA, SCRIPT)
+            self._writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
+        self._readers = ReaderPool(file, SCHEMA, SCRIPT, VIEWS)
 
     def close(self) -> None:
         self._readers.close()
@@ -226,14 +229,14 @@ class EventLog(Store):
         that is submitted twice is stored once.
         """
         with self.commit() as writer:
-            newest = dict(writer.execute("SELECT of_seq, rule FROM retractions ORDER BY seq"))
+            newest = dict(writer.execute("SELECT retracted_seq, rule FROM retractions ORDER BY seq"))
             fresh: list[Retraction] = []
             for row in rows:
-                is_out = newest.get(row.of_seq, RESTORED) != RESTORED
+                is_out = newest.get(row.retracted_seq, RESTORED) != RESTORED
                 if is_out == (row.rule == RESTORED):
-                    newest[row.of_seq] = row.rule
+                    newest[row.retracted_seq] = row.rule
                     fresh.append(row)
-            return self._append("retractions", ("seq", "of_seq", "rule"), fresh)
+            return self._append("retractions", ("seq", "retracted_seq", "rule"), fresh)
 
     def _append(self, table: str, columns: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
         with self.commit() as writer:
@@ -302,7 +305,10 @@ class EventLog(Store):
 
     def retractions(self, after: int = 0, until: int | None = None) -> list[Retraction]:
         """Retractions and restorations with ``after`` < seq <= ``until``, by seq."""
-        return [Retraction(*row) for row in self._sliced("retractions", ("of_seq", "rule", SEQ), after, until, "", ())]
+        return [
+            Retraction(*row)
+            for row in self._sliced("retractions", ("retracted_seq", "rule", SEQ), after, until, "", ())
+        ]
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs; seqs of the import are omitted."""

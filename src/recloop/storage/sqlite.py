@@ -92,8 +92,14 @@ def _migrate(connection: sqlite3.Connection, file: Path, version: int, migration
             connection.execute(f"PRAGMA user_version = {found + 1}")
 
 
-def open_reader(file: Path, version: int, script: str, immutable: bool = False) -> sqlite3.Connection:
-    """Open a read-only connection; a missing file reads as an empty store."""
+def open_reader(
+    file: Path, version: int, script: str, views: Mapping[int, str] | None = None, immutable: bool = False
+) -> sqlite3.Connection:
+    """Open a read-only connection; a missing file reads as an empty store.
+
+    Args:
+        views: Statements that show each older version as the newest one, by temporary views that hide its tables.
+    """
     if file.exists():
         query = "?mode=ro&immutable=1" if immutable else "?mode=ro"
         address = f"file:{quote(str(file.absolute()))}{query}"
@@ -102,6 +108,8 @@ def open_reader(file: Path, version: int, script: str, immutable: bool = False) 
         )
         try:
             found = _version(connection, file, version)
+            for statement in (views or {}).get(found, "").split(";"):
+                connection.execute(statement)
         except BaseException:
             connection.close()
             raise
@@ -120,7 +128,7 @@ def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
         UserError: not a SQLite file, or written by a newer recloop.
     """
     try:
-        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        found = _user_version(connection)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
@@ -129,6 +137,10 @@ def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
     if found > version:
         raise UserError(file.name, f"schema {found}", f"schema {version} or older", "pip install --upgrade recloop")
     return found
+
+
+def _user_version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 @contextmanager
@@ -184,17 +196,18 @@ def bytes_of(file: Path) -> int:
 class ReaderPool:
     """Read-only connections to one file, one per thread."""
 
-    def __init__(self, file: Path, version: int, script: str) -> None:
-        self._file, self._version, self._script = file, version, script
+    def __init__(self, file: Path, version: int, script: str, views: Mapping[int, str]) -> None:
+        self._file, self._version, self._script, self._views = file, version, script, views
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
         self.get()  # refuse an unreadable file at once
 
     def get(self) -> sqlite3.Connection:
-        """Return this thread's connection."""
+        """Return this thread's connection; a new one after another process has migrated the file."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            found = self._local.connection = open_reader(self._file, self._version, self._script)
+        if found is None or _user_version(found) != self._local.version:
+            found = self._local.connection = open_reader(self._file, self._version, self._script, self._views)
+            self._local.version = _user_version(found)
             self._all.append(found)
         return found
 

@@ -49,7 +49,7 @@ def some_event(item_id: str = "i", **fields: Any) -> Event:
 def some_decision(request_id: str, **fields: Any) -> Decision:
     """Build a decision for user ``u`` with the given fields."""
     plain: JsonTree = {
-        "role": "answer", "user_id": "u", "at": 10, "as_of": 3, "bundle": "b", "generation": 1, "variant": "live",
+        "role": "answer", "user_id": "u", "served_at": 10, "as_of_seq": 3, "bundle": "b", "generation": 1, "variant": "live",
         "placement": "home", "k": 2, "query": {"exclude": []}, "items": ["é", "01"], "scores": [0.5, -1.0],
         "sources": ["history", "popular"], "inputs": {"state": "0123abcd"},
     }  # fmt: skip
@@ -151,7 +151,9 @@ class StoreContract:
 
     def test_decisions_round_trip(self, stores: Stores) -> None:
         decisions = stores.decisions()
-        put = [some_decision(f"r{n}", at=n) for n in range(5)] + [some_decision("r0", role="shadow", bundle="c", at=9)]
+        put = [some_decision(f"r{n}", served_at=n) for n in range(5)] + [
+            some_decision("r0", role="shadow", bundle="c", served_at=9)
+        ]
         for decision in put:
             assert decisions.put(decision)
         assert decisions.flush()
