@@ -43,7 +43,7 @@ LEAST_STRONG: Final = 0.01
 
 
 @dataclass(frozen=True)
-class Decision:
+class GuessedSetting:
     """Guessed setting and the reason."""
 
     key: str
@@ -81,7 +81,7 @@ class InitResult:
     columns: dict[str, str]
     time_unit: str
     scenario: str
-    guesses: tuple[Decision, ...]
+    guesses: tuple[GuessedSetting, ...]
     toml: str
     rows: RowCounts
     next: str = "recloop update"
@@ -127,10 +127,10 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
     tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
     catalogue = _side(folder, paths[1], "--items")
     people = _side(folder, paths[2], "--users")
-    said: list[Decision] = []
+    said: list[GuessedSetting] = []
 
     def say(key: str, value: Any, why: str) -> None:
-        said.append(Decision(key, value, why))
+        said.append(GuessedSetting(key, value, why))
 
     columns = _columns(tables, catalogue, people, ask)
     for ours, guessed in columns.items():
