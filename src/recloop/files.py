@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -182,6 +183,21 @@ class JsonObject:
     def number(self, key: str) -> float | None:
         """Return an optional number as written: 60 stays an int."""
         return self.optional(key, int | float)  # type: ignore[arg-type]
+
+    def fields(self, record: type) -> JsonTree:
+        """Read the fields of a dataclass by name.
+
+        A field that may be None is optional; ``other_keys`` is left out.
+
+        Raises:
+            UserError: a key is missing, or its value has another type.
+        """
+        types = get_type_hints(record)
+        values = {}
+        for name in (field.name for field in dataclasses.fields(record) if field.name != "other_keys"):
+            read = self.optional if type(None) in get_args(types[name]) else self.required
+            values[name] = read(name, types[name])
+        return values
 
     def check(self, key: str, names: Iterable[str], known: Collection[str]) -> None:
         """Check names that were read under a key against a closed list.

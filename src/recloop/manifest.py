@@ -59,14 +59,7 @@ class TrainingRows:
 
     @classmethod
     def read(cls, tree: JsonObject) -> TrainingRows:
-        return cls(
-            cut=tree.required("cut", int),
-            fingerprint=tree.required("fingerprint", str),
-            until_seq=tree.optional("until_seq", int),
-            held_seq=tree.optional("held_seq", int),
-            protocol=tree.optional("protocol", str),
-            other_keys=tree.unread,
-        )
+        return cls(**tree.fields(cls), other_keys=tree.unread)
 
     def to_json(self) -> JsonTree:
         return _fields(self)
@@ -95,17 +88,7 @@ class Training:
 
     @classmethod
     def read(cls, tree: JsonObject) -> Training:
-        return cls(
-            seed=tree.optional("seed", int),
-            epochs=tree.optional("epochs", int),
-            steps=tree.optional("steps", int),
-            steps_per_epoch=tree.optional("steps_per_epoch", int),
-            stopped=tree.optional("stopped", str),
-            mode=tree.optional("mode", str),
-            optimizer=tree.optional("optimizer", str),
-            refit=tree.optional("refit", bool),
-            other_keys=tree.unread,
-        )
+        return cls(**tree.fields(cls), other_keys=tree.unread)
 
     def to_json(self) -> JsonTree:
         return _fields(self)
