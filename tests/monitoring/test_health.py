@@ -106,10 +106,10 @@ def test_health_excludes_replicas_and_shadows(facts: health.HealthReference) -> 
 def test_health_groups_by_window_variant_and_placement(facts: health.HealthReference) -> None:
     decisions = [
         decision(1, "u1", ["a"], ["popular"]),
-        decision(2, "u1", ["b"], ["popular"], at=NOW - 2 * 3600 * SECOND, variant="arm"),
-        decision(3, "u1", ["c"], ["popular"], at=NOW - 3 * DAY, placement="cart"),
-        decision(4, "u1", ["d"], ["popular"], at=NOW - 8 * DAY),
-        decision(5, "u1", ["d"], ["popular"], at=NOW - 7 * DAY),  # the open end of the window
+        decision(2, "u1", ["b"], ["popular"], served_at=NOW - 2 * 3600 * SECOND, variant="arm"),
+        decision(3, "u1", ["c"], ["popular"], served_at=NOW - 3 * DAY, placement="cart"),
+        decision(4, "u1", ["d"], ["popular"], served_at=NOW - 8 * DAY),
+        decision(5, "u1", ["d"], ["popular"], served_at=NOW - 7 * DAY),  # the open end of the window
     ]
     got = health.health(decisions, facts, until=NOW)
     assert got["whole"]["requests"] == 5
