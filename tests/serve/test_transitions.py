@@ -113,8 +113,8 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
     transitions.rollback(project, "to see")
     with pytest.raises(Refused, match="state=rolled_back"):  # a reason overrides the requirement
         transitions.promote(project, bundle)
-    assert transitions.promote(project, bundle, "live", "it expected the network")["evidence"]["waived_requirements"]
-    assert transitions.promote(project, first)["from"] == "retired"  # a bundle that expected live needs no requirements
+    assert transitions.promote(project, bundle, "live", "it was the network")["evidence"]["waived_requirements"]
+    assert transitions.promote(project, first)["from"] == "retired"  # a bundle that was live needs no requirements
 
 
 def test_promote_with_a_replica_mismatch_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
