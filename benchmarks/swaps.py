@@ -5,8 +5,8 @@
 
 The live bundle changes 20 times while 8 clients send requests. Every other swap is requested over HTTP (active when it is
 answered), the others by commands (active within a second). An answer is of mixed version if the client's answer differs
-from the stored decision, or if that decision differs from the answer of its bundle at its ``as_of`` (`recloop verify`
-over all of them).
+from the stored decision. It is also mixed if the decision differs from the answer of its bundle at its ``as_of``
+(`recloop verify` over all of them).
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ class Data(Section):
         try:
             zoneinfo.ZoneInfo(name)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise UserError("data.timezone", name, "a zone such as UTC or Europe/Berlin", "set it") from None
+            raise UserError(
+                "data.timezone", name, "a zone such as UTC or Europe/Berlin", f"correct data.timezone in {FILE}"
+            ) from None
         return name
 
 
@@ -170,7 +172,7 @@ class Split(Section):
     k_core: int = pydantic.Field(1, ge=1)
     """Users and items with fewer events than this are left out of the split."""
     validation_users: int = pydantic.Field(1024, ge=0)
-    """Most users on whose moments half-lives, epochs and weights are chosen; 0: no validation."""
+    """Maximum number of users for the choice of half-lives, epochs and weights; 0: no validation."""
     filter_seen: bool = False
     """Leave items of the user's history out of lists."""
 
@@ -284,7 +286,7 @@ class Serve(Section):
     hosts: tuple[str, ...] = ()
     """Further host names that a request may name in its `Host` header, without scheme and port."""
     segment: str = ""
-    """User attribute whose value selects a segment's own popular list; empty: one list for all."""
+    """User attribute with a separate popular list per value; empty: one list for all."""
     allow_time_header: bool = False
     """Let a request set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
 

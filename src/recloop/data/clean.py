@@ -67,7 +67,7 @@ class CleaningRule(NamedTuple):
 
 
 RULES: Final = (
-    CleaningRule("event_id", "rows whose event_id an earlier row has", "causal", 'data.columns.event_id=""'),
+    CleaningRule("event_id", "rows with the event_id of an earlier row", "causal", 'data.columns.event_id=""'),
     CleaningRule(
         "clock",
         "stamps before 1970, or more than clean.future after the row's arrival (in a file: after its end)",
@@ -233,7 +233,7 @@ def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
 
 
 def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
-    """Give every row its own moment, in file order (``ties = "row"``).
+    """Give every row a separate moment, in file order (``ties = "row"``).
 
     It is used only to reproduce published tables. Rows with one stamp are set one microsecond apart.
     """

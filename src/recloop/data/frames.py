@@ -68,7 +68,9 @@ def objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
         return None
     rows = as_polars(frame)
     if key not in rows.columns:
-        raise UserError("column", key, f"one of the frame's columns ({', '.join(rows.columns)})", "rename it")
+        raise UserError(
+            "column", key, f"one of the frame's columns ({', '.join(rows.columns)})", f"rename the id column to {key}"
+        )
     ids = as_ids(rows[key], table_of(rows, key), key)
     attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
     size = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)

@@ -1,4 +1,4 @@
-"""Causal rule ``clock``: remove rows whose client stamp is not credible."""
+"""Causal rule ``clock``: remove rows with an implausible client stamp."""
 
 from __future__ import annotations
 

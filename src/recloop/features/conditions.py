@@ -155,4 +155,4 @@ def _must_decide(node: Any, text: str, key: str) -> None:
 
 def _unlike(key: str, text: str, error: Exception) -> UserError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(key, text, f"numbers compared with numbers, texts with texts ({first})", MEND)
+    return UserError(key, text, f"numbers compared with numbers, and texts with texts ({first})", MEND)

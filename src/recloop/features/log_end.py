@@ -28,7 +28,7 @@ GAP_FACTOR: Final = 3
 def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = None) -> int:
     """Newest stamp of a log without rows that are far later than all others.
 
-    Arrival times may be unknown, so the log is checked against its own pauses. A *jump* is a pause of a day or more
+    Arrival times may be unknown, so the log is checked against its pauses. A *jump* is a pause of a day or more
     that is longer than ``GAP_FACTOR`` times every earlier pause. The oldest few rows are ignored, because their clocks may
     be wrong too. Rows after a jump are ignored if they are few: at most 5 rows and a fifth of the log, or 1 % of a large
     log. Rows of as few users are ignored too, up to 5 % of all rows. The check repeats until all remaining rows are kept.

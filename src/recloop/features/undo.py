@@ -39,7 +39,7 @@ class Act(NamedTuple):
 
 
 INPUTS: Final = frozenset({int(Use.TARGET), int(Use.INPUT)})
-"""Uses whose items are model inputs."""
+"""Uses of events that are model inputs."""
 LEAST_UNITS: Final = 1e-9
 """Remaining units below this count as zero, because sums of fractions are not exact."""
 

@@ -350,4 +350,6 @@ def load_model(name: str, options: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = ", ".join(cls.Config.model_fields)
-        raise UserError(f"model.{key}", first["input"], f"{first['msg']} (known: {known})", "recloop.toml") from None
+        raise UserError(
+            f"model.{key}", first["input"], f"{first['msg']} (known: {known})", f"correct model.{key} in recloop.toml"
+        ) from None

@@ -130,7 +130,9 @@ def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
     except BundleError:
         raise
     except Exception as error:  # noqa: BLE001 - a broken bundle must not end the caller
-        raise BundleError("golden list", f"{type(error).__name__}: {error}", "an answer", "recloop update") from None
+        raise BundleError(
+            "golden list", f"{type(error).__name__}: {error}", "a list for every golden case", "recloop update"
+        ) from None
     return bundle
 
 

@@ -1,8 +1,8 @@
 """Warm start: select an update's target positions and grow the network's tables.
 
 Source: docs/definitions/update.md. A position is (user, moment as a target). New positions have a row that the parent
-has not learned. Older positions are context with masked loss, except for a replay sample of the same size: half is
-from the newest 30 days and half is uniform over all older positions.
+has not learned. Older positions are context with masked loss, except for a replay sample of the same size. Half of
+it is from the newest 30 days and half is uniform over all older positions.
 """
 
 from __future__ import annotations
