@@ -366,7 +366,10 @@ def _compare(
 
 
 def _has_interval(one: BaselineComparison) -> bool:
-    """Tell whether a difference has an interval; one user, or users without a difference, give none."""
+    """True if a difference has an interval.
+
+    One user, or users without a difference, have none.
+    """
     estimate = one.difference.absolute
     return not np.isnan(estimate.low) and estimate.low != estimate.high
 
