@@ -38,14 +38,14 @@ class Mean(nn.Module):
         self.table = nn.Embedding(data.n_items + 1, dim)
         self.linear = nn.Linear(dim, dim)
 
-    def items(self, codes):
+    def item_vectors(self, codes):
         return self.table.weight
 
-    def users(self, history, moments, mask, context):
+    def forward_user(self, history, moments, mask, context):
         held = mask[:, :, None].to(history.dtype)
         return self.linear(self.config.scale * (history * held).sum(1) / held.sum(1).clamp(min=1))
 
-    def ends(self, history, moments, mask, context, arrived=None):
+    def forward_moments(self, history, moments, mask, context, arrived=None):
         number = torch.arange(context.shape[1])[None, :, None]
         seen = ((moments[:, None, :] >= number) & mask[:, None, :]).to(history.dtype)
         return self.linear(self.config.scale * (seen @ history) / seen.sum(2, keepdim=True).clamp(min=1))
