@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_timed_queries() -> Iterator[None]:
-    """Let the latency gate time 30 queries instead of 200, which halves the time of an update."""
+    """Let the latency gate time 30 queries instead of 200, to save time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paired, "TIMED", 30)
         yield
@@ -116,7 +116,7 @@ def serving() -> Iterator[Callable[..., servers.Server]]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of public data sets next to the checkout; tests marked ``data`` need it."""
+    """The folder of public data sets next to the checkout."""
     if not SHARED.is_dir():
         pytest.skip("needs the data sets in ../shared/data, which are not there")
     return SHARED

@@ -44,7 +44,7 @@ def test_recommend_returns_the_kind_of_frame_that_fit_got(
         assert pl.DataFrame(found)["item_id"].to_list() == expected["item_id"].to_list()
 
 
-def test_recommend_with_filter_viewed_and_items_to_recommend(
+def test_recommend_applies_filter_viewed_and_items_to_recommend(
     tiny_simulated_shop: SimulatedShop, rec: recloop.FittedRecommender
 ) -> None:
     had = set(

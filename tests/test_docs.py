@@ -35,7 +35,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def free_port() -> int:
-    """A free port below the ephemeral range, so that no other test's server takes it first."""
+    """A free port below the ephemeral range, which other tests do not use."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 def run_blocks(page: Path, folder: Path) -> None:
-    """Run the marked blocks of a page in order in a folder, with the commands of this environment."""
+    """Run the marked blocks of a page in order in a folder."""
     port = str(free_port())
     tools = folder / ".tools"
     tools.mkdir(exist_ok=True)

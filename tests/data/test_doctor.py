@@ -24,7 +24,7 @@ def said(report: Report) -> str:
 
 
 def rows(n: int = 100) -> str:
-    """Rows of 10 users in baskets of two; one row in ten repeats the user's first item."""
+    """Rows of 10 users in baskets of two; one row in ten repeats an item."""
     lines = []
     for k in range(n):
         basket = k // 2

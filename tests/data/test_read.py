@@ -100,7 +100,7 @@ def test_read_events_recodes_encodings_and_reports_them(project_factory: Project
     assert said[encoding] in raw.info
 
 
-def test_read_events_of_cp1252_with_semicolons_and_decimal_commas(project_factory: ProjectFactory) -> None:
+def test_read_events_of_cp1252_parses_semicolons_and_decimal_commas(project_factory: ProjectFactory) -> None:
     log = "Kunde;Artikel;Datum;Preis\nMüller;Käse;31.12.2025 08:05;3,50\nWeiß;Brötchen;01.12.2025 9:00;1.234,00\n"
     columns = ('data.columns.user_id="Kunde"', 'data.columns.item_id="Artikel"', 'data.columns.timestamp="Datum"')
     raw = read_events(

@@ -26,7 +26,7 @@ Rows = Callable[..., Path]
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Rows:
-    """Write a log of 1,000 rows: ``rows(guests=..., unstamped=...)`` counts the unreadable ones."""
+    """Write a log of 1,000 rows: ``rows(guests=...)`` counts unreadable ones."""
 
     def write(guests: int = 0, unstamped: int = 0, daily: bool = False) -> Path:
         size = range(1000)

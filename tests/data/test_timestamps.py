@@ -42,12 +42,12 @@ def micros(column: list[object] | pl.Series, **data: str) -> list[int | None]:
         "1735732800.0", " 2025-01-01T12:00:00Z ",
     ],
 )  # fmt: skip
-def test_parse_timestamps_of_one_instant_in_many_formats(text: str) -> None:
+def test_parse_timestamps_reads_one_instant_in_many_formats(text: str) -> None:
     assert micros([text]) == [NOON]
 
 
 @pytest.mark.parametrize("dtype", [pl.Int32, pl.Int64, pl.UInt64, pl.Float64])
-def test_parse_timestamps_of_any_number_type(dtype: type[pl.DataType]) -> None:
+def test_parse_timestamps_accepts_any_number_type(dtype: type[pl.DataType]) -> None:
     assert micros(pl.Series([1_735_732_800], dtype=dtype)) == [NOON]
 
 
@@ -159,7 +159,7 @@ def test_parse_timestamps_of_digits_as_dates_needs_the_setting(digits: str) -> N
 
 
 def test_parse_timestamps_of_spreadsheet_day_numbers_raises() -> None:
-    """46027.35 is 5 January 2026 at 8:24 in a spreadsheet, and half a day of 1970 in seconds."""
+    """46027.35 is 5 January 2026 in a spreadsheet, but half a day of 1970 in seconds."""
     for column in ([46027.35, 46028.0], ["46027.35", "46028"]):
         with pytest.raises(UserError, match=r"=46027\.35"):
             micros(column)

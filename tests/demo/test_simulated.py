@@ -80,7 +80,7 @@ def test_demo_prints_every_chapter_and_writes_its_files(shown: dict[str, Any], s
 
 @pytest.mark.slow
 def test_demo_experiments_cover_the_truth(experiments: dict[str, dict[str, Any]]) -> None:
-    """The confidence sequence covers the truth; the 95 % interval may miss in one of twenty runs."""
+    """The confidence sequence covers the truth; a 95 % interval may miss it."""
     assert sorted(experiments) == ["better", "worse"]
     for one in experiments.values():
         assert min(one["users"]["live"], one["users"]["candidate"]) >= 200
@@ -155,7 +155,7 @@ def test_demo_replaces_an_earlier_demo(tmp_path: Path) -> None:
 
 
 def test_entered_keeps_the_first_24_hours_of_finished_users() -> None:
-    """Requests of the first 24 hours of users: those of u2 are not over, u1's third is later."""
+    """Keep u1's first two requests: u2's 24 hours are open, u1's third is later."""
     requests = [decision("u1", 0), decision("u1", DAY - 1), decision("u1", DAY), decision("u2", DAY), decision("u3", 1)]
     assert [(one.user_id, one.served_at) for one in entered(requests, DAY + 1)] == [
         ("u1", 0),

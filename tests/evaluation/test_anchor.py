@@ -20,7 +20,7 @@ from recloop.training.dataset import train_data
 
 
 def test_evaluate_on_complete_journey_equals_two_independent_scripts(tmp_path: Path) -> None:
-    """Popular 0.088 / 0.379, Bought-before 0.169 / 0.579, with a half-life of 90 days 0.177."""
+    """Popular 0.088 / 0.379, Bought-before 0.169 / 0.579, with half-life 0.177."""
     write_project(tmp_path / "shop", held=0)
     sets = ['clean.keep=""', "split.targets=next", "split.filter_seen=false", "data.items="]
     project = open_project(tmp_path / "shop", [*sets, "features.item={}"])

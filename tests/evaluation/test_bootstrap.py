@@ -43,7 +43,7 @@ def test_resample_in_chunks_gives_one_draw() -> None:
     assert len(np.unique(whole)) > 100
 
 
-def test_estimate_of_one_user_and_of_none() -> None:
+def test_estimate_of_one_user_has_no_width_and_of_none_is_null() -> None:
     got = bootstrap.estimate(0.5, bootstrap.resample(np.array([[0.5]]), 0)[:, 0])
     assert (got.low, got.value, got.high) == (0.5, 0.5, 0.5)
     none = bootstrap.estimate(float("nan"), bootstrap.resample(np.zeros((0, 1)), 0)[:, 0])

@@ -133,7 +133,7 @@ def log(*rows: tuple[str, str, int, str, str | None]) -> pl.DataFrame:
     return numbered(pl.DataFrame(rows, schema=schema, orient="row"))
 
 
-def test_make_queries_of_next_successive_and_last() -> None:
+def test_make_queries_by_target_kind_gives_their_moments() -> None:
     test = log(
         ("u1", "a", 10, "purchase", "g1"),
         ("u2", "z", 11, "dislike", None),  # a moment without a positive is not a query
@@ -534,7 +534,7 @@ def test_evaluation_row_of_an_untrained_network_has_the_note(table: EvaluationTa
 
 
 def test_validation_data_trains_on_earlier_rows_only(data: Data) -> None:
-    """Training ends before the first validation moment; validation reads the full history."""
+    """Training ends before the first validation moment; validation reads all history."""
     tables = make_tables(FeatureSpec.from_config(CONFIG), pl.concat([data.train, data.valid]), data.cut, None, None)
     found = validation_data(tables, data.train, data.valid, None, temporal=True)
     whole = train_data(tables, data.train, data.valid)

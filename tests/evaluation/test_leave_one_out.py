@@ -59,7 +59,7 @@ def test_split_leave_one_out_without_a_user_with_three_rows_raises() -> None:
 
 
 def test_target_ranks_share_ties() -> None:
-    """Five targets in a list of scores 3 2 2 1: first, tied, last, in the fallback, none."""
+    """Five targets for scores 3 2 2 1: first, tied, last, in the fallback, none."""
     found = TopK(
         np.tile(np.array([[7, 4, 5, 2]], np.int32), (5, 1)), np.tile(np.array([[3, 2, 2, 1]], np.float32), (5, 1))
     )
@@ -94,7 +94,7 @@ def test_train_with_leave_one_out_evaluates_one_target_per_user(tmp_path: Path) 
 
 @pytest.mark.data
 def test_covisitation_on_ml_1m_equals_the_published_metrics(tmp_path: Path) -> None:
-    """HR@10 0.260, NDCG@10 0.151 with histories cut to 200, on the file of the SASRec papers."""
+    """HR@10 0.260, NDCG@10 0.151 with histories cut to 200, as in the SASRec papers."""
     log = pl.read_parquet(DATA / "sasrec-ml-1m.parquet")
     rows = log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos"))
     rows.write_parquet(tmp_path / "log.parquet")

@@ -58,7 +58,7 @@ def test_ranking_of_padding_is_0_and_without_targets_is_nan() -> None:
         assert np.isnan(got[name][1])
 
 
-def test_ranking_of_lists_shorter_than_k() -> None:
+def test_ranking_of_short_lists_divides_by_the_targets() -> None:
     got = metrics.ranking(np.array([[4]]), *flat([4, 5]), 10)
     assert got["Recall"] == pytest.approx([0.5])
     assert got["NDCG"] == pytest.approx([1 / (1 + 1 / log2(3))])

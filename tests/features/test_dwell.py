@@ -30,7 +30,7 @@ def catalogue(**attributes: dict[str, Any]) -> pl.DataFrame:
 
 
 def fitted() -> DwellPercentiles:
-    """``short`` (60 s) and ``long`` (600 s) have own bands; ``own`` has 30 dwells, ``few`` a category."""
+    """Bands of duration, of the item (``own``) and of the category (``few``)."""
     found = DwellPercentiles.fit(
         frame(
             *dwells("short", [float(n) for n in range(1, 41)]),

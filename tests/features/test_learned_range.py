@@ -42,7 +42,7 @@ def seqs(rows: pl.DataFrame) -> set[int]:
 def test_window_of_any_arrival_order_tests_no_learned_row_and_learns_all(
     arrivals: list[list[Any]], first_cut: int, refused: bool
 ) -> None:
-    """Each list of rows is a window; live is first cut in time, then the child of each update."""
+    """Each list of rows is a window; live is first cut in time, then each child."""
     log = moment_stamps(frame(arrivals[0] or [("a", 1, None, 1)]))
     stamps = sorted(log[STAMP].to_list())
     cut = stamps[min(first_cut, len(stamps) - 1)]

@@ -145,7 +145,7 @@ def by_definition(valid: pl.DataFrame, user: str, seq: int) -> tuple[list[Any], 
 
 
 def undo(done: dict[tuple[str, int, str], float], item: str, until: int, back: str, amount: float) -> None:
-    """Undo amounts in halves: the newest of the type; for "*" the newest of the heaviest types."""
+    """Undo in halves: the newest of the type; "*" the newest of the heaviest."""
 
     def open_(kinds: Any) -> list[tuple[str, int, str]]:
         return [k for k, left in done.items() if left and k[0] == item and k[1] <= until and k[2] in kinds]

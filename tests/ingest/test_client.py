@@ -15,7 +15,7 @@ from recloop.ingest.client import Client
 
 
 class FakeServer(ThreadingHTTPServer):
-    """An echo server that counts connections and optionally closes them after an answer."""
+    """An echo server that counts connections and may close them after an answer."""
 
     connections = 0
     closes_connections = False

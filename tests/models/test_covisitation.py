@@ -85,7 +85,7 @@ def test_popular_orders_by_count_then_index() -> None:
 
 
 def test_half_life_halves_counts_of_that_age() -> None:
-    """Two users with the same step, one a day and one two days before the cut; half-life one day."""
+    """Two users with the same step, one and two half-lives before the cut."""
     day = 86_400_000_000
     data = dataclasses.replace(
         data_of([[[1], [2]], [[1], [3]], [[3], [3]]], 3),

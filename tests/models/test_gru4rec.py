@@ -29,7 +29,7 @@ def made(context: int = 0, layers: int = 1) -> GRU4Rec:
 
 
 def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Moments of these sizes, oldest first: vectors (1, T, D), moments, mask, context (1, M, 0)."""
+    """Oldest first: vectors (1, T, D), moments, mask (1, T), context (1, M, 0)."""
     total = sum(sizes)
     number = torch.from_numpy(np.repeat(np.arange(len(sizes))[::-1], sizes).copy())[None]
     history = torch.randn(1, total, D, generator=torch.Generator().manual_seed(total)) * 0.1

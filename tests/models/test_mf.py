@@ -69,7 +69,7 @@ def test_mf_refit_keeps_model_and_options(fitted_mf: Fitted) -> None:
 
 
 def test_mf_user_table_equals_folding_in(fitted_mf: Fitted) -> None:
-    """Users as of the end of the log get their table row; folding in gives an equal vector."""
+    """Users at the end of the log have their table row; folding in is equal."""
     users = fitted_mf.bundle.users
     assert users is not None
     ids = users.ids.ids[:50]
@@ -93,7 +93,7 @@ def test_mf_folds_in_users_with_new_events(fitted_mf: Fitted) -> None:
 
 
 def tastes(weights: dict[int, float] | None = None, rejected: Sequence[tuple[int, int, float]] = ()) -> TrainData:
-    """Twelve users: half have items 1 to 3, half 4 to 6, except one each; with rejected pairs."""
+    """Twelve users: half have items 1 to 3, half 4 to 6, except one each."""
     rows = [(u, item) for u in range(12) for item in range(1 + u % 2 * 3, 4 + u % 2 * 3) if item != 1 + u % 6]
     users, items = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
     plain = np.ones(len(items), dtype=np.float32)
@@ -119,7 +119,7 @@ def score(data: TrainData, user: int, item: int) -> float:
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_mf_negative_feedback_lowers_the_score(weight: float) -> None:
-    """A skip changes item vectors, a dislike also the user vector; both lower the score."""
+    """A skip changes item vectors, a dislike also the user; both lower the score."""
     pair = (0, 1)  # user 0 has items 2 and 3, which occur with item 1
     before, after = score(tastes(), *pair), score(tastes(rejected=[(*pair, weight)]), *pair)
     assert before > 0.4

@@ -48,7 +48,7 @@ def made(fields: int = 0, context: int = 0, **options: object) -> SASRec:
 
 
 def window(*sizes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Moments of these sizes, oldest first: vectors (1, T, D), moments, mask, context (1, M, 0)."""
+    """Oldest first: vectors (1, T, D), moments, mask (1, T), context (1, M, 0)."""
     total = sum(sizes)
     number = np.repeat(np.arange(len(sizes))[::-1], sizes)
     generator = torch.Generator().manual_seed(total)
@@ -137,7 +137,7 @@ def test_sasrec_is_independent_of_the_order_within_a_moment() -> None:
 
 
 def test_sasrec_moment_depends_on_itself_and_earlier_ones() -> None:
-    """Moments of 2, 3, 1 items; the changed token decides which ends move (numbered from the newest)."""
+    """Moments of 2, 3, 1 items; outputs are numbered from the newest."""
     network = made()
     history, moments, mask, context = window(2, 3, 1)
     before = network.forward_moments(history, moments, mask, context)[0]
@@ -160,7 +160,7 @@ def test_sasrec_tokens_of_a_moment_depend_on_each_other() -> None:
 
 
 def test_sasrec_late_row_does_not_change_earlier_outputs() -> None:
-    """Token 0 of the oldest moment arrived after the second; only later outputs use it."""
+    """Token 0 of the oldest moment arrived after the second moment."""
     network = made()
     history, moments, mask, context = window(1, 1, 1)
     arrived = torch.ones(1, 3, 3, dtype=torch.bool)

@@ -84,7 +84,7 @@ def test_two_tower_late_row_does_not_change_earlier_outputs() -> None:
 
 
 def test_two_tower_loss_by_hand() -> None:
-    """Two targets and three draws: each negative's score minus ln of its expected count."""
+    """Two targets, three draws: each negative's score minus ln of its expectation."""
     network = made(uniform=3)
     vectors, items = torch.randn(2, D), torch.randn(N, D)
     targets, weights = torch.tensor([4, 9]), torch.tensor([1.0, 3.0])
@@ -116,7 +116,7 @@ def fitted_two_tower(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 
 @pytest.mark.slow
 def test_two_tower_ranks_for_users_and_items_without_history(fitted_two_tower: Fitted) -> None:
-    """A user with only attributes gets a list of the towers, a user without them a popular one.
+    """A user with only attributes is ranked by the towers, others by popularity.
 
     Items without events before the cut are part of that ranking.
     """
@@ -155,8 +155,8 @@ def test_two_tower_cold_item_is_near_its_category(fitted_two_tower: Fitted) -> N
 
 
 @pytest.mark.slow
-def test_two_tower_similar_lists_of_cold_and_hot_items(fitted_two_tower: Fitted) -> None:
-    """Cold items get the nearest items of their category; hot items fuse vectors and co-visitation."""
+def test_two_tower_similar_lists_use_attributes_for_cold_items(fitted_two_tower: Fitted) -> None:
+    """Cold items get neighbours of their category; hot items fuse two sources."""
     recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
     ids = fitted_two_tower.bundle.items.ids
     cold = fitted_two_tower.catalogue.latest("", ids)

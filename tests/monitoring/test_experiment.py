@@ -47,12 +47,12 @@ class Truth:
 
     @property
     def difference(self) -> float:
-        """True difference of hits per request between all users in one arm and in the other."""
+        """True difference of hits per request between the two arms."""
         n = self.requests
         return float((n * self.rate(True)).sum() / n.sum() - (n * self.rate(False)).sum() / n.sum())
 
     def play(self) -> tuple[list[Decision], pl.DataFrame]:
-        """Decisions and events before the experiment and of its first day; hits buy the first item."""
+        """Decisions and events before the experiment and of its first day."""
         decisions, rows = [], []
         for number, user in enumerate(self.users):
             for day, requests in ((-5, 4), (0, int(self.requests[number]))):
@@ -172,7 +172,7 @@ def test_evaluate_with_an_empty_arm_is_running() -> None:
 
 
 def less_active(seed: int, fails: float) -> tuple[list[Decision], pl.DataFrame]:
-    """4,000 users with equal lists; the candidate fails for a share of requests of less active users."""
+    """Equal lists, but the candidate fails for requests of less active users."""
     draw = np.random.default_rng(seed)
     decisions, rows = [], []
     for number in range(4_000):

@@ -50,7 +50,7 @@ def decision(
 
 @pytest.fixture
 def facts() -> health.HealthReference:
-    """N = 4 items (two tail, one posted, one hidden); 16 reference events, 4 of tail items."""
+    """N = 4 items (two tail, one posted, one hidden); 16 reference events."""
     old = CUT - 91 * DAY
     events = pl.DataFrame(
         {

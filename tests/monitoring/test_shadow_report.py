@@ -64,7 +64,7 @@ def compared_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
 
 
 def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle]) -> None:
-    """Store 40 requests of 30 users: live's answer, its replica, the shadow and the retrain."""
+    """Store 40 requests with live's answer, its replica, shadow and retrain."""
     archive = project.open_archive()
     catalogue = Catalog.from_frames([archive.items()])
     labelled = EventLabeler(live.spec.events, live.spec.clean).label(archive.events())

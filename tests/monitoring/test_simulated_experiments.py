@@ -66,7 +66,7 @@ def test_simulated_effects_equal_those_of_measure(simulated: ModuleType) -> None
 
 
 def test_simulate_equal_arms_has_the_nominal_error(simulated: ModuleType) -> None:
-    """200 runs of 14 interim analyses; full alpha at each would err in a fifth of the runs."""
+    """200 runs of 14 interim analyses; full alpha at each errs in a fifth."""
     ever = simulated.simulate(simulated.Row(simulated.two_arms(0.0), simulated._plan(2_800, 14), 2_800), 200, 7)
     assert 0.01 <= ever["planned looks"] <= 0.09  # 10 runs expected of 200, standard deviation 3.1
     assert ever["confidence sequence"] <= 0.055

@@ -98,7 +98,7 @@ def test_confidence_sequence_by_hand() -> None:
 
 
 def test_confidence_sequence_covers_the_truth_at_all_times() -> None:
-    """Over 400 experiments, checked every 50 users, at most 5 % ever exclude the truth."""
+    """Over 400 experiments at most 5 % ever exclude the truth."""
     draw, left = np.random.default_rng(4), 0
     for _ in range(400):
         y = draw.exponential(1.0, 4_000)
@@ -128,11 +128,11 @@ def test_confidence_sequence_covers_the_truth_at_all_times() -> None:
     ],
 )
 def test_sequential_bounds_equal_published_tables(looks: int, known: list[float]) -> None:
-    """Published values of Lan-DeMets with O'Brien-Fleming spending, two-sided 0.05, equal steps."""
+    """Lan-DeMets bounds with O'Brien-Fleming spending, two-sided 0.05."""
     assert statistics.sequential_bounds(tuple((k + 1) / looks for k in range(looks))) == pytest.approx(known, abs=2e-4)
 
 
-def test_sequential_bounds_of_one_look_and_of_invalid_times() -> None:
+def test_sequential_bounds_of_one_analysis_is_1_96_and_bad_times_raise() -> None:
     assert statistics.sequential_bounds((1.0,)) == pytest.approx([1.959964], abs=1e-5)
     assert statistics.alpha_spent(1.0) == pytest.approx(0.05)
     for wrong in ([0.5, 0.5], [0.0, 1.0], [0.5, 1.2]):

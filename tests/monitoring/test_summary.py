@@ -29,7 +29,7 @@ class Clock:
 
 
 def status_and_metrics(project: Project) -> tuple[dict[str, Any], str, Service]:
-    """Answer 30 requests two days ago and 25 in the last hour; return status and /metrics."""
+    """Answer 55 requests over two days; return status and /metrics."""
     clock = Clock()
     app = create(project, clock=clock)
     service: Service = app.state.service

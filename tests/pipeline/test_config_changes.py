@@ -39,7 +39,7 @@ def cli(root: Path, *words: str) -> Said:
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after its first run; its item column is a row number, so no item repeats."""
+    """A project after its first run with a row number as item column."""
     folder = SimulatedShop(seed=0, users=40, items=30).write(tmp_path_factory.mktemp("wrong") / "shop")
     rows = pl.read_csv(folder / "events.csv").rename({"item_id": "sku"})
     rows.with_row_index("line").write_csv(folder / "events.csv")

@@ -51,7 +51,7 @@ def settings(model: str) -> list[str]:
 
 
 def started_project(folder: Path, model: str) -> Project:
-    """A project after its first run, with the rest of the log posted; it contains two new items."""
+    """A project after its first run with the rest of the log and two new items."""
     world = SimulatedShop(seed=0, users=120, items=60, days=120)
     world.write(folder)
     whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})
@@ -111,7 +111,7 @@ def test_update_of_each_network_continues_the_parent_and_serves(tmp_path: Path, 
 
 
 def assert_only_trained_rows_moved(project: Project, live: Bundle, child: Bundle) -> None:
-    """Check that padding rows and rows of items with few events stay 0, and the shapes."""
+    """Check shapes, and that padding rows and rows of rare items stay 0."""
     before, after = (bundles.load_train(project.bundles / one.id) for one in (live, child))
     assert set(after) == set(before)
     table, rows = after["network.table.weight"], len(live.items) + 1

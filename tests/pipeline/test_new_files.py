@@ -183,7 +183,7 @@ def test_update_per_daily_file_equals_one_run_over_all_files(begun_project: Proj
 @pytest.mark.data
 @pytest.mark.timeout(1800)
 def test_update_of_5_daily_files_after_300_equals_one_run_over_305(shared_data: Path, tmp_path: Path) -> None:
-    """UCI Online Retail in daily files: guests, cancellations, repeats, returning customers."""
+    """UCI Online Retail in daily files: guests, cancellations, repeats."""
     files = sorted((shared_data / "online-retail-by-day").glob("*.csv"))
     assert len(files) == 305
     toml = TOML.replace('"customer"', '"CustomerID"').replace('"sku"', '"StockCode"').replace('"at"', '"InvoiceDate"')

@@ -34,7 +34,7 @@ def gates(evidence: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def positives_after(project: Project, cut: int) -> set[tuple[str, int]]:
-    """(user, stamp) of the moments with a purchase from a cut on, the queries of the gate."""
+    """(user, stamp) of the moments with a purchase from a cut on."""
     rows = pl.read_parquet(project.data / "split" / "test.parquet")
     assert rows["stamp"].min() >= cut  # type: ignore[operator]
     return set(rows.filter(pl.col("label") > 0).select("user_id", "stamp").iter_rows())

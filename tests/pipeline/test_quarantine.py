@@ -80,7 +80,7 @@ def test_quarantine_from_and_to_limit_the_time_range(project: Project) -> None:
 
 
 def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(project: Project) -> None:
-    """Cache, full snapshot and advanced snapshot agree at every seq, also at earlier ones."""
+    """Cache, full snapshot and advanced snapshot agree at every seq."""
     user = "u01"
     item = project.open_archive().for_users([user])["item_id"][0]
     where = f"user_id = '{user}' AND item_id = '{item}'"

@@ -47,7 +47,7 @@ URLS = ("sqlite:///store/log.db", "sqlite:///store/decisions.db")
 
 
 def hourly_rows(project: Project, hour: int, count: int = 30) -> pl.DataFrame:
-    """Purchases of unknown items in one hour after the log; no gate can compare, so no update waits."""
+    """Purchases of unknown items in one hour, so that no gate waits."""
     start = 1_751_800_000 * SECOND + hour * HOUR
     return pl.DataFrame(
         {

@@ -27,7 +27,7 @@ UPDATES = 28
 
 
 class Hours:
-    """A clock that returns at once from each wait; after ``stop`` waits it ends the loop."""
+    """A clock that returns at once from waits; after ``stop`` waits the loop ends."""
 
     def __init__(self, stop: int = 10**9) -> None:
         self.seconds, self.waits, self.stop = 0.0, [0.0][:0], stop
@@ -90,7 +90,7 @@ def test_run_after_sigterm_exits_0(project: Project) -> None:
 def test_update_loop_of_a_week_promotes_refreshes_and_stops_on_shuffled_items(
     tmp_path: Path, serving: Callable[..., Server]
 ) -> None:
-    """Run 28 updates, one each six hours; then shuffle the items, and the loop ends with a reason."""
+    """Run 28 updates, then shuffle the items: the loop ends with a reason."""
     world = SimulatedShop(seed=0)
     folder = world.write(tmp_path / "shop")
     whole = pl.read_csv(folder / "events.csv", schema_overrides={"event_id": pl.String})

@@ -59,7 +59,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]
 
 @pytest.fixture
 def later(first: tuple[Path, pl.DataFrame], tmp_path: Path) -> Later:
-    """Copy the project and post rows: ``later(rows, ...)``; the default is the remaining rows."""
+    """Copy the project and post rows (default: the rest): ``later(rows, ...)``."""
 
     def make(rows: pl.DataFrame | None = None, *sets: str) -> Project:
         folder = shutil.copytree(first[0], tmp_path / f"shop{len(list(tmp_path.iterdir()))}")
@@ -178,7 +178,7 @@ def with_earlier_dates(rows: pl.DataFrame, days: int) -> pl.DataFrame:
 def test_update_with_late_rows_learns_all_and_evaluates_new_ones(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    """Post 400 rows with earlier stamps among new rows; they are learned and not evaluated."""
+    """400 rows with earlier stamps are learned and not evaluated."""
     rows = first[1]
     late = with_earlier_dates(rows.filter(pl.col("event_type") == "purchase").head(400), 700)
     project = later(pl.concat([rows[:900], late, rows[900:]]), PATIENT)
@@ -219,7 +219,7 @@ def test_update_with_only_late_rows_learns_them_and_evaluates_none(
 def test_update_with_shuffled_items_is_blocked_by_the_input_check(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    """A small shop: a window is blocked only if live's loss leaves the band of earlier windows."""
+    """A window is blocked if live's loss leaves the band of earlier windows."""
     rng = np.random.default_rng(0)
     poisoned = first[1].with_columns(pl.Series("item_id", rng.permutation(first[1]["item_id"].to_numpy())))
     project = later(poisoned)
@@ -238,7 +238,7 @@ def test_update_with_shuffled_items_is_blocked_by_the_input_check(
 def test_update_after_quarantine_of_poisoned_rows_equals_one_without_them(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
-    """Poisoned rows block later windows; after quarantine the child equals one without them."""
+    """Poisoned rows block updates; after quarantine the child equals one without."""
     rest, rng = first[1], np.random.default_rng(0)
     shuffled = pl.Series("item_id", rng.permutation(rest["item_id"].to_numpy()))
     poisoned = rest.with_columns(shuffled, pl.lit("broken").alias("placement"), pl.col("event_id") + "-p")
@@ -308,7 +308,7 @@ def test_update_with_another_recipe_registers_without_promotion(later: Later) ->
 
 
 def test_update_with_few_rows_is_not_refused(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
-    """Post one row, then twelve neutral ones; the update evaluates them and does not refuse."""
+    """One posted row, then twelve neutral ones, are not refused."""
     neutral = first[1][1:13].with_columns(pl.lit("impression").alias("event_type"))
     project = later(first[1][:1])
     for more in (neutral[:0], neutral):

@@ -35,7 +35,7 @@ def neighbours(rows: dict[int, dict[int, float]]) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def make_bundle() -> Callable[..., Bundle]:
-    """Make a bundle of five items with the weights of its home placement and policy keys."""
+    """Make a bundle of five items with given weights and policy keys."""
 
     def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
         spec = FeatureSpec.from_config(build({"features": {"context": []}, "serve": {"segment": "age"}}, (), {}))

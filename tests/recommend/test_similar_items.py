@@ -36,7 +36,7 @@ def with_vectors(bundle: Bundle) -> Bundle:
 
 
 def with_kinds(bundle: Bundle, catalogue: Catalog) -> tuple[Bundle, Catalog]:
-    """Add kinds: apple, dates and eggs are fruit in this test, bread and cheese are food."""
+    """Add kinds: apple, dates and eggs are fruit, bread and cheese are food."""
     kinds = ["fruit", "food", "food", "fruit", "fruit"]
     rows = [{"kind": kind} for kind in kinds]
     for item_id, row in zip(bundle.items.ids.ids, rows, strict=True):
@@ -49,7 +49,7 @@ def with_kinds(bundle: Bundle, catalogue: Catalog) -> tuple[Bundle, Catalog]:
 
 
 def test_similar_items_from_counts_are_covisitation_filled_by_popular(make_bundle: Make, catalogue: Catalog) -> None:
-    """Row of apple: bread 0.5, cheese 0.25; then popular items, then items outside the table."""
+    """Row of apple: bread 0.5, cheese 0.25; then popular, then latest items."""
     answer = ask(Recommender(make_bundle({"popular": 1.0}), catalogue), "apple", n=6)
     assert answer.items == ["bread", "cheese", "dates", "eggs", "grapes", "figs"]
     assert answer.sources == ["neighbours"] * 2 + ["popular"] * 2 + ["latest"] * 2
@@ -119,7 +119,7 @@ def test_similar_items_of_a_batch_equal_single_requests(make_bundle: Make, catal
 
 
 def test_latest_list_orders_visible_items_by_first_seq(make_bundle: Make, catalogue: Catalog) -> None:
-    """First seqs: apple 1 to eggs 5 of the table, figs 10, grapes 11; hidden items are excluded."""
+    """First seqs: apple 1 to eggs 5, figs 10, grapes 11; hidden items excluded."""
     bundle = make_bundle({"popular": 1.0})
     fresh = Placement(list="latest", weights={}, filter="", k=4)
     bundle = replace(bundle, policy=bundle.policy.with_placement("new", fresh))

@@ -19,7 +19,7 @@ def pairs(live: list[float] | np.ndarray, candidate: list[float] | np.ndarray) -
 
 
 def shifted(ratio: float, noise: float, users: int, seed: int = 0) -> PairedScores:
-    """Pairs with live values around 0.2 and candidate values ``ratio`` times live plus noise."""
+    """Pairs of live values around 0.2 and ``ratio`` times live plus noise."""
     random = np.random.default_rng(seed)
     live = random.uniform(0.1, 0.3, users)
     return pairs(live, live * ratio + random.normal(0, noise, users))
@@ -74,7 +74,7 @@ def test_non_inferiority_passes_refuses_or_is_weak() -> None:
 
 
 def test_non_inferiority_with_a_wide_interval_is_inconclusive_and_waits() -> None:
-    """An interval of -0.35 % [-17.5, +17.4] cannot detect a loss of 25 %, so the gate waits."""
+    """An interval of -0.35 % [-17.5, +17.4] cannot detect a loss of 25 %."""
     wide = gate.non_inferiority(shifted(1.0, 0.1, 60), (), Gates())
     assert wide.detectable is not None
     assert wide.detectable > gate.WIDTH_FACTOR * 0.03
@@ -86,7 +86,7 @@ def test_non_inferiority_with_a_wide_interval_is_inconclusive_and_waits() -> Non
 
 
 def test_non_inferiority_with_a_certain_loss_inside_the_margin_passes() -> None:
-    """The margin allows a loss of -2.3 % [-5.0, -0.4]; otherwise hourly updates would stop."""
+    """The margin allows a loss of -2.3 % [-5.0, -0.4]."""
     found = gate.non_inferiority(shifted(0.977, 0.02, 100, seed=1), (), Gates())
     assert found.high is not None
     assert found.high < 0
@@ -187,7 +187,7 @@ def test_non_inferiority_without_pairs_is_a_weak_pass() -> None:
 
 
 def test_minimum_detectable_by_hand_is_2_8_standard_errors() -> None:
-    """With a normal interval of +-1.96 se, the loss detected with 80 % power is 2.8016 se."""
+    """With an interval of +-1.96 se, 80 % power detects a loss of 2.8016 se."""
     found = gate.non_inferiority(shifted(1.0, 0.02, 500), (), Gates(max_ndcg_loss=0.5))
     assert found.low is not None
     assert found.high is not None

@@ -72,7 +72,7 @@ def test_input_check_alarm_rate_is_nominal() -> None:
 
 @pytest.mark.parametrize("queries", [30, 60, 150])
 def test_input_check_blocks_poisoned_windows_and_seldom_small_ones(queries: int) -> None:
-    """One query in three has a hit; earlier windows have 300 queries, this one is smaller."""
+    """One query in three has a hit; earlier windows have 300 queries."""
     random = np.random.default_rng(1)
 
     def window(size: int, share: float) -> LossEstimate:

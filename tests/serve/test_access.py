@@ -103,7 +103,7 @@ def test_host_missing_or_repeated_is_400(server: Server, hosts: list[str]) -> No
 
 
 def test_rebinding_page_is_421_for_reads_and_writes(server: Server) -> None:
-    """DNS rebinding gives a foreign page the origin of the service; Host and Origin hold its name."""
+    """DNS rebinding gives a foreign page the service's origin under its own name."""
     page = {"host": "evil.example:8088", "origin": "http://evil.example:8088"}
     assert status_and_code(server.client, "/v1/users/u14", **page) == (421, "unknown_host")
     assert status_and_code(server.client, "/v1/events", "POST", **page) == (421, "unknown_host")
@@ -262,6 +262,6 @@ def test_head_with_two_content_types_matches_no_known_type() -> None:
 
 
 def test_console_paths_of_access_and_page_are_equal() -> None:
-    """The paths that the console answers, except `/`, are those that require the login."""
+    """The paths of the console, except `/`, are those that require the login."""
     console = pytest.importorskip("recloop.serve.console")
     assert console.ITS == CONSOLE

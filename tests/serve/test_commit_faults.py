@@ -68,7 +68,7 @@ def rows_of(name: str) -> dict[str, Any]:
 def write_answers(
     log: EventLog, after_commit: Callable[[list[WriteRequest], int], None], names: Sequence[str] = ("r0",)
 ) -> list[str]:
-    """Write rows under these names and return each answer; then check that the writer still writes."""
+    """Write rows and return each answer; check that the writer still writes."""
     writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), 1.0, after_commit)  # type: ignore[arg-type]
 
     async def one(name: str) -> str:
@@ -196,7 +196,7 @@ raises where a ``with`` ends would keep its lock, which a fault of the code does
 
 
 class AtLine:
-    """A trace function that raises at the n-th line of the commit path; ``lines`` counts lines."""
+    """Trace function that raises at the n-th line of the commit path."""
 
     def __init__(self, at: int, error: Exception) -> None:
         self._at, self._error = at, error

@@ -40,7 +40,7 @@ PICTURE = "RECLOOP_PICTURES"
 
 @dataclass
 class ServedProject:
-    """A server over a shop with one bundle live, one in the experiment, two in the shadow."""
+    """A server with one bundle live, one in the experiment, two in the shadow."""
 
     server: servers.Server
     project: Project
@@ -124,7 +124,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser, served_project: ServedProject) -> Callable[..., Any]:
-    """Open the page in a new context: ``opened(width, height, color_scheme=...)``; foreign requests fail."""
+    """Open the page in a new context; requests to other hosts fail."""
     own = (served_project.server.url, served_project.server.url.replace("http", "ws"), "data:", "blob:")
 
     @contextmanager

@@ -41,7 +41,7 @@ def test_gc_paused_collects_cycles_at_its_end() -> None:
 
 
 def test_swap_frees_the_tables_of_replaced_bundles(project: Project) -> None:
-    """Only the tables of live, of the rollback target and of checked bundles stay in memory."""
+    """Only tables of live, rollback target and checked bundles stay in memory."""
     control = project.open_control()
     first = releases.live(control).bundle  # type: ignore[union-attr]
     seen: dict[int, weakref.ref[Any]] = {}

@@ -165,7 +165,7 @@ def test_user_with_only_attributes_is_warm(client: httpx.Client, user: str) -> N
 
 @pytest.fixture(scope="module")
 def without_popular(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Bundle]]:
-    """A server and its bundle; users without history get their list from the fallback alone."""
+    """A server and its bundle that uses the fallback for users without history."""
     folder = shutil.copytree(trained_folder, tmp_path_factory.mktemp("without") / "shop")
     bundle = open_project(folder).load_bundle()
     home = replace(bundle.policy.placements["home"], weights={"history": 1.0})

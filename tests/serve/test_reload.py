@@ -29,7 +29,7 @@ Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
 
 
 def within(project: Project, work: Work) -> None:
-    """Run requests against a service of this process; its clock advances a second per reading."""
+    """Run requests against a service; its clock advances a second per reading."""
     stamps = iter(range(START, START + 10_000 * SECOND, SECOND))
     inside(create(project, clock=lambda: next(stamps)), work)
 
@@ -54,7 +54,7 @@ async def known(client: httpx.AsyncClient) -> int:
 
 
 def test_user_state_after_a_retraction_excludes_the_row(project: Project) -> None:
-    """Retract a row that arrived since the import, a row of the snapshot, and an unknown row."""
+    """Retract an arrived row, a row of the snapshot and an unknown row."""
     control = control_of(project)
     archived = project.open_archive().for_users([USER])
     bought = archived.filter(pl.col("event_type") == "purchase")
@@ -156,7 +156,7 @@ def test_snapshot_advanced_over_retractions_equals_a_new_snapshot(project: Proje
 
 
 def test_server_after_an_update_uses_the_new_watermark_and_snapshots(project: Project, serving: Any) -> None:
-    """Run ``recloop update`` while a server runs: new watermark and snapshots, equal lists."""
+    """Run ``recloop update`` while a server runs; the lists stay equal."""
     server = serving(project.root, "--set", "serve.allow_time_header=true")
     rows = [
         {"user_id": row["user_id"], "item_id": row["item_id"], "event_type": row["event_type"], "event_id": f"n{n}",

@@ -251,7 +251,7 @@ def test_server_stop_answers_every_accepted_request(project: Project, serving: S
 
 
 def test_decisions_under_concurrent_writes_are_verified(project: Project, serving: Serving) -> None:
-    """With concurrent reads and writes each decision's ``as_of`` is the state that its list used."""
+    """Each decision's ``as_of`` is the state of its list under concurrent writes."""
     server = serving(project.root)
     failed: list[str] = []
 
@@ -290,7 +290,7 @@ def test_decisions_under_concurrent_writes_are_verified(project: Project, servin
 
 
 class Poster(threading.Thread):
-    """A client that posts events until the server is killed, and records the acknowledged ones."""
+    """A client that posts events until a kill and records acknowledged ones."""
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__()

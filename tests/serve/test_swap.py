@@ -47,7 +47,7 @@ def planned(bundle: str) -> dict[str, Any]:
 
 
 def child(project: Project, number: int = 1, **changed: Any) -> str:
-    """Register a copy of the live bundle with other source weights and the given changes."""
+    """Register a copy of the live bundle with changes."""
     live = bundles.load(project.bundles / releases.live(control_of(project)).bundle)
     home = replace(live.policy.placements["home"], weights={"popular": 1.0, "history": 0.25 * number})
     policy = live.policy.with_placement("home", home)
@@ -68,7 +68,7 @@ def child(project: Project, number: int = 1, **changed: Any) -> str:
 
 @pytest.fixture
 def within(project: Project) -> Callable[..., None]:
-    """Run requests against a service of this process that follows the release table on demand."""
+    """Run requests against a service that follows the release table on demand."""
 
     def run(work: Work, *settings: str) -> None:
         inside(create(open_project(project.root, settings)), work)
@@ -191,7 +191,7 @@ def test_admin_refuse_answers_410_and_names_reject(server: Any) -> None:
 
 
 def test_admin_move_without_json_is_rejected(server: Any) -> None:
-    """An HTML form of another site cannot send application/json without a CORS preflight."""
+    """An HTML form of another site cannot send JSON without a CORS preflight."""
     answer = server.client.post("/v1/admin/rollback", content='{"reason": "x"}', headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json")
     answer = server.client.post("/v1/admin/rollback", content="{", headers={"Content-Type": "application/json"})

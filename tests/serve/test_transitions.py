@@ -165,7 +165,7 @@ def test_concurrent_promotions_one_wins_and_the_other_names_it(project: Project)
 
 
 def test_event_of_tomorrow_is_quarantined_and_of_next_minute_is_seen_when_due(project: Project) -> None:
-    """A state excludes events dated beyond clean.future, and sees nearer ones from their time on."""
+    """A state excludes events beyond clean.future and sees nearer ones when due."""
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
         row = {"user_id": "early", "event_type": "purchase", "item_id": "i05", "event_id": "t"}

@@ -210,7 +210,7 @@ def test_create_with_a_running_application_raises_locked(app: Any, project: Proj
 
 @pytest.mark.parametrize("banned", [("torch", "lightning", "onnx"), ()])
 def test_serving_imports_without_torch(banned: tuple[str, ...]) -> None:
-    """Import in a process where torch is missing, and in one where torch is installed but unused."""
+    """Import where torch is missing, and where torch is installed but unused."""
     code = f"""
 import sys
 class Missing:

@@ -83,7 +83,7 @@ def test_event_log_retry_without_a_timestamp_is_duplicate(log: EventLog) -> None
     assert log.append_events([event(event_id="e", timestamp=8, received_at=9)])[0].status == "conflict"
 
 
-def test_find_duplicates_of_an_imported_event_id(log: EventLog) -> None:
+def test_find_duplicates_recognises_imported_event_ids(log: EventLog) -> None:
     log.start_at(10)
     arrived = [event(event_id="old"), event("other", event_id="old"), event(event_id="new")]
     with log.commit():

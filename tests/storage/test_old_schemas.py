@@ -23,7 +23,7 @@ def write(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def old_folder(tmp_path: Path) -> Path:
-    """A copy of the project folder of schema 3: 20 users, 15 items, 3 decisions, 2 events, 1 retraction."""
+    """A copy of the project folder of schema 3."""
     return shutil.copytree(FIXTURES / "schema-3", tmp_path / "shop")
 
 

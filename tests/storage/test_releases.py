@@ -144,7 +144,7 @@ def move(control: ControlStore, bundle: str, to: str) -> None:
 
 
 def test_release_moves_equal_the_transition_table(tmp_path: Path) -> None:
-    """Each move between two states is allowed exactly if the transition table contains it."""
+    """A move between two states is allowed exactly if the table contains it."""
     found = set()
     for number, (state, to) in enumerate(
         (a, b) for a in [*releases.FROM, "registered", "retired", "rolled_back"] for b in releases.FROM

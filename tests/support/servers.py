@@ -103,7 +103,7 @@ def command(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop"))
 
 
 def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE) -> Server:
-    """Start a server on a free port and wait for its first line; ``program``: arguments of Python."""
+    """Start a server on a free port and wait for its first line."""
     errors = root / f"stderr-{len(list(root.glob('stderr-*')))}"
     with errors.open("w") as file:
         process = subprocess.Popen(

@@ -15,7 +15,7 @@ Histories = Sequence[Sequence[Sequence[int]]]
 
 @pytest.fixture(scope="session")
 def arrays() -> Callable[..., TrainData]:
-    """Make training arrays: ``arrays(histories, ...)``; moments oldest first, each a list of item_ix."""
+    """Make training arrays: ``arrays(histories, ...)``, moments oldest first."""
     return make
 
 

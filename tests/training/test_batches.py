@@ -38,7 +38,7 @@ def spans(sequences: SequenceDataset, which: str = "all") -> list[tuple[int, int
 
 
 def test_training_windows_are_cut_from_the_newest_moment(arrays: Arrays) -> None:
-    """Sizes 2 3 1 4 | 9 2 5, the last only a target; windows of five items cut the moment of nine."""
+    """Sizes 2 3 1 4 | 9 2 5; windows of five items cut the moment of nine."""
     data = arrays([sized(2, 3, 1, 4, 9, 2, 5)], 30)
     sequences = SequenceDataset(data, 5)
     assert spans(sequences) == [(0, 2), (2, 4), (4, 5), (5, 6)]
@@ -181,7 +181,7 @@ def test_epoch_dataset_draws_targets_once_per_epoch(arrays: Arrays) -> None:
 
 @pytest.fixture(scope="module")
 def purchase_arrays(simulated_shop: SimulatedShop) -> tuple[FeatureSpec, TrainData, StateHistory, list[str]]:
-    """Purchases as arrays with each user's last moment held out, and the state history."""
+    """Purchases as arrays with each user's last moment held out, and states."""
     config = build(
         {
             "events": {"positive": ["purchase"], "neutral": ["click"]},
@@ -216,7 +216,7 @@ def purchase_arrays(simulated_shop: SimulatedShop) -> tuple[FeatureSpec, TrainDa
 def test_validation_queries_are_encoded_as_in_serving(
     purchase_arrays: tuple[FeatureSpec, TrainData, StateHistory, list[str]],
 ) -> None:
-    """Tokens, moment numbers and context of validation moments equal `encode` and `window`."""
+    """Tokens, moments and context of validation equal `encode` and `window`."""
     spec, data, timeline, user_ids = purchase_arrays
     held = data.held
     assert held is not None

@@ -33,7 +33,7 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 
 
 def query(batch: int, time: int, context: int) -> dict[str, np.ndarray]:
-    """Ragged windows: moments oldest first, at least one token per row, the longest fills T."""
+    """Ragged windows: moments oldest first; the longest fills T."""
     rng = np.random.default_rng(batch * 1000 + time)
     lengths = np.maximum(1, rng.integers(0, time + 1, batch))
     lengths[0] = time
@@ -109,7 +109,7 @@ def test_item_vectors_have_a_zero_padding_row(arrays: Arrays) -> None:
 
 @pytest.mark.slow
 def test_user_graph_bytes_are_independent_of_the_machine(exported: tuple[SASRec, bytes], arrays: Arrays) -> None:
-    """The exporter records stack traces with local folders, which would change the hash."""
+    """The exporter records stack traces with local folders."""
     _, graph = exported
     for word in (b".py", b"/src/", b"site-packages", b"stack_trace"):
         assert word not in graph, word

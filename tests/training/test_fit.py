@@ -32,7 +32,7 @@ Arrays = Callable[..., TrainData]
 
 
 def circle(arrays: Arrays, users: int = 60, basket: int = 1) -> TrainData:
-    """Users walk a circle of N items from different starts; half of them hold out the last step."""
+    """Users walk a circle of N items; half of them hold out the last step."""
     step = np.arange(9)
     walks = [[[(start * 7 + at * basket + b) % N + 1 for b in range(basket)] for at in step] for start in range(users)]
     held = {user: walks[user][-1] for user in range(0, users, 2)}
@@ -114,7 +114,7 @@ def test_fit_network_writes_the_run_folder(fitted_circle_run: tuple[TrainedNetwo
 
 
 def test_train_with_one_seed_gives_equal_weights(arrays: Arrays, tmp_path: Path) -> None:
-    """Dropout, drawn targets and the order of steps repeat, also with checks by time between."""
+    """Dropout, drawn targets and steps repeat, also with checks by time."""
     data = circle(arrays, users=40, basket=3)
     once, watch = train_alone(data, tmp_path, dropout=0.2, epochs=2)
     again, looked = train_alone(data, tmp_path, budget=1.0, dropout=0.2, epochs=2)
@@ -145,7 +145,7 @@ def test_train_over_budget_stops_after_the_step(arrays: Arrays, tmp_path: Path) 
 
 
 def test_train_stopped_by_budget_keeps_the_best_check_by_time(arrays: Arrays, tmp_path: Path) -> None:
-    """A run stopped by its budget keeps the best check by time; other runs keep the best epoch."""
+    """A run stopped by its budget keeps the best check by time."""
     watch = validation.TrainingCallback(None, tmp_path, patience=3, budget=1e9, bar=False)
     watch.by_time, watch.by_epoch = validation.BestWeights(ndcg=0.5), validation.BestWeights(ndcg=0.4)
     for stopped, ndcg in (("budget", 0.5), ("patience", 0.4), ("epochs", 0.4)):
@@ -273,7 +273,7 @@ def test_fit_import_loads_no_torch() -> None:
 def test_train_budget_excludes_validation_seconds(
     arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a step takes 1 s and a check 100 s, a budget of 20 s gives 20 steps and few checks."""
+    """A step takes 1 s, a check 100 s: a budget of 20 s gives 20 steps."""
     clock = SimpleNamespace(now=0.0)
     step, score = trainer.Learner.training_step, validation.ValidationSet.score
 

@@ -14,7 +14,7 @@ from recloop.training import fusion_weights
 
 
 def fused(lists: list[list[int]], weights: tuple[float, ...], k: int) -> list[int]:
-    """Weighted reciprocal rank fusion of one query, by a dictionary; ties between float32 scores by item."""
+    """Weighted reciprocal rank fusion of one query; float32 ties by item."""
     score: dict[int, float] = {}
     for weight, one in zip(weights, lists, strict=True):
         for rank, item in enumerate(one, 1):
@@ -117,13 +117,13 @@ def test_grid_contains_each_mix_once() -> None:
 
 @pytest.mark.slow
 def test_choose_mix_of_1024_moments_and_four_sources_ends_in_time() -> None:
-    """It takes ten seconds on an idle machine; the time limit of the suite ends a slow run."""
+    """It takes ten seconds on an idle machine; the suite has a time limit."""
     recalled, targets, offsets = random_lists(0, queries=1_024, items=3_000, width=200, sources=4)
     fusion_weights.choose_mix(recalled, targets, offsets)
 
 
 def test_mix_or_single_with_a_certain_gain_keeps_the_mix() -> None:
-    """Each source finds another half of the targets, so the mix is better for every user."""
+    """Each source finds another half of the targets, so the mix is better."""
     queries = 60
     first = np.tile([1, 9], (queries, 1))
     second = np.tile([2, 8], (queries, 1))
@@ -136,7 +136,7 @@ def test_mix_or_single_with_a_certain_gain_keeps_the_mix() -> None:
 
 
 def test_mix_or_single_without_a_certain_gain_keeps_one_source() -> None:
-    """The mix is better for two of 60 users and equal for the others, so the gain is not certain."""
+    """The mix is better for two of 60 users, so the gain is not certain."""
     queries = 60
     history = np.tile([1, 9], (queries, 1))
     history[:2] = [7, 9]
@@ -159,7 +159,7 @@ def test_mix_or_single_without_queries_gives_equal_weights() -> None:
 
 
 def test_mix_or_single_chooses_the_constant_with_the_best_ndcg() -> None:
-    """With constant 60 the first items of a weak source push down those of a strong one."""
+    """With constant 60 the first items of a weak source push down a strong one."""
     queries, width = 80, 30
     rng = np.random.default_rng(0)
     strong = np.tile(np.arange(1, width + 1), (queries, 1))

@@ -117,7 +117,7 @@ def test_criterion_weighs_targets_and_rejected_items_together(arrays: Arrays) ->
 
 
 def test_rejected_item_loss_by_hand() -> None:
-    """Scores 2, 1, 0; the first is disliked with weight 3, the last with weight 1: -ln(1 - p)."""
+    """Scores 2, 1, 0; dislikes of the first (weight 3) and last: -ln(1 - p)."""
     vectors, items = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[2.0], [1.0], [0.0]], dtype=torch.float64)
     loss = losses.rejected_item_loss(
         vectors, items, torch.tensor([0, 2]), torch.tensor([3.0, 1.0], dtype=torch.float64)

@@ -94,7 +94,7 @@ def test_owned_items_mark_the_items_of_each_rows_user(arrays: Arrays) -> None:
     ],
 )
 def test_loss_with_masking_gives_owned_items_no_gradient(arrays: Arrays, name: str, loss: str, masked: bool) -> None:
-    """An owned item that is neither in the window nor a target moves only without masking."""
+    """An owned item outside window and targets moves only without masking."""
     data = arrays([[[1], [2], [3]], [[4], [5], [6]]], 6)
     extra = {"uniform": 256} if name == "two_tower" else {"negatives": 256} if name == "neumf" else {}
     config = Config.model_validate({"train": {"loss": loss, "negatives": 256}})

@@ -64,7 +64,7 @@ def test_rejected_loss_by_hand(name: str) -> None:
 
 
 def test_gbce_positive_weight_follows_the_sampling_rate() -> None:
-    """With 4 of 8 other items drawn, a = 0.5 and beta = 0.5 (0.75 (1 - 2) + 2) = 0.625."""
+    """4 of 8 other items drawn: a = 0.5, beta = 0.5 (0.75 (1 - 2) + 2) = 0.625."""
     assert CALIBRATION == 0.75
     few = by_hand()._replace(size=9)
     more = BY_HAND["gbce"] + math.log(sigma(OWN)) * (1 - 0.625)
@@ -162,7 +162,7 @@ def test_sampled_losses_mean_gradients_against_full_softmax() -> None:
 
 
 def test_ss_refined_and_ss_logq_have_equal_gradients() -> None:
-    """Without y in the draws, (1 - P_y) times the slope of the rest is the slope of ss_logq."""
+    """(1 - P_y) times the slope of the rest is the slope of ss_logq."""
     torch.manual_seed(0)
     leaves = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     drawn = NegativeSampler(np.arange(1, 31), 20, 0, by_count=True)(torch.zeros(1))
@@ -195,7 +195,7 @@ def test_train_with_each_loss_ranks_the_next_items_first(name: str, arrays: Arra
 
 
 def test_train_with_drawn_negatives_is_repeatable(arrays: Arrays, tmp_path: Path) -> None:
-    """A parent and its warm-started child give equal weights when they are trained again."""
+    """A parent and its warm-started child repeat their weights."""
     data = forked(arrays)
     config = build(
         {"features": {"dim": 8, "max_history": 5, "context": []}, "train": {"loss": "ss_refined", "epochs": 1}},

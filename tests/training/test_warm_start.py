@@ -59,7 +59,7 @@ def test_select_targets_with_replay_excludes_old_users_and_first_moments(arrays:
 
 
 def test_select_targets_include_late_rows_and_held_out_moments(arrays: Arrays) -> None:
-    """Rows that arrived after the parent's fit are learned, and so are its held-out moments."""
+    """Rows after the parent's fit and its held-out moments are learned."""
     data = arrays(HISTORIES, 3)
     last, cut = int(data.seqs.max()), int(np.unique(data.stamps)[-1])
     held = select_targets(data, LearnedRange(last, cut, 0), 0.0, 0)
@@ -92,7 +92,7 @@ def test_grow_parameter_starts_new_rows_at_their_neighbours_mean(arrays: Arrays)
 
 
 def test_grow_parameter_starts_zero_rows_with_enough_events(arrays: Arrays) -> None:
-    """The parent's table has five items; rows three to five had too few events and are 0."""
+    """The parent's rows three to five had too few events and are 0."""
     data = replace(arrays([[[1], [2], [3], [4], [5]]], 5), counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
     parent = np.array([[0.0, 0], [1, 0], [0, 1], [0, 0], [0, 0], [0, 0]], np.float32)
     made = grow_parameter("table", parent, np.zeros((6, 2), np.float32), data, COUNTED)
