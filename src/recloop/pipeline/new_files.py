@@ -30,7 +30,7 @@ class Read:
 def import_new_files(project: Project, voice: Progress) -> Read:
     """Import every new or grown file once; post its rows to the server if one runs.
 
-    Rows without event ids get ids from the file name and row number, so a resumed run may read the file again.
+    Rows without event ids get ids from file name and row number, so a resumed run may read the file again.
 
     Raises:
         UserError: an imported file has changed, or more rows than ``clean.max_rejected`` are unreadable.
@@ -54,7 +54,7 @@ def import_new_files(project: Project, voice: Progress) -> Read:
     why = f" ({rejected_rows.reasons(raw.rejects)})" if raw.rejects else ""
     voice.say(
         "collect",
-        f"{len(new.sources):,} new or grown files of data.events: {kept:,} rows into the log, "
+        f"{len(new.sources):,} new or grown files of data.events: {kept:,} rows added to the log, "
         f"{len(raw.rejects):,} rejected{why}",
     )
     return Read(len(new.sources), kept, len(raw.rejects))
@@ -92,7 +92,7 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         outcomes = keep([Event(received_at=received_at, **row) for row in part.iter_rows(named=True)])
         refused = [one for one in outcomes if one.status in {"rejected", "conflict"}]
         if refused:
-            expected = f"rows that the log accepts; {len(refused):,} were refused ({refused[0].reason or 'conflict'})"
+            expected = f"rows that the log accepts, but it refused {len(refused):,} ({refused[0].reason or 'conflict'})"
             raise UserError(
                 "data.events", project.config.data.events, expected, "correct the file, then recloop update"
             )

@@ -72,7 +72,7 @@ def check_files_complete(project: Project, asked: bool) -> None:
         asked: The user requested the new first run; rows of missing files are dropped.
 
     Raises:
-        UserError: files are missing that the unchanged ``data.events`` has read before.
+        UserError: files are missing that the unchanged ``data.events`` named before.
     """
     if asked or any(change.key == "data.events" for change in differing(project)):
         return

@@ -1,6 +1,6 @@
 """Admin routes promote, rollback and reject; they deploy before they respond.
 
-They call the same functions as the command-line verbs and return the same result.
+They call the same functions as the command line and return the same result.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ERRORS = {
     "401": "the admin token is missing or wrong",
     "403": "the request is from a page of another origin",
     "404": "not found",
-    "409": "refused, with the gate and its threshold",
+    "409": "refused; the message names the gate and its threshold",
     "413": "the body is too large",
     "415": "the content type is not JSON",
     "421": "the Host is not allowed",

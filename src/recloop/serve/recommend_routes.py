@@ -42,8 +42,8 @@ class RecommendRoutes:
         query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST, item_id)
         placement = service.bundle.policy.placements.get(query.placement)
         if placement is not None and placement.list != similar_items.LIST:
-            raise unprocessable("placement", query.placement, "a placement whose list is similar")
-        return self._respond(request, query)
+            raise unprocessable("placement", query.placement, "a placement with list similar")
+        return self._listed(request, query)
 
     def _respond(self, request: Request, query: Query) -> Response:
         started, given = time.perf_counter(), request.query_params

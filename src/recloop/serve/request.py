@@ -47,14 +47,14 @@ RECOMMEND: Final = (
     LENGTH,
     Parameter("placement", {**TEXT, "default": "home"}, "placement of the live bundle"),
     *FILTERS,
-    Parameter("item", TEXT, "query item, for a placement whose list is similar"),
+    Parameter("item", TEXT, "query item, for a placement with list similar"),
     *CALLER,
 )
 RECOMMEND_BY_QUERY: Final = (Parameter("user_id", {**TEXT, "minLength": 1}, "the user", required=True), *RECOMMEND)
 SIMILAR: Final = (
     Parameter("user_id", TEXT, "user whose disliked items are excluded"),
     LENGTH,
-    Parameter("placement", {**TEXT, "default": "similar"}, "placement of the live bundle whose list is similar"),
+    Parameter("placement", {**TEXT, "default": "similar"}, "placement of the live bundle with list similar"),
     *FILTERS,
     *CALLER,
 )
@@ -62,7 +62,7 @@ NONE: Final[tuple[Parameter, ...]] = ()
 
 
 async def read_body(request: Request) -> bytes:
-    """Read the body, at most 5 MiB; a larger one is refused before it is read.
+    """Read the body of at most 5 MiB; a larger one is refused before it is complete.
 
     Raises:
         HttpError: 413 for a larger body.

@@ -1,4 +1,4 @@
-"""Shadow scoring: replay of answered requests after the response, at the same seq."""
+"""Shadow scoring of answered requests, after the response and at the same seq."""
 
 from __future__ import annotations
 
