@@ -43,7 +43,7 @@ class RecommendRoutes:
         placement = service.bundle.policy.placements.get(query.placement)
         if placement is not None and placement.list != similar_items.LIST:
             raise unprocessable("placement", query.placement, "a placement with list similar")
-        return self._listed(request, query)
+        return self._respond(request, query)
 
     def _respond(self, request: Request, query: Query) -> Response:
         started, given = time.perf_counter(), request.query_params
