@@ -145,7 +145,7 @@ def fit_models(
     if wanted and missing:
         voice.say("learn", f'skipping {name}: {missing[0]} is not installed; pip install "recloop[train]"')
     elif wanted and not has_sequences(arrays):
-        voice.say("learn", f"skipping {name}: no user has two moments, so there is no next item to predict")
+        voice.say("learn", f"skipping {name}: no user has two moments, so it has no next item to predict")
     elif wanted:
         budget = config.train.time_budget_seconds
         network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
