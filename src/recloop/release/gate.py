@@ -280,7 +280,7 @@ def gates_before_trial(gates: Sequence[GateResult]) -> list[GateResult]:
     """Decide the waiting gates of a bundle that shadow and experiment judge next.
 
     A waiting gate is refused if the upper end is below 0 and the estimate below -margin. It is evaluated once, so a
-    95 % interval suffices. Otherwise it passes weakly.
+    95 % CI suffices. Otherwise it passes weakly.
     """
     return [_tried(one) if one.waits else one for one in gates]
 
