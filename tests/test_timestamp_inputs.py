@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recloop.config import Config, Data
-from recloop.data.frames import settings_of, table_of
+from recloop.data.frames import config_for, frame_as_table
 from recloop.data.read import parse_events
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table, read_table
@@ -53,9 +53,9 @@ def file_of(value: Value, data: Data, folder: Path, kind: str) -> int | None:
 def python(value: Value, data: Data, _: Path) -> int | None:
     """Read the value as `fit` and `observe` read a frame."""
     frame = pl.DataFrame([{"user_id": "u", "item_id": "i", "timestamp": value}])
-    own = settings_of(frame, {"data": {"timezone": data.timezone, "time_unit": data.time_unit}}).data
+    own = config_for(frame, {"data": {"timezone": data.timezone, "time_unit": data.time_unit}}).data
     try:
-        return int(parse_events([table_of(frame, "events")], own).frame["timestamp"][0])
+        return int(parse_events([frame_as_table(frame, "events")], own).frame["timestamp"][0])
     except UserError:
         return None
 
@@ -71,7 +71,7 @@ def posted(value: Value, data: Data, _: Path) -> int | None:
 def stdin(value: Value, data: Data, _: Path) -> int | None:
     """Read the value as ``recloop ingest -`` reads a line."""
     line = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
-    batch = bulk._judged([(1, line)], data)
+    batch = bulk._checked_batch([(1, line)], data)
     return batch.events[0].timestamp if batch.events else None
 
 

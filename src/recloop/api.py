@@ -26,7 +26,7 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.data import rejected_rows
 from recloop.data.clean import clean
-from recloop.data.frames import as_polars, named, objects, settings_of, table_of
+from recloop.data.frames import as_polars, config_for, frame_as_table, named, objects
 from recloop.data.read import parse_events
 from recloop.data.split import LEAVE_ONE_OUT, SplitFrames, split
 from recloop.errors import UserError
@@ -99,11 +99,11 @@ def fit(
         UserError: a column, a value or a setting is invalid.
     """
     frame = as_polars(events)
-    settings = settings_of(frame, config or {})
+    settings = config_for(frame, config or {})
     catalogue = objects(items, ITEM_ID, 0)
     people = objects(users, USER_ID, 0 if catalogue is None else len(catalogue))
     first = sum(len(part) for part in (catalogue, people) if part is not None)
-    raw = parse_events([table_of(frame, "events")], settings.data)
+    raw = parse_events([frame_as_table(frame, "events")], settings.data)
     too_many = rejected_rows.excess(raw.rejects, raw.read, settings.clean.max_rejected)
     if too_many is not None:
         raise too_many
@@ -246,7 +246,7 @@ class FittedRecommender:
         """
         frame = as_polars(more)
         fresh = parse_events(
-            [table_of(frame, "events")], settings_of(frame, {"data": named(self._config.data, frame)}).data
+            [frame_as_table(frame, "events")], config_for(frame, {"data": named(self._config.data, frame)}).data
         ).frame
         old = self._rows.events
         last = max_int(old[SEQ])

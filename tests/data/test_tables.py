@@ -27,9 +27,9 @@ def test_read_table_reports_rows_of_wrong_length_with_lines(tmp_path: Path) -> N
     read = table(tmp_path / "a.csv", 'a,b,c\n1,2,3\n1,2\n"x\ny",5,6\n\n1,2,3,4\n7,8,9\n')
     assert read.frame["a"].to_list() == ["1", "x\ny", "7"]
     assert read.broken == {1: "expected 3 fields, found 2", 3: "expected 3 fields, found 4"}
-    assert read.located(read.broken) == [(3, "1,2"), (7, "1,2,3,4")]
+    assert read.locate(read.broken) == [(3, "1,2"), (7, "1,2,3,4")]
     assert [read.line_of(row) for row in range(3)] == [2, 4, 8]
-    assert read.located(read.record_of([1, 2])) == [(4, '"x\ny",5,6'), (8, "7,8,9")]
+    assert read.locate(read.record_of([1, 2])) == [(4, '"x\ny",5,6'), (8, "7,8,9")]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -55,7 +55,7 @@ def test_read_table_recodes_other_encodings(tmp_path: Path, encoding: str) -> No
     read = table(tmp_path / "a.csv", "用户,b\n张伟,绿茶\n李娜\n".encode(encoding))
     assert read.columns == ("用户", "b")
     assert read.frame.rows() == [("张伟", "绿茶")]
-    assert read.located(read.broken) == [(3, "李娜")]
+    assert read.locate(read.broken) == [(3, "李娜")]
 
 
 def test_read_table_with_repeated_names_raises_only_if_requested(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_read_table_of_json_lines_reports_invalid_lines(tmp_path: Path) -> None:
     assert read.frame.rows() == [("01", "1", None), ("2", "1.5", None), (None, None, "[1]")]
     assert sorted(read.broken) == [2, 3, 5]
     assert read.broken[3] == "not a JSON object"
-    assert read.located(read.broken) == [(4, "{oops"), (5, "[1]"), (7, '{"a": NaN}')]
+    assert read.locate(read.broken) == [(4, "{oops"), (5, "[1]"), (7, '{"a": NaN}')]
 
 
 def test_read_table_of_json_handles_lone_surrogates_and_big_numbers(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_evaluation_json_has_the_documented_keys(table: EvaluationTable, tmp_pat
 def test_bundle_metrics_exclude_the_bundle_name_and_seconds(table: EvaluationTable) -> None:
     kept = table.bundle_metrics()
     assert all("bundle" not in row and "seconds" not in row for row in kept["rows"])
-    named = table.named("counts-20250101T000000Z-00000000")
+    named = table.with_bundle("counts-20250101T000000Z-00000000")
     assert {row["bundle"] for row in named.to_json()["rows"]} == {"counts-20250101T000000Z-00000000"}
     assert named.bundle_metrics() == kept
 

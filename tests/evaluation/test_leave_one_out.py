@@ -66,12 +66,12 @@ def test_target_ranks_share_ties() -> None:
     lists = np.tile(np.array([[7, 4, 5, 2, 9]]), (5, 1))
     target = np.array([7, 5, 2, 9, 0])
     ranks = TargetRanks.empty(5)
-    ranks.find(slice(0, 5), target, found, lists, ordered=False)
+    ranks.record(slice(0, 5), target, found, lists, ordered=False)
     assert ranks.above[:4].tolist() == [0, 1, 3, 4]
     assert ranks.tied[:4].tolist() == [1, 2, 1, 1]
     assert ranks.values(2, np.ones(5, dtype=bool))["HR"].tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
     ordered = TargetRanks.empty(5)
-    ordered.find(slice(0, 5), target, found, lists, ordered=True)
+    ordered.record(slice(0, 5), target, found, lists, ordered=True)
     assert ordered.above[:4].tolist() == [0, 2, 3, 4]
     assert np.isnan(ordered.values(2, target > 0)["NDCG"][4])
 

@@ -110,7 +110,10 @@ def test_status_metrics_and_report_after_decisions_agree(project: Project, tmp_p
     proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
     assert proven == [NOW / SECOND, 7, 1]
     assert console_backend.ServiceConsoleBackend(service).windows() == health  # the numbers of the console
-    assert panels.proof(status["verify"]) == "verify: 1 of 7 with an unexplained difference, 2025-07-08 18:40 UTC"
+    assert (
+        panels.last_verification(status["verify"])
+        == "verify: 1 of 7 with an unexplained difference, 2025-07-08 18:40 UTC"
+    )
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
     # The report over the last hour has equal numbers; its windows are those of status.
@@ -124,7 +127,7 @@ def test_status_metrics_and_report_after_decisions_agree(project: Project, tmp_p
     assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
     assert (written["requests"], written["events"], written["verify"]) == (26, 2, status["verify"])
     assert "1 of 7 decisions have an unexplained difference" in (tmp_path / "page.html").read_text("utf-8")
-    assert panels.proof(None) == "verify: not run yet"
+    assert panels.last_verification(None) == "verify: not run yet"
 
 
 def test_metrics_labels_contain_no_ids(project: Project) -> None:

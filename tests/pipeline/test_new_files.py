@@ -229,7 +229,7 @@ def test_update_with_a_file_read_twice_stores_its_rows_once(
 
     write_days(begun_project.root, DAYS, DAYS + 1)
     with monkeypatch.context() as patch:  # killed after the rows, before the record
-        patch.setattr(new_files, "remember", lambda *_: 1 / 0)
+        patch.setattr(new_files, "record_files", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             loop.update(begun_project)
     rows = len(logged(begun_project))

@@ -78,7 +78,7 @@ def status(as_json: Json = False) -> None:
 
     here = project()
     found = loading.status(here)
-    tried, problem = experiment.current_or_problem(here)
+    tried, problem = experiment.current_verdict(here)
     need = None if found["shadow"] is None else shadow_requirement(here, found["shadow"], SHADOWED)
     if as_json:
         print_json({**found, "verdict": tried and tried.to_json(), "shadow_requirement": need and need.to_json()})

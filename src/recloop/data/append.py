@@ -22,7 +22,7 @@ from recloop import __version__
 from recloop.config import Clean, Config
 from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import QUARANTINED, duplicate_rows
-from recloop.data.label_report import RuleCount, counted
+from recloop.data.label_report import RuleCount, count_by_rule
 from recloop.data.prepare import SPLITS, split_hash
 from recloop.data.split import SplitFrames, holdout_rows
 from recloop.features.labels import EventLabeler
@@ -42,7 +42,7 @@ class AppendResult:
 
     ``cut``, ``held_seq``, ``late``, ``fresh`` are those of `recloop.features.learned_range.NewWindow`.
 
-    ``signals``: new valid rows by the rule of ``[events]`` that decides them (`recloop.data.label_report.counted`).
+    ``signals``: new valid rows by the rule of ``[events]`` that decides them (`recloop.data.label_report.count_by_rule`).
     ``taken_back``: (seq, rule) of the valid rows that a retrospective rule removes and that are not yet retracted.
     """
 
@@ -102,7 +102,7 @@ def append(
         late=window.late,
         fresh=window.fresh,
         positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
-        signals=counted(signal, fresh),
+        signals=count_by_rule(signal, fresh),
         taken_back=sorted(back.items()),
     )
     _write(project, archive, log, rows, fresh, parts, made, until, target)

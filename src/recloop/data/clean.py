@@ -132,9 +132,9 @@ def clean(
     imported = after + len(numbered)
     if posted is not None:
         numbered = pl.concat([numbered, posted.events.select(numbered.columns)])
-    rule = _judge(numbered, signal, config)
+    rule = _rule_of_rows(numbered, signal, config)
     if posted is not None:
-        rule = _withdrawn(numbered, rule, posted)
+        rule = _add_kept_rules(numbered, rule, posted)
     taken = rule.is_not_null()
     kept = numbered.filter(~taken)
     dwell = None
@@ -180,7 +180,7 @@ def _check_conditions(config: Config) -> None:
             raise UserError(key, text, expected, f"correct {key} in recloop.toml") from None
 
 
-def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.Series:
+def _rule_of_rows(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.Series:
     """Return the rule that removes each row, or null.
 
     Causal rules see the same rows as on arrival: a repeated event_id never enters the log.
@@ -202,7 +202,7 @@ def _judge(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.S
     return rule.alias(RULE)
 
 
-def _withdrawn(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> pl.Series:
+def _add_kept_rules(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> pl.Series:
     """Keep the manual withdrawals of an earlier generation of the data."""
     own = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
     rows = numbered.with_columns(rule.alias(RULE)).join(own, on=SEQ, how="left", maintain_order="left")
@@ -280,13 +280,13 @@ def excessive_rules(
             f"{share:.1%} of the rows ({count:,} of {readable:,})",
             f"at most {allowed:.1%} (clean.max_removed); it removes {info.reason}",
             f"--set clean.max_removed={rounded_up(share)} or --set '{info.off}'",
-            tuple(described(row) for row in samples.iter_rows(named=True)),
+            tuple(describe_row(row) for row in samples.iter_rows(named=True)),
         )
         found.append(error)
     return found
 
 
-def described(row: dict[str, object]) -> str:
+def describe_row(row: dict[str, object]) -> str:
     """Format one row of the log as a line of a message."""
     parts = [
         f"{name}={row[name]!r}"

@@ -34,7 +34,7 @@ def as_polars(frame: Any) -> pl.DataFrame:
     return made
 
 
-def settings_of(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
+def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
     """Configuration with the optional columns that the frame has."""
     tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     data = dict(tree.get("data", {}))
@@ -56,7 +56,7 @@ def named(data: Data, frame: pl.DataFrame) -> JsonTree:
     return {"columns": columns, "timezone": data.timezone, "time_unit": data.time_unit}
 
 
-def table_of(frame: pl.DataFrame, name: str) -> Table:
+def frame_as_table(frame: pl.DataFrame, name: str) -> Table:
     """Wrap a frame as the table of a file of this name."""
     source = InputFile(name, Path(name), name)
     return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
@@ -71,7 +71,7 @@ def objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
         raise UserError(
             "column", key, f"one of the frame's columns ({', '.join(rows.columns)})", f"rename the id column to {key}"
         )
-    ids = as_ids(rows[key], table_of(rows, key), key)
+    ids = as_ids(rows[key], frame_as_table(rows, key), key)
     attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
     size = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
     return pl.DataFrame({key: ids, SEQ: size, "attributes": attributes}).with_columns(

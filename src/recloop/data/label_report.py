@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from recloop.data.clean import clean, described
+from recloop.data.clean import clean, describe_row
 from recloop.data.read import read_events, read_items, read_users
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.labels import CLASSES, EventLabeler
@@ -86,7 +86,7 @@ def examine_signals(project: Project) -> RuleReport:
             LabelCount(
                 rule=rule.text, key=rule.key, means=rule.means, weight=rule.label * rule.weight,
                 events=counts.get(place, 0), examples=[_plain(row) for row in chosen.iter_rows(named=True)],
-                lines=[described(row) for row in chosen.iter_rows(named=True)],
+                lines=[describe_row(row) for row in chosen.iter_rows(named=True)],
             )
         )  # fmt: skip
     rest = (
@@ -113,7 +113,7 @@ def examine_signals(project: Project) -> RuleReport:
     return RuleReport(found, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
 
 
-def counted(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
+def count_by_rule(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
     """Count the rows that each rule decides; types without a rule come last."""
     explained = signal.explain(rows)
     counts = dict(explained.group_by("by").len().iter_rows())

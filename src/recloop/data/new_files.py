@@ -62,18 +62,18 @@ def with_rows(records: Sequence[FileRecord], raw: RawEvents) -> list[FileRecord]
     ]
 
 
-def known(manifest: DataManifest) -> dict[str, FileRecord]:
+def known_files(manifest: DataManifest) -> dict[str, FileRecord]:
     """Files already read, by name; empty for data of a version without file records."""
     return {record.name: record for record in manifest.sources}
 
 
-def look(project: Project, manifest: DataManifest) -> NewFiles:
+def find_new_files(project: Project, manifest: DataManifest) -> NewFiles:
     """Compare the files of ``data.events`` with those already read.
 
     Raises:
         UserError: the old content of a file has changed.
     """
-    before = known(manifest)
+    before = known_files(manifest)
     if not before:
         return NewFiles([], {}, [])
     try:
@@ -126,9 +126,9 @@ def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
     return found
 
 
-def missing(project: Project, manifest: DataManifest) -> list[str]:
+def missing_files(project: Project, manifest: DataManifest) -> list[str]:
     """Files read earlier that ``data.events`` no longer finds by name or content."""
-    before = known(manifest)
+    before = known_files(manifest)
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:
@@ -151,14 +151,14 @@ def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> RawEven
     return parse_events(tables, data, since=new.since, day_first=day_first)
 
 
-def remember(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:
+def record_files(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:
     """Record the files that were read and their rejected rows.
 
     The rejected rows are appended first, then ``data/manifest.json`` is replaced.
     """
     file = project.data / MANIFEST
     manifest = DataManifest.read(project.data)
-    records_by_name = {**known(manifest), **{record.name: record for record in records}}
+    records_by_name = {**known_files(manifest), **{record.name: record for record in records}}
     sources = tuple(records_by_name[name] for name in sorted(records_by_name, key=str.encode))
     manifest = replace(manifest, sources=sources)
     if rejects:

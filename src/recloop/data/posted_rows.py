@@ -37,7 +37,7 @@ class PostedRows:
     withdrawn: pl.DataFrame
 
     @classmethod
-    def gather(cls, archive: Archive, log: EventLog) -> PostedRows:
+    def collect(cls, archive: Archive, log: EventLog) -> PostedRows:
         """Collect every posted row of a project."""
         after, imported = archive.watermark, archive.manifest.imported_until
         archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
@@ -77,7 +77,7 @@ class PostedRows:
         """Largest seq; 0 without rows."""
         return max((max_int(frame[SEQ]) for frame in (self.events, self.items, self.users)), default=0)
 
-    def numbered_after(self, seq: int) -> PostedRows:
+    def renumbered(self, seq: int) -> PostedRows:
         """Number the rows from ``seq + 1``, in order of arrival."""
         frames = self.events, self.items, self.users
         old = pl.concat([frame[SEQ] for frame in frames]).sort()

@@ -113,7 +113,7 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     imported = after + len(raw.frame)
     if posted is not None:
-        posted = posted.numbered_after(imported)
+        posted = posted.renumbered(imported)
         raw = replace(raw, read=raw.read + len(posted.events))
         items, users = _with_posted(items, posted.items), _with_posted(users, posted.users)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)

@@ -257,7 +257,7 @@ def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedR
     records = sorted(record for record in why if record >= first)
     return [
         RejectedRow(table.source.name, line, why[record], raw)
-        for record, (line, raw) in zip(records, table.located(records), strict=True)
+        for record, (line, raw) in zip(records, table.locate(records), strict=True)
     ]
 
 

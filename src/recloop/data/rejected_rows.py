@@ -47,12 +47,12 @@ def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserErr
         "rejected",
         f"{share:.1%} of the rows ({len(rejects):,} of {read:,}): {reasons(rejects)}",
         f"at most {allowed:.1%} (clean.max_rejected)",
-        f"recloop update {limit} to ignore these rows; {helps(rejects)}",
+        f"recloop update {limit} to ignore these rows; {fix_for(rejects)}",
         tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
     )
 
 
-def helps(rejects: Sequence[RejectedRow]) -> str:
+def fix_for(rejects: Sequence[RejectedRow]) -> str:
     """Fix for the most common reason."""
     reason = Counter(row.reason for row in rejects).most_common(1)[0][0]
     if reason == GUESTS:

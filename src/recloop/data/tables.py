@@ -65,9 +65,9 @@ class Table:
 
     def line_of(self, row: int) -> int:
         """Line number (row number in Parquet) of a row of ``frame``."""
-        return self.located(self.record_of([row]))[0][0]
+        return self.locate(self.record_of([row]))[0][0]
 
-    def located(self, records: Iterable[int]) -> list[tuple[int, str]]:
+    def locate(self, records: Iterable[int]) -> list[tuple[int, str]]:
         """Find line and raw text of records, in ascending order."""
         wanted = sorted(records)
         if not wanted:

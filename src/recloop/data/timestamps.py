@@ -106,7 +106,7 @@ def _typed(table: Table, name: str, data: Data) -> ParsedTimestamps:
         if zone is None:
             micros = _local(micros, data.timezone)
         how = f"datetimes in {zone or data.timezone}"
-        return _judged(micros, column.is_not_null(), how)
+        return _with_reasons(micros, column.is_not_null(), how)
     if column.dtype.is_integer() or column.dtype.is_float():
         whole = column.cast(pl.Int64).cast(pl.String) if column.dtype.is_integer() else None
         if whole is not None and _is_compact(table, name, whole, data.time_unit):
@@ -131,7 +131,7 @@ def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
         scaled = exact // 1000 if unit == "ns" else exact * int(FACTORS[unit])
         near = pl.select(pl.coalesce(scaled, near)).to_series()
     present = column.is_not_null()
-    stamps = _judged(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_finite().fill_null(False)))
+    stamps = _with_reasons(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_finite().fill_null(False)))
     if configured in FACTORS or not _are_day_numbers(value):
         return stamps
     reasons = pl.select(pl.when(value.is_not_null()).then(pl.lit(DAY_NUMBER)).otherwise(stamps.reasons)).to_series()
@@ -268,7 +268,7 @@ def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None
     dated = part.parts["a"].is_not_null() if len(part.parts) == len(text) else part.numeric.new_from_index(0, 0)
     if part.numeric.any() and not (len(dated) and dated.any()):
         if data.time_unit == "iso":
-            return _judged(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), "ISO 8601")
+            return _with_reasons(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), "ISO 8601")
         unit = _unit(table, numbers.cast(pl.Float64), data.time_unit, name)
         stamps = _numbers(numbers, unit, data.time_unit)
         reasons = pl.select(pl.when(part.numeric).then(stamps.reasons).otherwise(_none_of(text))).to_series()
@@ -282,7 +282,7 @@ def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None
             f"line {table.line_of(other)} is {text[other]!r}", "write all stamps in one format",
         )  # fmt: skip
     if data.time_unit not in ("auto", "iso"):
-        return _judged(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), SPOKEN[data.time_unit])
+        return _with_reasons(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), SPOKEN[data.time_unit])
     return _composed(part.parts, part.day_last, text, data, bool(day_first))
 
 
@@ -312,7 +312,7 @@ def _composed(
         values = values.with_columns(pl.when("zoned").then("micros").otherwise(there).alias("micros"))
     zoned = values["zoned"].any()
     how = "ISO 8601" if day_last is None or not day_last.any() else ("day first" if day_first else "month first")
-    return _judged(
+    return _with_reasons(
         values["micros"], text.is_not_null(), f"{how}, {'zone as given, else ' if zoned else ''}{data.timezone}"
     )
 
@@ -401,7 +401,9 @@ def _none_of(text: pl.Series) -> pl.Series:
     return pl.select(pl.when(missing).then(pl.lit("no timestamp")).otherwise(pl.lit(NOT_A_STAMP))).to_series()
 
 
-def _judged(values: pl.Series, present: pl.Series, how: str, readable: pl.Series | None = None) -> ParsedTimestamps:
+def _with_reasons(
+    values: pl.Series, present: pl.Series, how: str, readable: pl.Series | None = None
+) -> ParsedTimestamps:
     """Keep values of the years 1 to 9999, and give every other row its reject reason."""
     values = values.cast(pl.Int64)
     inside = values.is_between(FIRST, LAST)

@@ -18,7 +18,7 @@ import numpy as np
 import rich.console
 
 from recloop import loop
-from recloop.data.label_report import counted
+from recloop.data.label_report import count_by_rule
 from recloop.demo.grocery_days import release_rows
 from recloop.demo.grocery_updates import gate_lines, rule_lines
 from recloop.demo.narrator import MARK, DemoNarrator, fresh_folder
@@ -128,7 +128,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
     project = write_project(folder, world, shown)
     loop.first_run(project, shown, "demo")
     signal = EventLabeler.from_spec(project.load_bundle().spec)
-    for count in counted(signal, project.open_archive().events()):
+    for count in count_by_rule(signal, project.open_archive().events()):
         shown.say("signals", str(count))
     campaign, free = candidates(project, shown)
     shown.say("browse", f"recloop serve: all users get lists of items from 6 up ({RULE})")

@@ -106,11 +106,11 @@ def truth(world: BrowsingSimulator, project: Project, found: Verdict) -> dict[st
         rows = [one for one in store.rows(since=found.since, until=found.until) if one.role == "answer"]
         asked = sorted(entered(rows, found.now), key=lambda one: one.as_of_seq)
         live = next(one.bundle for one in asked if one.variant == LIVE)
-        rebuilder = DecisionReplayer(project, log, asked)
+        replayer = DecisionReplayer(project, log, asked)
         values = {name: np.zeros((len(asked), 2)) for name in METRICS}
         for number, one in enumerate(asked):
             shown, other = (0, live) if one.bundle == found.bundle else (1, found.bundle)
-            lists = {1 - shown: one.items, shown: _list(rebuilder, one, other)}
+            lists = {1 - shown: one.items, shown: _list(replayer, one, other)}
             for side, items in lists.items():
                 expected = world.expected(one.user_id, items, one.served_at)
                 for name, ours in METRICS.items():
@@ -127,9 +127,9 @@ def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
     return [one for one in decisions if one.served_at < first[one.user_id] + OUTCOME <= now]
 
 
-def _list(rebuilder: DecisionReplayer, decision: Decision, bundle: str) -> list[str]:
+def _list(replayer: DecisionReplayer, decision: Decision, bundle: str) -> list[str]:
     """Return the list of another bundle for the same request."""
-    recommender, states = rebuilder.view(decision, bundle)
+    recommender, states = replayer.context_for(decision, bundle)
     query = Query(
         user_id=decision.user_id, now=decision.served_at, n=decision.k, placement=decision.placement,
         request_id=decision.request_id,

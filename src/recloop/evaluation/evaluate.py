@@ -107,7 +107,7 @@ def evaluate(
         span = slice(start, min(start + CHUNK, len(queries)))
         states = timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
-        repeat[flat] = _had(states, wanted[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
+        repeat[flat] = _is_repeat(states, wanted[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
         positives[span] = states.positives
         for test in tests:
             test.ask(states, span)
@@ -147,7 +147,7 @@ def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
         )  # fmt: skip
 
 
-def _had(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_repeat(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return a (T,) bool mask of targets that are already in their query's state."""
     row_offsets = states.item_offsets[states.moment_offsets]
     held = np.zeros(len(states.names), dtype=bool)
@@ -260,7 +260,7 @@ class _BundleEvaluation:
             self._write_lists(row.lists[span], answers)
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
-                row.ranks.find(span, self._targets(span), scored, row.lists[span], row.kind == "counting")
+                row.ranks.record(span, self._targets(span), scored, row.lists[span], row.kind == "counting")
             row.seconds += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
 
     def _write_lists(self, lists: NDArray[np.int64], answers: Sequence[RankedList]) -> None:

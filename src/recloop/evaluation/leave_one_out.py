@@ -32,7 +32,7 @@ class TargetRanks:
         """Create ranks with every target missing."""
         return cls(np.full(size, FAR, dtype=np.int64), np.ones(size, dtype=np.int64))
 
-    def find(
+    def record(
         self, span: slice, target: NDArray[Any], found: TopK | FusedTopK, lists: NDArray[Any], ordered: bool
     ) -> None:
         """Record the ranks of these queries' targets.

@@ -205,7 +205,7 @@ class EvaluationTable:
             return f"This table has no counting row, so it reports no {name} gain over one."
         base = self.compared[0].base
         value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
-        parts = [_said(one) for one in sorted(self.compared, key=lambda one: one.kind)]
+        parts = [_describe_gain(one) for one in sorted(self.compared, key=lambda one: one.kind)]
         lead = "" if any(row.kind == "network" for row in self.compared) else "This table has no network; "
         users = self.protocol.users
         interval = "95 % CI, " if any(_has_interval(one) for one in self.compared) else ""
@@ -245,7 +245,7 @@ class EvaluationTable:
         ]
         return {"protocol": self.protocol.to_json(), "rows": rows, "sentence": self.sentence}
 
-    def named(self, bundle: str) -> EvaluationTable:
+    def with_bundle(self, bundle: str) -> EvaluationTable:
         """Return the table with the id of a bundle that was evaluated in memory."""
 
         def name(old: str) -> str:
@@ -265,10 +265,10 @@ class EvaluationTable:
 
     def render(self) -> Group:
         """Render the table for a terminal: one per k, best values bold, with intervals."""
-        parts: list[Any] = [self._drawn(k) for k in self.protocol.k]
+        parts: list[Any] = [self._render_table(k) for k in self.protocol.k]
         return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
 
-    def _drawn(self, k: int) -> RichTable:
+    def _render_table(self, k: int) -> RichTable:
         drawn = RichTable(box=SIMPLE_HEAD, padding=0)
         drawn.add_column("model", no_wrap=True)
         columns = [("all", f"{name}@{k}", f"{name}@{k}") for name in metrics.RANKING]
@@ -374,7 +374,7 @@ def _has_interval(one: BaselineComparison) -> bool:
     return not np.isnan(estimate.low) and estimate.low != estimate.high
 
 
-def _said(one: BaselineComparison) -> str:
+def _describe_gain(one: BaselineComparison) -> str:
     estimate, relative = one.difference.absolute, one.difference.relative
     verb = {"more": "adds", "less": "loses", "inconclusive": "is inconclusive:"}[one.difference.verdict]
     size = estimate.value if one.difference.verdict != "less" else -estimate.value

@@ -53,7 +53,7 @@ def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
     seqs, stamps = [], []
     columns = SEQ, USER_ID, GROUP_ID, TIMESTAMP, "newest"
     for seq, user_id, group_id, timestamp, newest in rows.select(columns).iter_rows():
-        state[user_id, group_id] = joined(state.get((user_id, group_id)), timestamp, newest)
+        state[user_id, group_id] = moment_of_row(state.get((user_id, group_id)), timestamp, newest)
         seqs.append(seq)
         stamps.append(state[user_id, group_id])
     anew = pl.DataFrame({SEQ: seqs, "anew": stamps}, schema={SEQ: pl.Int64, "anew": pl.Int64})
@@ -61,19 +61,19 @@ def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(pl.coalesce("anew", STAMP).alias(STAMP)).drop("anew")
 
 
-def joined(moment: int | None, timestamp: int, newest: int | None) -> int:
+def moment_of_row(moment: int | None, timestamp: int, newest: int | None) -> int:
     """Moment stamp of a row that has a group.
 
     Args:
         moment: The newest moment stamp of the group; None if the group is new.
         newest: The newest timestamp of the user's earlier rows; None without earlier rows.
     """
-    if moment is None or abs(timestamp - moment) > GROUP_SPAN or ended(moment, newest):
+    if moment is None or abs(timestamp - moment) > GROUP_SPAN or is_closed(moment, newest):
         return timestamp
     return moment
 
 
-def ended(moment: int, newest: int | None) -> bool:
+def is_closed(moment: int, newest: int | None) -> bool:
     """True if further rows cannot join a group of this moment stamp."""
     return newest is not None and newest - moment > GROUP_LIFE
 

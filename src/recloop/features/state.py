@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from recloop.features.labels import with_uses
-from recloop.features.moments import ended, joined
+from recloop.features.moments import is_closed, moment_of_row
 from recloop.features.undo import INPUTS, Act, ActColumns, Kind, undone_acts
 from recloop.files import AttributeValues
 from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
@@ -75,9 +75,11 @@ class UserState(msgspec.Struct):
         """Add one valid event; events must be added in seq order."""
         stamp = timestamp
         if group_id is not None:
-            stamp = joined(self.groups.get(group_id), timestamp, self.newest)
+            stamp = moment_of_row(self.groups.get(group_id), timestamp, self.newest)
             if group_id not in self.groups and len(self.groups) >= GROUPS:
-                self.groups = {name: moment for name, moment in self.groups.items() if not ended(moment, self.newest)}
+                self.groups = {
+                    name: moment for name, moment in self.groups.items() if not is_closed(moment, self.newest)
+                }
             self.groups[group_id] = stamp
         self.newest = timestamp if self.newest is None else max(self.newest, timestamp)
         if use == Use.NONE:
@@ -104,7 +106,7 @@ class UserState(msgspec.Struct):
 
     def view(self) -> View:
         """Moments without undone acts, and active dislikes."""
-        gone = self._taken_back()
+        gone = self._undone_acts()
         moments = []
         disliked: dict[str, int] = {}
         for stamp, items, codes in self.moments:
@@ -131,7 +133,7 @@ class UserState(msgspec.Struct):
         """Ascending items with an active dislike; inside one moment the dislike wins."""
         return self.view().disliked
 
-    def _taken_back(self) -> set[tuple[int, str, int]]:
+    def _undone_acts(self) -> set[tuple[int, str, int]]:
         """(moment stamp, item, index into ``kinds``) of undone acts."""
         undo = {code for code, kind in enumerate(self.kinds) if kind.use == Use.UNDO}
         if not undo:
@@ -280,7 +282,7 @@ class StateHistory:
         inputs = np.isin(use, list(INPUTS))
         positives += np.bincount(query[inputs], minlength=len(users))
         if self._undone:
-            lost = self._acts.lost(rows, query * len(self.names) + self._code[rows])
+            lost = self._acts.undone_rows(rows, query * len(self.names) + self._code[rows])
             positives -= np.bincount(query[lost.acts & inputs], minlength=len(users))
             rows, query, use, inputs = (column[~lost.rows] for column in (rows, query, use, inputs))
         held, owner = rows[inputs], query[inputs]
@@ -290,7 +292,7 @@ class StateHistory:
         moment_owner = owner[new_moment]
         item_moment = (np.cumsum(new_moment) - 1)[new_item]
         disliked, target = use == Use.NEGATIVE, self._use[held] == Use.TARGET
-        negative_offsets, negatives = self._standing(
+        negative_offsets, negatives = self._active_dislikes(
             rows[disliked], query[disliked], held[target], owner[target], len(users)
         )
         return StateBatch(
@@ -307,7 +309,7 @@ class StateHistory:
             attributes=[self._as_of(user_id, seq) for user_id, seq in zip(users, seqs, strict=True)],
         )
 
-    def _standing(
+    def _active_dislikes(
         self, rows: np.ndarray, query: np.ndarray, held: np.ndarray, owner: np.ndarray, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Active dislikes: ascending codes per query, and their offsets."""

@@ -112,7 +112,7 @@ class ActColumns:
             frame[WEIGHT].to_numpy(), frame[UNITS].to_numpy(),
         )  # fmt: skip
 
-    def lost(self, rows: np.ndarray, key: np.ndarray) -> UndoneRows:
+    def undone_rows(self, rows: np.ndarray, key: np.ndarray) -> UndoneRows:
         """Find rows undone by others of ``rows`` (n,).
 
         ``key`` (n,) int numbers (query, item).
@@ -151,7 +151,7 @@ def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
     places = frame.with_row_index("row").join(pairs, on=[USER_ID, ITEM_ID]).select("row", "key").sort("row")
     rows = places["row"].to_numpy().astype(np.int64)
     lost = np.zeros(len(frame), dtype=bool)
-    lost[rows] = ActColumns.from_frame(frame).lost(rows, places["key"].to_numpy().astype(np.int64)).rows
+    lost[rows] = ActColumns.from_frame(frame).undone_rows(rows, places["key"].to_numpy().astype(np.int64)).rows
     gone = pl.Series(lost)
     return frame.with_columns(
         pl.when(gone).then(pl.lit(0, frame.schema[name])).otherwise(pl.col(name)).alias(name)

@@ -161,10 +161,10 @@ def _lines(project: Project) -> Iterator[Batch]:
         numbered = [(number, line) for number, line in enumerate(lines, passed + 1) if line.strip()]
         passed += len(lines)
         for start in range(0, len(numbered), BATCH):
-            yield _judged(numbered[start : start + BATCH], project.config.data)
+            yield _checked_batch(numbered[start : start + BATCH], project.config.data)
 
 
-def _judged(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
+def _checked_batch(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
     """Check numbered lines like posted rows."""
     batch, received_at = Batch([], []), now()
     for start in range(0, len(numbered), parse.ROWS):

@@ -219,7 +219,7 @@ def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, st
     unread = rejected_rows.excess(raw.rejects, raw.read, Clean().max_rejected)
     if unread is not None:
         share = rejected_rows.rounded_up(len(raw.rejects) / raw.read)
-        found[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected_rows.helps(raw.rejects)}"
+        found[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected_rows.fix_for(raw.rejects)}"
     largest, whys = 0.0, list[str]()
     for error in cleaned.excessive:
         rule = error.name.removeprefix("rule ")

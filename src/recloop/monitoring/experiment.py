@@ -105,7 +105,7 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
     bundle, _, plan, until = period(control.releases(), bundle)
     own = project.load_bundle(bundle)
     with project.open_decisions() as store, project.open_log() as log:
-        first = reads_since(plan)
+        first = data_start(plan)
         decisions = [one for one in store.rows(since=first, until=until) if one.role == "answer"]
         newest = store.rows(last=1)
         archive = project.open_archive()
@@ -129,12 +129,12 @@ def current(project: Project) -> Verdict | None:
     return analyze(project, tried[0].bundle) if tried else None
 
 
-def reads_since(plan: Plan) -> int:
+def data_start(plan: Plan) -> int:
     """Start of the data that an analysis reads, CUPED included; int64 microseconds."""
     return plan.since - BEFORE - DAY
 
 
-def current_or_problem(project: Project) -> tuple[Verdict | None, str]:
+def current_verdict(project: Project) -> tuple[Verdict | None, str]:
     """Return `current`, or its error as text; None and empty without an experiment."""
     try:
         return current(project), ""
@@ -218,7 +218,7 @@ def evaluate(
     table = Table.from_outcomes(users.filter(~pl.col("waiting")))
     arms = table.arms
     both = bool(arms.live and arms.candidate)
-    metrics = measured(table, plan) if both else {}
+    metrics = measure_all(table, plan) if both else {}
     looks = interim_analyses(table, plan) if both else []
     found: Finding = decide(plan, ratio, metrics, looks)
     return Verdict(
@@ -228,13 +228,13 @@ def evaluate(
     )  # fmt: skip
 
 
-def measured(table: Table, plan: Plan) -> dict[str, Measured]:
+def measure_all(table: Table, plan: Plan) -> dict[str, Measured]:
     """Measure each metric present in the log; secondary ones with Holm-adjusted p."""
     found: dict[str, Measured] = {}
     for metric in METRICS:
         if table.columns[metric.top].any():
             kind: Kind = "primary" if metric.name == plan.metric else metric.kind
-            found[metric.name] = _measured(measure(table, metric), metric, kind, plan)
+            found[metric.name] = _measure(measure(table, metric), metric, kind, plan)
     secondary = [name for name, one in found.items() if one.kind == "secondary"]
     adjusted = holm([1.0 if (p := found[name].p) is None else p for name in secondary])
     for name, p in zip(secondary, adjusted, strict=True):
@@ -242,7 +242,7 @@ def measured(table: Table, plan: Plan) -> dict[str, Measured]:
     return found
 
 
-def _measured(one: Effect, metric: ExperimentMetric, kind: Kind, plan: Plan) -> Measured:
+def _measure(one: Effect, metric: ExperimentMetric, kind: Kind, plan: Plan) -> Measured:
     alpha = plan.alpha / GUARDRAILS if kind == "guardrail" else plan.alpha
     low, high = one.interval(alpha)
     always_low, always_high = one.sequence(alpha, plan.users)

@@ -121,7 +121,7 @@ class Exposures:
             bundles=np.array([one.bundle for one in answered], dtype=object),
         )
 
-    def where(self, mask: NDArray[np.bool_]) -> Exposures:
+    def select(self, mask: NDArray[np.bool_]) -> Exposures:
         """Select the decisions of a mask, with their slots."""
         lengths = np.diff(self.offsets)
         slots = np.repeat(mask, lengths)
@@ -131,7 +131,7 @@ class Exposures:
             self.latency_us[mask], self.bundles[mask],
         )  # fmt: skip
 
-    def covering(self) -> NDArray[np.float64]:
+    def personal_shares(self) -> NDArray[np.float64]:
         """Share of each decision's slots with a personal source: (Q,); 0 if empty."""
         personal = np.array([source in COVERING for source in SOURCES])
         total = np.concatenate([[0], np.cumsum(personal[self.sources])])
@@ -170,7 +170,7 @@ def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
         "tail_ratio": tail_share / usual if usual > 0 else float("nan"),
         "new_item_share": metrics.long_tail_share(counts, behind),
         "novelty": novelty,
-        "cold_coverage": metrics.cold_coverage(shown.users, cold, shown.covering()),
+        "cold_coverage": metrics.cold_coverage(shown.users, cold, shown.personal_shares()),
     }
     return {
         "requests": len(shown),
@@ -182,7 +182,7 @@ def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
         "latency_ms": latency(shown),
         "sources": source_shares(shown),
         "cold_sources": {
-            name: source_shares(shown.where((shown.positives >= low) & (shown.positives <= high)))
+            name: source_shares(shown.select((shown.positives >= low) & (shown.positives <= high)))
             for name, (low, high) in HISTORIES.items()
         },
     }
@@ -231,7 +231,7 @@ def health(
         "whole": {**compute(shown, against), "events": ever.total()}, "groups": by_variant_and_placement(shown, against, ever),
     }  # fmt: skip
     for name, length in WINDOWS.items():
-        mine = shown.where((shown.served_at > end - length) & (shown.served_at <= end))
+        mine = shown.select((shown.served_at > end - length) & (shown.served_at <= end))
         out[name] = by_variant_and_placement(mine, against, events(end - length))
     return out
 
@@ -243,7 +243,7 @@ def by_variant_and_placement(
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for pair in sorted({*zip(shown.variant.tolist(), shown.placement.tolist(), strict=True), *events}):
         variant, placement = pair
-        mine = shown.where((shown.variant == variant) & (shown.placement == placement))
+        mine = shown.select((shown.variant == variant) & (shown.placement == placement))
         groups.setdefault(variant, {})[placement] = {**compute(mine, against), "events": events.get(pair, 0)}
     return groups
 

@@ -94,7 +94,7 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> J
         item = seen.catalogue.get(item_id)
         return readable(naming, item.attributes if item else {}, item_id)
 
-    tried, _ = experiment.current_or_problem(project)
+    tried, _ = experiment.current_verdict(project)
     html = render(
         _evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven, tried
     )

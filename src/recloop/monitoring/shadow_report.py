@@ -147,7 +147,7 @@ def _disagreements(shadowed: _ShadowedRequests, table: NDArray[np.float64], name
 
 
 def _numbers(
-    project: Project, rebuilder: DecisionReplayer, answers: Mapping[str, Decision], others: Sequence[Decision]
+    project: Project, replayer: DecisionReplayer, answers: Mapping[str, Decision], others: Sequence[Decision]
 ) -> tuple[NDArray[np.float64], list[dict[str, str]], Any]:
     """Measure the agreement of each row with live's response.
 
@@ -161,9 +161,9 @@ def _numbers(
     for place in sorted(range(len(others)), key=lambda place: answers[others[place].request_id].as_of_seq):
         other = others[place]
         answer = answers[other.request_id]
-        serving, states = rebuilder.view(answer)
+        serving, states = replayer.context_for(answer)
         own = agreement.ranking_of(serving, states, answer)
-        opinion = agreement.ranking_of(*rebuilder.view(answer, other.bundle), answer)
+        opinion = agreement.ranking_of(*replayer.context_for(answer, other.bundle), answer)
         found = agreement.agreement(answer, other, opinion, own)
         numbers[place] = [found[name] for name in MEASURES]
         segments[place] = {

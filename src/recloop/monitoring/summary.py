@@ -157,7 +157,7 @@ def exposition(seen: HealthSummary | None, process: Mapping[str, float]) -> byte
         process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
     """
     registry = CollectorRegistry()
-    registry.register(_Families([*_own(process), *([] if seen is None else _families(seen))]))
+    registry.register(_Families([*_process_metrics(process), *([] if seen is None else _families(seen))]))
     return generate_latest(registry)
 
 
@@ -210,7 +210,7 @@ def _families(seen: HealthSummary) -> Iterable[Metric]:
         yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", PROVEN[name], value=value / scale)
 
 
-def _own(process: Mapping[str, float]) -> Iterable[Metric]:
+def _process_metrics(process: Mapping[str, float]) -> Iterable[Metric]:
     for name, value in process.items():
         made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
         yield made(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)

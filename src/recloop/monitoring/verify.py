@@ -104,18 +104,18 @@ def last_result(project: Project) -> dict[str, int] | None:
         return None
 
 
-def _compare_all(found: VerificationResult, decisions: Sequence[Decision], rebuilder: DecisionReplayer) -> None:
+def _compare_all(found: VerificationResult, decisions: Sequence[Decision], replayer: DecisionReplayer) -> None:
     for decision in sorted(decisions, key=lambda row: row.as_of_seq):
         try:
-            answer = rebuilder.answer(decision)
+            answer = replayer.answer(decision)
             difference = compare(decision, answer)
             if len(answer.scores) == len(decision.scores) and answer.scores:
                 gap = float(np.abs(np.subtract(decision.scores, answer.scores)).max())
                 found.max_score_diff = max(found.max_score_diff, gap)
             if (
                 difference is not None
-                and rebuilder.has_late(decision)
-                and compare(decision, rebuilder.answer_without_late(decision)) is None
+                and replayer.has_late(decision)
+                and compare(decision, replayer.answer_without_late(decision)) is None
             ):
                 found.late += 1
                 continue
@@ -169,7 +169,7 @@ class DecisionReplayer:
         old_users, later = archive.users(), log.users(archive.watermark, until).filter(named)
         self._old_users, self._new_users = _cut(None if old_users is None else old_users.filter(named), later, first)
         self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, until), first)
-        self._retracted = self._taken_back(log, until)
+        self._retracted = self._retractions_by_user(log, until)
         self._catalogue = Catalog.from_frames([self._old_items])
         self._items_seen = 0
         self._recommenders: dict[str, Recommender] = {}
@@ -177,10 +177,10 @@ class DecisionReplayer:
 
     def answer(self, decision: Decision) -> RankedList:
         """Recompute a decision from state and catalog at its ``as_of_seq``."""
-        recommender, states = self.view(decision)
+        recommender, states = self.context_for(decision)
         return recommender.recommend(states, [_query(decision)])[0]
 
-    def view(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
+    def context_for(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
         """Rebuild the recommender and user state of a decision at its ``as_of_seq``.
 
         Args:
@@ -221,7 +221,7 @@ class DecisionReplayer:
             self._recommenders[name] = Recommender(self._project.load_bundle(name), self._catalogue)
         return self._recommenders[name]
 
-    def _taken_back(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:
+    def _retractions_by_user(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:
         """Retractions up to a seq, by user."""
         rows = pl.concat([self._old_events, self._new_events])
         back: dict[int, list[Retraction]] = {}

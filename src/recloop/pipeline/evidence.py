@@ -51,7 +51,7 @@ class EvaluationSplit(NamedTuple):
     users: pl.DataFrame | None
 
 
-def compared(ours: QueryResults, lives: QueryResults, part: str = "ndcg") -> PairedScores:
+def pair_scores(ours: QueryResults, lives: QueryResults, part: str = "ndcg") -> PairedScores:
     """Pair a metric of both bundles over the same queries; users are hashes, not ids."""
     users = np.array([hash_unit_interval("window", user) for user in ours.users.tolist()])
     return PairedScores(users, getattr(ours, part), getattr(lives, part))

@@ -39,18 +39,18 @@ def import_new_files(project: Project, voice: Progress) -> Read:
     manifest = loading.manifest(project)
     for name in new_files.changed_catalogs(project, manifest):
         voice.say("collect", f"{name} has changed since its import; post its rows, or recloop update --restart")
-    new = new_files.look(project, manifest)
+    new = new_files.find_new_files(project, manifest)
     if not new.records:
         return Read(0, 0, 0)
     if not new.sources:  # only known content under other names
-        new_files.remember(project, new.records, ())
+        new_files.record_files(project, new.records, ())
         return Read(0, 0, 0)
     raw = new_files.read_new(project, new, manifest)
     records = new_files.with_rows(new.records, raw)
-    _limit(project, new_files.known(manifest), records, raw.rejects)
+    _limit(project, new_files.known_files(manifest), records, raw.rejects)
     with ExitStack() as stack:
         kept = _keep(project, raw.frame.sort(TIMESTAMP, maintain_order=True), stack)
-    new_files.remember(project, records, raw.rejects)
+    new_files.record_files(project, records, raw.rejects)
     why = f" ({rejected_rows.reasons(raw.rejects)})" if raw.rejects else ""
     voice.say(
         "collect",

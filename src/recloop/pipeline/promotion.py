@@ -26,7 +26,7 @@ from recloop.features.state import StateHistory
 from recloop.files import JsonTree
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
-from recloop.pipeline.evidence import broken_golden, compared, holdout_rows
+from recloop.pipeline.evidence import broken_golden, holdout_rows, pair_scores
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
 from recloop.recommend import loading
@@ -120,13 +120,13 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
     targets = next((one for one in (new, old) if len(one)), None)
     asked = newest if targets is None else targets
     mine, theirs = ours.ask(asked), lives.ask(asked)
-    pairs = compared(mine, theirs)
-    none = pairs.where(mine.cold & ~mine.cold)
-    slices = {"repeat": compared(mine, theirs, "repeat"), "explore": compared(mine, theirs, "explore")}
+    pairs = pair_scores(mine, theirs)
+    none = pairs.select(mine.cold & ~mine.cold)
+    slices = {"repeat": pair_scores(mine, theirs, "repeat"), "explore": pair_scores(mine, theirs, "explore")}
     evidence = GateInputs(
         new=pairs if targets is new else none,
         old=pairs if targets is old else None,
-        slices={} if targets is None else {"cold": pairs.where(mine.cold), **slices},
+        slices={} if targets is None else {"cold": pairs.select(mine.cold), **slices},
         parity=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
         latency=paired.latency((candidate, live), asked, ours.timeline, data.catalogue) if len(asked) else None,
         cold_coverage=(mine.cold_coverage, theirs.cold_coverage),

@@ -76,7 +76,7 @@ def check_files_complete(project: Project, asked: bool) -> None:
     """
     if asked or any(change.key == "data.events" for change in differing(project)):
         return
-    gone = new_files.missing(project, loading.manifest(project))
+    gone = new_files.missing_files(project, loading.manifest(project))
     if gone:
         raise UserError(
             "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
@@ -88,7 +88,7 @@ def check_files_complete(project: Project, asked: bool) -> None:
 def changed_files(project: Project) -> bool:
     """Return whether an imported file has changed, which requires ``--restart``."""
     try:
-        new_files.look(project, loading.manifest(project))
+        new_files.find_new_files(project, loading.manifest(project))
     except UserError:
         return True
     return False
@@ -102,7 +102,7 @@ def consequences(project: Project) -> list[str]:
     if not why:
         return [f"{live.id} stays live; it was trained on the same data"]
     with project.open_log() as log:
-        posted = len(PostedRows.gather(project.open_archive(), log))
+        posted = len(PostedRows.collect(project.open_archive(), log))
     before = str((live.manifest.config or {}).get("data.events", "its files"))
     return [
         f"{live.id} was trained from {before}; the next recloop update is a new first run ({why})",
@@ -148,7 +148,7 @@ def stage(project: Project) -> Staged:
         (target / "store" / "decisions.db").symlink_to(decisions.resolve())
     with project.open_log(write=True) as log:
         inbox.apply_inbox(project.open_control(), log)
-        posted = PostedRows.gather(project.open_archive(), log)
+        posted = PostedRows.collect(project.open_archive(), log)
     return Staged(Project(target, project.config, base=project.sources), posted, differing(project))
 
 

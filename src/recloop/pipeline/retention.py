@@ -18,7 +18,7 @@ from typing import Final
 
 from recloop.errors import Locked, UserError
 from recloop.files import JsonTree, sync_folder
-from recloop.monitoring.experiment import reads_since
+from recloop.monitoring.experiment import data_start
 from recloop.monitoring.experiment_plan import Plan
 from recloop.pipeline.journal import FILE as JOURNAL
 from recloop.progress import Progress
@@ -182,7 +182,7 @@ def _judged_since(row: ReleaseRow) -> int:
     if row.to != "experiment":
         return row.at
     try:
-        return reads_since(Plan.from_row(row))
+        return data_start(Plan.from_row(row))
     except UserError:  # started by an earlier version; it has no evaluation
         return row.at
 

@@ -305,7 +305,7 @@ def save_and_register(
         run / "metrics.json",
         {"bundle": bundle.id, "chosen": learned.chosen.to_json(), "network": trained, **bundle.metrics},
     )
-    table.named(bundle.id).save(project.reports)
+    table.with_bundle(bundle.id).save(project.reports)
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
     releases.register(control, bundle.id, sha256, by="recloop train", reason="trained", at=now())
     return bundle

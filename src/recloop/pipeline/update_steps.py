@@ -22,11 +22,11 @@ from recloop.pipeline import training_steps
 from recloop.pipeline.candidate import WarmStart, build_child, load_candidate, load_train_state, tag_child, write
 from recloop.pipeline.evidence import (
     candidate_table,
-    compared,
     final_evidence,
     holdout_queries,
     inherited_windows,
     load_window,
+    pair_scores,
     queries_judged_before,
     save_window,
     window_scores,
@@ -183,13 +183,13 @@ def run_gates(run: UpdateRun) -> None:
     ours, lives = (
         paired.answer(bundle, new, timeline, catalogue, training_steps.THREADS) for bundle in (candidate, run.live)
     )
-    pairs, old = compared(ours, lives), holdout_queries(run)
+    pairs, old = pair_scores(ours, lives), holdout_queries(run)
     forgotten = None
     if len(old):
         mine, theirs = (
             paired.answer(bundle, old, timeline, catalogue, training_steps.THREADS) for bundle in (candidate, run.live)
         )
-        forgotten = compared(mine, theirs)
+        forgotten = pair_scores(mine, theirs)
     windows = inherited_windows(run)
     decided = loading.has_decisions(run.project)
     evidence = GateInputs(
@@ -197,9 +197,9 @@ def run_gates(run: UpdateRun) -> None:
         earlier=window_scores(windows, recipe),
         old=forgotten,
         slices={
-            "cold": pairs.where(ours.cold),
-            "repeat": compared(ours, lives, "repeat"),
-            "explore": compared(ours, lives, "explore"),
+            "cold": pairs.select(ours.cold),
+            "repeat": pair_scores(ours, lives, "repeat"),
+            "explore": pair_scores(ours, lives, "explore"),
         },
         parity=verify.verify(run.project)["unexplained"] if decided else None,
         latency=paired.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,

@@ -156,7 +156,7 @@ class PairedScores:
     def __len__(self) -> int:
         return len(self.users)
 
-    def where(self, mask: NDArray[np.bool_]) -> PairedScores:
+    def select(self, mask: NDArray[np.bool_]) -> PairedScores:
         """Select the queries of a mask."""
         return PairedScores(self.users[mask], self.candidate[mask], self.live[mask])
 
@@ -227,7 +227,7 @@ def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings
     margin = settings.max_ndcg_loss
     if np.isnan(new.candidate[~np.isnan(new.live)]).any():
         return GateResult("new", None, -margin, False, note="the candidate's number is NaN")
-    compared = new.where(~np.isnan(new.candidate) & ~np.isnan(new.live))
+    compared = new.select(~np.isnan(new.candidate) & ~np.isnan(new.live))
     if not len(compared) or not (compared.live > 0).any():
         return GateResult("new", None, -margin, True, note="weak: nothing to compare")
     few = too_few(compared.users, settings)

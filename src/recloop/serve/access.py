@@ -108,12 +108,12 @@ class AccessMiddleware:
         """Serve the console to a client with the cookie or the token, else the login form."""
         if scope["path"] in ROOT or scope["path"] == LOGIN:
             response = await self._login.answer(Request(scope, receive))
-            if response is None and not self._login.known(head.cookies) and not head.authorization:
+            if response is None and not self._login.is_known(head.cookies) and not head.authorization:
                 response = login_page("")
             if response is not None:
                 await response(scope, receive, send)
                 return
-        if not self._login.known(head.cookies):
+        if not self._login.is_known(head.cookies):
             self._check_token(head)
         await self._app(scope, receive, send)
 

@@ -52,7 +52,7 @@ class ConsoleBackend(Protocol):
     async def promote(self, bundle: str, to: str, reason: str) -> JsonTree: ...
     async def rollback(self, reason: str) -> JsonTree: ...
     async def reject(self, bundle: str, reason: str) -> JsonTree: ...
-    async def person(self, user_id: str) -> JsonTree: ...
+    async def user_panel(self, user_id: str) -> JsonTree: ...
 
 
 class _FallthroughMount(Mount):
@@ -65,11 +65,11 @@ class _FallthroughMount(Mount):
         return super().matches(scope)
 
 
-def mount(app: Starlette, desk: ConsoleBackend) -> None:
+def mount(app: Starlette, backend: ConsoleBackend) -> None:
     """Mount the page at `/`."""
 
     async def page() -> None:
-        await _Page(desk).build()
+        await _Page(backend).build()
 
     ui.run_with(app, root=page, title="recloop", dark=None, reconnect_timeout=10, show_welcome_message=False)  # type: ignore[arg-type]
     core.app.config.socket_io_js_transports = ["polling"]  # the service does not accept web sockets
@@ -80,8 +80,8 @@ def mount(app: Starlette, desk: ConsoleBackend) -> None:
 class _Page:
     """Page of one visitor."""
 
-    def __init__(self, desk: ConsoleBackend) -> None:
-        self._desk = desk
+    def __init__(self, backend: ConsoleBackend) -> None:
+        self._backend = backend
         self._looks = 0
 
     async def build(self) -> None:
@@ -119,7 +119,7 @@ class _Page:
         self._looks += 1
         look = self._looks
         status, windows, moves = await run_in_threadpool(
-            lambda: (self._desk.status(), self._desk.windows(), self._desk.moves())
+            lambda: (self._backend.status(), self._backend.windows(), self._backend.moves())
         )
         if look != self._looks:
             return
@@ -127,16 +127,16 @@ class _Page:
         self._bundle.set_options(names, value=self._bundle.value or status[SHADOW] or status[EXPERIMENT] or names[-1])
         self._now.clear()
         with self._now:
-            console_panels.standing(status)
+            console_panels.overview(status)
             console_panels.health(windows)
         self._releases.clear()
         with self._releases:
             console_panels.releases(moves)
         self._tried.clear()
         if status[SHADOW] and look == self._looks:
-            await self._compare(SHADOW, status[SHADOW], self._desk.shadow, console_panels.shadow)
+            await self._compare(SHADOW, status[SHADOW], self._backend.shadow, console_panels.shadow)
         if status[EXPERIMENT] and look == self._looks:
-            await self._compare(EXPERIMENT, status[EXPERIMENT], self._desk.experiment, console_panels.experiment)
+            await self._compare(EXPERIMENT, status[EXPERIMENT], self._backend.experiment, console_panels.experiment)
 
     async def _compare(
         self, state: str, bundle: str, ask: Callable[[str], Compared], show: Callable[[Compared], None]
@@ -155,15 +155,15 @@ class _Page:
 
     async def _promote(self) -> None:
         bundle, to, reason = self._bundle.value, self._to.value, self._reason.value
-        await self._move(lambda: self._desk.promote(bundle, "" if to == EARNED else to, reason))
+        await self._move(lambda: self._backend.promote(bundle, "" if to == EARNED else to, reason))
 
     async def _rollback(self) -> None:
         reason = self._reason.value
-        await self._move(lambda: self._desk.rollback(reason))
+        await self._move(lambda: self._backend.rollback(reason))
 
     async def _reject(self) -> None:
         bundle, reason = self._bundle.value, self._reason.value
-        await self._move(lambda: self._desk.reject(bundle, reason))
+        await self._move(lambda: self._backend.reject(bundle, reason))
 
     async def _move(self, move: Callable[[], Awaitable[JsonTree]]) -> None:
         self._said.clear()
@@ -186,10 +186,10 @@ class _Page:
     async def _show_person(self) -> None:
         if not self._user.value:
             return
-        found = await self._desk.person(self._user.value)
+        found = await self._backend.user_panel(self._user.value)
         self._person.clear()
         with self._person:
-            console_panels.person(found)
+            console_panels.user_panel(found)
 
 
 def _asked(ask: Callable[[str], Compared], bundle: str) -> tuple[Compared | None, str]:

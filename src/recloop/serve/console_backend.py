@@ -71,7 +71,7 @@ class ServiceConsoleBackend:
         await self._service.reload()
         return done
 
-    async def person(self, user_id: str) -> JsonTree:
+    async def user_panel(self, user_id: str) -> JsonTree:
         """User panel: ``facts`` (str), ``list`` and ``history``.
 
         ``list`` holds (rank, name, source, score); ``history`` holds (at, name). States are read on the event loop.

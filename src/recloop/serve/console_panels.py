@@ -29,7 +29,7 @@ METRICS: Final = {
 }  # fmt: skip
 
 
-def standing(status: Mapping[str, Any]) -> None:
+def overview(status: Mapping[str, Any]) -> None:
     """Show health, the live bundle, and the bundles in shadow and experiment."""
     healthy = not status["degraded"]
     with ui.row().classes("items-center gap-x-6 gap-y-2"):
@@ -38,10 +38,10 @@ def standing(status: Mapping[str, Any]) -> None:
         ui.label(f"live: {status['live']}").props("data-testid=live").classes("break-all")
         for state in ("shadow", "experiment"):
             ui.label(f"{state}: {status[state] or 'none'}").classes("break-all")
-        ui.label(proof(status["verify"])).props("data-testid=verify")
+        ui.label(last_verification(status["verify"])).props("data-testid=verify")
 
 
-def proof(found: Mapping[str, int] | None) -> str:
+def last_verification(found: Mapping[str, int] | None) -> str:
     """Summarize the last `recloop verify`."""
     if found is None:
         return "verify: not run yet"
@@ -163,7 +163,7 @@ def refused(error: Refused) -> None:
         )
 
 
-def person(found: Mapping[str, Any]) -> None:
+def user_panel(found: Mapping[str, Any]) -> None:
     """Show a user's facts, current list with sources, and history."""
     ui.label(found["facts"]).props("data-testid=facts")
     with ui.row().classes("w-full items-start gap-8"):

@@ -39,7 +39,7 @@ class Login:
         self._value = hmac.new(self._token, b"console", hashlib.sha256).hexdigest()
         self._pair = f"{self._name}={self._value}".encode()
 
-    def known(self, cookies: Iterable[bytes]) -> bool:
+    def is_known(self, cookies: Iterable[bytes]) -> bool:
         """Return True if one of these ``name=value`` pairs is the login cookie."""
         return any(hmac.compare_digest(cookie, self._pair) for cookie in cookies)
 
