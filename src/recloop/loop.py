@@ -55,7 +55,7 @@ class FirstRun:
     seconds: float
 
 
-def first_run(project: Project, voice: Progress | None = None, verb: str = "update") -> FirstRun:
+def first_run(project: Project, progress: Progress | None = None, verb: str = "update") -> FirstRun:
     """Train the first bundle of a project and make it live.
 
     Raises:
@@ -65,14 +65,14 @@ def first_run(project: Project, voice: Progress | None = None, verb: str = "upda
     check_model(project.config.model.name)
     with locks.run_lock(project.root, verb):
         begin = time.monotonic()
-        prepared = collect(project, voice)  # 1. collect
-        trained = train(project, voice)  # 2-5. features, learn, evaluate, bundle
+        prepared = collect(project, progress)  # 1. collect
+        trained = train(project, progress)  # 2-5. features, learn, evaluate, bundle
         parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first run")  # 6. make live
         return FirstRun(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
 def update(
-    project: Project, voice: Progress | None = None, full: bool = False, reset: bool = False, restart: bool = False
+    project: Project, progress: Progress | None = None, full: bool = False, reset: bool = False, restart: bool = False
 ) -> UpdateResult:
     """Train a candidate on the new rows and publish it if it passes the gates.
 
@@ -89,16 +89,16 @@ def update(
     """
     check_model(project.config.model.name)
     with locks.run_lock(project.root, "update"), runs.explain_disk_full(project):
-        begin, voice = time.monotonic(), voice or NullProgress()
-        restarts.finish_interrupted(project, voice)
+        begin, progress = time.monotonic(), progress or NullProgress()
+        restarts.finish_interrupted(project, progress)
         reason = restarts.reason(project) or ("asked for with --restart" if restart else "")
         if reason:
             restarts.check_files_complete(project, restart)
-            return _restart(project, voice, reason, begin)
-        new_files.import_new_files(project, voice)
-        run = runs.start_or_resume(project, full, reset, voice)
+            return _restart(project, progress, reason, begin)
+        new_files.import_new_files(project, progress)
+        run = runs.start_or_resume(project, full, reset, progress)
         if run is None:
-            apply_retention(project, voice)
+            apply_retention(project, progress)
             return runs.nothing_new(project, restarts.differing(project), time.monotonic() - begin)
         update_steps.collect(run)  # 1. collect: the rows since the last update
         update_steps.check(run)  # 2. check: are they like earlier rows, and enough to judge?
@@ -108,52 +108,52 @@ def update(
         if run.verdict == "registered":
             update_steps.train_final(run)  # 5. train final: the candidate on the newest rows too
         placed = publish.publish_update(run)  # 6. publish: bundle, states and data, or nothing
-        apply_retention(project, voice)
+        apply_retention(project, progress)
         return run.result(placed, time.monotonic() - begin)
 
 
-def _restart(project: Project, voice: Progress, reason: str, begin: float) -> UpdateResult:
+def _restart(project: Project, progress: Progress, reason: str, begin: float) -> UpdateResult:
     """Run a new first run in a staged folder and move it into the project.
 
     See `recloop.pipeline.restart`.
     """
-    voice.say("update", f"a new first run ({reason})")
+    progress.say("update", f"a new first run ({reason})")
     with restarts.exclusive(project, reason), restarts.staged(project) as stage:
-        prepared = collect(stage.project, voice, stage.posted)  # 1. collect
-        trained = train(stage.project, voice)  # 2-5. features, learn, evaluate, bundle
+        prepared = collect(stage.project, progress, stage.posted)  # 1. collect
+        trained = train(stage.project, progress)  # 2-5. features, learn, evaluate, bundle
         restarts.commit(project, stage, trained.bundle.id, reason)  # 6. make live
-    return restarts.result(stage, prepared, trained.bundle.id, voice, time.monotonic() - begin)
+    return restarts.result(stage, prepared, trained.bundle.id, progress, time.monotonic() - begin)
 
 
-def collect(project: Project, voice: Progress | None = None, posted: PostedRows | None = None) -> PrepareResult:
+def collect(project: Project, progress: Progress | None = None, posted: PostedRows | None = None) -> PrepareResult:
     """1. Read, clean and split the log; write ``data/`` and the states as of its last row.
 
     ``posted``: posted rows of the earlier data, which a new first run renumbers.
     """
-    voice = voice or NullProgress()
+    progress = progress or NullProgress()
     prepared = prepare(project, posted is None and has_log_rows(project), posted)
     parts.init_log_and_snapshot(project, prepared, load(project))
-    parts.report_data(voice, prepared)
+    parts.report_data(progress, prepared)
     return prepared
 
 
-def train(project: Project, voice: Progress | None = None, model: str | None = None) -> TrainResult:
+def train(project: Project, progress: Progress | None = None, model: str | None = None) -> TrainResult:
     """2-5. Build features, fit the models, evaluate them, and register the bundle.
 
     ``model``: a model name or dotted path in place of ``[model]``; its extra must be installed.
     """
-    voice = voice or NullProgress()
+    progress = progress or NullProgress()
     check_model(model or project.config.model.name)
     started, begin = datetime.now(UTC), time.monotonic()
     data = load(project)
     run = parts.open_run(project, started)
     tables = parts.build_tables(project, data)  # 2. features
     arrays = parts.validation_arrays(project, tables, data)
-    parts.report_features(voice, tables, arrays)
-    learned = parts.fit_models(project, tables, arrays, data, run, voice, model)  # 3. learn
-    table = parts.evaluate_on_test(project, [learned.bundle], data, voice)  # 4. evaluate
+    parts.report_features(progress, tables, arrays)
+    learned = parts.fit_models(project, tables, arrays, data, run, progress, model)  # 3. learn
+    table = parts.evaluate_on_test(project, [learned.bundle], data, progress)  # 4. evaluate
     if project.config.train.refit:
-        learned = parts.refit(project.config, learned, data, run, voice)
+        learned = parts.refit(project.config, learned, data, run, progress)
     bundle = parts.save_and_register(project, learned, table, data, run, started)  # 5. bundle
-    parts.report_bundle(voice, bundle)
+    parts.report_bundle(progress, bundle)
     return TrainResult(bundle, table, run.name, time.monotonic() - begin)

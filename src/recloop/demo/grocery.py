@@ -29,7 +29,7 @@ from recloop.records import SECOND, hash_unit_interval
 HOUSEHOLDS = 300
 
 
-def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
+def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree:
     """Run the whole loop in ``folder``; return each step's lines and the files.
 
     The log's last 14 days are held out as the future: the first run does not use them, then they are replayed.
@@ -38,7 +38,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
         UserError: the folder is not empty and not an earlier demo, or the data package is not installed.
     """
     begin = time.monotonic()
-    shown = DemoNarrator(voice, out)
+    shown = DemoNarrator(progress, out)
     shown.say("collect", "The Complete Journey by 84.51°: a year of a grocery chain; the package has the license terms")
     project = write_project(folder, grocery_days.DAYS)
     shown.say("collect", f"the last {grocery_days.DAYS} days are held out as the future and replayed from step 8 on")

@@ -19,9 +19,9 @@ MARK = "# The demo of recloop."
 class DemoNarrator:
     """Prints the demo step by step and keeps each step's lines for ``--json``."""
 
-    def __init__(self, voice: Progress, out: rich.console.Console) -> None:
+    def __init__(self, progress: Progress, out: rich.console.Console) -> None:
         self.steps: list[JsonTree] = []
-        self._voice, self._out = voice, out
+        self._progress, self._out = progress, out
         self._begin = time.monotonic()
 
     def say(self, chapter: str, line: str) -> None:
@@ -39,7 +39,7 @@ class DemoNarrator:
         self._out.print(drawn)
 
     def bar(self, chapter: str, done: int, total: int) -> None:
-        self._voice.bar(chapter, done, total)
+        self._progress.bar(chapter, done, total)
 
     def end(self) -> None:
         """Record and print the seconds of the finished step."""

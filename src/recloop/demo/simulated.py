@@ -115,7 +115,7 @@ class SimulationContext:
             raise RuntimeError(f"{error.code} {json.load(error)['error']['message']}") from None
 
 
-def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
+def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree:
     """Run the whole demo in ``folder``; return each step's lines and the files.
 
     Raises:
@@ -123,7 +123,7 @@ def run(folder: Path, voice: Progress, out: rich.console.Console) -> JsonTree:
         AssertionError: a result differs from the expected one.
     """
     begin = time.monotonic()
-    shown = DemoNarrator(voice, out)
+    shown = DemoNarrator(progress, out)
     world = BrowsingSimulator(**WORLD)  # type: ignore[arg-type]
     project = write_project(folder, world, shown)
     loop.first_run(project, shown, "demo")

@@ -121,7 +121,7 @@ def _fit_network(
     positions = "all" if plan.warm is None else int(plan.warm.chosen.sum())
     seconds = time.monotonic() - begin
     message = f"{network.name}: {network.metrics.step} steps, {positions} positions in {seconds:.0f} s"
-    run.voice.say("learn", message)
+    run.progress.say("learn", message)
     return network
 
 

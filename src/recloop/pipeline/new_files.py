@@ -27,7 +27,7 @@ class Read:
     rejected: int
 
 
-def import_new_files(project: Project, voice: Progress) -> Read:
+def import_new_files(project: Project, progress: Progress) -> Read:
     """Import every new or grown file once; post its rows to the server if one runs.
 
     Rows without event ids get ids from file name and row number, so a resumed run may read the file again.
@@ -38,7 +38,7 @@ def import_new_files(project: Project, voice: Progress) -> Read:
     """
     manifest = loading.manifest(project)
     for name in new_files.changed_catalogs(project, manifest):
-        voice.say("collect", f"{name} has changed since its import; post its rows, or recloop update --restart")
+        progress.say("collect", f"{name} has changed since its import; post its rows, or recloop update --restart")
     new = new_files.find_new_files(project, manifest)
     if not new.records:
         return Read(0, 0, 0)
@@ -52,7 +52,7 @@ def import_new_files(project: Project, voice: Progress) -> Read:
         kept = _keep(project, raw.frame.sort(TIMESTAMP, maintain_order=True), stack)
     new_files.record_files(project, records, raw.rejects)
     why = f" ({rejected_rows.reasons(raw.rejects)})" if raw.rejects else ""
-    voice.say(
+    progress.say(
         "collect",
         f"{len(new.sources):,} new or grown files of data.events: {kept:,} rows added to the log, "
         f"{len(raw.rejects):,} rejected{why}",

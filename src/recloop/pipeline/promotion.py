@@ -38,7 +38,7 @@ from recloop.storage.event_log import retracted_at
 
 
 def promote(
-    project: Project, bundle: str, to: str = "", reason: str = "", voice: Progress | None = None, at: int = 0
+    project: Project, bundle: str, to: str = "", reason: str = "", progress: Progress | None = None, at: int = 0
 ) -> JsonTree:
     """Promote a registered bundle; run its gate first if it has not run.
 
@@ -51,10 +51,10 @@ def promote(
     transitions.validate(project, control, bundle, to)
     gates = None
     if transitions.needs_gate(control, bundle):
-        voice = voice or NullProgress()
+        progress = progress or NullProgress()
         found = run_promotion_gates(project, project.load_bundle(bundle), project.load_bundle())
         for one in found:
-            voice.say("gate", one.line())
+            progress.say("gate", one.line())
         gates = gate.gates_to_json(found)
     return transitions.promote(project, bundle, to, reason, at=at, gates=gates)
 

@@ -82,7 +82,7 @@ def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
     taken = run.journal.facts("collect")["taken_back"]
     if taken:
         control.submit([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
-        run.voice.say("collect", f"retracted {len(taken):,} rows that serving had counted")
+        run.progress.say("collect", f"retracted {len(taken):,} rows that serving had counted")
 
 
 def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:

@@ -34,11 +34,13 @@ def release_refresh(run: UpdateRun, bundle: str) -> str:
     mode = run.config.release.refresh
     manifest = bundles.check(run.project.bundles / bundle)
     if not is_refresh(manifest, run.live.manifest):
-        run.voice.say("release", f"{bundle} has another recipe than {run.live.id}; next steps: shadow, then experiment")
+        run.progress.say(
+            "release", f"{bundle} has another recipe than {run.live.id}; next steps: shadow, then experiment"
+        )
     elif mode != "manual":
         why = _reason_to_stay(run, control)
         if why:
-            run.voice.say("release", f"{bundle} stays registered: {why}")
+            run.progress.say("release", f"{bundle} stays registered: {why}")
         else:
             _move(run, control, bundle, "live" if mode == "gate" else "shadow")
     return releases.read_state(control).state(bundle)
@@ -67,4 +69,4 @@ def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.T
             at=now(), evidence={"gates": gates_to_json(run.gates), "refresh_of": run.live.id},
         )  # fmt: skip
     except RecloopError as error:
-        run.voice.say("release", f"{bundle} was not moved to {target}: {error}")
+        run.progress.say("release", f"{bundle} was not moved to {target}: {error}")

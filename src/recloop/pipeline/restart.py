@@ -160,10 +160,10 @@ def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
     finish(project)
 
 
-def result(staged: Staged, prepared: PrepareResult, bundle: str, voice: Progress, seconds: float) -> UpdateResult:
+def result(staged: Staged, prepared: PrepareResult, bundle: str, progress: Progress, seconds: float) -> UpdateResult:
     """Report and return the result of a committed new first run."""
     report = prepared.report
-    voice.say(
+    progress.say(
         "update", f"live: {bundle}; kept {len(staged.posted):,} posted rows; refused the bundles of the earlier data"
     )
     return UpdateResult(
@@ -172,10 +172,10 @@ def result(staged: Staged, prepared: PrepareResult, bundle: str, voice: Progress
     )  # fmt: skip
 
 
-def finish_interrupted(project: Project, voice: Progress) -> None:
+def finish_interrupted(project: Project, progress: Progress) -> None:
     """Complete and report a committed new first run that was interrupted."""
     if finish(project):
-        voice.say("update", "completed an interrupted new first run")
+        progress.say("update", "completed an interrupted new first run")
 
 
 def finish(project: Project) -> bool:

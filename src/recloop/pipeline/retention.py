@@ -106,15 +106,15 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
     return Collection(dry_run, freed, bundles, runs, not_archived, holder)
 
 
-def apply_retention(project: Project, voice: Progress) -> None:
+def apply_retention(project: Project, progress: Progress) -> None:
     """Run `collect` after an update and log one line; the next one retries failures."""
     try:
         done = collect(project)
     except (OSError, sqlite3.Error) as error:
-        voice.say("retention", f"not applied: {type(error).__name__}: {error}")
+        progress.say("retention", f"not applied: {type(error).__name__}: {error}")
         return
     if any(one.count for one in done.freed.values()):
-        voice.say("retention", "; ".join(done.lines))
+        progress.say("retention", "; ".join(done.lines))
 
 
 def kept_bundles(machine: ReleaseState, newest: int) -> set[str]:

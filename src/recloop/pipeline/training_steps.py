@@ -115,7 +115,7 @@ def fit_models(
     arrays: TrainData,
     data: PreparedData,
     run: Path,
-    voice: Progress,
+    progress: Progress,
     model: str | None,
 ) -> FittedBundle:
     """Fit the counting models, train the network, choose fusion weights.
@@ -129,7 +129,7 @@ def fit_models(
     missing = [package for package in EXTRA if not _installed(package)] if model is None else []
     wanted = not _counting(name, bool(missing))
     options = config.model.options if model in {None, config.model.name} else {}
-    voice.say(
+    progress.say(
         "learn",
         f"counting models{f', then {name} for at most {config.train.time_budget} of training' if wanted else ''}",
     )
@@ -140,24 +140,24 @@ def fit_models(
     manifest = replace(base_manifest(config, tables, data, past, held_seq), recipe=recipe_of(asked))
     draft = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
     counted = ", ".join(scorer.model for scorer in scorers.values())
-    voice.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
+    progress.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
     network = None
     if wanted and missing:
-        voice.say("learn", f'skipping {name}: {missing[0]} is not installed; pip install "recloop[train]"')
+        progress.say("learn", f'skipping {name}: {missing[0]} is not installed; pip install "recloop[train]"')
     elif wanted and not has_sequences(arrays):
-        voice.say("learn", f"skipping {name}: no user has two moments, so it has no next item to predict")
+        progress.say("learn", f"skipping {name}: no user has two moments, so it has no next item to predict")
     elif wanted:
         budget = config.train.time_budget_seconds
         network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
         draft = with_network(draft, network)
-        voice.say(
+        progress.say(
             "learn",
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
     bundle, chosen = baselines.choose_half_life_and_weights(
         draft, config, arrays, tables, StateHistory(past, data.users), THREADS
     )
-    voice.say("learn", _mix_line(config, chosen))
+    progress.say("learn", _mix_line(config, chosen))
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
     whole = train_data(tables, past, None, clicked_lists(project, past))
@@ -243,7 +243,7 @@ def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
 
 
 def evaluate_on_test(
-    project: Project, candidates: Sequence[Bundle], data: PreparedData, voice: Progress
+    project: Project, candidates: Sequence[Bundle], data: PreparedData, progress: Progress
 ) -> EvaluationTable:
     """Evaluate these bundles on the test with the serving recommender."""
     prepared = data.manifest.protocol
@@ -256,14 +256,14 @@ def evaluate_on_test(
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
         candidates, data, Catalog.from_frames([data.items]), project.config, facts, THREADS,
-        lambda done, total: voice.bar("evaluate", done, total),
+        lambda done, total: progress.bar("evaluate", done, total),
     )  # fmt: skip
-    voice.show("evaluate", table.render())
-    voice.say("evaluate", table.sentence)
+    progress.show("evaluate", table.render())
+    progress.say("evaluate", table.sentence)
     return table
 
 
-def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, voice: Progress) -> FittedBundle:
+def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, progress: Progress) -> FittedBundle:
     """Refit on all rows with the chosen epochs, half-lives and weights."""
     cut = end_of(data.events, STAMP) + 1
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
@@ -283,7 +283,7 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
             run / "refit", REFIT_SECONDS,
         )  # fmt: skip
         bundle = with_network(bundle, network)
-    voice.say("learn", f"refit on all {len(data.events):,} rows; the metrics are those of the fit before the cut")
+    progress.say("learn", f"refit on all {len(data.events):,} rows; the metrics are those of the fit before the cut")
     return FittedBundle(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
 
 
@@ -330,10 +330,10 @@ def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
     releases.promote(control, bundle.id, to="live", by=by, reason=reason, at=now())
 
 
-def evaluate_bundles(project: Project, names: Sequence[str], voice: Progress) -> EvaluationTable:
+def evaluate_bundles(project: Project, names: Sequence[str], progress: Progress) -> EvaluationTable:
     """Evaluate these bundles (default: live) and write ``reports/evaluation.json``."""
     asked = [project.load_bundle(name) for name in names or [""]]
-    table = evaluate_on_test(project, asked, load(project), voice)
+    table = evaluate_on_test(project, asked, load(project), progress)
     table.save(project.reports)
     return table
 
@@ -380,31 +380,31 @@ def _weights(mix: Mapping[Any, float]) -> str:
     return ", ".join(f"{source} {weight:g}" for source, weight in mix.items() if weight > 0)
 
 
-def report_data(voice: Progress, prepared: PrepareResult) -> None:
+def report_data(progress: Progress, prepared: PrepareResult) -> None:
     """Report the row counts and the cut."""
     report = prepared.report
     removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
-    voice.say(
+    progress.say(
         "collect",
         f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
     )
-    voice.show("collect", render(report))
-    voice.say(
+    progress.show("collect", render(report))
+    progress.say(
         "collect",
         f"cut at {utc_minute(prepared.cut)}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
     )
 
 
-def report_features(voice: Progress, tables: ItemUserTables, arrays: TrainData) -> None:
+def report_features(progress: Progress, tables: ItemUserTables, arrays: TrainData) -> None:
     """Report the training data in one line."""
     names = ", ".join(tables.fields.codes) or "ids only"
-    voice.say(
+    progress.say(
         "features",
         f"{arrays.n_users:,} users, {arrays.n_items:,} items, {len(arrays.stamps):,} moments, {len(arrays.items):,} rows; {names}",
     )
 
 
-def report_bundle(voice: Progress, bundle: Bundle) -> None:
+def report_bundle(progress: Progress, bundle: Bundle) -> None:
     """Report the bundle's name and size."""
     size = sum(facts.bytes for facts in bundle.manifest.files.values())
-    voice.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")
+    progress.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")

@@ -101,7 +101,7 @@ class UpdateRun:
     spec: FeatureSpec
     full: bool
     reset: bool
-    voice: Progress
+    progress: Progress
     seed: int
     changed: list[Change] = field(default_factory=list)
     loaded: PreparedData | None = field(default=None, repr=False)
@@ -195,7 +195,7 @@ def nothing_new(project: Project, changed: Sequence[Change], seconds: float) -> 
     return UpdateResult(seq, seq, 0, 0, 0, 0, project.live_bundle_id(), "nothing", [], seconds, {}, [], keys)
 
 
-def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) -> UpdateRun | None:
+def start_or_resume(project: Project, full: bool, reset: bool, progress: Progress) -> UpdateRun | None:
     """Resume the interrupted run if its inputs are unchanged, else start one.
 
     Returns None if there is nothing new.
@@ -244,7 +244,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
         started = datetime.now(UTC)
         journal = Journal.begin(training_steps.open_run(project, started), started, {**head, "to_seq": last})
     else:
-        voice.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last:,}")
+        progress.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last:,}")
     spec = FeatureSpec.from_config(config, live.spec.dwell)
     if not full and spec.to_json() != live.spec.to_json():  # a bundle without recorded settings
         journal.close("left")
@@ -252,11 +252,11 @@ def start_or_resume(project: Project, full: bool, reset: bool, voice: Progress) 
         expected = f"the settings of {live.id} (changed: {', '.join(differ)})"
         raise UserError("recloop.toml", "changed", expected, "recloop update --full")
     if retrain:
-        voice.say(
+        progress.say(
             "update",
             f"full retrain, because recloop.toml changed since {live.id} ({config_changes.list_changes(retrain)})",
         )
-    return UpdateRun(project, journal, live, spec, full, reset, voice, config.train.seed, changed)
+    return UpdateRun(project, journal, live, spec, full, reset, progress, config.train.seed, changed)
 
 
 def waiting_reason(project: Project, config: Config, live: str) -> str:

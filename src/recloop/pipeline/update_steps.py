@@ -59,19 +59,19 @@ def collect(run: UpdateRun) -> None:
         )
     run.journal.record("collect", **msgspec.to_builtins(made))
     removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
-    run.voice.say(
+    run.progress.say(
         "collect",
         f"seq {run.watermark + 1:,} to {run.until:,}: {made.read:,} rows = {made.kept:,} kept + {removed} removed; "
         f"{made.new_users:,} new users, {made.new_items:,} new items",
     )
     if made.late:
-        run.voice.say(
+        run.progress.say(
             "collect",
             f"{made.late:,} of {made.late + made.fresh:,} new moments are older than the end of live's training data; "
             "they are used for training, not for the gate",
         )
     rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
-    run.voice.say("collect", f"rows by rule of [events]: {rules or 'none'}")
+    run.progress.say("collect", f"rows by rule of [events]: {rules or 'none'}")
 
 
 def check(run: UpdateRun) -> None:
@@ -116,7 +116,7 @@ def check_input(run: UpdateRun) -> None:
         windows = [*windows, incoming]
     kept = _json_of(windows[-input_check.WINDOWS :])
     run.journal.record("check", windows=kept, gates=gate.gates_to_json([found]))
-    run.voice.say("check", found.line())
+    run.progress.say("check", found.line())
 
 
 def _json_of(windows: Sequence[WindowLoss]) -> list[Any]:
@@ -148,7 +148,7 @@ def check_size(run: UpdateRun) -> None:
         found = gate.check_window_size(users, queries_judged_before(run), run.config.release.gates)
     run.journal.record("enough", gates=gate.gates_to_json([found] if found else []))
     if found is not None:
-        run.voice.say("check", found.line())
+        run.progress.say("check", found.line())
 
 
 def train_candidate(run: UpdateRun) -> None:
@@ -160,7 +160,7 @@ def train_candidate(run: UpdateRun) -> None:
     if run.full:
         tables = make_tables(run.spec, before, window.cut, data.items, data.users, run.live.items.ids.ids)
         arrays = training_steps.validation_arrays(run.project, tables, data)
-        learned = training_steps.fit_models(run.project, tables, arrays, data, run.folder, run.voice, None)
+        learned = training_steps.fit_models(run.project, tables, arrays, data, run.folder, run.progress, None)
         candidate = tag_child(run, learned.bundle, "full")
     else:
         weights = load_train_state(run.live, run.project.bundles, run.reset)
@@ -217,7 +217,7 @@ def run_gates(run: UpdateRun) -> None:
     }  # fmt: skip
     run.journal.record("judge", gates=gate.gates_to_json(found), **facts)
     for one in found:
-        run.voice.say("gate", one.line())
+        run.progress.say("gate", one.line())
 
 
 def train_final(run: UpdateRun) -> None:
@@ -233,4 +233,4 @@ def train_final(run: UpdateRun) -> None:
     found = final_evidence(run, candidate, written)
     run.journal.record("finish", bundle=written.id, gates=gate.gates_to_json(found))
     for one in found:
-        run.voice.say("gate", one.line())
+        run.progress.say("gate", one.line())
