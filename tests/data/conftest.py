@@ -14,7 +14,7 @@ ProjectFactory = Callable[..., Project]
 
 @pytest.fixture
 def project_factory(tmp_path: Path) -> ProjectFactory:
-    """Make a project: ``project_factory(log, *settings)`` writes ``log`` to log.csv; settings as in ``--set``."""
+    """Make a project with a log; settings have the form of ``--set``."""
 
     def make(log: str | bytes | None, *sets: str, name: str = "log.csv", toml: str = "") -> Project:
         (tmp_path / "recloop.toml").write_text(toml, "utf-8")
