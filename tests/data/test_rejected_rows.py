@@ -166,23 +166,32 @@ def test_init_with_several_items_in_a_cell_raises(tmp_path: Path) -> None:
 # -- in a used project
 
 
-def test_init_force_in_a_used_project_reports_its_data(rows: Rows) -> None:
+@pytest.fixture
+def used_folder(rows: Rows) -> Path:
+    """A project folder after its first run over log.csv."""
     folder = rows()
     assert cli(folder, "init", str(folder / "log.csv"), "--yes")[0] == 0
     assert cli(folder, "update", "--set", "model.name=popular")[0] == 0
-    (folder / "log.csv").rename(folder / "other.csv")
-    code, out, err = cli(folder, "init", str(folder / "other.csv"), "--yes", "--force")
+    return folder
+
+
+def test_init_force_in_a_used_project_of_a_renamed_log_announces_a_new_first_run(used_folder: Path) -> None:
+    log = (used_folder / "log.csv").rename(used_folder / "other.csv")
+    code, out, err = cli(used_folder, "init", str(log), "--yes", "--force")
     assert code == 0, err
     text = " ".join(out.split())
-    assert "a new first run" in text
-    assert "it keeps 0 posted rows" in text
-    assert "other.csv" in text
-    code, out, err = follow(folder, out.splitlines()[-1])
+    for part in ("a new first run", "it keeps 0 posted rows", "other.csv"):
+        assert part in text
+    code, out, err = follow(used_folder, out.splitlines()[-1])
     assert code == 0, err
     assert "a new first run" in out
-    lines = (folder / "other.csv").read_text().splitlines()
-    (folder / "other.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
-    code, out, err = cli(folder, "init", str(folder / "other.csv"), "--yes", "--force")
+
+
+def test_init_force_with_a_changed_imported_file_names_restart(used_folder: Path) -> None:
+    log = used_folder / "log.csv"
+    header, *lines = log.read_text().splitlines()
+    log.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    _, out, _ = cli(used_folder, "init", str(log), "--yes", "--force")
     assert "an imported file has changed" in out
     assert "next: recloop update --restart" in out
-    assert follow(folder, out.splitlines()[-1])[0] == 0
+    assert follow(used_folder, out.splitlines()[-1])[0] == 0

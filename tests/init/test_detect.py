@@ -15,7 +15,7 @@ from recloop.config import FILE
 from recloop.data.prepare import prepare
 from recloop.errors import UserError
 from recloop.init import detect
-from recloop.init.detect import init
+from recloop.init.detect import InitResult, init
 from recloop.project import open_project
 from recloop.simulation.shop import SimulatedShop
 
@@ -78,28 +78,53 @@ def test_init_detects_columns_by_name(tmp_path: Path, header: str, columns: dict
     prepare(open_project(tmp_path))
 
 
-def test_init_of_the_simulated_shop_detects_all_settings(tmp_path: Path) -> None:
-    SimulatedShop(seed=0).write(tmp_path)
-    made = init("events.csv", "items.csv", "users.csv", tmp_path, yes=True, force=True)
+@pytest.fixture(scope="module")
+def detected_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InitResult]:
+    """A project folder made by init from the simulated shop, and init's result."""
+    folder = tmp_path_factory.mktemp("detected")
+    SimulatedShop(seed=0).write(folder)
+    return folder, init("events.csv", "items.csv", "users.csv", folder, yes=True, force=True)
+
+
+def test_init_of_the_simulated_shop_detects_columns(detected_shop: tuple[Path, InitResult]) -> None:
+    _, made = detected_shop
     assert made.columns == {
         "user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "event_type": "event_type",
         "value": "value", "quantity": "quantity", "group_id": "group_id", "event_id": "event_id", "name": "name",
     }  # fmt: skip
-    config = open_project(tmp_path).config
-    assert (config.events.weights, config.events.history) == ({"purchase": 5.0, "click": 1.0}, ("click",))
-    assert (config.events.positive, config.events.neutral, config.events.negative) == ((), (), ("dislike",))
-    assert {name: field.kind for name, field in config.features.item.items()} == {
-        "category": "category",
-        "price": "number",
+    assert made.time_unit == "iso"
+    assert made.scenario == "content"
+    assert set(made.to_json()) == {"columns", "time_unit", "scenario", "guesses", "rows", "next"}
+    for guess in made.to_json()["guesses"]:
+        assert set(guess) == {"key", "value", "why"}
+        assert guess["why"]
+
+
+def test_init_of_the_simulated_shop_detects_events(detected_shop: tuple[Path, InitResult]) -> None:
+    events = open_project(detected_shop[0]).config.events
+    assert {name: getattr(events, name) for name in ("weights", "history", "positive", "neutral", "negative")} == {
+        "weights": {"purchase": 5.0, "click": 1.0},
+        "history": ("click",),
+        "positive": (),
+        "neutral": (),
+        "negative": ("dislike",),
     }
+
+
+def test_init_of_the_simulated_shop_detects_features_and_rules(detected_shop: tuple[Path, InitResult]) -> None:
+    config = open_project(detected_shop[0]).config
+    kinds = {name: field.kind for name, field in config.features.item.items()}
+    assert kinds == {"category": "category", "price": "number"}
     assert {name: field.source for name, field in config.features.user.items()} == {"age": "age"}
     assert config.serve.segment == "age"
     assert config.split.filter_seen is False
     assert config.clean.burst != "off"
-    assert (made.time_unit, made.scenario) == ("iso", "content")
-    assert set(made.to_json()) == {"columns", "time_unit", "scenario", "guesses", "rows", "next"}
-    assert all(set(one) == {"key", "value", "why"} and one["why"] for one in made.to_json()["guesses"])
-    assert prepare(open_project(tmp_path)).report.removed == {}
+
+
+def test_init_of_the_simulated_shop_gives_settings_that_prepare_every_row(
+    detected_shop: tuple[Path, InitResult],
+) -> None:
+    assert prepare(open_project(detected_shop[0])).report.removed == {}
 
 
 def test_init_of_ratings_sets_filter_seen(tmp_path: Path) -> None:

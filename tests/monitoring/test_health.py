@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from math import log, log2
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -69,32 +70,51 @@ def test_health_reference_counts_items_and_events_before_the_cut(facts: health.H
     assert facts.reference.tolist() == [0, 11, 1, 4, 0]  # dislikes, old rows and rows at the cut are excluded
 
 
-def test_health_metrics_by_hand(facts: health.HealthReference) -> None:
+@pytest.fixture
+def four_decisions(facts: health.HealthReference) -> dict[str, Any]:
+    """Health of four answers with eight slots to three users."""
     decisions = [
         decision(1, "u1", ["a", "c"], ["model", "popular"], positives=0),
         decision(2, "u2", ["a", "new"], ["popular", "latest"], positives=2),
         decision(3, "u3", ["a", "b"], ["history", "history"], positives=9),
         decision(4, "u3", ["a", "b"], ["history", "segment"], positives=4),
     ]
-    got = health.health(decisions, facts)["whole"]
+    return health.health(decisions, facts)["whole"]
+
+
+def test_health_counts_by_hand(four_decisions: dict[str, Any]) -> None:
+    counts = {name: four_decisions[name] for name in ("requests", "slots", "users", "cold_users")}
+    assert counts == {"requests": 4, "slots": 8, "users": 3, "cold_users": 3}
+
+
+def test_health_concentration_by_hand(four_decisions: dict[str, Any]) -> None:
     bits = -(4 / 8 * log2(4 / 8) + 2 / 8 * log2(2 / 8) + 2 * 1 / 8 * log2(1 / 8)) + 3 / (2 * 8 * log(2))
-    assert (got["requests"], got["slots"], got["users"], got["cold_users"]) == (4, 8, 3, 3)
-    assert got["entropy"] == pytest.approx(min(1.0, bits / 2), abs=1e-6)
-    assert got["effective_items"] == pytest.approx(2**bits, abs=1e-5)
-    assert got["coverage"] == 1.0
-    assert got["gini"] == pytest.approx((-3 * 1 - 1 * 1 + 1 * 2 + 3 * 4) / (4 * 8), abs=1e-6)
-    assert got["long_tail_share"] == pytest.approx(2 / 8)
-    assert got["reference_tail_share"] == pytest.approx(4 / 16)
-    assert got["tail_ratio"] == pytest.approx(1.0)
-    assert got["new_item_share"] == pytest.approx(1 / 8)
+    assert four_decisions["entropy"] == pytest.approx(min(1.0, bits / 2), abs=1e-6)
+    assert four_decisions["effective_items"] == pytest.approx(2**bits, abs=1e-5)
+    assert four_decisions["coverage"] == 1.0
+    assert four_decisions["gini"] == pytest.approx((-3 * 1 - 1 * 1 + 1 * 2 + 3 * 4) / (4 * 8), abs=1e-6)
+
+
+def test_health_tail_and_novelty_by_hand(four_decisions: dict[str, Any]) -> None:
+    assert four_decisions["long_tail_share"] == pytest.approx(2 / 8)
+    assert four_decisions["reference_tail_share"] == pytest.approx(4 / 16)
+    assert four_decisions["tail_ratio"] == pytest.approx(1.0)
+    assert four_decisions["new_item_share"] == pytest.approx(1 / 8)
     surprise = 4 * log2(20 / 12) + 2 * log2(20 / 2) + log2(20 / 5) + log2(20 / 1)
-    assert got["novelty"] == pytest.approx(surprise / 8, abs=1e-5)
+    assert four_decisions["novelty"] == pytest.approx(surprise / 8, abs=1e-5)
+
+
+def test_health_sources_by_hand(four_decisions: dict[str, Any]) -> None:
+    shares = {"model": 0.125, "history": 0.375, "segment": 0.125, "popular": 0.25, "latest": 0.125}
+    assert four_decisions["sources"] == shares
     # Cold: u1 (half model), u2 (no personal source), u3 (with 4 positives, half history).
-    assert got["cold_coverage"] == pytest.approx(2 / 3, abs=1e-6)
-    assert got["sources"] == {"model": 0.125, "history": 0.375, "segment": 0.125, "popular": 0.25, "latest": 0.125}
-    assert got["cold_sources"]["0"] == {"model": 0.5, "popular": 0.5}
-    assert got["cold_sources"]["1-2"] == {"popular": 0.5, "latest": 0.5}
-    assert got["cold_sources"]["3-4"] == {"history": 0.5, "segment": 0.5}
+    assert four_decisions["cold_coverage"] == pytest.approx(2 / 3, abs=1e-6)
+    cold = {positives: four_decisions["cold_sources"][positives] for positives in ("0", "1-2", "3-4")}
+    assert cold == {
+        "0": {"model": 0.5, "popular": 0.5},
+        "1-2": {"popular": 0.5, "latest": 0.5},
+        "3-4": {"history": 0.5, "segment": 0.5},
+    }
 
 
 def test_health_excludes_replicas_and_shadows(facts: health.HealthReference) -> None:

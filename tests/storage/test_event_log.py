@@ -29,22 +29,36 @@ def event(item_id: str = "i", user_id: str = "u", **more: object) -> Event:
     return Event(**{"user_id": user_id, "item_id": item_id, "timestamp": 1, "received_at": 5, **more})
 
 
+@pytest.fixture
+def filled_log(log: EventLog) -> EventLog:
+    """A log of three events, one item and one user after an import of 100 rows."""
+    log.start_at(100)
+    log.append_events([event("a"), event("b")])
+    log.append_items([Item(item_id="a", attributes={"z": 1, "b": "x"}, hidden=True)])
+    log.append_users([User(user_id="u", attributes={"age": "30-44"})])
+    log.append_events([event("c")])
+    return log
+
+
 def test_event_log_numbers_all_rows_after_the_import(log: EventLog) -> None:
     log.start_at(100)
     assert log.last_seq() == 100
     assert log.is_empty()
-    assert [r.seq for r in log.append_events([event("a"), event("b")])] == [101, 102]
-    assert log.append_items([Item(item_id="a", attributes={"z": 1, "b": "x"}, hidden=True)])[0].seq == 103
-    assert log.append_users([User(user_id="u", attributes={"age": "30-44"})])[0].seq == 104
+    assert [row.seq for row in log.append_events([event("a"), event("b")])] == [101, 102]
+    assert log.append_items([Item(item_id="a")])[0].seq == 103
+    assert log.append_users([User(user_id="u")])[0].seq == 104
     assert log.append_events([event("c")])[0].seq == 105
     assert log.last_seq() == 105
     assert not log.is_empty()
-    events = log.events()
+
+
+def test_event_log_tables_have_the_documented_schemas(filled_log: EventLog) -> None:
+    events = filled_log.events()
     assert events.schema == {**EVENT_SCHEMA, "rule": pl.String}
     assert events["seq"].to_list() == [101, 102, 105]
-    assert log.items().schema == ITEM_SCHEMA
-    assert log.items().row(0) == ("a", 103, 0, '{"b":"x","z":1}', True, False)
-    assert log.users().schema == USER_SCHEMA
+    assert filled_log.items().schema == ITEM_SCHEMA
+    assert filled_log.items().row(0) == ("a", 103, 0, '{"b":"x","z":1}', True, False)
+    assert filled_log.users().schema == USER_SCHEMA
 
 
 def test_event_log_start_at_after_new_rows_is_refused(log: EventLog) -> None:
