@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -126,37 +129,91 @@ def test_update_without_new_rows_does_nothing(cli: Cli, popular_folder: Path) ->
     assert (done["verdict"], done["read"]) == ("nothing", 0)
 
 
-def test_train_registers_and_promote_checks_requirements(cli: Cli, popular_folder: Path) -> None:
-    before = tree(cli("-C", popular_folder, "status", "--json"))["live"]
-    made = tree(cli("-C", popular_folder, "train", "covisitation", "--json"))
-    assert (popular_folder / "runs" / made["run"] / "metrics.json").exists()
-    for words in ([], ["--to", "live"], ["--to", "experiment"]):
-        code, out, err = cli("-C", popular_folder, "promote", made["bundle"], *words)
-        assert (code, out) == (1, "")
-        assert "refused: shadow requests=0, threshold 100: the shadow step is not earned" in err
-    moved = tree(cli("-C", popular_folder, "promote", made["bundle"], "--to", "shadow", "--json"))
-    assert (moved["from"], moved["to"]) == ("checked", "shadow")
-    words = ["promote", made["bundle"], "--to", "live", "--reason", "tried it", "--json"]
-    moved = tree(cli("-C", popular_folder, *words))
-    assert (moved["from"], moved["to"]) == ("shadow", "live")
-    assert len(moved["evidence"]["waived_requirements"]) == 2
-    status = tree(cli("-C", popular_folder, "status", "--json"))
-    assert (status["live"], status["bundles"][-1]["reason"]) == (made["bundle"], "tried it")
-    code, out, err = cli("-C", popular_folder, "promote", made["bundle"])
-    assert (code, out) == (1, "")
-    assert "state=live" in err
-    back = tree(cli("-C", popular_folder, "rollback", "--reason", "it was better", "--json"))
-    assert (back["bundle"], back["from"], back["to"]) == (before, "retired", "live")
-    assert back["evidence"] == {"rolled_back": made["bundle"]}
-    code, out, err = cli("-C", popular_folder, "rollback")
-    assert (code, out) == (1, "")
+@pytest.fixture(scope="module")
+def trained_candidate(popular_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A copy of the project with a second bundle, and the JSON of its training."""
+    folder = shutil.copytree(popular_folder, tmp_path_factory.mktemp("candidate") / "shop")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run(["-C", str(folder), "train", "covisitation", "--json"]) == 0
+    return folder, json.loads(out.getvalue())
+
+
+@pytest.fixture
+def candidate_folder(trained_candidate: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of the project with a second bundle in state registered."""
+    return shutil.copytree(trained_candidate[0], tmp_path / "shop")
+
+
+@pytest.fixture
+def candidate(trained_candidate: tuple[Path, dict[str, Any]]) -> str:
+    """The id of the second bundle."""
+    return trained_candidate[1]["bundle"]
+
+
+def refusal(done: Done) -> str:
+    """Check exit 1 and empty stdout; return stderr."""
+    code, out, err = done
+    assert code == 1, err
+    assert out == ""
+    return err
+
+
+def moved(done: Done) -> tuple[str, str]:
+    """Return the states that a release command printed."""
+    move = tree(done)
+    return move["from"], move["to"]
+
+
+def test_train_writes_the_metrics_of_its_run(trained_candidate: tuple[Path, dict[str, Any]]) -> None:
+    folder, made = trained_candidate
+    assert (folder / "runs" / made["run"] / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--to", "live"], ["--to", "experiment"]])
+def test_promote_without_shadow_requests_is_refused(
+    cli: Cli, candidate_folder: Path, candidate: str, words: list[str]
+) -> None:
+    err = refusal(cli("-C", candidate_folder, "promote", candidate, *words))
+    assert "refused: shadow requests=0, threshold 100: the shadow step is not earned" in err
+
+
+def test_promote_with_a_reason_waives_requirements_and_records_them(
+    cli: Cli, candidate_folder: Path, candidate: str
+) -> None:
+    promote = ("-C", candidate_folder, "promote", candidate)
+    assert moved(cli(*promote, "--to", "shadow", "--json")) == ("checked", "shadow")
+    move = tree(cli(*promote, "--to", "live", "--reason", "tried it", "--json"))
+    assert move["from"] == "shadow"
+    assert move["to"] == "live"
+    assert len(move["evidence"]["waived_requirements"]) == 2
+    status = tree(cli("-C", candidate_folder, "status", "--json"))
+    assert status["live"] == candidate
+    assert status["bundles"][-1]["reason"] == "tried it"
+    assert "state=live" in refusal(cli(*promote))
+
+
+def test_rollback_restores_the_earlier_live_bundle_once(cli: Cli, candidate_folder: Path, candidate: str) -> None:
+    before = tree(cli("-C", candidate_folder, "status", "--json"))["live"]
+    promote = ("-C", candidate_folder, "promote", candidate, "--to", "live", "--reason", "tried it", "--json")
+    assert moved(cli(*promote)) == ("checked", "live")
+    move = tree(cli("-C", candidate_folder, "rollback", "--reason", "it was better", "--json"))
+    assert {name: move[name] for name in ("bundle", "from", "to", "evidence")} == {
+        "bundle": before,
+        "from": "retired",
+        "to": "live",
+        "evidence": {"rolled_back": candidate},
+    }
+    err = refusal(cli("-C", candidate_folder, "rollback"))
     assert "refused: earlier live bundles=0, threshold 1: no earlier live bundle to restore" in err
-    gone = tree(cli("-C", popular_folder, "reject", made["bundle"], "--reason", "worse", "--json"))
-    assert (gone["from"], gone["to"]) == ("rolled_back", "refused")
-    for verb in (["promote", made["bundle"]], ["reject", made["bundle"], "--reason", "again"]):
-        code, out, err = cli("-C", popular_folder, *verb)
-        assert (code, out) == (1, "")
-        assert "state=refused" in err
+    assert moved(cli("-C", candidate_folder, "reject", candidate, "--reason", "worse", "--json"))[0] == "rolled_back"
+
+
+def test_rejected_bundle_cannot_be_moved_again(cli: Cli, candidate_folder: Path, candidate: str) -> None:
+    reject = ("-C", candidate_folder, "reject", candidate)
+    assert moved(cli(*reject, "--reason", "worse", "--json")) == ("registered", "refused")
+    assert "state=refused" in refusal(cli("-C", candidate_folder, "promote", candidate))
+    assert "state=refused" in refusal(cli(*reject, "--reason", "again"))
 
 
 @pytest.mark.parametrize("share", ["0.0", "1.0"])

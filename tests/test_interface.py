@@ -194,26 +194,34 @@ def test_recommend_status_and_report_json_have_the_documented_keys(updated_folde
     assert (updated_folder / report.json["path"]).is_file()
 
 
-def test_prepare_train_and_promote_json_have_the_documented_keys(updated_folder: Path) -> None:
-    """The pipeline steps; a registered bundle becomes live by one move."""
+MOVE_KEYS = "bundle from to generation evidence"
+
+
+def json_of(folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run one command with ``--json``; check exit 0."""
+    done = recloop(folder, *arguments, "--json")
+    assert done.code == 0, done.err
+    return done.json
+
+
+def test_prepare_json_has_the_documented_keys(updated_folder: Path) -> None:
     before = (updated_folder / "data" / "manifest.json").read_bytes()
-    prepared = recloop(updated_folder, "prepare", "--json")
-    assert prepared.code == 0, prepared.err
-    assert set(prepared.json) >= keys_in(DOCTOR) | keys_in("fingerprint cut train valid test")
+    prepared = json_of(updated_folder, "prepare")
+    assert set(prepared) >= keys_in(DOCTOR) | keys_in("fingerprint cut train valid test")
     assert (updated_folder / "data" / "manifest.json").read_bytes() == before
-    trained = recloop(updated_folder, "train", "popular", "--json")
-    assert trained.code == 0, trained.err
-    assert set(trained.json) >= keys_in("bundle run epochs seconds metrics")
-    early = recloop(updated_folder, "promote", trained.json["bundle"])
-    assert early.code == 1, early.err
-    moved = recloop(updated_folder, "promote", trained.json["bundle"], "--to", "live", "--reason", "by hand", "--json")
-    assert moved.code == 0, moved.err
-    assert set(moved.json) >= keys_in("bundle from to generation evidence")
-    assert recloop(updated_folder, "status", "--json").json["live"] == trained.json["bundle"]
-    for verb in (("rollback",), ("reject", trained.json["bundle"], "--reason", "an example")):
-        done = recloop(updated_folder, *verb, "--json")
-        assert done.code == 0, done.err
-        assert set(done.json) >= keys_in("bundle from to generation evidence")
+
+
+def test_train_and_release_json_have_the_documented_keys(updated_folder: Path) -> None:
+    """A registered bundle becomes live by one move; rollback and reject undo it."""
+    trained = json_of(updated_folder, "train", "popular")
+    assert set(trained) >= keys_in("bundle run epochs seconds metrics")
+    bundle = trained["bundle"]
+    assert recloop(updated_folder, "promote", bundle).code == 1
+    moved = json_of(updated_folder, "promote", bundle, "--to", "live", "--reason", "by hand")
+    assert set(moved) >= keys_in(MOVE_KEYS)
+    assert json_of(updated_folder, "status")["live"] == bundle
+    assert set(json_of(updated_folder, "rollback")) >= keys_in(MOVE_KEYS)
+    assert set(json_of(updated_folder, "reject", bundle, "--reason", "an example")) >= keys_in(MOVE_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -363,31 +371,49 @@ def ask(url: str, body: object = None) -> tuple[int, dict[str, Any]]:
         return error.code, json.loads(error.read())
 
 
-def test_routes_answer_with_the_documented_keys(service: str) -> None:
-    code, answer = ask(f"{service}/v1/recommend/u001?n=4&properties=name")
-    assert (code, set(answer)) == (200, keys_in(REPLY))
+def answered(url: str, body: object = None) -> dict[str, Any]:
+    """JSON of a request; check status 200."""
+    code, answer = ask(url, body)
+    assert code == 200, answer
+    return answer
+
+
+def test_recommend_routes_answer_with_the_documented_keys(service: str) -> None:
+    answer = answered(f"{service}/v1/recommend/u001?n=4&properties=name")
+    assert set(answer) == keys_in(REPLY)
     assert len(answer["items"]) == 4
     assert set(answer["items"][0]) == {"item_id", "score", "source", "reason", "name"}
-    assert ask(f"{service}/v1/recommend?user_id=u001")[0] == 200
+    assert set(answered(f"{service}/v1/recommend?user_id=u001")) == keys_in(REPLY)
+    similar = answered(f"{service}/v1/items/i007/similar?n=3")
+    assert set(similar) == keys_in(REPLY)
+    assert len(similar["items"]) == 3
+
+
+def test_events_route_answers_with_the_documented_keys(service: str) -> None:
     event = {"user_id": "u001", "item_id": "i007", "event_type": "purchase", "event_id": "x1"}
-    code, posted = ask(f"{service}/v1/events", [event, event])
-    assert (code, posted["accepted"], posted["duplicate"]) == (200, 1, 1)
+    posted = answered(f"{service}/v1/events", [event, event])
+    assert posted["accepted"] == 1
+    assert posted["duplicate"] == 1
     assert set(posted) == {"accepted", "duplicate", "conflict", "quarantined", "rejected", "rows"}
     assert set(posted["rows"][0]) == {"event_id", "status", "reason"}
-    code, posted = ask(f"{service}/v1/items", {"item_id": "new", "attributes": {"name": "new"}})
-    assert (code, set(posted)) == (200, {"accepted", "rejected", "rows"})
-    code, item = ask(f"{service}/v1/items/new")
-    assert (code, item["state"], set(item)) == (200, "warm", {"item_id", "attributes", "hidden", "state"})
-    code, similar = ask(f"{service}/v1/items/i007/similar?n=3")
-    assert (code, set(similar), len(similar["items"])) == (200, keys_in(REPLY), 3)
-    assert ask(f"{service}/v1/users", {"user_id": "v", "attributes": {}})[0] == 200
-    code, user = ask(f"{service}/v1/users/u001")
-    assert (code, set(user)) == (200, {"user_id", "attributes", "state", "events", "last_events"})
+
+
+def test_item_and_user_routes_answer_with_the_documented_keys(service: str) -> None:
+    posted = answered(f"{service}/v1/items", {"item_id": "new", "attributes": {"name": "new"}})
+    assert set(posted) == {"accepted", "rejected", "rows"}
+    item = answered(f"{service}/v1/items/new")
+    assert item["state"] == "warm"
+    assert set(item) == {"item_id", "attributes", "hidden", "state"}
+    assert answered(f"{service}/v1/users", {"user_id": "v", "attributes": {}})["accepted"] == 1
+    user = answered(f"{service}/v1/users/u001")
+    assert set(user) == {"user_id", "attributes", "state", "events", "last_events"}
     assert ask(f"{service}/v1/users/unknown")[0] == 404
-    assert ask(f"{service}/v1/health/live")[1]["status"]
-    assert ask(f"{service}/v1/health/ready")[0] == 200
-    code, status = ask(f"{service}/v1/status")
-    assert (code, set(status) >= keys_in(STATUS) | {"degraded"}) == (200, True)
+
+
+def test_health_and_status_routes_answer_with_the_documented_keys(service: str) -> None:
+    assert answered(f"{service}/v1/health/live")["status"]
+    assert answered(f"{service}/v1/health/ready")
+    assert set(answered(f"{service}/v1/status")) >= keys_in(STATUS) | {"degraded"}
 
 
 def test_metrics_page_names_every_metric(service: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -110,32 +111,58 @@ def compared_project(compared_folder: tuple[Path, dict[str, str]], tmp_path: Pat
     return open_project(tmp_path / "shop"), compared_folder[1]
 
 
-def test_shadow_report_compares_candidate_live_and_noise(
-    compared_project: tuple[Project, dict[str, str]], tmp_path: Path
+@pytest.fixture(scope="module")
+def shadow_result(compared_folder: tuple[Path, dict[str, str]]) -> dict[str, Any]:
+    """The report over all requests of the compared project."""
+    return shadow_report.shadow_report(open_project(compared_folder[0]))
+
+
+def test_shadow_report_names_its_bundles_and_requests(
+    shadow_result: dict[str, Any], compared_folder: tuple[Path, dict[str, str]]
 ) -> None:
-    project, ids = compared_project
-    found = shadow_report.shadow_report(project)
-    assert (found["live"], found["candidate"]) == (ids["live"], ids["candidate"])
-    assert (found["requests"], found["users"]) == (40, 30)
-    assert (found["from"], found["to"]) == (START, START + 39 * SECOND)
-    assert found["replica"] == {"requests": 40, "different": 0, "first": None}
-    # The candidate's weights change lists more than another seed does.
+    ids = compared_folder[1]
+    expected = {
+        "live": ids["live"], "candidate": ids["candidate"], "requests": 40, "users": 30,
+        "from": START, "to": START + 39 * SECOND,
+        "replica": {"requests": 40, "different": 0, "first": None},
+    }  # fmt: skip
+    assert {name: shadow_result[name] for name in expected} == expected
+
+
+def test_shadow_report_agreement_with_other_weights_is_below_the_noise(shadow_result: dict[str, Any]) -> None:
+    """The candidate's weights change lists more than another seed does."""
     for measure in ("overlap@10", "rbo", "tau_b"):
-        assert found["agreement"][measure]["high"] < found["noise"][measure]["low"], measure
-    assert found["noise"]["tau_b"]["value"] > 0.5
-    assert found["latency"]["ratio"] == pytest.approx(2.0)
-    assert found["shown"]["live"]["requests"] == found["shown"]["candidate"]["requests"] == 40
-    assert found["shown"]["candidate"]["entropy"] < found["shown"]["live"]["entropy"]  # popular lists are all equal
-    assert set(found["segments"]) == {"history", "placement", "age"}
-    assert found["segments"]["placement"]["home"]["requests"] == 40
-    assert sum(one["requests"] for one in found["segments"]["age"].values()) == 40
-    overlaps = [one["overlap@10"] for one in found["disagree"]]
+        assert shadow_result["agreement"][measure]["high"] < shadow_result["noise"][measure]["low"], measure
+    assert shadow_result["noise"]["tau_b"]["value"] > 0.5
+
+
+def test_shadow_report_compares_latency_and_health(shadow_result: dict[str, Any]) -> None:
+    assert shadow_result["latency"]["ratio"] == pytest.approx(2.0)
+    shown = shadow_result["shown"]
+    assert shown["live"]["requests"] == shown["candidate"]["requests"] == 40
+    assert shown["candidate"]["entropy"] < shown["live"]["entropy"]  # popular lists are all equal
+
+
+def test_shadow_report_covers_segments_and_largest_differences(shadow_result: dict[str, Any]) -> None:
+    segments = shadow_result["segments"]
+    assert set(segments) == {"history", "placement", "age"}
+    assert segments["placement"]["home"]["requests"] == 40
+    assert sum(segment["requests"] for segment in segments["age"].values()) == 40
+    overlaps = [request["overlap@10"] for request in shadow_result["disagree"]]
     assert len(overlaps) == 5
     assert overlaps == sorted(overlaps)
-    for name in ("shadow.svg", "shadow.png"):
-        shadow_report.plot(found, tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 4_000
-    assert verify(project)["unexplained"] == 0
+
+
+@pytest.mark.parametrize("name", ["shadow.svg", "shadow.png"])
+def test_shadow_report_plot_writes_a_picture(shadow_result: dict[str, Any], tmp_path: Path, name: str) -> None:
+    shadow_report.plot(shadow_result, tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 4_000
+
+
+def test_verify_of_shadow_and_replica_decisions_finds_no_difference(
+    compared_project: tuple[Project, dict[str, str]],
+) -> None:
+    assert verify(compared_project[0])["unexplained"] == 0
 
 
 def test_shadow_report_of_one_request_names_its_items(compared_project: tuple[Project, dict[str, str]]) -> None:

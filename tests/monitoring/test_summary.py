@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import servers
 from prometheus_client.parser import text_string_to_metric_families
 
 from recloop.monitoring import report, summary, verify
-from recloop.project import Project
+from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND
 from recloop.serve import console_backend
 from recloop.serve.app import create
@@ -77,57 +79,87 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
-def test_status_metrics_and_report_after_decisions_agree(project: Project, tmp_path: Path) -> None:
-    panels = pytest.importorskip("recloop.serve.console_panels", reason="needs recloop[console]", exc_type=ImportError)
+@dataclass
+class Summaries:
+    """A project with 56 decisions and a saved verify result; its status and metrics at ``NOW``."""
+
+    project: Project
+    status: dict[str, Any]
+    samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
+    service: Service
+
+    def homes(self, key: str) -> dict[str, Any]:
+        """One number of live's home placement by window."""
+        return {window: variants["live"]["home"][key] for window, variants in self.status["health"].items()}
+
+
+@pytest.fixture(scope="module")
+def summaries(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Summaries:
+    project = open_project(shutil.copytree(trained_folder, tmp_path_factory.mktemp("summary") / "shop"))
     verify.save_result(project, {"checked": 7, "unexplained": 1, "equal": 6, "differences": []}, NOW)
     status, text, service = status_and_metrics(project)
-    health = status["health"]
-    assert {name: one["live"]["home"]["events"] for name, one in health.items()} == {"hour": 2, "day": 2, "week": 2}
-    assert health["hour"]["live"]["cart"]["events"] == 0
+    return Summaries(project, status, samples(text), service)
+
+
+def test_status_counts_requests_and_events_by_window(summaries: Summaries) -> None:
+    status = summaries.status
+    assert set(status["health"]) == {"hour", "day", "week"}
+    assert summaries.homes("events") == {"hour": 2, "day": 2, "week": 2}
+    assert summaries.homes("requests") == {"hour": 21, "day": 21, "week": 51}
+    cart = status["health"]["hour"]["live"]["cart"]
+    assert cart["events"] == 0
+    assert cart["requests"] == 5
     assert status["events"] == {"hour": 4, "day": 4, "week": 4}
     assert status["verify"] == {"at": NOW, "checked": 7, "unexplained": 1}
-    assert set(health) == {"hour", "day", "week"}
-    assert {name: one["live"]["home"]["requests"] for name, one in health.items()} == {
-        "hour": 21,
-        "day": 21,
-        "week": 51,
-    }
-    assert health["hour"]["live"]["cart"]["requests"] == 5
-    found = samples(text)
-    for window, variants in health.items():
+
+
+def test_metrics_equal_the_numbers_of_status(summaries: Summaries) -> None:
+    found = summaries.samples
+    for window, variants in summaries.status["health"].items():
         for placement, numbers in variants["live"].items():
             labels = frozenset({"window": window, "variant": "live", "placement": placement}.items())
-            for name in ("entropy", "long_tail_share", "cold_coverage", "coverage", "gini", "effective_items"):
-                if numbers[name] is None:
-                    assert (f"recloop_{name}", labels) not in found
-                else:
-                    assert found[f"recloop_{name}", labels] == numbers[name], (window, placement, name)
+            measured = ("entropy", "long_tail_share", "cold_coverage", "coverage", "gini", "effective_items")
+            exposed = {name: found.get((f"recloop_{name}", labels)) for name in measured}
+            assert exposed == {name: numbers[name] for name in measured}, (window, placement)
             assert found["recloop_window_requests", labels] == numbers["requests"]
             assert found["recloop_window_events", labels] == numbers["events"]
             slow = labels | {("quantile", "0.99")}
             assert found["recloop_latency_seconds", slow] == numbers["latency_ms"]["p99"] / 1_000
-        assert found["recloop_events", frozenset({("window", window)})] == status["events"][window]
-    proven = [found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")]
-    assert proven == [NOW / SECOND, 7, 1]
-    assert console_backend.ServiceConsoleBackend(service).windows() == health  # the numbers of the console
-    assert (
-        panels.last_verification(status["verify"])
-        == "verify: 1 of 7 with an unexplained difference, 2025-07-08 18:40 UTC"
-    )
+        assert found["recloop_events", frozenset({("window", window)})] == summaries.status["events"][window]
+
+
+def test_metrics_contain_totals_and_the_verify_result(summaries: Summaries) -> None:
+    found = summaries.samples
     home = frozenset({"variant": "live", "placement": "home"}.items())
     assert found["recloop_requests_total", home] == 51
-    # The report over the last hour has equal numbers; its windows are those of status.
-    seen = summary.summarize(project, until=NOW)
-    for window, variants in health.items():
-        for placement, numbers in variants["live"].items():
-            assert {name: seen.windows[window]["live"][placement][name] for name in numbers} == numbers
-    hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
-    written = report.write(project, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
-    whole = summary.summarize(project, NOW - 3_600 * SECOND, NOW).numbers["whole"]
-    assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
-    assert (written["requests"], written["events"], written["verify"]) == (26, 2, status["verify"])
-    assert "1 of 7 decisions have an unexplained difference" in (tmp_path / "page.html").read_text("utf-8")
+    result = {name: found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")}
+    assert result == {"at_seconds": NOW / SECOND, "checked": 7, "unexplained": 1}
+
+
+def test_console_numbers_equal_those_of_status(summaries: Summaries) -> None:
+    panels = pytest.importorskip("recloop.serve.console_panels", reason="needs recloop[console]", exc_type=ImportError)
+    assert console_backend.ServiceConsoleBackend(summaries.service).windows() == summaries.status["health"]
+    sentence = "verify: 1 of 7 with an unexplained difference, 2025-07-08 18:40 UTC"
+    assert panels.last_verification(summaries.status["verify"]) == sentence
     assert panels.last_verification(None) == "verify: not run yet"
+
+
+def test_summary_windows_equal_those_of_status(summaries: Summaries) -> None:
+    summarized = summary.summarize(summaries.project, until=NOW)
+    for window, variants in summaries.status["health"].items():
+        for placement, numbers in variants["live"].items():
+            assert {name: summarized.windows[window]["live"][placement][name] for name in numbers} == numbers
+
+
+def test_report_of_the_last_hour_equals_the_summary(summaries: Summaries, tmp_path: Path) -> None:
+    hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
+    written = report.write(summaries.project, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
+    whole = summary.summarize(summaries.project, NOW - 3_600 * SECOND, NOW).numbers["whole"]
+    assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
+    assert written["requests"] == 26
+    assert written["events"] == 2
+    assert written["verify"] == summaries.status["verify"]
+    assert "1 of 7 decisions have an unexplained difference" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_metrics_labels_contain_no_ids(project: Project) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import servers
 from servers import Server
 
 from recloop import loop
 from recloop.monitoring import verify
 from recloop.project import Project, open_project
+from recloop.records import Decision
 from recloop.serve import offline
 from recloop.simulation.shop import SimulatedShop
 
@@ -27,55 +29,118 @@ n = 3
 """
 
 
-@pytest.fixture
-def project_with_lists(tmp_path: Path) -> Project:
+@pytest.fixture(scope="module")
+def project_with_lists(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A shop with one placement for each kind of list."""
-    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
+    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("lists") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(PLACEMENTS)
     loop.first_run(open_project(folder))
     return open_project(folder)
 
 
-def test_similar_and_latest_lists_over_http_are_verified(
-    project_with_lists: Project, serving: Callable[..., Server]
-) -> None:
-    server = serving(project_with_lists.root)
+@dataclass
+class Answers:
+    """Answers of one server in the order of their requests, and its decisions by request."""
+
+    live: str
+    """The bundle that answered."""
+    similar: dict[str, Any]
+    """Items similar to i01, for an unknown user."""
+    cheap: dict[str, Any]
+    """The same from the placement with a price filter."""
+    personal: dict[str, Any]
+    """The same for u01 through the recommend route."""
+    offline: dict[str, Any]
+    """The same for u01 without a server."""
+    without_disliked: dict[str, Any]
+    """The same for u01, who dislikes the first item of ``cheap``."""
+    new_item: dict[str, Any]
+    """Items similar to the item posted last."""
+    latest: dict[str, Any]
+    """The latest items."""
+    decisions: dict[str, Decision]
+
+
+@pytest.fixture(scope="module")
+def answers(project_with_lists: Project) -> Answers:
+    server = servers.start(project_with_lists.root)
     client = server.client
-    hot = client.get("/v1/items/i01/similar").json()
-    assert (hot["placement"], hot["variant"], hot["model_version"]) == ("similar", "live", server.bundle)
-    assert set(hot) == {"request_id", "model_version", "variant", "placement", "degraded", "items"}
-    assert len(hot["items"]) == 10
-    assert "i01" not in [slot["item_id"] for slot in hot["items"]]
-    assert hot["items"][0]["source"] == "neighbours"
-    assert hot["items"][0]["reason"] == "often chosen after this item"
-    cheap = client.get("/v1/items/i01/similar", params={"placement": "product", "properties": "price"}).json()
-    assert len(cheap["items"]) == 4
-    assert all(slot["price"] < 6 for slot in cheap["items"])
-    mine = client.get("/v1/recommend/u01", params={"placement": "product", "item": "i01"}).json()
-    assert [slot["item_id"] for slot in mine["items"]] == [slot["item_id"] for slot in cheap["items"]]
-    assert [
-        slot["item_id"] for slot in offline.recommend(project_with_lists, "u01", None, "product", item="i01")["items"]
-    ] == [slot["item_id"] for slot in mine["items"]]
-    dislike = {"user_id": "u01", "item_id": cheap["items"][0]["item_id"], "event_type": "dislike"}
-    assert client.post("/v1/events", json=dislike).json()["accepted"] == 1
-    again = client.get("/v1/items/i01/similar", params={"placement": "product", "user_id": "u01"}).json()
-    assert dislike["item_id"] not in [slot["item_id"] for slot in again["items"]]
-    client.post("/v1/items", json={"item_id": "brand/new", "attributes": {"category": "tea"}})
-    cold = client.get("/v1/items/brand%2Fnew/similar", params={"n": 2, "properties": "category"}).json()
-    assert [slot["category"] for slot in cold["items"]] == ["tea", "tea"]
-    assert {slot["source"] for slot in cold["items"]} == {"attributes"}
-    newest = client.get("/v1/recommend/u01", params={"placement": "new"}).json()["items"]
-    assert len(newest) == 3
-    assert newest[0]["item_id"] == "brand/new"
-    assert {slot["source"] for slot in newest} == {"latest"}
-    decided = {row.request_id: row for row in server.decided()}
-    assert decided[mine["request_id"]].query["item"] == "i01"
-    assert decided[hot["request_id"]].user_id == ""
-    assert server.stop() == 0
+
+    def get(path: str, **parameters: Any) -> dict[str, Any]:
+        answer = client.get(path, params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    try:
+        similar = get("/v1/items/i01/similar")
+        cheap = get("/v1/items/i01/similar", placement="product", properties="price")
+        personal = get("/v1/recommend/u01", placement="product", item="i01")
+        offline_list = offline.recommend(project_with_lists, "u01", None, "product", item="i01")
+        dislike = {"user_id": "u01", "item_id": ids(cheap)[0], "event_type": "dislike"}
+        assert client.post("/v1/events", json=dislike).json()["accepted"] == 1
+        without_disliked = get("/v1/items/i01/similar", placement="product", user_id="u01")
+        client.post("/v1/items", json={"item_id": "brand/new", "attributes": {"category": "tea"}})
+        new_item = get("/v1/items/brand%2Fnew/similar", n=2, properties="category")
+        latest = get("/v1/recommend/u01", placement="new")
+        decisions = {row.request_id: row for row in server.decided()}
+        assert server.stop() == 0
+    finally:
+        server.close()
+    return Answers(server.bundle, similar, cheap, personal, offline_list, without_disliked, new_item, latest, decisions)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [slot["item_id"] for slot in answer["items"]]
+
+
+def sources(answer: dict[str, Any]) -> set[str]:
+    return {slot["source"] for slot in answer["items"]}
+
+
+def test_similar_response_has_the_documented_keys(answers: Answers) -> None:
+    similar = answers.similar
+    assert set(similar) == {"request_id", "model_version", "variant", "placement", "degraded", "items"}
+    assert similar["placement"] == "similar"
+    assert similar["variant"] == "live"
+    assert similar["model_version"] == answers.live
+
+
+def test_similar_list_contains_neighbours_of_the_item(answers: Answers) -> None:
+    assert len(ids(answers.similar)) == 10
+    assert "i01" not in ids(answers.similar)
+    assert answers.similar["items"][0]["source"] == "neighbours"
+    assert answers.similar["items"][0]["reason"] == "often chosen after this item"
+
+
+def test_similar_list_with_a_filter_is_equal_over_both_routes_and_offline(answers: Answers) -> None:
+    assert len(ids(answers.cheap)) == 4
+    assert all(slot["price"] < 6 for slot in answers.cheap["items"])
+    assert ids(answers.personal) == ids(answers.cheap)
+    assert ids(answers.offline) == ids(answers.cheap)
+
+
+def test_similar_list_after_a_dislike_excludes_the_item(answers: Answers) -> None:
+    assert ids(answers.cheap)[0] not in ids(answers.without_disliked)
+
+
+def test_similar_list_of_a_new_item_uses_its_attributes(answers: Answers) -> None:
+    assert [slot["category"] for slot in answers.new_item["items"]] == ["tea", "tea"]
+    assert sources(answers.new_item) == {"attributes"}
+
+
+def test_latest_list_starts_with_the_new_item(answers: Answers) -> None:
+    assert len(ids(answers.latest)) == 3
+    assert ids(answers.latest)[0] == "brand/new"
+    assert sources(answers.latest) == {"latest"}
+
+
+def test_decisions_of_similar_and_latest_lists_are_verified(answers: Answers, project_with_lists: Project) -> None:
+    assert answers.decisions[answers.personal["request_id"]].query["item"] == "i01"
+    assert answers.decisions[answers.similar["request_id"]].user_id == ""
     found = verify.verify(project_with_lists)
-    assert (found["unexplained"], found["checked"]) == (0, found["equal"])
-    assert found["checked"] >= 6
+    assert found["unexplained"] == 0
+    assert found["checked"] == found["equal"] >= 6
 
 
 @pytest.mark.parametrize(
