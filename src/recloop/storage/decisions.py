@@ -67,7 +67,7 @@ INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.
 
 
 def _view(expressions: Mapping[str, str]) -> str:
-    """Build the view that shows the table of an older schema with the columns of this one."""
+    """Build the view of an older schema's table with the columns of this schema."""
     columns = ", ".join(f"{expressions.get(name, name)} AS {name}" for name in ("n", *COLUMNS))
     return f"CREATE TEMP VIEW decisions AS SELECT {columns} FROM main.decisions"
 
@@ -159,7 +159,7 @@ class DecisionLog(Store):
         self._readers.close()
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
-        """Rows in insertion order: the ``last`` ones with ``since`` <= served_at < ``until``."""
+        """Last rows with ``since`` <= served_at < ``until``, in insertion order."""
         bounds = (("served_at >= ?", since), ("served_at < ?", until))
         tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
@@ -177,7 +177,7 @@ class DecisionLog(Store):
                 yield _decision(row)
 
     def traffic(self, window_us: int) -> tuple[int, int, int]:
-        """Count, first and last time of responses in the ``window_us`` microseconds up to the newest."""
+        """Count, first and last time of responses in ``window_us`` up to the newest."""
         asked = """SELECT count(*), min(served_at), max(served_at) FROM decisions
             WHERE role = 'answer' AND served_at > (SELECT max(served_at) FROM decisions WHERE role = 'answer') - ?"""
         count, first, last = self._readers.get().execute(asked, (window_us,)).fetchone()

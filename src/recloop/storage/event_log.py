@@ -88,7 +88,7 @@ RESTORED = "restored"
 
 
 class Retraction(msgspec.Struct, frozen=True):
-    """Retraction of event ``retracted_seq`` by a rule: no state includes it from ``seq`` on.
+    """Retraction of event ``retracted_seq``: states exclude it from ``seq`` on.
 
     ``seq`` is 0 until the log has numbered the row. With rule `RESTORED`, states include the event again from ``seq`` on.
     """

@@ -203,7 +203,7 @@ class ReaderPool:
         self.get()  # refuse an unreadable file at once
 
     def get(self) -> sqlite3.Connection:
-        """Return this thread's connection; a new one after another process has migrated the file."""
+        """Return this thread's connection; a new one after a migration."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None or _user_version(found) != self._local.version:
             found = self._local.connection = open_reader(self._file, self._version, self._script, self._views)
