@@ -2,7 +2,8 @@
 
     python benchmarks/walks.py                  # one line per walk; --files lists the files
 
-A profile hook counts the files that a walk enters and the calls from file to file.
+A profile hook counts the files that a walk enters and the calls from file to file. A back edge is a pair of files that
+call one another.
 """
 
 from __future__ import annotations
@@ -56,8 +57,10 @@ class Walk:
         self.files, self.hops, self.active = set(), set(), True
         work()
         self.active = False
-        sys.stdout.write(f"{name}: {len(self.files)} files, {len(self.hops)} hops\n")
+        back = sorted(hop for hop in self.hops if hop[::-1] in self.hops and hop < hop[::-1])
+        sys.stdout.write(f"{name}: {len(self.files)} files, {len(self.hops)} hops, {len(back)} back edges\n")
         if listed:
+            sys.stdout.writelines(f"  {first} <-> {second}\n" for first, second in back)
             sys.stdout.writelines(f"  {file}\n" for file in sorted(self.files))
 
 
