@@ -127,54 +127,85 @@ def test_changed_keys_of_an_unrecorded_key_compare_with_its_default() -> None:
 # -- a new first run
 
 
-def test_update_after_the_item_column_was_corrected_recommends_the_right_items(mistaken: Path) -> None:
-    assert all(item.isdigit() for item in listed(mistaken, "u01"))
-    correct(mistaken)
-    code, out, err = cli(mistaken, "update", "--json")
+@pytest.fixture(scope="module")
+def corrected(wrong: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A project after the update that follows the correction; the update's JSON and stderr."""
+    folder = shutil.copytree(wrong, tmp_path_factory.mktemp("corrected") / "shop")
+    assert all(item.isdigit() for item in listed(folder, "u01"))
+    correct(folder)
+    code, out, err = cli(folder, "update", "--json")
     assert code == 0, err
-    tree = json.loads(out)
-    assert (tree["verdict"], tree["changed"]) == ("restarted", ["data.columns.item_id"])
-    assert "data.columns.item_id: line -> sku" in " ".join(err.split())
-    items = listed(mistaken, "u01")
+    return folder, json.loads(out), " ".join(err.split())
+
+
+def test_update_after_the_item_column_was_corrected_restarts(corrected: tuple[Path, dict[str, Any], str]) -> None:
+    folder, tree, err = corrected
+    assert tree["verdict"] == "restarted"
+    assert tree["changed"] == ["data.columns.item_id"]
+    assert "data.columns.item_id: line -> sku" in err
+    assert not (folder / ".restart").exists()
+    assert len(list((folder / "runs").iterdir())) == 2
+
+
+def test_restart_recommends_the_items_of_the_corrected_column(corrected: tuple[Path, dict[str, Any], str]) -> None:
+    items = listed(corrected[0], "u01")
     assert items
     assert all(item.startswith("i") for item in items)
-    project = open_project(mistaken)
+
+
+def test_restart_refuses_the_bundles_of_the_earlier_data(corrected: tuple[Path, dict[str, Any], str]) -> None:
+    folder, tree, _ = corrected
+    project = open_project(folder)
     assert project.live_bundle_id() == tree["bundle"]
     assert project.load_bundle().manifest.parent is None
     states = {row["bundle"]: row["state"] for row in loading.status(project)["bundles"]}
     assert sorted(states.values()) == ["live", "refused"]
-    assert cli(mistaken, "rollback", "--reason", "x")[0] == 1, "a bundle of other items cannot be a rollback target"
-    assert json.loads(cli(mistaken, "update", "--json")[1])["verdict"] == "nothing"
-    assert not (mistaken / ".restart").exists()
-    assert len(list((mistaken / "runs").iterdir())) == 2
+    assert cli(folder, "rollback", "--reason", "x")[0] == 1, "a bundle of other items cannot be a rollback target"
+    assert json.loads(cli(folder, "update", "--json")[1])["verdict"] == "nothing"
 
 
-def test_restart_keeps_archived_and_unarchived_posted_rows(mistaken: Path) -> None:
-    project = open_project(mistaken)
+@pytest.fixture(scope="module")
+def restarted(wrong: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, int]:
+    """A project with posted rows after a new first run, and the last seq of that run.
+
+    Rows 1 to 6 were archived before the restart, and rows 7 and 8 were not.
+    """
+    folder = shutil.copytree(wrong, tmp_path_factory.mktemp("restarted") / "shop")
+    project = open_project(folder)
     put(project, *(posted(n, f"i{n:02d}") for n in range(1, 6)), posted(6, "i09", quantity=0.0))
-    assert loop.update(open_project(mistaken, ["update.input_check=false"])).to_seq > 0  # archives where it passes
-    put(open_project(mistaken), posted(7, "i07"), posted(8, "i08", user="bob"))
-    correct(mistaken)
-    done = loop.update(open_project(mistaken))
-    assert done.verdict == "restarted"
-    archive = project.open_archive()
+    assert loop.update(open_project(folder, ["update.input_check=false"])).to_seq > 0  # archives where it passes
+    put(open_project(folder), posted(7, "i07"), posted(8, "i08", user="bob"))
+    correct(folder)
+    outcome = loop.update(open_project(folder))
+    assert outcome.verdict == "restarted"
+    return project, outcome.to_seq
+
+
+def test_restart_keeps_archived_and_unarchived_posted_rows(restarted: tuple[Project, int]) -> None:
+    archive = restarted[0].open_archive()
     mine = archive.events().filter(pl.col("event_id").str.starts_with("p") & pl.col("user_id").is_in(["ann", "bob"]))
     assert mine["event_id"].to_list() == ["p1", "p2", "p3", "p4", "p5", "p7", "p8"]
     assert mine["item_id"].to_list() == ["i01", "i02", "i03", "i04", "i05", "i07", "i08"]
-    assert archive.quarantine().filter(pl.col("event_id") == "p6")["rule"].to_list() == ["keep"]
     assert mine["seq"].min() > archive.manifest.imported  # type: ignore[operator]
+    assert archive.quarantine().filter(pl.col("event_id") == "p6")["rule"].to_list() == ["keep"]
     items = archive.items()
     assert items is not None
     assert items["item_id"].to_list() == ["i01", "i01"], "every posted version"
-    assert done.to_seq == archive.watermark == loading.log_range(project)[1]
-    log = project.open_log()
-    assert log.is_empty()
-    log.close()
-    assert listed(mistaken, "bob")[0] == "i08", "the user's history is kept"
-    again = loop.update(open_project(mistaken), restart=True)
-    assert again.verdict == "restarted"
-    kept = project.open_archive().events()
-    assert kept.equals(archive.events()), "a second restart gives the same rows and numbers"
+
+
+def test_restart_archives_every_row_of_the_log(restarted: tuple[Project, int]) -> None:
+    project, to_seq = restarted
+    assert to_seq == project.open_archive().watermark == loading.log_range(project)[1]
+    with project.open_log() as log:
+        assert log.is_empty()
+    assert listed(project.root, "bob")[0] == "i08", "the user's history is kept"
+
+
+def test_restart_twice_gives_the_same_rows_and_numbers(restarted: tuple[Project, int]) -> None:
+    project, _ = restarted
+    before = project.open_archive().events()
+    assert loop.update(open_project(project.root), restart=True).verdict == "restarted"
+    assert project.open_archive().events().equals(before)
 
 
 def test_verify_counts_decisions_of_earlier_data_separately(mistaken: Path) -> None:

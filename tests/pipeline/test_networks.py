@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,30 +81,53 @@ def new_items(project: Project) -> list[str]:
     return load(project).events["item_id"].unique().to_list()
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param(name, marks=() if name == "mf" else pytest.mark.slow) for name in OPTIONS]
+@dataclass
+class NetworkUpdate:
+    """A project with a live network and its child after an update."""
+
+    model: str
+    project: Project
+    live: Bundle
+    child: Bundle
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name == "mf" else pytest.mark.slow) for name in OPTIONS]
 )
-def test_update_of_each_network_continues_the_parent_and_serves(tmp_path: Path, model: str) -> None:
+def network_update(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NetworkUpdate:
+    model: str = request.param
     if model != "mf":
         pytest.importorskip("torch")
-    project = started_project(tmp_path / "shop", model)
-    live, child = updated(project)
+    project = started_project(tmp_path_factory.mktemp(model) / "shop", model)
+    return NetworkUpdate(model, project, *updated(project))
+
+
+def test_update_of_each_network_keeps_settings_and_indices(network_update: NetworkUpdate) -> None:
+    live, child = network_update.live, network_update.child
     assert child.manifest.parent == live.id
-    assert child.manifest.model.name == model
+    assert child.manifest.model.name == network_update.model
     assert child.manifest.model.config == live.manifest.model.config
     assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
     assert set(NEW) <= set(child.items.ids.ids[len(live.items) :])
     assert child.fields.to_json() == live.fields.to_json()
-    assert sorted(child.graphs) == GRAPHS[model]
+
+
+def test_update_of_each_network_changes_trained_rows(network_update: NetworkUpdate) -> None:
+    live, child = network_update.live, network_update.child
     vectors = child.arrays["item_vectors"]
     assert vectors.shape == (len(child.items) + 1, live.arrays["item_vectors"].shape[1])
     assert not np.array_equal(vectors[: len(live.items) + 1], live.arrays["item_vectors"]), "it has learned"
-    check_golden(child)
-    if model == "mf":
+    if network_update.model == "mf":
         assert child.users is not None
         assert set(live.users.ids.ids) <= set(child.users.ids.ids)  # type: ignore[union-attr]
     else:
-        assert_only_trained_rows_moved(project, live, child)
+        assert_only_trained_rows_moved(network_update.project, live, child)
+
+
+def test_updated_network_is_served_after_its_promotion(network_update: NetworkUpdate) -> None:
+    project, child = network_update.project, network_update.child
+    assert sorted(child.graphs) == GRAPHS[network_update.model]
+    check_golden(child)
     transitions.promote(project, child.id, "live", "tried")
     answer = offline.recommend(project, "u001", 10, "home")
     assert answer["model_version"] == child.id

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,12 +21,14 @@ from arriving import STEPS, die_after, post
 
 from recloop import bundle as bundles
 from recloop import loop
+from recloop.bundle import Bundle
 from recloop.data.prepare import load
 from recloop.errors import Refused
 from recloop.features.labels import EventLabeler
 from recloop.monitoring import verify
 from recloop.pipeline.evidence import window_scores
 from recloop.pipeline.quarantine import quarantine
+from recloop.pipeline.update_run import UpdateResult
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.recommend.recommender import check_golden
@@ -76,41 +80,82 @@ def moved(project: Project) -> dict[str, tuple[int, bytes]]:
     return {str(f.relative_to(project.root)): (f.stat().st_size, f.read_bytes()) for f in files if f.is_file()}
 
 
-def test_update_with_new_rows_registers_a_child(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
-    project = later()
-    log = project.open_log(write=True)
-    log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
-    log.append_users([User(user_id="u-new", attributes={"age": "18-29"}, received_at=1)])
-    log.close()
-    live = project.load_bundle()
+@dataclass
+class FinishedUpdate:
+    """An update of all remaining rows, one new item and one new user."""
+
+    project: Project
+    live: Bundle
+    child: Bundle
+    outcome: UpdateResult
+    rows: int
+    """Events posted before the update."""
+    rows_before: int
+    """Events of the archive before the update."""
+    watermark_before: int
+
+
+@pytest.fixture(scope="module")
+def finished(first: tuple[Path, pl.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> FinishedUpdate:
+    folder = shutil.copytree(first[0], tmp_path_factory.mktemp("finished") / "shop")
+    project = open_project(folder, COUNTS)
+    post(project, first[1])
+    with project.open_log(write=True) as log:
+        log.append_items([Item(item_id="tea-9", attributes={"name": "new", "category": "tea"}, received_at=1)])
+        log.append_users([User(user_id="u-new", attributes={"age": "18-29"}, received_at=1)])
     before = project.open_archive()
-    done = loop.update(project)
-    assert done.verdict == "registered", done.reason
-    assert done.bundle is not None
-    assert (done.from_seq, done.read, done.kept) == (before.watermark + 1, len(first[1]), len(first[1]))
-    assert done.new_items > 0
-    status = loading.status(project)
-    assert status["live"] == live.id
-    assert status["watermark"] == status["last_seq"] == done.to_seq
-    child = project.load_bundle(done.bundle)
-    check_golden(child)
-    assert child.manifest.parent == live.id
-    assert child.items.ids.ids[: len(live.items)] == live.items.ids.ids, "a raw id keeps its index"
-    assert len(child.items) > len(live.items)
-    assert child.items.count.sum() > live.items.count.sum()
-    assert child.policy.placements == live.policy.placements
-    assert set(child.metrics) == set(live.metrics)
-    assert [row["model"] for row in child.metrics["rows"]] == [row["model"] for row in live.metrics["rows"]]
-    protocol = child.metrics["protocol"]
-    assert set(protocol) - set(live.metrics["protocol"]) == {"set", "window"}
-    assert (protocol["name"], protocol["set"], protocol["window"]["to_seq"]) == ("temporal", "new", done.to_seq)
-    assert 0 < child.metrics["rows"][-1]["NDCG@10"]["value"] < 1
-    whole = project.open_archive()
-    assert whole.watermark == done.to_seq
-    assert len(whole.events()) == len(before.events()) + done.kept
-    assert "tea-9" in set(load(project).items["item_id"])  # type: ignore[index]
-    assert len(load(project).events) == len(whole.events())
-    assert not list(project.runs.glob("*/data"))
+    rows_before, watermark_before = len(before.events()), before.watermark
+    live = project.load_bundle()
+    outcome = loop.update(project)
+    assert outcome.verdict == "registered", outcome.reason
+    child = project.load_bundle(outcome.bundle or "")
+    return FinishedUpdate(project, live, child, outcome, len(first[1]), rows_before, watermark_before)
+
+
+def test_update_with_new_rows_registers_a_child_and_keeps_live(finished: FinishedUpdate) -> None:
+    status = loading.status(finished.project)
+    assert status["live"] == finished.live.id
+    assert status["watermark"] == status["last_seq"] == finished.outcome.to_seq
+    assert finished.child.manifest.parent == finished.live.id
+    assert finished.child.policy.placements == finished.live.policy.placements
+    check_golden(finished.child)
+
+
+def test_update_with_new_rows_reports_what_it_read(finished: FinishedUpdate) -> None:
+    outcome = finished.outcome
+    assert outcome.from_seq == finished.watermark_before + 1
+    assert outcome.read == finished.rows
+    assert outcome.kept == finished.rows
+    assert outcome.new_items > 0
+
+
+def test_update_with_new_rows_extends_the_items(finished: FinishedUpdate) -> None:
+    live, child = finished.live.items, finished.child.items
+    assert child.ids.ids[: len(live)] == live.ids.ids, "a raw id keeps its index"
+    assert len(child) > len(live)
+    assert child.count.sum() > live.count.sum()
+
+
+def test_update_with_new_rows_evaluates_the_child_on_them(finished: FinishedUpdate) -> None:
+    live, child = finished.live.metrics, finished.child.metrics
+    assert set(child) == set(live)
+    assert [row["model"] for row in child["rows"]] == [row["model"] for row in live["rows"]]
+    protocol = child["protocol"]
+    assert set(protocol) - set(live["protocol"]) == {"set", "window"}
+    assert protocol["name"] == "temporal"
+    assert protocol["set"] == "new"
+    assert protocol["window"]["to_seq"] == finished.outcome.to_seq
+    assert 0 < child["rows"][-1]["NDCG@10"]["value"] < 1
+
+
+def test_update_with_new_rows_archives_them(finished: FinishedUpdate) -> None:
+    archive, data = finished.project.open_archive(), load(finished.project)
+    assert archive.watermark == finished.outcome.to_seq
+    assert len(archive.events()) == finished.rows_before + finished.outcome.kept
+    assert data.items is not None
+    assert "tea-9" in set(data.items["item_id"])
+    assert len(data.events) == len(archive.events())
+    assert not list(finished.project.runs.glob("*/data"))
 
 
 def test_update_snapshot_equals_a_full_snapshot(later: Later) -> None:
@@ -132,41 +177,72 @@ def test_update_without_new_rows_does_nothing(later: Later, first: tuple[Path, p
     assert (done.verdict, done.bundle, done.read, done.failed) == ("nothing", project.live_bundle_id(), 0, [])
 
 
-def test_update_after_an_update_continues_from_its_watermark(
-    later: Later, first: tuple[Path, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # a window of any width is pooled
+@dataclass
+class TwoUpdates:
+    """An update after a promoted one; its window alone is inconclusive."""
+
+    project: Project
+    first: UpdateResult
+    second: UpdateResult
+    child: Bundle
+    pooled: dict[str, Any]
+    """The gate computed from the windows that the child carries."""
+
+    def window(self, outcome: UpdateResult) -> pl.DataFrame:
+        """The scores that the update's child carries."""
+        scores = bundles.load_window(self.project.bundles / (outcome.bundle or ""))
+        assert scores is not None
+        return scores
+
+
+@pytest.fixture(scope="module")
+def two_updates(first: tuple[Path, pl.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> TwoUpdates:
     half, few = len(first[1]) // 2, 600
-    project = later(first[1][:half])
-    one = loop.update(project)
-    assert one.bundle is not None
-    transitions.promote(project, one.bundle, "live", "tried")
-    post(project, first[1][half : half + few])
-    project = open_project(
-        project.root, [*COUNTS, "release.gates.max_ndcg_loss=0.0001"]
-    )  # so narrow that the window stays inconclusive
-    two = loop.update(project)
-    assert two.verdict == "registered", two.reason
-    assert two.from_seq == one.to_seq + 1
-    child = project.load_bundle(two.bundle or "")
-    assert child.manifest.parent == one.bundle
-    assert child.items.ids.ids[: len(project.load_bundle().items)] == project.load_bundle().items.ids.ids
-    windows = json.loads((project.data / "manifest.json").read_text())["windows"]
-    assert [window["to_seq"] for window in windows][-2:] == [one.to_seq, two.to_seq]
-    checked = next(gate for gate in two.gates if gate["name"] == "input")
-    assert checked["note"].endswith(f"{len(windows) - 1} earlier windows"), "the windows of the first check are kept"
-    carried = bundles.load_window(project.bundles / (two.bundle or ""))
-    assert carried is not None
-    assert carried["to_seq"].unique(maintain_order=True).to_list() == [one.to_seq, two.to_seq]
-    before = bundles.load_window(project.bundles / one.bundle)
-    assert before is not None
-    assert carried.filter(pl.col("to_seq") == one.to_seq).equals(before)
-    new = next(gate for gate in two.gates if gate["name"] == "new")
-    assert "pooled with 1 earlier windows of the same recipe" in new["note"], new
-    windows_of = window_scores(carried, child.manifest.recipe)
+    project = open_project(shutil.copytree(first[0], tmp_path_factory.mktemp("two") / "shop"), COUNTS)
+    post(project, first[1][:half])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_rules, "WIDTH_FACTOR", 1e4)  # a window of any width is pooled
+        one = loop.update(project)
+        transitions.promote(project, one.bundle or "", "live", "tried")
+        post(project, first[1][half : half + few])
+        narrow = "release.gates.max_ndcg_loss=0.0001"  # so narrow that the window stays inconclusive
+        project = open_project(project.root, [*COUNTS, narrow])
+        two = loop.update(project)
+        assert two.verdict == "registered", two.reason
+        child = project.load_bundle(two.bundle or "")
+        updates = TwoUpdates(project, one, two, child, {})
+        windows = window_scores(updates.window(two), child.manifest.recipe)
+        updates.pooled = non_inferiority(windows[1], windows[:1], project.config.release.gates).to_json()
+    return updates
+
+
+def test_update_after_an_update_continues_from_its_watermark(two_updates: TwoUpdates) -> None:
+    assert two_updates.second.from_seq == two_updates.first.to_seq + 1
+    assert two_updates.child.manifest.parent == two_updates.first.bundle
+    live = two_updates.project.load_bundle()
+    assert two_updates.child.items.ids.ids[: len(live.items)] == live.items.ids.ids
+
+
+def test_update_after_an_update_keeps_the_earlier_input_windows(two_updates: TwoUpdates) -> None:
+    windows = json.loads((two_updates.project.data / "manifest.json").read_text())["windows"]
+    ends = [two_updates.first.to_seq, two_updates.second.to_seq]
+    assert [window["to_seq"] for window in windows][-2:] == ends
+    checked = next(gate for gate in two_updates.second.gates if gate["name"] == "input")
+    assert checked["note"].endswith(f"{len(windows) - 1} earlier windows")
+
+
+def test_update_after_an_update_carries_the_scores_of_its_parent(two_updates: TwoUpdates) -> None:
+    earlier, carried = two_updates.window(two_updates.first), two_updates.window(two_updates.second)
+    ends = [two_updates.first.to_seq, two_updates.second.to_seq]
+    assert carried["to_seq"].unique(maintain_order=True).to_list() == ends
+    assert carried.filter(pl.col("to_seq") == ends[0]).equals(earlier)
     assert window_scores(carried, "another recipe") == []
-    pooled = non_inferiority(windows_of[1], windows_of[:1], project.config.release.gates)
-    assert pooled.to_json().items() <= new.items()
+
+
+def test_gate_of_an_inconclusive_window_pools_the_earlier_one(two_updates: TwoUpdates) -> None:
+    new = next(gate for gate in two_updates.second.gates if gate["name"] == "new")
+    assert "pooled with 1 earlier windows of the same recipe" in new["note"], new
+    assert two_updates.pooled.items() <= new.items()
 
 
 def with_earlier_dates(rows: pl.DataFrame, days: int) -> pl.DataFrame:
