@@ -55,7 +55,7 @@ def test_iso_formats_timestamps_for_requests() -> None:
 
 
 @pytest.fixture(scope="module")
-def journey(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a complete run of the demo."""
     folder = tmp_path_factory.mktemp("journey") / "demo"
     command = [sys.executable, "-m", "recloop", "demo", "--dir", str(folder), "--json"]
@@ -65,13 +65,13 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_demo_on_complete_journey_has_every_step_and_file(journey: dict[str, Any]) -> None:
-    assert [step["name"] for step in journey["steps"]] == [
+def test_demo_on_complete_journey_has_every_step_and_file(demo_run: dict[str, Any]) -> None:
+    assert [step["name"] for step in demo_run["steps"]] == [
         "collect", "features", "learn", "evaluate", "bundle", "serve", "watch",
         "keep learning", "gate", "shadow", "experiment", "release", "verify", "files",
     ]  # fmt: skip
     for name in ("report.html", "evaluation.json", "log.jsonl", "manifest.json", "shadow.svg"):
-        assert any(path.endswith(name) for path in journey["files"]), name
+        assert any(path.endswith(name) for path in demo_run["files"]), name
 
 
 @pytest.mark.slow
@@ -97,6 +97,6 @@ def test_demo_on_complete_journey_has_every_step_and_file(journey: dict[str, Any
         ("verify", r"[1-9],\d+ decisions: .* 0 late, 0 unexplained"),
     ],
 )
-def test_demo_on_complete_journey_prints(journey: dict[str, Any], step: str, pattern: str) -> None:
-    (printed,) = [" ".join(shown["out"]) for shown in journey["steps"] if shown["name"] == step]
+def test_demo_on_complete_journey_prints(demo_run: dict[str, Any], step: str, pattern: str) -> None:
+    (printed,) = [" ".join(shown["out"]) for shown in demo_run["steps"] if shown["name"] == step]
     assert re.search(pattern, printed), printed

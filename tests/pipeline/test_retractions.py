@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pytest
+import servers
 from arriving import die_after, post
 from servers import PATIENCE, Server
 
@@ -15,6 +19,7 @@ from recloop import loop
 from recloop.data.prepare import load
 from recloop.features.labels import EventLabeler
 from recloop.monitoring import verify
+from recloop.pipeline.update_run import UpdateResult
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.recommend.user_states import full_snapshot
@@ -54,60 +59,119 @@ def folded(project: Project, until: int) -> dict[str, bytes]:
     return dict(full_snapshot(EventLabeler.from_spec(project.load_bundle().spec).label(rows), archive.users()))
 
 
-def test_update_during_serving_retracts_a_burst_and_a_repeat_from_states(
-    project: Project, serving: Callable[..., Server]
-) -> None:
-    server = serving(project.root)
-    project = open_project(project.root, LOOSE)
+@dataclass
+class ServedRetractions:
+    """A served project before, during and after an update that retracts a burst and a repeat."""
 
+    project: Project
+    posted: dict[str, Any]
+    """The answer to nine dislikes of a burst, its tenth, a purchase and its repeat."""
+    lists: dict[str, list[str]]
+    """Lists of u01 before the burst, after it, and after the update."""
+    update: UpdateResult
+    expected: list[tuple[int, str]]
+    """Seq and rule of each row to retract."""
+    retracted: list[tuple[int, str]]
+    pending: list[Any]
+    learned: set[int]
+    purchase_seq: int
+    without_rows: str
+    """Verdict of an update right after the first."""
+    next_update: UpdateResult
+    """Result of an update after one more purchase."""
+
+
+@pytest.fixture(scope="module")
+def served_retractions(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedRetractions]:
+    folder = shutil.copytree(trained_folder, tmp_path_factory.mktemp("retractions") / "shop")
+    server = servers.start(folder)
+    try:
+        yield retract_while_serving(server, open_project(folder, LOOSE))
+    finally:
+        server.close()
+
+
+def retract_while_serving(server: Server, project: Project) -> ServedRetractions:
     def recommended(user: str) -> list[str]:
         answer = server.client.get(f"/v1/recommend/{user}").json()
         return [slot["item_id"] for slot in answer["items"]]
 
-    before = recommended("u01")
+    lists = {"before": recommended("u01")}
     burst = [
         {"user_id": "u01", "item_id": item, "event_type": "dislike", "timestamp": MORNING.format(n)}
-        for n, item in enumerate(before)
+        for n, item in enumerate(lists["before"])
     ]
-    again = {"user_id": "u02", "item_id": before[0], "event_type": "purchase", "timestamp": MORNING.format(0)}
-    answer = server.client.post("/v1/events", json=[*burst, again, again]).json()
-    assert (answer["accepted"], answer["quarantined"]) == (11, 1), "the tenth event within a second is a burst"
-    assert not set(recommended("u01")) & set(before[:9]), "nine dislikes are valid until the update"
+    purchase = {"user_id": "u02", "item_id": lists["before"][0], "event_type": "purchase"}
+    twice = [{**purchase, "timestamp": MORNING.format(0)}] * 2
+    posted = server.client.post("/v1/events", json=[*burst, *twice]).json()
+    lists["burst"] = recommended("u01")
     recommended("u02")
     first = loading.log_range(project)[0] + 1
-    done = loop.update(project)
-    assert done.verdict == "registered", done.reason
-    assert (done.read, done.kept) == (12, 1)
+    update = loop.update(project)
     expected = [(seq, "burst") for seq in range(first, first + 9)] + [(first + 11, "duplicates")]
     deadline = time.monotonic() + PATIENCE
     while len(retractions_of(project)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert sorted((row.retracted_seq, row.rule) for row in retractions_of(project)) == expected
-    assert project.open_control().pending() == []
-    assert set(recommended("u01")) == set(before), "the retracted dislikes no longer hide items"
+    retracted = sorted((row.retracted_seq, row.rule) for row in retractions_of(project))
+    pending = project.open_control().pending()
+    lists["update"] = recommended("u01")
     recommended("u02")
     server.decided()
-    learned = load(project).events["seq"].to_list()
-    assert not set(learned) & {seq for seq, _ in expected}
-    assert first + 10 in learned
-    assert set(project.open_archive().events()["seq"]) >= {seq for seq, _ in expected}, (
-        "retracted rows stay in the archive"
-    )
-    assert loop.update(project).verdict == "nothing", "retractions alone start no update"
-    purchase = {**again, "timestamp": MORNING.format(50), "item_id": before[1]}
-    assert server.client.post("/v1/events", json=purchase).json()["accepted"] == 1
-    later = loop.update(project)
-    assert later.verdict == "registered", later.failed
-    assert (later.read, later.kept) == (1, 1)
-    assert len(retractions_of(project)) == len(expected), "each retraction is written once"
+    learned = set(load(project).events["seq"].to_list())
+    without_rows = loop.update(project).verdict
+    later = {**purchase, "timestamp": MORNING.format(50), "item_id": lists["before"][1]}
+    assert server.client.post("/v1/events", json=later).json()["accepted"] == 1
+    next_update = loop.update(project)
     recommended("u01")
     recommended("u02")
     server.decided()
     assert server.stop() == 0
+    return ServedRetractions(
+        project, posted, lists, update, expected, retracted, pending, learned, first + 10, without_rows, next_update
+    )
+
+
+def test_burst_is_valid_until_the_update_except_its_tenth_event(served_retractions: ServedRetractions) -> None:
+    assert served_retractions.posted["accepted"] == 11
+    assert served_retractions.posted["quarantined"] == 1
+    lists = served_retractions.lists
+    assert not set(lists["burst"]) & set(lists["before"][:9])
+
+
+def test_update_during_serving_retracts_a_burst_and_a_repeat(served_retractions: ServedRetractions) -> None:
+    update = served_retractions.update
+    assert update.verdict == "registered", update.reason
+    assert update.read == 12
+    assert update.kept == 1
+    assert served_retractions.retracted == served_retractions.expected
+    assert served_retractions.pending == []
+
+
+def test_retracted_rows_leave_states_and_training_but_not_the_archive(served_retractions: ServedRetractions) -> None:
+    lists = served_retractions.lists
+    assert set(lists["update"]) == set(lists["before"]), "the retracted dislikes no longer hide items"
+    retracted = {seq for seq, _ in served_retractions.expected}
+    assert not served_retractions.learned & retracted
+    assert served_retractions.purchase_seq in served_retractions.learned
+    assert set(served_retractions.project.open_archive().events()["seq"]) >= retracted
+
+
+def test_update_after_retractions_reads_new_rows_only(served_retractions: ServedRetractions) -> None:
+    assert served_retractions.without_rows == "nothing", "retractions alone start no update"
+    update = served_retractions.next_update
+    assert update.verdict == "registered", update.failed
+    assert update.read == 1
+    assert update.kept == 1
+    written = retractions_of(served_retractions.project)
+    assert len(written) == len(served_retractions.expected), "each retraction is written once"
+
+
+def test_verify_and_snapshot_follow_retractions(served_retractions: ServedRetractions) -> None:
+    project, last = served_retractions.project, served_retractions.next_update.to_seq
     found = verify.verify(project)
     assert found["unexplained"] == 0, found["differences"]
-    snapshots.forget(project.store, later.to_seq)
-    assert states(project) == folded(project, later.to_seq)
+    snapshots.forget(project.store, last)
+    assert states(project) == folded(project, last)
 
 
 def test_update_without_a_server_applies_retractions_once_despite_a_kill(project: Project, tmp_path: Path) -> None:

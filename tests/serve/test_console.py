@@ -122,7 +122,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser: Browser, served_project: ServedProject) -> Callable[..., Any]:
     """Open the page in a new context; requests to other hosts fail."""
     own = (served_project.server.url, served_project.server.url.replace("http", "ws"), "data:", "blob:")
@@ -152,51 +152,89 @@ def text(page: Page, name: str) -> str:
     return " ".join(page.get_by_test_id(name).inner_text().split())
 
 
-def test_console_shows_live_shadow_and_experiment_as_reported(served_project: ServedProject, opened: Any) -> None:
+@dataclass
+class ShownConsole:
+    """Texts of the console after the simulated days, with the status and reports of the same moment."""
+
+    texts: dict[str, str]
+    week: str
+    """The row of the candidate in the health table."""
+    moves: list[str]
+    """Rows of the release table, newest first."""
+    status: dict[str, Any]
+    compared: dict[str, Any]
+    measured: experiment.Verdict
+
+
+@pytest.fixture(scope="module")
+def shown_console(served_project: ServedProject, opened: Any) -> ShownConsole:
     with opened() as page:
         expect(page.get_by_test_id("ratio")).to_be_visible(timeout=WAIT)
         expect(page.get_by_test_id("replica")).to_be_visible(timeout=WAIT)
-        assert text(page, "live") == f"live: {served_project.live}"
-        assert text(page, "well") == "healthy"
-        assert text(page, "verify") == "verify: not run yet"
-        status = served_project.server.client.get("/v1/status").json()
-        health = status["health"]["week"]["candidate"]["home"]
-        row = " ".join(page.locator("tr", has_text="week").filter(has_text="candidate").inner_text().split())
-        assert row == (
-            f"week candidate home {health['requests']} {health['events']} {health['entropy']:.3f} {100 * health['long_tail_share']:.1f} % "
-            f"{100 * health['cold_coverage']:.1f} % {100 * health['coverage']:.1f} % {served_project.tried}"
-        )
-        compared, agreed = shadow_report.shadow_report(served_project.project), text(page, "tried-shadow")
-        assert compared["candidate"] == served_project.shadowed
-        assert f"Bundle in shadow: {served_project.shadowed}" in agreed
-        requested = compared["requests"]
-        assert f"{requested} requests of {compared['users']} users" in agreed
-        assert f"Live, scored again {requested} times, gave equal lists each time" in agreed
-        for measure in ("overlap@10", "tau_b"):
-            for side in ("agreement", "noise"):
-                one = compared[side][measure]
-                assert f"{one['value']:.3f} {one['low']:.3f} to {one['high']:.3f}" in agreed, (measure, side)
-        measured, said = experiment.analyze(served_project.project), text(page, "tried-experiment")
-        assert f"Bundle in experiment: {served_project.tried}" in said
-        assert f"{measured.verdict}: {measured.why}" in said
-        assert (
-            "Plan, fixed at the start: hit_rate over 4,000 users, 4 interim analyses, 50% of users, margin 0.01."
-            in said
-        )
-        assert "No harm above the margin: not shown." in said
-        rate = measured.metrics["hit_rate"]
-        assert rate.delta > 0
-        # fewer than 200 users an arm: no confidence sequence yet
-        assert f"hit rate primary {rate.live:.3f} {rate.candidate:.3f} {rate.delta:+.3f} -" in said
-        counts = measured.sample_ratio.counts
-        assert counts["live"] + counts["candidate"] == 60 + UNKNOWN_USERS + 1
-        assert f"Sample ratio: {counts['live']} to {counts['candidate']}, planned 50% to 50%" in said
-        assert "alarm above 1,000: none" in said
-        moves = page.get_by_test_id("releases").locator("tbody tr")
-        assert moves.count() == status["generation"]
-        newest = " ".join(moves.first.inner_text().split())
-        assert newest.startswith(f"{status['generation']} 20")
-        assert f"{served_project.seed} checked shadow POST /v1/admin/promote a try of seed" in newest
+        texts = {name: text(page, name) for name in ("live", "well", "verify", "tried-shadow", "tried-experiment")}
+        week = page.locator("tr", has_text="week").filter(has_text="candidate").inner_text()
+        moves = page.get_by_test_id("releases").locator("tbody tr").all_inner_texts()
+    return ShownConsole(
+        texts,
+        " ".join(week.split()),
+        [" ".join(move.split()) for move in moves],
+        served_project.server.client.get("/v1/status").json(),
+        shadow_report.shadow_report(served_project.project),
+        experiment.analyze(served_project.project),
+    )
+
+
+def test_console_shows_health_as_in_status(shown_console: ShownConsole, served_project: ServedProject) -> None:
+    assert shown_console.texts["live"] == f"live: {served_project.live}"
+    assert shown_console.texts["well"] == "healthy"
+    assert shown_console.texts["verify"] == "verify: not run yet"
+    health = shown_console.status["health"]["week"]["candidate"]["home"]
+    shares = [f"{100 * health[name]:.1f} %" for name in ("long_tail_share", "cold_coverage", "coverage")]
+    counts = f"{health['requests']} {health['events']} {health['entropy']:.3f}"
+    assert shown_console.week == f"week candidate home {counts} {' '.join(shares)} {served_project.tried}"
+
+
+def test_console_shows_the_shadow_as_reported(shown_console: ShownConsole, served_project: ServedProject) -> None:
+    compared, panel = shown_console.compared, shown_console.texts["tried-shadow"]
+    assert compared["candidate"] == served_project.shadowed
+    assert f"Bundle in shadow: {served_project.shadowed}" in panel
+    requested = compared["requests"]
+    assert f"{requested} requests of {compared['users']} users" in panel
+    assert f"Live, scored again {requested} times, gave equal lists each time" in panel
+    for measure in ("overlap@10", "tau_b"):
+        for side in ("agreement", "noise"):
+            estimate = compared[side][measure]
+            interval = f"{estimate['value']:.3f} {estimate['low']:.3f} to {estimate['high']:.3f}"
+            assert interval in panel, (measure, side)
+
+
+def test_console_shows_the_experiment_as_analyzed(shown_console: ShownConsole, served_project: ServedProject) -> None:
+    measured, panel = shown_console.measured, shown_console.texts["tried-experiment"]
+    assert f"Bundle in experiment: {served_project.tried}" in panel
+    assert f"{measured.verdict}: {measured.why}" in panel
+    plan = "hit_rate over 4,000 users, 4 interim analyses, 50% of users, margin 0.01."
+    assert f"Plan, fixed at the start: {plan}" in panel
+    assert "No harm above the margin: not shown." in panel
+    rate = measured.metrics["hit_rate"]
+    assert rate.delta > 0
+    # fewer than 200 users an arm: no confidence sequence yet
+    assert f"hit rate primary {rate.live:.3f} {rate.candidate:.3f} {rate.delta:+.3f} -" in panel
+
+
+def test_console_shows_the_sample_ratio(shown_console: ShownConsole) -> None:
+    counts, panel = shown_console.measured.sample_ratio.counts, shown_console.texts["tried-experiment"]
+    assert counts["live"] + counts["candidate"] == 60 + UNKNOWN_USERS + 1
+    assert f"Sample ratio: {counts['live']} to {counts['candidate']}, planned 50% to 50%" in panel
+    assert "alarm above 1,000: none" in panel
+
+
+def test_console_shows_every_release_row_newest_first(
+    shown_console: ShownConsole, served_project: ServedProject
+) -> None:
+    generation = shown_console.status["generation"]
+    assert len(shown_console.moves) == generation
+    assert shown_console.moves[0].startswith(f"{generation} 20")
+    assert f"{served_project.seed} checked shadow POST /v1/admin/promote a try of seed" in shown_console.moves[0]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])

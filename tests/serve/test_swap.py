@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +29,7 @@ from recloop.monitoring.verify import verify
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
+from recloop.records import Decision
 from recloop.release import assignment
 from recloop.serve import deployments
 from recloop.serve.app import create
@@ -133,31 +136,57 @@ def test_rollback_reuses_the_loaded_bundle_and_promote_checks_the_files(
     within(work)
 
 
-def test_admin_move_is_served_once_it_is_answered(project: Project, within: Callable[..., None]) -> None:
-    live = releases.live(control_of(project)).bundle
-
+def test_admin_promote_is_served_once_it_is_answered(project: Project, within: Callable[..., None]) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         candidate = child(project)
         moving = asyncio.create_task(client.post("/v1/admin/promote", json={"bundle": candidate, "to": "shadow"}))
         while not moving.done():  # a server follows once a second
             await service.reload()
             await asyncio.sleep(0.01)
-        done = moving.result()
-        assert done.status_code == 200, done.text
-        assert set(done.json()) == {"bundle", "from", "to", "generation", "evidence"}
-        assert (done.json()["from"], done.json()["to"]) == ("checked", "shadow")
-        early = await client.post("/v1/admin/promote", json={"bundle": candidate})
-        assert (early.status_code, early.json()["error"]["code"]) == (409, "refused")
-        assert "the shadow step is not earned" in early.json()["error"]["message"]
+        move = moving.result()
+        assert move.status_code == 200, move.text
+        assert set(move.json()) == {"bundle", "from", "to", "generation", "evidence"}
+        assert move.json()["from"] == "checked"
+        assert move.json()["to"] == "shadow"
         body = {"bundle": candidate, "to": "live", "reason": "by hand"}
         assert (await client.post("/v1/admin/promote", json=body)).json()["to"] == "live"
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
         assert (await client.get("/v1/status")).json()["live"] == candidate
-        back = await client.post("/v1/admin/rollback", json={"reason": "worse"})
-        assert (back.json()["bundle"], back.json()["evidence"]) == (live, {"rolled_back": candidate})
+
+    within(work)
+    assert verify(project)["unexplained"] == 0
+
+
+def test_admin_promote_without_the_shadow_step_answers_409(project: Project, within: Callable[..., None]) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        candidate = child(project)
+        await service.reload()
+        answer = await client.post("/v1/admin/promote", json={"bundle": candidate})
+        assert answer.status_code == 409
+        assert answer.json()["error"]["code"] == "refused"
+        assert "the shadow step is not earned" in answer.json()["error"]["message"]
+
+    within(work)
+
+
+def test_admin_rollback_and_reject_are_served_once_they_are_answered(
+    project: Project, within: Callable[..., None]
+) -> None:
+    live = releases.live(control_of(project)).bundle
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        candidate = child(project)
+        await service.reload()  # the server checks it
+        releases.promote(control_of(project), candidate, to="live", **WHO)
+        await service.reload()
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
+        back = (await client.post("/v1/admin/rollback", json={"reason": "worse"})).json()
+        assert back["bundle"] == live
+        assert back["evidence"] == {"rolled_back": candidate}
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
-        gone = await client.post("/v1/admin/reject", json={"bundle": candidate, "reason": "worse"})
-        assert (gone.json()["from"], gone.json()["to"]) == ("rolled_back", "refused")
+        move = (await client.post("/v1/admin/reject", json={"bundle": candidate, "reason": "worse"})).json()
+        assert move["from"] == "rolled_back"
+        assert move["to"] == "refused"
 
     within(work)
     assert verify(project)["unexplained"] == 0
@@ -304,19 +333,45 @@ def test_service_with_an_unloadable_live_bundle_keeps_the_serving_one(
     within(work)
 
 
-def test_shadow_scores_live_requests_as_of_the_same_seq(project: Project, within: Callable[..., None]) -> None:
+@dataclass
+class ShadowedRequests:
+    """Decisions of 41 requests while half of the users are shadowed."""
+
+    project: Project
+    live: str
+    candidate: str
+    seed: str
+    rows: list[Decision]
+
+    def of(self, role: str) -> list[Decision]:
+        return [row for row in self.rows if row.role == role]
+
+    @property
+    def answers(self) -> dict[str, Decision]:
+        return {row.request_id: row for row in self.of("answer")}
+
+    @property
+    def expected(self) -> set[str]:
+        """Requests of the users in the shadow."""
+        share = 0.5
+        return {name for name, row in self.answers.items() if assignment.in_shadow(self.candidate, row.user_id, share)}
+
+
+@pytest.fixture(scope="module")
+def shadowed(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ShadowedRequests:
+    project = open_project(shutil.copytree(trained_folder, tmp_path_factory.mktemp("shadowed") / "shop"))
     live = releases.live(control_of(project)).bundle
     candidate, seed = child(project, 1), child(project, 2)
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         await service.reload()
-        for one in (candidate, seed):
-            releases.promote(control_of(project), one, to="shadow", **WHO)
+        for bundle in (candidate, seed):
+            releases.promote(control_of(project), bundle, to="shadow", **WHO)
         await service.reload()
         for n in range(40):
             user = f"u{n:02}"
             answer = await client.get(f"/v1/recommend/{user}", headers={"X-Request-Id": f"r{n}"})
-            assert (answer.json()["model_version"], answer.json()["variant"]) == (live, "live")
+            assert answer.json()["variant"] == "live"
             row = {"user_id": user, "item_id": "i05", "event_type": "purchase", "event_id": f"e{n}"}
             assert (await client.post("/v1/events", json=row)).status_code == 200
             item = {"item_id": f"new{n}", "attributes": {"category": "tea"}}
@@ -324,32 +379,45 @@ def test_shadow_scores_live_requests_as_of_the_same_seq(project: Project, within
         again = await client.get("/v1/recommend/u00", headers={"X-Request-Id": "r0"})  # sent again: a separate row
         assert again.status_code == 200
 
-    within(work, "release.shadow_share=0.5")
-    rows = project.open_decisions().rows()
-    answers = {row.request_id: row for row in rows if row.role == "answer"}
-    assert len(answers) == 41
-    assert {row.bundle for row in answers.values()} == {live}
-    shadows = [row for row in rows if row.role == "shadow"]
-    replicas = [row for row in rows if row.role == "replica"]
-    expected = {name for name, row in answers.items() if assignment.in_shadow(candidate, row.user_id, 0.5)}
-    assert 5 < len(expected) < 35
-    assert {row.request_id for row in shadows} == expected
-    assert {row.bundle for row in shadows} == {candidate}
-    assert {row.bundle for row in replicas} == {live, seed}
-    for row in (*shadows, *replicas):
-        answer = answers[row.request_id]
-        assert (row.as_of_seq, row.served_at, row.placement, row.k) == (
-            answer.as_of_seq,
-            answer.served_at,
-            answer.placement,
-            answer.k,
-        )
-        if row.bundle == live:
-            assert (row.items, row.scores, row.inputs) == (answer.items, answer.scores, answer.inputs)
-    assert any(row.items != answers[row.request_id].items for row in shadows)
-    found = verify(project)
-    assert found["checked"] == len(rows) == 41 + 3 * len(expected)
-    assert (found["unexplained"], found["late"]) == (0, 0)
+    inside(create(open_project(project.root, ["release.shadow_share=0.5"])), work)
+    return ShadowedRequests(project, live, candidate, seed, project.open_decisions().rows())
+
+
+def test_shadow_requests_are_answered_by_live(shadowed: ShadowedRequests) -> None:
+    assert len(shadowed.answers) == 41
+    assert {row.bundle for row in shadowed.answers.values()} == {shadowed.live}
+
+
+def test_shadow_scores_the_requests_of_its_share_of_users(shadowed: ShadowedRequests) -> None:
+    assert 5 < len(shadowed.expected) < 35
+    assert {row.request_id for row in shadowed.of("shadow")} == shadowed.expected
+    assert {row.bundle for row in shadowed.of("shadow")} == {shadowed.candidate}
+    assert {row.bundle for row in shadowed.of("replica")} == {shadowed.live, shadowed.seed}
+    assert any(row.items != shadowed.answers[row.request_id].items for row in shadowed.of("shadow"))
+
+
+def test_shadow_and_replica_score_as_of_the_seq_of_the_answer(shadowed: ShadowedRequests) -> None:
+    def moment(row: Decision) -> dict[str, Any]:
+        return {name: getattr(row, name) for name in ("as_of_seq", "served_at", "placement", "k")}
+
+    for row in (*shadowed.of("shadow"), *shadowed.of("replica")):
+        assert moment(row) == moment(shadowed.answers[row.request_id])
+
+
+def test_replica_of_live_gives_the_same_list(shadowed: ShadowedRequests) -> None:
+    for row in shadowed.of("replica"):
+        if row.bundle == shadowed.live:
+            answer = shadowed.answers[row.request_id]
+            assert row.items == answer.items
+            assert row.scores == answer.scores
+            assert row.inputs == answer.inputs
+
+
+def test_verify_rebuilds_shadow_and_replica_decisions(shadowed: ShadowedRequests) -> None:
+    found = verify(shadowed.project)
+    assert found["checked"] == len(shadowed.rows) == 41 + 3 * len(shadowed.expected)
+    assert found["unexplained"] == 0
+    assert found["late"] == 0
 
 
 def test_experiment_assignment_after_a_restart_is_unchanged(project: Project, within: Callable[..., None]) -> None:
