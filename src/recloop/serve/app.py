@@ -60,8 +60,8 @@ def run(
     Args:
         host, port: Override the configuration; port 0 selects a free port.
         json: Print the first line as a JSON object.
-        tamper: Changes the opened service before it serves; tests use it to inject a skew.
-        dress: Adds routes at ``/``, such as the console.
+        before_start: Changes the opened service before it serves; tests use it to inject a skew.
+        mount: Adds routes at ``/``, such as the console.
 
     Raises:
         Locked: another server uses this folder.

@@ -50,8 +50,8 @@ class Service:
 
     Attributes:
         as_of: Newest seq that responses include.
-        fleet: Current deployments.
-        unsettled: Seq after which committed rows may be missing from the caches; None if none are.
+        deployments: Current deployments.
+        uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
         token: Admin token of admin routes and console.
 
     Raises:
@@ -328,7 +328,7 @@ class Service:
         """Apply the rows that a failed `_after_commit` left out; on the event loop.
 
         Args:
-            known: States rebuilt from snapshots and log.
+            user_states: States rebuilt from snapshots and log.
             items: Item versions after `uncommitted_since`, by ascending seq.
         """
         self.use_archive(self.archive, user_states)
