@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from recloop.data.prepare import load
 from recloop.errors import Refused
 from recloop.features.labels import EventLabeler
 from recloop.monitoring import verify
+from recloop.pipeline import update_run, update_steps
 from recloop.pipeline.evidence import window_scores
 from recloop.pipeline.quarantine import quarantine
 from recloop.pipeline.update_run import UpdateResult
+from recloop.progress import NullProgress
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.recommend.recommender import check_golden
@@ -229,6 +231,25 @@ def test_update_after_an_update_keeps_the_earlier_input_windows(two_updates: Two
     assert [window["to_seq"] for window in windows][-2:] == ends
     checked = next(gate for gate in two_updates.second.gates if gate["name"] == "input")
     assert checked["note"].endswith(f"{len(windows) - 1} earlier windows")
+
+
+def test_known_windows_after_removal_of_the_parent_keep_those_of_its_recipe(
+    two_updates: TwoUpdates, first: tuple[Path, pl.DataFrame], tmp_path: Path
+) -> None:
+    """Retention removes parents; the input check still compares with their windows."""
+    project = open_project(shutil.copytree(two_updates.project.root, tmp_path / "shop"), COUNTS)
+    parent = project.load_bundle().manifest.parent
+    shutil.rmtree(project.bundles / str(parent))
+    post(project, first[1][-40:])
+    run = update_run.start_or_resume(project, full=False, reset=False, progress=NullProgress())
+    assert run is not None
+    update_steps.collect(run)
+    own, others = update_steps.known_windows(run)
+    assert [window.bundle for window in own] == [two_updates.first.bundle]
+    assert {window.bundle for window in others} == {parent}
+    changed = replace(run.live.manifest, recipe="another")
+    run.live = replace(run.live, manifest=changed)
+    assert update_steps.known_windows(run)[1] == []
 
 
 def test_update_after_an_update_carries_the_scores_of_its_parent(two_updates: TwoUpdates) -> None:

@@ -85,7 +85,7 @@ def check_input(run: UpdateRun) -> None:
     if run.journal.is_done("check"):
         return
     events = run.data.events
-    own, parents = _known_windows(run)
+    own, parents = known_windows(run)
     # Late rows are excluded: live has learned the rows that follow them.
     events = events.filter(run.live_range.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
     came = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
@@ -111,7 +111,7 @@ def check_input(run: UpdateRun) -> None:
         LossEstimate.from_window(incoming), [LossEstimate.from_window(one) for one in windows]
     )
     if inherited and parents and not found.weak:
-        found = replace(found, note=f"with the windows of its parents: {found.note}")
+        found = replace(found, note=f"with the windows of its recipe: {found.note}")
     if (incoming.queries or 0) >= input_check.QUERIES:
         windows = [*windows, incoming]
     kept = _json_of(windows[-input_check.WINDOWS :])
@@ -123,18 +123,24 @@ def _json_of(windows: Sequence[WindowLoss]) -> list[Any]:
     return [window.to_json() for window in windows]
 
 
-def _known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
-    """Return the earlier windows of live and of its parents with the same recipe."""
+def known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
+    """Return the earlier windows of live, and those of other bundles with its recipe.
+
+    Retention removes old parents, so the recipe decides; records without one count if their bundle is a parent.
+    """
     known = [window for window in run.data.manifest.windows or () if window.queries is not None]
-    line = loading.lineage(run.project, run.live)
+    line, recipe = loading.lineage(run.project, run.live), run.live.manifest.recipe
     own = [window for window in known if window.bundle == run.live.id]
-    return own, [window for window in known if window.bundle in line]
+    others = [window for window in known if window.bundle != run.live.id]
+    return own, [
+        window for window in others if (window.bundle in line if window.recipe is None else window.recipe == recipe)
+    ]
 
 
 def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
     """Return live's loss over these queries in the form of ``data/manifest.json``."""
     lost = paired.window_loss(paired.answer(run.live, queries, *run.evaluation_context).ndcg)
-    return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread)
+    return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread, run.live.manifest.recipe)
 
 
 def check_size(run: UpdateRun) -> None:

@@ -54,9 +54,9 @@ class UpdateRecord:
 
 @dataclass(frozen=True)
 class WindowLoss:
-    """Live bundle's loss on one update's window.
+    """Live bundle's loss on one update's window, with the bundle's recipe.
 
-    See `recloop.evaluation.paired.LossEstimate`. Records of earlier versions lack ``bundle``, ``queries`` or ``spread``.
+    See `recloop.evaluation.paired.LossEstimate`. Records of earlier versions lack the values that may be None.
     """
 
     to_seq: int
@@ -64,6 +64,7 @@ class WindowLoss:
     bundle: str | None = None
     queries: int | None = None
     spread: float | None = None
+    recipe: str | None = None
 
     def to_json(self) -> JsonTree:
         return without_none(**vars(self))
