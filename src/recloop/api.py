@@ -92,7 +92,7 @@ def fit(
             event_id; other names by ``config["data"]["columns"]``.
         items, users: Frames with item_id / user_id and attributes.
         model: ``popular``, ``bought_before``, ``covisitation``; a built-in network or ``package.module:Class``
-            (``recloop[train]``); or ``auto``: the counting models mixed by validation.
+            (``recloop[train]``); or ``auto``: the baselines with fusion weights chosen on validation.
         config: Tables of recloop.toml as a mapping.
 
     Raises:

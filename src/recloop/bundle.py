@@ -1,6 +1,6 @@
 """Write, hash, check and load bundles; numpy only.
 
-A bundle determines the lists completely: weights, vocabularies, feature spec, mix, rules and placements are in one
+A bundle determines the lists completely: weights, vocabularies, feature spec, fusion weights, rules and placements are in one
 folder whose manifest holds the SHA-256 of every file (docs/reference/bundle.md). Loading executes no code of a bundle:
 its files are JSON, Parquet, safetensors and ONNX, never pickle.
 """

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from recloop.errors import BundleError
 from recloop.files import JsonObject, JsonTree, without_none
-from recloop.records import MIX_SOURCES
+from recloop.records import FUSED_SOURCES
 
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
@@ -56,7 +56,7 @@ class Placement:
         kind = tree.required("list", str)
         tree.check("list", [kind], LISTS)
         weights = tree.required("weights", dict[str, int | float])
-        tree.check("weights", weights, MIX_SOURCES)
+        tree.check("weights", weights, FUSED_SOURCES)
         return cls(
             list=kind,
             weights=weights,

@@ -88,8 +88,8 @@ USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
 
 SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest")
 """All sources of a slot (docs/definitions/terms.md)."""
-MIX_SOURCES: Final = ("model", "history", "neighbours", "popular")
-"""The sources that a mix weighs, in the order that breaks ties between weights."""
+FUSED_SOURCES: Final = ("model", "history", "neighbours", "popular")
+"""Sources that the fusion weighs, in the order that breaks ties between weights."""
 COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
 """Sources that count as personal for cold-start coverage."""
 COLD_POSITIVES: Final = 5

@@ -33,7 +33,7 @@ def test_served_ndcg_on_complete_journey_is_at_least_that_of_the_best_source(tmp
     served = ndcg.pop("served")
     assert learned.chosen.half_life["history"] == 90.0
     assert served >= max(ndcg.values()) - 0.0005
-    assert learned.chosen.mixed is not None
-    assert learned.chosen.mixed.constant < 60, "with 60 no mix is better than bought-before"
+    assert learned.chosen.fusion is not None
+    assert learned.chosen.fusion.constant < 60, "with 60 no fusion is better than bought-before"
     assert ndcg["bought_before"] > 0.194, "with a half-life of 365 days: 0.1916"
     assert ndcg["covisitation"] > 0.118, "without a half-life: 0.1143"

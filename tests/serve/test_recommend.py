@@ -18,7 +18,7 @@ from servers import Server, start
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.project import open_project
-from recloop.records import MIX_SOURCES, Decision
+from recloop.records import FUSED_SOURCES, Decision
 from recloop.storage import releases
 
 
@@ -64,7 +64,7 @@ def test_recommend_items_are_distinct_sorted_and_have_the_properties(client: htt
         assert isinstance(item["category"], str)
         assert isinstance(item["price"], float)
         assert item["nothing"] is None
-        assert item["source"] in MIX_SOURCES
+        assert item["source"] in FUSED_SOURCES
         assert item["reason"]
     scores = [item["score"] for item in items]
     assert scores == sorted(scores, reverse=True)

@@ -19,7 +19,7 @@ from recloop.features.vocabulary import Vocabulary
 from recloop.recommend.filters import candidate_mask
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import DEPTH
-from recloop.records import MIX_SOURCES, Decision, Query
+from recloop.records import FUSED_SOURCES, Decision, Query
 
 K: Final = 10
 TOP: Final = 100
@@ -31,7 +31,7 @@ MEASURES: Final = ("overlap@10", "rbo", "tau_b", "percentile")
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranking of a bundle for one request before filters: top 100 ids, all mix scores."""
+    """Ranking of a bundle for one request before filters: top 100 ids, all fused scores."""
 
     top: list[str]
     scores: NDArray[np.float64]  # (N+1,); 0 if no source recalled the item; row 0: items outside the table
@@ -44,7 +44,7 @@ class Ranking:
 
 
 def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision) -> Ranking:
-    """Rank a decision's request with a bundle: its mix over all recalled items.
+    """Rank a decision's request with a bundle: its fused list over all recalled items.
 
     Conditions, exclusions and the filter of seen items are ignored. Hidden and disliked items stay excluded.
     """
@@ -58,7 +58,7 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
     table = recommender.bundle.items.ids
     allowed = candidate_mask(recommender.catalogue, table, encoded, [query], ("", ""), False)
     placement = recommender.placement(decision.placement)
-    fused = recommender.fuse_sources(encoded, allowed, [query], placement, min(len(table), DEPTH * len(MIX_SOURCES)))
+    fused = recommender.fuse_sources(encoded, allowed, [query], placement, min(len(table), DEPTH * len(FUSED_SOURCES)))
     items, found = fused.items[0], int(np.count_nonzero(fused.items[0]))
     scores = np.zeros(len(table) + 1)
     scores[0] = -np.inf

@@ -199,7 +199,7 @@ class EvaluationTable:
 
     @property
     def sentence(self) -> str:
-        """Summarize the gain of networks and mix over the best counting row."""
+        """Summarize the gain of networks and fusion over the best counting row."""
         name = f"NDCG@{self.protocol.k[0]}"
         if not self.compared:
             return f"This table has no counting row, so it reports no {name} gain over one."

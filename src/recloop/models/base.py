@@ -224,7 +224,7 @@ class TrainData:
 class ClosedFormModel(Protocol):
     """Closed-form model without torch.
 
-    ``source`` names the source that it feeds in the mix.
+    ``source`` names the source that it feeds in the fusion.
 
     A third-party model replaces the built-in one of its source. ``popular`` returns ``popular`` (N,) item_ix in order.
     ``neighbours`` returns the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1). ``history`` returns no arrays,

@@ -157,7 +157,7 @@ def fit_models(
     bundle, chosen = baselines.choose_half_life_and_weights(
         draft, config, arrays, tables, StateHistory(past, data.users), THREADS
     )
-    progress.say("learn", _mix_line(config, chosen))
+    progress.say("learn", _fusion_line(config, chosen))
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
     whole = train_data(tables, past, None, clicked_lists(project, past))
@@ -364,20 +364,20 @@ def base_manifest(
     )
 
 
-def _mix_line(config: Config, chosen: baselines.Chosen) -> str:
+def _fusion_line(config: Config, chosen: baselines.Chosen) -> str:
     """Describe the source weights of placement ``home`` in one line."""
     home, moments = config.placement["home"].weights, chosen.validation_moments
-    mix = None if chosen.mixed is None else chosen.mixed.weights
+    weights = None if chosen.fusion is None else chosen.fusion.weights
     if home != "auto":
-        instead = f" (validation would have chosen {_weights(mix)})" if mix else ""
+        instead = f" (validation would have chosen {_weights(weights)})" if weights else ""
         return f"fusion weights as configured: {_weights(home)}{instead}"
-    if mix is None:
+    if weights is None:
         return "no validation moments; all sources have weight 1" if not moments else "all sources have weight 1"
-    return f"fusion weights chosen on {moments:,} validation moments: {_weights(mix)}"
+    return f"fusion weights chosen on {moments:,} validation moments: {_weights(weights)}"
 
 
-def _weights(mix: Mapping[Any, float]) -> str:
-    return ", ".join(f"{source} {weight:g}" for source, weight in mix.items() if weight > 0)
+def _weights(weights: Mapping[Any, float]) -> str:
+    return ", ".join(f"{source} {weight:g}" for source, weight in weights.items() if weight > 0)
 
 
 def report_data(progress: Progress, prepared: PrepareResult) -> None:

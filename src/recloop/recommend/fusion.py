@@ -9,14 +9,14 @@ import numpy as np
 
 from recloop.policy import RRF
 from recloop.recommend.top_k import TopK
-from recloop.records import MIX_SOURCES
+from recloop.records import FUSED_SOURCES
 
 
 @dataclass(frozen=True)
 class FusedTopK:
     """Fused lists (B, k): item_ix (0 = empty slot), float32 scores, source number.
 
-    Scores descend; the source number is the index in MIX_SOURCES.
+    Scores descend; the source number is the index in FUSED_SOURCES.
     """
 
     items: np.ndarray
@@ -42,7 +42,7 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     size = next(iter(recalled.values())).items.shape[0]
     fused = FusedTopK.empty(size, k)
     rows, items, shares, sources = [], [], [], []
-    for number, source in enumerate(MIX_SOURCES):
+    for number, source in enumerate(FUSED_SOURCES):
         if source in recalled and weights.get(source, 0.0) > 0:
             row, place = np.nonzero(recalled[source].items)
             rows.append(row)

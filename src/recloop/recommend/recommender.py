@@ -1,6 +1,6 @@
 """Recommender of serving, evaluation and verification: from states to lists.
 
-The steps on a batch are encode, filter, recall, mix and fill; a request is a batch of one. An answer is a function of
+The steps on a batch are encode, filter, recall, fuse and fill; a request is a batch of one. An answer is a function of
 (bundle, state as of a seq, catalog as of that seq, now, query). This module reads no clock and draws no random numbers.
 """
 
@@ -33,7 +33,7 @@ from recloop.recommend.filters import CandidateMask, candidate_mask
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import TopK
-from recloop.records import MIX_SOURCES, Query, Slot
+from recloop.records import FUSED_SOURCES, Query, Slot
 
 CLOSE = 1e-5
 """Scores closer than this are equal; their items may change order."""
@@ -140,7 +140,7 @@ class Recommender:
     def fuse_sources(
         self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
     ) -> FusedTopK:
-        """Return the best k of the mix per query, by state or by the query item."""
+        """Return the best n of the fusion per query, by state or by the query item."""
         weights = placement.weights
         if placement.list == "latest":
             return FusedTopK.empty(len(queries), k)
@@ -176,7 +176,7 @@ class Recommender:
             k = query.n or placement.k
             found = int(np.count_nonzero(fused.items[b, :k]))
             slots = [
-                Slot(ids[item_ix - 1], score, MIX_SOURCES[source])
+                Slot(ids[item_ix - 1], score, FUSED_SOURCES[source])
                 for item_ix, score, source in zip(
                     fused.items[b, :found].tolist(),
                     fused.scores[b, :found].tolist(),

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from recloop.recommend.filters import CandidateMask
 
 DEPTH = 200
-"""Items that a source contributes to the mix."""
+"""Items that a source contributes to the fusion."""
 SPARED = 20
 """If at most one item in this many is excluded, scoring the whole table is cheaper than a copy."""
 

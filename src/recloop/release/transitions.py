@@ -29,7 +29,7 @@ from recloop.release.assignment import CANDIDATE, LIVE
 from recloop.storage import ControlStore, locks, releases
 from recloop.storage.control import ReleaseRow
 
-AT_THE_DOOR = ("registered", "checked")
+NOT_DEPLOYED = ("registered", "checked")
 """States in which the gate is checked; later states were reached by passing or overriding it."""
 SHADOWED = 100
 """Requests that a bundle must score in shadow before an experiment."""
@@ -59,7 +59,7 @@ def validate(project: Project, control: ControlStore, bundle: str, to: str = "",
 def needs_gate(control: ControlStore, bundle: str) -> bool:
     """Return True if an undeployed bundle has no gate result and another is live."""
     machine = releases.read_state(control)
-    return bool(machine.lives) and machine.state(bundle) in AT_THE_DOOR and _gates(control, bundle) is None
+    return bool(machine.lives) and machine.state(bundle) in NOT_DEPLOYED and _gates(control, bundle) is None
 
 
 def promote(
@@ -98,7 +98,7 @@ def promote(
         earned[EVIDENCE] = Plan.from_config(project.config.release, bundle, at).to_evidence()
     if gates is not None:
         earned["gates"] = list(gates)
-    if machine.state(bundle) in AT_THE_DOOR:
+    if machine.state(bundle) in NOT_DEPLOYED:
         judged = gates if gates is not None else _gates(control, bundle) or []
         missing = [*_failed(judged), *missing]
     if missing and not (to and reason):

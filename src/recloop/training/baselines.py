@@ -23,9 +23,9 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import segment_lists
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import TopK
-from recloop.records import DAY, MIX_SOURCES, Query
+from recloop.records import DAY, FUSED_SOURCES, Query
 from recloop.training.dataset import ItemUserTables
-from recloop.training.fusion_weights import Mixed, choose_mix, mix_or_single
+from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
 
 HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
@@ -38,23 +38,23 @@ class Chosen:
 
     Attributes:
         half_life: Days by source; None: no decay.
-        mixed: The fusion weights; None without validation moments.
+        fusion: The fusion weights; None without validation moments.
     """
 
     validation_moments: int
     half_life: Mapping[str, float | None]
-    mixed: Mixed | None = None
+    fusion: FusionChoice | None = None
 
     def to_json(self) -> JsonTree:
         """Return the ``chosen`` section of a run's metrics.json."""
         tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
-        if self.mixed is not None:
+        if self.fusion is not None:
             tree |= {
-                "validation_ndcg": {**self.mixed.alone, "mix": self.mixed.ndcg},
-                "mix": self.mixed.weights,
-                "rrf": self.mixed.constant,
-                "best_mix": self.mixed.best,
-                "gain": None if self.mixed.gain is None else self.mixed.gain.to_json(),
+                "validation_ndcg": {**self.fusion.alone, "mix": self.fusion.ndcg},
+                "mix": self.fusion.weights,
+                "rrf": self.fusion.constant,
+                "best_mix": self.fusion.best,
+                "gain": None if self.fusion.gain is None else self.fusion.gain.to_json(),
             }
         return tree
 
@@ -108,7 +108,7 @@ def draft_bundle(
     scorers: Mapping[str, ScorerSpec],
     manifest: Manifest,
 ) -> Bundle:
-    """Build a bundle in memory with weight 1 for every source of an ``auto`` mix."""
+    """Build a bundle in memory with weight 1 for every source of ``auto`` weights."""
     placements = {
         name: Placement(
             list=section.list,
@@ -158,14 +158,14 @@ def choose_half_life_and_weights(
         return bundle, Chosen(len(few), half_lives)
     recalled = _recalled(bundle, replace(data, held=whole), past, list(bundle.scorers), threads)
     lists = {source: found.items for source, found in recalled.items()}
-    mixed = mix_or_single(lists, whole.items, whole.offsets, config.train.seed, few)
+    fusion = fusion_or_single(lists, whole.items, whole.offsets, config.train.seed, few)
     placements = {
-        name: replace(placement, weights=mixed.weights, rrf=mixed.constant)
+        name: replace(placement, weights=fusion.weights, rrf=fusion.constant)
         if _choose_weights(config, name)
         else placement
         for name, placement in bundle.policy.placements.items()
     }
-    return replace(bundle, policy=replace(bundle.policy, placements=placements)), Chosen(len(few), half_lives, mixed)
+    return replace(bundle, policy=replace(bundle.policy, placements=placements)), Chosen(len(few), half_lives, fusion)
 
 
 def refit_baselines(
@@ -212,7 +212,7 @@ def _choose_half_life(
     for half_life in tried if len(tried) > 1 else []:
         candidate = _with_half_life(bundle, source, half_life, data, tables)
         own = _recalled(candidate, data, past, [source])[source]
-        _, ndcg = choose_mix({source: own.items}, data.held.items, data.held.offsets)
+        _, ndcg = choose_weights({source: own.items}, data.held.items, data.held.offsets)
         if best is None or ndcg > best[0]:
             best = (ndcg, candidate)
     return bundle if best is None else best[1]
@@ -284,15 +284,15 @@ def _choose_weights(config: Config, name: str) -> bool:
     return config.placement[name].list == "for_you" and config.placement[name].weights == "auto"
 
 
-def _start(kind: str, mix: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
+def _start(kind: str, weights: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
     if kind == "popular":
         return {"popular": 1.0}
     if kind == "latest":
         return {}
-    if kind == similar_items.LIST and mix == "auto":
+    if kind == similar_items.LIST and weights == "auto":
         return dict(similar_items.PLACEMENT.weights)
-    if mix == "auto":
-        return {source: 1.0 for source in MIX_SOURCES if source in scorers}
+    if weights == "auto":
+        return {source: 1.0 for source in FUSED_SOURCES if source in scorers}
     # The network is trained after the closed-form models, so its weight is kept.
     held = {*scorers, "model"}
-    return {source: float(mix[source]) for source in MIX_SOURCES if mix.get(source) and source in held}
+    return {source: float(weights[source]) for source in FUSED_SOURCES if weights.get(source) and source in held}

@@ -1,6 +1,6 @@
 """Choose fusion weights by grid search on the validation moments.
 
-A mix is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i))
+Fusion is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i))
 (docs/definitions/fusion.md). Scaling all weights does not change lists, so only grid points with a largest weight of
 1 are scored.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Estimate
 from recloop.policy import RRF
-from recloop.records import MIX_SOURCES
+from recloop.records import FUSED_SOURCES
 
 GRID = (0.0, 0.25, 0.5, 1.0)
 CHUNK = 128  # queries per pass: about 100 MiB with four sources of 200
@@ -27,7 +27,7 @@ CONSTANTS = (60, 20, 5, 1)
 SAME = 1e-12  # two NDCG values closer than this are a tie
 
 
-def choose_mix(
+def choose_weights(
     recalled: Mapping[str, NDArray[Any]],
     targets: NDArray[Any],
     offsets: NDArray[Any],
@@ -45,7 +45,7 @@ def choose_mix(
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
         k: Number of evaluated ranks. constant: Fusion constant.
     """
-    sources = [source for source in MIX_SOURCES if source in recalled]
+    sources = [source for source in FUSED_SOURCES if source in recalled]
     asked = np.flatnonzero(np.diff(offsets) > 0)
     if not len(asked) or not sources:
         return dict.fromkeys(sources, 1.0), float("nan")
@@ -56,7 +56,7 @@ def choose_mix(
 
 
 @dataclass(frozen=True)
-class Mixed:
+class FusionChoice:
     """Chosen fusion weights and the numbers of the choice.
 
     Attributes:
@@ -74,20 +74,20 @@ class Mixed:
     gain: Estimate | None
 
 
-def mix_or_single(
+def fusion_or_single(
     recalled: Mapping[str, NDArray[Any]],
     targets: NDArray[Any],
     offsets: NDArray[Any],
     seed: int,
     few: NDArray[np.int64] | None = None,
     k: int = 10,
-) -> Mixed:
-    """Return the best mix if it is significantly better than the best source.
+) -> FusionChoice:
+    """Return the best fusion if it is significantly better than the best source.
 
     Otherwise the best source is returned. Significant means that the lower end of the paired 95 % CI over users is above 0. Each user has one query.
 
     Args:
-        recalled, targets, offsets, k: As in `choose_mix`. seed: Seed of the interval.
+        recalled, targets, offsets, k: As in `choose_weights`. seed: Seed of the interval.
         few: Queries of the grid search; None means all. The interval always covers all queries.
     """
     places = np.arange(len(offsets) - 1) if few is None else few
@@ -95,21 +95,21 @@ def mix_or_single(
     mine = [targets[offsets[q] : offsets[q + 1]] for q in places]
     wanted = np.concatenate(mine) if mine else targets[:0]
     ends = np.concatenate([[0], np.cumsum([len(one) for one in mine], dtype=np.int64)])
-    tried = [(*choose_mix(some, wanted, ends, k, constant), constant) for constant in CONSTANTS]
+    tried = [(*choose_weights(some, wanted, ends, k, constant), constant) for constant in CONSTANTS]
     best, ndcg, constant = max(tried, key=lambda one: one[1])  # the first one wins a tie; NaN without a query
-    alone = {source: choose_mix({source: some[source]}, wanted, ends, k)[1] for source in best}
+    alone = {source: choose_weights({source: some[source]}, wanted, ends, k)[1] for source in best}
     if not alone or np.isnan(ndcg):
-        return Mixed(best, RRF, ndcg, best, alone, "", None)
-    single = max(alone, key=lambda source: alone[source])  # the first of MIX_SOURCES wins a tie
+        return FusionChoice(best, RRF, ndcg, best, alone, "", None)
+    single = max(alone, key=lambda source: alone[source])  # the first of FUSED_SOURCES wins a tie
     only = {source: float(source == single) for source in best}
     if sum(weight > 0 for weight in best.values()) == 1:
-        return Mixed(best, RRF, ndcg, best, alone, single, None)
+        return FusionChoice(best, RRF, ndcg, best, alone, single, None)
     points = np.array([list(best.values()), list(only.values())])
     values = _ndcg([recalled[source] for source in best], targets, offsets, points, k, constant)  # (2, Q)
     gain = bootstrap.difference(values[0], values[1], seed).absolute
     if gain.low > 0:
-        return Mixed(best, constant, ndcg, best, alone, single, gain)
-    return Mixed(only, RRF, alone[single], best, alone, single, gain)
+        return FusionChoice(best, constant, ndcg, best, alone, single, gain)
+    return FusionChoice(only, RRF, alone[single], best, alone, single, gain)
 
 
 def grid(sources: int) -> NDArray[np.float64]:
