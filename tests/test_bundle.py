@@ -216,7 +216,7 @@ def test_bundle_unknown_keys_are_kept(bundle_folder: Path, tmp_path: Path, name:
     ("name", "path"),
     [
         ("policy.json", ("placements",)), ("policy.json", ("filter_seen",)), ("policy.json", ("fallback",)),
-        ("policy.json", ("placements", "home", "k")), ("policy.json", ("placements", "home", "weights")),
+        ("policy.json", ("placements", "home", "n")), ("policy.json", ("placements", "home", "weights")),
         ("manifest.json", ("data", "cut")), ("manifest.json", ("model", "name")), ("manifest.json", ("train",)),
         ("manifest.json", ("scorers", "popular", "model")),
     ],
@@ -234,7 +234,7 @@ def test_bundle_with_a_missing_key_is_refused_and_names_it(
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), [(("k",), "ten"), (("weights",), {"popular": "much"}), (("filter",), None), (("rrf",), "60")]
+    ("path", "value"), [(("n",), "ten"), (("weights",), {"popular": "much"}), (("filter",), None), (("rrf",), "60")]
 )
 def test_policy_value_of_a_wrong_type_is_refused_and_named(
     bundle_folder: Path, path: tuple[str, ...], value: object

@@ -341,7 +341,7 @@ def test_bundle_files_and_manifest_are_as_documented(updated_folder: Path) -> No
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (facts["sha256"], facts["bytes"]), name
     golden = json.loads((folder / "golden.json").read_text("utf-8"))
     assert len(golden) == 5
-    assert all(set(case) >= {"state", "now", "placement", "k", "ids", "scores"} for case in golden)
+    assert all(set(case) >= {"state", "now", "placement", "n", "ids", "scores"} for case in golden)
     table = pl.read_parquet(folder / "items.parquet")
     assert set(table.columns) >= {"item_ix", "item_id", "count", "tail", "fields", "first_seq"}
 

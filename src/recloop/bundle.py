@@ -76,20 +76,21 @@ class GoldenCase:
     state: UserState
     now: int
     placement: str
-    k: int
+    n: int
     ids: list[str]
     scores: list[float]
 
     @classmethod
     def read_all(cls, path: Path) -> list[GoldenCase]:
-        """Read the cases of a golden.json.
+        """Read the cases of a golden.json; earlier bundles have ``k`` for ``n``.
 
         Raises:
             BundleError: the file does not contain golden cases.
         """
         try:
-            return msgspec.json.decode(path.read_bytes(), type=list[GoldenCase])
-        except msgspec.DecodeError as error:
+            cases = msgspec.json.decode(path.read_bytes(), type=list[JsonTree])
+            return msgspec.convert([case | {"n": case.get("n", case.get("k"))} for case in cases], list[GoldenCase])
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise BundleError(
                 "golden.json", path, f"a list of golden cases ({error})", "recloop update --full"
             ) from None

@@ -36,14 +36,14 @@ class Placement:
         list: ``for_you``, ``popular``, ``similar`` or ``latest``.
         weights: Weight of each source in the fusion; a source with weight 0 or without a weight is not used.
         filter: Condition on every item of the list; empty: none.
-        k: Length of a list if the query has none.
+        n: Length of a list if the query has none.
         rrf: Constant of the rank fusion; None: `RRF`.
     """
 
     list: str
     weights: Mapping[str, float]
     filter: str
-    k: int
+    n: int
     rrf: float | None = None
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,13 +61,13 @@ class Placement:
             list=kind,
             weights=weights,
             filter=tree.required("filter", str),
-            k=tree.required("k", int),
+            n=tree.required(_stored_key(tree, "n", "k"), int),
             rrf=tree.number("rrf"),
             other_keys=tree.unread,
         )
 
     def to_json(self) -> JsonTree:
-        known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "k": self.k}
+        known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "n": self.n}
         return {**self.other_keys, **known, **without_none(rrf=self.rrf)}
 
 
@@ -115,9 +115,13 @@ class Policy:
         }
 
 
+def _stored_key(tree: JsonObject, key: str, earlier: str) -> str:
+    """Select the earlier name of a key if an object has only that one."""
+    return earlier if earlier in tree.unread and key not in tree.unread else key
+
+
 def _read_fallback(policy: JsonObject) -> tuple[str, ...]:
-    """The stages of the fallback; earlier bundles have them under ``ladder``."""
-    key = "ladder" if "ladder" in policy.unread and "fallback" not in policy.unread else "fallback"
+    key = _stored_key(policy, "fallback", "ladder")
     stages = policy.required(key, tuple[str, ...])
     policy.check(key, stages, FALLBACK)
     return stages

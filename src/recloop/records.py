@@ -208,7 +208,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     variant: str
     placement: str
-    k: int
+    n: int
     query: JsonTree
     items: list[str]
     scores: list[float]

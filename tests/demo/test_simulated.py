@@ -187,5 +187,5 @@ def test_simulation_totals_add_up() -> None:
 def decision(user_id: str, at: int) -> Decision:
     return Decision(
         request_id=f"{user_id}-{at}", role="answer", user_id=user_id, served_at=at, as_of_seq=0, bundle="b", generation=1,
-        variant="live", placement="home", k=10, query={}, items=[], scores=[], sources=[], positives=0, inputs={}, latency_us=1,
+        variant="live", placement="home", n=10, query={}, items=[], scores=[], sources=[], positives=0, inputs={}, latency_us=1,
     )  # fmt: skip

@@ -19,7 +19,7 @@ def answer(
     return Decision(
         request_id=request_id, role="answer", user_id=user, served_at=at, as_of_seq=1, bundle="b", generation=1, variant=variant,
         assigned=assigned or variant,
-        placement="home", k=2, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), latency_us=50,
+        placement="home", n=2, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), latency_us=50,
     )  # fmt: skip
 
 

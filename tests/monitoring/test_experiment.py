@@ -70,7 +70,7 @@ class Truth:
 def answer(request_id: str, user: str, at: int, items: list[str], variant: str, assigned: str = "") -> Decision:
     return Decision(
         request_id=request_id, role="answer", user_id=user, served_at=at, as_of_seq=1, bundle="b", generation=1, variant=variant,
-        placement="home", k=5, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), latency_us=50,
+        placement="home", n=5, query={}, items=items, scores=[0.0] * len(items), sources=["popular"] * len(items), latency_us=50,
         assigned=assigned or variant,
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ def decision(
 ) -> Decision:
     values: dict[str, object] = {
         "request_id": f"r{number}", "role": "answer", "user_id": user, "served_at": NOW, "as_of_seq": 1, "bundle": "b",
-        "generation": 1, "variant": "live", "placement": "home", "k": len(items), "query": {}, "items": items,
+        "generation": 1, "variant": "live", "placement": "home", "n": len(items), "query": {}, "items": items,
         "scores": [0.0] * len(items), "sources": sources, "positives": positives,
     }  # fmt: skip
     return Decision(**{**values, **more})  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def project_with_decisions(tmp_path_factory: pytest.TempPathFactory) -> Iterator
             decisions.put(
                 Decision(
                     request_id=f"r{number}", role="answer", user_id=query.user_id, served_at=at, as_of_seq=1, bundle=made.bundle.id,
-                    generation=1, variant="live", placement="home", k=10, query={}, items=answer.items,
+                    generation=1, variant="live", placement="home", n=10, query={}, items=answer.items,
                     scores=answer.scores, sources=answer.sources, positives=answer.positives, inputs=answer.inputs,
                 )
             )  # fmt: skip

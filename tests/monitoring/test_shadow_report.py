@@ -91,7 +91,7 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
                     generation=2,
                     variant="live",
                     placement="home",
-                    k=10,
+                    n=10,
                     query={},
                     items=got.items,
                     scores=got.scores,

@@ -242,7 +242,7 @@ def test_verify_with_a_changed_or_removed_bundle_is_unexplained(project: Project
 def decision(items: str, scores: list[float], **inputs: str) -> Decision:
     return Decision(
         request_id="r", role="answer", user_id="u", served_at=0, as_of_seq=0, bundle="b", generation=1, variant="live",
-        placement="home", k=len(items), query={}, items=list(items), scores=scores, sources=["model"] * len(items),
+        placement="home", n=len(items), query={}, items=list(items), scores=scores, sources=["model"] * len(items),
         inputs=inputs,
     )  # fmt: skip
 

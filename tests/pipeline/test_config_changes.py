@@ -337,4 +337,4 @@ def test_update_with_a_changed_placement_suggests_full(project: Project) -> None
     assert tree["verdict"] in {"registered", "refused"}
     if tree["bundle"]:
         policy = open_project(project.root).load_bundle(tree["bundle"]).policy
-        assert policy.placements["cart"].k == 4
+        assert policy.placements["cart"].n == 4

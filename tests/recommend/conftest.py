@@ -39,7 +39,7 @@ def make_bundle() -> Callable[..., Bundle]:
 
     def make(weights: dict[str, float], half_life: float | None = None, **policy: object) -> Bundle:
         spec = FeatureSpec.from_config(build({"features": {"context": []}, "serve": {"segment": "age"}}, (), {}))
-        home = {"list": "for_you", "weights": weights, "filter": "", "k": 3}
+        home = {"list": "for_you", "weights": weights, "filter": "", "n": 3}
         return Bundle(
             manifest=Manifest(
                 bundle="tiny", model=ModelSpec("counts", {}), data=TrainingRows(cut=0),

@@ -66,7 +66,7 @@ def test_similar_items_with_vectors_fuse_cosine_and_covisitation(make_bundle: Ma
 
 def test_similar_items_with_placement_weights_use_them(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = with_vectors(make_bundle({"popular": 1.0}))
-    page = Placement(list="similar", weights={"model": 1.0}, filter="price > 2.5", k=2)
+    page = Placement(list="similar", weights={"model": 1.0}, filter="price > 2.5", n=2)
     bundle = replace(bundle, policy=bundle.policy.with_placement("page", page))
     answer = ask(Recommender(bundle, catalogue), "apple", placement="page", n=0)
     assert answer.items == ["eggs", "cheese"]  # bread costs 2
@@ -121,7 +121,7 @@ def test_similar_items_of_a_batch_equal_single_requests(make_bundle: Make, catal
 def test_latest_list_orders_visible_items_by_first_seq(make_bundle: Make, catalogue: Catalog) -> None:
     """First seqs: apple 1 to eggs 5, figs 10, grapes 11; hidden items excluded."""
     bundle = make_bundle({"popular": 1.0})
-    fresh = Placement(list="latest", weights={}, filter="", k=4)
+    fresh = Placement(list="latest", weights={}, filter="", n=4)
     bundle = replace(bundle, policy=bundle.policy.with_placement("new", fresh))
     catalogue.upsert(Item(item_id="figs", attributes={"price": 3.0}, seq=30))  # a new version is not a new item
     recommender = Recommender(bundle, catalogue)

@@ -242,7 +242,7 @@ def test_decision_row_equals_the_answer(client: httpx.Client, server: Server, us
     (row,) = logged(server, f"whole-{user}")
     assert (row.items, row.scores) == (ids(answer), [item["score"] for item in answer["items"]])
     assert row.sources == [item["source"] for item in answer["items"]]
-    assert (row.user_id, row.role, row.variant, row.placement, row.k) == (user, "answer", "live", "home", 7)
+    assert (row.user_id, row.role, row.variant, row.placement, row.n) == (user, "answer", "live", "home", 7)
     assert row.query == {"exclude": ["i03"], "filter": "price > 0", "properties": ["name"], "context": {}}
     assert (row.bundle, row.generation, row.positives, row.session_id) == (answer["model_version"], 2, 2, "s9")
     assert list(row.inputs)[:4] == ["state", "catalogue", "now", "filters"]

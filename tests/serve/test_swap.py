@@ -398,7 +398,7 @@ def test_shadow_scores_the_requests_of_its_share_of_users(shadowed: ShadowedRequ
 
 def test_shadow_and_replica_score_as_of_the_seq_of_the_answer(shadowed: ShadowedRequests) -> None:
     def moment(row: Decision) -> dict[str, Any]:
-        return {name: getattr(row, name) for name in ("as_of_seq", "served_at", "placement", "k")}
+        return {name: getattr(row, name) for name in ("as_of_seq", "served_at", "placement", "n")}
 
     for row in (*shadowed.of("shadow"), *shadowed.of("replica")):
         assert moment(row) == moment(shadowed.answers[row.request_id])

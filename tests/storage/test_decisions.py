@@ -23,7 +23,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 def decision(request_id: str = "r", **more: object) -> Decision:
     values: dict[str, object] = {
         "request_id": request_id, "role": "answer", "user_id": "u", "served_at": 10, "as_of_seq": 3, "bundle": "counts-1",
-        "generation": 1, "variant": "live", "placement": "home", "k": 2, "query": {"exclude": ["x"], "filter": ""},
+        "generation": 1, "variant": "live", "placement": "home", "n": 2, "query": {"exclude": ["x"], "filter": ""},
         "items": ["a", "b"], "scores": [0.1, 1 / 3], "sources": ["history", "popular"], "degraded": ["log"],
         "inputs": {"state": "0a1b2c3d"}, "positives": 4, "latency_us": 900,
     }  # fmt: skip
@@ -63,12 +63,12 @@ def test_decisions_are_written_without_a_flush(decisions: DecisionLog) -> None:
 
 
 def test_decisions_keep_the_first_row_of_a_request(decisions: DecisionLog) -> None:
-    decisions.put(decision("r", k=1))
-    decisions.put(decision("r", k=2))
-    decisions.put(decision("r", k=3, role="shadow"))
-    decisions.put(decision("r", k=4, bundle="other"))
+    decisions.put(decision("r", n=1))
+    decisions.put(decision("r", n=2))
+    decisions.put(decision("r", n=3, role="shadow"))
+    decisions.put(decision("r", n=4, bundle="other"))
     decisions.flush()
-    assert [row.k for row in decisions.rows()] == [1, 3, 4]
+    assert [row.n for row in decisions.rows()] == [1, 3, 4]
 
 
 def test_decisions_with_a_repeated_key_are_dropped_and_counted(decisions: DecisionLog, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_decisions_of_schema_3_keep_their_rows(old_folder: Path, write: bool) ->
     assert [row.user_id for row in rows] == ["new", "u01", "u02"]
     assert [row.request_id for row in rows] == ["c-new", "c-u01", "c-u02"]
     assert {(row.role, row.variant, row.placement) for row in rows} == {("answer", "live", "home")}
-    assert [len(row.items) for row in rows] == [3, 3, 3]
+    assert [(row.n, len(row.items)) for row in rows] == [(3, 3)] * 3
 
 
 def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, write: bool) -> None:
@@ -57,5 +57,6 @@ def test_bundle_with_earlier_names_loads_with_its_hash(old_folder: Path) -> None
     release = ControlStore(old_folder / "store" / "control.db").releases()[-1]
     bundle = bundles.load(old_folder / "bundles" / release.bundle, release.sha256)
     assert len(bundle.items) == 15
-    assert set(bundle.policy.placements) == {"home"}
+    assert {name: placement.n for name, placement in bundle.policy.placements.items()} == {"home": 10}
+    assert [case.n for case in bundle.golden] == [10] * 5
     assert bundle.spec.request == ("hour", "weekday", "gap")

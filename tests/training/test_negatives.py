@@ -87,7 +87,7 @@ def test_skipped_above_click_with_a_decision_needs_no_impressions() -> None:
 def decided(request: str, user: str, items: str, role: str = "answer") -> Decision:
     return Decision(
         request_id=request, role=role, user_id=user, served_at=0, as_of_seq=0, bundle="b", generation=1, variant="live",
-        placement="home", k=10, query={}, items=list(items), scores=[], sources=[],
+        placement="home", n=10, query={}, items=list(items), scores=[], sources=[],
     )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def _list(replayer: DecisionReplayer, decision: Decision, bundle: str) -> list[s
     """Return the list of another bundle for the same request."""
     recommender, states = replayer.context_for(decision, bundle)
     query = Query(
-        user_id=decision.user_id, now=decision.served_at, n=decision.k, placement=decision.placement,
+        user_id=decision.user_id, now=decision.served_at, n=decision.n, placement=decision.placement,
         request_id=decision.request_id,
     )  # fmt: skip
     return recommender.recommend(states, [query], with_inputs=False)[0].items

@@ -257,7 +257,7 @@ def _query(decision: Decision) -> Query:
     return Query(
         user_id=decision.user_id,
         now=decision.served_at,
-        n=decision.k,
+        n=decision.n,
         placement=decision.placement,
         exclude=tuple(decision.query.get("exclude", ())),
         filter=decision.query.get("filter", ""),

@@ -105,7 +105,7 @@ class Recommender:
     def recommend(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, k and filter are processed together.
+        Queries that share placement, n and filter are processed together.
         """
         groups = {(query.placement, query.n, query.filter) for query in queries}
         if len(groups) == 1:
@@ -119,7 +119,7 @@ class Recommender:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.candidate_mask(encoded, queries, placement)
-        fused = self.fuse_sources(encoded, allowed, queries, placement, queries[0].n or placement.k)
+        fused = self.fuse_sources(encoded, allowed, queries, placement, queries[0].n or placement.n)
         answers = self.assemble(encoded, allowed, fused, queries, placement)
         if not with_inputs:
             return answers
@@ -173,7 +173,7 @@ class Recommender:
         stages = [(name, self._stages[name]) for name in stage_names]
         answers = []
         for b, query in enumerate(queries):
-            k = query.n or placement.k
+            k = query.n or placement.n
             found = int(np.count_nonzero(fused.items[b, :k]))
             slots = [
                 Slot(ids[item_ix - 1], score, FUSED_SOURCES[source])
@@ -229,14 +229,14 @@ def select_state(states: StateBatch, b: int) -> StateBatch:
 
 
 def make_golden(
-    recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, k: int
+    recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, n: int
 ) -> list[GoldenCase]:
     """Build golden.json cases: a state and its list over the bundle's own catalog."""
     cases = []
     for user_id, state in zip(users, states, strict=True):
-        query = Query(user_id=user_id, now=now, n=k, placement=placement)
+        query = Query(user_id=user_id, now=now, n=n, placement=placement)
         answer = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
-        cases.append(GoldenCase(state=state, now=now, placement=placement, k=k, ids=answer.items, scores=answer.scores))
+        cases.append(GoldenCase(state=state, now=now, placement=placement, n=n, ids=answer.items, scores=answer.scores))
     return cases
 
 
@@ -248,7 +248,7 @@ def check_golden(bundle: Bundle) -> None:
     """
     own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
-        query = Query(user_id="golden", now=case.now, n=case.k, placement=case.placement)
+        query = Query(user_id="golden", now=case.now, n=case.n, placement=case.placement)
         answer = own.recommend(StateBatch.from_states(["golden"], [case.state]), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case.scores) and np.allclose(
             answer.scores, case.scores, rtol=0, atol=CLOSE

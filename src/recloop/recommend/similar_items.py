@@ -21,7 +21,7 @@ from recloop.recommend.top_k import TopK, best_row, best_sparse
 LIST: Final = "similar"
 SOURCES: Final = ("model", "neighbours")
 """Sources of a similar-items list: cosine of item vectors, and the co-visitation row."""
-PLACEMENT: Final = Placement(list=LIST, weights=dict.fromkeys(SOURCES, 1.0), filter="", k=10)
+PLACEMENT: Final = Placement(list=LIST, weights=dict.fromkeys(SOURCES, 1.0), filter="", n=10)
 """Placement `similar` of a bundle that does not define one."""
 
 

@@ -80,7 +80,7 @@ def build_decision(
         generation=arm.generation,
         variant=arm.variant,
         placement=query.placement,
-        k=answer.n,
+        n=answer.n,
         query=asked,
         items=answer.items,
         scores=answer.scores,

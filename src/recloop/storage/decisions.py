@@ -30,9 +30,9 @@ CREATE TABLE removed (
     variant TEXT NOT NULL, placement TEXT NOT NULL, answers INTEGER NOT NULL, PRIMARY KEY (variant, placement))"""
 SCRIPT = f"""
 CREATE TABLE decisions (
-    n INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL,
     served_at INTEGER NOT NULL, as_of_seq INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL,
-    variant TEXT NOT NULL, placement TEXT NOT NULL, k INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL,
+    variant TEXT NOT NULL, placement TEXT NOT NULL, n INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL,
     scores TEXT NOT NULL, sources TEXT NOT NULL, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
     positives INTEGER NOT NULL, inputs TEXT NOT NULL, latency_us INTEGER NOT NULL, client_request_id TEXT,
     assigned TEXT NOT NULL DEFAULT 'live', UNIQUE (request_id, role, bundle));
@@ -52,6 +52,8 @@ ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
 ALTER TABLE decisions RENAME COLUMN at TO served_at;
 ALTER TABLE decisions RENAME COLUMN as_of TO as_of_seq;
 ALTER TABLE decisions RENAME COLUMN micros TO latency_us;
+ALTER TABLE decisions RENAME COLUMN n TO id;
+ALTER TABLE decisions RENAME COLUMN k TO n;
 ALTER TABLE decisions DROP COLUMN propensities;
 DROP INDEX decisions_at;
 CREATE INDEX decisions_served_at ON decisions (served_at);
@@ -68,11 +70,13 @@ INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.
 
 def _view(expressions: Mapping[str, str]) -> str:
     """Build the view of an older schema's table with the columns of this schema."""
-    columns = ", ".join(f"{expressions.get(name, name)} AS {name}" for name in ("n", *COLUMNS))
+    columns = ", ".join(f"{expressions.get(name, name)} AS {name}" for name in ("id", *COLUMNS))
     return f"CREATE TEMP VIEW decisions AS SELECT {columns} FROM main.decisions"
 
 
 NAMES_OF_SCHEMA_3 = {
+    "id": "n",
+    "n": "k",
     "served_at": "at",
     "as_of_seq": "as_of",
     "latency_us": "micros",
@@ -159,12 +163,12 @@ class DecisionLog(Store):
         self._readers.close()
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
-        """Last rows with ``since`` <= served_at < ``until``, in insertion order."""
+        """Rows in insertion order: the ``last`` ones with ``since`` <= served_at < ``until``."""
         bounds = (("served_at >= ?", since), ("served_at < ?", until))
         tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
         limit = "" if last is None else f"LIMIT {int(last)}"
-        found = self._readers.get().execute(f"{SELECT} {where} ORDER BY n DESC {limit}", [stamp for _, stamp in tests])
+        found = self._readers.get().execute(f"{SELECT} {where} ORDER BY id DESC {limit}", [stamp for _, stamp in tests])
         return [_decision(row) for row in found][::-1]
 
     def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
@@ -172,12 +176,12 @@ class DecisionLog(Store):
         for start in range(0, len(request_ids), BATCH):
             part = request_ids[start : start + BATCH]
             asked = f"""{SELECT} WHERE role = 'answer'
-                AND request_id IN ({", ".join("?" * len(part))}) ORDER BY n"""
+                AND request_id IN ({", ".join("?" * len(part))}) ORDER BY id"""
             for row in self._readers.get().execute(asked, part):
                 yield _decision(row)
 
     def traffic(self, window_us: int) -> tuple[int, int, int]:
-        """Count, first and last time of responses in ``window_us`` up to the newest."""
+        """Count, first and last time of responses in the ``window_us`` microseconds up to the newest."""
         asked = """SELECT count(*), min(served_at), max(served_at) FROM decisions
             WHERE role = 'answer' AND served_at > (SELECT max(served_at) FROM decisions WHERE role = 'answer') - ?"""
         count, first, last = self._readers.get().execute(asked, (window_us,)).fetchone()
@@ -279,8 +283,8 @@ def remove_before(file: Path, stamp: int) -> int:
     try:
         while True:
             with transaction(writer):
-                rows = writer.execute("SELECT n FROM decisions WHERE served_at < ? LIMIT ?", (stamp, BATCH)).fetchall()
-                named = f"n IN ({', '.join(str(n) for (n,) in rows)})"
+                rows = writer.execute("SELECT id FROM decisions WHERE served_at < ? LIMIT ?", (stamp, BATCH)).fetchall()
+                named = f"id IN ({', '.join(str(number) for (number,) in rows)})"
                 writer.execute(
                     f"""INSERT INTO removed SELECT variant, placement, count(*) FROM decisions
                     WHERE role = 'answer' AND {named} GROUP BY variant, placement

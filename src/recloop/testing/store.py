@@ -50,7 +50,7 @@ def some_decision(request_id: str, **fields: Any) -> Decision:
     """Build a decision for user ``u`` with the given fields."""
     plain: JsonTree = {
         "role": "answer", "user_id": "u", "served_at": 10, "as_of_seq": 3, "bundle": "b", "generation": 1, "variant": "live",
-        "placement": "home", "k": 2, "query": {"exclude": []}, "items": ["é", "01"], "scores": [0.5, -1.0],
+        "placement": "home", "n": 2, "query": {"exclude": []}, "items": ["é", "01"], "scores": [0.5, -1.0],
         "sources": ["history", "popular"], "inputs": {"state": "0123abcd"},
     }  # fmt: skip
     return Decision(request_id=request_id, **{**plain, **fields})
@@ -163,10 +163,10 @@ class StoreContract:
 
     def test_first_decision_of_a_request_is_kept(self, stores: Stores) -> None:
         decisions = stores.decisions()
-        decisions.put(some_decision("r", k=2))
-        decisions.put(some_decision("r", k=3))
+        decisions.put(some_decision("r", n=2))
+        decisions.put(some_decision("r", n=3))
         decisions.flush()
-        assert [row.k for row in decisions.rows()] == [2]
+        assert [row.n for row in decisions.rows()] == [2]
 
     def test_close_writes_buffered_decisions(self, stores: Stores) -> None:
         decisions = stores.decisions()

@@ -114,7 +114,7 @@ def draft_bundle(
             list=section.list,
             weights=_start(section.list, section.weights, scorers),
             filter=section.filter,
-            k=section.n,
+            n=section.n,
         )
         for name, section in config.placement.items()
     }
