@@ -84,7 +84,7 @@ def test_demo_on_complete_journey_has_every_step_and_file(demo_run: dict[str, An
         ("serve", "10 items from segment"),
         ("serve", "10 items from popular"),
         ("watch", "305 checked, 305 equal, 0 late, 0 unexplained"),
-        ("watch", r"verify finds [1-9]\d* of 30, named request\.gap"),
+        ("watch", r"verify finds [1-9]\d* of 30 decisions, in context\.days_since_last"),
         ("watch", "exit 2"),
         ("keep learning", r"recloop update: [\d,]+ rows .*: registered"),
         ("gate", "poisoned copy, with the input check: blocked"),

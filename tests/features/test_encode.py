@@ -19,9 +19,9 @@ SPEC = FeatureSpec.from_config(
 FIELDS = FieldCodes(
     {
         "user.age": CategoryCodes(("18-29", "60+")),
-        "request.hour": CategoryCodes(tuple(map(str, range(24)))),
-        "request.weekday": CategoryCodes(tuple(map(str, range(1, 8)))),
-        "request.gap": NumericBuckets((1.0, 7.0)),
+        "context.hour": CategoryCodes(tuple(map(str, range(24)))),
+        "context.weekday": CategoryCodes(tuple(map(str, range(1, 8)))),
+        "context.days_since_last": NumericBuckets((1.0, 7.0)),
     }
 )
 ITEMS = Vocabulary(["b", "a", "c", "d"])
@@ -57,7 +57,7 @@ def test_encode_negatives_exclude_items_outside_the_table() -> None:
 def test_encode_context_is_user_fields_then_hour_weekday_and_gap() -> None:
     past = state((NOON - 2 * DAY, "a"), attributes={"band": "60+"})
     made = encoded(past, state(), state((NOON - DAY, "a")), state((NOON - 8 * DAY, "x")))
-    assert made.context_names == ["user.age", "request.hour", "request.weekday", "request.gap"]
+    assert made.context_names == ["user.age", "context.hour", "context.weekday", "context.days_since_last"]
     # 07:00 in New York is code 8; Wednesday 3; two days: the middle bucket; no history: missing.
     assert made.context.tolist() == [[2, 8, 3, 2], [0, 8, 3, 0], [0, 8, 3, 2], [0, 8, 3, 3]]
 
@@ -92,7 +92,7 @@ def test_encoded_input_hashes_name_the_changed_input() -> None:
     one = encoded(past).inputs(0)
     assert one == encoded(past).inputs(0)
     later = encoded(past, now=NOON + 3600 * SECOND).inputs(0)
-    assert [name for name in one if one[name] != later[name]] == ["request.hour"]
+    assert [name for name in one if one[name] != later[name]] == ["context.hour"]
     more = encoded(state((NOON - 2 * DAY, "abc"))).inputs(0)
     assert [name for name in one if one[name] != more[name]] == ["history"]
 
@@ -117,4 +117,4 @@ def test_field_codes_and_spec_round_trip_through_json() -> None:
 def test_field_codes_fit_edges_at_quantiles() -> None:
     fields = FieldCodes.fit(SPEC, [], [{"band": "b"}, {"band": "a"}, None, {"band": 3}], np.arange(101.0))
     assert fields.codes["user.age"] == CategoryCodes(("3", "a", "b"))
-    assert fields.codes["request.gap"] == NumericBuckets(tuple(float(edge) for edge in range(10, 100, 10)))
+    assert fields.codes["context.days_since_last"] == NumericBuckets(tuple(float(edge) for edge in range(10, 100, 10)))

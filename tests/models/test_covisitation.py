@@ -35,7 +35,7 @@ def data_of(users: Sequence[Sequence[Sequence[int]]], n_items: int) -> TrainData
         item_codes=nothing,
         user_fields=[],
         item_fields=[],
-        request_fields=[],
+        context_fields=[],
         cut=len(moments),
         counts=np.bincount(items, minlength=n_items + 1),
     )

@@ -34,7 +34,7 @@ def bare(n_items: int = N, fields: int = 0, context: int = 0) -> TrainData:
         item_codes=none,
         user_fields=[(f"user.{n}", 4, 3) for n in range(context)],
         item_fields=[(f"item.{n}", 5, 3) for n in range(fields)],
-        request_fields=[],
+        context_fields=[],
         cut=0,
         counts=none,
     )

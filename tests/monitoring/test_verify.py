@@ -120,7 +120,7 @@ def test_verify_without_decisions_checks_0(project: Project) -> None:
 
 
 def move_an_edge(service: Service) -> None:
-    codes = service.bundle.fields.codes["request.gap"]
+    codes = service.bundle.fields.codes["context.days_since_last"]
     object.__setattr__(codes, "edges", tuple(edge * 50 for edge in codes.edges))
 
 
@@ -171,7 +171,7 @@ def weigh_otherwise(service: Service) -> None:
 
 
 SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [
-    (move_an_edge, {"request.gap"}),
+    (move_an_edge, {"context.days_since_last"}),
     (drop_a_filter, {"filters"}),
     (shift_an_hour, {"now", "state"}),  # events of that hour are visible too early
     (keep_old_states, {"state"}),

@@ -510,7 +510,7 @@ def test_update_with_changed_features_retrains_in_full(later: Later) -> None:
     if done.bundle:
         child = project.load_bundle(done.bundle)
         assert child.manifest.train.mode == "full"
-        assert child.spec.request == ("hour",)
+        assert child.spec.context == ("hour",)
 
 
 def test_verify_after_an_update_explains_earlier_decisions(later: Later) -> None:

@@ -246,7 +246,7 @@ def test_decision_row_equals_the_answer(client: httpx.Client, server: Server, us
     assert row.query == {"exclude": ["i03"], "filter": "price > 0", "properties": ["name"], "context": {}}
     assert (row.bundle, row.generation, row.positives, row.session_id) == (answer["model_version"], 2, 2, "s9")
     assert list(row.inputs)[:4] == ["state", "catalogue", "now", "filters"]
-    assert {"history", "user.age", "request.hour", "request.gap"} <= set(row.inputs)
+    assert {"history", "user.age", "context.hour", "context.days_since_last"} <= set(row.inputs)
     assert row.as_of_seq == client.get("/v1/status").json()["last_seq"]
     assert row.latency_us > 0
     assert before <= row.served_at <= time.time_ns() // 1_000

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from recloop import bundle as bundles
+from recloop.recommend.recommender import check_golden
 from recloop.storage.control import ControlStore
 from recloop.storage.decisions import DecisionLog
 from recloop.storage.event_log import EventLog
@@ -34,6 +35,7 @@ def test_decisions_of_schema_3_keep_their_rows(old_folder: Path, write: bool) ->
     assert [row.request_id for row in rows] == ["c-new", "c-u01", "c-u02"]
     assert {(row.role, row.variant, row.placement) for row in rows} == {("answer", "live", "home")}
     assert [(row.n, len(row.items)) for row in rows] == [(3, 3)] * 3
+    assert all({"context.hour", "context.weekday", "context.days_since_last"} <= set(row.inputs) for row in rows)
 
 
 def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, write: bool) -> None:
@@ -59,4 +61,6 @@ def test_bundle_with_earlier_names_loads_with_its_hash(old_folder: Path) -> None
     assert len(bundle.items) == 15
     assert {name: placement.n for name, placement in bundle.policy.placements.items()} == {"home": 10}
     assert [case.n for case in bundle.golden] == [10] * 5
-    assert bundle.spec.request == ("hour", "weekday", "gap")
+    assert bundle.spec.context == ("hour", "weekday", "days_since_last")
+    assert set(bundle.spec.context_columns) <= set(bundle.fields.codes)
+    check_golden(bundle)

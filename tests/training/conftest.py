@@ -51,7 +51,7 @@ def make(
         item_codes=np.zeros((n_items + 1, 0), np.int32),
         user_fields=[(f"user.{n}", int(codes[:, n].max()) + 1, 4) for n in range(codes.shape[1])],
         item_fields=[],
-        request_fields=[],
+        context_fields=[],
         cut=1000 * day,
         counts=np.bincount(flat, minlength=n_items + 1),
         held=ValidationQueries(

@@ -54,7 +54,7 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
         if not found["unexplained"]:
             raise AssertionError("verify did not find the planted skew")
         fields = next(copy.glob("bundles/*/fields.json"))
-        fields.write_text(fields.read_text("utf-8").replace("request.gap", "request.pag"), "utf-8")
+        fields.write_text(fields.read_text("utf-8").replace("days_since_last", "last_since_days"), "utf-8")
         words = [sys.executable, "-m", "recloop", "-C", str(copy), "serve", "--port", "0"]
         refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=WAIT)
         tell(f"moved it on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...")
@@ -68,7 +68,7 @@ def serve_skewed(root: str) -> None:
 
 
 def _move_edges(service: Service) -> None:
-    number = service.bundle.fields.codes["request.gap"]
+    number = service.bundle.fields.codes["context.days_since_last"]
     assert isinstance(number, NumericBuckets)
     object.__setattr__(number, "edges", tuple(edge * 50 for edge in number.edges))
 

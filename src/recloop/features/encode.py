@@ -27,7 +27,7 @@ class EncodedBatch:
     """Batch of B encoded queries as flat arrays.
 
     The history holds dense ``item_ix``. Items outside the table are removed, then the moments that become empty.
-    ``context`` (B, C) holds the codes of `FeatureSpec.context`, 0 = missing; ``now`` (B,) is int64 microseconds.
+    ``context`` (B, C) holds the codes of `FeatureSpec.context_columns`, 0 = missing; ``now`` (B,) is int64 microseconds.
     """
 
     states: StateBatch
@@ -119,7 +119,7 @@ def encode(
     last = np.zeros(len(states), dtype=np.int64)
     has_past = np.diff(states.moment_offsets) > 0
     last[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
-    request = request_codes(spec, fields, nows, last, has_past)
+    time_codes = context_codes(spec, fields, nows, last, has_past)
     return EncodedBatch(
         states=states,
         moment_offsets=offsets_of(np.bincount(moment_query, minlength=len(states))),
@@ -129,31 +129,31 @@ def encode(
         targets=states.targets[known],
         negative_offsets=offsets_of(np.bincount(negative_query, minlength=len(states))),
         negatives=negatives[negatives > 0],
-        context=np.stack([*user, *request], axis=1) if user or request else np.zeros((len(states), 0), np.int32),
-        context_names=spec.context,
+        context=np.stack([*user, *time_codes], axis=1) if user or time_codes else np.zeros((len(states), 0), np.int32),
+        context_names=spec.context_columns,
         now=nows,
     )
 
 
-def request_codes(
+def context_codes(
     spec: FeatureSpec, fields: FieldCodes, now: np.ndarray, last: np.ndarray, has_past: np.ndarray
 ) -> list[np.ndarray]:
-    """(B,) int32 codes of each request feature.
+    """(B,) int32 codes of each context feature.
 
-    Hour and weekday are those of ``now`` in the spec's time zone. The gap is in days since ``last``.
+    Hour and weekday are those of ``now`` in the spec's time zone. ``days_since_last`` counts from ``last``.
 
     Args:
         now, last: (B,) int64 microseconds of the query and of the last moment of its history.
-        has_past: (B,) bool: True if the history has a moment; otherwise the gap is missing.
+        has_past: (B,) bool: True if the history has a moment; otherwise ``days_since_last`` is missing.
     """
     local = now + _utc_offsets(now, spec.timezone)
     days = local // DAY
     made = {
         "hour": (local - days * DAY) // (3600 * SECOND),
         "weekday": (days + 3) % 7 + 1,  # 1970-01-01 was a Thursday; Monday is 1
-        "gap": np.where(has_past, (now - last) / DAY, np.nan),
+        "days_since_last": np.where(has_past, (now - last) / DAY, np.nan),
     }
-    return [fields.codes[f"request.{name}"].codes(made[name].tolist()) for name in spec.request]
+    return [fields.codes[f"context.{name}"].codes(made[name].tolist()) for name in spec.context]
 
 
 def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -12,8 +13,12 @@ from recloop.config import Clean, Config, Events, Field
 from recloop.features.dwell import DwellPercentiles
 from recloop.files import JsonTree
 
-ENCODED: Final = {"days_since_last": "gap"}
-"""Names of ``features.context`` that differ in a bundle's files."""
+EARLIER_NAMES: Final = {
+    "request.hour": "context.hour",
+    "request.weekday": "context.weekday",
+    "request.gap": "context.days_since_last",
+}
+"""Context features in the bundles of earlier versions -> present names; translated when a bundle is loaded."""
 ENCODE_VERSION = 2
 """Version of the encoding; it changes with the golden tests of `recloop.features.encode`."""
 
@@ -26,7 +31,7 @@ class FeatureSpec:
         events: Event classes (`recloop.features.labels`).
         clean: Causal rules, which decide on arrival whether a row is valid.
         item, user: Features by name; ``source`` is the attribute they read.
-        request: Features of the query's time, in order.
+        context: Features of the query's time, in order.
         dim: Width of a vector. history: Number of newest items of a state that a sequence model reads.
         timezone: Zone of stamps without one, and of hour and weekday.
         segment: User attribute with a popular list per value; empty: none.
@@ -37,7 +42,7 @@ class FeatureSpec:
     clean: Clean
     item: dict[str, Field]
     user: dict[str, Field]
-    request: tuple[str, ...]
+    context: tuple[str, ...]
     dim: int
     history: int
     timezone: str
@@ -53,7 +58,7 @@ class FeatureSpec:
             clean=config.clean,
             item=dict(sorted(features.item.items())),
             user=dict(sorted(features.user.items())),
-            request=tuple(ENCODED.get(name, name) for name in features.context),
+            context=features.context,
             dim=features.dim,
             history=features.max_history,
             timezone=config.data.timezone,
@@ -62,9 +67,9 @@ class FeatureSpec:
         )
 
     @property
-    def context(self) -> list[str]:
-        """Column names of a query's context: user fields, then request fields."""
-        return [f"user.{name}" for name in self.user] + [f"request.{name}" for name in self.request]
+    def context_columns(self) -> list[str]:
+        """Column names of a query's context: user fields, then context features."""
+        return [f"user.{name}" for name in self.user] + [f"context.{name}" for name in self.context]
 
     @cached_property
     def state_key(self) -> str:
@@ -80,7 +85,7 @@ class FeatureSpec:
             "clean": self.clean.model_dump(mode="json"),
             "item": {name: field.model_dump(mode="json", by_alias=True) for name, field in self.item.items()},
             "user": {name: field.model_dump(mode="json", by_alias=True) for name, field in self.user.items()},
-            "request": list(self.request),
+            "context": list(self.context),
             "dim": self.dim,
             "history": self.history,
             "timezone": self.timezone,
@@ -102,10 +107,14 @@ class FeatureSpec:
             clean=Clean.model_validate(tree["clean"]),
             item={name: Field.model_validate(field) for name, field in tree["item"].items()},
             user={name: Field.model_validate(field) for name, field in tree["user"].items()},
-            request=tuple(tree["request"]),
+            context=tuple(tree["context"]) if "context" in tree else _earlier_context(tree["request"]),
             dim=tree["dim"],
             history=tree["history"],
             timezone=tree["timezone"],
             segment=tree["segment"],
             dwell=DwellPercentiles.from_json(tree["dwell"]) if tree.get("dwell") else None,
         )
+
+
+def _earlier_context(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(EARLIER_NAMES[f"request.{name}"].removeprefix("context.") for name in names)

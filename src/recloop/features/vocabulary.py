@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recloop.features.spec import FeatureSpec
+from recloop.features.spec import EARLIER_NAMES, FeatureSpec
 from recloop.files import JsonTree
 
 BUCKETS = 10
@@ -103,7 +103,8 @@ class FieldCodes:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> FieldCodes:
         made: dict[str, Codes] = {}
-        for name, entry in tree.items():
+        for stored_name, entry in tree.items():
+            name = EARLIER_NAMES.get(stored_name, stored_name)
             if entry["kind"] == "category":
                 made[name] = CategoryCodes(tuple(entry["values"]))
             else:
@@ -129,13 +130,13 @@ class FieldCodes:
             for name, field in fields.items():
                 raws = [None if row is None else row.get(field.source or name) for row in rows]
                 codes[f"{side}.{name}"] = _category(raws) if field.kind == "category" else _number(raws)
-        for name in spec.request:
+        for name in spec.context:
             if name == "hour":
-                codes["request.hour"] = CategoryCodes(tuple(str(hour) for hour in range(HOURS)))
+                codes["context.hour"] = CategoryCodes(tuple(str(hour) for hour in range(HOURS)))
             elif name == "weekday":
-                codes["request.weekday"] = CategoryCodes(tuple(str(day) for day in range(1, WEEKDAYS + 1)))
+                codes["context.weekday"] = CategoryCodes(tuple(str(day) for day in range(1, WEEKDAYS + 1)))
             else:
-                codes["request.gap"] = _number(gaps.tolist())
+                codes["context.days_since_last"] = _number(gaps.tolist())
         return cls(codes)
 
 

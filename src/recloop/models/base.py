@@ -128,13 +128,13 @@ class TrainData:
     item_codes: np.ndarray  # (N+1, Ci) int32, columns as item_fields
     user_fields: list[tuple[str, int, int]]  # name, number of codes (0 = missing included), dim
     item_fields: list[tuple[str, int, int]]
-    request_fields: list[tuple[str, int, int]]
+    context_fields: list[tuple[str, int, int]]
     cut: int
     counts: np.ndarray  # (N+1,) int64, training targets of an item, as rows
     held: ValidationQueries | None = None
     negatives: Negatives | None = None
     targets: np.ndarray | None = None  # (E,) bool; None: every row is a target
-    extras: Mapping[str, Any] = field(default_factory=dict)  # fields and timezone for `encode.request_codes`
+    extras: Mapping[str, Any] = field(default_factory=dict)  # fields and timezone for `encode.context_codes`
     history: TrainData | None = None  # source of states if it has later rows; None: these rows
     targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
 

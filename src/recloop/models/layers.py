@@ -58,7 +58,7 @@ class SequenceModel(nn.Module):
         """Build the tables for the items and fields of the training rows."""
         self.table = embedding(data.n_items + 1, dim, std=0.1)  # (N+1, D); row 0 pads
         self.item_fields = FieldEmbedding([(size, width) for _, size, width in data.item_fields], dim)
-        self.context = FieldEmbedding([(size, width) for _, size, width in data.user_fields + data.request_fields], dim)
+        self.context = FieldEmbedding([(size, width) for _, size, width in data.user_fields + data.context_fields], dim)
 
     def init_items(self, vectors: Tensor) -> None:
         """Initialize the item table with these rows (N+1, D)."""

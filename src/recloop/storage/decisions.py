@@ -41,6 +41,11 @@ CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NO
     lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
 INSERT INTO counts VALUES (1, 0, 0, 0, 0);
 {REMOVED}"""
+INPUTS_OF_SCHEMA_3 = (
+    """replace(replace(replace(inputs, '"request.hour":', '"context.hour":'), """
+    """'"request.weekday":', '"context.weekday":'), '"request.gap":', '"context.days_since_last":')"""
+)
+"""Inputs of a decision with the present names of the context features."""
 MIGRATIONS = {
     1: """
 ALTER TABLE decisions ADD COLUMN client_request_id TEXT;
@@ -48,7 +53,7 @@ ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
 UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
 ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
     2: REMOVED,
-    3: """
+    3: f"""
 ALTER TABLE decisions RENAME COLUMN at TO served_at;
 ALTER TABLE decisions RENAME COLUMN as_of TO as_of_seq;
 ALTER TABLE decisions RENAME COLUMN micros TO latency_us;
@@ -57,7 +62,8 @@ ALTER TABLE decisions RENAME COLUMN k TO n;
 ALTER TABLE decisions DROP COLUMN propensities;
 DROP INDEX decisions_at;
 CREATE INDEX decisions_served_at ON decisions (served_at);
-UPDATE decisions SET role = 'replica', variant = 'replica' WHERE role = 'twin'""",
+UPDATE decisions SET role = 'replica', variant = 'replica' WHERE role = 'twin';
+UPDATE decisions SET inputs = {INPUTS_OF_SCHEMA_3}""",
 }
 """Schema 1 does not record the assigned arm: a row keeps the arm that answered."""
 
@@ -82,6 +88,7 @@ NAMES_OF_SCHEMA_3 = {
     "latency_us": "micros",
     "role": "CASE role WHEN 'twin' THEN 'replica' ELSE role END",
     "variant": "CASE variant WHEN 'twin' THEN 'replica' ELSE variant END",
+    "inputs": INPUTS_OF_SCHEMA_3,
 }
 COLUMNS_AFTER_SCHEMA_1 = {
     "client_request_id": "NULL",
@@ -163,7 +170,7 @@ class DecisionLog(Store):
         self._readers.close()
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
-        """Rows in insertion order: the ``last`` ones with ``since`` <= served_at < ``until``."""
+        """Last rows with ``since`` <= served_at < ``until``, in insertion order."""
         bounds = (("served_at >= ?", since), ("served_at < ?", until))
         tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
@@ -181,7 +188,7 @@ class DecisionLog(Store):
                 yield _decision(row)
 
     def traffic(self, window_us: int) -> tuple[int, int, int]:
-        """Count, first and last time of responses in the ``window_us`` microseconds up to the newest."""
+        """Count, first and last time of responses in ``window_us`` up to the newest."""
         asked = """SELECT count(*), min(served_at), max(served_at) FROM decisions
             WHERE role = 'answer' AND served_at > (SELECT max(served_at) FROM decisions WHERE role = 'answer') - ?"""
         count, first, last = self._readers.get().execute(asked, (window_us,)).fetchone()

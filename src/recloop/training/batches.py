@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from recloop.features.encode import request_codes
+from recloop.features.encode import context_codes
 from recloop.features.state import offsets_of
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.negatives import NegativesByMoment
@@ -258,9 +258,9 @@ class SequenceDataset:
     def _context(self, users: np.ndarray, now: np.ndarray, last: np.ndarray, has_past: np.ndarray) -> np.ndarray:
         """Return (n, C) int64 codes of user and request fields, as serving encodes them."""
         columns = list(self.data.user_codes[users].T)
-        if self.data.request_fields:
+        if self.data.context_fields:
             spec, fields = self.data.extras["spec"], self.data.extras["fields"]
-            columns += request_codes(spec, fields, now, last, has_past)
+            columns += context_codes(spec, fields, now, last, has_past)
         return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((len(users), 0), dtype=np.int64)
 
 

@@ -160,7 +160,7 @@ def train_data(
         item_codes=item_codes,
         user_fields=user_fields,
         item_fields=item_fields,
-        request_fields=[(f"request.{name}", tables.fields.size(f"request.{name}"), 8) for name in tables.spec.request],
+        context_fields=[(f"context.{name}", tables.fields.size(f"context.{name}"), 8) for name in tables.spec.context],
         cut=tables.cut,
         counts=counts,
         held=None if held is None or not len(held) else _held(tables, held),

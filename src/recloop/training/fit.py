@@ -149,7 +149,7 @@ def fit_network(
     learner, watch = train(network, data, config, run_folder, budget_seconds, quiet, warm)
     kept, trained = watch.kept, watch.seconds
     vectors = item_vectors(network, learner.item_codes)
-    n_context = len(data.user_fields) + len(data.request_fields)
+    n_context = len(data.user_fields) + len(data.context_fields)
     has_item_graph = hasattr(network, "cold_item_vectors") and bool(data.item_fields)
     kind = str(getattr(network, "kind", "vectors"))
     graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
