@@ -75,7 +75,7 @@ def test_demo_prints_every_chapter_and_writes_its_files(shown: dict[str, Any], s
         assert re.search(rf"[1-9]\d* {kind}\b", said["a harmful candidate"])
     assert re.search(r"[1-9]\d* new users, [1-9]\d* new items", said["a harmful candidate"])
     assert "dwell_pct >= 0.7: " in said["keep learning"]
-    assert "pass parity: 0" in said["gate"]
+    assert "pass verification: 0" in said["gate"]
 
 
 @pytest.mark.slow
@@ -101,8 +101,8 @@ def test_demo_rejects_the_harmful_and_promotes_the_better_candidate(
     shown: dict[str, Any], demo_folder: Path, said: dict[str, str], experiments: dict[str, dict[str, Any]]
 ) -> None:
     worse, better = (experiments[verdict]["bundle"] for verdict in ("worse", "better"))
-    assert re.search(r"NO +new: -0\.\d+ \(NDCG@10 [\d.]+, live [\d.]+\), threshold -0\.03", said["candidates"])
-    assert re.search(r"--reason 'requested garden week', overriding gate new=-0\.\d+", said["candidates"])
+    assert re.search(r"NO +new_rows: -0\.\d+ \(NDCG@10 [\d.]+, live [\d.]+\), threshold -0\.03", said["candidates"])
+    assert re.search(r"--reason 'requested garden week', overriding gate new_rows=-0\.\d+", said["candidates"])
     assert re.search(
         r"409 refused: experiment=worse, threshold a loss above 0\.01 of hit_rate ruled out",
         said["a harmful candidate"],

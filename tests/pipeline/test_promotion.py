@@ -55,11 +55,11 @@ def test_promote_of_a_trained_bundle_runs_its_gate_and_records_it(
     assert evaluated == [len(positives_after(project, same.cut))] * 2  # candidate and live, every moment of the test
     found = gates(moved["evidence"])
     assert list(found) == [
-        "new", "slice_drop:cold", "slice_drop:repeat", "slice_drop:explore", "latency", "cold_coverage_drop", "golden",
+        "new_rows", "slice:cold", "slice:repeat", "slice:explore", "latency", "cold_coverage", "golden",
         "finite",
     ]  # fmt: skip
     assert all(one["ok"] for one in found.values())
-    assert found["new"]["value"] == 0  # equal lists
+    assert found["new_rows"]["value"] == 0  # equal lists
     assert releases.read_state(control_of(project)).since(same.id).evidence["gates"] == moved["evidence"]["gates"]
     with pytest.raises(
         Refused, match="shadow requests=0, threshold 100"
@@ -73,16 +73,14 @@ def test_promote_with_a_failed_gate_is_refused_unless_a_reason_is_given(project:
     other = Project(project.root, project.config.model_copy(update={"placement": {"home": settings}}))
     worse = loop.train(other, model="popular").bundle
     before = control_of(project).generation()
-    with pytest.raises(
-        Refused, match=r"gate slice_drop:repeat=-0\.\d+, threshold -0\.1: .*to override: recloop promote"
-    ):
+    with pytest.raises(Refused, match=r"gate slice:repeat=-0\.\d+, threshold -0\.1: .*to override: recloop promote"):
         promotion.promote(project, worse.id)
     machine = releases.read_state(control_of(project))
     assert (machine.state(worse.id), machine.generation) == ("checked", before + 1)
     moved = promotion.promote(project, worse.id, "shadow", "to see what happens")
     assert moved["to"] == "shadow"
-    assert moved["evidence"]["waived_requirements"][0].startswith("gate slice_drop:repeat=-0.")
-    assert "shadow and experiment decide" in gates(moved["evidence"])["new"]["note"]
+    assert moved["evidence"]["waived_requirements"][0].startswith("gate slice:repeat=-0.")
+    assert "shadow and experiment decide" in gates(moved["evidence"])["new_rows"]["note"]
     with pytest.raises(Refused, match="shadow requests=0"):  # after a waived gate only the steps are required
         transitions.promote(project, worse.id, "experiment")
     with pytest.raises(UserError, match="bundle=nothing"):
@@ -140,15 +138,15 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
     monkeypatch.setattr(evidence, "is_holdout_user", lambda user: user < "u2")
     found = {one.name: one for one in promotion.run_promotion_gates(project, candidate, live)}
     assert evaluated[0] == evaluated[1] == {(user, stamp) for user, stamp in test if user < "u2"}
-    assert found["new"].note == "weak: nothing to compare"
+    assert found["new_rows"].note == "weak: nothing to compare"
     assert found["forgetting"].value is not None
     monkeypatch.setattr(
         evidence, "is_holdout_user", lambda _: False
     )  # no holdout users: the gate reports that it compared nothing
     found = {one.name: one for one in promotion.run_promotion_gates(project, candidate, live)}
     assert all(one.ok for one in found.values())
-    assert list(found) == ["new", "latency", "cold_coverage_drop", "golden", "finite"]
-    assert found["new"].note == "weak: nothing to compare"
+    assert list(found) == ["new_rows", "latency", "cold_coverage", "golden", "finite"]
+    assert found["new_rows"].note == "weak: nothing to compare"
     assert found["latency"].value is not None
     archive = project.open_archive()
     log = project.open_log(write=True)

@@ -145,7 +145,7 @@ def test_update_with_new_rows_evaluates_the_child_on_them(finished: FinishedUpda
     protocol = child["protocol"]
     assert set(protocol) - set(live["protocol"]) == {"set", "window"}
     assert protocol["name"] == "temporal"
-    assert protocol["set"] == "new"
+    assert protocol["set"] == "new_rows"
     assert protocol["window"]["to_seq"] == finished.outcome.to_seq
     assert 0 < child["rows"][-1]["NDCG@10"]["value"] < 1
 
@@ -261,7 +261,7 @@ def test_update_after_an_update_carries_the_scores_of_its_parent(two_updates: Tw
 
 
 def test_gate_of_an_inconclusive_window_pools_the_earlier_one(two_updates: TwoUpdates) -> None:
-    new = next(gate for gate in two_updates.second.gates if gate["name"] == "new")
+    new = next(gate for gate in two_updates.second.gates if gate["name"] == "new_rows")
     assert "pooled with 1 earlier windows of the same recipe" in new["note"], new
     assert two_updates.pooled.items() <= new.items()
 
@@ -304,7 +304,7 @@ def test_update_with_only_late_rows_learns_them_and_evaluates_none(
     done = loop.update(project)
     assert done.verdict == "registered", done.failed
     note = {gate["name"]: gate.get("note", "") for gate in done.gates}
-    assert note["new"].startswith("weak: nothing to judge")
+    assert note["new_rows"].startswith("weak: nothing to judge")
     assert note["input"].startswith("weak")
     child, live = project.load_bundle(done.bundle or ""), project.load_bundle()
     assert child.cut == live.cut
@@ -329,7 +329,7 @@ def test_update_with_shuffled_items_is_blocked_by_the_input_check(
     unchecked = open_project(project.root, [*COUNTS, "update.input_check=false"])
     unchecked_update = loop.update(unchecked)
     assert unchecked_update.from_seq == done.from_seq
-    assert {"new", "forgetting"} <= {one["name"] for one in unchecked_update.gates}
+    assert {"new_rows", "forgetting"} <= {one["name"] for one in unchecked_update.gates}
 
 
 def test_update_after_quarantine_of_poisoned_rows_equals_one_without_them(

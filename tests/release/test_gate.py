@@ -46,7 +46,7 @@ def test_non_inferiority_reports_both_values_and_their_difference() -> None:
     found = gate.non_inferiority(PairedScores(users, np.array(ours), np.array(lives)), (), Gates())
     assert (found.candidate, found.live, found.value) == pytest.approx((0.2, 0.15, 1 / 3))
     assert "(NDCG@10 0.2000, live 0.1500)" in found.line()
-    assert gate.at_most("parity", 0, 0).candidate is None
+    assert gate.at_most("verification", 0, 0).candidate is None
 
 
 def test_non_inferiority_of_equal_scores_passes() -> None:
@@ -88,7 +88,7 @@ def test_non_inferiority_with_a_wide_interval_is_inconclusive_and_waits() -> Non
     assert (wide.ok, wide.waits, wide.weak) == (False, True, False)
     assert "inconclusive" in wide.note
     assert gate.verdict([wide]) == "waiting"
-    assert wide.line().startswith("wait new: ")
+    assert wide.line().startswith("wait new_rows: ")
     assert GateResult.from_json(json.loads(json.dumps(wide.to_json()))).waits
 
 
@@ -108,7 +108,7 @@ def test_non_inferiority_below_the_margin_waits_until_the_loss_is_certain() -> N
     certain = gate.non_inferiority(shifted(0.9, 0.045, 160, seed=2), (), Gates())
     assert (certain.ok, certain.waits) == (False, False)
     assert "certainly worse" in certain.note
-    assert certain.reason.startswith("new=-0.1")
+    assert certain.reason.startswith("new_rows=-0.1")
     assert certain.reason.endswith("certainly worse, this window")
 
 
@@ -138,12 +138,12 @@ def test_enough_with_few_queries_or_no_growth_waits() -> None:
     few = gate.check_window_size(users[:10], 0, Gates())
     assert few is not None
     assert few.waits
-    assert few.reason == "new: too few to judge: 10 queries of 10 users, 30 of 20 needed"
+    assert few.reason == "new_rows: too few to judge: 10 queries of 10 users, 30 of 20 needed"
     assert gate.check_window_size(users, 0, Gates()) is None
     assert gate.check_window_size(users, 80, Gates()) is None
     same = gate.check_window_size(users, 81, Gates())
     assert same is not None
-    assert same.reason == "new: inconclusive at 81 queries; judged again from 102 queries on, now 100"
+    assert same.reason == "new_rows: inconclusive at 81 queries; judged again from 102 queries on, now 100"
 
 
 def test_non_inferiority_inconclusive_is_pooled_with_six_earlier_windows() -> None:
@@ -169,19 +169,23 @@ def test_non_inferiority_with_a_lost_window_fails_despite_good_earlier_ones() ->
 
 def test_evaluate_gates_with_few_queries_refuses_nothing() -> None:
     slow = np.full(gate.MIN_QUERIES - 1, 2.0)
-    few = GateInputs(new=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=10)
+    few = GateInputs(
+        new_rows=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=10
+    )
     assert [(one.name, one.ok, one.weak) for one in gate.evaluate_gates(few, Gates())][1:] == [
-        ("latency", True, True), ("cold_coverage_drop", True, True),
+        ("latency", True, True), ("cold_coverage", True, True),
     ]  # fmt: skip
     slow = np.full(gate.MIN_QUERIES, 2.0)
-    many = GateInputs(new=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=20)
+    many = GateInputs(
+        new_rows=shifted(1.0, 0.001, 200), latency=(slow, slow / 2), cold_coverage=(0.5, 0.9), cold_users=20
+    )
     assert [one.ok for one in gate.evaluate_gates(many, Gates())][1:] == [False, False]
 
 
 @pytest.mark.parametrize(("seconds", "ok"), [(0.0099, True), (0.0101, False)])
 def test_evaluate_gates_latency_is_refused_above_the_absolute_limit_only(seconds: float, ok: bool) -> None:
     own = np.full(gate.MIN_QUERIES, seconds)
-    found = gate.evaluate_gates(GateInputs(new=shifted(1.0, 0.001, 200), latency=(own, own / 3)), Gates())[-1]
+    found = gate.evaluate_gates(GateInputs(new_rows=shifted(1.0, 0.001, 200), latency=(own, own / 3)), Gates())[-1]
     assert (found.name, found.ok, found.weak) == ("latency", ok, ok)
 
 
@@ -212,19 +216,19 @@ def test_minimum_detectable_loss_is_detected_in_80_percent_of_draws() -> None:
 
 def test_no_slice_collapse_is_decided_by_the_upper_bound() -> None:
     noisy = pairs([0.2] * 4, [0.02, 0.1, 0.1, 0.4])  # d = -22 % with an upper bound above 0: inconclusive
-    assert gate.no_slice_collapse("slice_drop:cold", noisy, 0.1).ok
+    assert gate.no_slice_collapse("slice:cold", noisy, 0.1).ok
     sure = pairs([0.2] * 50, [0.17] * 50)
-    found = gate.no_slice_collapse("slice_drop:cold", sure, 0.1)
+    found = gate.no_slice_collapse("slice:cold", sure, 0.1)
     assert (found.ok, found.value, found.threshold) == (False, pytest.approx(-0.15), -0.1)
-    assert gate.no_slice_collapse("slice_drop:cold", pairs([0.2] * 50, [0.185] * 50), 0.1).ok
-    no_users = gate.no_slice_collapse("slice_drop:cold", PairedScores(np.array([]), np.array([]), np.array([])), 0.1)
+    assert gate.no_slice_collapse("slice:cold", pairs([0.2] * 50, [0.185] * 50), 0.1).ok
+    no_users = gate.no_slice_collapse("slice:cold", PairedScores(np.array([]), np.array([]), np.array([])), 0.1)
     assert no_users.ok
     assert no_users.weak
 
 
 def test_no_slice_collapse_with_few_users_is_a_weak_pass() -> None:
     """The bootstrap of few users is too narrow: a single user gives [-1, -1]."""
-    lost = gate.no_slice_collapse("slice_drop:cold", pairs([0.5], [0.0]), 0.1)
+    lost = gate.no_slice_collapse("slice:cold", pairs([0.5], [0.0]), 0.1)
     assert (lost.ok, lost.weak, lost.value, lost.high) == (True, True, -1.0, -1.0)
     assert lost.note == "weak: targets found for 1 users, too few to judge"
     most = pairs([0.2] * (gate.MIN_USERS - 1), [0.1] * (gate.MIN_USERS - 1))
@@ -236,7 +240,7 @@ def test_no_slice_collapse_with_few_users_is_a_weak_pass() -> None:
     empty = pairs([0.2] * (gate.MIN_USERS - 1) + [math.nan] * 99, [0.1] * (gate.MIN_USERS + 98))
     assert not gate.no_slice_collapse("forgetting", empty, 0.03).weak, "the candidate has hits for them"
     nothing = pairs([0.2] * 3 + [0.0] * 97, [0.0] * 100)
-    found = gate.no_slice_collapse("slice_drop:explore", nothing, 0.1)
+    found = gate.no_slice_collapse("slice:explore", nothing, 0.1)
     assert (found.value, found.high, found.ok, found.weak) == (-1.0, -1.0, True, True), "hits for three of 100 users"
 
 
@@ -257,15 +261,17 @@ def test_no_slice_collapse_at_min_users_has_the_nominal_error() -> None:
 def test_evaluate_gates_applies_every_threshold() -> None:
     fine = shifted(1.0, 0.001, 200)
     evidence = GateInputs(
-        new=fine, old=fine, slices={"cold": fine, "explore": fine}, parity=0,
+        new_rows=fine, holdout_users=fine, slices={"cold": fine, "explore": fine}, unexplained=0,
         latency=(np.repeat([1.0, 1.2, 9.0], 10), np.ones(30)), cold_coverage=(0.70, 0.75),
     )  # fmt: skip
     gates = gate.evaluate_gates(evidence, Gates())
-    names = ["new", "forgetting", "slice_drop:cold", "slice_drop:explore", "parity", "latency", "cold_coverage_drop"]
+    names = ["new_rows", "forgetting", "slice:cold", "slice:explore", "verification", "latency", "cold_coverage"]
     assert [one.name for one in gates] == names
     assert [one.ok for one in gates] == [True] * 7  # a median of 1.2 and a drop of 0.05 are not above
     assert gate.verdict(gates) == "registered"
-    worse = GateInputs(new=fine, parity=1, latency=(np.full(30, 1.3), np.ones(30)), cold_coverage=(0.69, 0.75))
+    worse = GateInputs(
+        new_rows=fine, unexplained=1, latency=(np.full(30, 1.3), np.ones(30)), cold_coverage=(0.69, 0.75)
+    )
     assert [one.ok for one in gate.evaluate_gates(worse, Gates())] == [True, False, False, False]
     assert gate.verdict(gate.evaluate_gates(worse, Gates())) == "refused"
     assert [
@@ -287,8 +293,8 @@ def test_final_gates_check_scores_parity_and_overlap() -> None:
 
 def test_verdict_follows_from_the_failed_gates() -> None:
     yes, no, blocked = (
-        GateResult("new", 0.0, -0.03, True),
-        GateResult("new", -0.1, -0.03, False),
+        GateResult("new_rows", 0.0, -0.03, True),
+        GateResult("new_rows", -0.1, -0.03, False),
         GateResult("input", 9.0, 3.0, False),
     )
     assert gate.verdict([yes]) == "registered"
@@ -303,8 +309,19 @@ def test_gate_result_json_and_line_contain_the_interval() -> None:
     assert names == set(tree)
     assert "value" in gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json()
     json.dumps(gate.non_inferiority(pairs([math.nan], [math.nan]), (), Gates()).to_json(), allow_nan=False)
-    assert found.line().startswith("pass new: ")
+    assert found.line().startswith("pass new_rows: ")
     assert "detectable loss 0." in found.line()
     assert GateResult.from_json(json.loads(json.dumps(tree))).line() == found.line()
     unbounded = {"threshold": None, **gate.at_most("latency", 1.0, math.inf).to_json()}
     assert GateResult.from_json(unbounded).line() == "pass latency: 1, no threshold"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "name"),
+    [
+        ("new", "new_rows"), ("parity", "verification"), ("cold_coverage_drop", "cold_coverage"),
+        ("slice_drop:cold", "slice:cold"), ("latency", "latency"), ("slice:cold", "slice:cold"),
+    ],
+)  # fmt: skip
+def test_gate_result_of_an_earlier_version_is_read_with_its_present_name(earlier: str, name: str) -> None:
+    assert GateResult.from_json({"name": earlier, "value": 1.0, "threshold": 0.0, "ok": True}).name == name

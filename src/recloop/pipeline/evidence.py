@@ -1,6 +1,6 @@
 """Gate evidence of an update: windows, tables and checks stored with the child.
 
-A child's ``window.parquet`` has the numbers of its *new* window and of up to five earlier ones, copied from live. Thus
+A child's ``window.parquet`` has the numbers of its window of new rows and of up to five earlier ones, copied from live. Thus
 each bundle has the windows of its lineage, and the next update reads them there.
 """
 
@@ -29,7 +29,7 @@ from recloop.records import DAY, STAMP, USER_ID, hash_unit_interval, is_holdout_
 from recloop.release import gate
 from recloop.release.gate import GateResult, PairedScores
 
-OLD_DAYS = 90
+HOLDOUT_DAYS = 90
 OVERLAPPED = 200
 """Queries whose lists are compared before and after the last quarter."""
 
@@ -99,7 +99,7 @@ def load_window(run: UpdateRun) -> pl.DataFrame:
 
 
 def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
-    """Evaluate candidate' on *new* for the child's metrics.json; {} without queries.
+    """Evaluate candidate' on new rows for the child's metrics.json; {} without queries.
 
     The child has learned these rows, so its numbers on them would be training numbers.
     """
@@ -113,22 +113,22 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     table = evaluate([candidate], test, run.evaluation_context[1], run.config, facts, training_steps.THREADS)
     made = table.bundle_metrics()
     window = {"from_seq": run.live_range.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
-    return {**made, "protocol": {**made["protocol"], "set": "new", "window": window}}
+    return {**made, "protocol": {**made["protocol"], "set": "new_rows", "window": window}}
 
 
 def holdout_queries(run: UpdateRun) -> Queries:
-    """Return the *old* users' moments in the 90 days before live's cut.
+    """Return the holdout users' moments in the 90 days before live's cut.
 
     Both bundles have counted them, and no training loss used them. Rows that arrived later are excluded, because only
     the candidate has counted them.
     """
-    span = pl.col(STAMP).is_between(run.live.cut - OLD_DAYS * DAY, run.live.cut, closed="left")
+    span = pl.col(STAMP).is_between(run.live.cut - HOLDOUT_DAYS * DAY, run.live.cut, closed="left")
     counted = span & run.live_range.rows
     return paired.subsample(make_queries(run.data.events.filter(counted & holdout_rows(run.data.events)), "successive"))
 
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:
-    """Return the rows of the *old* users, which no training loss used."""
+    """Return the rows of the holdout users, which no training loss used."""
     users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user)]
     return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
 

@@ -1,9 +1,9 @@
 """Gate at the promotion of a trained bundle, on moments unknown to both bundles.
 
-`train` holds out the moments after its cut (unless it refits), and live may have learned those. So *new* are the moments
-unknown to both: held out from both, or received after both were fitted. Without such moments, the *old* users' moments
+`train` holds out the moments after its cut (unless it refits), and live may have learned those. So the new rows are those
+unknown to both: held out from both, or received after both were fitted. Without such rows, the holdout users' moments
 after the candidate's cut replace them. No training loss used these, but live has counted them. Without any of them, the
-gate passes weakly and uses only checks without targets: latency, cold coverage, parity.
+gate passes weakly and uses only checks without targets: latency, cold coverage, verification.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
     none = pairs.select(mine.cold & ~mine.cold)
     slices = {"repeat": pair_scores(mine, theirs, "repeat"), "explore": pair_scores(mine, theirs, "explore")}
     evidence = GateInputs(
-        new=pairs if targets is new else none,
-        old=pairs if targets is old else None,
+        new_rows=pairs if targets is new else none,
+        holdout_users=pairs if targets is old else None,
         slices={} if targets is None else {"cold": pairs.select(mine.cold), **slices},
-        parity=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
+        unexplained=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
         latency=paired.latency((candidate, live), asked, ours.timeline, data.catalogue) if len(asked) else None,
         cold_coverage=(mine.cold_coverage, theirs.cold_coverage),
     )

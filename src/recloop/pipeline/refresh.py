@@ -19,7 +19,7 @@ from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import now
 from recloop.release import transitions
-from recloop.release.gate import gates_to_json
+from recloop.release.gate import NEW_ROWS, gates_to_json
 from recloop.storage import ControlStore, releases
 
 BY = "recloop update"
@@ -56,8 +56,8 @@ def _reason_to_stay(run: UpdateRun, control: ControlStore) -> str:
         return f"{tried[0].bundle} is in an experiment, and its arms must not change"
     if releases.ROLLED_BACK in machine.since(run.live.id).evidence:
         return "live was restored by a rollback; promote a bundle to continue"
-    new = next(gate for gate in run.gates if gate.name == "new")
-    return "its gate had nothing to compare" if new.value is None else ""
+    new_rows = next(gate for gate in run.gates if gate.name == NEW_ROWS)
+    return "its gate had nothing to compare" if new_rows.value is None else ""
 
 
 def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.Target) -> None:

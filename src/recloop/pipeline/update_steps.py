@@ -178,7 +178,7 @@ def train_candidate(run: UpdateRun) -> None:
 
 
 def run_gates(run: UpdateRun) -> None:
-    """Step 4. Run the gates: candidate and live on unlearned moments, *new* and *old*."""
+    """Step 4. Run the gates: compare both bundles on new rows and holdout users."""
     if run.journal.is_done("judge"):
         return
     candidate, window = load_candidate(run), run.window
@@ -199,15 +199,15 @@ def run_gates(run: UpdateRun) -> None:
     windows = inherited_windows(run)
     decided = loading.has_decisions(run.project)
     evidence = GateInputs(
-        new=pairs,
+        new_rows=pairs,
         earlier=window_scores(windows, recipe),
-        old=forgotten,
+        holdout_users=forgotten,
         slices={
             "cold": pairs.select(ours.cold),
             "repeat": pair_scores(ours, lives, "repeat"),
             "explore": pair_scores(ours, lives, "explore"),
         },
-        parity=verify.verify(run.project)["unexplained"] if decided else None,
+        unexplained=verify.verify(run.project)["unexplained"] if decided else None,
         latency=paired.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,
         cold_coverage=(ours.cold_coverage, lives.cold_coverage),
         cold_users=len(np.unique(ours.users[ours.cold])),
@@ -216,10 +216,10 @@ def run_gates(run: UpdateRun) -> None:
     if not run.refreshes:
         found = gate.gates_before_trial(found)
     if not len(new):
-        found = [replace(one, note=NOTHING_FRESH) if one.name == "new" else one for one in found]
+        found = [replace(one, note=NOTHING_FRESH) if one.name == gate.NEW_ROWS else one for one in found]
     save_window(run, pairs, windows, recipe)
     facts = {
-        "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "old_queries": len(old),
+        "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "holdout_queries": len(old),
     }  # fmt: skip
     run.journal.record("judge", gates=gate.gates_to_json(found), **facts)
     for one in found:

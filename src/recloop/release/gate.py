@@ -6,7 +6,7 @@
     finally            verdict(gates)                                  registered, waiting, refused or blocked
 
 See docs/definitions/gate.md. This module reads and writes no files; the same numbers give the same gates. The first row
-of this table that applies decides ``new`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
+of this table that applies decides ``new_rows`` (d: relative difference candidate' - live, se: its standard error, margin: ``release.gates.max_ndcg_loss``):
 
     1  the candidate's number is NaN where live has one                         refused
     2  no comparable query, or live finds nothing in any query                  pass, weak
@@ -27,6 +27,7 @@ simulation in `benchmarks/gate.py`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -48,7 +49,7 @@ MIN_USERS: Final = 20
 MIN_QUERIES: Final = 30
 """Fewest queries of a comparison."""
 WIDTH_FACTOR: Final = 3.0
-"""``new`` is inconclusive while its detectable loss exceeds this number of margins.
+"""``new_rows`` is inconclusive while its detectable loss exceeds this number of margins.
 
 In `benchmarks/gate.py`, a lasting loss of 10 % then passes in at most 4.5 % of the simulated weeks.
 """
@@ -68,6 +69,9 @@ OVERLAP: Final = 0.8
 DETECTS: Final = float(ndtri(0.975) + ndtri(0.8))
 """Standard errors of a loss that is detected with 80 % power at 95 % confidence."""
 INPUT: Final = "input"
+NEW_ROWS: Final = "new_rows"
+EARLIER_NAMES: Final = {"new": NEW_ROWS, "parity": "verification", "cold_coverage_drop": "cold_coverage"}
+"""Gate names in the evidence of earlier versions -> present names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class GateResult:
     """Result of one gate: a number, its threshold and the outcome.
 
     Attributes:
-        name: ``new``, ``forgetting``, ``slice_drop:cold``, ``parity``, ...
+        name: ``new_rows``, ``forgetting``, ``slice:cold``, ``verification``, ...
         value: Measured number; None if it could not be measured (see ``note``).
         threshold: Threshold that the number was compared with.
         ok: True if the candidate passes.
@@ -110,9 +114,10 @@ class GateResult:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> GateResult:
-        """Parse the output of `to_json`; a missing threshold becomes NaN."""
+        """Parse the output of `to_json`, also of earlier versions; a missing threshold becomes NaN."""
         threshold = tree.get("threshold")
-        return cls(**{**tree, "threshold": math.nan if threshold is None else threshold})
+        name = re.sub("^slice_drop:", "slice:", EARLIER_NAMES.get(tree["name"], tree["name"]))
+        return cls(**{**tree, "name": name, "threshold": math.nan if threshold is None else threshold})
 
     def line(self) -> str:
         """Format for a terminal: number, threshold, interval or band, detectable loss."""
@@ -130,7 +135,7 @@ class GateResult:
 
     @property
     def reason(self) -> str:
-        """Reason for not passing: ``new=-0.140 [-0.190, -0.090]: certainly worse``."""
+        """Reason for not passing: ``new_rows=-0.140 [-0.190, -0.090]: certainly worse``."""
         if self.value is None:
             return f"{self.name}: {self.note or 'not measured'}"
         if self.detectable is None:
@@ -166,21 +171,21 @@ class GateInputs:
     """Inputs of `evaluate_gates`; a value that is None or empty has no gate.
 
     Attributes:
-        new: Scores of candidate' (live + the rest of the window) and live on the last quarter of the new window.
-        earlier: ``new`` of earlier windows of the same lineage, oldest first; used only while ``new`` is open.
-        old: Scores on the users with hash("old") < 2 %.
-        slices: Parts of ``new`` by name: ``cold``, ``repeat``, ``explore`` (the last two count other targets).
-        parity: ``unexplained`` of ``verify --last 1000``.
+        new_rows: Scores of candidate' (live + the rest of the window) and live on the last quarter of the new window.
+        earlier: ``new_rows`` of earlier windows of the same lineage, oldest first; used only while it is open.
+        holdout_users: Scores on the holdout users (`recloop.records.is_holdout_user`).
+        slices: Parts of ``new_rows`` by name: ``cold``, ``repeat``, ``explore`` (the last two count other targets).
+        unexplained: ``unexplained`` of ``verify --last 1000``.
         latency: (candidate, live) seconds for the same 200 queries, in the same order.
         cold_coverage: (candidate, live) for the same requests; NaN without cold users.
         cold_users: Number of cold users in ``cold_coverage``; None if unknown.
     """
 
-    new: PairedScores
+    new_rows: PairedScores
     earlier: Sequence[PairedScores] = ()
-    old: PairedScores | None = None
+    holdout_users: PairedScores | None = None
     slices: Mapping[str, PairedScores] = field(default_factory=dict)
-    parity: int | None = None
+    unexplained: int | None = None
     latency: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     cold_coverage: tuple[float, float] | None = None
     cold_users: int | None = None
@@ -218,7 +223,7 @@ def minimum_detectable(difference: Difference) -> float:
 
 
 def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings: Gates, seed: int = 0) -> GateResult:
-    """Decide ``new`` by the table in the module docstring.
+    """Decide ``new_rows`` by the table in the module docstring.
 
     Args:
         earlier: Windows of earlier updates with the same recipe, oldest first; the newest 6 are used. Pooled, they
@@ -226,13 +231,13 @@ def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings
     """
     margin = settings.max_ndcg_loss
     if np.isnan(new.candidate[~np.isnan(new.live)]).any():
-        return GateResult("new", None, -margin, False, note="the candidate's number is NaN")
+        return GateResult(NEW_ROWS, None, -margin, False, note="the candidate's number is NaN")
     compared = new.select(~np.isnan(new.candidate) & ~np.isnan(new.live))
     if not len(compared) or not (compared.live > 0).any():
-        return GateResult("new", None, -margin, True, note="weak: nothing to compare")
+        return GateResult(NEW_ROWS, None, -margin, True, note="weak: nothing to compare")
     few = too_few(compared.users, settings)
     if few:
-        return GateResult("new", None, -margin, False, note=few, waits=True)
+        return GateResult(NEW_ROWS, None, -margin, False, note=few, waits=True)
     own = relative_difference(new, seed)
     outcome, note = _decide(own, margin), "this window"
     if outcome == "open" and minimum_detectable(own) <= WIDTH_FACTOR * margin:
@@ -247,7 +252,7 @@ def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings
     candidate, live = _sides(new)
     ok, waits = outcome in {"pass", "weak"}, outcome == "open"
     return GateResult(
-        "new", own.relative.value, -margin, ok, minimum_detectable(own), low, high, said[outcome], candidate, live, waits
+        NEW_ROWS, own.relative.value, -margin, ok, minimum_detectable(own), low, high, said[outcome], candidate, live, waits
     )  # fmt: skip
 
 
@@ -261,7 +266,7 @@ def too_few(users: NDArray[Any], settings: Gates) -> str:
 
 
 def check_window_size(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
-    """Return gate ``new`` of a window that is too small to judge; None if it suffices.
+    """Return gate ``new_rows`` of a window that is too small to judge; None if it suffices.
 
     It is called before training.
 
@@ -273,7 +278,7 @@ def check_window_size(users: NDArray[Any], judged: int, settings: Gates) -> Gate
     again = math.ceil(REPEAT_GROWTH * judged)
     if not few and len(users) < again:
         few = f"inconclusive at {judged} queries; judged again from {again} queries on, now {len(users)}"
-    return GateResult("new", None, -settings.max_ndcg_loss, False, note=few, waits=True) if few else None
+    return GateResult(NEW_ROWS, None, -settings.max_ndcg_loss, False, note=few, waits=True) if few else None
 
 
 def gates_before_trial(gates: Sequence[GateResult]) -> list[GateResult]:
@@ -349,19 +354,19 @@ def at_most(name: str, value: float, threshold: float, note: str = "", queries: 
 def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list[GateResult]:
     """Evaluate the gates before the last quarter is learned, in display order.
 
-    ``new``: `non_inferiority`. ``forgetting`` (on *old*, by ``max_ndcg_loss``) and ``slice_drop:SLICE`` (by
-    ``max_slice_loss``): `no_slice_collapse`. ``parity``: unexplained decisions. ``latency``: median of candidate / live
-    over the same queries; it refuses only from `FAST_SECONDS`. ``cold_coverage_drop``: live minus candidate.
+    ``new_rows``: `non_inferiority`. ``forgetting`` (holdout users, ``max_ndcg_loss``) and ``slice:SLICE``
+    (``max_slice_loss``): `no_slice_collapse`. ``verification``: unexplained decisions. ``latency``: median of
+    candidate / live over the same queries; it refuses only from `FAST_SECONDS`. ``cold_coverage``: live minus candidate.
     """
-    gates = [non_inferiority(evidence.new, evidence.earlier, settings, seed)]
-    if evidence.old is not None:
-        gates.append(no_slice_collapse("forgetting", evidence.old, settings.max_ndcg_loss, seed))
+    gates = [non_inferiority(evidence.new_rows, evidence.earlier, settings, seed)]
+    if evidence.holdout_users is not None:
+        gates.append(no_slice_collapse("forgetting", evidence.holdout_users, settings.max_ndcg_loss, seed))
     gates += [
-        no_slice_collapse(f"slice_drop:{name}", pairs, settings.max_slice_loss, seed)
+        no_slice_collapse(f"slice:{name}", pairs, settings.max_slice_loss, seed)
         for name, pairs in evidence.slices.items()
     ]
-    if evidence.parity is not None:
-        gates.append(at_most("parity", evidence.parity, settings.max_unexplained, "unexplained decisions"))
+    if evidence.unexplained is not None:
+        gates.append(at_most("verification", evidence.unexplained, settings.max_unexplained, "unexplained decisions"))
     if evidence.latency is not None:
         candidate, live = evidence.latency
         ratio = float(np.median(candidate / live)) if len(live) else math.nan
@@ -372,7 +377,7 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
     if evidence.cold_coverage is not None:
         candidate_covers, live_covers = evidence.cold_coverage
         drop, users = live_covers - candidate_covers, evidence.cold_users
-        found = at_most("cold_coverage_drop", drop, settings.max_cold_coverage_loss)
+        found = at_most("cold_coverage", drop, settings.max_cold_coverage_loss)
         if not found.ok and users is not None and users < MIN_USERS:
             found = replace(found, ok=True, note=f"weak: {users} cold users, too few to judge")
         gates.append(found)
