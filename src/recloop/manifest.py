@@ -71,7 +71,7 @@ class Training:
 
     Attributes:
         epochs, steps: Whole epochs and steps behind the weights. steps_per_epoch: Steps of a whole epoch.
-        stopped: ``patience``, ``epochs`` or ``budget``.
+        stopped: ``patience``, ``epochs`` or ``time_budget`` (``budget`` in earlier bundles).
         mode: Mode of an update, ``warm`` or ``full``. optimizer: ``reset`` if the optimizer state started fresh.
         refit: True if the bundle was fitted on the test moments too.
     """

@@ -137,7 +137,7 @@ def test_train_without_a_gain_stops_by_patience(arrays: Arrays, tmp_path: Path) 
 
 def test_train_over_budget_stops_after_the_step(arrays: Arrays, tmp_path: Path) -> None:
     _, watch = train_alone(circle(arrays, users=900), tmp_path, budget=1e-6)  # three steps an epoch
-    assert (watch.stopped, watch.kept.epoch, watch.kept.step) == ("budget", 0, 1), (
+    assert (watch.stopped, watch.kept.epoch, watch.kept.step) == ("time_budget", 0, 1), (
         "a started epoch is not a complete one"
     )
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
@@ -148,7 +148,7 @@ def test_train_stopped_by_budget_keeps_the_best_check_by_time(arrays: Arrays, tm
     """A run stopped by its budget keeps the best check by time."""
     watch = validation.TrainingCallback(None, tmp_path, patience=3, budget=1e9, bar=False)
     watch.by_time, watch.by_epoch = validation.BestWeights(ndcg=0.5), validation.BestWeights(ndcg=0.4)
-    for stopped, ndcg in (("budget", 0.5), ("patience", 0.4), ("epochs", 0.4)):
+    for stopped, ndcg in (("time_budget", 0.5), ("patience", 0.4), ("epochs", 0.4)):
         watch.stopped = stopped  # type: ignore[assignment]
         assert watch.kept.ndcg == ndcg
     watch.close()
@@ -291,12 +291,14 @@ def test_train_budget_excludes_validation_seconds(
     for name in ("long", "short"):
         (tmp_path / name).mkdir()
     _, watch = train_alone(circle(arrays, users=9000), tmp_path / "long", budget=20.0)  # 26 steps an epoch
-    assert watch.stopped == "budget"
+    assert watch.stopped == "time_budget"
     assert len((tmp_path / "long" / "log.jsonl").read_text().splitlines()) == 20
     assert len(watch.looks) == 2, "the first tenth and the end: checks take at most a tenth of the time"
     assert (watch.seconds, watch.looking) == (20.0, 200.0)
     _, watch = train_alone(circle(arrays, users=900), tmp_path / "short", budget=150.0)  # 3 steps an epoch
-    assert (watch.stopped, watch.kept.epoch <= 2, watch.looking) == ("budget", True, 200.0), "checks also end a run"
+    assert (watch.stopped, watch.kept.epoch <= 2, watch.looking) == ("time_budget", True, 200.0), (
+        "checks also end a run"
+    )
 
 
 def test_validation_set_of_many_users_samples_1024(arrays: Arrays) -> None:

@@ -73,7 +73,7 @@ class TrainedNetwork:
             ``rank``. item_graph: item.onnx of a network that encodes items without a row; empty for others.
         train_state: Weights and optimizer state for a warm start, for train.safetensors.
         epochs, steps: Whole epochs and steps until the kept weights. steps_per_epoch: Steps of a whole epoch.
-        stopped: ``patience``, ``epochs`` or ``budget``. seconds: Time of training and export.
+        stopped: ``patience``, ``epochs`` or ``time_budget``. seconds: Time of training and export.
         metrics: Measurements of the run.
     """
 

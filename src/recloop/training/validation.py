@@ -31,7 +31,7 @@ MAX_USERS = 1024
 LOOK_SHARE = 0.1
 """Validations at tenths of the budget are skipped above this share of the training seconds."""
 
-Stopped = Literal["patience", "epochs", "budget"]
+Stopped = Literal["patience", "epochs", "time_budget"]
 
 
 class ValidationSet:
@@ -128,7 +128,7 @@ class TrainingCallback(lightning.Callback):
     @property
     def kept(self) -> BestWeights:
         """Return the weights that this run keeps."""
-        return self.by_time if self.stopped == "budget" else self.by_epoch
+        return self.by_time if self.stopped == "time_budget" else self.by_epoch
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
         self.started = time.monotonic()
@@ -159,15 +159,15 @@ class TrainingCallback(lightning.Callback):
             if self.looking <= LOOK_SHARE * self.seconds:
                 self._look(trainer, pl_module, "tenth")
         if self.seconds >= self.budget:
-            self.stopped = "budget"
+            self.stopped = "time_budget"
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.stopped == "budget" and self.last_batch_cut(trainer):
+        if self.stopped == "time_budget" and self.last_batch_cut(trainer):
             return
         self._look(trainer, pl_module, "epoch")
         if self.looking >= self.budget:
-            self.stopped = "budget"
+            self.stopped = "time_budget"
             trainer.should_stop = True
         elif self.examination and trainer.current_epoch + 1 - self.by_epoch.epoch >= self.patience:
             self.stopped = "patience"
@@ -179,7 +179,7 @@ class TrainingCallback(lightning.Callback):
         return int(trainer.fit_loop.epoch_loop.batch_progress.current.completed) < int(trainer.num_training_batches)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.stopped == "budget" and self.last_look < trainer.global_step:
+        if self.stopped == "time_budget" and self.last_look < trainer.global_step:
             self._look(trainer, pl_module, "tenth")
 
     def _look(self, trainer: Any, learner: Any, at: Literal["epoch", "tenth"]) -> None:
