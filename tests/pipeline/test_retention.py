@@ -65,7 +65,7 @@ def answer_some(project: Project, hour: int, count: int = 40) -> None:
     store = project.open_decisions(write=True)
     at, live = 1_751_800_000 * SECOND + hour * HOUR, project.live_bundle_id() or ""
     for n in range(count):
-        store.put(some_decision(f"h{hour}-{n}", at=at + n, bundle=live))
+        store.put(some_decision(f"h{hour}-{n}", served_at=at + n, bundle=live))
     store.close()
 
 
@@ -160,13 +160,13 @@ def test_gc_removes_what_its_dry_run_reported(project: Project, capsys: pytest.C
 def test_decision_totals_after_removal_are_unchanged(tmp_path: Path) -> None:
     store = open_decisions(URLS[1], tmp_path, write=True)
     for n in range(2_500):
-        store.put(some_decision(f"r{n}", at=n, placement="home" if n % 2 else "cart"))
+        store.put(some_decision(f"r{n}", served_at=n, placement="home" if n % 2 else "cart"))
     store.flush()
     totals = store.totals()
     assert remove_before(store.file, 2_400) == 2_400  # while this process writes
-    store.put(some_decision("late", at=3_000))
+    store.put(some_decision("late", served_at=3_000))
     store.flush()
-    assert (len(store.rows()), store.rows()[0].at) == (101, 2_400)
+    assert (len(store.rows()), store.rows()[0].served_at) == (101, 2_400)
     assert store.totals() == {**totals, ("live", "home"): totals["live", "home"] + 1}
     assert remove_before(store.file, 2_400) == 0
     store.close()
@@ -182,7 +182,7 @@ def test_gc_during_a_shadow_keeps_decisions_since_its_start(project: Project) ->
     releases.promote(control, "tried", to="shadow", at=5 * DAY, **who)
     store = project.open_decisions(write=True)
     for day in (1, 4, 6, 100):
-        store.put(some_decision(f"day{day}", at=day * DAY))
+        store.put(some_decision(f"day{day}", served_at=day * DAY))
     store.close()
     assert retention.collect(project).freed["decisions"].count == 2
     store = project.open_decisions()
@@ -201,7 +201,7 @@ def test_gc_during_an_experiment_keeps_two_weeks_of_decisions_before_it(project:
     releases.promote(control, "tried", to="experiment", evidence={EVIDENCE: plan}, **who)
     store = project.open_decisions(write=True)
     for day in (10, 26, 41, 100):
-        store.put(some_decision(f"day{day}", at=day * DAY))
+        store.put(some_decision(f"day{day}", served_at=day * DAY))
     store.close()
     assert retention.collect(project).freed["decisions"].count == 1
     store = project.open_decisions()
