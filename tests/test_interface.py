@@ -312,7 +312,7 @@ def test_store_tables_have_the_documented_columns(service: str, updated_folder: 
     assert columns(log, "users") >= {"seq", "user_id", "received_at", "attributes", "deleted"}
     assert columns(log, "retractions") == {"seq", "retracted_seq", "rule"}
     decision = keys_in(
-        "request_id role user_id served_at as_of_seq bundle generation variant placement k query items scores sources "
+        "request_id role user_id served_at as_of_seq bundle generation variant placement n query items scores sources "
         "degraded session_id anonymous_id client_request_id assigned positives inputs latency_us"
     )
     assert columns(updated_folder / "store" / "decisions.db", "decisions") >= decision
