@@ -17,6 +17,7 @@ from recloop.files import JsonTree, without_none
 from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
 from recloop.settings import dump
+from recloop.training.network import OptionalMembers
 from recloop.training.warm_start import WarmStartState
 
 
@@ -150,9 +151,9 @@ def fit_network(
     kept, trained = watch.kept, watch.seconds
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.context_fields)
-    has_item_graph = hasattr(network, "cold_item_vectors") and bool(data.item_fields)
-    kind = str(getattr(network, "kind", "vectors"))
-    graph = (rank_graph if kind == "rank" else user_graph)(network, config.features.dim, n_context)
+    members = OptionalMembers.from_network(network)
+    has_item_graph = members.cold_item_vectors is not None and bool(data.item_fields)
+    graph = (rank_graph if members.kind == "rank" else user_graph)(network, config.features.dim, n_context)
     metrics = FitMetrics(
         loss=learner.criterion.name,
         ndcg=kept.ndcg if watch.examination else None,
@@ -171,7 +172,7 @@ def fit_network(
         config=network.config.model_dump(mode="json"),
         arrays={"item_vectors": vectors},
         graph=graph,
-        kind=kind,
+        kind=members.kind,
         item_graph=item_graph(network, len(data.item_fields)) if has_item_graph else b"",
         train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
         epochs=kept.epoch,

@@ -13,6 +13,7 @@ from recloop.config import Train
 from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.training import sampled_losses
+from recloop.training.network import Network, OptionalMembers
 from recloop.training.sampled_losses import NegativeSampler, OwnedItems, PairScores, SampledItems
 
 CHUNK = 4_000_000
@@ -58,23 +59,24 @@ class Criterion:
         UserError: the network does not support the loss.
     """
 
-    def __init__(self, network: Any, data: TrainData, settings: Train) -> None:
-        own = getattr(network, "sampled_loss", None) or getattr(network, "loss", None)
-        default_loss = getattr(network, "default_loss", None) or ("ss_refined" if data.n_items > MANY else "ce")
+    def __init__(self, network: Network, data: TrainData, settings: Train) -> None:
+        members = OptionalMembers.from_network(network)
+        custom_loss = members.sampled_loss or members.loss
+        default_loss = members.default_loss or ("ss_refined" if data.n_items > MANY else "ce")
         self.name: str = default_loss if settings.loss == "auto" else settings.loss
-        if own is not None and self.name != default_loss:
+        if custom_loss is not None and self.name != default_loss:
             expected = f"auto or {default_loss}, the loss that {type(network).__name__} defines"
             raise UserError("train.loss", settings.loss, expected, "--set train.loss=auto")
         self.sampler: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self.target_loss: Callable[..., Tensor]
         self.rejected_loss: Callable[..., Tensor]
-        self.masks_owned = self.samples = hasattr(network, "sampled_loss")
-        if own is not None or self.name == "ce":
-            self.target_loss = own or cross_entropy
-            self.rejected_loss = getattr(network, "rejected_loss", None) or rejected_item_loss
+        self.masks_owned = self.samples = members.sampled_loss is not None
+        if custom_loss is not None or self.name == "ce":
+            self.target_loss = custom_loss or cross_entropy
+            self.rejected_loss = members.rejected_loss or rejected_item_loss
             return
         self.target_loss, self.rejected_loss, corrected = SAMPLED[self.name]
-        self.sampler = getattr(network, "draw_negatives", None) if corrected else None
+        self.sampler = members.draw_negatives if corrected else None
         self.masks_owned = self.sampler is not None or self.name in UNTAKEN
         if self.sampler is None:
             self.sampler = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)

@@ -25,6 +25,7 @@ from recloop.models.base import TrainData
 from recloop.training.batches import Batch, EpochDataset, LengthBucketSampler, SequenceDataset
 from recloop.training.item_init import init_item_embeddings
 from recloop.training.losses import Criterion, LossRows
+from recloop.training.network import Network
 from recloop.training.sampled_losses import OwnedItems
 from recloop.training.validation import TrainingCallback, ValidationSet
 from recloop.training.warm_start import STEPS, WarmStartState, grow_moments, grow_parameter, is_table, waits_for_row
@@ -38,23 +39,14 @@ DECAY = 0.01  # weight decay of matrices; tables, biases and norms have none
 class Learner(lightning.LightningModule):
     """Lightning module of a built-in or custom network, its loss and its optimizer.
 
-    A network defines:
-        ``inputs = "sequence"`` and a frozen ``Config``;
-        ``build(data, dim, history)``, which creates its tables;
-        ``item_vectors(codes) -> (N+1, D)``;
-        ``forward_user(history, moments, mask, context) -> (B, D)`` for serving;
-        ``forward_moments(history, moments, mask, context, arrived) -> (B, M, D)``, for training;
-        ``init_items(vectors)`` with ``Config.start = "counts"``.
-    `recloop.models.sasrec` shows each with its shapes.
+    `recloop.training.network` lists the methods of a network.
     """
 
-    def __init__(
-        self, network: nn.Module, data: TrainData, settings: Train, warm: WarmStartState | None = None
-    ) -> None:
+    def __init__(self, network: Network, data: TrainData, settings: Train, warm: WarmStartState | None = None) -> None:
         super().__init__()
         self.network: Any = network
         self.warm = warm
-        self.criterion = Criterion(network, data, settings)
+        self.criterion = Criterion(self.network, data, settings)
         self.lr = settings.lr * (1.0 if warm is None else warm.rate)
         self.item_codes: Tensor
         self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)

@@ -22,6 +22,7 @@ from recloop.files import replacing
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.batches import SequenceDataset, history_before
 from recloop.training.fit import Look
+from recloop.training.network import OptionalMembers
 
 K = 10
 TENTHS = 10
@@ -72,13 +73,13 @@ class ValidationSet:
     def _top(self, learner: Any, table: Tensor, part: slice) -> np.ndarray:
         items, moments, mask, context = (tensor[part].to(table.device) for tensor in self.queries)
         users = learner.network.forward_user(table[items], moments, mask, context)  # (b, D)
-        own = getattr(learner.network, "score_items", None)  # a network without an inner product
-        scores = users @ table.T if own is None else own(users, table)  # (b, N+1)
+        score_items = OptionalMembers.from_network(learner.network).score_items
+        scores = users @ table.T if score_items is None else score_items(users, table)  # (b, N+1)
         scores[:, 0] = -torch.inf
         if self.seen is not None:
             query, item = self.seen
-            own = (query >= part.start) & (query < part.stop)
-            scores[query[own] - part.start, item[own]] = -torch.inf
+            inside = (query >= part.start) & (query < part.stop)
+            scores[query[inside] - part.start, item[inside]] = -torch.inf
         top = scores.topk(min(K, scores.shape[1] - 1))
         return torch.where(top.values > -torch.inf, top.indices, 0).cpu().numpy()
 

@@ -1,0 +1,69 @@
+"""Interface of a network: the methods that training and export call.
+
+Shapes: B users, L items of history, M moments, N items, D = ``features.dim``. `recloop.models.sasrec` shows each method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recloop.models.base import TrainData
+
+
+class Network(Protocol):
+    """Members that every network has; a built-in or custom `torch.nn.Module`.
+
+    ``config`` is its frozen ``Config``; with ``start = "counts"`` the network also has ``init_items(vectors)``.
+    """
+
+    inputs: ClassVar[str]  # "sequence"
+    config: Any
+
+    def build(self, data: TrainData, dim: int, history: int) -> None:
+        """Create the tables for the training rows."""
+
+    def item_vectors(self, codes: Tensor) -> Tensor:
+        """Return item vectors (N+1, D) from the fields' codes (N+1, Ci)."""
+
+    def forward_user(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        """Return user vectors (B, D) for serving."""
+
+    def forward_moments(
+        self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor
+    ) -> Tensor:
+        """Return the vectors (B, M, D) before each moment, for training."""
+
+
+@dataclass(frozen=True)
+class OptionalMembers:
+    """Optional members of a network; the default stands for a member that it does not define.
+
+    Attributes:
+        kind: ``vectors``: scores are inner products with item vectors; ``rank``: the network scores candidates.
+        default_loss: Name of the loss of ``train.loss = "auto"``.
+        loss: Loss of target rows, as `recloop.training.losses.cross_entropy`.
+        sampled_loss: Loss of target rows that draws its own negatives and receives the rows' `OwnedItems`.
+        rejected_loss: Loss of rejected items, as `recloop.training.losses.rejected_item_loss`.
+        draw_negatives: Sampler; targets -> (ids, m q_j).
+        score_items: Scores (B, N+1) of users over the item table.
+        cold_item_vectors: Item vectors from fields alone.
+    """
+
+    kind: str = "vectors"
+    default_loss: str | None = None
+    loss: Callable[..., Tensor] | None = None
+    sampled_loss: Callable[..., Tensor] | None = None
+    rejected_loss: Callable[..., Tensor] | None = None
+    draw_negatives: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    score_items: Callable[[Tensor, Tensor], Tensor] | None = None
+    cold_item_vectors: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def from_network(cls, network: object) -> OptionalMembers:
+        """Read the members that the network defines."""
+        return cls(**{member.name: getattr(network, member.name, member.default) for member in fields(cls)})
