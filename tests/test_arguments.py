@@ -53,6 +53,12 @@ def test_setting_out_of_bounds_is_refused(setting: str) -> None:
     assert setting.partition("=")[0].partition(".")[0] in refused.value.name
 
 
+def test_every_without_a_unit_names_an_option_that_works(project: Project, cli: Cli) -> None:
+    code, _, err = cli("-C", project.root, "update", "--every", "5")
+    assert code == 2
+    assert err.splitlines()[-1].endswith("try: --every 10m")
+
+
 BAD_MODELS = [
     ("sasrek", "nearest: sasrec"),
     ("", "one of popular"),
