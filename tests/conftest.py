@@ -75,7 +75,7 @@ def simulated_shop_folder(simulated_shop: SimulatedShop, tmp_path: Path) -> Path
 
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A read-only project folder: live counting models over 60 users and 80 items."""
+    """A read-only project folder: live baselines over 60 users and 80 items."""
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path_factory.mktemp("turned") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)

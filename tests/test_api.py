@@ -105,7 +105,7 @@ def test_evaluate_returns_the_table(rec: recloop.FittedRecommender) -> None:
         rec.evaluate("leave-one-out")
 
 
-def test_fit_with_auto_mixes_the_counting_models(tiny_simulated_shop: SimulatedShop) -> None:
+def test_fit_with_auto_fuses_the_baselines(tiny_simulated_shop: SimulatedShop) -> None:
     weights = (
         recloop.fit(tiny_simulated_shop.events(), model="auto", config=CONFIG).bundle.policy.placements["home"].weights
     )

@@ -27,7 +27,7 @@ Cli = Callable[..., Done]
 
 @pytest.fixture(scope="module")
 def popular_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with counting models after its first run."""
+    """A project with baselines after its first run."""
     folder = SimulatedShop(users=60, items=40).write(tmp_path_factory.mktemp("cli") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "popular"\n')

@@ -85,7 +85,7 @@ def recloop(folder: Path, *arguments: str) -> Ran:
 
 @pytest.fixture(scope="module")
 def updated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with counting models after its first run."""
+    """A project with baselines after its first run."""
     folder = SimulatedShop(seed=0).write(tmp_path_factory.mktemp("interface") / "shop")
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write('[model]\nname = "covisitation"\n')

@@ -131,7 +131,7 @@ sys.exit(run(["-C", sys.argv[1], "update"]) or run(["-C", sys.argv[1], "recommen
 """
 
 
-def test_first_run_without_torch_uses_counting_models(simulated_shop_folder: Path) -> None:
+def test_first_run_without_torch_uses_baselines(simulated_shop_folder: Path) -> None:
     """The configured network is skipped with one line that names the extra."""
     done = subprocess.run(
         [sys.executable, "-c", TURN_WITHOUT_TORCH, str(simulated_shop_folder)],

@@ -152,7 +152,7 @@ class ScorerSpec:
 
     @property
     def is_baseline(self) -> bool:
-        """True for a built-in counting model, which every bundle holds."""
+        """True for a built-in baseline, which every bundle holds."""
         return self.source != "model" and ":" not in self.model
 
     @classmethod

@@ -88,7 +88,7 @@ def cut(frame: pl.DataFrame, config: Config = CONFIG) -> Data:
 
 
 def fitted(data: Data, weights: dict[str, float] | None = None, config: Config = CONFIG) -> Bundle:
-    """A bundle of counting models with given fusion weights."""
+    """A bundle of baselines with given fusion weights."""
     tables = make_tables(FeatureSpec.from_config(config), pl.concat([data.train, data.valid]), data.cut, None, None)
     arrays = train_data(tables, data.train, data.valid)
     made, scorers = fit_counts(arrays, tables)
@@ -364,14 +364,14 @@ def simulated_protocol(users: int) -> EvaluationProtocol:
 
 
 def simulated_table(gain: float, kind: str = "network", base: float = 0.2) -> EvaluationTable:
-    """A table of 400 users with a network row ``gain`` above the counting row."""
+    """A table of 400 users with a network row ``gain`` above the baseline row."""
     random = np.random.default_rng(1)
     own = random.normal(base, 0.05, 400)
     lists = {"popular": own / 2, "covisitation": own, "sasrec": own + gain + random.normal(0, 0.02, 400)}
 
     def row(name: str, values: np.ndarray) -> QueryMetrics:
         held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
-        return QueryMetrics(name, "b", kind if name == "sasrec" else "counting", held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
+        return QueryMetrics(name, "b", kind if name == "sasrec" else "baseline", held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
     protocol = simulated_protocol(400)
     rows = [row(name, values) for name, values in lists.items()]
@@ -380,7 +380,7 @@ def simulated_table(gain: float, kind: str = "network", base: float = 0.2) -> Ev
 
 def test_evaluation_sentence_states_the_gain_of_the_network() -> None:
     more = simulated_table(0.01).sentence
-    assert "against covisitation, the best counting row (NDCG@10 0." in more[0].lower() + more[1:]
+    assert "against covisitation, the best baseline (NDCG@10 0." in more[0].lower() + more[1:]
     assert "sasrec alone adds 0.0" in more
     assert "paired over 400 users" in more
     assert "sasrec alone loses 0.0" in simulated_table(-0.01).sentence
@@ -391,7 +391,7 @@ def test_evaluation_sentence_states_the_gain_of_the_network() -> None:
 def test_evaluation_sentence_explains_zeros_and_a_single_user() -> None:
     def row(name: str, values: np.ndarray) -> QueryMetrics:
         held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
-        kind = "served" if name == "served" else "counting"
+        kind = "served" if name == "served" else "baseline"
         return QueryMetrics(name, "b", kind, held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
     protocol = replace(simulated_protocol(22), wanted=22, unknown=22)
@@ -405,7 +405,7 @@ def test_evaluation_sentence_explains_zeros_and_a_single_user() -> None:
     assert made.to_json()["rows"][0]["NDCG@10"] == {"value": 0.5, "low": None, "high": None}
 
 
-def test_evaluation_compares_rows_with_the_best_counting_row(table: EvaluationTable) -> None:
+def test_evaluation_compares_rows_with_the_best_baseline(table: EvaluationTable) -> None:
     best = max(table.rows[:3], key=lambda row: row.estimates["all", "NDCG@5"].value)
     assert [(one.model, one.base) for one in table.compared] == [("served", best.row.model)]
     served = table.rows[-1].estimates["all", "NDCG@5"].value

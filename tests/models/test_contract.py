@@ -31,7 +31,7 @@ class TestCoVisitation(ModelContract):
 
 
 class NextMoment(CoVisitation):
-    """A custom counting model: co-visitation over directly following moments."""
+    """A custom baseline: co-visitation over directly following moments."""
 
     class Config(CoVisitation.Config):
         """One lag."""

@@ -29,7 +29,7 @@ def signals_simulator() -> BrowsingSimulator:
 
 @pytest.fixture(scope="module")
 def browsing_project(signals_simulator: BrowsingSimulator, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with thirty simulated days and a live counting model."""
+    """A project with thirty simulated days and a live baseline."""
     folder = signals_simulator.write(tmp_path_factory.mktemp("signals") / "shop", DAYS)
     with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
         file.write(COUNTING)

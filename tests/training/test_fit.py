@@ -215,7 +215,7 @@ def test_fit_network_without_a_user_with_two_moments_raises(arrays: Arrays, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_fit_network_with_a_counting_model_raises(arrays: Arrays, tmp_path: Path) -> None:
+def test_fit_network_with_a_baseline_raises(arrays: Arrays, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.name=popular: expected a network"):
         fit_network("popular", {}, circle(arrays), settings(), tmp_path, 600)
 

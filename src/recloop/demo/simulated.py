@@ -53,7 +53,7 @@ TOML: Final = """\
 {mark} {words}; written by `recloop demo --world`.
 {project}allow_time_header = true       # requests name their time
 [model]
-name = "covisitation"          # counting models only: no torch, trained in seconds
+name = "covisitation"          # baselines only: no torch, trained in seconds
 [placement.home]
 filter = "{rule}"         # rule of the shop
 weights = {{ history = 0.25, neighbours = 1.0 }}

@@ -52,7 +52,7 @@ ALONE = ("popular",)
 """Fallback order of a single-source row: its list, then Popular (docs/definitions/ranking-metrics.md)."""
 
 Progress = Callable[[int, int], None]
-RowKind = Literal["counting", "network", "served"]
+RowKind = Literal["baseline", "network", "served"]
 
 
 class Split(Protocol):
@@ -75,10 +75,10 @@ def evaluate(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> EvaluationTable:
-    """Evaluate bundles: counting rows of the first, each network, each served list.
+    """Evaluate bundles: baseline rows of the first, each network, each served list.
 
     Args:
-        bundles: The first one supplies the counting rows. No bundle may be fitted on a test moment.
+        bundles: The first one supplies the baseline rows. No bundle may be fitted on a test moment.
         data: The split; states are read from all its events.
         catalogue: The catalog for the placements' filters.
         config: ``split``, ``evaluate`` and ``train.seed`` are read.
@@ -98,7 +98,7 @@ def evaluate(
     codes = {name: code for code, name in enumerate(timeline.names)}
     wanted = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
     tests = [
-        _BundleEvaluation(bundle, catalogue, config, queries, counting=number == 0, threads=threads)
+        _BundleEvaluation(bundle, catalogue, config, queries, with_baselines=number == 0, threads=threads)
         for number, bundle in enumerate(bundles)
     ]
     repeat = np.zeros(len(wanted), dtype=bool)
@@ -197,7 +197,7 @@ class _BundleEvaluation:
     """Bundle under test and its rows."""
 
     def __init__(
-        self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, counting: bool, threads: int
+        self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, with_baselines: bool, threads: int
     ) -> None:
         _finite(bundle)
         self.bundle, self.queries = bundle, queries
@@ -205,7 +205,7 @@ class _BundleEvaluation:
         self.recommender = Recommender(bundle, catalogue, threads)
         self.placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
         network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
-        sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if counting else []
+        sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if with_baselines else []
         names = {source: bundle.scorers[source].model for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
         self.settings = self.recommender.placement(self.placement)
@@ -226,7 +226,7 @@ class _BundleEvaluation:
             return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, np.zeros(shape, dtype=np.int64), ranks)
 
         self.evaluated = [
-            make_row(name, "network" if source == "model" else "counting", {source: 1.0}, ALONE, RRF)
+            make_row(name, "network" if source == "model" else "baseline", {source: 1.0}, ALONE, RRF)
             for source, name in self.names.items()
         ]
         self.evaluated.append(make_row("served", "served", served, None, self.settings.fusion_constant))
@@ -260,7 +260,7 @@ class _BundleEvaluation:
             self._write_lists(row.lists[span], answers)
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
-                row.ranks.record(span, self._targets(span), scored, row.lists[span], row.kind == "counting")
+                row.ranks.record(span, self._targets(span), scored, row.lists[span], row.kind == "baseline")
             row.seconds += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
 
     def _write_lists(self, lists: NDArray[np.int64], answers: Sequence[RankedList]) -> None:

@@ -26,7 +26,7 @@ LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Lower bounds of the history-length buckets, in valid positives of the state."""
 FILE: Final = "evaluation.json"
 
-Kind = Literal["counting", "network", "served"]
+Kind = Literal["baseline", "network", "served"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """Row against the best counting row: paired NDCG at the first k, ``p`` by Holm."""
+    """Row against the best baseline: paired NDCG at the first k, ``p`` by Holm."""
 
     label: str
     model: str
@@ -199,10 +199,10 @@ class EvaluationTable:
 
     @property
     def sentence(self) -> str:
-        """Summarize the gain of networks and fusion over the best counting row."""
+        """Summarize the gain of networks and fusion over the best baseline."""
         name = f"NDCG@{self.protocol.k[0]}"
         if not self.compared:
-            return f"This table has no counting row, so it reports no {name} gain over one."
+            return f"This table has no baseline row, so it reports no {name} gain over one."
         base = self.compared[0].base
         value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
         parts = [_describe_gain(one) for one in sorted(self.compared, key=lambda one: one.kind)]
@@ -210,7 +210,7 @@ class EvaluationTable:
         users = self.protocol.users
         interval = "95 % CI, " if any(_has_interval(one) for one in self.compared) else ""
         over = "one user: no interval" if users == 1 else f"{interval}paired over {users:,} users"
-        text = f"{lead}against {base}, the best counting row ({name} {value:.4f}), {'; '.join(parts)} ({over})."
+        text = f"{lead}against {base}, the best baseline ({name} {value:.4f}), {'; '.join(parts)} ({over})."
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
 
     def _zeros(self) -> str:
@@ -350,13 +350,13 @@ def make_table(
 def _compare(
     rows: Sequence[QueryMetrics], labels: Sequence[str], headline: Floats, seed: int
 ) -> list[BaselineComparison]:
-    """Compare network and served rows with the best counting row by mean ``headline``."""
-    counting = [r for r, row in enumerate(rows) if row.kind == "counting"]
-    if not counting:
+    """Compare network and served rows with the best baseline by mean ``headline``."""
+    baselines = [r for r, row in enumerate(rows) if row.kind == "baseline"]
+    if not baselines:
         return []
     means = bootstrap.mean_over_users(headline)
-    base = max(counting, key=lambda r: float(means[r]))
-    others = [r for r in range(len(rows)) if r not in counting]
+    base = max(baselines, key=lambda r: float(means[r]))
+    others = [r for r in range(len(rows)) if r not in baselines]
     found = [bootstrap.difference(headline[:, r], headline[:, base], seed) for r in others]
     adjusted = bootstrap.holm([one.p for one in found])
     return [

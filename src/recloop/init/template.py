@@ -74,7 +74,7 @@ context = ["hour", "weekday", "days_since_last"]
 
 TAIL = """
 [model]
-name = "sasrec"                   # needs recloop[train]; without it only the counting models are fitted
+name = "sasrec"                   # needs recloop[train]; without it only the baselines are fitted
 # scenario: {scenario}
 # {reason}
 

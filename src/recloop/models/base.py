@@ -35,7 +35,7 @@ MODELS: dict[str, str] = {
 """Dotted path by built-in name; built-in and third-party models are loaded the same way."""
 
 SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
-"""Source by counting model; every network feeds ``model``."""
+"""Source by baseline; every network feeds ``model``."""
 CLOSED = frozenset({*SOURCE_OF, "mf"})
 """Built-in closed-form models: ``fit`` without torch."""
 

@@ -1,4 +1,4 @@
-"""NeuMF: product and MLP of user and item; it ranks candidates of counting models."""
+"""NeuMF: product and MLP of user and item; it ranks candidates of baselines."""
 
 from __future__ import annotations
 

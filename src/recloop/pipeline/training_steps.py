@@ -118,7 +118,7 @@ def fit_models(
     progress: Progress,
     model: str | None,
 ) -> FittedBundle:
-    """Fit the counting models, train the network, choose fusion weights.
+    """Fit the baselines, train the network, choose fusion weights.
 
     The network is trained within ``train.time_budget``. Under a temporal protocol, all models are first fitted on the
     rows before the validation moments. With the chosen half-lives and weights, the counts are then refitted on all
@@ -127,11 +127,11 @@ def fit_models(
     config, begin = project.config, time.monotonic()
     name = model or config.model.name
     missing = [package for package in EXTRA if not _installed(package)] if model is None else []
-    wanted = not _counting(name, bool(missing))
+    wanted = not _is_baseline(name, bool(missing))
     options = config.model.options if model in {None, config.model.name} else {}
     progress.say(
         "learn",
-        f"counting models{f', then {name} for at most {config.train.time_budget} of training' if wanted else ''}",
+        f"baselines{f', then {name} for at most {config.train.time_budget} of training' if wanted else ''}",
     )
     past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
     made, scorers = baselines.fit_counts(arrays, tables, "" if wanted else name, options)
@@ -195,7 +195,7 @@ def train_window(
     )  # fmt: skip
 
 
-def _counting(name: str, extra_missing: bool) -> bool:
+def _is_baseline(name: str, extra_missing: bool) -> bool:
     """Return whether a model is closed-form; False if torch is missing for its import."""
     try:
         return is_closed_form(name)

@@ -63,7 +63,7 @@ REPEAT_GROWTH: Final = 1.25
 FAST_SECONDS: Final = 0.01
 """Median latency below which the latency ratio does not refuse a candidate.
 
-A network is slower than counting models, but still fast.
+A network is slower than baselines, but still fast.
 """
 OVERLAP: Final = 0.8
 DETECTS: Final = float(ndtri(0.975) + ndtri(0.8))
@@ -390,7 +390,7 @@ def final_gates(
     """Evaluate the gates after the last quarter was learned with the same recipe.
 
     Args:
-        losses: Loss of every training step; empty for counting models.
+        losses: Loss of every training step; empty for baselines.
         golden: Number of golden queries that the written bundle answers differently.
         final, before: Lists of the candidate and of candidate' for the same queries; the first 10 items are compared.
     """
