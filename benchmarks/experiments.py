@@ -40,7 +40,7 @@ BATCH: Final = 50
 STEP: Final = 50
 """Number of users between two analyses."""
 EARNED_USERS: Final = 200
-"""Minimum users of each arm before a bundle may become live (`recloop.release.transitions.USERS`)."""
+"""Minimum users of each arm before a bundle may become live (`recloop.release.transitions.MIN_USERS_PER_ARM`)."""
 NAMES: Final = {metric.name: metric for metric in METRICS}
 
 Floats = NDArray[np.float64]

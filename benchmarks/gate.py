@@ -75,9 +75,9 @@ def decide(rule: Rule, own: NDArray[np.float64], earlier: list[NDArray[np.float6
     low_enough = rule.certain == 1.96 or value < -MARGIN
     if value + rule.certain * error < 0 and low_enough:
         return "refused"
-    if gate.DETECTS * error > rule.width * MARGIN:
+    if gate.DETECTION_STANDARD_ERRORS * error > rule.width * MARGIN:
         return "wait"
-    pooled, pooled_error = _mean(np.concatenate([*earlier[-gate.POOLED :], own]))
+    pooled, pooled_error = _mean(np.concatenate([*earlier[-gate.MAX_POOLED_WINDOWS :], own]))
     if math.isinf(rule.width):
         return "pass" if pooled > -MARGIN else "refused"
     if pooled + rule.certain * pooled_error < 0 and pooled < -MARGIN:

@@ -73,7 +73,7 @@ def command(folder: Path, *words: str) -> None:
 
 def main(listed: bool) -> None:
     """Run the first run of a seeded shop with baselines, then the three walks."""
-    reload.EVERY_SECONDS = 3600.0  # the poll is not part of a walk
+    reload.POLL_SECONDS = 3600.0  # the poll is not part of a walk
     walk = Walk()
     threading.setprofile(walk.hook)
     sys.setprofile(walk.hook)

@@ -149,9 +149,9 @@ def keep_old_states(service: Service) -> None:
 
 
 def change_an_attribute(service: Service) -> None:
-    item = service.catalogue.get("i01")
+    item = service.catalog.get("i01")
     assert item is not None
-    service.catalogue.upsert(msgspec.structs.replace(item, attributes={**item.attributes, "price": 99.0}))
+    service.catalog.upsert(msgspec.structs.replace(item, attributes={**item.attributes, "price": 99.0}))
 
 
 def swap_two_ages(service: Service) -> None:

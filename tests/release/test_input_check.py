@@ -51,7 +51,7 @@ def test_input_check_with_few_queries_is_a_weak_pass() -> None:
     earlier = windows([1.6, 1.7, 1.5, 1.6], 300)
     found = input_check.input_check(window_loss(np.zeros(5)), earlier)
     assert (found.ok, found.weak, found.note) == (True, True, "weak: 5 queries, too few to judge")
-    assert not input_check.input_check(window_loss(np.zeros(input_check.QUERIES)), earlier).ok
+    assert not input_check.input_check(window_loss(np.zeros(input_check.MIN_QUERIES)), earlier).ok
 
 
 def test_window_loss_by_hand() -> None:

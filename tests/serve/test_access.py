@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from recloop.errors import UserError
 from recloop.project import Project
-from recloop.serve.access import CONSOLE, Head, host_name, name_of
+from recloop.serve.access import CONSOLE_PREFIX, Head, host_name, name_of
 from recloop.serve.app import build
 from recloop.settings import build as config_of
 from recloop.storage import admin_token
@@ -264,4 +264,4 @@ def test_head_with_two_content_types_matches_no_known_type() -> None:
 def test_console_paths_of_access_and_page_are_equal() -> None:
     """The paths of the console, except `/`, are those that require the login."""
     console = pytest.importorskip("recloop.serve.console")
-    assert console.ITS == CONSOLE
+    assert console.CONSOLE_PREFIX == CONSOLE_PREFIX

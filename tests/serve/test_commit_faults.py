@@ -271,7 +271,7 @@ def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
         monkeypatch.setattr(registry, "invalidate", invalidate)
         await service.reload()
         assert service.degraded == []
-        assert service.catalogue.get("unsettled") is not None
+        assert service.catalog.get("unsettled") is not None
         assert service.as_of == service.log.last_seq()
 
     inside(app, work)

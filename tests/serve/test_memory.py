@@ -17,7 +17,7 @@ from servers import inside
 from recloop import bundle as bundles
 from recloop.project import Project
 from recloop.serve.app import create
-from recloop.serve.deployments import SPARES
+from recloop.serve.deployments import MAX_SPARE_BUNDLES
 from recloop.serve.reload import gc_paused
 from recloop.serve.service import Service
 from recloop.storage import releases
@@ -60,7 +60,7 @@ def test_swap_frees_the_tables_of_replaced_bundles(project: Project) -> None:
 
     inside(create(project), work)
     alive = [number for number, ref in seen.items() if ref() is not None]
-    assert len(alive) <= 1 + SPARES, alive
+    assert len(alive) <= 1 + MAX_SPARE_BUNDLES, alive
 
 
 def copies(project: Project, bundle: str, count: int, begin: int = 0) -> list[str]:

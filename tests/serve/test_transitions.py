@@ -83,7 +83,7 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
     play(project, ask_all, ticking(), "release.shadow_share=1.0")
     with pytest.raises(Refused, match="shadow requests=12, threshold 100"):
         transitions.promote(project, bundle)
-    monkeypatch.setattr(transitions, "SHADOWED", 12)
+    monkeypatch.setattr(transitions, "MIN_SHADOW_REQUESTS", 12)
     with pytest.raises(Refused, match="users in the arm live=0, threshold 200: the experiment step is not earned"):
         transitions.promote(project, bundle)
     moved = transitions.promote(project, bundle, "experiment")
@@ -93,7 +93,7 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
         "since": releases.read_state(control_of(project)).since(bundle).at,
     }  # fmt: skip
     assert moved["evidence"] == {"golden": "equal", "shadow_requests": 12, "replica_mismatches": 0}
-    monkeypatch.setattr(transitions, "USERS", 1)
+    monkeypatch.setattr(transitions, "MIN_USERS_PER_ARM", 1)
     with pytest.raises(Refused, match="users in the arm live=0"):  # an arm is empty until 24 hours of a user are over
         transitions.promote(project, bundle)
     seen = experiment.analyze(project, bundle)
@@ -120,7 +120,7 @@ def test_promote_requires_shadow_requests_and_an_experiment_result(
 def test_promote_with_a_replica_mismatch_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = child(project)
     transitions.promote(project, bundle, "shadow")
-    monkeypatch.setattr(transitions, "SHADOWED", 1)
+    monkeypatch.setattr(transitions, "MIN_SHADOW_REQUESTS", 1)
 
     async def skewed(client: httpx.AsyncClient, service: Any) -> None:
         right, calls = service.recommender.recommend, iter(range(1000))

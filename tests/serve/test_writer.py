@@ -196,7 +196,7 @@ def test_writer_numbers_events_items_and_users_by_one_counter(app: Any) -> None:
         assert service.log.last_seq() == service.as_of
         state = service.user_state("m")
         assert (state.positives, state.attributes) == (1, {"age": "60+"})
-        assert service.catalogue.get("n1").attributes == {"category": "tea"}
+        assert service.catalog.get("n1").attributes == {"category": "tea"}
 
     within(app, work)
 

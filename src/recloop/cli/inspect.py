@@ -74,12 +74,12 @@ def status(as_json: Json = False) -> None:
     from recloop.monitoring import experiment
     from recloop.monitoring.shadow_requirement import shadow_requirement
     from recloop.recommend import loading
-    from recloop.release.transitions import SHADOWED
+    from recloop.release.transitions import MIN_SHADOW_REQUESTS
 
     here = project()
     found = loading.status(here)
     tried, problem = experiment.current_verdict(here)
-    need = None if found["shadow"] is None else shadow_requirement(here, found["shadow"], SHADOWED)
+    need = None if found["shadow"] is None else shadow_requirement(here, found["shadow"], MIN_SHADOW_REQUESTS)
     if as_json:
         print_json({**found, "verdict": tried and tried.to_json(), "shadow_requirement": need and need.to_json()})
         return

@@ -77,7 +77,7 @@ def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe
         "to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live,
         "recipe": [recipe] * len(new),
     }  # fmt: skip
-    seqs = windows["to_seq"].unique().sort().tail(gate.POOLED - 1)
+    seqs = windows["to_seq"].unique().sort().tail(gate.MAX_POOLED_WINDOWS - 1)
     frame = pl.concat([windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW)])
     with replacing(run.folder / "candidate" / "window.parquet") as file:
         frame.write_parquet(file)

@@ -94,16 +94,16 @@ def check_input(run: UpdateRun) -> None:
         run.journal.record(
             "check",
             windows=_json_of(parents + own),
-            gates=gate.gates_to_json([GateResult(gate.INPUT, None, 0.0, True, note=why)]),
+            gates=gate.gates_to_json([GateResult(gate.INPUT_GATE, None, 0.0, True, note=why)]),
         )
         return
     before = make_queries(events.filter(pl.col("first") <= run.watermark), "successive")
     came = paired.subsample(came, CHECKED)
-    past = paired.windows(before, input_check.WINDOWS, len(came)) if len(before) else []
+    past = paired.windows(before, input_check.MAX_WINDOWS, len(came)) if len(before) else []
     windows = [_window(run, one, run.watermark) for one in past]
-    if len(windows) < input_check.FEWEST:
+    if len(windows) < input_check.MIN_WINDOWS:
         windows = own + windows
-    inherited = len(windows) < input_check.FEWEST  # a new live bundle has no windows yet
+    inherited = len(windows) < input_check.MIN_WINDOWS  # a new live bundle has no windows yet
     if inherited:
         windows = parents + windows
     incoming = _window(run, came, run.until)
@@ -112,9 +112,9 @@ def check_input(run: UpdateRun) -> None:
     )
     if inherited and parents and not found.weak:
         found = replace(found, note=f"with the windows of its recipe: {found.note}")
-    if (incoming.queries or 0) >= input_check.QUERIES:
+    if (incoming.queries or 0) >= input_check.MIN_QUERIES:
         windows = [*windows, incoming]
-    kept = _json_of(windows[-input_check.WINDOWS :])
+    kept = _json_of(windows[-input_check.MAX_WINDOWS :])
     run.journal.record("check", windows=kept, gates=gate.gates_to_json([found]))
     run.progress.say("check", found.line())
 

@@ -42,7 +42,7 @@ from recloop.evaluation.agreement import overlap
 from recloop.evaluation.bootstrap import Difference
 from recloop.files import JsonTree
 
-POOLED: Final = 6
+MAX_POOLED_WINDOWS: Final = 6
 """Most earlier windows that are pooled with an open verdict."""
 MIN_USERS: Final = 20
 """Fewest users of a comparison; with fewer, the bootstrap interval is too narrow."""
@@ -65,10 +65,10 @@ FAST_SECONDS: Final = 0.01
 
 A network is slower than baselines, but still fast.
 """
-OVERLAP: Final = 0.8
-DETECTS: Final = float(ndtri(0.975) + ndtri(0.8))
+MIN_OVERLAP: Final = 0.8
+DETECTION_STANDARD_ERRORS: Final = float(ndtri(0.975) + ndtri(0.8))
 """Standard errors of a loss that is detected with 80 % power at 95 % confidence."""
-INPUT: Final = "input"
+INPUT_GATE: Final = "input"
 NEW_ROWS: Final = "new_rows"
 EARLIER_NAMES: Final = {"new": NEW_ROWS, "parity": "verification", "cold_coverage_drop": "cold_coverage"}
 """Gate names in the evidence of earlier versions -> present names."""
@@ -122,16 +122,16 @@ class GateResult:
     def line(self) -> str:
         """Format for a terminal: number, threshold, interval or band, detectable loss."""
         compared = self.detectable is not None
-        said = "-" if self.value is None else f"{self.value:+.4f}" if compared else f"{self.value:.4g}"
+        text = "-" if self.value is None else f"{self.value:+.4f}" if compared else f"{self.value:.4g}"
         if self.candidate is not None:
-            said += f" (NDCG@10 {self.candidate:.4f}, live {self.live:.4f})"
-        said += ", no threshold" if math.isnan(self.threshold) else f", threshold {self.threshold:.4g}"
+            text += f" (NDCG@10 {self.candidate:.4f}, live {self.live:.4f})"
+        text += ", no threshold" if math.isnan(self.threshold) else f", threshold {self.threshold:.4g}"
         if self.low is not None and self.high is not None:
-            said += f", {'95 % CI' if compared else 'band'} [{self.low:+.4f}, {self.high:+.4f}]"
+            text += f", {'95 % CI' if compared else 'band'} [{self.low:+.4f}, {self.high:+.4f}]"
         if compared:
-            said += f", detectable loss {self.detectable:.4f}"
+            text += f", detectable loss {self.detectable:.4f}"
         note = f" ({self.note})" if self.note else ""
-        return f"{'pass' if self.ok else 'wait' if self.waits else 'NO':4} {self.name}: {said}{note}"
+        return f"{'pass' if self.ok else 'wait' if self.waits else 'NO':4} {self.name}: {text}{note}"
 
     @property
     def reason(self) -> str:
@@ -219,7 +219,7 @@ def minimum_detectable(difference: Difference) -> float:
     2.8 = 1.96 + 0.84; the standard error is the half width / 1.96.
     """
     reach = (difference.relative.high - difference.relative.low) / 2
-    return float(reach / ndtri(0.975) * DETECTS)
+    return float(reach / ndtri(0.975) * DETECTION_STANDARD_ERRORS)
 
 
 def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings: Gates, seed: int = 0) -> GateResult:
@@ -235,34 +235,36 @@ def non_inferiority(new: PairedScores, earlier: Sequence[PairedScores], settings
     compared = new.select(~np.isnan(new.candidate) & ~np.isnan(new.live))
     if not len(compared) or not (compared.live > 0).any():
         return GateResult(NEW_ROWS, None, -margin, True, note="weak: nothing to compare")
-    few = too_few(compared.users, settings)
-    if few:
-        return GateResult(NEW_ROWS, None, -margin, False, note=few, waits=True)
-    own = relative_difference(new, seed)
-    outcome, note = _decide(own, margin), "this window"
-    if outcome == "open" and minimum_detectable(own) <= WIDTH_FACTOR * margin:
-        outcome, note = _pooled(own, [*earlier[-POOLED:], new] if earlier else [], margin, seed)
-    said = {
+    shortage = too_few(compared.users, settings)
+    if shortage:
+        return GateResult(NEW_ROWS, None, -margin, False, note=shortage, waits=True)
+    difference = relative_difference(new, seed)
+    outcome = _decide(difference, margin)
+    note = "this window"
+    if outcome == "open" and minimum_detectable(difference) <= WIDTH_FACTOR * margin:
+        outcome, note = _pooled(difference, [*earlier[-MAX_POOLED_WINDOWS:], new] if earlier else [], margin, seed)
+    notes = {
         "pass": note,
         "weak": f"weak: inconclusive, {note}",
         "refused": f"certainly worse, {note}",
         "open": f"inconclusive, {note}",
     }
-    low, high = own.relative.low, own.relative.high
+    low, high = difference.relative.low, difference.relative.high
     candidate, live = _sides(new)
-    ok, waits = outcome in {"pass", "weak"}, outcome == "open"
+    ok = outcome in {"pass", "weak"}
+    waits = outcome == "open"
     return GateResult(
-        NEW_ROWS, own.relative.value, -margin, ok, minimum_detectable(own), low, high, said[outcome], candidate, live, waits
+        NEW_ROWS, difference.relative.value, -margin, ok, minimum_detectable(difference), low, high, notes[outcome], candidate, live, waits
     )  # fmt: skip
 
 
 def too_few(users: NDArray[Any], settings: Gates) -> str:
     """Explain why queries of these users, (Q,), are too few; empty if they suffice."""
-    known = len(np.unique(users))
-    if len(users) >= settings.min_queries and known >= settings.min_users:
+    user_count = len(np.unique(users))
+    if len(users) >= settings.min_queries and user_count >= settings.min_users:
         return ""
-    needed = f"{settings.min_queries} of {settings.min_users}"
-    return f"too few to judge: {len(users)} queries of {known} users, {needed} needed"
+    minimum = f"{settings.min_queries} of {settings.min_users}"
+    return f"too few to judge: {len(users)} queries of {user_count} users, {minimum} needed"
 
 
 def check_window_size(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
@@ -274,11 +276,11 @@ def check_window_size(users: NDArray[Any], judged: int, settings: Gates) -> Gate
         users: (Q,) user of each query of the window.
         judged: Queries at the last inconclusive judgement of this window; 0 without one.
     """
-    few = too_few(users, settings)
-    again = math.ceil(REPEAT_GROWTH * judged)
-    if not few and len(users) < again:
-        few = f"inconclusive at {judged} queries; judged again from {again} queries on, now {len(users)}"
-    return GateResult(NEW_ROWS, None, -settings.max_ndcg_loss, False, note=few, waits=True) if few else None
+    shortage = too_few(users, settings)
+    next_queries = math.ceil(REPEAT_GROWTH * judged)
+    if not shortage and len(users) < next_queries:
+        shortage = f"inconclusive at {judged} queries; judged again from {next_queries} queries on, now {len(users)}"
+    return GateResult(NEW_ROWS, None, -settings.max_ndcg_loss, False, note=shortage, waits=True) if shortage else None
 
 
 def gates_before_trial(gates: Sequence[GateResult]) -> list[GateResult]:
@@ -287,7 +289,7 @@ def gates_before_trial(gates: Sequence[GateResult]) -> list[GateResult]:
     A waiting gate is refused if the upper end is below 0 and the estimate below -margin. It is evaluated once, so a
     95 % CI suffices. Otherwise it passes weakly.
     """
-    return [_tried(one) if one.waits else one for one in gates]
+    return [_tried(gate) if gate.waits else gate for gate in gates]
 
 
 def _tried(gate: GateResult) -> GateResult:
@@ -296,26 +298,29 @@ def _tried(gate: GateResult) -> GateResult:
     return replace(gate, ok=True, waits=False, note=f"weak: {gate.note}; shadow and experiment decide")
 
 
-def _decide(d: Difference, margin: float) -> str:
+def _decide(difference: Difference, margin: float) -> str:
     """Decide ``pass``, ``refused`` or ``open`` by one window or a pooled difference."""
-    if d.relative.low > -margin:
+    if difference.relative.low > -margin:
         return "pass"
-    error = (d.relative.high - d.relative.low) / (2 * float(ndtri(0.975)))
-    certain = d.relative.value < -margin and d.relative.value + CERTAIN_ERRORS * error < 0
+    error = (difference.relative.high - difference.relative.low) / (2 * float(ndtri(0.975)))
+    certain = difference.relative.value < -margin and difference.relative.value + CERTAIN_ERRORS * error < 0
     return "refused" if certain else "open"
 
 
-def _pooled(own: Difference, windows: Sequence[PairedScores], margin: float, seed: int) -> tuple[str, str]:
+def _pooled(difference: Difference, windows: Sequence[PairedScores], margin: float, seed: int) -> tuple[str, str]:
     """Decide an open window that is narrow enough by rows 7 to 10; return also a note."""
-    pooled, note = own, "this window"
+    pooled = difference
+    note = "this window"
     if windows:
-        columns = (np.concatenate([getattr(one, name) for one in windows]) for name in ("users", "candidate", "live"))
+        columns = (
+            np.concatenate([getattr(window, name) for window in windows]) for name in ("users", "candidate", "live")
+        )
         pooled = relative_difference(PairedScores(*columns), seed)
         note = f"pooled with {len(windows) - 1} earlier windows of the same recipe ({pooled.relative.value:+.3f})"
     outcome = _decide(pooled, margin)
     if outcome == "refused":
         return outcome, note
-    if own.relative.value <= -margin or pooled.relative.value <= -margin:
+    if difference.relative.value <= -margin or pooled.relative.value <= -margin:
         return "open", note
     return ("pass" if outcome == "pass" else "weak"), note
 
@@ -326,15 +331,17 @@ def no_slice_collapse(name: str, pairs: PairedScores, drop: float, seed: int = 0
     A slice passes weakly if it is empty, or if the bundles find targets for fewer than 20 users. Users without a found
     target do not contribute to a relative difference.
     """
-    d = relative_difference(pairs, seed)
-    if math.isnan(d.relative.high):
+    difference = relative_difference(pairs, seed)
+    if math.isnan(difference.relative.high):
         return GateResult(name, None, -drop, True, note="weak: nothing to compare")
     users = len(np.unique(pairs.users[(pairs.candidate > 0) | (pairs.live > 0)]))
-    few = users < MIN_USERS
-    ok = few or d.relative.high > -drop
-    note = f"weak: targets found for {users} users, too few to judge" if few else "the upper end decides"
-    low, high = d.relative.low, d.relative.high
-    return GateResult(name, d.relative.value, -drop, ok, minimum_detectable(d), low, high, note, *_sides(pairs))
+    too_few_users = users < MIN_USERS
+    ok = too_few_users or difference.relative.high > -drop
+    note = f"weak: targets found for {users} users, too few to judge" if too_few_users else "the upper end decides"
+    low, high = difference.relative.low, difference.relative.high
+    return GateResult(
+        name, difference.relative.value, -drop, ok, minimum_detectable(difference), low, high, note, *_sides(pairs)
+    )
 
 
 def at_most(name: str, value: float, threshold: float, note: str = "", queries: int | None = None) -> GateResult:
@@ -370,44 +377,49 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
     if evidence.latency is not None:
         candidate, live = evidence.latency
         ratio = float(np.median(candidate / live)) if len(live) else math.nan
-        found = at_most("latency", ratio, settings.max_latency_ratio, "median of candidate / live", len(live))
-        if not found.ok and (middle := float(np.median(candidate))) < FAST_SECONDS:
-            found = replace(found, ok=True, note=f"weak: {1000 * middle:.1f} ms, fast enough at any ratio")
-        gates.append(found)
+        gate = at_most("latency", ratio, settings.max_latency_ratio, "median of candidate / live", len(live))
+        if not gate.ok and (median := float(np.median(candidate))) < FAST_SECONDS:
+            gate = replace(gate, ok=True, note=f"weak: {1000 * median:.1f} ms, fast enough at any ratio")
+        gates.append(gate)
     if evidence.cold_coverage is not None:
         candidate_covers, live_covers = evidence.cold_coverage
-        drop, users = live_covers - candidate_covers, evidence.cold_users
-        found = at_most("cold_coverage", drop, settings.max_cold_coverage_loss)
-        if not found.ok and users is not None and users < MIN_USERS:
-            found = replace(found, ok=True, note=f"weak: {users} cold users, too few to judge")
-        gates.append(found)
+        drop = live_covers - candidate_covers
+        users = evidence.cold_users
+        gate = at_most("cold_coverage", drop, settings.max_cold_coverage_loss)
+        if not gate.ok and users is not None and users < MIN_USERS:
+            gate = replace(gate, ok=True, note=f"weak: {users} cold users, too few to judge")
+        gates.append(gate)
     return gates
 
 
 def final_gates(
-    losses: Sequence[float], golden: int, final: Sequence[Sequence[str]], before: Sequence[Sequence[str]]
+    losses: Sequence[float], golden: int, final: Sequence[Sequence[str]], earlier: Sequence[Sequence[str]]
 ) -> list[GateResult]:
     """Evaluate the gates after the last quarter was learned with the same recipe.
 
     Args:
         losses: Loss of every training step; empty for baselines.
         golden: Number of golden queries that the written bundle answers differently.
-        final, before: Lists of the candidate and of candidate' for the same queries; the first 10 items are compared.
+        final, earlier: Lists of the candidate and of candidate' for the same queries; the first 10 items are compared.
     """
-    broken = int((~np.isfinite(np.asarray(losses, dtype=np.float64))).sum())
-    shares = [overlap(one[:10], other[:10]) for one, other in zip(final, before, strict=True)]
-    middle = float(np.median(shares)) if shares else math.nan
-    same = (
-        GateResult("overlap", None, OVERLAP, True, note="weak: nothing to compare")
-        if math.isnan(middle)
-        else GateResult("overlap", middle, OVERLAP, middle >= OVERLAP - 1e-12, note="median overlap@10 with candidate'")
+    non_finite_steps = int((~np.isfinite(np.asarray(losses, dtype=np.float64))).sum())
+    shares = [
+        overlap(final_list[:10], earlier_list[:10]) for final_list, earlier_list in zip(final, earlier, strict=True)
+    ]
+    median = float(np.median(shares)) if shares else math.nan
+    overlap_gate = (
+        GateResult("overlap", None, MIN_OVERLAP, True, note="weak: nothing to compare")
+        if math.isnan(median)
+        else GateResult(
+            "overlap", median, MIN_OVERLAP, median >= MIN_OVERLAP - 1e-12, note="median overlap@10 with candidate'"
+        )
     )
-    if not same.ok and len(shares) < MIN_QUERIES:
-        same = replace(same, ok=True, note=f"weak: {len(shares)} queries, too few to judge")
+    if not overlap_gate.ok and len(shares) < MIN_QUERIES:
+        overlap_gate = replace(overlap_gate, ok=True, note=f"weak: {len(shares)} queries, too few to judge")
     return [
-        at_most("finite_loss", broken, 0, "steps whose loss is not finite"),
+        at_most("finite_loss", non_finite_steps, 0, "steps whose loss is not finite"),
         at_most("golden", golden, 0, "golden queries that differ"),
-        same,
+        overlap_gate,
     ]
 
 
@@ -417,7 +429,7 @@ def verdict(gates: Sequence[GateResult]) -> str:
     ``blocked``: the input is out of band. ``refused``: another gate failed. ``waiting``: a gate needs more rows.
     """
     failed = {gate.name for gate in gates if not gate.ok and not gate.waits}
-    if INPUT in failed:
+    if INPUT_GATE in failed:
         return "blocked"
     if failed:
         return "refused"

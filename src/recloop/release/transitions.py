@@ -31,11 +31,11 @@ from recloop.storage.control import ReleaseRow
 
 NOT_DEPLOYED = ("registered", "checked")
 """States in which the gate is checked; later states were reached by passing or overriding it."""
-SHADOWED = 100
+MIN_SHADOW_REQUESTS = 100
 """Requests that a bundle must score in shadow before an experiment."""
-USERS = 200
+MIN_USERS_PER_ARM = 200
 """Users per arm with a closed outcome that live requires (docs/definitions/experiments.md)."""
-PATIENCE = 60.0
+CHECK_TIMEOUT_SECONDS = 60.0
 """Seconds to wait for a running server to check a bundle."""
 
 
@@ -87,11 +87,13 @@ def promote(
             another process moved a release meanwhile.
     """
     control = project.open_control()
-    by, target, at = by or _who("promote"), _target(bundle, to), at or now()
+    by = by or _who("promote")
+    target = _target(bundle, to)
+    at = at or now()
     machine = validate(project, control, bundle, target, by)
     if gates is None and needs_gate(control, bundle):
-        how = f"`recloop train` made {bundle}; run its gate: recloop promote {bundle} --to {target}"
-        raise Refused("gate", "not run", "passed", how)
+        explanation = f"`recloop train` made {bundle}; run its gate: recloop promote {bundle} --to {target}"
+        raise Refused("gate", "not run", "passed", explanation)
     verify_hash(project, machine.since(bundle))
     missing, earned = _unmet_requirements(project, machine, bundle, target)
     if target == "experiment":
@@ -102,11 +104,13 @@ def promote(
         judged = gates if gates is not None else _gates(control, bundle) or []
         missing = [*_failed(judged), *missing]
     if missing and not (to and reason):
-        first = missing[0]
-        how = f"{first.reason}; to override: recloop promote {bundle} --to {target} --reason TEXT"
-        raise Refused(first.gate, first.number, first.threshold, how)
+        first_missing = missing[0]
+        explanation = f"{first_missing.reason}; to override: recloop promote {bundle} --to {target} --reason TEXT"
+        raise Refused(first_missing.gate, first_missing.number, first_missing.threshold, explanation)
     if missing:
-        earned["waived_requirements"] = [f"{one.gate}={one.number}, threshold {one.threshold}" for one in missing]
+        earned["waived_requirements"] = [
+            f"{requirement.gate}={requirement.number}, threshold {requirement.threshold}" for requirement in missing
+        ]
     return _result(releases.promote(control, bundle, to=target, by=by, reason=reason, at=at, evidence=earned))
 
 
@@ -125,9 +129,9 @@ def _gates(control: ControlStore, bundle: str) -> list[JsonTree] | None:
 
 def _failed(gates: Sequence[Mapping[str, Any]]) -> list[Refused]:
     return [
-        Refused(f"gate {one['name']}", one["value"], one["threshold"], one.get("note") or "the gate did not pass")
-        for one in gates
-        if not one["ok"]
+        Refused(f"gate {gate['name']}", gate["value"], gate["threshold"], gate.get("note") or "the gate did not pass")
+        for gate in gates
+        if not gate["ok"]
     ]
 
 
@@ -139,9 +143,9 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> J
         BundleError: the bundle may not be served; nothing was changed.
     """
     control = project.open_control()
-    before = releases.lives(control)[1:2]
-    if before:
-        verify_hash(project, before[0])
+    previous = releases.lives(control)[1:2]
+    if previous:
+        verify_hash(project, previous[0])
     return _result(releases.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
 
 
@@ -186,20 +190,22 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) ->
     Raises:
         Refused: the bundle may not be served and was excluded permanently, or the server did not check it in time.
     """
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
+    deadline = time.monotonic() + CHECK_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
         try:
             with locks.writer_lock(project.root, "promote"):
                 _check_here(project, control, row, by)
                 return
         except Locked:
             time.sleep(0.1)
-        state, since = releases.read_state(control).states[row.bundle]
+        state, latest = releases.read_state(control).states[row.bundle]
         if state == "refused":
-            raise Refused("check", "failed", "passed", since.reason)
+            raise Refused("check", "failed", "passed", latest.reason)
         if state != "registered":
             return
-    raise Refused("state", "registered", "checked", f"the server did not check it within {PATIENCE:.0f} s; try again")
+    raise Refused(
+        "state", "registered", "checked", f"the server did not check it within {CHECK_TIMEOUT_SECONDS:.0f} s; try again"
+    )
 
 
 def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
@@ -218,20 +224,26 @@ def _unmet_requirements(
     """Find the missing steps for ``target`` and the numbers of the checked ones."""
     state = machine.state(bundle)
     if target == "shadow" and machine.lives:
-        return [], {"golden": "equal", "shadow_requirement": shadow_requirement(project, bundle, SHADOWED).to_json()}
+        return [], {
+            "golden": "equal",
+            "shadow_requirement": shadow_requirement(project, bundle, MIN_SHADOW_REQUESTS).to_json(),
+        }
     if target == "shadow" or state == "retired" or not machine.lives:
         return [], {"golden": "equal"}
     with project.open_decisions() as store:
-        shadow_requests, mismatches = store.shadow_requests(bundle), store.replica_mismatches(bundle)
+        shadow_requests = store.shadow_requests(bundle)
+        mismatches = store.replica_mismatches(bundle)
     numbers: JsonTree = {"golden": "equal", "shadow_requests": shadow_requests, "replica_mismatches": mismatches}
     missing = []
     if state == releases.ROLLED_BACK:
         missing.append(
             Refused("state", state, "a bundle that was not rolled back", f"{bundle} was live and was rolled back")
         )
-    if shadow_requests < SHADOWED:
-        need = shadow_requirement(project, bundle, SHADOWED)
-        missing.append(Refused("shadow requests", shadow_requests, SHADOWED, f"the shadow step is not earned: {need}"))
+    if shadow_requests < MIN_SHADOW_REQUESTS:
+        need = shadow_requirement(project, bundle, MIN_SHADOW_REQUESTS)
+        missing.append(
+            Refused("shadow requests", shadow_requests, MIN_SHADOW_REQUESTS, f"the shadow step is not earned: {need}")
+        )
     if mismatches:
         missing.append(
             Refused("replicas that differ", mismatches, 0, "live's lists are not reproducible: recloop verify")
@@ -244,33 +256,35 @@ def _unmet_requirements(
 def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refused]:
     """List the missing requirements of the experiment: users, evidence of no harm."""
     try:
-        found = experiment.analyze(project, bundle)
+        verdict = experiment.analyze(project, bundle)
     except UserError as error:  # never in an experiment, or its row has no plan
         users: dict[str, int] = dict.fromkeys((LIVE, CANDIDATE), 0)
         numbers.update(users=users, verdict="none")
-        return [Refused(f"users in the arm {LIVE}", 0, USERS, f"the experiment step is not earned: {error}")]
-    users = {LIVE: found.users.live, CANDIDATE: found.users.candidate}
-    numbers.update(_evidence(found), users=users)
-    fewest = min(users, key=lambda arm: users[arm])
-    if users[fewest] < USERS:
-        why = f"the experiment step is not earned: {found.why}"
-        return [Refused(f"users in the arm {fewest}", users[fewest], USERS, why)]
-    if not found.no_harm:
-        threshold = f"a loss above {found.plan.margin:.2g} of {found.plan.metric} ruled out"
-        return [Refused("experiment", found.verdict, threshold, found.why)]
+        return [
+            Refused(f"users in the arm {LIVE}", 0, MIN_USERS_PER_ARM, f"the experiment step is not earned: {error}")
+        ]
+    users = {LIVE: verdict.users.live, CANDIDATE: verdict.users.candidate}
+    numbers.update(_evidence(verdict), users=users)
+    smaller_arm = min(users, key=lambda arm: users[arm])
+    if users[smaller_arm] < MIN_USERS_PER_ARM:
+        reason = f"the experiment step is not earned: {verdict.why}"
+        return [Refused(f"users in the arm {smaller_arm}", users[smaller_arm], MIN_USERS_PER_ARM, reason)]
+    if not verdict.no_harm:
+        threshold = f"a loss above {verdict.plan.margin:.2g} of {verdict.plan.metric} ruled out"
+        return [Refused("experiment", verdict.verdict, threshold, verdict.why)]
     return []
 
 
-def _evidence(found: Verdict) -> JsonTree:
+def _evidence(verdict: Verdict) -> JsonTree:
     """Format the verdict for the evidence of a move to live."""
     numbers: JsonTree = {
-        "verdict": found.verdict, "decided_by": found.decided_by, "why": found.why, "no_harm": found.no_harm,
+        "verdict": verdict.verdict, "decided_by": verdict.decided_by, "why": verdict.why, "no_harm": verdict.no_harm,
     }  # fmt: skip
-    primary = found.metrics.get(found.plan.metric)
+    primary = verdict.metrics.get(verdict.plan.metric)
     if primary is not None:
-        numbers[found.plan.metric] = {
+        numbers[verdict.plan.metric] = {
             "live": primary.live, "candidate": primary.candidate, "low": primary.sequence_low, "high": primary.sequence_high,
         }  # fmt: skip
-    if found.differs:
-        numbers["differs"] = found.differs
+    if verdict.differs:
+        numbers["differs"] = verdict.differs
     return numbers

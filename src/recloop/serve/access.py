@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recloop.ingest.parse import NDJSON
-from recloop.serve.login import LOGIN, Login, login_page, private
+from recloop.serve.login import LOGIN_PATH, Login, login_page, private
 from recloop.serve.schemas import HttpError
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host names that are always accepted, with any port."""
-WRITES = frozenset(name.encode() for name in ("application/json", *NDJSON))
+WRITE_CONTENT_TYPES = frozenset(name.encode() for name in ("application/json", *NDJSON))
 """Allowed content types of a POST.
 
 A page of another origin cannot send them without a preflight, which is refused.
 """
-API, ADMIN = "/v1/", "/v1/admin/"
-ROOT = ("", "/")
-CONSOLE = "/_nicegui"
+API_PREFIX, ADMIN_PREFIX = "/v1/", "/v1/admin/"
+ROOT_PATHS = ("", "/")
+CONSOLE_PREFIX = "/_nicegui"
 """Path prefix of the console's scripts and socket."""
 
 
@@ -46,8 +46,8 @@ class AccessMiddleware:
     def __init__(self, app: ASGIApp, service: Service, host: str = "") -> None:
         self._app = app
         self._configured = frozenset(host_name(name).encode() for name in service.project.config.serve.hosts)
-        own = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
-        self._hosts = self._configured.union(own)
+        local_hosts = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
+        self._hosts = self._configured.union(local_hosts)
         self._token = service.token.encode()
         self._login = Login(service.token)
 
@@ -58,15 +58,18 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, head = scope["path"], Head(scope["headers"])
+        path = scope["path"]
+        head = Head(scope["headers"])
         self._check_host(head)
         self._check_origin(head)
-        if path.startswith(API):
-            if scope["method"] == "POST" and head.content_type not in WRITES:
+        if path.startswith(API_PREFIX):
+            if scope["method"] == "POST" and head.content_type not in WRITE_CONTENT_TYPES:
                 raise _not_a_write(head)
-            if path.startswith(ADMIN):
+            if path.startswith(ADMIN_PREFIX):
                 self._check_token(head)
-        elif scope["app"].state.console and (path in ROOT or path == LOGIN or path.startswith(CONSOLE)):
+        elif scope["app"].state.console and (
+            path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)
+        ):
             await self._console(scope, receive, private(send), head)
             return
         await self._app(scope, receive, send)
@@ -77,9 +80,10 @@ class AccessMiddleware:
                 400, "bad_host", f"the request has {len(head.hosts)} Host headers; expected 1", "Host", "one Host header"
             )  # fmt: skip
         if name_of(head.hosts[0]) not in self._hosts:
-            shown, known = _shown(head.hosts[0]), ", ".join(sorted(name.decode() for name in self._hosts))
-            message = f"Host {shown} is not allowed; add it to serve.hosts in recloop.toml"
-            raise HttpError(421, "unknown_host", message, "Host", f"one of {known}")
+            host = _shown(head.hosts[0])
+            allowed = ", ".join(sorted(name.decode() for name in self._hosts))
+            message = f"Host {host} is not allowed; add it to serve.hosts in recloop.toml"
+            raise HttpError(421, "unknown_host", message, "Host", f"one of {allowed}")
 
     def _check_origin(self, head: Head) -> None:
         """Refuse requests from pages of another origin.
@@ -106,7 +110,7 @@ class AccessMiddleware:
 
     async def _console(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
         """Serve the console to a client with the cookie or the token, else the login form."""
-        if scope["path"] in ROOT or scope["path"] == LOGIN:
+        if scope["path"] in ROOT_PATHS or scope["path"] == LOGIN_PATH:
             response = await self._login.answer(Request(scope, receive))
             if response is None and not self._login.is_known(head.cookies) and not head.authorization:
                 response = login_page("")
@@ -139,7 +143,7 @@ class Head:
             elif name == b"authorization":
                 self.authorization = value.strip()
             elif name == b"cookie":
-                self.cookies += [part.strip() for part in value.split(b";")]
+                self.cookies += [pair.strip() for pair in value.split(b";")]
             elif name == b"sec-fetch-site":
                 self.site = value.strip().lower()
             elif name == b"sec-fetch-dest":

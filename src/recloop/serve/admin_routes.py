@@ -32,16 +32,17 @@ class AdminRoutes:
     """Handler of one release verb."""
 
     def __init__(self, service: Service, verb: str) -> None:
-        self._service, self._verb = service, verb
+        self._service = service
+        self._verb = verb
 
     async def move(self, request: Request) -> Response:
         """Make one release move and deploy it before the response.
 
         `AccessMiddleware` has already checked the admin token.
         """
-        asked = await _asked(request)
+        release_request = await _parse_release_request(request)
         try:
-            done = await run_in_threadpool(self._move, asked, self._at(request))
+            result = await run_in_threadpool(self._move, release_request, self._at(request))
         except BundleError as error:
             raise HttpError(409, "bad_bundle", str(error), "bundle", error.expected) from None
         except UserError as error:
@@ -51,15 +52,16 @@ class AdminRoutes:
         except Refused as error:
             raise HttpError(409, "refused", str(error), error.gate, str(error.threshold)) from None
         await self._service.reload()
-        return Response(msgspec.json.encode(msgspec.convert(done, ReleaseResponse)), media_type="application/json")
+        return Response(msgspec.json.encode(msgspec.convert(result, ReleaseResponse)), media_type="application/json")
 
-    def _move(self, asked: ReleaseRequest, at: int) -> JsonTree:
-        project, by = self._service.project, f"POST /v1/admin/{self._verb}"
+    def _move(self, move: ReleaseRequest, at: int) -> JsonTree:
+        project = self._service.project
+        origin = f"POST /v1/admin/{self._verb}"
         if self._verb == "rollback":
-            return transitions.rollback(project, asked.reason, by, at)
+            return transitions.rollback(project, move.reason, origin, at)
         if self._verb == "reject":
-            return transitions.reject(project, asked.bundle, asked.reason, by, at)
-        return transitions.promote(project, asked.bundle, asked.to, asked.reason, by, at)
+            return transitions.reject(project, move.bundle, move.reason, origin, at)
+        return transitions.promote(project, move.bundle, move.to, move.reason, origin, at)
 
     def _at(self, request: Request) -> int:
         """Time of the move: the clock, or ``X-Recloop-Now`` of a replayed request."""
@@ -73,12 +75,12 @@ async def _renamed(_: Request) -> Response:
     raise HttpError(410, "renamed", "/v1/admin/refuse is now /v1/admin/reject", None, "/v1/admin/reject")
 
 
-async def _asked(request: Request) -> ReleaseRequest:
+async def _parse_release_request(request: Request) -> ReleaseRequest:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, "not_json", "the request is not JSON", "Content-Type", "application/json")
-    body = await request_parts.read_body(request) or b"{}"
+    content = await request_parts.read_body(request) or b"{}"
     try:
-        return msgspec.json.decode(body, type=ReleaseRequest)
+        return msgspec.json.decode(content, type=ReleaseRequest)
     except msgspec.ValidationError as error:
         raise HttpError(422, "bad_body", str(error), "body", "{bundle, to, reason}, each a string") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

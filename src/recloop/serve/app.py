@@ -68,7 +68,8 @@ def run(
         UserError: the port is in use, the host is not loopback, or no bundle is live.
     """
     serve = project.config.serve
-    host, port = serve.host if host is None else host, serve.port if port is None else port
+    host = serve.host if host is None else host
+    port = serve.port if port is None else port
     server.check_host(host)
     with ExitStack() as stack:
         lock = stack.enter_context(locks.writer_lock(project.root))
@@ -91,32 +92,39 @@ def build(service: Service, host: str = "") -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(reload.poll_forever(service))
+        poll_task = asyncio.create_task(reload.poll_forever(service))
         try:
             yield
         finally:
-            following.cancel()
+            poll_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await following
+                await poll_task
             await run_in_threadpool(service.close)
 
-    asked, posted, handlers = RecommendRoutes(service), WriteRoutes(service), StatusRoutes(service)
-    get, post = ["GET"], ["POST"]
+    reads = RecommendRoutes(service)
+    writes = WriteRoutes(service)
+    status = StatusRoutes(service)
+    get = ["GET"]
+    post = ["POST"]
     app = Starlette(
         routes=[
-            Route("/v1/recommend", only(asked.recommend, request_parts.RECOMMEND_BY_QUERY), methods=get),
-            Route("/v1/recommend/{user_id:path}", only(asked.recommend, request_parts.RECOMMEND), methods=get),
-            Route("/v1/events", only(posted.post_events), methods=post),
-            Route("/v1/items", only(posted.post_items), methods=post),
-            Route("/v1/users", only(posted.post_users), methods=post),
-            Route("/v1/items/{item_id:path}/similar", only(asked.similar, request_parts.SIMILAR), methods=get),
-            Route("/v1/items/{item_id:path}", only(asked.get_item), methods=get),
-            Route("/v1/users/{user_id:path}", only(asked.get_user), methods=get),
-            Route("/v1/health/live", only(handlers.live), methods=get),
-            Route("/v1/health/ready", only(handlers.ready), methods=get),
-            Route("/v1/status", only(handlers.status), methods=get),
-            Route("/metrics", only(handlers.metrics), methods=get),
-            Route("/openapi.json", only(handlers.openapi), methods=get),
+            Route("/v1/recommend", only(reads.recommend, request_parts.RECOMMEND_BY_QUERY_PARAMETERS), methods=get),
+            Route(
+                "/v1/recommend/{user_id:path}", only(reads.recommend, request_parts.RECOMMEND_PARAMETERS), methods=get
+            ),
+            Route("/v1/events", only(writes.post_events), methods=post),
+            Route("/v1/items", only(writes.post_items), methods=post),
+            Route("/v1/users", only(writes.post_users), methods=post),
+            Route(
+                "/v1/items/{item_id:path}/similar", only(reads.similar, request_parts.SIMILAR_PARAMETERS), methods=get
+            ),
+            Route("/v1/items/{item_id:path}", only(reads.get_item), methods=get),
+            Route("/v1/users/{user_id:path}", only(reads.get_user), methods=get),
+            Route("/v1/health/live", only(status.live), methods=get),
+            Route("/v1/health/ready", only(status.ready), methods=get),
+            Route("/v1/status", only(status.status), methods=get),
+            Route("/metrics", only(status.metrics), methods=get),
+            Route("/openapi.json", only(status.openapi), methods=get),
             *admin_routes.admin_routes(service),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},

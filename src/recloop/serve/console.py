@@ -23,9 +23,9 @@ from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.summary import Windows
 from recloop.serve import console_panels
 
-ITS: Final = "/_nicegui"
+CONSOLE_PREFIX: Final = "/_nicegui"
 """Path prefix of the page's scripts and socket."""
-STYLE: Final = """
+PAGE_CSS: Final = """
 body { font-variant-numeric: tabular-nums }
 .q-table th, .q-table td { padding: 4px 12px }
 .q-table th { opacity: .65 }
@@ -60,7 +60,7 @@ class _FallthroughMount(Mount):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path = scope.get("path", "")
-        if path not in {"", "/"} and not path.startswith(ITS):
+        if path not in {"", "/"} and not path.startswith(CONSOLE_PREFIX):
             return Match.NONE, {}  # keeps the service's JSON 404
         return super().matches(scope)
 
@@ -85,7 +85,7 @@ class _Page:
         self._looks = 0
 
     async def build(self) -> None:
-        ui.add_css(STYLE)
+        ui.add_css(PAGE_CSS)
         with ui.column().classes("w-full max-w-6xl mx-auto gap-4 p-2 sm:p-4"):
             ui.label("recloop").classes("text-2xl font-bold")
             self._now = ui.column().classes("boxed w-full gap-4")
@@ -144,17 +144,19 @@ class _Page:
         with self._tried, ui.column().classes("boxed w-full gap-2").props(f"data-testid=tried-{state}"):
             ui.label(f"Bundle in {state}: {bundle}").classes("text-lg font-bold break-all")
             waiting = ui.label("Comparing ...")
-            found, why = await run_in_threadpool(_asked, ask, bundle)
+            comparison, reason = await run_in_threadpool(_try_comparison, ask, bundle)
             if waiting.is_deleted:
                 return  # the visitor left or started another refresh
-            if found is None:
-                waiting.text = f"No comparison yet: {why}"
+            if comparison is None:
+                waiting.text = f"No comparison yet: {reason}"
                 return
             waiting.delete()
-            show(found)
+            show(comparison)
 
     async def _promote(self) -> None:
-        bundle, to, reason = self._bundle.value, self._to.value, self._reason.value
+        bundle = self._bundle.value
+        to = self._to.value
+        reason = self._reason.value
         await self._move(lambda: self._backend.promote(bundle, "" if to == EARNED else to, reason))
 
     async def _rollback(self) -> None:
@@ -162,7 +164,8 @@ class _Page:
         await self._move(lambda: self._backend.rollback(reason))
 
     async def _reject(self) -> None:
-        bundle, reason = self._bundle.value, self._reason.value
+        bundle = self._bundle.value
+        reason = self._reason.value
         await self._move(lambda: self._backend.reject(bundle, reason))
 
     async def _move(self, move: Callable[[], Awaitable[JsonTree]]) -> None:
@@ -172,27 +175,27 @@ class _Page:
                 ui.label("reason is empty: enter a reason for this move").classes("text-negative")
                 return
             try:
-                done = await move()
+                row = await move()
             except Refused as error:
                 console_panels.refused(error)
                 return
             except RecloopError as error:
                 ui.label(str(error)).classes("text-negative break-words")
                 return
-            ui.label(f"{done['bundle']}: {done['from']} -> {done['to']}").classes("text-positive break-all")
+            ui.label(f"{row['bundle']}: {row['from']} -> {row['to']}").classes("text-positive break-all")
         self._reason.value = ""
         await self._refresh()
 
     async def _show_person(self) -> None:
         if not self._user.value:
             return
-        found = await self._backend.user_panel(self._user.value)
+        panel = await self._backend.user_panel(self._user.value)
         self._person.clear()
         with self._person:
-            console_panels.user_panel(found)
+            console_panels.user_panel(panel)
 
 
-def _asked(ask: Callable[[str], Compared], bundle: str) -> tuple[Compared | None, str]:
+def _try_comparison(ask: Callable[[str], Compared], bundle: str) -> tuple[Compared | None, str]:
     try:
         return ask(bundle), ""
     except RecloopError as error:

@@ -19,17 +19,17 @@ from recloop.records import Query
 from recloop.release import transitions
 from recloop.serve.service import Service
 
-HINT = """<!doctype html><meta charset="utf-8"><title>recloop</title>
+INSTALL_HINT_PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title>
 <p>The API is at <a href="/openapi.json">/v1</a>. The console is not installed. To install it: <code>pip install "recloop[console]"</code>"""
-NEWEST = 20
-BY = "console"
+MAX_HISTORY_ROWS = 20
+RELEASE_ORIGIN = "console"
 
 
 def install_hint(app: Starlette, _: Service) -> None:
     """Add a page at `/` with the command that installs the console."""
 
     async def page(_: Request) -> HTMLResponse:
-        return HTMLResponse(HINT)
+        return HTMLResponse(INSTALL_HINT_PAGE)
 
     app.router.routes.append(Route("/", page, methods=["GET"]))
 
@@ -65,11 +65,11 @@ class ServiceConsoleBackend:
     async def reject(self, bundle: str, reason: str) -> JsonTree:
         return await self._move(transitions.reject, bundle, reason)
 
-    async def _move(self, verb: Callable[..., JsonTree], *asked: str) -> JsonTree:
+    async def _move(self, verb: Callable[..., JsonTree], *arguments: str) -> JsonTree:
         """Make a release move and deploy it before returning."""
-        done = await run_in_threadpool(verb, self._service.project, *asked, BY, self._service.clock())
+        row = await run_in_threadpool(verb, self._service.project, *arguments, RELEASE_ORIGIN, self._service.clock())
         await self._service.reload()
-        return done
+        return row
 
     async def user_panel(self, user_id: str) -> JsonTree:
         """User panel: ``facts`` (str), ``list`` and ``history``.
@@ -77,19 +77,23 @@ class ServiceConsoleBackend:
         ``list`` holds (rank, name, source, score); ``history`` holds (at, name). States are read on the event loop.
         """
         state = self._service.user_state(user_id)
-        answer, arm = self._service.preview(Query(user_id=user_id, now=self._service.clock()))
+        ranked, arm = self._service.preview(Query(user_id=user_id, now=self._service.clock()))
         view = state.view()
-        past = [(stamp, self._name(item)) for stamp, items, _ in reversed(view.moments[-NEWEST:]) for item in items]
+        past = [
+            (stamp, self._name(item))
+            for stamp, items, _ in reversed(view.moments[-MAX_HISTORY_ROWS:])
+            for item in items
+        ]
         fields = "".join(f", {name} {value}" for name, value in (state.attributes or {}).items())
         return {
             "facts": f"{user_id}: {view.positives:,} events in the history{fields}; answered by {arm.variant} ({arm.bundle})",
-            "history": past[:NEWEST],
+            "history": past[:MAX_HISTORY_ROWS],
             "list": [
                 (rank, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")
-                for rank, slot in enumerate(answer.slots, 1)
+                for rank, slot in enumerate(ranked.slots, 1)
             ],
         }
 
     def _name(self, item_id: str) -> str:
-        item = self._service.catalogue.get(item_id)
+        item = self._service.catalog.get(item_id)
         return readable(self._service.project.config.data.columns.name, item.attributes if item else {}, item_id)

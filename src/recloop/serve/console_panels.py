@@ -13,15 +13,15 @@ from recloop.monitoring.statistics import ALARM
 from recloop.monitoring.summary import Windows
 from recloop.records import utc_minute
 
-HEALTH: Final = {
+HEALTH_LABELS: Final = {
     "entropy": "entropy, 0 to 1", "long_tail_share": "long-tail share", "cold_coverage": "cold-start coverage",
     "coverage": "coverage",
 }  # fmt: skip
-MEASURES: Final = {
+AGREEMENT_LABELS: Final = {
     "overlap@10": "overlap@10, 0 to 1", "rbo": "RBO, p = 0.9, 0 to 1", "tau_b": "tau-b, -1 to 1",
     "percentile": "percentile of live's first 10, 0 to 1",
 }  # fmt: skip
-METRICS: Final = {
+METRIC_LABELS: Final = {
     "hit_rate": "hit rate", "clicks_per_request": "clicks per request",
     "positives_from_lists": "positives from lists per user", "value_from_lists": "value from lists per user",
     "positives": "positives per user", "dislikes": "dislikes per user", "latency_us_per_request": "response time, µs",
@@ -41,11 +41,11 @@ def overview(status: Mapping[str, Any]) -> None:
         ui.label(last_verification(status["verify"])).props("data-testid=verify")
 
 
-def last_verification(found: Mapping[str, int] | None) -> str:
+def last_verification(verification: Mapping[str, int] | None) -> str:
     """Summarize the last `recloop verify`."""
-    if found is None:
+    if verification is None:
         return "verify: not run yet"
-    return f"verify: {found['unexplained']:,} of {found['checked']:,} with an unexplained difference, {utc_minute(found['at'])} UTC"
+    return f"verify: {verification['unexplained']:,} of {verification['checked']:,} with an unexplained difference, {utc_minute(verification['at'])} UTC"
 
 
 def health(windows: Windows) -> None:
@@ -67,7 +67,7 @@ def health(windows: Windows) -> None:
     _table(
         "Health of the lists",
         ["window", "variant", "placement"],
-        ["requests", "events", *HEALTH.values(), "answered by"],
+        ["requests", "events", *HEALTH_LABELS.values(), "answered by"],
         rows,
         wide=("answered by",),
     )
@@ -99,36 +99,42 @@ def releases(moves: Sequence[Mapping[str, Any]]) -> None:
     _table("Releases, newest first", columns, [], rows, wide=("reason",))
 
 
-def shadow(found: Mapping[str, Any]) -> None:
+def shadow(report: Mapping[str, Any]) -> None:
     """Show a shadow candidate's agreement with live, noise floor and list health."""
-    repeat, latency = found["replica"], found["latency"]
-    same = "equal lists each time" if not repeat["different"] else f"a DIFFERENT list {repeat['different']:,} times"
-    ui.label(f"candidate {found['candidate']}, live {found['live']}").classes("break-all")
+    replica = report["replica"]
+    latency = report["latency"]
+    equality = (
+        "equal lists each time" if not replica["different"] else f"a DIFFERENT list {replica['different']:,} times"
+    )
+    ui.label(f"candidate {report['candidate']}, live {report['live']}").classes("break-all")
     ui.label(
-        f"{found['requests']:,} requests of {found['users']:,} users. Live, scored again {repeat['requests']:,} times, "
-        f"gave {same}. Time per list: live {_millis(latency['live'])}, candidate {_millis(latency['candidate'])}."
+        f"{report['requests']:,} requests of {report['users']:,} users. Live, scored again {replica['requests']:,} times, "
+        f"gave {equality}. Time per list: live {_millis(latency['live'])}, candidate {_millis(latency['candidate'])}."
     ).props("data-testid=replica")
-    noise = found["noise"] or {}
+    noise = report["noise"] or {}
     rows = [
-        [label, *_interval(found["agreement"][name]), *_interval(noise.get(name))] for name, label in MEASURES.items()
+        [label, *_interval(report["agreement"][name]), *_interval(noise.get(name))]
+        for name, label in AGREEMENT_LABELS.items()
     ]
     columns = ["agreement", "95 % CI", "noise floor (live with another seed)", "95 % CI"]
     _table("", ["measure"], columns, rows)
-    both = [[arm, *_health(found["shown"][arm])] for arm in ("live", "candidate")]
-    _table("", ["lists of these requests"], list(HEALTH.values()), both)
+    health_rows = [[arm, *_health(report["shown"][arm])] for arm in ("live", "candidate")]
+    _table("", ["lists of these requests"], list(HEALTH_LABELS.values()), health_rows)
 
 
-def experiment(found: Verdict) -> None:
+def experiment(verdict: Verdict) -> None:
     """Show verdict, plan, interim analyses, sample ratio and metrics of both arms."""
-    users, ratio, plan = found.users, found.sample_ratio, found.plan
-    ui.label(f"{found.verdict}: {found.why}").props("data-testid=verdict").classes("font-bold")
+    users = verdict.users
+    ratio = verdict.sample_ratio
+    plan = verdict.plan
+    ui.label(f"{verdict.verdict}: {verdict.why}").props("data-testid=verdict").classes("font-bold")
     ui.label(
         f"Plan, fixed at the start: {plan.metric} over {plan.users:,} users, {plan.looks} interim analyses, "
         f"{plan.share:.0%} of users, margin {plan.margin:.2g}. "
-        f"No harm above the margin: {'shown' if found.no_harm else 'not shown'}."
+        f"No harm above the margin: {'shown' if verdict.no_harm else 'not shown'}."
     ).props("data-testid=plan")
-    for line in found.differs:
-        ui.label(f"The plan applies: {line}").props("data-testid=differs").classes("text-negative")
+    for difference in verdict.differs:
+        ui.label(f"The plan applies: {difference}").props("data-testid=differs").classes("text-negative")
     ui.label(
         f"Users with a completed 24 h window: live {users.live:,}, candidate {users.candidate:,}; open "
         f"{users.waiting:,}. Sample ratio: {ratio.counts['live']:,} to {ratio.counts['candidate']:,}, planned "
@@ -136,15 +142,15 @@ def experiment(found: Verdict) -> None:
         f"{'ALARM' if ratio.alarm else 'none'}."
     ).props("data-testid=ratio")
     rows = [
-        [METRICS.get(name, name), metric.kind, _number(metric.live), _number(metric.candidate), _signed(metric.delta),
+        [METRIC_LABELS.get(name, name), metric.kind, _number(metric.live), _number(metric.candidate), _signed(metric.delta),
          _range(metric.sequence_low, metric.sequence_high)]
-        for name, metric in found.metrics.items()
+        for name, metric in verdict.metrics.items()
     ]  # fmt: skip
     _table("", ["metric", "kind"], ["live", "candidate", "difference", "confidence sequence"], rows)
     looks = [
         [f"{look.users:,}", _signed(look.delta), _range(look.low, look.high), _signed(look.z),
          _number(look.bound)]
-        for look in found.looks
+        for look in verdict.looks
     ]  # fmt: skip
     if looks:
         _table("", ["interim analysis, users"], ["difference", "repeated CI", "z", "bound"], looks)
@@ -163,14 +169,14 @@ def refused(error: Refused) -> None:
         )
 
 
-def user_panel(found: Mapping[str, Any]) -> None:
+def user_panel(panel: Mapping[str, Any]) -> None:
     """Show a user's facts, current list with sources, and history."""
-    ui.label(found["facts"]).props("data-testid=facts")
+    ui.label(panel["facts"]).props("data-testid=facts")
     with ui.row().classes("w-full items-start gap-8"):
         with ui.column().classes("boxed").props("data-testid=list"):
-            _table("List now", ["#", "item", "source"], ["score"], found["list"])
+            _table("List now", ["#", "item", "source"], ["score"], panel["list"])
         with ui.column().classes("boxed").props("data-testid=history"):
-            rows = [[utc_minute(at), item] for at, item in found["history"]]
+            rows = [[utc_minute(timestamp), item] for timestamp, item in panel["history"]]
             _table("History, newest first", ["at (UTC)", "item"], [], rows)
 
 
@@ -178,15 +184,15 @@ def _table(
     title: str, columns: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[Any]], wide: Sequence[str] = ()
 ) -> None:
     """Draw a scrollable table; ``numbers`` are right-aligned, after ``columns``."""
-    heads = [*columns, *numbers]
+    headings = [*columns, *numbers]
     with ui.column().classes("boxed gap-1"):
         if title:
             ui.label(title).classes("text-lg font-bold")
         ui.table(
             columns=[
-                {"name": str(n), "label": head, "field": str(n), "align": "left" if n < len(columns) else "right",
-                 "classes": "wide" if head in wide else ""}
-                for n, head in enumerate(heads)
+                {"name": str(n), "label": heading, "field": str(n), "align": "left" if n < len(columns) else "right",
+                 "classes": "wide" if heading in wide else ""}
+                for n, heading in enumerate(headings)
             ],
             rows=[{"id": index, **{str(n): cell for n, cell in enumerate(row)}} for index, row in enumerate(rows)],
             row_key="id",
@@ -194,7 +200,7 @@ def _table(
 
 
 def _health(numbers: Mapping[str, Any]) -> list[str]:
-    return [_number(numbers["entropy"]), *(_share(numbers[name]) for name in HEALTH if name != "entropy")]
+    return [_number(numbers["entropy"]), *(_share(numbers[name]) for name in HEALTH_LABELS if name != "entropy")]
 
 
 def _interval(estimate: Mapping[str, float | None] | None) -> tuple[str, str]:

@@ -26,10 +26,10 @@ from recloop.storage import ControlStore, releases
 from recloop.storage.control import ReleaseRow
 
 LOGGER = logging.getLogger(__name__)
-BY = "recloop serve"
-SPARES = 2
+RELEASE_ORIGIN = "recloop serve"
+MAX_SPARE_BUNDLES = 2
 """Bundles kept in memory in addition to the deployed ones."""
-MOST_SHADOWS = 3
+MAX_SHADOWS = 3
 """Most shadow bundles: the candidate and two replicas; each costs the time of a request."""
 
 
@@ -69,10 +69,10 @@ class Deployments:
     def all(self) -> list[Deployment]:
         return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
 
-    def warm_up(self, before: Deployments) -> None:
+    def warm_up(self, previous: Deployments) -> None:
         """Warm up newly added bundles before they receive traffic."""
         for deployment in self.all:
-            if all(deployment.recommender is not old.recommender for old in before.all):
+            if all(deployment.recommender is not earlier.recommender for earlier in previous.all):
                 deployment.is_ready()
 
 
@@ -80,12 +80,15 @@ class DeploymentLoader:
     """Loads the deployments that the control store names.
 
     Args:
-        catalogue: Catalog of the service; passed to recommenders and not read here.
+        catalog: Catalog of the service; passed to recommenders and not read here.
         clock: Clock of the service, for release rows.
     """
 
-    def __init__(self, project: Project, control: ControlStore, catalogue: Catalog, clock: Callable[[], int]) -> None:
-        self._project, self._control, self._catalogue, self._clock = project, control, catalogue, clock
+    def __init__(self, project: Project, control: ControlStore, catalog: Catalog, clock: Callable[[], int]) -> None:
+        self._project = project
+        self._control = control
+        self._catalog = catalog
+        self._clock = clock
         self._spare: dict[str, Recommender] = {}
 
     def load_initial(self) -> Deployments:
@@ -99,35 +102,37 @@ class DeploymentLoader:
         rows = releases.lives(self._control)
         if not rows:
             raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
-        first: BundleError | None = None
+        first_error: BundleError | None = None
         for row in rows:
             try:
                 live = self._load(row, LIVE, None)
             except BundleError as error:
-                first = first or error
+                first_error = first_error or error
                 LOGGER.warning("bundle %s is not served: %s", row.bundle, error)
                 continue
-            failed = "" if first is None else rows[0].bundle
-            deployed = Deployments(live, failed=failed)  # without a generation, so that the first poll reloads
-            return self._load_others(machine, deployed, None)
-        assert first is not None
-        raise first
+            failed = "" if first_error is None else rows[0].bundle
+            deployments = Deployments(live, failed=failed)  # without a generation, so that the first poll reloads
+            return self._load_others(machine, deployments, None)
+        assert first_error is not None
+        raise first_error
 
-    def load_changes(self, now: Deployments) -> Deployments:
+    def load_changes(self, current: Deployments) -> Deployments:
         """Load the deployments after recent release moves.
 
         This may make moves itself, so repeat until the generation is unchanged.
         """
         machine = releases.read_state(self._control)
         for row in machine.rows_in("registered"):
-            self._check(row, now.live.bundle)
+            self._check(row, current.live.bundle)
         machine = releases.read_state(self._control)
-        live, failed = self._live(machine, now)
-        if live.arm.bundle != now.live.arm.bundle:
+        live, failed = self._live(machine, current)
+        if live.arm.bundle != current.live.arm.bundle:
             checked = {row.bundle for row in machine.rows_in("checked")}
-            self._spare = {name: one for name, one in self._spare.items() if name in checked}
-            self._keep_in_memory(now.live.recommender)  # for a rollback; older spares are dropped
-        return self._load_others(machine, replace(now, live=live, failed=failed, generation=machine.generation), now)
+            self._spare = {name: recommender for name, recommender in self._spare.items() if name in checked}
+            self._keep_in_memory(current.live.recommender)  # for a rollback; older spares are dropped
+        return self._load_others(
+            machine, replace(current, live=live, failed=failed, generation=machine.generation), current
+        )
 
     def _check(self, row: ReleaseRow, live: Bundle) -> None:
         try:
@@ -137,43 +142,47 @@ class DeploymentLoader:
             self._reject(row.bundle, error)
             return
         try:
-            releases.checked(self._control, row.bundle, by=BY, reason="loaded", at=self._clock(), evidence=evidence)
+            releases.checked(
+                self._control, row.bundle, by=RELEASE_ORIGIN, reason="loaded", at=self._clock(), evidence=evidence
+            )
         except Refused as error:  # moved concurrently; the next poll reads the result
             LOGGER.info("bundle %s: %s", row.bundle, error)
             return
         self._keep_in_memory(recommender)
 
-    def _live(self, machine: releases.ReleaseState, now: Deployments) -> tuple[Deployment, str]:
+    def _live(self, machine: releases.ReleaseState, current: Deployments) -> tuple[Deployment, str]:
         """Load the live bundle; if that fails, roll back to the serving one and refuse it."""
-        name = machine.lives[-1] if machine.lives else now.live.arm.bundle
-        if name == now.failed:  # failed at startup; the release table keeps it live until an operator decides
-            return now.live, name
+        name = machine.lives[-1] if machine.lives else current.live.arm.bundle
+        if name == current.failed:  # failed at startup; the release table keeps it live until an operator decides
+            return current.live, name
         try:
-            return self._load(machine.since(name), LIVE, now), ""
+            return self._load(machine.since(name), LIVE, current), ""
         except BundleError as error:
             LOGGER.warning("bundle %s is not served: %s", name, error)
             try:
-                releases.rollback(self._control, by=BY, reason=f"{name} does not load: {error}", at=self._clock())
+                releases.rollback(
+                    self._control, by=RELEASE_ORIGIN, reason=f"{name} does not load: {error}", at=self._clock()
+                )
             except Refused:
-                return now.live, name
+                return current.live, name
             self._reject(name, error)
-            return now.live, ""  # live again after the rollback, which the next poll reads
+            return current.live, ""  # live again after the rollback, which the next poll reads
 
     def _load_others(
-        self, machine: releases.ReleaseState, deployments: Deployments, before: Deployments | None
+        self, machine: releases.ReleaseState, deployments: Deployments, previous: Deployments | None
     ) -> Deployments:
         """Add the experiment candidate and the shadows."""
-        tried = [self._load_or_reject(row, CANDIDATE, before) for row in machine.rows_in("experiment")]
-        shadows = [self._load_or_reject(row, "shadow", before) for row in machine.rows_in("shadow")[:MOST_SHADOWS]]
+        candidates = [self._load_or_reject(row, CANDIDATE, previous) for row in machine.rows_in("experiment")]
+        shadows = [self._load_or_reject(row, "shadow", previous) for row in machine.rows_in("shadow")[:MAX_SHADOWS]]
         return replace(
             deployments,
-            candidate=next(filter(None, tried), None),
+            candidate=next(filter(None, candidates), None),
             shadows=tuple(deployment for deployment in shadows if deployment is not None),
         )
 
-    def _load_or_reject(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment | None:
+    def _load_or_reject(self, row: ReleaseRow, variant: str, previous: Deployments | None) -> Deployment | None:
         try:
-            return self._load(row, variant, before)
+            return self._load(row, variant, previous)
         except BundleError as error:
             self._reject(row.bundle, error)
             return None
@@ -181,9 +190,9 @@ class DeploymentLoader:
             LOGGER.warning("bundle %s is not deployed: %s", row.bundle, error)
             return None
 
-    def _load(self, row: ReleaseRow, variant: str, before: Deployments | None) -> Deployment:
+    def _load(self, row: ReleaseRow, variant: str, previous: Deployments | None) -> Deployment:
         arm = _arm(row, variant)
-        for deployment in [] if before is None else before.all:
+        for deployment in [] if previous is None else previous.all:
             if deployment.arm.bundle == row.bundle:
                 return Deployment(deployment.recommender, arm)
         if row.bundle in self._spare:
@@ -193,19 +202,19 @@ class DeploymentLoader:
         return Deployment(self._open(row), arm)
 
     def _open(self, row: ReleaseRow) -> Recommender:
-        return Recommender(open_bundle(self._project, row), self._catalogue)
+        return Recommender(open_bundle(self._project, row), self._catalog)
 
     def _keep_in_memory(self, recommender: Recommender) -> None:
         """Keep a bundle in memory: one just checked, or the target of a rollback."""
         self._spare.pop(recommender.bundle.id, None)
         self._spare[recommender.bundle.id] = recommender
-        while len(self._spare) > SPARES:
+        while len(self._spare) > MAX_SPARE_BUNDLES:
             self._spare.pop(next(iter(self._spare)))
 
     def _reject(self, bundle: str, error: BundleError) -> None:
         LOGGER.warning("bundle %s is refused: %s", bundle, error)
         try:
-            releases.reject(self._control, bundle, by=BY, reason=str(error), at=self._clock())
+            releases.reject(self._control, bundle, by=RELEASE_ORIGIN, reason=str(error), at=self._clock())
         except Refused as refused:  # moved concurrently
             LOGGER.info("bundle %s: %s", bundle, refused)
 

@@ -19,11 +19,11 @@ from recloop.serve.schemas import EventResult, EventsResponse, ItemResult, Items
 from recloop.serve.service import Service
 from recloop.storage.event_log import Receipt
 
-REPEATED = {
+REPEAT_REASONS = {
     "duplicate": "this event_id was received before",
     "conflict": "this event_id was received before with other content",
 }
-QUARANTINED = {
+QUARANTINE_REASONS = {
     "burst": "rule burst: too many rows of this user within a moment",
     "clock": "rule clock: the timestamp is before 1970, or more than clean.future after the time of receipt",
     "keep": "rule keep: the row does not meet clean.keep",
@@ -50,9 +50,9 @@ class WriteRoutes:
                 results.append(EventResult(event.event_id, receipt.status, _reason(receipt)))
         counts = Counter[str](result.status for result in results)
         names = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
-        made = EventsResponse(**{name: counts[name] for name in names}, rows=results)
-        mixed = made.conflict + made.quarantined + made.rejected > 0
-        return json_response(made, 207 if mixed else 200)
+        response = EventsResponse(**{name: counts[name] for name in names}, rows=results)
+        partial = response.conflict + response.quarantined + response.rejected > 0
+        return json_response(response, 207 if partial else 200)
 
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
@@ -69,24 +69,24 @@ class WriteRoutes:
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:
-        body = await request_parts.read_body(request)
+        content = await request_parts.read_body(request)
         now = request_time(request, self._service.project, self._service.clock)
-        return now, parse.parse_rows(body, request.headers.get("content-type", ""))
+        return now, parse.parse_rows(content, request.headers.get("content-type", ""))
 
 
-def _upserted(made: type[Any], result: type[Any], checked: Sequence[Any], key: str) -> Response:
+def _upserted(response_type: type[Any], result_type: type[Any], checked: Sequence[Any], key: str) -> Response:
     """Build the response to item or user rows; 207 if a row was rejected."""
     results = [
-        result(row.ids.get(key), "rejected", row.reason)
+        result_type(row.ids.get(key), "rejected", row.reason)
         if isinstance(row, Rejected)
-        else result(getattr(row, key), "accepted")
+        else result_type(getattr(row, key), "accepted")
         for row in checked
     ]
     rejected = sum(isinstance(row, Rejected) for row in checked)
-    return json_response(made(len(checked) - rejected, rejected, results), 207 if rejected else 200)
+    return json_response(response_type(len(checked) - rejected, rejected, results), 207 if rejected else 200)
 
 
 def _reason(receipt: Receipt) -> str | None:
     if receipt.status == "quarantined":
-        return QUARANTINED.get(receipt.rule or "", f"rule {receipt.rule}")
-    return REPEATED.get(receipt.status)
+        return QUARANTINE_REASONS.get(receipt.rule or "", f"rule {receipt.rule}")
+    return REPEAT_REASONS.get(receipt.status)

@@ -12,18 +12,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Message, Send
 
-LOGIN = "/login"
+LOGIN_PATH = "/login"
 MAX_FORM_BYTES = 4_096
 COOKIE_SECONDS = 400 * 86_400
 """Longest lifetime that browsers grant a cookie."""
-PRIVATE = {
+PRIVATE_HEADERS = {
     "content-security-policy": "frame-ancestors 'none'",
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",  # with no-referrer the form would send Origin: null
     "cache-control": "no-store",
 }
 """Default headers of console responses: the page is neither framed nor cached."""
-PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title><meta name="viewport" content="width=device-width">
+LOGIN_PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title><meta name="viewport" content="width=device-width">
 <style>body{font:16px sans-serif;margin:4rem auto;max-width:32rem;padding:0 1rem}</style><h1>recloop</h1>
 <p>The console requires the admin token. To show it: <code>recloop token</code></p>
 <p><strong>PROBLEM</strong></p><form method="post" action="/login">
@@ -45,17 +45,17 @@ class Login:
 
     async def answer(self, request: Request) -> Response | None:
         """Answer the login form and ``/?token=``; None for any other request."""
-        if request.url.path == LOGIN:
+        if request.url.path == LOGIN_PATH:
             if request.method != "POST":
                 return login_page("")
-            given = await _posted_token(request)
-            if given is None:
+            token = await _posted_token(request)
+            if token is None:
                 return login_page("The form is too long.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         elif request.method == "GET" and "token" in request.query_params:
-            given = request.query_params["token"]
+            token = request.query_params["token"]
         else:
             return None
-        if not hmac.compare_digest(given.strip().encode(), self._token):
+        if not hmac.compare_digest(token.strip().encode(), self._token):
             return login_page("This is not the admin token.")
         response = RedirectResponse("/", HTTPStatus.SEE_OTHER)  # removes the token from the address bar
         response.set_cookie(self._name, self._value, COOKIE_SECONDS, path="/", httponly=True, samesite="strict")
@@ -64,16 +64,16 @@ class Login:
 
 def login_page(problem: str, status: int = HTTPStatus.UNAUTHORIZED) -> Response:
     """Build the page with the token form."""
-    return HTMLResponse(PAGE.replace("PROBLEM", problem), status)
+    return HTMLResponse(LOGIN_PAGE.replace("PROBLEM", problem), status)
 
 
 def private(send: Send) -> Send:
-    """Wrap ``send`` to add the headers of `PRIVATE`."""
+    """Wrap ``send`` to add the headers of `PRIVATE_HEADERS`."""
 
     async def pass_on(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            added = [(name.encode(), value.encode()) for name, value in PRIVATE.items()]
+            added = [(name.encode(), value.encode()) for name, value in PRIVATE_HEADERS.items()]
             message["headers"] = [*message["headers"], *(header for header in added if header[0] not in present)]
         await send(message)
 
@@ -82,8 +82,8 @@ def private(send: Send) -> Send:
 
 async def _posted_token(request: Request) -> str | None:
     body = b""
-    async for part in request.stream():
-        body += part
+    async for chunk in request.stream():
+        body += chunk
         if len(body) > MAX_FORM_BYTES:
             return None
     return urllib.parse.parse_qs(body.decode("latin-1")).get("token", [""])[0]

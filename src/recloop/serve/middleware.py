@@ -18,7 +18,7 @@ from recloop.ingest.writer import LogBusyError, LogUnavailableError, LogUncertai
 from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
-NAME = re.compile(r"[\x21-\x7e]{1,200}")
+CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class RequestMiddleware:
@@ -39,15 +39,15 @@ class RequestMiddleware:
             return
         header = Headers(scope=scope).get("x-request-id")
         request_id = uuid.uuid4().hex
-        client_request_id = header if header is not None and NAME.fullmatch(header) else None
+        client_request_id = header if header is not None and CLIENT_REQUEST_ID.fullmatch(header) else None
         scope.setdefault("state", {}).update(request_id=request_id, client_request_id=client_request_id)
         state: State = scope["app"].state
-        begun = False
+        started = False
 
         async def pass_on(message: Message) -> None:
-            nonlocal begun
+            nonlocal started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = client_request_id or request_id
                 if state.draining:
@@ -59,8 +59,8 @@ class RequestMiddleware:
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - the client gets a JSON error for every failure
-            if not begun:
-                await problem_response(_known(error))(scope, receive, pass_on)
+            if not started:
+                await problem_response(_http_error(error))(scope, receive, pass_on)
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:
@@ -75,20 +75,24 @@ def problem_response(error: HttpError, headers: Mapping[str, str] | None = None)
     )
 
 
-def _known(error: Exception) -> HttpError:
+def _http_error(error: Exception) -> HttpError:
     if isinstance(error, HttpError):
         return error
     if isinstance(error, LogUncertainError):
-        why = "the log failed during the commit; the rows may or may not be stored. Send them again with their event_id"
-        made = HttpError(503, "log_uncertain", why)
-        made.headers["Retry-After"] = "1"
-        return made
+        problem = (
+            "the log failed during the commit; the rows may or may not be stored. Send them again with their event_id"
+        )
+        response = HttpError(503, "log_uncertain", problem)
+        response.headers["Retry-After"] = "1"
+        return response
     if isinstance(error, LogBusyError | LogUnavailableError):
         busy = isinstance(error, LogBusyError)
-        code, why = ("busy", "too many rows are queued") if busy else ("log_unavailable", "the log cannot be written")
-        made = HttpError(503, code, f"{why}; this request was not stored. Send it again")
-        made.headers["Retry-After"] = "1"
-        return made
-    where = "; ".join(f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-6:])
-    LOGGER.error("a request failed: %s at %s", type(error).__name__, where)
+        code, problem = (
+            ("busy", "too many rows are queued") if busy else ("log_unavailable", "the log cannot be written")
+        )
+        response = HttpError(503, code, f"{problem}; this request was not stored. Send it again")
+        response.headers["Retry-After"] = "1"
+        return response
+    location = "; ".join(f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-6:])
+    LOGGER.error("a request failed: %s at %s", type(error).__name__, location)
     return HttpError(500, "internal_error", "internal error; see the server log")

@@ -21,7 +21,7 @@ from recloop.records import Query, now
 from recloop.release.assignment import LIVE
 from recloop.serve.response import build_response
 
-OWN = ("item_id", "score", "source", "reason")
+SLOT_COLUMNS = ("item_id", "score", "source", "reason")
 
 
 def recommend(
@@ -46,10 +46,10 @@ def recommend(
     archive = project.open_archive()
     with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
-        catalogue = Catalog.from_frames([archive.items(), log.items(until=as_of)])
+        catalog = Catalog.from_frames([archive.items(), log.items(until=as_of)])
         with project.open_snapshot(archive.watermark, loaded.spec.state_key) as snapshot:
-            signal = EventLabeler.from_spec(loaded.spec)
-            state = StateCache(log, snapshot, signal, RetractionIndex(archive, log)).read(user_id, as_of)
+            labeler = EventLabeler.from_spec(loaded.spec)
+            state = StateCache(log, snapshot, labeler, RetractionIndex(archive, log)).read(user_id, as_of)
     query = Query(
         user_id=user_id,
         now=now(),
@@ -59,24 +59,24 @@ def recommend(
         request_id=uuid.uuid4().hex,
         item_id=item,
     )
-    recommender = Recommender(loaded, catalogue)
+    recommender = Recommender(loaded, catalog)
     query = recommender.normalize(query)
-    answer = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
-    made: JsonTree = msgspec.to_builtins(build_response(query, answer, catalogue, loaded.id, LIVE, []))
-    return made
+    ranked = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
+    reply: JsonTree = msgspec.to_builtins(build_response(query, ranked, catalog, loaded.id, LIVE, []))
+    return reply
 
 
-def render(answer: JsonTree) -> rich.table.Table:
+def render(reply: JsonTree) -> rich.table.Table:
     """Format the reply as a table for a terminal."""
-    table = rich.table.Table(title=f"{answer['placement']}, {answer['model_version']}", title_justify="left")
-    named = [name for name in (answer["items"] or [{}])[0] if name not in OWN]
-    for column, justify in (("", "right"), ("item", "left"), *((name, "left") for name in named)):
+    table = rich.table.Table(title=f"{reply['placement']}, {reply['model_version']}", title_justify="left")
+    attributes = [name for name in (reply["items"] or [{}])[0] if name not in SLOT_COLUMNS]
+    for column, justify in (("", "right"), ("item", "left"), *((name, "left") for name in attributes)):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for column in ("score", "source", "reason"):
         table.add_column(column, justify="right" if column == "score" else "left")
-    for rank, item in enumerate(answer["items"], 1):
-        names = ["" if item[name] is None else str(item[name]) for name in named]
-        table.add_row(str(rank), item["item_id"], *names, f"{item['score']:.4f}", item["source"], item["reason"])
+    for rank, item in enumerate(reply["items"], 1):
+        values = ["" if item[name] is None else str(item[name]) for name in attributes]
+        table.add_row(str(rank), item["item_id"], *values, f"{item['score']:.4f}", item["source"], item["reason"])
     return table
 
 

@@ -12,8 +12,8 @@ from recloop.serve import request as request_parts
 from recloop.serve import schemas as messages
 from recloop.serve.request import Parameter
 
-ID = {"type": "string", "minLength": 1}
-ERRORS = {
+ID_SCHEMA = {"type": "string", "minLength": 1}
+ERROR_DESCRIPTIONS = {
     "400": "the body is not JSON, or the request does not have exactly one Host header",
     "401": "the admin token is missing or wrong",
     "403": "the request is from a page of another origin",
@@ -26,10 +26,10 @@ ERRORS = {
     "500": "internal error",
     "503": "temporarily unavailable; send the request again",
 }
-ALWAYS = ("400", "403", "421", "422", "500")
+COMMON_STATUSES = ("400", "403", "421", "422", "500")
 """Error statuses of every operation."""
-TOKEN = "admin_token"  # noqa: S105 - the name of a scheme
-VERBS = {
+TOKEN_SCHEME = "admin_token"  # noqa: S105 - the name of a scheme
+VERB_SUMMARIES = {
     "promote": "Promote a bundle to a step, or to live if both steps are earned",
     "rollback": "Restore the previous live bundle",
     "reject": "Exclude a bundle permanently",
@@ -59,19 +59,21 @@ def document() -> JsonTree:
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                TOKEN: {"type": "http", "scheme": "bearer", "description": "Admin token; shown by recloop token"}
+                TOKEN_SCHEME: {"type": "http", "scheme": "bearer", "description": "Admin token; shown by recloop token"}
             },
         },
     }
 
 
 def _paths() -> dict[str, JsonTree]:
-    listed = "Recommend items to a known or unknown user"
+    recommend_summary = "Recommend items to a known or unknown user"
     return {
         "/v1/recommend/{user_id}": _get(
-            "recommend", listed, "RecommendResponse", request_parts.RECOMMEND, path="user_id"
+            "recommend", recommend_summary, "RecommendResponse", request_parts.RECOMMEND_PARAMETERS, path="user_id"
         ),
-        "/v1/recommend": _get("recommend_by_query", listed, "RecommendResponse", request_parts.RECOMMEND_BY_QUERY),
+        "/v1/recommend": _get(
+            "recommend_by_query", recommend_summary, "RecommendResponse", request_parts.RECOMMEND_BY_QUERY_PARAMETERS
+        ),
         "/v1/events": _rows("post_events", "Add events; durable when answered", "EventIn", "EventsResponse"),
         "/v1/items": _rows("post_items", "Add or update items; used from the next request", "ItemIn", "ItemsResponse"),
         "/v1/users": _rows("post_users", "Add or update users; used from the next request", "UserIn", "UsersResponse"),
@@ -82,7 +84,7 @@ def _paths() -> dict[str, JsonTree]:
             "similar",
             "Recommend items similar to an item",
             "RecommendResponse",
-            request_parts.SIMILAR,
+            request_parts.SIMILAR_PARAMETERS,
             path="item_id",
             errors=("404",),
         ),
@@ -93,19 +95,19 @@ def _paths() -> dict[str, JsonTree]:
         "/v1/health/ready": _ready(),
         "/v1/status": _get("status", "Get the deployed bundles and list health", "StatusResponse"),
         "/metrics": _metrics(),
-        **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERBS.items()},
+        **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERB_SUMMARIES.items()},
     }
 
 
 def _get(
     name: str,
     summary: str,
-    answer: str,
-    query: tuple[Parameter, ...] = request_parts.NONE,
+    response: str,
+    query: tuple[Parameter, ...] = request_parts.NO_PARAMETERS,
     path: str = "",
     errors: tuple[str, ...] = (),
 ) -> JsonTree:
-    in_path = [{"name": path, "in": "path", "required": True, "schema": ID}] if path else []
+    in_path = [{"name": path, "in": "path", "required": True, "schema": ID_SCHEMA}] if path else []
     in_query = [
         {
             "name": parameter.name, "in": "query", "required": parameter.required, "schema": parameter.schema,
@@ -113,7 +115,7 @@ def _get(
         }
         for parameter in query
     ]  # fmt: skip
-    responses = {"200": _response(summary, answer), **_errors(*errors)}
+    responses = {"200": _response(summary, response), **_errors(*errors)}
     return {
         "get": {
             "operationId": name,
@@ -125,18 +127,18 @@ def _get(
 
 
 def _ready() -> JsonTree:
-    made = _get("health_ready", "Check that the service can answer", "HealthResponse")
-    made["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthResponse")
-    return made
+    path = _get("health_ready", "Check that the service can answer", "HealthResponse")
+    path["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthResponse")
+    return path
 
 
 def _metrics() -> JsonTree:
-    made = _get("metrics", "Get list health by window, variant and placement for Prometheus", "")
-    made["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    return made
+    path = _get("metrics", "Get list health by window, variant and placement for Prometheus", "")
+    path["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return path
 
 
-def _rows(name: str, summary: str, row: str, answer: str) -> JsonTree:
+def _rows(name: str, summary: str, row: str, response: str) -> JsonTree:
     row_schema = {"$ref": f"#/components/schemas/{row}"}
     content = {
         "application/json": {
@@ -150,8 +152,8 @@ def _rows(name: str, summary: str, row: str, answer: str) -> JsonTree:
             "summary": summary,
             "requestBody": {"required": True, "content": content},
             "responses": {
-                "200": _response(summary, answer),
-                "207": _response("as 200, with at least one row not accepted", answer),
+                "200": _response(summary, response),
+                "207": _response("as 200, with at least one row not accepted", response),
                 **_errors("413", "415", "503"),
             },
         }
@@ -163,7 +165,7 @@ def _move(verb: str, summary: str) -> JsonTree:
         "post": {
             "operationId": verb,
             "summary": summary,
-            "security": [{TOKEN: []}],
+            "security": [{TOKEN_SCHEME: []}],
             "requestBody": {"required": True, "content": _content("ReleaseRequest")},
             "responses": {"200": _response(summary, "ReleaseResponse"), **_errors("401", "404", "409", "413", "415")},
         }
@@ -171,11 +173,14 @@ def _move(verb: str, summary: str) -> JsonTree:
 
 
 def _errors(*statuses: str) -> JsonTree:
-    return {status: _response(ERRORS[status], "ErrorResponse") for status in sorted({*ALWAYS, *statuses})}
+    return {
+        status: _response(ERROR_DESCRIPTIONS[status], "ErrorResponse")
+        for status in sorted({*COMMON_STATUSES, *statuses})
+    }
 
 
-def _response(text: str, answer: str) -> JsonTree:
-    return {"description": text, "content": _content(answer)}
+def _response(text: str, shape: str) -> JsonTree:
+    return {"description": text, "content": _content(shape)}
 
 
 def _content(shape: str) -> JsonTree:

@@ -14,11 +14,11 @@ from recloop.errors import UserError
 from recloop.recommend import similar_items
 from recloop.records import Query, iso
 from recloop.serve.middleware import json_response
-from recloop.serve.request import MOST_ITEMS, request_time
+from recloop.serve.request import MAX_LIST_ITEMS, request_time
 from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperature, UserResponse, unprocessable
 from recloop.serve.service import Service
 
-LAST_EVENTS = 20
+MAX_LAST_EVENTS = 20
 
 
 class RecommendRoutes:
@@ -28,15 +28,16 @@ class RecommendRoutes:
         self._service = service
 
     async def recommend(self, request: Request) -> Response:
-        given = request.query_params
-        user_id = request.path_params.get("user_id", given.get("user_id", ""))
+        parameters = request.query_params
+        user_id = request.path_params.get("user_id", parameters.get("user_id", ""))
         if not user_id:
             raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
-        return self._respond(request, self._query(request, user_id, "home", given.get("item", "")))
+        return self._respond(request, self._query(request, user_id, "home", parameters.get("item", "")))
 
     async def similar(self, request: Request) -> Response:
         """Recommend items similar to an item; ``?user_id=`` is optional."""
-        item_id, service = request.path_params["item_id"], self._service
+        item_id = request.path_params["item_id"]
+        service = self._service
         if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
         query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST, item_id)
@@ -46,19 +47,20 @@ class RecommendRoutes:
         return self._respond(request, query)
 
     def _respond(self, request: Request, query: Query) -> Response:
-        started, given = time.perf_counter(), request.query_params
+        started = time.perf_counter()
+        parameters = request.query_params
         try:
             query = self._service.recommender.normalize(query)
-            made, decision = self._service.recommend(
+            ranked, decision = self._service.recommend(
                 query,
                 started=started,
-                session_id=given.get("session_id"),
-                anonymous_id=given.get("anonymous_id"),
+                session_id=parameters.get("session_id"),
+                anonymous_id=parameters.get("anonymous_id"),
                 client_request_id=request.state.client_request_id,
             )
         except UserError as error:
             raise unprocessable(error.name, str(error.value), error.expected) from None
-        response = json_response(self._service.reply(query, made, decision))
+        response = json_response(self._service.reply(query, ranked, decision))
         if self._service.shadow_queue:
             response.background = BackgroundTask(self._score_shadows)
         return response
@@ -70,7 +72,7 @@ class RecommendRoutes:
     async def get_item(self, request: Request) -> Response:
         item_id = request.path_params["item_id"]
         service = self._service
-        item = service.catalogue.get(item_id)
+        item = service.catalog.get(item_id)
         hot = service.bundle.items.ids.index(item_id) > 0
         if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
@@ -81,20 +83,22 @@ class RecommendRoutes:
 
     async def _item_exists(self, item_id: str) -> bool:
         service = self._service
-        known = service.catalogue.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
-        return known or await run_in_threadpool(service.item_exists, item_id)
+        in_memory = service.catalog.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
+        return in_memory or await run_in_threadpool(service.item_exists, item_id)
 
     async def get_user(self, request: Request) -> Response:
         user_id = request.path_params["user_id"]
         state = self._service.user_state(user_id)
         view = state.view()
-        heard = state.moments or state.groups or state.attributes is not None
-        if not heard and not await run_in_threadpool(self._service.user_exists, user_id):
+        has_state = state.moments or state.groups or state.attributes is not None
+        if not has_state and not await run_in_threadpool(self._service.user_exists, user_id):
             raise HttpError(
                 404, "not_found", "unknown user: expected an id from the events or the user attributes", "user_id"
             )
         past = [
-            PastEvent(item, iso(stamp)) for stamp, items, _ in reversed(view.moments[-LAST_EVENTS:]) for item in items
+            PastEvent(item, iso(stamp))
+            for stamp, items, _ in reversed(view.moments[-MAX_LAST_EVENTS:])
+            for item in items
         ]
         return json_response(
             UserResponse(
@@ -102,24 +106,24 @@ class RecommendRoutes:
                 attributes=state.attributes or {},
                 state="hot" if view.moments else "warm" if state.attributes else "cold",
                 events=view.positives,
-                last_events=past[:LAST_EVENTS],
+                last_events=past[:MAX_LAST_EVENTS],
             )
         )
 
     def _query(self, request: Request, user_id: str, placement: str, item_id: str) -> Query:
         """Parse the request; ``placement`` is the default placement."""
-        given = request.query_params
-        n = given.get("n")
-        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MOST_ITEMS):
-            raise unprocessable("n", n, f"a whole number from 1 to {MOST_ITEMS}")
+        parameters = request.query_params
+        n = parameters.get("n")
+        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MAX_LIST_ITEMS):
+            raise unprocessable("n", n, f"a whole number from 1 to {MAX_LIST_ITEMS}")
         return Query(
             user_id=user_id,
             now=request_time(request, self._service.project, self._service.clock),
             n=int(n) if n else 0,
-            placement=given.get("placement", placement),
-            exclude=_names(given.getlist("exclude")),
-            filter=given.get("filter", "").strip(),
-            properties=_names(given.getlist("properties")),
+            placement=parameters.get("placement", placement),
+            exclude=_names(parameters.getlist("exclude")),
+            filter=parameters.get("filter", "").strip(),
+            properties=_names(parameters.getlist("properties")),
             request_id=request.state.request_id,
             item_id=item_id,
         )
@@ -127,4 +131,4 @@ class RecommendRoutes:
 
 def _names(values: list[str]) -> tuple[str, ...]:
     """Split comma-separated and repeated values into distinct names, in order."""
-    return tuple(dict.fromkeys(part for value in values for part in value.split(",") if part))
+    return tuple(dict.fromkeys(name for value in values for name in value.split(",") if name))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recloop.serve.service import Service
 
 LOGGER = logging.getLogger(__name__)
-EVERY_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Seconds between polls of the control store, its inbox and ``data/manifest.json``."""
 
 
@@ -33,7 +33,7 @@ async def poll_forever(service: Service) -> None:
             await service.reload()
         except Exception as error:  # noqa: BLE001 - an unreadable store must not stop the service
             LOGGER.warning("reload failed: %s: %s", type(error).__name__, error)
-        await asyncio.sleep(EVERY_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -57,7 +57,8 @@ class Reloader:
     """Applies changes one at a time; reads in threads, switches on the event loop."""
 
     def __init__(self, service: Service, loader: DeploymentLoader) -> None:
-        self._service, self._loader = service, loader
+        self._service = service
+        self._loader = loader
         self._lock = asyncio.Lock()
         self._manifest = self._manifest_identity()
 
@@ -72,7 +73,8 @@ class Reloader:
 
     async def _apply_releases(self) -> bool:
         """Load, warm up and switch deployments; running requests finish on the old ones."""
-        service, switched = self._service, False
+        service = self._service
+        switched = False
         while await run_in_threadpool(service.control.generation) != service.deployments.generation:
             with gc_paused():
                 deployments = await run_in_threadpool(self._loader.load_changes, service.deployments)
@@ -86,17 +88,18 @@ class Reloader:
     async def _apply_retractions(self) -> None:
         """Write queued retractions to the log; their users are read before they apply."""
         control = self._service.control
-        waiting = await run_in_threadpool(control.pending)
-        if not waiting:
+        entries = await run_in_threadpool(control.pending)
+        if not entries:
             return
-        rows = [one.retraction for one in waiting]
+        rows = [entry.retraction for entry in entries]
         await run_in_threadpool(self._service.user_states.retractions.preload, rows)
         await self._service.writer.write(retractions=rows)
-        await run_in_threadpool(control.mark_applied, [one.id for one in waiting])
+        await run_in_threadpool(control.mark_applied, [entry.id for entry in entries])
 
     async def _apply_publication(self) -> None:
         """Switch to a newly published archive and its snapshots; remove old snapshots."""
-        service, stamp = self._service, self._manifest_identity()
+        service = self._service
+        stamp = self._manifest_identity()
         if stamp == self._manifest:
             return
         archive = await run_in_threadpool(Archive, service.project.data)
@@ -109,12 +112,13 @@ class Reloader:
 
     async def _rebuild_caches(self) -> None:
         """Rebuild caches from the log after a commit that failed to update them."""
-        service, since = self._service, self._service.uncommitted_since
-        if since is None:
+        service = self._service
+        last_applied_seq = self._service.uncommitted_since
+        if last_applied_seq is None:
             return
         specs = [deployment.bundle.spec for deployment in service.deployments.all]
         user_states = await run_in_threadpool(service.user_states.over_archive, service.archive, specs)
-        rows = await run_in_threadpool(service.log.items, since)
+        rows = await run_in_threadpool(service.log.items, last_applied_seq)
         service.repair(
             user_states,
             [
@@ -126,7 +130,7 @@ class Reloader:
     def _manifest_identity(self) -> tuple[int, int] | None:
         """Identity of ``data/manifest.json``; an update replaces the file by rename."""
         try:
-            found = (self._service.project.data / "manifest.json").stat()
+            status = (self._service.project.data / "manifest.json").stat()
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns

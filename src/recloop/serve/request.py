@@ -14,10 +14,10 @@ from recloop.ingest.parse import timestamp_or_none
 from recloop.project import Project
 from recloop.serve.schemas import HttpError, unprocessable
 
-LIMIT = 5 * 1024 * 1024  # bytes per body
-MOST_ITEMS = 1_000  # longest list
-SHOWN = 100  # characters of an unknown name in the error
-NEAR = 0.7  # difflib similarity from which a name counts as misspelt
+MAX_BODY_BYTES = 5 * 1024 * 1024  # bytes per body
+MAX_LIST_ITEMS = 1_000  # longest list
+MAX_SHOWN_CHARACTERS = 100  # characters of an unknown name in the error
+MIN_NAME_SIMILARITY = 0.7  # difflib similarity from which a name counts as misspelt
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -30,35 +30,38 @@ class Parameter(NamedTuple):
     required: bool = False
 
 
-TEXT: Final = {"type": "string"}
-FILTERS: Final = (
-    Parameter("exclude", TEXT, "comma-separated item ids to exclude"),
-    Parameter("filter", TEXT, "condition on item fields, such as category = 'tea' AND price < 5"),
-    Parameter("properties", TEXT, "comma-separated item attributes to add to each slot"),
+TEXT_SCHEMA: Final = {"type": "string"}
+FILTER_PARAMETERS: Final = (
+    Parameter("exclude", TEXT_SCHEMA, "comma-separated item ids to exclude"),
+    Parameter("filter", TEXT_SCHEMA, "condition on item fields, such as category = 'tea' AND price < 5"),
+    Parameter("properties", TEXT_SCHEMA, "comma-separated item attributes to add to each slot"),
 )
-CALLER: Final = (
-    Parameter("session_id", TEXT, "recorded with the decision"),
-    Parameter("anonymous_id", TEXT, "recorded with the decision"),
+CALLER_PARAMETERS: Final = (
+    Parameter("session_id", TEXT_SCHEMA, "recorded with the decision"),
+    Parameter("anonymous_id", TEXT_SCHEMA, "recorded with the decision"),
 )
-LENGTH: Final = Parameter(
-    "n", {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}, "length of the list; default: the placement's n"
+LENGTH_PARAMETER: Final = Parameter(
+    "n", {"type": "integer", "minimum": 1, "maximum": MAX_LIST_ITEMS}, "length of the list; default: the placement's n"
 )
-RECOMMEND: Final = (
-    LENGTH,
-    Parameter("placement", {**TEXT, "default": "home"}, "placement of the live bundle"),
-    *FILTERS,
-    Parameter("item", TEXT, "query item, for a placement with list similar"),
-    *CALLER,
+RECOMMEND_PARAMETERS: Final = (
+    LENGTH_PARAMETER,
+    Parameter("placement", {**TEXT_SCHEMA, "default": "home"}, "placement of the live bundle"),
+    *FILTER_PARAMETERS,
+    Parameter("item", TEXT_SCHEMA, "query item, for a placement with list similar"),
+    *CALLER_PARAMETERS,
 )
-RECOMMEND_BY_QUERY: Final = (Parameter("user_id", {**TEXT, "minLength": 1}, "the user", required=True), *RECOMMEND)
-SIMILAR: Final = (
-    Parameter("user_id", TEXT, "user whose disliked items are excluded"),
-    LENGTH,
-    Parameter("placement", {**TEXT, "default": "similar"}, "placement of the live bundle with list similar"),
-    *FILTERS,
-    *CALLER,
+RECOMMEND_BY_QUERY_PARAMETERS: Final = (
+    Parameter("user_id", {**TEXT_SCHEMA, "minLength": 1}, "the user", required=True),
+    *RECOMMEND_PARAMETERS,
 )
-NONE: Final[tuple[Parameter, ...]] = ()
+SIMILAR_PARAMETERS: Final = (
+    Parameter("user_id", TEXT_SCHEMA, "user whose disliked items are excluded"),
+    LENGTH_PARAMETER,
+    Parameter("placement", {**TEXT_SCHEMA, "default": "similar"}, "placement of the live bundle with list similar"),
+    *FILTER_PARAMETERS,
+    *CALLER_PARAMETERS,
+)
+NO_PARAMETERS: Final[tuple[Parameter, ...]] = ()
 
 
 async def read_body(request: Request) -> bytes:
@@ -67,17 +70,18 @@ async def read_body(request: Request) -> bytes:
     Raises:
         HttpError: 413 for a larger body.
     """
-    too_large = HttpError(413, "too_large", "the body is larger than 5 MiB", "body", f"at most {LIMIT} bytes")
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > LIMIT:
+    too_large = HttpError(413, "too_large", "the body is larger than 5 MiB", "body", f"at most {MAX_BODY_BYTES} bytes")
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
         raise too_large
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > LIMIT:
+    chunks = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
             raise too_large
-        parts.append(part)
-    return b"".join(parts)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def request_time(request: Request, project: Project, clock: Callable[[], int]) -> int:
@@ -95,25 +99,27 @@ def request_time(request: Request, project: Project, clock: Callable[[], int]) -
     return stamp
 
 
-def only(handler: Handler, parameters: tuple[Parameter, ...] = NONE) -> Handler:
+def only(handler: Handler, parameters: tuple[Parameter, ...] = NO_PARAMETERS) -> Handler:
     """Wrap a handler to answer 422 for query parameters other than these."""
-    known = frozenset(parameter.name for parameter in parameters)
+    names = frozenset(parameter.name for parameter in parameters)
 
     async def checked(request: Request) -> Response:
         if request.scope["query_string"]:
             for name in request.query_params:
-                if name not in known:
-                    raise _unknown(name, known)
+                if name not in names:
+                    raise _unknown(name, names)
         return await handler(request)
 
     return checked
 
 
-def _unknown(name: str, known: frozenset[str]) -> HttpError:
-    near = difflib.get_close_matches(name[:SHOWN], known, n=1, cutoff=NEAR)
-    if near:
-        expected = f"a known parameter; nearest: {near[0]}"
+def _unknown(name: str, names: frozenset[str]) -> HttpError:
+    matches = difflib.get_close_matches(name[:MAX_SHOWN_CHARACTERS], names, n=1, cutoff=MIN_NAME_SIMILARITY)
+    if matches:
+        expected = f"a known parameter; nearest: {matches[0]}"
     else:
-        expected = f"one of {', '.join(sorted(known))}" if known else "no query parameters"
-    shown = name[:SHOWN]
-    return HttpError(422, "unknown_parameter", f"unknown query parameter {shown}: expected {expected}", shown, expected)
+        expected = f"one of {', '.join(sorted(names))}" if names else "no query parameters"
+    shortened = name[:MAX_SHOWN_CHARACTERS]
+    return HttpError(
+        422, "unknown_parameter", f"unknown query parameter {shortened}: expected {expected}", shortened, expected
+    )

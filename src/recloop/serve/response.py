@@ -21,7 +21,7 @@ REASONS: Mapping[str, str] = {
     "latest": "new here",
 }
 """Reason shown to users, per source of a slot."""
-ABOUT: Mapping[str, str] = {
+SIMILAR_REASONS: Mapping[str, str] = {
     **REASONS,
     "model": "goes with this item",
     "neighbours": "often chosen after this item",
@@ -31,21 +31,22 @@ ABOUT: Mapping[str, str] = {
 
 
 def build_response(
-    query: Query, answer: RankedList, catalogue: Catalog, bundle: str, variant: str, degraded: list[str]
+    query: Query, ranked: RankedList, catalog: Catalog, bundle: str, variant: str, degraded: list[str]
 ) -> RecommendResponse:
     """Build the response of ``GET /v1/recommend`` from a ranked list."""
-    items, reasons = [], ABOUT if query.item_id else REASONS
-    for slot in answer.slots:
-        item = catalogue.get(slot.item_id)
+    items = []
+    reasons = SIMILAR_REASONS if query.item_id else REASONS
+    for slot in ranked.slots:
+        item = catalog.get(slot.item_id)
         attributes = {} if item is None else item.attributes
-        own = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": reasons[slot.source]}
-        items.append({**own, **{name: attributes.get(name) for name in query.properties if name not in own}})
+        fields = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": reasons[slot.source]}
+        items.append({**fields, **{name: attributes.get(name) for name in query.properties if name not in fields}})
     return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items)
 
 
 def build_decision(
     query: Query,
-    answer: RankedList,
+    ranked: RankedList,
     arm: Arm,
     *,
     as_of_seq: int,
@@ -62,14 +63,14 @@ def build_decision(
         arm: The arm that answered; ``assigned`` is the variant that the user was assigned to.
         as_of_seq: Newest seq that the response includes.
     """
-    asked: JsonTree = {
+    parameters: JsonTree = {
         "exclude": list(query.exclude),
         "filter": query.filter,
         "properties": list(query.properties),
         "context": {},
     }
     if query.item_id:
-        asked["item"] = query.item_id
+        parameters["item"] = query.item_id
     return Decision(
         request_id=query.request_id,
         role="answer",
@@ -80,17 +81,17 @@ def build_decision(
         generation=arm.generation,
         variant=arm.variant,
         placement=query.placement,
-        n=answer.n,
-        query=asked,
-        items=answer.items,
-        scores=answer.scores,
-        sources=answer.sources,
+        n=ranked.n,
+        query=parameters,
+        items=ranked.items,
+        scores=ranked.scores,
+        sources=ranked.sources,
         degraded=degraded,
         session_id=session_id,
         anonymous_id=anonymous_id,
         client_request_id=client_request_id,
         assigned=assigned,
-        positives=answer.positives,
-        inputs=answer.inputs,
+        positives=ranked.positives,
+        inputs=ranked.inputs,
         latency_us=latency_us,
     )

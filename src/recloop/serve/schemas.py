@@ -177,7 +177,7 @@ class HttpError(Exception):
 
 def unprocessable(field: str, value: str, expected: str) -> HttpError:
     """Build the 422 error of an invalid parameter value."""
-    shown = value if len(value) <= 100 else value[:97] + "..."
+    shortened = value if len(value) <= 100 else value[:97] + "..."
     return HttpError(
-        422, f"bad_{field.lower().replace('-', '_')}", f"{field}={shown}: expected {expected}", field, expected
+        422, f"bad_{field.lower().replace('-', '_')}", f"{field}={shortened}: expected {expected}", field, expected
     )

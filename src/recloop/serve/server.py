@@ -16,9 +16,9 @@ from starlette.applications import Starlette
 
 from recloop.errors import UserError
 
-KEEP_ALIVE = 5  # seconds before an idle connection is closed
-TICKS_A_SECOND = 10  # uvicorn's main loop
-DRAIN = KEEP_ALIVE + 1  # seconds for clients to receive `Connection: close`
+KEEP_ALIVE_SECONDS = 5  # seconds before an idle connection is closed
+TICKS_PER_SECOND = 10  # uvicorn's main loop
+DRAIN_SECONDS = KEEP_ALIVE_SECONDS + 1  # seconds for clients to receive `Connection: close`
 
 
 def check_host(host: str) -> None:
@@ -50,8 +50,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        why = {errno.EADDRINUSE: "already in use", errno.EACCES: "permission denied"}.get(error.errno or 0)
-        expected = f"a free port ({why or error.strerror})"
+        reason = {errno.EADDRINUSE: "already in use", errno.EACCES: "permission denied"}.get(error.errno or 0)
+        expected = f"a free port ({reason or error.strerror})"
         raise UserError("port", port, expected, "recloop serve --port 0") from None
     return listening
 
@@ -81,7 +81,7 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") 
         log_config=None,
         server_header=False,
         proxy_headers=False,  # X-Forwarded-* can be forged
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=30,
     )
     _Server(config, app, ready, note).run(sockets=[listening])
@@ -101,7 +101,9 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: Starlette, ready: str, note: str) -> None:
         super().__init__(config)
-        self._app, self._ready, self._note = app, ready, note
+        self._app = app
+        self._ready = ready
+        self._note = note
         self._ticks = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -128,5 +130,5 @@ class _Server(uvicorn.Server):
                 for server in self.servers:
                     server.close()
             idle = not self.server_state.connections and not self.server_state.tasks
-            self.should_exit = self._ticks > 2 and (idle or self._ticks > DRAIN * TICKS_A_SECOND)
+            self.should_exit = self._ticks > 2 and (idle or self._ticks > DRAIN_SECONDS * TICKS_PER_SECOND)
         return await super().on_tick(counter)

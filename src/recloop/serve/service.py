@@ -61,7 +61,8 @@ class Service:
     """
 
     def __init__(self, project: Project, clock: Clock = now, locked: bool = False) -> None:
-        self.project, self.clock = project, clock
+        self.project = project
+        self.clock = clock
         self._stack = ExitStack()
         if not locked:
             self._stack.enter_context(locks.writer_lock(project.root))
@@ -82,12 +83,12 @@ class Service:
         inbox.apply_inbox(self.control, self.log)
         self.as_of = self.log.last_seq()
         self.uncommitted_since: int | None = None
-        self.catalogue = Catalog.from_frames([self.archive.items(), self.log.items()])
-        loader = DeploymentLoader(project, self.control, self.catalogue, self.clock)
+        self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()])
+        loader = DeploymentLoader(project, self.control, self.catalog, self.clock)
         self.deployments = loader.load_initial()
         self.user_states = StateRegistry(project, self.archive, self.log)
         self._stack.callback(lambda: self.user_states.close())  # noqa: PLW0108 the one in use by then
-        self.user_states.activate(self.user_states.open(one.bundle.spec for one in self.deployments.all))
+        self.user_states.activate(self.user_states.open(deployment.bundle.spec for deployment in self.deployments.all))
         self._reloader = Reloader(self, loader)
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
         self.health_cache = HealthCache(project)
@@ -154,12 +155,12 @@ class Service:
         assigned = self._assign(query.user_id)
         self.recommender.placement(query.placement)
         if query.filter:
-            self.catalogue.check(query.filter, "filter")
+            self.catalog.check(query.filter, "filter")
         degraded = set(self.degraded)
-        deployment, answer, as_of_seq = self._answer(assigned, query, degraded)
+        deployment, ranked, as_of_seq = self._answer(assigned, query, degraded)
         decision = build_decision(
             query,
-            answer,
+            ranked,
             deployment.arm,
             as_of_seq=as_of_seq,
             degraded=sorted(degraded),
@@ -172,7 +173,7 @@ class Service:
         self.decisions.put(decision)
         if not degraded and self._is_shadowed(query.user_id, deployment.arm):
             self.shadow_queue.add(query, decision, self.deployments)
-        return answer, decision
+        return ranked, decision
 
     def preview(self, query: Query) -> tuple[RankedList, assignment.Arm]:
         """Compute the list and arm of a query without recording a decision."""
@@ -208,9 +209,9 @@ class Service:
         shadow = self.deployments.shadows[0].arm.bundle
         return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)
 
-    def reply(self, query: Query, answer: RankedList, decision: Decision) -> RecommendResponse:
+    def reply(self, query: Query, ranked: RankedList, decision: Decision) -> RecommendResponse:
         """Build the response from a list and its decision."""
-        return build_response(query, answer, self.catalogue, decision.bundle, decision.variant, decision.degraded)
+        return build_response(query, ranked, self.catalog, decision.bundle, decision.variant, decision.degraded)
 
     def user_state(self, user_id: str) -> UserState:
         """Read a user's newest state."""
@@ -226,7 +227,8 @@ class Service:
 
     def status(self) -> JsonTree:
         """Build the content of ``GET /v1/status``; reads files, not on the event loop."""
-        last_seq, watermark = self.as_of, self.archive.watermark
+        last_seq = self.as_of
+        watermark = self.archive.watermark
         return {
             **loading.with_removed_flags(self.project, releases.release_table(self.control)),
             "last_seq": last_seq,
@@ -240,15 +242,15 @@ class Service:
 
         The values are empty if the decisions cannot be read. Reads files, so not on the event loop.
         """
-        seen = self._health_summary()
-        if seen is None:
+        summary = self._health_summary()
+        if summary is None:
             return {"health": {}, "events": {}, "verify": None}
-        return {"health": seen.windows, "events": seen.received, "verify": seen.proven}
+        return {"health": summary.windows, "events": summary.received, "verify": summary.proven}
 
     def windows(self) -> Windows:
         """Return the windows of `health`; reads files, so not on the event loop."""
-        found: Windows = self.health()["health"]
-        return found
+        windows: Windows = self.health()["health"]
+        return windows
 
     def _health_summary(self) -> HealthSummary | None:
         try:
@@ -290,8 +292,9 @@ class Service:
     def use_archive(self, archive: Archive, user_states: StateRegistry) -> None:
         """Use a new archive and the states over its snapshots; on the event loop."""
         self.shadow_queue.drain()
-        before, self.user_states = self.user_states, user_states
-        before.close()
+        previous = self.user_states
+        self.user_states = user_states
+        previous.close()
         self.archive = self.writer.archive = archive
 
     def _list(
@@ -333,9 +336,9 @@ class Service:
         """
         self.use_archive(self.archive, user_states)
         for item in items:
-            present = self.catalogue.get(item.item_id)
+            present = self.catalog.get(item.item_id)
             if present is None or present.seq < item.seq:
-                self.catalogue.upsert(item)
+                self.catalog.upsert(item)
         self.uncommitted_since = None
 
     def _apply_commit(self, jobs: list[WriteRequest], seq: int) -> None:
@@ -347,4 +350,4 @@ class Service:
         self.shadow_queue.drain()
         self.user_states.invalidate(touched, seq)
         for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
-            self.catalogue.upsert(item)
+            self.catalog.upsert(item)

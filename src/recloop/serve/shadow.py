@@ -33,7 +33,8 @@ class ShadowQueue:
     """
 
     def __init__(self, lister: Recommend, decisions: DecisionLog) -> None:
-        self._list, self._decisions = lister, decisions
+        self._list = lister
+        self._decisions = decisions
         self._waiting: deque[tuple[Query, Decision, Deployments]] = deque()
 
     def __bool__(self) -> bool:
@@ -51,20 +52,20 @@ class ShadowQueue:
                 self._score(deployment, "shadow" if index == 1 else "replica", query, decision)
 
     def _score(self, deployment: Deployment, role: str, query: Query, decision: Decision) -> None:
-        begin = time.perf_counter()
+        started = time.perf_counter()
         degraded: set[str] = set()
         try:
-            answer, as_of_seq = self._list(deployment, query, degraded, decision.as_of_seq)
+            ranked, as_of_seq = self._list(deployment, query, degraded, decision.as_of_seq)
         except Exception as error:  # noqa: BLE001 - a failing shadow bundle must not affect the response
             LOGGER.warning("bundle %s failed in shadow: %s", deployment.arm.bundle, type(error).__name__)
             return
         if degraded:
             return  # not comparable: made from less data than the response
-        latency_us = round((time.perf_counter() - begin) * 1e6)
+        latency_us = round((time.perf_counter() - started) * 1e6)
         self._decisions.put(
             msgspec.structs.replace(
                 decision, role=role, bundle=deployment.arm.bundle, generation=deployment.arm.generation, variant=role,
-                as_of_seq=as_of_seq, items=answer.items, scores=answer.scores, sources=answer.sources,
-                positives=answer.positives, inputs=answer.inputs, latency_us=latency_us,
+                as_of_seq=as_of_seq, items=ranked.items, scores=ranked.scores, sources=ranked.sources,
+                positives=ranked.positives, inputs=ranked.inputs, latency_us=latency_us,
             )
         )  # fmt: skip
