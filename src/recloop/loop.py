@@ -31,23 +31,17 @@ from recloop.storage import locks
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Registered bundle and its evaluation.
-
-    ``table`` is the evaluation on the test split; ``run`` is the name of the run folder.
-    """
+    """Registered bundle and its evaluation."""
 
     bundle: Bundle
-    table: EvaluationTable
-    run: str
+    table: EvaluationTable  # on the test split
+    run: str  # name of the run folder
     seconds: float
 
 
 @dataclass(frozen=True)
 class FirstRun:
-    """Data, bundle and evaluation of a first run.
-
-    ``seconds`` is the wall time of the whole run.
-    """
+    """Data, bundle and evaluation of a first run."""
 
     prepared: PrepareResult
     bundle: Bundle
@@ -76,8 +70,7 @@ def update(
 ) -> UpdateResult:
     """Train a candidate on the new rows and publish it if it passes the gates.
 
-    New rows are those since the last update. A changed setting that decides which rows are kept starts a new first run
-    instead.
+    A changed setting that decides which rows are kept starts a new first run instead.
 
     Args:
         full: Train from scratch, for comparison; the item table still starts with the ids of live.
@@ -113,10 +106,7 @@ def update(
 
 
 def _restart(project: Project, progress: Progress, reason: str, begin: float) -> UpdateResult:
-    """Run a new first run in a staged folder and move it into the project.
-
-    See `recloop.pipeline.restart`.
-    """
+    """Stage a new first run and move it into the project (`recloop.pipeline.restart`)."""
     progress.say("update", f"a new first run ({reason})")
     with restarts.exclusive(project, reason), restarts.staged(project) as stage:
         prepared = collect(stage.project, progress, stage.posted)  # 1. collect
@@ -126,7 +116,7 @@ def _restart(project: Project, progress: Progress, reason: str, begin: float) ->
 
 
 def collect(project: Project, progress: Progress | None = None, posted: PostedRows | None = None) -> PrepareResult:
-    """1. Read, clean and split the log; write ``data/`` and the states as of its last row.
+    """1. Read, clean and split the log; write ``data/`` and the states at its end.
 
     ``posted``: posted rows of the earlier data, which a new first run renumbers.
     """

@@ -31,7 +31,7 @@ MEASURES: Final = ("overlap@10", "rbo", "tau_b", "percentile")
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranking of a bundle for one request before filters: top 100 ids, all fused scores."""
+    """Unfiltered ranking of one request: top 100 ids and all fused scores."""
 
     top: list[str]
     scores: NDArray[np.float64]  # (N+1,); 0 if no source recalled the item; row 0: items outside the table

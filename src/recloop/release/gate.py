@@ -114,7 +114,10 @@ class GateResult:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> GateResult:
-        """Parse the output of `to_json`, also of earlier versions; a missing threshold becomes NaN."""
+        """Parse the output of `to_json`, also of earlier versions.
+
+        A missing threshold becomes NaN.
+        """
         threshold = tree.get("threshold")
         name = re.sub("^slice_drop:", "slice:", EARLIER_NAMES.get(tree["name"], tree["name"]))
         return cls(**{**tree, "name": name, "threshold": math.nan if threshold is None else threshold})
@@ -268,7 +271,7 @@ def too_few(users: NDArray[Any], settings: Gates) -> str:
 
 
 def check_window_size(users: NDArray[Any], judged: int, settings: Gates) -> GateResult | None:
-    """Return gate ``new_rows`` of a window that is too small to judge; None if it suffices.
+    """Return gate ``new_rows`` of a window too small to judge; None if it suffices.
 
     It is called before training.
 

@@ -41,7 +41,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class OptionalMembers:
-    """Optional members of a network; the default stands for a member that it does not define.
+    """Optional members of a network, with defaults for undefined ones.
 
     Attributes:
         kind: ``vectors``: scores are inner products with item vectors; ``rank``: the network scores candidates.
