@@ -99,7 +99,7 @@ def load_window(run: UpdateRun) -> pl.DataFrame:
 
 
 def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
-    """Evaluate the interim candidate on new rows, for metrics.json; {} without queries.
+    """Evaluate the interim candidate on new rows, for metrics.json.
 
     The child has learned these rows, so its numbers on them would be training numbers.
     """
