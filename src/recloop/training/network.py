@@ -66,4 +66,5 @@ class OptionalMembers:
     @classmethod
     def from_network(cls, network: object) -> OptionalMembers:
         """Read the members that the network defines."""
-        return cls(**{member.name: getattr(network, member.name, member.default) for member in fields(cls)})
+        names = [member.name for member in fields(cls) if hasattr(network, member.name)]
+        return cls(**{name: getattr(network, name) for name in names})
