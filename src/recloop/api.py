@@ -219,10 +219,12 @@ class FittedRecommender:
         _check_n(n)
         ids = [str(item) for item in items]
         for item in ids:
-            if not self.bundle.items.ids.index(item) and item not in self._recommender.catalogue:
+            if not self.bundle.items.ids.index(item) and item not in self._recommender.catalog:
                 expected = "an item of the catalog, or one with a positive event before the cut"
                 raise UserError("item_id", item, expected, "rec.recommend(...)")
-        queries = [Query(user_id="", now=self.bundle.cut, n=n, placement=similar.LIST, item_id=item) for item in ids]
+        queries = [
+            Query(user_id="", now=self.bundle.cut, n=n, placement=similar.LIST_KIND, item_id=item) for item in ids
+        ]
         states = StateBatch.from_states([""] * len(ids), [UserState()] * len(ids))
         rows = [
             (query.item_id, slot.item_id, slot.score, rank, slot.source)
@@ -293,7 +295,7 @@ class FittedRecommender:
 
     def _with_seen(self, filter_seen: bool) -> Recommender:
         policy = replace(self.bundle.policy, filter_seen=filter_seen)
-        return Recommender(replace(self.bundle, policy=policy), self._recommender.catalogue, THREADS)
+        return Recommender(replace(self.bundle, policy=policy), self._recommender.catalog, THREADS)
 
     def _given(self, frame: pl.DataFrame) -> Any:
         """Convert to the kind of frame that the caller passed."""

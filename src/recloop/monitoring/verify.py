@@ -23,7 +23,7 @@ from recloop.files import JsonTree, replace_json
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import CLOSE, RankedList, Recommender, select_state
+from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender, select_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
 from recloop.storage.event_log import retracted_at
@@ -140,11 +140,11 @@ def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
     scores = dict(zip(answer.items, answer.scores, strict=True))
     edge = answer.scores[-1] if answer.scores else 0.0
     for place, (expected, actual) in enumerate(zip(decision.items, answer.items, strict=True)):
-        # Items with scores closer than `CLOSE` may swap ranks, also across the end of the list.
-        if expected != actual and abs(scores.get(expected, edge) - decision.scores[place]) >= CLOSE:
+        # Items with scores closer than `SCORE_TOLERANCE` may swap ranks, also across the end of the list.
+        if expected != actual and abs(scores.get(expected, edge) - decision.scores[place]) >= SCORE_TOLERANCE:
             return Mismatch("ids", expected, actual)
     for expected_score, actual_score in zip(decision.scores, answer.scores, strict=True):
-        if abs(expected_score - actual_score) >= CLOSE:
+        if abs(expected_score - actual_score) >= SCORE_TOLERANCE:
             return Mismatch("scores", repr(expected_score), repr(actual_score))
     return None
 

@@ -34,7 +34,7 @@ from recloop.recommend import loading
 from recloop.records import now
 from recloop.storage import ControlStore, inbox, locks, releases
 
-MARK: Final = loading.RESTART
+MARK: Final = loading.RESTART_FILE
 STAGE: Final = ".restart"
 EVIDENCE: Final = releases.RESTARTED
 BY: Final = "recloop update"

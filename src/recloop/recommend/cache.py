@@ -82,7 +82,7 @@ def state_bytes(state: UserState) -> int:
 
 def tree_bytes(tree: Any) -> int:
     """Return the memory of a JSON value in bytes."""
-    own = sys.getsizeof(tree)
+    size = sys.getsizeof(tree)
     if isinstance(tree, Mapping):
-        return own + sum(tree_bytes(key) + tree_bytes(value) for key, value in tree.items())
-    return own + sum(map(tree_bytes, tree)) if isinstance(tree, list | tuple) else own
+        return size + sum(tree_bytes(key) + tree_bytes(value) for key, value in tree.items())
+    return size + sum(map(tree_bytes, tree)) if isinstance(tree, list | tuple) else size

@@ -21,7 +21,7 @@ from recloop.records import ITEM_ID, SEQ, Item
 FILTER_CACHE_BYTES = 64 * 2**20
 """Memory limit of cached condition results of all bundles; the oldest are dropped first."""
 
-Kept = TypeVar("Kept")
+Result = TypeVar("Result")
 
 
 class _View:
@@ -41,10 +41,10 @@ class _View:
     def bytes(self) -> int:
         return self.masks.bytes + self.latest.bytes
 
-    def add(self, item_ix: int, place: int) -> None:
+    def add(self, item_ix: int, row: int) -> None:
         """Add a new catalog item to the view."""
         if item_ix:
-            self.rows[item_ix - 1] = place
+            self.rows[item_ix - 1] = row
 
     def clear(self) -> None:
         self.masks.clear()
@@ -64,35 +64,35 @@ class Catalog:
         self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view is dropped with its bundle
 
     @classmethod
-    def from_frames(cls, frames: Sequence[pl.DataFrame | None], until: int | None = None) -> Catalog:
+    def from_frames(cls, frames: Sequence[pl.DataFrame | None], max_seq: int | None = None) -> Catalog:
         """Build the catalog as of a seq from frames of item versions.
 
         Columns: item_id, seq, attributes, hidden, deleted.
         """
-        catalogue = cls()
+        catalog = cls()
         for frame in frames:
             if frame is None:
                 continue
             rows = frame.sort(SEQ)
-            if until is not None:
-                rows = rows.filter(pl.col(SEQ) <= until)
+            if max_seq is not None:
+                rows = rows.filter(pl.col(SEQ) <= max_seq)
             for item_id, seq, text, hidden, deleted in rows.select(
                 ITEM_ID, SEQ, "attributes", "hidden", "deleted"
             ).iter_rows():
-                catalogue.upsert(
+                catalog.upsert(
                     Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
                 )
-        catalogue._weight_sum()  # computed here instead of at the first request
-        return catalogue
+        catalog._weight_sum()  # computed here instead of at the first request
+        return catalog
 
     @classmethod
     def from_table(cls, ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> Catalog:
         """Build a catalog from a bundle's item table; no item is hidden."""
-        catalogue = cls()
+        catalog = cls()
         rows = zip(ids, attributes, strict=True)
-        catalogue._items = {item_id: Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows}
-        catalogue._first_seq = dict.fromkeys(catalogue._items, 0)
-        return catalogue
+        catalog._items = {item_id: Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows}
+        catalog._first_seq = dict.fromkeys(catalog._items, 0)
+        return catalog
 
     def __len__(self) -> int:
         return len(self._items)
@@ -109,11 +109,11 @@ class Catalog:
 
     def upsert(self, item: Item) -> None:
         """Apply a new version of an item, which replaces all attributes."""
-        old = self._items.get(item.item_id)
+        previous = self._items.get(item.item_id)
         if self._sum is not None:
-            self._sum = (self._sum + _weight(item) - (0 if old is None else _weight(old))) % 2**64
+            self._sum = (self._sum + _weight(item) - (0 if previous is None else _weight(previous))) % 2**64
         self._items[item.item_id] = item
-        if old is None:
+        if previous is None:
             for vocabulary, view in self._views.items():
                 view.add(vocabulary.index(item.item_id), len(self._items) - 1)
         self._first_seq.setdefault(item.item_id, item.seq)
@@ -155,9 +155,9 @@ class Catalog:
         if mask is None:
             mask = np.ones(len(vocabulary) + 1, dtype=bool)
             if text.strip():
-                known = view.rows >= 0
-                mask[1:] = known
-                mask[1:][known] = self._passes(text)[view.rows[known]]
+                in_catalog = view.rows >= 0
+                mask[1:] = in_catalog
+                mask[1:][in_catalog] = self._passes(text)[view.rows[in_catalog]]
             for item_id in self._out:
                 mask[vocabulary.index(item_id)] = False
             mask[0] = False
@@ -172,9 +172,11 @@ class Catalog:
         view = self._view(vocabulary)
         latest = view.latest.get(text)
         if latest is None:
-            fresh = self._passes(text).copy()
-            fresh[view.rows[view.rows >= 0]] = False
-            latest = sorted(compress(self._items, fresh), key=lambda item_id: (-self._first_seq[item_id], item_id))
+            is_candidate = self._passes(text).copy()
+            is_candidate[view.rows[view.rows >= 0]] = False
+            latest = sorted(
+                compress(self._items, is_candidate), key=lambda item_id: (-self._first_seq[item_id], item_id)
+            )
             self._cache(view.latest, text, latest, sys.getsizeof(latest))
         return latest
 
@@ -195,12 +197,12 @@ class Catalog:
     def _view(self, vocabulary: Vocabulary) -> _View:
         view = self._views.get(vocabulary)
         if view is None:
-            places = {item_id: place for place, item_id in enumerate(self._items)}
-            rows = np.fromiter((places.get(item_id, -1) for item_id in vocabulary.ids), np.int32, len(vocabulary))
+            row_of = {item_id: row for row, item_id in enumerate(self._items)}
+            rows = np.fromiter((row_of.get(item_id, -1) for item_id in vocabulary.ids), np.int32, len(vocabulary))
             view = self._views[vocabulary] = _View(rows)
         return view
 
-    def _cache(self, cache: ByteCache[str, Kept], text: str, value: Kept, size: int) -> None:
+    def _cache(self, cache: ByteCache[str, Result], text: str, value: Result, size: int) -> None:
         """Cache a condition's result; clients choose conditions, so the cache is bounded."""
         size += sys.getsizeof(text)
         while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:

@@ -18,7 +18,7 @@ from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 
-SEGMENT = "segment."
+SEGMENT_PREFIX = "segment."
 """Prefix of the arrays that hold a segment's popular list: ``segment.VALUE``."""
 
 
@@ -54,15 +54,15 @@ class FallbackStage(Protocol):
 class AttributesStage:
     """Items with attributes that resemble the query item or match the user."""
 
-    def __init__(self, catalogue: Catalog, towers: AttributeTowers | None, similar: similar_items.SimilarItems) -> None:
-        self._catalogue, self._towers, self._similar = catalogue, towers, similar
+    def __init__(self, catalog: Catalog, towers: AttributeTowers | None, similar: similar_items.SimilarItems) -> None:
+        self._catalog, self._towers, self._similar = catalog, towers, similar
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
-        if query.list == similar_items.LIST:
-            return self._similar.by_attributes(self._catalogue, query.item_id, query.allowed, query.b)
+        if query.list == similar_items.LIST_KIND:
+            return self._similar.by_attributes(self._catalog, query.item_id, query.allowed, query.b)
         if self._towers is None:
             return iter(())
-        return self._towers.best(self._catalogue, query.encoded, query.allowed, query.b)
+        return self._towers.best(self._catalog, query.encoded, query.allowed, query.b)
 
 
 class SegmentStage:
@@ -74,7 +74,7 @@ class SegmentStage:
     def items(self, query: FallbackQuery) -> Iterator[str]:
         attributes = query.encoded.states.attributes[query.b] or {}
         value = attributes.get(self._bundle.spec.segment)
-        order = None if value is None else self._bundle.arrays.get(SEGMENT + as_text(value))
+        order = None if value is None else self._bundle.arrays.get(SEGMENT_PREFIX + as_text(value))
         if order is not None:
             yield from _shown(self._bundle, order, query)
 
@@ -92,13 +92,13 @@ class PopularStage:
 class LatestStage:
     """Newest items: all items in a list ``latest``, else those outside the table."""
 
-    def __init__(self, bundle: Bundle, catalogue: Catalog) -> None:
-        self._bundle, self._catalogue = bundle, catalogue
+    def __init__(self, bundle: Bundle, catalog: Catalog) -> None:
+        self._bundle, self._catalog = bundle, catalog
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
         if query.list == "latest":
             return self._all(query)
-        return iter(self._catalogue.latest(query.allowed.text, self._bundle.items.ids))
+        return iter(self._catalog.latest(query.allowed.text, self._bundle.items.ids))
 
     def _all(self, query: FallbackQuery) -> Iterator[str]:
         """Return all items, newest first.
@@ -113,8 +113,8 @@ class LatestStage:
             if mask[row + 1] and row + 1 not in query.banned
         )
         outside = (
-            (-self._catalogue.first_seq(item_id), 1, rank, item_id)
-            for rank, item_id in enumerate(self._catalogue.latest(query.allowed.text, ids))
+            (-self._catalog.first_seq(item_id), 1, rank, item_id)
+            for rank, item_id in enumerate(self._catalog.latest(query.allowed.text, ids))
         )
         for *_, item_id in heapq.merge(table, outside):
             yield item_id
@@ -127,21 +127,21 @@ class LatestStage:
 
 
 def fill_fallback(
-    stages: Iterable[tuple[str, FallbackStage]], query: FallbackQuery, taken: Iterable[str], free: int
+    stages: Iterable[tuple[str, FallbackStage]], query: FallbackQuery, used_ids: Iterable[str], n_free: int
 ) -> list[tuple[str, str]]:
-    """Return (item_id, source) of the next ``free`` slots, without duplicates.
+    """Return (item_id, source) of the next ``n_free`` slots, without duplicates.
 
     Args:
         stages: Names and stages in order; a stage runs only if earlier ones leave slots free.
     """
     slots: list[tuple[str, str]] = []
-    shown = {*taken} | query.allowed.banned_ids[query.b]
+    excluded = {*used_ids} | query.allowed.banned_ids[query.b]
     for source, stage in stages:
         for item_id in stage.items(query):
-            if len(slots) == free:
+            if len(slots) == n_free:
                 return slots
-            if item_id not in shown:
-                shown.add(item_id)
+            if item_id not in excluded:
+                excluded.add(item_id)
                 slots.append((item_id, source))
     return slots
 
@@ -168,8 +168,8 @@ def segment_lists(
     lists: dict[str, np.ndarray] = {}
     for value in sorted({value for value in users if value is not None}):
         members = np.array([user == value for user in users], dtype=bool)
-        own = members[user_ix]
-        counts = np.bincount(items[own], weights=weights[own], minlength=size)
+        in_segment = members[user_ix]
+        counts = np.bincount(items[in_segment], weights=weights[in_segment], minlength=size)
         order = np.argsort(-counts[1:], kind="stable")[:length] + 1
-        lists[SEGMENT + value] = order[counts[order] > 0].astype(np.int32)
+        lists[SEGMENT_PREFIX + value] = order[counts[order] > 0].astype(np.int32)
     return lists

@@ -33,7 +33,7 @@ class CandidateMask:
 
 
 def candidate_mask(
-    catalogue: Catalog,
+    catalog: Catalog,
     vocabulary: Vocabulary,
     encoded: EncodedBatch,
     queries: Sequence[Query],
@@ -46,20 +46,20 @@ def candidate_mask(
         filters: The conditions of the placement and of the query; an item must pass both.
         filter_seen: Exclude every item of the history that was a target.
     """
-    text = " AND ".join(f"({part})" for part in filters if part.strip())
+    text = " AND ".join(f"({condition})" for condition in filters if condition.strip())
     states = encoded.states
     offsets = encoded.row_offsets
     banned, banned_ids = [], []
     for b, query in enumerate(queries):
         low, high = states.negative_offsets[b], states.negative_offsets[b + 1]
         ids = frozenset(query.exclude).union(states.names[states.negatives[low:high]].tolist())
-        parts = [encoded.negatives[encoded.negative_offsets[b] : encoded.negative_offsets[b + 1]]]
+        ban_lists = [encoded.negatives[encoded.negative_offsets[b] : encoded.negative_offsets[b + 1]]]
         if query.exclude:
-            parts.append(vocabulary.lookup(query.exclude))
+            ban_lists.append(vocabulary.lookup(query.exclude))
         if filter_seen:
-            own = slice(offsets[b], offsets[b + 1])
-            parts.append(encoded.items[own][encoded.targets[own]])
-        whole = np.unique(np.concatenate(parts)) if sum(map(len, parts)) else parts[0]
-        banned.append(whole[whole > 0])
+            query_rows = slice(offsets[b], offsets[b + 1])
+            ban_lists.append(encoded.items[query_rows][encoded.targets[query_rows]])
+        all_banned = np.unique(np.concatenate(ban_lists)) if sum(map(len, ban_lists)) else ban_lists[0]
+        banned.append(all_banned[all_banned > 0])
         banned_ids.append(ids)
-    return CandidateMask(catalogue.mask(text, vocabulary), banned, banned_ids, text)
+    return CandidateMask(catalog.mask(text, vocabulary), banned, banned_ids, text)

@@ -44,10 +44,10 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     rows, items, shares, sources = [], [], [], []
     for number, source in enumerate(FUSED_SOURCES):
         if source in recalled and weights.get(source, 0.0) > 0:
-            row, place = np.nonzero(recalled[source].items)
+            row, rank = np.nonzero(recalled[source].items)
             rows.append(row)
-            items.append(recalled[source].items[row, place])
-            shares.append(weights[source] / (constant + 1.0 + place))
+            items.append(recalled[source].items[row, rank])
+            shares.append(weights[source] / (constant + 1.0 + rank))
             sources.append(np.full(len(row), number, dtype=np.int8))
     if not sum(map(len, rows)):
         return fused
@@ -56,16 +56,16 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     # Sort by query and item, the largest share first: its source labels the slot.
     order = np.lexsort((source_number, -share, row * (item.max() + 1) + item))
     row, item, share, source_number = row[order], item[order], share[order], source_number[order]
-    first = np.ones(len(row), dtype=bool)
-    first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
-    total = np.add.reduceat(share, np.flatnonzero(first)).astype(np.float32)
-    row, item, source_number = row[first], item[first], source_number[first]
+    is_first = np.ones(len(row), dtype=bool)
+    is_first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+    total = np.add.reduceat(share, np.flatnonzero(is_first)).astype(np.float32)
+    row, item, source_number = row[is_first], item[is_first], source_number[is_first]
     order = np.lexsort((item, -total, row))
     row = row[order]
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = place < k
-    target = (row[kept], place[kept])
-    fused.items[target] = item[order][kept]
-    fused.scores[target] = total[order][kept]
-    fused.sources[target] = source_number[order][kept]
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    in_list = rank < k
+    target = (row[in_list], rank[in_list])
+    fused.items[target] = item[order][in_list]
+    fused.scores[target] = total[order][in_list]
+    fused.sources[target] = source_number[order][in_list]
     return fused

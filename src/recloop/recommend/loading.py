@@ -20,9 +20,9 @@ from recloop.storage import releases
 from recloop.storage.control import ReleaseRow
 from recloop.storage.data_manifest import DataManifest
 
-REMOVED = "removed.json"
+REMOVED_FILE = "removed.json"
 """File in ``store/`` with the time at which `[retention]` removed each bundle."""
-RESTART = "restart.json"
+RESTART_FILE = "restart.json"
 """File in ``store/`` that marks a committed but incomplete restart (`recloop.pipeline.restart`)."""
 
 
@@ -32,7 +32,7 @@ def check_complete(project: Project) -> None:
     Raises:
         UserError: the next update must complete the restart first.
     """
-    mark = project.store / RESTART
+    mark = project.store / RESTART_FILE
     if mark.exists():
         raise UserError("store", mark, "a completed restart", "recloop update")
 
@@ -61,21 +61,21 @@ def has_log_rows(project: Project) -> bool:
 def removal_times(project: Project) -> dict[str, int]:
     """Return the time (us) at which `[retention]` removed each bundle's folder."""
     try:
-        found: dict[str, int] = json.loads((project.store / REMOVED).read_text("utf-8"))
-        return found
+        times: dict[str, int] = json.loads((project.store / REMOVED_FILE).read_text("utf-8"))
+        return times
     except FileNotFoundError:
         return {}
 
 
 def write_removal_times(project: Project, tree: dict[str, int]) -> None:
     """Write the result of `removal_times` atomically."""
-    replace_json(project.store / REMOVED, tree)
+    replace_json(project.store / REMOVED_FILE, tree)
 
 
 def with_removed_flags(project: Project, table: JsonTree) -> JsonTree:
     """Return the release table with ``removal_times`` set on bundles without a folder."""
-    gone = removal_times(project)
-    return {**table, "bundles": [{**row, "removed": row["bundle"] in gone} for row in table["bundles"]]}
+    removed_bundles = removal_times(project)
+    return {**table, "bundles": [{**row, "removed": row["bundle"] in removed_bundles} for row in table["bundles"]]}
 
 
 def manifest(project: Project) -> DataManifest:
@@ -89,21 +89,21 @@ def manifest(project: Project) -> DataManifest:
 
 def status(project: Project) -> JsonTree:
     """Return the keys of ``recloop status``: live, shadow and experiment bundles."""
-    found = with_removed_flags(project, releases.release_table(project.open_control()))
+    table = with_removed_flags(project, releases.release_table(project.open_control()))
     if not (project.data / "manifest.json").exists():
-        return {**found, "last_seq": 0, "watermark": 0}
-    watermark, last = log_range(project)
-    return {**found, "last_seq": last, "watermark": watermark}
+        return {**table, "last_seq": 0, "watermark": 0}
+    watermark, last_seq = log_range(project)
+    return {**table, "last_seq": last_seq, "watermark": watermark}
 
 
 def lineage(project: Project, bundle: Bundle) -> list[str]:
     """Return a bundle's parents, nearest first, as long as their manifests exist."""
-    found: list[str] = []
+    parents: list[str] = []
     parent = bundle.manifest.parent
-    while parent and parent not in found:
-        found.append(parent)
+    while parent and parent not in parents:
+        parents.append(parent)
         parent = bundles.parent_of(project.bundles / parent)
-    return found
+    return parents
 
 
 def verify_hash(project: Project, row: ReleaseRow) -> None:
@@ -168,28 +168,28 @@ def _check_fields(project: Project, bundle: Bundle) -> None:
     """
     archive = project.open_archive()
     with project.open_log() as log:
-        asked = (
+        sides = (
             ("item", "the catalog", bundle.spec.item, (archive.items(), log.items())),
             ("user", "the users", bundle.spec.user, (archive.users(), log.users())),
         )
-    for side, whose, features, frames in asked:
-        wanted = {name: feature.source or name for name, feature in features.items()}
-        known = _fields(frames, set(wanted.values()))
-        for name, source in wanted.items():
-            if source not in known:
-                expected = f"a field of {whose} ({', '.join(sorted(known)) or 'none'})"
+    for side, table_name, features, frames in sides:
+        source_of = {name: feature.source or name for name, feature in features.items()}
+        available = _fields(frames, set(source_of.values()))
+        for name, source in source_of.items():
+            if source not in available:
+                expected = f"a field of {table_name} ({', '.join(sorted(available)) or 'none'})"
                 raise BundleError(f"features.{side}.{name}.from", source, expected, "recloop update")
 
 
-def _fields(frames: Iterable[pl.DataFrame | None], wanted: set[str]) -> set[str]:
-    """Return the attributes of these versions; stop when all wanted ones are found."""
-    known: set[str] = set()
+def _fields(frames: Iterable[pl.DataFrame | None], needed: set[str]) -> set[str]:
+    """Return the attributes of these versions; stop when all needed ones are found."""
+    fields: set[str] = set()
     for frame in frames:
         for text in [] if frame is None else frame["attributes"]:
-            if wanted <= known:
-                return known
-            known.update(msgspec.json.decode(text))
-    return known
+            if needed <= fields:
+                return fields
+            fields.update(msgspec.json.decode(text))
+    return fields
 
 
 def resolve_model(project: Project, name: str) -> str:
@@ -198,6 +198,6 @@ def resolve_model(project: Project, name: str) -> str:
     Raises:
         UserError: the model is unknown or its extra is missing.
     """
-    wanted = name or project.config.model.name
-    model_class(wanted)
-    return wanted
+    model = name or project.config.model.name
+    model_class(model)
+    return model

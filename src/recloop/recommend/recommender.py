@@ -35,7 +35,7 @@ from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import TopK
 from recloop.records import FUSED_SOURCES, Query, Slot
 
-CLOSE = 1e-5
+SCORE_TOLERANCE = 1e-5
 """Scores closer than this are equal; their items may change order."""
 
 
@@ -64,17 +64,17 @@ class RankedList:
 class Recommender:
     """Recommender of a bundle over a catalog; the user graph uses ``threads``."""
 
-    def __init__(self, bundle: Bundle, catalogue: Catalog, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, catalog: Catalog, threads: int = 1) -> None:
         self.bundle = bundle
-        self.catalogue = catalogue
+        self.catalog = catalog
         self.scorers = make_sources(bundle, threads)
         self.attributes = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
         self._similar = similar_items.SimilarItems(bundle, self.attributes)
         self._stages: dict[str, FallbackStage] = {
-            "attributes": AttributesStage(catalogue, self.attributes, self._similar),
+            "attributes": AttributesStage(catalog, self.attributes, self._similar),
             "segment": SegmentStage(bundle),
             "popular": PopularStage(bundle),
-            "latest": LatestStage(bundle, catalogue),
+            "latest": LatestStage(bundle, catalog),
         }
 
     def placement(self, name: str) -> Placement:
@@ -84,7 +84,7 @@ class Recommender:
             UserError: the bundle has no such placement.
         """
         placements = self.bundle.policy.placements
-        if name not in placements and name == similar_items.LIST:
+        if name not in placements and name == similar_items.LIST_KIND:
             return similar_items.PLACEMENT
         if name not in placements:
             raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
@@ -96,11 +96,11 @@ class Recommender:
         Raises:
             UserError: the bundle has no such placement, or the placement needs an item and the query has none.
         """
-        about = self.placement(query.placement).list == similar_items.LIST
-        if about and not query.item_id:
+        is_item_list = self.placement(query.placement).list == similar_items.LIST_KIND
+        if is_item_list and not query.item_id:
             expected = f"an item id, required by the placement {query.placement}"
             raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
-        return query if about or not query.item_id else msgspec.structs.replace(query, item_id="")
+        return query if is_item_list or not query.item_id else msgspec.structs.replace(query, item_id="")
 
     def recommend(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
@@ -132,10 +132,10 @@ class Recommender:
     def candidate_mask(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
         """Return the allowed items of queries with this placement and one filter."""
         conditions = (placement.filter, queries[0].filter)
-        seen = self.bundle.policy.filter_seen
-        if placement.list == similar_items.LIST:  # never recommend the query item itself
-            queries = [msgspec.structs.replace(one, exclude=(*one.exclude, one.item_id)) for one in queries]
-        return candidate_mask(self.catalogue, self.bundle.items.ids, encoded, queries, conditions, seen)
+        filter_seen = self.bundle.policy.filter_seen
+        if placement.list == similar_items.LIST_KIND:  # never recommend the query item itself
+            queries = [msgspec.structs.replace(query, exclude=(*query.exclude, query.item_id)) for query in queries]
+        return candidate_mask(self.catalog, self.bundle.items.ids, encoded, queries, conditions, filter_seen)
 
     def fuse_sources(
         self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
@@ -144,18 +144,20 @@ class Recommender:
         weights = placement.weights
         if placement.list == "latest":
             return FusedTopK.empty(len(queries), k)
-        if placement.list == similar_items.LIST:
-            found = self._similar.recall([query.item_id for query in queries], allowed, weights)
-            return fuse(found, {source: weights.get(source) or 1.0 for source in found}, k)
+        if placement.list == similar_items.LIST_KIND:
+            recalled = self._similar.recall([query.item_id for query in queries], allowed, weights)
+            return fuse(recalled, {source: weights.get(source) or 1.0 for source in recalled}, k)
         return fuse(self.recall(encoded, allowed, weights), weights, k, placement.fusion_constant)
 
     def recall(
         self, encoded: EncodedBatch, allowed: CandidateMask, sources: Sequence[str] | Mapping[str, float]
     ) -> dict[str, TopK]:
         """Return the top 200 of each source; a mapping selects those with weight above 0."""
-        asked = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
-        made = {source: self.scorers[source].best(encoded, allowed) for source in asked if source in self.scorers}
-        return made or {"popular": self.scorers["popular"].best(encoded, allowed)}
+        selected = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
+        recalled = {
+            source: self.scorers[source].best(encoded, allowed) for source in selected if source in self.scorers
+        }
+        return recalled or {"popular": self.scorers["popular"].best(encoded, allowed)}
 
     def assemble(
         self,
@@ -174,19 +176,19 @@ class Recommender:
         answers = []
         for b, query in enumerate(queries):
             k = query.n or placement.n
-            found = int(np.count_nonzero(fused.items[b, :k]))
+            n_found = int(np.count_nonzero(fused.items[b, :k]))
             slots = [
                 Slot(ids[item_ix - 1], score, FUSED_SOURCES[source])
                 for item_ix, score, source in zip(
-                    fused.items[b, :found].tolist(),
-                    fused.scores[b, :found].tolist(),
-                    fused.sources[b, :found].tolist(),
+                    fused.items[b, :n_found].tolist(),
+                    fused.scores[b, :n_found].tolist(),
+                    fused.sources[b, :n_found].tolist(),
                     strict=True,
                 )
             ]
-            if found < k:
+            if n_found < k:
                 unfilled = FallbackQuery(encoded, allowed, b, query.item_id, placement.list)
-                more = fill_fallback(stages, unfilled, (slot.item_id for slot in slots), k - found)
+                more = fill_fallback(stages, unfilled, (slot.item_id for slot in slots), k - n_found)
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k))
         return answers
@@ -195,7 +197,7 @@ class Recommender:
         """Return 8 hex per input: state, catalog, now, filters, then each feature."""
         return {
             "state": encoded.states.digest(b),
-            "catalogue": self.catalogue.version,
+            "catalogue": self.catalog.version,
             "now": digest(int(encoded.now[b]).to_bytes(8, "little", signed=True)),
             "filters": allowed.input(b),
             **encoded.inputs(b),
@@ -246,12 +248,12 @@ def check_golden(bundle: Bundle) -> None:
     Raises:
         BundleError: ids differ, or scores differ by more than 1e-5.
     """
-    own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
+    recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
         query = Query(user_id="golden", now=case.now, n=case.n, placement=case.placement)
-        answer = own.recommend(StateBatch.from_states(["golden"], [case.state]), [query], with_inputs=False)[0]
+        answer = recommender.recommend(StateBatch.from_states(["golden"], [case.state]), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case.scores) and np.allclose(
-            answer.scores, case.scores, rtol=0, atol=CLOSE
+            answer.scores, case.scores, rtol=0, atol=SCORE_TOLERANCE
         )
         if answer.items != case.ids or not same_scores:
             raise BundleError("golden list", f"{bundle.id} case {number}", "the recorded list", "recloop update --full")

@@ -18,10 +18,10 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import popularity_rank
 from recloop.recommend.top_k import TopK, best_row, best_sparse
 
-LIST: Final = "similar"
+LIST_KIND: Final = "similar"
 SOURCES: Final = ("model", "neighbours")
 """Sources of a similar-items list: cosine of item vectors, and the co-visitation row."""
-PLACEMENT: Final = Placement(list=LIST, weights=dict.fromkeys(SOURCES, 1.0), filter="", n=10)
+PLACEMENT: Final = Placement(list=LIST_KIND, weights=dict.fromkeys(SOURCES, 1.0), filter="", n=10)
 """Placement `similar` of a bundle that does not define one."""
 
 
@@ -35,21 +35,21 @@ class SimilarItems:
     def recall(self, item_ids: Sequence[str], allowed: CandidateMask, weights: Mapping[str, float]) -> dict[str, TopK]:
         """Return the top 200 of each source per query item; empty for items without a row."""
         item_ix = self._bundle.items.ids.lookup(item_ids, len(item_ids))
-        made = {}
+        recalled = {}
         if weights.get("model", 0) > 0 and "item_vectors" in self._bundle.arrays:
-            made["model"] = self._by_cosine(item_ix, allowed)
-        if weights.get("neighbours", 0) > 0 or not made:
-            made["neighbours"] = self._by_covisitation(item_ix, allowed)
-        return made
+            recalled["model"] = self._by_cosine(item_ix, allowed)
+        if weights.get("neighbours", 0) > 0 or not recalled:
+            recalled["neighbours"] = self._by_covisitation(item_ix, allowed)
+        return recalled
 
-    def by_attributes(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+    def by_attributes(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids of items with similar attributes, best first.
 
         They are ranked by the bundle's towers, or by fields if it has no towers.
         """
         if self._towers is not None:
-            return self._towers.similar_to(catalogue, item_id, allowed, b)
-        return self._neighbours.similar_to(catalogue, item_id, allowed, b)
+            return self._towers.similar_to(catalog, item_id, allowed, b)
+        return self._neighbours.similar_to(catalog, item_id, allowed, b)
 
     @cached_property
     def _norms(self) -> np.ndarray:
@@ -61,8 +61,8 @@ class SimilarItems:
         """Rank by cosine; one query at a time, so scores do not depend on the batch."""
         vectors, recalled = self._bundle.arrays["item_vectors"], TopK.empty(len(item_ix))
         for b in np.flatnonzero(item_ix).tolist():
-            own = item_ix[b]
-            cosine = vectors @ vectors[own] / (self._norms * self._norms[own])  # (N+1,)
+            query_ix = item_ix[b]
+            cosine = vectors @ vectors[query_ix] / (self._norms * self._norms[query_ix])  # (N+1,)
             items, scores = best_row(cosine, allowed, b)
             recalled.items[b, : len(items)], recalled.scores[b, : len(items)] = items, scores
         return recalled
@@ -85,21 +85,23 @@ class _AttributeNeighbours:
         self._bundle = bundle
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
 
-    def similar_to(self, catalogue: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
+    def similar_to(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids, best first; empty if no field of the item is known."""
-        bundle, item = self._bundle, catalogue.get(item_id)
-        own_ix = bundle.items.ids.index(item_id)
-        attributes = item.attributes if item is not None else bundle.items.attributes[own_ix - 1] if own_ix else None
-        own = self._codes([attributes])[0]  # (C,)
-        if not own.any():
+        bundle, item = self._bundle, catalog.get(item_id)
+        query_ix = bundle.items.ids.index(item_id)
+        attributes = (
+            item.attributes if item is not None else bundle.items.attributes[query_ix - 1] if query_ix else None
+        )
+        query_codes = self._codes([attributes])[0]  # (C,)
+        if not query_codes.any():
             return iter(())
-        same = ((self._table == own) & (own > 0)).sum(axis=1)  # (N+1,)
-        place = popularity_rank(bundle.arrays["popular"]) / (len(same) + 1)  # below 1: a tie-breaker
-        cold_ids, cold = self._items_without_row(catalogue, allowed.text)
-        cold_same = ((cold == own) & (own > 0)).sum(axis=1)
-        scores = np.where(same > 0, same - place, -np.inf)
-        behind = np.where(cold_same > 0, cold_same - 1.0, -np.inf)
-        return ranked(scores, allowed, b, bundle.items.ids.ids, cold_ids, behind)
+        n_equal = ((self._table == query_codes) & (query_codes > 0)).sum(axis=1)  # (N+1,)
+        popularity = popularity_rank(bundle.arrays["popular"]) / (len(n_equal) + 1)  # below 1: a tie-breaker
+        cold_ids, cold = self._items_without_row(catalog, allowed.text)
+        cold_n_equal = ((cold == query_codes) & (query_codes > 0)).sum(axis=1)
+        scores = np.where(n_equal > 0, n_equal - popularity, -np.inf)
+        cold_scores = np.where(cold_n_equal > 0, cold_n_equal - 1.0, -np.inf)
+        return ranked(scores, allowed, b, bundle.items.ids.ids, cold_ids, cold_scores)
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -109,14 +111,14 @@ class _AttributeNeighbours:
     def _codes(self, rows: Sequence[Mapping[str, Any] | None]) -> np.ndarray:
         return attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)[0]
 
-    def _items_without_row(self, catalogue: Catalog, text: str) -> tuple[list[str], np.ndarray]:
+    def _items_without_row(self, catalog: Catalog, text: str) -> tuple[list[str], np.ndarray]:
         """Return shown items without a row that pass a condition, and their codes (n, C).
 
         Ids ascend.
         """
-        key = (catalogue.version, text)
+        key = (catalog.version, text)
         if self._cold is None or self._cold[0] != key:
-            ids = sorted(catalogue.latest(text, self._bundle.items.ids))
-            found = [catalogue.get(item_id) for item_id in ids]
-            self._cold = (key, ids, self._codes([None if item is None else item.attributes for item in found]))
+            ids = sorted(catalog.latest(text, self._bundle.items.ids))
+            items = [catalog.get(item_id) for item_id in ids]
+            self._cold = (key, ids, self._codes([None if item is None else item.attributes for item in items]))
         return self._cold[1], self._cold[2]

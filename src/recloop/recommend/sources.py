@@ -22,11 +22,11 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.top_k import TopK, best_dense, best_listed, best_sparse
 from recloop.records import DAY
 
-MOST_HALVINGS = 1000.0
+MAX_HALVINGS = 1000.0
 """Maximum age of an act in half-lives; its weight 2^-1000 is still above 0."""
-INPUT_SHARE = 0.2
+INPUT_WEIGHT = 0.2
 """Weight in ``history`` of a moment with only inputs, relative to one with a target."""
-TOGETHER = 32
+WINDOWS_PER_RUN = 32
 """Windows per run of the user graph."""
 
 
@@ -51,7 +51,7 @@ class PopularSource:
 class HistorySource:
     """Source ``history``: items of the user's history, weighted by age.
 
-    A moment with the item as a target counts 1; a moment with it only as an input counts `INPUT_SHARE`. Age is measured
+    A moment with the item as a target counts 1; a moment with it only as an input counts `INPUT_WEIGHT`. Age is measured
     at the user's newest moment. The order is the same as by the age now, and weights stay above 0.
     """
 
@@ -63,9 +63,9 @@ class HistorySource:
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
         moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
         newest = encoded.stamps[encoded.moment_offsets[1:][moment_query] - 1]
-        weight = age_weights(newest - encoded.stamps, self._half_life)
-        rows = weight[encoded.row_moment] * np.where(encoded.targets, 1.0, INPUT_SHARE)
-        scores = sp.csr_array((rows, encoded.items, encoded.row_offsets), shape=(len(encoded), self._size))
+        moment_weights = age_weights(newest - encoded.stamps, self._half_life)
+        row_weights = moment_weights[encoded.row_moment] * np.where(encoded.targets, 1.0, INPUT_WEIGHT)
+        scores = sp.csr_array((row_weights, encoded.items, encoded.row_offsets), shape=(len(encoded), self._size))
         scores.sum_duplicates()
         mantissa, exponent = np.frexp(scores.data)  # scores equal in 24 bits tie at any magnitude, as in float32
         scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)
@@ -88,11 +88,12 @@ class CoVisitationSource:
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
         moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
         age = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(encoded.stamps))  # 0 = newest
-        weight = np.where(age < len(self._recent), self._recent[np.minimum(age, len(self._recent) - 1)], 0.0)
-        rows = weight[encoded.row_moment]
-        kept = rows > 0
+        moment_weights = np.where(age < len(self._recent), self._recent[np.minimum(age, len(self._recent) - 1)], 0.0)
+        row_weights = moment_weights[encoded.row_moment]
+        is_recent = row_weights > 0
         history = sp.csr_array(
-            (rows[kept], (encoded.row_query[kept], encoded.items[kept])), shape=(len(encoded), self._rows.shape[0])
+            (row_weights[is_recent], (encoded.row_query[is_recent], encoded.items[is_recent])),
+            shape=(len(encoded), self._rows.shape[0]),
         )
         scores = sp.csr_array(history @ self._rows)
         scores.data = scores.data.astype(np.float32)
@@ -106,7 +107,7 @@ class EmbeddingSource:
         self._items = bundle.arrays["item_vectors"]
         self._history = bundle.spec.history
         self._session = open_session(bundle.graphs["user.onnx"], threads)
-        self._inputs = {given.name for given in self._session.get_inputs()}
+        self._inputs = {node.name for node in self._session.get_inputs()}
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
         owners, users = self.user_vectors(encoded)
@@ -115,15 +116,15 @@ class EmbeddingSource:
     def user_vectors(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the queries with a history, (b,), and their vectors, (b, D) float32.
 
-        Windows of similar length run together, `TOGETHER` at a time, for little padding and attention that fits the cache.
+        Windows of similar length run together, `WINDOWS_PER_RUN` at a time, for little padding and attention that fits the cache.
         """
         items, moments, mask = window(encoded, self._history).padded()
         lengths = mask.sum(axis=1)
         owners = np.flatnonzero(lengths)
         order = owners[np.argsort(lengths[owners], kind="stable")]
         vectors = np.zeros((len(encoded), self._items.shape[1]), dtype=np.float32)
-        for start in range(0, len(order), TOGETHER):
-            rows = order[start : start + TOGETHER]
+        for start in range(0, len(order), WINDOWS_PER_RUN):
+            rows = order[start : start + WINDOWS_PER_RUN]
             width = slice(0, lengths[rows[-1]])
             feeds = {
                 "history": self._items[items[rows, width]],
@@ -163,18 +164,21 @@ class FactorSource:
         owners = np.flatnonzero(sizes)
         user_ix = self._known.ids.lookup(encoded.states.users, len(encoded))[owners]
         newest = encoded.stamps[encoded.moment_offsets[1:][owners] - 1]
-        stands = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
-        stands &= np.diff(encoded.negative_offsets)[owners] == 0  # the table does not record when items were rejected
-        vectors = self._users[np.where(stands, user_ix, 0)]
-        if not stands.all():
-            once = np.ones(len(encoded.items))
+        is_current = (user_ix > 0) & (newest < self._cut) & (self._known.count[user_ix - 1] == sizes[owners])
+        # the table does not record when items were rejected
+        is_current &= np.diff(encoded.negative_offsets)[owners] == 0
+        vectors = self._users[np.where(is_current, user_ix, 0)]
+        if not is_current.all():
+            row_counts = np.ones(len(encoded.items))
             shape = (len(encoded), len(self._items))
-            history = sp.csr_array((once, encoded.items, encoded.row_offsets), shape=shape)[owners[~stands]]
+            history = sp.csr_array((row_counts, encoded.items, encoded.row_offsets), shape=shape)[owners[~is_current]]
             history.sum_duplicates()
             history.data = confidence(history.data)
-            ones = np.ones(len(encoded.negatives))
-            refused = sp.csr_array((ones, encoded.negatives, encoded.negative_offsets), shape=shape)[owners[~stands]]
-            vectors[~stands] = solve_rows(self._items, self._gram, history, self._l2, self._unseen, refused)
+            negative_counts = np.ones(len(encoded.negatives))
+            rejected = sp.csr_array((negative_counts, encoded.negatives, encoded.negative_offsets), shape=shape)[
+                owners[~is_current]
+            ]
+            vectors[~is_current] = solve_rows(self._items, self._gram, history, self._l2, self._unseen, rejected)
         return owners, vectors
 
 
@@ -188,14 +192,14 @@ class RerankSource:
         self._items, self._history = bundle.arrays["item_vectors"], bundle.spec.history
         self._others = others
         self._session = open_session(bundle.graphs["rank.onnx"], threads)
-        self._inputs = {given.name for given in self._session.get_inputs()}
+        self._inputs = {node.name for node in self._session.get_inputs()}
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        found = [scorer.best(encoded, allowed).items for scorer in self._others.values()]
+        source_items = [scorer.best(encoded, allowed).items for scorer in self._others.values()]
         items, moments, mask = window(encoded, self._history).padded()
         recalled = TopK.empty(len(encoded))
         for b in np.flatnonzero(mask.any(axis=1)).tolist():
-            candidates = np.unique(np.concatenate([source[b] for source in found]))
+            candidates = np.unique(np.concatenate([source[b] for source in source_items]))
             candidates = candidates[candidates > 0]
             if not len(candidates):
                 continue
@@ -228,23 +232,23 @@ def open_session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
 
 def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
     """Return a bundle's scorers by source."""
-    made: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for source, spec in bundle.scorers.items():
         if source == "popular":
-            made[source] = PopularSource(bundle)
+            sources[source] = PopularSource(bundle)
         elif source == "history":
-            made[source] = HistorySource(bundle, spec.half_life)
+            sources[source] = HistorySource(bundle, spec.half_life)
         elif source == "neighbours":
-            made[source] = CoVisitationSource(bundle, spec.recent or ())
+            sources[source] = CoVisitationSource(bundle, spec.recent or ())
         elif bundle.users is not None:
             options = spec.config or {}
-            made[source] = FactorSource(bundle, options["l2"], options["unseen"])
+            sources[source] = FactorSource(bundle, options["l2"], options["unseen"])
         elif spec.kind != "rank":
-            made[source] = EmbeddingSource(bundle, threads)
+            sources[source] = EmbeddingSource(bundle, threads)
     for source, spec in bundle.scorers.items():
         if spec.kind == "rank":
-            made[source] = RerankSource(bundle, {name: made[name] for name in spec.of or ()}, threads)
-    return made
+            sources[source] = RerankSource(bundle, {name: sources[name] for name in spec.of or ()}, threads)
+    return sources
 
 
 def popularity_rank(order: np.ndarray) -> np.ndarray:
@@ -261,5 +265,5 @@ def age_weights(age: np.ndarray, half_life: float | None) -> np.ndarray:
     """
     if half_life is None:
         return np.ones(len(age))
-    halvings = np.minimum(np.maximum(age, 0) / (half_life * DAY), MOST_HALVINGS)
+    halvings = np.minimum(np.maximum(age, 0) / (half_life * DAY), MAX_HALVINGS)
     return np.asarray(np.exp2(-halvings))

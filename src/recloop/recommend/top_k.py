@@ -11,7 +11,7 @@ from recloop.recommend.filters import CandidateMask
 
 DEPTH = 200
 """Items that a source contributes to the fusion."""
-SPARED = 20
+MIN_ITEMS_PER_EXCLUSION = 20
 """If at most one item in this many is excluded, scoring the whole table is cheaper than a copy."""
 
 
@@ -45,26 +45,26 @@ def best_dense(
     if not len(users):
         return recalled
     columns = np.flatnonzero(allowed.mask)
-    few_out = (len(allowed.mask) - len(columns)) * SPARED < len(allowed.mask)
-    if few_out:  # score all rows except padding, then mask the few
+    few_excluded = (len(allowed.mask) - len(columns)) * MIN_ITEMS_PER_EXCLUSION < len(allowed.mask)
+    if few_excluded:  # score all rows except padding, then mask the few
         columns, table = np.arange(1, len(vectors)), vectors[1:]
     else:  # compress first, because many -inf make the partition slow
         table = vectors[columns]
-    out = np.flatnonzero(~allowed.mask[1:]) if few_out else np.zeros(0, dtype=np.int64)
+    excluded = np.flatnonzero(~allowed.mask[1:]) if few_excluded else np.zeros(0, dtype=np.int64)
     scores = users @ table.T
     for row, owner in enumerate(owners):
         banned = np.searchsorted(columns, allowed.banned[owner])
-        hit = banned < len(columns)
-        hit[hit] = columns[banned[hit]] == allowed.banned[owner][hit]
-        scores[row, banned[hit]] = -np.inf
-        scores[row, out] = -np.inf
-        place = _top(scores[row], min(depth, len(columns)))
-        place = place[scores[row, place] > -np.inf]
+        in_table = banned < len(columns)
+        in_table[in_table] = columns[banned[in_table]] == allowed.banned[owner][in_table]
+        scores[row, banned[in_table]] = -np.inf
+        scores[row, excluded] = -np.inf
+        best = _top(scores[row], min(depth, len(columns)))
+        best = best[scores[row, best] > -np.inf]
         # A float32 product depends on its batch, so the kept items are rescored alone.
-        alone = table[place] @ users[row]
-        order = np.lexsort((columns[place], -alone))
-        recalled.items[owner, : len(place)] = columns[place][order]
-        recalled.scores[owner, : len(place)] = alone[order]
+        best_scores = table[best] @ users[row]
+        order = np.lexsort((columns[best], -best_scores))
+        recalled.items[owner, : len(best)] = columns[best][order]
+        recalled.scores[owner, : len(best)] = best_scores[order]
     return recalled
 
 
@@ -75,10 +75,10 @@ def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DE
     """
     columns = np.flatnonzero(allowed.mask)
     columns = columns[~np.isin(columns, allowed.banned[b], assume_unique=True)]
-    kept = scores[columns]
-    place = _top(kept, min(depth, len(columns))) if len(columns) else columns
-    order = np.lexsort((columns[place], -kept[place]))
-    return columns[place][order], kept[place][order]
+    allowed_scores = scores[columns]
+    best = _top(allowed_scores, min(depth, len(columns))) if len(columns) else columns
+    order = np.lexsort((columns[best], -allowed_scores[best]))
+    return columns[best][order], allowed_scores[best][order]
 
 
 def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, depth: int = DEPTH) -> TopK:
@@ -97,8 +97,8 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
         items, values = items[keep], values[keep]
         if len(items) > depth:
             border = np.partition(values, len(values) - depth)[len(values) - depth]
-            inside = values >= border  # all entries that tie at the border; ``rank`` breaks the ties
-            items, values = items[inside], values[inside]
+            above_border = values >= border  # all entries that tie at the border; ``rank`` breaks the ties
+            items, values = items[above_border], values[above_border]
         order = np.lexsort((rank[items], -values))[:depth]
         recalled.items[row, : len(order)] = items[order]
         recalled.scores[row, : len(order)] = values[order]
@@ -108,15 +108,15 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
 def best_listed(order: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
     """Return the first allowed items of one shared list, scored by rank."""
     recalled = TopK.empty(size, depth)
-    shown = order[allowed.mask[order]]
+    allowed_items = order[allowed.mask[order]]
     for row in range(size):
         banned = allowed.banned[row]
-        first = shown[: depth + len(banned)]
+        best = allowed_items[: depth + len(banned)]
         if len(banned):
-            first = first[~np.isin(first, banned)]
-        first = first[:depth]
-        recalled.items[row, : len(first)] = first
-        recalled.scores[row, : len(first)] = 1.0 / np.arange(1, len(first) + 1)
+            best = best[~np.isin(best, banned)]
+        best = best[:depth]
+        recalled.items[row, : len(best)] = best
+        recalled.scores[row, : len(best)] = 1.0 / np.arange(1, len(best) + 1)
     return recalled
 
 
@@ -127,8 +127,8 @@ def _top(scores: np.ndarray, depth: int) -> np.ndarray:
     border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
     if border == -np.inf:
         return np.flatnonzero(scores > border)
-    places = np.flatnonzero(scores >= border)
-    if len(places) > depth:  # ties at the border: the smaller index stays
-        above = places[scores[places] > border]
-        places = np.concatenate([above, places[scores[places] == border][: depth - len(above)]])
-    return places
+    largest = np.flatnonzero(scores >= border)
+    if len(largest) > depth:  # ties at the border: the smaller index stays
+        above = largest[scores[largest] > border]
+        largest = np.concatenate([above, largest[scores[largest] == border][: depth - len(above)]])
+    return largest

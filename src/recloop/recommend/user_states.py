@@ -59,8 +59,8 @@ class RetractionIndex:
         later = {row.retracted_seq for row in rows if row.seq == 0 or row.seq > self._archive.watermark}
         users = sorted({self._owners[seq] for seq in later if seq in self._owners} - set(self._rows))
         if users:
-            held = self._archive.for_users(users).partition_by(USER_ID, as_dict=True)
-            self._rows |= {user: held.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
+            rows_by_user = self._archive.for_users(users).partition_by(USER_ID, as_dict=True)
+            self._rows |= {user: rows_by_user.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
 
     def register(self, rows: Sequence[Retraction]) -> set[str]:
         """Register retractions and return the affected user ids; unknown rows are ignored."""
@@ -79,7 +79,10 @@ class RetractionIndex:
         """Return True if retracted rows up to ``after`` differ at ``seq`` and ``after``."""
         if not any(after < row.seq <= seq and row.retracted_seq <= after for row in self._of.get(user_id, ())):
             return False
-        then, now = ({of for of in self.retracted_at(user_id, at) if of <= after} for at in (after, seq))
+        then, now = (
+            {retracted_seq for retracted_seq in self.retracted_at(user_id, at) if retracted_seq <= after}
+            for at in (after, seq)
+        )
         return then != now
 
     def archived_rows(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
@@ -165,26 +168,26 @@ def full_snapshot(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterato
 
 
 def snapshot_at(
-    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, before: Snapshot | None = None
+    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, earlier: Snapshot | None = None
 ) -> Iterator[tuple[str, bytes]]:
     """Build a snapshot of all states as of ``seq``.
 
     It advances an earlier snapshot if one exists, else it reads archive and log.
     """
     retractions = log.retractions(until=seq)
-    if before is None:
+    if earlier is None:
         return _snapshot_from_all_rows(seq, archive, log, signal, retracted_at(retractions))
-    return _snapshot_from_earlier(seq, archive, log, signal, before, retractions)
+    return _snapshot_from_earlier(seq, archive, log, signal, earlier, retractions)
 
 
 def _snapshot_from_all_rows(
-    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, out: Collection[int]
+    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, retracted_seqs: Collection[int]
 ) -> Iterator[tuple[str, bytes]]:
-    """Build states from archive and log up to ``seq``, without the events ``out``."""
+    """Build states from archive and log up to ``seq``, without ``retracted_seqs``."""
     rows = pl.concat([archive.events(), _valid_events(log, archive.watermark, seq)])
     archived_users, new_users = archive.users(), log.users(archive.watermark, seq)
     users = new_users if archived_users is None else pl.concat([archived_users, new_users])
-    return full_snapshot(signal.label(_without(rows, out)), users)
+    return full_snapshot(signal.label(_without(rows, retracted_seqs)), users)
 
 
 def _snapshot_from_earlier(
@@ -192,31 +195,31 @@ def _snapshot_from_earlier(
     archive: Archive,
     log: EventLog,
     signal: EventLabeler,
-    before: Snapshot,
+    earlier: Snapshot,
     retractions: Sequence[Retraction],
 ) -> Iterator[tuple[str, bytes]]:
     """Advance the states of an earlier snapshot to ``seq``.
 
     Users with a retracted event in their stored state are rebuilt.
     """
-    out = retracted_at(retractions)
-    new_rows = _without(_valid_events(log, before.seq, seq), out)
-    affected = _affected_users(retractions, before.seq, archive, log)
+    retracted_seqs = retracted_at(retractions)
+    new_rows = _without(_valid_events(log, earlier.seq, seq), retracted_seqs)
+    affected = _affected_users(retractions, earlier.seq, archive, log)
     is_affected = pl.col(USER_ID).is_in(pl.Series(affected, dtype=pl.String).implode())
-    between = _valid_events(log, archive.watermark, before.seq)
-    all_rows = pl.concat([archive.for_users(affected), between.filter(is_affected), new_rows.filter(is_affected)])
-    labelled = signal.label(_without(all_rows, out))
+    earlier_rows = _valid_events(log, archive.watermark, earlier.seq)
+    all_rows = pl.concat([archive.for_users(affected), earlier_rows.filter(is_affected), new_rows.filter(is_affected)])
+    labelled = signal.label(_without(all_rows, retracted_seqs))
     rows_by_user = _by_user(labelled)
     rebuilt = {user_id: rows_by_user.get(user_id, labelled.clear()) for user_id in affected}
-    return advanced_snapshot(before, signal.label(new_rows.filter(~is_affected)), log.users(before.seq, seq), rebuilt)
+    return advanced_snapshot(earlier, signal.label(new_rows.filter(~is_affected)), log.users(earlier.seq, seq), rebuilt)
 
 
-def _affected_users(retractions: Sequence[Retraction], since: int, archive: Archive, log: EventLog) -> list[str]:
-    """Users with an event up to ``since`` that changed after it, ascending.
+def _affected_users(retractions: Sequence[Retraction], earlier_seq: int, archive: Archive, log: EventLog) -> list[str]:
+    """Users with an event up to ``earlier_seq`` that changed after it, ascending.
 
     A change is a retraction or a restoration.
     """
-    seqs = [row.retracted_seq for row in retractions if row.seq > since and row.retracted_seq <= since]
+    seqs = [row.retracted_seq for row in retractions if row.seq > earlier_seq and row.retracted_seq <= earlier_seq]
     return sorted({*archive.owners(seqs).values(), *log.owners(seqs).values()}) if seqs else []
 
 
@@ -239,8 +242,8 @@ def advanced_snapshot(
         if user_id not in changed:
             yield user_id, stored
     for user_id in sorted(changed):
-        before = snapshot.get(user_id)
-        state = UserState() if before is None else msgspec.msgpack.decode(before, type=UserState)
+        earlier_state = snapshot.get(user_id)
+        state = UserState() if earlier_state is None else msgspec.msgpack.decode(earlier_state, type=UserState)
         if user_id in rebuilt:
             state = UserState(attributes=state.attributes)
             fold(state, rebuilt[user_id])

@@ -40,9 +40,9 @@ class RecommendRoutes:
         service = self._service
         if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
-        query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST, item_id)
+        query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST_KIND, item_id)
         placement = service.bundle.policy.placements.get(query.placement)
-        if placement is not None and placement.list != similar_items.LIST:
+        if placement is not None and placement.list != similar_items.LIST_KIND:
             raise unprocessable("placement", query.placement, "a placement with list similar")
         return self._respond(request, query)
 

@@ -22,7 +22,7 @@ from recloop.models.base import MODELS
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fusion import fuse
-from recloop.recommend.recommender import CLOSE, RankedList, Recommender
+from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender
 from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query, Use
 from recloop.simulation.shop import SimulatedShop
 
@@ -133,10 +133,10 @@ def _source(bundle: Bundle, model: str) -> str:
 def assert_same(one: RankedList, other: RankedList) -> None:
     """Assert equal lists: scores within 1e-5; ids may swap only within this tolerance."""
     assert len(one.items) == len(other.items)
-    np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=SCORE_TOLERANCE)
     scores = np.asarray(one.scores)
     for place in np.flatnonzero([a != b for a, b in zip(one.items, other.items, strict=True)]):
-        near = np.flatnonzero(np.abs(scores - scores[place]) <= CLOSE)
+        near = np.flatnonzero(np.abs(scores - scores[place]) <= SCORE_TOLERANCE)
         last = near[-1] == len(scores) - 1  # an item just below the list may swap with the last slot
         assert last or other.items[place] in {one.items[n] for n in near}, (place, one.items, other.items)
 
