@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def few_timed_queries() -> Iterator[None]:
     """Let the latency gate time 30 queries instead of 200, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paired, "TIMED", 30)
+        patch.setattr(paired, "TIMED_QUERIES", 30)
         yield
 
 

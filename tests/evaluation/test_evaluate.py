@@ -25,7 +25,7 @@ from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.metrics import RANKING
 from recloop.evaluation.queries import make_queries
 from recloop.evaluation.table import (
-    LENGTHS,
+    MIN_LENGTHS,
     EvaluationProtocol,
     EvaluationTable,
     QueryMetrics,
@@ -288,7 +288,7 @@ def test_evaluate_is_independent_of_the_order_within_moments(data: Data, table: 
 def test_evaluate_is_independent_of_the_chunk_size(
     data: Data, bundle: Bundle, table: EvaluationTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(module, "CHUNK_QUERIES", 7)
     assert numbers(tabled(data, bundle)) == numbers(table)
 
 
@@ -415,8 +415,8 @@ def test_evaluation_compares_rows_with_the_best_baseline(table: EvaluationTable)
 
 def test_evaluation_lengths_are_buckets_of_positives(table: EvaluationTable) -> None:
     for one in table.lengths:
-        assert one.first in LENGTHS
-        assert one.last is None or one.last + 1 in LENGTHS
+        assert one.first in MIN_LENGTHS
+        assert one.last is None or one.last + 1 in MIN_LENGTHS
         assert set(one.rows) == {"popular", "bought_before", "covisitation", "served"}
     first = simulated_table(0.0).lengths
     assert [(one.first, one.last, one.moments) for one in first[:3]] == [(0, 0, 1), (1, 4, 4), (5, 9, 5)]

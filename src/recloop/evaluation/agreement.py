@@ -21,10 +21,10 @@ from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import DEPTH
 from recloop.records import FUSED_SOURCES, Decision, Query
 
-K: Final = 10
-TOP: Final = 100
+LIST_LENGTH: Final = 10
+TOP_LENGTH: Final = 100
 PERSISTENCE: Final = 0.9
-SLOTS: Final = 5
+MIN_SLOTS: Final = 5
 """Minimum slots of a list for a comparison of order."""
 MEASURES: Final = ("overlap@10", "rbo", "tau_b", "percentile")
 
@@ -39,8 +39,8 @@ class Ranking:
 
     def scores_of(self, items: Sequence[str]) -> NDArray[np.float64]:
         """Return the scores of these items; items outside the table rank last."""
-        found: NDArray[np.float64] = self.scores[self.vocabulary.lookup(items)]
-        return found
+        scores: NDArray[np.float64] = self.scores[self.vocabulary.lookup(items)]
+        return scores
 
 
 def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision) -> Ranking:
@@ -56,30 +56,33 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
     )
     encoded = recommender.encode(states, [decision.served_at])
     table = recommender.bundle.items.ids
-    allowed = candidate_mask(recommender.catalogue, table, encoded, [query], ("", ""), False)
+    allowed = candidate_mask(recommender.catalog, table, encoded, [query], ("", ""), False)
     placement = recommender.placement(decision.placement)
     fused = recommender.fuse_sources(encoded, allowed, [query], placement, min(len(table), DEPTH * len(FUSED_SOURCES)))
-    items, found = fused.items[0], int(np.count_nonzero(fused.items[0]))
+    items = fused.items[0]
+    n_ranked = int(np.count_nonzero(items))
     scores = np.zeros(len(table) + 1)
     scores[0] = -np.inf
-    scores[items[:found]] = fused.scores[0, :found]
-    return Ranking([table.ids[ix - 1] for ix in items[: min(found, TOP)]], scores, table)
+    scores[items[:n_ranked]] = fused.scores[0, :n_ranked]
+    return Ranking([table.ids[item_ix - 1] for item_ix in items[: min(n_ranked, TOP_LENGTH)]], scores, table)
 
 
-def agreement(answer: Decision, other: Decision, opinion: Ranking, own: Ranking) -> dict[str, float]:
+def agreement(
+    live_decision: Decision, other_decision: Decision, other_ranking: Ranking, live_ranking: Ranking
+) -> dict[str, float]:
     """Compute every number of `MEASURES` for one request; NaN if a list is too short.
 
     Args:
-        answer: List of live. other: List of the other bundle.
-        opinion: Ranking of the other bundle. own: Ranking of live.
+        live_decision: Decision of live. other_decision: Decision of the other bundle.
+        other_ranking: Ranking of the other bundle. live_ranking: Ranking of live.
     """
-    shown = answer.items[:K]
-    scores = opinion.scores_of(shown)
+    live_items = live_decision.items[:LIST_LENGTH]
+    scores = other_ranking.scores_of(live_items)
     return {
-        "overlap@10": overlap(shown, other.items[:K]),
-        "rbo": rbo(own.top, opinion.top),
-        "tau_b": tau_b(scores) if len(shown) >= SLOTS else math.nan,
-        "percentile": mean_percentile(opinion.scores[1:], scores) if shown else math.nan,
+        "overlap@10": overlap(live_items, other_decision.items[:LIST_LENGTH]),
+        "rbo": rbo(live_ranking.top, other_ranking.top),
+        "tau_b": tau_b(scores) if len(live_items) >= MIN_SLOTS else math.nan,
+        "percentile": mean_percentile(other_ranking.scores[1:], scores) if live_items else math.nan,
     }
 
 
@@ -97,18 +100,18 @@ def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSIS
     + sum over d = s+1..l of X_s (d - s) / (s d) * p^d) + ((X_l - X_s) / l + X_s / s) * p^l.
     Two empty rankings give 1; one empty ranking gives 0.
     """
-    short, long = sorted((first, second), key=len)
-    s, l = len(short), len(long)  # noqa: E741 the names of the equation
+    shorter, longer = sorted((first, second), key=len)
+    s, l = len(shorter), len(longer)  # noqa: E741 the names of the equation
     if not s:
         return 1.0 if not l else 0.0
-    seen: tuple[set[Any], set[Any]] = set(), set()
+    prefixes: tuple[set[Any], set[Any]] = set(), set()
     common, at_s, total = 0, 0, 0.0
     for d in range(1, l + 1):
-        a, b = long[d - 1], short[d - 1] if d <= s else None
-        common += (a in seen[1]) + (d <= s and b in seen[0]) + (d <= s and a == b)
-        seen[0].add(a)
+        a, b = longer[d - 1], shorter[d - 1] if d <= s else None
+        common += (a in prefixes[1]) + (d <= s and b in prefixes[0]) + (d <= s and a == b)
+        prefixes[0].add(a)
         if d <= s:
-            seen[1].add(b)
+            prefixes[1].add(b)
             at_s = common
         total += common / d * p**d
         if d > s:
@@ -124,19 +127,19 @@ def tau_b(scores: NDArray[np.float64]) -> float:
     if len(scores) < 2 or (scores == scores[0]).all():
         return math.nan
     first, second = np.triu_indices(len(scores), 1)
-    with_it = int((scores[first] > scores[second]).sum())
-    against = int((scores[first] < scores[second]).sum())
-    return (with_it - against) / math.sqrt(len(first) * (with_it + against))  # a list's order has no ties
+    concordant = int((scores[first] > scores[second]).sum())
+    discordant = int((scores[first] < scores[second]).sum())
+    return (concordant - discordant) / math.sqrt(len(first) * (concordant + discordant))  # a list's order has no ties
 
 
-def mean_percentile(catalogue: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+def mean_percentile(catalog_scores: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     """Return the mean percentile of items in the catalog: 1 is first, 0.5 is chance.
 
     It is the mean over items of 1 - (g + (t-1)/2) / (N-1), with g catalog items scored strictly higher and t tied items,
     including the item. An item outside the catalog (-inf) has percentile 0.
     """
-    ordered = np.sort(catalogue)
-    below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
-    above, tied = len(ordered) - upto, np.maximum(1, upto - below)
-    value = 1.0 - (above + (tied - 1) / 2) / max(1, len(ordered) - 1)
+    ascending = np.sort(catalog_scores)
+    below, up_to = np.searchsorted(ascending, scores, "left"), np.searchsorted(ascending, scores, "right")
+    above, tied = len(ascending) - up_to, np.maximum(1, up_to - below)
+    value = 1.0 - (above + (tied - 1) / 2) / max(1, len(ascending) - 1)
     return float(np.clip(value, 0.0, 1.0).mean())

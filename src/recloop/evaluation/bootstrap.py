@@ -16,31 +16,31 @@ from numpy.typing import NDArray
 from recloop.evaluation.metrics import Floats
 from recloop.files import JsonTree
 
-DRAWS: Final = 2_000
+N_DRAWS: Final = 2_000
 
 
 def user_means(values: NDArray[Any], users: NDArray[Any], n_users: int) -> Floats:
     """Average (Q, C) values per user to (U, C) without NaN; NaN without a value."""
-    known = ~np.isnan(values)
-    out = np.full((n_users, values.shape[1]), np.nan)
-    for c in range(values.shape[1]):
-        rows = known[:, c]
+    has_value = ~np.isnan(values)
+    means = np.full((n_users, values.shape[1]), np.nan)
+    for column in range(values.shape[1]):
+        rows = has_value[:, column]
         count = np.bincount(users[rows], minlength=n_users)
-        total = np.bincount(users[rows], weights=values[rows, c], minlength=n_users)
-        out[count > 0, c] = total[count > 0] / count[count > 0]
-    return out
+        total = np.bincount(users[rows], weights=values[rows, column], minlength=n_users)
+        means[count > 0, column] = total[count > 0] / count[count > 0]
+    return means
 
 
 def mean_over_users(values: Floats) -> Floats:
     """Average (U, C) over users with a value to (C,); NaN without any."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
+    has_value = ~np.isnan(values)
+    count = has_value.sum(axis=0)
+    total = np.where(has_value, values, 0.0).sum(axis=0)
     mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
 
 
-def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
+def resample(values: Floats, seed: int, draws: int = N_DRAWS) -> Floats:
     """Return (draws, C) means of (U, C) over users drawn with replacement.
 
     Each draw samples U of the U users, since a user's queries are not independent. A column's mean is over the drawn
@@ -51,9 +51,9 @@ def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
     if n_users == 0:
         return np.full((draws, columns), np.nan)
     random = np.random.default_rng(seed)
-    known = (~np.isnan(values)).astype(np.float32)
+    has_value = (~np.isnan(values)).astype(np.float32)
     filled = np.nan_to_num(values).astype(np.float32)
-    out = np.empty((draws, columns))
+    means = np.empty((draws, columns))
     step = max(1, min(draws, 2**23 // n_users))
     for start in range(0, draws, step):
         weights = np.stack(
@@ -62,9 +62,9 @@ def resample(values: Floats, seed: int, draws: int = DRAWS) -> Floats:
                 for _ in range(min(step, draws - start))
             ]
         ).astype(np.float32)  # (step, U)
-        count = weights @ known
-        out[start : start + step] = np.where(count > 0, (weights @ filled) / np.maximum(count, 1.0), np.nan)
-    return out
+        count = weights @ has_value
+        means[start : start + step] = np.where(count > 0, (weights @ filled) / np.maximum(count, 1.0), np.nan)
+    return means
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def plain(value: float) -> float | None:
 
 def estimate(value: float, samples: Floats) -> Estimate:
     """Return the value with the 2.5 and 97.5 percentiles of its resampled means."""
-    known = samples[~np.isnan(samples)]
-    if not len(known):
+    finite = samples[~np.isnan(samples)]
+    if not len(finite):
         return Estimate(float(value), float("nan"), float("nan"))
-    low, high = np.quantile(known, (0.025, 0.975))
+    low, high = np.quantile(finite, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
 
 
@@ -113,22 +113,22 @@ class Difference:
         return {**self.absolute.to_json(), "relative": self.relative.to_json(), "p": plain(self.p)}
 
 
-def difference(first: Floats, second: Floats, seed: int, draws: int = DRAWS) -> Difference:
+def difference(first: Floats, second: Floats, seed: int, draws: int = N_DRAWS) -> Difference:
     """Return the paired difference of two (U,) columns over the users with both.
 
     value = mean(first - second); relative = mean(first) / mean(second) - 1; intervals by `resample`;
     p = two-sided bootstrap, 2 * min((1 + draws <= 0) / (1 + draws), (1 + draws >= 0) / (1 + draws)), at most 1.
     """
-    both = ~(np.isnan(first) | np.isnan(second))
-    pair = np.column_stack([first[both] - second[both], first[both], second[both]])
-    means, samples = mean_over_users(pair), resample(pair, seed, draws)
-    apart = samples[:, 0]
-    p = 2.0 * min(1 + int((apart <= 0).sum()), 1 + int((apart >= 0).sum())) / (1 + draws)
+    has_both = ~(np.isnan(first) | np.isnan(second))
+    columns = np.column_stack([first[has_both] - second[has_both], first[has_both], second[has_both]])
+    means, samples = mean_over_users(columns), resample(columns, seed, draws)
+    differences = samples[:, 0]
+    p = 2.0 * min(1 + int((differences <= 0).sum()), 1 + int((differences >= 0).sum())) / (1 + draws)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratios = means[1] / means[2] - 1.0, samples[:, 1] / samples[:, 2] - 1.0
     finite = ratios[np.isfinite(ratios)]
     relative = estimate(float(ratio) if np.isfinite(ratio) else float("nan"), finite)
-    return Difference(estimate(float(means[0]), apart), relative, min(1.0, p) if both.any() else float("nan"))
+    return Difference(estimate(float(means[0]), differences), relative, min(1.0, p) if has_both.any() else float("nan"))
 
 
 def holm(p: Sequence[float]) -> list[float]:

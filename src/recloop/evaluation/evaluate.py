@@ -42,13 +42,13 @@ from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import Query
 
-CHUNK = 256
+CHUNK_QUERIES = 256
 """Queries per batch, which bounds the memory for any test size."""
-EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)
+EXAMPLE_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of history length for the example users of the report."""
-ONE = "leave-one-out"
+LEAVE_ONE_OUT = "leave-one-out"
 """Protocol with one target per query."""
-ALONE = ("popular",)
+SINGLE_SOURCE_FALLBACK = ("popular",)
 """Fallback order of a single-source row: its list, then Popular (docs/definitions/ranking-metrics.md)."""
 
 Progress = Callable[[int, int], None]
@@ -69,7 +69,7 @@ class Split(Protocol):
 def evaluate(
     bundles: Sequence[Bundle],
     data: Split,
-    catalogue: Catalog,
+    catalog: Catalog,
     config: Config,
     facts: Mapping[str, Any],
     threads: int = 1,
@@ -80,7 +80,7 @@ def evaluate(
     Args:
         bundles: The first one supplies the baseline rows. No bundle may be fitted on a test moment.
         data: The split; states are read from all its events.
-        catalogue: The catalog for the placements' filters.
+        catalog: The catalog for the placements' filters.
         config: ``split``, ``evaluate`` and ``train.seed`` are read.
         facts: Entries of the table's protocol: ``split_hash``, ``fingerprint``.
         threads: Threads of the user graph.
@@ -96,25 +96,25 @@ def evaluate(
         _unseen(bundle, queries, config.split.protocol)
     timeline = StateHistory(data.events, data.users)
     codes = {name: code for code, name in enumerate(timeline.names)}
-    wanted = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
-    tests = [
-        _BundleEvaluation(bundle, catalogue, config, queries, with_baselines=number == 0, threads=threads)
+    targets = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
+    evaluations = [
+        _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0, threads=threads)
         for number, bundle in enumerate(bundles)
     ]
-    repeat = np.zeros(len(wanted), dtype=bool)
+    repeat = np.zeros(len(targets), dtype=bool)
     positives = np.zeros(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), CHUNK):
-        span = slice(start, min(start + CHUNK, len(queries)))
+    for start in range(0, len(queries), CHUNK_QUERIES):
+        span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
         states = timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
-        repeat[flat] = _is_repeat(states, wanted[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
+        repeat[flat] = _is_repeat(states, targets[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
         positives[span] = states.positives
-        for test in tests:
-            test.ask(states, span)
+        for evaluation in evaluations:
+            evaluation.ask(states, span)
         if progress is not None:
             progress(span.stop, len(queries))
-    examples = _examples(tests[0], queries, positives, timeline)
-    rows = [row for test in tests for row in test.rows(repeat)]
+    examples = _examples(evaluations[0], queries, positives, timeline)
+    rows = [row for evaluation in evaluations for row in evaluation.rows(repeat)]
     protocol = EvaluationProtocol(
         name=config.split.protocol,
         split_hash=facts.get("split_hash", ""),
@@ -136,29 +136,29 @@ def evaluate(
 def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
     """Reject a bundle that was fitted on test moments."""
     learned = bundle.manifest.data.protocol or "temporal"
-    if ONE in {learned, protocol}:
-        seen = learned != protocol
+    if LEAVE_ONE_OUT in {learned, protocol}:
+        saw_test = learned != protocol
     else:
-        seen = not bundle.learned.is_new(queries.as_of + 1, queries.now).all()
-    if seen or bundle.manifest.train.refit:
+        saw_test = not bundle.learned.is_new(queries.as_of + 1, queries.now).all()
+    if saw_test or bundle.manifest.train.refit:
         raise UserError(
             "bundle", bundle.id or "refit", "a bundle with a cut before the test (this one was fitted on the test)",
             "recloop evaluate BUNDLE, with the bundle from before the refit",
         )  # fmt: skip
 
 
-def _is_repeat(states: StateBatch, wanted: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_repeat(states: StateBatch, targets: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return a (T,) bool mask of targets that are already in their query's state."""
     row_offsets = states.item_offsets[states.moment_offsets]
-    held = np.zeros(len(states.names), dtype=bool)
-    found = np.zeros(len(wanted), dtype=bool)
+    in_state = np.zeros(len(states.names), dtype=bool)
+    repeats = np.zeros(len(targets), dtype=bool)
     for b in range(len(states)):
-        rows, targets = slice(row_offsets[b], row_offsets[b + 1]), slice(offsets[b], offsets[b + 1])
+        rows, span = slice(row_offsets[b], row_offsets[b + 1]), slice(offsets[b], offsets[b + 1])
         items = states.items[rows][states.targets[rows]]
-        held[items] = True
-        found[targets] = held[wanted[targets]]
-        held[items] = False
-    return found
+        in_state[items] = True
+        repeats[span] = in_state[targets[span]]
+        in_state[items] = False
+    return repeats
 
 
 @dataclass
@@ -197,12 +197,12 @@ class _BundleEvaluation:
     """Bundle under test and its rows."""
 
     def __init__(
-        self, bundle: Bundle, catalogue: Catalog, config: Config, queries: Queries, with_baselines: bool, threads: int
+        self, bundle: Bundle, catalog: Catalog, config: Config, queries: Queries, with_baselines: bool, threads: int
     ) -> None:
         _finite(bundle)
         self.bundle, self.queries = bundle, queries
         self.ks = list(config.evaluate.k)
-        self.recommender = Recommender(bundle, catalogue, threads)
+        self.recommender = Recommender(bundle, catalog, threads)
         self.placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
         network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if with_baselines else []
@@ -211,7 +211,7 @@ class _BundleEvaluation:
         self.settings = self.recommender.placement(self.placement)
         served = self.settings.weights
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
-        one_target = config.split.protocol == ONE
+        one_target = config.split.protocol == LEAVE_ONE_OUT
         self.depth = DEPTH if one_target else max(self.ks)
         shape = (len(queries), max(self.ks))
 
@@ -226,7 +226,7 @@ class _BundleEvaluation:
             return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, np.zeros(shape, dtype=np.int64), ranks)
 
         self.evaluated = [
-            make_row(name, "network" if source == "model" else "baseline", {source: 1.0}, ALONE, RRF)
+            make_row(name, "network" if source == "model" else "baseline", {source: 1.0}, SINGLE_SOURCE_FALLBACK, RRF)
             for source, name in self.names.items()
         ]
         self.evaluated.append(make_row("served", "served", served, None, self.settings.fusion_constant))
@@ -238,13 +238,13 @@ class _BundleEvaluation:
         """Answer these queries for every row."""
         k = max(self.ks)
         now = self.queries.now[span]
-        asked = [
+        batch = [
             Query(user_id=user, now=stamp, n=k, placement=self.placement)
             for user, stamp in zip(self.queries.users[span], now.tolist(), strict=True)
         ]
         clock = _Clock()
         encoded = self.recommender.encode(states, now)
-        allowed = self.recommender.candidate_mask(encoded, asked, self.settings)
+        allowed = self.recommender.candidate_mask(encoded, batch, self.settings)
         shared = clock.lap()
         recalled: dict[str, TopK] = {}
         recall_seconds: dict[str, float] = {}
@@ -254,14 +254,14 @@ class _BundleEvaluation:
         if "model" in recalled:
             _scored(self.bundle, encoded, allowed, recalled["model"])
         for row in self.evaluated:
-            mine = {source: found for source, found in recalled.items() if row.weights.get(source, 0.0) > 0}
-            fused = fuse(mine or recalled, row.weights, self.depth, row.fusion_constant)
-            answers = self.recommender.assemble(encoded, allowed, fused, asked, self.settings, row.fallback)
+            row_sources = {source: top_k for source, top_k in recalled.items() if row.weights.get(source, 0.0) > 0}
+            fused = fuse(row_sources or recalled, row.weights, self.depth, row.fusion_constant)
+            answers = self.recommender.assemble(encoded, allowed, fused, batch, self.settings, row.fallback)
             self._write_lists(row.lists[span], answers)
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
                 row.ranks.record(span, self._targets(span), scored, row.lists[span], row.kind == "baseline")
-            row.seconds += shared + sum(recall_seconds[source] for source in mine) + clock.lap()
+            row.seconds += shared + sum(recall_seconds[source] for source in row_sources) + clock.lap()
 
     def _write_lists(self, lists: NDArray[np.int64], answers: Sequence[RankedList]) -> None:
         """Write answers into (b, K) lists as item numbers."""
@@ -275,27 +275,27 @@ class _BundleEvaluation:
 
     def _targets(self, span: slice) -> NDArray[np.int64]:
         """Return the item numbers of the targets; items outside the table follow its end."""
-        wanted = self.wanted[span].copy()
-        raw = self.queries.targets[span]
-        for number in np.flatnonzero(wanted == 0):
-            wanted[number] = self.beyond.get(raw[number], 0)
-        return wanted
+        numbers = self.wanted[span].copy()
+        target_ids = self.queries.targets[span]
+        for t in np.flatnonzero(numbers == 0):
+            numbers[t] = self.beyond.get(target_ids[t], 0)
+        return numbers
 
     def rows(self, repeat: NDArray[np.bool_]) -> list[QueryMetrics]:
         """Return the rows of this bundle: every value of every query, by slice."""
-        wanted = self._targets(slice(None))
+        numbers = self._targets(slice(None))
         masks = {
-            "all": np.ones(len(wanted), dtype=bool), "warm": self.wanted > 0, "repeat": repeat, "explore": ~repeat,
+            "all": np.ones(len(numbers), dtype=bool), "warm": self.wanted > 0, "repeat": repeat, "explore": ~repeat,
         }  # fmt: skip
-        slices = {name: metrics.keep_targets(wanted, self.queries.offsets, masks[name]) for name in SLICES}
+        slices = {name: metrics.keep_targets(numbers, self.queries.offsets, masks[name]) for name in SLICES}
         tail = np.concatenate([[False], self.bundle.items.tail, np.ones(len(self.beyond), dtype=bool)])
         rows = []
         for row in self.evaluated:
             values = {
-                (part, f"{metric}@{k}"): value
-                for part, (targets, offsets) in slices.items()
+                (slice_name, f"{metric}@{k}"): value
+                for slice_name, (targets, offsets) in slices.items()
                 for k in self.ks
-                for metric, value in row.values(k, masks[part], targets, offsets).items()
+                for metric, value in row.values(k, masks[slice_name], targets, offsets).items()
             }
             counts = np.bincount(row.lists[:, : self.ks[0]].ravel(), minlength=len(tail))
             counts[0] = 0
@@ -338,12 +338,12 @@ def _finite(bundle: Bundle) -> None:
             )
 
 
-def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found: TopK) -> None:
+def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, top_k: TopK) -> None:
     """Reject a network with NaN scores for a user with a history."""
-    asked = np.diff(encoded.row_offsets) > 0
-    room = int(allowed.mask.sum())
-    asked &= np.array([len(banned) < room for banned in allowed.banned])
-    if np.isnan(found.scores).any() or (asked & (found.items[:, 0] == 0)).any():
+    has_history = np.diff(encoded.row_offsets) > 0
+    n_allowed = int(allowed.mask.sum())
+    has_history &= np.array([len(banned) < n_allowed for banned in allowed.banned])
+    if np.isnan(top_k.scores).any() or (has_history & (top_k.items[:, 0] == 0)).any():
         raise UserError(
             "scores", "NaN", f"a number for every item from {bundle.manifest.model.name}",
             "recloop train, with a smaller train.lr",
@@ -351,28 +351,32 @@ def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, found
 
 
 def _examples(
-    test: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
+    evaluation: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
 ) -> list[Example]:
-    """Return last query, served list and taken items of five users, at `EXAMPLES`."""
-    last = np.append(np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1)
-    order = last[np.argsort(positives[last], kind="stable")]
-    chosen = sorted({int(order[int(share * (len(order) - 1))]) for share in EXAMPLES}, key=lambda q: (positives[q], q))
-    users = [queries.users[q] for q in chosen]
-    states = timeline.states(users, queries.as_of[chosen].tolist(), queries.now[chosen].tolist())
-    asked = [
-        Query(user_id=user, now=int(queries.now[q]), placement=test.placement)
-        for user, q in zip(users, chosen, strict=True)
+    """Return last query, served list and taken items of five users, at `EXAMPLE_QUANTILES`."""
+    last_of_user = np.append(
+        np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1
+    )
+    order = last_of_user[np.argsort(positives[last_of_user], kind="stable")]
+    selected = sorted(
+        {int(order[int(share * (len(order) - 1))]) for share in EXAMPLE_QUANTILES}, key=lambda q: (positives[q], q)
+    )
+    users = [queries.users[q] for q in selected]
+    states = timeline.states(users, queries.as_of[selected].tolist(), queries.now[selected].tolist())
+    batch = [
+        Query(user_id=user, now=int(queries.now[q]), placement=evaluation.placement)
+        for user, q in zip(users, selected, strict=True)
     ]
-    answers = test.recommender.recommend(states, asked, with_inputs=False)
+    answers = evaluation.recommender.recommend(states, batch, with_inputs=False)
     examples = []
-    for b, (q, answer) in enumerate(zip(chosen, answers, strict=True)):
+    for b, (q, answer) in enumerate(zip(selected, answers, strict=True)):
         newest = range(states.moment_offsets[b + 1] - 1, states.moment_offsets[b] - 1, -1)[:3]
         history = [
             (int(states.stamps[m]), _names(states, states.item_offsets[m], states.item_offsets[m + 1])) for m in newest
         ]
-        took = queries.targets[queries.offsets[q] : queries.offsets[q + 1]]
+        taken = queries.targets[queries.offsets[q] : queries.offsets[q + 1]]
         slots = [(slot.item_id, slot.score, slot.source) for slot in answer.slots]
-        examples.append(Example(users[b], int(queries.now[q]), int(positives[q]), history, slots, took))
+        examples.append(Example(users[b], int(queries.now[q]), int(positives[q]), history, slots, taken))
     return examples
 
 

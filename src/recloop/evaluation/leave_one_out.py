@@ -16,7 +16,7 @@ from recloop.evaluation import metrics
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.top_k import TopK
 
-FAR = 1 << 40
+FAR_RANK = 1 << 40
 """Number of items above a target that is in no list."""
 
 
@@ -30,29 +30,31 @@ class TargetRanks:
     @classmethod
     def empty(cls, size: int) -> TargetRanks:
         """Create ranks with every target missing."""
-        return cls(np.full(size, FAR, dtype=np.int64), np.ones(size, dtype=np.int64))
+        return cls(np.full(size, FAR_RANK, dtype=np.int64), np.ones(size, dtype=np.int64))
 
     def record(
-        self, span: slice, target: NDArray[Any], found: TopK | FusedTopK, lists: NDArray[Any], ordered: bool
+        self, span: slice, target: NDArray[Any], scored: TopK | FusedTopK, lists: NDArray[Any], ordered: bool
     ) -> None:
         """Record the ranks of these queries' targets.
 
         Args:
             target: (b,) item_ix, 0 for items outside the table.
-            found: The row's scores, deeper than its lists.
+            scored: The row's scores, deeper than its lists.
             lists: (b, K) shown lists; only these contain fallback items.
             ordered: True if equal scores have a defined order (closed-form rows: training popularity, then item index).
         """
-        hit = (found.items == target[:, None]) & (target[:, None] > 0)  # (b, R)
-        inside = hit.any(axis=1)
-        own = np.where(hit, found.scores, -np.inf).max(axis=1, initial=-np.inf)[:, None]
-        above, tied = (found.scores > own).sum(axis=1), (found.scores == own).sum(axis=1)
-        shown = (lists == target[:, None]) & (target[:, None] > 0)
-        by_list = shown.any(axis=1) & (~inside | ordered)
-        self.above[span] = np.where(by_list, shown.argmax(axis=1), np.where(inside & ~np.bool_(ordered), above, FAR))
-        self.tied[span] = np.where(by_list | ~inside, 1, tied)
+        is_target = (scored.items == target[:, None]) & (target[:, None] > 0)  # (b, R)
+        is_recalled = is_target.any(axis=1)
+        target_score = np.where(is_target, scored.scores, -np.inf).max(axis=1, initial=-np.inf)[:, None]
+        above, tied = (scored.scores > target_score).sum(axis=1), (scored.scores == target_score).sum(axis=1)
+        in_list = (lists == target[:, None]) & (target[:, None] > 0)
+        by_list = in_list.any(axis=1) & (~is_recalled | ordered)
+        self.above[span] = np.where(
+            by_list, in_list.argmax(axis=1), np.where(is_recalled & ~np.bool_(ordered), above, FAR_RANK)
+        )
+        self.tied[span] = np.where(by_list | ~is_recalled, 1, tied)
 
-    def values(self, k: int, asked: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-        """Return (Q,) per name of `metrics.RANKING`; NaN for targets outside ``asked``."""
-        made = metrics.one_target_expectation(self.above, self.tied, k)
-        return {name: np.where(asked, value, np.nan) for name, value in made.items()}
+    def values(self, k: int, mask: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+        """Return (Q,) per name of `metrics.RANKING`; NaN for targets outside ``mask``."""
+        expectations = metrics.one_target_expectation(self.above, self.tied, k)
+        return {name: np.where(mask, value, np.nan) for name, value in expectations.items()}

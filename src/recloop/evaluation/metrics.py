@@ -39,19 +39,19 @@ def ranking(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any], k
         (Q,) for each name of `RANKING`; NaN for a query without a target.
     """
     hits = _hits(np.asarray(lists)[:, :k], np.asarray(targets), np.asarray(offsets))  # (Q, K)
-    places = hits.shape[1]
+    width = hits.shape[1]
     gain = 1.0 / np.log2(np.arange(2, k + 2))
     total = np.diff(np.asarray(offsets)).astype(np.float64)
     total[total == 0] = np.nan
-    found = hits.any(axis=1)
-    first = np.where(found, hits.argmax(axis=1) + 1, 1) if places else np.ones(len(hits))
-    none = np.where(np.isnan(total), np.nan, 0.0)
-    best = ideal_gain(np.diff(np.asarray(offsets)), k)
+    any_hit = hits.any(axis=1)
+    first_rank = np.where(any_hit, hits.argmax(axis=1) + 1, 1) if width else np.ones(len(hits))
+    zero_or_nan = np.where(np.isnan(total), np.nan, 0.0)
+    ideal = ideal_gain(np.diff(np.asarray(offsets)), k)
     return {
         "Recall": hits.sum(axis=1) / total,
-        "NDCG": none + (hits @ gain[:places]) / np.where(best > 0, best, 1.0),
-        "HR": none + found,
-        "MRR": none + found / first,
+        "NDCG": zero_or_nan + (hits @ gain[:width]) / np.where(ideal > 0, ideal, 1.0),
+        "HR": zero_or_nan + any_hit,
+        "MRR": zero_or_nan + any_hit / first_rank,
     }
 
 
@@ -66,16 +66,16 @@ def _hits(lists: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> 
     """Return a (Q, K) bool mask of ranks that hold one of the query's targets."""
     width = int(max(lists.max(initial=0), targets.max(initial=0))) + 1
     owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-    wanted = (owner * width + targets)[targets > 0]
-    shown = np.arange(len(lists), dtype=np.int64)[:, None] * width + lists
-    hit: NDArray[np.bool_] = np.isin(shown, wanted) & (lists > 0)
-    return hit
+    target_keys = (owner * width + targets)[targets > 0]
+    list_keys = np.arange(len(lists), dtype=np.int64)[:, None] * width + lists
+    is_hit: NDArray[np.bool_] = np.isin(list_keys, target_keys) & (lists > 0)
+    return is_hit
 
 
 def keep_targets(targets: NDArray[Any], offsets: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Any, NDArray[Any]]:
     """Return the targets of a slice (warm, repeat, explore) and their offsets."""
-    kept = np.concatenate([[0], np.cumsum(mask)])
-    return targets[mask], kept[offsets]
+    kept_before = np.concatenate([[0], np.cumsum(mask)])
+    return targets[mask], kept_before[offsets]
 
 
 def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str, Floats]:
@@ -90,15 +90,15 @@ def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str
     if (tied < 1).any() or (above < 0).any():
         raise ValueError("g and t: expected g >= 0 and t >= 1 (a target ties with itself)")
     rank = np.arange(1, k + 1)
-    until, since = np.minimum(above + tied, k), np.minimum(above, k)
+    last, before = np.minimum(above + tied, k), np.minimum(above, k)
 
     def mean_of(terms: Floats) -> Floats:
         sums = np.concatenate([[0.0], np.cumsum(terms)])
-        value: Floats = (sums[until] - sums[since]) / tied
+        value: Floats = (sums[last] - sums[before]) / tied
         return value
 
-    hit = np.clip((k - above) / tied, 0.0, 1.0)
-    return {"Recall": hit, "NDCG": mean_of(1.0 / np.log2(rank + 1)), "HR": hit, "MRR": mean_of(1.0 / rank)}
+    hit_share = np.clip((k - above) / tied, 0.0, 1.0)
+    return {"Recall": hit_share, "NDCG": mean_of(1.0 / np.log2(rank + 1)), "HR": hit_share, "MRR": mean_of(1.0 / rank)}
 
 
 # ---- health of shown lists ------------------------------------------------------------------------------------------
@@ -112,13 +112,13 @@ def entropy_bits(counts: NDArray[Any]) -> float:
     Args:
         counts: n_i, slots of each shown item; zeros are allowed. n is their sum, d the number of shown items.
     """
-    shown = np.asarray(counts, dtype=np.float64)
-    shown = shown[shown > 0]
-    if not len(shown):
+    slots = np.asarray(counts, dtype=np.float64)
+    slots = slots[slots > 0]
+    if not len(slots):
         return float("nan")
-    n = float(shown.sum())
-    share = shown / n
-    return float(-(share * np.log2(share)).sum() + (len(shown) - 1) / (2.0 * n * LN2))
+    n = float(slots.sum())
+    shares = slots / n
+    return float(-(shares * np.log2(shares)).sum() + (len(slots) - 1) / (2.0 * n * LN2))
 
 
 def entropy(counts: NDArray[Any], n_items: int) -> float:
@@ -139,8 +139,8 @@ def coverage(counts: NDArray[Any], n_items: int) -> float:
 
     It is capped at 1, because shown items may be hidden later.
     """
-    shown = int((np.asarray(counts) > 0).sum())
-    return min(1.0, shown / n_items) if shown and n_items else float("nan")
+    n_shown = int((np.asarray(counts) > 0).sum())
+    return min(1.0, n_shown / n_items) if n_shown and n_items else float("nan")
 
 
 def gini(counts: NDArray[Any], n_items: int) -> float:
@@ -148,12 +148,12 @@ def gini(counts: NDArray[Any], n_items: int) -> float:
 
     It is the sum over i = 1..N of (2i - N - 1) n_(i) / (N n), with ascending n_(i), including items that were never shown.
     """
-    shown = np.sort(np.asarray(counts, dtype=np.float64)[np.asarray(counts) > 0])
-    if not len(shown):
+    slots = np.sort(np.asarray(counts, dtype=np.float64)[np.asarray(counts) > 0])
+    if not len(slots):
         return float("nan")
-    total = max(n_items, len(shown))
-    place = np.arange(total - len(shown) + 1, total + 1)
-    return float(((2 * place - total - 1) * shown).sum() / (total * shown.sum()))
+    n_ranked = max(n_items, len(slots))
+    rank = np.arange(n_ranked - len(slots) + 1, n_ranked + 1)
+    return float(((2 * rank - n_ranked - 1) * slots).sum() / (n_ranked * slots.sum()))
 
 
 def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
@@ -197,10 +197,10 @@ def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArra
         cold: (Q,) True for fewer than 5 valid positives in the state at the request.
         covering: (Q,) share of the decision's slots with a covering source.
     """
-    among = np.unique(users[cold])
-    if not len(among):
+    cold_users = np.unique(users[cold])
+    if not len(cold_users):
         return float("nan")
-    return len(np.unique(users[cold & (covering >= 0.5)])) / len(among)
+    return len(np.unique(users[cold & (covering >= 0.5)])) / len(cold_users)
 
 
 def equal_n(
@@ -218,13 +218,13 @@ def equal_n(
     """
     sizes = [len(slots) for slots in groups.values() if len(slots)]
     n, width = min(sizes, default=0), max((int(slots.max()) + 1 for slots in groups.values() if len(slots)), default=0)
-    out = {}
+    numbers = {}
     for name, slots in groups.items():
         random = np.random.default_rng(seed)
-        chosen = (
+        samples = (
             [np.bincount(random.choice(slots, n, replace=False), minlength=width) for _ in range(draws)]
             if len(slots)
             else []
         )
-        out[name] = float(np.mean([number(counts) for counts in chosen])) if chosen else float("nan")
-    return out
+        numbers[name] = float(np.mean([number(counts) for counts in samples])) if samples else float("nan")
+    return numbers

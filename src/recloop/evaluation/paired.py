@@ -39,14 +39,14 @@ class LossEstimate(NamedTuple):
         return cls(record.loss, record.queries or 0, record.spread or 0.0)
 
 
-K = 10
-CHUNK = 256
-MOST = 4_000
+LIST_LENGTH = 10
+CHUNK_QUERIES = 256
+MAX_QUERIES = 4_000
 """Maximum queries of a comparison, spread evenly over all of them."""
-WINDOWS = 10
+MIN_WINDOWS = 10
 """Minimum number of windows of earlier queries; with fewer the band is too wide to detect a change."""
-TIMED = 200
-FLOOR = 1e-4
+TIMED_QUERIES = 200
+MIN_NDCG = 1e-4
 """Lower bound of NDCG in the loss."""
 
 
@@ -76,59 +76,60 @@ class QueryResults:
         return metrics.cold_coverage(numbers, self.cold, self.covering)
 
 
-def take(queries: Queries, chosen: NDArray[np.int64]) -> Queries:
+def take(queries: Queries, selected: NDArray[np.int64]) -> Queries:
     """Select queries in the given order."""
-    spans = [range(queries.offsets[q], queries.offsets[q + 1]) for q in chosen]
+    spans = [range(queries.offsets[q], queries.offsets[q + 1]) for q in selected]
     return Queries(
-        users=[queries.users[q] for q in chosen],
-        as_of=queries.as_of[chosen],
-        now=queries.now[chosen],
+        users=[queries.users[q] for q in selected],
+        as_of=queries.as_of[selected],
+        now=queries.now[selected],
         offsets=np.concatenate([[0], np.cumsum([len(span) for span in spans])]).astype(np.int64),
-        targets=[queries.targets[place] for span in spans for place in span],
+        targets=[queries.targets[t] for span in spans for t in span],
     )
 
 
-def subsample(queries: Queries, most: int = MOST) -> Queries:
+def subsample(queries: Queries, max_queries: int = MAX_QUERIES) -> Queries:
     """Subsample the queries evenly to a maximum."""
-    if len(queries) <= most:
+    if len(queries) <= max_queries:
         return queries
-    return take(queries, np.linspace(0, len(queries) - 1, most).astype(np.int64))
+    return take(queries, np.linspace(0, len(queries) - 1, max_queries).astype(np.int64))
 
 
 def answer(
-    bundle: Bundle, queries: Queries, timeline: StateHistory, catalogue: Catalog, threads: int = 1
+    bundle: Bundle, queries: Queries, timeline: StateHistory, catalog: Catalog, threads: int = 1
 ) -> QueryResults:
     """Recommend with the first user placement, from the state just before each moment."""
-    recommender = Recommender(bundle, catalogue, threads)
+    recommender = Recommender(bundle, catalog, threads)
     placement = _placement(bundle)
     lists: list[list[str]] = []
     covering = np.zeros(len(queries))
     cold = np.zeros(len(queries), dtype=bool)
     is_repeat = np.zeros(len(queries.targets), dtype=bool)
-    for start in range(0, len(queries), CHUNK):
-        span = slice(start, min(start + CHUNK, len(queries)))
+    for start in range(0, len(queries), CHUNK_QUERIES):
+        span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
         states = _states(timeline, queries, span)
-        asked = [
-            Query(user_id=user, now=int(now), placement=placement, n=K)
+        batch = [
+            Query(user_id=user, now=int(now), placement=placement, n=LIST_LENGTH)
             for user, now in zip(queries.users[span], queries.now[span], strict=True)
         ]
-        for b, ranked in enumerate(recommender.recommend(states, asked, with_inputs=False)):
+        for b, ranked in enumerate(recommender.recommend(states, batch, with_inputs=False)):
             q = start + b
             lists.append(ranked.items)
             covering[q] = np.mean([source in COVERING for source in ranked.sources]) if ranked.slots else 0.0
             cold[q] = ranked.positives < COLD_POSITIVES
             targets = slice(queries.offsets[q], queries.offsets[q + 1])
-            earlier = _held(states, b)
-            is_repeat[targets] = [raw_id in earlier for raw_id in queries.targets[targets]]
-    shown, wanted = _numbered(lists, queries.targets)
+            earlier_targets = _held(states, b)
+            is_repeat[targets] = [raw_id in earlier_targets for raw_id in queries.targets[targets]]
+    item_numbers, target_numbers = _numbered(lists, queries.targets)
 
     def ndcg(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return metrics.ranking(shown, *metrics.keep_targets(wanted, queries.offsets, mask), K)["NDCG"]
+        targets, offsets = metrics.keep_targets(target_numbers, queries.offsets, mask)
+        return metrics.ranking(item_numbers, targets, offsets, LIST_LENGTH)["NDCG"]
 
     return QueryResults(
         users=np.array(queries.users, dtype=np.str_),
         lists=lists,
-        ndcg=ndcg(np.ones(len(wanted), dtype=bool)),
+        ndcg=ndcg(np.ones(len(target_numbers), dtype=bool)),
         repeat=ndcg(is_repeat),
         explore=ndcg(~is_repeat),
         cold=cold,
@@ -141,31 +142,35 @@ def _numbered(lists: list[list[str]], targets: list[str]) -> tuple[NDArray[np.in
 
     0 is padding, and all items that are not targets share the last number.
     """
-    number = {raw_id: n for n, raw_id in enumerate(dict.fromkeys(targets), start=1)}
-    other = len(number) + 1
-    shown = [[number.get(raw_id, other) for raw_id in items] + [0] * (K - len(items)) for items in lists]
-    wanted = [number[raw_id] for raw_id in targets]
-    return np.array(shown, dtype=np.int64).reshape(-1, K), np.array(wanted, dtype=np.int64)
+    number_of = {raw_id: number for number, raw_id in enumerate(dict.fromkeys(targets), start=1)}
+    other = len(number_of) + 1
+    list_numbers = [
+        [number_of.get(raw_id, other) for raw_id in items] + [0] * (LIST_LENGTH - len(items)) for items in lists
+    ]
+    target_numbers = [number_of[raw_id] for raw_id in targets]
+    return np.array(list_numbers, dtype=np.int64).reshape(-1, LIST_LENGTH), np.array(target_numbers, dtype=np.int64)
 
 
 def latency(
-    bundles: tuple[Bundle, Bundle], queries: Queries, timeline: StateHistory, catalogue: Catalog
+    bundles: tuple[Bundle, Bundle], queries: Queries, timeline: StateHistory, catalog: Catalog
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Measure each bundle's seconds per query, alternating between bundles.
 
     The fastest of three runs is used, to exclude the load of other processes.
     """
-    some = subsample(queries, TIMED)
-    states = _states(timeline, some, slice(0, len(some)))
-    made = [Recommender(bundle, catalogue) for bundle in bundles]
-    seconds = np.full((2, len(some)), np.inf)
-    for b in range(len(some)):
-        state = select_state(states, b)
+    timed = subsample(queries, TIMED_QUERIES)
+    states = _states(timeline, timed, slice(0, len(timed)))
+    recommenders = [Recommender(bundle, catalog) for bundle in bundles]
+    seconds = np.full((2, len(timed)), np.inf)
+    for q in range(len(timed)):
+        state = select_state(states, q)
         for side in (0, 1, 1, 0, 0, 1):
-            query = Query(user_id=some.users[b], now=int(some.now[b]), placement=_placement(bundles[side]), n=K)
+            query = Query(
+                user_id=timed.users[q], now=int(timed.now[q]), placement=_placement(bundles[side]), n=LIST_LENGTH
+            )
             begin = time.perf_counter()
-            made[side].recommend(state, [query], with_inputs=False)
-            seconds[side, b] = min(seconds[side, b], time.perf_counter() - begin)
+            recommenders[side].recommend(state, [query], with_inputs=False)
+            seconds[side, q] = min(seconds[side, q], time.perf_counter() - begin)
     return seconds[0], seconds[1]
 
 
@@ -175,18 +180,18 @@ def windows(queries: Queries, count: int, size: int) -> list[Queries]:
     Few queries give fewer and smaller windows.
     """
     order = np.lexsort((np.array(queries.users), queries.now))
-    size = max(1, min(size, len(order) // WINDOWS))
+    size = max(1, min(size, len(order) // MIN_WINDOWS))
     starts = range(len(order) - size, -1, -size)
     return [take(queries, order[start : start + size]) for start in [*starts][:count][::-1]]
 
 
 def window_loss(ndcg: NDArray[np.float64]) -> LossEstimate:
     """Return a bundle's loss over a window: -ln of mean NDCG@10; NaN without a query."""
-    known = ndcg[~np.isnan(ndcg)]
-    if not len(known):
+    valid = ndcg[~np.isnan(ndcg)]
+    if not len(valid):
         return LossEstimate(float("nan"), 0, 0.0)
-    mean = max(FLOOR, float(known.mean()))
-    return LossEstimate(float(-np.log(mean)), len(known), float(known.std()) / mean)
+    mean = max(MIN_NDCG, float(valid.mean()))
+    return LossEstimate(float(-np.log(mean)), len(valid), float(valid.std()) / mean)
 
 
 def _placement(bundle: Bundle) -> str:
@@ -200,5 +205,5 @@ def _states(timeline: StateHistory, queries: Queries, span: slice) -> StateBatch
 
 def _held(states: StateBatch, b: int) -> set[str]:
     rows = states.item_offsets[states.moment_offsets[[b, b + 1]]]
-    own = slice(rows[0], rows[1])
-    return set(states.names[states.items[own][states.targets[own]]].tolist())
+    span = slice(rows[0], rows[1])
+    return set(states.names[states.items[span][states.targets[span]]].tolist())

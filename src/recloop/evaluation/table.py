@@ -22,9 +22,9 @@ from recloop.files import JsonTree, replace_file
 from recloop.manifest import Training
 
 SLICES: Final = ("all", "warm", "repeat", "explore")
-LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
+MIN_LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Lower bounds of the history-length buckets, in valid positives of the state."""
-FILE: Final = "evaluation.json"
+FILE_NAME: Final = "evaluation.json"
 
 Kind = Literal["baseline", "network", "served"]
 
@@ -103,20 +103,20 @@ class TableRow:
     estimates: Mapping[tuple[str, str], Estimate]
 
     def to_json(self, repeats: bool) -> JsonTree:
-        inside: dict[str, JsonTree] = {part: {} for part in SLICES}
-        for (part, name), estimate in self.estimates.items():
-            inside[part][name] = estimate.to_json()
-        out: JsonTree = {"model": self.row.model, "bundle": self.row.bundle, **inside["all"]}
-        out["warm"] = inside["warm"]
-        out["repeat"] = inside["repeat"] if repeats else None
-        out["explore"] = inside["explore"] if repeats else None
-        out |= {name: bootstrap.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
-        out["seconds"] = round(self.row.seconds, 3)
+        by_slice: dict[str, JsonTree] = {slice_name: {} for slice_name in SLICES}
+        for (slice_name, name), estimate in self.estimates.items():
+            by_slice[slice_name][name] = estimate.to_json()
+        tree: JsonTree = {"model": self.row.model, "bundle": self.row.bundle, **by_slice["all"]}
+        tree["warm"] = by_slice["warm"]
+        tree["repeat"] = by_slice["repeat"] if repeats else None
+        tree["explore"] = by_slice["explore"] if repeats else None
+        tree |= {name: bootstrap.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}
+        tree["seconds"] = round(self.row.seconds, 3)
         trained = self.row.trained
-        out |= {"epochs": None, "steps": None, "note": ""}
+        tree |= {"epochs": None, "steps": None, "note": ""}
         if trained is not None:
-            out |= {"epochs": trained.epochs, "steps": trained.steps, "note": trained.note}
-        return out
+            tree |= {"epochs": trained.epochs, "steps": trained.steps, "note": trained.note}
+        return tree
 
 
 @dataclass(frozen=True)
@@ -205,23 +205,25 @@ class EvaluationTable:
             return f"This table has no baseline row, so it reports no {name} gain over one."
         base = self.compared[0].base
         value = {row.row.model: row.estimates["all", name].value for row in self.rows}[base]
-        parts = [_describe_gain(one) for one in sorted(self.compared, key=lambda one: one.kind)]
-        lead = "" if any(row.kind == "network" for row in self.compared) else "This table has no network; "
+        gains = [
+            _describe_gain(comparison) for comparison in sorted(self.compared, key=lambda comparison: comparison.kind)
+        ]
+        prefix = "" if any(row.kind == "network" for row in self.compared) else "This table has no network; "
         users = self.protocol.users
-        interval = "95 % CI, " if any(_has_interval(one) for one in self.compared) else ""
-        over = "one user: no interval" if users == 1 else f"{interval}paired over {users:,} users"
-        text = f"{lead}against {base}, the best baseline ({name} {value:.4f}), {'; '.join(parts)} ({over})."
+        interval = "95 % CI, " if any(_has_interval(comparison) for comparison in self.compared) else ""
+        basis = "one user: no interval" if users == 1 else f"{interval}paired over {users:,} users"
+        text = f"{prefix}against {base}, the best baseline ({name} {value:.4f}), {'; '.join(gains)} ({basis})."
         return f"{text[0].upper()}{text[1:]}{self._zeros()}"
 
     def _zeros(self) -> str:
         """Explain a table with only zeros; empty for other tables."""
-        values = [one.value for row in self.rows for one in row.estimates.values()]
+        values = [estimate.value for row in self.rows for estimate in row.estimates.values()]
         if any(value > 0 for value in values):
             return ""
-        wanted, unknown = self.protocol.wanted, self.protocol.unknown
-        if unknown:
-            return f" Every row is 0: {unknown:,} of {wanted:,} targets were not in the catalog before the cut."
-        return f" Every row is 0: no list holds one of the {wanted:,} targets." if wanted else ""
+        n_targets, n_unknown = self.protocol.wanted, self.protocol.unknown
+        if n_unknown:
+            return f" Every row is 0: {n_unknown:,} of {n_targets:,} targets were not in the catalog before the cut."
+        return f" Every row is 0: no list holds one of the {n_targets:,} targets." if n_targets else ""
 
     def to_json(self) -> JsonTree:
         """Return the keys of the interface and the data of the report."""
@@ -229,7 +231,7 @@ class EvaluationTable:
             "protocol": self.protocol.to_json(),
             "rows": [row.to_json(self.repeats) for row in self.rows],
             "sentence": self.sentence,
-            "differences": [one.to_json() for one in self.compared],
+            "differences": [comparison.to_json() for comparison in self.compared],
             "lengths": [bucket.to_json() for bucket in self.lengths],
             "examples": [example.to_json() for example in self.examples],
         }
@@ -248,56 +250,60 @@ class EvaluationTable:
     def with_bundle(self, bundle: str) -> EvaluationTable:
         """Return the table with the id of a bundle that was evaluated in memory."""
 
-        def name(old: str) -> str:
-            return old or bundle
+        def id_of(bundle_id: str) -> str:
+            return bundle_id or bundle
 
         return replace(
             self,
-            rows=[replace(one, row=replace(one.row, bundle=name(one.row.bundle))) for one in self.rows],
-            compared=[replace(one, bundle=name(one.bundle)) for one in self.compared],
+            rows=[replace(entry, row=replace(entry.row, bundle=id_of(entry.row.bundle))) for entry in self.rows],
+            compared=[replace(entry, bundle=id_of(entry.bundle)) for entry in self.compared],
         )
 
     def save(self, folder: Path) -> Path:
         """Replace ``evaluation.json`` atomically and return its path."""
-        target = folder / FILE
+        target = folder / FILE_NAME
         replace_file(target, json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return target
 
     def render(self) -> Group:
         """Render the table for a terminal: one per k, best values bold, with intervals."""
-        parts: list[Any] = [self._render_table(k) for k in self.protocol.k]
-        return Group(*parts, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
+        tables: list[Any] = [self._render_table(k) for k in self.protocol.k]
+        return Group(*tables, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
 
     def _render_table(self, k: int) -> RichTable:
-        drawn = RichTable(box=SIMPLE_HEAD, padding=0)
-        drawn.add_column("model", no_wrap=True)
+        table = RichTable(box=SIMPLE_HEAD, padding=0)
+        table.add_column("model", no_wrap=True)
         columns = [("all", f"{name}@{k}", f"{name}@{k}") for name in metrics.RANKING]
         headline = f"NDCG@{k}"
-        columns += [(part, headline, part) for part in SLICES[1:] if self.repeats or part == "warm"]
-        for part, _, title in columns:
-            drawn.add_column(title if part == "all" else f"{title}\n{headline}", justify="right")
+        columns += [
+            (slice_name, headline, slice_name) for slice_name in SLICES[1:] if self.repeats or slice_name == "warm"
+        ]
+        for slice_name, _, title in columns:
+            table.add_column(title if slice_name == "all" else f"{title}\n{headline}", justify="right")
         for title in ("coverage", "entropy", "tail", "seconds"):
-            drawn.add_column(title, justify="right")
+            table.add_column(title, justify="right")
         best = {
-            (part, name): max(round(row.estimates[part, name].value, 4) for row in self.rows)
-            for part, name, _ in columns
+            (slice_name, name): max(round(row.estimates[slice_name, name].value, 4) for row in self.rows)
+            for slice_name, name, _ in columns
         }
         for row in self.rows:
             cells = []
-            for part, name, _ in columns:
-                estimate = row.estimates[part, name]
-                style = "bold" if round(estimate.value, 4) == best[part, name] else ""
+            for slice_name, name, _ in columns:
+                estimate = row.estimates[slice_name, name]
+                style = "bold" if round(estimate.value, 4) == best[slice_name, name] else ""
                 cell = Text(number(estimate.value), style=style)
-                if part == "all":
+                if slice_name == "all":
                     cell.append(f"\n{number(estimate.low)}-{number(estimate.high)}", style="dim")
                 cells.append(cell)
-            own = row.row
-            health = [number(value, 3) for value in (own.coverage, own.entropy, own.long_tail_share)]
-            head = Text(own.model)
-            if own.trained is not None:
-                head.append(f"\n{own.trained}", style="bold" if own.trained.note else "dim")
-            drawn.add_row(head, *cells, *health, f"{own.seconds:.1f}")
-        return drawn
+            metrics_row = row.row
+            health = [
+                number(value, 3) for value in (metrics_row.coverage, metrics_row.entropy, metrics_row.long_tail_share)
+            ]
+            head = Text(metrics_row.model)
+            if metrics_row.trained is not None:
+                head.append(f"\n{metrics_row.trained}", style="bold" if metrics_row.trained.note else "dim")
+            table.add_row(head, *cells, *health, f"{metrics_row.seconds:.1f}")
+        return table
 
 
 def make_table(
@@ -318,33 +324,35 @@ def make_table(
     names, code = np.unique(np.array(users, dtype=object), return_inverse=True)
     keys = list(rows[0].values)
     headline = ("all", f"NDCG@{protocol.k[0]}")
-    bucket = np.searchsorted(np.array(LENGTHS), positives, side="right") - 1
-    held = np.unique(bucket)
+    query_bucket = np.searchsorted(np.array(MIN_LENGTHS), positives, side="right") - 1
+    buckets = np.unique(query_bucket)
     columns = [row.values[key] for row in rows for key in keys]
-    columns += [np.where(bucket == one, row.values[headline], np.nan) for row in rows for one in held]
+    columns += [np.where(query_bucket == bucket, row.values[headline], np.nan) for row in rows for bucket in buckets]
     by_user = bootstrap.user_means(np.column_stack(columns), code, len(names))  # (U, C)
     means, samples = bootstrap.mean_over_users(by_user), bootstrap.resample(by_user, protocol.seed)
     several = (~np.isnan(by_user)).sum(axis=0) > 1  # one user has no interval
     samples = np.where(several, samples, np.nan)
-    made = [bootstrap.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
-    scored = [TableRow(row, dict(zip(keys, made[r * len(keys) :], strict=False))) for r, row in enumerate(rows)]
+    estimates = [bootstrap.estimate(float(means[c]), samples[:, c]) for c in range(len(columns))]
+    table_rows = [
+        TableRow(row, dict(zip(keys, estimates[r * len(keys) :], strict=False))) for r, row in enumerate(rows)
+    ]
     start = len(rows) * len(keys)
     models = [row.model for row in rows]
     labels = [row.model if models.count(row.model) == 1 else f"{row.model} of {row.bundle}" for row in rows]
     lengths = [
         LengthBucket(
-            first=LENGTHS[one],
-            last=LENGTHS[one + 1] - 1 if one + 1 < len(LENGTHS) else None,
-            moments=int((bucket == one).sum()),
-            users=len(np.unique(code[bucket == one])),
-            rows={label: made[start + r * len(held) + h] for r, label in enumerate(labels)},
+            first=MIN_LENGTHS[bucket],
+            last=MIN_LENGTHS[bucket + 1] - 1 if bucket + 1 < len(MIN_LENGTHS) else None,
+            moments=int((query_bucket == bucket).sum()),
+            users=len(np.unique(code[query_bucket == bucket])),
+            rows={label: estimates[start + r * len(buckets) + h] for r, label in enumerate(labels)},
         )
-        for h, one in enumerate(held)
+        for h, bucket in enumerate(buckets)
     ]
-    place = [r * len(keys) + keys.index(headline) for r in range(len(rows))]
-    compared = _compare(rows, labels, by_user[:, place], protocol.seed)
+    headline_columns = [r * len(keys) + keys.index(headline) for r in range(len(rows))]
+    compared = _compare(rows, labels, by_user[:, headline_columns], protocol.seed)
     repeats = not np.isnan(rows[0].values["repeat", headline[1]]).all()
-    return EvaluationTable(protocol, scored, compared, lengths, list(examples), repeats)
+    return EvaluationTable(protocol, table_rows, compared, lengths, list(examples), repeats)
 
 
 def _compare(
@@ -357,34 +365,40 @@ def _compare(
     means = bootstrap.mean_over_users(headline)
     base = max(baselines, key=lambda r: float(means[r]))
     others = [r for r in range(len(rows)) if r not in baselines]
-    found = [bootstrap.difference(headline[:, r], headline[:, base], seed) for r in others]
-    adjusted = bootstrap.holm([one.p for one in found])
+    differences = [bootstrap.difference(headline[:, r], headline[:, base], seed) for r in others]
+    adjusted = bootstrap.holm([difference.p for difference in differences])
     return [
-        BaselineComparison(labels[r], rows[r].model, rows[r].bundle, rows[r].kind, rows[base].model, one, round(p, 6))
-        for r, one, p in zip(others, found, adjusted, strict=True)
+        BaselineComparison(
+            labels[r], rows[r].model, rows[r].bundle, rows[r].kind, rows[base].model, difference, round(p, 6)
+        )
+        for r, difference, p in zip(others, differences, adjusted, strict=True)
     ]
 
 
-def _has_interval(one: BaselineComparison) -> bool:
+def _has_interval(comparison: BaselineComparison) -> bool:
     """True if a difference has an interval.
 
     One user, or users without a difference, have none.
     """
-    estimate = one.difference.absolute
+    estimate = comparison.difference.absolute
     return not np.isnan(estimate.low) and estimate.low != estimate.high
 
 
-def _describe_gain(one: BaselineComparison) -> str:
-    estimate, relative = one.difference.absolute, one.difference.relative
-    verb = {"more": "adds", "less": "loses", "inconclusive": "is inconclusive:"}[one.difference.verdict]
-    size = estimate.value if one.difference.verdict != "less" else -estimate.value
+def _describe_gain(comparison: BaselineComparison) -> str:
+    estimate, relative = comparison.difference.absolute, comparison.difference.relative
+    verb = {"more": "adds", "less": "loses", "inconclusive": "is inconclusive:"}[comparison.difference.verdict]
+    size = estimate.value if comparison.difference.verdict != "less" else -estimate.value
     share = "" if np.isnan(relative.value) else f", {relative.value:+.1%}"
-    who = f"{one.label} alone" if one.kind == "network" else one.label.replace("served", "the list as served", 1)
-    if not _has_interval(one):
-        return f"{who}: difference {estimate.value:+.4f}{share}"
+    subject = (
+        f"{comparison.label} alone"
+        if comparison.kind == "network"
+        else comparison.label.replace("served", "the list as served", 1)
+    )
+    if not _has_interval(comparison):
+        return f"{subject}: difference {estimate.value:+.4f}{share}"
     return (
-        f"{who} {verb} {size:{'+' if one.difference.verdict == 'inconclusive' else ''}.4f} "
-        f"({estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {one.p:.2g})"
+        f"{subject} {verb} {size:{'+' if comparison.difference.verdict == 'inconclusive' else ''}.4f} "
+        f"({estimate.low:+.4f} to {estimate.high:+.4f}{share}, p = {comparison.p:.2g})"
     )
 
 
@@ -395,7 +409,7 @@ def protocol_line(protocol: EvaluationProtocol) -> str:
         f"{protocol.moments:,} moments of {protocol.users:,} users, filter_seen {str(protocol.filter_seen).lower()}, "
         f"ties {protocol.ties}, k {', '.join(map(str, protocol.k))}, seed {protocol.seed}, "
         f"split {protocol.split_hash[:8]}, data {protocol.fingerprint[:8]}; "
-        f"95 % CI over users, resampled {bootstrap.DRAWS:,} times"
+        f"95 % CI over users, resampled {bootstrap.N_DRAWS:,} times"
     )
 
 

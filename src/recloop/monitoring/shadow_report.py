@@ -139,8 +139,8 @@ def _disagreements(shadowed: _ShadowedRequests, table: NDArray[np.float64], name
             "user_id": shadowed.live[q].user_id,
             "served_at": shadowed.live[q].served_at,
             **{measure: bootstrap.plain(table[q, column]) for column, measure in enumerate(MEASURES)},
-            "live": [name(item) for item in shadowed.live[q].items[: agreement.K]],
-            "candidate": [name(item) for item in shadowed.candidate[q].items[: agreement.K]],
+            "live": [name(item) for item in shadowed.live[q].items[: agreement.LIST_LENGTH]],
+            "candidate": [name(item) for item in shadowed.candidate[q].items[: agreement.LIST_LENGTH]],
         }
         for q in largest_disagreements(table)
     ]

@@ -116,7 +116,9 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
     events = data.labelled(candidate.spec)
     new = paired.subsample(make_queries(events.filter(ours.unseen & lives.unseen), "successive"))
     old = paired.subsample(make_queries(events.filter(ours.unseen & holdout_rows(events)), "successive"))
-    newest = paired.subsample(make_queries(events.sort(STAMP).tail(paired.MOST), "successive"), paired.TIMED)
+    newest = paired.subsample(
+        make_queries(events.sort(STAMP).tail(paired.MAX_QUERIES), "successive"), paired.TIMED_QUERIES
+    )
     targets = next((one for one in (new, old) if len(one)), None)
     asked = newest if targets is None else targets
     mine, theirs = ours.ask(asked), lives.ask(asked)
