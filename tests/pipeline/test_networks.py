@@ -21,7 +21,7 @@ from recloop.recommend.recommender import check_golden
 from recloop.release import transitions
 from recloop.serve import offline
 from recloop.simulation.shop import SimulatedShop
-from recloop.training.warm_start import OWN_ROW
+from recloop.training.warm_start import MIN_ROW_EVENTS
 
 SETS = (
     "features.dim=16", "features.max_history=20", "train.epochs=2", "split.validation_users=50",
@@ -62,7 +62,7 @@ def started_project(folder: Path, model: str) -> Project:
     loop.first_run(project)
     rows = world.events()[kept:]
     bought = rows.with_row_index("n").filter(pl.col("event_type") == "purchase")["n"]
-    often, once = bought[: OWN_ROW + 1].to_list(), bought[OWN_ROW + 1]
+    often, once = bought[: MIN_ROW_EVENTS + 1].to_list(), bought[MIN_ROW_EVENTS + 1]
     item = pl.when(pl.int_range(pl.len()).is_in(often)).then(pl.lit(NEW[0])).when(pl.int_range(pl.len()) == once)
     post(project, rows.with_columns(item.then(pl.lit(NEW[1])).otherwise("item_id").alias("item_id")))
     return project
@@ -141,7 +141,7 @@ def assert_only_trained_rows_moved(project: Project, live: Bundle, child: Bundle
     table, rows = after["network.table.weight"], len(live.items) + 1
     assert table.shape == (len(child.items) + 1, before["network.table.weight"].shape[1])
     often, once = (child.items.ids.index(item) for item in NEW)
-    assert child.items.count[[often - 1, once - 1]].tolist() == [OWN_ROW + 1, 1]
+    assert child.items.count[[often - 1, once - 1]].tolist() == [MIN_ROW_EVENTS + 1, 1]
     assert (table[once] == 0).all(), "one event is too few for an embedding row"
     assert (after["exp_avg.table.weight"][once] == 0).all()
     assert (table[often] != 0).any()

@@ -12,7 +12,7 @@ import torch
 
 from recloop.models.base import TrainData, load_model
 from recloop.models.sasrec import SASRec
-from recloop.training.export import INPUTS, OUTPUT, item_vectors, user_graph
+from recloop.training.export import INPUT_NAMES, OUTPUT_NAME, item_vectors, user_graph
 
 D, HISTORY = 16, 200
 Arrays = Callable[..., TrainData]
@@ -43,7 +43,7 @@ def query(batch: int, time: int, context: int) -> dict[str, np.ndarray]:
         moment = np.cumsum(rng.random(length) < 0.6)
         moments[row, :length] = moment[-1] - moment
     history = rng.normal(size=(batch, time, D)).astype(np.float32)
-    return dict(zip(INPUTS, (history, moments, mask, rng.integers(0, 4, (batch, context))), strict=True))
+    return dict(zip(INPUT_NAMES, (history, moments, mask, rng.integers(0, 4, (batch, context))), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def exported(arrays: Arrays) -> tuple[SASRec, bytes]:
 def test_user_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, time: int) -> None:
     network, graph = exported
     inputs = query(batch, time, 2)
-    (answer,) = session(graph).run([OUTPUT], inputs)
+    (answer,) = session(graph).run([OUTPUT_NAME], inputs)
     with torch.no_grad():
-        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES))
     assert answer.shape == (batch, D)
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
@@ -67,11 +67,11 @@ def test_user_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, tim
 def test_user_graph_is_independent_of_padding_and_batch(exported: tuple[SASRec, bytes]) -> None:
     run = session(exported[1])
     inputs = query(5, 40, 2)
-    (together,) = run.run([OUTPUT], inputs)
+    (together,) = run.run([OUTPUT_NAME], inputs)
     for row in range(5):
         length = int(inputs["mask"][row].sum())
         one = {name: value[row : row + 1, :length] for name, value in inputs.items() if name != "context"}
-        (alone,) = run.run([OUTPUT], one | {"context": inputs["context"][row : row + 1]})
+        (alone,) = run.run([OUTPUT_NAME], one | {"context": inputs["context"][row : row + 1]})
         np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_user_graph_is_valid_and_contains_no_item_table(exported: tuple[SASRec, 
     _, graph = exported
     model = onnx.load_from_string(graph)
     onnx.checker.check_model(model, full_check=True)
-    assert [entry.name for entry in model.graph.input] == list(INPUTS)
+    assert [entry.name for entry in model.graph.input] == list(INPUT_NAMES)
     assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in model.graph.initializer)
     sizes = {tuple(weight.dims) for weight in model.graph.initializer}
     assert (HISTORY, D) in sizes  # positions are inside
@@ -91,11 +91,11 @@ def test_user_graph_without_context_keeps_the_input(arrays: Arrays) -> None:
     """A request then has C = 0 context columns, and the graph accepts them."""
     network = built(arrays, context=0)
     run = session(user_graph(network, D, 0))
-    assert [entry.name for entry in run.get_inputs()] == list(INPUTS)
+    assert [entry.name for entry in run.get_inputs()] == list(INPUT_NAMES)
     inputs = query(3, 20, 0)
-    (answer,) = run.run([OUTPUT], inputs)
+    (answer,) = run.run([OUTPUT_NAME], inputs)
     with torch.no_grad():
-        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES))
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
 

@@ -55,7 +55,7 @@ def test_choose_mix_equals_an_exhaustive_search(seed: int) -> None:
     chosen, value = fusion_weights.choose_weights(recalled, targets, offsets)
     assert value == pytest.approx(best[0], abs=1e-12)
     scaled = tuple(weight / max(best[2]) for weight in best[2])
-    if all(weight in fusion_weights.GRID for weight in scaled):
+    if all(weight in fusion_weights.WEIGHT_GRID for weight in scaled):
         made = [fused([one[q].tolist() for one in recalled.values()], tuple(chosen.values()), 10) for q in range(40)]
         again = np.array([one + [0] * (10 - len(one)) for one in made])
         assert metrics.ranking(again, targets, offsets, 10)["NDCG"][with_targets].mean() == pytest.approx(value)
@@ -171,7 +171,7 @@ def test_mix_or_single_chooses_the_constant_with_the_best_ndcg() -> None:
     assert found.constant < 60
     assert found.weights == found.best
     values = {c: fusion_weights.choose_weights({"history": strong, "popular": weak}, targets, np.arange(queries + 1), 10, c)[1]
-              for c in fusion_weights.CONSTANTS}  # fmt: skip
+              for c in fusion_weights.FUSION_CONSTANTS}  # fmt: skip
     assert found.ndcg == max(values.values()) > values[60]
     lists = {name: TopK(one, np.zeros(one.shape, np.float32)) for name, one in (("history", strong), ("popular", weak))}
     served = fuse(lists, found.weights, 10, found.constant).items

@@ -26,7 +26,7 @@ def test_init_item_embeddings_of_co_occurring_items_are_close(
     arrays: Arrays, core: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all items in the core, and with most of them outside it."""
-    monkeypatch.setattr(item_init, "CORE", core)
+    monkeypatch.setattr(item_init, "CORE_ITEMS", core)
     data = communities(arrays)
     vectors = item_init.init_item_embeddings(data, 8, seed=0)
     assert vectors.shape == (41, 8)
@@ -38,7 +38,7 @@ def test_init_item_embeddings_of_co_occurring_items_are_close(
     same = np.arange(38)[:, None] // 19 == np.arange(38) // 19
     assert cosine[same].mean() > 0.5
     assert cosine[~same].mean() < 0.2
-    assert seen.std() == pytest.approx(item_init.SPREAD, rel=0.25)
+    assert seen.std() == pytest.approx(item_init.ITEM_STD, rel=0.25)
 
 
 def test_positive_pmi_of_a_small_catalog_by_hand(arrays: Arrays) -> None:

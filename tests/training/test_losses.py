@@ -32,7 +32,7 @@ def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
 def test_cross_entropy_equals_the_weighted_one_of_torch(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     vectors, items, targets, weights = drawn()
     ours = losses.cross_entropy(vectors, items, targets, weights)
     each = F.cross_entropy(vectors @ items.T, targets, reduction="none")
@@ -77,7 +77,7 @@ def test_criterion_auto_is_full_softmax_up_to_100000_items(arrays: Arrays) -> No
     assert losses.Criterion(network, small, Train()).target_loss is losses.cross_entropy
     assert losses.Criterion(network, large, Train()).target_loss is sampled_losses.ss_refined
     assert losses.Criterion(network, large, Train(loss="ce")).name == "ce"
-    for name, (positive, refused, _) in losses.SAMPLED.items():
+    for name, (positive, refused, _) in losses.SAMPLED_LOSSES.items():
         found = losses.Criterion(network, small, Train.model_validate({"loss": name}))
         assert (found.name, found.target_loss, found.rejected_loss) == (name, positive, refused)
 
@@ -129,7 +129,7 @@ def test_rejected_item_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3 * N, 10**6])
 def test_rejected_item_loss_equals_minus_log_of_one_minus_p(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     vectors, items, rejected, weights = drawn()
     ours = losses.rejected_item_loss(vectors, items, rejected, weights)
     p = (vectors @ items.T).softmax(1)[torch.arange(R), rejected]

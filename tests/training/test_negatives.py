@@ -21,7 +21,7 @@ from recloop.records import EVENT_SCHEMA, Decision
 from recloop.settings import build
 from recloop.training import trainer
 from recloop.training.batches import SequenceDataset
-from recloop.training.negatives import SHOWN_WEIGHT, NegativesByMoment, negatives, skipped_above_click, slots_of
+from recloop.training.negatives import SKIPPED_WEIGHT, NegativesByMoment, negatives, skipped_above_click, slots_of
 
 Arrays = Callable[..., TrainData]
 DAY = 86_400_000_000
@@ -67,7 +67,7 @@ def test_skipped_above_click_are_items_above_the_last_click_of_the_request() -> 
     other = [("u", item, 2, "impression", "s") for item in "abc"]  # without a click there are no negatives
     rows = log(*shown, ("u", "b", 1, "click", "r"), ("u", "d", 1, "click", "r"), ("u", "c", 1, "dislike", "r"), *other)
     found = skipped_above_click(rows)
-    assert found.select("user_id", "item_id", "weight").rows() == [("u", "a", pytest.approx(SHOWN_WEIGHT))]
+    assert found.select("user_id", "item_id", "weight").rows() == [("u", "a", pytest.approx(SKIPPED_WEIGHT))]
     # The order of an answered list overrides the order of its impressions.
     lists = slots_of([decided("r", "u", "fdabce"), decided("r", "u", "b", role="shadow"), decided("x", "u", "ab")])
     assert skipped_above_click(rows, lists)["item_id"].to_list() == ["a", "f"]  # b at slot 3 is the last click
@@ -81,7 +81,7 @@ def test_skipped_above_click_with_a_decision_needs_no_impressions() -> None:
     found_negatives = negatives(
         Vocabulary(["a", "b", "c"]), Vocabulary(["u"]), rows, slots_of([decided("r", "u", "cbad")])
     )
-    assert rows_of(found_negatives) == [(0, 3, 1, pytest.approx(SHOWN_WEIGHT))]
+    assert rows_of(found_negatives) == [(0, 3, 1, pytest.approx(SKIPPED_WEIGHT))]
 
 
 def decided(request: str, user: str, items: str, role: str = "answer") -> Decision:

@@ -14,12 +14,12 @@ from recloop.models.base import TrainData, load_model
 from recloop.settings import build
 from recloop.testing import fit_on_world
 from recloop.training import trainer
-from recloop.training.losses import SAMPLED, weighted
+from recloop.training.losses import SAMPLED_LOSSES, weighted
 from recloop.training.sampled_losses import CALIBRATION, NegativeSampler, PairScores, SampledItems
 from recloop.training.warm_start import WarmStartState
 
 Arrays = Callable[..., TrainData]
-NAMES = sorted(SAMPLED)
+NAMES = sorted(SAMPLED_LOSSES)
 
 
 def sigma(x: float) -> float:
@@ -55,12 +55,12 @@ def by_hand() -> PairScores:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_target_loss_by_hand(name: str) -> None:
-    assert float(SAMPLED[name][0](by_hand())) == pytest.approx(BY_HAND[name], abs=1e-12)
+    assert float(SAMPLED_LOSSES[name][0](by_hand())) == pytest.approx(BY_HAND[name], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rejected_loss_by_hand(name: str) -> None:
-    assert float(SAMPLED[name][1](by_hand())) == pytest.approx(REFUSED[name], abs=1e-12)
+    assert float(SAMPLED_LOSSES[name][1](by_hand())) == pytest.approx(REFUSED[name], abs=1e-12)
 
 
 def test_gbce_positive_weight_follows_the_sampling_rate() -> None:
@@ -68,7 +68,7 @@ def test_gbce_positive_weight_follows_the_sampling_rate() -> None:
     assert CALIBRATION == 0.75
     few = by_hand()._replace(size=9)
     more = BY_HAND["gbce"] + math.log(sigma(OWN)) * (1 - 0.625)
-    assert float(SAMPLED["gbce"][0](few)) == pytest.approx(more, abs=1e-12)
+    assert float(SAMPLED_LOSSES["gbce"][0](few)) == pytest.approx(more, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +79,7 @@ def test_sampled_loss_with_only_the_target_drawn_is_finite(name: str, part: int)
     scores = PairScores.from_vectors(
         vectors, items, torch.tensor([0, 0]), SampledItems(torch.tensor([0, 0]), torch.tensor([1.0, 1.0]))
     )
-    loss = weighted(SAMPLED[name][part](scores), torch.tensor([1.0, 2.0]))
+    loss = weighted(SAMPLED_LOSSES[name][part](scores), torch.tensor([1.0, 2.0]))
     slopes = torch.autograd.grad(loss, (vectors, items))
     assert 0 <= loss.item() <= 300
     assert all(torch.isfinite(slope).all() for slope in slopes)
@@ -126,7 +126,7 @@ def mean_gradient(name: str, m: int) -> tuple[float, float]:
     near = 0.3 * table[targets] + 0.4 * rng.normal(size=(TARGETS, 16)).astype(np.float32)
     vectors = torch.from_numpy(near.astype(np.float32)).requires_grad_()
     exact = torch.nn.functional.cross_entropy(vectors @ items.T, targets)
-    target_loss, _, corrected = SAMPLED[name]
+    target_loss, _, corrected = SAMPLED_LOSSES[name]
     draws = NegativeSampler(counts, m, 0, corrected)
 
     def step(ids: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_ss_refined_and_ss_logq_have_equal_gradients() -> None:
     leaves = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     drawn = NegativeSampler(np.arange(1, 31), 20, 0, by_count=True)(torch.zeros(1))
     scores = [PairScores.from_vectors(*leaves, torch.arange(5), drawn) for _ in range(2)]
-    one, two = (SAMPLED[name][0](s).sum() for name, s in zip(("ss_logq", "ss_refined"), scores, strict=True))
+    one, two = (SAMPLED_LOSSES[name][0](s).sum() for name, s in zip(("ss_logq", "ss_refined"), scores, strict=True))
     assert not torch.isclose(one, two)
     for mine, other in zip(torch.autograd.grad(one, leaves), torch.autograd.grad(two, leaves), strict=True):
         torch.testing.assert_close(mine, other)

@@ -14,7 +14,7 @@ from recloop.features.learned_range import LearnedRange
 from recloop.models.base import TrainData, load_model
 from recloop.training.fit import TrainedNetwork, fit_network
 from recloop.training.warm_start import (
-    OWN_ROW,
+    MIN_ROW_EVENTS,
     WarmStartState,
     grow_moments,
     grow_parameter,
@@ -79,7 +79,7 @@ COUNTED = {
 
 def test_grow_parameter_starts_new_rows_at_their_neighbours_mean(arrays: Arrays) -> None:
     data = arrays([[[1], [2], [3], [3], [3], [4]]], 5)
-    data = replace(data, counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
+    data = replace(data, counts=np.array([0, 1, 1, MIN_ROW_EVENTS, MIN_ROW_EVENTS, MIN_ROW_EVENTS - 1]))
     old = np.array([[0.0, 0], [1, 0], [0, 1]], np.float32)
     made = grow_parameter("table", old, np.zeros((6, 2), np.float32), data, COUNTED)
     assert (made[:3] == old).all()
@@ -93,7 +93,10 @@ def test_grow_parameter_starts_new_rows_at_their_neighbours_mean(arrays: Arrays)
 
 def test_grow_parameter_starts_zero_rows_with_enough_events(arrays: Arrays) -> None:
     """The parent's rows three to five had too few events and are 0."""
-    data = replace(arrays([[[1], [2], [3], [4], [5]]], 5), counts=np.array([0, 1, 1, OWN_ROW, OWN_ROW, OWN_ROW - 1]))
+    data = replace(
+        arrays([[[1], [2], [3], [4], [5]]], 5),
+        counts=np.array([0, 1, 1, MIN_ROW_EVENTS, MIN_ROW_EVENTS, MIN_ROW_EVENTS - 1]),
+    )
     parent = np.array([[0.0, 0], [1, 0], [0, 1], [0, 0], [0, 0], [0, 0]], np.float32)
     made = grow_parameter("table", parent, np.zeros((6, 2), np.float32), data, COUNTED)
     assert made.tolist() == [[0, 0], [1, 0], [0, 1], [0.75, 0.25], [0.5, 0.5], [0, 0]]

@@ -26,7 +26,7 @@ from recloop.records import STAMP
 from recloop.training import baselines
 from recloop.training.dataset import ItemUserTables, make_tables, train_data
 from recloop.training.fit import TrainedNetwork, fit_network
-from recloop.training.warm_start import RATE, WarmStartState, select_targets
+from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, select_targets
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class _TrainPlan:
         if start is None:
             return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
         chosen = select_targets(arrays, start.learned, run.config.update.replay_ratio, run.seed)
-        return cls(1, run.config.train.time_budget_seconds, WarmStartState(start.state, chosen, RATE, counts))
+        return cls(
+            1, run.config.train.time_budget_seconds, WarmStartState(start.state, chosen, LEARNING_RATE_SHARE, counts)
+        )
 
 
 def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:

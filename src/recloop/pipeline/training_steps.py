@@ -45,7 +45,7 @@ from recloop.training import baselines
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
 from recloop.training.negatives import slots_of
-from recloop.training.warm_start import RATE, WarmStartState, with_replay
+from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
 
 COUNTS = "counts"
 """Name of a bundle without a network."""
@@ -186,7 +186,7 @@ def train_window(
     train = config.train.model_copy(update={"epochs": 1})
     again = fit_network(
         network.name, network.config, whole, config.model_copy(update={"train": train}), run / "window",
-        config.train.time_budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, RATE, bundle.arrays),
+        config.train.time_budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, LEARNING_RATE_SHARE, bundle.arrays),
     )  # fmt: skip
     metrics = replace(network.metrics, window_steps=again.steps, window_seconds=round(again.seconds, 2))
     return replace(

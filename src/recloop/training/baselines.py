@@ -27,7 +27,7 @@ from recloop.records import DAY, FUSED_SOURCES, Query
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
 
-HALF_LIVES: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
+HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
 SEGMENT_LENGTH = 1000
 
@@ -62,14 +62,14 @@ class Chosen:
 def fit_counts(
     data: TrainData,
     tables: ItemUserTables,
-    other: str = "",
+    custom_model: str = "",
     options: Mapping[str, Any] | None = None,
     half_lives: Mapping[str, float | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
     """Fit the closed-form models and return their arrays and scorers.
 
     Args:
-        other: A closed-form model by dotted path; it replaces the built-in model of its source.
+        custom_model: A closed-form model by dotted path; it replaces the built-in model of its source.
         options: The options of that model.
         half_lives: Days by source (`half_lives_of`); None if `choose_half_life_and_weights` sets them later.
     """
@@ -78,12 +78,12 @@ def fit_counts(
         source: (name, load_model(name, {} if source == "history" else {"half_life": days[source]}))
         for name, source in SOURCE_OF.items()
     }
-    if other and other not in SOURCE_OF:
-        model = load_model(other, options or {})
+    if custom_model and custom_model not in SOURCE_OF:
+        model = load_model(custom_model, options or {})
         if model.source not in {*models, "model"}:
             expected = f"one of the closed-form sources: {', '.join([*models, 'model'])}"
-            raise UserError(f"{other}.source", model.source, expected, "correct `source` in the class")
-        models[model.source] = (other, model)
+            raise UserError(f"{custom_model}.source", model.source, expected, "correct `source` in the class")
+        models[model.source] = (custom_model, model)
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
     arrays |= _segments(data, tables, days["popular"])
     scorers = {
@@ -118,9 +118,9 @@ def draft_bundle(
         )
         for name, section in config.placement.items()
     }
-    closed = scorers.get("model")
-    if closed is not None and closed.config is not None:
-        manifest = replace(manifest, model=ModelSpec(closed.model, closed.config))
+    model_scorer = scorers.get("model")
+    if model_scorer is not None and model_scorer.config is not None:
+        manifest = replace(manifest, model=ModelSpec(model_scorer.model, model_scorer.config))
     return Bundle(
         manifest=replace(manifest, scorers=dict(scorers)),
         spec=tables.spec,
@@ -147,25 +147,28 @@ def choose_half_life_and_weights(
         data: The rows that the bundle's models were fitted on (`recloop.training.dataset.validation_data`).
         past: Timeline of the rows before the cut, including validation moments; each query sees earlier rows only.
     """
-    whole = data.held
-    few = np.zeros(0, np.int64) if whole is None else whole.places(data.user_ids, config.split.validation_users)
-    if whole is not None and len(few):
-        data = replace(data, held=whole.at(few))
+    validation = data.held
+    sampled = np.zeros(0, np.int64)
+    if validation is not None:
+        sampled = validation.places(data.user_ids, config.split.validation_users)
+    if validation is not None and len(sampled):
+        data = replace(data, held=validation.at(sampled))
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, past)
     half_lives = half_lives_of(bundle.scorers)
-    if whole is None:
-        return bundle, Chosen(len(few), half_lives)
-    recalled = _recalled(bundle, replace(data, held=whole), past, list(bundle.scorers), threads)
-    lists = {source: found.items for source, found in recalled.items()}
-    fusion = fusion_or_single(lists, whole.items, whole.offsets, config.train.seed, few)
+    if validation is None:
+        return bundle, Chosen(len(sampled), half_lives)
+    recalled = _recalled(bundle, replace(data, held=validation), past, list(bundle.scorers), threads)
+    lists = {source: top_k.items for source, top_k in recalled.items()}
+    fusion = fusion_or_single(lists, validation.items, validation.offsets, config.train.seed, sampled)
     placements = {
         name: replace(placement, weights=fusion.weights, rrf=fusion.constant)
         if _choose_weights(config, name)
         else placement
         for name, placement in bundle.policy.placements.items()
     }
-    return replace(bundle, policy=replace(bundle.policy, placements=placements)), Chosen(len(few), half_lives, fusion)
+    policy = replace(bundle.policy, placements=placements)
+    return replace(bundle, policy=policy), Chosen(len(sampled), half_lives, fusion)
 
 
 def refit_baselines(
@@ -177,9 +180,9 @@ def refit_baselines(
         data: All rows before the cut, including validation moments.
         options: The options of the bundle's closed-form model by dotted path, if it has one.
     """
-    made, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
+    arrays, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
     items = replace(bundle.items, count=data.counts[1:])
-    return replace(bundle, arrays={**bundle.arrays, **made}, items=items, users=_user_table(tables, data, made))
+    return replace(bundle, arrays={**bundle.arrays, **arrays}, items=items, users=_user_table(tables, data, arrays))
 
 
 def closed_form(scorers: Mapping[str, ScorerSpec]) -> str:
@@ -195,7 +198,7 @@ def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
 def _choose_half_life(
     bundle: Bundle, source: str, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
 ) -> Bundle:
-    """Choose the best half-life of one source; on a tie the first of `HALF_LIVES`.
+    """Choose the best half-life of one source; on a tie the first of `HALF_LIFE_DAYS`.
 
     Popular and Co-visitation skip half-lives longer than the log, which change little and cost a fit.
     """
@@ -207,12 +210,14 @@ def _choose_half_life(
     if data.held is None:
         return bundle
     span = (data.cut - int(data.stamps.min())) / DAY if len(data.stamps) else 0.0
-    tried = [one for one in HALF_LIVES if one is None or source == "history" or one <= span]
+    half_lives = [
+        half_life for half_life in HALF_LIFE_DAYS if half_life is None or source == "history" or half_life <= span
+    ]
     best: tuple[float, Bundle] | None = None
-    for half_life in tried if len(tried) > 1 else []:
+    for half_life in half_lives if len(half_lives) > 1 else []:
         candidate = _with_half_life(bundle, source, half_life, data, tables)
-        own = _recalled(candidate, data, past, [source])[source]
-        _, ndcg = choose_weights({source: own.items}, data.held.items, data.held.offsets)
+        top_k = _recalled(candidate, data, past, [source])[source]
+        _, ndcg = choose_weights({source: top_k.items}, data.held.items, data.held.offsets)
         if best is None or ndcg > best[0]:
             best = (ndcg, candidate)
     return bundle if best is None else best[1]
@@ -241,8 +246,10 @@ def _segments(data: TrainData, tables: ItemUserTables, half_life: float | None) 
     values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
     segments = [None if value is None else as_text(value) for value in values]
     row_user, weights = data.moment_user[data.row_moment], data.decay(half_life)[data.row_moment]
-    own = data.target_rows
-    return segment_lists(segments, row_user[own], data.items[own], weights[own], data.n_items + 1, SEGMENT_LENGTH)
+    is_target = data.target_rows
+    return segment_lists(
+        segments, row_user[is_target], data.items[is_target], weights[is_target], data.n_items + 1, SEGMENT_LENGTH
+    )
 
 
 def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:
@@ -255,26 +262,27 @@ def _recalled(
     bundle: Bundle, data: TrainData, past: StateHistory, sources: list[str], threads: int = 1, chunk: int = 256
 ) -> dict[str, TopK]:
     """Return the top 200 of each source for every validation query."""
-    held = data.held
-    assert held is not None
+    validation = data.held
+    assert validation is not None
     table = bundle.items
     recommender = Recommender(bundle, Catalog.from_table(table.ids.ids, table.attributes), threads)
     name = bundle.default_placement
     placement = recommender.placement(name)
-    parts = []
-    for start in range(0, len(held), chunk):
+    batches = []
+    for start in range(0, len(validation), chunk):
         span = slice(start, start + chunk)
-        users = [data.user_ids[ix] for ix in held.user_ix[span]]
-        states = past.states(users, held.as_of[span].tolist(), held.now[span].tolist())
-        encoded = recommender.encode(states, held.now[span])
+        users = [data.user_ids[ix] for ix in validation.user_ix[span]]
+        states = past.states(users, validation.as_of[span].tolist(), validation.now[span].tolist())
+        encoded = recommender.encode(states, validation.now[span])
         queries = [
-            Query(user_id=user, now=int(now), placement=name) for user, now in zip(users, held.now[span], strict=True)
+            Query(user_id=user, now=int(now), placement=name)
+            for user, now in zip(users, validation.now[span], strict=True)
         ]
-        parts.append(recommender.recall(encoded, recommender.candidate_mask(encoded, queries, placement), sources))
+        batches.append(recommender.recall(encoded, recommender.candidate_mask(encoded, queries, placement), sources))
     return {
         source: TopK(
-            np.concatenate([part[source].items for part in parts]),
-            np.concatenate([part[source].scores for part in parts]),
+            np.concatenate([batch[source].items for batch in batches]),
+            np.concatenate([batch[source].scores for batch in batches]),
         )
         for source in sources
     }
@@ -289,10 +297,10 @@ def _start(kind: str, weights: Any, scorers: Mapping[str, ScorerSpec]) -> dict[s
         return {"popular": 1.0}
     if kind == "latest":
         return {}
-    if kind == similar_items.LIST and weights == "auto":
+    if kind == similar_items.LIST_KIND and weights == "auto":
         return dict(similar_items.PLACEMENT.weights)
     if weights == "auto":
         return {source: 1.0 for source in FUSED_SOURCES if source in scorers}
     # The network is trained after the closed-form models, so its weight is kept.
-    held = {*scorers, "model"}
-    return {source: float(weights[source]) for source in FUSED_SOURCES if weights.get(source) and source in held}
+    available = {*scorers, "model"}
+    return {source: float(weights[source]) for source in FUSED_SOURCES if weights.get(source) and source in available}

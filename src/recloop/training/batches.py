@@ -22,7 +22,7 @@ from recloop.features.state import offsets_of
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.negatives import NegativesByMoment
 
-TOKENS = 2_800
+TOKENS_PER_STEP = 2_800
 """Tokens per step, including padding; small steps learn more per second (docs/decisions/)."""
 
 
@@ -55,8 +55,8 @@ class HistoryWindows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, chosen: np.ndarray) -> HistoryWindows:
-        return HistoryWindows(self.starts[chosen], self.stops[chosen])
+    def __getitem__(self, selection: np.ndarray) -> HistoryWindows:
+        return HistoryWindows(self.starts[selection], self.stops[selection])
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class MomentRows:
     def from_data(cls, data: TrainData, history: int) -> MomentRows:
         moment = data.row_moment
         starts = data.moment_offsets[:-1]
-        kept = np.arange(len(moment)) - data.moment_offsets[moment] < history  # (rows of data,)
+        in_history = np.arange(len(moment)) - data.moment_offsets[moment] < history  # (rows of data,)
         return cls(
-            items=data.items[kept].astype(np.int64),
-            seqs=data.seqs[kept],
-            moment=moment[kept],
+            items=data.items[in_history].astype(np.int64),
+            seqs=data.seqs[in_history],
+            moment=moment[in_history],
             offsets=offsets_of(np.minimum(np.diff(data.moment_offsets), history)),
             newest_seq=np.maximum.reduceat(data.seqs, starts) if len(starts) else data.seqs,
             user=data.moment_user,
@@ -125,8 +125,8 @@ class SequenceDataset:
             stops.append(stop)
             if which == "last":
                 break
-            more = start > first
-            first, stop = first[more], start[more]
+            has_more = start > first
+            first, stop = first[has_more], start[has_more]
         if not starts:
             return HistoryWindows(np.zeros(0, np.int64), np.zeros(0, np.int64))
         return self._windows_with_targets(HistoryWindows(np.concatenate(starts), np.concatenate(stops)))
@@ -139,9 +139,9 @@ class SequenceDataset:
         if not len(target_moments):
             return windows[np.zeros(len(windows), dtype=bool)]
         rank = np.searchsorted(target_moments, windows.stops, side="right") - 1  # (W,) -1: no target at or before stop
-        last = target_moments[np.maximum(rank, 0)]
-        holds_target = (rank >= 0) & (last > windows.starts)  # (W,)
-        return HistoryWindows(windows.starts[holds_target], last[holds_target])
+        last_target = target_moments[np.maximum(rank, 0)]
+        holds_target = (rank >= 0) & (last_target > windows.starts)  # (W,)
+        return HistoryWindows(windows.starts[holds_target], last_target[holds_target])
 
     def latest_windows(self, users: np.ndarray) -> HistoryWindows:
         """Return the newest window of each user with a moment, as serving builds it."""
@@ -150,9 +150,9 @@ class SequenceDataset:
 
     def _window_start(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Return the first start from ``first`` with at most ``history`` items."""
-        start = np.searchsorted(self.rows.offsets, self.rows.offsets[stop] - self.history, side="left")
-        reached: np.ndarray = np.maximum(start, first)
-        return reached
+        earliest = np.searchsorted(self.rows.offsets, self.rows.offsets[stop] - self.history, side="left")
+        start: np.ndarray = np.maximum(earliest, first)
+        return start
 
     def lengths(self, windows: HistoryWindows) -> np.ndarray:
         """Return the tokens (W,) of each window."""
@@ -161,14 +161,16 @@ class SequenceDataset:
 
     def draw(self, seed: int, epoch: int) -> np.ndarray:
         """Draw one target row per moment (M,) for an epoch, or any row of one without."""
-        share = np.random.default_rng([seed, epoch]).random(len(self.data.stamps))
+        uniform = np.random.default_rng([seed, epoch]).random(len(self.data.stamps))
         offsets = self.data.moment_offsets
-        rows: np.ndarray = offsets[:-1] + (share * np.diff(offsets)).astype(np.int64)
+        rows: np.ndarray = offsets[:-1] + (uniform * np.diff(offsets)).astype(np.int64)
         if self.data.targets is not None:
-            places = np.flatnonzero(self.data.targets)
-            before = np.concatenate([[0], np.cumsum(self.data.targets)])[offsets]  # (M+1,) targets before each moment
-            asked = np.diff(before) > 0
-            rows[asked] = places[(before[:-1] + (share * np.diff(before)).astype(np.int64))[asked]]
+            target_rows = np.flatnonzero(self.data.targets)
+            # (M+1,) targets before each moment
+            targets_before = np.concatenate([[0], np.cumsum(self.data.targets)])[offsets]
+            has_target = np.diff(targets_before) > 0
+            target = targets_before[:-1] + (uniform * np.diff(targets_before)).astype(np.int64)
+            rows[has_target] = target_rows[target[has_target]]
         return rows
 
     def tokens(self, windows: HistoryWindows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,19 +185,20 @@ class SequenceDataset:
         moments = np.where(mask, windows.stops[:, None] - 1 - self.rows.moment[rows], 0)
         return rows, moments, mask
 
-    def batch(self, windows: HistoryWindows, drawn: np.ndarray) -> Batch:
+    def batch(self, windows: HistoryWindows, target_rows: np.ndarray) -> Batch:
         """Return the windows as tensors, with the targets drawn for this epoch (`draw`)."""
         rows, moments, mask = self.tokens(windows)
-        held = windows.stops - windows.starts
-        number = np.arange(held.max(initial=1))
-        predicted = number < held[:, None]  # (B, M)
-        target = np.where(predicted, windows.stops[:, None] - number, 0)  # (B, M) the moment that follows moment m
+        n_moments = windows.stops - windows.starts
+        moment_number = np.arange(n_moments.max(initial=1))
+        predicted = moment_number < n_moments[:, None]  # (B, M)
+        # (B, M) the moment that follows moment m
+        target = np.where(predicted, windows.stops[:, None] - moment_number, 0)
         if self.chosen is not None:
             predicted &= self.chosen[target]
         arrived = None
         if self.late:
-            known = self.rows.newest_seq[self.rows.moment[rows]]  # (B, T)
-            arrived = torch.from_numpy(self.rows.seqs[rows][:, None, :] <= known[:, :, None])
+            newest_seq = self.rows.newest_seq[self.rows.moment[rows]]  # (B, T)
+            arrived = torch.from_numpy(self.rows.seqs[rows][:, None, :] <= newest_seq[:, :, None])
         rejected, rejected_weights = self._refused(windows)
         return Batch(
             items=torch.from_numpy(np.where(mask, self.rows.items[rows], 0)),
@@ -203,8 +206,8 @@ class SequenceDataset:
             mask=torch.from_numpy(mask),
             arrived=arrived,
             context=torch.from_numpy(self.context[target]),
-            targets=torch.from_numpy(np.where(predicted, self.data.items[drawn[target]], 0).astype(np.int64)),
-            weights=torch.from_numpy(np.where(predicted, self.data.weights[drawn[target]], 0).astype(np.float32)),
+            targets=torch.from_numpy(np.where(predicted, self.data.items[target_rows[target]], 0).astype(np.int64)),
+            weights=torch.from_numpy(np.where(predicted, self.data.weights[target_rows[target]], 0).astype(np.float32)),
             rejected=rejected,
             rejected_weights=rejected_weights,
             users=torch.from_numpy(self.rows.user[windows.starts].astype(np.int64)),
@@ -215,8 +218,8 @@ class SequenceDataset:
         steps = np.zeros(len(self.data.stamps) + 2, dtype=np.int64)
         np.add.at(steps, windows.starts + 1, 1)
         np.add.at(steps, windows.stops + 1, -1)
-        held: np.ndarray = np.cumsum(steps)[: len(self.data.stamps)] > 0
-        return held if self.chosen is None else held & self.chosen
+        in_window: np.ndarray = np.cumsum(steps)[: len(self.data.stamps)] > 0
+        return in_window if self.chosen is None else in_window & self.chosen
 
     @cached_property
     def negatives_by_moment(self) -> NegativesByMoment | None:
@@ -228,8 +231,8 @@ class SequenceDataset:
             return None, None
         window, row = self.negatives_by_moment.for_windows(windows.starts, windows.stops)
         if self.chosen is not None:  # used only if the following moment is a chosen target
-            asked = self.chosen[self.negatives_by_moment.moment[row] + 1]
-            window, row = window[asked], row[asked]
+            is_used = self.chosen[self.negatives_by_moment.moment[row] + 1]
+            window, row = window[is_used], row[is_used]
         if not len(row):
             return None, None
         moment = windows.stops[window] - 1 - self.negatives_by_moment.moment[row]
@@ -251,35 +254,35 @@ class SequenceDataset:
     def context(self) -> np.ndarray:
         """Return (M, C) int64 context codes at each moment as a target."""
         stamps = self.data.stamps
-        last = np.concatenate([[0], stamps[:-1]])
+        last_stamps = np.concatenate([[0], stamps[:-1]])
         has_past = np.concatenate([[False], self.rows.user[1:] == self.rows.user[:-1]])[: len(stamps)]
-        return self._context(self.rows.user, stamps, last[: len(stamps)], has_past)
+        return self._context(self.rows.user, stamps, last_stamps[: len(stamps)], has_past)
 
-    def _context(self, users: np.ndarray, now: np.ndarray, last: np.ndarray, has_past: np.ndarray) -> np.ndarray:
+    def _context(self, users: np.ndarray, now: np.ndarray, last_stamps: np.ndarray, has_past: np.ndarray) -> np.ndarray:
         """Return (n, C) int64 codes of user and request fields, as serving encodes them."""
         columns = list(self.data.user_codes[users].T)
         if self.data.context_fields:
             spec, fields = self.data.extras["spec"], self.data.extras["fields"]
-            columns += context_codes(spec, fields, now, last, has_past)
+            columns += context_codes(spec, fields, now, last_stamps, has_past)
         return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((len(users), 0), dtype=np.int64)
 
 
-def history_before(data: TrainData, held: ValidationQueries) -> TrainData:
+def history_before(data: TrainData, validation: ValidationQueries) -> TrainData:
     """Build the data of held-out users just before their moments, without other users."""
     as_of = np.full(data.n_users, -1, dtype=np.int64)
-    as_of[held.user_ix] = held.as_of
+    as_of[validation.user_ix] = validation.as_of
     moment = data.row_moment
-    kept = data.seqs <= as_of[data.moment_user[moment]]
-    sizes = np.bincount(moment[kept], minlength=len(data.stamps))
+    is_before = data.seqs <= as_of[data.moment_user[moment]]
+    sizes = np.bincount(moment[is_before], minlength=len(data.stamps))
     return replace(
         data,
         user_offsets=offsets_of(np.bincount(data.moment_user[sizes > 0], minlength=data.n_users)),
         moment_offsets=offsets_of(sizes[sizes > 0]),
         stamps=data.stamps[sizes > 0],
-        items=data.items[kept],
-        seqs=data.seqs[kept],
-        weights=data.weights[kept],
-        targets=None if data.targets is None else data.targets[kept],
+        items=data.items[is_before],
+        seqs=data.seqs[is_before],
+        weights=data.weights[is_before],
+        targets=None if data.targets is None else data.targets[is_before],
     )
 
 
@@ -289,7 +292,7 @@ class LengthBucketSampler(Sampler[np.ndarray]):
     The order changes each epoch.
     """
 
-    def __init__(self, lengths: np.ndarray, seed: int, tokens: int = TOKENS) -> None:
+    def __init__(self, lengths: np.ndarray, seed: int, tokens: int = TOKENS_PER_STEP) -> None:
         self.lengths, self.seed, self.tokens = lengths, seed, tokens
         self.epoch = 0
         self.bounds = _bounds(np.sort(lengths), tokens)
@@ -317,9 +320,9 @@ def _bounds(lengths: np.ndarray, tokens: int) -> np.ndarray:
     bounds = [0]
     while bounds[-1] < len(lengths):
         start = bounds[-1]
-        near = lengths[start : start + max(1, tokens // max(1, int(lengths[start])))]
-        area = near * np.arange(1, len(near) + 1)
-        bounds.append(start + max(1, int(np.searchsorted(area, tokens, side="right"))))
+        run_lengths = lengths[start : start + max(1, tokens // max(1, int(lengths[start])))]
+        padded_tokens = run_lengths * np.arange(1, len(run_lengths) + 1)
+        bounds.append(start + max(1, int(np.searchsorted(padded_tokens, tokens, side="right"))))
     return np.array(bounds, dtype=np.int64)
 
 
@@ -332,8 +335,8 @@ class EpochDataset(Dataset[Batch]):
         self.sequences, self.windows, self.seed, self.steps = sequences, windows, seed, steps
         self._drawn: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, chosen: np.ndarray) -> Batch:
+    def __getitem__(self, selection: np.ndarray) -> Batch:
         epoch = self.steps.epoch
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = (epoch, self.sequences.draw(self.seed, epoch))
-        return self.sequences.batch(self.windows[chosen], self._drawn[1])
+        return self.sequences.batch(self.windows[selection], self._drawn[1])

@@ -54,7 +54,7 @@ class ItemUserTables:
 
 def make_tables(
     spec: FeatureSpec,
-    before: pl.DataFrame,
+    rows: pl.DataFrame,
     cut: int,
     items: pl.DataFrame | None,
     users: pl.DataFrame | None,
@@ -67,15 +67,15 @@ def make_tables(
     most positives in the 90 days before the cut, ties by id bytes (docs/definitions/terms.md).
 
     Args:
-        before: Labelled rows before the cut, including the held-out moments.
+        rows: Labelled rows before the cut, including the held-out moments.
         items, users: Versions of the catalog (id, seq, attributes).
         parent: Items of the parent bundle in their order; the table starts with them.
         fields: Codes of the parent, kept unchanged; None: learn them from these rows.
     """
-    known = _inputs(before)
-    last_seq = max_int(before[SEQ])
+    inputs = _inputs(rows)
+    last_seq = max_int(rows[SEQ])
     table = (
-        known.group_by(ITEM_ID)
+        inputs.group_by(ITEM_ID)
         .agg(
             pl.col(STAMP).min(),
             pl.col(SEQ).min(),
@@ -88,11 +88,11 @@ def make_tables(
     head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
     tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
     item_ids = table[ITEM_ID].to_list()
-    user_ids = known[USER_ID].unique().sort().to_list()
+    user_ids = inputs[USER_ID].unique().sort().to_list()
     item_attributes = _newest(items, ITEM_ID, item_ids, last_seq)
     user_attributes = _newest(users, USER_ID, user_ids, last_seq)
     if fields is None:
-        stamps = known.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
+        stamps = inputs.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
         gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
         fields = FieldCodes.fit(spec, item_attributes, user_attributes, gaps)
     return ItemUserTables(
@@ -110,48 +110,51 @@ def make_tables(
 
 def _parent_items_first(parent: Sequence[str], table: pl.DataFrame) -> pl.DataFrame:
     """Order the parent's items first, then new ones; every parent item keeps its row."""
-    first = pl.DataFrame({ITEM_ID: parent}, schema={ITEM_ID: pl.String}).join(
+    parent_rows = pl.DataFrame({ITEM_ID: parent}, schema={ITEM_ID: pl.String}).join(
         table, on=ITEM_ID, how="left", maintain_order="left"
     )
-    new = table.join(first, on=ITEM_ID, how="anti", maintain_order="left")
-    return pl.concat([first, new]).with_columns(pl.col(STAMP, SEQ, "recent").fill_null(0))
+    new_rows = table.join(parent_rows, on=ITEM_ID, how="anti", maintain_order="left")
+    return pl.concat([parent_rows, new_rows]).with_columns(pl.col(STAMP, SEQ, "recent").fill_null(0))
 
 
 def train_data(
-    tables: ItemUserTables, train: pl.DataFrame, held: pl.DataFrame | None, shown: pl.DataFrame | None = None
+    tables: ItemUserTables,
+    train: pl.DataFrame,
+    validation_rows: pl.DataFrame | None,
+    served_slots: pl.DataFrame | None = None,
 ) -> TrainData:
     """Build the flat arrays that every model learns from.
 
     Args:
         train: Labelled rows to learn from.
-        held: Labelled rows of the validation moments, one moment per user; excluded from all counts.
-        shown: Slots of the served lists that the rows refer to (`recloop.training.negatives.slots_of`).
+        validation_rows: Labelled rows of the validation moments, one moment per user; excluded from all counts.
+        served_slots: Slots of the served lists that the rows refer to (`recloop.training.negatives.slots_of`).
     """
-    train, held = _resolve_undos(train, held)
+    train, validation_rows = _resolve_undos(train, validation_rows)
     train = _in_tables(tables, train)
-    held = None if held is None else _in_tables(tables, held)
-    known = train.filter(is_input())
-    positive = known.filter(pl.col(USE) == Use.TARGET)
+    validation_rows = None if validation_rows is None else _in_tables(tables, validation_rows)
+    inputs = train.filter(is_input())
+    positive = inputs.filter(pl.col(USE) == Use.TARGET)
     rows = (
-        known.group_by(USER_ID, STAMP, ITEM_ID)
+        inputs.group_by(USER_ID, STAMP, ITEM_ID)
         .agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), (pl.col(USE) == Use.TARGET).any())
         .sort(USER_ID, STAMP, ITEM_ID)
     )
     user_ix = tables.users.lookup(rows[USER_ID], len(rows)) - 1
     items = tables.items.lookup(rows[ITEM_ID], len(rows))
     stamps = rows[STAMP].to_numpy()
-    new = np.ones(len(rows), dtype=bool)
-    new[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
-    row_moment = np.cumsum(new) - 1
+    starts_moment = np.ones(len(rows), dtype=bool)
+    starts_moment[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
+    row_moment = np.cumsum(starts_moment) - 1
     counts = np.bincount(tables.items.lookup(positive[ITEM_ID], len(positive)), minlength=len(tables.items) + 1)
     user_codes, user_fields = attribute_codes("user", tables.spec, tables.fields, tables.user_attributes)
     item_codes, item_fields = attribute_codes("item", tables.spec, tables.fields, [None, *tables.item_attributes])
     return TrainData(
         item_ids=tables.items.ids,
         user_ids=tables.users.ids,
-        user_offsets=offsets_of(np.bincount(user_ix[new], minlength=len(tables.users))),
+        user_offsets=offsets_of(np.bincount(user_ix[starts_moment], minlength=len(tables.users))),
         moment_offsets=offsets_of(np.bincount(row_moment)),
-        stamps=stamps[new],
+        stamps=stamps[starts_moment],
         items=items,
         seqs=rows[SEQ].to_numpy(),
         weights=rows[WEIGHT].to_numpy(),
@@ -163,15 +166,15 @@ def train_data(
         context_fields=[(f"context.{name}", tables.fields.size(f"context.{name}"), 8) for name in tables.spec.context],
         cut=tables.cut,
         counts=counts,
-        held=None if held is None or not len(held) else _held(tables, held),
-        negatives=negatives(tables.items, tables.users, train, shown),
+        held=None if validation_rows is None or not len(validation_rows) else _held(tables, validation_rows),
+        negatives=negatives(tables.items, tables.users, train, served_slots),
         targets=None if rows[USE].all() else rows[USE].to_numpy(),
         extras={"spec": tables.spec, "fields": tables.fields},
     )
 
 
 def validation_data(
-    tables: ItemUserTables, train: pl.DataFrame, valid: pl.DataFrame, shown: pl.DataFrame | None, temporal: bool
+    tables: ItemUserTables, train: pl.DataFrame, valid: pl.DataFrame, served_slots: pl.DataFrame | None, temporal: bool
 ) -> TrainData:
     """Build the arrays for model selection on the validation moments.
 
@@ -181,12 +184,12 @@ def validation_data(
         train, valid: Labelled rows before the cut; ``valid`` holds the validation moments, ``train`` all others.
         temporal: False for leave-one-out, which has no common start of validation.
     """
-    whole = train_data(tables, train, valid, shown)
-    if not temporal or whole.held is None:
-        return whole
-    start = int(whole.held.now.min())
-    early = train_data(tables, train.filter(pl.col(STAMP) < start), valid, shown)
-    return replace(early, cut=start, history=whole)
+    all_data = train_data(tables, train, valid, served_slots)
+    if not temporal or all_data.held is None:
+        return all_data
+    start = int(all_data.held.now.min())
+    early_data = train_data(tables, train.filter(pl.col(STAMP) < start), valid, served_slots)
+    return replace(early_data, cut=start, history=all_data)
 
 
 def is_input() -> pl.Expr:
@@ -199,16 +202,22 @@ def _inputs(rows: pl.DataFrame) -> pl.DataFrame:
     return without_undone(rows).filter(is_input())
 
 
-def _resolve_undos(train: pl.DataFrame, held: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+def _resolve_undos(
+    train: pl.DataFrame, validation_rows: pl.DataFrame | None
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Resolve undos over both frames; a training row may undo a held-out moment."""
-    if held is None or not len(held):
-        return without_undone(train), held
+    if validation_rows is None or not len(validation_rows):
+        return without_undone(train), validation_rows
     columns = [USER_ID, ITEM_ID, STAMP, SEQ, LABEL, WEIGHT]
-    columns += [name for name in (USE, PAIR, UNITS) if name in train.columns and name in held.columns]
-    both = without_undone(pl.concat([train.select(columns), held.select(columns)])).select(SEQ, LABEL, WEIGHT, USE)
-    bare = [frame.drop(LABEL, WEIGHT, USE, strict=False) for frame in (train, held)]
-    first, second = (frame.join(both, on=SEQ, how="left", maintain_order="left") for frame in bare)
-    return first, second
+    columns += [name for name in (USE, PAIR, UNITS) if name in train.columns and name in validation_rows.columns]
+    labels = without_undone(pl.concat([train.select(columns), validation_rows.select(columns)])).select(
+        SEQ, LABEL, WEIGHT, USE
+    )
+    unlabelled = [frame.drop(LABEL, WEIGHT, USE, strict=False) for frame in (train, validation_rows)]
+    resolved_train, resolved_validation = (
+        frame.join(labels, on=SEQ, how="left", maintain_order="left") for frame in unlabelled
+    )
+    return resolved_train, resolved_validation
 
 
 def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
@@ -217,28 +226,28 @@ def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
 
 
-def _held(tables: ItemUserTables, held: pl.DataFrame) -> ValidationQueries:
+def _held(tables: ItemUserTables, rows: pl.DataFrame) -> ValidationQueries:
     moments = (
-        held.filter(pl.col(LABEL) > 0)
+        rows.filter(pl.col(LABEL) > 0)
         .group_by(USER_ID, STAMP)
         .agg(pl.col(ITEM_ID).unique().sort(), pl.col(SEQ).min())
         .sort(USER_ID, STAMP)
     )
     sizes = moments[ITEM_ID].list.len().to_numpy()
-    flat = moments[ITEM_ID].explode()
+    target_ids = moments[ITEM_ID].explode()
     return ValidationQueries(
         user_ix=tables.users.lookup(moments[USER_ID], len(moments)) - 1,
         now=moments[STAMP].to_numpy(),
         as_of=moments[SEQ].to_numpy() - 1,
         offsets=offsets_of(sizes),
-        items=tables.items.lookup(flat, len(flat)),
+        items=tables.items.lookup(target_ids, len(target_ids)),
     )
 
 
-def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], until: int) -> list[AttributeValues | None]:
+def _newest(frame: pl.DataFrame | None, key: str, ids: list[str], max_seq: int) -> list[AttributeValues | None]:
     """Return the attributes of each id's newest version up to a seq; None without one."""
     if frame is None or not len(frame):
         return [None] * len(ids)
-    newest = frame.filter(pl.col(SEQ) <= until).sort(SEQ).unique(key, keep="last")
+    newest = frame.filter(pl.col(SEQ) <= max_seq).sort(SEQ).unique(key, keep="last")
     texts = dict(newest.select(key, "attributes").iter_rows())
-    return [json.loads(texts[raw]) if raw in texts else None for raw in ids]
+    return [json.loads(texts[raw_id]) if raw_id in texts else None for raw_id in ids]

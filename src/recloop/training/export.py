@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-INPUTS = ("history", "moments", "mask", "context")
-OUTPUT = "vectors"
+INPUT_NAMES = ("history", "moments", "mask", "context")
+OUTPUT_NAME = "vectors"
 
 
 class _UserVectors(nn.Module):
@@ -43,7 +43,7 @@ def user_graph(network: Any, dim: int, n_context: int) -> bytes:
     B and T are dynamic. The file contains all weights except the item table.
     """
     example, shapes = _example(dim, n_context)
-    return _export(_UserVectors(network), example, shapes, list(INPUTS))
+    return _export(_UserVectors(network), example, shapes, list(INPUT_NAMES))
 
 
 def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
@@ -75,7 +75,10 @@ def rank_graph(network: Any, dim: int, n_context: int) -> bytes:
     example, shapes = _example(dim, n_context)
     candidates = {0: torch.export.Dim("B"), 1: torch.export.Dim("K")}
     return _export(
-        _CandidateScores(network), (*example, torch.zeros(2, 4, dim)), (*shapes, candidates), [*INPUTS, "candidates"]
+        _CandidateScores(network),
+        (*example, torch.zeros(2, 4, dim)),
+        (*shapes, candidates),
+        [*INPUT_NAMES, "candidates"],
     )
 
 
@@ -98,15 +101,15 @@ def item_graph(network: Any, n_fields: int) -> bytes:
     )
 
 
-def _export(face: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str]) -> bytes:
+def _export(module: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str]) -> bytes:
     with _quiet():
         program = torch.onnx.export(
-            face.eval().cpu(),
+            module.eval().cpu(),
             example,
             dynamo=True,
             dynamic_shapes=shapes,
             input_names=inputs,
-            output_names=[OUTPUT],
+            output_names=[OUTPUT_NAME],
             external_data=False,
             verbose=False,
         )
@@ -126,8 +129,8 @@ def _forget_origin(message: Any) -> None:
         if field.name in {"doc_string", "metadata_props"}:
             message.ClearField(field.name)
         elif field.message_type is not None:
-            for one in [value] if hasattr(value, "ListFields") else value:
-                _forget_origin(one)
+            for child in [value] if hasattr(value, "ListFields") else value:
+                _forget_origin(child)
 
 
 @contextmanager
@@ -141,9 +144,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Several inputs share a size; the exporter drops its second name, as intended.
             warnings.filterwarnings("ignore", message=".*The axis name: . will not be used.*")
-            warnings.filterwarnings(
-                "ignore", message=".*LeafSpec.*", category=FutureWarning
-            )  # raised inside torch.export
+            # raised inside torch.export
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

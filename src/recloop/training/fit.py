@@ -92,10 +92,10 @@ class TrainedNetwork:
     item_graph: bytes = b""
     kind: str = "vectors"
 
-    def training(self, before: Training) -> Training:
+    def training(self, previous: Training) -> Training:
         """Update the manifest's training section and keep all other fields."""
         return replace(
-            before,
+            previous,
             epochs=self.epochs,
             steps=self.steps,
             steps_per_epoch=self.steps_per_epoch,
@@ -134,7 +134,7 @@ def fit_network(
     Raises:
         UserError: an option or loss is unknown, torch is missing, the model is not a network, or no user has two moments.
     """
-    started = time.monotonic()
+    start_time = time.monotonic()
     network = load_model(name, options)
     if getattr(network, "inputs", None) != "sequence":
         raise UserError("model.name", name, 'a network with inputs = "sequence"', 'name = "sasrec"')
@@ -147,8 +147,8 @@ def fit_network(
 
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.toml").write_text(dump(config), "utf-8")
-    learner, watch = train(network, data, config, run_folder, budget_seconds, quiet, warm)
-    kept, trained = watch.kept, watch.seconds
+    learner, callback = train(network, data, config, run_folder, budget_seconds, quiet, warm)
+    best, training_seconds = callback.kept, callback.seconds
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.context_fields)
     members = OptionalMembers.from_network(network)
@@ -156,15 +156,15 @@ def fit_network(
     graph = (rank_graph if members.kind == "rank" else user_graph)(network, config.features.dim, n_context)
     metrics = FitMetrics(
         loss=learner.criterion.name,
-        ndcg=kept.ndcg if watch.examination else None,
-        epochs=kept.epoch,
-        step=kept.step,
-        steps_per_epoch=watch.steps_per_epoch,
-        stopped=watch.stopped,
-        seconds=round(trained, 2),
-        look_seconds=round(watch.looking, 2),
-        tokens_per_second=round(watch.tokens / trained),
-        looks=watch.looks,
+        ndcg=best.ndcg if callback.examination else None,
+        epochs=best.epoch,
+        step=best.step,
+        steps_per_epoch=callback.steps_per_epoch,
+        stopped=callback.stopped,
+        seconds=round(training_seconds, 2),
+        look_seconds=round(callback.looking, 2),
+        tokens_per_second=round(callback.tokens / training_seconds),
+        looks=callback.looks,
     )
     (run_folder / "metrics.json").write_text(json.dumps(metrics.to_json(), indent=1) + "\n", "utf-8")
     return TrainedNetwork(
@@ -174,11 +174,11 @@ def fit_network(
         graph=graph,
         kind=members.kind,
         item_graph=item_graph(network, len(data.item_fields)) if has_item_graph else b"",
-        train_state={key: tensor.numpy() for key, tensor in train_state(kept).items()},
-        epochs=kept.epoch,
-        steps=kept.step,
-        steps_per_epoch=watch.steps_per_epoch,
-        stopped=watch.stopped,
-        seconds=time.monotonic() - started,
+        train_state={key: tensor.numpy() for key, tensor in train_state(best).items()},
+        epochs=best.epoch,
+        steps=best.step,
+        steps_per_epoch=callback.steps_per_epoch,
+        stopped=callback.stopped,
+        seconds=time.monotonic() - start_time,
         metrics=metrics,
     )

@@ -20,11 +20,11 @@ from recloop.evaluation.bootstrap import Estimate
 from recloop.policy import RRF
 from recloop.records import FUSED_SOURCES
 
-GRID = (0.0, 0.25, 0.5, 1.0)
-CHUNK = 128  # queries per pass: about 100 MiB with four sources of 200
-CONSTANTS = (60, 20, 5, 1)
+WEIGHT_GRID = (0.0, 0.25, 0.5, 1.0)
+CHUNK_QUERIES = 128  # queries per pass: about 100 MiB with four sources of 200
+FUSION_CONSTANTS = (60, 20, 5, 1)
 """Fusion constants to try; the first one wins a tie."""
-SAME = 1e-12  # two NDCG values closer than this are a tie
+NDCG_TOLERANCE = 1e-12  # two NDCG values closer than this are a tie
 
 
 def choose_weights(
@@ -46,12 +46,12 @@ def choose_weights(
         k: Number of evaluated ranks. constant: Fusion constant.
     """
     sources = [source for source in FUSED_SOURCES if source in recalled]
-    asked = np.flatnonzero(np.diff(offsets) > 0)
-    if not len(asked) or not sources:
+    with_target = np.flatnonzero(np.diff(offsets) > 0)
+    if not len(with_target) or not sources:
         return dict.fromkeys(sources, 1.0), float("nan")
     points = grid(len(sources))
     means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k, constant).mean(axis=1)
-    best = int(np.flatnonzero(means >= means.max() - SAME)[0])  # the grid's order breaks ties
+    best = int(np.flatnonzero(means >= means.max() - NDCG_TOLERANCE)[0])  # the grid's order breaks ties
     return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
 
 
@@ -79,7 +79,7 @@ def fusion_or_single(
     targets: NDArray[Any],
     offsets: NDArray[Any],
     seed: int,
-    few: NDArray[np.int64] | None = None,
+    sample: NDArray[np.int64] | None = None,
     k: int = 10,
 ) -> FusionChoice:
     """Return the best fusion if it is significantly better than the best source.
@@ -88,33 +88,41 @@ def fusion_or_single(
 
     Args:
         recalled, targets, offsets, k: As in `choose_weights`. seed: Seed of the interval.
-        few: Queries of the grid search; None means all. The interval always covers all queries.
+        sample: Queries of the grid search; None means all. The interval always covers all queries.
     """
-    places = np.arange(len(offsets) - 1) if few is None else few
-    some = {source: found[places] for source, found in recalled.items()}
-    mine = [targets[offsets[q] : offsets[q + 1]] for q in places]
-    wanted = np.concatenate(mine) if mine else targets[:0]
-    ends = np.concatenate([[0], np.cumsum([len(one) for one in mine], dtype=np.int64)])
-    tried = [(*choose_weights(some, wanted, ends, k, constant), constant) for constant in CONSTANTS]
-    best, ndcg, constant = max(tried, key=lambda one: one[1])  # the first one wins a tie; NaN without a query
-    alone = {source: choose_weights({source: some[source]}, wanted, ends, k)[1] for source in best}
+    rows = np.arange(len(offsets) - 1) if sample is None else sample
+    sampled_lists = {source: items[rows] for source, items in recalled.items()}
+    query_targets = [targets[offsets[q] : offsets[q + 1]] for q in rows]
+    sampled_targets = np.concatenate(query_targets) if query_targets else targets[:0]
+    sampled_offsets = np.concatenate([[0], np.cumsum([len(entry) for entry in query_targets], dtype=np.int64)])
+    results = [
+        (*choose_weights(sampled_lists, sampled_targets, sampled_offsets, k, constant), constant)
+        for constant in FUSION_CONSTANTS
+    ]
+    best, ndcg, constant = max(results, key=lambda entry: entry[1])  # the first one wins a tie; NaN without a query
+    alone = {
+        source: choose_weights({source: sampled_lists[source]}, sampled_targets, sampled_offsets, k)[1]
+        for source in best
+    }
     if not alone or np.isnan(ndcg):
         return FusionChoice(best, RRF, ndcg, best, alone, "", None)
     single = max(alone, key=lambda source: alone[source])  # the first of FUSED_SOURCES wins a tie
-    only = {source: float(source == single) for source in best}
+    single_weights = {source: float(source == single) for source in best}
     if sum(weight > 0 for weight in best.values()) == 1:
         return FusionChoice(best, RRF, ndcg, best, alone, single, None)
-    points = np.array([list(best.values()), list(only.values())])
+    points = np.array([list(best.values()), list(single_weights.values())])
     values = _ndcg([recalled[source] for source in best], targets, offsets, points, k, constant)  # (2, Q)
     gain = bootstrap.difference(values[0], values[1], seed).absolute
     if gain.low > 0:
         return FusionChoice(best, constant, ndcg, best, alone, single, gain)
-    return FusionChoice(only, RRF, alone[single], best, alone, single, gain)
+    return FusionChoice(single_weights, RRF, alone[single], best, alone, single, gain)
 
 
 def grid(sources: int) -> NDArray[np.float64]:
     """Return (G, sources) weights with a largest weight of 1, in tie-breaking order."""
-    points = [point for point in itertools.product(sorted(GRID, reverse=True), repeat=sources) if max(point) == 1.0]
+    points = [
+        point for point in itertools.product(sorted(WEIGHT_GRID, reverse=True), repeat=sources) if max(point) == 1.0
+    ]
     points.sort(key=lambda point: (sum(w > 0 for w in point), [-w for w in point]))
     return np.array(points)
 
@@ -128,13 +136,13 @@ def _ndcg(
     constant: float,
 ) -> NDArray[np.float64]:
     """Return (G, Q) NDCG@k at each grid point, for the queries with a target."""
-    asked = np.flatnonzero(np.diff(offsets) > 0)
-    parts = []
-    for start in range(0, len(asked), CHUNK):
-        rows = asked[start : start + CHUNK]
-        mine = [targets[offsets[q] : offsets[q + 1]] for q in rows]
-        parts.append(_ndcg_of([one[rows] for one in lists], mine, points, k, constant))
-    return np.concatenate(parts, axis=1)
+    with_target = np.flatnonzero(np.diff(offsets) > 0)
+    chunks = []
+    for start in range(0, len(with_target), CHUNK_QUERIES):
+        rows = with_target[start : start + CHUNK_QUERIES]
+        query_targets = [targets[offsets[q] : offsets[q + 1]] for q in rows]
+        chunks.append(_ndcg_of([source_lists[rows] for source_lists in lists], query_targets, points, k, constant))
+    return np.concatenate(chunks, axis=1)
 
 
 def _ndcg_of(
@@ -146,24 +154,26 @@ def _ndcg_of(
 ) -> NDArray[np.float64]:
     """Return (G, Q) NDCG@k of one chunk of queries at each grid point."""
     candidates, shares = _union(lists, constant)  # (Q, C) ascending, (S, Q, C)
-    owner = np.repeat(np.arange(len(targets)), [len(one) for one in targets])
-    wanted = np.concatenate(targets)
-    place = (candidates[owner] < wanted[:, None]).sum(axis=1)
-    inside = (wanted > 0) & (candidates[owner, np.minimum(place, candidates.shape[1] - 1)] == wanted)
-    rows, place = owner[inside], place[inside]  # targets that no source recalled count only in the ideal
-    earlier = np.arange(candidates.shape[1]) < place[:, None]  # (T, C) a smaller index wins a tie
-    ideal = metrics.ideal_gain(np.array([len(one) for one in targets]), k)
+    owner = np.repeat(np.arange(len(targets)), [len(query_targets) for query_targets in targets])
+    target_items = np.concatenate(targets)
+    target_slot = (candidates[owner] < target_items[:, None]).sum(axis=1)
+    is_recalled = (target_items > 0) & (
+        candidates[owner, np.minimum(target_slot, candidates.shape[1] - 1)] == target_items
+    )
+    # targets that no source recalled count only in the ideal
+    rows, target_slot = owner[is_recalled], target_slot[is_recalled]
+    earlier = np.arange(candidates.shape[1]) < target_slot[:, None]  # (T, C) a smaller index wins a tie
+    ideal = metrics.ideal_gain(np.array([len(query_targets) for query_targets in targets]), k)
     values = np.empty((len(points), len(targets)))
     for number, weights in enumerate(points):
         total = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)
-        score = np.asarray(
-            total, dtype=np.float32
-        )  # (Q, C) float32, so that ties equal those of `recloop.recommend.fusion.fuse`
+        # (Q, C) float32, so that ties equal those of `recloop.recommend.fusion.fuse`
+        score = np.asarray(total, dtype=np.float32)
         rivals = score[rows]  # (T, C)
-        own = rivals[np.arange(len(rows)), place][:, None]
-        above = (rivals > own).sum(axis=1) + ((rivals == own) & earlier).sum(axis=1)
-        hit = (above < k) & (own[:, 0] > 0)  # a source of weight 0 recalls nothing
-        gain = hit / np.log2(above + 2.0) / ideal[rows]
+        target_score = rivals[np.arange(len(rows)), target_slot][:, None]
+        above = (rivals > target_score).sum(axis=1) + ((rivals == target_score) & earlier).sum(axis=1)
+        is_hit = (above < k) & (target_score[:, 0] > 0)  # a source of weight 0 recalls nothing
+        gain = is_hit / np.log2(above + 2.0) / ideal[rows]
         values[number] = np.bincount(rows, weights=gain, minlength=len(targets))
     return values
 
@@ -177,13 +187,13 @@ def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any]
     stacked = np.concatenate(lists, axis=1).astype(np.int64)  # (Q, S * R)
     order = np.argsort(stacked, axis=1, kind="stable")
     ascending = np.take_along_axis(stacked, order, axis=1)
-    new = np.ones_like(ascending, dtype=bool)
-    new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
-    slot = np.cumsum(new, axis=1) - 1  # (Q, S * R) candidate index of each entry
+    is_new = np.ones_like(ascending, dtype=bool)
+    is_new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    slot = np.cumsum(is_new, axis=1) - 1  # (Q, S * R) candidate index of each entry
     row = np.arange(len(stacked))[:, None]
     candidates = np.full((len(stacked), int(slot.max(initial=0)) + 1), np.iinfo(np.int64).max)
     candidates[row, slot] = ascending
-    starts = np.cumsum([0, *(one.shape[1] for one in lists)])
+    starts = np.cumsum([0, *(source_lists.shape[1] for source_lists in lists)])
     source = np.searchsorted(starts, order, side="right") - 1
     shares = np.zeros((len(lists), *candidates.shape))
     shares[source, row, slot] = np.where(ascending > 0, 1.0 / (constant + 1 + order - starts[source]), 0.0)

@@ -9,31 +9,32 @@ from scipy.sparse.linalg import svds
 from recloop.models.base import TrainData
 from recloop.models.covisitation import LAGS
 
-CORE = 2048
+CORE_ITEMS = 2048
 """Number of most frequent items in the SVD; other items are projected on its space."""
-SPREAD = 0.1
+ITEM_STD = 0.1
 """Standard deviation of the item table."""
 
 
 def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:
     """Return initial item vectors, (N+1, D) float32: U sqrt(S) of the positive PMI.
 
-    The standard deviation is scaled to `SPREAD`. Counts are those of `recloop.models.covisitation`, in both
+    The standard deviation is scaled to `ITEM_STD`. Counts are those of `recloop.models.covisitation`, in both
     directions: c(a, b) + c(b, a). PMI(a, b) = ln(c(a, b) total / (c(a) c(b))), with negative values set to 0. The SVD
-    uses the ``CORE`` items with most events; every other row is projected on it. Noise of a tenth of the spread
+    uses the ``CORE_ITEMS`` items with most events; every other row is projected on it. Noise of a tenth of the spread
     separates items that have no neighbour.
     """
     rng = np.random.default_rng(seed)
-    vectors = rng.normal(scale=SPREAD / 10, size=(data.n_items + 1, dim)).astype(np.float32)
-    core = np.sort(np.argsort(-data.counts[1:], kind="stable")[:CORE]) + 1
+    vectors = rng.normal(scale=ITEM_STD / 10, size=(data.n_items + 1, dim)).astype(np.float32)
+    core = np.sort(np.argsort(-data.counts[1:], kind="stable")[:CORE_ITEMS]) + 1
     pmi = _positive_pmi(data, core)
     rank = min(dim, len(core) - 1)
     if rank < 1 or not pmi.nnz:
         return vectors
     _, s, vt = svds(pmi[core], k=rank, v0=np.ones(len(core), dtype=np.float32))
-    kept = s > s.max() * 1e-5
-    placed = pmi @ (vt[kept].T / np.sqrt(s[kept]))  # (N+1, rank): U sqrt(S) where the row is in the core
-    vectors[:, : kept.sum()] += placed * (SPREAD / placed.std())
+    significant = s > s.max() * 1e-5
+    # (N+1, rank): U sqrt(S) where the row is in the core
+    projected = pmi @ (vt[significant].T / np.sqrt(s[significant]))
+    vectors[:, : significant.sum()] += projected * (ITEM_STD / projected.std())
     vectors[0] = 0
     return vectors
 
@@ -41,8 +42,8 @@ def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:
 def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
     """Return the positive PMI of every item with the core items, (N+1, core) float32."""
     shape = (len(data.stamps), data.n_items + 1)
-    held = sp.csr_array((np.ones(len(data.items), np.float32), data.items, data.moment_offsets), shape=shape)
-    counts = sp.csr_array(held.T) @ sp.csr_array(_around(data.moment_user) @ held[:, core])
+    moment_items = sp.csr_array((np.ones(len(data.items), np.float32), data.items, data.moment_offsets), shape=shape)
+    counts = sp.csr_array(moment_items.T) @ sp.csr_array(_around(data.moment_user) @ moment_items[:, core])
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
     row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     chance = rows[row] / max(rows.sum(), 1) * columns[counts.indices]
@@ -53,9 +54,11 @@ def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
 
 def _around(user: np.ndarray) -> sp.csr_array:
     """Return (M, M) weights between moments of one user at most 8 moments apart."""
-    parts = []
+    lag_matrices = []
     for lag, weight in enumerate(LAGS, start=1):
-        near = np.flatnonzero(user[lag:] == user[:-lag])
-        parts.append(sp.coo_array((np.full(len(near), weight, np.float32), (near, near + lag)), shape=(len(user),) * 2))
-    after = sp.csr_array(sum(parts[1:], parts[0]))
-    return sp.csr_array(after + after.T)
+        earlier = np.flatnonzero(user[lag:] == user[:-lag])
+        lag_matrices.append(
+            sp.coo_array((np.full(len(earlier), weight, np.float32), (earlier, earlier + lag)), shape=(len(user),) * 2)
+        )
+    later_weights = sp.csr_array(sum(lag_matrices[1:], lag_matrices[0]))
+    return sp.csr_array(later_weights + later_weights.T)

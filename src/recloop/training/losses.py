@@ -16,14 +16,14 @@ from recloop.training import sampled_losses
 from recloop.training.network import Network, OptionalMembers
 from recloop.training.sampled_losses import NegativeSampler, OwnedItems, PairScores, SampledItems
 
-CHUNK = 4_000_000
+CHUNK_SCORES = 4_000_000
 """Number of scores in memory at a time (16 MB); a full softmax over 65,116 items would need gigabytes."""
 
-MANY = 100_000
+MAX_FULL_SOFTMAX_ITEMS = 100_000
 """Catalog size above which ``auto`` samples negatives (timings in docs/decisions/)."""
 
-Each = Callable[[PairScores], Tensor]
-SAMPLED: dict[str, tuple[Each, Each, bool]] = {
+RowLoss = Callable[[PairScores], Tensor]
+SAMPLED_LOSSES: dict[str, tuple[RowLoss, RowLoss, bool]] = {
     "ss": (sampled_losses.ss, sampled_losses.softmax_rejected, False),
     "ss_logq": (sampled_losses.ss_logq, sampled_losses.softmax_rejected, True),
     "ss_refined": (sampled_losses.ss_refined, sampled_losses.softmax_rejected, True),
@@ -32,7 +32,7 @@ SAMPLED: dict[str, tuple[Each, Each, bool]] = {
     "bpr": (sampled_losses.bpr, sampled_losses.bpr_rejected, False),
 }
 """Losses by name: loss of a target, loss of a rejected item, and True if q can differ from uniform."""
-UNTAKEN = frozenset({"bce", "bpr"})
+OWNED_MASKED_LOSSES = frozenset({"bce", "bpr"})
 """Losses with negatives outside the user's items, as in their papers (docs/definitions/losses.md).
 
 The other losses estimate a sum over all items except the target, so only the target is masked in random draws.
@@ -50,8 +50,8 @@ class LossRows(NamedTuple):
 class Criterion:
     """Loss of a network by its name in ``train.loss``.
 
-    ``auto`` is the network's default loss if it has one, else ``ce``, or ``ss_refined`` above `MANY` items. A network
-    without an inner product (NeuMF) defines ``loss`` and ``rejected_loss`` like `cross_entropy` and `rejected_item_loss`.
+    ``auto`` is the network's default loss if it has one, else ``ce``, or ``ss_refined`` above `MAX_FULL_SOFTMAX_ITEMS`
+    items. A network without an inner product (NeuMF) defines ``loss`` and ``rejected_loss`` like `cross_entropy` and `rejected_item_loss`.
     Alternatively it defines ``sampled_loss`` with the rows' `OwnedItems` as an additional argument. A network with a
     custom sampler (Two-Tower) defines ``draw_negatives(targets) -> (ids, m q_j)``; draws of items that the user took are masked.
 
@@ -62,7 +62,7 @@ class Criterion:
     def __init__(self, network: Network, data: TrainData, settings: Train) -> None:
         members = OptionalMembers.from_network(network)
         custom_loss = members.sampled_loss or members.loss
-        default_loss = members.default_loss or ("ss_refined" if data.n_items > MANY else "ce")
+        default_loss = members.default_loss or ("ss_refined" if data.n_items > MAX_FULL_SOFTMAX_ITEMS else "ce")
         self.name: str = default_loss if settings.loss == "auto" else settings.loss
         if custom_loss is not None and self.name != default_loss:
             expected = f"auto or {default_loss}, the loss that {type(network).__name__} defines"
@@ -75,9 +75,9 @@ class Criterion:
             self.target_loss = custom_loss or cross_entropy
             self.rejected_loss = members.rejected_loss or rejected_item_loss
             return
-        self.target_loss, self.rejected_loss, corrected = SAMPLED[self.name]
+        self.target_loss, self.rejected_loss, corrected = SAMPLED_LOSSES[self.name]
         self.sampler = members.draw_negatives if corrected else None
-        self.masks_owned = self.sampler is not None or self.name in UNTAKEN
+        self.masks_owned = self.sampler is not None or self.name in OWNED_MASKED_LOSSES
         if self.sampler is None:
             self.sampler = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
 
@@ -91,29 +91,29 @@ class Criterion:
         """
         if self.samples:
             loss: Tensor = self.target_loss(targets.vectors, items, targets.items, targets.weights, owned)
-            drawn = None
+            sampled = None
         else:
-            drawn = None if self.sampler is None else SampledItems(*self.sampler(targets.items))
-            loss = self._mean(self.target_loss, items, targets, drawn, owned if self.masks_owned else None)
+            sampled = None if self.sampler is None else SampledItems(*self.sampler(targets.items))
+            loss = self._mean(self.target_loss, items, targets, sampled, owned if self.masks_owned else None)
         if rejected is None:
             return loss
-        share = rejected.weights.sum() / (targets.weights.sum() + rejected.weights.sum())
-        return (1 - share) * loss + share * self._mean(self.rejected_loss, items, rejected, drawn)
+        rejected_share = rejected.weights.sum() / (targets.weights.sum() + rejected.weights.sum())
+        return (1 - rejected_share) * loss + rejected_share * self._mean(self.rejected_loss, items, rejected, sampled)
 
     @staticmethod
     def _mean(
-        loss: Any, items: Tensor, rows: LossRows, drawn: SampledItems | None, owned: OwnedItems | None = None
+        loss: Any, items: Tensor, rows: LossRows, sampled: SampledItems | None, owned: OwnedItems | None = None
     ) -> Tensor:
-        vectors, own, weights = rows
-        if drawn is None:
-            mean: Tensor = loss(vectors, items, own, weights)
+        vectors, item_rows, weights = rows
+        if sampled is None:
+            mean: Tensor = loss(vectors, items, item_rows, weights)
             return mean
-        return weighted(loss(PairScores.from_vectors(vectors, items, own, drawn, owned)), weights)
+        return weighted(loss(PairScores.from_vectors(vectors, items, item_rows, sampled, owned)), weights)
 
 
-def weighted(each: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean: sum of w each / sum of w, both (R,)."""
-    return (weights * each).sum() / weights.sum()
+def weighted(row_losses: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean: sum of w loss / sum of w, both (R,)."""
+    return (weights * row_losses).sum() / weights.sum()
 
 
 def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -151,29 +151,31 @@ class _RejectedItemLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
         share = weights / weights.sum()  # (K,)
-        to_vectors, to_items = torch.empty_like(vectors), torch.zeros_like(items)
+        vectors_grad, items_grad = torch.empty_like(vectors), torch.zeros_like(items)
         loss = vectors.new_zeros(())
-        rows = max(1, CHUNK // len(items))
+        rows = max(1, CHUNK_SCORES // len(items))
         for start in range(0, len(vectors), rows):
-            part = slice(start, start + rows)
-            own, item, w = vectors[part], rejected[part, None], share[part]  # (rows, D), (rows, 1), (rows,)
-            scores = own @ items.T  # (rows, N)
+            chunk = slice(start, start + rows)
+            chunk_vectors = vectors[chunk]  # (rows, D)
+            item = rejected[chunk, None]  # (rows, 1)
+            w = share[chunk]  # (rows,)
+            scores = chunk_vectors @ items.T  # (rows, N)
             margin = scores.gather(1, item)[:, 0]
             scores.scatter_(1, item, -torch.inf)
             margin = margin - scores.logsumexp(1)
             loss += (w * F.softplus(margin)).sum()
             pull = (w * margin.sigmoid())[:, None]  # (rows, 1)
             slopes = scores.softmax(1).mul_(-pull).scatter_(1, item, pull)
-            to_vectors[part] = slopes @ items
-            to_items.addmm_(slopes.T, own)
-        ctx.save_for_backward(to_vectors, to_items)
+            vectors_grad[chunk] = slopes @ items
+            items_grad.addmm_(slopes.T, chunk_vectors)
+        ctx.save_for_backward(vectors_grad, items_grad)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
-        to_vectors, to_items = ctx.saved_tensors
-        return grad * to_vectors, grad * to_items, None, None
+        vectors_grad, items_grad = ctx.saved_tensors
+        return grad * vectors_grad, grad * items_grad, None, None
 
 
 class _FullSoftmax(torch.autograd.Function):
@@ -182,30 +184,31 @@ class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         share = weights / weights.sum()  # (R,)
-        to_vectors = torch.empty_like(vectors)
-        to_items = torch.zeros_like(items)
+        vectors_grad = torch.empty_like(vectors)
+        items_grad = torch.zeros_like(items)
         loss = vectors.new_zeros(())
-        rows = max(1, CHUNK // len(items))
-        scratch = vectors.new_empty(
-            min(rows, len(vectors)), len(items)
-        )  # allocated once, because fresh pages cost more than exp
+        rows = max(1, CHUNK_SCORES // len(items))
+        # allocated once, because fresh pages cost more than exp
+        scratch = vectors.new_empty(min(rows, len(vectors)), len(items))
         for start in range(0, len(vectors), rows):
-            part = slice(start, start + rows)
-            own, target, w = vectors[part], items[targets[part]], share[part]  # (rows, D), (rows, D), (rows,)
-            scores = torch.mm(own, items.T, out=scratch[: len(own)])  # (rows, N)
+            chunk = slice(start, start + rows)
+            chunk_vectors = vectors[chunk]  # (rows, D)
+            target = items[targets[chunk]]  # (rows, D)
+            w = share[chunk]  # (rows,)
+            scores = torch.mm(chunk_vectors, items.T, out=scratch[: len(chunk_vectors)])  # (rows, N)
             top = scores.amax(1)
             powers = scores.sub_(top[:, None]).exp_()
             total = powers.sum(1)
-            loss += (w * (total.log() + top - (own * target).sum(1))).sum()
+            loss += (w * (total.log() + top - (chunk_vectors * target).sum(1))).sum()
             scale = (w / total)[:, None]
-            to_vectors[part] = scale * (powers @ items) - w[:, None] * target
-            to_items.addmm_(powers.T, scale * own)
-        to_items.index_add_(0, targets, share[:, None] * vectors, alpha=-1)
-        ctx.save_for_backward(to_vectors, to_items)
+            vectors_grad[chunk] = scale * (powers @ items) - w[:, None] * target
+            items_grad.addmm_(powers.T, scale * chunk_vectors)
+        items_grad.index_add_(0, targets, share[:, None] * vectors, alpha=-1)
+        ctx.save_for_backward(vectors_grad, items_grad)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
-        to_vectors, to_items = ctx.saved_tensors
-        return grad * to_vectors, grad * to_items, None, None
+        vectors_grad, items_grad = ctx.saved_tensors
+        return grad * vectors_grad, grad * items_grad, None, None

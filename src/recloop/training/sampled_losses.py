@@ -36,8 +36,8 @@ class NegativeSampler:
 
     def __call__(self, targets: Tensor) -> SampledItems:
         """Return the next draws on the device of the step's ``targets``."""
-        place = self.edges.searchsorted(self.rng.random(self.m) * self.edges[-1], side="right")
-        ids = torch.from_numpy(place)
+        numbers = self.edges.searchsorted(self.rng.random(self.m) * self.edges[-1], side="right")
+        ids = torch.from_numpy(numbers)
         return SampledItems(ids.to(targets.device), self.expected[ids].to(targets.device))
 
 
@@ -56,8 +56,8 @@ class OwnedItems:
     def __call__(self, ids: Tensor) -> Tensor:
         """Return (R, m) bool for the drawn ``ids`` (m,), rows of the item table."""
         keys = self.users[:, None] * (self.size + 1) + ids + 1  # (B, m)
-        place = torch.searchsorted(self.pairs, keys).clamp(max=len(self.pairs) - 1)
-        return (self.pairs[place] == keys)[self.window]
+        position = torch.searchsorted(self.pairs, keys).clamp(max=len(self.pairs) - 1)
+        return (self.pairs[position] == keys)[self.window]
 
 
 class PairScores(NamedTuple):
@@ -71,19 +71,19 @@ class PairScores(NamedTuple):
 
     @classmethod
     def from_vectors(
-        cls, vectors: Tensor, items: Tensor, own: Tensor, drawn: SampledItems, owned: OwnedItems | None = None
+        cls, vectors: Tensor, items: Tensor, item_rows: Tensor, sampled: SampledItems, owned: OwnedItems | None = None
     ) -> PairScores:
         """Score vectors (R, D) over items (N, D).
 
         Args:
-            own: (R,) rows of ``items``. owned: None masks only the rows' own items.
+            item_rows: (R,) rows of ``items``. owned: None masks only the rows' own items.
         """
-        same = drawn.ids == own[:, None]
+        is_same = sampled.ids == item_rows[:, None]
         return cls(
-            own=(vectors * F.embedding(own, items)).sum(1),
-            drawn=vectors @ F.embedding(drawn.ids, items).T,
-            same=same if owned is None else same | owned(drawn.ids),
-            expected=drawn.expected.to(vectors.dtype),
+            own=(vectors * F.embedding(item_rows, items)).sum(1),
+            drawn=vectors @ F.embedding(sampled.ids, items).T,
+            same=is_same if owned is None else is_same | owned(sampled.ids),
+            expected=sampled.expected.to(vectors.dtype),
             size=len(items),
         )
 
@@ -160,8 +160,8 @@ def softmax_rejected(s: PairScores) -> Tensor:
 
     Z = sum of e^c_j. The loss is 0 if only d itself was drawn.
     """
-    each = F.softplus(s.own - s.total(s.corrected()))
-    return each.masked_fill(s.same.all(1), 0)
+    row_losses = F.softplus(s.own - s.total(s.corrected()))
+    return row_losses.masked_fill(s.same.all(1), 0)
 
 
 def bce_rejected(s: PairScores) -> Tensor:

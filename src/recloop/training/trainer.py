@@ -28,12 +28,19 @@ from recloop.training.losses import Criterion, LossRows
 from recloop.training.network import Network
 from recloop.training.sampled_losses import OwnedItems
 from recloop.training.validation import TrainingCallback, ValidationSet
-from recloop.training.warm_start import STEPS, WarmStartState, grow_moments, grow_parameter, is_table, waits_for_row
+from recloop.training.warm_start import (
+    WARM_UP_STEPS,
+    WarmStartState,
+    grow_moments,
+    grow_parameter,
+    is_table,
+    waits_for_row,
+)
 
-CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+CUBLAS_SETTING = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """Setting for deterministic cuBLAS; the first CUDA handle reads it."""
-CLIP = 1.0  # largest norm of a step's gradient
-DECAY = 0.01  # weight decay of matrices; tables, biases and norms have none
+MAX_GRADIENT_NORM = 1.0  # largest norm of a step's gradient
+WEIGHT_DECAY = 0.01  # weight decay of matrices; tables, biases and norms have none
 
 
 class Learner(lightning.LightningModule):
@@ -63,9 +70,8 @@ class Learner(lightning.LightningModule):
         """Return the loss over moment ends with a next moment and over rejected items."""
         table = self.vectors()  # (N+1, D)
         history = F.embedding(batch.items, table)  # (B, T, D)
-        ends = self.network.forward_moments(
-            history, batch.moments, batch.mask, batch.context, batch.arrived
-        )  # (B, M, D)
+        # (B, M, D) vectors after each moment
+        ends = self.network.forward_moments(history, batch.moments, batch.mask, batch.context, batch.arrived)
         has_target = batch.targets > 0  # (B, M)
         targets = LossRows(ends[has_target], batch.targets[has_target] - 1, batch.weights[has_target])
         rejected = None
@@ -80,16 +86,16 @@ class Learner(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build AdamW with decay for matrices; a warm start restores the parent's state."""
         layers = [m for m in self.network.modules() if isinstance(m, nn.Linear | nn.RNNBase)]
-        inner = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
-        decayed = [p for p in self.network.parameters() if id(p) in inner]
-        free = [p for p in self.network.parameters() if id(p) not in inner]
-        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}]
+        matrix_ids = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
+        decayed = [p for p in self.network.parameters() if id(p) in matrix_ids]
+        undecayed = [p for p in self.network.parameters() if id(p) not in matrix_ids]
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": undecayed, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, fused=True)
         if self.warm is None:
             return optimizer
         restore_moments(optimizer, self.network, self.warm)
-        rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / STEPS))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rising, "interval": "step"}}
+        warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP_STEPS))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
 
 def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -> None:
@@ -103,20 +109,20 @@ def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             try:
-                old = warm.state[f"network.{name}"]
-                made = grow_parameter(name, old, parameter.numpy(force=True), data, warm.counted)
+                parent = warm.state[f"network.{name}"]
+                grown = grow_parameter(name, parent, parameter.numpy(force=True), data, warm.counted)
             except (KeyError, ValueError) as error:
                 expected = f"the parent's network ({error})"
                 raise UserError("model", type(network).__name__, expected, "recloop update --full") from None
-            parameter.copy_(torch.from_numpy(made))
-            if is_table(made, data) and (locked := waits_for_row(data, old)).any():
-                free = torch.from_numpy(~locked)[:, None]
-                parameter.register_hook(partial(_only, free))  # type: ignore[no-untyped-call]
+            parameter.copy_(torch.from_numpy(grown))
+            if is_table(grown, data) and (locked := waits_for_row(data, parent)).any():
+                trainable = torch.from_numpy(~locked)[:, None]
+                parameter.register_hook(partial(_only, trainable))  # type: ignore[no-untyped-call]
 
 
-def _only(free: Tensor, gradient: Tensor) -> Tensor:
+def _only(trainable: Tensor, gradient: Tensor) -> Tensor:
     """Keep the gradient of trainable rows only."""
-    return gradient * free.to(gradient.device)
+    return gradient * trainable.to(gradient.device)
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, network: nn.Module, warm: WarmStartState) -> None:
@@ -158,18 +164,20 @@ def train(
         elif getattr(network.config, "start", "") == "counts":
             network.init_items(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
         steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
-        held = data.held
-        seen = config.split.filter_seen
-        examination = ValidationSet(data, held, config.features.max_history, seen) if held is not None else None
+        validation = data.held
+        filter_seen = config.split.filter_seen
+        validation_set = None
+        if validation is not None:
+            validation_set = ValidationSet(data, validation, config.features.max_history, filter_seen)
         learner = Learner(network, data, settings, warm)
-        watch = TrainingCallback(examination or None, folder, settings.patience, budget, not quiet)
+        callback = TrainingCallback(validation_set or None, folder, settings.patience, budget, not quiet)
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
             max_epochs=settings.epochs,
             min_epochs=0,
-            gradient_clip_val=CLIP,
-            callbacks=[watch],
+            gradient_clip_val=MAX_GRADIENT_NORM,
+            callbacks=[callback],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
@@ -182,12 +190,12 @@ def train(
             if len(windows):
                 _interruptible(lambda: trainer.fit(learner, loader))
             else:
-                watch.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
+                callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
         finally:
-            watch.close()
-    network.load_state_dict(watch.kept.weights)
+            callback.close()
+    network.load_state_dict(callback.kept.weights)
     learner.eval()
-    return learner, watch
+    return learner, callback
 
 
 def _interruptible(run: Callable[[], None]) -> None:
@@ -207,10 +215,10 @@ def deterministic(seed: int) -> Iterator[None]:
     The caller's random state is restored. On a GPU, an operation without a deterministic implementation only warns;
     the last digits of numbers may then differ.
     """
-    os.environ.setdefault(*CUBLAS)
+    os.environ.setdefault(*CUBLAS_SETTING)
     memory: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    previous = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
@@ -218,8 +226,8 @@ def deterministic(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=warned)
-            memory.fill_uninitialized_memory = before[1]
+            torch.use_deterministic_algorithms(previous[0], warn_only=warn_only)
+            memory.fill_uninitialized_memory = previous[1]
 
 
 @contextmanager
@@ -231,9 +239,8 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are arrays in memory
-            warnings.filterwarnings(
-                "ignore", message=".*LeafSpec.*", category=FutureWarning
-            )  # raised by Lightning's call into torch
+            # raised by Lightning's call into torch
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:
         logger.setLevel(level)

@@ -24,12 +24,12 @@ from recloop.training.batches import SequenceDataset, history_before
 from recloop.training.fit import Look
 from recloop.training.network import OptionalMembers
 
-K = 10
-TENTHS = 10
-QUERIES = 128  # validation queries scored per pass
+LIST_LENGTH = 10
+N_TENTHS = 10
+CHUNK_QUERIES = 128  # validation queries scored per pass
 MAX_USERS = 1024
 """Maximum users of a validation, those with the smallest hash("valid")."""
-LOOK_SHARE = 0.1
+MAX_LOOK_SHARE = 0.1
 """Validations at tenths of the budget are skipped above this share of the training seconds."""
 
 Stopped = Literal["patience", "epochs", "time_budget"]
@@ -38,15 +38,15 @@ Stopped = Literal["patience", "epochs", "time_budget"]
 class ValidationSet:
     """NDCG@10 on the validation moments: full ranking, mean over `MAX_USERS` users."""
 
-    def __init__(self, data: TrainData, held: ValidationQueries, history: int, filter_seen: bool) -> None:
-        held = held.sample(data.user_ids, MAX_USERS)
-        data = history_before(data.history or data, held)
-        known = np.diff(data.user_offsets)[held.user_ix] > 0  # a network cannot score an empty history
-        self.users = held.user_ix[known]
-        sizes = np.diff(held.offsets)
-        self.targets = held.items[np.repeat(known, sizes)]
-        self.offsets = np.concatenate([[0], np.cumsum(sizes[known])])
-        self.queries = SequenceDataset(data, history).queries(self.users, held.now[known])
+    def __init__(self, data: TrainData, validation: ValidationQueries, history: int, filter_seen: bool) -> None:
+        validation = validation.sample(data.user_ids, MAX_USERS)
+        data = history_before(data.history or data, validation)
+        has_history = np.diff(data.user_offsets)[validation.user_ix] > 0  # a network cannot score an empty history
+        self.users = validation.user_ix[has_history]
+        sizes = np.diff(validation.offsets)
+        self.targets = validation.items[np.repeat(has_history, sizes)]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes[has_history])])
+        self.queries = SequenceDataset(data, history).queries(self.users, validation.now[has_history])
         self.seen = self._seen(data) if filter_seen else None
 
     def _seen(self, data: TrainData) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +54,8 @@ class ValidationSet:
         rows = data.moment_offsets[data.user_offsets]
         low, high = rows[self.users], rows[self.users + 1]
         query = np.repeat(np.arange(len(self.users)), high - low)
-        place = np.arange(len(query)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
-        return query, data.items[low[query] + place]
+        offset = np.arange(len(query)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+        return query, data.items[low[query] + offset]
 
     def __len__(self) -> int:
         return len(self.users)
@@ -66,21 +66,21 @@ class ValidationSet:
         training = learner.training
         learner.eval()
         table = learner.vectors()  # (N+1, D)
-        lists = [self._top(learner, table, slice(i, i + QUERIES)) for i in range(0, len(self), QUERIES)]
+        lists = [self._top(learner, table, slice(i, i + CHUNK_QUERIES)) for i in range(0, len(self), CHUNK_QUERIES)]
         learner.train(training)
-        return float(metrics.ranking(np.concatenate(lists), self.targets, self.offsets, K)["NDCG"].mean())
+        return float(metrics.ranking(np.concatenate(lists), self.targets, self.offsets, LIST_LENGTH)["NDCG"].mean())
 
-    def _top(self, learner: Any, table: Tensor, part: slice) -> np.ndarray:
-        items, moments, mask, context = (tensor[part].to(table.device) for tensor in self.queries)
+    def _top(self, learner: Any, table: Tensor, span: slice) -> np.ndarray:
+        items, moments, mask, context = (tensor[span].to(table.device) for tensor in self.queries)
         users = learner.network.forward_user(table[items], moments, mask, context)  # (b, D)
         score_items = OptionalMembers.from_network(learner.network).score_items
         scores = users @ table.T if score_items is None else score_items(users, table)  # (b, N+1)
         scores[:, 0] = -torch.inf
         if self.seen is not None:
             query, item = self.seen
-            inside = (query >= part.start) & (query < part.stop)
-            scores[query[inside] - part.start, item[inside]] = -torch.inf
-        top = scores.topk(min(K, scores.shape[1] - 1))
+            in_span = (query >= span.start) & (query < span.stop)
+            scores[query[in_span] - span.start, item[in_span]] = -torch.inf
+        top = scores.topk(min(LIST_LENGTH, scores.shape[1] - 1))
         return torch.where(top.values > -torch.inf, top.indices, 0).cpu().numpy()
 
 
@@ -155,9 +155,9 @@ class TrainingCallback(lightning.Callback):
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.3f}" + self._best(), refresh=False)
             self.bar.update()
-        if self.seconds >= self.budget * self.tenth / TENTHS:
-            self.tenth = int(self.seconds / self.budget * TENTHS) + 1
-            if self.looking <= LOOK_SHARE * self.seconds:
+        if self.seconds >= self.budget * self.tenth / N_TENTHS:
+            self.tenth = int(self.seconds / self.budget * N_TENTHS) + 1
+            if self.looking <= MAX_LOOK_SHARE * self.seconds:
                 self._look(trainer, pl_module, "tenth")
         if self.seconds >= self.budget:
             self.stopped = "time_budget"
@@ -204,17 +204,17 @@ class TrainingCallback(lightning.Callback):
         at: Literal["epoch", "tenth"] = "epoch",
     ) -> None:
         """Copy the current weights if they are the best so far."""
-        for kept in (self.by_time, self.by_epoch)[: 2 if at == "epoch" else 1]:
-            if ndcg is None or ndcg > kept.ndcg:
-                kept.ndcg, kept.epoch, kept.step = ndcg or 0.0, epoch, step
-                kept.weights = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
-                kept.optimizer = moments_of(optimizer, learner.network)
-                self._write(kept)
+        for best in (self.by_time, self.by_epoch)[: 2 if at == "epoch" else 1]:
+            if ndcg is None or ndcg > best.ndcg:
+                best.ndcg, best.epoch, best.step = ndcg or 0.0, epoch, step
+                best.weights = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+                best.optimizer = moments_of(optimizer, learner.network)
+                self._write(best)
 
-    def _write(self, kept: BestWeights) -> None:
+    def _write(self, best: BestWeights) -> None:
         """Write the kept weights and the optimizer's state atomically, as safetensors."""
         with replacing(self.checkpoint / "train.safetensors") as file:
-            save_file(train_state(kept), file)
+            save_file(train_state(best), file)
 
     def _best(self) -> str:
         return f", validation NDCG@10 {self.by_time.ndcg:.4f}" if self.by_time.ndcg >= 0 else ""
@@ -226,12 +226,12 @@ class TrainingCallback(lightning.Callback):
             self.bar.close()
 
 
-def train_state(kept: BestWeights) -> dict[str, Tensor]:
+def train_state(best: BestWeights) -> dict[str, Tensor]:
     """Return the tensors of a warm start.
 
     Their names are ``network.NAME``, ``exp_avg.NAME``, ``exp_avg_sq.NAME`` and ``step.NAME``.
     """
-    named = {f"network.{name}": tensor for name, tensor in kept.weights.items()} | kept.optimizer
+    named = {f"network.{name}": tensor for name, tensor in best.weights.items()} | best.optimizer
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 

@@ -16,12 +16,12 @@ from recloop.features.learned_range import LearnedRange
 from recloop.models.base import TrainData
 from recloop.records import DAY
 
-RECENT = 30 * DAY
-OWN_ROW = 3
+RECENT_SPAN = 30 * DAY
+MIN_ROW_EVENTS = 3
 """Events after which a new id gets a row; before, only its attributes represent it."""
-RATE = 0.2
+LEARNING_RATE_SHARE = 0.2
 """Share of the last full run's learning rate."""
-STEPS = 200
+WARM_UP_STEPS = 200
 """Warm-up steps of the learning rate."""
 
 
@@ -52,76 +52,80 @@ def select_targets(data: TrainData, learned: LearnedRange, replay: float, seed: 
         replay: Number of old positions per new position.
     """
     starts = data.moment_offsets[:-1]
-    first, newest = (
-        edge.reduceat(data.seqs, starts) if len(starts) else data.seqs for edge in (np.minimum, np.maximum)
+    first_seqs, newest_seqs = (
+        reduction.reduceat(data.seqs, starts) if len(starts) else data.seqs for reduction in (np.minimum, np.maximum)
     )
-    return with_replay(data, (newest > learned.until_seq) | learned.is_new(first, data.stamps), replay, seed)
+    return with_replay(data, (newest_seqs > learned.until_seq) | learned.is_new(first_seqs, data.stamps), replay, seed)
 
 
 def with_replay(data: TrainData, fresh: np.ndarray, replay: float, seed: int) -> np.ndarray:
     """Add ``replay`` old moments per usable ``fresh`` (M,) moment; return (M,) bool."""
-    able = data.moments_with_past()
-    new: np.ndarray = able & fresh
-    old = np.flatnonzero(able & ~new)
-    wanted = min(len(old), round(replay * int(new.sum())))
+    usable = data.moments_with_past()
+    selected: np.ndarray = usable & fresh
+    old_moments = np.flatnonzero(usable & ~selected)
+    n_replayed = min(len(old_moments), round(replay * int(selected.sum())))
     rng = np.random.default_rng([seed, 8])
-    recent = old[data.stamps[old] >= data.cut - RECENT]
-    first = rng.choice(recent, min(len(recent), wanted // 2), replace=False)
-    rest = np.setdiff1d(old, first)
-    second = rng.choice(rest, wanted - len(first), replace=False)
-    new[first] = True
-    new[second] = True
-    return new
+    recent_moments = old_moments[data.stamps[old_moments] >= data.cut - RECENT_SPAN]
+    recent_sample = rng.choice(recent_moments, min(len(recent_moments), n_replayed // 2), replace=False)
+    remaining = np.setdiff1d(old_moments, recent_sample)
+    other_sample = rng.choice(remaining, n_replayed - len(recent_sample), replace=False)
+    selected[recent_sample] = True
+    selected[other_sample] = True
+    return selected
 
 
 def grow_parameter(
-    name: str, old: np.ndarray, fresh: np.ndarray, data: TrainData, counted: Mapping[str, np.ndarray]
+    name: str, parent: np.ndarray, child: np.ndarray, data: TrainData, counted: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """Grow a parameter of the parent to the child's shape; rows of new items follow.
 
-    A new item with ``OWN_ROW`` events starts at the mean of its neighbours' rows, weighted by co-visitation. Without
+    A new item with ``MIN_ROW_EVENTS`` events starts at the mean of its neighbours' rows, weighted by co-visitation. Without
     neighbours it starts at the mean of all rows. With fewer events it starts at 0. A zero row of the parent counts as new.
 
     Args:
-        fresh: Newly built parameter of the child, used for its shape.
+        child: Newly built parameter of the child, used for its shape.
         data: The child's arrays.
 
     Raises:
         ValueError: the parent's shape cannot grow into the child's.
     """
-    if old.shape == fresh.shape and not is_table(old, data):
-        return old
-    if old.shape[1:] != fresh.shape[1:] or len(fresh) != data.n_items + 1 or len(old) > len(fresh):
-        raise ValueError(f"{name}: shape {old.shape} cannot grow to {fresh.shape}")
-    made = np.zeros_like(fresh)
-    made[: len(old)] = old
-    owned = has_row(old, data)
-    rows = np.flatnonzero(owned)
-    mean = old[rows].mean(axis=0) if len(rows) else np.zeros(old.shape[1:], old.dtype)
-    starting = ~owned & (data.events >= OWN_ROW)
+    if parent.shape == child.shape and not is_table(parent, data):
+        return parent
+    if parent.shape[1:] != child.shape[1:] or len(child) != data.n_items + 1 or len(parent) > len(child):
+        raise ValueError(f"{name}: shape {parent.shape} cannot grow to {child.shape}")
+    grown = np.zeros_like(child)
+    grown[: len(parent)] = parent
+    has_parent_row = has_row(parent, data)
+    rows = np.flatnonzero(has_parent_row)
+    mean = parent[rows].mean(axis=0) if len(rows) else np.zeros(parent.shape[1:], parent.dtype)
+    starting = ~has_parent_row & (data.events >= MIN_ROW_EVENTS)
     starting[0] = False
     if not starting.any():
-        return made
-    pointers, ids, weights = (counted[f"neighbours.{part}"] for part in ("indptr", "ids", "weights"))
+        return grown
+    pointers, ids, weights = (counted[f"neighbours.{array}"] for array in ("indptr", "ids", "weights"))
     for item in np.flatnonzero(starting):
-        near = slice(pointers[item], pointers[item + 1])
-        known = owned[ids[near]]
-        share = weights[near][known]
-        made[item] = share @ old[ids[near][known]] / share.sum() if share.sum() > 0 else mean
-    return made
+        neighbours = slice(pointers[item], pointers[item + 1])
+        is_usable = has_parent_row[ids[neighbours]]
+        usable_weights = weights[neighbours][is_usable]
+        grown[item] = (
+            usable_weights @ parent[ids[neighbours][is_usable]] / usable_weights.sum()
+            if usable_weights.sum() > 0
+            else mean
+        )
+    return grown
 
 
-def grow_moments(key: str, old: np.ndarray, rows: int) -> np.ndarray:
+def grow_moments(key: str, parent: np.ndarray, rows: int) -> np.ndarray:
     """Add rows for new items to an optimizer array: m = 0, v = the column mean."""
     if key == "step":
-        return old.reshape(())  # a file stores a scalar as an array of length 1
-    if len(old) == rows:
-        return old
-    made = np.zeros((rows, *old.shape[1:]), old.dtype)
-    made[: len(old)] = old
+        return parent.reshape(())  # a file stores a scalar as an array of length 1
+    if len(parent) == rows:
+        return parent
+    grown = np.zeros((rows, *parent.shape[1:]), parent.dtype)
+    grown[: len(parent)] = parent
     if key == "exp_avg_sq":
-        made[len(old) :] = old[1:].mean(axis=0)
-    return made
+        grown[len(parent) :] = parent[1:].mean(axis=0)
+    return grown
 
 
 def is_table(array: np.ndarray, data: TrainData) -> bool:
@@ -129,15 +133,15 @@ def is_table(array: np.ndarray, data: TrainData) -> bool:
     return array.ndim > 1 and len(array) == data.n_items + 1
 
 
-def has_row(old: np.ndarray, data: TrainData) -> np.ndarray:
+def has_row(parent: np.ndarray, data: TrainData) -> np.ndarray:
     """Return a (N+1,) bool mask of items with a nonzero row in the parent's table."""
-    owned = np.zeros(data.n_items + 1, dtype=bool)
-    owned[1 : len(old)] = old[1:].reshape(len(old) - 1, -1).any(axis=1)
-    return owned
+    mask = np.zeros(data.n_items + 1, dtype=bool)
+    mask[1 : len(parent)] = parent[1:].reshape(len(parent) - 1, -1).any(axis=1)
+    return mask
 
 
-def waits_for_row(data: TrainData, old: np.ndarray) -> np.ndarray:
+def waits_for_row(data: TrainData, parent: np.ndarray) -> np.ndarray:
     """Return a (N+1,) bool mask of items without a parent row and with too few events."""
-    none = ~has_row(old, data) & (data.events < OWN_ROW)
-    none[0] = False
-    return none
+    is_waiting = ~has_row(parent, data) & (data.events < MIN_ROW_EVENTS)
+    is_waiting[0] = False
+    return is_waiting
