@@ -60,7 +60,7 @@ def test_covisitation_counts_by_lag_and_not_within_a_moment() -> None:
 def test_covisitation_ignores_lags_above_8_and_other_users() -> None:
     chain = [[n] for n in range(1, 11)]
     rows = rows_of(data_of([chain, [[10]]], 10))
-    assert rows[1][9] == pytest.approx(0.1 / (sum(covisitation.LAGS) + 20))
+    assert rows[1][9] == pytest.approx(0.1 / (sum(covisitation.LAG_WEIGHTS) + 20))
     assert rows[1][10] == 0
     assert not rows[10].any()
 

@@ -36,11 +36,11 @@ MODELS: dict[str, str] = {
 
 SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
 """Source by baseline; every network feeds ``model``."""
-CLOSED = frozenset({*SOURCE_OF, "mf"})
+CLOSED_FORM_MODELS = frozenset({*SOURCE_OF, "mf"})
 """Built-in closed-form models: ``fit`` without torch."""
 
 
-TRAINING = ("torch", "lightning")
+TRAINING_PACKAGES = ("torch", "lightning")
 """Packages of the extra ``train`` that modules of networks import."""
 
 
@@ -67,26 +67,28 @@ class ValidationQueries:
     def __len__(self) -> int:
         return len(self.user_ix)
 
-    def sample(self, user_ids: Sequence[str], most: int) -> ValidationQueries:
-        """Return the moments of ``most`` sampled users (`places`)."""
-        return self if len(self) <= most else self.at(self.places(user_ids, most))
+    def sample(self, user_ids: Sequence[str], max_users: int) -> ValidationQueries:
+        """Return the moments of ``max_users`` sampled users (`sample_indices`)."""
+        return self if len(self) <= max_users else self.at(self.sample_indices(user_ids, max_users))
 
-    def places(self, user_ids: Sequence[str], most: int) -> np.ndarray:
-        """Ascending indices of the moments of ``most`` users.
+    def sample_indices(self, user_ids: Sequence[str], max_users: int) -> np.ndarray:
+        """Ascending indices of the moments of ``max_users`` users.
 
         The users are those with the smallest hash("valid").
         """
-        if len(self) <= most:
+        if len(self) <= max_users:
             return np.arange(len(self))
-        share = np.array([hash_unit_interval("valid", user_ids[ix]) for ix in self.user_ix])
-        return np.sort(np.argsort(share, kind="stable")[:most])
+        hashes = np.array([hash_unit_interval("valid", user_ids[ix]) for ix in self.user_ix])
+        return np.sort(np.argsort(hashes, kind="stable")[:max_users])
 
-    def at(self, kept: np.ndarray) -> ValidationQueries:
+    def at(self, indices: np.ndarray) -> ValidationQueries:
         """Return the moments at these indices."""
-        sizes = np.diff(self.offsets)[kept]
-        rows = np.repeat(self.offsets[kept] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        sizes = np.diff(self.offsets)[indices]
+        rows = np.repeat(self.offsets[indices] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        return ValidationQueries(self.user_ix[kept], self.now[kept], self.as_of[kept], offsets, self.items[rows])
+        return ValidationQueries(
+            self.user_ix[indices], self.now[indices], self.as_of[indices], offsets, self.items[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,9 @@ class TrainData:
 
         Such a moment contains a target and is not its user's first; its user is not in ``old``.
         """
-        able: np.ndarray = ~self.old[self.moment_user]
-        able[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
-        has_target: np.ndarray = able & self.has_target
+        learnable: np.ndarray = ~self.old[self.moment_user]
+        learnable[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = False
+        has_target: np.ndarray = learnable & self.has_target
         return has_target
 
     def target_share(self) -> np.ndarray:
@@ -201,10 +203,10 @@ class TrainData:
         The shares sum to 1, or to 0 without targets. A target moment counts once, spread evenly over its target items,
         because one of them is drawn (docs/definitions/sequence-models.md).
         """
-        chosen = self.moments_with_past() if self.targeted is None else self.targeted
+        is_target = self.moments_with_past() if self.targeted is None else self.targeted
         sizes = np.bincount(self.row_moment, weights=self.target_rows, minlength=len(self.stamps))  # (M,) targets
-        each = np.where(chosen, 1.0 / np.maximum(1, sizes), 0.0)  # (M,)
-        weights = each[self.row_moment] * self.target_rows
+        moment_share = np.where(is_target, 1.0 / np.maximum(1, sizes), 0.0)  # (M,)
+        weights = moment_share[self.row_moment] * self.target_rows
         total = np.bincount(self.items, weights=weights, minlength=self.n_items + 1)
         share: np.ndarray = total / max(1.0, total.sum())
         return share
@@ -214,9 +216,9 @@ class TrainData:
 
         The keys user_ix * (N+1) + item_ix ascend.
         """
-        own = self.target_rows
-        user = self.moment_user[self.row_moment][own].astype(np.int64)
-        pairs: np.ndarray = np.unique(user * (self.n_items + 1) + self.items[own])
+        is_target = self.target_rows
+        user = self.moment_user[self.row_moment][is_target].astype(np.int64)
+        pairs: np.ndarray = np.unique(user * (self.n_items + 1) + self.items[is_target])
         return pairs
 
 
@@ -256,12 +258,12 @@ def model_class(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if error.name in TRAINING:
+        if error.name in TRAINING_PACKAGES:
             raise UserError("model.name", name, "the extra train (torch)", 'pip install "recloop[train]"') from None
         raise UserError("model.name", name, f"an importable module {module}", "pip install its package") from None
     except AttributeError:
         names = vars(importlib.import_module(module))
-        raise _no_such_model(name, [one for one in names if isinstance(names[one], type)], module) from None
+        raise _no_such_model(name, [member for member in names if isinstance(names[member], type)], module) from None
 
 
 def check_model(name: str) -> None:
@@ -275,7 +277,7 @@ def check_model(name: str) -> None:
     if name in MODELS:
         return
     try:
-        found = model_class(name)
+        model = model_class(name)
     except UserError:
         module, _, attribute = name.partition(":")
         names = _top_level_names(module) if attribute else None
@@ -284,17 +286,17 @@ def check_model(name: str) -> None:
         if attribute not in names:
             raise _no_such_model(name, names, module) from None
         return
-    config = getattr(found, "Config", None)
-    if not (isinstance(found, type) and isinstance(config, type) and issubclass(config, pydantic.BaseModel)):
+    config = getattr(model, "Config", None)
+    if not (isinstance(model, type) and isinstance(config, type) and issubclass(config, pydantic.BaseModel)):
         expected = "a model: a class with a Config (pydantic) and `fit`, or a torch module (docs/stability.md, Python)"
         raise UserError("model.name", name, expected, 'name = "sasrec"')
 
 
-def _no_such_model(name: str, known: list[str], module: str = "") -> UserError:
-    wanted = name.rpartition(":")[2] if module else name
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-    paths = [f"{module}:{one}" if module else one for one in near]
-    nearest = f"; nearest: {', '.join(paths)}" if near else ""
+def _no_such_model(name: str, names: list[str], module: str = "") -> UserError:
+    class_name = name.rpartition(":")[2] if module else name
+    matches = difflib.get_close_matches(class_name, names, n=3, cutoff=0.5)
+    paths = [f"{module}:{match}" if module else match for match in matches]
+    nearest = f"; nearest: {', '.join(paths)}" if matches else ""
     expected = f"a class in {module}" if module else f"one of {', '.join(MODELS)} or package.module:Class"
     return UserError("model.name", name, expected + nearest, f'name = "{paths[0] if paths else "sasrec"}"')
 
@@ -305,7 +307,7 @@ def _top_level_names(module: str) -> list[str] | None:
     None with torch or without source.
     """
     try:
-        if all(importlib.util.find_spec(package) is not None for package in TRAINING):
+        if all(importlib.util.find_spec(package) is not None for package in TRAINING_PACKAGES):
             return None
     except ModuleNotFoundError:
         pass  # an import hook that blocks torch
@@ -333,7 +335,7 @@ def is_closed_form(name: str) -> bool:
         UserError: the model does not exist.
     """
     if name in MODELS:
-        return name in CLOSED
+        return name in CLOSED_FORM_MODELS
     return callable(getattr(model_class(name), "fit", None))
 
 
@@ -349,7 +351,10 @@ def load_model(name: str, options: Mapping[str, Any]) -> Any:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(cls.Config.model_fields)
+        option_names = ", ".join(cls.Config.model_fields)
         raise UserError(
-            f"model.{key}", first["input"], f"{first['msg']} (known: {known})", f"correct model.{key} in recloop.toml"
+            f"model.{key}",
+            first["input"],
+            f"{first['msg']} (known: {option_names})",
+            f"correct model.{key} in recloop.toml",
         ) from None

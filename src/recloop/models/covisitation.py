@@ -10,8 +10,8 @@ import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData
 
-LAGS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
-RECENT = (1.0, 0.6, 0.4, 0.25, 0.2)
+LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
+RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
 """Weights of the newest moments of a scored history, newest first."""
 CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
 
@@ -34,8 +34,8 @@ class CoVisitation:
         weight 1.
         """
 
-        lags: tuple[float, ...] = LAGS
-        recent: tuple[float, ...] = RECENT
+        lags: tuple[float, ...] = LAG_WEIGHTS
+        recent: tuple[float, ...] = RECENT_WEIGHTS
         shrink: float = 20.0
         width: int = 200
         half_life: float | None = pydantic.Field(None, gt=0)
@@ -53,16 +53,20 @@ class CoVisitation:
         index is kept.
         """
         size = data.n_items + 1
-        held = sp.csr_array((np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size))
-        fading = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ held)
-        after = _following(fading, data.moment_user, self.config.lags)
-        held = sp.csr_array(held.T)
-        work = np.concatenate([[0], np.cumsum(_products(held, after))])
+        moment_items = sp.csr_array(
+            (np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size)
+        )
+        decayed = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ moment_items)
+        following = _following(decayed, data.moment_user, self.config.lags)
+        item_moments = sp.csr_array(moment_items.T)
+        work = np.concatenate([[0], np.cumsum(_products(item_moments, following))])
         blocks = []
         start = 0
         while start < size:
             stop = max(start + 1, int(np.searchsorted(work, work[start] + CHUNK_PRODUCTS, side="right")) - 1)
-            blocks.append(_largest(sp.csr_array(held[start:stop] @ after), self.config.width, self.config.shrink))
+            blocks.append(
+                _largest(sp.csr_array(item_moments[start:stop] @ following), self.config.width, self.config.shrink)
+            )
             start = stop
         rows = sp.csr_array(sp.vstack(blocks, format="csr"))
         return {
@@ -72,24 +76,24 @@ class CoVisitation:
         }
 
 
-def _following(held: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:
+def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:
     """(M, N+1) weighted items that follow each moment.
 
     Row m = sum over lags l of w_l times the items of the same user's moment m + l.
     """
-    size = held.shape[0]
+    size = moment_items.shape[0]
     rows, columns, weights = [], [], []
     for lag, weight in enumerate(lags, start=1):
         if lag >= size:
             break
-        same = np.flatnonzero(user[lag:] == user[:-lag])
-        rows.append(same)
-        columns.append(same + lag)
-        weights.append(np.full(len(same), weight))
+        earlier = np.flatnonzero(user[lag:] == user[:-lag])
+        rows.append(earlier)
+        columns.append(earlier + lag)
+        weights.append(np.full(len(earlier), weight))
     if not rows:
-        return sp.csr_array(held.shape)
+        return sp.csr_array(moment_items.shape)
     shift = sp.csr_array((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(size, size))
-    return sp.csr_array(shift @ held)
+    return sp.csr_array(shift @ moment_items)
 
 
 def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
@@ -103,18 +107,18 @@ def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
 def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
     """``width`` largest entries of each row over (its sum + shrink), by column."""
     sums = np.asarray(block.sum(axis=1)).ravel()
-    kept = np.ones(block.nnz, dtype=bool)
-    for long in np.flatnonzero(np.diff(block.indptr) > width):
-        span = slice(block.indptr[long], block.indptr[long + 1])
+    is_kept = np.ones(block.nnz, dtype=bool)
+    for long_row in np.flatnonzero(np.diff(block.indptr) > width):
+        span = slice(block.indptr[long_row], block.indptr[long_row + 1])
         values = block.data[span]
         border = np.partition(values, len(values) - width)[len(values) - width]
-        inside = values > border
+        is_largest = values > border
         ties = np.flatnonzero(values == border)
         ties = ties[np.argsort(block.indices[span][ties])]
-        inside[ties[: width - int(inside.sum())]] = True
-        kept[span] = inside
-    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))[kept]
+        is_largest[ties[: width - int(is_largest.sum())]] = True
+        is_kept[span] = is_largest
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))[is_kept]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=block.shape[0]))])
-    rows = sp.csr_array((block.data[kept] / (sums[row] + shrink), block.indices[kept], indptr), shape=block.shape)
+    rows = sp.csr_array((block.data[is_kept] / (sums[row] + shrink), block.indices[is_kept], indptr), shape=block.shape)
     rows.sort_indices()
     return rows

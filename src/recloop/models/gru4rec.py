@@ -53,9 +53,9 @@ class GRU4Rec(SequenceModel):
         Returns:
             (B, D)
         """
-        held = mask.to(history.dtype)
+        token_weights = mask.to(history.dtype)
         length = moments.shape[1]  # no window has more moments than tokens
-        states, count = self.states(history, moments, mask, held, length)  # (B, T, D), (B,)
+        states, count = self.states(history, moments, mask, token_weights, length)  # (B, T, D), (B,)
         newest = (torch.arange(length, device=mask.device) == (count - 1)[:, None]).to(states.dtype)  # (B, T)
         users: Tensor = (states * newest[:, :, None]).sum(1) + self.context(context)
         return users
@@ -73,26 +73,28 @@ class GRU4Rec(SequenceModel):
         Returns:
             (B, M, D), by the number of the moment; undefined for moments that a window does not have.
         """
-        held = mask.to(history.dtype)
+        token_weights = mask.to(history.dtype)
         if arrived is not None:
             later = (moments[:, :, None] < moments[:, None, :]) & mask[:, :, None]  # (B, T, T): i is newer than j
-            held = held * (~(later & ~arrived).any(1)).to(held.dtype)
+            token_weights = token_weights * (~(later & ~arrived).any(1)).to(token_weights.dtype)
         size = context.shape[1]
-        states, count = self.states(history, moments, mask, held, size)  # (B, M, D), oldest first
-        place = (count[:, None] - 1 - torch.arange(size, device=mask.device)).clamp(min=0)  # (B, M)
-        ends: Tensor = states.gather(1, place[:, :, None].expand(-1, -1, states.shape[2])) + self.context(context)
+        states, count = self.states(history, moments, mask, token_weights, size)  # (B, M, D), oldest first
+        step = (count[:, None] - 1 - torch.arange(size, device=mask.device)).clamp(min=0)  # (B, M)
+        ends: Tensor = states.gather(1, step[:, :, None].expand(-1, -1, states.shape[2])) + self.context(context)
         return ends
 
-    def states(self, history: Tensor, moments: Tensor, mask: Tensor, held: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def states(
+        self, history: Tensor, moments: Tensor, mask: Tensor, token_weights: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
         """(B, size, D) states after each moment, oldest first, and (B,) moment counts.
 
         Args:
             held: (B, T) weight of each token in its moment's mean: 0 or 1.
         """
         count = torch.where(mask, moments, -1).amax(1) + 1  # (B,)
-        place = count[:, None] - 1 - moments  # (B, T) number of a token's moment, from the oldest
+        moment_number = count[:, None] - 1 - moments  # (B, T) number of a token's moment, from the oldest
         step = torch.arange(size, device=mask.device)[None, :, None]  # (1, M, 1)
-        member = (place[:, None, :] == step).to(history.dtype) * held[:, None, :]  # (B, M, T)
+        member = (moment_number[:, None, :] == step).to(history.dtype) * token_weights[:, None, :]  # (B, M, T)
         mean = member @ history / member.sum(2, keepdim=True).clamp(min=1)  # (B, M, D)
         states = _run(self.gru, self.dropout(mean * math.sqrt(history.shape[2])))  # (B, M, H)
         projected: Tensor = self.norm(self.out(self.dropout(states)))
@@ -110,11 +112,11 @@ def _run(gru: nn.GRU, x: Tensor) -> Tensor:
     x = x.transpose(0, 1)  # (M, B, D)
     for layer in range(gru.num_layers):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        own = [_gates(getattr(gru, f"{name}_l{layer}"), gru.hidden_size)[None] for name in names]
-        given = (x, own[0], own[1], torch.cat(own[2:], dim=1))
+        gates = [_gates(getattr(gru, f"{name}_l{layer}"), gru.hidden_size)[None] for name in names]
+        inputs = (x, gates[0], gates[1], torch.cat(gates[2:], dim=1))
         x = torch.onnx.ops.symbolic(
             "GRU",
-            given,
+            inputs,
             attrs={"hidden_size": gru.hidden_size, "linear_before_reset": 1},
             dtype=x.dtype,
             shape=(x.shape[0], 1, x.shape[1], gru.hidden_size),

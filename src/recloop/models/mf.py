@@ -53,23 +53,25 @@ class MF:
         """
         config = self.config
         owner = data.moment_user[data.row_moment]
-        taught = ~np.concatenate([[True], data.old])
-        taken, often = (_pairs(data, owner, data.items, weights) for weights in (data.weights, np.ones(len(owner))))
-        taken.data, often.data = confidence(taken.data), confidence(often.data)
-        refused, standing = _refused(data)
-        teaching, refusing = _rows(taken, taught), _rows(refused, taught)
-        holders, refusers = sp.csr_array(teaching.T), sp.csr_array(refusing.T)
+        is_training_user = ~np.concatenate([[True], data.old])
+        positives, counts = (
+            _pairs(data, owner, data.items, weights) for weights in (data.weights, np.ones(len(owner)))
+        )
+        positives.data, counts.data = confidence(positives.data), confidence(counts.data)
+        rejected, disliked = _refused(data)
+        training_positives, training_rejected = _rows(positives, is_training_user), _rows(rejected, is_training_user)
+        positives_by_item, rejected_by_item = sp.csr_array(training_positives.T), sp.csr_array(training_rejected.T)
         rng = np.random.default_rng(config.seed)
         items = rng.normal(scale=0.1 / np.sqrt(config.dim), size=(data.n_items + 1, config.dim)).astype(np.float32)
         items[0] = 0
         for _ in range(config.sweeps):
-            users = self._solve(items, teaching, refusing)
-            items = self._solve(users, holders, refusers)
-        return {"item_vectors": items, "user_vectors": self._solve(items, often, standing)}
+            users = self._solve(items, training_positives, training_rejected)
+            items = self._solve(users, positives_by_item, rejected_by_item)
+        return {"item_vectors": items, "user_vectors": self._solve(items, counts, disliked)}
 
-    def _solve(self, table: np.ndarray, taken: sp.csr_array, refused: sp.csr_array) -> np.ndarray:
+    def _solve(self, table: np.ndarray, positives: sp.csr_array, rejected: sp.csr_array) -> np.ndarray:
         gram = base_gram(table, self.config.unseen)
-        return solve_rows(table, gram, taken, self.config.l2, self.config.unseen, refused)
+        return solve_rows(table, gram, positives, self.config.l2, self.config.unseen, rejected)
 
 
 def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.ndarray) -> sp.csr_array:
@@ -86,21 +88,21 @@ def _refused(data: TrainData) -> tuple[sp.csr_array, sp.csr_array]:
     The first includes skips and uses the confidence of positives of equal weight. The second marks the suppressed items
     of the state.
     """
-    found = data.negatives
-    if found is None:
-        none = sp.csr_array((data.n_users + 1, data.n_items + 1))
-        return none, none
-    every = _pairs(data, found.user_ix, found.items, found.weights)
-    every.data = np.minimum(every.data, confidence(every.data))
-    out = found.weights >= 1
-    standing = _pairs(data, found.user_ix[out], found.items[out], found.weights[out])
-    standing.data[:] = 1
-    return every, standing
+    negatives = data.negatives
+    if negatives is None:
+        empty = sp.csr_array((data.n_users + 1, data.n_items + 1))
+        return empty, empty
+    rejected = _pairs(data, negatives.user_ix, negatives.items, negatives.weights)
+    rejected.data = np.minimum(rejected.data, confidence(rejected.data))
+    is_dislike = negatives.weights >= 1
+    disliked = _pairs(data, negatives.user_ix[is_dislike], negatives.items[is_dislike], negatives.weights[is_dislike])
+    disliked.data[:] = 1
+    return rejected, disliked
 
 
-def _rows(pairs: sp.csr_array, kept: np.ndarray) -> sp.csr_array:
-    """Empty all rows that are not kept."""
-    left = pairs.copy()
-    left.data[~np.repeat(kept, np.diff(pairs.indptr))] = 0
-    left.eliminate_zeros()
-    return left
+def _rows(pairs: sp.csr_array, keep: np.ndarray) -> sp.csr_array:
+    """Empty all rows outside ``keep``."""
+    filtered = pairs.copy()
+    filtered.data[~np.repeat(keep, np.diff(pairs.indptr))] = 0
+    filtered.eliminate_zeros()
+    return filtered

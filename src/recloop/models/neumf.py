@@ -15,10 +15,10 @@ from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
 
-EXAMINED = 2_000
+MAX_VALIDATION_ITEMS = 2_000
 """Number of most frequent items used in validation, because scoring a large catalog takes minutes."""
 
-PRODUCT = 10.0
+PRODUCT_WEIGHT = 10.0
 """Initial weight of each part of the product; vectors from counts have a standard deviation of 0.1."""
 
 
@@ -63,8 +63,8 @@ class NeuMF(SequenceModel):
         self.dropout = nn.Dropout(self.config.dropout)
         self.join = nn.Linear(dim, 1)
         order = torch.as_tensor(data.counts).argsort(descending=True, stable=True)
-        self.examined: Tensor  # (at most EXAMINED,) rows
-        self.register_buffer("examined", order[order > 0][:EXAMINED], persistent=False)
+        self.examined: Tensor  # (at most MAX_VALIDATION_ITEMS,) rows
+        self.register_buffer("examined", order[order > 0][:MAX_VALIDATION_ITEMS], persistent=False)
 
     def init_items(self, vectors: Tensor) -> None:
         """Initialize the item vectors (N+1, D) and the weights of the product.
@@ -75,7 +75,7 @@ class NeuMF(SequenceModel):
         with torch.no_grad():
             self.person.weight.copy_(torch.eye(len(self.person.weight)))
             self.person.bias.zero_()
-            self.join.weight[:, : self.join.in_features // 2] = PRODUCT
+            self.join.weight[:, : self.join.in_features // 2] = PRODUCT_WEIGHT
 
     def forward_user(self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor) -> Tensor:
         """(B, D) users now.
@@ -111,7 +111,7 @@ class NeuMF(SequenceModel):
         return logits
 
     def score_items(self, users: Tensor, table: Tensor) -> Tensor:
-        """(B, N+1) for validation: logits of the `EXAMINED` items, -inf for the others."""
+        """(B, N+1) for validation: logits of the `MAX_VALIDATION_ITEMS` items, -inf for the others."""
         scores = users.new_full((len(users), len(table)), -torch.inf)
         scores[:, self.examined] = self.score_candidates(users, table[self.examined][None])
         return scores
@@ -128,19 +128,19 @@ class NeuMF(SequenceModel):
             vectors: (R, D). items: (N, D). targets: (R,) rows of ``items``. weights: (R,). owned: (m,) drawn rows ->
                 (R, m) bool, the items that each row's user took (`recloop.training.sampled_losses.OwnedItems`).
         """
-        drawn = torch.randint(len(items), (self.config.negatives,), device=targets.device)
-        own = self.score_candidates(vectors, items[targets][:, None])[:, 0]  # (R,)
-        rival = F.softplus(self.score_candidates(vectors, items[drawn][None]))  # (R, m)
-        masked = drawn == targets[:, None]
+        sampled = torch.randint(len(items), (self.config.negatives,), device=targets.device)
+        target_scores = self.score_candidates(vectors, items[targets][:, None])[:, 0]  # (R,)
+        sampled_losses = F.softplus(self.score_candidates(vectors, items[sampled][None]))  # (R, m)
+        masked = sampled == targets[:, None]
         if owned is not None:
-            masked = masked | owned(drawn)
-        rival = rival.masked_fill(masked, 0.0)
-        each = F.softplus(-own) + 4.0 * rival.sum(1) / (~masked).sum(1).clamp(min=1)
-        loss: Tensor = (weights * each).sum() / weights.sum()
+            masked = masked | owned(sampled)
+        sampled_losses = sampled_losses.masked_fill(masked, 0.0)
+        row_losses = F.softplus(-target_scores) + 4.0 * sampled_losses.sum(1) / (~masked).sum(1).clamp(min=1)
+        loss: Tensor = (weights * row_losses).sum() / weights.sum()
         return loss
 
     def rejected_loss(self, vectors: Tensor, items: Tensor, rejected: Tensor, weights: Tensor) -> Tensor:
         """Loss ``bce`` of dislikes and skips: sum of w softplus(s_d) / sum of w."""
-        each = F.softplus(self.score_candidates(vectors, items[rejected][:, None])[:, 0])
-        loss: Tensor = (weights * each).sum() / weights.sum()
+        row_losses = F.softplus(self.score_candidates(vectors, items[rejected][:, None])[:, 0])
+        loss: Tensor = (weights * row_losses).sum() / weights.sum()
         return loss

@@ -40,10 +40,10 @@ class TimeDecayPooling(nn.Module):
         """
         number = torch.arange(size, device=mask.device)[None, :, None]  # (1, M, 1)
         age = moments[:, None, :] - number  # (B, M, T) moments between token and end
-        seen = (age >= 0) & mask[:, None, :]
+        is_visible = (age >= 0) & mask[:, None, :]
         if arrived is not None:
-            own = ((age == 0) & mask[:, None, :]).to(history.dtype)
-            seen = seen & (own @ arrived.to(history.dtype) > 0)
-        weight = torch.exp(-F.softplus(self.rate) * age.clamp(min=0)) * seen  # (B, M, T)
+            same_moment = ((age == 0) & mask[:, None, :]).to(history.dtype)
+            is_visible = is_visible & (same_moment @ arrived.to(history.dtype) > 0)
+        weight = torch.exp(-F.softplus(self.rate) * age.clamp(min=0)) * is_visible  # (B, M, T)
         mean: Tensor = weight @ history / weight.sum(2, keepdim=True).clamp(min=1e-6)
         return mean

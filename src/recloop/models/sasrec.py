@@ -86,9 +86,9 @@ class SASRec(SequenceModel):
         """
         hidden = self.hidden(history, moments, mask, arrived)
         batch, size = context.shape[:2]
-        place = (torch.arange(batch, device=moments.device)[:, None] * size + moments)[mask]  # (tokens,)
-        sums = hidden.new_zeros(batch * size, self.dim).index_add(0, place, hidden[mask])
-        counts = torch.bincount(place, minlength=batch * size).clamp(min=1)
+        moment_index = (torch.arange(batch, device=moments.device)[:, None] * size + moments)[mask]  # (tokens,)
+        sums = hidden.new_zeros(batch * size, self.dim).index_add(0, moment_index, hidden[mask])
+        counts = torch.bincount(moment_index, minlength=batch * size).clamp(min=1)
         ends: Tensor = (sums / counts[:, None]).view(batch, size, self.dim) + self.context(context)
         return ends
 
@@ -99,8 +99,8 @@ class SASRec(SequenceModel):
         sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is not newer than i
         if arrived is not None:
             sees = sees & arrived
-        own = torch.eye(moments.shape[1], dtype=torch.bool, device=moments.device)
-        sees = (sees | own)[:, None]  # (B, 1, T, T): a padded token sees itself, so that no row is empty
+        self_mask = torch.eye(moments.shape[1], dtype=torch.bool, device=moments.device)
+        sees = (sees | self_mask)[:, None]  # (B, 1, T, T): a padded token sees itself, so that no row is empty
         for block in self.blocks:
             x = block(x, sees)
         hidden: Tensor = self.norm(x)

@@ -14,7 +14,7 @@ from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
 
-COOLEST = 0.01
+MIN_TEMPERATURE = 0.01
 """Lower bound of the learned temperature."""
 
 
@@ -58,10 +58,10 @@ class TwoTower(SequenceModel):
 
     def item_vectors(self, codes: Tensor) -> Tensor:
         """Item vectors (N+1, D) of length 1 from rows and the fields' codes (N+1, Ci)."""
-        own = self.table.weight
+        rows = self.table.weight
         if self.training and len(self.item_fields.tables):
-            own = own * self._kept(len(own), own)[:, None]
-        vectors: Tensor = F.normalize(self.item_tower(own + self.item_fields(codes)), dim=-1)
+            rows = rows * self._kept(len(rows), rows)[:, None]
+        vectors: Tensor = F.normalize(self.item_tower(rows + self.item_fields(codes)), dim=-1)
         return vectors
 
     def cold_item_vectors(self, codes: Tensor) -> Tensor:
@@ -107,20 +107,20 @@ class TwoTower(SequenceModel):
         otherwise most targets of a window would be negatives of its other rows.
         """
         size = len(self.share)
-        drawn = torch.randint(size, (self.config.uniform,), device=targets.device)
-        ids = torch.cat([targets, drawn])
+        uniform = torch.randint(size, (self.config.uniform,), device=targets.device)
+        ids = torch.cat([targets, uniform])
         return ids, len(targets) * self.share[ids] + self.config.uniform / size
 
     def _user(self, mean: Tensor, context: Tensor) -> Tensor:
         """(..., D) pooled history and (..., C) codes -> (..., D) of length 1 / tau."""
-        tau = self.log_tau.exp().clamp(min=COOLEST)
+        tau = self.log_tau.exp().clamp(min=MIN_TEMPERATURE)
         vectors: Tensor = F.normalize(self.user_tower(mean + self.context(context)), dim=-1) / tau
         return vectors
 
     def _kept(self, size: int, like: Tensor) -> Tensor:
         """(size,) mask: 1, or 0 for the dropped share ``alone``."""
-        kept: Tensor = (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
-        return kept
+        keep_mask: Tensor = (torch.rand(size, device=like.device) >= self.config.alone).to(like.dtype)
+        return keep_mask
 
 
 class Tower(nn.Module):

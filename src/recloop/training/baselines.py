@@ -16,7 +16,7 @@ from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, is_closed_form, load_model
-from recloop.models.covisitation import RECENT
+from recloop.models.covisitation import RECENT_WEIGHTS
 from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec, custom_scorers
 from recloop.recommend import similar_items
 from recloop.recommend.catalog import Catalog
@@ -93,7 +93,7 @@ def fit_counts(
             kind=model.kind,
             config=model.config.model_dump(mode="json") if source == "model" else None,
             half_life=days.get(source),
-            recent=tuple(getattr(model.config, "recent", RECENT)) if source == "neighbours" else None,
+            recent=tuple(getattr(model.config, "recent", RECENT_WEIGHTS)) if source == "neighbours" else None,
         )
         for source, (name, model) in sorted(models.items())
     }
@@ -150,7 +150,7 @@ def choose_half_life_and_weights(
     validation = data.held
     sampled = np.zeros(0, np.int64)
     if validation is not None:
-        sampled = validation.places(data.user_ids, config.split.validation_users)
+        sampled = validation.sample_indices(data.user_ids, config.split.validation_users)
     if validation is not None and len(sampled):
         data = replace(data, held=validation.at(sampled))
     for source in FADING:

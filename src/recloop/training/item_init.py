@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
 from recloop.models.base import TrainData
-from recloop.models.covisitation import LAGS
+from recloop.models.covisitation import LAG_WEIGHTS
 
 CORE_ITEMS = 2048
 """Number of most frequent items in the SVD; other items are projected on its space."""
@@ -55,7 +55,7 @@ def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
 def _around(user: np.ndarray) -> sp.csr_array:
     """Return (M, M) weights between moments of one user at most 8 moments apart."""
     lag_matrices = []
-    for lag, weight in enumerate(LAGS, start=1):
+    for lag, weight in enumerate(LAG_WEIGHTS, start=1):
         earlier = np.flatnonzero(user[lag:] == user[:-lag])
         lag_matrices.append(
             sp.coo_array((np.full(len(earlier), weight, np.float32), (earlier, earlier + lag)), shape=(len(user),) * 2)
