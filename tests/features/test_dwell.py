@@ -10,7 +10,7 @@ import pytest
 
 from recloop.config import Clean, Config, Events
 from recloop.errors import UserError
-from recloop.features.dwell import KEPT, DwellPercentiles
+from recloop.features.dwell import MAX_DWELLS, DwellPercentiles
 from recloop.features.labels import EventLabeler
 from recloop.features.spec import FeatureSpec
 from recloop.records import EVENT_SCHEMA
@@ -103,5 +103,5 @@ def test_dwell_percentiles_are_part_of_the_spec() -> None:
 def test_dwell_percentiles_of_many_dwells_are_stored_as_quantiles() -> None:
     found = DwellPercentiles.fit(frame(*dwells("a", [float(n) for n in range(5000)])), None)
     assert found is not None
-    assert len(found.values["item a"]) == KEPT
+    assert len(found.values["item a"]) == MAX_DWELLS
     assert found.share(frame(*dwells("a", [2500.0]))).to_list() == [pytest.approx(0.5, abs=0.002)]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from recloop.features.timestamp_text import EXPECTED, NOT_A_STAMP, OUTSIDE
+from recloop.features.timestamp_text import EXPECTED_FORMS, NOT_A_STAMP, OUTSIDE
 from recloop.storage import open_log
 
 
@@ -117,11 +117,11 @@ def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, 
         ({"user_id": user, "item_id": "i01"}, "object missing required field `event_type`"),
         (
             row(user, timestamp=2**63),
-            f"timestamp=9223372036854775808: expected {EXPECTED}; {OUTSIDE}",
+            f"timestamp=9223372036854775808: expected {EXPECTED_FORMS}; {OUTSIDE}",
         ),
         (
             row(user, timestamp="soon"),
-            f"timestamp=soon: expected {EXPECTED}; {NOT_A_STAMP}",
+            f"timestamp=soon: expected {EXPECTED_FORMS}; {NOT_A_STAMP}",
         ),
         (row(user, timestamp=True), "timestamp: expected `int | float | str | null`, got `bool`"),
         (row(user, value="3"), "value: expected `float | null`, got `str`"),

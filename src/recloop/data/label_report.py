@@ -13,7 +13,7 @@ import rich.text
 from recloop.data.clean import clean, describe_row
 from recloop.data.read import read_events, read_items, read_users
 from recloop.features.dwell import DWELL, DWELL_PCT
-from recloop.features.labels import CLASSES, EventLabeler
+from recloop.features.labels import CLASS_NAMES, EventLabeler
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_unit_interval, iso
@@ -123,7 +123,7 @@ def count_by_rule(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
         if place in counts
     ]
     rest = explained.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort(EVENT_TYPE)
-    return named + [RuleCount(kind, CLASSES[0], 0.0, size) for kind, size in rest.iter_rows()]
+    return named + [RuleCount(kind, CLASS_NAMES[0], 0.0, size) for kind, size in rest.iter_rows()]
 
 
 def _spread(rows: pl.DataFrame) -> pl.DataFrame:

@@ -17,20 +17,20 @@ from recloop.config import Data
 from recloop.data.tables import Table
 from recloop.errors import UserError
 from recloop.features.timestamp_text import (
-    COMPACT,
+    COMPACT_PATTERN,
     DAY_NUMBER,
-    DAY_NUMBERS,
-    END,
-    EXPECTED,
-    FACTORS,
-    FIRST,
-    LAST,
+    DAY_NUMBER_RANGE,
+    EXPECTED_FORMS,
+    MAX_IMPORT_SECONDS,
+    MAX_MICROSECONDS,
+    MICROSECONDS_PER_UNIT,
+    MIN_CLEAR_SECONDS,
+    MIN_MICROSECONDS,
     NOT_A_STAMP,
-    NUMBER,
-    OLDEST_CLEAR,
+    NUMBER_PATTERN,
     OUTSIDE,
-    YEAR_FIRST,
-    YEAR_LAST,
+    YEAR_FIRST_PATTERN,
+    YEAR_LAST_PATTERN,
 )
 from recloop.records import DAY, SECOND
 
@@ -90,7 +90,7 @@ def parse_timestamps(
         samples = [v for table in tables for v in table.frame[name].cast(pl.String).drop_nulls().head(1).to_list()]
         value = samples[0] if samples else ""
         raise UserError(
-            f"data.columns.timestamp ({name})", value, EXPECTED, "set data.columns.timestamp or data.time_unit"
+            f"data.columns.timestamp ({name})", value, EXPECTED_FORMS, "set data.columns.timestamp or data.time_unit"
         )
     return read
 
@@ -114,7 +114,7 @@ def _typed(table: Table, name: str, data: Data) -> ParsedTimestamps:
             return _texts(part, name, data, None)
         unit = _unit(table, column.cast(pl.Float64), data.time_unit, name)
         return _numbers(column, unit, data.time_unit)
-    raise UserError(f"data.columns.timestamp ({name})", column.dtype, EXPECTED, "set data.columns.timestamp")
+    raise UserError(f"data.columns.timestamp ({name})", column.dtype, EXPECTED_FORMS, "set data.columns.timestamp")
 
 
 def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
@@ -123,16 +123,16 @@ def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
     Whole numbers are exact; fractions are rounded to the nearest microsecond.
     """
     value = column.cast(pl.Float64, strict=False)
-    fits = (value * FACTORS[unit]).is_between(FIRST, LAST)
+    fits = (value * MICROSECONDS_PER_UNIT[unit]).is_between(MIN_MICROSECONDS, MAX_MICROSECONDS)
     inside = pl.select(pl.when(fits).then(column)).to_series()
     exact = inside.cast(pl.Int64, strict=False) if column.dtype == pl.String or column.dtype.is_integer() else None
-    near = (inside.cast(pl.Float64, strict=False) * FACTORS[unit]).round().cast(pl.Int64, strict=False)
+    near = (inside.cast(pl.Float64, strict=False) * MICROSECONDS_PER_UNIT[unit]).round().cast(pl.Int64, strict=False)
     if exact is not None:
-        scaled = exact // 1000 if unit == "ns" else exact * int(FACTORS[unit])
+        scaled = exact // 1000 if unit == "ns" else exact * int(MICROSECONDS_PER_UNIT[unit])
         near = pl.select(pl.coalesce(scaled, near)).to_series()
     present = column.is_not_null()
     stamps = _with_reasons(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_finite().fill_null(False)))
-    if configured in FACTORS or not _are_day_numbers(value):
+    if configured in MICROSECONDS_PER_UNIT or not _are_day_numbers(value):
         return stamps
     reasons = pl.select(pl.when(value.is_not_null()).then(pl.lit(DAY_NUMBER)).otherwise(stamps.reasons)).to_series()
     return ParsedTimestamps(stamps.values.clear(len(stamps.values)), reasons, stamps.how)
@@ -141,7 +141,7 @@ def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
 def _are_day_numbers(value: pl.Series) -> bool:
     """True if numbers are spreadsheet days since 1899-12-30, such as 46027.35."""
     seen = value.drop_nulls()
-    inside = (seen >= DAY_NUMBERS[0]) & (seen < DAY_NUMBERS[1])
+    inside = (seen >= DAY_NUMBER_RANGE[0]) & (seen < DAY_NUMBER_RANGE[1])
     return bool(len(seen) and inside.all() and (seen != seen.floor()).any())
 
 
@@ -151,8 +151,10 @@ def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
     The ranges of the units for the years 1973 to 2100 do not overlap.
     """
     seen = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
-    for unit, factor in FACTORS.items():
-        fits = (value.abs() * factor >= OLDEST_CLEAR * SECOND) & (value.abs() * factor < END * SECOND)
+    for unit, factor in MICROSECONDS_PER_UNIT.items():
+        fits = (value.abs() * factor >= MIN_CLEAR_SECONDS * SECOND) & (
+            value.abs() * factor < MAX_IMPORT_SECONDS * SECOND
+        )
         seen = pl.select(pl.when(fits).then(pl.lit(unit)).otherwise(seen)).to_series()
     units = seen.drop_nulls()
     if len(units):
@@ -180,16 +182,16 @@ def _plain(value: float) -> str:
 def _sort(table: Table, name: str) -> _TimestampColumn:
     text = table.frame[name].str.strip_chars()
     text = pl.select(pl.when(text != "").then(text)).to_series().alias(name)
-    numeric = text.str.contains(NUMBER).fill_null(False)
+    numeric = text.str.contains(NUMBER_PATTERN).fill_null(False)
     if numeric.all() or (numeric | text.is_null()).all():
         empty = text.new_from_index(0, 0) if len(text) else text
         parts = pl.DataFrame({key: pl.Series([None] * len(empty), dtype=pl.String) for key in _PARTS})
         return _TimestampColumn(table, text, numeric, parts, pl.Series([], dtype=pl.Boolean))
-    first = text.str.extract_groups(YEAR_FIRST).struct.unnest()
+    first = text.str.extract_groups(YEAR_FIRST_PATTERN).struct.unnest()
     year_first = first["a"].is_not_null()
     day_last = pl.Series([False]).new_from_index(0, len(text))
     if not (year_first | numeric | text.is_null()).all():
-        last = text.str.extract_groups(YEAR_LAST).struct.unnest()
+        last = text.str.extract_groups(YEAR_LAST_PATTERN).struct.unnest()
         day_last = last["a"].is_not_null()
         first = first.select(pl.when(year_first).then(first[key]).otherwise(last[key]).alias(key) for key in _PARTS)
     return _TimestampColumn(table, text, numeric, first, day_last)
@@ -254,7 +256,7 @@ def looks_compact(column: pl.Series) -> bool:
         return False
     seen = column.cast(pl.String).str.strip_chars().drop_nulls()
     seen = seen.filter(seen != "")
-    return len(seen) > 0 and bool(seen.str.contains(COMPACT).all())
+    return len(seen) > 0 and bool(seen.str.contains(COMPACT_PATTERN).all())
 
 
 def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None) -> ParsedTimestamps:
@@ -263,7 +265,7 @@ def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None
         digits = text.str.replace(
             r"^(\d{4})(\d{2})(\d{2})(\d{2})?(\d{2})?(\d{2})?$", "${1}-${2}-${3}T${4}:${5}:${6}"
         ).str.strip_chars_end(":T")
-        return _composed(digits.str.extract_groups(YEAR_FIRST).struct.unnest(), None, digits, data, False)
+        return _composed(digits.str.extract_groups(YEAR_FIRST_PATTERN).struct.unnest(), None, digits, data, False)
     numbers = pl.select(pl.when(part.numeric).then(text)).to_series()
     dated = part.parts["a"].is_not_null() if len(part.parts) == len(text) else part.numeric.new_from_index(0, 0)
     if part.numeric.any() and not (len(dated) and dated.any()):
@@ -406,7 +408,7 @@ def _with_reasons(
 ) -> ParsedTimestamps:
     """Keep values of the years 1 to 9999, and give every other row its reject reason."""
     values = values.cast(pl.Int64)
-    inside = values.is_between(FIRST, LAST)
+    inside = values.is_between(MIN_MICROSECONDS, MAX_MICROSECONDS)
     known = values.is_not_null() if readable is None else readable
     reasons = pl.select(
         pl.when(~present).then(pl.lit("no timestamp"))

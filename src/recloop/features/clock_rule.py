@@ -8,7 +8,7 @@ import polars as pl
 
 from recloop.config import Clean
 from recloop.features.log_end import end_of
-from recloop.features.timestamp_text import END
+from recloop.features.timestamp_text import MAX_IMPORT_SECONDS
 from recloop.records import RECEIVED_AT, SECOND, TIMESTAMP
 
 CLOCK: Final = "clock"
@@ -20,18 +20,18 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
     Args:
         frame: Rows with ``timestamp`` and ``received_at``; rows without the latter may have any later stamp.
     """
-    allowed = clean.future_seconds
-    if allowed is None:
+    max_delay_seconds = clean.future_seconds
+    if max_delay_seconds is None:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(frame))
-    wrong = pl.col(TIMESTAMP) < 0
+    is_wrong = pl.col(TIMESTAMP) < 0
     if RECEIVED_AT in frame.columns:
-        wrong |= (pl.col(TIMESTAMP) - pl.col(RECEIVED_AT) > round(allowed * SECOND)).fill_null(False)
-    return frame.select(wrong).to_series()
+        is_wrong |= (pl.col(TIMESTAMP) - pl.col(RECEIVED_AT) > round(max_delay_seconds * SECOND)).fill_null(False)
+    return frame.select(is_wrong).to_series()
 
 
-def received_by(frame: pl.DataFrame, last: int) -> pl.DataFrame:
-    """Fill a missing ``received_at`` with the row's stamp, at the latest ``last``."""
-    return frame.with_columns(pl.min_horizontal(TIMESTAMP, pl.lit(last)).alias(RECEIVED_AT))
+def received_by(frame: pl.DataFrame, max_stamp: int) -> pl.DataFrame:
+    """Fill a missing ``received_at`` with the row's stamp, at the latest ``max_stamp``."""
+    return frame.with_columns(pl.min_horizontal(TIMESTAMP, pl.lit(max_stamp)).alias(RECEIVED_AT))
 
 
 def received_by_end(frame: pl.DataFrame) -> pl.DataFrame:
@@ -39,5 +39,5 @@ def received_by_end(frame: pl.DataFrame) -> pl.DataFrame:
 
     It is at the latest the end of the log, within 1970 to 2100.
     """
-    possible = pl.col(TIMESTAMP).is_between(0, END * SECOND, closed="left")
+    possible = pl.col(TIMESTAMP).is_between(0, MAX_IMPORT_SECONDS * SECOND, closed="left")
     return received_by(frame, end_of(frame.filter(possible)))

@@ -21,8 +21,8 @@ from sqlglot import exp
 
 from recloop.errors import UserError
 
-LONGEST: Final = 10_000  # characters; a request may contain a condition
-DEEPEST: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
+MAX_CHARACTERS: Final = 10_000  # characters; a request may contain a condition
+MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 PREDICATES: Final = (*COMPARISONS, exp.Is, exp.In, exp.Between, exp.Like, exp.ILike, exp.Boolean)
@@ -32,7 +32,7 @@ ALLOWED: Final = (
     *PREDICATES, *CONNECTIVES, *ARITHMETIC, exp.Column, exp.Identifier, exp.Literal, exp.Null,
 )  # fmt: skip
 GRAMMAR: Final = "field = 'text', field >= 4, IN (...), BETWEEN, LIKE, IS NULL, joined by AND, OR, NOT"
-MEND: Final = 'write it as SQL over the row, such as "value >= 4"'
+FIX: Final = 'write it as SQL over the row, such as "value >= 4"'
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def parse(text: str, columns: Collection[str], key: str) -> Rule:
     Raises:
         UserError: the text does not parse, contains a forbidden construct, or uses an unknown field.
     """
-    if len(text) > LONGEST:
-        raise UserError(key, text, f"a condition of at most {LONGEST:,} characters", "a shorter condition")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(key, text, f"a condition of at most {MAX_CHARACTERS:,} characters", "a shorter condition")
     tree = _parsed(text, key)
     names = _check(tree, text, columns, key)
     try:
@@ -79,7 +79,7 @@ def parse(text: str, columns: Collection[str], key: str) -> Rule:
         if isinstance(columns, Mapping):
             frame = pl.DataFrame(schema=dict(columns)).with_columns(expression.alias("passes"))
             if frame.schema["passes"] != pl.Boolean:
-                raise UserError(key, text, f"a condition that is true or false: {GRAMMAR}", MEND)
+                raise UserError(key, text, f"a condition that is true or false: {GRAMMAR}", FIX)
     except (pl.exceptions.PolarsError, RecursionError) as error:
         raise _unlike(key, text, error) from None
     return Rule(text, expression, frozenset(names), key)
@@ -89,13 +89,13 @@ def _parsed(text: str, key: str) -> exp.Expression:
     try:
         trees = [tree for tree in sqlglot.parse(text) if tree is not None]
     except (sqlglot.errors.SqlglotError, RecursionError) as error:
-        first = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "nested too deeply"
-        raise UserError(key, text, f"a condition ({GRAMMAR}); {first}", MEND) from None
+        message = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "nested too deeply"
+        raise UserError(key, text, f"a condition ({GRAMMAR}); {message}", FIX) from None
     if len(trees) != 1:
-        raise UserError(key, text, f"one condition, found {len(trees)}", MEND)
+        raise UserError(key, text, f"one condition, found {len(trees)}", FIX)
     tree: Any = trees[0]
     if not isinstance(tree, exp.Expression):
-        raise UserError(key, text, f"a condition ({GRAMMAR})", MEND)
+        raise UserError(key, text, f"a condition ({GRAMMAR})", FIX)
     return tree
 
 
@@ -104,10 +104,10 @@ def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) 
     names: set[str] = set()
     for node in tree.walk():
         if not isinstance(node, ALLOWED):
-            raise UserError(key, text, f"{GRAMMAR}; found {node.sql(comments=False)[:60]}", MEND)
-        if node.depth > DEEPEST:
+            raise UserError(key, text, f"{GRAMMAR}; found {node.sql(comments=False)[:60]}", FIX)
+        if node.depth > MAX_DEPTH:
             raise UserError(
-                key, text, f"at most {DEEPEST} levels of nesting", "field IN (value, value, ...) instead of many OR"
+                key, text, f"at most {MAX_DEPTH} levels of nesting", "field IN (value, value, ...) instead of many OR"
             )
         if isinstance(node, exp.Column):
             names.add(_known(node, text, columns, key))
@@ -131,18 +131,22 @@ def _known(node: exp.Column, text: str, columns: Collection[str], key: str) -> s
     name = node.name
     if name in columns and len(node.parts) == 1:
         return name
-    near = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.0)
+    matches = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.0)
     quoted = isinstance(node.this, exp.Identifier) and node.this.quoted
     hint = f"; write a text in single quotes: '{name}'" if quoted else ""
-    known = (
-        f"a known field; nearest to {name}: {near[0]}" if near else "a condition without fields; no field is known here"
+    expected = (
+        f"a known field; nearest to {name}: {matches[0]}"
+        if matches
+        else "a condition without fields; no field is known here"
     )
-    raise UserError(key, text, known + hint, f"one of {', '.join(sorted(columns)[:20])}" if near else MEND)
+    raise UserError(key, text, expected + hint, f"one of {', '.join(sorted(columns)[:20])}" if matches else FIX)
 
 
 def _is_list(node: exp.In) -> bool:
     values = node.expressions
-    simple = all(isinstance(v, exp.Literal) or (isinstance(v, exp.Neg) and v.this.is_number) for v in values)
+    simple = all(
+        isinstance(value, exp.Literal) or (isinstance(value, exp.Neg) and value.this.is_number) for value in values
+    )
     return bool(values) and simple and not (node.args.get("query") or node.args.get("unnest"))
 
 
@@ -150,9 +154,9 @@ def _must_decide(node: Any, text: str, key: str) -> None:
     while isinstance(node, exp.Paren):
         node = node.this
     if not isinstance(node, (*PREDICATES, exp.And, exp.Or, exp.Not, exp.Column)):
-        raise UserError(key, text, f"a condition that is true or false; found {node.sql(comments=False)[:60]}", MEND)
+        raise UserError(key, text, f"a condition that is true or false; found {node.sql(comments=False)[:60]}", FIX)
 
 
 def _unlike(key: str, text: str, error: Exception) -> UserError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(key, text, f"numbers compared with numbers, and texts with texts ({first})", MEND)
+    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(key, text, f"numbers compared with numbers, and texts with texts ({message})", FIX)

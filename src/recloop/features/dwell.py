@@ -21,12 +21,12 @@ from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, VALUE
 
 DWELL: Final = "dwell"
 DWELL_PCT: Final = "dwell_pct"
-LONG: Final = 0.7
+LONG_DWELL_PCT: Final = 0.7
 LONG_WEIGHT: Final = 2.0
-BANDS: Final = 10
-FEWEST: Final = 30  # minimum dwells of a band
-KEPT: Final = 1000  # maximum dwells stored per band; larger bands store quantiles
-CLIP: Final = 0.99
+N_BANDS: Final = 10
+MIN_DWELLS: Final = 30  # minimum dwells of a band
+MAX_DWELLS: Final = 1000  # maximum dwells stored per band; larger bands store quantiles
+CLIP_QUANTILE: Final = 0.99
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,22 @@ class DwellPercentiles:
             return None
         attributes = _attributes(items)
         durations = {item: row["duration"] for item, row in attributes.items() if _is_number(row.get("duration"))}
-        seen = np.array([durations[item] for item in rows[ITEM_ID] if item in durations], dtype=np.float64)
-        edges = np.quantile(seen, np.arange(1, BANDS) / BANDS) if len(seen) else np.zeros(0)
-        own = dict(rows.group_by(ITEM_ID).len().iter_rows())
+        known_durations = np.array([durations[item] for item in rows[ITEM_ID] if item in durations], dtype=np.float64)
+        edges = np.quantile(known_durations, np.arange(1, N_BANDS) / N_BANDS) if len(known_durations) else np.zeros(0)
+        dwell_counts = dict(rows.group_by(ITEM_ID).len().iter_rows())
         bands: dict[str, str] = {}
-        for item in sorted({*attributes, *own}):
+        for item in sorted({*attributes, *dwell_counts}):
             if item in durations:
                 bands[item] = f"duration {int(np.searchsorted(edges, durations[item], side='right'))}"
-            elif own.get(item, 0) >= FEWEST:
+            elif dwell_counts.get(item, 0) >= MIN_DWELLS:
                 bands[item] = f"item {item}"
             elif (category := attributes.get(item, {}).get("category")) is not None:
                 bands[item] = f"category {category}"
         band = rows[ITEM_ID].replace_strict(bands, default=None, return_dtype=pl.String)
         grouped = rows.with_columns(band.alias("band")).drop_nulls("band").group_by("band").agg(VALUE)
-        values = {name: _sample(np.array(held)) for name, held in sorted(grouped.iter_rows()) if len(held) >= FEWEST}
+        values = {
+            name: _sample(np.array(dwells)) for name, dwells in sorted(grouped.iter_rows()) if len(dwells) >= MIN_DWELLS
+        }
         return cls({item: name for item, name in bands.items() if name in values}, values)
 
     def share(self, frame: pl.DataFrame) -> pl.Series:
@@ -75,31 +77,33 @@ class DwellPercentiles:
         rows = np.flatnonzero((frame[EVENT_TYPE] == DWELL).fill_null(False).to_numpy() & (values >= 0))
         # one look-up per row: a request has few rows and the table of items is large
         names: dict[str | None, int] = {None: 0}
-        code = [names.setdefault(self.bands.get(item), len(names)) for item in frame[ITEM_ID].gather(rows)]
-        order = np.argsort(code, kind="stable")
-        bounds = np.searchsorted(np.array(code)[order], np.arange(len(names) + 1))
-        for name, place in names.items():
+        row_numbers = [names.setdefault(self.bands.get(item), len(names)) for item in frame[ITEM_ID].gather(rows)]
+        order = np.argsort(row_numbers, kind="stable")
+        bounds = np.searchsorted(np.array(row_numbers)[order], np.arange(len(names) + 1))
+        for name, number in names.items():
             if name is None:
                 continue
-            held, known = rows[order[bounds[place] : bounds[place + 1]]], np.array(self.values[name])
-            value = np.minimum(values[held], known[-1])
-            low, high = np.searchsorted(known, value, side="left"), np.searchsorted(known, value, side="right")
-            shares[held] = (low + high) / (2 * len(known))
+            band_rows = rows[order[bounds[number] : bounds[number + 1]]]
+            band_values = np.array(self.values[name])
+            value = np.minimum(values[band_rows], band_values[-1])
+            low = np.searchsorted(band_values, value, side="left")
+            high = np.searchsorted(band_values, value, side="right")
+            shares[band_rows] = (low + high) / (2 * len(band_values))
         return pl.Series(DWELL_PCT, shares).fill_nan(None)
 
     def to_json(self) -> JsonTree:
-        return {"bands": self.bands, "values": {name: list(held) for name, held in self.values.items()}}
+        return {"bands": self.bands, "values": {name: list(dwells) for name, dwells in self.values.items()}}
 
     @classmethod
     def from_json(cls, tree: JsonTree) -> DwellPercentiles:
-        return cls(dict(tree["bands"]), {name: tuple(held) for name, held in tree["values"].items()})
+        return cls(dict(tree["bands"]), {name: tuple(dwells) for name, dwells in tree["values"].items()})
 
 
 def _sample(values: np.ndarray) -> tuple[float, ...]:
     """At most `KEPT` values, ascending, clipped at the 99th percentile."""
-    values = np.sort(np.minimum(values, np.quantile(values, CLIP)))
-    if len(values) > KEPT:
-        values = np.quantile(values, (np.arange(KEPT) + 0.5) / KEPT)
+    values = np.sort(np.minimum(values, np.quantile(values, CLIP_QUANTILE)))
+    if len(values) > MAX_DWELLS:
+        values = np.quantile(values, (np.arange(MAX_DWELLS) + 0.5) / MAX_DWELLS)
     return tuple(values.tolist())
 
 

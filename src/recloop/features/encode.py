@@ -104,10 +104,10 @@ def encode(
     states = states.until(nows)
     index = vocabulary.lookup(states.names, len(states.names))
     items = index[states.items]
-    known = items > 0
-    row_moment = np.repeat(np.arange(len(states.stamps)), np.diff(states.item_offsets))[known]
-    held = np.bincount(row_moment, minlength=len(states.stamps))
-    moment_query = np.repeat(np.arange(len(states)), np.diff(states.moment_offsets))[held > 0]
+    in_table = items > 0
+    row_moment = np.repeat(np.arange(len(states.stamps)), np.diff(states.item_offsets))[in_table]
+    items_per_moment = np.bincount(row_moment, minlength=len(states.stamps))
+    moment_query = np.repeat(np.arange(len(states)), np.diff(states.moment_offsets))[items_per_moment > 0]
     negatives = index[states.negatives] if len(states.negatives) else states.negatives
     negative_query = np.repeat(np.arange(len(states)), np.diff(states.negative_offsets))[negatives > 0]
     user = [
@@ -116,17 +116,17 @@ def encode(
         )
         for name, field in spec.user.items()
     ]
-    last = np.zeros(len(states), dtype=np.int64)
+    last_stamps = np.zeros(len(states), dtype=np.int64)
     has_past = np.diff(states.moment_offsets) > 0
-    last[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
-    time_codes = context_codes(spec, fields, nows, last, has_past)
+    last_stamps[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
+    time_codes = context_codes(spec, fields, nows, last_stamps, has_past)
     return EncodedBatch(
         states=states,
         moment_offsets=offsets_of(np.bincount(moment_query, minlength=len(states))),
-        stamps=states.stamps[held > 0],
-        item_offsets=offsets_of(held[held > 0]),
-        items=items[known],
-        targets=states.targets[known],
+        stamps=states.stamps[items_per_moment > 0],
+        item_offsets=offsets_of(items_per_moment[items_per_moment > 0]),
+        items=items[in_table],
+        targets=states.targets[in_table],
         negative_offsets=offsets_of(np.bincount(negative_query, minlength=len(states))),
         negatives=negatives[negatives > 0],
         context=np.stack([*user, *time_codes], axis=1) if user or time_codes else np.zeros((len(states), 0), np.int32),
@@ -136,24 +136,24 @@ def encode(
 
 
 def context_codes(
-    spec: FeatureSpec, fields: FieldCodes, now: np.ndarray, last: np.ndarray, has_past: np.ndarray
+    spec: FeatureSpec, fields: FieldCodes, now: np.ndarray, last_stamps: np.ndarray, has_past: np.ndarray
 ) -> list[np.ndarray]:
     """(B,) int32 codes of each context feature.
 
     Hour and weekday are those of ``now`` in the spec's time zone. ``days_since_last`` counts from ``last``.
 
     Args:
-        now, last: (B,) int64 microseconds of the query and of the last moment of its history.
+        now, last_stamps: (B,) int64 microseconds of the query and of the last moment of its history.
         has_past: (B,) bool: True if the history has a moment; otherwise ``days_since_last`` is missing.
     """
     local = now + _utc_offsets(now, spec.timezone)
     days = local // DAY
-    made = {
+    values = {
         "hour": (local - days * DAY) // (3600 * SECOND),
         "weekday": (days + 3) % 7 + 1,  # 1970-01-01 was a Thursday; Monday is 1
-        "days_since_last": np.where(has_past, (now - last) / DAY, np.nan),
+        "days_since_last": np.where(has_past, (now - last_stamps) / DAY, np.nan),
     }
-    return [fields.codes[f"context.{name}"].codes(made[name].tolist()) for name in spec.context]
+    return [fields.codes[f"context.{name}"].codes(values[name].tolist()) for name in spec.context]
 
 
 def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
@@ -161,9 +161,10 @@ def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
     if timezone == "UTC":
         return np.zeros(len(now), dtype=np.int64)
     zone = ZoneInfo(timezone)
-    hours, place = np.unique(now // (900 * SECOND), return_inverse=True)  # zones change on quarter hours
-    ahead = [datetime.fromtimestamp(int(quarter) * 900, zone).utcoffset() for quarter in hours]
-    return np.array([0 if one is None else round(one.total_seconds()) * SECOND for one in ahead], dtype=np.int64)[place]
+    quarters, quarter_index = np.unique(now // (900 * SECOND), return_inverse=True)  # zones change on quarter hours
+    offsets = [datetime.fromtimestamp(int(quarter) * 900, zone).utcoffset() for quarter in quarters]
+    micros = [0 if offset is None else round(offset.total_seconds()) * SECOND for offset in offsets]
+    return np.array(micros, dtype=np.int64)[quarter_index]
 
 
 def attribute_codes(
@@ -185,15 +186,15 @@ def window(encoded: EncodedBatch, history: int) -> HistoryWindow:
     ends = encoded.row_offsets[1:]  # (B,) one past the last row of each query
     moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
     reach = ends[moment_query] - encoded.item_offsets[:-1]  # items from this moment to the newest
-    newest = np.zeros(len(sizes), dtype=bool)
-    newest[encoded.moment_offsets[1:][np.diff(encoded.moment_offsets) > 0] - 1] = True
-    kept = (reach <= history) | newest
+    is_newest = np.zeros(len(sizes), dtype=bool)
+    is_newest[encoded.moment_offsets[1:][np.diff(encoded.moment_offsets) > 0] - 1] = True
+    fits = (reach <= history) | is_newest
     row_moment = encoded.row_moment
-    place = np.arange(len(encoded.items)) - encoded.item_offsets[row_moment]
-    rows = kept[row_moment] & (place < history)
-    number = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(sizes))
+    rank = np.arange(len(encoded.items)) - encoded.item_offsets[row_moment]
+    rows = fits[row_moment] & (rank < history)
+    age = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(sizes))
     counts = np.bincount(encoded.row_query[rows], minlength=len(encoded))
-    return HistoryWindow(offsets_of(counts), encoded.items[rows], number[row_moment[rows]])
+    return HistoryWindow(offsets_of(counts), encoded.items[rows], age[row_moment[rows]])
 
 
 def digest(data: bytes) -> str:

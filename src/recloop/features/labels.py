@@ -19,7 +19,7 @@ from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
 from recloop.features import conditions
 from recloop.features.clock_rule import CLOCK, wrong_clock
-from recloop.features.dwell import DWELL, DWELL_PCT, LONG, LONG_WEIGHT, DwellPercentiles
+from recloop.features.dwell import DWELL, DWELL_PCT, LONG_DWELL_PCT, LONG_WEIGHT, DwellPercentiles
 from recloop.features.spec import FeatureSpec
 from recloop.records import (
     ANY_TARGET,
@@ -46,7 +46,7 @@ CONDITION_COLUMNS = {
 } | {DWELL_PCT: pl.Float64()}  # fmt: skip
 """Event fields that a condition may use, with their types."""
 
-TYPE = re.compile(r"[\w.:-]+")
+TYPE_PATTERN = re.compile(r"[\w.:-]+")
 """Form of an event type in ``[events]``; any other entry is a condition."""
 
 KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
@@ -56,20 +56,20 @@ STRONG_WEIGHT = 5.0
 """Weight from which a target is a purchase. The burst rule ignores purchases, because a checkout writes many rows."""
 
 
-CLASSES = {1: "positive", 0: "neutral", -1: "negative"}
+CLASS_NAMES = {1: "positive", 0: "neutral", -1: "negative"}
 """Names of the labels."""
 
 
 def class_of(use: int, label: int) -> str:
     """Class of an event: ``input``, ``undo`` or the name of its label."""
-    return Use(use).name.lower() if use in {Use.INPUT, Use.UNDO} else CLASSES[label]
+    return Use(use).name.lower() if use in {Use.INPUT, Use.UNDO} else CLASS_NAMES[label]
 
 
 def matcher(text: str, key: str) -> pl.Expr:
     """Expression for an entry of ``[events]``: ``*``, an event type, or a condition."""
     if text == "*":
         return pl.lit(True)
-    if TYPE.fullmatch(text):
+    if TYPE_PATTERN.fullmatch(text):
         return pl.col(EVENT_TYPE) == text
     return conditions.parse(text, CONDITION_COLUMNS, key).expr
 
@@ -110,9 +110,9 @@ class EventLabeler:
         self._keep = conditions.parse(clean.keep, KEEP_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
         self.rules = _rules(events)
         self._first, self._meanings = _first_match(self.rules), _meanings(self.rules)
-        looked = [matcher(text, "events.history").fill_null(False) for text in events.history]
-        self._has_history = bool(looked)
-        self._looked = pl.any_horizontal(looked) if looked else pl.lit(False)
+        history_matchers = [matcher(text, "events.history").fill_null(False) for text in events.history]
+        self._has_history = bool(history_matchers)
+        self._looked = pl.any_horizontal(history_matchers) if history_matchers else pl.lit(False)
         self._pairs = set(events.undo.values())
 
     @classmethod
@@ -132,9 +132,9 @@ class EventLabeler:
 
         These are ``dwell_pct`` and ``by``, the index of the deciding rule or null.
         """
-        none = pl.col("by") == len(self.rules)
+        is_unmatched = pl.col("by") == len(self.rules)
         labelled = self._with_meaning(self._decided(frame)).drop("looked")
-        return labelled.with_columns(pl.when(none).then(None).otherwise(pl.col("by")).alias("by"))
+        return labelled.with_columns(pl.when(is_unmatched).then(None).otherwise(pl.col("by")).alias("by"))
 
     def _decided(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Add ``dwell_pct``, ``by`` and ``looked``.
@@ -150,29 +150,29 @@ class EventLabeler:
 
         ``events.history`` turns targets into inputs.
         """
-        meant = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
+        labelled = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
         if self._has_history:
-            looked = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
-            meant = meant.with_columns(
-                pl.when(looked).then(pl.lit(value, pl.Int8)).otherwise(pl.col(name)).alias(name)
+            is_history = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
+            labelled = labelled.with_columns(
+                pl.when(is_history).then(pl.lit(value, pl.Int8)).otherwise(pl.col(name)).alias(name)
                 for name, value in ((USE, int(Use.INPUT)), (LABEL, 0))
             )
         if not self._pairs:
-            return meant.with_columns(pl.lit(1.0).alias(UNITS))
-        return meant.with_columns(self._pair(), self._units())
+            return labelled.with_columns(pl.lit(1.0).alias(UNITS))
+        return labelled.with_columns(self._pair(), self._units())
 
     def _pair(self) -> pl.Expr:
         """Event type of a row; for an undo the type that it reverses."""
-        named = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) & (pl.col(USE) != int(Use.UNDO))
-        return pl.when(named).then(pl.col(EVENT_TYPE)).otherwise(pl.col(PAIR)).alias(PAIR)
+        is_undoable = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) & (pl.col(USE) != int(Use.UNDO))
+        return pl.when(is_undoable).then(pl.col(EVENT_TYPE)).otherwise(pl.col(PAIR)).alias(PAIR)
 
     def _units(self) -> pl.Expr:
         """Quantity of an undo or an undoable row; 1 if it is missing."""
-        able = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) | (pl.col(USE) == int(Use.UNDO))
+        is_undoable = pl.col(EVENT_TYPE).is_in(sorted(self._pairs)).fill_null(False) | (pl.col(USE) == int(Use.UNDO))
         if ANY_TARGET in self._pairs:
-            able |= pl.col(USE) == int(Use.TARGET)
-        counted = able & pl.col(QUANTITY).is_finite() & (pl.col(QUANTITY) != 0)
-        return pl.when(counted).then(pl.col(QUANTITY).abs()).otherwise(1.0).alias(UNITS)
+            is_undoable |= pl.col(USE) == int(Use.TARGET)
+        has_quantity = is_undoable & pl.col(QUANTITY).is_finite() & (pl.col(QUANTITY) != 0)
+        return pl.when(has_quantity).then(pl.col(QUANTITY).abs()).otherwise(1.0).alias(UNITS)
 
     def _share(self, frame: pl.DataFrame) -> pl.Series:
         """``dwell_pct`` of each row."""
@@ -188,21 +188,21 @@ class EventLabeler:
             earlier: Rows of the same users with smaller seq (on arrival the last seconds are enough).
         """
         rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
-        before = 0 if earlier is None else len(earlier)
+        n_earlier = 0 if earlier is None else len(earlier)
         burst = self._clean.burst
-        if burst != "off" and before + len(frame) >= burst.events:  # fewer rows cannot be a burst
-            rows = frame if earlier is None or not before else pl.concat([earlier, frame], how="diagonal")
-            hurried = burst_mask(self.acts(rows), burst)[before:]
+        if burst != "off" and n_earlier + len(frame) >= burst.events:  # fewer rows cannot be a burst
+            rows = frame if earlier is None or not n_earlier else pl.concat([earlier, frame], how="diagonal")
+            in_burst = burst_mask(self.acts(rows), burst)[n_earlier:]
             rule = pl.select(
-                pl.when(pl.Series(hurried)).then(pl.lit("burst")).otherwise(rule).alias("rule")
+                pl.when(pl.Series(in_burst)).then(pl.lit("burst")).otherwise(rule).alias("rule")
             ).to_series()
         if self._keep is not None and len(frame):
-            kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series()
-            if len(kept) != len(frame):  # a condition without a column is one value for all rows
-                kept = pl.Series([bool(kept[0])] * len(frame))
-            rule = pl.select(pl.when(kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
-        wrong = self.wrong_clock(frame)
-        return pl.select(pl.when(wrong).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
+            is_kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series()
+            if len(is_kept) != len(frame):  # a condition without a column is one value for all rows
+                is_kept = pl.Series([bool(is_kept[0])] * len(frame))
+            rule = pl.select(pl.when(is_kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
+        is_wrong_clock = self.wrong_clock(frame)
+        return pl.select(pl.when(is_wrong_clock).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
 
     def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
         """(n,) Boolean: rows that the rule ``clock`` removes."""
@@ -219,33 +219,33 @@ class EventLabeler:
 
 def _rules(events: Events) -> tuple[LabelRule, ...]:
     """Rules in evaluation order; a long dwell is positive unless a rule names dwells."""
-    found = [
+    rules = [
         LabelRule(text, f"events.undo.{text}", 0, 0.0, matcher(text, f"events.undo.{text}"), Use.UNDO, pair)
         for text, pair in events.undo.items()
     ]
     for text, weight in events.weights.items():
         key, label = f"events.weights.{text}", int(np.sign(weight))
         use = Use.INPUT if label > 0 and text in events.history else use_of(label, abs(weight))
-        found.append(LabelRule(text, key, label, abs(weight), matcher(text, key), use))
-    named = (*events.weights, *events.neutral, *events.negative, *events.history, *events.positive)
-    if not any(_on_dwell(text) for text in named):
+        rules.append(LabelRule(text, key, label, abs(weight), matcher(text, key), use))
+    texts = (*events.weights, *events.neutral, *events.negative, *events.history, *events.positive)
+    if not any(_on_dwell(text) for text in texts):
         dwell = pl.col(EVENT_TYPE) == DWELL
-        long = f"{DWELL_PCT} >= {LONG}"
-        found += [
-            LabelRule(long, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG), Use.TARGET),
+        condition = f"{DWELL_PCT} >= {LONG_DWELL_PCT}"
+        rules += [
+            LabelRule(condition, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG_DWELL_PCT), Use.TARGET),
             LabelRule(DWELL, "default", 0, 0.0, dwell, Use.NONE),
         ]
     for name, label in (("neutral", 0), ("negative", -1), ("history", 1), ("positive", 1)):
         key = f"events.{name}"
         use = Use.INPUT if name == "history" else use_of(label, 1.0)
-        found += [
+        rules += [
             LabelRule(text, key, label, float(abs(label)), matcher(text, key), use) for text in getattr(events, name)
         ]
-    for rule in found:
+    for rule in rules:
         if rule.label < 0 and _on_dwell(rule.text):
             expected = "a weight of 0 or more, because a dwell is never negative"
             raise UserError(rule.key, rule.text, expected, f"remove it from [events] in {FILE}")
-    return tuple(found)
+    return tuple(rules)
 
 
 def use_of(label: int, weight: float) -> Use:
@@ -261,40 +261,41 @@ def with_uses(frame: pl.DataFrame) -> pl.DataFrame:
     if all(name in frame.columns and not frame[name].null_count() for name in (WEIGHT, USE, PAIR, UNITS)):
         return frame
     skip = (pl.col(LABEL) < 0) & (pl.col(WEIGHT) < 1) if WEIGHT in frame.columns else pl.lit(False)
-    plain = {
+    defaults = {
         WEIGHT: pl.lit(1.0, pl.Float32),
         USE: pl.when(skip).then(int(Use.NONE)).otherwise(pl.col(LABEL)).cast(pl.Int8),
         PAIR: pl.lit(""),
         UNITS: pl.lit(1.0),
     }
     return frame.with_columns(
-        (pl.col(name).fill_null(value) if name in frame.columns else value).alias(name) for name, value in plain.items()
+        (pl.col(name).fill_null(value) if name in frame.columns else value).alias(name)
+        for name, value in defaults.items()
     )
 
 
 def _on_dwell(text: str) -> bool:
-    if TYPE.fullmatch(text):
+    if TYPE_PATTERN.fullmatch(text):
         return text == DWELL
     return re.search(rf"\b({DWELL}|{DWELL_PCT})\b", text) is not None
 
 
-def _first_match(found: tuple[LabelRule, ...]) -> pl.Expr:
-    """Index of the first rule that matches a row, else ``len(found)``."""
-    by = pl.lit(len(found), dtype=pl.Int32)
-    for place, rule in reversed(list(enumerate(found))):  # the innermost `otherwise` is evaluated last
+def _first_match(rules: tuple[LabelRule, ...]) -> pl.Expr:
+    """Index of the first rule that matches a row, else ``len(rules)``."""
+    by = pl.lit(len(rules), dtype=pl.Int32)
+    for index, rule in reversed(list(enumerate(rules))):  # the innermost `otherwise` is evaluated last
         matched = rule.expr.fill_null(False)
         if rule.label < 0:  # a condition on values alone may match a dwell, which the later rules decide
             matched &= (pl.col(EVENT_TYPE) != DWELL).fill_null(True)
-        by = pl.when(matched).then(pl.lit(place, dtype=pl.Int32)).otherwise(by)
+        by = pl.when(matched).then(pl.lit(index, dtype=pl.Int32)).otherwise(by)
     return by
 
 
-def _meanings(found: tuple[LabelRule, ...]) -> pl.DataFrame:
+def _meanings(rules: tuple[LabelRule, ...]) -> pl.DataFrame:
     """Table of ``label``, ``weight``, ``use`` and ``pair`` by rule.
 
     The last row is for unmatched events.
     """
-    rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in found]
+    rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in rules]
     schema = {LABEL: pl.Int8, WEIGHT: pl.Float32, USE: pl.Int8, PAIR: pl.String}
     return pl.DataFrame([*rows, (0, 0.0, int(Use.NONE), "")], schema=schema, orient="row")
 
@@ -306,16 +307,16 @@ def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
     without one, regardless of its number of rows. ``rows`` are in seq order; stamps may be in any order. Rows marked in an
     optional Boolean column ``strong`` are neither counted nor removed. Near-linear in the number of rows.
     """
-    taken = np.zeros(len(rows), dtype=bool)
+    in_burst = np.zeros(len(rows), dtype=bool)
     width = round(burst.seconds * SECOND)
     rows = rows.with_row_index("at")
     if "strong" in rows.columns:
         rows = rows.filter(~pl.col("strong"))
     if not len(rows):
-        return taken
-    loose = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).alias("loose")
+        return in_burst
+    single_stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).alias("loose")
     key = [USER_ID, GROUP_ID, "loose"]
-    rows = rows.with_columns(loose)
+    rows = rows.with_columns(single_stamp)
     numbers = rows.select(key).unique().with_row_index("act")
     rows = rows.join(numbers, on=key, how="left", nulls_equal=True).sort(USER_ID, TIMESTAMP, "at")
     at, stamps = rows["at"].to_numpy(), rows[TIMESTAMP].to_numpy()
@@ -327,20 +328,20 @@ def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
     ends = np.append(change, len(stamps) - 1)
     end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last row with the same user and stamp
     # necessary condition: `events` acts in the window, in any order of arrival
-    first = np.flatnonzero(is_first)
-    lead = firsts_until[end_of] - burst.events  # the act that must still be in the window
-    place = first[np.maximum(lead, 0)]
-    within = (lead >= 0) & (users[place] == users) & (stamps[place] > stamps - width)
-    acts = rows["act"].to_numpy()[first].tolist()
-    act_at, act_user, act_stamp = (column[first].tolist() for column in (at, users, stamps))
-    for spot in np.flatnonzero(within).tolist():  # rare case in which the order of arrival decides
-        known: set[int] = set()
-        number = int(firsts_until[end_of[spot]]) - 1
-        while number >= 0 and act_user[number] == users[spot] and act_stamp[number] > stamps[spot] - width:
-            if act_at[number] <= at[spot]:
-                known.add(acts[number])
-                if len(known) == burst.events:
-                    taken[at[spot]] = True
+    act_rows = np.flatnonzero(is_first)
+    oldest_number = firsts_until[end_of] - burst.events  # the act that must still be in the window
+    oldest_act = act_rows[np.maximum(oldest_number, 0)]
+    may_burst = (oldest_number >= 0) & (users[oldest_act] == users) & (stamps[oldest_act] > stamps - width)
+    acts = rows["act"].to_numpy()[act_rows].tolist()
+    act_at, act_user, act_stamp = (column[act_rows].tolist() for column in (at, users, stamps))
+    for row in np.flatnonzero(may_burst).tolist():  # rare case in which the order of arrival decides
+        earlier_acts: set[int] = set()
+        act_number = int(firsts_until[end_of[row]]) - 1
+        while act_number >= 0 and act_user[act_number] == users[row] and act_stamp[act_number] > stamps[row] - width:
+            if act_at[act_number] <= at[row]:
+                earlier_acts.add(acts[act_number])
+                if len(earlier_acts) == burst.events:
+                    in_burst[at[row]] = True
                     break
-            number -= 1
-    return taken
+            act_number -= 1
+    return in_burst

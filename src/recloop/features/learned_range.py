@@ -56,8 +56,8 @@ class LearnedRange:
 
     def is_new(self, first_seqs: NDArray[np.int64], stamps: NDArray[np.int64]) -> NDArray[np.bool_]:
         """`new_moments` for arrays of moments: seqs of their first rows, and stamps."""
-        new: NDArray[np.bool_] = (first_seqs > self.until_seq) | ((stamps >= self.cut) & (first_seqs >= self.held_seq))
-        return new
+        mask: NDArray[np.bool_] = (first_seqs > self.until_seq) | ((stamps >= self.cut) & (first_seqs >= self.held_seq))
+        return mask
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
         labelled: All valid rows with ``stamp`` and ``label``.
         learned: The learned range of the live bundle.
     """
-    cut, after = learned.cut, 0
+    cut, min_seq = learned.cut, 0
     if cut > end_of(labelled, STAMP) + 1:
-        cut, after = end_of(labelled.filter(learned.rows), STAMP) + 1, learned.until_seq
+        cut, min_seq = end_of(labelled.filter(learned.rows), STAMP) + 1, learned.until_seq
     moments = (
         labelled.filter(learned.new_moments)
         .group_by(USER_ID, STAMP)
         .agg(pl.col(SEQ).min(), (pl.col(LABEL) > 0).any().alias("positive"))
         .filter("positive")
     )
-    fresh = moments.filter((pl.col(STAMP) >= cut) & (pl.col(SEQ) > after))[SEQ].sort()
+    fresh = moments.filter((pl.col(STAMP) >= cut) & (pl.col(SEQ) > min_seq))[SEQ].sort()
     held_seq = int(fresh[int((1 - TESTED_SHARE) * len(fresh))]) if len(fresh) else nothing_held(labelled)
     return NewWindow(cut, held_seq, len(moments) - len(fresh), len(fresh))
 

@@ -15,11 +15,11 @@ from recloop.records import DAY, TIMESTAMP, USER_ID
 
 MIN_ROWS: Final = 10
 """Minimum rows for an estimate of usual gaps; the end of a shorter log is its maximum."""
-FEW: Final = 5
+MAX_FEW_ROWS: Final = 5
 """Number of rows or users that is too small to support an outlying stamp, if it is at most a fifth."""
-FEW_SHARE: Final = 0.01
+MAX_FEW_SHARE: Final = 0.01
 """The same limit for a large log, as a share of its rows or users."""
-USERS_ROWS_SHARE: Final = 0.05
+MAX_FEW_USERS_SHARE: Final = 0.05
 """Rows of a few users are ignored up to this share of the log."""
 GAP_FACTOR: Final = 3
 """A jump is longer than this many times the longest pause before it."""
@@ -45,15 +45,15 @@ def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = 
     """
     values = np.asarray(stamps, dtype=np.int64)
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
+    ascending = values[order]
     owners = None if users is None else users.rank("dense").to_numpy().astype(np.int64)[order]
-    size = len(ordered)
+    size = len(ascending)
     while size >= MIN_ROWS:
-        kept = _before_jump(ordered[:size], None if owners is None else owners[:size])
-        if kept == size:
+        remaining = _before_jump(ascending[:size], None if owners is None else owners[:size])
+        if remaining == size:
             break
-        size = kept
-    return int(ordered[size - 1]) if size else 0
+        size = remaining
+    return int(ascending[size - 1]) if size else 0
 
 
 def end_of(events: pl.DataFrame, column: str = TIMESTAMP) -> int:
@@ -63,14 +63,14 @@ def end_of(events: pl.DataFrame, column: str = TIMESTAMP) -> int:
 
 def few(size: int) -> int:
     """Largest number of rows or users, out of ``size``, that cannot support a stamp."""
-    return max(min(FEW, size // 5), int(size * FEW_SHARE))
+    return max(min(MAX_FEW_ROWS, size // 5), int(size * MAX_FEW_SHARE))
 
 
-def _before_jump(ordered: NDArray[np.int64], owners: NDArray[np.int64] | None) -> int:
+def _before_jump(ascending: NDArray[np.int64], owners: NDArray[np.int64] | None) -> int:
     """Number of ascending stamps before the first jump with too few rows after it."""
-    size = len(ordered)
+    size = len(ascending)
     skipped = few(size)
-    gaps = np.diff(ordered)  # (n-1,) the pause after each row
+    gaps = np.diff(ascending)  # (n-1,) the pause after each row
     longest = np.zeros(size - 1, dtype=np.int64)  # (n-1,) the longest pause before it
     longest[skipped + 1 :] = np.maximum.accumulate(gaps[skipped:])[:-1]
     jumps = np.flatnonzero((gaps >= DAY) & (gaps / GAP_FACTOR > longest))
@@ -79,6 +79,6 @@ def _before_jump(ordered: NDArray[np.int64], owners: NDArray[np.int64] | None) -
         rows = size - jump - 1
         if rows <= skipped:
             return int(jump) + 1
-        if owners is not None and rows <= USERS_ROWS_SHARE * size and len(np.unique(owners[jump + 1 :])) <= users:
+        if owners is not None and rows <= MAX_FEW_USERS_SHARE * size and len(np.unique(owners[jump + 1 :])) <= users:
             return int(jump) + 1
     return size

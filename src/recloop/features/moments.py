@@ -31,10 +31,10 @@ def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
     stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
     newest = pl.col(TIMESTAMP).cum_max().shift(1).over(USER_ID).alias("newest")
     frame = frame.with_columns(stamp.alias(STAMP), newest)
-    later = pl.col(SEQ) != pl.col(SEQ).first().over(USER_ID, GROUP_ID)
-    over = pl.col(GROUP_ID).is_not_null() & later & (pl.col("newest") - FIRST_OF_GROUP > GROUP_LIFE)
-    anew = pl.concat([reused_groups(frame), frame.filter(over).select(USER_ID, GROUP_ID)]).unique()
-    return (_regrouped(frame, anew) if len(anew) else frame).drop("newest")
+    is_not_first = pl.col(SEQ) != pl.col(SEQ).first().over(USER_ID, GROUP_ID)
+    is_ended = pl.col(GROUP_ID).is_not_null() & is_not_first & (pl.col("newest") - FIRST_OF_GROUP > GROUP_LIFE)
+    reused = pl.concat([reused_groups(frame), frame.filter(is_ended).select(USER_ID, GROUP_ID)]).unique()
+    return (_regrouped(frame, reused) if len(reused) else frame).drop("newest")
 
 
 def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
@@ -42,8 +42,8 @@ def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
 
     A reused group has rows more than `GROUP_SPAN` from its first row. ``frame`` is in seq order.
     """
-    far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
-    return frame.filter(far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
+    is_far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
+    return frame.filter(is_far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
 
 
 def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
@@ -56,9 +56,9 @@ def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
         state[user_id, group_id] = moment_of_row(state.get((user_id, group_id)), timestamp, newest)
         seqs.append(seq)
         stamps.append(state[user_id, group_id])
-    anew = pl.DataFrame({SEQ: seqs, "anew": stamps}, schema={SEQ: pl.Int64, "anew": pl.Int64})
-    found = frame.join(anew, on=SEQ, how="left", maintain_order="left")
-    return found.with_columns(pl.coalesce("anew", STAMP).alias(STAMP)).drop("anew")
+    new_stamps = pl.DataFrame({SEQ: seqs, "anew": stamps}, schema={SEQ: pl.Int64, "anew": pl.Int64})
+    joined = frame.join(new_stamps, on=SEQ, how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("anew", STAMP).alias(STAMP)).drop("anew")
 
 
 def moment_of_row(moment: int | None, timestamp: int, newest: int | None) -> int:

@@ -27,7 +27,7 @@ from recloop.features.undo import INPUTS, Act, ActColumns, Kind, undone_acts
 from recloop.files import AttributeValues
 from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
 
-GROUPS: Final = 64
+MAX_GROUPS: Final = 64
 """Number of groups in a state above which ended groups are removed."""
 
 
@@ -76,7 +76,7 @@ class UserState(msgspec.Struct):
         stamp = timestamp
         if group_id is not None:
             stamp = moment_of_row(self.groups.get(group_id), timestamp, self.newest)
-            if group_id not in self.groups and len(self.groups) >= GROUPS:
+            if group_id not in self.groups and len(self.groups) >= MAX_GROUPS:
                 self.groups = {
                     name: moment for name, moment in self.groups.items() if not is_closed(moment, self.newest)
                 }
@@ -85,19 +85,19 @@ class UserState(msgspec.Struct):
         if use == Use.NONE:
             return
         self.positives += use in INPUTS
-        place = bisect.bisect_left(self.moments, stamp, key=lambda moment: moment[0])
-        if place == len(self.moments) or self.moments[place][0] != stamp:
-            self.moments.insert(place, (stamp, [], []))
-        _, items, codes = self.moments[place]
-        spot = bisect.bisect_left(items, item_id)
-        while spot < len(items) and items[spot] == item_id:
-            known = self.kinds[codes[spot]]
-            if (known.use, known.pair, known.weight) == (use, pair, weight):
-                codes[spot] = self._code(Kind(use, pair, weight, known.units + units))
+        moment_index = bisect.bisect_left(self.moments, stamp, key=lambda moment: moment[0])
+        if moment_index == len(self.moments) or self.moments[moment_index][0] != stamp:
+            self.moments.insert(moment_index, (stamp, [], []))
+        _, items, codes = self.moments[moment_index]
+        item_index = bisect.bisect_left(items, item_id)
+        while item_index < len(items) and items[item_index] == item_id:
+            existing = self.kinds[codes[item_index]]
+            if (existing.use, existing.pair, existing.weight) == (use, pair, weight):
+                codes[item_index] = self._code(Kind(use, pair, weight, existing.units + units))
                 return
-            spot += 1
-        items.insert(spot, item_id)
-        codes.insert(spot, self._code(Kind(use, pair, weight, units)))
+            item_index += 1
+        items.insert(item_index, item_id)
+        codes.insert(item_index, self._code(Kind(use, pair, weight, units)))
 
     def _code(self, kind: Kind) -> int:
         if kind not in self.kinds:
@@ -106,28 +106,28 @@ class UserState(msgspec.Struct):
 
     def view(self) -> View:
         """Moments without undone acts, and active dislikes."""
-        gone = self._undone_acts()
+        undone = self._undone_acts()
         moments = []
         disliked: dict[str, int] = {}
         for stamp, items, codes in self.moments:
-            held: dict[str, bool] = {}
-            hated = []
+            input_items: dict[str, bool] = {}
+            disliked_items = []
             for item_id, code in zip(items, codes, strict=True):
                 kind = self.kinds[code]
-                if (stamp, item_id, code) in gone:
+                if (stamp, item_id, code) in undone:
                     continue
                 if kind.use in INPUTS:
-                    held[item_id] = held.get(item_id, False) or kind.use == Use.TARGET
+                    input_items[item_id] = input_items.get(item_id, False) or kind.use == Use.TARGET
                 elif kind.use == Use.NEGATIVE:
-                    hated.append(item_id)
-            if held:
-                moments.append((stamp, list(held), list(held.values())))
-            for item_id in disliked.keys() & held.keys():  # a later target undoes an earlier dislike
-                if held[item_id]:
+                    disliked_items.append(item_id)
+            if input_items:
+                moments.append((stamp, list(input_items), list(input_items.values())))
+            for item_id in disliked.keys() & input_items.keys():  # a later target undoes an earlier dislike
+                if input_items[item_id]:
                     del disliked[item_id]
-            disliked |= dict.fromkeys(hated, stamp)
-        lost = sum(self.kinds[code].use in INPUTS for _, _, code in gone)
-        return View(moments, sorted(disliked), self.positives - lost)
+            disliked |= dict.fromkeys(disliked_items, stamp)
+        n_undone = sum(self.kinds[code].use in INPUTS for _, _, code in undone)
+        return View(moments, sorted(disliked), self.positives - n_undone)
 
     def disliked(self) -> list[str]:
         """Ascending items with an active dislike; inside one moment the dislike wins."""
@@ -138,18 +138,18 @@ class UserState(msgspec.Struct):
         undo = {code for code, kind in enumerate(self.kinds) if kind.use == Use.UNDO}
         if not undo:
             return set()
-        named = {
+        undone_items = {
             item for _, items, codes in self.moments for item, code in zip(items, codes, strict=True) if code in undo
         }
         acts: dict[str, list[tuple[int, int]]] = {}
         for stamp, items, codes in self.moments:
             for item, code in zip(items, codes, strict=True):
-                if item in named:
+                if item in undone_items:
                     acts.setdefault(item, []).append((stamp, code))
         return {
-            (own[n][0], item, own[n][1])
-            for item, own in acts.items()
-            for n in undone_acts([Act(stamp, self.kinds[code]) for stamp, code in own])
+            (item_acts[n][0], item, item_acts[n][1])
+            for item, item_acts in acts.items()
+            for n in undone_acts([Act(stamp, self.kinds[code]) for stamp, code in item_acts])
         }
 
 
@@ -182,17 +182,17 @@ class StateBatch:
     def from_states(cls, users: Sequence[str], states: Sequence[UserState]) -> StateBatch:
         """Batch of incremental states."""
         views = [state.view() for state in states]
-        known = {item for view in views for _, items, _ in view.moments for item in items}
-        names = np.array(sorted(known.union(*(view.disliked for view in views))), dtype=object)
-        code = {name: number for number, name in enumerate(names)}
+        input_items = {item for view in views for _, items, _ in view.moments for item in items}
+        names = np.array(sorted(input_items.union(*(view.disliked for view in views))), dtype=object)
+        code = {name: index for index, name in enumerate(names)}
         moments = [moment for view in views for moment in view.moments]
         return cls(
             users=list(users),
             names=names,
             moment_offsets=offsets_of([len(view.moments) for view in views]),
             stamps=np.array([stamp for stamp, _, _ in moments], dtype=np.int64),
-            item_offsets=offsets_of([len(held) for _, held, _ in moments]),
-            items=np.array([code[item] for _, held, _ in moments for item in held], dtype=np.int32),
+            item_offsets=offsets_of([len(moment_items) for _, moment_items, _ in moments]),
+            items=np.array([code[item] for _, moment_items, _ in moments for item in moment_items], dtype=np.int32),
             targets=np.array([target for _, _, targets in moments for target in targets], dtype=bool),
             negative_offsets=offsets_of([len(view.disliked) for view in views]),
             negatives=np.array([code[item] for view in views for item in view.disliked], dtype=np.int32),
@@ -209,19 +209,19 @@ class StateBatch:
             nows: (B,) int64 microseconds.
         """
         moment_query = np.repeat(np.arange(len(self)), np.diff(self.moment_offsets))
-        seen = self.stamps <= nows[moment_query]
-        if seen.all():
+        is_visible = self.stamps <= nows[moment_query]
+        if is_visible.all():
             return self
         sizes = np.diff(self.item_offsets)
-        hidden = np.bincount(moment_query[~seen], weights=sizes[~seen], minlength=len(self)).astype(np.int64)
+        n_hidden = np.bincount(moment_query[~is_visible], weights=sizes[~is_visible], minlength=len(self))
         return replace(
             self,
-            moment_offsets=offsets_of(np.bincount(moment_query[seen], minlength=len(self))),
-            stamps=self.stamps[seen],
-            item_offsets=offsets_of(sizes[seen]),
-            items=self.items[np.repeat(seen, sizes)],
-            targets=self.targets[np.repeat(seen, sizes)],
-            positives=np.maximum(self.positives - hidden, 0),
+            moment_offsets=offsets_of(np.bincount(moment_query[is_visible], minlength=len(self))),
+            stamps=self.stamps[is_visible],
+            item_offsets=offsets_of(sizes[is_visible]),
+            items=self.items[np.repeat(is_visible, sizes)],
+            targets=self.targets[np.repeat(is_visible, sizes)],
+            positives=np.maximum(self.positives - n_hidden.astype(np.int64), 0),
         )
 
     def digest(self, b: int) -> str:
@@ -229,11 +229,12 @@ class StateBatch:
         moments = []
         for m in range(self.moment_offsets[b], self.moment_offsets[b + 1]):
             rows = slice(self.item_offsets[m], self.item_offsets[m + 1])
-            looked = np.flatnonzero(~self.targets[rows]).tolist()
-            moments.append([int(self.stamps[m]), self.names[self.items[rows]].tolist(), *([looked] if looked else [])])
+            input_only = np.flatnonzero(~self.targets[rows]).tolist()
+            items = self.names[self.items[rows]].tolist()
+            moments.append([int(self.stamps[m]), items, *([input_only] if input_only else [])])
         disliked = self.names[self.negatives[self.negative_offsets[b] : self.negative_offsets[b + 1]]].tolist()
-        whole = [moments, disliked, int(self.positives[b]), self.attributes[b]]
-        return hashlib.blake2b(msgspec.json.encode(whole, order="sorted"), digest_size=4).hexdigest()
+        content = [moments, disliked, int(self.positives[b]), self.attributes[b]]
+        return hashlib.blake2b(msgspec.json.encode(content, order="sorted"), digest_size=4).hexdigest()
 
 
 class StateHistory:
@@ -268,32 +269,32 @@ class StateHistory:
 
     def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> StateBatch:
         """Compute states from rows with ``seq <= seqs[b]`` and ``stamp < before[b]``."""
-        spots, lengths = [], []
+        row_lists, lengths = [], []
         for b, user_id in enumerate(users):
             low, high = self._span.get(user_id, (0, 0))
-            known = self._seq[low:high] <= seqs[b]
+            is_visible = self._seq[low:high] <= seqs[b]
             if before is not None:
-                known &= self._stamp[low:high] < before[b]
-            spots.append(low + np.flatnonzero(known))
-            lengths.append(len(spots[-1]))
-        rows = np.concatenate(spots) if spots else np.zeros(0, dtype=np.int64)
+                is_visible &= self._stamp[low:high] < before[b]
+            row_lists.append(low + np.flatnonzero(is_visible))
+            lengths.append(len(row_lists[-1]))
+        rows = np.concatenate(row_lists) if row_lists else np.zeros(0, dtype=np.int64)
         query = np.repeat(np.arange(len(users)), lengths)
         use, positives = self._use[rows], np.zeros(len(users), dtype=np.int64)
         inputs = np.isin(use, list(INPUTS))
         positives += np.bincount(query[inputs], minlength=len(users))
         if self._undone:
-            lost = self._acts.undone_rows(rows, query * len(self.names) + self._code[rows])
-            positives -= np.bincount(query[lost.acts & inputs], minlength=len(users))
-            rows, query, use, inputs = (column[~lost.rows] for column in (rows, query, use, inputs))
-        held, owner = rows[inputs], query[inputs]
-        stamp, code = self._stamp[held], self._code[held]
+            undone = self._acts.undone_rows(rows, query * len(self.names) + self._code[rows])
+            positives -= np.bincount(query[undone.acts & inputs], minlength=len(users))
+            rows, query, use, inputs = (column[~undone.rows] for column in (rows, query, use, inputs))
+        input_rows, owner = rows[inputs], query[inputs]
+        stamp, code = self._stamp[input_rows], self._code[input_rows]
         new_moment = _changes(owner, stamp)
         new_item = _changes(owner, stamp, code)
         moment_owner = owner[new_moment]
         item_moment = (np.cumsum(new_moment) - 1)[new_item]
-        disliked, target = use == Use.NEGATIVE, self._use[held] == Use.TARGET
+        disliked, target = use == Use.NEGATIVE, self._use[input_rows] == Use.TARGET
         negative_offsets, negatives = self._active_dislikes(
-            rows[disliked], query[disliked], held[target], owner[target], len(users)
+            rows[disliked], query[disliked], input_rows[target], owner[target], len(users)
         )
         return StateBatch(
             users=list(users),
@@ -302,7 +303,7 @@ class StateHistory:
             stamps=stamp[new_moment],
             item_offsets=offsets_of(np.bincount(item_moment, minlength=len(moment_owner))),
             items=code[new_item],
-            targets=np.logical_or.reduceat(target, np.flatnonzero(new_item)) if len(held) else np.zeros(0, dtype=bool),
+            targets=np.logical_or.reduceat(target, np.flatnonzero(new_item)) if len(input_rows) else target,
             negative_offsets=negative_offsets,
             negatives=negatives,
             positives=positives,
@@ -310,7 +311,7 @@ class StateHistory:
         )
 
     def _active_dislikes(
-        self, rows: np.ndarray, query: np.ndarray, held: np.ndarray, owner: np.ndarray, size: int
+        self, rows: np.ndarray, query: np.ndarray, target_rows: np.ndarray, owner: np.ndarray, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Active dislikes: ascending codes per query, and their offsets."""
         newest: dict[tuple[int, int], int] = {}
@@ -319,18 +320,18 @@ class StateHistory:
             newest[key] = max(newest.get(key, self._stamp[row]), self._stamp[row])
         if newest:
             touched = np.isin(owner, query)
-            for row, b in zip(held[touched].tolist(), owner[touched].tolist(), strict=True):
+            for row, b in zip(target_rows[touched].tolist(), owner[touched].tolist(), strict=True):
                 key = (b, int(self._code[row]))
                 if newest.get(key, self._stamp[row]) < self._stamp[row]:
                     del newest[key]
-        standing = sorted(newest)
-        counts = np.bincount([b for b, _ in standing], minlength=size) if standing else np.zeros(size, dtype=np.int64)
-        return offsets_of(counts), np.array([code for _, code in standing], dtype=np.int32)
+        active = sorted(newest)
+        counts = np.bincount([b for b, _ in active], minlength=size) if active else np.zeros(size, dtype=np.int64)
+        return offsets_of(counts), np.array([code for _, code in active], dtype=np.int32)
 
     def _as_of(self, user_id: str, seq: int) -> Mapping[str, Any] | None:
         versions = self._attributes.get(user_id, [])
-        place = bisect.bisect_right(versions, seq, key=lambda version: version[0])
-        return versions[place - 1][1] if place else None
+        n_versions = bisect.bisect_right(versions, seq, key=lambda version: version[0])
+        return versions[n_versions - 1][1] if n_versions else None
 
 
 def attribute_versions(frame: pl.DataFrame | None, key: str = USER_ID) -> dict[str, list[tuple[int, AttributeValues]]]:
@@ -349,7 +350,7 @@ def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def _changes(*columns: np.ndarray) -> np.ndarray:
     """(n,) bool mask of rows that differ from the row before."""
-    new = np.ones(len(columns[0]), dtype=bool)
-    if len(new):
-        new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    return new
+    is_changed = np.ones(len(columns[0]), dtype=bool)
+    if len(is_changed):
+        is_changed[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return is_changed

@@ -10,29 +10,29 @@ from zoneinfo import ZoneInfo
 from recloop.config import Data
 from recloop.records import SECOND
 
-END: Final = 4_133_980_800
+MAX_IMPORT_SECONDS: Final = 4_133_980_800
 """2101-01-01 in seconds: an import accepts only earlier times."""
-OLDEST_CLEAR: Final = 100_000_000
+MIN_CLEAR_SECONDS: Final = 100_000_000
 """1973 in seconds; a smaller number may be in another unit."""
-FIRST: Final = -62_135_596_800 * SECOND
+MIN_MICROSECONDS: Final = -62_135_596_800 * SECOND
 """0001-01-01 in microseconds."""
-LAST: Final = 253_402_300_800 * SECOND - 1
+MAX_MICROSECONDS: Final = 253_402_300_800 * SECOND - 1
 """The last microsecond of the year 9999."""
-FACTORS: Final = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+MICROSECONDS_PER_UNIT: Final = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 """Microseconds of one unit."""
-DAY_NUMBERS: Final = (20_000, 80_000)
+DAY_NUMBER_RANGE: Final = (20_000, 80_000)
 """Spreadsheet days (since 1899-12-30) of the years 1954 to 2119."""
 
-NUMBER: Final = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
-COMPACT: Final = r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
-CLOCK: Final = (
+NUMBER_PATTERN: Final = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
+COMPACT_PATTERN: Final = r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
+CLOCK_PATTERN: Final = (
     r"(?:[T ]\s*(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?\s*(?P<pm>[AaPp]\.?[Mm]\.?)?"
     r"\s*(?P<z>Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?"
 )
-YEAR_FIRST: Final = r"^(?P<a>\d{4})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{1,2})" + CLOCK + "$"
-YEAR_LAST: Final = r"^(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{4})" + CLOCK + "$"
+YEAR_FIRST_PATTERN: Final = r"^(?P<a>\d{4})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{1,2})" + CLOCK_PATTERN + "$"
+YEAR_LAST_PATTERN: Final = r"^(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<c>\d{4})" + CLOCK_PATTERN + "$"
 
-EXPECTED: Final = "ISO 8601 (2025-02-01T13:45:00Z), or seconds, milliseconds or microseconds since 1970"
+EXPECTED_FORMS: Final = "ISO 8601 (2025-02-01T13:45:00Z), or seconds, milliseconds or microseconds since 1970"
 NOT_A_STAMP: Final = "timestamp: not a stamp"
 OUTSIDE: Final = "timestamp outside the years 1 to 9999"
 DAY_NUMBER: Final = "timestamp: a day number of a spreadsheet; write it as ISO 8601"
@@ -51,28 +51,28 @@ def parse_timestamp(value: str | float, data: Data) -> int:
     """
     if isinstance(value, str):
         text = value.strip()
-        if not re.fullmatch(NUMBER, text):
+        if not re.fullmatch(NUMBER_PATTERN, text):
             return _date(text, data)
         value = int(text) if text.lstrip("+-").isdigit() else float(text)
     return _number(value, data)
 
 
 def _number(value: float, data: Data) -> int:
-    declared = data.time_unit in FACTORS
-    if not declared and isinstance(value, int) and re.fullmatch(COMPACT, str(value)):
+    declared = data.time_unit in MICROSECONDS_PER_UNIT
+    if not declared and isinstance(value, int) and re.fullmatch(COMPACT_PATTERN, str(value)):
         raise ValueError(AMBIGUOUS)
     if not abs(value) < float("inf"):  # NaN is not either
         raise ValueError(NOT_A_STAMP)
-    if abs(value) > LAST * 1000:
+    if abs(value) > MAX_MICROSECONDS * 1000:
         raise ValueError(OUTSIDE)
     unit = clear_unit(value)
     if unit is None:
         unit = data.time_unit if declared else "s"
-        if not declared and value != int(value) and DAY_NUMBERS[0] <= value < DAY_NUMBERS[1]:
+        if not declared and value != int(value) and DAY_NUMBER_RANGE[0] <= value < DAY_NUMBER_RANGE[1]:
             raise ValueError(DAY_NUMBER)
     if isinstance(value, int):
-        return _inside(value // 1000 if unit == "ns" else value * int(FACTORS[unit]))
-    return _inside(round(value * FACTORS[unit]))
+        return _inside(value // 1000 if unit == "ns" else value * int(MICROSECONDS_PER_UNIT[unit]))
+    return _inside(round(value * MICROSECONDS_PER_UNIT[unit]))
 
 
 def clear_unit(value: float) -> str | None:
@@ -80,44 +80,44 @@ def clear_unit(value: float) -> str | None:
 
     None if it is outside that range in every unit.
     """
-    for unit, factor in FACTORS.items():
-        if OLDEST_CLEAR * SECOND <= abs(value) * factor < END * SECOND:
+    for unit, factor in MICROSECONDS_PER_UNIT.items():
+        if MIN_CLEAR_SECONDS * SECOND <= abs(value) * factor < MAX_IMPORT_SECONDS * SECOND:
             return unit
     return None
 
 
 def _inside(micros: int) -> int:
-    if not FIRST <= micros <= LAST:
+    if not MIN_MICROSECONDS <= micros <= MAX_MICROSECONDS:
         raise ValueError(OUTSIDE)
     return micros
 
 
 def _date(text: str, data: Data) -> int:
     """Microseconds of a date with optional time and zone."""
-    found = re.fullmatch(YEAR_FIRST, text)
-    if found:
-        year, month, day = (int(found[name]) for name in "abc")
+    match = re.fullmatch(YEAR_FIRST_PATTERN, text)
+    if match:
+        year, month, day = (int(match[name]) for name in "abc")
     else:
-        found = re.fullmatch(YEAR_LAST, text)
-        if not found:
+        match = re.fullmatch(YEAR_LAST_PATTERN, text)
+        if not match:
             raise ValueError(NOT_A_STAMP)
-        first, second, year = (int(found[name]) for name in "abc")
+        first, second, year = (int(match[name]) for name in "abc")
         if first <= 12 and second <= 12:
             raise ValueError(f"timestamp: {text} has an ambiguous order of day and month; write dates as 2025-12-31")
         day, month = (first, second) if first > 12 else (second, first)
-    hour = int(found["H"] or 0)
-    if half := (found["pm"] or "").lower()[:1]:
+    hour = int(match["H"] or 0)
+    if half := (match["pm"] or "").lower()[:1]:
         if not 1 <= hour <= 12:
             raise ValueError(NOT_A_STAMP)
         hour = hour % 12 + (half == "p") * 12
-    micros = int((found["f"] or "").ljust(9, "0")[:6])
+    micros = int((match["f"] or "").ljust(9, "0")[:6])
     try:
-        local = datetime(year, month, day, hour, int(found["M"] or 0), int(found["S"] or 0), micros)  # noqa: DTZ001 - its zone follows
+        local = datetime(year, month, day, hour, int(match["M"] or 0), int(match["S"] or 0), micros)  # noqa: DTZ001 - its zone follows
     except ValueError:
         raise ValueError(NOT_A_STAMP) from None
-    since = local.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    whole = (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
-    return _inside(whole - _offset(found["z"], local, data.timezone) * SECOND)
+    elapsed = local.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    total = (elapsed.days * 86_400 + elapsed.seconds) * SECOND + elapsed.microseconds
+    return _inside(total - _offset(match["z"], local, data.timezone) * SECOND)
 
 
 def _offset(zone: str | None, local: datetime, timezone: str) -> int:
@@ -130,10 +130,10 @@ def _offset(zone: str | None, local: datetime, timezone: str) -> int:
         return (-60 if digits[0] == "-" else 60) * minutes
     if timezone == "UTC":
         return 0
-    there = ZoneInfo(timezone)
-    before, after = (there.utcoffset(local.replace(fold=fold)) for fold in (0, 1))
-    assert before is not None
-    assert after is not None
-    if before < after:  # skipped hour: the clocks went forward
+    time_zone = ZoneInfo(timezone)
+    offset_before, offset_after = (time_zone.utcoffset(local.replace(fold=fold)) for fold in (0, 1))
+    assert offset_before is not None
+    assert offset_after is not None
+    if offset_before < offset_after:  # skipped hour: the clocks went forward
         raise ValueError(NOT_A_STAMP)
-    return int(before.total_seconds())
+    return int(offset_before.total_seconds())

@@ -40,7 +40,7 @@ class Act(NamedTuple):
 
 INPUTS: Final = frozenset({int(Use.TARGET), int(Use.INPUT)})
 """Uses of events that are model inputs."""
-LEAST_UNITS: Final = 1e-9
+MIN_UNITS: Final = 1e-9
 """Remaining units below this count as zero, because sums of fractions are not exact."""
 
 
@@ -52,39 +52,45 @@ def undone_acts(acts: Sequence[Act]) -> set[int]:
     undone completely, with all earlier ones of its type. An undone target also removes the lighter targets (the cart
     before a purchase) since the newest remaining target of its weight or more.
     """
-    left = {n: act.kind.units for n, act in enumerate(acts) if act.kind.use != Use.UNDO}
+    remaining = {n: act.kind.units for n, act in enumerate(acts) if act.kind.use != Use.UNDO}
     undos = sorted((act for act in acts if act.kind.use == Use.UNDO), key=lambda act: (act.stamp, act.kind.pair))
     for undo in undos:
-        pool = [n for n in left if acts[n].stamp <= undo.stamp and left[n] > 0 and _names(undo.kind, acts[n].kind)]
-        heaviest = max((acts[n].kind.weight for n in pool), default=0.0)
+        candidates = [
+            n for n in remaining if acts[n].stamp <= undo.stamp and remaining[n] > 0 and _names(undo.kind, acts[n].kind)
+        ]
+        heaviest = max((acts[n].kind.weight for n in candidates), default=0.0)
         units = undo.kind.units
-        for n in sorted(pool, key=lambda n: (acts[n].stamp, acts[n].kind.weight, acts[n].kind.pair), reverse=True):
+        for n in sorted(
+            candidates, key=lambda n: (acts[n].stamp, acts[n].kind.weight, acts[n].kind.pair), reverse=True
+        ):
             kind = acts[n].kind
             if kind.use == Use.NEGATIVE:
-                left[n] = 0
-            elif units > LEAST_UNITS and (undo.kind.pair != ANY_TARGET or kind.weight == heaviest):
-                units, left[n] = max(0.0, units - left[n]), max(0.0, left[n] - units)
-                if left[n] <= LEAST_UNITS:
-                    left[n] = 0
+                remaining[n] = 0
+            elif units > MIN_UNITS and (undo.kind.pair != ANY_TARGET or kind.weight == heaviest):
+                units, remaining[n] = max(0.0, units - remaining[n]), max(0.0, remaining[n] - units)
+                if remaining[n] <= MIN_UNITS:
+                    remaining[n] = 0
                     if kind.use == Use.TARGET:
-                        _drop_lighter(acts, left, kind.weight, undo.stamp)
-    return {n for n, units in left.items() if units == 0}
+                        _drop_lighter(acts, remaining, kind.weight, undo.stamp)
+    return {n for n, units in remaining.items() if units == 0}
 
 
 def _names(undo: Kind, kind: Kind) -> bool:
     return kind.use == Use.TARGET if undo.pair == ANY_TARGET else kind.pair == undo.pair
 
 
-def _drop_lighter(acts: Sequence[Act], left: dict[int, float], weight: float, until: int) -> None:
-    """Remove lighter targets up to ``until``.
+def _drop_lighter(acts: Sequence[Act], remaining: dict[int, float], weight: float, max_stamp: int) -> None:
+    """Remove lighter targets up to ``max_stamp``.
 
     It starts after the newest remaining target of ``weight`` or more.
     """
-    targets = [n for n in left if left[n] > 0 and acts[n].kind.use == Use.TARGET and acts[n].stamp <= until]
-    since = max((acts[n].stamp for n in targets if acts[n].kind.weight >= weight), default=None)
+    targets = [
+        n for n in remaining if remaining[n] > 0 and acts[n].kind.use == Use.TARGET and acts[n].stamp <= max_stamp
+    ]
+    heavier_stamp = max((acts[n].stamp for n in targets if acts[n].kind.weight >= weight), default=None)
     for n in targets:
-        if acts[n].kind.weight < weight and (since is None or acts[n].stamp > since):
-            left[n] = 0
+        if acts[n].kind.weight < weight and (heavier_stamp is None or acts[n].stamp > heavier_stamp):
+            remaining[n] = 0
 
 
 class UndoneRows(NamedTuple):
@@ -117,26 +123,26 @@ class ActColumns:
 
         ``key`` (n,) int numbers (query, item).
         """
-        lost = UndoneRows(np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool))
+        undone = UndoneRows(np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool))
         touched = np.flatnonzero(np.isin(key, np.unique(key[self.use[rows] == Use.UNDO])))
         by_key: dict[int, list[int]] = {}
-        for place in touched.tolist():
-            by_key.setdefault(int(key[place]), []).append(place)
-        for places in by_key.values():
+        for position in touched.tolist():
+            by_key.setdefault(int(key[position]), []).append(position)
+        for positions in by_key.values():
             acts: dict[tuple[int, int, str, float], list[int]] = {}
-            for place in places:
-                row = rows[place]
+            for position in positions:
+                row = rows[position]
                 kind = (int(self.stamp[row]), int(self.use[row]), str(self.pair[row]), float(self.weight[row]))
-                acts.setdefault(kind, []).append(place)
-            own = [
-                Act(stamp, Kind(use, pair, weight, sum(float(self.units[rows[place]]) for place in members)))
+                acts.setdefault(kind, []).append(position)
+            merged = [
+                Act(stamp, Kind(use, pair, weight, sum(float(self.units[rows[position]]) for position in members)))
                 for (stamp, use, pair, weight), members in acts.items()
             ]
             members = list(acts.values())
-            for n in undone_acts(own):
-                lost.rows[members[n]] = True
-                lost.acts[members[n][0]] = True
-        return lost
+            for n in undone_acts(merged):
+                undone.rows[members[n]] = True
+                undone.acts[members[n][0]] = True
+        return undone
 
 
 def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
@@ -148,12 +154,12 @@ def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
     if not (frame[USE] == Use.UNDO).any():
         return frame
     pairs = frame.filter(pl.col(USE) == Use.UNDO).select(USER_ID, ITEM_ID).unique().with_row_index("key")
-    places = frame.with_row_index("row").join(pairs, on=[USER_ID, ITEM_ID]).select("row", "key").sort("row")
-    rows = places["row"].to_numpy().astype(np.int64)
-    lost = np.zeros(len(frame), dtype=bool)
-    lost[rows] = ActColumns.from_frame(frame).undone_rows(rows, places["key"].to_numpy().astype(np.int64)).rows
-    gone = pl.Series(lost)
+    positions = frame.with_row_index("row").join(pairs, on=[USER_ID, ITEM_ID]).select("row", "key").sort("row")
+    rows = positions["row"].to_numpy().astype(np.int64)
+    undone = np.zeros(len(frame), dtype=bool)
+    undone[rows] = ActColumns.from_frame(frame).undone_rows(rows, positions["key"].to_numpy().astype(np.int64)).rows
+    is_undone = pl.Series(undone)
     return frame.with_columns(
-        pl.when(gone).then(pl.lit(0, frame.schema[name])).otherwise(pl.col(name)).alias(name)
+        pl.when(is_undone).then(pl.lit(0, frame.schema[name])).otherwise(pl.col(name)).alias(name)
         for name in (USE, LABEL, WEIGHT)
     )

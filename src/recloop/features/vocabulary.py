@@ -13,7 +13,7 @@ import numpy as np
 from recloop.features.spec import EARLIER_NAMES, FeatureSpec
 from recloop.files import JsonTree
 
-BUCKETS = 10
+N_BUCKETS = 10
 """Number of quantile buckets of a numeric field (fewer if values repeat)."""
 HOURS, WEEKDAYS = 24, 7
 
@@ -77,8 +77,8 @@ class NumericBuckets:
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
         """(n,) int32; 0 for a missing value or one that is not a number."""
         values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
-        found = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
-        return np.where(np.isnan(values), 0, found).astype(np.int32)
+        buckets = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
+        return np.where(np.isnan(values), 0, buckets).astype(np.int32)
 
     def to_json(self) -> JsonTree:
         return {"kind": "number", "edges": list(self.edges)}
@@ -102,14 +102,14 @@ class FieldCodes:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> FieldCodes:
-        made: dict[str, Codes] = {}
+        codes: dict[str, Codes] = {}
         for stored_name, entry in tree.items():
             name = EARLIER_NAMES.get(stored_name, stored_name)
             if entry["kind"] == "category":
-                made[name] = CategoryCodes(tuple(entry["values"]))
+                codes[name] = CategoryCodes(tuple(entry["values"]))
             else:
-                made[name] = NumericBuckets(tuple(float(edge) for edge in entry["edges"]))
-        return cls(made)
+                codes[name] = NumericBuckets(tuple(float(edge) for edge in entry["edges"]))
+        return cls(codes)
 
     @classmethod
     def fit(
@@ -167,5 +167,5 @@ def _number(raws: Iterable[Any]) -> NumericBuckets:
     values = values[np.isfinite(values)]
     if not len(values):
         return NumericBuckets(())
-    edges = np.unique(np.quantile(values, np.arange(1, BUCKETS) / BUCKETS))
+    edges = np.unique(np.quantile(values, np.arange(1, N_BUCKETS) / N_BUCKETS))
     return NumericBuckets(tuple(float(edge) for edge in edges))

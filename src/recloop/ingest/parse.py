@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from recloop.config import Data
-from recloop.features.timestamp_text import EXPECTED, parse_timestamp
+from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
 from recloop.records import Event, Item, User
 from recloop.storage.event_log import object_text
@@ -116,7 +116,7 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
         stamp = received_at if row.timestamp is None else parse_timestamp(row.timestamp, data)
     except ValueError as error:
         shown = str(row.timestamp)[:60]
-        return Rejected(_ids(raw), f"timestamp={shown}: expected {EXPECTED}; {error}")
+        return Rejected(_ids(raw), f"timestamp={shown}: expected {EXPECTED_FORMS}; {error}")
     return Event(
         user_id=row.user_id,
         item_id=row.item_id,

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from recloop.data.numbers import read_numbers
-from recloop.features.timestamp_text import COMPACT, NUMBER, YEAR_FIRST, YEAR_LAST
+from recloop.features.timestamp_text import COMPACT_PATTERN, NUMBER_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -210,7 +210,9 @@ def _holds_stamps(column: pl.Series) -> bool:
         return False
     seen = column.drop_nulls().head(SAMPLE).str.strip_chars()
     seen = seen.filter(seen != "")
-    shapes = [seen.str.contains(shape) for shape in (NUMBER, COMPACT, YEAR_FIRST, YEAR_LAST)]
+    shapes = [
+        seen.str.contains(shape) for shape in (NUMBER_PATTERN, COMPACT_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN)
+    ]
     fits = shapes[0] | shapes[1] | shapes[2] | shapes[3]
     return len(seen) > 0 and _mean(fits) >= 0.9
 
