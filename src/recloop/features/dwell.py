@@ -100,7 +100,7 @@ class DwellPercentiles:
 
 
 def _sample(values: np.ndarray) -> tuple[float, ...]:
-    """At most `KEPT` values, ascending, clipped at the 99th percentile."""
+    """At most `MAX_DWELLS` values, ascending, clipped at the 99th percentile."""
     values = np.sort(np.minimum(values, np.quantile(values, CLIP_QUANTILE)))
     if len(values) > MAX_DWELLS:
         values = np.quantile(values, (np.arange(MAX_DWELLS) + 0.5) / MAX_DWELLS)

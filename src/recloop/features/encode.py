@@ -140,7 +140,7 @@ def context_codes(
 ) -> list[np.ndarray]:
     """(B,) int32 codes of each context feature.
 
-    Hour and weekday are those of ``now`` in the spec's time zone. ``days_since_last`` counts from ``last``.
+    Hour and weekday are those of ``now`` in the spec's time zone. ``days_since_last`` counts from ``last_stamps``.
 
     Args:
         now, last_stamps: (B,) int64 microseconds of the query and of the last moment of its history.
