@@ -110,7 +110,7 @@ def fit(
     cleaned = clean(raw.frame, settings, first, catalogue)
     if cleaned.excessive:
         raise cleaned.excessive[0]
-    rows = FittedData(cleaned.believed, catalogue, people, split(cleaned.believed, settings.split), cleaned.dwell)
+    rows = FittedData(cleaned.valid_rows, catalogue, people, split(cleaned.valid_rows, settings.split), cleaned.dwell)
     return FittedRecommender(_learned(settings, rows, model), rows, settings, nw.get_native_namespace(events).__name__)
 
 

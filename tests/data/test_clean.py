@@ -34,7 +34,7 @@ def config(*sets: str):
 def test_clean_numbers_all_rows_by_time_then_file_order() -> None:
     frame = log(("u", "b", 2), ("u", "bad", 1, {"quantity": 0.0}), ("u", "a", 2), ("u", "c", 0))
     cleaned = clean(frame, config(), after=10)
-    assert cleaned.believed.select("seq", "item_id").rows() == [(11, "c"), (13, "b"), (14, "a")]
+    assert cleaned.valid_rows.select("seq", "item_id").rows() == [(11, "c"), (13, "b"), (14, "a")]
     assert cleaned.quarantine.select("seq", "item_id", "rule").rows() == [(12, "bad", "keep")]
     assert cleaned.watermark == 14
     assert cleaned.removed == {"keep": 1}
@@ -48,7 +48,7 @@ def test_clean_quarantines_exact_duplicates() -> None:
     )  # fmt: skip
     cleaned = clean(frame, config())
     assert cleaned.quarantine.select("seq", "rule").rows() == [(2, "duplicates"), (6, "duplicates")]
-    assert len(clean(frame, config('clean.duplicates="off"')).believed) == 7
+    assert len(clean(frame, config('clean.duplicates="off"')).valid_rows) == 7
 
 
 def test_clean_quarantines_repeated_event_ids_before_other_rules() -> None:
@@ -56,7 +56,7 @@ def test_clean_quarantines_repeated_event_ids_before_other_rules() -> None:
     rows = [("u", f"i{n}", n / 100, {"event_id": f"e{n % 9}"}) for n in range(18)]
     cleaned = clean(log(*rows), config())
     assert cleaned.removed == {"event_id": 9}
-    assert cleaned.believed["event_id"].to_list() == [f"e{n}" for n in range(9)]
+    assert cleaned.valid_rows["event_id"].to_list() == [f"e{n}" for n in range(9)]
 
 
 def test_clean_quarantines_the_tenth_click_within_a_second() -> None:
@@ -74,7 +74,9 @@ def test_clean_causal_rules_equal_those_on_arrival() -> None:
     rows = [("u", f"i{n % 7}", (n * 37 % 40) / 13, {"quantity": float(n % 5 - 1)}) for n in range(60)]
     settings = config('clean.duplicates="off"', "clean.burst.events=5", "clean.max_removed=1")
     cleaned = clean(log(*rows), settings)
-    numbered = pl.concat([cleaned.believed.select(*EVENT_SCHEMA), cleaned.quarantine.select(*EVENT_SCHEMA)]).sort("seq")
+    numbered = pl.concat([cleaned.valid_rows.select(*EVENT_SCHEMA), cleaned.quarantine.select(*EVENT_SCHEMA)]).sort(
+        "seq"
+    )
     signal = EventLabeler(settings.events, settings.clean)
     arrived = {
         seq: rule
@@ -101,7 +103,7 @@ def test_clean_numbers_moments_by_their_first_row() -> None:
     frame = log(
         ("u", "a", 0, {"group_id": "g"}), ("u", "c", 5), ("u", "b", 9, {"group_id": "g"}), ("u", "d", 5), ("v", "a", 3)
     )
-    believed = clean(frame, config()).believed
+    believed = clean(frame, config()).valid_rows
     assert believed.select("item_id", pl.col("stamp") - START, "moment").rows() == [
         ("a", 0, 0), ("a", 3 * SECOND, 0), ("c", 5 * SECOND, 1), ("d", 5 * SECOND, 1), ("b", 0, 0),
     ]  # fmt: skip
@@ -109,7 +111,7 @@ def test_clean_numbers_moments_by_their_first_row() -> None:
 
 def test_clean_with_ties_by_row_gives_each_row_a_moment() -> None:
     frame = log(("u", "z", 0), ("u", "a", 0), ("u", "m", 0), ("v", "a", 0), ("u", "q", 1))
-    believed = clean(frame, config('split.ties="row"')).believed
+    believed = clean(frame, config('split.ties="row"')).valid_rows
     rows = believed.filter(pl.col("user_id") == "u").select("item_id", pl.col("stamp") - START, "moment").rows()
     assert rows == [("z", 0, 0), ("a", 1, 1), ("m", 2, 2), ("q", SECOND, 3)]
 
@@ -121,7 +123,7 @@ def test_clean_k_core_removes_until_all_have_k() -> None:
     )  # fmt: skip
     cleaned = clean(frame, config("split.k_core=2"))
     # x has one row; then c has one; then w has one: all three are removed in turn.
-    assert cleaned.believed["item_id"].to_list() == ["a", "b", "a", "b", "b"]
+    assert cleaned.valid_rows["item_id"].to_list() == ["a", "b", "a", "b", "b"]
     assert cleaned.removed == {"k_core": 3}
     assert cleaned.excessive == ()
 
@@ -134,7 +136,7 @@ def test_clean_keeps_each_row_or_removes_it_by_one_rule(seed: int) -> None:
         for d in draws.to_list()
     ]
     cleaned = clean(log(*rows), config("clean.max_removed=1", "split.k_core=3"))
-    seqs = [*cleaned.believed["seq"], *cleaned.quarantine["seq"]]
+    seqs = [*cleaned.valid_rows["seq"], *cleaned.quarantine["seq"]]
     assert sorted(seqs) == list(range(1, 301))
     assert sum(cleaned.removed.values()) == len(cleaned.quarantine)
     assert {"event_id", "keep", "duplicates"} <= set(cleaned.removed)

@@ -66,9 +66,9 @@ def test_clean_of_an_import_quarantines_stamps_after_the_end_of_the_log() -> Non
     shop = [NOW - n * 7_200 * SECOND for n in range(400)]
     cleaned = clean(frame([*shop, YEAR_2090, NOW + DAY, -1], None).drop("seq"), Config())
     assert cleaned.removed == {"clock": 3}
-    assert cleaned.believed["timestamp"].max() == NOW
+    assert cleaned.valid_rows["timestamp"].max() == NOW
     assert cleaned.quarantine[RULE].to_list() == ["clock"] * 3
-    assert cleaned.believed.filter(pl.col("received_at") != pl.col("timestamp")).height == 0
+    assert cleaned.valid_rows.filter(pl.col("received_at") != pl.col("timestamp")).height == 0
     assert clean(frame([*shop, NOW + 3_600 * SECOND], None).drop("seq"), Config()).removed == {}, (
         "an hour is not a jump"
     )

@@ -125,7 +125,7 @@ def test_browsing_long_dwells_have_higher_utility(browsing_simulator: BrowsingSi
     assert items is not None
     cleaned = clean(read_events(here).frame, here.config, 0, items.frame)
     assert not cleaned.removed
-    rows = cleaned.believed.filter(pl.col("event_type") == "dwell")
+    rows = cleaned.valid_rows.filter(pl.col("event_type") == "dwell")
     assert 0.2 < (rows["label"] > 0).mean() < 0.4  # type: ignore[operator]
     ix = {item: n for n, item in enumerate(browsing_simulator.item_ids)}
     worth = [

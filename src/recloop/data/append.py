@@ -67,7 +67,7 @@ def append(
     learned: LearnedRange,
     signal: EventLabeler,
     target: Path,
-    out: Sequence[int] = (),
+    retracted_seqs: Sequence[int] = (),
 ) -> AppendResult:
     """Write the next version of ``data/`` as a staged folder.
 
@@ -77,64 +77,70 @@ def append(
         until: The last seq to append.
         learned: The moments that the live bundle has learned; every other moment is new.
         signal: The labeler of the candidate's spec.
-        out: The seq of rows that were retracted before.
+        retracted_seqs: The seq of rows that were retracted before.
         target: The staged folder; an existing one is replaced.
     """
     archive = project.open_archive()
     after = archive.watermark
     rows = log.events(after=after, until=until)
-    fresh = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-    old = archive.events()
-    believed = pl.concat([old, fresh]).filter(~pl.col(SEQ).is_in(pl.Series(out, dtype=pl.Int64).implode()))
-    back = retracted_rows(believed, rows, project.config.clean, signal)
-    labelled = number_moments(moment_stamps(signal.label(believed.filter(~pl.col(SEQ).is_in(list(back))))))
+    new_rows = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    old_rows = archive.events()
+    valid_rows = pl.concat([old_rows, new_rows]).filter(
+        ~pl.col(SEQ).is_in(pl.Series(retracted_seqs, dtype=pl.Int64).implode())
+    )
+    removed_rules = retracted_rows(valid_rows, rows, project.config.clean, signal)
+    labelled = number_moments(moment_stamps(signal.label(valid_rows.filter(~pl.col(SEQ).is_in(list(removed_rules))))))
     window = window_of(labelled, learned)
-    parts = split_at(labelled, window, project.config)
-    removed = Counter(rows[RULE].drop_nulls().to_list()) + Counter(rule for seq, rule in back.items() if seq > after)
-    made = AppendResult(
+    split_frames = split_at(labelled, window, project.config)
+    removed = Counter(rows[RULE].drop_nulls().to_list()) + Counter(
+        rule for seq, rule in removed_rules.items() if seq > after
+    )
+    result = AppendResult(
         read=len(rows),
         kept=len(rows) - removed.total(),
         removed=dict(sorted(removed.items())),
-        new_users=len(set(fresh[USER_ID]) - set(old[USER_ID].unique())),
-        new_items=len(set(fresh[ITEM_ID]) - set(old[ITEM_ID].unique())),
+        new_users=len(set(new_rows[USER_ID]) - set(old_rows[USER_ID].unique())),
+        new_items=len(set(new_rows[ITEM_ID]) - set(old_rows[ITEM_ID].unique())),
         cut=window.cut,
         held_seq=window.held_seq,
         late=window.late,
         fresh=window.fresh,
         positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
-        signals=count_by_rule(signal, fresh),
-        taken_back=sorted(back.items()),
+        signals=count_by_rule(signal, new_rows),
+        taken_back=sorted(removed_rules.items()),
     )
-    _write(project, archive, log, rows, fresh, parts, made, until, target)
-    return made
+    _write(project, archive, log, rows, new_rows, split_frames, result, until, target)
+    return result
 
 
-def retracted_rows(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> dict[int, str]:
+def retracted_rows(valid_rows: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> dict[int, str]:
     """Valid rows that a retrospective rule removes: rule by seq.
 
     Args:
-        believed: All valid rows, in seq order.
+        valid_rows: All valid rows, in seq order.
         rows: The new rows; ``rule`` names the causal rule that removed a row.
         signal: The labeler; it marks the rows that the burst rule ignores.
     """
-    again = duplicate_rows(believed).to_list() if clean.duplicates == "exact" else []
-    return dict.fromkeys(again, "duplicates") | dict.fromkeys(rows_before_burst(believed, rows, clean, signal), "burst")
+    duplicates = duplicate_rows(valid_rows).to_list() if clean.duplicates == "exact" else []
+    in_burst = rows_before_burst(valid_rows, rows, clean, signal)
+    return dict.fromkeys(duplicates, "duplicates") | dict.fromkeys(in_burst, "burst")
 
 
-def rows_before_burst(believed: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> list[int]:
+def rows_before_burst(valid_rows: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> list[int]:
     """Return the seq of valid burst rows before the row that revealed the burst.
 
     The causal rule removes the tenth row of a second and the later ones. This one adds the rows in
     (stamp - seconds, stamp] of each removed row. Targets with at least the weight of a purchase never belong to a burst.
     """
-    caught = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
-    if clean.burst == "off" or not len(caught):
+    burst_rows = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
+    if clean.burst == "off" or not len(burst_rows):
         return []
-    own = believed.filter(pl.col(USER_ID).is_in(caught[USER_ID].unique().implode()))
-    hurried = own.select(SEQ).with_columns(signal.acts(own)).filter(~pl.col("strong"))
-    near = hurried.select(SEQ, USER_ID, TIMESTAMP).join(caught, on=USER_ID)
-    before = pl.col("caught") - pl.col(TIMESTAMP)
-    return near.filter((before >= 0) & (before < round(clean.burst.seconds * SECOND)))[SEQ].unique().sort().to_list()
+    user_rows = valid_rows.filter(pl.col(USER_ID).is_in(burst_rows[USER_ID].unique().implode()))
+    candidates = user_rows.select(SEQ).with_columns(signal.acts(user_rows)).filter(~pl.col("strong"))
+    pairs = candidates.select(SEQ, USER_ID, TIMESTAMP).join(burst_rows, on=USER_ID)
+    distance = pl.col("caught") - pl.col(TIMESTAMP)
+    pairs = pairs.filter((distance >= 0) & (distance < round(clean.burst.seconds * SECOND)))
+    return pairs[SEQ].unique().sort().to_list()
 
 
 def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> SplitFrames:
@@ -143,71 +149,71 @@ def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> Split
     The moments of the window are the test; the others are train and valid.
     """
     marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
-    past, test = (marked.filter(where).drop("tested") for where in (~pl.col("tested"), pl.col("tested")))
-    held = holdout_rows(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
+    past, test = (marked.filter(condition).drop("tested") for condition in (~pl.col("tested"), pl.col("tested")))
+    holdout = holdout_rows(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
     keys = [USER_ID, STAMP]
-    valid = past.join(held, on=keys, how="semi", maintain_order="left")
-    return SplitFrames(past.join(held, on=keys, how="anti", maintain_order="left"), valid, test, window.cut)
+    valid = past.join(holdout, on=keys, how="semi", maintain_order="left")
+    return SplitFrames(past.join(holdout, on=keys, how="anti", maintain_order="left"), valid, test, window.cut)
 
 
 def _write(
-    project: Project, archive: Archive, log: EventLog, rows: pl.DataFrame, fresh: pl.DataFrame, parts: SplitFrames,
-    made: AppendResult, until: int, target: Path,
+    project: Project, archive: Archive, log: EventLog, rows: pl.DataFrame, new_rows: pl.DataFrame,
+    split_frames: SplitFrames, result: AppendResult, until: int, target: Path,
 ) -> None:  # fmt: skip
     shutil.rmtree(target, ignore_errors=True)
     files, after = AtomicFolder(target), archive.watermark
     try:
         date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
-        days = fresh.with_columns(date).partition_by("date", as_dict=True, include_key=False)
-        for (day,), own in sorted(days.items()):
-            files.table(f"archive/date={day}/events-{after + 1}-{until}.parquet", own)
-        for name, frame in zip(SPLITS, parts[:3], strict=True):
+        days = new_rows.with_columns(date).partition_by("date", as_dict=True, include_key=False)
+        for (day,), day_rows in sorted(days.items()):
+            files.table(f"archive/date={day}/events-{after + 1}-{until}.parquet", day_rows)
+        for name, frame in zip(SPLITS, split_frames[:3], strict=True):
             files.table(f"split/{name}.parquet", frame)
-        for name, before, since in (
+        for name, archived, logged in (
             ("items", archive.items(), log.items(after, until)),
             ("users", archive.users(), log.users(after, until)),
         ):
-            if len(since):
-                files.table(f"{name}.parquet", since if before is None else pl.concat([before, since]))
-        taken = rows.filter(pl.col(RULE).is_not_null()).select(*QUARANTINED)
-        if len(taken):
-            files.table("quarantine.parquet", pl.concat([archive.quarantine(), taken]))
+            if len(logged):
+                files.table(f"{name}.parquet", logged if archived is None else pl.concat([archived, logged]))
+        quarantined = rows.filter(pl.col(RULE).is_not_null()).select(*QUARANTINED)
+        if len(quarantined):
+            files.table("quarantine.parquet", pl.concat([archive.quarantine(), quarantined]))
         files.wait()
-        files.manifest(_manifest(project, archive.manifest, files.written, parts, made, until).to_json())
+        files.manifest(_manifest(project, archive.manifest, files.written, split_frames, result, until).to_json())
     finally:
         files.close()
 
 
 def _manifest(
     project: Project,
-    old: DataManifest,
+    previous: DataManifest,
     written: Mapping[str, FileFacts],
-    parts: SplitFrames,
-    made: AppendResult,
+    split_frames: SplitFrames,
+    result: AppendResult,
     until: int,
 ) -> DataManifest:
-    before = old.counts
+    old_counts = previous.counts
     counts = replace(
-        before,
-        read=before.read + made.read,
-        kept=before.kept + made.kept,
+        old_counts,
+        read=old_counts.read + result.read,
+        kept=old_counts.kept + result.kept,
         removed={
-            rule: before.removed.get(rule, 0) + made.removed.get(rule, 0)
-            for rule in sorted({*before.removed, *made.removed})
+            rule: old_counts.removed.get(rule, 0) + result.removed.get(rule, 0)
+            for rule in sorted({*old_counts.removed, *result.removed})
         },
-        **{name: len(frame) for name, frame in zip(SPLITS, parts[:3], strict=True)},
+        **{name: len(frame) for name, frame in zip(SPLITS, split_frames[:3], strict=True)},
     )
     return replace(
-        old,
+        previous,
         code=__version__,
-        cut=made.cut,
-        held_seq=made.held_seq,
+        cut=result.cut,
+        held_seq=result.held_seq,
         watermark=until,
         split_hash=split_hash(written),
         counts=counts,
-        files={**old.files, **written},
+        files={**previous.files, **written},
         config=project.config.model_dump(mode="json", by_alias=True),
-        updates=(*old.updates, UpdateRecord(old.watermark + 1, until, made.read, made.kept)),
+        updates=(*previous.updates, UpdateRecord(previous.watermark + 1, until, result.read, result.kept)),
     )
 
 
@@ -221,11 +227,11 @@ def publish_data(staged: Path, data: Path, windows: tuple[WindowLoss, ...]) -> N
     """
     for table in sorted(staged.rglob("*.parquet")):
         move(table, data / table.relative_to(staged))
-    manifest = staged / MANIFEST
-    if not manifest.exists():
+    manifest_file = staged / MANIFEST
+    if not manifest_file.exists():
         return
-    whole = replace(DataManifest.read(staged), windows=windows)
+    manifest = replace(DataManifest.read(staged), windows=windows)
     if (data / MANIFEST).exists():  # files may have been read while this run was interrupted
-        whole = replace(whole, sources=DataManifest.read(data).sources)
-    replace_json(data / MANIFEST, whole.to_json())
-    manifest.unlink()
+        manifest = replace(manifest, sources=DataManifest.read(data).sources)
+    replace_json(data / MANIFEST, manifest.to_json())
+    manifest_file.unlink()

@@ -55,9 +55,9 @@ class AtomicFolder:
     def _put(self, name: str, content: Callable[[], Any]) -> FileFacts:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = content()
-        write_file(path, whole)
-        return FileFacts(hashlib.sha256(whole).hexdigest(), len(whole))
+        payload = content()
+        write_file(path, payload)
+        return FileFacts(hashlib.sha256(payload).hexdigest(), len(payload))
 
 
 def _parquet(frame: pl.DataFrame) -> Any:

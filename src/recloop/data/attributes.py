@@ -15,7 +15,7 @@ from recloop.data.tables import Table
 from recloop.files import JsonTree
 from recloop.storage.event_log import object_text
 
-NUMBER: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
+NUMBER_PATTERN: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
 """Canonical number texts; ``01``, ``+1`` and ``1e5`` stay text."""
 
 
@@ -34,14 +34,14 @@ def _typed(text: pl.Series, separator: str) -> pl.Series:
         return text
     if present.str.to_lowercase().is_in(["true", "false"]).all():
         return (text.str.to_lowercase() == "true").alias(text.name)
-    if present.str.contains(NUMBER).all():
+    if present.str.contains(NUMBER_PATTERN).all():
         if present.str.contains(".", literal=True).any():
             return text.cast(pl.Float64)
-        whole = text.cast(pl.Int64, strict=False)
-        return whole if whole.null_count() == text.null_count() else text
+        integers = text.cast(pl.Int64, strict=False)
+        return integers if integers.null_count() == text.null_count() else text
     if separator != "," and present.str.contains(r"^-?[\d.]*\d(,\d+)?$").all():
-        numbers, wrong, how = read_numbers(text, separator)
-        if how and not wrong.any():
+        numbers, is_wrong, decimal_style = read_numbers(text, separator)
+        if decimal_style and not is_wrong.any():
             return numbers.alias(text.name)
     return text
 
@@ -60,12 +60,12 @@ def object_texts(column: pl.Series) -> tuple[pl.Series, pl.Series]:
     The column holds texts or structs; an empty value becomes null.
     """
     texts: list[str | None] = []
-    wrong: list[bool] = []
+    is_wrong: list[bool] = []
     for raw in column.to_list():
-        made = None if raw is None or raw == "" else _object(raw)
-        texts.append(made)
-        wrong.append(made is None and raw is not None and raw != "")
-    return pl.Series(column.name, texts, dtype=pl.String), pl.Series(wrong, dtype=pl.Boolean)
+        text = None if raw is None or raw == "" else _object(raw)
+        texts.append(text)
+        is_wrong.append(text is None and raw is not None and raw != "")
+    return pl.Series(column.name, texts, dtype=pl.String), pl.Series(is_wrong, dtype=pl.Boolean)
 
 
 def _object(raw: Any) -> str | None:

@@ -87,7 +87,7 @@ class CleanResult:
     """Cleaned log: valid rows, quarantine and counts by rule.
 
     Attributes:
-        believed: LABELLED, in seq order.
+        valid_rows: LABELLED, in seq order.
         quarantine: QUARANTINED, in seq order.
         removed: Rows by rule, in the order of `RULES`; rules without rows are left out.
         watermark: The last seq assigned.
@@ -95,7 +95,7 @@ class CleanResult:
         excessive: An error for each rule that removed more than ``clean.max_removed``.
     """
 
-    believed: pl.DataFrame
+    valid_rows: pl.DataFrame
     quarantine: pl.DataFrame
     removed: dict[str, int]
     watermark: int
@@ -135,25 +135,27 @@ def clean(
     rule = _rule_of_rows(numbered, signal, config)
     if posted is not None:
         rule = _add_kept_rules(numbered, rule, posted)
-    taken = rule.is_not_null()
-    kept = numbered.filter(~taken)
+    is_removed = rule.is_not_null()
+    kept_rows = numbered.filter(~is_removed)
     dwell = None
-    if (kept[EVENT_TYPE] == DWELL).any():
-        early = kept.filter(pl.col(TIMESTAMP) < cut_of(kept, config.split.quantile))
-        dwell = DwellPercentiles.fit(early, items)
-    kept = EventLabeler(config.events, config.clean, dwell).label(kept)
+    if (kept_rows[EVENT_TYPE] == DWELL).any():
+        early_rows = kept_rows.filter(pl.col(TIMESTAMP) < cut_of(kept_rows, config.split.quantile))
+        dwell = DwellPercentiles.fit(early_rows, items)
+    kept_rows = EventLabeler(config.events, config.clean, dwell).label(kept_rows)
     if config.split.k_core > 1:
-        thin = _outside_core(kept, config.split.k_core)
-        core = pl.DataFrame({SEQ: kept[SEQ].filter(thin)}, schema={SEQ: pl.Int64}).with_columns(core=pl.lit("k_core"))
-        rule = numbered.select(SEQ).join(core, on=SEQ, how="left", maintain_order="left")["core"].fill_null(rule)
-        taken = rule.is_not_null()
-        kept = kept.filter(~thin)
-    believed = number_moments(row_stamps(kept) if config.split.ties == "row" else moment_stamps(kept))
-    quarantine = numbered.with_columns(rule.alias(RULE)).filter(taken)
+        is_outside_core = _outside_core(kept_rows, config.split.k_core)
+        core_rules = pl.DataFrame({SEQ: kept_rows[SEQ].filter(is_outside_core)}, schema={SEQ: pl.Int64}).with_columns(
+            core=pl.lit("k_core")
+        )
+        rule = numbered.select(SEQ).join(core_rules, on=SEQ, how="left", maintain_order="left")["core"].fill_null(rule)
+        is_removed = rule.is_not_null()
+        kept_rows = kept_rows.filter(~is_outside_core)
+    valid_rows = number_moments(row_stamps(kept_rows) if config.split.ties == "row" else moment_stamps(kept_rows))
+    quarantine = numbered.with_columns(rule.alias(RULE)).filter(is_removed)
     counts = dict(quarantine.group_by(RULE).len().iter_rows())
     removed = {info.name: counts[info.name] for info in RULES if info.name in counts}
     return CleanResult(
-        believed=believed.select(*LABELLED),
+        valid_rows=valid_rows.select(*LABELLED),
         quarantine=quarantine.select(*QUARANTINED),
         removed=removed,
         watermark=imported if posted is None else max(imported, posted.last_seq),
@@ -185,30 +187,30 @@ def _rule_of_rows(numbered: pl.DataFrame, signal: EventLabeler, config: Config) 
 
     Causal rules see the same rows as on arrival: a repeated event_id never enters the log.
     """
-    again = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
-    if again.any():
-        fresh = numbered.filter(~again)
-        believed = fresh.select(SEQ).with_columns(signal.causal_rule(fresh).alias(RULE))
-        joined = numbered.select(SEQ).join(believed, on=SEQ, how="left", maintain_order="left")[RULE]
-        rule = pl.select(pl.when(again).then(pl.lit("event_id")).otherwise(joined)).to_series()
+    is_repeated = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
+    if is_repeated.any():
+        first_rows = numbered.filter(~is_repeated)
+        rules = first_rows.select(SEQ).with_columns(signal.causal_rule(first_rows).alias(RULE))
+        joined = numbered.select(SEQ).join(rules, on=SEQ, how="left", maintain_order="left")[RULE]
+        rule = pl.select(pl.when(is_repeated).then(pl.lit("event_id")).otherwise(joined)).to_series()
     else:
         rule = signal.causal_rule(numbered)
     if config.clean.duplicates == "exact":
-        again = duplicate_rows(numbered.filter(rule.is_null()))
-        if len(again):
+        duplicates = duplicate_rows(numbered.filter(rule.is_null()))
+        if len(duplicates):
             rule = pl.select(
-                pl.when(numbered[SEQ].is_in(again.implode())).then(pl.lit("duplicates")).otherwise(rule)
+                pl.when(numbered[SEQ].is_in(duplicates.implode())).then(pl.lit("duplicates")).otherwise(rule)
             ).to_series()
     return rule.alias(RULE)
 
 
 def _add_kept_rules(numbered: pl.DataFrame, rule: pl.Series, posted: PostedRows) -> pl.Series:
     """Keep the manual withdrawals of an earlier generation of the data."""
-    own = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
-    rows = numbered.with_columns(rule.alias(RULE)).join(own, on=SEQ, how="left", maintain_order="left")
-    of_import = posted.withdrawn.rename({RULE: "by_hand"}).with_columns(file_id(EVENT_ID)).unique(CONTENT)
+    posted_rules = posted.events.select(SEQ, pl.col(RULE).alias("stays"))
+    rows = numbered.with_columns(rule.alias(RULE)).join(posted_rules, on=SEQ, how="left", maintain_order="left")
+    withdrawn = posted.withdrawn.rename({RULE: "by_hand"}).with_columns(file_id(EVENT_ID)).unique(CONTENT)
     rows = rows.with_columns(file_id(EVENT_ID)).join(
-        of_import, on=CONTENT, how="left", nulls_equal=True, maintain_order="left"
+        withdrawn, on=CONTENT, how="left", nulls_equal=True, maintain_order="left"
     )
     return rows.select(pl.coalesce("stays", "by_hand", RULE).alias(RULE)).to_series()
 
@@ -228,17 +230,17 @@ def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
     """
     rows = rows.with_columns(file_id(EVENT_ID))
     # cheap test first: few rows share these three columns
-    near = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
-    return near.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
+    candidates = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
+    return candidates.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
 
 
-def row_stamps(believed: pl.DataFrame) -> pl.DataFrame:
+def row_stamps(valid_rows: pl.DataFrame) -> pl.DataFrame:
     """Give every row a separate moment, in file order (``ties = "row"``).
 
     It is used only to reproduce published tables. Rows with one stamp are set one microsecond apart.
     """
     number = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
-    rows = believed.sort(SEQ).with_columns(number.alias("number"))
+    rows = valid_rows.sort(SEQ).with_columns(number.alias("number"))
     # s(i) = max(t(i), s(i-1) + 1), written as a running maximum.
     stamp = (pl.col(TIMESTAMP) - pl.col("number")).cum_max().over(USER_ID) + pl.col("number")
     return rows.with_columns(stamp.alias(STAMP)).drop("number")
@@ -257,40 +259,41 @@ def _outside_core(labelled: pl.DataFrame, k: int) -> pl.Series:
 
 def _excess(quarantine: pl.DataFrame, imported: int, readable: int, config: Config) -> list[UserError]:
     """Apply `excess` to the import only, because posted rows were checked on arrival."""
-    own = quarantine.filter(pl.col(SEQ) <= imported)
-    return excessive_rules(own, dict(own.group_by(RULE).len().iter_rows()), readable, config.clean.max_removed)
+    import_rows = quarantine.filter(pl.col(SEQ) <= imported)
+    removed = dict(import_rows.group_by(RULE).len().iter_rows())
+    return excessive_rules(import_rows, removed, readable, config.clean.max_removed)
 
 
 def excessive_rules(
-    quarantine: pl.DataFrame, removed: dict[str, int], readable: int, allowed: float
+    quarantine: pl.DataFrame, removed: dict[str, int], readable: int, max_share: float
 ) -> list[UserError]:
     """Errors for the rules that removed more than ``clean.max_removed`` of the rows.
 
     ``k_core`` is exempt.
     """
-    found = []
+    errors = []
     for info in RULES:
         count = removed.get(info.name, 0)
-        if info.name == "k_core" or count <= allowed * readable:
+        if info.name == "k_core" or count <= max_share * readable:
             continue
         share = count / readable
         samples = quarantine.filter(pl.col(RULE) == info.name).head(3)
         error = UserError(
             f"rule {info.name}",
             f"{share:.1%} of the rows ({count:,} of {readable:,})",
-            f"at most {allowed:.1%} (clean.max_removed); it removes {info.reason}",
+            f"at most {max_share:.1%} (clean.max_removed); it removes {info.reason}",
             f"--set clean.max_removed={rounded_up(share)} or --set '{info.off}'",
             tuple(describe_row(row) for row in samples.iter_rows(named=True)),
         )
-        found.append(error)
-    return found
+        errors.append(error)
+    return errors
 
 
 def describe_row(row: dict[str, object]) -> str:
     """Format one row of the log as a line of a message."""
-    parts = [
+    fields = [
         f"{name}={row[name]!r}"
         for name in (USER_ID, ITEM_ID, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID)
         if row[name] is not None
     ]
-    return f"  {iso(int(str(row[TIMESTAMP])))}  {'  '.join(parts)}"
+    return f"  {iso(int(str(row[TIMESTAMP])))}  {'  '.join(fields)}"

@@ -39,9 +39,9 @@ from recloop.records import (
     max_int,
 )
 
-SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
-HEAVY_USER: Final = 0.05  # of all rows; above it a checkout or a crawler is likely
-SAFE_SQLITE: Final = (3, 51, 3)
+MAX_SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
+MAX_USER_SHARE: Final = 0.05  # of all rows; above it a checkout or a crawler is likely
+MIN_SQLITE_VERSION: Final = (3, 51, 3)
 
 
 @dataclass(frozen=True)
@@ -114,63 +114,63 @@ def build_report(project: Project) -> Report:
     raw, items, users = read_events(project), read_items(project), read_users(project)
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
-    found = report(raw, cleaned, items, users, config)
+    log_report = report(raw, cleaned, items, users, config)
     unread = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
     stops = [str(error) for error in (unread, *cleaned.excessive) if error is not None]
     try:
-        split(cleaned.believed, config.split)
+        split(cleaned.valid_rows, config.split)
     except UserError as error:
         stops.append(str(error))
-    if sqlite3.sqlite_version_info < SAFE_SQLITE:
+    if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
         stops.append(
             f"SQLite {sqlite3.sqlite_version}: before 3.51.3 two writers can corrupt a database; recloop uses one writer"
         )
-    return Report(**{**vars(found), "warnings": (*stops, *found.warnings)})
+    return Report(**{**vars(log_report), "warnings": (*stops, *log_report.warnings)})
 
 
 def report(
     raw: RawEvents, cleaned: CleanResult, items: EntityTable | None, users: EntityTable | None, config: Config
 ) -> Report:
     """Build the report of a cleaned log."""
-    believed = cleaned.believed
-    positive = believed.filter(pl.col(LABEL) > 0)
+    valid_rows = cleaned.valid_rows
+    positive = valid_rows.filter(pl.col(LABEL) > 0)
     pairs = positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item() if len(positive) else 0
-    first, last = believed[TIMESTAMP].min(), believed[TIMESTAMP].max()
+    first, last = valid_rows[TIMESTAMP].min(), valid_rows[TIMESTAMP].max()
     span = Span(None, None, 0.0)
     if isinstance(first, int) and isinstance(last, int):
         span = Span(iso(first), iso(last), round((last - first) / DAY, 2))
-    kinds = (
-        believed.group_by(EVENT_TYPE)
+    type_rows = (
+        valid_rows.group_by(EVENT_TYPE)
         .agg(pl.len().alias("rows"), pl.col(LABEL).min().alias("low"), pl.col(LABEL).max().alias("high"))
         .sort(["rows", EVENT_TYPE], descending=[True, False])
     )
     repeats = 1 - pairs / len(positive) if len(positive) else 0.0
     return Report(
         read=raw.read,
-        kept=len(believed),
+        kept=len(valid_rows),
         removed=cleaned.removed,
         rejected=len(raw.rejects),
-        users=believed[USER_ID].n_unique(),
-        items=believed[ITEM_ID].n_unique(),
-        moments=believed.select(pl.struct(USER_ID, STAMP).n_unique()).item() if len(believed) else 0,
+        users=valid_rows[USER_ID].n_unique(),
+        items=valid_rows[ITEM_ID].n_unique(),
+        moments=valid_rows.select(pl.struct(USER_ID, STAMP).n_unique()).item() if len(valid_rows) else 0,
         span=span,
         repeats=round(repeats, 4),
         warnings=tuple(_warnings(raw, cleaned, items, users, config, repeats)),
         info=raw.info,
         event_types={
-            name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in kinds.iter_rows()
+            name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in type_rows.iter_rows()
         },
-        event_classes=_classes(believed),
+        event_classes=_classes(valid_rows),
     )
 
 
-def _classes(believed: pl.DataFrame) -> dict[str, str]:
+def _classes(valid_rows: pl.DataFrame) -> dict[str, str]:
     """Class of each event type's rows; ``by condition`` if they differ."""
-    found: dict[str, str] = {}
-    for name, use, label in with_uses(believed).select(EVENT_TYPE, USE, LABEL).unique().iter_rows():
-        word = class_of(use, label)
-        found[name] = word if found.setdefault(name, word) == word else "by condition"
-    return found
+    classes: dict[str, str] = {}
+    for name, use, label in with_uses(valid_rows).select(EVENT_TYPE, USE, LABEL).unique().iter_rows():
+        class_name = class_of(use, label)
+        classes[name] = class_name if classes.setdefault(name, class_name) == class_name else "by condition"
+    return classes
 
 
 def _warnings(
@@ -181,60 +181,66 @@ def _warnings(
     config: Config,
     repeats: float,
 ) -> list[str]:
-    believed, columns = cleaned.believed, config.data.columns
-    found: list[str] = []
+    valid_rows, columns = cleaned.valid_rows, config.data.columns
+    warnings: list[str] = []
     if raw.rejects:
         reasons = Counter(row.reason for row in raw.rejects).most_common(3)
         listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
-        found.append(f"{_percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
-    for table, what in ((items, ITEM_ID), (users, USER_ID)):
+        warnings.append(f"{_percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
+    for table, id_column in ((items, ITEM_ID), (users, USER_ID)):
         if table is not None and table.rejects:
-            found.append(f"{len(table.rejects):,} rows of {table.sources[0].name} without {what} were ignored")
-        if table is not None and (doubled := len(table.frame) - table.frame[what].n_unique()):
-            where = table.sources[0].name if table.sources else "the posted rows"
-            found.append(f"{doubled:,} rows of {where} repeat an earlier {what}; the last one is used")
-    if wrong := cleaned.removed.get(CLOCK):
-        end = iso(max_int(believed[TIMESTAMP])) if len(believed) else "unknown"
-        found.append(
-            f"{wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}); "
+            warnings.append(f"{len(table.rejects):,} rows of {table.sources[0].name} without {id_column} were ignored")
+        if table is not None and (n_repeated := len(table.frame) - table.frame[id_column].n_unique()):
+            file = table.sources[0].name if table.sources else "the posted rows"
+            warnings.append(f"{n_repeated:,} rows of {file} repeat an earlier {id_column}; the last one is used")
+    if n_wrong := cleaned.removed.get(CLOCK):
+        end = iso(max_int(valid_rows[TIMESTAMP])) if len(valid_rows) else "unknown"
+        warnings.append(
+            f"{n_wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}); "
             "the rule clock quarantines them"
         )
-    if not len(believed):
-        return [*found, "no valid row is left"]
-    found += _stamps(believed, config)
-    found += _rows(believed, config, repeats)
+    if not len(valid_rows):
+        return [*warnings, "no valid row is left"]
+    warnings += _stamps(valid_rows, config)
+    warnings += _rows(valid_rows, config, repeats)
     if items is not None:
-        found += _catalogue(believed, items)
+        warnings += _items_outside_catalog(valid_rows, items)
     if not columns.event_id:
-        found.append("no event_id: an import cannot be repeated safely; set data.columns.event_id if a column has one")
-    return found
+        warnings.append(
+            "no event_id: an import cannot be repeated safely; set data.columns.event_id if a column has one"
+        )
+    return warnings
 
 
-def _stamps(believed: pl.DataFrame, config: Config) -> list[str]:
-    found = []
-    shared = believed.select(pl.struct(USER_ID, TIMESTAMP).is_duplicated().mean()).item()
+def _stamps(valid_rows: pl.DataFrame, config: Config) -> list[str]:
+    warnings = []
+    shared_share = valid_rows.select(pl.struct(USER_ID, TIMESTAMP).is_duplicated().mean()).item()
     grouped = config.data.columns.group_id
-    if grouped and shared > 0:
-        found.append(f"{_percent(shared)} of rows share their stamp with others: baskets, grouped by {grouped}")
-    elif shared >= SHARED_STAMPS:
-        found.append(
-            f"{_percent(shared)} of rows share their stamp with others of the same user and count as one moment; "
+    if grouped and shared_share > 0:
+        warnings.append(
+            f"{_percent(shared_share)} of rows share their stamp with others: baskets, grouped by {grouped}"
+        )
+    elif shared_share >= MAX_SHARED_STAMPS:
+        warnings.append(
+            f"{_percent(shared_share)} of rows share their stamp with others of the same user and count as one moment; "
             "if a column names the basket, set data.columns.group_id"
         )
-    if len(reused := reused_groups(believed)):
+    if len(reused := reused_groups(valid_rows)):
         samples = ", ".join(repr(group) for group in reused[GROUP_ID].unique(maintain_order=True).head(3))
-        found.append(
+        warnings.append(
             f"{len(reused):,} groups ({config.data.columns.group_id}) span more than a day, such as {samples}: "
             "a reused group id starts a new moment"
         )
-    coarse = timestamp_resolution(believed[TIMESTAMP])
+    coarse = timestamp_resolution(valid_rows[TIMESTAMP])
     if coarse and config.clean.burst != "off":
-        found.append(
+        warnings.append(
             f'stamps have a resolution of one {coarse}, too coarse for the burst rule; set clean.burst = "off"'
         )
-    if believed[TIMESTAMP].n_unique() == 1:
-        found.append(f"all rows have one stamp, {iso(int(believed[TIMESTAMP][0]))}: rows cannot be ordered in time")
-    return found
+    if valid_rows[TIMESTAMP].n_unique() == 1:
+        warnings.append(
+            f"all rows have one stamp, {iso(int(valid_rows[TIMESTAMP][0]))}: rows cannot be ordered in time"
+        )
+    return warnings
 
 
 def timestamp_resolution(stamps: pl.Series) -> str:
@@ -249,49 +255,49 @@ def timestamp_resolution(stamps: pl.Series) -> str:
     return ""
 
 
-def _rows(believed: pl.DataFrame, config: Config, repeats: float) -> list[str]:
-    found = []
-    size = len(believed)
-    if believed[USER_ID].n_unique() == 1:
-        found.append("only one user: collaborative models cannot learn")
-    if believed[ITEM_ID].n_unique() == 1:
-        found.append("only one item: a ranking needs at least two")
-    per_user = believed.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
-    heaviest, most = per_user.row(0)
-    if len(per_user) >= 2 / HEAVY_USER and most > HEAVY_USER * size:
-        found.append(
-            f"user {heaviest!r} has {_percent(most / size)} of all rows; check for a checkout account, a test or a crawler"
+def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]:
+    warnings = []
+    size = len(valid_rows)
+    if valid_rows[USER_ID].n_unique() == 1:
+        warnings.append("only one user: collaborative models cannot learn")
+    if valid_rows[ITEM_ID].n_unique() == 1:
+        warnings.append("only one item: a ranking needs at least two")
+    per_user = valid_rows.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
+    heaviest, max_rows = per_user.row(0)
+    if len(per_user) >= 2 / MAX_USER_SHARE and max_rows > MAX_USER_SHARE * size:
+        warnings.append(
+            f"user {heaviest!r} has {_percent(max_rows / size)} of all rows; check for a checkout account, a test or a crawler"
         )
-    single = believed.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
+    single = valid_rows.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
     if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
-        found.append(f"{_percent(single)} of users have only one moment and are not in the test")
-    found += [
+        warnings.append(f"{_percent(single)} of users have only one moment and are not in the test")
+    warnings += [
         f"event type {name!r} ({rows:,} rows) is not in a rule of [events] and is neutral"
-        for name, rows in _unnamed(believed, config)
+        for name, rows in _unnamed(valid_rows, config)
     ]
-    if not (believed[LABEL] > 0).any():
-        found.append("no row is positive: see [events]")
+    if not (valid_rows[LABEL] > 0).any():
+        warnings.append("no row is positive: see [events]")
     if repeats >= 0.1 and config.split.filter_seen:
-        found.append(f"{_percent(repeats)} of rows are repeats; split.filter_seen = true never recommends them")
+        warnings.append(f"{_percent(repeats)} of rows are repeats; split.filter_seen = true never recommends them")
     if repeats == 0 and not config.split.filter_seen and size > 1:
-        found.append("no user repeats an item; split.filter_seen = true removes seen items from the lists")
-    return found
+        warnings.append("no user repeats an item; split.filter_seen = true removes seen items from the lists")
+    return warnings
 
 
-def _unnamed(believed: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
+def _unnamed(valid_rows: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
     """Event types without a rule; their rows are neutral."""
-    rest = EventLabeler(config.events, config.clean).explain(believed).filter(pl.col("by").is_null())
-    counts = rest.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
+    unmatched = EventLabeler(config.events, config.clean).explain(valid_rows).filter(pl.col("by").is_null())
+    counts = unmatched.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
     return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]
 
 
-def _catalogue(believed: pl.DataFrame, items: EntityTable) -> list[str]:
-    known = items.frame[ITEM_ID].unique()
-    rows = believed.select((~pl.col(ITEM_ID).is_in(known.implode())).mean()).item()
-    if rows:
-        missing = believed.filter(~pl.col(ITEM_ID).is_in(known.implode()))[ITEM_ID].n_unique()
+def _items_outside_catalog(valid_rows: pl.DataFrame, items: EntityTable) -> list[str]:
+    item_ids = items.frame[ITEM_ID].unique()
+    missing_share = valid_rows.select((~pl.col(ITEM_ID).is_in(item_ids.implode())).mean()).item()
+    if missing_share:
+        n_missing = valid_rows.filter(~pl.col(ITEM_ID).is_in(item_ids.implode()))[ITEM_ID].n_unique()
         return [
-            f"{missing:,} items of the log ({_percent(rows)} of rows) are not in {items.sources[0].name if items.sources else 'the catalog'}"
+            f"{n_missing:,} items of the log ({_percent(missing_share)} of rows) are not in {items.sources[0].name if items.sources else 'the catalog'}"
         ]
     return []
 
@@ -300,25 +306,25 @@ def _percent(share: float) -> str:
     return "under 0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
 
 
-def render(found: Report) -> rich.console.Group:
+def render(log_report: Report) -> rich.console.Group:
     """Render a report for the terminal."""
     table = rich.table.Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("read", f"{found.read:,}", "rows")
-    table.add_row("kept", f"{found.kept:,}", "")
-    for rule, rows in found.removed.items():
+    table.add_row("read", f"{log_report.read:,}", "rows")
+    table.add_row("kept", f"{log_report.kept:,}", "")
+    for rule, rows in log_report.removed.items():
         table.add_row("removed", f"{rows:,}", f"by {rule}")
-    table.add_row("rejected", f"{found.rejected:,}", "could not be read" if found.rejected else "")
-    table.add_row("users", f"{found.users:,}", "")
-    table.add_row("items", f"{found.items:,}", "")
-    table.add_row("moments", f"{found.moments:,}", "rows of one user at one time")
-    table.add_row("span", f"{found.span.days:,.0f} days", f"{found.span.first} .. {found.span.last}")
-    table.add_row("repeats", _percent(found.repeats), "of positive rows: the user had the item before")
-    if len(found.event_types) > 1:
-        for name, facts in found.event_types.items():
-            table.add_row("type", f"{facts.rows:,}", f"{name}: {found.event_classes[name]}")
-    lines: Sequence[Any] = [rich.text.Text(found.info), table]
-    warnings = [rich.text.Text(f"! {warning}", style="yellow") for warning in found.warnings]
+    table.add_row("rejected", f"{log_report.rejected:,}", "could not be read" if log_report.rejected else "")
+    table.add_row("users", f"{log_report.users:,}", "")
+    table.add_row("items", f"{log_report.items:,}", "")
+    table.add_row("moments", f"{log_report.moments:,}", "rows of one user at one time")
+    table.add_row("span", f"{log_report.span.days:,.0f} days", f"{log_report.span.first} .. {log_report.span.last}")
+    table.add_row("repeats", _percent(log_report.repeats), "of positive rows: the user had the item before")
+    if len(log_report.event_types) > 1:
+        for name, facts in log_report.event_types.items():
+            table.add_row("type", f"{facts.rows:,}", f"{name}: {log_report.event_classes[name]}")
+    lines: Sequence[Any] = [rich.text.Text(log_report.info), table]
+    warnings = [rich.text.Text(f"! {warning}", style="yellow") for warning in log_report.warnings]
     return rich.console.Group(*lines, *warnings)

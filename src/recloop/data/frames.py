@@ -11,7 +11,7 @@ import polars as pl
 
 from recloop.config import Config, Data
 from recloop.data.attributes import attribute_texts
-from recloop.data.read import OPTIONAL, as_ids
+from recloop.data.read import OPTIONAL_COLUMNS, as_ids
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table
 from recloop.errors import UserError
@@ -27,11 +27,11 @@ def as_polars(frame: Any) -> pl.DataFrame:
         UserError: the object is not a data frame.
     """
     try:
-        made: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
+        polars_frame: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
     except TypeError:
         expected = "a data frame of pandas, Polars or Arrow"
         raise UserError("events", type(frame).__name__, expected, "recloop.fit(polars.read_csv(FILE))") from None
-    return made
+    return polars_frame
 
 
 def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
@@ -39,7 +39,7 @@ def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
     tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     data = dict(tree.get("data", {}))
     columns = dict(data.get("columns", {}))
-    for name in OPTIONAL:
+    for name in OPTIONAL_COLUMNS:
         if name in frame.columns:
             columns.setdefault(name, name)
     data["columns"] = columns
@@ -49,9 +49,9 @@ def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
 def named(data: Data, frame: pl.DataFrame) -> JsonTree:
     """Configured columns without the optional ones that the frame lacks."""
     columns = {
-        ours: theirs
-        for ours, theirs in data.columns.model_dump().items()
-        if theirs and (ours not in OPTIONAL or theirs in frame.columns)
+        field: column
+        for field, column in data.columns.model_dump().items()
+        if column and (field not in OPTIONAL_COLUMNS or column in frame.columns)
     }
     return {"columns": columns, "timezone": data.timezone, "time_unit": data.time_unit}
 
@@ -73,7 +73,7 @@ def objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
         )
     ids = as_ids(rows[key], frame_as_table(rows, key), key)
     attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
-    size = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
-    return pl.DataFrame({key: ids, SEQ: size, "attributes": attributes}).with_columns(
+    seqs = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
+    return pl.DataFrame({key: ids, SEQ: seqs, "attributes": attributes}).with_columns(
         pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
     )

@@ -18,7 +18,7 @@ from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import EVENT_TYPE, ITEM_ID, SEQ, TIMESTAMP, USER_ID, VALUE, hash_unit_interval, iso
 
-EXAMPLES: Final = 5
+N_EXAMPLES: Final = 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RuleReport:
 
         Keys: ``signals``, ``unnamed``, ``dwells``, ``signal_warnings``.
         """
-        rules = [{name: value for name, value in vars(found).items() if name != "lines"} for found in self.rules]
+        rules = [{name: value for name, value in vars(rule).items() if name != "lines"} for rule in self.rules]
         return {
             "signals": rules, "unnamed": self.unnamed, "dwells": self.dwells, "signal_warnings": self.warnings,
         }  # fmt: skip
@@ -77,29 +77,29 @@ def examine_signals(project: Project) -> RuleReport:
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     signal = EventLabeler(config.events, config.clean, cleaned.dwell)
-    rows = signal.explain(cleaned.believed)
+    rows = signal.explain(cleaned.valid_rows)
     counts = dict(rows.group_by("by").len().iter_rows())
-    found = []
-    for place, rule in enumerate(signal.rules):
-        chosen = _spread(rows.filter(pl.col("by") == place)) if place in counts else rows.clear()
-        found.append(
+    label_counts = []
+    for index, rule in enumerate(signal.rules):
+        sample = _spread(rows.filter(pl.col("by") == index)) if index in counts else rows.clear()
+        label_counts.append(
             LabelCount(
                 rule=rule.text, key=rule.key, means=rule.means, weight=rule.label * rule.weight,
-                events=counts.get(place, 0), examples=[_plain(row) for row in chosen.iter_rows(named=True)],
-                lines=[describe_row(row) for row in chosen.iter_rows(named=True)],
+                events=counts.get(index, 0), examples=[_plain(row) for row in sample.iter_rows(named=True)],
+                lines=[describe_row(row) for row in sample.iter_rows(named=True)],
             )
         )  # fmt: skip
-    rest = (
+    unmatched = (
         rows.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
     )
-    unnamed = {str(name): int(size) for name, size in rest.iter_rows()}
+    unnamed = {str(name): int(size) for name, size in unmatched.iter_rows()}
     dwells = rows.filter(pl.col(EVENT_TYPE) == DWELL)
     banded = int(dwells[DWELL_PCT].is_not_null().sum())
     bands = 0 if cleaned.dwell is None else len(cleaned.dwell.values)
     warnings = [
-        f"{one.rule!r} ({one.key}) matches no event of this log: the type is misspelled, or an earlier rule matches first"
-        for one in found
-        if not one.events and one.key.startswith("events.weights.")
+        f"{label_count.rule!r} ({label_count.key}) matches no event of this log: the type is misspelled, or an earlier rule matches first"
+        for label_count in label_counts
+        if not label_count.events and label_count.key.startswith("events.weights.")
     ]
     warnings += [
         f"event type {name!r} ({size:,} rows) is not in a rule of [events] and is neutral"
@@ -110,27 +110,29 @@ def examine_signals(project: Project) -> RuleReport:
             f"{len(dwells) - banded:,} of {len(dwells):,} dwells are neutral: their item has no attribute duration or "
             "category with 30 dwells before the cut"
         )
-    return RuleReport(found, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
+    return RuleReport(label_counts, unnamed, {"events": len(dwells), "compared": banded, "bands": bands}, warnings)
 
 
 def count_by_rule(signal: EventLabeler, rows: pl.DataFrame) -> list[RuleCount]:
     """Count the rows that each rule decides; types without a rule come last."""
     explained = signal.explain(rows)
     counts = dict(explained.group_by("by").len().iter_rows())
-    named = [
-        RuleCount(rule.text, rule.means, rule.label * rule.weight, counts[place])
-        for place, rule in enumerate(signal.rules)
-        if place in counts
+    rule_counts = [
+        RuleCount(rule.text, rule.means, rule.label * rule.weight, counts[index])
+        for index, rule in enumerate(signal.rules)
+        if index in counts
     ]
-    rest = explained.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort(EVENT_TYPE)
-    return named + [RuleCount(kind, CLASS_NAMES[0], 0.0, size) for kind, size in rest.iter_rows()]
+    unmatched = explained.filter(pl.col("by").is_null()).group_by(EVENT_TYPE).len().sort(EVENT_TYPE)
+    return rule_counts + [
+        RuleCount(event_type, CLASS_NAMES[0], 0.0, size) for event_type, size in unmatched.iter_rows()
+    ]
 
 
 def _spread(rows: pl.DataFrame) -> pl.DataFrame:
     """Deterministic sample of five rows, spread over the log; few rows are hashed."""
-    near = rows.gather_every(max(1, len(rows) // (20 * EXAMPLES)))
-    share = pl.Series([hash_unit_interval("signals", str(seq)) for seq in near[SEQ]], dtype=pl.Float64)
-    return near.with_columns(share.alias("share")).sort("share").head(EXAMPLES).sort(SEQ)
+    candidates = rows.gather_every(max(1, len(rows) // (20 * N_EXAMPLES)))
+    hashes = pl.Series([hash_unit_interval("signals", str(seq)) for seq in candidates[SEQ]], dtype=pl.Float64)
+    return candidates.with_columns(hashes.alias("share")).sort("share").head(N_EXAMPLES).sort(SEQ)
 
 
 def _plain(row: JsonTree) -> JsonTree:
@@ -146,15 +148,15 @@ def render(signals: RuleReport) -> rich.console.Group:
     table.add_column("weight", justify="right")
     table.add_column("events", justify="right")
     table.add_column("from", style="dim")
-    for found in signals.rules:
+    for rule in signals.rules:
         table.add_row(
-            rich.text.Text(found.rule), found.means, f"{found.weight:+g}" if found.weight else "", f"{found.events:,}",
-            "weights" if found.key.startswith("events.weights.") else found.key.removeprefix("events."),
+            rich.text.Text(rule.rule), rule.means, f"{rule.weight:+g}" if rule.weight else "", f"{rule.events:,}",
+            "weights" if rule.key.startswith("events.weights.") else rule.key.removeprefix("events."),
         )  # fmt: skip
-    parts: list[Any] = [table]
-    for found in signals.rules:
-        if found.lines:
-            parts.append(rich.text.Text(f"\n{found.rule}: {found.means}", style="bold"))
-            parts += [rich.text.Text(line) for line in found.lines]
-    parts += [rich.text.Text(f"! {warning}", style="yellow") for warning in signals.warnings]
-    return rich.console.Group(*parts)
+    blocks: list[Any] = [table]
+    for rule in signals.rules:
+        if rule.lines:
+            blocks.append(rich.text.Text(f"\n{rule.rule}: {rule.means}", style="bold"))
+            blocks += [rich.text.Text(line) for line in rule.lines]
+    blocks += [rich.text.Text(f"! {warning}", style="yellow") for warning in signals.warnings]
+    return rich.console.Group(*blocks)

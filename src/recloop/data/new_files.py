@@ -24,8 +24,8 @@ from recloop.project import Project
 from recloop.records import FileFacts
 from recloop.storage.data_manifest import MANIFEST, DataManifest, FileRecord
 
-BLOCK: Final = 1 << 22
-REJECTS: Final = "rejects.jsonl"
+BLOCK_BYTES: Final = 1 << 22
+REJECTS_FILE: Final = "rejects.jsonl"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ def with_rows(records: Sequence[FileRecord], raw: RawEvents) -> list[FileRecord]
     for row in raw.rejects:
         rejected[row.file] = rejected.get(row.file, 0) + 1
     return [
-        replace(one, rows=one.rows + raw.rows.get(one.name, 0), rejected=one.rejected + rejected.get(one.name, 0))
-        for one in records
+        replace(
+            record,
+            rows=record.rows + raw.rows.get(record.name, 0),
+            rejected=record.rejected + rejected.get(record.name, 0),
+        )
+        for record in records
     ]
 
 
@@ -73,41 +77,41 @@ def find_new_files(project: Project, manifest: DataManifest) -> NewFiles:
     Raises:
         UserError: the old content of a file has changed.
     """
-    before = known_files(manifest)
-    if not before:
+    known = known_files(manifest)
+    if not known:
         return NewFiles([], {}, [])
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:  # all files were deleted; their rows are in data/
         return NewFiles([], {}, [])
-    contents = {record.sha256: record for record in before.values()}
-    found, changed = NewFiles([], {}, []), list[str]()
+    contents = {record.sha256: record for record in known.values()}
+    result, changed = NewFiles([], {}, []), list[str]()
     for source in sources:
-        old = before.get(source.name)
-        if old is None:
+        known_record = known.get(source.name)
+        if known_record is None:
             record = _record(source)
-            same = contents.get(record.sha256)
-            if same is None:
-                found.sources.append(source)
+            copy = contents.get(record.sha256)
+            if copy is None:
+                result.sources.append(source)
                 contents[record.sha256] = record
-            found.records.append(record if same is None else replace(record, rows=same.rows, rejected=same.rejected))
+            result.records.append(record if copy is None else replace(record, rows=copy.rows, rejected=copy.rejected))
             continue
-        record, grown = _grown(source, old)
-        if record.sha256 == old.sha256:
+        record, has_grown = _grown(source, known_record)
+        if record.sha256 == known_record.sha256:
             continue
-        if not grown:
+        if not has_grown:
             changed.append(source.name)
             continue
-        found.sources.append(source)
-        found.since[source.name] = old.rows
-        found.records.append(replace(record, rows=old.rows, rejected=old.rejected))
+        result.sources.append(source)
+        result.since[source.name] = known_record.rows
+        result.records.append(replace(record, rows=known_record.rows, rejected=known_record.rejected))
     if changed:
         raise UserError(
             "data.events", ", ".join(changed[:5]) + (" ..." if len(changed) > 5 else ""),
             "unchanged old content (rows may only be added at the end)",
             "restore the old content, or recloop update --restart (all files are read again, posted rows are kept)",
         )  # fmt: skip
-    return found
+    return result
 
 
 def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
@@ -115,40 +119,40 @@ def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
 
     Only a new first run reads them.
     """
-    before = {record.name: record.sha256 for record in manifest.catalogs}
-    found = []
+    known_hashes = {record.name: record.sha256 for record in manifest.catalogs}
+    changed = []
     for key, text in (("data.items", project.config.data.items), ("data.users", project.config.data.users)):
         try:
-            sources = find(project.sources, text, key) if text and before else []
+            sources = find(project.sources, text, key) if text and known_hashes else []
         except UserError:  # deleted; its rows are in data/
             continue
-        found += [source.name for source in sources if before.get(source.name) != _record(source).sha256]
-    return found
+        changed += [source.name for source in sources if known_hashes.get(source.name) != _record(source).sha256]
+    return changed
 
 
 def missing_files(project: Project, manifest: DataManifest) -> list[str]:
     """Files read earlier that ``data.events`` no longer finds by name or content."""
-    before = known_files(manifest)
+    known = known_files(manifest)
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:
-        return sorted(before)
+        return sorted(known)
     names = {source.name for source in sources}
-    lost = [record for record in before.values() if record.name not in names]
-    contents = {_record(source).sha256 for source in sources if source.name not in before} if lost else set[str]()
-    return sorted(record.name for record in lost if record.sha256 not in contents)
+    missing = [record for record in known.values() if record.name not in names]
+    contents = {_record(source).sha256 for source in sources if source.name not in known} if missing else set[str]()
+    return sorted(record.name for record in missing if record.sha256 not in contents)
 
 
-def read_new(project: Project, new: NewFiles, manifest: DataManifest) -> RawEvents:
+def read_new(project: Project, new_files: NewFiles, manifest: DataManifest) -> RawEvents:
     """Read the new rows in the order of file and row, each with a unique event_id.
 
     An ambiguous order of day and month is resolved as in the import.
     """
     data = project.config.data
-    tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new.sources]
+    tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new_files.sources]
     info = str(manifest.report.get("info", ""))
     day_first = True if "day first" in info else False if "month first" in info else None
-    return parse_events(tables, data, since=new.since, day_first=day_first)
+    return parse_events(tables, data, since=new_files.since, day_first=day_first)
 
 
 def record_files(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:
@@ -162,14 +166,14 @@ def record_files(project: Project, records: Sequence[FileRecord], rejects: Seque
     sources = tuple(records_by_name[name] for name in sorted(records_by_name, key=str.encode))
     manifest = replace(manifest, sources=sources)
     if rejects:
-        path = project.data / REJECTS
+        path = project.data / REJECTS_FILE
         text = path.read_bytes() if path.exists() else b""
         text += b"".join(msgspec.json.encode(row) + b"\n" for row in rejects)
         replace_file(path, text)
         facts = FileFacts(hashlib.sha256(text).hexdigest(), len(text))
         counts = manifest.counts
         counts = replace(counts, read=counts.read + len(rejects), rejected=counts.rejected + len(rejects))
-        manifest = replace(manifest, files={**manifest.files, REJECTS: facts}, counts=counts)
+        manifest = replace(manifest, files={**manifest.files, REJECTS_FILE: facts}, counts=counts)
     replace_json(file, manifest.to_json())
 
 
@@ -179,34 +183,34 @@ def _record(source: InputFile) -> FileRecord:
     return FileRecord(source.name, digest, size)
 
 
-def _grown(source: InputFile, old: FileRecord) -> tuple[FileRecord, bool]:
+def _grown(source: InputFile, known_record: FileRecord) -> tuple[FileRecord, bool]:
     """Record of a file, and True if it is the old content plus new lines."""
     size = source.path.stat().st_size
-    if size < old.bytes:
+    if size < known_record.bytes:
         return _record(source), False
-    whole, prefix, edge = _hashed(source.path, size, old.bytes)
-    lines = source.kind != "parquet" and (
+    digest, prefix, edge = _hashed(source.path, size, known_record.bytes)
+    ends_at_line = source.kind != "parquet" and (
         source.packing is not None or edge[:1] in b"\r\n" or edge[1:] in (b"\r", b"\n")
     )
-    return FileRecord(source.name, whole, size), prefix == old.sha256 and lines
+    return FileRecord(source.name, digest, size), prefix == known_record.sha256 and ends_at_line
 
 
-def _hashed(path: Path, size: int, part: int = 0) -> tuple[str, str, bytes]:
+def _hashed(path: Path, size: int, prefix_bytes: int = 0) -> tuple[str, str, bytes]:
     """Hash a file and its old part.
 
-    Returns SHA-256 of the first ``size`` bytes, of the first ``part`` bytes, and the bytes at the edge.
+    Returns SHA-256 of the first ``size`` bytes, of the first ``prefix_bytes`` bytes, and the bytes at the edge.
     """
     digest, prefix, edge = hashlib.sha256(), hashlib.sha256().hexdigest(), b""
     with path.open("rb") as file:
-        for end in (part, size):
-            while (left := end - file.tell()) > 0:
-                block = file.read(min(BLOCK, left))
+        for end in (prefix_bytes, size):
+            while (n_left := end - file.tell()) > 0:
+                block = file.read(min(BLOCK_BYTES, n_left))
                 if not block:
                     break
                 digest.update(block)
-            if end == part:
+            if end == prefix_bytes:
                 prefix = digest.hexdigest()
-        if 0 < part < size:
-            file.seek(part - 1)
+        if 0 < prefix_bytes < size:
+            file.seek(prefix_bytes - 1)
             edge = file.read(2)
     return digest.hexdigest(), prefix, edge

@@ -9,7 +9,7 @@ import polars as pl
 THOUSANDS_COMMA: Final = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 THOUSANDS_POINT: Final = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$"
 DECIMAL_COMMA: Final = r"^[+-]?\d+,\d+$"
-PLAIN: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+PLAIN_NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl.Series, str]:
@@ -23,28 +23,28 @@ def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl
     """
     if column.dtype != pl.String:
         numbers = column.cast(pl.Float64, strict=False).fill_nan(None)
-        wrong = (column.is_not_null() & numbers.is_null()) if column.dtype.is_numeric() else column.is_not_null()
+        is_wrong = (column.is_not_null() & numbers.is_null()) if column.dtype.is_numeric() else column.is_not_null()
         if column.dtype.is_float():
-            wrong = pl.Series([False]).new_from_index(0, len(column))  # NaN is how frames write a missing number
-        return numbers, wrong | numbers.is_infinite().fill_null(False), ""
+            is_wrong = pl.Series([False]).new_from_index(0, len(column))  # NaN is how frames write a missing number
+        return numbers, is_wrong | numbers.is_infinite().fill_null(False), ""
     text = column.str.strip_chars()
     text = pl.select(pl.when(text != "").then(text)).to_series()
     comma = text.str.contains(",", literal=True).fill_null(False)
-    how = ""
+    decimal_style = ""
     if comma.any():
         thousands = text.str.contains(THOUSANDS_COMMA).fill_null(False)
         decimals = comma & ~(thousands if separator == "," else thousands & text.str.contains(".", literal=True))
         if decimals.any():
-            how = "decimal comma"
-            plain = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
-            fits = text.str.contains(DECIMAL_COMMA) | text.str.contains(THOUSANDS_POINT)
+            decimal_style = "decimal comma"
+            normalized = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+            matches = text.str.contains(DECIMAL_COMMA) | text.str.contains(THOUSANDS_POINT)
             text = pl.select(
-                pl.when(fits | ~text.str.contains(".", literal=True)).then(text).otherwise(pl.lit("?"))
+                pl.when(matches | ~text.str.contains(".", literal=True)).then(text).otherwise(pl.lit("?"))
             ).to_series()
         else:
-            plain = text.str.replace_all(",", "", literal=True)
-            fits = thousands
-        text = pl.select(pl.when(fits).then(plain).otherwise(text)).to_series()
-    numbers = pl.select(pl.when(text.str.contains(PLAIN)).then(text.cast(pl.Float64, strict=False))).to_series()
+            normalized = text.str.replace_all(",", "", literal=True)
+            matches = thousands
+        text = pl.select(pl.when(matches).then(normalized).otherwise(text)).to_series()
+    numbers = pl.select(pl.when(text.str.contains(PLAIN_NUMBER)).then(text.cast(pl.Float64, strict=False))).to_series()
     numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
-    return numbers, text.is_not_null() & numbers.is_null(), how
+    return numbers, text.is_not_null() & numbers.is_null(), decimal_style

@@ -17,7 +17,7 @@ from recloop.storage import EventLog
 from recloop.storage.archive import Archive
 from recloop.storage.event_log import RESTORED, retracted_at
 
-REJUDGED: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
+REAPPLIED_RULES: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
 """Rules that a new first run applies again; rows keep any other rule, such as a manual withdrawal."""
 
 
@@ -42,26 +42,32 @@ class PostedRows:
         after, imported = archive.watermark, archive.manifest.imported_until
         archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
         schema = [*EVENT_SCHEMA, RULE]
-        taken = archive.quarantine().filter(pl.col(SEQ) > imported)
-        events = pl.concat([archived.select(schema), taken.select(schema), log.events(after=after).select(schema)])
-        rows = log.retractions()
-        out = retracted_at(rows)
-        back = {
+        quarantined = archive.quarantine().filter(pl.col(SEQ) > imported)
+        events = pl.concat(
+            [archived.select(schema), quarantined.select(schema), log.events(after=after).select(schema)]
+        )
+        retractions = log.retractions()
+        retracted = retracted_at(retractions)
+        rule_by_seq = {
             row.retracted_seq: row.rule
-            for row in rows
-            if row.retracted_seq in out and row.rule not in {*REJUDGED, RESTORED}
+            for row in retractions
+            if row.retracted_seq in retracted and row.rule not in {*REAPPLIED_RULES, RESTORED}
         }
-        by_hand = pl.DataFrame({SEQ: list(back), "by_hand": list(back.values())}, {SEQ: pl.Int64, "by_hand": pl.String})
-        kept_rule = pl.when(~pl.col(RULE).is_in(REJUDGED)).then(RULE)
+        manual_rules = pl.DataFrame(
+            {SEQ: list(rule_by_seq), "by_hand": list(rule_by_seq.values())}, {SEQ: pl.Int64, "by_hand": pl.String}
+        )
+        kept_rule = pl.when(~pl.col(RULE).is_in(REAPPLIED_RULES)).then(RULE)
         events = (
             events.unique(SEQ)
-            .join(by_hand, on=SEQ, how="left")
+            .join(manual_rules, on=SEQ, how="left")
             .with_columns(pl.coalesce("by_hand", kept_rule).alias(RULE))
             .filter(~pl.col(EVENT_ID).str.starts_with(FILE_ROW).fill_null(False))
             .select(schema)
             .sort(SEQ)
         )
-        withdrawn = archive.events().filter(pl.col(SEQ) <= imported).join(by_hand, on=SEQ).rename({"by_hand": RULE})
+        withdrawn = (
+            archive.events().filter(pl.col(SEQ) <= imported).join(manual_rules, on=SEQ).rename({"by_hand": RULE})
+        )
         return cls(
             events,
             _later(archive.items(), log.items(after), ITEM_SCHEMA, imported),
@@ -80,8 +86,10 @@ class PostedRows:
     def renumbered(self, seq: int) -> PostedRows:
         """Number the rows from ``seq + 1``, in order of arrival."""
         frames = self.events, self.items, self.users
-        old = pl.concat([frame[SEQ] for frame in frames]).sort()
-        numbers = pl.DataFrame({SEQ: old, "new": pl.int_range(seq + 1, seq + 1 + len(old), dtype=pl.Int64, eager=True)})
+        seqs = pl.concat([frame[SEQ] for frame in frames]).sort()
+        numbers = pl.DataFrame(
+            {SEQ: seqs, "new": pl.int_range(seq + 1, seq + 1 + len(seqs), dtype=pl.Int64, eager=True)}
+        )
         events, items, users = (
             frame.join(numbers, on=SEQ, how="left", maintain_order="left")
             .with_columns(pl.col("new").alias(SEQ))
@@ -92,5 +100,5 @@ class PostedRows:
 
 
 def _later(archived: pl.DataFrame | None, logged: pl.DataFrame, schema: Iterable[str], imported: int) -> pl.DataFrame:
-    parts = [logged] if archived is None else [archived.filter(pl.col(SEQ) > imported), logged]
-    return pl.concat([part.select(*schema) for part in parts]).unique(SEQ).sort(SEQ)
+    frames = [logged] if archived is None else [archived.filter(pl.col(SEQ) > imported), logged]
+    return pl.concat([frame.select(*schema) for frame in frames]).unique(SEQ).sort(SEQ)

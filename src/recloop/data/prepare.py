@@ -34,7 +34,7 @@ from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP, FileFacts
 from recloop.storage.data_manifest import DataManifest, FileRecord, RowCounts
 
-FORMAT: Final = 2  # format 2: the split has use, pair and units
+FORMAT_VERSION: Final = 2  # format 2: the split has use, pair and units
 SPLITS: Final = ("train", "valid", "test")
 
 
@@ -99,16 +99,16 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
         if text
         for source in find(project.sources, text, key)
     ]
-    print_ = fingerprint(config.data, sources)
+    data_fingerprint = fingerprint(config.data, sources)
     if logged:
-        _same_import(project, print_)
+        _same_import(project, data_fingerprint)
     files = new_files.records_of([source for source in sources if source.key == "data.events"])
     catalogs = new_files.records_of([source for source in sources if source.key != "data.events"])
     raw, items, users = read_events(project), read_items(project), read_users(project)
     read_files = new_files.with_rows(files, raw)
-    too_many = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
-    if too_many is not None:
-        raise too_many
+    excess_error = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
+    if excess_error is not None:
+        raise excess_error
     items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     imported = after + len(raw.frame)
@@ -119,18 +119,30 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
     if cleaned.excessive:
         raise cleaned.excessive[0]
-    parts = split(cleaned.believed, config.split)
-    found = report(raw, cleaned, items, users, config)
+    split_frames = split(cleaned.valid_rows, config.split)
+    log_report = report(raw, cleaned, items, users, config)
     rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
-    _write(project, cleaned, parts, items, users, rejects, found, print_, imported, read_files, catalogs)
+    _write(
+        project,
+        cleaned,
+        split_frames,
+        items,
+        users,
+        rejects,
+        log_report,
+        data_fingerprint,
+        imported,
+        read_files,
+        catalogs,
+    )
     return PrepareResult(
-        report=found,
-        fingerprint=print_,
-        cut=parts.cut,
+        report=log_report,
+        fingerprint=data_fingerprint,
+        cut=split_frames.cut,
         watermark=cleaned.watermark,
-        train=len(parts.train),
-        valid=len(parts.valid),
-        test=len(parts.test),
+        train=len(split_frames.train),
+        valid=len(split_frames.valid),
+        test=len(split_frames.test),
     )
 
 
@@ -144,14 +156,14 @@ def load(project: Project) -> PreparedData:
     return read(project.data)
 
 
-def read(data: Path, behind: Path | None = None) -> PreparedData:
-    """Read a data folder; ``behind`` supplies missing item and user tables."""
+def read(data: Path, fallback_folder: Path | None = None) -> PreparedData:
+    """Read a data folder; ``fallback_folder`` supplies missing item and user tables."""
     manifest = DataManifest.read(data)
-    if manifest.format != FORMAT:
-        raise UserError("data", manifest.format, f"format {FORMAT} of data/", "recloop prepare")
+    if manifest.format != FORMAT_VERSION:
+        raise UserError("data", manifest.format, f"format {FORMAT_VERSION} of data/", "recloop prepare")
     train, valid, test = (_table(data / "split" / f"{name}.parquet") for name in SPLITS)
     items, users = (
-        _table(_whichever(data, behind, f"{name}.parquet")) if f"{name}.parquet" in manifest.files else None
+        _table(_whichever(data, fallback_folder, f"{name}.parquet")) if f"{name}.parquet" in manifest.files else None
         for name in ("items", "users")
     )
     return PreparedData(train, valid, test, items, users, manifest)
@@ -162,19 +174,19 @@ def split_hash(written: Mapping[str, FileFacts]) -> str:
     return hashlib.sha256("".join(written[f"split/{name}.parquet"].sha256 for name in SPLITS).encode()).hexdigest()
 
 
-def _whichever(data: Path, behind: Path | None, name: str) -> Path:
-    return data / name if behind is None or (data / name).exists() else behind / name
+def _whichever(data: Path, fallback_folder: Path | None, name: str) -> Path:
+    return data / name if fallback_folder is None or (data / name).exists() else fallback_folder / name
 
 
-def _same_import(project: Project, print_: str) -> None:
+def _same_import(project: Project, data_fingerprint: str) -> None:
     try:
-        known = DataManifest.read(project.data).fingerprint
+        recorded = DataManifest.read(project.data).fingerprint
     except UserError:
-        known = "lost"
-    if known != print_:
+        recorded = "lost"
+    if recorded != data_fingerprint:
         raise UserError(
-            "data.events", f"{project.config.data.events} ({print_[:8]})",
-            f"the import that log.db continues ({known[:8]}): the stores of this folder hold later rows",
+            "data.events", f"{project.config.data.events} ({data_fingerprint[:8]})",
+            f"the import that log.db continues ({recorded[:8]}): the stores of this folder hold later rows",
             "recloop update (it reads new files), recloop update --restart, or a new folder",
         )  # fmt: skip
 
@@ -200,26 +212,26 @@ def _with_posted(table: EntityTable | None, posted: pl.DataFrame) -> EntityTable
 def _write(
     project: Project,
     cleaned: CleanResult,
-    parts: SplitFrames,
+    split_frames: SplitFrames,
     items: EntityTable | None,
     users: EntityTable | None,
     rejects: list[RejectedRow],
-    found: Report,
-    print_: str,
+    log_report: Report,
+    data_fingerprint: str,
     imported: int,
     read_files: list[FileRecord],
     catalogs: list[FileRecord],
 ) -> None:
     target = project.data
-    beside = target.with_name(target.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    files = AtomicFolder(beside)
+    staged = target.with_name(target.name + ".tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    files = AtomicFolder(staged)
     try:
         date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
-        days = cleaned.believed.select(*EVENT_SCHEMA, date).partition_by("date", as_dict=True, include_key=False)
+        days = cleaned.valid_rows.select(*EVENT_SCHEMA, date).partition_by("date", as_dict=True, include_key=False)
         for (day,), rows in sorted(days.items()):
             files.table(f"archive/date={day}/events.parquet", rows)
-        for name, frame in zip(SPLITS, parts[:3], strict=True):
+        for name, frame in zip(SPLITS, split_frames[:3], strict=True):
             files.table(f"split/{name}.parquet", frame)
         if items is not None:
             files.table("items.parquet", items.frame)
@@ -229,34 +241,34 @@ def _write(
         files.lines("rejects.jsonl", rejects)
         files.wait()
         manifest = DataManifest(
-            format=FORMAT,
+            format=FORMAT_VERSION,
             code=__version__,
-            fingerprint=print_,
-            cut=parts.cut,
+            fingerprint=data_fingerprint,
+            cut=split_frames.cut,
             watermark=cleaned.watermark,
             imported=imported,
             sources=tuple(read_files),
             catalogs=tuple(catalogs),
             split_hash=split_hash(files.written),
             counts=RowCounts(
-                read=found.read,
-                kept=found.kept,
-                removed=found.removed,
-                rejected=found.rejected,
-                train=len(parts.train),
-                valid=len(parts.valid),
-                test=len(parts.test),
+                read=log_report.read,
+                kept=log_report.kept,
+                removed=log_report.removed,
+                rejected=log_report.rejected,
+                train=len(split_frames.train),
+                valid=len(split_frames.valid),
+                test=len(split_frames.test),
             ),
-            report=found.to_json(),
+            report=log_report.to_json(),
             dwell=None if cleaned.dwell is None else cleaned.dwell.to_json(),
             files=files.written,
             config=project.config.model_dump(mode="json", by_alias=True),
         )
         files.manifest(manifest.to_json())
-        swap_folder(beside, target)
+        swap_folder(staged, target)
     finally:
         files.close()
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _table(path: Path) -> pl.DataFrame:

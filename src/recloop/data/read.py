@@ -38,9 +38,9 @@ from recloop.records import (
     VALUE,
 )
 
-REQUIRED: Final = (USER_ID, ITEM_ID, TIMESTAMP)
+REQUIRED_COLUMNS: Final = (USER_ID, ITEM_ID, TIMESTAMP)
 RAW_SCHEMA: Final = {name: kind for name, kind in EVENT_SCHEMA.items() if name != SEQ}
-OPTIONAL: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
+OPTIONAL_COLUMNS: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,20 @@ def read_events(project: Project) -> RawEvents:
 
 def wanted(columns: Columns) -> list[str]:
     """Columns of the input file that an event is read from."""
-    return [name for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(columns, ours))]
+    return [name for field_name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if (name := getattr(columns, field_name))]
 
 
 def parse_events(
     tables: Sequence[Table],
     data: Data,
-    also: Sequence[str] = (),
+    extra_columns: Sequence[str] = (),
     since: Mapping[str, int] | None = None,
     day_first: bool | None = None,
 ) -> RawEvents:
     """Parse the events of tables; see `read_events`.
 
     Args:
-        also: Further columns of EVENT_SCHEMA, read under their schema names if a table has them.
+        extra_columns: Further columns of EVENT_SCHEMA, read under their schema names if a table has them.
         since: Rows to skip by file name, for files read after the import (default: none). A row without an event_id
             gets one from its file and number; a file without a readable row is allowed.
         day_first: True if 01/02/2025 is 1 February, by earlier files; None: not known.
@@ -124,80 +124,85 @@ def parse_events(
         raise UserError(key, names, f"readable rows; all {records:,} are broken: {reason}", "correct the file")
     tables = [table for table in tables if len(table.frame) or table.broken]
     stamps = parse_timestamps(tables, data.columns.timestamp, data, day_first)
-    frames, rejects, decimals = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
+    frames, rejects, decimal_style = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
     for table, stamp in zip(tables, stamps, strict=True):
-        frame, reasons, how = _events(table, stamp, data, also)
-        decimals = decimals or how
+        frame, reasons, style = _events(table, stamp, data, extra_columns)
+        decimal_style = decimal_style or style
         readable, first_record = reasons.is_null(), skip.get(table.source.name, 0)
         if since is not None:
             numbers = pl.Series(table.record_of(range(len(frame))), dtype=pl.Int64)
-            made = pl.lit(f"{FILE_ROW}{table.source.name}:") + (numbers + 1).cast(pl.String)
-            frame = frame.with_columns(pl.coalesce(EVENT_ID, made).alias(EVENT_ID))
+            row_ids = pl.lit(f"{FILE_ROW}{table.source.name}:") + (numbers + 1).cast(pl.String)
+            frame = frame.with_columns(pl.coalesce(EVENT_ID, row_ids).alias(EVENT_ID))
             readable &= numbers >= first_record
         frames.append(frame.filter(readable))
         rejects += _rejects(table, reasons, first_record)
     frame = pl.concat(frames)
     if since is None and not len(frame):
-        first = rejects[0]
+        first_reject = rejects[0]
         raise UserError(
-            key, names, f"readable rows; all {records:,} were rejected, the first one because of: {first.reason}",
+            key, names, f"readable rows; all {records:,} were rejected, the first one because of: {first_reject.reason}",
             "set [data.columns]", tuple(f"{row.place}: {row.raw}" for row in rejects[:3]),
         )  # fmt: skip
-    ways = sorted({table.how for table in tables})
-    written = sorted({stamp.how for stamp in stamps})
+    formats = sorted({table.how for table in tables})
+    stamp_formats = sorted({stamp.how for stamp in stamps})
     files = names if len(tables) <= 3 else f"{len(tables)} files, {tables[0].source.name} .. {tables[-1].source.name}"
-    info = f"{files}: {'; '.join(ways)}; stamps: {'; '.join(written)}" + (f"; {decimals}" if decimals else "")
+    info = f"{files}: {'; '.join(formats)}; stamps: {'; '.join(stamp_formats)}"
+    info += f"; {decimal_style}" if decimal_style else ""
     return RawEvents(frame, rejects, records, info, tuple(table.source for table in tables), counts)
 
 
 def _events(
-    table: Table, stamps: ParsedTimestamps, data: Data, also: Sequence[str]
+    table: Table, stamps: ParsedTimestamps, data: Data, extra_columns: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.Series, str]:
     """Rows of one file, the reject reason or null of each, and the decimal style."""
-    given = {ours: table.frame[name] for ours in (*REQUIRED, *OPTIONAL) if (name := getattr(data.columns, ours))}
+    given_columns = {
+        field_name: table.frame[name]
+        for field_name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+        if (name := getattr(data.columns, field_name))
+    }
     ids: dict[str, pl.Series] = {
-        name: as_ids(given[name], table, name)
+        name: as_ids(given_columns[name], table, name)
         for name in (USER_ID, ITEM_ID, GROUP_ID, EVENT_ID, EVENT_TYPE)
-        if name in given
+        if name in given_columns
     }
     size = len(table.frame)
     reasons = pl.Series([None], dtype=pl.String).new_from_index(0, size)
     for name in (USER_ID, ITEM_ID):
         reasons = _because(reasons, ids[name].is_null(), f"no {name}")
     reasons = pl.select(pl.coalesce(reasons, stamps.reasons)).to_series()
-    numbers, how = {}, ""
+    numbers, decimal_style = {}, ""
     for name in (VALUE, QUANTITY):
-        if name in given:
-            numbers[name], wrong, written = read_numbers(given[name], table.separator)
-            how = how or written
-            if len(wrong) and bool((wrong | given[name].is_null()).all()) and wrong.any():
-                value = given[name].drop_nulls().cast(pl.String)[0]
+        if name in given_columns:
+            numbers[name], is_wrong, style = read_numbers(given_columns[name], table.separator)
+            decimal_style = decimal_style or style
+            if len(is_wrong) and bool((is_wrong | given_columns[name].is_null()).all()) and is_wrong.any():
+                value = given_columns[name].drop_nulls().cast(pl.String)[0]
                 raise UserError(
-                    f"data.columns.{name} ({given[name].name})", value, "numbers", f"set data.columns.{name}"
+                    f"data.columns.{name} ({given_columns[name].name})", value, "numbers", f"set data.columns.{name}"
                 )
-            reasons = _because(reasons, wrong, f"{name}: not a number")
-    for name in (name for name in also if name in table.frame.columns):
+            reasons = _because(reasons, is_wrong, f"{name}: not a number")
+    for name in (name for name in extra_columns if name in table.frame.columns):
         if name == CONTEXT:
-            ids[name], wrong = object_texts(table.frame[name])
-            reasons = _because(reasons, wrong, f"{name}: not a JSON object")
+            ids[name], is_wrong = object_texts(table.frame[name])
+            reasons = _because(reasons, is_wrong, f"{name}: not a JSON object")
         else:
             ids[name] = as_ids(table.frame[name], table, name)
-    built = {
+    columns = {
         name: pl.Series([None], dtype=kind).new_from_index(0, size)
         for name, kind in EVENT_SCHEMA.items()
         if name != SEQ
     }
-    built |= ids | numbers | {TIMESTAMP: stamps.values, RECEIVED_AT: stamps.values}
-    built[EVENT_TYPE] = built[EVENT_TYPE].fill_null(DEFAULT_EVENT_TYPE)
-    frame = pl.DataFrame({name: column.rename(name) for name, column in built.items()})
-    return frame, reasons, how
+    columns |= ids | numbers | {TIMESTAMP: stamps.values, RECEIVED_AT: stamps.values}
+    columns[EVENT_TYPE] = columns[EVENT_TYPE].fill_null(DEFAULT_EVENT_TYPE)
+    frame = pl.DataFrame({name: column.rename(name) for name, column in columns.items()})
+    return frame, reasons, decimal_style
 
 
-def _because(reasons: pl.Series, wrong: pl.Series, text: str) -> pl.Series:
-    return pl.select(pl.when(reasons.is_null() & wrong).then(pl.lit(text)).otherwise(reasons)).to_series()
+def _because(reasons: pl.Series, is_wrong: pl.Series, text: str) -> pl.Series:
+    return pl.select(pl.when(reasons.is_null() & is_wrong).then(pl.lit(text)).otherwise(reasons)).to_series()
 
 
-def as_ids(column: pl.Series, table: Table, ours: str) -> pl.Series:
+def as_ids(column: pl.Series, table: Table, field_name: str) -> pl.Series:
     """Convert ids to text; missing ones (null, empty, blank) become null.
 
     Texts are kept exactly; whole numbers become their decimal text.
@@ -207,56 +212,59 @@ def as_ids(column: pl.Series, table: Table, ours: str) -> pl.Series:
     """
     if column.dtype.is_float():
         present = column.fill_nan(None)
-        whole = present.cast(pl.Int64, strict=False)
-        if whole.null_count() > present.null_count() or (present != whole.cast(pl.Float64)).any():
-            odd = present.filter(present != present.round()).head(1).to_list()
-            value = odd[0] if odd else str(column.dtype)
+        integers = present.cast(pl.Int64, strict=False)
+        if integers.null_count() > present.null_count() or (present != integers.cast(pl.Float64)).any():
+            fractions = present.filter(present != present.round()).head(1).to_list()
+            value = fractions[0] if fractions else str(column.dtype)
             raise UserError(
-                f"data.columns.{ours} ({column.name})", value, "texts or whole numbers", f"set data.columns.{ours}"
+                f"data.columns.{field_name} ({column.name})",
+                value,
+                "texts or whole numbers",
+                f"set data.columns.{field_name}",
             )
-        column = whole
+        column = integers
     if column.dtype == pl.Binary:
         column = column.cast(pl.String, strict=False)
     if column.dtype.is_nested():
         raise UserError(
-            f"data.columns.{ours} ({column.name})", column.dtype, f"one text or number per row in {table.source.name}",
-            f"set data.columns.{ours}",
+            f"data.columns.{field_name} ({column.name})", column.dtype, f"one text or number per row in {table.source.name}",
+            f"set data.columns.{field_name}",
         )  # fmt: skip
     text = column.cast(pl.String)
     return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series()
 
 
 def _has_columns(table: Table, columns: Columns) -> None:
-    for ours in (*REQUIRED, *OPTIONAL):
-        name = getattr(columns, ours)
-        if not name and ours in REQUIRED:
+    for field_name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
+        name = getattr(columns, field_name)
+        if not name and field_name in REQUIRED_COLUMNS:
             raise UserError(
-                f"data.columns.{ours}", "", f"the name of a column of {table.source.name}", "recloop init FILE"
+                f"data.columns.{field_name}", "", f"the name of a column of {table.source.name}", "recloop init FILE"
             )
         if name and name not in table.frame.columns:
-            no_such_column(table, f"data.columns.{ours}", name)
+            no_such_column(table, f"data.columns.{field_name}", name)
 
 
 def no_such_column(table: Table, key: str, name: str) -> None:
     """Raise the error for a missing column, with the nearest name in the file."""
     lower = {column.lower(): column for column in table.columns}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
-    has = ", ".join(table.columns[:20]) or "no column"
-    nearest = f"; nearest: {lower[near[0]]}" if near else ""
+    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
+    listed = ", ".join(table.columns[:20]) or "no column"
+    nearest = f"; nearest: {lower[matches[0]]}" if matches else ""
     headless = "; the header may be missing" if any(column.strip().isdigit() for column in table.columns) else ""
     raise UserError(
-        key, name, f"a column of {table.source.name}{nearest} (it has {has}{headless})",
-        f'--set {key}="{lower[near[0]]}"' if near else f"set {key}",
+        key, name, f"a column of {table.source.name}{nearest} (it has {listed}{headless})",
+        f'--set {key}="{lower[matches[0]]}"' if matches else f"set {key}",
     )  # fmt: skip
 
 
-def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedRow]:
-    """Rejected and broken rows of one file in row order, from record ``first`` on."""
+def _rejects(table: Table, reasons: pl.Series, first_record: int = 0) -> list[RejectedRow]:
+    """Rejected and broken rows of one file in row order, from record ``first_record`` on."""
     rows = reasons.is_not_null().arg_true().to_list()
-    why = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
-    records = sorted(record for record in why if record >= first)
+    reason_of = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
+    records = sorted(record for record in reason_of if record >= first_record)
     return [
-        RejectedRow(table.source.name, line, why[record], raw)
+        RejectedRow(table.source.name, line, reason_of[record], raw)
         for record, (line, raw) in zip(records, table.locate(records), strict=True)
     ]
 
@@ -264,35 +272,35 @@ def _rejects(table: Table, reasons: pl.Series, first: int = 0) -> list[RejectedR
 def read_items(project: Project) -> EntityTable | None:
     """Read the files of ``data.items``; None if not configured."""
     data = project.config.data
-    return _catalogued(project, data.items, "data.items", ITEM_ID, data.columns.item_id)
+    return _read_entities(project, data.items, "data.items", ITEM_ID, data.columns.item_id)
 
 
 def read_users(project: Project) -> EntityTable | None:
     """Read the files of ``data.users``; None if not configured."""
     data = project.config.data
-    return _catalogued(project, data.users, "data.users", USER_ID, data.columns.user_id)
+    return _read_entities(project, data.users, "data.users", USER_ID, data.columns.user_id)
 
 
-def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> EntityTable | None:
+def _read_entities(project: Project, text: str, key: str, id_column: str, name: str) -> EntityTable | None:
     if not text:
         return None
-    schema = ITEM_SCHEMA if ours == ITEM_ID else USER_SCHEMA
+    schema = ITEM_SCHEMA if id_column == ITEM_ID else USER_SCHEMA
     sources = find(project.sources, text, key)
     frames, rejects = [], []
     for source in sources:
         table, rows = read_rows(source, project.config.data.encoding)
         if name not in table.columns:
-            no_such_column(table, f"data.columns.{ours}", name)
-        ids = as_ids(table.frame[name], table, ours)
-        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {ours}"))).to_series()
+            no_such_column(table, f"data.columns.{id_column}", name)
+        ids = as_ids(table.frame[name], table, id_column)
+        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {id_column}"))).to_series()
         rejects += _rejects(table, reasons)
         frames.append(
             pl.DataFrame(
-                {ours: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
+                {id_column: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
             )
         )
     frame = pl.concat(frames)
-    if not len(frame.drop_nulls(ours)):
+    if not len(frame.drop_nulls(id_column)):
         raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
     # imported versions have stamp 0 instead of an arrival time, so that equal files give equal bytes
     fixed = {
@@ -301,7 +309,11 @@ def _catalogued(project: Project, text: str, key: str, ours: str, name: str) -> 
         "hidden": pl.lit(False),
         "deleted": pl.lit(False),
     }
-    frame = frame.drop_nulls(ours).with_columns(**{k: v for k, v in fixed.items() if k in schema}).select(*schema)
+    frame = (
+        frame.drop_nulls(id_column)
+        .with_columns(**{column: value for column, value in fixed.items() if column in schema})
+        .select(*schema)
+    )
     return EntityTable(frame, rejects, tuple(sources))
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from recloop.errors import UserError
 
-GUESTS: Final = "no user_id"
+GUEST_REASON: Final = "no user_id"
 """Reject reason of an anonymous row, which is not an error."""
 
 
@@ -28,26 +28,26 @@ class RejectedRow:
         return f"{self.file}:{self.line}"
 
 
-def reasons(rejects: Sequence[RejectedRow], most: int = 3) -> str:
+def reasons(rejects: Sequence[RejectedRow], max_reasons: int = 3) -> str:
     """Most common reasons with counts.
 
     Example: ``no user_id (336), timestamp: not a stamp (2)``.
     """
-    counted = Counter(row.reason for row in rejects).most_common(most)
+    counted = Counter(row.reason for row in rejects).most_common(max_reasons)
     return ", ".join(f"{reason} ({count:,})" for reason, count in counted)
 
 
-def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserError | None:
+def excess(rejects: Sequence[RejectedRow], read: int, max_share: float) -> UserError | None:
     """Error if more than ``clean.max_rejected`` of the rows are rejected, else None."""
-    if not rejects or len(rejects) <= allowed * read:
+    if not rejects or len(rejects) <= max_share * read:
         return None
     share = len(rejects) / read
-    limit = f"--set clean.max_rejected={rounded_up(share)}"
+    setting = f"--set clean.max_rejected={rounded_up(share)}"
     return UserError(
         "rejected",
         f"{share:.1%} of the rows ({len(rejects):,} of {read:,}): {reasons(rejects)}",
-        f"at most {allowed:.1%} (clean.max_rejected)",
-        f"recloop update {limit} to ignore these rows; {fix_for(rejects)}",
+        f"at most {max_share:.1%} (clean.max_rejected)",
+        f"recloop update {setting} to ignore these rows; {fix_for(rejects)}",
         tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
     )
 
@@ -55,7 +55,7 @@ def excess(rejects: Sequence[RejectedRow], read: int, allowed: float) -> UserErr
 def fix_for(rejects: Sequence[RejectedRow]) -> str:
     """Fix for the most common reason."""
     reason = Counter(row.reason for row in rejects).most_common(1)[0][0]
-    if reason == GUESTS:
+    if reason == GUEST_REASON:
         return "rows without a user are guests; otherwise set data.columns.user_id to a column with fewer gaps"
     if reason.startswith("no "):
         return f"otherwise set data.columns.{reason[3:]} to a column with fewer gaps"

@@ -22,20 +22,20 @@ import pyarrow as pa
 from recloop.config import Data
 from recloop.errors import UserError
 
-SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
-PACKED: Final = {".gz": "gzip", ".zst": "zstd"}
-MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-FOREIGN: Final = {
+TABLE_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+COMPRESSION_BY_SUFFIX: Final = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSION_BY_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+FOREIGN_FORMATS: Final = {
     b"PK\x03\x04": "a zip or Excel file",
     b"SQLite": "an SQLite database",
     b"\xd0\xcf\x11\xe0": "an Excel file",
 }
-MARKS: Final = (
+BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-BLOCK: Final = 1 << 22
+BLOCK_BYTES: Final = 1 << 22
 FORMATS: Final = "csv, jsonl or parquet (also .gz, .zst)"
 
 Kind = Literal["csv", "jsonl", "parquet"]
@@ -59,13 +59,13 @@ class InputFile:
     def packing(self) -> str | None:
         with self.path.open("rb") as file:
             start = file.read(4)
-        return next((packing for magic, packing in MAGIC.items() if start.startswith(magic)), None)
+        return next((packing for magic, packing in COMPRESSION_BY_MAGIC.items() if start.startswith(magic)), None)
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the decompressed bytes."""
         with self.stream() as stream:
             try:
-                while block := stream.read(BLOCK):
+                while block := stream.read(BLOCK_BYTES):
                     yield block
             except (OSError, EOFError, ValueError) as error:
                 raise UserError(
@@ -86,9 +86,11 @@ class InputFile:
         head = self.head()
         if head[:4] == b"PAR1":
             return "parquet"
-        for magic, what in FOREIGN.items():
+        for magic, description in FOREIGN_FORMATS.items():
             if head.startswith(magic):
-                raise UserError(self.key, self.name, f"{FORMATS}; this is {what}", "export the table as CSV in UTF-8")
+                raise UserError(
+                    self.key, self.name, f"{FORMATS}; this is {description}", "export the table as CSV in UTF-8"
+                )
         text = head.decode("utf-16" if encoding_mark(head) == "utf-16" else "latin-1", "ignore").lstrip(
             "\ufeffï»¿ \r\n\t"
         )
@@ -108,18 +110,18 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
         UserError: the path does not exist (the error names the nearest one), or the file is empty.
     """
     path = Path(text).expanduser()
-    whole = root / path
-    if whole.is_dir():
-        paths = [file for file in whole.rglob("*") if file.is_file() and _is_table(file, whole)]
+    target = root / path
+    if target.is_dir():
+        paths = [file for file in target.rglob("*") if file.is_file() and _is_table(file, target)]
         if not paths:
             raise UserError(key, text, f"a folder with {FORMATS}", f"set {key} to a file")
-    elif whole.is_file():
-        paths = [whole]
+    elif target.is_file():
+        paths = [target]
     else:
         paths = _globbed(root, text)
         if not paths:
             fix = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
-            raise UserError(key, text, f"an existing file, glob or folder{_beside(whole)}", fix)
+            raise UserError(key, text, f"an existing file, glob or folder{_beside(target)}", fix)
     sources = [InputFile(key, file, file.as_posix() if path.is_absolute() else _name(root, file)) for file in paths]
     sources.sort(key=lambda source: source.name.encode())
     for source in sources:
@@ -142,7 +144,7 @@ def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
 
 def encoding_mark(head: bytes) -> str | None:
     """Encoding by the first bytes: a byte order mark, or UTF-16 zero bytes."""
-    for mark, name in MARKS:
+    for mark, name in BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
     if len(head) >= 4 and head[: len(head) // 2 * 2][1::2].count(0) > len(head) * 0.2:
@@ -165,10 +167,10 @@ def encoding_of(source: InputFile, configured: str = "auto") -> str:
     if configured != "auto":
         if configured == "utf-16":
             configured = mark if mark and mark.startswith("utf-16") else "utf-16-le"
-        broken = _first_broken(source, configured)
-        if broken is not None:
+        bad_byte = _first_broken(source, configured)
+        if bad_byte is not None:
             raise UserError(
-                "data.encoding", configured, f"the encoding of {source.name} (decoding fails at byte {broken:,})",
+                "data.encoding", configured, f"the encoding of {source.name} (decoding fails at byte {bad_byte:,})",
                 '--set data.encoding="auto"',
             )  # fmt: skip
         return configured
@@ -191,34 +193,37 @@ def encoding_of(source: InputFile, configured: str = "auto") -> str:
 
 def _first_broken(source: InputFile, encoding: str) -> int | None:
     decoder = codecs.getincrementaldecoder(encoding)()
-    done = 0
+    n_decoded = 0
     try:
         for block in source.blocks():
             decoder.decode(block)
-            done += len(block)
+            n_decoded += len(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        return done + error.start
+        return n_decoded + error.start
     return None
 
 
 def _looks_chinese(source: InputFile) -> bool:
     """True if most characters above ASCII are pairs of high bytes, as in Chinese text."""
-    common = other = 0
+    common = rare = 0
     for block in source.blocks():
         pairs = re.findall(rb"[\x81-\xfe][\x30-\x39\x40-\x7e\x80-\xfe]", block)
         common += sum(pair[0] >= 0xA1 and pair[1] >= 0xA1 for pair in pairs)
-        other += sum(pair[0] < 0xA1 or pair[1] < 0xA1 for pair in pairs)
-        if common + other > 100_000:
+        rare += sum(pair[0] < 0xA1 or pair[1] < 0xA1 for pair in pairs)
+        if common + rare > 100_000:
             break
-    return common > other
+    return common > rare
 
 
 def _is_table(file: Path, folder: Path) -> bool:
     if any(part.startswith((".", "_")) for part in file.relative_to(folder).parts):
         return False
     suffixes = file.suffixes
-    return bool(suffixes) and (suffixes[-1] if suffixes[-1] not in PACKED else "".join(suffixes[-2:-1])) in SUFFIXES
+    return (
+        bool(suffixes)
+        and (suffixes[-1] if suffixes[-1] not in COMPRESSION_BY_SUFFIX else "".join(suffixes[-2:-1])) in TABLE_SUFFIXES
+    )
 
 
 def _globbed(root: Path, text: str) -> list[Path]:
@@ -233,8 +238,8 @@ def _beside(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"; the folder {folder} does not exist"
-    near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=1, cutoff=0.5)
-    return f"; nearest: {near[0]}" if near else ""
+    matches = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=1, cutoff=0.5)
+    return f"; nearest: {matches[0]}" if matches else ""
 
 
 def _name(root: Path, file: Path) -> str:

@@ -32,9 +32,9 @@ class SplitFrames(NamedTuple):
 
 
 LEAVE_ONE_OUT = "leave-one-out"
-VALIDATION = 0.1
+VALIDATION_SHARE = 0.1
 """Share of the moments before the cut that belong to the validation period."""
-LEAST_POSITIVES = 3
+MIN_POSITIVES = 3
 """Minimum of positives per user under leave-one-out: one each for train, validation and test."""
 
 
@@ -61,20 +61,20 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
         UserError: moments of several rows, repeats in the lists, or no user has three positives.
     """
     if config.ties != "row" or not config.filter_seen:
-        is_ = f"{config.protocol} with ties={config.ties} and filter_seen={str(config.filter_seen).lower()}"
+        settings = f"{config.protocol} with ties={config.ties} and filter_seen={str(config.filter_seen).lower()}"
         expected = 'ties="row" and filter_seen=true, as in the published tables'
-        raise UserError("split.protocol", is_, expected, "--set split.ties=row --set split.filter_seen=true")
+        raise UserError("split.protocol", settings, expected, "--set split.ties=row --set split.filter_seen=true")
     positive = labelled.filter(pl.col(LABEL) > 0).select(SEQ, USER_ID)
-    place = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
-    behind = positive.with_columns((pl.len().over(USER_ID) - 1 - place).alias("behind"), n=pl.len().over(USER_ID))
-    able = behind.filter(pl.col("n") >= LEAST_POSITIVES)
-    if not len(able):
+    rank = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
+    ranked = positive.with_columns((pl.len().over(USER_ID) - 1 - rank).alias("behind"), n=pl.len().over(USER_ID))
+    eligible = ranked.filter(pl.col("n") >= MIN_POSITIVES)
+    if not len(eligible):
         raise UserError("split.protocol", config.protocol, "a user with three positive rows", "recloop doctor")
     test, valid = (
-        labelled.filter(pl.col(SEQ).is_in(able.filter(pl.col("behind") == n)[SEQ].implode())) for n in (0, 1)
+        labelled.filter(pl.col(SEQ).is_in(eligible.filter(pl.col("behind") == n)[SEQ].implode())) for n in (0, 1)
     )
-    taken = pl.concat([test[SEQ], valid[SEQ]])
-    train = labelled.filter(~pl.col(SEQ).is_in(taken.implode()))
+    held_out = pl.concat([test[SEQ], valid[SEQ]])
+    train = labelled.filter(~pl.col(SEQ).is_in(held_out.implode()))
     return SplitFrames(train, valid, test, end_of(labelled, STAMP) + 1)
 
 
@@ -90,15 +90,15 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
         UserError: all rows have one instant, or no positive row is before the cut.
     """
     cut = cut_of(labelled, config.quantile)
-    before = pl.col(STAMP) < cut
-    test = labelled.filter(~before)
-    past = labelled.filter(before)
+    is_before = pl.col(STAMP) < cut
+    test = labelled.filter(~is_before)
+    past = labelled.filter(is_before)
     if not len(past):
-        first = labelled[TIMESTAMP].min()
+        first_stamp = labelled[TIMESTAMP].min()
         raise UserError(
             "split.quantile", config.quantile,
             f"rows before the cut; all {len(labelled):,} rows are at or after it"
-            + (" (all have one instant)" if first == labelled[TIMESTAMP].max() else "")
+            + (" (all have one instant)" if first_stamp == labelled[TIMESTAMP].max() else "")
             + ", and a temporal split needs at least two instants",
             "use a longer log, or check data.columns.timestamp",
         )  # fmt: skip
@@ -109,43 +109,45 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
             f"a target among the {len(past):,} rows before the cut",
             "recloop doctor --signals, then name a type under events.positive",
         )
-    held = holdout_rows(past, config.validation_users, labelled[USER_ID].n_unique() // 2)
+    holdout = holdout_rows(past, config.validation_users, labelled[USER_ID].n_unique() // 2)
     keys = [USER_ID, STAMP]
-    valid = past.join(held, on=keys, how="semi", maintain_order="left")
-    train = past.join(held, on=keys, how="anti", maintain_order="left")
+    valid = past.join(holdout, on=keys, how="semi", maintain_order="left")
+    train = past.join(holdout, on=keys, how="anti", maintain_order="left")
     return SplitFrames(train, valid, test, cut)
 
 
 def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
     """Stamp of event floor(quantile * n) in (timestamp, seq) order."""
-    place = math.floor(quantile * len(labelled))
-    return int(labelled.sort(TIMESTAMP, SEQ)[TIMESTAMP][min(place, len(labelled) - 1)])
+    index = math.floor(quantile * len(labelled))
+    return int(labelled.sort(TIMESTAMP, SEQ)[TIMESTAMP][min(index, len(labelled) - 1)])
 
 
 def validation_start(stamps: pl.Series) -> int:
     """Stamp at which the validation period starts; never the first stamp.
 
-    The last `VALIDATION` share of these moments are at or after it.
+    The last `VALIDATION_SHARE` of these moments are at or after it.
     """
     distinct = stamps.unique().sort()
     if len(distinct) < 2:
         return int(distinct[0]) + 1 if len(distinct) else 0
-    place = math.floor((1 - VALIDATION) * len(stamps))
-    return max(int(stamps.sort()[place]), int(distinct[1]))
+    index = math.floor((1 - VALIDATION_SHARE) * len(stamps))
+    return max(int(stamps.sort()[index]), int(distinct[1]))
 
 
-def holdout_rows(past: pl.DataFrame, most: int, half: int) -> pl.DataFrame:
+def holdout_rows(past: pl.DataFrame, max_users: int, half_of_users: int) -> pl.DataFrame:
     """Return user_id and stamp of the moments held out for validation."""
     rows = without_undone(past)
     moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
-    last = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
-    seen = rows.filter(pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])).select(
+    last_moments = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
+    inputs = rows.filter(pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])).select(
         USER_ID, pl.col(STAMP).alias("seen")
     )
-    before = last.join(seen.unique(), on=USER_ID).filter(pl.col("seen") <= pl.col(STAMP)).group_by(USER_ID)
-    last = last.join(before.agg(pl.len().alias("moments")), on=USER_ID)
-    late = pl.col(STAMP) >= validation_start(moments[STAMP])
-    able = last.filter((pl.col("moments") >= 2) & late)[USER_ID].sort().to_list()
-    chosen = sorted((hash_unit_interval("valid", user_id), user_id) for user_id in able if not is_holdout_user(user_id))
-    users = [user_id for _, user_id in chosen[: min(most, half)]]
-    return last.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)
+    earlier_inputs = last_moments.join(inputs.unique(), on=USER_ID).filter(pl.col("seen") <= pl.col(STAMP))
+    last_moments = last_moments.join(earlier_inputs.group_by(USER_ID).agg(pl.len().alias("moments")), on=USER_ID)
+    is_late = pl.col(STAMP) >= validation_start(moments[STAMP])
+    eligible = last_moments.filter((pl.col("moments") >= 2) & is_late)[USER_ID].sort().to_list()
+    ordered = sorted(
+        (hash_unit_interval("valid", user_id), user_id) for user_id in eligible if not is_holdout_user(user_id)
+    )
+    users = [user_id for _, user_id in ordered[: min(max_users, half_of_users)]]
+    return last_moments.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)

@@ -23,8 +23,8 @@ from recloop.errors import UserError, printable
 from recloop.files import JsonTree
 
 SEPARATORS: Final = (",", ";", "\t", "|")
-BLOCK: Final = 1 << 24  # bytes; a row must fit into one block
-SPOKEN: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BLOCK_BYTES: Final = 1 << 24  # bytes; a row must fit into one block
+SEPARATOR_NAMES: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Table:
         if self.kind == "parquet":
             return "parquet"
         recoded = self.encoding if self.encoding == "utf-8" else f"{self.encoding}, re-coded to utf-8"
-        return f"csv ({SPOKEN[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
+        return f"csv ({SEPARATOR_NAMES[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
 
     def record_of(self, rows: Sequence[int]) -> list[int]:
         """Record numbers of rows of ``frame``; broken records are counted too."""
         broken = sorted(self.broken)
-        numbers, passed = [], 0
+        numbers, n_broken = [], 0
         for row in sorted(rows):
-            while passed < len(broken) and broken[passed] <= row + passed:
-                passed += 1
-            numbers.append(row + passed)
+            while n_broken < len(broken) and broken[n_broken] <= row + n_broken:
+                n_broken += 1
+            numbers.append(row + n_broken)
         return numbers
 
     def line_of(self, row: int) -> int:
@@ -69,21 +69,21 @@ class Table:
 
     def locate(self, records: Iterable[int]) -> list[tuple[int, str]]:
         """Find line and raw text of records, in ascending order."""
-        wanted = sorted(records)
-        if not wanted:
+        numbers = sorted(records)
+        if not numbers:
             return []
         if self.kind == "parquet":
-            rows = self.frame[wanted]
-            return [(number + 1, _json(row)) for number, row in zip(wanted, rows.to_dicts(), strict=True)]
+            rows = self.frame[numbers]
+            return [(number + 1, _json(row)) for number, row in zip(numbers, rows.to_dicts(), strict=True)]
         lines = _csv_lines(self) if self.kind == "csv" else _json_lines(self.source, self.encoding)
-        found, place = [], 0
+        located, next_index = [], 0
         for number, (line, raw, _) in enumerate(lines):
-            if number == wanted[place]:
-                found.append((line, raw))
-                place += 1
-                if place == len(wanted):
+            if number == numbers[next_index]:
+                located.append((line, raw))
+                next_index += 1
+                if next_index == len(numbers):
                     break
-        return found
+        return located
 
 
 def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] | None = None) -> Table:
@@ -129,7 +129,7 @@ def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table
     try:
         arrow = pyarrow.csv.read_csv(
             _recoded(source, encoding),
-            pyarrow.csv.ReadOptions(column_names=columns, skip_rows=lines, block_size=BLOCK),
+            pyarrow.csv.ReadOptions(column_names=columns, skip_rows=lines, block_size=BLOCK_BYTES),
             pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=keep),
             pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(columns, pa.string()),
@@ -180,10 +180,10 @@ def _distinct(source: InputFile, header: Sequence[str], names: Sequence[str] | N
     for name in header:
         if name in columns and names is not None and name in names:
             raise UserError("column", name, f"one column with this name in {source.name}, found several", "rename one")
-        new, number = name, 2
-        while new in columns:
-            new, number = f"{name}_{number}", number + 1
-        columns.append(new)
+        unique, number = name, 2
+        while unique in columns:
+            unique, number = f"{name}_{number}", number + 1
+        columns.append(unique)
     return columns
 
 
@@ -199,25 +199,25 @@ def _text(source: InputFile, encoding: str) -> io.TextIOWrapper:
 
 def _csv_lines(table: Table) -> Iterator[tuple[int, str, list[str]]]:
     """Yield first line, raw text and fields of every record after the header."""
-    taken: list[str] = []
+    raw_lines: list[str] = []
 
     def lines() -> Iterator[str]:
         with _text(table.source, table.encoding) as text:
             for line in text:
-                taken.append(line)
+                raw_lines.append(line)
                 yield line
 
     reader = csv.reader(lines(), delimiter=table.separator)
-    start, named = 1, False
+    start, has_header = 1, False
     for fields in reader:
-        raw, line = "".join(taken).rstrip("\r\n"), start
-        taken.clear()
+        raw, line = "".join(raw_lines).rstrip("\r\n"), start
+        raw_lines.clear()
         start = reader.line_num + 1
         if not fields:
             continue
-        if named:
+        if has_header:
             yield line, raw, fields
-        named = True
+        has_header = True
 
 
 def _framed(arrow: pa.Table) -> pl.DataFrame:
@@ -248,16 +248,16 @@ def _json_lines(source: InputFile, encoding: str) -> Iterator[tuple[int, str, An
 def _jsonl(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table:
     objects: list[JsonTree] = []
     broken: dict[int, str] = {}
-    known: dict[str, None] = {}
+    all_names: dict[str, None] = {}
     for number, (_, _, value) in enumerate(_json_lines(source, encoding)):
         if isinstance(value, dict):
             objects.append(value)
-            known.update(dict.fromkeys(value))
+            all_names.update(dict.fromkeys(value))
         else:
             broken[number] = f"not JSON: {value}" if isinstance(value, Exception) else "not a JSON object"
-    wanted = [name for name in known if names is None or name in set(names)]
-    columns = {name: pl.Series([json_text(row.get(name)) for row in objects], dtype=pl.String) for name in wanted}
-    return Table(source, "jsonl", encoding, "", tuple(known), pl.DataFrame(columns), broken)
+    selected = [name for name in all_names if names is None or name in set(names)]
+    columns = {name: pl.Series([json_text(row.get(name)) for row in objects], dtype=pl.String) for name in selected}
+    return Table(source, "jsonl", encoding, "", tuple(all_names), pl.DataFrame(columns), broken)
 
 
 def json_text(value: Any) -> str | None:
@@ -280,8 +280,8 @@ def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
     try:
         data: Any = source.path if source.packing is None else pa.BufferReader(b"".join(source.blocks()))
         columns = tuple(pyarrow.parquet.read_schema(data).names)
-        wanted = None if names is None else [name for name in columns if name in set(names)]
-        frame = _framed(pyarrow.parquet.read_table(data, columns=wanted))
+        selected = None if names is None else [name for name in columns if name in set(names)]
+        frame = _framed(pyarrow.parquet.read_table(data, columns=selected))
     except (pa.ArrowException, OSError) as error:
         raise UserError(source.key, source.name, f"a complete Parquet file ({error})", "write the file again") from None
     return Table(source, "parquet", "", "", columns, frame, {})

@@ -34,7 +34,7 @@ from recloop.features.timestamp_text import (
 )
 from recloop.records import DAY, SECOND
 
-SPOKEN: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "iso": "ISO 8601"}
+UNIT_NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "iso": "ISO 8601"}
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,26 @@ def parse_timestamps(
     Raises:
         UserError: two units or formats in one file, an ambiguous order of day and month, or no stamp at all.
     """
-    written = [_sort(table, name) if table.frame.schema[name] == pl.String else None for table in tables]
+    text_columns = [_sort(table, name) if table.frame.schema[name] == pl.String else None for table in tables]
     day_first = known_order
     if day_first is None:
-        day_first = _day_first([part for part in written if part is not None and part.day_last.any()], name)
-    read = []
-    for table, part in zip(tables, written, strict=True):
-        if part is None:
-            read.append(_typed(table, name, data))
+        undecided = [column for column in text_columns if column is not None and column.day_last.any()]
+        day_first = _day_first(undecided, name)
+    parsed = []
+    for table, text_column in zip(tables, text_columns, strict=True):
+        if text_column is None:
+            parsed.append(_typed(table, name, data))
         else:
-            read.append(_texts(part, name, data, day_first))
-    if tables and known_order is None and all(stamps.values.null_count() == len(stamps.values) for stamps in read):
-        samples = [v for table in tables for v in table.frame[name].cast(pl.String).drop_nulls().head(1).to_list()]
+            parsed.append(_texts(text_column, name, data, day_first))
+    if tables and known_order is None and all(stamps.values.null_count() == len(stamps.values) for stamps in parsed):
+        samples = [
+            sample for table in tables for sample in table.frame[name].cast(pl.String).drop_nulls().head(1).to_list()
+        ]
         value = samples[0] if samples else ""
         raise UserError(
             f"data.columns.timestamp ({name})", value, EXPECTED_FORMS, "set data.columns.timestamp or data.time_unit"
         )
-    return read
+    return parsed
 
 
 # -- numbers
@@ -105,13 +108,13 @@ def _typed(table: Table, name: str, data: Data) -> ParsedTimestamps:
         micros = column.cast(pl.Datetime("us", zone)).to_physical()
         if zone is None:
             micros = _local(micros, data.timezone)
-        how = f"datetimes in {zone or data.timezone}"
-        return _with_reasons(micros, column.is_not_null(), how)
+        description = f"datetimes in {zone or data.timezone}"
+        return _with_reasons(micros, column.is_not_null(), description)
     if column.dtype.is_integer() or column.dtype.is_float():
-        whole = column.cast(pl.Int64).cast(pl.String) if column.dtype.is_integer() else None
-        if whole is not None and _is_compact(table, name, whole, data.time_unit):
-            part = _sort(Table(table.source, table.kind, "", "", table.columns, whole.to_frame(name), {}), name)
-            return _texts(part, name, data, None)
+        digits = column.cast(pl.Int64).cast(pl.String) if column.dtype.is_integer() else None
+        if digits is not None and _is_compact(table, name, digits, data.time_unit):
+            text_column = _sort(Table(table.source, table.kind, "", "", table.columns, digits.to_frame(name), {}), name)
+            return _texts(text_column, name, data, None)
         unit = _unit(table, column.cast(pl.Float64), data.time_unit, name)
         return _numbers(column, unit, data.time_unit)
     raise UserError(f"data.columns.timestamp ({name})", column.dtype, EXPECTED_FORMS, "set data.columns.timestamp")
@@ -123,15 +126,17 @@ def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
     Whole numbers are exact; fractions are rounded to the nearest microsecond.
     """
     value = column.cast(pl.Float64, strict=False)
-    fits = (value * MICROSECONDS_PER_UNIT[unit]).is_between(MIN_MICROSECONDS, MAX_MICROSECONDS)
-    inside = pl.select(pl.when(fits).then(column)).to_series()
-    exact = inside.cast(pl.Int64, strict=False) if column.dtype == pl.String or column.dtype.is_integer() else None
-    near = (inside.cast(pl.Float64, strict=False) * MICROSECONDS_PER_UNIT[unit]).round().cast(pl.Int64, strict=False)
-    if exact is not None:
-        scaled = exact // 1000 if unit == "ns" else exact * int(MICROSECONDS_PER_UNIT[unit])
-        near = pl.select(pl.coalesce(scaled, near)).to_series()
+    is_in_range = (value * MICROSECONDS_PER_UNIT[unit]).is_between(MIN_MICROSECONDS, MAX_MICROSECONDS)
+    numbers = pl.select(pl.when(is_in_range).then(column)).to_series()
+    integers = numbers.cast(pl.Int64, strict=False) if column.dtype == pl.String or column.dtype.is_integer() else None
+    micros = (numbers.cast(pl.Float64, strict=False) * MICROSECONDS_PER_UNIT[unit]).round().cast(pl.Int64, strict=False)
+    if integers is not None:
+        scaled = integers // 1000 if unit == "ns" else integers * int(MICROSECONDS_PER_UNIT[unit])
+        micros = pl.select(pl.coalesce(scaled, micros)).to_series()
     present = column.is_not_null()
-    stamps = _with_reasons(near, present, f"{SPOKEN[unit]} since 1970", pl.Series(value.is_finite().fill_null(False)))
+    stamps = _with_reasons(
+        micros, present, f"{UNIT_NAMES[unit]} since 1970", pl.Series(value.is_finite().fill_null(False))
+    )
     if configured in MICROSECONDS_PER_UNIT or not _are_day_numbers(value):
         return stamps
     reasons = pl.select(pl.when(value.is_not_null()).then(pl.lit(DAY_NUMBER)).otherwise(stamps.reasons)).to_series()
@@ -140,9 +145,9 @@ def _numbers(column: pl.Series, unit: str, configured: str) -> ParsedTimestamps:
 
 def _are_day_numbers(value: pl.Series) -> bool:
     """True if numbers are spreadsheet days since 1899-12-30, such as 46027.35."""
-    seen = value.drop_nulls()
-    inside = (seen >= DAY_NUMBER_RANGE[0]) & (seen < DAY_NUMBER_RANGE[1])
-    return bool(len(seen) and inside.all() and (seen != seen.floor()).any())
+    present = value.drop_nulls()
+    is_in_range = (present >= DAY_NUMBER_RANGE[0]) & (present < DAY_NUMBER_RANGE[1])
+    return bool(len(present) and is_in_range.all() and (present != present.floor()).any())
 
 
 def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
@@ -150,25 +155,25 @@ def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
 
     The ranges of the units for the years 1973 to 2100 do not overlap.
     """
-    seen = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
+    unit_of = pl.Series([None], dtype=pl.String).new_from_index(0, len(value))
     for unit, factor in MICROSECONDS_PER_UNIT.items():
-        fits = (value.abs() * factor >= MIN_CLEAR_SECONDS * SECOND) & (
+        is_in_range = (value.abs() * factor >= MIN_CLEAR_SECONDS * SECOND) & (
             value.abs() * factor < MAX_IMPORT_SECONDS * SECOND
         )
-        seen = pl.select(pl.when(fits).then(pl.lit(unit)).otherwise(seen)).to_series()
-    units = seen.drop_nulls()
+        unit_of = pl.select(pl.when(is_in_range).then(pl.lit(unit)).otherwise(unit_of)).to_series()
+    units = unit_of.drop_nulls()
     if len(units):
-        first, odd = units[0], (seen != units[0]).fill_null(False).arg_true()
-        if len(odd):
-            other = int(odd[0])
-            at = int(seen.is_not_null().arg_true()[0])
+        main_unit, other_rows = units[0], (unit_of != units[0]).fill_null(False).arg_true()
+        if len(other_rows):
+            other_row = int(other_rows[0])
+            first_row = int(unit_of.is_not_null().arg_true()[0])
             raise UserError(
-                f"data.columns.timestamp ({name})", _plain(value[other]),
-                f"one unit in {table.source.name}: line {table.line_of(other)} is in {SPOKEN[seen[other]]}, "
-                f"line {table.line_of(at)} in {SPOKEN[first]}", "write all stamps in one unit",
+                f"data.columns.timestamp ({name})", _plain(value[other_row]),
+                f"one unit in {table.source.name}: line {table.line_of(other_row)} is in {UNIT_NAMES[unit_of[other_row]]}, "
+                f"line {table.line_of(first_row)} in {UNIT_NAMES[main_unit]}", "write all stamps in one unit",
             )  # fmt: skip
         if configured == "auto":
-            return str(first)
+            return str(main_unit)
     return "s" if configured in ("auto", "iso") else configured
 
 
@@ -187,46 +192,51 @@ def _sort(table: Table, name: str) -> _TimestampColumn:
         empty = text.new_from_index(0, 0) if len(text) else text
         parts = pl.DataFrame({key: pl.Series([None] * len(empty), dtype=pl.String) for key in _PARTS})
         return _TimestampColumn(table, text, numeric, parts, pl.Series([], dtype=pl.Boolean))
-    first = text.str.extract_groups(YEAR_FIRST_PATTERN).struct.unnest()
-    year_first = first["a"].is_not_null()
+    groups = text.str.extract_groups(YEAR_FIRST_PATTERN).struct.unnest()
+    year_first = groups["a"].is_not_null()
     day_last = pl.Series([False]).new_from_index(0, len(text))
     if not (year_first | numeric | text.is_null()).all():
-        last = text.str.extract_groups(YEAR_LAST_PATTERN).struct.unnest()
-        day_last = last["a"].is_not_null()
-        first = first.select(pl.when(year_first).then(first[key]).otherwise(last[key]).alias(key) for key in _PARTS)
-    return _TimestampColumn(table, text, numeric, first, day_last)
+        year_last = text.str.extract_groups(YEAR_LAST_PATTERN).struct.unnest()
+        day_last = year_last["a"].is_not_null()
+        groups = groups.select(
+            pl.when(year_first).then(groups[key]).otherwise(year_last[key]).alias(key) for key in _PARTS
+        )
+    return _TimestampColumn(table, text, numeric, groups, day_last)
 
 
 _PARTS: Final = ("a", "b", "c", "H", "M", "S", "f", "pm", "z")
 
 
-def _day_first(written: Sequence[_TimestampColumn], name: str) -> bool | None:
+def _day_first(columns: Sequence[_TimestampColumn], name: str) -> bool | None:
     """True if the day is first; None if the order is not needed.
 
     A day above 12 in any file decides for all files.
     """
-    if not written:
+    if not columns:
         return None
     proofs: dict[bool, tuple[_TimestampColumn, int]] = {}
-    for part in written:
+    for column in columns:
         for key, is_day_first in (("a", True), ("b", False)):
-            above = ((part.parts[key].cast(pl.Int32) > 12) & part.day_last).fill_null(False).arg_true()
-            if len(above):
-                proofs.setdefault(is_day_first, (part, int(above[0])))
+            rows_above = ((column.parts[key].cast(pl.Int32) > 12) & column.day_last).fill_null(False).arg_true()
+            if len(rows_above):
+                proofs.setdefault(is_day_first, (column, int(rows_above[0])))
     if len(proofs) == 1:
         return next(iter(proofs))
     if proofs:
-        rows = [f"line {p.table.line_of(row)} of {p.table.source.name} ({p.text[row]})" for p, row in proofs.values()]
+        rows = [
+            f"line {proof.table.line_of(row)} of {proof.table.source.name} ({proof.text[row]})"
+            for proof, row in proofs.values()
+        ]
         raise UserError(
             f"data.columns.timestamp ({name})", proofs[False][0].text[proofs[False][1]],
             f"one order of day and month: {rows[0]} is day first, {rows[1]} is month first" if True in proofs else "",
             "write dates as 2025-12-31",
         )  # fmt: skip
-    part = written[0]
-    row = int(part.day_last.arg_true()[0])
-    a, b, year = (part.parts[key][row] for key in ("a", "b", "c"))
+    column = columns[0]
+    row = int(column.day_last.arg_true()[0])
+    a, b, year = (column.parts[key][row] for key in ("a", "b", "c"))
     raise UserError(
-        f"data.columns.timestamp ({name})", part.text[row],
+        f"data.columns.timestamp ({name})", column.text[row],
         f"a day above 12, to decide between {year}-{b:0>2}-{a:0>2} (day first) and {year}-{a:0>2}-{b:0>2} (month first)",
         f"write dates as {year}-{b:0>2}-{a:0>2}",
     )  # fmt: skip
@@ -254,38 +264,40 @@ def looks_compact(column: pl.Series) -> bool:
     """True if all values have the form 20250131 or 20250131134500."""
     if not (column.dtype == pl.String or column.dtype.is_integer()):
         return False
-    seen = column.cast(pl.String).str.strip_chars().drop_nulls()
-    seen = seen.filter(seen != "")
-    return len(seen) > 0 and bool(seen.str.contains(COMPACT_PATTERN).all())
+    texts = column.cast(pl.String).str.strip_chars().drop_nulls()
+    texts = texts.filter(texts != "")
+    return len(texts) > 0 and bool(texts.str.contains(COMPACT_PATTERN).all())
 
 
-def _texts(part: _TimestampColumn, name: str, data: Data, day_first: bool | None) -> ParsedTimestamps:
-    table, text = part.table, part.text
-    if part.numeric.any() and _is_compact(table, name, text, data.time_unit):
+def _texts(column: _TimestampColumn, name: str, data: Data, day_first: bool | None) -> ParsedTimestamps:
+    table, text = column.table, column.text
+    if column.numeric.any() and _is_compact(table, name, text, data.time_unit):
         digits = text.str.replace(
             r"^(\d{4})(\d{2})(\d{2})(\d{2})?(\d{2})?(\d{2})?$", "${1}-${2}-${3}T${4}:${5}:${6}"
         ).str.strip_chars_end(":T")
         return _composed(digits.str.extract_groups(YEAR_FIRST_PATTERN).struct.unnest(), None, digits, data, False)
-    numbers = pl.select(pl.when(part.numeric).then(text)).to_series()
-    dated = part.parts["a"].is_not_null() if len(part.parts) == len(text) else part.numeric.new_from_index(0, 0)
-    if part.numeric.any() and not (len(dated) and dated.any()):
+    numbers = pl.select(pl.when(column.numeric).then(text)).to_series()
+    dated = column.parts["a"].is_not_null() if len(column.parts) == len(text) else column.numeric.new_from_index(0, 0)
+    if column.numeric.any() and not (len(dated) and dated.any()):
         if data.time_unit == "iso":
             return _with_reasons(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), "ISO 8601")
         unit = _unit(table, numbers.cast(pl.Float64), data.time_unit, name)
         stamps = _numbers(numbers, unit, data.time_unit)
-        reasons = pl.select(pl.when(part.numeric).then(stamps.reasons).otherwise(_none_of(text))).to_series()
+        reasons = pl.select(pl.when(column.numeric).then(stamps.reasons).otherwise(_none_of(text))).to_series()
         return ParsedTimestamps(stamps.values, reasons, stamps.how)
-    if part.numeric.any():
-        row = int(part.numeric.arg_true()[0])
-        other = int(dated.arg_true()[0])
+    if column.numeric.any():
+        row = int(column.numeric.arg_true()[0])
+        dated_row = int(dated.arg_true()[0])
         raise UserError(
             f"data.columns.timestamp ({name})", text[row],
             f"one format in {table.source.name}: line {table.line_of(row)} is a number, "
-            f"line {table.line_of(other)} is {text[other]!r}", "write all stamps in one format",
+            f"line {table.line_of(dated_row)} is {text[dated_row]!r}", "write all stamps in one format",
         )  # fmt: skip
     if data.time_unit not in ("auto", "iso"):
-        return _with_reasons(pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), SPOKEN[data.time_unit])
-    return _composed(part.parts, part.day_last, text, data, bool(day_first))
+        return _with_reasons(
+            pl.Series([None] * len(text), dtype=pl.Int64), text.is_not_null(), UNIT_NAMES[data.time_unit]
+        )
+    return _composed(column.parts, column.day_last, text, data, bool(day_first))
 
 
 def _composed(
@@ -310,12 +322,12 @@ def _composed(
     micros = pl.when(_is_valid_time()).then(_days_since_1970() * DAY + clock)
     values = frame.select(micros.alias("micros"), "zoned")
     if data.timezone != "UTC" and not values["zoned"].all():
-        there = _local(values["micros"], data.timezone)
-        values = values.with_columns(pl.when("zoned").then("micros").otherwise(there).alias("micros"))
+        local_micros = _local(values["micros"], data.timezone)
+        values = values.with_columns(pl.when("zoned").then("micros").otherwise(local_micros).alias("micros"))
     zoned = values["zoned"].any()
-    how = "ISO 8601" if day_last is None or not day_last.any() else ("day first" if day_first else "month first")
+    order = "ISO 8601" if day_last is None or not day_last.any() else ("day first" if day_first else "month first")
     return _with_reasons(
-        values["micros"], text.is_not_null(), f"{how}, {'zone as given, else ' if zoned else ''}{data.timezone}"
+        values["micros"], text.is_not_null(), f"{order}, {'zone as given, else ' if zoned else ''}{data.timezone}"
     )
 
 
@@ -393,8 +405,8 @@ def _local(micros: pl.Series, timezone: str) -> pl.Series:
     """
     if timezone == "UTC":
         return micros.cast(pl.Int64)
-    there = micros.cast(pl.Int64).cast(pl.Datetime("us"))
-    return there.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").to_physical()
+    local = micros.cast(pl.Int64).cast(pl.Datetime("us"))
+    return local.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").to_physical()
 
 
 def _none_of(text: pl.Series) -> pl.Series:
@@ -404,16 +416,16 @@ def _none_of(text: pl.Series) -> pl.Series:
 
 
 def _with_reasons(
-    values: pl.Series, present: pl.Series, how: str, readable: pl.Series | None = None
+    values: pl.Series, present: pl.Series, description: str, readable: pl.Series | None = None
 ) -> ParsedTimestamps:
     """Keep values of the years 1 to 9999, and give every other row its reject reason."""
     values = values.cast(pl.Int64)
-    inside = values.is_between(MIN_MICROSECONDS, MAX_MICROSECONDS)
-    known = values.is_not_null() if readable is None else readable
+    is_in_range = values.is_between(MIN_MICROSECONDS, MAX_MICROSECONDS)
+    is_readable = values.is_not_null() if readable is None else readable
     reasons = pl.select(
         pl.when(~present).then(pl.lit("no timestamp"))
-        .when(inside.fill_null(False)).then(None)
-        .when(known.fill_null(False)).then(pl.lit(OUTSIDE))
+        .when(is_in_range.fill_null(False)).then(None)
+        .when(is_readable.fill_null(False)).then(pl.lit(OUTSIDE))
         .otherwise(pl.lit(NOT_A_STAMP))
     ).to_series()  # fmt: skip
-    return ParsedTimestamps(pl.select(pl.when(inside).then(values)).to_series(), reasons, how)
+    return ParsedTimestamps(pl.select(pl.when(is_in_range).then(values)).to_series(), reasons, description)

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from recloop.config import Columns, Data
-from recloop.data.rejected_rows import GUESTS
+from recloop.data.rejected_rows import GUEST_REASON
 from recloop.errors import Locked, UserError
 from recloop.features.labels import EventLabeler
 from recloop.files import JsonTree
@@ -119,7 +119,7 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
                     reason = outcome.reason or "this event_id was received before with other content"
                     wrong.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
             taken.counts["rejected"] += len(batch.wrong)
-            taken.guests += sum(row.reason == GUESTS for row in batch.wrong)
+            taken.guests += sum(row.reason == GUEST_REASON for row in batch.wrong)
             _tell(teller, taken, wrong)
             if batch.share:
                 teller.bar("ingest", round(batch.share * 1000), 1000)
@@ -173,7 +173,7 @@ def _checked_batch(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
         for (number, line), row in zip(part, rows, strict=True):
             event = parse.check_event(_named(row, data.columns), received_at, data)
             if isinstance(event, Rejected):
-                reason = GUESTS if _is_guest(row) else event.reason
+                reason = GUEST_REASON if _is_guest(row) else event.reason
                 batch.wrong.append(RejectedRow(f"stdin:{number}", reason, line.decode("utf-8", "replace").strip()))
             else:
                 batch.events.append(event)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from recloop.config import Columns, Data
-from recloop.data.read import OPTIONAL, REQUIRED, RawEvents, parse_events
+from recloop.data.read import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, RawEvents, parse_events
 from recloop.data.sources import find
 from recloop.data.tables import Table, read_table
 from recloop.records import TIMESTAMP
@@ -28,7 +28,9 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
         UserError: as for the import: missing file, rows or column, or ambiguous timestamps.
     """
     sources = find(Path() if Path(file).exists() else root, file, "FILE")
-    named = {name for ours in (*REQUIRED, *OPTIONAL) for name in (ours, getattr(data.columns, ours)) if name}
+    named = {
+        name for ours in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) for name in (ours, getattr(data.columns, ours)) if name
+    }
     tables = [read_table(source, data.encoding, sorted(named | set(ALSO))) for source in sources]
     columns = found_columns(tables, data.columns)
     raw = parse_events(tables, data.model_copy(update={"columns": columns}), ALSO)
@@ -38,6 +40,6 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
 def found_columns(tables: Sequence[Table], columns: Columns) -> Columns:
     """Replace mapped columns that the files lack by recloop's columns that they have."""
     shared = set.intersection(*(set(table.columns) for table in tables))
-    names: tuple[str, ...] = (*REQUIRED, *OPTIONAL)
+    names: tuple[str, ...] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     ours = {name: name for name in names if getattr(columns, name) not in shared and name in shared}
     return columns.model_copy(update=ours)

@@ -200,11 +200,11 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
     )
     build(tomllib.loads(text), environment={})
     reasons = rejected_rows.reasons(raw.rejects)
-    rows = RowCounts(raw.read, len(cleaned.believed), cleaned.removed, len(raw.rejects), reasons)
+    rows = RowCounts(raw.read, len(cleaned.valid_rows), cleaned.removed, len(raw.rejects), reasons)
     command = " ".join(["recloop update", *(f"--set {shlex.quote(setting)}" for setting in remedies)])
     keep = "; ".join(setting.partition(".")[2].replace("=", " = ") for setting in remedies)
     try:
-        split(cleaned.believed, Config().split)
+        split(cleaned.valid_rows, Config().split)
     except UserError:
         command, keep = "recloop doctor", ""
     return InitResult(names, unit, scenario, tuple(said), text, rows, command, keep)
@@ -398,14 +398,14 @@ def _text(name: str) -> str:
 
 
 def _repeats(cleaned: CleanResult) -> float:
-    positive = cleaned.believed.filter(pl.col(LABEL) > 0)
+    positive = cleaned.valid_rows.filter(pl.col(LABEL) > 0)
     if not len(positive):
         return 0.0
     return 1.0 - float(positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item()) / len(positive)
 
 
 def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[str, str]:
-    positive = cleaned.believed.filter(pl.col(LABEL) > 0)
+    positive = cleaned.valid_rows.filter(pl.col(LABEL) > 0)
     moments = positive.group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP].median()
     many = float(moments) if isinstance(moments, int | float) else 0.0
     own = (
