@@ -12,7 +12,7 @@ from recloop.data.numbers import read_numbers
 from recloop.features.timestamp_text import COMPACT_PATTERN, NUMBER_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
-NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+KNOWN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     USER_ID: (
         "userid", "user", "customerid", "customer", "custid", "customernumber", "householdid", "household", "memberid",
         "member", "clientid", "client", "accountid", "account", "visitorid", "visitor", "shopperid", "shopper",
@@ -49,31 +49,31 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Known names by our column, most likely first, in `normalize_name` form."""
 
-INSIDE: Final[Mapping[str, str]] = {
+NAME_PATTERNS: Final[Mapping[str, str]] = {
     USER_ID: r"(user|customer|household|member|visitor|shopper).*(id|no|number|key)$",
     ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$|sku$",
     TIMESTAMP: r"timestamp|datetime|date$|time$",
 }
 """Patterns of column names that are not in the list of known names."""
 
-ORDERS: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
+ORDER_NAMES: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
 """Columns with the number of a user's row, which replace a missing time."""
 
-OUTCOMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
+OUTCOME_NAMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
 """Columns of 0 and 1 with the outcome of an impression."""
 
-TITLES: Final = (
+TITLE_NAMES: Final = (
     "name", "title", "productname", "itemname", "producttitle", "movietitle", "description", "productdescription",
     "articlename", "label", "bezeichnung", "名称", "标题",
 )  # fmt: skip
 """Known names of display columns."""
 
-MANY_TYPES: Final = 50
-HALF_EMPTY: Final = 0.1
+MAX_TYPES: Final = 50
+MAX_EMPTY_SHARE: Final = 0.1
 """Share of empty rows above which another column of a known name is preferred."""
-FEW_ROWS: Final = 50
+MIN_UNIQUE_ROWS: Final = 50
 """Number of rows below which an item column may contain each item only once."""
-SAMPLE: Final = 2_000
+SAMPLE_ROWS: Final = 2_000
 
 
 class ColumnGuess(NamedTuple):
@@ -102,47 +102,48 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
     Returns:
         Guess by our column; its name is "" if none was found.
     """
-    found: dict[str, ColumnGuess] = {}
+    guesses: dict[str, ColumnGuess] = {}
 
     def free() -> list[str]:
-        taken = {guessed.name for guessed in found.values()}
-        return [name for name in frame.columns if name not in taken]
+        used = {guess.name for guess in guesses.values()}
+        return [name for name in frame.columns if name not in used]
 
-    for ours in (USER_ID, ITEM_ID):
-        found[ours] = _id(ours, free(), frame, others.get(ours, ()))
-    found[TIMESTAMP] = _time(free(), frame)
-    found[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: _types(frame[name]))
-    found[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, found[USER_ID].name))
-    found[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
-    for ours in (QUANTITY, VALUE):
-        found[ours] = _first(ours, free(), lambda name: _numeric(frame[name], separator))
-    if not found[VALUE].name:
-        outcome = next((n for n in free() if normalize_name(n) in OUTCOMES and _is_outcome(frame[n], separator)), "")
-        found[VALUE] = ColumnGuess(outcome, "0 and 1: the outcome of an impression") if outcome else found[VALUE]
-    return found
+    for field in (USER_ID, ITEM_ID):
+        guesses[field] = _id(field, free(), frame, others.get(field, ()))
+    guesses[TIMESTAMP] = _time(free(), frame)
+    guesses[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: _types(frame[name]))
+    guesses[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, guesses[USER_ID].name))
+    guesses[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
+    for field in (QUANTITY, VALUE):
+        guesses[field] = _first(field, free(), lambda name: _numeric(frame[name], separator))
+    if not guesses[VALUE].name:
+        candidates = (name for name in free() if normalize_name(name) in OUTCOME_NAMES)
+        outcome = next((name for name in candidates if _is_outcome(frame[name], separator)), "")
+        guesses[VALUE] = ColumnGuess(outcome, "0 and 1: the outcome of an impression") if outcome else guesses[VALUE]
+    return guesses
 
 
-def _id(ours: str, names: Sequence[str], frame: pl.DataFrame, other: Sequence[str]) -> ColumnGuess:
-    shared = [name for name in names if name in other]
-    for name in _ranked(ours, shared):
+def _id(field: str, names: Sequence[str], frame: pl.DataFrame, other_columns: Sequence[str]) -> ColumnGuess:
+    shared = [name for name in names if name in other_columns]
+    for name in _ranked(field, shared):
         return ColumnGuess(name, "its name, and the other file has it too")
-    known = [name for name in _ranked(ours, names) if _missing(frame[name]) < 1]
-    known = known or [
-        name for name in names if re.search(INSIDE[ours], normalize_name(name)) and _missing(frame[name]) < 1
+    candidates = [name for name in _ranked(field, names) if _missing(frame[name]) < 1]
+    candidates = candidates or [
+        name for name in names if re.search(NAME_PATTERNS[field], normalize_name(name)) and _missing(frame[name]) < 1
     ]
-    if known:
-        return _fullest(ours, known, frame)
+    if candidates:
+        return _fullest(field, candidates, frame)
     if len(shared) == 1:
         return ColumnGuess(shared[0], "the other file has it too")
     return ColumnGuess("", "no column has such a name")
 
 
-def _fullest(ours: str, names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
+def _fullest(field: str, names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
     """First of these columns with few empty rows and, for items, repeated values."""
 
     def poor(name: str) -> tuple[bool, bool]:
-        unique = ours == ITEM_ID and len(frame) >= FEW_ROWS and frame[name].n_unique() == len(frame)
-        return _missing(frame[name]) > HALF_EMPTY, unique
+        unique = field == ITEM_ID and len(frame) >= MIN_UNIQUE_ROWS and frame[name].n_unique() == len(frame)
+        return _missing(frame[name]) > MAX_EMPTY_SHARE, unique
 
     best = min(names, key=poor)
     if best == names[0]:
@@ -154,35 +155,35 @@ def _fullest(ours: str, names: Sequence[str], frame: pl.DataFrame) -> ColumnGues
 def _time(names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
     likely = [
         *_ranked(TIMESTAMP, names),
-        *(name for name in names if re.search(INSIDE[TIMESTAMP], normalize_name(name))),
+        *(name for name in names if re.search(NAME_PATTERNS[TIMESTAMP], normalize_name(name))),
     ]
     likely = [name for name in dict.fromkeys(likely) if _holds_stamps(frame[name])]
     if likely:
         # prefer a full column over a half-empty one with a better name
         return ColumnGuess(
-            min(likely, key=lambda name: _missing(frame[name]) > HALF_EMPTY), "its name, and it holds stamps"
+            min(likely, key=lambda name: _missing(frame[name]) > MAX_EMPTY_SHARE), "its name, and it holds stamps"
         )
     for name in names:
         if frame.schema[name] in (pl.Date, pl.Datetime):
             return ColumnGuess(name, "it holds dates")
     for name in names:
-        if normalize_name(name) in ORDERS and _holds_stamps(frame[name]):
+        if normalize_name(name) in ORDER_NAMES and _holds_stamps(frame[name]):
             return ColumnGuess(name, "no time; it numbers the rows, read as seconds")
     return ColumnGuess("", "no column has such a name and holds stamps")
 
 
-def _first(ours: str, names: Sequence[str], fits: object) -> ColumnGuess:
-    assert callable(fits)
-    for name in _ranked(ours, names):
-        if fits(name):
+def _first(field: str, names: Sequence[str], accepts: object) -> ColumnGuess:
+    assert callable(accepts)
+    for name in _ranked(field, names):
+        if accepts(name):
             return ColumnGuess(name, "its name")
     return ColumnGuess("", "no such column")
 
 
-def _ranked(ours: str, names: Iterable[str]) -> list[str]:
-    known = {name: rank for rank, name in enumerate(NAMES[ours])}
+def _ranked(field: str, names: Iterable[str]) -> list[str]:
+    rank_of = {name: rank for rank, name in enumerate(KNOWN_NAMES[field])}
     return sorted(
-        (name for name in names if normalize_name(name) in known), key=lambda name: known[normalize_name(name)]
+        (name for name in names if normalize_name(name) in rank_of), key=lambda name: rank_of[normalize_name(name)]
     )
 
 
@@ -208,13 +209,14 @@ def _holds_stamps(column: pl.Series) -> bool:
         return column.null_count() < len(column)
     if column.dtype != pl.String:
         return False
-    seen = column.drop_nulls().head(SAMPLE).str.strip_chars()
-    seen = seen.filter(seen != "")
-    shapes = [
-        seen.str.contains(shape) for shape in (NUMBER_PATTERN, COMPACT_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN)
+    texts = column.drop_nulls().head(SAMPLE_ROWS).str.strip_chars()
+    texts = texts.filter(texts != "")
+    matches = [
+        texts.str.contains(pattern)
+        for pattern in (NUMBER_PATTERN, COMPACT_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN)
     ]
-    fits = shapes[0] | shapes[1] | shapes[2] | shapes[3]
-    return len(seen) > 0 and _mean(fits) >= 0.9
+    is_stamp = matches[0] | matches[1] | matches[2] | matches[3]
+    return len(texts) > 0 and _mean(is_stamp) >= 0.9
 
 
 def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
@@ -231,7 +233,7 @@ def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
 
 def _types(column: pl.Series) -> bool:
     """True if a column has few distinct values; a single value counts too."""
-    return _missing(column) < 1 and column.n_unique() <= MANY_TYPES
+    return _missing(column) < 1 and column.n_unique() <= MAX_TYPES
 
 
 def _unique(column: pl.Series) -> bool:
@@ -243,7 +245,7 @@ def _numeric(column: pl.Series, separator: str) -> bool:
         return True
     if column.dtype != pl.String:
         return False
-    numbers, wrong, _ = read_numbers(column.head(SAMPLE * 10), separator)
+    numbers, wrong, _ = read_numbers(column.head(SAMPLE_ROWS * 10), separator)
     return numbers.null_count() < len(numbers) and _mean(wrong) < 0.02
 
 

@@ -25,20 +25,28 @@ from recloop.data.tables import Table, read_table
 from recloop.data.timestamps import looks_compact
 from recloop.errors import UserError
 from recloop.files import JsonTree, replace_file
-from recloop.init.columns import NAMES, OUTCOMES, ColumnGuess, guess_columns, holds_several, is_blank, normalize_name
+from recloop.init.columns import (
+    KNOWN_NAMES,
+    OUTCOME_NAMES,
+    ColumnGuess,
+    guess_columns,
+    holds_several,
+    is_blank,
+    normalize_name,
+)
 from recloop.init.event_names import Meaning, meaning_of, partner
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
 from recloop.init.template import config_text
 from recloop.records import ANY_TARGET, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
 from recloop.settings import build
 
-FEW_REPEATS: Final = 0.05
+MIN_REPEAT_SHARE: Final = 0.05
 """Share of repeats below which lists exclude seen items."""
 PURCHASE_WEIGHT: Final = 5.0
 STRONG_WEIGHT: Final = 3.0
 WEAK_WEIGHT: Final = 1.0
 """Default weights of a purchase, of a cart or like, and of a view."""
-LEAST_STRONG: Final = 0.01
+MIN_STRONG_SHARE: Final = 0.01
 """Share of strong rows from which strong types are the only targets and views are history."""
 
 
@@ -125,18 +133,18 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
     """Guess the settings of a log without writing them."""
     paths = [_from(folder, text, key) for text, key in ((file, "FILE"), (items, "--items"), (users, "--users"))]
     tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
-    catalogue = _side(folder, paths[1], "--items")
-    people = _side(folder, paths[2], "--users")
-    said: list[GuessedSetting] = []
+    item_side = _side(folder, paths[1], "--items")
+    user_side = _side(folder, paths[2], "--users")
+    guesses: list[GuessedSetting] = []
 
     def say(key: str, value: Any, why: str) -> None:
-        said.append(GuessedSetting(key, value, why))
+        guesses.append(GuessedSetting(key, value, why))
 
-    columns = _columns(tables, catalogue, people, ask)
-    for ours, guessed in columns.items():
-        say(f"data.columns.{ours}", guessed.name, guessed.why)
-    names = {ours: guessed.name for ours, guessed in columns.items()}
-    title = choose_title(catalogue, names[ITEM_ID])
+    columns = _columns(tables, item_side, user_side, ask)
+    for column, guess in columns.items():
+        say(f"data.columns.{column}", guess.name, guess.why)
+    names = {column: guess.name for column, guess in columns.items()}
+    title = choose_title(item_side, names[ITEM_ID])
     say("data.columns.name", title.name, title.why)
     names["name"] = title.name
     stamps = [table.frame[names[TIMESTAMP]] for table in tables if len(table.frame)]
@@ -163,26 +171,28 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
         dict(events[0].undo),
         "undoes earlier events of the user on the item; a quantity below 0 is a return",
     )
-    coarse = timestamp_resolution(raw.frame[TIMESTAMP])
-    burst = Clean(burst="off") if coarse else Clean()
+    resolution = timestamp_resolution(raw.frame[TIMESTAMP])
+    burst = Clean(burst="off") if resolution else Clean()
     why = (
-        f"stamps have a resolution of one {coarse}: rows of one stamp are not a burst"
-        if coarse
+        f"stamps have a resolution of one {resolution}: rows of one stamp are not a burst"
+        if resolution
         else "stamps are fine enough"
     )
-    say("clean.burst", "off" if coarse else {"events": 10, "seconds": 1}, why)
+    say("clean.burst", "off" if resolution else {"events": 10, "seconds": 1}, why)
     cleaned = clean(raw.frame, Config(data=data, events=events[0], clean=burst))
-    remedies = _remedies(raw, cleaned, coarse)
+    remedies = _remedies(raw, cleaned, resolution)
     for setting, why in remedies.items():
         say("update would stop", setting, why)
     repeats = _repeats(cleaned)
-    say("split.filter_seen", repeats < FEW_REPEATS, f"{repeats * 100:.1f} % of positive rows are repeats")
-    item_fields = choose_fields(catalogue, names[ITEM_ID], title_columns(title.name))
-    user_fields = choose_fields(people, names[USER_ID], set())
+    say("split.filter_seen", repeats < MIN_REPEAT_SHARE, f"{repeats * 100:.1f} % of positive rows are repeats")
+    item_fields = choose_fields(item_side, names[ITEM_ID], title_columns(title.name))
+    user_fields = choose_fields(user_side, names[USER_ID], set())
     for side, fields in (("item", item_fields), ("user", user_fields)):
         for name, field in fields.items():
             say(f"features.{side}.{name}", field["from"], field["why"])
-    segment = next((f["from"] for f in user_fields.values() if f["kind"] == "category" and f["values"] <= 20), "")
+    segment = next(
+        (field["from"] for field in user_fields.values() if field["kind"] == "category" and field["values"] <= 20), ""
+    )
     if segment:
         say("serve.segment", segment, "popular items per value of this field")
     scenario, reason = _scenario(cleaned, repeats, bool(item_fields or user_fields))
@@ -191,7 +201,7 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
         data=data.model_copy(update={"time_unit": unit}),
         info=raw.info,
         events=events,
-        coarse=coarse,
+        resolution=resolution,
         repeats=repeats,
         fields={"item": item_fields, "user": user_fields},
         segment=segment,
@@ -207,33 +217,33 @@ def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: 
         split(cleaned.valid_rows, Config().split)
     except UserError:
         command, keep = "recloop doctor", ""
-    return InitResult(names, unit, scenario, tuple(said), text, rows, command, keep)
+    return InitResult(names, unit, scenario, tuple(guesses), text, rows, command, keep)
 
 
-def _remedies(raw: RawEvents, cleaned: CleanResult, coarse: str) -> dict[str, str]:
+def _remedies(raw: RawEvents, cleaned: CleanResult, resolution: str) -> dict[str, str]:
     """Settings, with reasons, that let `update` continue past its limits.
 
     There is one for each limit that the log exceeds.
     """
-    found: dict[str, str] = {}
+    remedies: dict[str, str] = {}
     unread = rejected_rows.excess(raw.rejects, raw.read, Clean().max_rejected)
     if unread is not None:
         share = rejected_rows.rounded_up(len(raw.rejects) / raw.read)
-        found[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected_rows.fix_for(raw.rejects)}"
-    largest, whys = 0.0, list[str]()
+        remedies[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected_rows.fix_for(raw.rejects)}"
+    largest, reasons = 0.0, list[str]()
     for error in cleaned.excessive:
         rule = error.name.removeprefix("rule ")
-        if rule == "duplicates" and coarse:
-            why = f"stamps have a resolution of one {coarse}: an equal row is another event, not a repeat"
-            found['clean.duplicates="off"'] = f"{error.name}: {error.value}; {why}"
+        if rule == "duplicates" and resolution:
+            why = f"stamps have a resolution of one {resolution}: an equal row is another event, not a repeat"
+            remedies['clean.duplicates="off"'] = f"{error.name}: {error.value}; {why}"
             continue
-        off = next(info.off for info in RULES if info.name == rule)
+        setting = next(info.off for info in RULES if info.name == rule)
         largest = max(largest, cleaned.removed[rule] / (raw.read - len(raw.rejects)))
-        other = "" if rule == "keep" else f"; or {off}"  # without it a return would be a purchase
-        whys.append(f"{error.name}: {error.value}{other}")
-    if whys:
-        found[f"clean.max_removed={rejected_rows.rounded_up(largest)}"] = "; ".join(whys)
-    return found
+        alternative = "" if rule == "keep" else f"; or {setting}"  # without it a return would be a purchase
+        reasons.append(f"{error.name}: {error.value}{alternative}")
+    if reasons:
+        remedies[f"clean.max_removed={rejected_rows.rounded_up(largest)}"] = "; ".join(reasons)
+    return remedies
 
 
 def _from(folder: Path, text: str, key: str) -> str:
@@ -246,9 +256,9 @@ def _from(folder: Path, text: str, key: str) -> str:
     try:
         find(folder, text, key)
     except UserError:
-        here = Path.cwd() / text
-        if here.exists():
-            return here.as_posix()
+        local_path = Path.cwd() / text
+        if local_path.exists():
+            return local_path.as_posix()
     return text
 
 
@@ -265,55 +275,59 @@ def _side(folder: Path, text: str, key: str) -> Side | None:
 # -- columns
 
 
-def _columns(tables: Sequence[Table], catalogue: Side | None, people: Side | None, ask: bool) -> dict[str, ColumnGuess]:
-    first = tables[0]
-    frame = first.frame if len(tables) == 1 else pl.concat([t.frame for t in tables], how="diagonal_relaxed")
+def _columns(
+    tables: Sequence[Table], item_side: Side | None, user_side: Side | None, ask: bool
+) -> dict[str, ColumnGuess]:
+    first_table = tables[0]
+    frame = (
+        first_table.frame if len(tables) == 1 else pl.concat([table.frame for table in tables], how="diagonal_relaxed")
+    )
     if not len(frame):
-        raise UserError("FILE", first.source.name, "rows under the header, found none", "recloop init FILE")
+        raise UserError("FILE", first_table.source.name, "rows under the header, found none", "recloop init FILE")
     others = {
-        ITEM_ID: [] if catalogue is None else list(catalogue[0].columns),
-        USER_ID: [] if people is None else list(people[0].columns),
+        ITEM_ID: [] if item_side is None else list(item_side[0].columns),
+        USER_ID: [] if user_side is None else list(user_side[0].columns),
     }
-    found = guess_columns(frame, first.separator or ",", others)
+    guesses = guess_columns(frame, first_table.separator or ",", others)
     if ask:
-        for ours in (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "group_id"):
-            found[ours] = _asked(ours, found[ours], frame.columns)
-    for ours, what in ((USER_ID, "user id"), (ITEM_ID, "item id"), (TIMESTAMP, "time")):
-        if not found[ours].name:
-            held = [name for name in frame.columns if not is_blank(frame[name])]
-            expected, fix = f"a column with the {what}; {first.source.name} has {', '.join(held)}", ""
-            several = next((name for name in held if ours == ITEM_ID and holds_several(name, frame[name])), "")
-            if several:
-                expected += f"; {several} has several items in one cell"
+        for field in (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "group_id"):
+            guesses[field] = _asked(field, guesses[field], frame.columns)
+    for field, label in ((USER_ID, "user id"), (ITEM_ID, "item id"), (TIMESTAMP, "time")):
+        if not guesses[field].name:
+            filled = [name for name in frame.columns if not is_blank(frame[name])]
+            expected, fix = f"a column with the {label}; {first_table.source.name} has {', '.join(filled)}", ""
+            crowded = next((name for name in filled if field == ITEM_ID and holds_several(name, frame[name])), "")
+            if crowded:
+                expected += f"; {crowded} has several items in one cell"
                 fix = "export the orders with one row per item"
             raise UserError(
-                f"data.columns.{ours}", "", expected,
-                fix or f"rename that column to {ours} (known names: {', '.join(NAMES[ours][:5])} ...)",
+                f"data.columns.{field}", "", expected,
+                fix or f"rename that column to {field} (known names: {', '.join(KNOWN_NAMES[field][:5])} ...)",
             )  # fmt: skip
-    for ours, other, flag in ((ITEM_ID, catalogue, "--items"), (USER_ID, people, "--users")):
-        if other is not None and found[ours].name not in other[0].columns:
-            near = difflib.get_close_matches(found[ours].name, other[0].columns, n=1, cutoff=0.0)[0]
+    for field, side, flag in ((ITEM_ID, item_side, "--items"), (USER_ID, user_side, "--users")):
+        if side is not None and guesses[field].name not in side[0].columns:
+            match = difflib.get_close_matches(guesses[field].name, side[0].columns, n=1, cutoff=0.0)[0]
             raise UserError(
-                flag, other[0].source.name, f"the id column {found[ours].name} of the log; nearest: {near}",
-                f"rename {near} to {found[ours].name}",
+                flag, side[0].source.name, f"the id column {guesses[field].name} of the log; nearest: {match}",
+                f"rename {match} to {guesses[field].name}",
             )  # fmt: skip
-    return found
+    return guesses
 
 
-def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess:
+def _asked(field: str, guess: ColumnGuess, names: Sequence[str]) -> ColumnGuess:
     """Ask for a column on the terminal; Enter keeps the guess, ``-`` means none."""
     while True:
-        sys.stderr.write(f"{ours} [{guessed.name or '-'}] ({guessed.why}): ")
+        sys.stderr.write(f"{field} [{guess.name or '-'}] ({guess.why}): ")
         sys.stderr.flush()
         answer = sys.stdin.readline().strip()
         if not answer:
-            return guessed
+            return guess
         if answer == "-":
             return ColumnGuess("", "your answer")
         if answer in names:
             return ColumnGuess(answer, "your answer")
-        near = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
-        sys.stderr.write(f"  no column {answer}; nearest: {near[0]}\n")
+        matches = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
+        sys.stderr.write(f"  no column {answer}; nearest: {matches[0]}\n")
 
 
 # -- meaning of the events
@@ -321,17 +335,17 @@ def _asked(ours: str, guessed: ColumnGuess, names: Sequence[str]) -> ColumnGuess
 
 def _unit(raw: RawEvents) -> str:
     """Time unit as a value of ``data.time_unit``."""
-    how = raw.info.partition("stamps: ")[2]
-    for word, unit in (("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "auto"), ("seconds", "s")):
-        if how.startswith(word):
-            return unit if ";" not in how else "auto"
+    description = raw.info.partition("stamps: ")[2]
+    for unit_name, unit in (("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "auto"), ("seconds", "s")):
+        if description.startswith(unit_name):
+            return unit if ";" not in description else "auto"
     return "iso"
 
 
 def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
     """Guess ``[events]`` from the names of the event types, with the reason."""
     if not names[EVENT_TYPE]:
-        if normalize_name(names[VALUE]) in OUTCOMES:
+        if normalize_name(names[VALUE]) in OUTCOME_NAMES:
             events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
             return events, f"{names[VALUE]} is 0 or 1: an impression without effect is neutral"
         return Events(), "no event types: every row is positive"
@@ -341,46 +355,48 @@ def _events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
 
 def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
     """``[events]`` for row counts by type, most frequent first, and the reason."""
-    kinds: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
+    types_by_meaning: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
     for name in counts:
-        kinds[meaning_of(name)].append(name)
-    undo, unpaired = _undo(kinds, list(counts))
-    bought, wanted, looked = kinds[Meaning.PURCHASE], kinds[Meaning.STRONG], kinds[Meaning.WEAK]
-    strong = sum(counts[name] for name in bought + wanted)
-    weighed = [(name, PURCHASE_WEIGHT) for name in bought] + [(name, STRONG_WEIGHT) for name in wanted]
+        types_by_meaning[meaning_of(name)].append(name)
+    undo, unpaired = _undo(types_by_meaning, list(counts))
+    purchases = types_by_meaning[Meaning.PURCHASE]
+    strong_types = types_by_meaning[Meaning.STRONG]
+    views = types_by_meaning[Meaning.WEAK]
+    n_strong = sum(counts[name] for name in purchases + strong_types)
+    weighted_types = [(name, PURCHASE_WEIGHT) for name in purchases] + [(name, STRONG_WEIGHT) for name in strong_types]
     positive: list[str] = []
     history: list[str] = []
-    neutral = kinds[Meaning.SHOWN] + unpaired + kinds[Meaning.OTHER]
+    neutral = types_by_meaning[Meaning.SHOWN] + unpaired + types_by_meaning[Meaning.OTHER]
     why = "by their names"
-    if strong >= LEAST_STRONG * sum(counts.values()) and looked:
-        weighed += [(name, WEAK_WEIGHT) for name in looked]
-        history = looked
-        why = f"{(bought + wanted)[0]} is the target to predict; {looked[0]} is history that the models see"
-    elif looked:
-        weighed += [(name, WEAK_WEIGHT) for name in looked]
+    if n_strong >= MIN_STRONG_SHARE * sum(counts.values()) and views:
+        weighted_types += [(name, WEAK_WEIGHT) for name in views]
+        history = views
+        why = f"{(purchases + strong_types)[0]} is the target to predict; {views[0]} is history that the models see"
+    elif views:
+        weighted_types += [(name, WEAK_WEIGHT) for name in views]
         why = "views are the strongest signal here"
-    if not weighed and kinds[Meaning.OTHER]:
-        positive, neutral = kinds[Meaning.OTHER], kinds[Meaning.SHOWN] + unpaired
+    if not weighted_types and types_by_meaning[Meaning.OTHER]:
+        positive, neutral = types_by_meaning[Meaning.OTHER], types_by_meaning[Meaning.SHOWN] + unpaired
         why = "types of unknown meaning are positive: check them"
-    elif not weighed:
+    elif not weighted_types:
         why = "no positive type found: set events.positive"
-    elif not bought and not history:  # equal weights are not written
-        positive, weighed = [name for name, _ in weighed], []
-    texts = [tuple(map(_text, names)) for names in (positive, kinds[Meaning.NEGATIVE], neutral, history)]
-    weights = {_text(name): weight for name, weight in weighed}
+    elif not purchases and not history:  # equal weights are not written
+        positive, weighted_types = [name for name, _ in weighted_types], []
+    texts = [tuple(map(_text, names)) for names in (positive, types_by_meaning[Meaning.NEGATIVE], neutral, history)]
+    weights = {_text(name): weight for name, weight in weighted_types}
     return Events(
         positive=texts[0], negative=texts[1], neutral=texts[2], history=texts[3], weights=weights, undo=undo
     ), why
 
 
-def _undo(kinds: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
+def _undo(types_by_meaning: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
     """``events.undo``, and the neutral undo types without a matching type in the log."""
     undo, unpaired = dict(Events().undo), []
     for meaning in (Meaning.RETURN, Meaning.UNDO):
-        for name in kinds[meaning]:
-            taken = partner(name, meaning, types) or (ANY_TARGET if meaning is Meaning.RETURN else "")
-            if taken:
-                undo[_text(name)] = taken
+        for name in types_by_meaning[meaning]:
+            reversed_type = partner(name, meaning, types) or (ANY_TARGET if meaning is Meaning.RETURN else "")
+            if reversed_type:
+                undo[_text(name)] = reversed_type
             else:
                 unpaired.append(name)
     return undo, unpaired
@@ -407,16 +423,17 @@ def _repeats(cleaned: CleanResult) -> float:
 def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[str, str]:
     positive = cleaned.valid_rows.filter(pl.col(LABEL) > 0)
     moments = positive.group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP].median()
-    many = float(moments) if isinstance(moments, int | float) else 0.0
-    own = (
+    median_moments = float(moments) if isinstance(moments, int | float) else 0.0
+    single_row_share = (
         float(positive.select((~pl.struct(USER_ID, STAMP).is_duplicated()).mean()).item() or 0.0)
         if len(positive)
         else 0.0
     )
     facts = (
-        f"median of {many:g} moments per user, {own * 100:.0f} % of moments with one row, {repeats * 100:.0f} % repeats"
+        f"median of {median_moments:g} moments per user, {single_row_share * 100:.0f} % of moments with one row, "
+        f"{repeats * 100:.0f} % repeats"
     )
-    if many >= 5 and own >= 0.5 and repeats < FEW_REPEATS:
+    if median_moments >= 5 and single_row_share >= 0.5 and repeats < MIN_REPEAT_SHARE:
         return "sequential", f"separate moments with few repeats: {facts}"
     if attributes:
         return "content", f"attributes can compensate for few events: {facts}"

@@ -33,14 +33,14 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-PURCHASES: Final = _set(
+PURCHASE_WORDS: Final = _set(
     """
     purchase purchased purchases buy buys bought order orders ordered transaction transactions checkout paid
     payment pay sale sales sold conversion conversions converted subscribe subscribed subscription rent rented
     rental rentals book booked booking reserve reserved reservation
     """
 )
-WANTS: Final = _set(
+WANTED_WORDS: Final = _set(
     """
     like likes liked favorite favorites favorited favourite favourites favourited fav favs wish wishes wishlist
     wished save saves saved upvote upvotes upvoted follow follows followed share shares shared cart carts basket
@@ -48,66 +48,66 @@ WANTS: Final = _set(
     rated review reviews reviewed bookmark bookmarks bookmarked recommend recommended
     """
 )
-LOOKS: Final = _set(
+VIEW_WORDS: Final = _set(
     """
     click clicks clicked view views viewed viewing detail details visit visits visited open opens opened read
     reads page pageview pageviews pv play plays played listen listens listened watch watches watched stream
     streams streamed browse browsed tap tapped
     """
 )
-DISLIKES: Final = _set(
+DISLIKE_WORDS: Final = _set(
     """
     dislike dislikes disliked hide hides hid hidden downvote downvotes downvoted block blocks blocked mute muted
     uninterested thumbsdown
     """
 )
-SEEN: Final = _set(
+SHOWN_WORDS: Final = _set(
     """
     impression impressions show shows shown exposure exposures expose exposed search searches searched skip
     skips skipped
     """
 )
-FAILS: Final = _set(
+FAILURE_WORDS: Final = _set(
     """
     fail fails failed failure error errors abandon abandons abandoned abandonment decline declined reject
     rejected expired pending
     """
 )
-RETURNS: Final = _set(
+RETURN_WORDS: Final = _set(
     """
     return returns returned refund refunds refunded cancel cancels canceled cancelled cancellation cancelation
     chargeback chargebacks
     """
 )
-REMOVES: Final = _set(
+REMOVAL_WORDS: Final = _set(
     """
     remove removes removed delete deletes deleted undo undoes un
     """
 )
-BEGINS: Final = _set(
+BEGIN_WORDS: Final = _set(
     """
     begin begins began start starts started initiate initiated initiates step
     """
 )
-GOODS: Final = _set(
+NEUTRAL_WORDS: Final = _set(
     """
     product products item items partial partially full fully request requested complete completed the an a of
     """
 )
 """Words that do not change the meaning of a return: ``Order Refunded``, ``return_requested``."""
-FILLERS: Final = _set(
+FILLER_WORDS: Final = _set(
     """
     to from in of the a an my product products item items event add adds added put
     """
 )
-JOINED: Final = {
+JOINED_WORDS: Final = {
     "addtocart": "add to cart", "add2cart": "add to cart", "addcart": "add to cart", "cartadd": "add to cart",
     "addtobasket": "add to basket", "removefromcart": "remove from cart", "removecart": "remove cart",
     "cartremove": "remove cart", "addtowishlist": "add to wishlist", "pageview": "page view", "productview": "product view",
     "itemview": "item view", "viewitem": "view item", "thumbup": "upvote", "thumbsup": "upvote", "thumbdown": "downvote",
     "thumbsdown": "downvote", "initiatecheckout": "initiate checkout", "viewcontent": "view content",
 }  # fmt: skip
-STEM: Final = re.compile(r"(?:ations?|ings?|ed|es|s|d|e)$")
+SUFFIX_PATTERN: Final = re.compile(r"(?:ations?|ings?|ed|es|s|d|e)$")
 
 
 def words_of(name: str) -> list[str]:
@@ -115,45 +115,47 @@ def words_of(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     spaced = re.sub(r"\bthumbs?[\W_]*(up|down)\b", r"thumbs\1", spaced)
     words = re.findall(r"[^\W\d_]+2?[^\W\d_]*", spaced)
-    return [word for joined in words for word in JOINED.get(joined, joined).split()]
+    return [word for joined in words for word in JOINED_WORDS.get(joined, joined).split()]
 
 
 def meaning_of(name: str) -> Meaning:
     """Class of an event type by its name."""
     words = words_of(name)
-    have = set(words)
+    word_set = set(words)
     if _undone(words):
         return Meaning.UNDO
-    if have & FAILS:
+    if word_set & FAILURE_WORDS:
         return Meaning.SHOWN
-    if have & LOOKS:
-        return Meaning.SHOWN if have & (SEEN | {"list", "lists"}) else Meaning.WEAK
-    if have & RETURNS:
-        beside = have - RETURNS - GOODS - PURCHASES
-        return Meaning.RETURN if not beside else Meaning.OTHER
-    if have & DISLIKES or ("not" in have and have & {"interested", "relevant", "interest"}):
+    if word_set & VIEW_WORDS:
+        return Meaning.SHOWN if word_set & (SHOWN_WORDS | {"list", "lists"}) else Meaning.WEAK
+    if word_set & RETURN_WORDS:
+        other_words = word_set - RETURN_WORDS - NEUTRAL_WORDS - PURCHASE_WORDS
+        return Meaning.RETURN if not other_words else Meaning.OTHER
+    if word_set & DISLIKE_WORDS or ("not" in word_set and word_set & {"interested", "relevant", "interest"}):
         return Meaning.NEGATIVE
     if words and words[0] in {"report", "reports", "reported"}:
         return Meaning.NEGATIVE
-    if have & SEEN:
+    if word_set & SHOWN_WORDS:
         return Meaning.SHOWN
-    if have & PURCHASES:
-        return Meaning.STRONG if have & (BEGINS | WANTS - {"complete", "completed", "completion"}) else Meaning.PURCHASE
-    return Meaning.STRONG if have & WANTS else Meaning.OTHER
+    if word_set & PURCHASE_WORDS:
+        not_bought_yet = BEGIN_WORDS | WANTED_WORDS - {"complete", "completed", "completion"}
+        return Meaning.STRONG if word_set & not_bought_yet else Meaning.PURCHASE
+    return Meaning.STRONG if word_set & WANTED_WORDS else Meaning.OTHER
 
 
 def _undone(words: list[str]) -> bool:
     """True if the name is an undo: ``undislike``, ``undo_like``, ``remove_from_cart``."""
     if any(_plain_of(word) for word in words):
         return True
-    rest = [word for word in words if word not in FILLERS]
-    return bool(set(words) & REMOVES) and not set(rest) & (LOOKS | FAILS)
+    action_words = [word for word in words if word not in FILLER_WORDS]
+    return bool(set(words) & REMOVAL_WORDS) and not set(action_words) & (VIEW_WORDS | FAILURE_WORDS)
 
 
 def _plain_of(word: str) -> str:
     """Word without ``un`` if that is a known word (``unsubscribe``), else ""."""
-    rest = word[2:] if word.startswith("un") else ""
-    return rest if rest in WANTS | PURCHASES | DISLIKES and word not in DISLIKES else ""
+    plain_word = word[2:] if word.startswith("un") else ""
+    known_words = WANTED_WORDS | PURCHASE_WORDS | DISLIKE_WORDS
+    return plain_word if plain_word in known_words and word not in DISLIKE_WORDS else ""
 
 
 def partner(name: str, meaning: Meaning, types: Iterable[str]) -> str:
@@ -163,15 +165,17 @@ def partner(name: str, meaning: Meaning, types: Iterable[str]) -> str:
     words name. Without other words (``Product Removed``) it reverses the cart.
     """
     if meaning is Meaning.RETURN:
-        bought = [kind for kind in types if meaning_of(kind) is Meaning.PURCHASE]
-        core = _core(word for word in words_of(name) if word not in RETURNS | GOODS)
-        return next((kind for kind in bought if core & _core(words_of(kind))), bought[0] if bought else "")
-    core = _core(_plain_of(word) or word for word in words_of(name) if word not in REMOVES)
-    core = core or _core(["cart", "basket"])
-    done = (Meaning.PURCHASE, Meaning.STRONG, Meaning.NEGATIVE)
-    return next((kind for kind in types if meaning_of(kind) in done and core & _core(words_of(kind))), "")
+        purchases = [event_type for event_type in types if meaning_of(event_type) is Meaning.PURCHASE]
+        stems = _core(word for word in words_of(name) if word not in RETURN_WORDS | NEUTRAL_WORDS)
+        most_frequent = purchases[0] if purchases else ""
+        return next((event_type for event_type in purchases if stems & _core(words_of(event_type))), most_frequent)
+    stems = _core(_plain_of(word) or word for word in words_of(name) if word not in REMOVAL_WORDS)
+    stems = stems or _core(["cart", "basket"])
+    undoable = (Meaning.PURCHASE, Meaning.STRONG, Meaning.NEGATIVE)
+    candidates = (event_type for event_type in types if meaning_of(event_type) in undoable)
+    return next((event_type for event_type in candidates if stems & _core(words_of(event_type))), "")
 
 
 def _core(words: Iterable[str]) -> set[str]:
     """Stems of the words that name the action."""
-    return {STEM.sub("", word) for word in words if word not in FILLERS}
+    return {SUFFIX_PATTERN.sub("", word) for word in words if word not in FILLER_WORDS}

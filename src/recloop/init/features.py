@@ -8,38 +8,38 @@ from typing import Any, Final
 
 from recloop.data.tables import Table
 from recloop.files import JsonTree
-from recloop.init.columns import TITLES, ColumnGuess, normalize_name
+from recloop.init.columns import TITLE_NAMES, ColumnGuess, normalize_name
 
-MANY_VALUES: Final = 1_000
-FEATURES: Final = 8
+MAX_CATEGORIES: Final = 1_000
+MAX_FEATURES: Final = 8
 """Maximum number of features per side; others can be added manually."""
 
 Side = tuple[Table, list[JsonTree]]
 """Items or users file: the table, and its rows as objects."""
 
 
-def choose_title(catalogue: Side | None, key: str) -> ColumnGuess:
+def choose_title(side: Side | None, key: str) -> ColumnGuess:
     """Choose the title column, or a template of the most distinctive text columns."""
-    if catalogue is None:
+    if side is None:
         return ColumnGuess("", "no items file")
-    table, rows = catalogue
-    for known in TITLES:
+    table, rows = side
+    for title in TITLE_NAMES:
         for name in table.columns:
-            if normalize_name(name) == known and name != key:
+            if normalize_name(name) == title and name != key:
                 return ColumnGuess(name, "its name")
     texts = {
         name: [text if isinstance(text := row.get(name), str) else None for row in rows]
         for name in table.columns
         if name != key and any(isinstance(row.get(name), str) for row in rows) and not _links(rows, name)
     }
-    wordy = {name: len(set(values)) for name, values in texts.items() if _words(values)}
-    if not wordy or max(wordy.values()) < 3:
+    n_distinct = {name: len(set(values)) for name, values in texts.items() if _words(values)}
+    if not n_distinct or max(n_distinct.values()) < 3:
         return ColumnGuess("", "no distinctive text column")
-    best = max(wordy, key=lambda name: wordy[name])
-    pairs = {name: len(set(zip(texts[best], values, strict=True))) for name, values in texts.items() if name != best}
-    more = max(pairs, key=lambda name: pairs[name], default="")
-    if more and pairs[more] > 1.2 * wordy[best]:
-        return ColumnGuess(f"{{{best}}}, {{{more}}}", "no title column; these two are the most distinctive")
+    best = max(n_distinct, key=lambda name: n_distinct[name])
+    n_pairs = {name: len(set(zip(texts[best], values, strict=True))) for name, values in texts.items() if name != best}
+    second = max(n_pairs, key=lambda name: n_pairs[name], default="")
+    if second and n_pairs[second] > 1.2 * n_distinct[best]:
+        return ColumnGuess(f"{{{best}}}, {{{second}}}", "no title column; these two are the most distinctive")
     return ColumnGuess(f"{{{best}}}", "no title column; this one is the most distinctive")
 
 
@@ -50,7 +50,7 @@ def _links(rows: list[JsonTree], name: str) -> bool:
 def _words(values: list[Any]) -> bool:
     """True if most characters of a column are letters, as in words."""
     texts = [value for value in values if isinstance(value, str)]
-    letters = sum(sum(sign.isalpha() for sign in text) for text in texts)
+    letters = sum(sum(character.isalpha() for character in text) for text in texts)
     return bool(texts) and letters > 0.6 * sum(map(len, texts))
 
 
@@ -62,25 +62,25 @@ def title_columns(title: str) -> set[str]:
     return set() if "{" in title else {title}
 
 
-def choose_fields(side: Side | None, key: str, leave: set[str]) -> dict[str, JsonTree]:
+def choose_fields(side: Side | None, key: str, excluded: set[str]) -> dict[str, JsonTree]:
     """Choose features among the columns of an items or users file, by name."""
     if side is None:
         return {}
     table, rows = side
-    found: list[tuple[float, JsonTree]] = []
+    candidates: list[tuple[float, JsonTree]] = []
     for name in table.columns:
-        if name == key or name in leave or normalize_name(name) in TITLES:
+        if name == key or name in excluded or normalize_name(name) in TITLE_NAMES:
             continue
         field = _field(name, [row.get(name) for row in rows])
         if field is not None:
-            found.append((field["missing"], field))
-    chosen = [field for _, field in sorted(found, key=lambda entry: entry[0])[:FEATURES]]
-    order = {name: place for place, name in enumerate(table.columns)}
+            candidates.append((field["missing"], field))
+    chosen = [field for _, field in sorted(candidates, key=lambda entry: entry[0])[:MAX_FEATURES]]
+    order = {name: position for position, name in enumerate(table.columns)}
     chosen.sort(key=lambda field: order[field["from"]])
-    named: dict[str, JsonTree] = {}
+    features: dict[str, JsonTree] = {}
     for field in chosen:
-        named[_name(field["from"], named)] = field
-    return named
+        features[_name(field["from"], features)] = field
+    return features
 
 
 def _field(name: str, values: list[Any]) -> JsonTree | None:
@@ -97,7 +97,7 @@ def _field(name: str, values: list[Any]) -> JsonTree | None:
                 "why": f"{distinct:,} distinct numbers: buckets"}  # fmt: skip
     if (
         distinct < 2
-        or distinct > MANY_VALUES
+        or distinct > MAX_CATEGORIES
         or near_unique
         or not all(isinstance(v, str | int | float) for v in present)
     ):
@@ -107,10 +107,10 @@ def _field(name: str, values: list[Any]) -> JsonTree | None:
             "why": f"{distinct:,} distinct values"}  # fmt: skip
 
 
-def _name(column: str, taken: Collection[str]) -> str:
+def _name(column: str, used: Collection[str]) -> str:
     """Unique feature name of a column: lower-case letters, digits, underscores."""
-    plainly = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or "field"
-    name, number = plainly, 2
-    while name in taken:
-        name, number = f"{plainly}_{number}", number + 1
+    base = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or "field"
+    name, number = base, 2
+    while name in used:
+        name, number = f"{base}_{number}", number + 1
     return name

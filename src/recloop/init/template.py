@@ -9,7 +9,7 @@ from typing import Any
 
 from recloop.config import Data, Events
 
-HEAD = """\
+HEAD_TEMPLATE = """\
 # recloop: settings of this folder, guessed by `recloop init`; check them once.
 # read: {info}
 # next: recloop update      (train and deploy)           then: recloop serve
@@ -26,7 +26,7 @@ timezone = "UTC"                  # for stamps without a zone
 [data.columns]                    # our name = the file's; "" if it has none
 """
 
-COLUMNS = {
+COLUMN_NOTES = {
     "user_id": "who",
     "item_id": "what",
     "timestamp": "when",
@@ -38,7 +38,7 @@ COLUMNS = {
     "name": 'display name, or a template: "{brand}, {size}"',
 }
 
-EVENTS = """
+EVENTS_TEMPLATE = """
 [events]                          # {why}
 neutral = {neutral}
 positive = {positive}
@@ -48,12 +48,12 @@ history = {history:<21} # input of models, never a target: views
 undo = {undo}   # undoes the newest event of that type; "*": the heaviest target
 """
 
-RATED = """\
+RATED_TEXT = """\
 # low ratings are positive too, as in most published tables; to use only high ones:
 # positive = ["value >= 4"]
 """
 
-CLEAN = """
+CLEAN_TEMPLATE = """
 [clean]
 duplicates = "exact"              # exact | off
 {burst}
@@ -72,7 +72,7 @@ max_history = 200                 # newest items that a sequence model reads
 context = ["hour", "weekday", "days_since_last"]
 """
 
-TAIL = """
+TAIL_TEMPLATE = """
 [model]
 name = "sasrec"                   # needs recloop[train]; without it only the baselines are fitted
 # scenario: {scenario}
@@ -98,7 +98,7 @@ def config_text(
     data: Data,
     info: str,
     events: tuple[Events, str],
-    coarse: str,
+    resolution: str,
     repeats: float,
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
     segment: str,
@@ -111,47 +111,47 @@ def config_text(
         data: The guessed ``[data]``.
         info: Summary of files, encoding and stamp format.
         events: The guessed ``[events]`` and the reason.
-        coarse: Resolution of the stamps if the burst rule is off, else "".
+        resolution: Resolution of the stamps if the burst rule is off, else "".
         repeats: Share of repeats among positive rows.
         fields: By side and name: kind, from, dim, why.
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
         rated: True if ``value`` is a rating and every row is positive.
     """
-    parts = [
-        HEAD.format(
+    blocks = [
+        HEAD_TEMPLATE.format(
             info=_line(info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
             time_unit=_text(data.time_unit),
         ),
-        *(_column(ours, getattr(data.columns, ours), why) for ours, why in COLUMNS.items()),
-        EVENTS.format(
+        *(_column(column, getattr(data.columns, column), why) for column, why in COLUMN_NOTES.items()),
+        EVENTS_TEMPLATE.format(
             why=_line(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
             negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
             undo=_table(events[0].undo),
         ),
-        RATED if rated and events[0].positive == ("*",) else "",
+        RATED_TEXT if rated and events[0].positive == ("*",) else "",
     ]  # fmt: skip
     burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
-    if coarse:
-        burst = f'burst = "off"                     # stamps have a resolution of one {coarse}'
-    seen = "never show seen items" if repeats < 0.05 else "seen items may be shown again"
-    parts.append(
-        CLEAN.format(
+    if resolution:
+        burst = f'burst = "off"                     # stamps have a resolution of one {resolution}'
+    seen_rule = "never show seen items" if repeats < 0.05 else "seen items may be shown again"
+    blocks.append(
+        CLEAN_TEMPLATE.format(
             burst=burst,
             filter_seen="true" if repeats < 0.05 else "false",
-            repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen}",
+            repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen_rule}",
         )
     )
-    for side, named in fields.items():
-        for name, field in named.items():
-            parts.append(f"\n[features.{side}.{_key(name)}]".ljust(35) + f"# {field['why']}\n")
-            parts.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
-    parts.append(TAIL.format(scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment)))
-    return "".join(parts)
+    for side, features in fields.items():
+        for name, field in features.items():
+            blocks.append(f"\n[features.{side}.{_key(name)}]".ljust(35) + f"# {field['why']}\n")
+            blocks.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
+    blocks.append(TAIL_TEMPLATE.format(scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment)))
+    return "".join(blocks)
 
 
-def _column(ours: str, theirs: str, why: str) -> str:
-    line = f"{ours} = {_text(theirs)}"
+def _column(name: str, column: str, why: str) -> str:
+    line = f"{name} = {_text(column)}"
     return f"{line:<33} # {why}\n" if why else f"{line}\n"
 
 
@@ -170,10 +170,10 @@ def _list(values: tuple[str, ...]) -> str:
 
 def _table(rules: Mapping[str, float | str]) -> str:
     """Inline table: {"view" = 1, ...}."""
-    parts = [
+    entries = [
         f"{_key(text)} = {_text(value) if isinstance(value, str) else f'{value:g}'}" for text, value in rules.items()
     ]
-    return "{ " + ", ".join(parts) + " }" if parts else "{}"
+    return "{ " + ", ".join(entries) + " }" if entries else "{}"
 
 
 def _key(name: str) -> str:
@@ -182,4 +182,4 @@ def _key(name: str) -> str:
 
 def _line(text: str) -> str:
     """Text as one comment line, without the control characters that TOML forbids."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return "".join(character if character.isprintable() else " " for character in text)
