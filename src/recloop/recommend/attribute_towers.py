@@ -22,7 +22,8 @@ class AttributeTowers:
     def __init__(self, bundle: Bundle) -> None:
         self._user, self._item = (open_session(bundle.graphs[name]) for name in ("user.onnx", "item.onnx"))
         self._inputs = {node.name for node in self._user.get_inputs()}
-        self._bundle, self._items = bundle, bundle.arrays["item_vectors"]
+        self._bundle = bundle
+        self._items = bundle.arrays["item_vectors"]
         self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:

@@ -23,7 +23,8 @@ class ByteCache(Generic[Key, Value]):
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
+        self.limit = limit
+        self.bytes = 0
         self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
 
     def __len__(self) -> int:

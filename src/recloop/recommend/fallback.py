@@ -55,7 +55,9 @@ class AttributesStage:
     """Items with attributes that resemble the query item or match the user."""
 
     def __init__(self, catalog: Catalog, towers: AttributeTowers | None, similar: similar_items.SimilarItems) -> None:
-        self._catalog, self._towers, self._similar = catalog, towers, similar
+        self._catalog = catalog
+        self._towers = towers
+        self._similar = similar
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
         if query.list == similar_items.LIST_KIND:
@@ -93,7 +95,8 @@ class LatestStage:
     """Newest items: all items in a list ``latest``, else those outside the table."""
 
     def __init__(self, bundle: Bundle, catalog: Catalog) -> None:
-        self._bundle, self._catalog = bundle, catalog
+        self._bundle = bundle
+        self._catalog = catalog
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
         if query.list == "latest":
@@ -106,7 +109,9 @@ class LatestStage:
         Table items by their first positive, others by their first version's seq. Ties: the table first, by item_ix,
         then id bytes.
         """
-        ids, first_seq, mask = self._bundle.items.ids, self._bundle.items.first_seq, query.allowed.mask
+        ids = self._bundle.items.ids
+        first_seq = self._bundle.items.first_seq
+        mask = query.allowed.mask
         table = (
             (-int(first_seq[row]), 0, row, ids.ids[row])
             for row in map(int, self._newest_rows)

@@ -29,7 +29,8 @@ class SimilarItems:
     """Similar items of a bundle."""
 
     def __init__(self, bundle: Bundle, towers: AttributeTowers | None) -> None:
-        self._bundle, self._towers = bundle, towers
+        self._bundle = bundle
+        self._towers = towers
         self._neighbours = _AttributeNeighbours(bundle)
 
     def recall(self, item_ids: Sequence[str], allowed: CandidateMask, weights: Mapping[str, float]) -> dict[str, TopK]:
@@ -59,7 +60,8 @@ class SimilarItems:
 
     def _by_cosine(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
         """Rank by cosine; one query at a time, so scores do not depend on the batch."""
-        vectors, recalled = self._bundle.arrays["item_vectors"], TopK.empty(len(item_ix))
+        vectors = self._bundle.arrays["item_vectors"]
+        recalled = TopK.empty(len(item_ix))
         for b in np.flatnonzero(item_ix).tolist():
             query_ix = item_ix[b]
             cosine = vectors @ vectors[query_ix] / (self._norms * self._norms[query_ix])  # (N+1,)
@@ -87,7 +89,8 @@ class _AttributeNeighbours:
 
     def similar_to(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids, best first; empty if no field of the item is known."""
-        bundle, item = self._bundle, catalog.get(item_id)
+        bundle = self._bundle
+        item = catalog.get(item_id)
         query_ix = bundle.items.ids.index(item_id)
         attributes = (
             item.attributes if item is not None else bundle.items.attributes[query_ix - 1] if query_ix else None

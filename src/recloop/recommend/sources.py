@@ -149,9 +149,12 @@ class FactorSource:
 
     def __init__(self, bundle: Bundle, l2: float, unseen: float) -> None:
         assert bundle.users is not None
-        self._items, self._users = bundle.arrays["item_vectors"], bundle.arrays["user_vectors"]
-        self._known, self._cut = bundle.users, bundle.cut
-        self._l2, self._unseen = l2, unseen
+        self._items = bundle.arrays["item_vectors"]
+        self._users = bundle.arrays["user_vectors"]
+        self._known = bundle.users
+        self._cut = bundle.cut
+        self._l2 = l2
+        self._unseen = unseen
         self._gram = base_gram(self._items, unseen)
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
@@ -189,7 +192,8 @@ class RerankSource:
     """
 
     def __init__(self, bundle: Bundle, others: Mapping[str, Source], threads: int = 1) -> None:
-        self._items, self._history = bundle.arrays["item_vectors"], bundle.spec.history
+        self._items = bundle.arrays["item_vectors"]
+        self._history = bundle.spec.history
         self._others = others
         self._session = open_session(bundle.graphs["rank.onnx"], threads)
         self._inputs = {node.name for node in self._session.get_inputs()}

@@ -43,7 +43,8 @@ class RetractionIndex:
     """
 
     def __init__(self, archive: Archive, log: EventLog) -> None:
-        self._archive, self._log = archive, log
+        self._archive = archive
+        self._log = log
         self._owners: dict[int, str] = {}
         self._of: dict[str, list[Retraction]] = {}
         self._rows: dict[str, pl.DataFrame] = {}
@@ -104,7 +105,10 @@ class StateCache:
     def __init__(
         self, log: EventLog, snapshot: Snapshot | None, signal: EventLabeler, retracted: RetractionIndex | None = None
     ) -> None:
-        self._log, self._snapshot, self._signal, self._retracted = log, snapshot, signal, retracted
+        self._log = log
+        self._snapshot = snapshot
+        self._signal = signal
+        self._retracted = retracted
         self._cache: ByteCache[str, tuple[int, UserState]] = ByteCache(STATE_CACHE_BYTES)
         self._newest: OrderedDict[str, int] = OrderedDict()  # in the order of the seq
         self._forgotten = 0  # the newest seq of a user dropped from `_newest`
@@ -278,7 +282,9 @@ class StateRegistry:
     """User states by `FeatureSpec.state_key`; bundles with the same key share them."""
 
     def __init__(self, project: Project, archive: Archive, log: EventLog) -> None:
-        self._project, self.archive, self._log = project, archive, log
+        self._project = project
+        self.archive = archive
+        self._log = log
         self.retractions = RetractionIndex(archive, log)
         self._by_key: dict[str, StateSource] = {}
 
@@ -346,7 +352,8 @@ class StateRegistry:
 
     def _open(self, spec: FeatureSpec) -> StateSource:
         """Open the snapshot at the archive's watermark; rebuild a missing or damaged file."""
-        key, watermark = spec.state_key, self.archive.watermark
+        key = spec.state_key
+        watermark = self.archive.watermark
         signal = EventLabeler.from_spec(spec)
         try:
             snapshot = self._project.open_snapshot(watermark, key)
