@@ -105,7 +105,9 @@ def rbo(first: Sequence[Hashable], second: Sequence[Hashable], p: float = PERSIS
     if not s:
         return 1.0 if not l else 0.0
     prefixes: tuple[set[Any], set[Any]] = set(), set()
-    common, at_s, total = 0, 0, 0.0
+    common = 0
+    at_s = 0
+    total = 0.0
     for d in range(1, l + 1):
         a, b = longer[d - 1], shorter[d - 1] if d <= s else None
         common += (a in prefixes[1]) + (d <= s and b in prefixes[0]) + (d <= s and a == b)

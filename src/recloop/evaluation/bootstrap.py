@@ -137,7 +137,8 @@ def holm(p: Sequence[float]) -> list[float]:
     Sorted ascending, p'(i) = max over j <= i of min(1, (m-j+1) p(j)).
     """
     order = np.argsort(p, kind="stable")
-    adjusted, highest = [0.0] * len(p), 0.0
+    adjusted = [0.0] * len(p)
+    highest = 0.0
     for j, position in enumerate(order):
         highest = max(highest, min(1.0, (len(p) - j) * float(p[position])))
         adjusted[position] = highest

@@ -153,7 +153,8 @@ def _is_repeat(states: StateBatch, targets: NDArray[np.int64], offsets: NDArray[
     in_state = np.zeros(len(states.names), dtype=bool)
     repeats = np.zeros(len(targets), dtype=bool)
     for b in range(len(states)):
-        rows, span = slice(row_offsets[b], row_offsets[b + 1]), slice(offsets[b], offsets[b + 1])
+        rows = slice(row_offsets[b], row_offsets[b + 1])
+        span = slice(offsets[b], offsets[b + 1])
         items = states.items[rows][states.targets[rows]]
         in_state[items] = True
         repeats[span] = in_state[targets[span]]
@@ -200,7 +201,8 @@ class _BundleEvaluation:
         self, bundle: Bundle, catalog: Catalog, config: Config, queries: Queries, with_baselines: bool, threads: int
     ) -> None:
         _finite(bundle)
-        self.bundle, self.queries = bundle, queries
+        self.bundle = bundle
+        self.queries = queries
         self.ks = list(config.evaluate.k)
         self.recommender = Recommender(bundle, catalog, threads)
         self.placement = "home" if "home" in bundle.policy.placements else bundle.default_placement

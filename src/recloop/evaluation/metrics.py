@@ -217,7 +217,8 @@ def equal_n(
             ``lambda counts: entropy(counts, N)``.
     """
     sizes = [len(slots) for slots in groups.values() if len(slots)]
-    n, width = min(sizes, default=0), max((int(slots.max()) + 1 for slots in groups.values() if len(slots)), default=0)
+    n = min(sizes, default=0)
+    width = max((int(slots.max()) + 1 for slots in groups.values() if len(slots)), default=0)
     numbers = {}
     for name, slots in groups.items():
         random = np.random.default_rng(seed)
