@@ -245,7 +245,8 @@ def _segments(data: TrainData, tables: ItemUserTables, half_life: float | None) 
         return {}
     values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
     segments = [None if value is None else as_text(value) for value in values]
-    row_user, weights = data.moment_user[data.row_moment], data.decay(half_life)[data.row_moment]
+    row_user = data.moment_user[data.row_moment]
+    weights = data.decay(half_life)[data.row_moment]
     is_target = data.target_rows
     return segment_lists(
         segments, row_user[is_target], data.items[is_target], weights[is_target], data.n_items + 1, SEGMENT_LENGTH

@@ -262,7 +262,8 @@ class SequenceDataset:
         """Return (n, C) int64 codes of user and request fields, as serving encodes them."""
         columns = list(self.data.user_codes[users].T)
         if self.data.context_fields:
-            spec, fields = self.data.extras["spec"], self.data.extras["fields"]
+            spec = self.data.extras["spec"]
+            fields = self.data.extras["fields"]
             columns += context_codes(spec, fields, now, last_stamps, has_past)
         return np.stack(columns, axis=1).astype(np.int64) if columns else np.zeros((len(users), 0), dtype=np.int64)
 
@@ -293,7 +294,9 @@ class LengthBucketSampler(Sampler[np.ndarray]):
     """
 
     def __init__(self, lengths: np.ndarray, seed: int, tokens: int = TOKENS_PER_STEP) -> None:
-        self.lengths, self.seed, self.tokens = lengths, seed, tokens
+        self.lengths = lengths
+        self.seed = seed
+        self.tokens = tokens
         self.epoch = 0
         self.bounds = _bounds(np.sort(lengths), tokens)
 
@@ -332,7 +335,10 @@ class EpochDataset(Dataset[Batch]):
     def __init__(
         self, sequences: SequenceDataset, windows: HistoryWindows, seed: int, steps: LengthBucketSampler
     ) -> None:
-        self.sequences, self.windows, self.seed, self.steps = sequences, windows, seed, steps
+        self.sequences = sequences
+        self.windows = windows
+        self.seed = seed
+        self.steps = steps
         self._drawn: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, selection: np.ndarray) -> Batch:

@@ -148,7 +148,8 @@ def fit_network(
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.toml").write_text(dump(config), "utf-8")
     learner, callback = train(network, data, config, run_folder, budget_seconds, quiet, warm)
-    best, training_seconds = callback.kept, callback.seconds
+    best = callback.kept
+    training_seconds = callback.seconds
     vectors = item_vectors(network, learner.item_codes)
     n_context = len(data.user_fields) + len(data.context_fields)
     members = OptionalMembers.from_network(network)

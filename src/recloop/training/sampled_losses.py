@@ -32,7 +32,8 @@ class NegativeSampler:
         q = (uniform + share) / 2  # (N,)
         self.edges = np.cumsum(q)
         self.expected = torch.from_numpy((m * q).astype(np.float32))
-        self.m, self.rng = m, np.random.default_rng([seed, 4])
+        self.m = m
+        self.rng = np.random.default_rng([seed, 4])
 
     def __call__(self, targets: Tensor) -> SampledItems:
         """Return the next draws on the device of the step's ``targets``."""
@@ -51,7 +52,10 @@ class OwnedItems:
     """
 
     def __init__(self, pairs: Tensor, users: Tensor, window: Tensor, size: int) -> None:
-        self.pairs, self.users, self.window, self.size = pairs, users, window, size
+        self.pairs = pairs
+        self.users = users
+        self.window = window
+        self.size = size
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Return (R, m) bool for the drawn ``ids`` (m,), rows of the item table."""

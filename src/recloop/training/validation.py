@@ -106,7 +106,9 @@ class TrainingCallback(lightning.Callback):
     def __init__(
         self, examination: ValidationSet | None, folder: Path, patience: int, budget: float, bar: bool
     ) -> None:
-        self.examination, self.patience, self.budget = examination, patience, budget
+        self.examination = examination
+        self.patience = patience
+        self.budget = budget
         self.started = time.monotonic()
         self.looking = 0.0
         """Seconds spent on validation."""
@@ -187,7 +189,8 @@ class TrainingCallback(lightning.Callback):
         """Validate the weights; without validation moments the newest ones are the best."""
         self.last_look = trainer.global_step
         self.log_file.flush()
-        seconds, begin = self.seconds, time.monotonic()
+        seconds = self.seconds
+        begin = time.monotonic()
         ndcg = self.examination.score(learner) if self.examination else None
         step = int(trainer.global_step)
         self.looks.append(Look(at, trainer.current_epoch + 1, step, round(seconds, 2), ndcg))
