@@ -46,7 +46,8 @@ class SASRec(SequenceModel):
         """
         if dim % self.config.heads:
             raise UserError("model.heads", self.config.heads, f"a divisor of features.dim={dim}", "--set model.heads=1")
-        self.dim, self.history = dim, history
+        self.dim = dim
+        self.history = history
         self.make_tables(data, dim)
         self.positions = embedding(history, dim, std=0.1)
         self.dropout = nn.Dropout(self.config.dropout)
@@ -112,9 +113,11 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.drop = heads, dropout
+        self.heads = heads
+        self.drop = dropout
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
         self.linear1, self.linear2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
