@@ -172,7 +172,8 @@ def attribute_codes(
 ) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
     """(n, C) int32 codes of item or user features, and (name, codes, dim) per column."""
     features = spec.item if side == "item" else spec.user
-    columns, described = [], []
+    columns = []
+    described = []
     for name, field in features.items():
         raws = [None if row is None else row.get(field.source or name) for row in rows]
         columns.append(fields.codes[f"{side}.{name}"].codes(raws))

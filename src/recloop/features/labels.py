@@ -106,10 +106,12 @@ class EventLabeler:
     """
 
     def __init__(self, events: Events, clean: Clean, dwell: DwellPercentiles | None = None) -> None:
-        self._clean, self._dwell = clean, dwell
+        self._clean = clean
+        self._dwell = dwell
         self._keep = conditions.parse(clean.keep, KEEP_COLUMNS, "clean.keep").expr if clean.keep.strip() else None
         self.rules = _rules(events)
-        self._first, self._meanings = _first_match(self.rules), _meanings(self.rules)
+        self._first = _first_match(self.rules)
+        self._meanings = _meanings(self.rules)
         history_matchers = [matcher(text, "events.history").fill_null(False) for text in events.history]
         self._has_history = bool(history_matchers)
         self._looked = pl.any_horizontal(history_matchers) if history_matchers else pl.lit(False)
@@ -224,7 +226,8 @@ def _rules(events: Events) -> tuple[LabelRule, ...]:
         for text, pair in events.undo.items()
     ]
     for text, weight in events.weights.items():
-        key, label = f"events.weights.{text}", int(np.sign(weight))
+        key = f"events.weights.{text}"
+        label = int(np.sign(weight))
         use = Use.INPUT if label > 0 and text in events.history else use_of(label, abs(weight))
         rules.append(LabelRule(text, key, label, abs(weight), matcher(text, key), use))
     texts = (*events.weights, *events.neutral, *events.negative, *events.history, *events.positive)

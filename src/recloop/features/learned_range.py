@@ -91,9 +91,11 @@ def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
         labelled: All valid rows with ``stamp`` and ``label``.
         learned: The learned range of the live bundle.
     """
-    cut, min_seq = learned.cut, 0
+    cut = learned.cut
+    min_seq = 0
     if cut > end_of(labelled, STAMP) + 1:
-        cut, min_seq = end_of(labelled.filter(learned.rows), STAMP) + 1, learned.until_seq
+        cut = end_of(labelled.filter(learned.rows), STAMP) + 1
+        min_seq = learned.until_seq
     moments = (
         labelled.filter(learned.new_moments)
         .group_by(USER_ID, STAMP)

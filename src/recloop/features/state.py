@@ -269,7 +269,8 @@ class StateHistory:
 
     def states(self, users: Sequence[str], seqs: Sequence[int], before: Sequence[int] | None = None) -> StateBatch:
         """Compute states from rows with ``seq <= seqs[b]`` and ``stamp < before[b]``."""
-        row_lists, lengths = [], []
+        row_lists = []
+        lengths = []
         for b, user_id in enumerate(users):
             low, high = self._span.get(user_id, (0, 0))
             is_visible = self._seq[low:high] <= seqs[b]
@@ -279,7 +280,8 @@ class StateHistory:
             lengths.append(len(row_lists[-1]))
         rows = np.concatenate(row_lists) if row_lists else np.zeros(0, dtype=np.int64)
         query = np.repeat(np.arange(len(users)), lengths)
-        use, positives = self._use[rows], np.zeros(len(users), dtype=np.int64)
+        use = self._use[rows]
+        positives = np.zeros(len(users), dtype=np.int64)
         inputs = np.isin(use, list(INPUTS))
         positives += np.bincount(query[inputs], minlength=len(users))
         if self._undone:
@@ -292,7 +294,8 @@ class StateHistory:
         new_item = _changes(owner, stamp, code)
         moment_owner = owner[new_moment]
         item_moment = (np.cumsum(new_moment) - 1)[new_item]
-        disliked, target = use == Use.NEGATIVE, self._use[input_rows] == Use.TARGET
+        disliked = use == Use.NEGATIVE
+        target = self._use[input_rows] == Use.TARGET
         negative_offsets, negatives = self._active_dislikes(
             rows[disliked], query[disliked], input_rows[target], owner[target], len(users)
         )
