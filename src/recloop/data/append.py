@@ -161,7 +161,8 @@ def _write(
     split_frames: SplitFrames, result: AppendResult, until: int, target: Path,
 ) -> None:  # fmt: skip
     shutil.rmtree(target, ignore_errors=True)
-    files, after = AtomicFolder(target), archive.watermark
+    files = AtomicFolder(target)
+    after = archive.watermark
     try:
         date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
         days = new_rows.with_columns(date).partition_by("date", as_dict=True, include_key=False)

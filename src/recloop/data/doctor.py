@@ -181,7 +181,8 @@ def _warnings(
     config: Config,
     repeats: float,
 ) -> list[str]:
-    valid_rows, columns = cleaned.valid_rows, config.data.columns
+    valid_rows = cleaned.valid_rows
+    columns = config.data.columns
     warnings: list[str] = []
     if raw.rejects:
         reasons = Counter(row.reason for row in raw.rejects).most_common(3)

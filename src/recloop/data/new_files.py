@@ -85,7 +85,8 @@ def find_new_files(project: Project, manifest: DataManifest) -> NewFiles:
     except UserError:  # all files were deleted; their rows are in data/
         return NewFiles([], {}, [])
     contents = {record.sha256: record for record in known.values()}
-    result, changed = NewFiles([], {}, []), list[str]()
+    result = NewFiles([], {}, [])
+    changed = list[str]()
     for source in sources:
         known_record = known.get(source.name)
         if known_record is None:
@@ -200,7 +201,9 @@ def _hashed(path: Path, size: int, prefix_bytes: int = 0) -> tuple[str, str, byt
 
     Returns SHA-256 of the first ``size`` bytes, of the first ``prefix_bytes`` bytes, and the bytes at the edge.
     """
-    digest, prefix, edge = hashlib.sha256(), hashlib.sha256().hexdigest(), b""
+    digest = hashlib.sha256()
+    prefix = hashlib.sha256().hexdigest()
+    edge = b""
     with path.open("rb") as file:
         for end in (prefix_bytes, size):
             while (n_left := end - file.tell()) > 0:

@@ -124,11 +124,14 @@ def parse_events(
         raise UserError(key, names, f"readable rows; all {records:,} are broken: {reason}", "correct the file")
     tables = [table for table in tables if len(table.frame) or table.broken]
     stamps = parse_timestamps(tables, data.columns.timestamp, data, day_first)
-    frames, rejects, decimal_style = [pl.DataFrame(schema=RAW_SCHEMA)], [], ""
+    frames = [pl.DataFrame(schema=RAW_SCHEMA)]
+    rejects = []
+    decimal_style = ""
     for table, stamp in zip(tables, stamps, strict=True):
         frame, reasons, style = _events(table, stamp, data, extra_columns)
         decimal_style = decimal_style or style
-        readable, first_record = reasons.is_null(), skip.get(table.source.name, 0)
+        readable = reasons.is_null()
+        first_record = skip.get(table.source.name, 0)
         if since is not None:
             numbers = pl.Series(table.record_of(range(len(frame))), dtype=pl.Int64)
             row_ids = pl.lit(f"{FILE_ROW}{table.source.name}:") + (numbers + 1).cast(pl.String)
@@ -170,7 +173,8 @@ def _events(
     for name in (USER_ID, ITEM_ID):
         reasons = _because(reasons, ids[name].is_null(), f"no {name}")
     reasons = pl.select(pl.coalesce(reasons, stamps.reasons)).to_series()
-    numbers, decimal_style = {}, ""
+    numbers = {}
+    decimal_style = ""
     for name in (VALUE, QUANTITY):
         if name in given_columns:
             numbers[name], is_wrong, style = read_numbers(given_columns[name], table.separator)

@@ -56,7 +56,8 @@ class Table:
     def record_of(self, rows: Sequence[int]) -> list[int]:
         """Record numbers of rows of ``frame``; broken records are counted too."""
         broken = sorted(self.broken)
-        numbers, n_broken = [], 0
+        numbers = []
+        n_broken = 0
         for row in sorted(rows):
             while n_broken < len(broken) and broken[n_broken] <= row + n_broken:
                 n_broken += 1
@@ -76,7 +77,8 @@ class Table:
             rows = self.frame[numbers]
             return [(number + 1, _json(row)) for number, row in zip(numbers, rows.to_dicts(), strict=True)]
         lines = _csv_lines(self) if self.kind == "csv" else _json_lines(self.source, self.encoding)
-        located, next_index = [], 0
+        located = []
+        next_index = 0
         for number, (line, raw, _) in enumerate(lines):
             if number == numbers[next_index]:
                 located.append((line, raw))
@@ -144,7 +146,8 @@ def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table
     if not broken and sum(block.count(b'"') for block in source.blocks()) % 2 == 0:
         return table
     reasons: dict[int, str] = {}
-    line, raw = 1, ""
+    line = 1
+    raw = ""
     for number, (line, raw, fields) in enumerate(_csv_lines(table)):
         if len(fields) != len(columns):
             reasons[number] = f"expected {len(columns)} fields, found {len(fields)}"
@@ -208,9 +211,11 @@ def _csv_lines(table: Table) -> Iterator[tuple[int, str, list[str]]]:
                 yield line
 
     reader = csv.reader(lines(), delimiter=table.separator)
-    start, has_header = 1, False
+    start = 1
+    has_header = False
     for fields in reader:
-        raw, line = "".join(raw_lines).rstrip("\r\n"), start
+        raw = "".join(raw_lines).rstrip("\r\n")
+        line = start
         raw_lines.clear()
         start = reader.line_num + 1
         if not fields:

@@ -163,7 +163,8 @@ def _unit(table: Table, value: pl.Series, configured: str, name: str) -> str:
         unit_of = pl.select(pl.when(is_in_range).then(pl.lit(unit)).otherwise(unit_of)).to_series()
     units = unit_of.drop_nulls()
     if len(units):
-        main_unit, other_rows = units[0], (unit_of != units[0]).fill_null(False).arg_true()
+        main_unit = units[0]
+        other_rows = (unit_of != units[0]).fill_null(False).arg_true()
         if len(other_rows):
             other_row = int(other_rows[0])
             first_row = int(unit_of.is_not_null().arg_true()[0])
