@@ -230,7 +230,8 @@ def _remedies(raw: RawEvents, cleaned: CleanResult, resolution: str) -> dict[str
     if unread is not None:
         share = rejected_rows.rounded_up(len(raw.rejects) / raw.read)
         remedies[f"clean.max_rejected={share}"] = f"rejected: {unread.value}; {rejected_rows.fix_for(raw.rejects)}"
-    largest, reasons = 0.0, list[str]()
+    largest = 0.0
+    reasons = list[str]()
     for error in cleaned.excessive:
         rule = error.name.removeprefix("rule ")
         if rule == "duplicates" and resolution:
@@ -295,7 +296,8 @@ def _columns(
     for field, label in ((USER_ID, "user id"), (ITEM_ID, "item id"), (TIMESTAMP, "time")):
         if not guesses[field].name:
             filled = [name for name in frame.columns if not is_blank(frame[name])]
-            expected, fix = f"a column with the {label}; {first_table.source.name} has {', '.join(filled)}", ""
+            expected = f"a column with the {label}; {first_table.source.name} has {', '.join(filled)}"
+            fix = ""
             crowded = next((name for name in filled if field == ITEM_ID and holds_several(name, frame[name])), "")
             if crowded:
                 expected += f"; {crowded} has several items in one cell"
@@ -391,7 +393,8 @@ def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
 
 def _undo(types_by_meaning: dict[Meaning, list[str]], types: list[str]) -> tuple[dict[str, str], list[str]]:
     """``events.undo``, and the neutral undo types without a matching type in the log."""
-    undo, unpaired = dict(Events().undo), []
+    undo = dict(Events().undo)
+    unpaired = []
     for meaning in (Meaning.RETURN, Meaning.UNDO):
         for name in types_by_meaning[meaning]:
             reversed_type = partner(name, meaning, types) or (ANY_TARGET if meaning is Meaning.RETURN else "")
