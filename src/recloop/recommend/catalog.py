@@ -206,8 +206,8 @@ class Catalog:
         """Cache a condition's result; clients choose conditions, so the cache is bounded."""
         size += sys.getsizeof(text)
         while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
-            caches = [self._passing, *(one for view in self._views.values() for one in (view.masks, view.latest))]
-            max(caches, key=lambda one: one.bytes).drop_oldest()
+            view_caches = (results for view in self._views.values() for results in (view.masks, view.latest))
+            max((self._passing, *view_caches), key=lambda results: results.bytes).drop_oldest()
         cache.put(text, value, size)
 
     def _weight_sum(self) -> int:
