@@ -58,10 +58,10 @@ def select_targets(data: TrainData, learned: LearnedRange, replay: float, seed: 
     return with_replay(data, (newest_seqs > learned.until_seq) | learned.is_new(first_seqs, data.stamps), replay, seed)
 
 
-def with_replay(data: TrainData, fresh: np.ndarray, replay: float, seed: int) -> np.ndarray:
-    """Add ``replay`` old moments per usable ``fresh`` (M,) moment; return (M,) bool."""
+def with_replay(data: TrainData, is_new: np.ndarray, replay: float, seed: int) -> np.ndarray:
+    """Add ``replay`` old moments per usable ``is_new`` (M,) moment; return (M,) bool."""
     usable = data.moments_with_past()
-    selected: np.ndarray = usable & fresh
+    selected: np.ndarray = usable & is_new
     old_moments = np.flatnonzero(usable & ~selected)
     n_replayed = min(len(old_moments), round(replay * int(selected.sum())))
     rng = np.random.default_rng([seed, 8])
