@@ -104,8 +104,10 @@ class NeuMF(SequenceModel):
         half = users.shape[1] // 2
         user = users[:, None, :]  # (B, 1, D)
         product = user[..., :half] * candidates[..., :half]  # (B, K, D/2)
-        left, right = self.wide.weight[:, :half], self.wide.weight[:, half:]  # the MLP's input is user and item
-        wide = user[..., half:] @ left.T + candidates[..., half:] @ right.T + self.wide.bias  # (B, K, H)
+        # the MLP's input is user and item
+        user_weights = self.wide.weight[:, :half]
+        item_weights = self.wide.weight[:, half:]
+        wide = user[..., half:] @ user_weights.T + candidates[..., half:] @ item_weights.T + self.wide.bias  # (B, K, H)
         deep = F.relu(self.deep(self.dropout(F.relu(wide))))  # (B, K, D/2)
         logits: Tensor = self.join(torch.cat([product, deep], dim=-1))[..., 0]
         return logits
