@@ -77,18 +77,18 @@ def find_new_files(project: Project, manifest: DataManifest) -> NewFiles:
     Raises:
         UserError: the old content of a file has changed.
     """
-    known = known_files(manifest)
-    if not known:
+    known_records = known_files(manifest)
+    if not known_records:
         return NewFiles([], {}, [])
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:  # all files were deleted; their rows are in data/
         return NewFiles([], {}, [])
-    contents = {record.sha256: record for record in known.values()}
+    contents = {record.sha256: record for record in known_records.values()}
     result = NewFiles([], {}, [])
     changed = list[str]()
     for source in sources:
-        known_record = known.get(source.name)
+        known_record = known_records.get(source.name)
         if known_record is None:
             record = _record(source)
             copy = contents.get(record.sha256)
@@ -133,14 +133,16 @@ def changed_catalogs(project: Project, manifest: DataManifest) -> list[str]:
 
 def missing_files(project: Project, manifest: DataManifest) -> list[str]:
     """Files read earlier that ``data.events`` no longer finds by name or content."""
-    known = known_files(manifest)
+    known_records = known_files(manifest)
     try:
         sources = find(project.sources, project.config.data.events, "data.events")
     except UserError:
-        return sorted(known)
+        return sorted(known_records)
     names = {source.name for source in sources}
-    missing = [record for record in known.values() if record.name not in names]
-    contents = {_record(source).sha256 for source in sources if source.name not in known} if missing else set[str]()
+    missing = [record for record in known_records.values() if record.name not in names]
+    contents = set[str]()
+    if missing:
+        contents = {_record(source).sha256 for source in sources if source.name not in known_records}
     return sorted(record.name for record in missing if record.sha256 not in contents)
 
 
