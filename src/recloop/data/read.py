@@ -263,7 +263,7 @@ def no_such_column(table: Table, key: str, name: str) -> None:
 
 
 def _rejects(table: Table, reasons: pl.Series, first_record: int = 0) -> list[RejectedRow]:
-    """Rejected and broken rows of one file in row order, from record ``first_record`` on."""
+    """Rejected and broken rows of one file in order, from ``first_record`` on."""
     rows = reasons.is_not_null().arg_true().to_list()
     reason_of = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
     records = sorted(record for record in reason_of if record >= first_record)

@@ -355,7 +355,7 @@ def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, top_k
 def _examples(
     evaluation: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
 ) -> list[Example]:
-    """Return last query, served list and taken items of five users, at `EXAMPLE_QUANTILES`."""
+    """Return the example users (`EXAMPLE_QUANTILES`): query, list and taken items."""
     last_of_user = np.append(
         np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1
     )

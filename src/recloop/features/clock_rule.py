@@ -30,7 +30,7 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
 
 
 def received_by(frame: pl.DataFrame, max_stamp: int) -> pl.DataFrame:
-    """Fill a missing ``received_at`` with the row's stamp, at the latest ``max_stamp``."""
+    """Fill a missing ``received_at`` with the row's stamp, at most ``max_stamp``."""
     return frame.with_columns(pl.min_horizontal(TIMESTAMP, pl.lit(max_stamp)).alias(RECEIVED_AT))
 
 

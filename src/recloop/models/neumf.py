@@ -113,7 +113,7 @@ class NeuMF(SequenceModel):
         return logits
 
     def score_items(self, users: Tensor, table: Tensor) -> Tensor:
-        """(B, N+1) for validation: logits of the `MAX_VALIDATION_ITEMS` items, -inf for the others."""
+        """(B, N+1) for validation: logits of the examined items, -inf for the others."""
         scores = users.new_full((len(users), len(table)), -torch.inf)
         scores[:, self.examined] = self.score_candidates(users, table[self.examined][None])
         return scores
