@@ -30,7 +30,7 @@ from scipy.special import gammaln
 
 from recloop.monitoring.experiment import GUARDRAILS, METRICS, ExperimentMetric, analysis_sizes
 from recloop.monitoring.experiment_plan import Plan
-from recloop.monitoring.statistics import ALARM, FEWEST, half_width, sequential_bounds
+from recloop.monitoring.statistics import MIN_USERS_PER_ARM, SAMPLE_RATIO_ALARM, half_width, sequential_bounds
 
 RESULT: Final = Path(__file__).resolve().parent / "results" / "experiments.json"
 SEED: Final = 0
@@ -73,7 +73,7 @@ class Effects:
     def sequence(self, asks: list[int], alpha: float, tuned: float) -> tuple[Floats, Floats]:
         """`Effect.sequence` of every analysis; NaN below 200 users per arm."""
         width = np.array([half_width(1.0, ask, alpha, tuned) for ask in asks])
-        reach = np.where(np.minimum(self.n_live, self.n_candidate) < FEWEST, math.nan, self.se * width)
+        reach = np.where(np.minimum(self.n_live, self.n_candidate) < MIN_USERS_PER_ARM, math.nan, self.se * width)
         return self.delta - reach, self.delta + reach
 
 
@@ -276,7 +276,7 @@ def _leaks(primary: Effects, share: float) -> Bools:
     live, candidate = primary.n_live, primary.n_candidate
     log_e = gammaln(2) - gammaln(2 + live + candidate) + gammaln(1 + live) + gammaln(1 + candidate)
     log_e -= live * math.log(1 - share) + candidate * math.log(share)
-    found: Bools = log_e > math.log(ALARM)
+    found: Bools = log_e > math.log(SAMPLE_RATIO_ALARM)
     return found
 
 

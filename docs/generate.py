@@ -402,7 +402,7 @@ def metric_families() -> list[tuple[str, str, str, str]]:
         windows={"day": {"live": {"home": numbers}}},
         totals={("live", "home"): 1},
         received={"day": 1},
-        proven=dict.fromkeys(summary.PROVEN, 1),
+        proven=dict.fromkeys(summary.VERIFY_METRICS, 1),
     )
     text = summary.exposition(seen, dict.fromkeys(summary.PROCESS_METRICS, 0.0)).decode()  # type: ignore[arg-type]
     rows = []

@@ -43,7 +43,7 @@ from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_closed_form
 from recloop.pipeline import training_steps
-from recloop.pipeline.training_steps import COUNTS, THREADS, train_window, with_network
+from recloop.pipeline.training_steps import COUNTS_BUNDLE, THREADS, train_window, with_network
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.recommend import similar_items as similar
@@ -321,7 +321,7 @@ def _learned(config: Config, rows: FittedData, model: str) -> Bundle:
     made, scorers = baselines.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
     manifest = Manifest(
         recloop=__version__,
-        model=ModelSpec(COUNTS, {}),
+        model=ModelSpec(COUNTS_BUNDLE, {}),
         data=TrainingRows(
             cut=parts.cut,
             until_seq=max_int(before[SEQ]),

@@ -93,7 +93,7 @@ def report_page(project_with_decisions: Project) -> str:
 
 def test_write_returns_the_path_and_health_metrics(project_with_decisions: Project, tmp_path: Path) -> None:
     done = report.write(project_with_decisions)
-    assert set(done) == {"path", *report.KEYS, "verify"}
+    assert set(done) == {"path", *report.RESULT_KEYS, "verify"}
     assert done["path"] == str(project_with_decisions.reports / "report.html")
     assert [file.name for file in project_with_decisions.reports.iterdir() if file.name.startswith(".")] == []
     # Forty unknown users got the popular list: ten items, without a personal source.

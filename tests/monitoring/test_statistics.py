@@ -169,7 +169,7 @@ def test_sample_ratio_detects_a_leak_with_few_false_alarms() -> None:
         looks = [statistics.sample_ratio([n - counts[n - 1], counts[n - 1]], [0.7, 0.3]) for n in range(50, 3_001, 50)]
         passed += max(looks) > 20
     assert passed / 300 <= 0.05
-    assert statistics.sample_ratio([5_000, 4_500], [0.5, 0.5]) > statistics.ALARM
+    assert statistics.sample_ratio([5_000, 4_500], [0.5, 0.5]) > statistics.SAMPLE_RATIO_ALARM
 
 
 def test_effect_of_an_empty_arm_raises() -> None:

@@ -155,7 +155,7 @@ def test_report_of_the_last_hour_equals_the_summary(summaries: Summaries, tmp_pa
     hour = "2025-07-08T17:41:00Z"  # a minute before the first of the 21
     written = report.write(summaries.project, hour, "2025-07-08T18:40:00Z", str(tmp_path / "page.html"))
     whole = summary.summarize(summaries.project, NOW - 3_600 * SECOND, NOW).numbers["whole"]
-    assert {key: written[key] for key in report.KEYS} == {key: whole[key] for key in report.KEYS}
+    assert {key: written[key] for key in report.RESULT_KEYS} == {key: whole[key] for key in report.RESULT_KEYS}
     assert written["requests"] == 26
     assert written["events"] == 2
     assert written["verify"] == summaries.status["verify"]
@@ -194,7 +194,7 @@ def test_health_cache_reuses_its_result_while_fresh(project: Project, monkeypatc
     own = summary.HealthCache(project)
     first = own.get(service.bundle, NOW)
     assert own.get(service.bundle, NOW + DAY) is first
-    monkeypatch.setattr(summary, "FRESH", 0.0)
+    monkeypatch.setattr(summary, "CACHE_SECONDS", 0.0)
     assert own.get(service.bundle, NOW + DAY) is not first
 
 

@@ -188,10 +188,10 @@ def test_decisions_failed_migration_leaves_the_old_file(
 def test_decisions_over_the_buffer_are_dropped_and_counted(
     decisions: DecisionLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "ROOM", 0)
+    monkeypatch.setattr(module, "MAX_BUFFERED_ROWS", 0)
     assert not decisions.put(decision("lost"))
     assert decisions.dropped == 1
-    monkeypatch.setattr(module, "ROOM", 10)
+    monkeypatch.setattr(module, "MAX_BUFFERED_ROWS", 10)
     decisions.put(decision("kept"))
     decisions.close()
     again = open_decisions(URL, tmp_path, write=True)
@@ -215,7 +215,7 @@ def test_decisions_on_a_failing_disk_are_kept_and_retried(decisions: DecisionLog
 
 
 def _answer_and_die(root: Path) -> None:
-    module.EVERY_SECONDS = 60.0  # the second part is not written automatically
+    module.COMMIT_SECONDS = 60.0  # the second part is not written automatically
     decisions = open_decisions(URL, root, write=True)
     for n in range(5):
         decisions.put(decision(f"kept{n}"))

@@ -159,7 +159,7 @@ def test_event_log_reads_by_user_and_seq(log: EventLog) -> None:
 
 
 def test_event_log_long_reads_use_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recloop.storage.event_log.SLICE", 7)
+    monkeypatch.setattr("recloop.storage.event_log.MAX_SLICE_ROWS", 7)
     log.append_events([event(str(n)) for n in range(21)])
     assert log.events()["item_id"].to_list() == [str(n) for n in range(21)]
     assert len(log.events(after=3, until=20)) == 17

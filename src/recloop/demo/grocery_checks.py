@@ -10,7 +10,7 @@ from collections.abc import Callable
 import polars as pl
 
 from recloop.features.vocabulary import NumericBuckets
-from recloop.ingest.client import WAIT, serving
+from recloop.ingest.client import TIMEOUT_SECONDS, serving
 from recloop.monitoring import report, verify
 from recloop.project import Project, open_project
 from recloop.records import hash_unit_interval
@@ -56,7 +56,7 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
         fields = next(copy.glob("bundles/*/fields.json"))
         fields.write_text(fields.read_text("utf-8").replace("days_since_last", "last_since_days"), "utf-8")
         words = [sys.executable, "-m", "recloop", "-C", str(copy), "serve", "--port", "0"]
-        refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=WAIT)
+        refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
         tell(f"moved it on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...")
     finally:
         shutil.rmtree(copy, ignore_errors=True)

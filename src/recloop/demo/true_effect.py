@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from recloop.monitoring import experiment
-from recloop.monitoring.attribution import OUTCOME
+from recloop.monitoring.attribution import OUTCOME_PERIOD
 from recloop.monitoring.experiment_verdict import Measured, Verdict
 from recloop.monitoring.verify import DecisionReplayer
 from recloop.project import Project
@@ -124,7 +124,7 @@ def entered(decisions: Sequence[Decision], now: int) -> list[Decision]:
     first: dict[str, int] = {}
     for one in sorted(decisions, key=lambda one: one.served_at):
         first.setdefault(one.user_id, one.served_at)
-    return [one for one in decisions if one.served_at < first[one.user_id] + OUTCOME <= now]
+    return [one for one in decisions if one.served_at < first[one.user_id] + OUTCOME_PERIOD <= now]
 
 
 def _list(replayer: DecisionReplayer, decision: Decision, bundle: str) -> list[str]:

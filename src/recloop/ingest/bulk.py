@@ -39,11 +39,11 @@ from recloop.storage import locks
 
 STDIN: Final = "-"
 STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
-BATCH: Final = 50_000  # rows per commit
-CHUNK: Final = 1 << 22  # most bytes of stdin per batch
-BODY: Final = 4_000_000  # bytes per posted body, below the service's 5 MiB
-TRIES: Final = 10  # attempts to post to an overloaded service, one per second
-SHOWN: Final = 100  # most printed lines about rows that were not stored
+MAX_BATCH_ROWS: Final = 50_000  # rows per commit
+MAX_CHUNK_BYTES: Final = 1 << 22  # most bytes of stdin per batch
+MAX_BODY_BYTES: Final = 4_000_000  # bytes per posted body, below the service's 5 MiB
+MAX_POST_ATTEMPTS: Final = 10  # attempts to post to an overloaded service, one per second
+MAX_PRINTED_ROWS: Final = 100  # most printed lines about rows that were not stored
 
 
 class RejectedRow(NamedTuple):
@@ -107,32 +107,33 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
         UserError: missing file or column, no live bundle, or no service at ``url``.
         Locked: a service or another writer uses this folder.
     """
-    begin, taken = time.monotonic(), IngestResult()
+    started = time.monotonic()
+    result = IngestResult()
     with ExitStack() as stack:
-        keep = into_service(url, stack) if url else into_log(project, file, stack)
+        store = into_service(url, stack) if url else into_log(project, file, stack)
         for batch in _lines(project) if file == STDIN else _file(project, file):
-            outcomes = keep(batch.events) if batch.events else ()
-            wrong = list(batch.wrong)
+            outcomes = store(batch.events) if batch.events else ()
+            rejected = list(batch.wrong)
             for event, outcome in zip(batch.events, outcomes, strict=True):
-                taken.counts[outcome.status] += 1
+                result.counts[outcome.status] += 1
                 if outcome.status in {"rejected", "conflict"}:
                     reason = outcome.reason or "this event_id was received before with other content"
-                    wrong.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
-            taken.counts["rejected"] += len(batch.wrong)
-            taken.guests += sum(row.reason == GUEST_REASON for row in batch.wrong)
-            _tell(teller, taken, wrong)
+                    rejected.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
+            result.counts["rejected"] += len(batch.wrong)
+            result.guests += sum(row.reason == GUEST_REASON for row in batch.wrong)
+            _tell(teller, result, rejected)
             if batch.share:
                 teller.bar("ingest", round(batch.share * 1000), 1000)
-    if taken.shown > SHOWN:
-        teller.say("ingest", f"... and {taken.shown - SHOWN:,} more rows that were not stored")
-    taken.seconds = time.monotonic() - begin
-    return taken
+    if result.shown > MAX_PRINTED_ROWS:
+        teller.say("ingest", f"... and {result.shown - MAX_PRINTED_ROWS:,} more rows that were not stored")
+    result.seconds = time.monotonic() - started
+    return result
 
 
-def _tell(teller: ConsoleProgress, taken: IngestResult, wrong: Sequence[RejectedRow]) -> None:
-    for row in wrong[: max(0, SHOWN - taken.shown)]:
+def _tell(teller: ConsoleProgress, result: IngestResult, rejected: Sequence[RejectedRow]) -> None:
+    for row in rejected[: max(0, MAX_PRINTED_ROWS - result.shown)]:
         teller.say("ingest", f"{row.place}: {row.reason}: {row.raw[:300]}")
-    taken.shown += len(wrong)
+    result.shown += len(rejected)
 
 
 # -- rows
@@ -143,10 +144,10 @@ def _file(project: Project, file: str) -> Iterator[Batch]:
     yield Batch([], [RejectedRow(row.place, row.reason, row.raw) for row in raw.rejects])
     received_at = now()
     rows = raw.frame.drop(RECEIVED_AT)
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        events = [Event(received_at=received_at, **row) for row in part.iter_rows(named=True)]
-        yield Batch(events, [], (start + len(part)) / len(rows))
+    for start in range(0, len(rows), MAX_BATCH_ROWS):
+        batch_rows = rows[start : start + MAX_BATCH_ROWS]
+        events = [Event(received_at=received_at, **row) for row in batch_rows.iter_rows(named=True)]
+        yield Batch(events, [], (start + len(batch_rows)) / len(rows))
 
 
 def _lines(project: Project) -> Iterator[Batch]:
@@ -154,23 +155,26 @@ def _lines(project: Project) -> Iterator[Batch]:
 
     Rows are named as for ``POST /v1/events`` or as in ``[data.columns]``.
     """
-    passed, rest, ended = 0, b"", False
-    while not ended:
-        text, ended = _read()
-        *lines, rest = (rest + text + b"\n" * ended).split(b"\n")
-        numbered = [(number, line) for number, line in enumerate(lines, passed + 1) if line.strip()]
-        passed += len(lines)
-        for start in range(0, len(numbered), BATCH):
-            yield _checked_batch(numbered[start : start + BATCH], project.config.data)
+    line_count = 0
+    remainder = b""
+    at_end = False
+    while not at_end:
+        text, at_end = _read()
+        *lines, remainder = (remainder + text + b"\n" * at_end).split(b"\n")
+        numbered = [(number, line) for number, line in enumerate(lines, line_count + 1) if line.strip()]
+        line_count += len(lines)
+        for start in range(0, len(numbered), MAX_BATCH_ROWS):
+            yield _checked_batch(numbered[start : start + MAX_BATCH_ROWS], project.config.data)
 
 
 def _checked_batch(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
     """Check numbered lines like posted rows."""
-    batch, received_at = Batch([], []), now()
-    for start in range(0, len(numbered), parse.ROWS):
-        part = numbered[start : start + parse.ROWS]
-        rows = parse.parse_rows(b"\n".join(line for _, line in part), parse.NDJSON[0])
-        for (number, line), row in zip(part, rows, strict=True):
+    batch = Batch([], [])
+    received_at = now()
+    for start in range(0, len(numbered), parse.MAX_ROWS):
+        lines = numbered[start : start + parse.MAX_ROWS]
+        rows = parse.parse_rows(b"\n".join(line for _, line in lines), parse.NDJSON[0])
+        for (number, line), row in zip(lines, rows, strict=True):
             event = parse.check_event(_named(row, data.columns), received_at, data)
             if isinstance(event, Rejected):
                 reason = GUEST_REASON if _is_guest(row) else event.reason
@@ -186,28 +190,29 @@ def _is_guest(row: Any) -> bool:
 
 
 def _read() -> tuple[bytes, bool]:
-    """Read about CHUNK available bytes of stdin at most; True at the end of input.
+    """Read about `MAX_CHUNK_BYTES` available bytes of stdin at most; True at the end of input.
 
     Blocks until at least one byte is available.
     """
-    stdin, text = sys.stdin.fileno(), b""
-    while len(text) < CHUNK:
-        part = os.read(stdin, CHUNK)
-        if not part:
-            return text, True
-        text += part
+    stdin = sys.stdin.fileno()
+    content = b""
+    while len(content) < MAX_CHUNK_BYTES:
+        chunk = os.read(stdin, MAX_CHUNK_BYTES)
+        if not chunk:
+            return content, True
+        content += chunk
         if not select.select([stdin], [], [], 0)[0]:
             break
-    return text, False
+    return content, False
 
 
 def _named(row: Any, columns: Columns) -> Any:
     """Rename a row's columns to recloop's; set the default type if it has none."""
     if not isinstance(row, dict):
         return row
-    for ours, theirs in columns:
-        if theirs and ours not in row and theirs in row:
-            row[ours] = row.pop(theirs)
+    for name, column in columns:
+        if column and name not in row and column in row:
+            row[name] = row.pop(column)
     if not columns.event_type:
         row.setdefault("event_type", DEFAULT_EVENT_TYPE)
     return row
@@ -238,10 +243,10 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     """Open a sink that writes this folder's log through the service's writer."""
     try:
         stack.enter_context(locks.writer_lock(project.root, "ingest"))
-    except Locked as held:
+    except Locked as error:
         serve = project.config.serve
         fix = f"recloop ingest {file} --url http://{serve.host}:{serve.port}"
-        raise Locked(held.lock, held.holder, f"{fix} (posts to the running service)") from None
+        raise Locked(error.lock, error.holder, f"{fix} (posts to the running service)") from None
     loading.check_complete(project)
     spec = project.load_bundle().spec
     archive = project.open_archive()
@@ -251,7 +256,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     stack.callback(writer.close)
     runner = stack.enter_context(asyncio.Runner())
 
-    def keep(events: list[Event]) -> Sequence[Outcome]:
+    def store(events: list[Event]) -> Sequence[Outcome]:
         try:
             job = runner.run(writer.write(events=events))
         except (LogUnavailableError, LogUncertainError):
@@ -261,7 +266,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
             ) from None  # fmt: skip
         return [Outcome(receipt.status) for receipt in job.receipts]
 
-    return keep
+    return store
 
 
 def into_service(url: str, stack: ExitStack) -> Sink:
@@ -271,34 +276,35 @@ def into_service(url: str, stack: ExitStack) -> Sink:
     except ValueError as error:
         raise UserError("--url", url, f"the address of a service ({error})", "recloop serve") from None
 
-    def keep(events: list[Event]) -> Sequence[Outcome]:
+    def store(events: list[Event]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
         for rows in _bodies([_row(event) for event in events]):
-            answer = _post(client, rows)
-            outcomes += [Outcome(row["status"], row["reason"]) for row in answer["rows"]]
+            response = _post(client, rows)
+            outcomes += [Outcome(row["status"], row["reason"]) for row in response["rows"]]
         return outcomes
 
-    return keep
+    return store
 
 
 def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:
     """Split rows into bodies of allowed size."""
-    part: list[JsonTree] = []
+    body: list[JsonTree] = []
     size = 0
     for row in rows:
         weight = len(json.dumps(row)) + 2
-        if part and (len(part) == parse.ROWS or size + weight > BODY):
-            yield part
-            part, size = [], 0
-        part.append(row)
+        if body and (len(body) == parse.MAX_ROWS or size + weight > MAX_BODY_BYTES):
+            yield body
+            body = []
+            size = 0
+        body.append(row)
         size += weight
-    if part:
-        yield part
+    if body:
+        yield body
 
 
 def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
     problem = ""
-    for _ in range(TRIES):
+    for _ in range(MAX_POST_ATTEMPTS):
         try:
             return client.post("/v1/events", rows)
         except urllib.error.HTTPError as error:
@@ -310,5 +316,5 @@ def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
         except (OSError, ValueError) as error:
             raise UserError("--url", client.url, f"a running service ({error})", "recloop serve") from None
         time.sleep(1)
-    expected = f"a service that is not overloaded, but {TRIES} attempts returned 503 ({problem})"
+    expected = f"a service that is not overloaded, but {MAX_POST_ATTEMPTS} attempts returned 503 ({problem})"
     raise UserError("--url", client.url, expected, "run the command again later")

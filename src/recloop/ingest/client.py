@@ -21,7 +21,7 @@ from typing import Any
 from recloop.errors import UserError
 from recloop.storage import admin_token
 
-WAIT = 60.0  # seconds that a service may take to start or to end
+TIMEOUT_SECONDS = 60.0  # seconds that a service may take to start or to end
 
 
 class Client:
@@ -36,10 +36,12 @@ class Client:
     """
 
     def __init__(self, url: str, now: int = 0, token: str = "") -> None:
-        self.url, self.now, self._token = url, now, token
+        self.url = url
+        self.now = now
+        self._token = token
         address = urllib.parse.urlsplit(url)
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-        self._kept = kind(address.hostname or "", address.port, timeout=WAIT)
+        self._kept = kind(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
         self._path = address.path
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
@@ -68,18 +70,18 @@ class Client:
             headers["Authorization"] = f"Bearer {self._token}"
         if self.now:
             headers["X-Recloop-Now"] = iso(self.now)
-        kept = self._kept.sock is not None
+        was_connected = self._kept.sock is not None
         try:
-            answer = self._send(method, path, body, headers)
+            response = self._send(method, path, body, headers)
         except ConnectionError:
             self._kept.close()
-            if not kept:
+            if not was_connected:
                 raise
-            answer = self._send(method, path, body, headers)
-        text = answer.read()
-        if answer.status >= HTTPStatus.BAD_REQUEST:
-            told = io.BytesIO(text)
-            raise urllib.error.HTTPError(self.url + path, answer.status, answer.reason, answer.headers, told)
+            response = self._send(method, path, body, headers)
+        text = response.read()
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            content = io.BytesIO(text)
+            raise urllib.error.HTTPError(self.url + path, response.status, response.reason, response.headers, content)
         tree: dict[str, Any] = json.loads(text)
         return tree
 
@@ -94,25 +96,28 @@ def serving(root: Path, command: tuple[str, ...] = ()) -> Iterator[Client]:
 
     SIGTERM drains and ends it.
     """
-    words = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+    arguments = command or (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert child.stdout is not None
-            ready = re.match(r"ready (http://\S+) bundle=(\S+)", child.stdout.readline())
+            assert process.stdout is not None
+            ready = re.match(r"ready (http://\S+) bundle=(\S+)", process.stdout.readline())
             if ready is None:
                 raise UserError(
-                    "serve", child.wait(WAIT), "a first line that starts with ready", f"recloop -C {root} serve"
+                    "serve",
+                    process.wait(TIMEOUT_SECONDS),
+                    "a first line that starts with ready",
+                    f"recloop -C {root} serve",
                 )
             with closing(
                 Client(ready[1], token=admin_token.read(root))
             ) as client:  # an idle connection would delay the shutdown
                 yield client
         finally:
-            child.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             try:
-                child.wait(WAIT)
+                process.wait(TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
-                child.kill()
+                process.kill()
 
 
 def iso(stamp: int) -> str:

@@ -12,7 +12,7 @@ from recloop.data.sources import find
 from recloop.data.tables import Table, read_table
 from recloop.records import TIMESTAMP
 
-ALSO: Final = ("anonymous_id", "session_id", "placement", "request_id", "context")
+EXTRA_COLUMNS: Final = ("anonymous_id", "session_id", "placement", "request_id", "context")
 """Event columns that an import does not have, read under recloop's names."""
 
 
@@ -28,12 +28,10 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
         UserError: as for the import: missing file, rows or column, or ambiguous timestamps.
     """
     sources = find(Path() if Path(file).exists() else root, file, "FILE")
-    named = {
-        name for ours in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) for name in (ours, getattr(data.columns, ours)) if name
-    }
-    tables = [read_table(source, data.encoding, sorted(named | set(ALSO))) for source in sources]
+    names = {name for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) for name in (column, getattr(data.columns, column)) if name}
+    tables = [read_table(source, data.encoding, sorted(names | set(EXTRA_COLUMNS))) for source in sources]
     columns = found_columns(tables, data.columns)
-    raw = parse_events(tables, data.model_copy(update={"columns": columns}), ALSO)
+    raw = parse_events(tables, data.model_copy(update={"columns": columns}), EXTRA_COLUMNS)
     return RawEvents(raw.frame.sort(TIMESTAMP, maintain_order=True), raw.rejects, raw.read, raw.info, raw.sources)
 
 
@@ -41,5 +39,5 @@ def found_columns(tables: Sequence[Table], columns: Columns) -> Columns:
     """Replace mapped columns that the files lack by recloop's columns that they have."""
     shared = set.intersection(*(set(table.columns) for table in tables))
     names: tuple[str, ...] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    ours = {name: name for name in names if getattr(columns, name) not in shared and name in shared}
-    return columns.model_copy(update=ours)
+    replacements = {name: name for name in names if getattr(columns, name) not in shared and name in shared}
+    return columns.model_copy(update=replacements)

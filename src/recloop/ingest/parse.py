@@ -14,10 +14,10 @@ from recloop.files import AttributeValues, JsonTree
 from recloop.records import Event, Item, User
 from recloop.storage.event_log import object_text
 
-ROWS = 1_000
-DEPTH = 32  # levels of attributes and context
+MAX_ROWS = 1_000
+MAX_DEPTH = 32  # levels of attributes and context
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
-NAMES = "user_id", "item_id", "event_id"
+ID_NAMES = "user_id", "item_id", "event_id"
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 """An id or a name: a non-empty string that is never parsed."""
@@ -69,7 +69,11 @@ class BadRequest(Exception):
         self, status: int, code: str, message: str, field: str | None = None, expected: str | None = None
     ) -> None:
         super().__init__(code)
-        self.status, self.code, self.message, self.field, self.expected = status, code, message, field, expected
+        self.status = status
+        self.code = code
+        self.message = message
+        self.field = field
+        self.expected = expected
 
 
 class Rejected(msgspec.Struct):
@@ -93,7 +97,7 @@ def parse_rows(body: bytes, content_type: str) -> list[Any]:
         rows = [_line(line) for line in _check_row_count(lines)]
     else:
         try:
-            whole = _decode(body)
+            tree = _decode(body)
         except ValueError as error:
             if len(lines) < 2 or not isinstance(_line(lines[0]), dict):
                 raise BadRequest(
@@ -101,8 +105,8 @@ def parse_rows(body: bytes, content_type: str) -> list[Any]:
                 ) from None
             rows = [_line(line) for line in _check_row_count(lines)]
         else:
-            rows = _check_row_count(whole) if isinstance(whole, list) else [whole]
-            if not isinstance(whole, list | dict):
+            rows = _check_row_count(tree) if isinstance(tree, list) else [tree]
+            if not isinstance(tree, list | dict):
                 raise BadRequest(422, "not_rows", "the body is neither an object nor an array", "body", "rows")
     return rows
 
@@ -115,8 +119,8 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
     try:
         stamp = received_at if row.timestamp is None else parse_timestamp(row.timestamp, data)
     except ValueError as error:
-        shown = str(row.timestamp)[:60]
-        return Rejected(_ids(raw), f"timestamp={shown}: expected {EXPECTED_FORMS}; {error}")
+        text = str(row.timestamp)[:60]
+        return Rejected(_ids(raw), f"timestamp={text}: expected {EXPECTED_FORMS}; {error}")
     return Event(
         user_id=row.user_id,
         item_id=row.item_id,
@@ -151,10 +155,10 @@ def check_user(raw: Any, received_at: int) -> User | Rejected:
     return User(user_id=row.user_id, attributes=row.attributes, received_at=received_at)
 
 
-def timestamp_or_none(given: str, data: Data) -> int | None:
+def timestamp_or_none(text: str, data: Data) -> int | None:
     """Parse a timestamp to microseconds; None if it is invalid."""
     try:
-        return parse_timestamp(given, data)
+        return parse_timestamp(text, data)
     except ValueError:
         return None
 
@@ -169,17 +173,17 @@ def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
     except OverflowError:
         return Rejected(_ids(raw), "a number is too large")
     if not _storable(raw.get("context", raw.get("attributes"))):
-        return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {DEPTH} levels")
+        return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {MAX_DEPTH} levels")
     return row
 
 
 def _ids(raw: Any) -> dict[str, str]:
-    return {name: raw[name] for name in NAMES if isinstance(raw.get(name), str)} if isinstance(raw, dict) else {}
+    return {name: raw[name] for name in ID_NAMES if isinstance(raw.get(name), str)} if isinstance(raw, dict) else {}
 
 
 def _check_row_count(rows: Sequence[Any]) -> list[Any]:
-    if len(rows) > ROWS:
-        raise BadRequest(422, "too_many_rows", f"{len(rows)} rows in one request", "body", f"at most {ROWS} rows")
+    if len(rows) > MAX_ROWS:
+        raise BadRequest(422, "too_many_rows", f"{len(rows)} rows in one request", "body", f"at most {MAX_ROWS} rows")
     return list(rows)
 
 
@@ -209,14 +213,14 @@ def _storable(tree: Any, depth: int = 0) -> bool:
     if isinstance(tree, int):
         return -(2**63) <= tree < 2**64
     if isinstance(tree, dict | list):
-        parts = tree.values() if isinstance(tree, dict) else tree
-        return depth < DEPTH and all(_storable(part, depth + 1) for part in parts)
+        values = tree.values() if isinstance(tree, dict) else tree
+        return depth < MAX_DEPTH and all(_storable(value, depth + 1) for value in values)
     return True
 
 
 def _reason(message: str) -> str:
     """Put the field first in msgspec's message: ``user_id: expected `str`, ...``."""
-    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
-    if found:
-        return f"{found[2]}: {found[1][0].lower()}{found[1][1:]}"
+    match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
+    if match:
+        return f"{match[2]}: {match[1][0].lower()}{match[1][1:]}"
     return message[0].lower() + message[1:]

@@ -79,7 +79,9 @@ class Writer:
         burst_seconds: float,
         after_commit: Callable[[list[WriteRequest], int], None],
     ) -> None:
-        self._log, self.archive, self._after_commit = log, archive, after_commit
+        self._log = log
+        self.archive = archive
+        self._after_commit = after_commit
         self._judge = signal, round(burst_seconds * SECOND)
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._waiting = 0  # queued rows; used on the event loop only
@@ -116,20 +118,21 @@ class Writer:
     def _run(self) -> None:
         ending = False
         while not ending:
-            first = self._queue.get()
-            if first is None:
+            request = self._queue.get()
+            if request is None:
                 return
-            group, rows = [first], len(first)
+            group = [request]
+            rows = len(request)
             while rows < MAX_COMMIT_ROWS:
                 try:
-                    more = self._queue.get_nowait()
+                    next_request = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                if more is None:
+                if next_request is None:
                     ending = True
                     break
-                group.append(more)
-                rows += len(more)
+                group.append(next_request)
+                rows += len(next_request)
             try:
                 self._commit(group)
             except Exception as error:  # noqa: BLE001 - the thread lives on, and no request waits for ever
@@ -148,16 +151,16 @@ class Writer:
                 receipts = self._append(group)
                 newest = self._log.newest_in(commit)
         except Exception as error:  # noqa: BLE001 - whatever one request did must not end the thread
-            kept = self._is_kept(newest)
-            if not kept:
-                self._not_kept(group, error, uncertain=kept is None)
+            is_stored = self._is_kept(newest)
+            if not is_stored:
+                self._not_kept(group, error, uncertain=is_stored is None)
                 return
             LOGGER.error("the log failed after its commit: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
         self.failing = False
-        place = 0
+        offset = 0
         for job in group:
-            job.receipts = receipts[place : place + len(job.events)]
-            place += len(job.events)
+            job.receipts = receipts[offset : offset + len(job.events)]
+            offset += len(job.events)
         self._deliver(group, newest or 0, None)
 
     def _append(self, group: list[WriteRequest]) -> list[Receipt]:
@@ -243,10 +246,11 @@ class Writer:
         frame = frame_of(events)
         users = frame["user_id"].unique().to_list()
         stamps = frame.filter(~signal.wrong_clock(frame))[TIMESTAMP].to_list() or [frame[RECEIVED_AT][0]]
-        after, until = min(stamps) - width, max(stamps)  # a timestamp long before the archive matches no day folder
-        earlier = [self.archive.between(users, after, until), self._log.recent(users, after)]
-        known = pl.concat(earlier).unique(SEQ).sort(SEQ)  # archived rows may be in the log as well
-        rules: list[str | None] = signal.causal_rule(frame, known).to_list()
+        after = min(stamps) - width
+        until = max(stamps)  # a timestamp long before the archive matches no day folder
+        sources = [self.archive.between(users, after, until), self._log.recent(users, after)]
+        earlier_rows = pl.concat(sources).unique(SEQ).sort(SEQ)  # archived rows may be in the log as well
+        rules: list[str | None] = signal.causal_rule(frame, earlier_rows).to_list()
         return rules
 
 

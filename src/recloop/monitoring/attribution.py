@@ -19,11 +19,11 @@ from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, SECOND, TIMESTAMP, 
 
 LIVE, CANDIDATE = "live", "candidate"
 ARMS: Final = (LIVE, CANDIDATE)
-OUTCOME: Final = DAY
-BEFORE: Final = 14 * DAY
+OUTCOME_PERIOD: Final = DAY
+COVARIATE_PERIOD: Final = 14 * DAY
 """Period before the first exposure for the CUPED covariate."""
-WITHIN: Final = {"click": 3_600 * SECOND}
-WITHIN_OTHERWISE: Final = 7 * DAY
+CREDIT_PERIODS: Final = {"click": 3_600 * SECOND}
+DEFAULT_CREDIT_PERIOD: Final = 7 * DAY
 REQUEST_ID: Final = "request_id"
 
 
@@ -41,36 +41,53 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
     """
     requests = pl.DataFrame(
         [
-            (one.request_id, one.user_id, one.served_at, one.assigned, one.variant != one.assigned, one.latency_us, one.items)
-            for one in decisions
+            (
+                decision.request_id,
+                decision.user_id,
+                decision.served_at,
+                decision.assigned,
+                decision.variant != decision.assigned,
+                decision.latency_us,
+                decision.items,
+            )
+            for decision in decisions
         ],
         schema={
-            REQUEST_ID: pl.String, USER_ID: pl.String, "served_at": pl.Int64, "arm": pl.String, "unanswered": pl.Boolean,
-            "latency_us": pl.Int64, "items": pl.List(pl.String),
+            REQUEST_ID: pl.String,
+            USER_ID: pl.String,
+            "served_at": pl.Int64,
+            "arm": pl.String,
+            "unanswered": pl.Boolean,
+            "latency_us": pl.Int64,
+            "items": pl.List(pl.String),
         },
         orient="row",
-    )  # fmt: skip
+    )
     credited = attribute(requests, events)
-    inside = requests.filter((pl.col("served_at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != ""))
+    in_experiment = requests.filter(
+        (pl.col("served_at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != "")
+    )
     users = (
-        inside.sort("served_at", REQUEST_ID)
+        in_experiment.sort("served_at", REQUEST_ID)
         .group_by(USER_ID, maintain_order=True)
         .agg(
             # Until the server has reloaded (at most a second), it assigns every user to live.
             pl.when((pl.col("arm") == CANDIDATE).any()).then(pl.lit(CANDIDATE)).otherwise(pl.lit(LIVE)).alias("arm"),
             pl.col("served_at").first().alias("start"),
         )
-        .with_columns((pl.col("start") + OUTCOME).alias("closes"))
+        .with_columns((pl.col("start") + OUTCOME_PERIOD).alias("closes"))
         .with_columns((pl.col("closes") > now).alias("waiting"))
         .sort("closes", USER_ID)
     )
-    own = users.select(USER_ID, pl.col("start"), pl.col("closes").alias("stop"))
-    past = users.select(USER_ID, (pl.col("start") - BEFORE).alias("start"), pl.col("start").alias("stop"))
-    earlier = _sums(past, requests, credited, events)
-    earlier = earlier.rename({name: f"before_{name}" for name in earlier.columns if name != USER_ID})
-    return users.join(_sums(own, requests, credited, events), on=USER_ID, how="left", maintain_order="left").join(
-        earlier, on=USER_ID, how="left", maintain_order="left"
+    after_entry = users.select(USER_ID, pl.col("start"), pl.col("closes").alias("stop"))
+    before_entry = users.select(
+        USER_ID, (pl.col("start") - COVARIATE_PERIOD).alias("start"), pl.col("start").alias("stop")
     )
+    sums_before = _sums(before_entry, requests, credited, events)
+    sums_before = sums_before.rename({name: f"before_{name}" for name in sums_before.columns if name != USER_ID})
+    return users.join(
+        _sums(after_entry, requests, credited, events), on=USER_ID, how="left", maintain_order="left"
+    ).join(sums_before, on=USER_ID, how="left", maintain_order="left")
 
 
 def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
@@ -84,25 +101,37 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
         requests.select(USER_ID, pl.col("items").alias(ITEM_ID), "served_at", REQUEST_ID).explode(ITEM_ID).drop_nulls()
     )
     rows = events.select(
-        USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, LABEL, pl.col(REQUEST_ID).alias("sent"),
-        pl.col(EVENT_TYPE).replace_strict(WITHIN, default=WITHIN_OTHERWISE, return_dtype=pl.Int64).alias("within"),
-    )  # fmt: skip
+        USER_ID,
+        ITEM_ID,
+        TIMESTAMP,
+        EVENT_TYPE,
+        VALUE,
+        LABEL,
+        pl.col(REQUEST_ID).alias("sent"),
+        pl.col(EVENT_TYPE)
+        .replace_strict(CREDIT_PERIODS, default=DEFAULT_CREDIT_PERIOD, return_dtype=pl.Int64)
+        .alias("within"),
+    )
     # A request_id is used only if it belongs to this user.
-    known = requests.select(USER_ID, pl.col(REQUEST_ID).alias("sent"))
-    told = rows.join(known, on=[USER_ID, "sent"], how="semi").join(
+    user_requests = requests.select(USER_ID, pl.col(REQUEST_ID).alias("sent"))
+    named = rows.join(user_requests, on=[USER_ID, "sent"], how="semi").join(
         exposures.with_columns(pl.col(REQUEST_ID).alias("sent")), on=[USER_ID, ITEM_ID, "sent"], how="inner"
     )
-    guessed = (
-        rows.join(known, on=[USER_ID, "sent"], how="anti")
+    inferred = (
+        rows.join(user_requests, on=[USER_ID, "sent"], how="anti")
         .sort(TIMESTAMP)
         .join_asof(
-            exposures.sort("served_at"), left_on=TIMESTAMP, right_on="served_at", by=[USER_ID, ITEM_ID], strategy="backward",
+            exposures.sort("served_at"),
+            left_on=TIMESTAMP,
+            right_on="served_at",
+            by=[USER_ID, ITEM_ID],
+            strategy="backward",
             check_sortedness=False,
         )
         .drop_nulls("served_at")
-    )  # fmt: skip
-    found = pl.concat([told, guessed], how="diagonal")
-    return found.filter(pl.col(TIMESTAMP) - pl.col("served_at") <= pl.col("within"))
+    )
+    credited = pl.concat([named, inferred], how="diagonal")
+    return credited.filter(pl.col(TIMESTAMP) - pl.col("served_at") <= pl.col("within"))
 
 
 def _sums(windows: pl.DataFrame, requests: pl.DataFrame, credited: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
@@ -114,20 +143,21 @@ def _sums(windows: pl.DataFrame, requests: pl.DataFrame, credited: pl.DataFrame,
             joined = joined.filter((pl.col(stamp) >= pl.col("start")) & (pl.col(stamp) < pl.col("stop")))
         return joined.group_by(USER_ID)
 
-    positive, click = pl.col(LABEL) > 0, pl.col(EVENT_TYPE) == "click"
-    asked = within(requests, "served_at").agg(
+    positive = pl.col(LABEL) > 0
+    click = pl.col(EVENT_TYPE) == "click"
+    request_sums = within(requests, "served_at").agg(
         pl.len().alias("requests"), pl.col("latency_us").sum(), pl.col("unanswered").sum()
     )
-    done = within(credited, "served_at", TIMESTAMP).agg(
+    credit_sums = within(credited, "served_at", TIMESTAMP).agg(
         pl.col(REQUEST_ID).filter(positive).n_unique().alias("hits"),
         click.sum().alias("clicks"),
         positive.sum().alias("positives"),
         pl.col(VALUE).filter(positive).sum().alias("value"),
     )
-    whole = within(events.select(USER_ID, TIMESTAMP, LABEL), TIMESTAMP).agg(
+    event_sums = within(events.select(USER_ID, TIMESTAMP, LABEL), TIMESTAMP).agg(
         positive.sum().alias("all_positives"), (pl.col(LABEL) < 0).sum().alias("dislikes")
     )
-    out = windows.select(USER_ID)
-    for part in (asked, done, whole):
-        out = out.join(part, on=USER_ID, how="left", maintain_order="left")
-    return out.fill_null(0)
+    totals = windows.select(USER_ID)
+    for sums in (request_sums, credit_sums, event_sums):
+        totals = totals.join(sums, on=USER_ID, how="left", maintain_order="left")
+    return totals.fill_null(0)

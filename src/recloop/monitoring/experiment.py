@@ -23,7 +23,7 @@ import polars as pl
 from recloop.errors import UserError
 from recloop.evaluation.bootstrap import holm, plain
 from recloop.features.labels import EventLabeler
-from recloop.monitoring.attribution import ARMS, BEFORE, user_outcomes
+from recloop.monitoring.attribution import ARMS, COVARIATE_PERIOD, user_outcomes
 from recloop.monitoring.experiment_plan import EVIDENCE, REFRESH, Plan
 from recloop.monitoring.experiment_verdict import (
     Arms,
@@ -35,7 +35,7 @@ from recloop.monitoring.experiment_verdict import (
     Verdict,
     decide,
 )
-from recloop.monitoring.statistics import ALARM, Effect, Floats, effect, sample_ratio, sequential_bounds
+from recloop.monitoring.statistics import SAMPLE_RATIO_ALARM, Effect, Floats, effect, sample_ratio, sequential_bounds
 from recloop.project import Project
 from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, RULE, TIMESTAMP
 from recloop.storage import releases
@@ -103,18 +103,18 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
     """
     control = project.open_control()
     bundle, _, plan, until = period(control.releases(), bundle)
-    own = project.load_bundle(bundle)
+    candidate = project.load_bundle(bundle)
     with project.open_decisions() as store, project.open_log() as log:
-        first = data_start(plan)
-        decisions = [one for one in store.rows(since=first, until=until) if one.role == "answer"]
+        data_since = data_start(plan)
+        decisions = [decision for decision in store.rows(since=data_since, until=until) if decision.role == "answer"]
         newest = store.rows(last=1)
         archive = project.open_archive()
-        later = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-        rows = pl.concat([archive.events(), later]).filter(pl.col(TIMESTAMP) >= first)
+        log_rows = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+        rows = pl.concat([archive.events(), log_rows]).filter(pl.col(TIMESTAMP) >= data_since)
     if now is None:
-        now = max([plan.since, *(one.served_at for one in newest), *later[RECEIVED_AT].to_list()])
+        now = max([plan.since, *(decision.served_at for decision in newest), *log_rows[RECEIVED_AT].to_list()])
     now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
-    users = user_outcomes(decisions, EventLabeler.from_spec(own.spec).label(rows), plan.since, now)
+    users = user_outcomes(decisions, EventLabeler.from_spec(candidate.spec).label(rows), plan.since, now)
     differs = plan.differences(project.config.release)
     return evaluate(users, plan, bundle=bundle, until=until, now=now, differs=differs)
 
@@ -125,13 +125,13 @@ def current(project: Project) -> Verdict | None:
     Raises:
         UserError, BundleError: see `analyze`.
     """
-    tried = releases.read_state(project.open_control()).rows_in("experiment")
-    return analyze(project, tried[0].bundle) if tried else None
+    experiments = releases.read_state(project.open_control()).rows_in("experiment")
+    return analyze(project, experiments[0].bundle) if experiments else None
 
 
 def data_start(plan: Plan) -> int:
     """Start of the data that an analysis reads, CUPED included; int64 microseconds."""
-    return plan.since - BEFORE - DAY
+    return plan.since - COVARIATE_PERIOD - DAY
 
 
 def current_verdict(project: Project) -> tuple[Verdict | None, str]:
@@ -148,21 +148,24 @@ def period(rows: Sequence[ReleaseRow], bundle: str) -> Period:
     Raises:
         UserError: the bundle was never in an experiment, or its row has no plan.
     """
-    began = [row for row in rows if row.to == "experiment" and bundle in {"", row.bundle}]
-    if not began:
-        try_ = "recloop promote BUNDLE --to experiment"
-        raise UserError("bundle", bundle or "none", "a bundle that is or was in an experiment", try_)
-    plan = Plan.from_row(began[-1])
+    starts = [row for row in rows if row.to == "experiment" and bundle in {"", row.bundle}]
+    if not starts:
+        fix = "recloop promote BUNDLE --to experiment"
+        raise UserError("bundle", bundle or "none", "a bundle that is or was in an experiment", fix)
+    plan = Plan.from_row(starts[-1])
     # A refresh of the candidate keeps the plan, so the experiment has one row per bundle.
-    own = [row for row in rows if row.to == "experiment" and row.evidence.get(EVIDENCE) == plan.to_evidence()]
-    names, newest = {row.bundle for row in own}, own[-1]
-    ended = [
+    experiment_rows = [
+        row for row in rows if row.to == "experiment" and row.evidence.get(EVIDENCE) == plan.to_evidence()
+    ]
+    names = {row.bundle for row in experiment_rows}
+    newest = experiment_rows[-1]
+    ends = [
         row.at
         for row in rows
-        if row.generation > own[0].generation
+        if row.generation > experiment_rows[0].generation
         and (_moves_live(row) or (row.bundle in names and row.generation > newest.generation))
     ]
-    return Period(newest.bundle, newest, plan, min(ended, default=None))
+    return Period(newest.bundle, newest, plan, min(ends, default=None))
 
 
 def _moves_live(row: ReleaseRow) -> bool:
@@ -183,8 +186,8 @@ class Table:
         names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
         columns = {
             name: entered[name].to_numpy().astype(np.float64)
-            for own in sorted(names)
-            for name in (own, f"before_{own}")
+            for column in sorted(names)
+            for name in (column, f"before_{column}")
         }
         return cls((entered["arm"] == "candidate").to_numpy(), columns)
 
@@ -214,48 +217,59 @@ def evaluate(
     """
     counts = {arm: int((users["arm"] == arm).sum()) for arm in ARMS}
     e = sample_ratio([counts[arm] for arm in ARMS], [1 - plan.share, plan.share])
-    ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > ALARM)
+    ratio = SampleRatio(counts, plan.share, plain(e) or 0.0, e > SAMPLE_RATIO_ALARM)
     table = Table.from_outcomes(users.filter(~pl.col("waiting")))
     arms = table.arms
-    both = bool(arms.live and arms.candidate)
-    metrics = measure_all(table, plan) if both else {}
-    looks = interim_analyses(table, plan) if both else []
-    found: Finding = decide(plan, ratio, metrics, looks)
+    has_both_arms = bool(arms.live and arms.candidate)
+    metrics = measure_all(table, plan) if has_both_arms else {}
+    looks = interim_analyses(table, plan) if has_both_arms else []
+    finding: Finding = decide(plan, ratio, metrics, looks)
     return Verdict(
         bundle=bundle, since=plan.since, until=until, now=now, plan=plan, differs=list(differs),
         users=Arms(arms.live, arms.candidate, int(users["waiting"].sum())), sample_ratio=ratio, metrics=metrics,
-        looks=looks, **msgspec.structs.asdict(found),
+        looks=looks, **msgspec.structs.asdict(finding),
     )  # fmt: skip
 
 
 def measure_all(table: Table, plan: Plan) -> dict[str, Measured]:
     """Measure each metric present in the log; secondary ones with Holm-adjusted p."""
-    found: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
     for metric in METRICS:
         if table.columns[metric.top].any():
             kind: Kind = "primary" if metric.name == plan.metric else metric.kind
-            found[metric.name] = _measure(measure(table, metric), metric, kind, plan)
-    secondary = [name for name, one in found.items() if one.kind == "secondary"]
-    adjusted = holm([1.0 if (p := found[name].p) is None else p for name in secondary])
+            measured[metric.name] = _measure(measure(table, metric), metric, kind, plan)
+    secondary = [name for name, metric_result in measured.items() if metric_result.kind == "secondary"]
+    adjusted = holm([1.0 if (p := measured[name].p) is None else p for name in secondary])
     for name, p in zip(secondary, adjusted, strict=True):
-        found[name] = msgspec.structs.replace(found[name], p_holm=plain(p))
-    return found
+        measured[name] = msgspec.structs.replace(measured[name], p_holm=plain(p))
+    return measured
 
 
-def _measure(one: Effect, metric: ExperimentMetric, kind: Kind, plan: Plan) -> Measured:
+def _measure(arm_difference: Effect, metric: ExperimentMetric, kind: Kind, plan: Plan) -> Measured:
     alpha = plan.alpha / GUARDRAILS if kind == "guardrail" else plan.alpha
-    low, high = one.interval(alpha)
-    always_low, always_high = one.sequence(alpha, plan.users)
-    base = abs(one.live) or math.nan
+    low, high = arm_difference.interval(alpha)
+    always_low, always_high = arm_difference.sequence(alpha, plan.users)
+    base = abs(arm_difference.live) or math.nan
     return Measured(
-        kind=kind, better="higher" if metric.better > 0 else "lower", live=plain(one.live),
-        candidate=plain(one.candidate), delta=plain(one.delta), se=plain(one.se), low=plain(low), high=plain(high),
-        p=plain(one.p), relative=plain(one.delta / base), relative_low=plain(low / base),
-        relative_high=plain(high / base), sequence_low=plain(always_low), sequence_high=plain(always_high),
-        reduction=plain(one.reduction),
-        worse=one.is_worse(metric.better, metric.slack, metric.absolute, alpha, plan.users),
-        unproven=metric.proof and not one.is_within(metric.better, metric.slack, metric.absolute, alpha, plan.users),
-    )  # fmt: skip
+        kind=kind,
+        better="higher" if metric.better > 0 else "lower",
+        live=plain(arm_difference.live),
+        candidate=plain(arm_difference.candidate),
+        delta=plain(arm_difference.delta),
+        se=plain(arm_difference.se),
+        low=plain(low),
+        high=plain(high),
+        p=plain(arm_difference.p),
+        relative=plain(arm_difference.delta / base),
+        relative_low=plain(low / base),
+        relative_high=plain(high / base),
+        sequence_low=plain(always_low),
+        sequence_high=plain(always_high),
+        reduction=plain(arm_difference.reduction),
+        worse=arm_difference.is_worse(metric.better, metric.slack, metric.absolute, alpha, plan.users),
+        unproven=metric.proof
+        and not arm_difference.is_within(metric.better, metric.slack, metric.absolute, alpha, plan.users),
+    )
 
 
 def measure(table: Table, metric: ExperimentMetric) -> Effect:
@@ -282,22 +296,29 @@ def interim_analyses(table: Table, plan: Plan) -> list[InterimAnalysis]:
     Look j covers the first ``j / looks`` of the planned users to enter. It depends on these users alone, so a later
     analysis gives the same look.
     """
-    metric = next(one for one in METRICS if one.name == plan.metric)
+    metric = next(metric for metric in METRICS if metric.name == plan.metric)
     sizes = analysis_sizes(plan)
-    found = []
+    analyses = []
     for size, bound in zip(
         sizes, sequential_bounds(tuple(size / plan.users for size in sizes), plan.alpha), strict=True
     ):
-        first = table.first(size)
-        arms = first.arms
+        entered = table.first(size)
+        arms = entered.arms
         if arms.live + arms.candidate < size or not (arms.live and arms.candidate):
             break
-        one = measure(first, metric)
-        reach = bound * one.se
-        found.append(
+        arm_difference = measure(entered, metric)
+        reach = bound * arm_difference.se
+        analyses.append(
             InterimAnalysis(
-                users=size, share=size / plan.users, live=one.live, delta=one.delta, low=one.delta - reach,
-                high=one.delta + reach, z=plain(one.z), bound=bound, crossed=abs(one.z) > bound,
+                users=size,
+                share=size / plan.users,
+                live=arm_difference.live,
+                delta=arm_difference.delta,
+                low=arm_difference.delta - reach,
+                high=arm_difference.delta + reach,
+                z=plain(arm_difference.z),
+                bound=bound,
+                crossed=abs(arm_difference.z) > bound,
             )
-        )  # fmt: skip
-    return found
+        )
+    return analyses

@@ -66,8 +66,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             )
         smaller = min(plan.share, 1 - plan.share)
         if plan.users / plan.looks * smaller < MIN_LOOK_USERS:
-            least = -(-MIN_LOOK_USERS * plan.looks // smaller)
-            expected = f"at least {least:.0f} for {plan.looks} looks at a share of {plan.share:g}"
+            min_users = -(-MIN_LOOK_USERS * plan.looks // smaller)
+            expected = f"at least {min_users:.0f} for {plan.looks} looks at a share of {plan.share:g}"
             raise UserError("release.plan.users", plan.users, expected, "edit release.plan in recloop.toml")
         return plan
 
@@ -78,29 +78,29 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             UserError: the row has no plan, or a plan of another version.
         """
-        found = row.evidence.get(EVIDENCE)
-        if found is None:
+        tree = row.evidence.get(EVIDENCE)
+        if tree is None:
             expected = "a plan in the release row; an earlier version of recloop started this experiment"
             raise UserError("experiment", row.bundle, expected, f"recloop reject {row.bundle} --reason 'no plan'")
         try:
-            return msgspec.convert(found, cls)
+            return msgspec.convert(tree, cls)
         except msgspec.ValidationError as error:
             fix = f"recloop reject {row.bundle} --reason 'plan of another version'"
             raise UserError("experiment", row.bundle, f"a plan that this version reads ({error})", fix) from None
 
     def to_evidence(self) -> JsonTree:
         """Format the plan as JSON for the release row."""
-        found: JsonTree = msgspec.to_builtins(self)
-        return found
+        evidence: JsonTree = msgspec.to_builtins(self)
+        return evidence
 
     def differences(self, settings: Release) -> list[str]:
         """Describe the keys of ``[release]`` that differ from this plan; the plan applies."""
-        wanted = {"release.experiment_share": settings.experiment_share}
-        wanted |= {f"release.plan.{name}": value for name, value in settings.plan.model_dump().items()}
-        planned = {key: getattr(self, _field(key)) for key in wanted}
+        configured = {"release.experiment_share": settings.experiment_share}
+        configured |= {f"release.plan.{name}": value for name, value in settings.plan.model_dump().items()}
+        planned = {key: getattr(self, _field(key)) for key in configured}
         return [
             f"{key} = {planned[key]} in this experiment, {value} in recloop.toml"
-            for key, value in wanted.items()
+            for key, value in configured.items()
             if value != planned[key]
         ]
 

@@ -14,7 +14,7 @@ import msgspec
 
 from recloop.files import JsonTree
 from recloop.monitoring.experiment_plan import Plan
-from recloop.monitoring.statistics import ALARM
+from recloop.monitoring.statistics import SAMPLE_RATIO_ALARM
 
 Word = Literal["better", "worse", "inconclusive", "running", "invalid"]
 Source = Literal["sample ratio", "guardrail", "look", "sequence", "none"]
@@ -129,8 +129,8 @@ class Verdict(Finding, frozen=True, kw_only=True):
 
     def to_json(self) -> JsonTree:
         """Format the record as JSON."""
-        found: JsonTree = msgspec.to_builtins(self)
-        return found
+        tree: JsonTree = msgspec.to_builtins(self)
+        return tree
 
     def lines(self) -> list[str]:
         """Format the verdict for a terminal: one line, and one per key in ``differs``."""
@@ -141,41 +141,46 @@ def decide(
     plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], looks: Sequence[InterimAnalysis]
 ) -> Finding:
     """Decide the verdict from sample ratio, metrics and interim analyses so far."""
-    word, source, why = _decide(plan, ratio, metrics, looks)
-    unproven = next((name for name, one in metrics.items() if one.unproven), "")
-    if word == "better" and unproven:
-        word, source, why = _undecided(plan, looks), "none", f"{why}, but guardrail {unproven} may be above its slack"
+    verdict, source, explanation = _decide(plan, ratio, metrics, looks)
+    unproven = next((name for name, measured in metrics.items() if measured.unproven), "")
+    if verdict == "better" and unproven:
+        verdict = _undecided(plan, looks)
+        source = "none"
+        explanation = f"{explanation}, but guardrail {unproven} may be above its slack"
     loss = _loss(plan, metrics, looks)
-    no_harm = word not in HARMFUL and loss is not None and loss < plan.margin and not unproven
+    no_harm = verdict not in HARMFUL and loss is not None and loss < plan.margin and not unproven
     needed = None if no_harm else _needed(plan, looks)
-    if word in {"running", "inconclusive"}:
-        why = f"{why}; {_margin_note(plan, loss, needed)}"
-    return Finding(verdict=word, decided_by=source, why=why, no_harm=no_harm, loss=loss, needed=needed)
+    if verdict in {"running", "inconclusive"}:
+        explanation = f"{explanation}; {_margin_note(plan, loss, needed)}"
+    return Finding(verdict=verdict, decided_by=source, why=explanation, no_harm=no_harm, loss=loss, needed=needed)
 
 
 def _decide(
     plan: Plan, ratio: SampleRatio, metrics: Mapping[str, Measured], looks: Sequence[InterimAnalysis]
 ) -> tuple[Word, Source, str]:
     if ratio.alarm:
-        why = f"the arms differ from their planned shares of users (e = {ratio.e:.3g}, alarm above {ALARM:,.0f})"
-        return "invalid", "sample ratio", why
-    for name, one in metrics.items():
-        if one.kind == "guardrail" and one.worse:
-            why = f"guardrail {name}: {_figure(one.live)} in live, {_figure(one.candidate)} in the candidate"
-            return "worse", "guardrail", f"{why}; its whole confidence sequence is a loss"
+        figures = f"e = {ratio.e:.3g}, alarm above {SAMPLE_RATIO_ALARM:,.0f}"
+        explanation = f"the arms differ from their planned shares of users ({figures})"
+        return "invalid", "sample ratio", explanation
+    for name, measured in metrics.items():
+        if measured.kind == "guardrail" and measured.worse:
+            explanation = (
+                f"guardrail {name}: {_figure(measured.live)} in live, {_figure(measured.candidate)} in the candidate"
+            )
+            return "worse", "guardrail", f"{explanation}; its whole confidence sequence is a loss"
     for look in looks:
         if look.crossed:
-            word: Word = "better" if look.delta > 0 else "worse"
+            verdict: Word = "better" if look.delta > 0 else "worse"
             passed = f"z {look.z or 0.0:+.2f} crossed the bound {look.bound:.2f}"
-            return word, "look", f"{plan.metric}: {passed} at the planned look of {look.users:,} users"
+            return verdict, "look", f"{plan.metric}: {passed} at the planned look of {look.users:,} users"
     primary = metrics.get(plan.metric)
     if primary is not None and primary.sequence_low is not None and primary.sequence_high is not None:
         low, high = primary.sequence_low, primary.sequence_high
         if low > 0 or high < 0:
-            why = f"{plan.metric}: the confidence sequence {low:+.4g} to {high:+.4g} excludes 0"
-            return "better" if low > 0 else "worse", "sequence", why
-    taken = f"{len(looks)} of {plan.looks} planned looks done, none crossed its bound"
-    return _undecided(plan, looks), "none", taken
+            explanation = f"{plan.metric}: the confidence sequence {low:+.4g} to {high:+.4g} excludes 0"
+            return "better" if low > 0 else "worse", "sequence", explanation
+    progress = f"{len(looks)} of {plan.looks} planned looks done, none crossed its bound"
+    return _undecided(plan, looks), "none", progress
 
 
 def _undecided(plan: Plan, looks: Sequence[InterimAnalysis]) -> Word:
@@ -196,15 +201,17 @@ def _needed(plan: Plan, looks: Sequence[InterimAnalysis]) -> int | None:
     if not looks or not looks[-1].live:
         return None
     look = looks[-1]
-    needed = look.users * ((look.high - look.low) / 2 / (plan.margin * abs(look.live))) ** 2
-    return math.ceil(float(f"{needed:.1e}")) if math.isfinite(needed) else None  # two digits, as for an estimate
+    users = look.users * ((look.high - look.low) / 2 / (plan.margin * abs(look.live))) ** 2
+    return math.ceil(float(f"{users:.1e}")) if math.isfinite(users) else None  # two digits, as for an estimate
 
 
 def _margin_note(plan: Plan, loss: float | None, needed: int | None) -> str:
     if loss is not None and loss < plan.margin:
         return f"a loss of more than {plan.margin:.2g} of {plan.metric} is ruled out"
-    seen = "no look is done yet" if loss is None else f"a relative loss of {loss:.2g} of {plan.metric} is not ruled out"
-    note = f"{seen}, margin {plan.margin:.2g}"
+    loss_text = (
+        "no look is done yet" if loss is None else f"a relative loss of {loss:.2g} of {plan.metric} is not ruled out"
+    )
+    note = f"{loss_text}, margin {plan.margin:.2g}"
     return note if needed is None else f"{note} (an equal candidate needs about {needed:,} users)"
 
 

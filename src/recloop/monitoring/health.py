@@ -25,7 +25,7 @@ Group = tuple[str, str]
 """Variant and placement."""
 Received = tuple[int, str | None]
 """Time of receipt and request id of an event."""
-HISTORIES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
+HISTORY_RANGES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
 """Ranges of valid positives at the request, for the sources of cold users."""
 
 
@@ -61,7 +61,7 @@ def reference(
         events: Labelled rows that include the reference window; without them novelty and tail ratio are unknown.
     """
     ids = {raw: number for number, raw in enumerate(bundle.items.ids.ids, start=1)}
-    shown = (set(ids) | set(posted)) - set(hidden)
+    available = (set(ids) | set(posted)) - set(hidden)
     reference = None
     if events is not None:
         window = (pl.col(STAMP) >= bundle.cut - REFERENCE_DAYS * DAY) & (pl.col(STAMP) < bundle.cut)
@@ -70,7 +70,7 @@ def reference(
         for raw, count in counts.iter_rows():
             reference[ids.get(raw, 0)] += count
         reference[0] = 0
-    return HealthReference(ids, len(shown), np.concatenate([[False], bundle.items.tail]), reference)
+    return HealthReference(ids, len(available), np.concatenate([[False], bundle.items.tail]), reference)
 
 
 @dataclass(frozen=True)
@@ -100,25 +100,29 @@ class Exposures:
 
         Requests without a user id count as exposures but never as cold users.
         """
-        answered = [one for one in decisions if one.role == "answer"]
+        answered = [decision for decision in decisions if decision.role == "answer"]
         users: dict[str, int] = {}
         numbers: dict[str, int] = {}
-        place = {source: number for number, source in enumerate(SOURCES)}
+        source_numbers = {source: number for number, source in enumerate(SOURCES)}
 
         def number(raw: str) -> int:
             return against.ids.get(raw) or numbers.setdefault(raw, len(against.tail) + len(numbers))
 
         return cls(
-            served_at=np.array([one.served_at for one in answered], dtype=np.int64),
-            users=np.array([users.setdefault(one.user_id, len(users)) for one in answered], dtype=np.int64),
-            positives=np.array([one.positives if one.user_id else COLD_POSITIVES for one in answered], dtype=np.int64),
-            variant=np.array([one.variant for one in answered], dtype=object),
-            placement=np.array([one.placement for one in answered], dtype=object),
-            offsets=np.concatenate([[0], np.cumsum([len(one.items) for one in answered])]).astype(np.int64),
-            items=np.array([number(raw) for one in answered for raw in one.items], dtype=np.int64),
-            sources=np.array([place[source] for one in answered for source in one.sources], dtype=np.int64),
-            latency_us=np.array([one.latency_us for one in answered], dtype=np.int64),
-            bundles=np.array([one.bundle for one in answered], dtype=object),
+            served_at=np.array([decision.served_at for decision in answered], dtype=np.int64),
+            users=np.array([users.setdefault(decision.user_id, len(users)) for decision in answered], dtype=np.int64),
+            positives=np.array(
+                [decision.positives if decision.user_id else COLD_POSITIVES for decision in answered], dtype=np.int64
+            ),
+            variant=np.array([decision.variant for decision in answered], dtype=object),
+            placement=np.array([decision.placement for decision in answered], dtype=object),
+            offsets=np.concatenate([[0], np.cumsum([len(decision.items) for decision in answered])]).astype(np.int64),
+            items=np.array([number(raw) for decision in answered for raw in decision.items], dtype=np.int64),
+            sources=np.array(
+                [source_numbers[source] for decision in answered for source in decision.sources], dtype=np.int64
+            ),
+            latency_us=np.array([decision.latency_us for decision in answered], dtype=np.int64),
+            bundles=np.array([decision.bundle for decision in answered], dtype=object),
         )
 
     def select(self, mask: NDArray[np.bool_]) -> Exposures:
@@ -140,7 +144,7 @@ class Exposures:
         return share
 
 
-def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
+def compute(exposures: Exposures, against: HealthReference) -> dict[str, Any]:
     """Compute all health numbers of these decisions; None if undefined.
 
     ``coverage`` d/N, ``entropy`` H / log2 N, ``effective_items`` 2^H, ``gini``; ``long_tail_share`` with
@@ -149,16 +153,16 @@ def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
     ``cold_sources`` (the same for users with 0, 1-2, 3-4 valid positives); ``latency_ms`` {p50, p99}; ``bundles``
     {bundle: requests that it answered}.
     """
-    width = max(len(against.tail), int(shown.items.max(initial=0)) + 1)
-    counts = np.bincount(shown.items, minlength=width)
-    behind = np.arange(width) >= len(against.tail)
+    width = max(len(against.tail), int(exposures.items.max(initial=0)) + 1)
+    counts = np.bincount(exposures.items, minlength=width)
+    after_table = np.arange(width) >= len(against.tail)
     tail = np.concatenate([against.tail, np.ones(width - len(against.tail), dtype=bool)])
-    cold = shown.positives < COLD_POSITIVES
+    cold = exposures.positives < COLD_POSITIVES
     tail_share = metrics.long_tail_share(counts, tail)
-    usual = novelty = float("nan")
+    reference_tail_share = novelty = float("nan")
     if against.reference is not None:
         reference = np.concatenate([against.reference, np.zeros(width - len(against.reference), dtype=np.int64)])
-        usual = metrics.long_tail_share(reference, tail)
+        reference_tail_share = metrics.long_tail_share(reference, tail)
         novelty = metrics.novelty(counts, reference, against.n_items)
     numbers = {
         "entropy": metrics.entropy(counts, against.n_items),
@@ -166,39 +170,41 @@ def compute(shown: Exposures, against: HealthReference) -> dict[str, Any]:
         "coverage": metrics.coverage(counts, against.n_items),
         "gini": metrics.gini(counts, against.n_items),
         "long_tail_share": tail_share,
-        "reference_tail_share": usual,
-        "tail_ratio": tail_share / usual if usual > 0 else float("nan"),
-        "new_item_share": metrics.long_tail_share(counts, behind),
+        "reference_tail_share": reference_tail_share,
+        "tail_ratio": tail_share / reference_tail_share if reference_tail_share > 0 else float("nan"),
+        "new_item_share": metrics.long_tail_share(counts, after_table),
         "novelty": novelty,
-        "cold_coverage": metrics.cold_coverage(shown.users, cold, shown.personal_shares()),
+        "cold_coverage": metrics.cold_coverage(exposures.users, cold, exposures.personal_shares()),
     }
     return {
-        "requests": len(shown),
-        "bundles": {str(name): int((shown.bundles == name).sum()) for name in dict.fromkeys(shown.bundles.tolist())},
-        "slots": len(shown.items),
-        "users": len(np.unique(shown.users)),
-        "cold_users": len(np.unique(shown.users[cold])),
+        "requests": len(exposures),
+        "bundles": {
+            str(name): int((exposures.bundles == name).sum()) for name in dict.fromkeys(exposures.bundles.tolist())
+        },
+        "slots": len(exposures.items),
+        "users": len(np.unique(exposures.users)),
+        "cold_users": len(np.unique(exposures.users[cold])),
         **{name: bootstrap.plain(value) for name, value in numbers.items()},
-        "latency_ms": latency(shown),
-        "sources": source_shares(shown),
+        "latency_ms": latency(exposures),
+        "sources": source_shares(exposures),
         "cold_sources": {
-            name: source_shares(shown.select((shown.positives >= low) & (shown.positives <= high)))
-            for name, (low, high) in HISTORIES.items()
+            name: source_shares(exposures.select((exposures.positives >= low) & (exposures.positives <= high)))
+            for name, (low, high) in HISTORY_RANGES.items()
         },
     }
 
 
-def latency(shown: Exposures) -> dict[str, float | None]:
+def latency(exposures: Exposures) -> dict[str, float | None]:
     """Milliseconds from request to list: median and 99th percentile."""
-    if not len(shown):
+    if not len(exposures):
         return {"p50": None, "p99": None}
-    p50, p99 = np.quantile(shown.latency_us, (0.5, 0.99)) / 1_000
+    p50, p99 = np.quantile(exposures.latency_us, (0.5, 0.99)) / 1_000
     return {"p50": bootstrap.plain(float(p50)), "p99": bootstrap.plain(float(p99))}
 
 
-def source_shares(shown: Exposures) -> dict[str, float]:
+def source_shares(exposures: Exposures) -> dict[str, float]:
     """Share of slots by source; sources without a slot are omitted."""
-    counts = np.bincount(shown.sources, minlength=len(SOURCES))
+    counts = np.bincount(exposures.sources, minlength=len(SOURCES))
     total = max(1, int(counts.sum()))
     return {source: round(int(count) / total, 6) for source, count in zip(SOURCES, counts, strict=True) if count}
 
@@ -219,32 +225,36 @@ def health(
         {variant: {placement: numbers}} over (until - length, until]. Numbers are those of `compute`, and ``events``:
         events received in that time with a request id of the group.
     """
-    shown = Exposures.from_decisions(decisions, against)
-    end = until if until is not None else int(shown.served_at.max(initial=0))
-    group = {one.request_id: (one.variant, one.placement) for one in decisions if one.role == "answer"}
+    exposures = Exposures.from_decisions(decisions, against)
+    end = until if until is not None else int(exposures.served_at.max(initial=0))
+    group = {
+        decision.request_id: (decision.variant, decision.placement)
+        for decision in decisions
+        if decision.role == "answer"
+    }
 
     def events(since: int) -> Counter[Group]:
         return Counter(group[request] for at, request in received if request in group and since < at <= end)
 
-    ever = events(-(2**63))
+    all_events = events(-(2**63))
     out: dict[str, Any] = {
-        "whole": {**compute(shown, against), "events": ever.total()}, "groups": by_variant_and_placement(shown, against, ever),
+        "whole": {**compute(exposures, against), "events": all_events.total()}, "groups": by_variant_and_placement(exposures, against, all_events),
     }  # fmt: skip
     for name, length in WINDOWS.items():
-        mine = shown.select((shown.served_at > end - length) & (shown.served_at <= end))
-        out[name] = by_variant_and_placement(mine, against, events(end - length))
+        in_window = exposures.select((exposures.served_at > end - length) & (exposures.served_at <= end))
+        out[name] = by_variant_and_placement(in_window, against, events(end - length))
     return out
 
 
 def by_variant_and_placement(
-    shown: Exposures, against: HealthReference, events: Mapping[Group, int]
+    exposures: Exposures, against: HealthReference, events: Mapping[Group, int]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compute {variant: {placement: numbers}} of groups with a request or an event."""
     groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for pair in sorted({*zip(shown.variant.tolist(), shown.placement.tolist(), strict=True), *events}):
+    for pair in sorted({*zip(exposures.variant.tolist(), exposures.placement.tolist(), strict=True), *events}):
         variant, placement = pair
-        mine = shown.select((shown.variant == variant) & (shown.placement == placement))
-        groups.setdefault(variant, {})[placement] = {**compute(mine, against), "events": events.get(pair, 0)}
+        group = exposures.select((exposures.variant == variant) & (exposures.placement == placement))
+        groups.setdefault(variant, {})[placement] = {**compute(group, against), "events": events.get(pair, 0)}
     return groups
 
 

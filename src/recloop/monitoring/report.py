@@ -34,8 +34,8 @@ from recloop.monitoring.summary import summarize
 from recloop.project import Project
 from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision, utc_minute
 
-FILE = "report.html"
-KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
+REPORT_FILE = "report.html"
+RESULT_KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
 SHOWN_ITEMS = 8  # listed items per moment; the rest is counted
 
 DEFINITIONS = {
@@ -86,21 +86,32 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> J
     Raises:
         UserError: no bundle is live yet, or a timestamp is invalid.
     """
-    since, until = stamp("--from", start), stamp("--to", end)
-    seen = summarize(project, since, until, learned=_learned(project))
+    since = stamp("--from", start)
+    until = stamp("--to", end)
+    summary = summarize(project, since, until, learned=_learned(project))
     naming = project.config.data.columns.name
 
     def name(item_id: str) -> str:
-        item = seen.catalogue.get(item_id)
+        item = summary.catalogue.get(item_id)
         return readable(naming, item.attributes if item else {}, item_id)
 
-    tried, _ = experiment.current_verdict(project)
+    running, _ = experiment.current_verdict(project)
     html = render(
-        _evaluation(project), seen.numbers, seen.bundle.manifest, name, _window(seen.decisions), seen.proven, tried
+        _evaluation(project),
+        summary.numbers,
+        summary.bundle.manifest,
+        name,
+        _window(summary.decisions),
+        summary.proven,
+        running,
     )
-    target = Path(file) if file else project.reports / FILE
+    target = Path(file) if file else project.reports / REPORT_FILE
     replace_file(target, html)
-    return {"path": str(target), **{key: seen.numbers["whole"][key] for key in KEYS}, "verify": seen.proven}
+    return {
+        "path": str(target),
+        **{key: summary.numbers["whole"][key] for key in RESULT_KEYS},
+        "verify": summary.proven,
+    }
 
 
 def render(
@@ -131,7 +142,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "utc_minute": utc_minute, "amount": amount}
-    page = environment.get_template(FILE)
+    page = environment.get_template(REPORT_FILE)
     return page.render(
         evaluation=evaluation,
         tables=[] if evaluation is None else _tables(evaluation),
@@ -170,17 +181,31 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for number, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
-            found = [(x, one["rows"][row]) for x, one in enumerate(lengths) if one["rows"][row]["value"] is not None]
-            place = np.array([x for x, _ in found]) + (number - (len(rows) - 1) / 2) * 0.12
-            value = np.array([one["value"] for _, one in found])
-            ends = [[one["value"] if one[end] is None else one[end] for end in ("low", "high")] for _, one in found]
+            points = [
+                (x, bucket["rows"][row]) for x, bucket in enumerate(lengths) if bucket["rows"][row]["value"] is not None
+            ]
+            positions = np.array([x for x, _ in points]) + (number - (len(rows) - 1) / 2) * 0.12
+            value = np.array([bucket["value"] for _, bucket in points])
+            ends = [
+                [bucket["value"] if bucket[end] is None else bucket[end] for end in ("low", "high")]
+                for _, bucket in points
+            ]
             reach = np.abs(np.array(ends).reshape(-1, 2).T - value)
             color = f"#0000{16 + COLORS.index(kind):02x}"
             axes.errorbar(
-                place, value, yerr=reach, color=color, ecolor=color, marker=MARKERS[kind], markersize=5, linewidth=1.4,
-                elinewidth=1, capsize=2, label=row,
-            )  # fmt: skip
-        axes.set_xticks(range(len(lengths)), [f"{_bucket(one)}\n{one['moments']:,}" for one in lengths])
+                positions,
+                value,
+                yerr=reach,
+                color=color,
+                ecolor=color,
+                marker=MARKERS[kind],
+                markersize=5,
+                linewidth=1.4,
+                elinewidth=1,
+                capsize=2,
+                label=row,
+            )
+        axes.set_xticks(range(len(lengths)), [f"{_bucket(bucket)}\n{bucket['moments']:,}" for bucket in lengths])
         axes.set_xlabel("positives in the state (below: moments)")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -209,14 +234,15 @@ def readable(template: str, attributes: Mapping[str, Any], item_id: str) -> str:
     if "{" not in template:
         found = attributes.get(template) if template else None
         return item_id if found is None or found == "" else as_text(found)
-    text, had = "", False
+    text = ""
+    has_value = False
     for literal, field, _, _ in Formatter().parse(template):
         if field is None:  # text after the last attribute, such as a closing bracket
-            text += literal if had else ""
+            text += literal if has_value else ""
             continue
         value = attributes.get(field)
-        had = value is not None and value != ""
-        if had:
+        has_value = value is not None and value != ""
+        if has_value:
             text += (literal if text or literal.strip(" ,;/-") else "") + as_text(value)
     return text.strip() or item_id
 
@@ -249,7 +275,8 @@ def amount(value: float | None) -> str:
 
 def _tables(evaluation: Mapping[str, Any]) -> list[JsonTree]:
     """Build one table per k with labelled rows and marked best values."""
-    rows, made = evaluation["rows"], []
+    rows = evaluation["rows"]
+    tables = []
     models = [row["model"] for row in rows]
     labels = [row["model"] if models.count(row["model"]) == 1 else f"{row['model']} {row['bundle']}" for row in rows]
     parts = [part for part in ("warm", "repeat", "explore") if rows and rows[0][part] is not None]
@@ -257,25 +284,25 @@ def _tables(evaluation: Mapping[str, Any]) -> list[JsonTree]:
         columns = [("", f"{name}@{k}") for name in METRICS] + [(part, f"NDCG@{k}") for part in parts]
 
         def value(row: Mapping[str, Any], column: tuple[str, str]) -> dict[str, float | None]:
-            found: dict[str, float | None] = (row[column[0]] if column[0] else row)[column[1]]
-            return found
+            cell_value: dict[str, float | None] = (row[column[0]] if column[0] else row)[column[1]]
+            return cell_value
 
         cells = [[value(row, column) for column in columns] for row in rows]
-        best = [max((one[c]["value"] or 0.0 for one in cells), default=0.0) for c in range(len(columns))]
+        best = [max((cell[c]["value"] or 0.0 for cell in cells), default=0.0) for c in range(len(columns))]
         lines = [
             {
                 "label": label,
                 "row": row,
                 "kind": _kind(row["model"]),
                 "cells": [
-                    {**one, "best": one["value"] is not None and share(one["value"]) == share(top)}
-                    for one, top in zip(line, best, strict=True)
+                    {**cell, "best": cell["value"] is not None and share(cell["value"]) == share(best_value)}
+                    for cell, best_value in zip(row_cells, best, strict=True)
                 ],
             }
-            for label, row, line in zip(labels, rows, cells, strict=True)
+            for label, row, row_cells in zip(labels, rows, cells, strict=True)
         ]
-        made.append({"k": k, "columns": columns, "lines": lines})
-    return made
+        tables.append({"k": k, "columns": columns, "lines": lines})
+    return tables
 
 
 def _kind(row: str) -> str:
@@ -283,18 +310,18 @@ def _kind(row: str) -> str:
     return name if name in COLORS else "network"
 
 
-def _bucket(one: Mapping[str, Any]) -> str:
-    if one["to"] is None:
-        return f"{one['from']:,}+"
-    return f"{one['from']:,}" if one["from"] == one["to"] else f"{one['from']:,}-{one['to']:,}"
+def _bucket(bucket: Mapping[str, Any]) -> str:
+    if bucket["to"] is None:
+        return f"{bucket['from']:,}+"
+    return f"{bucket['from']:,}" if bucket["from"] == bucket["to"] else f"{bucket['from']:,}-{bucket['to']:,}"
 
 
 def _evaluation(project: Project) -> JsonTree | None:
     file = project.reports / "evaluation.json"
     if not file.exists():
         return None
-    found: JsonTree = json.loads(file.read_text("utf-8"))
-    return found
+    evaluation: JsonTree = json.loads(file.read_text("utf-8"))
+    return evaluation
 
 
 def _learned(project: Project) -> pl.DataFrame | None:
@@ -306,5 +333,5 @@ def _learned(project: Project) -> pl.DataFrame | None:
 
 
 def _window(decisions: Sequence[Decision]) -> str:
-    stamps = [one.served_at for one in decisions if one.role == "answer"]
+    stamps = [decision.served_at for decision in decisions if decision.role == "answer"]
     return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this period"

@@ -29,10 +29,10 @@ from recloop.monitoring.verify import DecisionReplayer
 from recloop.project import Project
 from recloop.records import COLD_POSITIVES, Decision
 
-MOST: Final = 2_000
+MAX_REQUESTS: Final = 2_000
 """Most shadowed requests that a report reads; the newest ones."""
-FARTHEST: Final = 5
-FLOOR: Final = "seed"
+MAX_DISAGREEMENTS: Final = 5
+NOISE_FLOOR: Final = "seed"
 """Name of the reseeded replica in a report."""
 
 Name = Callable[[str], str]
@@ -66,7 +66,8 @@ def shadow_report(
         newest = max(row.as_of_seq for row in shadowed.candidate)
         against = reference(live, log.items(until=newest)["item_id"])
     requests = len(shadowed.candidate)
-    table, noise = numbers[:requests], numbers[requests:]
+    table = numbers[:requests]
+    noise = numbers[requests:]
     users = [row.user_id for row in shadowed.live]
     return {
         "live": live.id,
@@ -111,13 +112,13 @@ def _shadowed_requests(project: Project, bundle: str, since: int | None, until: 
     with project.open_decisions() as store:
         rows = store.rows(since=since, until=until)
     answers = {row.request_id: row for row in rows if row.role == "answer"}
-    beside = [row for row in rows if row.role != "answer" and row.request_id in answers]
-    shadows = [row for row in beside if row.role == "shadow" and bundle in {"", row.bundle}]
+    scored_rows = [row for row in rows if row.role != "answer" and row.request_id in answers]
+    shadows = [row for row in scored_rows if row.role == "shadow" and bundle in {"", row.bundle}]
     if not shadows:
         raise UserError("bundle", bundle or "none", "a bundle that was shadowed", "recloop promote BUNDLE --to shadow")
-    candidate = [row for row in shadows if row.bundle == shadows[-1].bundle][-MOST:]
+    candidate = [row for row in shadows if row.bundle == shadows[-1].bundle][-MAX_REQUESTS:]
     scored = {row.request_id for row in candidate}
-    replicas = [row for row in beside if row.role == "replica" and row.request_id in scored]
+    replicas = [row for row in scored_rows if row.role == "replica" and row.request_id in scored]
     return _ShadowedRequests(
         answers,
         live=[answers[row.request_id] for row in candidate],
@@ -181,7 +182,8 @@ def estimates(numbers: NDArray[np.float64], users: Sequence[str], seed: int = 0)
     """Estimate {measure: {value, low, high}}: mean of user means, 95 % CI over users."""
     ids, codes = np.unique(np.array(users, dtype=object).astype(str), return_inverse=True)
     means = bootstrap.user_means(numbers, codes, len(ids))
-    value, samples = bootstrap.mean_over_users(means), bootstrap.resample(means, seed)
+    value = bootstrap.mean_over_users(means)
+    samples = bootstrap.resample(means, seed)
     return {
         name: bootstrap.estimate(float(value[column]), samples[:, column]).to_json()
         for column, name in enumerate(MEASURES)
@@ -193,12 +195,12 @@ def by_segment(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compute {by: {segment: {requests, measure: {value, low, high}}}}."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
-    for by in dict.fromkeys(key for one in segments for key in one):
-        for value in sorted({one[by] for one in segments}):
-            mine = [q for q, one in enumerate(segments) if one[by] == value]
-            out.setdefault(by, {})[value] = {
-                "requests": len(mine),
-                **estimates(numbers[mine], [users[q] for q in mine]),
+    for dimension in dict.fromkeys(key for segment in segments for key in segment):
+        for value in sorted({segment[dimension] for segment in segments}):
+            in_segment = [q for q, segment in enumerate(segments) if segment[dimension] == value]
+            out.setdefault(dimension, {})[value] = {
+                "requests": len(in_segment),
+                **estimates(numbers[in_segment], [users[q] for q in in_segment]),
             }
     return out
 
@@ -209,9 +211,9 @@ def self_check(pairs: Sequence[tuple[Decision, Decision]]) -> dict[str, Any]:
     Items, scores and sources must be equal bit by bit. ``first`` is the request id of the first that differs.
     """
     different = [
-        answer.request_id
-        for answer, replica in pairs
-        if (answer.items, answer.scores, answer.sources) != (replica.items, replica.scores, replica.sources)
+        response.request_id
+        for response, replica in pairs
+        if (response.items, response.scores, response.sources) != (replica.items, replica.scores, replica.sources)
     ]
     return {"requests": len(pairs), "different": len(different), "first": different[0] if different else None}
 
@@ -219,17 +221,17 @@ def self_check(pairs: Sequence[tuple[Decision, Decision]]) -> dict[str, Any]:
 def largest_disagreements(numbers: NDArray[np.float64]) -> list[int]:
     """Find the five requests that disagree most, by overlap@10, RBO and request order."""
     order = np.lexsort((numbers[:, MEASURES.index("rbo")], numbers[:, MEASURES.index("overlap@10")]))
-    return [int(q) for q in order[:FARTHEST]]
+    return [int(q) for q in order[:MAX_DISAGREEMENTS]]
 
 
-def latency(answers: Sequence[Decision], others: Sequence[Decision]) -> dict[str, float | None]:
+def latency(live_rows: Sequence[Decision], candidate_rows: Sequence[Decision]) -> dict[str, float | None]:
     """Compute the median microseconds of both, and the median ratio per request."""
-    live = np.array([max(1, row.latency_us) for row in answers], dtype=np.float64)
-    other = np.array([row.latency_us for row in others], dtype=np.float64)
+    live = np.array([max(1, row.latency_us) for row in live_rows], dtype=np.float64)
+    candidate = np.array([row.latency_us for row in candidate_rows], dtype=np.float64)
     return {
         "live": bootstrap.plain(float(np.median(live))),
-        "candidate": bootstrap.plain(float(np.median(other))),
-        "ratio": bootstrap.plain(float(np.median(other / live))),
+        "candidate": bootstrap.plain(float(np.median(candidate))),
+        "ratio": bootstrap.plain(float(np.median(candidate / live))),
     }
 
 
@@ -238,22 +240,22 @@ def _health(rows: Sequence[Decision], against: HealthReference) -> dict[str, Any
     return compute(Exposures.from_decisions(answered, against), against)
 
 
-def plot(found: Mapping[str, Any], file: Path | str) -> None:
+def plot(report: Mapping[str, Any], file: Path | str) -> None:
     """Plot each measure of a report with its 95 % CI; the noise floor is grey."""
     with mpl.rc_context({"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "recloop"}):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.add_subplot()
         for offset, color, label, numbers in (
-            (-0.12, "#1f5fa8", f"candidate, {found['requests']:,} requests", found["agreement"]),
-            (0.12, "#8a8a8a", "live with another seed (noise floor)", found["noise"]),
+            (-0.12, "#1f5fa8", f"candidate, {report['requests']:,} requests", report["agreement"]),
+            (0.12, "#8a8a8a", "live with another seed (noise floor)", report["noise"]),
         ):
             if numbers is None:
                 continue
-            known = [(y, numbers[m]) for y, m in enumerate(MEASURES) if numbers[m]["value"] is not None]
-            value = np.array([one["value"] for _, one in known])
-            ends = np.array([[one["low"], one["high"]] for _, one in known]).T
+            points = [(y, numbers[m]) for y, m in enumerate(MEASURES) if numbers[m]["value"] is not None]
+            value = np.array([estimate["value"] for _, estimate in points])
+            ends = np.array([[estimate["low"], estimate["high"]] for _, estimate in points]).T
             axes.errorbar(
-                value, [y + offset for y, _ in known], xerr=np.abs(ends - value), fmt="o", color=color, capsize=3,
+                value, [y + offset for y, _ in points], xerr=np.abs(ends - value), fmt="o", color=color, capsize=3,
                 markersize=5, label=label,
             )  # fmt: skip
         axes.axvline(1.0, color="#cccccc", linewidth=1, zorder=0)

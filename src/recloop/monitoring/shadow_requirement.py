@@ -10,7 +10,7 @@ from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import DAY
 
-WEEK: Final = 7 * DAY
+TRAFFIC_PERIOD: Final = 7 * DAY
 """Microseconds of traffic before the newest response that the estimate uses."""
 
 
@@ -32,9 +32,9 @@ class Requirement:
     @property
     def days(self) -> float | None:
         """Estimated days until met; 0 if met; None (never) without traffic or share."""
-        left = max(0, self.needed - self.scored)
+        remaining = max(0, self.needed - self.scored)
         rate = self.per_day * self.share
-        return left / rate if rate else (0.0 if not left else None)
+        return remaining / rate if rate else (0.0 if not remaining else None)
 
     def to_json(self) -> JsonTree:
         """Format for ``recloop status --json`` and the evidence of a move to shadow."""
@@ -57,6 +57,6 @@ class Requirement:
 def shadow_requirement(project: Project, bundle: str, needed: int) -> Requirement:
     """Estimate a bundle's shadow requirement from the decisions of the last week."""
     with project.open_decisions() as store:
-        count, first, last = store.traffic(WEEK)
+        count, first, last = store.traffic(TRAFFIC_PERIOD)
         days = max(last - first, DAY // 24) / DAY
         return Requirement(store.shadow_requests(bundle), needed, project.config.release.shadow_share, count / days)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, ndtr, ndtri  # importing scipy.stats takes a second
 
 ALPHA: Final = 0.05
-FEWEST: Final = 200
+MIN_USERS_PER_ARM: Final = 200
 """Fewest users per arm for the confidence sequence, which uses a normal approximation."""
-TUNED: Final = 5_000
+TUNED_USERS: Final = 5_000
 """Number of users n* at which the confidence sequence is narrowest."""
-ALARM: Final = 1_000.0
-GRID: Final = 801
-HALVINGS: Final = 45
+SAMPLE_RATIO_ALARM: Final = 1_000.0
+GRID_POINTS: Final = 801
+BISECTION_STEPS: Final = 45
 """Bisection steps over [0, 12] for a bound."""
 
 Floats = NDArray[np.float64]
@@ -63,12 +63,12 @@ class Effect:
         reach = float(ndtri(1 - alpha / 2)) * self.se
         return self.delta - reach, self.delta + reach
 
-    def sequence(self, alpha: float = ALPHA, tuned: float = TUNED) -> tuple[float, float]:
+    def sequence(self, alpha: float = ALPHA, tuned: float = TUNED_USERS) -> tuple[float, float]:
         """Confidence sequence, valid at any time; NaN below 200 users per arm.
 
         See `half_width`.
         """
-        if min(self.n_live, self.n_candidate) < FEWEST:
+        if min(self.n_live, self.n_candidate) < MIN_USERS_PER_ARM:
             return math.nan, math.nan
         reach = half_width(self.se, self.n_live + self.n_candidate, alpha, tuned)
         return self.delta - reach, self.delta + reach
@@ -117,21 +117,31 @@ def effect(y: Floats, treated: NDArray[np.bool_], n: Floats | None = None, x: Fl
         raise ValueError("an arm has no users; expected users in both arms")
     arms = (~treated, treated)
     if n is None:
-        values, shown = y.astype(np.float64), [float(y[arm].mean()) for arm in arms]
+        values = y.astype(np.float64)
+        arm_means = [float(y[arm].mean()) for arm in arms]
     else:
         ratio = y.sum() / n.sum() if n.sum() else 0.0
-        values, shown = (y - ratio * n).astype(np.float64), []
+        values = (y - ratio * n).astype(np.float64)
+        arm_means = []
         for arm in arms:
-            per = float(n[arm].mean())
-            shown.append(float(y[arm].sum() / n[arm].sum()) if per else math.nan)
-            values[arm] = values[arm] / per if per else math.nan
-    before = _variance(values, arms)
+            per_user = float(n[arm].mean())
+            arm_means.append(float(y[arm].sum() / n[arm].sum()) if per_user else math.nan)
+            values[arm] = values[arm] / per_user if per_user else math.nan
+    variance = _variance(values, arms)
     if x is not None:
         values = cuped(values, x, arms)
-    after = _variance(values, arms)
-    reduction = 1.0 - after / before if before > 0 else 0.0
+    adjusted_variance = _variance(values, arms)
+    reduction = 1.0 - adjusted_variance / variance if variance > 0 else 0.0
     delta = float(values[treated].mean() - values[~treated].mean())
-    return Effect(shown[0], shown[1], delta, math.sqrt(after), int((~treated).sum()), int(treated.sum()), reduction)
+    return Effect(
+        arm_means[0],
+        arm_means[1],
+        delta,
+        math.sqrt(adjusted_variance),
+        int((~treated).sum()),
+        int(treated.sum()),
+        reduction,
+    )
 
 
 def _variance(values: Floats, arms: Sequence[NDArray[np.bool_]]) -> float:
@@ -152,18 +162,18 @@ def cuped(values: Floats, x: Floats, arms: Sequence[NDArray[np.bool_]] = ()) -> 
     if not known.any():
         return values
     filled = np.where(known, x, x[known].mean())
-    apart = filled - filled.mean()
-    spread = float(apart @ apart)
+    deviations = filled - filled.mean()
+    spread = float(deviations @ deviations)
     if spread <= 0:
         return values
     centred = values.copy()
     for arm in arms:
         centred[arm] -= values[arm].mean()
-    out: Floats = values - float(apart @ centred) / spread * apart
-    return out
+    adjusted: Floats = values - float(deviations @ centred) / spread * deviations
+    return adjusted
 
 
-def half_width(se: float, n: int, alpha: float = ALPHA, tuned: float = TUNED) -> float:
+def half_width(se: float, n: int, alpha: float = ALPHA, tuned: float = TUNED_USERS) -> float:
     """Half width of the confidence sequence.
 
     s sqrt(n) * sqrt(2 (n rho^2 + 1) / (n rho)^2 * ln(sqrt(n rho^2 + 1) / alpha)) with the standard error s of delta and
@@ -171,8 +181,8 @@ def half_width(se: float, n: int, alpha: float = ALPHA, tuned: float = TUNED) ->
     theory and asymptotic confidence sequences", 2021; GrowthBook's "sequential").
     """
     rho2 = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / tuned
-    grown = n * rho2 + 1
-    return se * math.sqrt(n) * math.sqrt(2 * grown / (n * n * rho2) * math.log(math.sqrt(grown) / alpha))
+    growth = n * rho2 + 1
+    return se * math.sqrt(n) * math.sqrt(2 * growth / (n * n * rho2) * math.log(math.sqrt(growth) / alpha))
 
 
 def alpha_spent(t: float, alpha: float = ALPHA) -> float:
@@ -197,26 +207,30 @@ def sequential_bounds(times: tuple[float, ...], alpha: float = ALPHA) -> tuple[f
     """
     if any(b <= a for a, b in zip([0.0, *times], times, strict=False)) or (times and times[-1] > 1 + 1e-9):
         raise ValueError(f"looks at {times}; expected increasing shares of the plan, above 0 and at most 1")
-    found: list[float] = []
-    grid, density, before = np.zeros(1), np.ones(1), 0.0
+    bounds: list[float] = []
+    grid = np.zeros(1)
+    density = np.ones(1)
+    previous = 0.0
     for t in times:
-        budget = alpha_spent(t, alpha) - (alpha_spent(before, alpha) if before else 0.0)
-        step = math.sqrt(t - before)
-        z, above = 0.0, 12.0
-        for _ in range(HALVINGS):
-            middle = (z + above) / 2
-            z, above = (middle, above) if _excess(middle, t, step, grid, density, budget) > 0 else (z, middle)
-        found.append(z)
+        budget = alpha_spent(t, alpha) - (alpha_spent(previous, alpha) if previous else 0.0)
+        step = math.sqrt(t - previous)
+        z = 0.0
+        upper = 12.0
+        for _ in range(BISECTION_STEPS):
+            midpoint = (z + upper) / 2
+            z, upper = (midpoint, upper) if _excess(midpoint, t, step, grid, density, budget) > 0 else (z, midpoint)
+        bounds.append(z)
         # Density inside the bounds on the next grid, multiplied by the weights of Simpson's rule.
         edge = z * math.sqrt(t)
-        inside = np.linspace(-edge, edge, GRID)
-        weights = np.full(GRID, 2.0)
+        next_grid = np.linspace(-edge, edge, GRID_POINTS)
+        weights = np.full(GRID_POINTS, 2.0)
         weights[1::2] = 4.0
         weights[[0, -1]] = 1.0
-        weights *= (inside[1] - inside[0]) / 3
-        density = weights * (_normal((inside[:, None] - grid) / step) @ density) / step
-        grid, before = inside, t
-    return tuple(found)
+        weights *= (next_grid[1] - next_grid[0]) / 3
+        density = weights * (_normal((next_grid[:, None] - grid) / step) @ density) / step
+        grid = next_grid
+        previous = t
+    return tuple(bounds)
 
 
 def _normal(x: Floats) -> Floats:
@@ -239,7 +253,8 @@ def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
     the alternative and A = sum of a (Lindon, Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022).
     Under the planned shares it ever exceeds 1,000, the alarm, with a probability of at most 1/1,000.
     """
-    n, theta = np.asarray(counts, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    n = np.asarray(counts, dtype=np.float64)
+    theta = np.asarray(shares, dtype=np.float64)
     if (theta <= 0).any() or abs(theta.sum() - 1) > 1e-9:
         raise ValueError(f"shares {list(shares)}; expected shares above 0 that sum to 1")
     prior = np.ones(len(n))

@@ -23,7 +23,7 @@ from recloop.project import Project
 from recloop.recommend.catalog import Catalog
 from recloop.records import ITEM_ID, RECEIVED_AT, SECOND, Decision
 
-FRESH: Final = 10.0
+CACHE_SECONDS: Final = 10.0
 """Seconds for which a summary is cached, so that a scrape and a page share it."""
 WEEK: Final = WINDOWS["week"]
 
@@ -43,9 +43,9 @@ GAUGES: Final = {
 }
 """Gauges by window, variant and placement; formulas in `recloop.evaluation.metrics`."""
 
-EXPOSED: Final = {"requests": "window_requests", "users": "window_users", "events": "window_events"}
+METRIC_NAMES: Final = {"requests": "window_requests", "users": "window_users", "events": "window_events"}
 """Metric names that differ from their key; ``recloop_requests_total`` counts all requests ever answered."""
-PROVEN: Final = {
+VERIFY_METRICS: Final = {
     "at": "Time of the last `recloop verify`, in seconds since 1970",
     "checked": "Decisions recomputed by the last `recloop verify`",
     "unexplained": "Decisions with an unexplained difference in the last `recloop verify`",
@@ -109,7 +109,9 @@ def summarize(
         decisions = store.rows(since=since, until=None if until is None else until + 1)
         totals = store.totals()
         end = (
-            until if until is not None else max((one.served_at for one in decisions if one.role == "answer"), default=0)
+            until
+            if until is not None
+            else max((decision.served_at for decision in decisions if decision.role == "answer"), default=0)
         )
         received = log.received(end - WEEK if since is None else min(since, end - WEEK), end)
     if until is not None:
@@ -122,7 +124,7 @@ def summarize(
 
 
 class HealthCache:
-    """Thread-safe cache of a service's summary, recomputed after `FRESH` seconds."""
+    """Thread-safe cache of a service's summary, recomputed after `CACHE_SECONDS`."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -137,27 +139,27 @@ class HealthCache:
         """
         with self._lock:
             if self._seen is not None:
-                taken, name, seen = self._seen
-                if name == bundle.id and time.monotonic() - taken < FRESH:
-                    return seen
+                cached_at, name, summary = self._seen
+                if name == bundle.id and time.monotonic() - cached_at < CACHE_SECONDS:
+                    return summary
             until = None if self._project.config.serve.allow_time_header else now
-            begin = time.monotonic()
-            seen = summarize(self._project, None if until is None else until - WEEK, until, bundle)
-            self._seen = begin, bundle.id, seen
-            return seen
+            started = time.monotonic()
+            summary = summarize(self._project, None if until is None else until - WEEK, until, bundle)
+            self._seen = started, bundle.id, summary
+            return summary
 
 
-def exposition(seen: HealthSummary | None, process: Mapping[str, float]) -> bytes:
+def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> bytes:
     """Format metrics as Prometheus text.
 
     Labels are windows, variants, placements and sources, never users or items.
 
     Args:
-        seen: Health summary; None if the decisions cannot be read.
+        summary: Health summary; None if the decisions cannot be read.
         process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
     """
     registry = CollectorRegistry()
-    registry.register(_Families([*_process_metrics(process), *([] if seen is None else _families(seen))]))
+    registry.register(_Families([*_process_metrics(process), *([] if summary is None else _families(summary))]))
     return generate_latest(registry)
 
 
@@ -171,22 +173,22 @@ class _Families:
         return self._families
 
 
-def _families(seen: HealthSummary) -> Iterable[Metric]:
+def _families(summary: HealthSummary) -> Iterable[Metric]:
     groups = [
         ((window, variant, placement), numbers)
-        for window, variants in seen.windows.items()
+        for window, variants in summary.windows.items()
         for variant, placements in variants.items()
         for placement, numbers in placements.items()
     ]
     labels = ("window", "variant", "placement")
-    for name, said in GAUGES.items():
-        family = GaugeMetricFamily(f"recloop_{EXPOSED.get(name, name)}", said, labels=labels)
+    for name, description in GAUGES.items():
+        family = GaugeMetricFamily(f"recloop_{METRIC_NAMES.get(name, name)}", description, labels=labels)
         for group, numbers in groups:
             if numbers[name] is not None:  # an unknown value is omitted, not 0
                 family.add_metric(group, numbers[name])
         yield family
     shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
-    slow = GaugeMetricFamily(
+    latency = GaugeMetricFamily(
         "recloop_latency_seconds", "Seconds from request to response", labels=(*labels, "quantile")
     )
     for group, numbers in groups:
@@ -194,23 +196,23 @@ def _families(seen: HealthSummary) -> Iterable[Metric]:
             shares.add_metric((*group, source), share)
         for quantile, name in (("0.5", "p50"), ("0.99", "p99")):
             if numbers["latency_ms"][name] is not None:
-                slow.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
+                latency.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
     yield shares
-    yield slow
+    yield latency
     answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
-    for pair, count in sorted(seen.totals.items()):
+    for pair, count in sorted(summary.totals.items()):
         answered.add_metric(pair, count)
     yield answered
-    came = GaugeMetricFamily("recloop_events", "Valid events received in the window", labels=labels[:1])
-    for window, count in seen.received.items():
-        came.add_metric((window,), count)
-    yield came
-    for name, value in (seen.proven or {}).items():
+    events = GaugeMetricFamily("recloop_events", "Valid events received in the window", labels=labels[:1])
+    for window, count in summary.received.items():
+        events.add_metric((window,), count)
+    yield events
+    for name, value in (summary.proven or {}).items():
         scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
-        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", PROVEN[name], value=value / scale)
+        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], value=value / scale)
 
 
 def _process_metrics(process: Mapping[str, float]) -> Iterable[Metric]:
     for name, value in process.items():
-        made = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-        yield made(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)
+        family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        yield family(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)

@@ -28,8 +28,8 @@ from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decis
 from recloop.storage import EventLog, Retraction, releases
 from recloop.storage.event_log import retracted_at
 
-FILE = "verify.json"
-SHOWN = 100
+RESULT_FILE = "verify.json"
+MAX_LISTED_DIFFERENCES = 100
 """Most listed differences; all are counted."""
 
 
@@ -72,78 +72,78 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
     """
     with project.open_decisions() as store:
         decisions = store.rows(last=last)
-    since = releases.data_since(project.open_control())
-    found = VerificationResult(checked=len(decisions))
-    decisions = [decision for decision in decisions if decision.generation >= since]
-    found.earlier = found.checked - len(decisions)
-    gone = loading.removal_times(project)
-    found.removed = sum(decision.bundle in gone for decision in decisions)
-    decisions = [decision for decision in decisions if decision.bundle not in gone]
+    first_generation = releases.data_since(project.open_control())
+    result = VerificationResult(checked=len(decisions))
+    decisions = [decision for decision in decisions if decision.generation >= first_generation]
+    result.earlier = result.checked - len(decisions)
+    removed = loading.removal_times(project)
+    result.removed = sum(decision.bundle in removed for decision in decisions)
+    decisions = [decision for decision in decisions if decision.bundle not in removed]
     if decisions:
         with project.open_log() as log:
-            _compare_all(found, decisions, DecisionReplayer(project, log, decisions))
-    return vars(found)
+            _compare_all(result, decisions, DecisionReplayer(project, log, decisions))
+    return vars(result)
 
 
-def save_result(project: Project, found: Mapping[str, Any], at: int) -> None:
+def save_result(project: Project, result: Mapping[str, Any], at: int) -> None:
     """Write a result to ``reports/verify.json`` atomically; health shows the last one.
 
     Args:
         at: Time of the verification, int64 microseconds.
     """
-    tree = {"at": at, **{name: value for name, value in found.items() if name != "differences"}}
-    replace_json(project.reports / FILE, tree)
+    tree = {"at": at, **{name: value for name, value in result.items() if name != "differences"}}
+    replace_json(project.reports / RESULT_FILE, tree)
 
 
 def last_result(project: Project) -> dict[str, int] | None:
     """Read the last result: ``at``, ``checked`` and ``unexplained``; None without one."""
     try:
-        tree = json.loads((project.reports / FILE).read_text("utf-8"))
+        tree = json.loads((project.reports / RESULT_FILE).read_text("utf-8"))
         return {name: int(tree[name]) for name in ("at", "checked", "unexplained")}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _compare_all(found: VerificationResult, decisions: Sequence[Decision], replayer: DecisionReplayer) -> None:
+def _compare_all(result: VerificationResult, decisions: Sequence[Decision], replayer: DecisionReplayer) -> None:
     for decision in sorted(decisions, key=lambda row: row.as_of_seq):
         try:
-            answer = replayer.answer(decision)
-            difference = compare(decision, answer)
-            if len(answer.scores) == len(decision.scores) and answer.scores:
-                gap = float(np.abs(np.subtract(decision.scores, answer.scores)).max())
-                found.max_score_diff = max(found.max_score_diff, gap)
+            ranked = replayer.answer(decision)
+            difference = compare(decision, ranked)
+            if len(ranked.scores) == len(decision.scores) and ranked.scores:
+                gap = float(np.abs(np.subtract(decision.scores, ranked.scores)).max())
+                result.max_score_diff = max(result.max_score_diff, gap)
             if (
                 difference is not None
                 and replayer.has_late(decision)
                 and compare(decision, replayer.answer_without_late(decision)) is None
             ):
-                found.late += 1
+                result.late += 1
                 continue
         except RecloopError as error:  # its bundle is missing, or its files changed
             difference = Mismatch("bundle", decision.bundle, str(error))
         if difference is None:
-            found.equal += 1
+            result.equal += 1
             continue
-        found.unexplained += 1
-        if len(found.differences) < SHOWN:
-            found.differences.append({"request_id": decision.request_id, **difference._asdict()})
+        result.unexplained += 1
+        if len(result.differences) < MAX_LISTED_DIFFERENCES:
+            result.differences.append({"request_id": decision.request_id, **difference._asdict()})
 
 
-def compare(decision: Decision, answer: RankedList) -> Mismatch | None:
+def compare(decision: Decision, ranked: RankedList) -> Mismatch | None:
     """Find the first difference: inputs in computed order, then ids, then scores."""
-    for name in [*answer.inputs, *(name for name in decision.inputs if name not in answer.inputs)]:
-        expected, actual = decision.inputs.get(name, "missing"), answer.inputs.get(name, "missing")
+    for name in [*ranked.inputs, *(name for name in decision.inputs if name not in ranked.inputs)]:
+        expected, actual = decision.inputs.get(name, "missing"), ranked.inputs.get(name, "missing")
         if expected != actual:
             return Mismatch(name, expected, actual)
-    if len(decision.items) != len(answer.items):
-        return Mismatch("ids", f"{len(decision.items)} ids", f"{len(answer.items)} ids")
-    scores = dict(zip(answer.items, answer.scores, strict=True))
-    edge = answer.scores[-1] if answer.scores else 0.0
-    for place, (expected, actual) in enumerate(zip(decision.items, answer.items, strict=True)):
+    if len(decision.items) != len(ranked.items):
+        return Mismatch("ids", f"{len(decision.items)} ids", f"{len(ranked.items)} ids")
+    scores = dict(zip(ranked.items, ranked.scores, strict=True))
+    last_score = ranked.scores[-1] if ranked.scores else 0.0
+    for rank, (expected, actual) in enumerate(zip(decision.items, ranked.items, strict=True)):
         # Items with scores closer than `SCORE_TOLERANCE` may swap ranks, also across the end of the list.
-        if expected != actual and abs(scores.get(expected, edge) - decision.scores[place]) >= SCORE_TOLERANCE:
+        if expected != actual and abs(scores.get(expected, last_score) - decision.scores[rank]) >= SCORE_TOLERANCE:
             return Mismatch("ids", expected, actual)
-    for expected_score, actual_score in zip(decision.scores, answer.scores, strict=True):
+    for expected_score, actual_score in zip(decision.scores, ranked.scores, strict=True):
         if abs(expected_score - actual_score) >= SCORE_TOLERANCE:
             return Mismatch("scores", repr(expected_score), repr(actual_score))
     return None
@@ -156,21 +156,24 @@ class DecisionReplayer:
         self._project = project
         archive = project.open_archive()
         # Rows that an update archived were in the log, so each counts from its seq on.
-        first, until = (side(decision.as_of_seq for decision in decisions) for side in (min, max))
-        first = min(first, archive.watermark)
+        first_seq, last_seq = (extreme(decision.as_of_seq for decision in decisions) for extreme in (min, max))
+        first_seq = min(first_seq, archive.watermark)
         users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
-        named = pl.col(USER_ID).is_in(users)
-        later = (
-            log.events(after=archive.watermark, until=until)
-            .filter(named & pl.col(RULE).is_null())
+        of_users = pl.col(USER_ID).is_in(users)
+        log_rows = (
+            log.events(after=archive.watermark, until=last_seq)
+            .filter(of_users & pl.col(RULE).is_null())
             .select(*EVENT_SCHEMA)
         )
-        self._old_events, self._new_events = _cut(archive.events().filter(named), later, first)
-        old_users, later = archive.users(), log.users(archive.watermark, until).filter(named)
-        self._old_users, self._new_users = _cut(None if old_users is None else old_users.filter(named), later, first)
-        self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, until), first)
-        self._retracted = self._retractions_by_user(log, until)
-        self._catalogue = Catalog.from_frames([self._old_items])
+        self._old_events, self._new_events = _cut(archive.events().filter(of_users), log_rows, first_seq)
+        old_users = archive.users()
+        log_rows = log.users(archive.watermark, last_seq).filter(of_users)
+        self._old_users, self._new_users = _cut(
+            None if old_users is None else old_users.filter(of_users), log_rows, first_seq
+        )
+        self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, last_seq), first_seq)
+        self._retracted = self._retractions_by_user(log, last_seq)
+        self._catalog = Catalog.from_frames([self._old_items])
         self._items_seen = 0
         self._recommenders: dict[str, Recommender] = {}
         self._timelines: dict[tuple[str, str, frozenset[int]], StateHistory] = {}
@@ -187,22 +190,28 @@ class DecisionReplayer:
             bundle: Bundle of the recommender and the event labels; empty for the decision's own.
         """
         recommender = self._recommender(bundle or decision.bundle)
-        out = self._out(decision)
+        retracted = self._out(decision)
         # A user with retracted rows needs a separate timeline per set of retractions; all others share one.
-        key = recommender.bundle.spec.state_key, decision.user_id if out else "", out
+        key = recommender.bundle.spec.state_key, decision.user_id if retracted else "", retracted
         if key not in self._timelines:
-            own = pl.col(USER_ID) == decision.user_id if out else pl.lit(value=True)
-            self._timelines[key] = self._timeline(recommender, self._new_events.filter(own), self._new_users, out)
+            of_user = pl.col(USER_ID) == decision.user_id if retracted else pl.lit(value=True)
+            self._timelines[key] = self._timeline(
+                recommender, self._new_events.filter(of_user), self._new_users, retracted
+            )
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of_seq:
-            self._catalogue.upsert(_item(self._new_items.row(self._items_seen, named=True)))
+            self._catalog.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
         return recommender, select_state(self._timelines[key].states([decision.user_id], [decision.as_of_seq]), 0)
 
     def has_late(self, decision: Decision) -> bool:
         """Return True if the state or catalog includes a row received after the decision."""
-        known = (pl.col(RECEIVED_AT) > decision.served_at) & (pl.col(SEQ) <= decision.as_of_seq)
-        own = known & (pl.col(USER_ID) == decision.user_id)
-        rows = (self._new_items.filter(known), self._new_events.filter(own), self._new_users.filter(own))
+        is_late = (pl.col(RECEIVED_AT) > decision.served_at) & (pl.col(SEQ) <= decision.as_of_seq)
+        is_late_of_user = is_late & (pl.col(USER_ID) == decision.user_id)
+        rows = (
+            self._new_items.filter(is_late),
+            self._new_events.filter(is_late_of_user),
+            self._new_users.filter(is_late_of_user),
+        )
         return any(map(len, rows))
 
     def answer_without_late(self, decision: Decision) -> RankedList:
@@ -211,45 +220,45 @@ class DecisionReplayer:
         served = self._recommender(decision.bundle)
         items = self._new_items.filter(in_time)
         recommender = Recommender(served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of_seq))
-        own = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
-        timeline = self._timeline(recommender, own, self._new_users.filter(in_time), self._out(decision))
+        user_events = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
+        timeline = self._timeline(recommender, user_events, self._new_users.filter(in_time), self._out(decision))
         states = select_state(timeline.states([decision.user_id], [decision.as_of_seq]), 0)
         return recommender.recommend(states, [_query(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
-            self._recommenders[name] = Recommender(self._project.load_bundle(name), self._catalogue)
+            self._recommenders[name] = Recommender(self._project.load_bundle(name), self._catalog)
         return self._recommenders[name]
 
     def _retractions_by_user(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:
         """Retractions up to a seq, by user."""
         rows = pl.concat([self._old_events, self._new_events])
-        back: dict[int, list[Retraction]] = {}
+        by_seq: dict[int, list[Retraction]] = {}
         for row in log.retractions(until=until):
-            back.setdefault(row.retracted_seq, []).append(row)
-        seqs = pl.Series(list(back), dtype=pl.Int64).implode()
-        found: dict[str, list[Retraction]] = {}
+            by_seq.setdefault(row.retracted_seq, []).append(row)
+        seqs = pl.Series(list(by_seq), dtype=pl.Int64).implode()
+        by_user: dict[str, list[Retraction]] = {}
         for user_id, seq in rows.filter(pl.col(SEQ).is_in(seqs)).select(USER_ID, SEQ).iter_rows():
-            found.setdefault(user_id, []).extend(back[seq])
-        return found
+            by_user.setdefault(user_id, []).extend(by_seq[seq])
+        return by_user
 
     def _out(self, decision: Decision) -> frozenset[int]:
         """Seqs of the user's events that were retracted when the decision was made."""
         return frozenset(retracted_at(self._retracted.get(decision.user_id, ()), decision.as_of_seq))
 
     def _timeline(
-        self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, out: frozenset[int]
+        self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, retracted: frozenset[int]
     ) -> StateHistory:
         spec = recommender.bundle.spec
         rows = pl.concat([self._old_events, new_events])
-        rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(out), dtype=pl.Int64).implode()))
+        rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(retracted), dtype=pl.Int64).implode()))
         users = pl.concat([self._old_users, new_users])
         return StateHistory(moment_stamps(EventLabeler.from_spec(spec).label(rows)), users)
 
 
-def _cut(archived: pl.DataFrame | None, later: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _cut(archived: pl.DataFrame | None, log_rows: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split the rows of archive and log into those up to a seq and those after it."""
-    rows = later if archived is None else pl.concat([archived, later])
+    rows = log_rows if archived is None else pl.concat([archived, log_rows])
     return rows.filter(pl.col(SEQ) <= seq), rows.filter(pl.col(SEQ) > seq).sort(SEQ)
 
 

@@ -38,16 +38,22 @@ class WarmStart:
 
 
 def build_child(
-    run: UpdateRun, parent: Bundle, rows: pl.DataFrame, cut: int, held_seq: int, start: WarmStart | None, folder: Path
+    run: UpdateRun,
+    parent: Bundle,
+    rows: pl.DataFrame,
+    cut: int,
+    held_seq: int,
+    warm_start: WarmStart | None,
+    folder: Path,
 ) -> Bundle:
     """Train a child over these rows with the parent's item rows, codes and weights.
 
     Args:
         cut: End of its windows (tail, replay), int64 microseconds.
         held_seq: First seq of its held-out moments.
-        start: Weights of the parent; None to train from scratch with the parent's number of epochs.
+        warm_start: Weights of the parent; None to train from scratch with the parent's number of epochs.
     """
-    begin = time.monotonic()
+    started = time.monotonic()
     data = run.data
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
     arrays = train_data(tables, rows, None, training_steps.clicked_lists(run.project, rows))
@@ -56,8 +62,8 @@ def build_child(
     manifest = training_steps.base_manifest(run.config, tables, data, rows, held_seq)
     child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
     if has_network(parent):
-        plan = _TrainPlan.for_child(run, parent, arrays, counts, start)
-        child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, begin))
+        plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)
+        child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
     return tag_child(run, replace(child, policy=_policy(run.config, parent, child)), "full" if run.full else "warm")
 
 
@@ -81,18 +87,16 @@ class _TrainPlan:
         parent: Bundle,
         arrays: TrainData,
         counts: Mapping[str, np.ndarray],
-        start: WarmStart | None,
+        warm_start: WarmStart | None,
     ) -> _TrainPlan:
         """Plan one epoch from given weights, or the parent's epochs from scratch.
 
         Training from scratch has no tight time budget.
         """
-        if start is None:
+        if warm_start is None:
             return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
-        chosen = select_targets(arrays, start.learned, run.config.update.replay_ratio, run.seed)
-        return cls(
-            1, run.config.train.time_budget_seconds, WarmStartState(start.state, chosen, LEARNING_RATE_SHARE, counts)
-        )
+        chosen = select_targets(arrays, warm_start.learned, run.config.update.replay_ratio, run.seed)
+        return cls(1, run.config.train.time_budget_seconds, WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts))
 
 
 def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
@@ -113,15 +117,16 @@ def _fit_counts(
 
 
 def _fit_network(
-    run: UpdateRun, parent: Bundle, arrays: TrainData, plan: _TrainPlan, folder: Path, begin: float
+    run: UpdateRun, parent: Bundle, arrays: TrainData, plan: _TrainPlan, folder: Path, started: float
 ) -> TrainedNetwork:
-    """Train the parent's network by the plan; report steps and time since ``begin``."""
-    config, model = run.config, parent.manifest.model
+    """Train the parent's network by the plan; report steps and time since ``started``."""
+    config = run.config
+    model = parent.manifest.model
     settings = config.model_copy(update={"train": config.train.model_copy(update={"epochs": plan.epochs})})
     quiet = not sys.stderr.isatty()
     network = fit_network(model.name, model.config, arrays, settings, folder, plan.seconds, quiet, plan.warm)
     positions = "all" if plan.warm is None else int(plan.warm.chosen.sum())
-    seconds = time.monotonic() - begin
+    seconds = time.monotonic() - started
     message = f"{network.name}: {network.metrics.step} steps, {positions} positions in {seconds:.0f} s"
     run.progress.say("learn", message)
     return network
@@ -152,9 +157,13 @@ def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
     """Return the configuration's placements with the parent's validated weights."""
     placements = dict(drafted.policy.placements)
     for name, placement in drafted.policy.placements.items():
-        before = parent.policy.placements.get(name)
-        if before is not None and before.list == placement.list and config.placement[name].weights == "auto":
-            placements[name] = replace(placement, weights=before.weights, rrf=before.rrf)
+        parent_placement = parent.policy.placements.get(name)
+        if (
+            parent_placement is not None
+            and parent_placement.list == placement.list
+            and config.placement[name].weights == "auto"
+        ):
+            placements[name] = replace(placement, weights=parent_placement.weights, rrf=parent_placement.rrf)
     return replace(drafted.policy, placements=placements)
 
 

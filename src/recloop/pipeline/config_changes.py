@@ -18,14 +18,20 @@ from recloop.config import Config
 from recloop.files import JsonTree
 from recloop.settings import translate_recorded
 
-COMPARED: Final = (
+COMPARED_SECTIONS: Final = (
     "data", "events", "clean", "split", "features", "model", "baselines", "train", "placement",
 )  # fmt: skip
 """Sections of recloop.toml that a bundle records."""
-IGNORED: Final = ("clean.max_removed", "clean.max_rejected", "clean.future", "train.time_budget", "data.columns.name")
-ROWS: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
+IGNORED_KEYS: Final = (
+    "clean.max_removed",
+    "clean.max_rejected",
+    "clean.future",
+    "train.time_budget",
+    "data.columns.name",
+)
+RESTART_KEY_PREFIXES: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or prefixes of keys) that decide the rows and their split."""
-LATER: Final = ("placement.", "train.seed")
+NEXT_BUNDLE_KEY_PREFIXES: Final = ("placement.", "train.seed")
 """Keys that do not start a training."""
 
 
@@ -47,9 +53,9 @@ class Change:
 
     @property
     def effect(self) -> Effect:
-        if self.key.startswith(ROWS):
+        if self.key.startswith(RESTART_KEY_PREFIXES):
             return Effect.RESTART
-        return Effect.NEXT if self.key.startswith(LATER) else Effect.RETRAIN
+        return Effect.NEXT if self.key.startswith(NEXT_BUNDLE_KEY_PREFIXES) else Effect.RETRAIN
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.was)} -> {_shown(self.now)}"
@@ -57,26 +63,31 @@ class Change:
 
 def recorded(config: Config) -> JsonTree:
     """Return the compared settings by dotted key, as a bundle's manifest stores them."""
-    tree = config.model_dump(mode="json", by_alias=True, include={*COMPARED})
+    tree = config.model_dump(mode="json", by_alias=True, include={*COMPARED_SECTIONS})
     tree["events"]["weights"] = [list(pair) for pair in config.events.weights.items()]  # their order matters
-    found = dict(_leaves(tree, ""))
-    found["serve.segment"] = config.serve.segment
-    return {key: value for key, value in sorted(found.items()) if key not in IGNORED}
+    settings = dict(_leaves(tree, ""))
+    settings["serve.segment"] = config.serve.segment
+    return {key: value for key, value in sorted(settings.items()) if key not in IGNORED_KEYS}
 
 
-def changed_keys(config: Config, before: Mapping[str, Any] | None) -> list[Change]:
+def changed_keys(config: Config, recorded_settings: Mapping[str, Any] | None) -> list[Change]:
     """Return every compared key whose setting differs from a bundle's manifest.
 
     Args:
-        before: ``config`` of the manifest; None (a bundle without recorded settings) gives no changes.
+        recorded_settings: ``config`` of the manifest; None (a bundle without recorded settings) gives no changes.
     """
-    if before is None:
+    if recorded_settings is None:
         return []
-    before, now = translate_recorded(before), recorded(config)
+    recorded_settings = translate_recorded(recorded_settings)
+    settings = recorded(config)
     defaults = recorded(Config())  # a key added after the bundle was made had its default value
-    keys = sorted({*before, *now})
-    pairs = [(key, before.get(key, defaults.get(key)), now.get(key)) for key in keys if key not in IGNORED]
-    return [Change(key, was, new) for key, was, new in pairs if was != new]
+    keys = sorted({*recorded_settings, *settings})
+    pairs = [
+        (key, recorded_settings.get(key, defaults.get(key)), settings.get(key))
+        for key in keys
+        if key not in IGNORED_KEYS
+    ]
+    return [Change(key, earlier, current) for key, earlier, current in pairs if earlier != current]
 
 
 def with_effect(changes: Sequence[Change], *effects: Effect) -> list[Change]:

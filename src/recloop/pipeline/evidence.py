@@ -30,11 +30,11 @@ from recloop.release import gate
 from recloop.release.gate import GateResult, PairedScores
 
 HOLDOUT_DAYS = 90
-OVERLAPPED = 200
+MAX_OVERLAP_QUERIES = 200
 """Queries whose lists are compared before and after the last quarter."""
 
 
-WINDOW: Final = {
+WINDOW_SCHEMA: Final = {
     "to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64, "recipe": pl.String,
 }  # fmt: skip
 """Columns of a window's queries.
@@ -51,34 +51,36 @@ class EvaluationSplit(NamedTuple):
     users: pl.DataFrame | None
 
 
-def pair_scores(ours: QueryResults, lives: QueryResults, part: str = "ndcg") -> PairedScores:
+def pair_scores(candidate: QueryResults, live: QueryResults, metric: str = "ndcg") -> PairedScores:
     """Pair a metric of both bundles over the same queries; users are hashes, not ids."""
-    users = np.array([hash_unit_interval("window", user) for user in ours.users.tolist()])
-    return PairedScores(users, getattr(ours, part), getattr(lives, part))
+    users = np.array([hash_unit_interval("window", user) for user in candidate.users.tolist()])
+    return PairedScores(users, getattr(candidate, metric), getattr(live, metric))
 
 
 def inherited_windows(run: UpdateRun) -> pl.DataFrame:
     """Return windows of live and its parents, oldest first; none for a full retrain."""
-    found = None if run.full else bundles.load_window(run.project.bundles / run.live.id)
-    if found is None or "recipe" not in found.columns:  # without a recipe it cannot be pooled
-        return pl.DataFrame(schema=WINDOW)
-    return found
+    windows = None if run.full else bundles.load_window(run.project.bundles / run.live.id)
+    if windows is None or "recipe" not in windows.columns:  # without a recipe it cannot be pooled
+        return pl.DataFrame(schema=WINDOW_SCHEMA)
+    return windows
 
 
 def window_scores(windows: pl.DataFrame, recipe: str) -> list[PairedScores]:
     """Return a lineage's windows that were judged with this recipe, oldest first."""
-    parts = windows.filter(pl.col("recipe") == recipe).partition_by("to_seq", maintain_order=True)
-    return [PairedScores(*(part[name].to_numpy() for name in ("user", "candidate", "live"))) for part in parts]
+    partitions = windows.filter(pl.col("recipe") == recipe).partition_by("to_seq", maintain_order=True)
+    return [PairedScores(*(window[name].to_numpy() for name in ("user", "candidate", "live"))) for window in partitions]
 
 
-def save_window(run: UpdateRun, new: PairedScores, windows: pl.DataFrame, recipe: str) -> None:
+def save_window(run: UpdateRun, scores: PairedScores, windows: pl.DataFrame, recipe: str) -> None:
     """Append this window to the newest of its lineage in the run's folder."""
     columns = {
-        "to_seq": np.full(len(new), run.until), "user": new.users, "candidate": new.candidate, "live": new.live,
-        "recipe": [recipe] * len(new),
+        "to_seq": np.full(len(scores), run.until), "user": scores.users, "candidate": scores.candidate, "live": scores.live,
+        "recipe": [recipe] * len(scores),
     }  # fmt: skip
     seqs = windows["to_seq"].unique().sort().tail(gate.MAX_POOLED_WINDOWS - 1)
-    frame = pl.concat([windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW)])
+    frame = pl.concat(
+        [windows.filter(pl.col("to_seq").is_in(seqs.implode())), pl.DataFrame(columns, schema=WINDOW_SCHEMA)]
+    )
     with replacing(run.folder / "candidate" / "window.parquet") as file:
         frame.write_parquet(file)
 
@@ -104,16 +106,16 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     The child has learned these rows, so its numbers on them would be training numbers.
     """
     data = run.data
-    new = paired.subsample(make_queries(data.test, "successive"))
-    if not len(new):
+    queries = paired.subsample(make_queries(data.test, "successive"))
+    if not len(queries):
         return {}
-    asked = pl.DataFrame({USER_ID: new.users, STAMP: new.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
-    test = EvaluationSplit(data.test.join(asked, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
+    keys = pl.DataFrame({USER_ID: queries.users, STAMP: queries.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
+    test = EvaluationSplit(data.test.join(keys, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate([candidate], test, run.evaluation_context[1], run.config, facts, training_steps.THREADS)
-    made = table.bundle_metrics()
+    metrics = table.bundle_metrics()
     window = {"from_seq": run.live_range.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
-    return {**made, "protocol": {**made["protocol"], "set": "new_rows", "window": window}}
+    return {**metrics, "protocol": {**metrics["protocol"], "set": "new_rows", "window": window}}
 
 
 def holdout_queries(run: UpdateRun) -> Queries:
@@ -142,15 +144,17 @@ def broken_golden(bundle: Bundle) -> int:
     return 0
 
 
-def final_evidence(run: UpdateRun, candidate: Bundle, written: Bundle) -> list[GateResult]:
+def final_evidence(run: UpdateRun, candidate: Bundle, final: Bundle) -> list[GateResult]:
     """Return the gates that check the child after the last quarter."""
-    broken = broken_golden(bundles.load(run.folder / "bundles" / written.id))
+    golden_failures = broken_golden(bundles.load(run.folder / "bundles" / final.id))
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
-        timeline, catalogue = run.evaluation_context
-        some = paired.subsample(make_queries(run.data.test, "successive"), OVERLAPPED)
-        if len(some):
-            lists = [paired.answer(bundle, some, timeline, catalogue).lists for bundle in (written, candidate)]
-    logged = run.folder / "rest" / "log.jsonl"
-    losses = [json.loads(line)["loss"] for line in logged.read_text("utf-8").splitlines()] if logged.exists() else []
-    return gate.final_gates(losses, broken, lists[0], lists[1])
+        timeline, catalog = run.evaluation_context
+        queries = paired.subsample(make_queries(run.data.test, "successive"), MAX_OVERLAP_QUERIES)
+        if len(queries):
+            lists = [paired.answer(bundle, queries, timeline, catalog).lists for bundle in (final, candidate)]
+    loss_log = run.folder / "rest" / "log.jsonl"
+    losses = (
+        [json.loads(line)["loss"] for line in loss_log.read_text("utf-8").splitlines()] if loss_log.exists() else []
+    )
+    return gate.final_gates(losses, golden_failures, lists[0], lists[1])

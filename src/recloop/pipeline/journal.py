@@ -15,8 +15,8 @@ from typing import Any
 
 from recloop.files import JsonTree, replace_json
 
-FILE = "journal.json"
-STAGED = ("data", "candidate", "bundles", "rest")
+JOURNAL_FILE = "journal.json"
+STAGED_FOLDERS = ("data", "candidate", "bundles", "rest")
 """Folders of a run with intermediate results; deleted once the run has a verdict."""
 
 
@@ -29,7 +29,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, tree: JsonTree) -> None:
-        self.folder, self._tree = folder, tree
+        self.folder = folder
+        self._tree = tree
 
     @classmethod
     def begin(cls, folder: Path, started: datetime, head: Mapping[str, Any]) -> Journal:
@@ -41,7 +42,7 @@ class Journal:
     @classmethod
     def unfinished(cls, runs: Path) -> Journal | None:
         """Return the newest run without a verdict; None if all are finished."""
-        for file in sorted(runs.glob(f"*/{FILE}"), reverse=True):
+        for file in sorted(runs.glob(f"*/{JOURNAL_FILE}"), reverse=True):
             tree = json.loads(file.read_text("utf-8"))
             if tree["verdict"] is None:
                 return cls(file.parent, tree)
@@ -50,7 +51,7 @@ class Journal:
     @classmethod
     def ended(cls, runs: Path) -> Iterator[Journal]:
         """Return the runs with a verdict, newest first."""
-        for file in sorted(runs.glob(f"*/{FILE}"), reverse=True):
+        for file in sorted(runs.glob(f"*/{JOURNAL_FILE}"), reverse=True):
             tree = json.loads(file.read_text("utf-8"))
             if tree["verdict"] is not None:
                 yield cls(file.parent, tree)
@@ -88,8 +89,8 @@ class Journal:
         """Record the verdict and delete intermediate results."""
         self._tree["verdict"] = verdict
         self._write()
-        for name in STAGED:
+        for name in STAGED_FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _write(self) -> None:
-        replace_json(self.folder / FILE, self._tree)
+        replace_json(self.folder / JOURNAL_FILE, self._tree)

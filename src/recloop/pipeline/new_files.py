@@ -39,39 +39,40 @@ def import_new_files(project: Project, progress: Progress) -> Read:
     manifest = loading.manifest(project)
     for name in new_files.changed_catalogs(project, manifest):
         progress.say("collect", f"{name} has changed since its import; post its rows, or recloop update --restart")
-    new = new_files.find_new_files(project, manifest)
-    if not new.records:
+    new_data = new_files.find_new_files(project, manifest)
+    if not new_data.records:
         return Read(0, 0, 0)
-    if not new.sources:  # only known content under other names
-        new_files.record_files(project, new.records, ())
+    if not new_data.sources:  # only known content under other names
+        new_files.record_files(project, new_data.records, ())
         return Read(0, 0, 0)
-    raw = new_files.read_new(project, new, manifest)
-    records = new_files.with_rows(new.records, raw)
+    raw = new_files.read_new(project, new_data, manifest)
+    records = new_files.with_rows(new_data.records, raw)
     _limit(project, new_files.known_files(manifest), records, raw.rejects)
     with ExitStack() as stack:
-        kept = _keep(project, raw.frame.sort(TIMESTAMP, maintain_order=True), stack)
+        row_count = _keep(project, raw.frame.sort(TIMESTAMP, maintain_order=True), stack)
     new_files.record_files(project, records, raw.rejects)
-    why = f" ({rejected_rows.reasons(raw.rejects)})" if raw.rejects else ""
+    reasons = f" ({rejected_rows.reasons(raw.rejects)})" if raw.rejects else ""
     progress.say(
         "collect",
-        f"{len(new.sources):,} new or grown files of data.events: {kept:,} rows added to the log, "
-        f"{len(raw.rejects):,} rejected{why}",
+        f"{len(new_data.sources):,} new or grown files of data.events: {row_count:,} rows added to the log, "
+        f"{len(raw.rejects):,} rejected{reasons}",
     )
-    return Read(len(new.sources), kept, len(raw.rejects))
+    return Read(len(new_data.sources), row_count, len(raw.rejects))
 
 
 def _limit(
-    project: Project, before: dict[str, FileRecord], records: list[FileRecord],
+    project: Project, earlier: dict[str, FileRecord], records: list[FileRecord],
     rejects: list[rejected_rows.RejectedRow],
 ) -> None:  # fmt: skip
     """Apply the rejection limit over all files ever imported, as a first run does."""
-    every = {**before, **{one.name: one for one in records}}.values()
-    rows, bad = sum(one.rows for one in every), sum(one.rejected for one in every)
+    all_records = {**earlier, **{record.name: record for record in records}}.values()
+    rows = sum(record.rows for record in all_records)
+    rejected = sum(record.rejected for record in all_records)
     allowed = project.config.clean.max_rejected
-    if rejects and bad > allowed * rows:
-        share = rejected_rows.rounded_up(bad / rows)
+    if rejects and rejected > allowed * rows:
+        share = rejected_rows.rounded_up(rejected / rows)
         raise UserError(
-            "rejected", f"{bad / rows:.1%} of the rows of all files; in the new ones {rejected_rows.reasons(rejects)}",
+            "rejected", f"{rejected / rows:.1%} of the rows of all files; in the new ones {rejected_rows.reasons(rejects)}",
             f"at most {allowed:.1%} (clean.max_rejected)",
             f"correct the rows, or drop them: recloop update --set clean.max_rejected={share}",
             tuple(f"{row.place}: {row.raw}"[:300] for row in rejects[:3]),
@@ -86,15 +87,16 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         if not url:
             raise
         keep = bulk.into_service(url, stack)
-    kept, received_at = 0, now()
-    for start in range(0, len(rows), bulk.BATCH):
-        part = rows[start : start + bulk.BATCH].drop(RECEIVED_AT)
-        outcomes = keep([Event(received_at=received_at, **row) for row in part.iter_rows(named=True)])
-        refused = [one for one in outcomes if one.status in {"rejected", "conflict"}]
+    stored = 0
+    received_at = now()
+    for start in range(0, len(rows), bulk.MAX_BATCH_ROWS):
+        batch = rows[start : start + bulk.MAX_BATCH_ROWS].drop(RECEIVED_AT)
+        outcomes = keep([Event(received_at=received_at, **row) for row in batch.iter_rows(named=True)])
+        refused = [outcome for outcome in outcomes if outcome.status in {"rejected", "conflict"}]
         if refused:
             expected = f"rows that the log accepts, but it refused {len(refused):,} ({refused[0].reason or 'conflict'})"
             raise UserError(
                 "data.events", project.config.data.events, expected, "correct the file, then recloop update"
             )
-        kept += sum(one.status in {"accepted", "quarantined"} for one in outcomes)
-    return kept
+        stored += sum(outcome.status in {"accepted", "quarantined"} for outcome in outcomes)
+    return stored

@@ -52,10 +52,10 @@ def promote(
     gates = None
     if transitions.needs_gate(control, bundle):
         progress = progress or NullProgress()
-        found = run_promotion_gates(project, project.load_bundle(bundle), project.load_bundle())
-        for one in found:
-            progress.say("gate", one.line())
-        gates = gate.gates_to_json(found)
+        results = run_promotion_gates(project, project.load_bundle(bundle), project.load_bundle())
+        for result in results:
+            progress.say("gate", result.line())
+        gates = gate.gates_to_json(results)
     return transitions.promote(project, bundle, to, reason, at=at, gates=gates)
 
 
@@ -72,14 +72,17 @@ class EvaluationData:
         """Read the valid rows; exclude repeats that an update would retract."""
         archive = project.open_archive()
         with project.open_log() as log:
-            fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-            out = pl.Series(sorted(retracted_at(log.retractions())), dtype=pl.Int64)
-            users, items = log.users(after=archive.watermark), [archive.items(), log.items(after=archive.watermark)]
-        rows = pl.concat([archive.events(), fresh]).filter(~pl.col(SEQ).is_in(out.implode()))
+            log_rows = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+            retracted = pl.Series(sorted(retracted_at(log.retractions())), dtype=pl.Int64)
+            users = log.users(after=archive.watermark)
+            items = [archive.items(), log.items(after=archive.watermark)]
+        rows = pl.concat([archive.events(), log_rows]).filter(~pl.col(SEQ).is_in(retracted.implode()))
         if project.config.clean.duplicates == "exact":
             rows = rows.filter(~pl.col(SEQ).is_in(duplicate_rows(rows).implode()))
-        known = archive.users()
-        return cls(rows, users if known is None else pl.concat([known, users]), Catalog.from_frames(items))
+        archived_users = archive.users()
+        return cls(
+            rows, users if archived_users is None else pl.concat([archived_users, users]), Catalog.from_frames(items)
+        )
 
     def labelled(self, spec: FeatureSpec) -> pl.DataFrame:
         """Label the rows by a spec and add the stamp of their moment."""
@@ -112,26 +115,31 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
     Golden lists and finite weights are last.
     """
     data = EvaluationData.load(project)
-    ours, lives = BundleUnderTest(candidate, data), BundleUnderTest(live, data)
+    candidate_test = BundleUnderTest(candidate, data)
+    live_test = BundleUnderTest(live, data)
     events = data.labelled(candidate.spec)
-    new = paired.subsample(make_queries(events.filter(ours.unseen & lives.unseen), "successive"))
-    old = paired.subsample(make_queries(events.filter(ours.unseen & holdout_rows(events)), "successive"))
-    newest = paired.subsample(
-        make_queries(events.sort(STAMP).tail(paired.MAX_QUERIES), "successive"), paired.TIMED_QUERIES
-    )
-    targets = next((one for one in (new, old) if len(one)), None)
-    asked = newest if targets is None else targets
-    mine, theirs = ours.ask(asked), lives.ask(asked)
-    pairs = pair_scores(mine, theirs)
-    none = pairs.select(mine.cold & ~mine.cold)
-    slices = {"repeat": pair_scores(mine, theirs, "repeat"), "explore": pair_scores(mine, theirs, "explore")}
+    new_queries = paired.subsample(make_queries(events.filter(candidate_test.unseen & live_test.unseen), "successive"))
+    holdout = paired.subsample(make_queries(events.filter(candidate_test.unseen & holdout_rows(events)), "successive"))
+    latest = paired.subsample(make_queries(events.sort(STAMP).tail(paired.MAX_QUERIES), "successive"), paired.TIMED_QUERIES)
+    targets = next((queries for queries in (new_queries, holdout) if len(queries)), None)
+    queries = latest if targets is None else targets
+    candidate_results = candidate_test.ask(queries)
+    live_results = live_test.ask(queries)
+    pairs = pair_scores(candidate_results, live_results)
+    no_pairs = pairs.select(candidate_results.cold & ~candidate_results.cold)
+    slices = {
+        "repeat": pair_scores(candidate_results, live_results, "repeat"),
+        "explore": pair_scores(candidate_results, live_results, "explore"),
+    }
     evidence = GateInputs(
-        new_rows=pairs if targets is new else none,
-        holdout_users=pairs if targets is old else None,
-        slices={} if targets is None else {"cold": pairs.select(mine.cold), **slices},
+        new_rows=pairs if targets is new_queries else no_pairs,
+        holdout_users=pairs if targets is holdout else None,
+        slices={} if targets is None else {"cold": pairs.select(candidate_results.cold), **slices},
         unexplained=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
-        latency=paired.latency((candidate, live), asked, ours.timeline, data.catalogue) if len(asked) else None,
-        cold_coverage=(mine.cold_coverage, theirs.cold_coverage),
+        latency=paired.latency((candidate, live), queries, candidate_test.timeline, data.catalogue)
+        if len(queries)
+        else None,
+        cold_coverage=(candidate_results.cold_coverage, live_results.cold_coverage),
     )
     return [
         *gate.gates_before_trial(

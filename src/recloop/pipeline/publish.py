@@ -38,8 +38,9 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
     if not run.journal.is_done("publish"):
         _snapshots(run)
         run.journal.record("publish")
-    made, target = run.folder / "bundles" / name, run.project.bundles / name
-    move(made, target)
+    folder = run.folder / "bundles" / name
+    target = run.project.bundles / name
+    move(folder, target)
     control = run.project.open_control()
     if name not in {row.bundle for row in control.releases()}:
         sha256 = bundles.manifest_hash(target)
@@ -65,10 +66,10 @@ def _snapshots(run: UpdateRun) -> None:
     with run.project.open_log() as log:
         for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
             path = run.project.snapshot_file(run.until, spec.state_key)
-            before = run.project.snapshot_file(run.watermark, spec.state_key)
+            earlier = run.project.snapshot_file(run.watermark, spec.state_key)
             if path.exists():
                 continue
-            stored = snapshots.current(before)
+            stored = snapshots.current(earlier)
             try:
                 states = snapshot_at(run.until, archive, log, EventLabeler.from_spec(spec), stored)
                 snapshots.write(path, states, run.until, spec.state_key)
@@ -79,10 +80,10 @@ def _snapshots(run: UpdateRun) -> None:
 
 def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
     """Send retractions of retrospective rules to the log's writer; idempotent."""
-    taken = run.journal.facts("collect")["taken_back"]
-    if taken:
-        control.submit([Retraction(seq, rule) for seq, rule in taken], by="recloop update", at=now())
-        run.progress.say("collect", f"retracted {len(taken):,} rows that serving had counted")
+    retracted = run.journal.facts("collect")["taken_back"]
+    if retracted:
+        control.submit([Retraction(seq, rule) for seq, rule in retracted], by="recloop update", at=now())
+        run.progress.say("collect", f"retracted {len(retracted):,} rows that serving had counted")
 
 
 def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:

@@ -24,9 +24,9 @@ from recloop.storage.archive import Archive
 from recloop.storage.control import ControlStore
 from recloop.storage.event_log import RESTORED, retracted_at
 
-QUARANTINE: Final = "quarantine"
+QUARANTINE_RULE: Final = "quarantine"
 """Rule of a row that a person quarantined."""
-SAMPLES: Final = 5
+MAX_SAMPLES: Final = 5
 WAIT_SECONDS: Final = 5.0
 """Longest wait for a running service to apply the rows; then they are reported as waiting."""
 
@@ -93,19 +93,21 @@ def quarantine(
     control = project.open_control()
     archive = project.open_archive()
     with project.open_log() as log:
-        past = [*log.retractions(), *(one.retraction for one in control.pending())]
-        matched, rows, users = _matching(archive, log, condition, retracted_at(past))
-    held = {row.retracted_seq for row in past if row.rule == QUARANTINE} if restore else set()
-    out = pl.Series(sorted(retracted_at(past) & held if restore else retracted_at(past)), dtype=pl.Int64)
-    is_out = pl.col(SEQ).is_in(out.implode())
-    chosen = matched.filter(is_out if restore else ~is_out)
+        retractions = [*log.retractions(), *(entry.retraction for entry in control.pending())]
+        matched, rows, users = _matching(archive, log, condition, retracted_at(retractions))
+    quarantined_seqs = {row.retracted_seq for row in retractions if row.rule == QUARANTINE_RULE} if restore else set()
+    excluded = pl.Series(
+        sorted(retracted_at(retractions) & quarantined_seqs if restore else retracted_at(retractions)), dtype=pl.Int64
+    )
+    is_excluded = pl.col(SEQ).is_in(excluded.implode())
+    chosen = matched.filter(is_excluded if restore else ~is_excluded)
     share = len(chosen) / max(1, rows)
     limit = project.config.clean.max_removed
     if not restore and not force and share > limit:
         counts = f"{len(chosen):,} of {rows:,} rows"
         raise Refused("share of all rows", f"{share:.4f}", limit, f"{counts} (clean.max_removed); to override: --force")
     control.submit(
-        [Retraction(seq, RESTORED if restore else QUARANTINE) for seq in chosen[SEQ]],
+        [Retraction(seq, RESTORED if restore else QUARANTINE_RULE) for seq in chosen[SEQ]],
         by="recloop quarantine", at=now(), reason=reason,
     )  # fmt: skip
     return Quarantined(
@@ -119,7 +121,7 @@ def quarantine(
         users=chosen[USER_ID].n_unique(),
         user_share=chosen[USER_ID].n_unique() / max(1, users),
         types=dict(sorted(chosen[EVENT_TYPE].value_counts().iter_rows())),
-        samples=[_sample(row) for row in chosen.head(SAMPLES).iter_rows(named=True)],
+        samples=[_sample(row) for row in chosen.head(MAX_SAMPLES).iter_rows(named=True)],
         waiting=_apply_or_wait(project, control) if len(chosen) else 0,
     )
 
@@ -127,7 +129,8 @@ def quarantine(
 def _condition(where: str, start: str, end: str) -> pl.Expr:
     """Select the rows that meet the condition within the time range."""
     condition = conditions.parse(where, EVENT_SCHEMA, "--where").expr
-    since, until = stamp("--from", start), stamp("--to", end)
+    since = stamp("--from", start)
+    until = stamp("--to", end)
     if since is not None:
         condition &= pl.col(TIMESTAMP) >= since
     if until is not None:
@@ -135,13 +138,15 @@ def _condition(where: str, start: str, end: str) -> pl.Expr:
     return condition
 
 
-def _matching(archive: Archive, log: EventLog, condition: pl.Expr, out: set[int]) -> tuple[pl.DataFrame, int, int]:
+def _matching(
+    archive: Archive, log: EventLog, condition: pl.Expr, retracted: set[int]
+) -> tuple[pl.DataFrame, int, int]:
     """Return valid rows that meet a condition; counts of all rows and users."""
-    fresh = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-    matched = pl.concat([archive.matching(condition), fresh.filter(condition)])
-    inside = ~pl.col(SEQ).is_in(pl.Series(sorted(out), dtype=pl.Int64).implode())
-    rows = archive.count(inside) + len(fresh.filter(inside))
-    users = pl.concat([archive.users_of(inside), fresh.filter(inside)[USER_ID].unique()]).n_unique()
+    log_rows = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    matched = pl.concat([archive.matching(condition), log_rows.filter(condition)])
+    valid = ~pl.col(SEQ).is_in(pl.Series(sorted(retracted), dtype=pl.Int64).implode())
+    rows = archive.count(valid) + len(log_rows.filter(valid))
+    users = pl.concat([archive.users_of(valid), log_rows.filter(valid)[USER_ID].unique()]).n_unique()
     return matched, rows, users
 
 

@@ -22,7 +22,7 @@ from recloop.release import transitions
 from recloop.release.gate import NEW_ROWS, gates_to_json
 from recloop.storage import ControlStore, releases
 
-BY = "recloop update"
+RELEASE_ORIGIN = "recloop update"
 
 
 def release_refresh(run: UpdateRun, bundle: str) -> str:
@@ -38,9 +38,9 @@ def release_refresh(run: UpdateRun, bundle: str) -> str:
             "release", f"{bundle} has another recipe than {run.live.id}; next steps: shadow, then experiment"
         )
     elif mode != "manual":
-        why = _reason_to_stay(run, control)
-        if why:
-            run.progress.say("release", f"{bundle} stays registered: {why}")
+        reason = _reason_to_stay(run, control)
+        if reason:
+            run.progress.say("release", f"{bundle} stays registered: {reason}")
         else:
             _move(run, control, bundle, "live" if mode == "gate" else "shadow")
     return releases.read_state(control).state(bundle)
@@ -49,11 +49,11 @@ def release_refresh(run: UpdateRun, bundle: str) -> str:
 def _reason_to_stay(run: UpdateRun, control: ControlStore) -> str:
     """Return the reason to keep a refresh registered; empty if there is none."""
     machine = releases.read_state(control)
-    tried = machine.rows_in("experiment")
+    experiments = machine.rows_in("experiment")
     if not machine.lives or machine.lives[-1] != run.live.id:
         return "another bundle became live meanwhile"
-    if tried:
-        return f"{tried[0].bundle} is in an experiment, and its arms must not change"
+    if experiments:
+        return f"{experiments[0].bundle} is in an experiment, and its arms must not change"
     if releases.ROLLED_BACK in machine.since(run.live.id).evidence:
         return "live was restored by a rollback; promote a bundle to continue"
     new_rows = next(gate for gate in run.gates if gate.name == NEW_ROWS)
@@ -62,10 +62,10 @@ def _reason_to_stay(run: UpdateRun, control: ControlStore) -> str:
 
 def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.Target) -> None:
     try:
-        machine = transitions.validate(run.project, control, bundle, target, BY)
+        machine = transitions.validate(run.project, control, bundle, target, RELEASE_ORIGIN)
         loading.verify_hash(run.project, machine.since(bundle))
         releases.promote(
-            control, bundle, to=target, by=BY, reason=f"refresh of {run.live.id}: same recipe, gate passed",
+            control, bundle, to=target, by=RELEASE_ORIGIN, reason=f"refresh of {run.live.id}: same recipe, gate passed",
             at=now(), evidence={"gates": gates_to_json(run.gates), "refresh_of": run.live.id},
         )  # fmt: skip
     except RecloopError as error:

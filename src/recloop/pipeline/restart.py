@@ -34,10 +34,10 @@ from recloop.recommend import loading
 from recloop.records import now
 from recloop.storage import ControlStore, inbox, locks, releases
 
-MARK: Final = loading.RESTART_FILE
-STAGE: Final = ".restart"
-EVIDENCE: Final = releases.RESTARTED
-BY: Final = "recloop update"
+MARKER_FILE: Final = loading.RESTART_FILE
+STAGE_FOLDER: Final = ".restart"
+EVIDENCE_KEY: Final = releases.RESTARTED
+RELEASE_ORIGIN: Final = "recloop update"
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ def reason(project: Project) -> str:
     return ""
 
 
-def check_files_complete(project: Project, asked: bool) -> None:
+def check_files_complete(project: Project, requested: bool) -> None:
     """Check that every imported file exists, because a new first run reads all again.
 
     Args:
-        asked: The user requested the new first run; rows of missing files are dropped.
+        requested: The user requested the new first run; rows of missing files are dropped.
 
     Raises:
         UserError: files are missing that the unchanged ``data.events`` named before.
     """
-    if asked or any(change.key == "data.events" for change in differing(project)):
+    if requested or any(change.key == "data.events" for change in differing(project)):
         return
-    gone = new_files.missing_files(project, loading.manifest(project))
-    if gone:
+    missing = new_files.missing_files(project, loading.manifest(project))
+    if missing:
         raise UserError(
-            "data.events", ", ".join(gone[:5]) + (" ..." if len(gone) > 5 else ""),
+            "data.events", ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else ""),
             "every imported file, because a new first run reads all of them",
             "restore the files, or recloop update --restart (drops their rows)",
         )  # fmt: skip
@@ -96,16 +96,17 @@ def changed_files(project: Project) -> bool:
 
 def consequences(project: Project) -> list[str]:
     """Describe how the next update will apply a newly written recloop.toml."""
-    live, why = project.load_bundle(), reason(project)
+    live = project.load_bundle()
+    why = reason(project)
     if not why and changed_files(project):
         why = "an imported file has changed; start it with --restart"
     if not why:
         return [f"{live.id} stays live; it was trained on the same data"]
     with project.open_log() as log:
         posted = len(PostedRows.collect(project.open_archive(), log))
-    before = str((live.manifest.config or {}).get("data.events", "its files"))
+    earlier_files = str((live.manifest.config or {}).get("data.events", "its files"))
     return [
-        f"{live.id} was trained from {before}; the next recloop update is a new first run ({why})",
+        f"{live.id} was trained from {earlier_files}; the next recloop update is a new first run ({why})",
         f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",
         "it refuses every bundle of the earlier data; use a new folder for another shop",
     ]
@@ -121,9 +122,9 @@ def exclusive(project: Project, reason: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locks.writer_lock(project.root, "update"))
-        except Locked as held:
+        except Locked as error:
             fix = f"stop it, run recloop update, start it again (a new first run replaces the log: {reason})"
-            raise Locked(held.lock, held.holder, fix) from None
+            raise Locked(error.lock, error.holder, fix) from None
         yield
 
 
@@ -133,13 +134,13 @@ def staged(project: Project) -> Iterator[Staged]:
     try:
         yield stage(project)
     finally:
-        if not (project.store / MARK).exists():
-            shutil.rmtree(project.root / STAGE, ignore_errors=True)
+        if not (project.store / MARKER_FILE).exists():
+            shutil.rmtree(project.root / STAGE_FOLDER, ignore_errors=True)
 
 
 def stage(project: Project) -> Staged:
     """Create an empty stage and collect the posted rows; the caller holds both locks."""
-    target = project.root / STAGE
+    target = project.root / STAGE_FOLDER
     shutil.rmtree(target, ignore_errors=True)
     (target / "store").mkdir(parents=True)
     recover_folder(project.data)
@@ -156,7 +157,7 @@ def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
     """Commit the finished stage and complete the swap."""
     tree = {"bundle": bundle, "reason": reason, "posted": len(staged.posted)}
     tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
-    replace_json(project.store / MARK, tree)
+    replace_json(project.store / MARKER_FILE, tree)
     finish(project)
 
 
@@ -183,11 +184,11 @@ def finish(project: Project) -> bool:
 
     Every step can be repeated after a kill.
     """
-    mark = project.store / MARK
-    if not mark.exists():
+    marker = project.store / MARKER_FILE
+    if not marker.exists():
         return False
-    tree: JsonTree = json.loads(mark.read_text("utf-8"))
-    staged = project.root / STAGE
+    tree: JsonTree = json.loads(marker.read_text("utf-8"))
+    staged = project.root / STAGE_FOLDER
     move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
     _replace_log(staged / "store", project.store)
     recover_folder(project.data)
@@ -195,16 +196,16 @@ def finish(project: Project) -> bool:
         swap_folder(staged / "data", project.data)
     for name in tree["snapshots"]:
         move(staged / "store" / name, project.store / name)
-    for old in project.store.glob("snapshots-*.db"):
-        if old.name not in tree["snapshots"]:
-            old.unlink()
+    for snapshot in project.store.glob("snapshots-*.db"):
+        if snapshot.name not in tree["snapshots"]:
+            snapshot.unlink()
     _release(project.open_control(), project, tree)
     move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
     for run in sorted((staged / "runs").glob("*")):
         move(run, project.runs / run.name)
     shutil.rmtree(staged, ignore_errors=True)
-    mark.unlink()
-    sync_folder(mark.parent)
+    marker.unlink()
+    sync_folder(marker.parent)
     return True
 
 
@@ -220,21 +221,29 @@ def _replace_log(staged: Path, store: Path) -> None:
 
 def _release(control: ControlStore, project: Project, tree: JsonTree) -> None:
     """Make the new bundle live and refuse every bundle of the earlier data."""
-    name, reason = str(tree["bundle"]), f"new first run: {tree['reason']}"
-    found, at = releases.read_state(control), now()
-    if name not in found.states:
+    name = str(tree["bundle"])
+    reason = f"new first run: {tree['reason']}"
+    state_table = releases.read_state(control)
+    at = now()
+    if name not in state_table.states:
         sha256 = bundles.manifest_hash(project.bundles / name)
-        releases.register(control, name, sha256, by=BY, reason=reason, at=at)
-        found = releases.read_state(control)
-    if found.states[name][0] == "registered":
-        releases.checked(control, name, by=BY, reason=reason, at=at)
+        releases.register(control, name, sha256, by=RELEASE_ORIGIN, reason=reason, at=at)
+        state_table = releases.read_state(control)
+    if state_table.states[name][0] == "registered":
+        releases.checked(control, name, by=RELEASE_ORIGIN, reason=reason, at=at)
     if (releases.read_state(control).lives or [""])[-1] != name:
         releases.promote(
-            control, name, to="live", by=BY, reason=reason, at=at, evidence={EVIDENCE: {"posted": tree["posted"]}}
+            control,
+            name,
+            to="live",
+            by=RELEASE_ORIGIN,
+            reason=reason,
+            at=at,
+            evidence={EVIDENCE_KEY: {"posted": tree["posted"]}},
         )
     for bundle, (state, _) in releases.read_state(control).states.items():
         if bundle != name and state != "refused":
             try:
-                releases.reject(control, bundle, by=BY, reason=f"made from earlier data; {reason}", at=at)
+                releases.reject(control, bundle, by=RELEASE_ORIGIN, reason=f"made from earlier data; {reason}", at=at)
             except Refused:  # another process refused it meanwhile
                 continue

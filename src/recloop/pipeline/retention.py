@@ -20,7 +20,7 @@ from recloop.errors import Locked, UserError
 from recloop.files import JsonTree, sync_folder
 from recloop.monitoring.experiment import data_start
 from recloop.monitoring.experiment_plan import Plan
-from recloop.pipeline.journal import FILE as JOURNAL
+from recloop.pipeline.journal import JOURNAL_FILE as JOURNAL
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
@@ -32,9 +32,9 @@ from recloop.storage.releases import ReleaseState
 from recloop.storage.sqlite import bytes_of, locate
 from recloop.storage.trim import trim
 
-GONE: Final = ".removed-"
+REMOVED_PREFIX: Final = ".removed-"
 """Prefix of a bundle's folder while it is deleted."""
-TRIED: Final = ("shadow", "experiment")
+TESTED_STATES: Final = ("shadow", "experiment")
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ class Collection:
 
     @property
     def bytes(self) -> int:
-        return sum(one.bytes for one in self.freed.values())
+        return sum(freed.bytes for freed in self.freed.values())
 
     @property
     def lines(self) -> list[str]:
         """Format one line per kind and a total."""
         verb = "would be freed" if self.dry_run else "freed"
-        kinds = [f"{name}: {one.count:,} ({one.bytes / 1e6:,.1f} MB)" for name, one in self.freed.items()]
-        found = [*kinds, f"{self.bytes / 1e6:,.1f} MB {verb}"]
+        kinds = [f"{name}: {freed.count:,} ({freed.bytes / 1e6:,.1f} MB)" for name, freed in self.freed.items()]
+        summary = [*kinds, f"{self.bytes / 1e6:,.1f} MB {verb}"]
         if self.not_archived:
-            found.append(f"log: kept {self.not_archived:,} rows that data/ does not have with the same content")
+            summary.append(f"log: kept {self.not_archived:,} rows that data/ does not have with the same content")
         if self.log_left_to:
-            found.append(f"log: {self.log_left_to} deletes its rows")
-        return found
+            summary.append(f"log: {self.log_left_to} deletes its rows")
+        return summary
 
     def to_json(self) -> JsonTree:
         return {**asdict(self), "bytes": self.bytes}
@@ -92,7 +92,8 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
     Args:
         dry_run: Only report.
     """
-    bundles, runs = removable_bundles(project), removable_runs(project)
+    bundles = removable_bundles(project)
+    runs = removable_runs(project)
     freed = {
         "bundles": Freed(len(bundles), sum(_size(project.bundles / name) for name in bundles)),
         "runs": Freed(len(runs), sum(_size(project.runs / name) for name in runs)),
@@ -109,30 +110,30 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
 def apply_retention(project: Project, progress: Progress) -> None:
     """Run `collect` after an update and log one line; the next one retries failures."""
     try:
-        done = collect(project)
+        collection = collect(project)
     except (OSError, sqlite3.Error) as error:
         progress.say("retention", f"not applied: {type(error).__name__}: {error}")
         return
-    if any(one.count for one in done.freed.values()):
-        progress.say("retention", "; ".join(done.lines))
+    if any(freed.count for freed in collection.freed.values()):
+        progress.say("retention", "; ".join(collection.lines))
 
 
 def kept_bundles(machine: ReleaseState, newest: int) -> set[str]:
     """Return kept bundles: live, ``newest`` predecessors, tested, newest registered."""
-    tried = [row.bundle for state in TRIED for row in machine.rows_in(state)]
-    return {*machine.lives[-1 - newest :], *tried, *list(machine.hashes)[-newest:]}
+    tested = [row.bundle for state in TESTED_STATES for row in machine.rows_in(state)]
+    return {*machine.lives[-1 - newest :], *tested, *list(machine.hashes)[-newest:]}
 
 
 def removable_bundles(project: Project) -> list[str]:
     """Return registered bundles with a folder that is not needed, oldest first."""
     machine = releases.read_state(project.open_control())
-    kept = kept_bundles(machine, project.config.retention.bundles)
-    return [name for name in machine.hashes if name not in kept and (project.bundles / name).is_dir()]
+    kept_names = kept_bundles(machine, project.config.retention.bundles)
+    return [name for name in machine.hashes if name not in kept_names and (project.bundles / name).is_dir()]
 
 
 def removable_runs(project: Project) -> list[str]:
     """Return finished runs except the newest ``retention.runs``, oldest first."""
-    runs = sorted(one.name for one in project.runs.glob("*") if one.is_dir() and _finished(one))
+    runs = sorted(folder.name for folder in project.runs.glob("*") if folder.is_dir() and _finished(folder))
     return runs[: -project.config.retention.runs]
 
 
@@ -147,10 +148,10 @@ def _remove_bundles(project: Project, names: Sequence[str]) -> None:
     if names:
         loading.write_removal_times(project, {**loading.removal_times(project), **dict.fromkeys(names, now())})
     for name in names:
-        (project.bundles / name).rename(project.bundles / f"{GONE}{name}-{os.getpid()}")
+        (project.bundles / name).rename(project.bundles / f"{REMOVED_PREFIX}{name}-{os.getpid()}")
     if names:
         sync_folder(project.bundles)
-    for folder in project.bundles.glob(f"{GONE}*"):  # including those of an interrupted call
+    for folder in project.bundles.glob(f"{REMOVED_PREFIX}*"):  # including those of an interrupted call
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -163,13 +164,13 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
         newest = store.newest_served_at()
         if newest is None:
             return Freed(0, 0)
-        before = newest - round(project.config.retention.decision_seconds * SECOND)
+        cutoff = newest - round(project.config.retention.decision_seconds * SECOND)
         machine = releases.read_state(project.open_control())
-        before = min([before, *(_judged_since(row) for state in TRIED for row in machine.rows_in(state))])
-        count, rows = store.count_before(before)
+        cutoff = min([cutoff, *(_judged_since(row) for state in TESTED_STATES for row in machine.rows_in(state))])
+        count, rows = store.count_before(cutoff)
     size = bytes_of(file)
     if count and not dry_run:
-        count = decision_store.remove_before(file, before)
+        count = decision_store.remove_before(file, cutoff)
         return Freed(count, max(0, size - bytes_of(file)))
     return Freed(count, size * count // max(1, rows))
 
@@ -195,17 +196,20 @@ def _log(project: Project, dry_run: bool) -> tuple[Freed, int, str]:
     file = locate("stores.log", project.config.stores.log, project.root)
     if not file.exists() or not (project.data / "manifest.json").exists():
         return Freed(0, 0), 0, ""
-    age, archive, size = project.config.retention.log_seconds, project.open_archive(), bytes_of(file)
+    age = project.config.retention.log_seconds
+    archive = project.open_archive()
+    size = bytes_of(file)
     if dry_run:
         with project.open_log() as log:
-            found, rows = trim(log, archive, age, dry_run=True), len(log.events()[:, :1])
-        return Freed(found.deleted, size * found.deleted // max(1, rows)), found.kept, ""
+            result = trim(log, archive, age, dry_run=True)
+            rows = len(log.events()[:, :1])
+        return Freed(result.deleted, size * result.deleted // max(1, rows)), result.kept, ""
     try:
         with locks.writer_lock(project.root, "gc"), project.open_log(write=True) as log:
-            found = trim(log, archive, age)
-    except Locked as held:
-        return Freed(0, 0), 0, held.holder
-    return Freed(found.deleted, max(0, size - bytes_of(file))), found.kept, ""
+            result = trim(log, archive, age)
+    except Locked as error:
+        return Freed(0, 0), 0, error.holder
+    return Freed(result.deleted, max(0, size - bytes_of(file))), result.kept, ""
 
 
 def _size(folder: Path) -> int:

@@ -64,14 +64,14 @@ def repeat(
     """
     updates = 0
     while True:
-        begin = clock.now()
+        started = clock.now()
         code = update()
         updates += 1
         if code == Locked.exit_code:
             say("skipped: a lock is held (see the message above)")
         elif code != 0:
             return Ended(code, reason(code), updates)
-        if not clock.wait(max(0.0, interval - (clock.now() - begin))):
+        if not clock.wait(max(0.0, interval - (clock.now() - started))):
             return Ended(0, "stop requested", updates)
 
 
@@ -109,20 +109,20 @@ def last_reason(project: Project) -> str:
         return "no update has run"
     facts = [journal.facts(step) for step in ("check", "enough", "judge", "finish") if journal.is_done(step)]
     failed = [
-        gate for one in facts for gate in map(GateResult.from_json, one["gates"]) if not gate.ok and not gate.waits
+        gate for step in facts for gate in map(GateResult.from_json, step["gates"]) if not gate.ok and not gate.waits
     ]
-    return f"{journal.verdict}: {'; '.join(one.reason for one in failed)}"
+    return f"{journal.verdict}: {'; '.join(gate.reason for gate in failed)}"
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Raise `Terminated` in the main thread on SIGTERM."""
 
-    def told(_: int, __: FrameType | None) -> None:
+    def raise_terminated(_: int, __: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, told)
+    previous_handler = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)

@@ -47,10 +47,10 @@ from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
 from recloop.training.negatives import slots_of
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
 
-COUNTS = "counts"
+COUNTS_BUNDLE = "counts"
 """Name of a bundle without a network."""
-GOLDEN = 5
-EXTRA = ("torch", "lightning", "onnx", "onnxscript")
+GOLDEN_CASES = 5
+TRAIN_EXTRA_PACKAGES = ("torch", "lightning", "onnx", "onnxscript")
 THREADS = 2
 REFIT_SECONDS = 7 * 86_400.0
 """Time limit of a refit; normally its epochs bound it."""
@@ -68,11 +68,11 @@ class FittedBundle:
 
 def clicked_lists(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
     """Return the slots of answered lists with a click; None if no row names a request."""
-    asked = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
-    if not asked:
+    request_ids = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
+    if not request_ids:
         return None
     with project.open_decisions() as decisions:
-        return slots_of(decisions.answered(asked))
+        return slots_of(decisions.answered(request_ids))
 
 
 def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: PreparedData) -> None:
@@ -82,9 +82,9 @@ def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: Prepa
     key = FeatureSpec.from_config(project.config, data.dwell).state_key
     path = project.snapshot_file(prepared.watermark, key)
     snapshots.write(path, full_snapshot(data.events, data.users), prepared.watermark, key)
-    for old in project.store.glob("snapshots-*.db"):
-        if old != path:
-            old.unlink()
+    for snapshot in project.store.glob("snapshots-*.db"):
+        if snapshot != path:
+            snapshot.unlink()
 
 
 def open_run(project: Project, started: datetime) -> Path:
@@ -103,9 +103,9 @@ def validation_arrays(project: Project, tables: ItemUserTables, data: PreparedDa
 
 def build_tables(project: Project, data: PreparedData) -> ItemUserTables:
     """Build the tables over the rows before the cut."""
-    before = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
+    rows = pl.concat([data.train, data.valid]) if len(data.valid) else data.train
     return make_tables(
-        FeatureSpec.from_config(project.config, data.dwell), before, data.manifest.cut, data.items, data.users
+        FeatureSpec.from_config(project.config, data.dwell), rows, data.manifest.cut, data.items, data.users
     )
 
 
@@ -124,29 +124,30 @@ def fit_models(
     rows before the validation moments. With the chosen half-lives and weights, the counts are then refitted on all
     rows before the cut, and the network learns the remaining rows in one pass.
     """
-    config, begin = project.config, time.monotonic()
+    config = project.config
+    started = time.monotonic()
     name = model or config.model.name
-    missing = [package for package in EXTRA if not _installed(package)] if model is None else []
-    wanted = not _is_baseline(name, bool(missing))
+    missing = [package for package in TRAIN_EXTRA_PACKAGES if not _installed(package)] if model is None else []
+    needs_network = not _is_baseline(name, bool(missing))
     options = config.model.options if model in {None, config.model.name} else {}
     progress.say(
         "learn",
-        f"baselines{f', then {name} for at most {config.train.time_budget} of training' if wanted else ''}",
+        f"baselines{f', then {name} for at most {config.train.time_budget} of training' if needs_network else ''}",
     )
-    past = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
-    made, scorers = baselines.fit_counts(arrays, tables, "" if wanted else name, options)
-    asked = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
+    rows_before_cut = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
+    counts, scorers = baselines.fit_counts(arrays, tables, "" if needs_network else name, options)
+    model_config = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
     held_seq = data.manifest.held_seq or 0
-    manifest = replace(base_manifest(config, tables, data, past, held_seq), recipe=recipe_of(asked))
-    draft = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
-    counted = ", ".join(scorer.model for scorer in scorers.values())
-    progress.say("learn", f"{counted} in {time.monotonic() - begin:.1f} s")
+    manifest = replace(base_manifest(config, tables, data, rows_before_cut, held_seq), recipe=recipe_of(model_config))
+    draft = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
+    model_names = ", ".join(scorer.model for scorer in scorers.values())
+    progress.say("learn", f"{model_names} in {time.monotonic() - started:.1f} s")
     network = None
-    if wanted and missing:
+    if needs_network and missing:
         progress.say("learn", f'skipping {name}: {missing[0]} is not installed; pip install "recloop[train]"')
-    elif wanted and not has_sequences(arrays):
+    elif needs_network and not has_sequences(arrays):
         progress.say("learn", f"skipping {name}: no user has two moments, so it has no next item to predict")
-    elif wanted:
+    elif needs_network:
         budget = config.train.time_budget_seconds
         network = fit_network(name, options, arrays, config, run, budget, quiet=not sys.stderr.isatty())
         draft = with_network(draft, network)
@@ -155,43 +156,45 @@ def fit_models(
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
     bundle, chosen = baselines.choose_half_life_and_weights(
-        draft, config, arrays, tables, StateHistory(past, data.users), THREADS
+        draft, config, arrays, tables, StateHistory(rows_before_cut, data.users), THREADS
     )
     progress.say("learn", _fusion_line(config, chosen))
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
-    whole = train_data(tables, past, None, clicked_lists(project, past))
-    bundle = baselines.refit_baselines(bundle, whole, tables, options)
+    all_arrays = train_data(tables, rows_before_cut, None, clicked_lists(project, rows_before_cut))
+    bundle = baselines.refit_baselines(bundle, all_arrays, tables, options)
     if network is not None:
-        network = train_window(config, network, whole, arrays.cut, bundle, run)
+        network = train_window(config, network, all_arrays, arrays.cut, bundle, run)
         bundle = replace(bundle, arrays={**bundle.arrays, **network.arrays})
         bundle = with_network(bundle, network)
-    return FittedBundle(bundle, whole, network, chosen)
+    return FittedBundle(bundle, all_arrays, network, chosen)
 
 
 def train_window(
-    config: Config, network: TrainedNetwork, whole: TrainData, start: int, bundle: Bundle, run: Path
+    config: Config, network: TrainedNetwork, arrays: TrainData, window_start: int, bundle: Bundle, run: Path
 ) -> TrainedNetwork:
     """Train the network one pass over the moments from the validation start on.
 
     An update learns a window in the same way.
 
     Args:
-        network: Network trained on the rows before ``start``; its metadata and measured NDCG are kept.
-        whole: All rows before the cut.
+        network: Network trained on the rows before ``window_start``; its metadata and measured NDCG are kept.
+        arrays: All rows before the cut.
         bundle: The bundle with the counts over them.
     """
-    fresh = whole.stamps >= start
-    chosen = with_replay(whole, fresh, config.update.replay_ratio, config.train.seed)
+    in_window = arrays.stamps >= window_start
+    chosen = with_replay(arrays, in_window, config.update.replay_ratio, config.train.seed)
     train = config.train.model_copy(update={"epochs": 1})
-    again = fit_network(
-        network.name, network.config, whole, config.model_copy(update={"train": train}), run / "window",
+    window_network = fit_network(
+        network.name, network.config, arrays, config.model_copy(update={"train": train}), run / "window",
         config.train.time_budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, LEARNING_RATE_SHARE, bundle.arrays),
     )  # fmt: skip
-    metrics = replace(network.metrics, window_steps=again.steps, window_seconds=round(again.seconds, 2))
+    metrics = replace(
+        network.metrics, window_steps=window_network.steps, window_seconds=round(window_network.seconds, 2)
+    )
     return replace(
-        again, epochs=network.epochs, steps=network.steps, steps_per_epoch=network.steps_per_epoch,
-        stopped=network.stopped, seconds=network.seconds + again.seconds, metrics=metrics,
+        window_network, epochs=network.epochs, steps=network.steps, steps_per_epoch=network.steps_per_epoch,
+        stopped=network.stopped, seconds=network.seconds + window_network.seconds, metrics=metrics,
     )  # fmt: skip
 
 
@@ -214,8 +217,8 @@ def _installed(package: str) -> bool:
 
 def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
     """Add a network's vectors and graph to the bundle as the source ``model``."""
-    others = tuple(sorted(set(bundle.scorers) - {"model"}))
-    own = ScorerSpec("model", network.name, network.kind, of=others if network.kind == "rank" else None)
+    other_sources = tuple(sorted(set(bundle.scorers) - {"model"}))
+    scorer = ScorerSpec("model", network.name, network.kind, of=other_sources if network.kind == "rank" else None)
     placements = {
         name: replace(placement, weights={"model": 1.0, **placement.weights})
         if placement.list == "for_you" and set(placement.weights) == set(bundle.scorers)
@@ -224,7 +227,7 @@ def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
     }
     manifest = replace(
         bundle.manifest,
-        scorers={**bundle.scorers, "model": own},
+        scorers={**bundle.scorers, "model": scorer},
         model=ModelSpec(network.name, network.config),
         train=network.training(bundle.manifest.train),
     )
@@ -249,10 +252,10 @@ def evaluate_on_test(
     prepared = data.manifest.protocol
     if project.config.split.protocol != prepared:
         expected = f"{prepared}, as data/ was split and the bundle was fitted"
-        how = (
+        fix = (
             f"in a new folder with split.protocol={project.config.split.protocol}: recloop prepare, then recloop train"
         )
-        raise UserError("split.protocol", project.config.split.protocol, expected, how)
+        raise UserError("split.protocol", project.config.split.protocol, expected, fix)
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
         candidates, data, Catalog.from_frames([data.items]), project.config, facts, THREADS,
@@ -271,15 +274,15 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
     scorers = learned.bundle.scorers
     custom = [] if learned.network else custom_scorers(scorers)
     name = custom[0].model if custom else ""
-    made, _ = baselines.fit_counts(arrays, tables, name, config.model.options, baselines.half_lives_of(scorers))
+    counts, _ = baselines.fit_counts(arrays, tables, name, config.model.options, baselines.half_lives_of(scorers))
     manifest = base_manifest(config, tables, data, data.events, nothing_held(data.events))
     manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
-    bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
+    bundle = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
     network = None
     if learned.network is not None:
-        again = config.train.model_copy(update={"epochs": learned.bundle.manifest.train.repeated_epochs})
+        train = config.train.model_copy(update={"epochs": learned.bundle.manifest.train.repeated_epochs})
         network = fit_network(
-            learned.network.name, learned.network.config, arrays, config.model_copy(update={"train": again}),
+            learned.network.name, learned.network.config, arrays, config.model_copy(update={"train": train}),
             run / "refit", REFIT_SECONDS,
         )  # fmt: skip
         bundle = with_network(bundle, network)
@@ -295,15 +298,15 @@ def save_and_register(
     bundle = with_golden(bundle, data.events.filter(pl.col(STAMP) < bundle.cut))
     project.bundles.mkdir(parents=True, exist_ok=True)
     control = project.open_control()
-    taken = {row.bundle for row in control.releases()}
+    registered_names = {row.bundle for row in control.releases()}
     bundle = bundles.write(bundle, project.bundles, started)
-    while bundle.id in taken:  # same content in the same second: use a name one second later
+    while bundle.id in registered_names:  # same content in the same second: use a name one second later
         started += timedelta(seconds=1)
         bundle = bundles.write(bundle, project.bundles, started)
-    trained = None if learned.network is None else learned.network.metrics.to_json()
+    network_metrics = None if learned.network is None else learned.network.metrics.to_json()
     replace_json(
         run / "metrics.json",
-        {"bundle": bundle.id, "chosen": learned.chosen.to_json(), "network": trained, **bundle.metrics},
+        {"bundle": bundle.id, "chosen": learned.chosen.to_json(), "network": network_metrics, **bundle.metrics},
     )
     table.with_bundle(bundle.id).save(project.reports)
     sha256 = bundles.manifest_hash(project.bundles / bundle.id)
@@ -313,14 +316,14 @@ def save_and_register(
 
 def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     """Add golden cases: states of four users over these rows, and an anonymous one."""
-    known = rows.filter(pl.col(LABEL) > 0)[USER_ID].unique().to_list()
-    users = sorted(known, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN - 1]
+    active_users = rows.filter(pl.col(LABEL) > 0)[USER_ID].unique().to_list()
+    users = sorted(active_users, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN_CASES - 1]
     states = [UserState() for _ in range(len(users) + 1)]
     for user, state in zip(users, states, strict=False):
         fold(state, rows.filter(pl.col(USER_ID) == user))
-    own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
+    recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     return replace(
-        bundle, golden=make_golden(own, [*users, "nobody"], states, bundle.cut, bundle.default_placement, 10)
+        bundle, golden=make_golden(recommender, [*users, "nobody"], states, bundle.cut, bundle.default_placement, 10)
     )
 
 
@@ -332,8 +335,8 @@ def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:
 
 def evaluate_bundles(project: Project, names: Sequence[str], progress: Progress) -> EvaluationTable:
     """Evaluate these bundles (default: live) and write ``reports/evaluation.json``."""
-    asked = [project.load_bundle(name) for name in names or [""]]
-    table = evaluate_on_test(project, asked, load(project), progress)
+    candidates = [project.load_bundle(name) for name in names or [""]]
+    table = evaluate_on_test(project, candidates, load(project), progress)
     table.save(project.reports)
     return table
 
@@ -347,14 +350,14 @@ def base_manifest(
         rows: The rows that it is fitted on.
         held_seq: The first seq of their held-out moments, see `recloop.features.learned_range.LearnedRange`.
     """
-    until = max_int(rows[SEQ])
+    until_seq = max_int(rows[SEQ])
     return Manifest(
         recloop=__version__,
-        model=ModelSpec(COUNTS, {}),
+        model=ModelSpec(COUNTS_BUNDLE, {}),
         data=TrainingRows(
             fingerprint=data.manifest.fingerprint,
             cut=tables.cut,
-            until_seq=until,
+            until_seq=until_seq,
             held_seq=held_seq,
             protocol=config.split.protocol,
         ),
@@ -366,11 +369,12 @@ def base_manifest(
 
 def _fusion_line(config: Config, chosen: baselines.Chosen) -> str:
     """Describe the source weights of placement ``home`` in one line."""
-    home, moments = config.placement["home"].weights, chosen.validation_moments
+    configured = config.placement["home"].weights
+    moments = chosen.validation_moments
     weights = None if chosen.fusion is None else chosen.fusion.weights
-    if home != "auto":
-        instead = f" (validation would have chosen {_weights(weights)})" if weights else ""
-        return f"fusion weights as configured: {_weights(home)}{instead}"
+    if configured != "auto":
+        alternative = f" (validation would have chosen {_weights(weights)})" if weights else ""
+        return f"fusion weights as configured: {_weights(configured)}{alternative}"
     if weights is None:
         return "no validation moments; all sources have weight 1" if not moments else "all sources have weight 1"
     return f"fusion weights chosen on {moments:,} validation moments: {_weights(weights)}"

@@ -38,10 +38,10 @@ from recloop.release.gate import GateResult
 from recloop.settings import dump
 from recloop.storage import releases
 
-RETROSPECTIVE = frozenset({"duplicates", "burst"})
+RETROSPECTIVE_RULES = frozenset({"duplicates", "burst"})
 """Rules by which an update itself retracts rows."""
 COLLECT_FACTS = ("read", "kept", "removed", "signals", "new_users", "new_items")
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,16 @@ class UpdateResult:
     @property
     def failed(self) -> list[JsonTree]:
         """Return the failed gates."""
-        return [one for one in self.gates if not one["ok"] and not one.get("waits")]
+        return [tree for tree in self.gates if not tree["ok"] and not tree.get("waits")]
 
     @property
     def reason(self) -> str:
         """Return the reasons of each gate that failed or waits for more rows."""
-        gates = [GateResult.from_json(one) for one in self.gates]
-        stopping = [one for one in gates if not one.ok and not one.waits] or [one for one in gates if one.waits]
-        return "; ".join(one.reason for one in stopping)
+        gates = [GateResult.from_json(result) for result in self.gates]
+        stopping = [result for result in gates if not result.ok and not result.waits] or [
+            result for result in gates if result.waits
+        ]
+        return "; ".join(result.reason for result in stopping)
 
 
 @dataclass
@@ -171,19 +173,19 @@ class UpdateRun:
         """Return the verdict of the gates so far."""
         return gate.verdict(self.gates)
 
-    def result(self, placed: tuple[str, str] | None, seconds: float) -> UpdateResult:
-        """Return the result; ``placed`` is the registered bundle and its state."""
-        bundle, state = placed or (None, None)
-        came = {name: self.journal.facts("collect")[name] for name in COLLECT_FACTS}
+    def result(self, registered: tuple[str, str] | None, seconds: float) -> UpdateResult:
+        """Return the result; ``registered`` is the registered bundle and its state."""
+        bundle, state = registered or (None, None)
+        facts = {name: self.journal.facts("collect")[name] for name in COLLECT_FACTS}
         return UpdateResult(
             self.watermark + 1,
             self.until,
-            **came,
+            **facts,
             bundle=bundle,
             verdict=self.verdict,
             gates=gate.gates_to_json(self.gates),
             seconds=seconds,
-            changed=[one.key for one in self.changed],
+            changed=[change.key for change in self.changed],
             state=state,
         )
 
@@ -215,14 +217,15 @@ def start_or_resume(project: Project, full: bool, reset: bool, progress: Progres
     live = project.load_bundle()
     changed = config_changes.changed_keys(config, live.manifest.config)
     retrain = config_changes.with_effect(changed, Effect.RETRAIN)
-    asked, full = full, full or config.update.mode == "full" or bool(retrain)
+    requested_full = full
+    full = full or config.update.mode == "full" or bool(retrain)
     if full and reset:
         expected = "a warm start, because a full retrain has no parent optimizer"
         raise UserError("--reset-optimizer", "with a full retrain", expected, "recloop update --full")
-    watermark, last = loading.log_range(project)
+    watermark, last_seq = loading.log_range(project)
     settings = hashlib.sha256(dump(config).encode()).hexdigest()
     mode = "full" if full else "reset" if reset else "warm"
-    head = {
+    inputs = {
         "from_seq": watermark + 1,
         "live": live.id,
         "mode": mode,
@@ -231,20 +234,20 @@ def start_or_resume(project: Project, full: bool, reset: bool, progress: Progres
     }
     journal = Journal.unfinished(project.runs)
     if journal is not None and not journal.is_done("publish"):
-        then = {key: value for key, value in journal.head.items() if key != "to_seq"}
-        if then != head:
+        journal_inputs = {key: value for key, value in journal.head.items() if key != "to_seq"}
+        if journal_inputs != inputs:
             journal.close("left")
             journal = None
     if journal is None:
-        new = last > watermark + _by_updates(project, watermark)
-        if not new and not retrain and not (asked and changed):
+        has_new_rows = last_seq > watermark + _by_updates(project, watermark)
+        if not has_new_rows and not retrain and not (requested_full and changed):
             return None
-        if not new and waiting_reason(project, config, live.id):
+        if not has_new_rows and waiting_reason(project, config, live.id):
             return None
         started = datetime.now(UTC)
-        journal = Journal.begin(training_steps.open_run(project, started), started, {**head, "to_seq": last})
+        journal = Journal.begin(training_steps.open_run(project, started), started, {**inputs, "to_seq": last_seq})
     else:
-        progress.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last:,}")
+        progress.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last_seq:,}")
     spec = FeatureSpec.from_config(config, live.spec.dwell)
     if not full and spec.to_json() != live.spec.to_json():  # a bundle without recorded settings
         journal.close("left")
@@ -261,12 +264,12 @@ def start_or_resume(project: Project, full: bool, reset: bool, progress: Progres
 
 def waiting_reason(project: Project, config: Config, live: str) -> str:
     """Return a promotable child of live with these settings and all rows, or ""."""
-    found = releases.read_state(project.open_control())
-    for bundle, (state, _) in reversed(found.states.items()):
+    machine = releases.read_state(project.open_control())
+    for bundle, (state, _) in reversed(machine.states.items()):
         if state not in {"registered", "checked", "shadow", "experiment"}:
             continue
         try:
-            manifest = bundles.check(project.bundles / bundle, found.hashes[bundle])
+            manifest = bundles.check(project.bundles / bundle, machine.hashes[bundle])
         except BundleError:
             continue
         if (
@@ -281,7 +284,7 @@ def waiting_reason(project: Project, config: Config, live: str) -> str:
 def _by_updates(project: Project, watermark: int) -> int:
     """Count rows after the watermark that updates retracted; they need no new update."""
     with project.open_log() as log:
-        return sum(row.rule in RETROSPECTIVE for row in log.retractions(after=watermark))
+        return sum(row.rule in RETROSPECTIVE_RULES for row in log.retractions(after=watermark))
 
 
 def _quarantined(project: Project) -> int:
@@ -289,9 +292,9 @@ def _quarantined(project: Project) -> int:
     with project.open_log() as log:
         rows = [
             *log.retractions(),
-            *(one.retraction for one in project.open_control().pending()),
+            *(entry.retraction for entry in project.open_control().pending()),
         ]
-    return sum(row.rule not in RETROSPECTIVE for row in rows)
+    return sum(row.rule not in RETROSPECTIVE_RULES for row in rows)
 
 
 @contextmanager
@@ -305,8 +308,13 @@ def explain_disk_full(project: Project) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError, SafetensorError) as error:
         text = str(error)
-        told = ("disk", *(os.strerror(code) for code in FULL))  # SQLite's: "database or disk is full"
-        if getattr(error, "errno", None) not in FULL and not any(one in text for one in told):
+        disk_full_texts = (
+            "disk",
+            *(os.strerror(code) for code in DISK_FULL_ERRNOS),
+        )  # SQLite's: "database or disk is full"
+        if getattr(error, "errno", None) not in DISK_FULL_ERRNOS and not any(
+            phrase in text for phrase in disk_full_texts
+        ):
             raise
         expected = f"free space for the run ({text.splitlines()[0]})"
         raise UserError("disk", project.root, expected, "free some space, then recloop update") from None

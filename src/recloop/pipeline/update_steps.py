@@ -40,9 +40,9 @@ from recloop.storage.data_manifest import WindowLoss
 from recloop.storage.event_log import retracted_at
 from recloop.training.dataset import make_tables
 
-CHECKED = 300
+MAX_CHECKED_QUERIES = 300
 """Most queries per window of the input check."""
-NOTHING_FRESH = (
+NO_NEW_MOMENTS_NOTE = (
     "weak: nothing to judge, because no moment with a positive is newer than live's training data; the rows are learned"
 )
 
@@ -52,25 +52,31 @@ def collect(run: UpdateRun) -> None:
     if run.journal.is_done("collect"):
         return
     with run.project.open_log() as log:
-        waiting = run.project.open_control().pending()
-        out = sorted(retracted_at([*log.retractions(), *(row.retraction for row in waiting)]))
-        made = append(
-            run.project, log, run.until, run.live_range, EventLabeler.from_spec(run.spec), run.folder / "data", out
+        pending = run.project.open_control().pending()
+        retracted = sorted(retracted_at([*log.retractions(), *(row.retraction for row in pending)]))
+        result = append(
+            run.project,
+            log,
+            run.until,
+            run.live_range,
+            EventLabeler.from_spec(run.spec),
+            run.folder / "data",
+            retracted,
         )
-    run.journal.record("collect", **msgspec.to_builtins(made))
-    removed = ", ".join(f"{rule} {count:,}" for rule, count in made.removed.items()) or "none"
+    run.journal.record("collect", **msgspec.to_builtins(result))
+    removed = ", ".join(f"{rule} {count:,}" for rule, count in result.removed.items()) or "none"
     run.progress.say(
         "collect",
-        f"seq {run.watermark + 1:,} to {run.until:,}: {made.read:,} rows = {made.kept:,} kept + {removed} removed; "
-        f"{made.new_users:,} new users, {made.new_items:,} new items",
+        f"seq {run.watermark + 1:,} to {run.until:,}: {result.read:,} rows = {result.kept:,} kept + {removed} removed; "
+        f"{result.new_users:,} new users, {result.new_items:,} new items",
     )
-    if made.late:
+    if result.late:
         run.progress.say(
             "collect",
-            f"{made.late:,} of {made.late + made.fresh:,} new moments are older than the end of live's training data; "
+            f"{result.late:,} of {result.late + result.fresh:,} new moments are older than the end of live's training data; "
             "they are used for training, not for the gate",
         )
-    rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in made.signals)
+    rules = ", ".join(f"{rule.rule} {rule.means} {rule.weight:+g}: {rule.events:,}" for rule in result.signals)
     run.progress.say("collect", f"rows by rule of [events]: {rules or 'none'}")
 
 
@@ -85,38 +91,40 @@ def check_input(run: UpdateRun) -> None:
     if run.journal.is_done("check"):
         return
     events = run.data.events
-    own, parents = known_windows(run)
+    live_windows, recipe_windows = known_windows(run)
     # Late rows are excluded: live has learned the rows that follow them.
     events = events.filter(run.live_range.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
-    came = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
-    if not run.config.update.input_check or not len(came):
-        why = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
+    incoming_queries = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
+    if not run.config.update.input_check or not len(incoming_queries):
+        note = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
         run.journal.record(
             "check",
-            windows=_json_of(parents + own),
-            gates=gate.gates_to_json([GateResult(gate.INPUT_GATE, None, 0.0, True, note=why)]),
+            windows=_json_of(recipe_windows + live_windows),
+            gates=gate.gates_to_json([GateResult(gate.INPUT_GATE, None, 0.0, True, note=note)]),
         )
         return
-    before = make_queries(events.filter(pl.col("first") <= run.watermark), "successive")
-    came = paired.subsample(came, CHECKED)
-    past = paired.windows(before, input_check.MAX_WINDOWS, len(came)) if len(before) else []
-    windows = [_window(run, one, run.watermark) for one in past]
+    earlier_queries = make_queries(events.filter(pl.col("first") <= run.watermark), "successive")
+    incoming_queries = paired.subsample(incoming_queries, MAX_CHECKED_QUERIES)
+    earlier_windows = (
+        paired.windows(earlier_queries, input_check.MAX_WINDOWS, len(incoming_queries)) if len(earlier_queries) else []
+    )
+    windows = [_window(run, queries, run.watermark) for queries in earlier_windows]
     if len(windows) < input_check.MIN_WINDOWS:
-        windows = own + windows
+        windows = live_windows + windows
     inherited = len(windows) < input_check.MIN_WINDOWS  # a new live bundle has no windows yet
     if inherited:
-        windows = parents + windows
-    incoming = _window(run, came, run.until)
-    found = input_check.input_check(
-        LossEstimate.from_window(incoming), [LossEstimate.from_window(one) for one in windows]
+        windows = recipe_windows + windows
+    incoming = _window(run, incoming_queries, run.until)
+    result = input_check.input_check(
+        LossEstimate.from_window(incoming), [LossEstimate.from_window(window) for window in windows]
     )
-    if inherited and parents and not found.weak:
-        found = replace(found, note=f"with the windows of its recipe: {found.note}")
+    if inherited and recipe_windows and not result.weak:
+        result = replace(result, note=f"with the windows of its recipe: {result.note}")
     if (incoming.queries or 0) >= input_check.MIN_QUERIES:
         windows = [*windows, incoming]
-    kept = _json_of(windows[-input_check.MAX_WINDOWS :])
-    run.journal.record("check", windows=kept, gates=gate.gates_to_json([found]))
-    run.progress.say("check", found.line())
+    kept_windows = _json_of(windows[-input_check.MAX_WINDOWS :])
+    run.journal.record("check", windows=kept_windows, gates=gate.gates_to_json([result]))
+    run.progress.say("check", result.line())
 
 
 def _json_of(windows: Sequence[WindowLoss]) -> list[Any]:
@@ -128,19 +136,24 @@ def known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
 
     Retention removes old parents, so the recipe decides; records without one count if their bundle is a parent.
     """
-    known = [window for window in run.data.manifest.windows or () if window.queries is not None]
-    line, recipe = loading.lineage(run.project, run.live), run.live.manifest.recipe
-    own = [window for window in known if window.bundle == run.live.id]
-    others = [window for window in known if window.bundle != run.live.id]
-    return own, [
-        window for window in others if (window.bundle in line if window.recipe is None else window.recipe == recipe)
+    judged_windows = [window for window in run.data.manifest.windows or () if window.queries is not None]
+    lineage = loading.lineage(run.project, run.live)
+    recipe = run.live.manifest.recipe
+    live_windows = [window for window in judged_windows if window.bundle == run.live.id]
+    other_windows = [window for window in judged_windows if window.bundle != run.live.id]
+    return live_windows, [
+        window
+        for window in other_windows
+        if (window.bundle in lineage if window.recipe is None else window.recipe == recipe)
     ]
 
 
 def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
     """Return live's loss over these queries in the form of ``data/manifest.json``."""
-    lost = paired.window_loss(paired.answer(run.live, queries, *run.evaluation_context).ndcg)
-    return WindowLoss(to_seq, lost.loss, run.live.id, lost.queries, lost.spread, run.live.manifest.recipe)
+    window_loss = paired.window_loss(paired.answer(run.live, queries, *run.evaluation_context).ndcg)
+    return WindowLoss(
+        to_seq, window_loss.loss, run.live.id, window_loss.queries, window_loss.spread, run.live.manifest.recipe
+    )
 
 
 def check_size(run: UpdateRun) -> None:
@@ -149,29 +162,30 @@ def check_size(run: UpdateRun) -> None:
         return
     users = np.array(make_queries(run.data.test, "successive").users)
     late_alone = not len(users) and run.window.late > 0
-    found = None
+    result = None
     if run.refreshes and not late_alone:
-        found = gate.check_window_size(users, queries_judged_before(run), run.config.release.gates)
-    run.journal.record("enough", gates=gate.gates_to_json([found] if found else []))
-    if found is not None:
-        run.progress.say("check", found.line())
+        result = gate.check_window_size(users, queries_judged_before(run), run.config.release.gates)
+    run.journal.record("enough", gates=gate.gates_to_json([result] if result else []))
+    if result is not None:
+        run.progress.say("check", result.line())
 
 
 def train_candidate(run: UpdateRun) -> None:
     """Step 3. Train the candidate: live and all new rows except the test moments."""
     if run.journal.is_done("learn"):
         return
-    data, window = run.data, run.window
-    before = pl.concat([data.train, data.valid]).sort(SEQ)
+    data = run.data
+    window = run.window
+    rows = pl.concat([data.train, data.valid]).sort(SEQ)
     if run.full:
-        tables = make_tables(run.spec, before, window.cut, data.items, data.users, run.live.items.ids.ids)
+        tables = make_tables(run.spec, rows, window.cut, data.items, data.users, run.live.items.ids.ids)
         arrays = training_steps.validation_arrays(run.project, tables, data)
         learned = training_steps.fit_models(run.project, tables, arrays, data, run.folder, run.progress, None)
         candidate = tag_child(run, learned.bundle, "full")
     else:
         weights = load_train_state(run.live, run.project.bundles, run.reset)
         candidate = build_child(
-            run, run.live, before, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
+            run, run.live, rows, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
         )
     written = write(run, candidate, run.folder / "candidate")
     run.journal.record("learn", bundle=written.id)
@@ -181,62 +195,70 @@ def run_gates(run: UpdateRun) -> None:
     """Step 4. Run the gates: compare both bundles on new rows and holdout users."""
     if run.journal.is_done("judge"):
         return
-    candidate, window = load_candidate(run), run.window
+    candidate = load_candidate(run)
+    window = run.window
     recipe = str(candidate.manifest.recipe)
-    timeline, catalogue = run.evaluation_context
-    asked = make_queries(run.data.test, "successive")
-    new = paired.subsample(asked)
-    ours, lives = (
-        paired.answer(bundle, new, timeline, catalogue, training_steps.THREADS) for bundle in (candidate, run.live)
+    timeline, catalog = run.evaluation_context
+    all_queries = make_queries(run.data.test, "successive")
+    queries = paired.subsample(all_queries)
+    candidate_results, live_results = (
+        paired.answer(bundle, queries, timeline, catalog, training_steps.THREADS) for bundle in (candidate, run.live)
     )
-    pairs, old = pair_scores(ours, lives), holdout_queries(run)
-    forgotten = None
-    if len(old):
-        mine, theirs = (
-            paired.answer(bundle, old, timeline, catalogue, training_steps.THREADS) for bundle in (candidate, run.live)
+    pairs = pair_scores(candidate_results, live_results)
+    holdout = holdout_queries(run)
+    holdout_pairs = None
+    if len(holdout):
+        candidate_holdout, live_holdout = (
+            paired.answer(bundle, holdout, timeline, catalog, training_steps.THREADS)
+            for bundle in (candidate, run.live)
         )
-        forgotten = pair_scores(mine, theirs)
+        holdout_pairs = pair_scores(candidate_holdout, live_holdout)
     windows = inherited_windows(run)
-    decided = loading.has_decisions(run.project)
+    has_decisions = loading.has_decisions(run.project)
     evidence = GateInputs(
         new_rows=pairs,
         earlier=window_scores(windows, recipe),
-        holdout_users=forgotten,
+        holdout_users=holdout_pairs,
         slices={
-            "cold": pairs.select(ours.cold),
-            "repeat": pair_scores(ours, lives, "repeat"),
-            "explore": pair_scores(ours, lives, "explore"),
+            "cold": pairs.select(candidate_results.cold),
+            "repeat": pair_scores(candidate_results, live_results, "repeat"),
+            "explore": pair_scores(candidate_results, live_results, "explore"),
         },
-        unexplained=verify.verify(run.project)["unexplained"] if decided else None,
-        latency=paired.latency((candidate, run.live), new, timeline, catalogue) if len(new) else None,
-        cold_coverage=(ours.cold_coverage, lives.cold_coverage),
-        cold_users=len(np.unique(ours.users[ours.cold])),
+        unexplained=verify.verify(run.project)["unexplained"] if has_decisions else None,
+        latency=paired.latency((candidate, run.live), queries, timeline, catalog) if len(queries) else None,
+        cold_coverage=(candidate_results.cold_coverage, live_results.cold_coverage),
+        cold_users=len(np.unique(candidate_results.users[candidate_results.cold])),
     )
-    found = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
+    results = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
     if not run.refreshes:
-        found = gate.gates_before_trial(found)
-    if not len(new):
-        found = [replace(one, note=NOTHING_FRESH) if one.name == gate.NEW_ROWS else one for one in found]
+        results = gate.gates_before_trial(results)
+    if not len(queries):
+        results = [
+            replace(result, note=NO_NEW_MOMENTS_NOTE) if result.name == gate.NEW_ROWS else result for result in results
+        ]
     save_window(run, pairs, windows, recipe)
     facts = {
-        "cut": window.cut, "window_queries": len(asked), "new_queries": len(new), "holdout_queries": len(old),
+        "cut": window.cut, "window_queries": len(all_queries), "new_queries": len(queries), "holdout_queries": len(holdout),
     }  # fmt: skip
-    run.journal.record("judge", gates=gate.gates_to_json(found), **facts)
-    for one in found:
-        run.progress.say("gate", one.line())
+    run.journal.record("judge", gates=gate.gates_to_json(results), **facts)
+    for result in results:
+        run.progress.say("gate", result.line())
 
 
 def train_final(run: UpdateRun) -> None:
     """Step 5. Train the final bundle: add the test moments by the same recipe."""
     if run.journal.is_done("finish"):
         return
-    candidate, data = load_candidate(run), run.data
+    candidate = load_candidate(run)
+    data = run.data
     cut = end_of(data.events, STAMP) + 1
-    start = None if run.full else WarmStart(load_train_state(candidate, run.folder / "candidate"), candidate.learned)
-    grown = build_child(run, candidate, data.events, cut, nothing_held(data.events), start, run.folder / "rest")
-    grown = replace(grown, metrics=candidate_table(run, candidate), window=load_window(run))
-    written = write(run, grown, run.folder / "bundles")
-    found = final_evidence(run, candidate, written)
-    run.journal.record("finish", bundle=written.id, gates=gate.gates_to_json(found))
-    for one in found:
-        run.progress.say("gate", one.line())
+    warm_start = (
+        None if run.full else WarmStart(load_train_state(candidate, run.folder / "candidate"), candidate.learned)
+    )
+    child = build_child(run, candidate, data.events, cut, nothing_held(data.events), warm_start, run.folder / "rest")
+    child = replace(child, metrics=candidate_table(run, candidate), window=load_window(run))
+    final = write(run, child, run.folder / "bundles")
+    results = final_evidence(run, candidate, final)
+    run.journal.record("finish", bundle=final.id, gates=gate.gates_to_json(results))
+    for result in results:
+        run.progress.say("gate", result.line())

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from recloop.errors import Refused, printable
 from recloop.monitoring.experiment_verdict import Verdict
-from recloop.monitoring.statistics import ALARM
+from recloop.monitoring.statistics import SAMPLE_RATIO_ALARM
 from recloop.monitoring.summary import Windows
 from recloop.records import utc_minute
 
@@ -138,7 +138,7 @@ def experiment(verdict: Verdict) -> None:
     ui.label(
         f"Users with a completed 24 h window: live {users.live:,}, candidate {users.candidate:,}; open "
         f"{users.waiting:,}. Sample ratio: {ratio.counts['live']:,} to {ratio.counts['candidate']:,}, planned "
-        f"{1 - ratio.share:.0%} to {ratio.share:.0%}, e = {_number(ratio.e)}, alarm above {ALARM:,.0f}: "
+        f"{1 - ratio.share:.0%} to {ratio.share:.0%}, e = {_number(ratio.e)}, alarm above {SAMPLE_RATIO_ALARM:,.0f}: "
         f"{'ALARM' if ratio.alarm else 'none'}."
     ).props("data-testid=ratio")
     rows = [

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from recloop.errors import UserError
 
-FILE = "admin-token"
+FILE_NAME = "admin-token"
 """File name in the project's ``store/``."""
 TOKEN_BYTES = 32
-SHAPE = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes in URL-safe base64
+TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes in URL-safe base64
 
 
 def path(root: Path) -> Path:
     """Return the path of the token file."""
-    return root / "store" / FILE
+    return root / "store" / FILE_NAME
 
 
 def read(root: Path) -> str:
@@ -31,7 +31,7 @@ def read(root: Path) -> str:
         text = file.read_text("ascii", errors="replace").strip()
     except FileNotFoundError:
         return ""
-    if not SHAPE.fullmatch(text):
+    if not TOKEN_PATTERN.fullmatch(text):
         raise UserError("token", file, "a file with 43 characters: letters, digits, - and _", "recloop token --new")
     return text
 
@@ -60,17 +60,17 @@ def _write(root: Path, keep: bool) -> None:
     """Write a new token atomically; ``keep`` preserves a token written concurrently."""
     file = path(root)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{FILE}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = file.with_name(f"{FILE_NAME}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as opened:
         opened.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
     if not keep:
-        beside.replace(file)
+        temporary.replace(file)
         return
     try:
-        os.link(beside, file)
+        os.link(temporary, file)
     except FileExistsError:
         pass
     finally:
-        beside.unlink()
+        temporary.unlink()

@@ -60,22 +60,22 @@ class Archive:
             return {}
         hashes = asked.hash(0).to_numpy()
         positions = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        wanted = asked.filter(pl.Series(self._hashes[positions] == hashes))
-        if not len(wanted):
+        matched = asked.filter(pl.Series(self._hashes[positions] == hashes))
+        if not len(matched):
             return {}
-        rows = self._all().filter(pl.col(EVENT_ID).is_in(wanted.implode())).collect().sort(SEQ, descending=True)
+        rows = self._all().filter(pl.col(EVENT_ID).is_in(matched.implode())).collect().sort(SEQ, descending=True)
         events = (Event(**row) for row in rows.iter_rows(named=True))
         return {event.event_id: event for event in events if event.event_id is not None}
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs."""
-        named = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
-        return dict(self._all().filter(named).select(SEQ, USER_ID).collect().iter_rows())
+        in_seqs = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
+        return dict(self._all().filter(in_seqs).select(SEQ, USER_ID).collect().iter_rows())
 
     def for_users(self, users: Sequence[str]) -> pl.DataFrame:
         """Valid events of these users by seq: EVENT_SCHEMA."""
-        named = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
-        return self._believed().filter(named).collect().sort(SEQ)
+        of_users = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
+        return self._believed().filter(of_users).collect().sort(SEQ)
 
     def matching(self, condition: pl.Expr) -> pl.DataFrame:
         """Valid events that meet a condition, by seq: EVENT_SCHEMA."""
@@ -101,18 +101,19 @@ class Archive:
         """
         if self._last is None:
             quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(TIMESTAMP)
-            known = pl.concat([self._believed().select(TIMESTAMP), quarantined])
-            self._last = known.select(pl.col(TIMESTAMP).max()).collect().item() or 0
+            stamps = pl.concat([self._believed().select(TIMESTAMP), quarantined])
+            self._last = stamps.select(pl.col(TIMESTAMP).max()).collect().item() or 0
         schema = {**EVENT_SCHEMA, RULE: pl.String}
         if after >= self._last:
             return pl.DataFrame(schema=schema)
-        named = pl.Series(list(users), dtype=pl.String).implode()
-        inside = pl.col(USER_ID).is_in(named) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
-        first, last = _day(after, -1), _day(until, 1)  # one day of margin for the time zone of the folders
-        files = [file for day, of_day in self._days().items() if first <= day <= last for file in of_day]
-        parts = [self._quarantined().filter(inside)]
+        user_ids = pl.Series(list(users), dtype=pl.String).implode()
+        matches = pl.col(USER_ID).is_in(user_ids) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
+        first_day = _day(after, -1)
+        last_day = _day(until, 1)  # one day of margin for the time zone of the folders
+        files = [file for day, day_files in self._days().items() if first_day <= day <= last_day for file in day_files]
+        parts = [self._quarantined().filter(matches)]
         if files:
-            parts.append(self._scan(files).filter(inside).with_columns(pl.lit(None, pl.String).alias(RULE)))
+            parts.append(self._scan(files).filter(matches).with_columns(pl.lit(None, pl.String).alias(RULE)))
         return pl.concat(parts).collect().sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
@@ -152,9 +153,9 @@ class Archive:
             raise UserError("data", file, f"an undamaged file ({error})", "recloop prepare") from None
 
 
-def _day(stamp: int, more: int) -> str:
-    """Folder name of a timestamp's UTC day plus ``more`` days."""
+def _day(stamp: int, days: int) -> str:
+    """Folder name of a timestamp's UTC day plus ``days`` days."""
     try:
-        return f"{EPOCH + timedelta(days=more, microseconds=stamp):%Y-%m-%d}"
+        return f"{EPOCH + timedelta(days=days, microseconds=stamp):%Y-%m-%d}"
     except OverflowError:
         return "0000-00-00" if stamp < 0 else "9999-99-99"

@@ -161,15 +161,15 @@ class ControlStore(Store):
         """
         with self._writing() as connection:
             newest = dict(connection.execute("SELECT retracted_seq, rule FROM inbox ORDER BY id"))
-            fresh = []
+            new_rows = []
             for row in rows:
-                before = newest.get(row.retracted_seq)
-                if before is None or (before == RESTORED) != (row.rule == RESTORED):
+                last_rule = newest.get(row.retracted_seq)
+                if last_rule is None or (last_rule == RESTORED) != (row.rule == RESTORED):
                     newest[row.retracted_seq] = row.rule
-                    fresh.append((row.retracted_seq, row.rule, by, at, reason))
-            text = 'INSERT INTO inbox (retracted_seq, rule, "by", at, reason) VALUES (?, ?, ?, ?, ?)'
-            connection.executemany(text, fresh)
-        return len(fresh)
+                    new_rows.append((row.retracted_seq, row.rule, by, at, reason))
+            statement = 'INSERT INTO inbox (retracted_seq, rule, "by", at, reason) VALUES (?, ?, ?, ?, ?)'
+            connection.executemany(statement, new_rows)
+        return len(new_rows)
 
     def pending(self) -> list[PendingRetraction]:
         """Pending inbox rows, oldest first."""
@@ -209,11 +209,15 @@ def _release_row(row: tuple[Any, ...]) -> ReleaseRow:
 
 def _compare_and_set(connection: sqlite3.Connection, row: ReleaseRow, expected: int) -> None:
     newest = connection.execute(f"SELECT {COLUMNS} FROM releases ORDER BY generation DESC LIMIT 1").fetchone()
-    found = 0 if newest is None else int(newest[0])
-    if found != expected:
-        other = None if newest is None else _release_row(newest)
-        who = "the table was emptied" if other is None else f"{other.by} moved {other.bundle} to {other.to}"
-        raise ReleaseConflict(found, expected, who)
+    generation = 0 if newest is None else int(newest[0])
+    if generation != expected:
+        newest_row = None if newest is None else _release_row(newest)
+        cause = (
+            "the table was emptied"
+            if newest_row is None
+            else f"{newest_row.by} moved {newest_row.bundle} to {newest_row.to}"
+        )
+        raise ReleaseConflict(generation, expected, cause)
     values = (row.generation, row.at, row.bundle, row.sha256, row.from_, row.to, row.by, row.reason)
     connection.execute(
         f"INSERT INTO releases ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

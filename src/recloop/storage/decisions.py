@@ -21,11 +21,11 @@ from recloop.records import Decision
 from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
 SCHEMA = 4
-EVERY_SECONDS = 0.2
-BATCH = 1_000
-ROOM = 50_000  # most rows in the buffer
+COMMIT_SECONDS = 0.2
+MAX_BATCH_ROWS = 1_000
+MAX_BUFFERED_ROWS = 50_000  # most rows in the buffer
 
-REMOVED = """
+REMOVED_TABLE = """
 CREATE TABLE removed (
     variant TEXT NOT NULL, placement TEXT NOT NULL, answers INTEGER NOT NULL, PRIMARY KEY (variant, placement))"""
 SCRIPT = f"""
@@ -40,7 +40,7 @@ CREATE INDEX decisions_served_at ON decisions (served_at);
 CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
     lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
 INSERT INTO counts VALUES (1, 0, 0, 0, 0);
-{REMOVED}"""
+{REMOVED_TABLE}"""
 INPUTS_OF_SCHEMA_3 = (
     """replace(replace(replace(inputs, '"request.hour":', '"context.hour":'), """
     """'"request.weekday":', '"context.weekday":'), '"request.gap":', '"context.days_since_last":')"""
@@ -52,7 +52,7 @@ ALTER TABLE decisions ADD COLUMN client_request_id TEXT;
 ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
 UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
 ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
-    2: REMOVED,
+    2: REMOVED_TABLE,
     3: f"""
 ALTER TABLE decisions RENAME COLUMN at TO served_at;
 ALTER TABLE decisions RENAME COLUMN as_of TO as_of_seq;
@@ -138,18 +138,18 @@ class DecisionLog(Store):
         """
         with self._wake:
             self._taken.add(1)
-            if len(self._buffer) >= ROOM:
+            if len(self._buffer) >= MAX_BUFFERED_ROWS:
                 self.dropped += 1
                 return False
             self._buffer.append(decision)
-            if len(self._buffer) == 1 or len(self._buffer) >= BATCH:
+            if len(self._buffer) == 1 or len(self._buffer) >= MAX_BATCH_ROWS:
                 self._wake.notify_all()
         return True
 
     @property
     def full(self) -> bool:
         """True if the next row would be dropped."""
-        return len(self._buffer) >= ROOM
+        return len(self._buffer) >= MAX_BUFFERED_ROWS
 
     def flush(self, seconds: float = 10.0) -> bool:
         """Wait until the buffer is committed; False after a timeout or a failed commit."""
@@ -175,39 +175,41 @@ class DecisionLog(Store):
         tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
         where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
         limit = "" if last is None else f"LIMIT {int(last)}"
-        found = self._readers.get().execute(f"{SELECT} {where} ORDER BY id DESC {limit}", [stamp for _, stamp in tests])
-        return [_decision(row) for row in found][::-1]
+        stored_rows = self._readers.get().execute(
+            f"{SELECT} {where} ORDER BY id DESC {limit}", [stamp for _, stamp in tests]
+        )
+        return [_decision(row) for row in stored_rows][::-1]
 
     def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
         """Stored responses to these requests."""
-        for start in range(0, len(request_ids), BATCH):
-            part = request_ids[start : start + BATCH]
-            asked = f"""{SELECT} WHERE role = 'answer'
-                AND request_id IN ({", ".join("?" * len(part))}) ORDER BY id"""
-            for row in self._readers.get().execute(asked, part):
+        for start in range(0, len(request_ids), MAX_BATCH_ROWS):
+            batch = request_ids[start : start + MAX_BATCH_ROWS]
+            statement = f"""{SELECT} WHERE role = 'answer'
+                AND request_id IN ({", ".join("?" * len(batch))}) ORDER BY id"""
+            for row in self._readers.get().execute(statement, batch):
                 yield _decision(row)
 
     def traffic(self, window_us: int) -> tuple[int, int, int]:
         """Count, first and last time of responses in ``window_us`` up to the newest."""
-        asked = """SELECT count(*), min(served_at), max(served_at) FROM decisions
+        statement = """SELECT count(*), min(served_at), max(served_at) FROM decisions
             WHERE role = 'answer' AND served_at > (SELECT max(served_at) FROM decisions WHERE role = 'answer') - ?"""
-        count, first, last = self._readers.get().execute(asked, (window_us,)).fetchone()
+        count, first, last = self._readers.get().execute(statement, (window_us,)).fetchone()
         return int(count), int(first or 0), int(last or 0)
 
     def shadow_requests(self, bundle: str) -> int:
         """Count the requests that a bundle has scored in shadow."""
-        asked = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
-        return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
+        statement = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
+        return int(self._readers.get().execute(statement, (bundle,)).fetchone()[0])
 
     def replica_mismatches(self, bundle: str) -> int:
         """Count requests scored by ``bundle`` in shadow that live did not reproduce."""
-        asked = """SELECT count(*) FROM decisions AS shadow
+        statement = """SELECT count(*) FROM decisions AS shadow
             JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
             JOIN decisions AS replica ON replica.request_id = shadow.request_id AND replica.role = 'replica'
                 AND replica.bundle = answer.bundle
             WHERE shadow.role = 'shadow' AND shadow.bundle = ?
                 AND (replica.items, replica.scores) <> (answer.items, answer.scores)"""
-        return int(self._readers.get().execute(asked, (bundle,)).fetchone()[0])
+        return int(self._readers.get().execute(statement, (bundle,)).fetchone()[0])
 
     def totals(self) -> dict[tuple[str, str], int]:
         """Responses of all time by (variant, placement)."""
@@ -220,14 +222,14 @@ class DecisionLog(Store):
 
     def newest_served_at(self) -> int | None:
         """Newest ``served_at`` of a response; None without responses."""
-        found = self._readers.get().execute("SELECT max(served_at) FROM decisions").fetchone()[0]
-        return None if found is None else int(found)
+        newest = self._readers.get().execute("SELECT max(served_at) FROM decisions").fetchone()[0]
+        return None if newest is None else int(newest)
 
     def count_before(self, stamp: int) -> tuple[int, int]:
         """Count the rows before a timestamp, and all rows."""
         text = "SELECT (SELECT count(*) FROM decisions WHERE served_at < ?), (SELECT count(*) FROM decisions)"
-        before, whole = self._readers.get().execute(text, (stamp,)).fetchone()
-        return int(before), int(whole)
+        count, total = self._readers.get().execute(text, (stamp,)).fetchone()
+        return int(count), int(total)
 
     def is_empty(self) -> bool:
         """True if the store has no decisions."""
@@ -243,27 +245,29 @@ class DecisionLog(Store):
         writer.execute("UPDATE counts SET settled = ?, lost = ?", (settled, self.lost))
 
     def _run(self, writer: sqlite3.Connection) -> None:
-        counted = 0  # part of `dropped` that is in the store
+        counted_drops = 0  # part of `dropped` that is in the store
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._buffer or self._closing or self._urgent)
                 if not self._urgent:
                     self._wake.wait_for(
-                        lambda: len(self._buffer) >= BATCH or self._closing or self._urgent, EVERY_SECONDS
+                        lambda: len(self._buffer) >= MAX_BATCH_ROWS or self._closing or self._urgent, COMMIT_SECONDS
                     )
-                batch = self._buffer[:BATCH]
-                dropped, ending = self.dropped, self._closing
+                batch = self._buffer[:MAX_BATCH_ROWS]
+                dropped = self.dropped
+                is_closing = self._closing
             try:
-                if batch or dropped > counted:
+                if batch or dropped > counted_drops:
                     with transaction(writer):
-                        written = writer.executemany(INSERT, [_row(decision) for decision in batch]).rowcount
-                        repeated = len(batch) - max(0, written)
+                        inserted = writer.executemany(INSERT, [_row(decision) for decision in batch]).rowcount
+                        repeated = len(batch) - max(0, inserted)
                         writer.execute(
                             "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
-                            (len(batch) + dropped - counted, dropped - counted, repeated),
+                            (len(batch) + dropped - counted_drops, dropped - counted_drops, repeated),
                         )
                     self.repeated += repeated
-                counted, self.failing = dropped, False
+                counted_drops = dropped
+                self.failing = False
             except sqlite3.Error:
                 self.failing = True
             with self._wake:
@@ -272,11 +276,11 @@ class DecisionLog(Store):
                 if not self._buffer or self.failing:
                     self._urgent = False
                 self._wake.notify_all()
-                if ending and (self.failing or not self._buffer):
+                if is_closing and (self.failing or not self._buffer):
                     writer.close()
                     return
                 if self.failing:
-                    self._wake.wait(EVERY_SECONDS)  # pause before the retry on a full disk
+                    self._wake.wait(COMMIT_SECONDS)  # pause before the retry on a full disk
 
 
 def remove_before(file: Path, stamp: int) -> int:
@@ -290,16 +294,18 @@ def remove_before(file: Path, stamp: int) -> int:
     try:
         while True:
             with transaction(writer):
-                rows = writer.execute("SELECT id FROM decisions WHERE served_at < ? LIMIT ?", (stamp, BATCH)).fetchall()
-                named = f"id IN ({', '.join(str(number) for (number,) in rows)})"
+                rows = writer.execute(
+                    "SELECT id FROM decisions WHERE served_at < ? LIMIT ?", (stamp, MAX_BATCH_ROWS)
+                ).fetchall()
+                condition = f"id IN ({', '.join(str(number) for (number,) in rows)})"
                 writer.execute(
                     f"""INSERT INTO removed SELECT variant, placement, count(*) FROM decisions
-                    WHERE role = 'answer' AND {named} GROUP BY variant, placement
+                    WHERE role = 'answer' AND {condition} GROUP BY variant, placement
                     ON CONFLICT (variant, placement) DO UPDATE SET answers = answers + excluded.answers"""
                 )
-                writer.execute(f"DELETE FROM decisions WHERE {named}")
+                writer.execute(f"DELETE FROM decisions WHERE {condition}")
             removed += len(rows)
-            if len(rows) < BATCH:
+            if len(rows) < MAX_BATCH_ROWS:
                 break
         release_space(writer)
     finally:

@@ -22,7 +22,7 @@ from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, E
 from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
 SCHEMA = 2
-SLICE = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
+MAX_SLICE_ROWS = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 
 SCRIPT = """
 CREATE TABLE counter (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL);
@@ -50,7 +50,7 @@ VIEWS = {
 
 PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL")
 EVENT_COLUMNS = (*EVENT_SCHEMA, RULE)
-CONTENT = tuple(
+CONTENT_COLUMNS = tuple(
     name for name in EVENT_SCHEMA if name not in {SEQ, "timestamp", "received_at"}
 )  # content sent by the client, without the timestamp
 
@@ -106,11 +106,11 @@ def retracted_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]
     Args:
         rows: Retractions and restorations, by ascending seq.
     """
-    out: set[int] = set()
+    retracted: set[int] = set()
     for row in rows:
         if seq is None or row.seq <= seq:
-            (out.discard if row.rule == RESTORED else out.add)(row.retracted_seq)
-    return out
+            (retracted.discard if row.rule == RESTORED else retracted.add)(row.retracted_seq)
+    return retracted
 
 
 class EventLog(Store):
@@ -230,25 +230,25 @@ class EventLog(Store):
         """
         with self.commit() as writer:
             newest = dict(writer.execute("SELECT retracted_seq, rule FROM retractions ORDER BY seq"))
-            fresh: list[Retraction] = []
+            new_rows: list[Retraction] = []
             for row in rows:
-                is_out = newest.get(row.retracted_seq, RESTORED) != RESTORED
-                if is_out == (row.rule == RESTORED):
+                is_retracted = newest.get(row.retracted_seq, RESTORED) != RESTORED
+                if is_retracted == (row.rule == RESTORED):
                     newest[row.retracted_seq] = row.rule
-                    fresh.append(row)
-            return self._append("retractions", ("seq", "retracted_seq", "rule"), fresh)
+                    new_rows.append(row)
+            return self._append("retractions", ("seq", "retracted_seq", "rule"), new_rows)
 
     def _append(self, table: str, columns: tuple[str, ...], rows: Sequence[Row]) -> list[Row]:
         with self.commit() as writer:
             seq = self._counter(writer)
-            kept = [msgspec.structs.replace(row, seq=seq + n) for n, row in enumerate(rows, 1)]
-            values = [[getattr(row, name) for name in columns] for row in kept]
+            stored = [msgspec.structs.replace(row, seq=seq + n) for n, row in enumerate(rows, 1)]
+            values = [[getattr(row, name) for name in columns] for row in stored]
             writer.executemany(
                 f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
                 [[object_text(value) if isinstance(value, dict) else value for value in row] for row in values],
             )
-            self._set_counter(writer, seq + len(kept))
-        return kept
+            self._set_counter(writer, seq + len(stored))
+        return stored
 
     def start_at(self, watermark: int) -> None:
         """Start numbering at ``watermark`` + 1, after the rows of the import.
@@ -312,11 +312,13 @@ class EventLog(Store):
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs; seqs of the import are omitted."""
-        found: dict[int, str] = {}
-        for part in _parts(list(seqs)):
-            places = ", ".join("?" * len(part))
-            found |= self._readers.get().execute(f"SELECT seq, user_id FROM events WHERE seq IN ({places})", part)
-        return found
+        users: dict[int, str] = {}
+        for batch in _parts(list(seqs)):
+            placeholders = ", ".join("?" * len(batch))
+            users |= self._readers.get().execute(
+                f"SELECT seq, user_id FROM events WHERE seq IN ({placeholders})", batch
+            )
+        return users
 
     def recent(self, users: Sequence[str], since: int) -> pl.DataFrame:
         """Events of these users with a timestamp after ``since``, by seq, for rule burst.
@@ -326,17 +328,17 @@ class EventLog(Store):
         connection = self._writer or self._readers.get()
         rows: list[tuple[Any, ...]] = []
         columns = ", ".join(EVENT_COLUMNS)
-        for part in _parts(list(users)):
+        for batch in _parts(list(users)):
             rows += connection.execute(
-                f"SELECT {columns} FROM events WHERE user_id IN ({', '.join('?' * len(part))}) AND timestamp > ?",
-                (*part, since),
+                f"SELECT {columns} FROM events WHERE user_id IN ({', '.join('?' * len(batch))}) AND timestamp > ?",
+                (*batch, since),
             ).fetchall()
         return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row").sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
         """Return True if an event has this id in the column."""
-        found = self._readers.get().execute(f"SELECT 1 FROM events WHERE {column} = ? LIMIT 1", (raw_id,))
-        return found.fetchone() is not None
+        cursor = self._readers.get().execute(f"SELECT 1 FROM events WHERE {column} = ? LIMIT 1", (raw_id,))
+        return cursor.fetchone() is not None
 
     def received(self, since: int, until: int) -> list[tuple[int, str | None]]:
         """Time of receipt and request id of valid events: ``since`` < time <= ``until``."""
@@ -357,8 +359,8 @@ class EventLog(Store):
 
     def newest_received(self) -> int | None:
         """Time of receipt of the newest event; None without events."""
-        found = self._readers.get().execute("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-        return None if found is None else int(found[0])
+        newest = self._readers.get().execute("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        return None if newest is None else int(newest[0])
 
     def delete_events(self, seqs: Sequence[int]) -> None:
         """Delete events that the caller found complete in the archive.
@@ -391,15 +393,16 @@ class EventLog(Store):
     ) -> list[tuple[Any, ...]]:
         connection = self._readers.get()
         last = self._counter(connection) if until is None else until
-        text = f"SELECT {', '.join(columns)} FROM {table} WHERE seq > ? AND seq <= ? {where} ORDER BY seq LIMIT {SLICE}"
-        place = columns.index(SEQ)
+        selected = f"SELECT {', '.join(columns)} FROM {table} WHERE seq > ? AND seq <= ? {where}"
+        statement = f"{selected} ORDER BY seq LIMIT {MAX_SLICE_ROWS}"
+        seq_column = columns.index(SEQ)
         rows: list[tuple[Any, ...]] = []
         while True:
-            part = connection.execute(text, (after, last, *parameters)).fetchall()
-            rows += part
-            if len(part) < SLICE:
+            slice_rows = connection.execute(statement, (after, last, *parameters)).fetchall()
+            rows += slice_rows
+            if len(slice_rows) < MAX_SLICE_ROWS:
                 return rows
-            after = part[-1][place]
+            after = slice_rows[-1][seq_column]
 
     @staticmethod
     def _counter(connection: sqlite3.Connection) -> int:
@@ -416,16 +419,17 @@ class EventLog(Store):
 
     @staticmethod
     def _by_event_id(connection: sqlite3.Connection, ids: list[str]) -> dict[str, Event]:
-        found: dict[str, Event] = {}
-        for part in _parts(ids):
+        events: dict[str, Event] = {}
+        for batch in _parts(ids):
             rows = connection.execute(
-                f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE event_id IN ({', '.join('?' * len(part))})", part
+                f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE event_id IN ({', '.join('?' * len(batch))})",
+                batch,
             )
             for row in rows:
                 event = Event(**dict(zip(EVENT_COLUMNS, row, strict=True)))
                 if event.event_id is not None:
-                    found[event.event_id] = event
-        return found
+                    events[event.event_id] = event
+        return events
 
 
 def event_ids(events: Iterable[Event]) -> list[str]:
@@ -433,12 +437,12 @@ def event_ids(events: Iterable[Event]) -> list[str]:
     return list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
 
 
-def same_content(first: Event, again: Event) -> bool:
+def same_content(first: Event, repeat: Event) -> bool:
     """Return True if a repeated event has the content of the first one."""
-    if any(getattr(first, name) != getattr(again, name) for name in CONTENT):
+    if any(getattr(first, name) != getattr(repeat, name) for name in CONTENT_COLUMNS):
         return False
-    unstamped = first.timestamp == first.received_at and again.timestamp == again.received_at
-    return first.timestamp == again.timestamp or unstamped
+    unstamped = first.timestamp == first.received_at and repeat.timestamp == repeat.received_at
+    return first.timestamp == repeat.timestamp or unstamped
 
 
 def object_text(attributes: Mapping[str, Any]) -> str:

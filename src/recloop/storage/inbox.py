@@ -15,9 +15,9 @@ def apply_inbox(control: ControlStore, log: EventLog) -> list[Retraction]:
     Args:
         log: Opened for writing; the caller holds `locks.writer_lock`.
     """
-    waiting = control.pending()
-    if not waiting:
+    entries = control.pending()
+    if not entries:
         return []
-    kept = log.append_retractions([row.retraction for row in waiting])
-    control.mark_applied([row.id for row in waiting])
-    return kept
+    stored = log.append_retractions([row.retraction for row in entries])
+    control.mark_applied([row.id for row in entries])
+    return stored

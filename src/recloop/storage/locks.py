@@ -40,7 +40,8 @@ class _Lock:
     """
 
     def __init__(self, file: Path, verb: str) -> None:
-        self._file, self._verb = file, verb
+        self._file = file
+        self._verb = verb
         self._handle = -1
         self._who: dict[str, object] = {}
 
@@ -80,7 +81,7 @@ def server_url(root: Path) -> str:
 
 def _holder(text: bytes) -> str:
     try:
-        who = json.loads(text)
-        return f"`recloop {who['verb']}` (process {who['pid']}, since {who['start']})"
+        holder = json.loads(text)
+        return f"`recloop {holder['verb']}` (process {holder['pid']}, since {holder['start']})"
     except (ValueError, KeyError, TypeError):
         return "another process"

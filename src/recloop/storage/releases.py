@@ -74,10 +74,10 @@ class ReleaseState:
         """Apply one row."""
         self.hashes.setdefault(row.bundle, row.sha256)
         if row.to == "live":
-            back = ROLLED_BACK in row.evidence
+            is_rollback = ROLLED_BACK in row.evidence
             if self.lives and self.lives[-1] != row.bundle:
-                self.states[self.lives[-1]] = (ROLLED_BACK if back else "retired", row)
-            if back:
+                self.states[self.lives[-1]] = (ROLLED_BACK if is_rollback else "retired", row)
+            if is_rollback:
                 while self.lives and self.lives[-1] != row.bundle:
                     self.lives.pop()
             if not self.lives or self.lives[-1] != row.bundle:
@@ -94,8 +94,8 @@ class ReleaseState:
             UserError: unknown bundle.
         """
         if bundle not in self.states:
-            known = ", ".join(self.states) or "none yet"
-            raise UserError("bundle", bundle, f"a registered bundle ({known})", "recloop status")
+            registered = ", ".join(self.states) or "none yet"
+            raise UserError("bundle", bundle, f"a registered bundle ({registered})", "recloop status")
         return self.states[bundle][0]
 
     def rows_in(self, state: str) -> list[ReleaseRow]:
@@ -128,12 +128,12 @@ def register(
         Refused: the bundle is already registered.
         ReleaseConflict: another process moved a release meanwhile.
     """
-    now = read_state(control)
-    if bundle in now.states:
-        raise Refused("state", now.state(bundle), "not registered yet", f"{bundle} is already registered")
+    machine = read_state(control)
+    if bundle in machine.states:
+        raise Refused("state", machine.state(bundle), "not registered yet", f"{bundle} is already registered")
     return control.move(
         bundle, sha256, "", "registered",
-        by=by, reason=reason, evidence=evidence or {}, expected_generation=now.generation, at=at,
+        by=by, reason=reason, evidence=evidence or {}, expected_generation=machine.generation, at=at,
     )  # fmt: skip
 
 
@@ -179,11 +179,12 @@ def rollback(control: ControlStore, *, by: str, reason: str, at: int) -> Release
         Refused: no bundle was live before.
         ReleaseConflict: another process moved a release meanwhile.
     """
-    found = read_state(control)
-    if len(found.lives) < 2:
-        raise Refused("earlier live bundles", max(0, len(found.lives) - 1), 1, "no earlier live bundle to restore")
-    now, before = found.lives[-1], found.lives[-2]
-    return _move(control, found, before, "live", by, reason, at, {ROLLED_BACK: now})
+    machine = read_state(control)
+    if len(machine.lives) < 2:
+        raise Refused("earlier live bundles", max(0, len(machine.lives) - 1), 1, "no earlier live bundle to restore")
+    current = machine.lives[-1]
+    previous = machine.lives[-2]
+    return _move(control, machine, previous, "live", by, reason, at, {ROLLED_BACK: current})
 
 
 def reject(
@@ -201,8 +202,8 @@ def reject(
 
 def live(control: ControlStore) -> ReleaseRow | None:
     """Row that made the live bundle live; None if no bundle is live yet."""
-    found = lives(control)
-    return found[0] if found else None
+    rows = lives(control)
+    return rows[0] if rows else None
 
 
 def lives(control: ControlStore) -> list[ReleaseRow]:
@@ -222,39 +223,39 @@ def release_table(control: ControlStore) -> JsonTree:
 
     ``shadow`` is the candidate: the first of several bundles in shadow.
     """
-    found = read_state(control)
-    first = {state: next((row.bundle for row in found.rows_in(state)), None) for state in ("shadow", "experiment")}
+    machine = read_state(control)
+    tested = {state: next((row.bundle for row in machine.rows_in(state)), None) for state in ("shadow", "experiment")}
     return {
-        "live": found.lives[-1] if found.lives else None,
-        **first,
-        "generation": found.generation,
+        "live": machine.lives[-1] if machine.lives else None,
+        **tested,
+        "generation": machine.generation,
         "bundles": [
             {"bundle": bundle, "state": state, "at": row.at, "reason": row.reason}
-            for bundle, (state, row) in found.states.items()
+            for bundle, (state, row) in machine.states.items()
         ],
     }
 
 
-def allowed(found: ReleaseState, bundle: str, to: str) -> None:
+def allowed(machine: ReleaseState, bundle: str, to: str) -> None:
     """Check that a move is allowed.
 
     Raises:
         UserError: unknown bundle.
         Refused: the move is not allowed, or another bundle is in an experiment.
     """
-    state = found.state(bundle)
-    first = state == "registered" and to == "live" and not found.lives
-    if state not in FROM[to] and not first:
+    state = machine.state(bundle)
+    is_first_live = state == "registered" and to == "live" and not machine.lives
+    if state not in FROM[to] and not is_first_live:
         fix = f"{bundle} is live; roll back first" if to == "refused" and state == "live" else f"{bundle} is {state}"
         raise Refused("state", state, f"one of {', '.join(FROM[to])}", fix)
-    tried = found.rows_in("experiment")
-    if to == "experiment" and tried:
-        raise Refused("bundle in the experiment", tried[0].bundle, "none", "promote or reject that bundle first")
+    experiments = machine.rows_in("experiment")
+    if to == "experiment" and experiments:
+        raise Refused("bundle in the experiment", experiments[0].bundle, "none", "promote or reject that bundle first")
 
 
 def _move(
     control: ControlStore,
-    found: ReleaseState,
+    machine: ReleaseState,
     bundle: str,
     to: str,
     by: str,
@@ -262,8 +263,8 @@ def _move(
     at: int,
     evidence: Mapping[str, Any],
 ) -> ReleaseRow:
-    allowed(found, bundle, to)
+    allowed(machine, bundle, to)
     return control.move(
-        bundle, found.hashes[bundle], found.state(bundle), to,
-        by=by, reason=reason, evidence=evidence, expected_generation=found.generation, at=at,
+        bundle, machine.hashes[bundle], machine.state(bundle), to,
+        by=by, reason=reason, evidence=evidence, expected_generation=machine.generation, at=at,
     )  # fmt: skip

@@ -30,8 +30,8 @@ def forget(store: Path, watermark: int) -> None:
 
 def write(path: Path, states: Iterable[tuple[str, bytes]], seq: int, key: str) -> None:
     """Write a snapshot of all states durably and atomically."""
-    with replacing(path) as beside:
-        connection = sqlite3.connect(beside, isolation_level=None)
+    with replacing(path) as temporary:
+        connection = sqlite3.connect(temporary, isolation_level=None)
         try:
             # Not visible before the rename, so it needs neither a journal nor more than one fsync.
             connection.execute("PRAGMA journal_mode = OFF")
@@ -66,15 +66,18 @@ class Snapshot(Store):
             raise UserError("snapshot", path, "a file written by `recloop prepare`", "recloop prepare")
         self.path = path
         self._connection = open_reader(path, SCHEMA, SCRIPT, immutable=True)
-        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found != SCHEMA:
+        file_version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if file_version != SCHEMA:
             self._connection.close()
-            raise UserError("snapshot", f"schema {found}", f"schema {SCHEMA}", "recloop serve, which rebuilds it")
+            raise UserError(
+                "snapshot", f"schema {file_version}", f"schema {SCHEMA}", "recloop serve, which rebuilds it"
+            )
         row = self._connection.execute("SELECT seq, key FROM facts").fetchone()
         if row is None:
             self._connection.close()
             raise UserError("snapshot", path, "an undamaged snapshot", "recloop prepare")
-        self.seq, self.key = int(row[0]), str(row[1])
+        self.seq = int(row[0])
+        self.key = str(row[1])
 
     def get(self, user_id: str) -> bytes | None:
         """Encoded state of a user; None without a state."""

@@ -17,7 +17,7 @@ from recloop.files import sync_folder
 BUSY_SECONDS = 10.0
 INCREMENTAL = 2
 """Value of ``PRAGMA auto_vacuum`` for a file that frees pages in steps."""
-WORTHWHILE_BYTES = 1_000_000
+MIN_RELEASED_BYTES = 1_000_000
 """Free space from which a file is rewritten."""
 
 
@@ -63,17 +63,17 @@ def open_writer(
     file.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        found = _version(connection, file, version)
+        file_version = _version(connection, file, version)
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
-        if found == 0:
+        if file_version == 0:
             with transaction(connection):
                 if _version(connection, file, version) == 0:  # another process may have done it
                     for statement in script.split(";"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {version}")
             sync_folder(file.parent)
-        elif found < version:
+        elif file_version < version:
             _migrate(connection, file, version, migrations or {})
     except BaseException:
         connection.close()
@@ -83,13 +83,15 @@ def open_writer(
 
 def _migrate(connection: sqlite3.Connection, file: Path, version: int, migrations: Mapping[int, str]) -> None:
     with transaction(connection):
-        for found in range(_version(connection, file, version), version):  # another process may have done it
-            if found not in migrations:
+        for from_version in range(_version(connection, file, version), version):  # another process may have done it
+            if from_version not in migrations:
                 expected = f"schema {min(migrations, default=version)} or newer"
-                raise UserError(file.name, f"schema {found}", expected, "an earlier recloop version, which migrates it")
-            for statement in migrations[found].split(";"):
+                raise UserError(
+                    file.name, f"schema {from_version}", expected, "an earlier recloop version, which migrates it"
+                )
+            for statement in migrations[from_version].split(";"):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {found + 1}")
+            connection.execute(f"PRAGMA user_version = {from_version + 1}")
 
 
 def open_reader(
@@ -107,13 +109,13 @@ def open_reader(
             address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            found = _version(connection, file, version)
-            for statement in (views or {}).get(found, "").split(";"):
+            file_version = _version(connection, file, version)
+            for statement in (views or {}).get(file_version, "").split(";"):
                 connection.execute(statement)
         except BaseException:
             connection.close()
             raise
-        if found:
+        if file_version:
             return connection
         connection.close()  # its writer has not created the tables yet
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
@@ -128,15 +130,17 @@ def _version(connection: sqlite3.Connection, file: Path, version: int) -> int:
         UserError: not a SQLite file, or written by a newer recloop.
     """
     try:
-        found = _user_version(connection)
+        file_version = _user_version(connection)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
         raise UserError(file.name, file, f"a SQLite file ({error})", f"restore {file} from a backup") from None
-    if found > version:
-        raise UserError(file.name, f"schema {found}", f"schema {version} or older", "pip install --upgrade recloop")
-    return found
+    if file_version > version:
+        raise UserError(
+            file.name, f"schema {file_version}", f"schema {version} or older", "pip install --upgrade recloop"
+        )
+    return file_version
 
 
 def _user_version(connection: sqlite3.Connection) -> int:
@@ -168,14 +172,15 @@ def release_space(connection: sqlite3.Connection) -> None:
     a quarter of it and 1 MB are free. It then frees pages in steps.
     """
 
-    def asked(name: str) -> int:
+    def pragma(name: str) -> int:
         return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
-    free, pages = asked("freelist_count"), asked("page_count")
-    if asked("auto_vacuum") == INCREMENTAL:
-        while free and (left := _step(connection)) < free:
-            free = left
-    elif 4 * free >= pages and free * asked("page_size") >= WORTHWHILE_BYTES:
+    free = pragma("freelist_count")
+    pages = pragma("page_count")
+    if pragma("auto_vacuum") == INCREMENTAL:
+        while free and (remaining := _step(connection)) < free:
+            free = remaining
+    elif 4 * free >= pages and free * pragma("page_size") >= MIN_RELEASED_BYTES:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("VACUUM")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -197,19 +202,22 @@ class ReaderPool:
     """Read-only connections to one file, one per thread."""
 
     def __init__(self, file: Path, version: int, script: str, views: Mapping[int, str]) -> None:
-        self._file, self._version, self._script, self._views = file, version, script, views
+        self._file = file
+        self._version = version
+        self._script = script
+        self._views = views
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
         self.get()  # refuse an unreadable file at once
 
     def get(self) -> sqlite3.Connection:
         """Return this thread's connection; a new one after a migration."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None or _user_version(found) != self._local.version:
-            found = self._local.connection = open_reader(self._file, self._version, self._script, self._views)
-            self._local.version = _user_version(found)
-            self._all.append(found)
-        return found
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None or _user_version(connection) != self._local.version:
+            connection = self._local.connection = open_reader(self._file, self._version, self._script, self._views)
+            self._local.version = _user_version(connection)
+            self._all.append(connection)
+        return connection
 
     def close(self) -> None:
         while self._all:

@@ -10,7 +10,7 @@ from recloop.records import EVENT_SCHEMA, RULE, SEQ
 from recloop.storage.archive import Archive
 from recloop.storage.event_log import EventLog
 
-BATCH: Final = 5_000
+MAX_BATCH_ROWS: Final = 5_000
 """Rows per transaction, which bounds the time that requests wait for the log."""
 
 
@@ -35,11 +35,15 @@ def trim(log: EventLog, archive: Archive, seconds: float, dry_run: bool = False)
     newest = log.newest_received()
     if newest is None:
         return Trimmed(0, 0)
-    before, after, deleted, kept = newest - round(seconds * 1_000_000), 0, 0, 0
-    while len(rows := log.old_events(after, archive.watermark, before, BATCH)):
-        after = int(rows[SEQ][-1])
+    received_before = newest - round(seconds * 1_000_000)
+    last_seq = 0
+    deleted = 0
+    kept = 0
+    while len(rows := log.old_events(last_seq, archive.watermark, received_before, MAX_BATCH_ROWS)):
+        last_seq = int(rows[SEQ][-1])
         archived = archived_seqs(archive, rows)
-        deleted, kept = deleted + len(archived), kept + len(rows) - len(archived)
+        deleted = deleted + len(archived)
+        kept = kept + len(rows) - len(archived)
         if len(archived) and not dry_run:
             log.delete_events(archived)
     if deleted and not dry_run:
@@ -49,10 +53,10 @@ def trim(log: EventLog, archive: Archive, seconds: float, dry_run: bool = False)
 
 def archived_seqs(archive: Archive, rows: pl.DataFrame) -> list[int]:
     """Seqs of the rows that the archive holds with the same hash of all columns."""
-    named = pl.col(SEQ).is_between(int(rows[SEQ][0]), int(rows[SEQ][-1]))
-    valid = archive.matching(named).with_columns(pl.lit(None, pl.String).alias(RULE))
-    archived = pl.concat([valid, archive.quarantined(named)])
-    mine, theirs = (
+    in_range = pl.col(SEQ).is_between(int(rows[SEQ][0]), int(rows[SEQ][-1]))
+    valid = archive.matching(in_range).with_columns(pl.lit(None, pl.String).alias(RULE))
+    archived = pl.concat([valid, archive.quarantined(in_range)])
+    log_hashes, archive_hashes = (
         frame.select(SEQ, frame.select(*EVENT_SCHEMA, RULE).hash_rows(0).alias("hash")) for frame in (rows, archived)
     )
-    return mine.join(theirs, on=[SEQ, "hash"], how="semi")[SEQ].to_list()
+    return log_hashes.join(archive_hashes, on=[SEQ, "hash"], how="semi")[SEQ].to_list()
