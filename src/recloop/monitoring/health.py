@@ -238,7 +238,8 @@ def health(
 
     all_events = events(-(2**63))
     out: dict[str, Any] = {
-        "whole": {**compute(exposures, against), "events": all_events.total()}, "groups": by_variant_and_placement(exposures, against, all_events),
+        "whole": {**compute(exposures, against), "events": all_events.total()},
+        "groups": by_variant_and_placement(exposures, against, all_events),
     }  # fmt: skip
     for name, length in WINDOWS.items():
         in_window = exposures.select((exposures.served_at > end - length) & (exposures.served_at <= end))

@@ -74,7 +74,8 @@ def window_scores(windows: pl.DataFrame, recipe: str) -> list[PairedScores]:
 def save_window(run: UpdateRun, scores: PairedScores, windows: pl.DataFrame, recipe: str) -> None:
     """Append this window to the newest of its lineage in the run's folder."""
     columns = {
-        "to_seq": np.full(len(scores), run.until), "user": scores.users, "candidate": scores.candidate, "live": scores.live,
+        "to_seq": np.full(len(scores), run.until), "user": scores.users,
+        "candidate": scores.candidate, "live": scores.live,
         "recipe": [recipe] * len(scores),
     }  # fmt: skip
     seqs = windows["to_seq"].unique().sort().tail(gate.MAX_POOLED_WINDOWS - 1)

@@ -238,7 +238,8 @@ def run_gates(run: UpdateRun) -> None:
         ]
     save_window(run, pairs, windows, recipe)
     facts = {
-        "cut": window.cut, "window_queries": len(all_queries), "new_queries": len(queries), "holdout_queries": len(holdout),
+        "cut": window.cut, "window_queries": len(all_queries),
+        "new_queries": len(queries), "holdout_queries": len(holdout),
     }  # fmt: skip
     run.journal.record("judge", gates=gate.gates_to_json(results), **facts)
     for result in results:
