@@ -190,7 +190,7 @@ def _is_guest(row: Any) -> bool:
 
 
 def _read() -> tuple[bytes, bool]:
-    """Read available bytes of stdin, about `MAX_CHUNK_BYTES`; True at the end of input.
+    """Read about `MAX_CHUNK_BYTES` bytes of stdin at most; True at the end of input.
 
     Blocks until at least one byte is available.
     """

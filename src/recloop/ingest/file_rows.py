@@ -28,7 +28,12 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
         UserError: as for the import: missing file, rows or column, or ambiguous timestamps.
     """
     sources = find(Path() if Path(file).exists() else root, file, "FILE")
-    names = {name for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) for name in (column, getattr(data.columns, column)) if name}
+    names = {
+        name
+        for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+        for name in (column, getattr(data.columns, column))
+        if name
+    }
     tables = [read_table(source, data.encoding, sorted(names | set(EXTRA_COLUMNS))) for source in sources]
     columns = found_columns(tables, data.columns)
     raw = parse_events(tables, data.model_copy(update={"columns": columns}), EXTRA_COLUMNS)

@@ -96,7 +96,11 @@ class _TrainPlan:
         if warm_start is None:
             return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
         chosen = select_targets(arrays, warm_start.learned, run.config.update.replay_ratio, run.seed)
-        return cls(1, run.config.train.time_budget_seconds, WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts))
+        return cls(
+            1,
+            run.config.train.time_budget_seconds,
+            WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts),
+        )
 
 
 def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:

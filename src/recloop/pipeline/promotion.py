@@ -120,7 +120,9 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
     events = data.labelled(candidate.spec)
     new_queries = paired.subsample(make_queries(events.filter(candidate_test.unseen & live_test.unseen), "successive"))
     holdout = paired.subsample(make_queries(events.filter(candidate_test.unseen & holdout_rows(events)), "successive"))
-    latest = paired.subsample(make_queries(events.sort(STAMP).tail(paired.MAX_QUERIES), "successive"), paired.TIMED_QUERIES)
+    latest = paired.subsample(
+        make_queries(events.sort(STAMP).tail(paired.MAX_QUERIES), "successive"), paired.TIMED_QUERIES
+    )
     targets = next((queries for queries in (new_queries, holdout) if len(queries)), None)
     queries = latest if targets is None else targets
     candidate_results = candidate_test.ask(queries)
