@@ -89,7 +89,7 @@ class GRU4Rec(SequenceModel):
         """(B, size, D) states after each moment, oldest first, and (B,) moment counts.
 
         Args:
-            held: (B, T) weight of each token in its moment's mean: 0 or 1.
+            token_weights: (B, T) weight of each token in its moment's mean: 0 or 1.
         """
         count = torch.where(mask, moments, -1).amax(1) + 1  # (B,)
         moment_number = count[:, None] - 1 - moments  # (B, T) number of a token's moment, from the oldest
