@@ -39,7 +39,7 @@ class RetractionIndex:
     """Retracted rows by user, with the seq from which each retraction applies.
 
     The archived rows of these users are kept in memory, because retractions are few and the serving event loop does not
-    read the archive. `prepare` may run on any thread; `put` and the queries run on the reader's thread.
+    read the archive. `preload` may run on any thread; `register` and the queries run on the reader's thread.
     """
 
     def __init__(self, archive: Archive, log: EventLog) -> None:
@@ -95,7 +95,7 @@ class RetractionIndex:
 class StateCache:
     """States by user, as of any seq at or after the snapshot's.
 
-    A cache entry is valid until a later row of its user is committed: the writer calls `drop` with the commit's seq
+    A cache entry is valid until a later row of its user is committed: the writer calls `invalidate` with the commit's seq
     before it acknowledges. The cache and the record of commits are bounded.
 
     Args:
