@@ -109,7 +109,8 @@ def test_gru4rec_adds_the_context() -> None:
     torch.testing.assert_close(users[0] - users[1], expected[0] - expected[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # eight seconds of export; the graph of SASRec is in the fast tests
+@pytest.mark.parametrize("layers", [1, 2])
 def test_gru4rec_graph_equals_torch_for_any_length(layers: int) -> None:
     network = made(context=1, layers=layers)
     session = ort.InferenceSession(user_graph(network, D, 1), providers=["CPUExecutionProvider"])

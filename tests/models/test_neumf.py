@@ -58,6 +58,7 @@ def test_neumf_loss_by_hand() -> None:
     assert found == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-4)
 
 
+@pytest.mark.slow  # six seconds of export; the graph of SASRec is in the fast tests
 def test_neumf_graph_equals_torch_for_any_size() -> None:
     network = made()
     session = ort.InferenceSession(rank_graph(network, D, 1), providers=["CPUExecutionProvider"])
