@@ -28,6 +28,7 @@ from typing import Any, Final
 import httpx
 import numpy as np
 import polars as pl
+from quality import RESULTS, git, recloop
 
 from recloop import bundle as bundles
 from recloop.ingest.client import serving
@@ -38,8 +39,7 @@ from recloop.records import now
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import releases
 
-HERE: Final = Path(__file__).resolve().parent
-FILE: Final = HERE / "results" / "swaps.json"
+FILE: Final = RESULTS / "swaps.json"
 PAUSE: Final = 1.5
 """Seconds between two swaps, longer than the poll interval of the server."""
 
@@ -220,20 +220,6 @@ def percentiles(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
     return {name: round(float(np.quantile(values, q)), 2) for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))}
-
-
-def recloop(folder: Path, *words: str) -> str:
-    """Run a command and return its stdout; its stderr is passed through."""
-    done = subprocess.run(
-        [sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return done.stdout
-
-
-def git(*words: str) -> str:
-    """Return the output of git for this checkout."""
-    done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

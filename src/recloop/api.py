@@ -286,7 +286,7 @@ class FittedRecommender:
         if target.exists():
             raise UserError("path", target, "a path that does not exist yet", "another path")
         own = Recommender(self.bundle, Catalog.from_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
-        golden = make_golden(own, ["nobody"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
+        golden = make_golden(own, ["unknown"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as beside:
             written = bundles.write(replace(self.bundle, golden=golden), Path(beside), datetime.now(UTC))

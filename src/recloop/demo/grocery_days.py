@@ -36,20 +36,20 @@ class GroceryContext:
     client: Client
     future: pl.DataFrame
     first: int
-    told: Progress
+    progress: Progress
 
     def live(self, day: float, days: float, wall: float, chapter: str) -> Replayed:
         """Replay ``days`` from day ``day`` on and log the result."""
         first = self.first + int(day * DAY)
-        self.told.say(
+        self.progress.say(
             chapter,
             f"from {iso(first)[:10]} on: each household requests a list before its basket, for at most {wall:.0f} s",
         )
         done = replay(
-            self.client, self.future, first, days, wall, lambda part, total: self.told.bar(chapter, part, total)
+            self.client, self.future, first, days, wall, lambda part, total: self.progress.bar(chapter, part, total)
         )
         left = f", {done.left_out:,} more posted without a request because of the time limit" if done.left_out else ""
-        self.told.say(
+        self.progress.say(
             chapter,
             f"days {day + 1:g}-{day + days:g}: {done.baskets:,} baskets requested and posted in {done.seconds:.0f} s"
             f" ({done.rows:,} rows){left}; {done.hit_rate:.1%} of them have an item of their list",
@@ -76,14 +76,14 @@ def as_rows(purchases: pl.DataFrame) -> pl.DataFrame:
 def run(stage: GroceryContext) -> None:
     """Run days 1-14: update, gate, poison, shadow, experiment, promote, roll back."""
     stage.live(0, 7, WALL["first"], "keep learning")
-    root, tell = stage.project.root, partial(stage.told.say, "gate")
+    root, tell = stage.project.root, partial(stage.progress.say, "gate")
     with grocery_updates.copied(root, "poisoned") as poisoned, grocery_updates.copied(root, "reseeded") as reseeded:
         candidate = keep_learning(stage)  # the copies include the week
         with grocery_updates.another_seed(reseeded) as begun:
             grocery_updates.poison(poisoned, tell)
             other_seed = grocery_updates.take_in(stage.project, reseeded, begun, tell)
     if candidate is None:
-        stage.told.say("release", "no candidate passed its gate; live is unchanged, and nothing is tested")
+        stage.progress.say("release", "no candidate passed its gate; live is unchanged, and nothing is tested")
     else:
         in_the_shadow(stage, candidate, other_seed)
         in_an_experiment(stage, candidate)
@@ -96,16 +96,16 @@ def keep_learning(stage: GroceryContext) -> str | None:
     done, last = grocery_updates.update(stage.project.root, *grocery_updates.SHORT)
     if not done:
         raise RuntimeError(f"recloop update: {last}")
-    stage.told.say(
+    stage.progress.say(
         "keep learning",
         f"recloop update: {done['read']:,} rows since seq {done['from_seq']:,}, {done['kept']:,} kept, "
         f"{done['new_users']} new users, {done['new_items']} new items, {done['seconds']:.0f} s: {done['verdict']}",
     )
     removed = ", ".join(f"{rule} {rows:,}" for rule, rows in done["removed"].items()) or "nothing"
     rules = "; ".join(grocery_updates.rule_lines(done["signals"]))
-    stage.told.say("keep learning", f"removed: {removed}; labels by [events]: {rules}")
+    stage.progress.say("keep learning", f"removed: {removed}; labels by [events]: {rules}")
     for line in grocery_updates.gate_lines(done["gates"]):
-        stage.told.say("gate", line)
+        stage.progress.say("gate", line)
     return done["bundle"] if done["verdict"] == "registered" else None
 
 
@@ -121,25 +121,27 @@ def in_the_shadow(stage: GroceryContext, candidate: str, other_seed: str | None)
         for item, text in items.select("item_id", "attributes").iter_rows()
     }
     found = shadow_report.shadow_report(stage.project, candidate, name=lambda item: names.get(item, item))
-    stage.told.say(
+    stage.progress.say(
         "shadow",
         f"{found['requests']} requests of {found['users']} households ({stage.project.config.release.shadow_share:.0%} of all; default 1 %); "
         f"replica of live: {found['replica']['different']} of {found['replica']['requests']} differ",
     )
     for measure, one in found["agreement"].items():
         noise = "" if not found.get("noise") else f", noise floor {found['noise'][measure]['value']:.3f}"
-        stage.told.say("shadow", f"{measure}: {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){noise}")
+        stage.progress.say("shadow", f"{measure}: {one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){noise}")
     if not stage.project.load_bundle(candidate).policy.placements["home"].weights.get("model"):
-        stage.told.say(
+        stage.progress.say(
             "shadow", "the network has weight 0 in the fusion, so the other seed serves the candidate's lists"
         )
     for side in ("live", "candidate"):
         one = found["shown"][side]
-        stage.told.say("shadow", f"{side}: " + ", ".join(f"{name} {_number(one[name])}" for name in HEALTH))
+        stage.progress.say("shadow", f"{side}: " + ", ".join(f"{name} {_number(one[name])}" for name in HEALTH))
     latency = found["latency"]
-    stage.told.say("shadow", f"latency, median: live {latency['live']:.0f} us, candidate {latency['candidate']:.0f} us")
+    stage.progress.say(
+        "shadow", f"latency, median: live {latency['live']:.0f} us, candidate {latency['candidate']:.0f} us"
+    )
     for one in found["disagree"]:
-        stage.told.say("shadow", f"disagreement: {_disagreement(one)}")
+        stage.progress.say("shadow", f"disagreement: {_disagreement(one)}")
     reports = stage.project.reports
     shadow_report.plot(found, reports / "shadow.svg")
     (reports / "shadow.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
@@ -151,39 +153,41 @@ def in_an_experiment(stage: GroceryContext, candidate: str) -> None:
     stage.live(10, 4, WALL["experiment"], "experiment")
     found = experiment.analyze(stage.project, candidate)
     users, ratio, plan = found.users, found.sample_ratio, found.plan
-    stage.told.say(
+    stage.progress.say(
         "experiment", f"plan: {plan.metric} over {plan.users:,} users, {plan.looks} looks, margin {plan.margin:g}"
     )
-    stage.told.say("experiment", f"users: {users.live} live, {users.candidate} candidate, {users.waiting} open")
-    stage.told.say("experiment", f"sample ratio: {ratio.counts}, e = {ratio.e:.3g}, alarm above 1000: {ratio.alarm}")
+    stage.progress.say("experiment", f"users: {users.live} live, {users.candidate} candidate, {users.waiting} open")
+    stage.progress.say(
+        "experiment", f"sample ratio: {ratio.counts}, e = {ratio.e:.3g}, alarm above 1000: {ratio.alarm}"
+    )
     for name, one in found.metrics.items():
-        stage.told.say(
+        stage.progress.say(
             "experiment",
             f"{one.kind} {name}: live {_number(one.live)}, candidate {_number(one.candidate)}, difference "
-            f"{_signed(one.delta)} (confidence sequence {_signed(one.sequence_low)} to {_signed(one.sequence_high)})",
+            f"{_signed(one.delta)} ({_sequence(one.sequence_low, one.sequence_high)})",
         )
-    stage.told.say("experiment", f"verdict: {found.verdict}: {found.why}")
-    stage.told.say("experiment", "no user saw these replayed lists, so this measures prediction, not effect")
+    stage.progress.say("experiment", f"verdict: {found.verdict}: {found.why}")
+    stage.progress.say("experiment", "no user saw these replayed lists, so this measures prediction, not effect")
 
 
 def there_and_back(stage: GroceryContext, candidate: str) -> None:
     """Promote and roll back, repeat one request each time, and log every transition."""
-    stage.told.say("release", "promote the candidate and roll back; the same request before, between and after")
+    stage.progress.say("release", "promote the candidate and roll back; the same request before, between and after")
     stage.client.now = stage.first + DAYS * DAY
     users = stage.future["user_id"].unique(maintain_order=True).to_list()
     user, before = next((u, a) for u in users if (a := stage.client.recommend(u))["variant"] == "live")
     moved = stage.move("promote", bundle=candidate, to="live", reason="demo: promotion at any verdict")
-    stage.told.say(
+    stage.progress.say(
         "release",
         f"{moved['bundle']}: {moved['from']} -> {moved['to']}, evidence {json.dumps(moved['evidence'])[:160]}",
     )
     after = stage.client.recommend(user)
-    stage.told.say("release", _changed(user, before, after))
+    stage.progress.say("release", _changed(user, before, after))
     moved = stage.move("rollback", reason="demo of a rollback")
-    stage.told.say("release", f"rollback: {moved['bundle']} is {moved['to']} again")
-    stage.told.say("release", _changed(user, after, stage.client.recommend(user)))
+    stage.progress.say("release", f"rollback: {moved['bundle']} is {moved['to']} again")
+    stage.progress.say("release", _changed(user, after, stage.client.recommend(user)))
     for row in release_rows(stage.project):
-        stage.told.say("release", row)
+        stage.progress.say("release", row)
 
 
 def release_rows(project: Project) -> list[str]:
@@ -197,12 +201,12 @@ def release_rows(project: Project) -> list[str]:
 
 def prove(stage: GroceryContext) -> None:
     """Verify every decision of the demo, across the update and both swaps."""
-    stage.told.say(
+    stage.progress.say(
         "verify", "recompute every decision of the demo, across the update and both swaps, by the batch path"
     )
     begin = time.monotonic()
     found = verify.verify(stage.project, 1_000_000)
-    stage.told.say(
+    stage.progress.say(
         "verify",
         "{checked} decisions: {equal} equal, {late} late, {unexplained} unexplained".format(**found)
         + f", largest score difference {found['max_score_diff']:.1g}, in {time.monotonic() - begin:.0f} s",
@@ -225,6 +229,12 @@ def _disagreement(one: Mapping[str, Any]) -> str:
     }
     said = "; ".join(f"only {side}: {' · '.join(names) or 'nothing'}" for side, names in alone.items())
     return f"household {one['user_id']}, overlap {one['overlap@10']:.1f}, tau-b {_number(one['tau_b'])}: {said}"
+
+
+def _sequence(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "too few users for a confidence sequence"
+    return f"confidence sequence {low:+.3g} to {high:+.3g}"
 
 
 def _number(value: float | None) -> str:

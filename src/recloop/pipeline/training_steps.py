@@ -323,7 +323,7 @@ def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
         fold(state, rows.filter(pl.col(USER_ID) == user))
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     return replace(
-        bundle, golden=make_golden(recommender, [*users, "nobody"], states, bundle.cut, bundle.default_placement, 10)
+        bundle, golden=make_golden(recommender, [*users, "unknown"], states, bundle.cut, bundle.default_placement, 10)
     )
 
 

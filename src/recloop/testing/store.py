@@ -139,7 +139,7 @@ class StoreContract:
         thread.start()
         thread.join()
         assert seen == [20]
-        assert reader.events(user_id="nobody").is_empty()
+        assert reader.events(user_id="unknown").is_empty()
 
     def test_item_versions_are_ordered_by_seq(self, stores: Stores) -> None:
         log = stores.log()
