@@ -12,7 +12,7 @@ from recloop.errors import UserError
 from recloop.records import Event
 from recloop.storage import Retraction, open_control, open_log
 from recloop.storage.control import PendingRetraction
-from recloop.storage.event_log import RESTORED, retracted_at
+from recloop.storage.retractions import RESTORED, retracted_at
 
 URL = "sqlite:///store/control.db"
 MOVE = {"by": "test", "reason": "because", "evidence": {}, "at": 7}

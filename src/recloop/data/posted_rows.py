@@ -15,7 +15,7 @@ import polars as pl
 from recloop.records import CONTENT, EVENT_ID, EVENT_SCHEMA, FILE_ROW, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, max_int
 from recloop.storage import EventLog
 from recloop.storage.archive import Archive
-from recloop.storage.event_log import RESTORED, retracted_at
+from recloop.storage.retractions import RESTORED, retracted_at
 
 REAPPLIED_RULES: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
 """Rules that a new first run applies again; rows keep any other rule, such as a manual withdrawal."""

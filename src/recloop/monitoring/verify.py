@@ -26,7 +26,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender, select_state
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
-from recloop.storage.event_log import retracted_at
+from recloop.storage.retractions import retracted_at
 
 RESULT_FILE = "verify.json"
 MAX_LISTED_DIFFERENCES = 100

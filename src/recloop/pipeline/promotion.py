@@ -34,7 +34,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
 from recloop.release import gate, transitions
 from recloop.release.gate import GateInputs, GateResult
-from recloop.storage.event_log import retracted_at
+from recloop.storage.retractions import retracted_at
 
 
 def promote(

@@ -22,7 +22,7 @@ from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ
 from recloop.storage import EventLog, Retraction, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.control import ControlStore
-from recloop.storage.event_log import RESTORED, retracted_at
+from recloop.storage.retractions import RESTORED, retracted_at
 
 QUARANTINE_RULE: Final = "quarantine"
 """Rule of a row that a person quarantined."""

@@ -37,7 +37,7 @@ from recloop.records import SEQ, STAMP
 from recloop.release import gate, input_check
 from recloop.release.gate import GateInputs, GateResult
 from recloop.storage.data_manifest import WindowLoss
-from recloop.storage.event_log import retracted_at
+from recloop.storage.retractions import retracted_at
 from recloop.training.dataset import make_tables
 
 MAX_CHECKED_QUERIES = 300

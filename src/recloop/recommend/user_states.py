@@ -23,7 +23,8 @@ from recloop.recommend.cache import ByteCache, state_bytes
 from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, PAIR, RULE, SEQ, TIMESTAMP, UNITS, USE, USER_ID, WEIGHT
 from recloop.storage import snapshots
 from recloop.storage.archive import Archive
-from recloop.storage.event_log import EventLog, Retraction, retracted_at
+from recloop.storage.event_log import EventLog
+from recloop.storage.retractions import Retraction, retracted_at
 from recloop.storage.snapshots import Snapshot
 
 ACT_COLUMNS = (ITEM_ID, TIMESTAMP, GROUP_ID, USE, WEIGHT, PAIR, UNITS)

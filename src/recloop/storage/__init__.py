@@ -6,7 +6,8 @@ from pathlib import Path
 
 from recloop.storage.control import ControlStore
 from recloop.storage.decisions import DecisionLog
-from recloop.storage.event_log import EventLog, Retraction
+from recloop.storage.event_log import EventLog
+from recloop.storage.retractions import Retraction
 from recloop.storage.sqlite import locate
 
 __all__ = ["ControlStore", "DecisionLog", "EventLog", "Retraction", "open_control", "open_decisions", "open_log"]

@@ -19,7 +19,7 @@ import msgspec
 
 from recloop.errors import Refused
 from recloop.files import JsonTree
-from recloop.storage.event_log import RESTORED, Retraction
+from recloop.storage.retractions import RESTORED, Retraction
 from recloop.storage.sqlite import Store, open_reader, open_writer, transaction
 
 SCHEMA = 4

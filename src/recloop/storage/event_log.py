@@ -19,6 +19,7 @@ import polars as pl
 
 from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, Event, Item, User
+from recloop.storage.retractions import RESTORED, Retraction
 from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
 SCHEMA = 2
@@ -55,7 +56,7 @@ CONTENT_COLUMNS = tuple(
 )  # content sent by the client, without the timestamp
 
 T = TypeVar("T")
-Row = TypeVar("Row", Item, User, "Retraction")
+Row = TypeVar("Row", Item, User, Retraction)
 Status = Literal["accepted", "duplicate", "conflict", "quarantined"]
 
 
@@ -81,36 +82,6 @@ class Arrivals(NamedTuple):
         remaining = iter(inserted)
         total = len(self.new) + len(self.repeats)
         return [self.repeats.get(position) or next(remaining) for position in range(total)]
-
-
-RESTORED = "restored"
-"""Rule of a row of ``retractions`` that restores an event."""
-
-
-class Retraction(msgspec.Struct, frozen=True):
-    """Retraction of event ``retracted_seq``: states exclude it from ``seq`` on.
-
-    ``seq`` is 0 until the log has numbered the row. With rule `RESTORED`, states include the event again from ``seq`` on.
-    """
-
-    retracted_seq: int
-    rule: str
-    seq: int = 0
-
-
-def retracted_at(rows: Iterable[Retraction], seq: int | None = None) -> set[int]:
-    """Find the events that are retracted at ``seq``; None for after all rows.
-
-    The newest row of an event decides, so retractions and restorations may alternate.
-
-    Args:
-        rows: Retractions and restorations, by ascending seq.
-    """
-    retracted: set[int] = set()
-    for row in rows:
-        if seq is None or row.seq <= seq:
-            (retracted.discard if row.rule == RESTORED else retracted.add)(row.retracted_seq)
-    return retracted
 
 
 class EventLog(Store):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from recloop.storage.control import ControlStore
-from recloop.storage.event_log import EventLog, Retraction
+from recloop.storage.event_log import EventLog
+from recloop.storage.retractions import Retraction
 
 
 def apply_inbox(control: ControlStore, log: EventLog) -> list[Retraction]:
