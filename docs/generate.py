@@ -91,9 +91,10 @@ def first_sentence(text: str | None) -> str:
 
 
 def config_descriptions() -> dict[tuple[str, str], str]:
-    """Docstrings below the fields of config.py, by class and field."""
+    """Docstrings below the fields of recloop.config, by class and field."""
     found = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    modules = (config, config.data)
+    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, node.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
@@ -119,7 +120,7 @@ def _section(section: type[pydantic.BaseModel], prefix: str, texts: Mapping[tupl
         key = field.alias or name
         text = texts.get((section.__name__, name))
         if text is None:
-            sys.exit(f"src/recloop/config.py: no docstring below {section.__name__}.{name}; write one sentence")
+            sys.exit(f"src/recloop/config: no docstring below {section.__name__}.{name}; write one sentence")
         child, placeholder = _child(field.annotation)
         if child is not None:
             inner.append((child, f"{prefix}{key}{placeholder}.", text))

@@ -45,7 +45,9 @@ def file_of(value: Value, data: Data, folder: Path, kind: str) -> int | None:
     else:
         pl.DataFrame([row]).write_parquet(path)
     try:
-        return int(parse_events([read_table(InputFile("data.events", path, path.name))], data).frame["timestamp"][0])
+        return int(
+            parse_events([read_table(InputFile("data.events", path, path.name), data)], data).frame["timestamp"][0]
+        )
     except UserError:
         return None
 

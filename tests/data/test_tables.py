@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recloop.config import Data
 from recloop.data.sources import InputFile
 from recloop.data.tables import read_table
 from recloop.errors import UserError
@@ -14,7 +15,7 @@ from recloop.errors import UserError
 
 def table(path: Path, content: bytes | str):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_table(InputFile("data.events", path, path.name))
+    return read_table(InputFile("data.events", path, path.name), Data())
 
 
 def test_read_table_keeps_texts(tmp_path: Path) -> None:
@@ -62,10 +63,10 @@ def test_read_table_with_repeated_names_raises_only_if_requested(tmp_path: Path)
     path = tmp_path / "a.csv"
     path.write_text("a,b,a\n1,2,3\n")
     source = InputFile("data.events", path, path.name)
-    assert read_table(source).columns == ("a", "b", "a_2")
-    assert read_table(source, names=["b"]).frame.rows() == [("2",)]
+    assert read_table(source, Data()).columns == ("a", "b", "a_2")
+    assert read_table(source, Data(), names=["b"]).frame.rows() == [("2",)]
     with pytest.raises(UserError, match="one column with this name"):
-        read_table(source, names=["a"])
+        read_table(source, Data(), names=["a"])
 
 
 def test_read_table_of_json_lines_reports_invalid_lines(tmp_path: Path) -> None:

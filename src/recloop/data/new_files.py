@@ -152,7 +152,7 @@ def read_new(project: Project, new_files: NewFiles, manifest: DataManifest) -> R
     An ambiguous order of day and month is resolved as in the import.
     """
     data = project.config.data
-    tables = [read_table(source, data.encoding, wanted(data.columns)) for source in new_files.sources]
+    tables = [read_table(source, data, wanted(data.columns)) for source in new_files.sources]
     info = str(manifest.report.get("info", ""))
     day_first = True if "day first" in info else False if "month first" in info else None
     return parse_events(tables, data, since=new_files.since, day_first=day_first)

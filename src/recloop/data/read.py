@@ -84,7 +84,7 @@ def read_events(project: Project) -> RawEvents:
     """
     data = project.config.data
     sources = find(project.sources, data.events, "data.events")
-    return parse_events([read_table(source, data.encoding, wanted(data.columns)) for source in sources], data)
+    return parse_events([read_table(source, data, wanted(data.columns)) for source in sources], data)
 
 
 def wanted(columns: Columns) -> list[str]:
@@ -108,9 +108,7 @@ def parse_events(
         day_first: True if 01/02/2025 is 1 February, by earlier files; None: not known.
     """
     skip = since or {}
-    counts = {
-        table.source.name: len(table.frame) + len(table.broken) - skip.get(table.source.name, 0) for table in tables
-    }
+    counts = {table.source.name: table.n_records - skip.get(table.source.name, 0) for table in tables}
     records = sum(counts.values())
     rows = sum(len(table.frame) for table in tables)
     key = tables[0].source.key
@@ -292,7 +290,7 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
     sources = find(project.sources, text, key)
     frames, rejects = [], []
     for source in sources:
-        table, rows = read_rows(source, project.config.data.encoding)
+        table, rows = read_rows(source, project.config.data)
         if name not in table.columns:
             no_such_column(table, f"data.columns.{id_column}", name)
         ids = as_ids(table.frame[name], table, id_column)
@@ -321,9 +319,9 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
     return EntityTable(frame, rejects, tuple(sources))
 
 
-def read_rows(source: InputFile, encoding: str) -> tuple[Table, list[JsonTree]]:
+def read_rows(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
     """Read a file with every row as an object of typed values."""
     if source.kind == "csv":
-        table = read_table(source, encoding)
+        table = read_table(source, data)
         return table, typed_columns(table).to_dicts()
-    return read_objects(source, encoding)
+    return read_objects(source, data)

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from recloop.config import Data
 from recloop.data.sources import InputFile, Kind, encoding_of
 from recloop.errors import UserError, printable
 from recloop.files import JsonTree
+from recloop.records import max_int
 
 SEPARATORS: Final = (",", ";", "\t", "|")
 BLOCK_BYTES: Final = 1 << 24  # bytes; a row must fit into one block
@@ -35,6 +37,7 @@ class Table:
         frame: CSV and JSON lines: String columns (missing: null, or "" in CSV). Parquet: its own types.
         columns: All columns of the file, including those that were not read.
         broken: Reason by record number, for records that are not in ``frame``; numbers count all records from 0.
+        records: (n,) Int64 record number of every row of ``frame`` in ascending order; None: a row is a record.
     """
 
     source: InputFile
@@ -44,6 +47,15 @@ class Table:
     columns: tuple[str, ...]
     frame: pl.DataFrame
     broken: dict[int, str]
+    records: pl.Series | None = None
+
+    @property
+    def n_records(self) -> int:
+        """Records of the file, including broken ones."""
+        if self.records is None:
+            return len(self.frame) + len(self.broken)
+        last = max([max_int(self.records) if len(self.records) else -1, *self.broken])
+        return last + 1
 
     @property
     def how(self) -> str:
@@ -54,7 +66,9 @@ class Table:
         return f"csv ({SEPARATOR_NAMES[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
 
     def record_of(self, rows: Sequence[int]) -> list[int]:
-        """Record numbers of rows of ``frame``; broken records are counted too."""
+        """Record numbers of rows of ``frame`` in ascending order; broken records are counted too."""
+        if self.records is not None:
+            return list(self.records.gather(sorted(rows)).to_list())
         broken = sorted(self.broken)
         numbers = []
         n_broken = 0
@@ -88,12 +102,12 @@ class Table:
         return located
 
 
-def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] | None = None) -> Table:
+def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None) -> Table:
     """Read one file.
 
     Args:
         source: The file.
-        encoding: As ``data.encoding``.
+        data: Encoding, separator and header of the file.
         names: The columns to read; None reads all. The caller handles missing ones.
 
     Raises:
@@ -102,17 +116,17 @@ def read_table(source: InputFile, encoding: str = "auto", names: Sequence[str] |
     kind = source.kind
     if kind == "parquet":
         return _parquet(source, names)
-    text = encoding_of(source, encoding)
+    text = encoding_of(source, data.encoding)
     return _csv(source, text, names) if kind == "csv" else _jsonl(source, text, names)
 
 
-def read_objects(source: InputFile, encoding: str = "auto") -> tuple[Table, list[JsonTree]]:
+def read_objects(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
     """Read a JSON lines or Parquet file with every row as a typed object."""
     if source.kind == "jsonl":
-        text = encoding_of(source, encoding)
+        text = encoding_of(source, data.encoding)
         objects = [value for _, _, value in _json_lines(source, text) if isinstance(value, dict)]
         return _jsonl(source, text, None), objects
-    table = read_table(source, encoding)
+    table = read_table(source, data)
     return table, table.frame.to_dicts()
 
 

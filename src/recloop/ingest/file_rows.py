@@ -34,7 +34,7 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
         for name in (column, getattr(data.columns, column))
         if name
     }
-    tables = [read_table(source, data.encoding, sorted(names | set(EXTRA_COLUMNS))) for source in sources]
+    tables = [read_table(source, data, sorted(names | set(EXTRA_COLUMNS))) for source in sources]
     columns = found_columns(tables, data.columns)
     raw = parse_events(tables, data.model_copy(update={"columns": columns}), EXTRA_COLUMNS)
     return RawEvents(raw.frame.sort(TIMESTAMP, maintain_order=True), raw.rejects, raw.read, raw.info, raw.sources)

@@ -132,7 +132,7 @@ def init(
 def inspect_log(folder: Path, file: str, items: str = "", users: str = "", ask: bool = False) -> InitResult:
     """Guess the settings of a log without writing them."""
     paths = [_from(folder, text, key) for text, key in ((file, "FILE"), (items, "--items"), (users, "--users"))]
-    tables = [read_table(source) for source in find(folder, paths[0], "FILE")]
+    tables = [read_table(source, Data()) for source in find(folder, paths[0], "FILE")]
     item_side = _side(folder, paths[1], "--items")
     user_side = _side(folder, paths[2], "--users")
     guesses: list[GuessedSetting] = []
@@ -267,9 +267,9 @@ def _side(folder: Path, text: str, key: str) -> Side | None:
     if not text:
         return None
     sources: list[InputFile] = find(folder, text, key)
-    table, rows = read_rows(sources[0], "auto")
+    table, rows = read_rows(sources[0], Data())
     for source in sources[1:]:
-        rows += read_rows(source, "auto")[1]
+        rows += read_rows(source, Data())[1]
     return table, rows
 
 

@@ -7,74 +7,19 @@ docs/reference/config.md.
 from __future__ import annotations
 
 import re
-import zoneinfo
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from recloop.config.data import Cell, Columns, Data, Fallback
+from recloop.config.section import FILE, Section
 from recloop.errors import UserError
 from recloop.files import JsonTree
 
-FILE = "recloop.toml"
+__all__ = ["FILE", "Cell", "Columns", "Config", "Data", "Fallback"]
+
 HEAVIEST = 1000  # largest weight in [events]
-
-
-class Section(pydantic.BaseModel):
-    """A table of the file: frozen, and unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Columns(Section):
-    """Our column name = the file's; an empty name: the file has no such column."""
-
-    user_id: str = "user_id"
-    """Column with the user's id."""
-    item_id: str = "item_id"
-    """Column with the item's id."""
-    timestamp: str = "timestamp"
-    """Column with the time of the event."""
-    event_type: str = ""
-    """Column with the event type; without it every row is `interaction`."""
-    value: str = ""
-    """Column with a number of the event, such as a rating or a price."""
-    quantity: str = ""
-    """Column with the number of units."""
-    group_id: str = ""
-    """Column with the basket, invoice or order that joins rows which happened at once; not a visit."""
-    event_id: str = ""
-    """Column with a unique id of the event; without it an import cannot be repeated safely."""
-    name: str = ""
-    """Column or template of the item's display name, such as `"{product_type}, {package_size}"`."""
-
-
-class Data(Section):
-    events: str = "log.csv"
-    """File, glob or folder with the events: CSV, JSONL or Parquet, also as .gz or .zst."""
-    items: str = ""
-    """File with the catalog, or empty; its id column is named as in `data.columns.item_id`."""
-    users: str = ""
-    """File with attributes of users, or empty."""
-    encoding: Literal["auto", "utf-8", "gb18030", "cp1252", "utf-16"] = "auto"
-    """Text encoding of the files."""
-    time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
-    """Unit of timestamps; digits such as 20250131 are read as dates only with `"iso"`."""
-    timezone: str = "UTC"
-    """Time zone of timestamps without one."""
-    columns: Columns = Columns()
-    """Names of the columns in the files."""
-
-    @pydantic.field_validator("timezone")
-    @classmethod
-    def _zone(cls, name: str) -> str:
-        try:
-            zoneinfo.ZoneInfo(name)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise UserError(
-                "data.timezone", name, "a zone such as UTC or Europe/Berlin", f"correct data.timezone in {FILE}"
-            ) from None
-        return name
 
 
 class Events(Section):
@@ -140,6 +85,8 @@ class Clean(Section):
     """Rule that removes rows of a user who acts faster than a person can; `"off"` disables it."""
     keep: str = "quantity IS NULL OR quantity <> 0"
     """Condition that a row must meet to be kept; empty: every row."""
+    exclude_items: tuple[str, ...] = ()
+    """Ids that are not products, such as postage; their rows are removed."""
     future: str = "5m"
     """Largest lead of a timestamp over its arrival before the row is quarantined; `"off"` disables it."""
     max_removed: float = pydantic.Field(0.05, ge=0, le=1)
