@@ -148,7 +148,7 @@ def report(
     return Report(
         read=raw.read,
         kept=len(valid_rows),
-        removed=cleaned.removed,
+        removed=({"where": raw.left_out} if raw.left_out else {}) | cleaned.removed,
         rejected=len(raw.rejects),
         users=valid_rows[USER_ID].n_unique(),
         items=valid_rows[ITEM_ID].n_unique(),

@@ -14,8 +14,9 @@ from typing import Final
 
 import msgspec
 
-from recloop.data.read import RawEvents, parse_events, wanted
+from recloop.data.read import RawEvents, parse_events, read_orders
 from recloop.data.rejected_rows import RejectedRow
+from recloop.data.shape import input_columns
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import read_table
 from recloop.errors import UserError
@@ -152,10 +153,10 @@ def read_new(project: Project, new_files: NewFiles, manifest: DataManifest) -> R
     An ambiguous order of day and month is resolved as in the import.
     """
     data = project.config.data
-    tables = [read_table(source, data, wanted(data.columns)) for source in new_files.sources]
+    tables = [read_table(source, data, input_columns(data)) for source in new_files.sources]
     info = str(manifest.report.get("info", ""))
     day_first = True if "day first" in info else False if "month first" in info else None
-    return parse_events(tables, data, since=new_files.since, day_first=day_first)
+    return parse_events(tables, data, since=new_files.since, day_first=day_first, orders=read_orders(project))
 
 
 def record_files(project: Project, records: Sequence[FileRecord], rejects: Sequence[RejectedRow]) -> None:

@@ -93,6 +93,7 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
         source
         for key, text in (
             ("data.events", config.data.events),
+            ("data.orders", config.data.orders),
             ("data.items", config.data.items),
             ("data.users", config.data.users),
         )
@@ -103,7 +104,7 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
     if logged:
         _same_import(project, data_fingerprint)
     files = new_files.records_of([source for source in sources if source.key == "data.events"])
-    catalogs = new_files.records_of([source for source in sources if source.key != "data.events"])
+    catalogs = new_files.records_of([source for source in sources if source.key in ("data.items", "data.users")])
     raw, items, users = read_events(project), read_items(project), read_users(project)
     read_files = new_files.with_rows(files, raw)
     excess_error = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)

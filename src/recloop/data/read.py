@@ -13,10 +13,12 @@ from recloop.config import Columns, Data
 from recloop.data.attributes import attribute_texts, object_texts, typed_columns
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
+from recloop.data.shape import input_columns, shape_log
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_objects, read_table
 from recloop.data.timestamps import ParsedTimestamps, parse_timestamps
 from recloop.errors import UserError
+from recloop.features.id_form import form_ids
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import (
@@ -50,10 +52,11 @@ class RawEvents:
     Attributes:
         frame: EVENT_SCHEMA without seq, in the order of file and row.
         rejects: Every row that cannot be read.
-        read: Rows in the files: ``len(frame) + len(rejects)``.
+        read: Rows in the files: ``len(frame) + len(rejects) + left_out``.
         info: Summary line of files, encoding and stamp format.
         sources: The files.
         rows: Rows read by file name.
+        left_out: Rows that do not meet ``data.where``.
     """
 
     frame: pl.DataFrame
@@ -62,6 +65,7 @@ class RawEvents:
     info: str
     sources: tuple[InputFile, ...]
     rows: Mapping[str, int] = field(default_factory=dict)
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,18 @@ def read_events(project: Project) -> RawEvents:
     """
     data = project.config.data
     sources = find(project.sources, data.events, "data.events")
-    return parse_events([read_table(source, data, wanted(data.columns)) for source in sources], data)
+    tables = [read_table(source, data, input_columns(data)) for source in sources]
+    return parse_events(tables, data, orders=read_orders(project))
 
 
-def wanted(columns: Columns) -> list[str]:
-    """Columns of the input file that an event is read from."""
-    return [name for field_name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if (name := getattr(columns, field_name))]
+def read_orders(project: Project) -> list[Table]:
+    """Read the files of ``data.orders``; an empty list if none is configured."""
+    data = project.config.data
+    if not data.orders:
+        return []
+    return [
+        read_table(source, data, input_columns(data)) for source in find(project.sources, data.orders, "data.orders")
+    ]
 
 
 def parse_events(
@@ -98,6 +108,7 @@ def parse_events(
     extra_columns: Sequence[str] = (),
     since: Mapping[str, int] | None = None,
     day_first: bool | None = None,
+    orders: Sequence[Table] = (),
 ) -> RawEvents:
     """Parse the events of tables; see `read_events`.
 
@@ -106,11 +117,18 @@ def parse_events(
         since: Rows to skip by file name, for files read after the import (default: none). A row without an event_id
             gets one from its file and number; a file without a readable row is allowed.
         day_first: True if 01/02/2025 is 1 February, by earlier files; None: not known.
+        orders: Tables of ``data.orders``.
     """
     skip = since or {}
+    shaped = shape_log(tables, data, orders, since)
+    tables = shaped.tables
     counts = {table.source.name: table.n_records - skip.get(table.source.name, 0) for table in tables}
+    left_out = sum(shaped.left_out.values())
     records = sum(counts.values())
     rows = sum(len(table.frame) for table in tables)
+    if since is None and left_out and not rows:
+        expected = f"a condition that some rows meet; all {left_out:,} rows are left out"
+        raise UserError("data.where", data.where, expected, "correct data.where in recloop.toml")
     key = tables[0].source.key
     names = ", ".join(table.source.name for table in tables[:3])
     for table in tables:
@@ -132,8 +150,7 @@ def parse_events(
         first_record = skip.get(table.source.name, 0)
         if since is not None:
             numbers = pl.Series(table.record_of(range(len(frame))), dtype=pl.Int64)
-            row_ids = pl.lit(f"{FILE_ROW}{table.source.name}:") + (numbers + 1).cast(pl.String)
-            frame = frame.with_columns(pl.coalesce(EVENT_ID, row_ids).alias(EVENT_ID))
+            frame = frame.with_columns(pl.coalesce(EVENT_ID, _row_ids(table, numbers)).alias(EVENT_ID))
             readable &= numbers >= first_record
         frames.append(frame.filter(readable))
         rejects += _rejects(table, reasons, first_record)
@@ -149,7 +166,18 @@ def parse_events(
     files = names if len(tables) <= 3 else f"{len(tables)} files, {tables[0].source.name} .. {tables[-1].source.name}"
     info = f"{files}: {'; '.join(formats)}; stamps: {'; '.join(stamp_formats)}"
     info += f"; {decimal_style}" if decimal_style else ""
-    return RawEvents(frame, rejects, records, info, tuple(table.source for table in tables), counts)
+    read = len(frame) + len(rejects) + left_out
+    return RawEvents(frame, rejects, read, info, tuple(table.source for table in tables), counts, left_out)
+
+
+def _row_ids(table: Table, records: pl.Series) -> pl.Series:
+    """event_id of each row by file and record number; further rows of one record get ``.1``, ``.2``."""
+    ids = pl.lit(f"{FILE_ROW}{table.source.name}:") + (records + 1).cast(pl.String)
+    if table.records is None:
+        return pl.select(ids).to_series()
+    number = pl.int_range(pl.len(), dtype=pl.Int64).over("record")
+    suffix = pl.when(number > 0).then(pl.format(".{}", number)).otherwise(pl.lit(""))
+    return pl.DataFrame({"record": records}).select(ids + suffix).to_series()
 
 
 def _events(
@@ -263,24 +291,27 @@ def no_such_column(table: Table, key: str, name: str) -> None:
 def _rejects(table: Table, reasons: pl.Series, first_record: int = 0) -> list[RejectedRow]:
     """Rejected and broken rows of one file in order, from ``first_record`` on."""
     rows = reasons.is_not_null().arg_true().to_list()
-    reason_of = dict(zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)) | table.broken
-    records = sorted(record for record in reason_of if record >= first_record)
+    reason_of = [*zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True), *table.broken.items()]
+    rejected = sorted((record, reason) for record, reason in reason_of if record >= first_record)
+    records = sorted({record for record, _ in rejected})
+    place_of = dict(zip(records, table.locate(records), strict=True))
     return [
-        RejectedRow(table.source.name, line, reason_of[record], raw)
-        for record, (line, raw) in zip(records, table.locate(records), strict=True)
+        RejectedRow(table.source.name, line, reason, raw)
+        for record, reason in rejected
+        for line, raw in (place_of[record],)
     ]
 
 
 def read_items(project: Project) -> EntityTable | None:
     """Read the files of ``data.items``; None if not configured."""
     data = project.config.data
-    return _read_entities(project, data.items, "data.items", ITEM_ID, data.columns.item_id)
+    return _read_entities(project, data.items, "data.items", ITEM_ID, data.item_key or data.columns.item_id)
 
 
 def read_users(project: Project) -> EntityTable | None:
     """Read the files of ``data.users``; None if not configured."""
     data = project.config.data
-    return _read_entities(project, data.users, "data.users", USER_ID, data.columns.user_id)
+    return _read_entities(project, data.users, "data.users", USER_ID, data.user_key or data.columns.user_id)
 
 
 def _read_entities(project: Project, text: str, key: str, id_column: str, name: str) -> EntityTable | None:
@@ -294,6 +325,7 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
         if name not in table.columns:
             no_such_column(table, f"data.columns.{id_column}", name)
         ids = as_ids(table.frame[name], table, id_column)
+        ids = pl.select(form_ids(pl.lit(ids), project.config.data.id_form)).to_series()
         reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {id_column}"))).to_series()
         rejects += _rejects(table, reasons)
         frames.append(

@@ -99,6 +99,15 @@ def _parsed(text: str, key: str) -> exp.Expression:
     return tree
 
 
+def field_names(text: str, key: str) -> set[str]:
+    """Names of the fields in a condition that is not checked yet.
+
+    Raises:
+        UserError: the text does not parse.
+    """
+    return {node.name for node in _parsed(text, key).walk() if isinstance(node, exp.Column)}
+
+
 def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) -> set[str]:
     """Reject every node outside the condition language and return the fields used."""
     names: set[str] = set()

@@ -1,0 +1,37 @@
+"""Form of ids: the same id in two spellings becomes one text at every door (``data.id_form``)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import polars as pl
+
+WHOLE_NUMBER: Final = r"^\d+\.0+$"
+"""A whole number that a data frame wrote as a fraction: ``1001.0``."""
+DIGITS: Final = r"^\d+$"
+
+
+def form_ids(ids: pl.Expr, form: str) -> pl.Expr:
+    """Ids in the form of ``data.id_form``, for a column of texts.
+
+    ``integer`` cuts ``.0`` off whole numbers. ``zeros:N`` fills digits with zeros to a length of N.
+    """
+    if form == "text":
+        return ids
+    if form == "integer":
+        return pl.when(ids.str.contains(WHOLE_NUMBER)).then(ids.str.replace(r"\.0+$", "")).otherwise(ids)
+    return pl.when(ids.str.contains(DIGITS)).then(ids.str.zfill(_length(form))).otherwise(ids)
+
+
+def form_id(text: str, form: str) -> str:
+    """One id in the form of ``data.id_form``; equal to `form_ids`."""
+    if form == "text":
+        return text
+    if form == "integer":
+        return text.partition(".")[0] if re.search(WHOLE_NUMBER, text) else text
+    return text.zfill(_length(form)) if re.search(DIGITS, text) else text
+
+
+def _length(form: str) -> int:
+    return int(form.partition(":")[2])
